@@ -1,0 +1,1 @@
+"""DenseGRPO in JAX."""
