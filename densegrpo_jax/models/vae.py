@@ -1,0 +1,260 @@
+"""AutoencoderKL: the convolutional image autoencoder of Diffusers in NHWC linen (Rombach et al., arXiv 2112.10752; 16 channels in FLUX and SD3)."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Values of a Diffusers config.json that this port supports only as given: a list means "one of these".
+_FIXED = {
+    '_class_name': ['AutoencoderKL'], 'act_fn': ['silu'], 'latents_mean': [None], 'latents_std': [None],
+}
+_IGNORED = ('_diffusers_version', '_name_or_path', 'force_upcast', 'sample_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeConfig:
+    """Shape of the autoencoder; the defaults are those of FLUX.1's `vae/config.json`.
+
+    scaling_factor and shift_factor are only kept here: the diffusion model sees (latents - shift_factor) * scaling_factor,
+    and it is the caller who applies that, as in Diffusers.
+    """
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 16
+    norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = False
+    use_post_quant_conv: bool = False
+    scaling_factor: float = 0.3611
+    shift_factor: float | None = 0.1159
+
+    def __post_init__(self):
+        object.__setattr__(self, 'block_out_channels', tuple(self.block_out_channels))
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(f'AutoencoderKL: block_out_channels={self.block_out_channels} must all be multiples of '
+                                 f'norm_num_groups={self.norm_num_groups}; {channels} is not')
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent position along each side (8 for FLUX)."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_json(cls, config: dict[str, Any]) -> 'VaeConfig':
+        """Reads a parsed Diffusers `vae/config.json`; a key or value that this port does not cover is a ValueError naming it."""
+        # What Diffusers assumes for keys that an (older) config.json leaves out.
+        values = {'block_out_channels': (64,), 'layers_per_block': 1, 'latent_channels': 4, 'use_quant_conv': True,
+                  'use_post_quant_conv': True, 'scaling_factor': 0.18215, 'shift_factor': None}
+        fields = {field.name for field in dataclasses.fields(cls)}
+        blocks = len(config.get('block_out_channels', values['block_out_channels']))
+        fixed = {**_FIXED, 'down_block_types': [['DownEncoderBlock2D'] * blocks], 'up_block_types': [['UpDecoderBlock2D'] * blocks]}
+        for key, value in config.items():
+            value = list(value) if isinstance(value, tuple) else value
+            if key in fields:
+                values[key] = value
+            elif key in fixed:
+                if value not in fixed[key]:
+                    raise ValueError(f'AutoencoderKL config: {key}={value!r} is not supported, expected {fixed[key][0]!r}')
+            elif key not in _IGNORED:
+                raise ValueError(f'AutoencoderKL config: unknown key {key!r} (value {value!r}); known: {sorted(fields | set(fixed))}')
+        return cls(**values)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (arXiv 1803.08494) over [B, H, W, C] with f32 statistics, eps 1e-6.
+
+    Per-channel sums are formed first and combined over the C / G channels of a group afterwards, so that the large array is read
+    once with its fastest axis untouched; normalisation and affine map are then one multiply-add.
+    """
+    num_groups: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        scale = self.param('scale', nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), self.param_dtype)
+        x = x.astype(jnp.float32)
+        # [2, B, C] -> mean over pixels and over the channels of each group.
+        moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))])
+        mean, square = moments.reshape(2, batch, self.num_groups, -1).mean(-1)
+        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
+        mean, inverse = (jnp.repeat(m, channels // self.num_groups, axis=-1) for m in (mean, inverse))
+        gain = inverse * scale.astype(jnp.float32)
+        offset = bias.astype(jnp.float32) - mean * gain
+        return (x * gain[:, None, None] + offset[:, None, None]).astype(self.dtype)
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
+    channels: int
+    num_groups: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        h = nn.silu(GroupNorm(self.num_groups, name='norm1', **kwargs)(x))
+        h = nn.Conv(self.channels, (3, 3), name='conv1', **kwargs)(h)
+        h = nn.silu(GroupNorm(self.num_groups, name='norm2', **kwargs)(h))
+        h = nn.Conv(self.channels, (3, 3), name='conv2', **kwargs)(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Conv(self.channels, (1, 1), name='conv_shortcut', **kwargs)(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """One-head self-attention over all pixels with a residual connection."""
+    num_groups: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        h = GroupNorm(self.num_groups, name='group_norm', **kwargs)(x).reshape(-1, channels)
+        q, k, v = (nn.Dense(channels, name=name, **kwargs)(h).reshape(batch, -1, channels) for name in ('to_q', 'to_k', 'to_v'))
+        logits = jnp.einsum('bqc,bkc->bqk', q, k, preferred_element_type=jnp.float32) * channels ** -0.5
+        h = jnp.einsum('bqk,bkc->bqc', jax.nn.softmax(logits).astype(self.dtype), v).reshape(-1, channels)
+        return x + nn.Dense(channels, name='to_out_0', **kwargs)(h).reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """Residual block, optional attention, residual block."""
+    config: VaeConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kwargs = dict(num_groups=self.config.norm_num_groups, dtype=self.dtype, param_dtype=self.param_dtype)
+        x = ResnetBlock(x.shape[-1], name='resnets_0', **kwargs)(x)
+        if self.config.mid_block_add_attention:
+            x = Attention(name='attentions_0', **kwargs)(x)
+        return ResnetBlock(x.shape[-1], name='resnets_1', **kwargs)(x)
+
+
+class Sampler(nn.Module):
+    """The one convolution of a down- or upsampler."""
+    channels: int
+    up: bool
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        kwargs = dict(features=self.channels, kernel_size=(3, 3), name='conv', dtype=self.dtype, param_dtype=self.param_dtype)
+        if not self.up:  # Diffusers pads right and bottom only.
+            return nn.Conv(strides=(2, 2), padding=((0, 1), (0, 1)), **kwargs)(x)
+        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+        return nn.Conv(**kwargs)(x.reshape(batch, 2 * height, 2 * width, channels))
+
+
+class Block(nn.Module):
+    """Residual blocks at one resolution, then (optionally) a change of resolution by 2."""
+    config: VaeConfig
+    channels: int
+    num_layers: int
+    sampler: str | None  # 'downsamplers_0', 'upsamplers_0' or None
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        for i in range(self.num_layers):
+            x = ResnetBlock(self.channels, self.config.norm_num_groups, name=f'resnets_{i}', **kwargs)(x)
+        if self.sampler:
+            x = Sampler(self.channels, up=self.sampler.startswith('up'), name=self.sampler, **kwargs)(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """[B, H, W, in_channels] -> moments [B, h, w, 2 * latent_channels]."""
+    config: VaeConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, kwargs = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        widths = config.block_out_channels
+        x = nn.Conv(widths[0], (3, 3), name='conv_in', **kwargs)(x)
+        for i, channels in enumerate(widths):
+            sampler = 'downsamplers_0' if i < len(widths) - 1 else None
+            x = Block(config, channels, config.layers_per_block, sampler, name=f'down_blocks_{i}', **kwargs)(x)
+        x = MidBlock(config, name='mid_block', **kwargs)(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, name='conv_norm_out', **kwargs)(x))
+        return nn.Conv(2 * config.latent_channels, (3, 3), name='conv_out', **kwargs)(x)
+
+
+class Decoder(nn.Module):
+    """[B, h, w, latent_channels] -> [B, H, W, out_channels]."""
+    config: VaeConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, kwargs = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        widths = config.block_out_channels[::-1]
+        x = nn.Conv(widths[0], (3, 3), name='conv_in', **kwargs)(x)
+        x = MidBlock(config, name='mid_block', **kwargs)(x)
+        for i, channels in enumerate(widths):
+            sampler = 'upsamplers_0' if i < len(widths) - 1 else None
+            x = Block(config, channels, config.layers_per_block + 1, sampler, name=f'up_blocks_{i}', **kwargs)(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, name='conv_norm_out', **kwargs)(x))
+        return nn.Conv(config.out_channels, (3, 3), name='conv_out', **kwargs)(x)
+
+
+class AutoencoderKL(nn.Module):
+    """Images to a Gaussian over latents and back; `encode` and `decode` each need only their own half of the parameters.
+
+    Call them as `model.apply({'params': params}, latents, method='decode')`.
+
+    Attributes:
+      config: the shape.
+      dtype: computation type; statistics and softmax are f32 regardless, and so are the results.
+      param_dtype: type of freshly initialised parameters.
+    """
+    config: VaeConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        config, kwargs = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        self.encoder, self.decoder = Encoder(config, **kwargs), Decoder(config, **kwargs)
+        if config.use_quant_conv:
+            self.quant_conv = nn.Conv(2 * config.latent_channels, (1, 1), **kwargs)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = nn.Conv(config.latent_channels, (1, 1), **kwargs)
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """images [B, H, W, 3] in [-1, 1] -> (mean, log variance clipped to [-30, 20]), each [B, H/8, W/8, latent_channels] f32."""
+        moments = self.encoder(images.astype(self.dtype))
+        if self.config.use_quant_conv:
+            moments = self.quant_conv(moments)
+        mean, log_var = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(log_var, -30.0, 20.0)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """latents [B, h, w, latent_channels], unscaled -> images [B, 8h, 8w, 3] f32, about [-1, 1], not clipped."""
+        latents = latents.astype(self.dtype)
+        if self.config.use_post_quant_conv:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents).astype(jnp.float32)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(reconstruction from the mean, mean, log variance); also the method to initialise with."""
+        mean, log_var = self.encode(images)
+        return self.decode(mean), mean, log_var
