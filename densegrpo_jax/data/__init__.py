@@ -1,0 +1,1 @@
+"""Words, rendered pictures, prompt sets, the group sampler and tokenizers."""

@@ -1,0 +1,104 @@
+"""Prompt sets: the miniature's scenes and text files with one prompt a line."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from densegrpo_jax.data.words import held_out_words, train_words
+
+# One look in render.py per scene. At most 6 words before the quote, so that the longest prompt fits 16 T5 tokens.
+SCENES: dict[str, str] = {
+    'neon': 'A neon sign that says "{}"',
+    'chalkboard': 'A chalkboard that reads "{}"',
+    'wood': 'A wooden board with the word "{}"',
+    'taxi': 'A yellow taxi sign saying "{}"',
+    'road': 'A road sign that reads "{}"',
+    'paper': 'A paper note with the word "{}"',
+    'poster': 'A red poster that says "{}"',
+    'screen': 'A computer screen showing "{}"',
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, the text that its picture should show (None if it shows none) and what a reward may need besides."""
+
+    text: str
+    target: str | None = None
+    metadata: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptSet(Sequence[Prompt]):
+    """An ordered, immutable list of prompts. A prompt is known by its index, never by its text."""
+
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index):
+        return self.prompts[index]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    @classmethod
+    def from_text(cls, path: str | Path, *, quoted_target: bool = True) -> 'PromptSet':
+        """Reads one prompt a line (UTF-8, blank lines skipped).
+
+        Args:
+          path: text file.
+          quoted_target: every line must carry its target between the first pair of straight double quotes, as the OCR
+            reward needs; False reads lines as they are, without targets.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: a line without a quoted target, or a file without prompts; names the file and the line number.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f'prompt file {path} does not exist')
+        prompts = []
+        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+            if text := line.strip():
+                prompts.append(ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text))
+        if not prompts:
+            raise ValueError(f'{path}: the file holds no prompt; write one prompt a line')
+        return cls(tuple(prompts))
+
+
+def quoted_target(text: str, where: str = 'prompt') -> str:
+    """The text between the first pair of straight double quotes of `text`, spaces at its ends removed.
+
+    Raises:
+      ValueError: there is no such pair, or nothing but spaces in it; `where` names the place in the message.
+    """
+    parts = text.split('"', 2)
+    if len(parts) < 3 or not parts[1].strip():
+        raise ValueError(f'{where}: expected a target between straight double quotes, as in A sign that reads "OPEN"; found {text!r}')
+    return parts[1].strip()
+
+
+def ocr_prompt(text: str, where: str = 'prompt') -> Prompt:
+    """A prompt whose target is its first quoted text, also stored as metadata['target'] for the OCR reward."""
+    target = quoted_target(text, where)
+    return Prompt(text, target, {'target': target})
+
+
+def scene_prompt(scene: str, word: str) -> Prompt:
+    """The miniature's prompt for `word` in one of `SCENES`."""
+    if scene not in SCENES:
+        raise ValueError(f'unknown scene {scene!r}; known scenes: {", ".join(SCENES)}')
+    return Prompt(SCENES[scene].format(word), word, {'target': word, 'scene': scene})
+
+
+def tiny_train_prompts() -> PromptSet:
+    """Every scene with every training word, scene fastest: 8 x 2,500 prompts."""
+    return PromptSet(tuple(scene_prompt(scene, word) for word in train_words() for scene in SCENES))
+
+
+def tiny_eval_prompts() -> PromptSet:
+    """Every held-out word once, in file order, the scenes in turn: 320 prompts, 40 per scene."""
+    scenes = tuple(SCENES)
+    return PromptSet(tuple(scene_prompt(scenes[i % len(scenes)], word) for i, word in enumerate(held_out_words())))
