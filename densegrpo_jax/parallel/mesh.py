@@ -1,0 +1,103 @@
+"""The device mesh, and where batches live on it.
+
+Three named axes, always all three (a size of 1 costs nothing):
+
+* ``data``    copies of the model, each with its own rows of the batch;
+* ``fsdp``    also splits the batch, and splits every large parameter, which is gathered where it is used;
+* ``tensor``  splits the matrix multiplications themselves.
+
+All axes are of type Auto: programs are written for whole arrays, and the compiler (GSPMD) places the collectives.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+
+
+def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, int]:
+    """The mesh's (data, fsdp, tensor) sizes; at most one of ``sizes`` may be -1, for 'all devices that are left'.
+
+    Raises ValueError where the sizes do not use exactly ``num_devices`` devices.
+    """
+    if set(sizes) != set(AXES):
+        raise ValueError(f'config.mesh needs exactly the keys {list(AXES)}, found {sorted(sizes)}.')
+    shape = [int(sizes[axis]) for axis in AXES]
+    shown = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, shape))
+    if any(size < 1 and size != -1 for size in shape):
+        raise ValueError(f'config.mesh ({shown}): every size must be a positive number, or -1 for all devices that are left.')
+    if shape.count(-1) > 1:
+        raise ValueError(f'config.mesh ({shown}): only one axis can be -1 (all devices that are left).')
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape:
+        if num_devices % known:
+            raise ValueError(
+                f'config.mesh ({shown}): the given sizes multiply to {known}, which does not divide the {num_devices} devices found. '
+                f'Choose sizes whose product divides {num_devices}.'
+            )
+        shape[shape.index(-1)] = num_devices // known
+    elif known != num_devices:
+        raise ValueError(
+            f'config.mesh ({shown}) describes {known} devices, but {num_devices} were found. '
+            f'Set one axis to -1 to use all of them, or choose sizes whose product is {num_devices}.'
+        )
+    return tuple(shape)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh over ``devices`` (default: all of every host) with the axes ('data', 'fsdp', 'tensor').
+
+    Args:
+      sizes: ``config.mesh``: one int per axis, -1 for 'all devices that are left'.
+      devices: restrict the mesh to these, e.g. ``jax.devices()[:1]`` or the devices of an absent topology.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(sizes, len(devices))
+    axis_types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)  # neighbours on the chips' own network
+    except NotImplementedError:  # no such layout of this physical topology: any order is right, only slower
+        return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=axis_types)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Sharding of an array whose dimension ``axis`` is the batch (``axis=1`` for time-first trajectories [T+1, B, ...])."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Number of pieces the batch is cut into: every batch size must be a multiple of it."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(mesh: Mesh, size: int, name: str) -> None:
+    """Raises ValueError, naming ``name``, where a batch of ``size`` rows cannot be cut into equal pieces."""
+    shards = batch_shards(mesh)
+    if size % shards:
+        raise ValueError(
+            f'{name} = {size} does not divide over the mesh: data x fsdp = {mesh.shape["data"]} x {mesh.shape["fsdp"]} = {shards}. '
+            f'Use a multiple of {shards} (e.g. {math.ceil(size / shards) * shards}), or move devices to config.mesh.tensor.'
+        )
+
+
+def put_batch(mesh: Mesh, tree, axis: int = 0):
+    """Host arrays to one global batch on the mesh; each host passes the rows that its own devices hold.
+
+    Args:
+      tree: pytree of numpy arrays whose dimension ``axis`` is the batch (on one host: the whole batch).
+
+    Returns:
+      The same pytree of jax Arrays, sharded by ``batch_sharding(mesh, axis)``.
+    """
+    sharding = batch_sharding(mesh, axis)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)

@@ -1,0 +1,130 @@
+"""Where parameters live on the mesh: an ordered table of (regex, spec), the first match wins.
+
+A parameter is named by its path, e.g. ``transformer_blocks/attn/to_q/kernel``. A spec is written for the *last* dimensions of
+the array, so one rule serves a block's kernel [in, out] and the same kernel of all scanned blocks [layers, in, out].
+
+Column-parallel matrices split their outputs over ``tensor``, the row-parallel ones that follow them split their inputs, so that
+a pair costs one all-reduce (Megatron-LM, arXiv:1909.08053, section 3). ``fsdp`` takes the other dimension.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MIN_SHARD_BYTES = 4 << 20  # splitting less than this saves no memory worth a collective
+
+
+class Rule(NamedTuple):
+    """``pattern`` is searched in the parameter's path; ``spec`` gives the mesh axes of its last dimensions.
+
+    uneven: what to do where the axes do not divide a dimension: 'error', or 'replicate' that dimension.
+    """
+
+    pattern: str
+    spec: tuple[str | tuple[str, ...] | None, ...]
+    uneven: str = 'error'
+
+
+COLUMN = ('fsdp', 'tensor')
+ROW = ('tensor', 'fsdp')
+
+# FLUX and SD3 transformers, T5, CLIP text and the autoencoder, by the names of their Diffusers and Transformers modules.
+_COLUMN_LAYERS = (
+    r'(to_q|to_k|to_v|add_[qkv]_proj|proj_mlp|net_0/proj|norm\w*/linear|linear_1|[xt]_embedder|context_embedder'
+    r'|SelfAttention/[qkv]|wi(_[01])?|[qkv]_proj|fc1)'
+)
+_ROW_LAYERS = r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|SelfAttention/o|wo|out_proj|fc2)'
+
+RULES = (
+    # Adapters: the rank is too small to split. The rest may be, and where it does not divide they stay whole.
+    Rule(rf'(^|/){_COLUMN_LAYERS}/a$', ('fsdp', None), uneven='replicate'),
+    Rule(rf'(^|/){_COLUMN_LAYERS}/b$', (None, ('tensor', 'fsdp')), uneven='replicate'),
+    Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
+    Rule(rf'(^|/){_ROW_LAYERS}/b$', (None, 'fsdp'), uneven='replicate'),
+    Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
+    Rule(rf'(^|/){_COLUMN_LAYERS}/kernel$', COLUMN),
+    Rule(rf'(^|/){_ROW_LAYERS}/kernel$', ROW),
+    Rule(r'/embedding$', ('fsdp', None), uneven='replicate'),  # vocabularies are rarely round numbers
+    Rule(r'/kernel$', COLUMN, uneven='replicate'),
+    Rule(r'(^|/)(bias|scale|weight|relative_attention_bias|position\w*)(/|$)', ()),
+)
+
+
+def path_name(path) -> str:
+    """'a/b/kernel' for a key path of ``jax.tree_util`` (dicts, tuples and named tuples alike)."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
+    """The PartitionSpec that the first matching rule gives an array of ``shape``.
+
+    Raises ValueError where no rule matches, the spec has more entries than the array has dimensions, or its axes do not divide a
+    dimension and the rule does not say ``uneven='replicate'``.
+    """
+    rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
+    if rule is None:
+        raise ValueError(f'No sharding rule matches {name!r} of shape {tuple(shape)}. Add a rule for it to the table.')
+    where = f'sharding rule {rule.pattern!r} -> {rule.spec}'
+    if rule.uneven not in ('error', 'replicate'):
+        raise ValueError(f"{where}: uneven must be 'error' or 'replicate', found {rule.uneven!r}.")
+    if len(rule.spec) > len(shape):
+        raise ValueError(f'{where} has {len(rule.spec)} entries, but {name!r} has shape {tuple(shape)}.')
+    entries = [None] * (len(shape) - len(rule.spec)) + list(rule.spec)
+    for i, entry in enumerate(entries):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        unknown = [axis for axis in axes if axis not in mesh.shape]
+        if unknown:
+            raise ValueError(f'{where} names the axes {unknown}; the mesh has {list(mesh.axis_names)}.')
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if shape[i] % parts == 0:
+            continue
+        if rule.uneven == 'error':
+            raise ValueError(
+                f'{name!r}: dimension {i} of shape {tuple(shape)} does not divide over {entry!r} = {parts} devices ({where}). '
+                "Choose another size for that axis of config.mesh, or mark the rule uneven='replicate'."
+            )
+        entries[i] = None
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int = MIN_SHARD_BYTES):
+    """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same structure.
+
+    Works for anything whose paths end like the parameters': optimiser moments and averages follow the same rules. Scalars, and arrays
+    of fewer than ``min_bytes`` bytes, are replicated.
+    """
+
+    def leaf_sharding(path, leaf):
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, PartitionSpec())
+        spec = spec_for(path_name(path), leaf.shape, mesh, rules)
+        small = leaf.size * leaf.dtype.itemsize < min_bytes
+        return NamedSharding(mesh, PartitionSpec() if small else spec)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def with_shardings(tree, tree_shardings):
+    """ShapeDtypeStructs of ``tree`` that carry the given shardings: what loaders and checkpoints restore into."""
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, tree_shardings)
+
+
+def init_sharded(init: Callable, mesh: Mesh, rules: Sequence[Rule] = RULES, *args, min_bytes: int = MIN_SHARD_BYTES):
+    """``init(*args)`` computed in pieces, where each piece lives: no device or host ever holds the whole tree.
+
+    Returns the tree of arrays. Its values do not depend on the mesh (JAX's threefry bits are partitionable).
+    """
+    abstract = jax.eval_shape(init, *args)
+    return jax.jit(init, out_shardings=shardings(abstract, mesh, rules, min_bytes=min_bytes))(*args)
+
+
+def bytes_per_device(tree, tree_shardings) -> int:
+    """Bytes that one device holds of ``tree`` (arrays or ShapeDtypeStructs) under the given shardings."""
+    sizes = jax.tree.map(lambda leaf, s: math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, tree_shardings)
+    return sum(jax.tree.leaves(sizes))
