@@ -1,0 +1,1 @@
+"""Networks in flax.linen, adapters, weight tables. The only package that imports flax."""

@@ -1,0 +1,85 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) in a variable collection of their own.
+
+y = x W + b + (alpha / rank) (x A) B, with A Gaussian of std 1/rank (as peft's `init_lora_weights='gaussian'`) and B zero.
+Adapters live in the collection 'lora' beside 'params', at the path of the layer they adapt: {'a': [in, rank], 'b': [rank, out]}, float32.
+`model.apply({'params': p, 'lora': l}, ...)` is the policy, `model.apply({'params': p}, ...)` is the reference.
+"""
+
+import dataclasses
+import re
+import zlib
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+COLLECTION = 'lora'
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Which layers are adapted, and how.
+
+  Args:
+    rank: inner dimension, >= 1.
+    alpha: the delta is scaled by alpha / rank.
+    targets: regular expressions on checkpoint module names such as 'transformer_blocks.0.attn.to_q'. A pattern matches the whole name
+      or its last components ('attn.to_q', 'proj_out'), as peft's `target_modules` lists do.
+  """
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+  def __post_init__(self):
+    if isinstance(self.targets, str) or not all(isinstance(t, str) for t in self.targets):
+      raise ValueError(f'lora.targets must be a sequence of strings, got {self.targets!r}')
+    object.__setattr__(self, 'targets', tuple(self.targets))  # config files hold lists; modules need hashable fields
+    if self.rank < 1:
+      raise ValueError(f'lora.rank must be at least 1, got {self.rank}')
+    if not self.targets:
+      raise ValueError('lora.targets is empty: name at least one layer, or use no LoRA')
+    for target in self.targets:
+      try:
+        re.compile(target)
+      except re.error as error:
+        raise ValueError(f'lora.targets: {target!r} is not a regular expression: {error}') from None
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
+
+  def select(self, names) -> tuple[str, ...]:
+    """The module names that carry an adapter. Raises ValueError naming every pattern that matches none."""
+    patterns = {target: re.compile(rf'(?:.*\.)?(?:{target})') for target in self.targets}
+    unused = [t for t, p in patterns.items() if not any(p.fullmatch(n) for n in names)]
+    if unused:
+      raise ValueError(f'lora.targets match no layer: {unused}; layers are named like {sorted(names)[:3]}')
+    return tuple(n for n in names if any(p.fullmatch(n) for p in patterns.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+  """A LoraConfig resolved against one network: the '/'-joined module paths that carry an adapter."""
+  rank: int
+  scale: float
+  paths: frozenset[str]
+
+
+def resolve(config: LoraConfig | None, names: dict[str, str]) -> Adapters | None:
+  """Resolves target patterns.
+
+  Args:
+    config: the adapters asked for, or None.
+    names: checkpoint module name -> '/'-joined path of the layer in the parameter tree; scanned blocks share one path.
+  Raises:
+    ValueError: a pattern matches nothing, or only some of the blocks that are scanned together.
+  """
+  if config is None:
+    return None
+  chosen = set(config.select(names))
+  paths = frozenset(names[n] for n in chosen)
+  partial = sorted(n for n, path in names.items() if path in paths and n not in chosen)
+  if partial:
+    raise ValueError(f'lora.targets {config.targets} select only some of the scanned blocks; not selected: {partial[:4]}'
+                     f'{" ..." if len(partial) > 4 else ""}. Select all blocks or none, or build the network with scan=False')
+  return Adapters(config.rank, config.scale, paths)
