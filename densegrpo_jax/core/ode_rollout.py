@@ -1,0 +1,63 @@
+"""Completion of a latent: n Euler steps of the probability-flow ODE down to the clean end of the grid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.core.schedules import check_grid
+from densegrpo_jax.core.sde_step import sde_step
+
+
+def completion_grid(num_steps, k, n=None):
+    """Grid indices that an n-step completion of state k visits, from k to T.
+
+    The paper counts timesteps t = T - k; the n steps pass the timesteps floor(t (n - j) / n), j = 0 ... n, which is every
+    remaining grid point for n = t, and t, floor(t/2), 0 for n = 2.
+
+    Args:
+        num_steps: T.
+        k: state, 0 <= k <= T.
+        n: number of steps, 1 <= n <= t; None means t.
+
+    Returns:
+        tuple of int, increasing, of length n + 1 (length 1 for k = T).
+    """
+    t = num_steps - k
+    if not 0 <= k <= num_steps:
+        raise ValueError(f'state k is {k}; the grid has states 0 ... {num_steps}')
+    n = t if n is None else n
+    if t == 0 and n == 0:
+        return (num_steps,)
+    if not 1 <= n <= t:
+        raise ValueError(f'n is {n}; a completion of state {k} on {num_steps} steps needs 1 <= n <= {t}')
+    return tuple(num_steps - t * (n - j) // n for j in range(n + 1))
+
+
+def ode_rollout(velocity_fn, x, sigmas, k=0, n=None, *, first_velocity=None):
+    """x0hat = ODE_n(x_k): the clean latent that the deterministic sampler reaches from state k (DenseGRPO Eq. 8).
+
+    Args:
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...].
+        x: [B, ...] latent at noise level sigmas[k].
+        sigmas: [T+1] host array, the grid.
+        k, n: as in `completion_grid`.
+        first_velocity: [B, ...] optional v(x, sigmas[k]) when the caller already has it; saves one evaluation.
+
+    Returns:
+        [B, ...] float32 latent at sigmas[T], after n (or n - 1) calls of velocity_fn, compiled once.
+    """
+    check_grid(sigmas)
+    grid = np.asarray(sigmas, np.float32)[list(completion_grid(len(sigmas) - 1, k, n))]
+    x = jnp.asarray(x, jnp.promote_types(jnp.asarray(x).dtype, jnp.float32))
+
+    def euler(x, s, s_next, velocity):
+        return sde_step(velocity, x, s, s_next, 0.0, noise=jnp.zeros_like(x), kernel='ode').sample
+
+    def step(x, pair):
+        s = jnp.full(x.shape[:1], pair[0])
+        return euler(x, s, pair[1], velocity_fn(x, s)), None
+
+    pairs = np.stack([grid[:-1], grid[1:]], axis=1)
+    if first_velocity is not None and len(pairs):
+        x, pairs = euler(x, grid[0], grid[1], first_velocity), pairs[1:]
+    return jax.lax.scan(step, x, pairs)[0] if len(pairs) else x

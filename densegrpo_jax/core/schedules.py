@@ -1,0 +1,149 @@
+"""Noise grids of the Diffusers pipelines, and noise-level tables over them. Host values, computed once."""
+
+import math
+
+import numpy as np
+
+_DEFAULTS = dict(
+    num_train_timesteps=1000,
+    shift=1.0,
+    use_dynamic_shifting=False,
+    base_shift=0.5,
+    max_shift=1.15,
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+    time_shift_type='exponential',
+)
+# Options of the scheduler that change the path and that this package does not implement: only their "off" value is accepted.
+_UNSUPPORTED = (
+    'invert_sigmas',
+    'shift_terminal',
+    'use_karras_sigmas',
+    'use_exponential_sigmas',
+    'use_beta_sigmas',
+    'use_flow_sigmas',
+    'stochastic_sampling',
+)
+
+
+def flux_shift_mu(num_tokens, base_seq_len=256, max_seq_len=4096, base_shift=0.5, max_shift=1.15):
+    """Resolution-dependent shift of FLUX: linear in the number of image tokens (`calculate_shift` of FluxPipeline).
+
+    Args:
+        num_tokens: number of packed image tokens, e.g. 1024 at 512 x 512 px.
+
+    Returns:
+        mu, a float: 0.5 at 256 tokens, 0.63 at 1024, 1.15 at 4096.
+    """
+    slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
+    return num_tokens * slope + (base_shift - slope * base_seq_len)
+
+
+def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
+    """The grid that FluxPipeline or StableDiffusion3Pipeline would visit with a FlowMatchEulerDiscreteScheduler.
+
+    FLUX starts from linspace(1, 1/T, T); SD3 from T points between the scheduler's own largest and smallest noise level.
+    Both are then shifted: statically, shift s / (1 + (shift - 1) s), or, with `use_dynamic_shifting`,
+    e^mu / (e^mu + 1/s - 1) with mu from `flux_shift_mu` (FLUX.1-dev); and 0 is appended.
+
+    Args:
+        config: dict, the contents of `scheduler/scheduler_config.json`.
+        num_steps: T >= 1.
+        num_tokens: number of packed image tokens; used by dynamic shifting only.
+        pipeline: 'flux' or 'sd3'.
+
+    Returns:
+        np.float32 [T+1], strictly decreasing from 1 (or below) to 0.
+
+    Raises:
+        ValueError: an unknown key, an option that is not implemented, or T < 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f'num_steps is {num_steps}; a grid needs at least 1 step')
+    if pipeline not in ('flux', 'sd3'):
+        raise ValueError(f"pipeline is {pipeline!r}; expected 'flux' or 'sd3'")
+    settings = _scheduler_settings(config)
+    shift, steps = settings['shift'], settings['num_train_timesteps']
+    dynamic = settings['use_dynamic_shifting']
+
+    # The arithmetic below follows the scheduler's dtypes operation by operation, so that the grids agree to the last bit.
+    if pipeline == 'flux':
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps).astype(np.float32)
+    else:
+        ends = np.array([steps, 1], np.float32) / np.float32(steps)
+        if not dynamic:
+            ends = shift * ends / (1 + (shift - 1) * ends)
+        sigmas = np.linspace(float(ends[0]) * steps, float(ends[1]) * steps, num_steps) / steps
+    if dynamic:
+        mu = flux_shift_mu(
+            num_tokens,
+            settings['base_image_seq_len'],
+            settings['max_image_seq_len'],
+            settings['base_shift'],
+            settings['max_shift'],
+        )
+        scale = math.exp(mu) if settings['time_shift_type'] == 'exponential' else mu
+        sigmas = scale / (scale + (1 / sigmas - 1))
+    else:
+        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    return np.append(sigmas.astype(np.float32), np.float32(0))
+
+
+def _scheduler_settings(config):
+    name = config.get('_class_name', 'FlowMatchEulerDiscreteScheduler')
+    if name != 'FlowMatchEulerDiscreteScheduler':
+        raise ValueError(f"scheduler config: _class_name is {name!r}; only 'FlowMatchEulerDiscreteScheduler' is supported")
+    for key, value in config.items():
+        if key in _UNSUPPORTED and value:
+            raise ValueError(f'scheduler config: {key} = {value!r} is not implemented; it must be off (absent, null or false)')
+        if key not in _DEFAULTS and key not in _UNSUPPORTED and not key.startswith('_'):
+            raise ValueError(f'scheduler config: unknown key {key!r} = {value!r}')
+    settings = {key: default if config.get(key) is None else config[key] for key, default in _DEFAULTS.items()}
+    if settings['time_shift_type'] not in ('exponential', 'linear'):
+        raise ValueError(f"scheduler config: time_shift_type is {settings['time_shift_type']!r}; expected 'exponential' or 'linear'")
+    return settings
+
+
+def check_grid(sigmas):
+    """Raises ValueError unless `sigmas` [T+1] is finite, strictly decreasing and inside [0, 1], with T >= 1."""
+    sigmas = np.asarray(sigmas)
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f'sigmas has shape {sigmas.shape}; expected [T+1] with T >= 1')
+    if not (np.all(np.diff(sigmas) < 0) and sigmas[0] <= 1 and sigmas[-1] >= 0):
+        raise ValueError(f'sigmas must decrease strictly from at most 1 to at least 0; got {sigmas.tolist()}')
+
+
+def flow_grpo_noise_levels(sigmas, a=0.7):
+    """Flow-GRPO's table sigma_k = a sqrt(s_k / (1 - s_k)) (arXiv 2505.05470); where s = 1 the denominator uses sigmas[1].
+
+    Args:
+        sigmas: [T+1] grid.
+        a: noise scale (0.7 for SD3.5-M, 0.9 for FLUX.1-dev in Flow-GRPO).
+
+    Returns:
+        np.float32 [T]; the transition from sigmas[k] to sigmas[k+1] has std = sigma_k sqrt(sigmas[k] - sigmas[k+1]).
+    """
+    check_grid(sigmas)
+    s = np.asarray(sigmas, np.float64)
+    denominator = 1 - np.where(s[:-1] == 1, s[1], s[:-1])
+    return (a * np.sqrt(s[:-1] / denominator)).astype(np.float32)
+
+
+def constant_noise_levels(sigmas, eta):
+    """The constant table: DanceGRPO's sigma = eta for the `sde` kernel, or one eta in [0, 1] for `cps`.
+
+    Returns:
+        np.float32 [T].
+    """
+    check_grid(sigmas)
+    return np.full(len(sigmas) - 1, eta, np.float32)
+
+
+def check_noise_levels(noise_levels, num_steps, kernel):
+    """Raises ValueError unless the table [T] is finite, non-negative and, for the `cps` kernel, at most 1."""
+    levels = np.asarray(noise_levels)
+    if levels.shape != (num_steps,):
+        raise ValueError(f'noise levels have shape {levels.shape}; the grid has {num_steps} steps, so expected ({num_steps},)')
+    upper = 1.0 if kernel == 'cps' else np.inf
+    if not np.all(np.isfinite(levels) & (levels >= 0) & (levels <= upper)):
+        raise ValueError(f'noise levels of the {kernel!r} kernel must be finite and in [0, {upper}]; got {levels.tolist()}')

@@ -1,0 +1,127 @@
+"""The policy: one stochastic denoising step, the same function for sampling and for re-scoring."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+KERNELS = ('sde', 'cps', 'ode')
+LOG_PROBS = ('gaussian', 'unscaled')
+
+
+class StepOutput(NamedTuple):
+    """One transition x -> sample. Where std is 0 the transition is deterministic and log_prob is set to 0."""
+
+    sample: jax.Array  # [B, ...] x' = mean + shift + std * noise
+    mean: jax.Array  # [B, ...]
+    std: jax.Array  # [B]
+    log_prob: jax.Array  # [B], averaged (not summed) over the elements
+
+
+def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, kernel='sde', log_prob='gaussian', shift=None):
+    """Samples one transition (give `noise`) or re-scores a given one (give `sample`).
+
+    With D = s_next - s < 0 and the predicted noise end x1hat = x + (1 - s) v, every kernel is the Euler step with part of
+    x1hat taken out and fresh noise put in:
+
+        mean = x + D v - c x1hat,    x' = mean + shift + std z
+        sde: std = sigma sqrt(-D),           c = std^2 / (2 s)               DenseGRPO Eq. 6 (Flow-GRPO), Eq. 11 (psi table)
+        cps: std = s_next sin(eta pi / 2),   c = s_next (1 - cos(eta pi / 2))  coefficients-preserving, arXiv 2509.05952
+        ode: std = 0,                        c = 0
+
+    At s = 1 nothing is singular here; the table of Flow-GRPO is (see `flow_grpo_noise_levels`).
+
+    Args:
+        velocity: [B, ...] network output v = eps - x_0 at (x, s).
+        x: [B, ...] current latent.
+        s, s_next: [B] or scalar, noise levels of the grid, s > s_next.
+        noise_level: [B] or scalar; sigma of the `sde` kernel, eta in [0, 1] of `cps`, ignored by `ode`.
+        noise: [B, ...] standard normal z.
+        sample: [B, ...] a stored x' to re-score.
+        kernel: 'sde', 'cps' or 'ode'.
+        log_prob: 'gaussian', the log density; or 'unscaled', -mean (x' - mean)^2 (the CPS paper's code).
+        shift: [B, ...] optional guided drift, added when sampling; it never enters the log-prob.
+
+    Returns:
+        StepOutput, float32.
+
+    Raises:
+        ValueError: unknown kernel or log_prob, or not exactly one of noise and sample.
+    """
+    if (noise is None) == (sample is None):
+        raise ValueError('sde_step needs exactly one of noise (to sample) and sample (to re-score)')
+    if sample is not None and shift is not None:
+        raise ValueError('shift applies to sampling only: a re-scored sample already contains it')
+    if x.shape != velocity.shape:
+        raise ValueError(f'velocity has shape {velocity.shape} and x {x.shape}; they must agree')
+    velocity, x = _at_least_f32(velocity), _at_least_f32(x)
+    s, s_next, noise_level = (jnp.broadcast_to(_at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
+
+    std, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
+    mean = x + _over(s_next - s, x) * velocity - _over(taken, x) * (x + _over(1 - s, x) * velocity)
+    if sample is None:
+        centre = mean if shift is None else mean + shift
+        sample = centre + _over(std, x) * _at_least_f32(noise)
+    sample = _at_least_f32(sample)
+    element_mean, constant = _log_prob_parts(sample, mean, std, log_prob)
+    return StepOutput(sample, mean, std, jnp.where(std > 0, element_mean + constant, 0.0))
+
+
+def log_prob_ratio(step, log_prob_old, *, log_prob='gaussian'):
+    """log p(x') - log p_old(x') of a re-scored step, with x' and p_old's value as the sampler stored them.
+
+    One expression over the residuals: the constants of the density are taken out of the stored value before the comparison,
+    so that what is subtracted is small and float32 round-off stays near 1e-7 however many elements a latent has.
+
+    Args:
+        step: StepOutput of `sde_step(..., sample=x')` under the current policy.
+        log_prob_old: [B] the sampler's StepOutput.log_prob.
+        log_prob: as given to `sde_step`, both times.
+
+    Returns:
+        [B] log ratio; 0 where std is 0.
+    """
+    element_mean, constant = _log_prob_parts(step.sample, step.mean, step.std, log_prob)
+    return jnp.where(step.std > 0, element_mean - (log_prob_old - constant), 0.0)
+
+
+def _kernel_coefficients(kernel, s, s_next, noise_level):
+    """(std [B], c [B]) of the table in `sde_step`."""
+    if kernel == 'sde':
+        std = noise_level * jnp.sqrt(s - s_next)
+        return std, std**2 / (2 * jnp.where(s > 0, s, 1))
+    if kernel == 'cps':
+        # s_next^2 = (s_next - c)^2 + std^2; the half angle avoids the cancellation in 1 - cos for a small eta.
+        angle = noise_level * (math.pi / 2)
+        return s_next * jnp.sin(angle), 2 * s_next * jnp.sin(angle / 2) ** 2
+    if kernel == 'ode':
+        return jnp.zeros_like(s), jnp.zeros_like(s)
+    raise ValueError(f'unknown kernel {kernel!r}; expected one of {KERNELS}')
+
+
+def _log_prob_parts(sample, mean, std, log_prob):
+    """(varying part [B], constant [B]) whose sum is the log-prob.
+
+    The squared residual is centred on its expectation before the mean over elements: a sum of zero-mean terms loses O(eps)
+    to rounding, a sum of n positive ones O(sqrt(n) eps) or more.
+    """
+    axes = tuple(range(1, sample.ndim))
+    safe_std = jnp.where(std > 0, std, 1)
+    if log_prob == 'gaussian':
+        z = (sample - mean) / _over(safe_std, sample)
+        return -0.5 * jnp.mean(z**2 - 1, axes), -0.5 - jnp.log(safe_std) - 0.5 * math.log(2 * math.pi)
+    if log_prob == 'unscaled':
+        variance = safe_std**2
+        return -jnp.mean((sample - mean) ** 2 - _over(variance, sample), axes), -variance
+    raise ValueError(f'unknown log_prob {log_prob!r}; expected one of {LOG_PROBS}')
+
+
+def _over(per_sample, x):
+    """[B] -> [B, 1, ...] so that it broadcasts against x [B, ...]."""
+    return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1))
+
+
+def _at_least_f32(a):
+    a = jnp.asarray(a)
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
