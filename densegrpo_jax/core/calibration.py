@@ -1,0 +1,82 @@
+"""Exploration-space calibration: per-step noise levels psi from the signs of the gains (DenseGRPO Sec. 4.2, Algorithm 1)."""
+
+import numpy as np
+
+RULES = ('paper', 'scaled')
+
+
+def count_gains(gains):
+    """Numbers of positive and of negative gains per transition.
+
+    Args:
+        gains: [T, N] per-transition gains of N trajectories.
+
+    Returns:
+        (positives int [T], negatives int [T]); ties and NaN count in neither.
+    """
+    gains = np.asarray(gains)
+    return np.sum(gains > 0, axis=1), np.sum(gains < 0, axis=1)
+
+
+def calibrate_step(
+    psi,
+    positives,
+    negatives,
+    stochastic,
+    *,
+    rule='scaled',
+    eps1=2,
+    eps2=0.01,
+    z=1.0,
+    bounds=(1e-3, 2.0),
+    min_count=8,
+):
+    """One update of psi: more noise where gains and losses are balanced, less where they are not.
+
+        paper    balanced iff |p - q| < eps1;           psi += eps2, else psi -= eps2      Algorithm 1 as printed
+        scaled   balanced iff |p - q| <= z sqrt(p + q); psi *= exp(+eps2), else exp(-eps2); no move when p + q < min_count
+
+    The printed rule depends on N: with perfectly fair gains P(|p - q| < 2) falls with N, and psi sinks to its bound; with a
+    discrete reward ties make p = q = 0, "balanced", and psi climbs to its bound. The scaled rule compares with the standard
+    deviation sqrt(p + q) of p - q under fair gains and rests where it is balanced half of the time.
+
+    Args:
+        psi: [T] noise levels; positives, negatives: int [T]; stochastic: bool [T], the transitions that may move.
+        rule: 'paper' or 'scaled'.
+        eps1, eps2, z, min_count: as above.
+        bounds: (low, high), 0 < low <= high: limits of a moved psi.
+
+    Returns:
+        np.float64 [T].
+    """
+    low, high = bounds
+    if not 0 < low <= high:
+        raise ValueError(f'bounds are {bounds}; expected 0 < low <= high')
+    psi, p, q = np.asarray(psi, np.float64), np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
+    stochastic = np.asarray(stochastic, bool)
+    if not psi.shape == p.shape == q.shape == stochastic.shape:
+        raise ValueError(f'shapes differ: psi {psi.shape}, positives {p.shape}, negatives {q.shape}, stochastic {stochastic.shape}')
+    if rule == 'paper':
+        moved = psi + np.where(np.abs(p - q) < eps1, eps2, -eps2)
+        moves = stochastic
+    elif rule == 'scaled':
+        moved = psi * np.exp(np.where(np.abs(p - q) <= z * np.sqrt(p + q), eps2, -eps2))
+        moves = stochastic & (p + q >= min_count)
+    else:
+        raise ValueError(f'unknown calibration rule {rule!r}; expected one of {RULES}')
+    return np.where(moves, np.clip(moved, low, high), psi)
+
+
+def has_settled(history, window, tolerance):
+    """Whether psi only oscillates: mean |psi_i - psi_{i-window}| over steps, relative to the mean psi, is below `tolerance`.
+
+    Args:
+        history: [I, T] psi after each iteration, oldest first.
+
+    Returns:
+        bool; False while there are not more than `window` iterations.
+    """
+    history = np.asarray(history, np.float64)
+    if len(history) <= window:
+        return False
+    return bool(np.abs(history[-1] - history[-1 - window]).mean() < tolerance * history[-1].mean())

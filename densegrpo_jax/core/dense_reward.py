@@ -1,0 +1,125 @@
+"""Credit assignment: rewards of completed states -> one reward per transition (DenseGRPO Sec. 4.1 and its baselines)."""
+
+import jax.numpy as jnp
+import numpy as np
+
+# Credit rule -> which states besides T must be completed and scored, as offsets from a trained transition k.
+CREDIT_RULES = {
+    'sparse': (),  # Flow-GRPO: the terminal reward for every transition
+    'dense_baseline': (1,),  # the reward of the state after the transition
+    'dense': (0, 1),  # DenseGRPO: the gain across the transition
+    'coca_share': (),  # CoCA: the terminal reward, shared out by latent similarity
+    'coca_to_go': (),  # CoCA: the share that is still to come
+}
+
+
+def needed_states(credit, plan):
+    """States whose reward the credit rule reads, given which transitions are trained.
+
+    Args:
+        credit: a key of CREDIT_RULES.
+        plan: StepPlan.
+
+    Returns:
+        tuple of int, increasing; always ends with T.
+    """
+    _check_credit(credit)
+    trained = np.flatnonzero(plan.trained)
+    states = {int(k) + offset for k in trained for offset in CREDIT_RULES[credit]}
+    return tuple(sorted(states | {len(plan.trained)}))
+
+
+def state_rewards(values, sources):
+    """Rewards of the distinct completions -> rewards of all states.
+
+    Args:
+        values: [S, B] rewards of `DenseRollout.completions`.
+        sources: `DenseRollout.sources`, T+1 row numbers.
+
+    Returns:
+        [T+1, B]; NaN for states that were not asked for.
+    """
+    values = jnp.asarray(values)
+    sources = np.asarray(sources)
+    if sources.max() != len(values) - 1:
+        raise ValueError(f'values has {len(values)} rows; the rollout has {sources.max() + 1} distinct completions')
+    return jnp.where((sources >= 0)[:, None], values[np.maximum(sources, 0)], jnp.nan)
+
+
+def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.0):
+    """Per-transition rewards, before any normalisation.
+
+    With V_k the reward of the completion of state k (the paper's R_{T-k}; V_T is the ordinary terminal reward), transition k
+    from state k to k+1 receives
+
+        dense            V_{k+1} - V_k       DenseGRPO Eq. 7; the gains sum to V_T - V_0
+        dense_baseline   V_{k+1}
+        sparse           V_T                 Flow-GRPO
+        coca_share       V_T u_k             CoCA (arXiv 2505.19196), u = `coca_shares`
+        coca_to_go       V_T (alpha + (1 - alpha) sum_{j >= k} u_j)
+
+    Args:
+        rewards: [T+1, B] V; states that the rule does not read may be NaN.
+        credit: a key of CREDIT_RULES.
+        similarity: [T+1, B], `DenseRollout.similarity`; needed by the CoCA rules.
+        window, alpha: options of the CoCA rules.
+
+    Returns:
+        [T, B] float32; NaN where a state the rule reads was not scored.
+
+    Raises:
+        ValueError: unknown rule, rewards that are not [T+1, B], or a CoCA rule without similarity.
+    """
+    _check_credit(credit)
+    rewards = jnp.asarray(rewards)
+    if rewards.ndim != 2 or rewards.shape[0] < 2:
+        raise ValueError(f'rewards have shape {rewards.shape}; expected [T+1, B] with T >= 1')
+    after = rewards[1:]
+    if credit == 'dense':
+        return after - rewards[:-1]
+    if credit == 'dense_baseline':
+        return after
+    terminal = jnp.broadcast_to(rewards[-1], after.shape)
+    if credit == 'sparse':
+        return terminal
+    if similarity is None or jnp.shape(similarity) != rewards.shape:
+        raise ValueError(f'credit {credit!r} needs similarity of shape {rewards.shape}; got {jnp.shape(similarity)}')
+    shares = coca_shares(similarity, window)
+    if credit == 'coca_share':
+        return terminal * shares
+    to_go = jnp.cumsum(shares[::-1], axis=0)[::-1]
+    return terminal * (alpha + (1 - alpha) * to_go)
+
+
+def coca_shares(similarity, window=1, *, min_total=1e-3):
+    """Each transition's share of the terminal reward, from how much nearer it brings x0hat to the final sample.
+
+    The similarities c_1 ... c_T are averaged in windows of `window` transitions (the last may be shorter); a window's gain is
+    the rise of that average over the previous window's (over c_0 for the first); gains are divided by their sum and spread
+    evenly over the window. Single shares may be negative. Where the sum, the total rise, is below `min_total` (the first
+    prediction was the final image already) the shares would explode, and are uniform instead.
+
+    Args:
+        similarity: [T+1, B] cosines c_k, c_T = 1.
+        window: W >= 1 transitions per window.
+
+    Returns:
+        [T, B] shares that sum to 1 over the transitions.
+    """
+    c = jnp.asarray(similarity)
+    num_steps = len(c) - 1
+    if not 1 <= window <= num_steps:
+        raise ValueError(f'window is {window}; expected 1 <= window <= {num_steps} transitions')
+    starts = range(0, num_steps, window)
+    lengths = np.array([min(window, num_steps - start) for start in starts])
+    means = jnp.stack([c[1 + start : 1 + start + length].mean(0) for start, length in zip(starts, lengths)])
+    gains = means - jnp.concatenate([c[:1], means[:-1]])
+    total = means[-1] - c[0]
+    usable = total >= min_total
+    per_window = gains / jnp.where(usable, total, 1) / lengths[:, None]
+    return jnp.where(usable, jnp.repeat(per_window, lengths, axis=0, total_repeat_length=num_steps), 1 / num_steps)
+
+
+def _check_credit(credit):
+    if credit not in CREDIT_RULES:
+        raise ValueError(f'unknown credit rule {credit!r}; expected one of {sorted(CREDIT_RULES)}')

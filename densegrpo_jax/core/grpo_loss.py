@@ -1,0 +1,117 @@
+"""The policy objective: clipped surrogate and KL to the reference, as sums with their counts (DenseGRPO Eq. 3-4)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from densegrpo_jax.core.sde_step import log_prob_ratio
+
+KL_FORMS = ('gaussian', 'flow_grpo')
+
+
+class LossSums(NamedTuple):
+    """Sums over the transitions of a batch. Divide once, after merging batches: the maximum merges by max, the rest add."""
+
+    policy_sum: jax.Array  # to be minimised: sum of weight * max(-r A, -clip(r) A)
+    policy_count: jax.Array  # transitions in the loss; groups of zero spread are in it with 0
+    kl_sum: jax.Array  # sum of KL(policy || reference); 0 without a reference
+    kl_count: jax.Array
+    clip_sum: jax.Array  # transitions with |r - 1| > clip_range
+    ratio_deviation_sum: jax.Array  # sum of |r - 1|
+    ratio_deviation_max: jax.Array  # largest |r - 1|
+    log_ratio_square_sum: jax.Array  # sum of (log r)^2; half its mean estimates KL(old || new)
+
+    def merge(self, other):
+        """The sums of two batches together."""
+        merged = jax.tree.map(jnp.add, self, other)
+        return merged._replace(ratio_deviation_max=jnp.maximum(self.ratio_deviation_max, other.ratio_deviation_max))
+
+
+def grpo_loss(
+    step,
+    log_prob_old,
+    advantage,
+    *,
+    mask,
+    clip_range,
+    weight=None,
+    mean_ref=None,
+    kl_form='gaussian',
+    noise_level=None,
+    kernel='sde',
+    log_prob='gaussian',
+):
+    """Clipped surrogate of M transitions, and their KL to the reference policy.
+
+        r = p(x' | x) / p_old(x' | x);   policy = sum w max(-r A, -clip(r, 1 - e, 1 + e) A);   kl = sum KL(p || p_ref)
+
+    The loss of an update is policy_sum / policy_count + beta * kl_sum / kl_count, divided once over all its microbatches and
+    devices. Both counts are sums of `mask` (kl_count only with a reference), so they are known before the gradient is taken.
+
+    Args:
+        step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy that is differentiated; [M, ...].
+        log_prob_old: [M] as the sampler stored it.
+        advantage: [M].
+        mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0.
+        clip_range: e.
+        weight: optional [M] step weights; they scale the summands, not the count.
+        mean_ref: optional [M, ...] mean of the same step under the reference; no gradient flows into it.
+        kl_form, noise_level, kernel: see `kl_divergence`.
+        log_prob: as given to `sde_step`.
+
+    Returns:
+        LossSums of float32 scalars.
+    """
+    mask = jnp.asarray(mask) & (step.std > 0)
+    # Masked entries are replaced before the exponential as well as after: a NaN there would reach the gradient.
+    log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old, log_prob=log_prob), 0)
+    advantage = jnp.where(mask, jax.lax.stop_gradient(advantage), 0)
+    ratio = jnp.exp(log_ratio)
+    surrogate = jnp.maximum(-ratio * advantage, -jnp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantage)
+    if weight is not None:
+        surrogate = surrogate * jnp.where(mask, weight, 0)
+
+    kept = mask.astype(surrogate.dtype)
+    count, zero = kept.sum(), jnp.zeros((), surrogate.dtype)
+    kl_sum = zero
+    if mean_ref is not None:
+        kl = kl_divergence(step, mean_ref, form=kl_form, noise_level=noise_level, kernel=kernel)
+        kl_sum = jnp.where(mask, kl, 0).sum()
+    deviation = jnp.abs(jax.lax.stop_gradient(ratio) - 1)
+    return LossSums(
+        policy_sum=surrogate.sum(),
+        policy_count=count,
+        kl_sum=kl_sum,
+        kl_count=zero if mean_ref is None else count,
+        clip_sum=(deviation > clip_range).astype(kept.dtype).sum(),
+        ratio_deviation_sum=deviation.sum(),
+        ratio_deviation_max=deviation.max(initial=0.0),
+        log_ratio_square_sum=(jax.lax.stop_gradient(log_ratio) ** 2).sum(),
+    )
+
+
+def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='sde'):
+    """KL between the policy's step and the reference's, two Gaussians of the same std, averaged over elements.
+
+        gaussian    mean (mean - mean_ref)^2 / (2 std^2),     std = sigma sqrt(-D) for the sde kernel
+        flow_grpo   mean (mean - mean_ref)^2 / (2 sigma^2)    Flow-GRPO's code: without D, which its beta is tuned for
+
+    Args:
+        step: StepOutput; mean_ref: [M, ...].
+        form: 'gaussian' or 'flow_grpo'; the second exists for the sde kernel only and needs noise_level [M] = sigma.
+
+    Returns:
+        [M]; 0 where std is 0.
+    """
+    if form == 'gaussian':
+        scale = step.std
+    elif form == 'flow_grpo':
+        if kernel != 'sde' or noise_level is None:
+            raise ValueError(f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, noise_level {noise_level}")
+        scale = noise_level
+    else:
+        raise ValueError(f'unknown kl_form {form!r}; expected one of {KL_FORMS}')
+    difference = step.mean - jax.lax.stop_gradient(mean_ref)
+    square = jnp.mean(difference**2, tuple(range(1, difference.ndim)))
+    return jnp.where(step.std > 0, square / (2 * jnp.where(step.std > 0, scale, 1) ** 2), 0)
