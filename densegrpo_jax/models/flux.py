@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import layers
 from densegrpo_jax.models import lora as lora_lib
+from densegrpo_jax.models import weights
 
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -283,21 +284,47 @@ class FluxTransformer(nn.Module):
     return carry
 
 
-_STREAM = ('norm1.linear', 'norm1_context.linear', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.add_q_proj', 'attn.add_k_proj',
-           'attn.add_v_proj', 'attn.to_out.0', 'attn.to_add_out', 'ff.net.0.proj', 'ff.net.2', 'ff_context.net.0.proj', 'ff_context.net.2')
-_SINGLE = ('norm.linear', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp', 'proj_out')
-_OTHER = ('x_embedder', 'context_embedder', 'norm_out.linear', 'proj_out')
+# Linear layers and norms by their names in the checkpoint: the source of the weight table and of the adapters' target names.
+STACKS = ('transformer_blocks', 'single_transformer_blocks')
+_LINEARS = {
+    'transformer_blocks': (
+        'norm1.linear', 'norm1_context.linear', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.add_q_proj', 'attn.add_k_proj',
+        'attn.add_v_proj', 'attn.to_out.0', 'attn.to_add_out', 'ff.net.0.proj', 'ff.net.2', 'ff_context.net.0.proj', 'ff_context.net.2'),
+    'single_transformer_blocks': ('norm.linear', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp', 'proj_out'),
+    '': ('x_embedder', 'context_embedder', 'norm_out.linear', 'proj_out'),
+}
+_NORMS = {
+    'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
+    'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
+}
+
+
+def _path(name: str) -> str:
+  """'attn.to_out.0' -> 'attn/to_out_0'."""
+  return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
+
+
+def _linears_outside_blocks(config: FluxConfig) -> list[str]:
+  embedders = ['timestep_embedder', 'text_embedder'] + ['guidance_embedder'] * config.guidance_embeds
+  return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
 
 
 def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
   """Checkpoint name of every linear layer -> its '/'-joined path here, e.g. 'transformer_blocks.0.attn.to_out.0' ->
   'transformer_blocks_0/attn/to_out_0' (scanned: 'transformer_blocks/attn/to_out_0')."""
-  def path(name):
-    return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
-  embedders = ('timestep_embedder', 'text_embedder') + ('guidance_embedder',) * config.guidance_embeds
-  names = {n: path(n) for n in [*_OTHER, *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]}
-  for stack, length, linears in (('transformer_blocks', config.num_layers, _STREAM),
-                                 ('single_transformer_blocks', config.num_single_layers, _SINGLE)):
+  names = {name: _path(name) for name in _linears_outside_blocks(config)}
+  for stack, length in zip(STACKS, (config.num_layers, config.num_single_layers)):
     for i in range(length):
-      names |= {f'{stack}.{i}.{n}': path(f'{stack}.{n}' if scan else f'{stack}.{i}.{n}') for n in linears}
+      names |= {f'{stack}.{i}.{n}': _path(f'{stack}.{n}' if scan else f'{stack}.{i}.{n}') for n in _LINEARS[stack]}
   return names
+
+
+def weight_rules(config: FluxConfig, scan: bool) -> list[weights.Rule]:
+  """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their index."""
+  rules = [rule for name in _linears_outside_blocks(config) for rule in weights.linear_rules(name, _path(name))]
+  for stack in STACKS:
+    source, target = f'{stack}.{{i}}', stack if scan else f'{stack}_{{i}}'
+    for name in _LINEARS[stack]:
+      rules += weights.linear_rules(f'{source}.{name}', f'{target}/{_path(name)}')
+    rules += [weights.Rule(f'{source}.{name}.weight', f'{target}/{_path(name)}/scale') for name in _NORMS[stack]]
+  return rules
