@@ -1,0 +1,87 @@
+"""Real signals: a stop request is seen between and during waits, and a second signal kills."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from densegrpo_jax.training import preemption
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_sets_the_flag_and_the_old_handler_returns(number):
+    before = signal.getsignal(number)
+    with preemption.handle_stop_signals() as stop:
+        stop.check()
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.signal_name == signal.Signals(number).name
+        assert signal.getsignal(number) == signal.SIG_DFL  # the next one ends the process
+        with pytest.raises(preemption.Preempted, match=stop.signal_name):
+            stop.check()
+    assert signal.getsignal(number) == before
+
+
+def test_the_last_completed_update_is_what_gets_saved():
+    completed = []
+    with preemption.handle_stop_signals() as stop:
+        try:
+            for step in range(100):
+                if step == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)  # arrives during the rollout of step 3
+                stop.wait(jnp.ones(2) + step)
+                completed.append(step)
+        except preemption.Preempted:
+            pass
+    assert completed == [0, 1, 2]
+
+
+def test_wait_returns_arrays_and_results():
+    stop = preemption.StopRequest()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        out = stop.wait({'x': jax.jit(lambda: jnp.arange(3.0).sum())(), 'scores': pool.submit(lambda: 7), 'plain': 5})
+        assert out['x'] == 3 and out['scores'] == 7 and out['plain'] == 5
+        with pytest.raises(ZeroDivisionError):
+            stop.wait([pool.submit(lambda: 1 / 0)])
+
+
+def test_a_slow_future_does_not_hold_up_a_stop():
+    release = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, preemption.handle_stop_signals() as stop:
+        future = pool.submit(release.wait, 60)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        started = time.monotonic()
+        with pytest.raises(preemption.Preempted):
+            stop.wait(future)
+        assert time.monotonic() - started < 30
+        release.set()
+
+
+PROGRAM = """
+import sys, time
+from densegrpo_jax.training import preemption
+with preemption.handle_stop_signals() as stop:
+    print('ready', flush=True)
+    while not (stop.requested and sys.argv[1] == 'once'):
+        time.sleep(0.01)
+sys.exit(preemption.RESUMABLE)
+"""
+
+
+@pytest.mark.parametrize('times, code', [('once', 75), ('twice', -signal.SIGTERM)])
+def test_exit_status_of_a_real_process(times, code):
+    child = subprocess.Popen([sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == 'ready\n'
+    child.send_signal(signal.SIGTERM)
+    assert 'SIGTERM: saving the last completed update, then exit 75' in child.stderr.readline()
+    if times == 'twice':
+        child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert child.returncode == code
