@@ -22,7 +22,7 @@ def prompt_indices_for_step(num_prompts: int, prompts_per_step: int, step: int, 
       ValueError: fewer prompts than a step needs, or a negative step.
     """
     if not 0 < prompts_per_step <= num_prompts:
-        raise ValueError(f'prompts_per_step = {prompts_per_step}, but the prompt set holds {num_prompts} prompts: expected 1 to {num_prompts}')
+        raise ValueError(f'prompts_per_step = {prompts_per_step}: expected 1 to {num_prompts}, the number of prompts in the set')
     if step < 0:
         raise ValueError(f'step = {step}: expected 0 or more')
     epoch, position = divmod(step, num_prompts // prompts_per_step)

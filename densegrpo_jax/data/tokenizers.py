@@ -9,6 +9,7 @@ case letter or a digit is always a token of its own, so an unseen word is spelle
 
 import argparse
 import collections
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     pieces = [[*word[:-1], word[-1] + '</w>'] for word in words]
     merges = []
     while any(len(p) > 1 for p in pieces):
-        counts = collections.Counter(pair for p in pieces for pair in zip(p, p[1:]))
+        counts = collections.Counter(pair for p in pieces for pair in itertools.pairwise(p))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         pieces = [_merge(p, best) for p in pieces]

@@ -28,7 +28,7 @@ def test_depends_on_step_and_seed_alone():
 
 
 def test_errors_name_the_numbers():
-    with pytest.raises(ValueError, match='prompts_per_step = 11.*10 prompts'):
+    with pytest.raises(ValueError, match='prompts_per_step = 11: expected 1 to 10'):
         prompt_indices_for_step(10, 11, 0, 0)
     with pytest.raises(ValueError, match='step = -1'):
         prompt_indices_for_step(10, 2, -1, 0)

@@ -101,5 +101,5 @@ def test_opens_without_torch():
         'from densegrpo_jax.data.tokenizers import *\n'
         'print([tokenize(t, [\'A "B"\'], 16).shape for t in load_tokenizers(TOKENIZERS)])'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == '[(1, 16), (1, 16)]', done.stderr
