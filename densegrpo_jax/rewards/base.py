@@ -1,0 +1,83 @@
+"""What a reward is: uint8 pictures, prompts and metadata in; named scores and a validity mask out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class RewardError(RuntimeError):
+    """Scores could not be computed and the caller must not go on as if they had been."""
+
+
+class Scores(NamedTuple):
+    """Scores of N pictures.
+
+    values: name -> float32 [N]; NaN wherever `valid` is False, so that an unscored picture cannot pass for a 0.
+    valid: bool [N]; False where any score of the picture could not be computed.
+    """
+
+    values: dict[str, np.ndarray]
+    valid: np.ndarray
+
+
+class Reward(Protocol):
+    """A reward model. Instances may be called from several threads at once.
+
+    name: short name, the key of its options in a config.
+    names: names of the scores it returns; names[0] is the one that is trained on, the others are only logged.
+    range: (lowest, highest) possible value of names[0]; +-inf where unbounded.
+    device: 'host' or 'accelerator', where it computes.
+    needs_metadata: True if prompts alone are not enough.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    range: tuple[float, float]
+    device: str
+    needs_metadata: bool
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
+        """Raises ValueError, naming the prompt, if one of them cannot be scored. Cheap: call it before a run starts."""
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+        """Scores images uint8 [N, H, W, 3] (RGB) against prompts [N] with metadata [N]."""
+
+
+def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
+    """Raises TypeError or ValueError unless images are uint8 [N, H, W, 3] with N prompts and N metadata dicts."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        found = f'{type(images).__name__} of {getattr(images, "dtype", "no dtype")}'
+        raise TypeError(f'images: expected a numpy array of uint8, found {found}; convert model output with rewards.to_uint8')
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f'images: expected shape [N, H, W, 3], found {images.shape}')
+    if not len(images) == len(prompts) == len(metadata):
+        raise ValueError(f'{len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata: expected equal numbers')
+
+
+def check_scores(scores: Scores, reward: Reward, count: int) -> None:
+    """Raises RewardError unless `scores` are what `reward` declares, for `count` pictures, and finite where valid."""
+    if set(scores.values) != set(reward.names):
+        raise RewardError(f'reward {reward.name!r} returned scores {sorted(scores.values)}; it declares {sorted(reward.names)}')
+    if scores.valid.shape != (count,) or scores.valid.dtype != np.bool_:
+        raise RewardError(f'reward {reward.name!r}: valid is {scores.valid.dtype}{scores.valid.shape}; expected bool({count},)')
+    for name, value in scores.values.items():
+        if value.shape != (count,):
+            raise RewardError(f'reward {reward.name!r}: score {name!r} has shape {value.shape}; expected ({count},)')
+        if not np.isfinite(value[scores.valid]).all():
+            raise RewardError(f'reward {reward.name!r}: score {name!r} is not finite but marked valid; mark it invalid')
+
+
+def to_uint8(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """8-bit pictures from model output, rounded as Diffusers does: round(255 * clip(x / 2 + 1/2, 0, 1)).
+
+    Args:
+      images: float [N, H, W, 3] in [-1, 1].
+
+    Returns:
+      uint8 [N, H, W, 3], and bool [N]: False where a picture holds NaN or infinity (drawn black); `&` it into Scores.valid.
+    """
+    images = np.asarray(images, np.float32)
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    images = np.where(finite[:, None, None, None], images, -1.0)
+    return np.round(np.clip(images / 2 + 0.5, 0, 1) * 255).astype(np.uint8), finite

@@ -1,0 +1,58 @@
+"""Several rewards as one: the weighted sum of their raw scores, each also returned under its own name."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from densegrpo_jax.rewards.base import Reward, Scores, check_scores
+
+TOTAL = 'total'
+
+
+class CompositeReward:
+    """total = sum_i weight_i * score_i, where score_i is the first of reward i's scores.
+
+    Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid for every reward.
+
+    Args:
+      parts: (reward, weight) pairs; a weight may be negative, and 0 only logs the score.
+
+    Raises:
+      ValueError: no part, only zero weights, a weight that is not finite, or two scores of one name.
+    """
+
+    name = 'composite'
+
+    def __init__(self, parts: Sequence[tuple[Reward, float]]):
+        if not any(weight for _, weight in parts):
+            raise ValueError('the reward is a sum over no part of non-zero weight; give at least one')
+        for reward, weight in parts:
+            if not math.isfinite(weight):
+                raise ValueError(f'the weight of reward {reward.name!r} is {weight}; expected a finite number')
+        names = [TOTAL, *(name for reward, _ in parts for name in reward.names)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f'score names {sorted(twice)} occur twice among the parts of the reward; names must differ')
+        self._parts = tuple(parts)
+        self.names = tuple(names)
+        ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
+        self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
+        self.device = 'accelerator' if any(reward.device == 'accelerator' for reward, _ in parts) else 'host'
+        self.needs_metadata = any(reward.needs_metadata for reward, _ in parts)
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
+        """Raises ValueError, naming the prompt, if a part cannot score it."""
+        for reward, _ in self._parts:
+            reward.check(prompts, metadata)
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+        """Implements `Reward`."""
+        total, valid, values = np.zeros(len(images), np.float32), np.ones(len(images), bool), {}
+        for reward, weight in self._parts:
+            scores = reward(images, prompts, metadata)
+            check_scores(scores, reward, len(images))
+            values.update(scores.values)
+            valid &= scores.valid
+            if weight:
+                total += np.float32(weight) * scores.values[reward.names[0]]
+        return Scores({TOTAL: np.where(valid, total, np.float32(np.nan)), **values}, valid)

@@ -1,0 +1,164 @@
+"""Scoring on worker threads, so that the host scores one batch of pictures while the device samples the next."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_batch, check_scores
+
+
+class ScorerCounts(NamedTuple):
+    """Running totals since the scorer was made.
+
+    images: pictures submitted. scored: of these, the distinct ones, which a reward was asked about. invalid: pictures that
+    came back without a valid score. cpu_seconds: processor time of the worker threads.
+    """
+
+    images: int = 0
+    scored: int = 0
+    invalid: int = 0
+    cpu_seconds: float = 0.0
+
+
+class Scorer:
+    """Scores batches of pictures on a bounded pool of threads.
+
+    Identical (picture, prompt, metadata) triples of one batch are scored once: a dense rollout has many.
+
+    Args:
+      reward: called from every worker thread at once.
+      workers: threads.
+      chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the end.
+      max_pending: batches that may be unfinished; `submit` blocks beyond that.
+
+    Raises:
+      ValueError: an argument below 1.
+    """
+
+    def __init__(self, reward: Reward, workers: int = 2, *, chunk_size: int = 16, max_pending: int = 4):
+        for name, value in {'workers': workers, 'chunk_size': chunk_size, 'max_pending': max_pending}.items():
+            if value < 1:
+                raise ValueError(f'scorer.{name} is {value}; expected at least 1')
+        self._reward = reward
+        self._workers = workers
+        self._chunk_size = chunk_size
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix='reward')
+        self._slots = threading.BoundedSemaphore(max_pending)
+        self._lock = threading.Lock()
+        self._counts = ScorerCounts()
+
+    @property
+    def counts(self) -> ScorerCounts:
+        return self._counts
+
+    def submit(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict] | None = None) -> Future[Scores]:
+        """Starts scoring; the future's result is the `Scores` of all N pictures in the order given.
+
+        The future raises what the reward raised, or RewardError if not one picture got a valid score.
+
+        Args:
+          images: uint8 [N, H, W, 3]; not copied, so leave them alone until the future is done.
+          prompts, metadata: N each; metadata None stands for empty dicts.
+
+        Raises:
+          TypeError, ValueError: malformed arguments, or a prompt that the reward cannot score. RuntimeError: closed.
+        """
+        images, prompts = np.asarray(images), list(prompts)
+        metadata = [{}] * len(prompts) if metadata is None else list(metadata)
+        check_batch(images, prompts, metadata)
+        self._reward.check(prompts, metadata)
+        first, inverse = _distinct(images, prompts, metadata)
+        if not len(first):
+            raise ValueError('there are no pictures to score')
+        chunks = np.array_split(first, -(-len(first) // min(self._chunk_size, -(-len(first) // self._workers))))
+
+        result = Future()
+        result.set_running_or_notify_cancel()  # a batch is not cancelled by its future, only by close(cancel=True)
+        failed = threading.Event()
+        self._slots.acquire()
+        try:
+            futures = [self._pool.submit(self._score, rows, images, prompts, metadata, failed) for rows in chunks]
+        except RuntimeError:  # closed
+            self._slots.release()
+            raise
+        _when_all_done(futures, lambda: self._finish(result, futures, inverse))
+        return result
+
+    def close(self, cancel: bool = False) -> None:
+        """Waits for what was submitted (or cancels what has not begun) and ends the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.close(cancel=kind is not None)
+
+    def _score(self, rows, images, prompts, metadata, failed: threading.Event) -> Scores | None:
+        if failed.is_set():  # another chunk of the batch has already raised
+            return None
+        start = time.thread_time()
+        try:
+            scores = self._reward(images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
+            check_scores(scores, self._reward, len(rows))
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            self._count(scored=len(rows), cpu_seconds=time.thread_time() - start)
+        return scores
+
+    def _finish(self, result: Future, futures: list[Future], inverse: np.ndarray) -> None:
+        self._slots.release()
+        try:
+            if any(future.cancelled() for future in futures):
+                raise RewardError('the scorer was closed before it had scored this batch')
+            for error in (future.exception() for future in futures):
+                if error is not None:
+                    raise error
+            parts = [future.result() for future in futures]
+            valid = np.concatenate([part.valid for part in parts])[inverse]
+            values = {name: np.concatenate([part.values[name] for part in parts])[inverse] for name in self._reward.names}
+            self._count(images=len(valid), invalid=int((~valid).sum()))
+            if not valid.any():
+                raise RewardError(f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why')
+            result.set_result(Scores(values, valid))
+        except Exception as error:  # raised again where the result is asked for
+            result.set_exception(error)
+
+    def _count(self, **more: float) -> None:
+        with self._lock:
+            self._counts = ScorerCounts(**{key: value + more.get(key, 0) for key, value in self._counts._asdict().items()})
+
+
+def _distinct(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the distinct (picture, prompt, metadata) triples, and for every row the position of its triple among them."""
+    seen, first, inverse = {}, [], []
+    for i, (image, prompt, extra) in enumerate(zip(images, prompts, metadata)):
+        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+        position = seen.setdefault((digest, prompt, repr(extra)), len(first))
+        if position == len(first):
+            first.append(i)
+        inverse.append(position)
+    return np.array(first, int), np.array(inverse, int)
+
+
+def _when_all_done(futures: list[Future], then: Callable[[], None]) -> None:
+    """Calls `then` once, when the last of `futures` is done or cancelled."""
+    lock, left = threading.Lock(), len(futures)
+
+    def one_done(_):
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            then()
+
+    for future in futures:
+        future.add_done_callback(one_done)

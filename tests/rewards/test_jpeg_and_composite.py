@@ -1,0 +1,131 @@
+"""JPEG reward, the weighted sum, and rewards from a config."""
+
+import io
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scores, build_reward, to_uint8
+
+
+class Constant:
+    """A reward that returns what it is told to."""
+
+    device, needs_metadata, range = 'host', False, (0.0, 1.0)
+
+    def __init__(self, name, values, valid=None, names=None):
+        self.name, self.names = name, names or (name,)
+        self._values = np.array(values, np.float32)
+        self._valid = np.ones(len(values), bool) if valid is None else np.array(valid)
+
+    def check(self, prompts, metadata):
+        pass
+
+    def __call__(self, images, prompts, metadata):
+        return Scores({name: self._values for name in self.names}, self._valid)
+
+
+def images(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 24, 3)).astype(np.uint8)
+
+
+def call(reward, count):
+    return reward(images(count), [''] * count, [{}] * count)
+
+
+def test_jpeg_is_the_file_size_over_500_kb():
+    buffer = io.BytesIO()
+    Image.fromarray(images(2)[1]).save(buffer, format='JPEG', quality=95)
+    scores = call(JpegReward(), 2)
+    assert scores.values['jpeg'][1] == pytest.approx(-len(buffer.getvalue()) / 1000 / 500, rel=1e-6)
+    np.testing.assert_array_equal(call(JpegReward('incompressible'), 2).values['jpeg'], -scores.values['jpeg'])
+    flat = JpegReward()(np.zeros((1, 16, 24, 3), np.uint8), [''], [{}]).values['jpeg']
+    assert scores.values['jpeg'].max() < flat[0] < 0
+
+
+@pytest.mark.parametrize('options', [{'direction': 'up'}, {'quality': 0}])
+def test_jpeg_options_out_of_range(options):
+    with pytest.raises(ValueError, match='jpeg'):
+        JpegReward(**options)
+
+
+def test_weighted_sum_by_hand():
+    reward = CompositeReward([(Constant('a', [1, 0.5, 0]), 2.0), (Constant('b', [0, 1, 1], names=('b', 'b_detail')), -0.5)])
+    assert reward.names == ('total', 'a', 'b', 'b_detail')
+    assert reward.range == (-0.5, 2.0)
+    scores = call(reward, 3)
+    assert scores.values['total'].tolist() == [2.0, 0.5, -0.5]
+    assert scores.values['a'].tolist() == [1.0, 0.5, 0.0]
+    assert scores.values['b'].tolist() == [0.0, 1.0, 1.0]
+    assert scores.valid.all()
+
+
+def test_a_picture_is_valid_only_if_all_parts_are():
+    broken = Constant('b', [1, np.nan, 1], valid=[True, False, True])
+    scores = call(CompositeReward([(Constant('a', [1, 1, 1]), 1.0), (broken, 1.0)]), 3)
+    assert scores.valid.tolist() == [True, False, True]
+    np.testing.assert_array_equal(scores.values['total'], np.array([2, np.nan, 2], np.float32))
+
+
+def test_weight_zero_only_logs():
+    scores = call(CompositeReward([(Constant('a', [1, 0]), 1.0), (Constant('b', [5, 5]), 0.0)]), 2)
+    assert scores.values['total'].tolist() == [1.0, 0.0]
+    assert scores.values['b'].tolist() == [5.0, 5.0]
+
+
+def test_a_score_that_is_nan_but_called_valid_is_an_error():
+    with pytest.raises(RewardError, match='not finite'):
+        call(CompositeReward([(Constant('a', [1, np.nan]), 1.0)]), 2)
+    with pytest.raises(RewardError, match='expected bool'):
+        call(CompositeReward([(Constant('a', [1, 1, 1]), 1.0)]), 2)
+
+
+@pytest.mark.parametrize('weights', [(), (0.0, 0.0), (1.0, float('nan'))])
+def test_impossible_weights(weights):
+    with pytest.raises(ValueError, match=r'weight'):
+        CompositeReward([(Constant(name, [1]), weight) for name, weight in zip('ab', weights)])
+
+
+def test_names_must_differ():
+    with pytest.raises(ValueError, match="'a'"):
+        CompositeReward([(Constant('a', [1]), 1.0), (Constant('a', [1]), 1.0)])
+
+
+@pytest.mark.parametrize('wrap', [dict, ConfigDict])
+def test_build_from_a_config(wrap):
+    reward = build_reward(wrap({'jpeg': {'weight': 2.0, 'direction': 'incompressible'}, 'ocr': {'mode': 'recognise'}}))
+    assert reward.names == ('total', 'jpeg', 'ocr')
+    scores = reward(np.zeros((1, 32, 96, 3), np.uint8), ['"A"'], [{}])
+    assert scores.values['total'][0] == pytest.approx(2 * scores.values['jpeg'][0])
+    assert scores.values['jpeg'][0] > 0
+    with pytest.raises(ValueError, match='prompt 0'):
+        reward.check(['no target'], [{}])
+
+
+@pytest.mark.parametrize(
+    ('spec', 'words'),
+    [
+        ({'orc': {}}, ('orc', 'known rewards', 'ocr', 'jpeg')),
+        ({'jpeg': {'qualty': 3}}, ('qualty', 'known options', 'weight', 'direction', 'quality')),
+        ({'ocr': {'make_reader': 1}}, ('make_reader', 'known options', 'width_scale')),
+        ({'jpeg': {'quality': 0}}, ('quality',)),
+        ({}, ('at least one',)),
+    ],
+)
+def test_build_names_what_is_wrong(spec, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
+        build_reward(spec)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_to_uint8_rounds_clips_and_finds_nan():
+    x = np.zeros((3, 1, 2, 3), np.float32)
+    x[0, 0] = [[-1, 1, 0], [-3, 3, 0.5]]
+    x[1, 0, 0, 0] = np.nan
+    pictures, finite = to_uint8(x)
+    assert finite.tolist() == [True, False, True]
+    assert pictures[0, 0].tolist() == [[0, 255, 128], [0, 255, 191]]
+    assert not pictures[1].any()
