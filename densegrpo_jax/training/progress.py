@@ -1,0 +1,96 @@
+"""Progress on the console: a bar on a terminal, plain lines in a log file; both with rate and time left."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+_SMOOTHING = 0.1  # weight of the newest step in the running rate
+
+
+class ProgressBar:
+    """Shows ``label done/total``, the given metrics, the rate and the time left. A context manager.
+
+    Args:
+      total: steps of the whole run.
+      start: steps that were done before this process.
+      every_seconds: least time between two lines of a log; the last step always gets one. A terminal's bar always moves.
+      file: where to write, default sys.stderr.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        label: str = 'train',
+        every_seconds: float = 0.0,
+        file=None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total, self._done, self._label, self._every, self._clock = total, start, label, every_seconds, clock
+        self._seconds_per_step = None
+        self._updates, self._last_time, self._last_line = 0, clock(), None
+        self._console = Console(file=file or sys.stderr)
+        self._bar = None
+        if self._console.is_terminal:
+            fields = ('{task.completed:.0f}/{task.total:.0f}', '{task.fields[rate]}', '{task.fields[metrics]}')
+            columns = [TextColumn(label), BarColumn(bar_width=24), *(TextColumn(field, markup=False) for field in fields)]
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task(label, total=total, completed=start, rate='', metrics='')
+
+    def __enter__(self):
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
+        """``done`` steps are complete; ``metrics`` are shown in the given order."""
+        self._measure(done)
+        shown = '  '.join(f'{name} {value:.4g}' for name, value in (metrics or {}).items())
+        if self._bar:
+            self._bar.update(self._task, completed=done, rate=self._rate(), metrics=shown)
+            return
+        now = self._clock()
+        if self._last_line is None or now - self._last_line >= self._every or done >= self._total:
+            self._last_line = now
+            self._line('  '.join(part for part in (f'{self._label} {done}/{self._total}', shown, self._rate()) if part))
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        if self._bar:
+            self._bar.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._console.file.write(text + '\n')
+            self._console.file.flush()
+
+    def _measure(self, done: int) -> None:
+        now, steps = self._clock(), max(done - self._done, 1)
+        seconds = (now - self._last_time) / steps
+        if self._updates < 2:  # the first step compiles: its time stands in only until there is a second
+            self._seconds_per_step = seconds
+        else:
+            self._seconds_per_step += _SMOOTHING * (seconds - self._seconds_per_step)
+        self._done, self._last_time = done, now
+        self._updates += 1
+
+    def _rate(self) -> str:
+        each = self._seconds_per_step
+        rate = f'{each:.1f} s/step' if each >= 1 else f'{1 / max(each, 1e-9):.1f} steps/s'
+        left = max(self._total - self._done, 0) * each
+        return f'{rate}  {_clock_time(left)} left' if self._done < self._total else rate
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
