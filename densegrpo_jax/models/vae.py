@@ -3,16 +3,12 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# Values of a Diffusers config.json that this port supports only as given: a list means "one of these".
-_FIXED = {
-    '_class_name': ['AutoencoderKL'], 'act_fn': ['silu'], 'latents_mean': [None], 'latents_std': [None],
-}
-_IGNORED = ('_diffusers_version', '_name_or_path', 'force_upcast', 'sample_size')
-
+from densegrpo_jax.models import weights
+from densegrpo_jax.models.config_json import check_positive, read_config
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
@@ -35,9 +31,10 @@ class VaeConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'block_out_channels', tuple(self.block_out_channels))
+        check_positive(self, 'VAE config', 'in_channels', 'out_channels', 'layers_per_block', 'latent_channels', 'norm_num_groups')
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
-                raise ValueError(f'AutoencoderKL: block_out_channels={self.block_out_channels} must all be multiples of '
+                raise ValueError(f'VAE config: block_out_channels={self.block_out_channels} must all be multiples of '
                                  f'norm_num_groups={self.norm_num_groups}; {channels} is not')
 
     @property
@@ -48,22 +45,13 @@ class VaeConfig:
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> 'VaeConfig':
         """Reads a parsed Diffusers `vae/config.json`; a key or value that this port does not cover is a ValueError naming it."""
-        # What Diffusers assumes for keys that an (older) config.json leaves out.
-        values = {'block_out_channels': (64,), 'layers_per_block': 1, 'latent_channels': 4, 'use_quant_conv': True,
-                  'use_post_quant_conv': True, 'scaling_factor': 0.18215, 'shift_factor': None}
-        fields = {field.name for field in dataclasses.fields(cls)}
-        blocks = len(config.get('block_out_channels', values['block_out_channels']))
-        fixed = {**_FIXED, 'down_block_types': [['DownEncoderBlock2D'] * blocks], 'up_block_types': [['UpDecoderBlock2D'] * blocks]}
-        for key, value in config.items():
-            value = list(value) if isinstance(value, tuple) else value
-            if key in fields:
-                values[key] = value
-            elif key in fixed:
-                if value not in fixed[key]:
-                    raise ValueError(f'AutoencoderKL config: {key}={value!r} is not supported, expected {fixed[key][0]!r}')
-            elif key not in _IGNORED:
-                raise ValueError(f'AutoencoderKL config: unknown key {key!r} (value {value!r}); known: {sorted(fields | set(fixed))}')
-        return cls(**values)
+        blocks = len(config.get('block_out_channels', (64,)))
+        only = {'_class_name': ['AutoencoderKL'], 'act_fn': ['silu'], 'latents_mean': [None], 'latents_std': [None],
+                'down_block_types': [['DownEncoderBlock2D'] * blocks], 'up_block_types': [['UpDecoderBlock2D'] * blocks]}
+        # What Diffusers assumes for keys that an older file leaves out.
+        defaults = {'block_out_channels': (64,), 'layers_per_block': 1, 'latent_channels': 4, 'use_quant_conv': True,
+                    'use_post_quant_conv': True, 'scaling_factor': 0.18215, 'shift_factor': None}
+        return read_config(cls, 'VAE config', config, only=only, ignored=('force_upcast', 'sample_size'), defaults=defaults)
 
 
 class GroupNorm(nn.Module):
@@ -258,3 +246,28 @@ class AutoencoderKL(nn.Module):
         """(reconstruction from the mean, mean, log variance); also the method to initialise with."""
         mean, log_var = self.encode(images)
         return self.decode(mean), mean, log_var
+
+
+def weight_rules(config: VaeConfig) -> list[weights.Rule]:
+    """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors)."""
+    del config  # the same names for every shape
+    rules = []
+
+    def add(source, target, transform, leaf):
+        rules.append(weights.Rule(f'{source}.weight', f'{target}/{leaf}', transform))
+        rules.append(weights.Rule(f'{source}.bias', f'{target}/bias'))
+
+    resnets = {'{h}.mid_block.resnets.{r}': '{h}/mid_block/resnets_{r}',
+               '{h}.{s:down_blocks|up_blocks}.{b}.resnets.{r}': '{h}/{s}_{b}/resnets_{r}'}
+    for source, target in resnets.items():
+        add(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}', 'copy', 'scale')
+        add(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}', 'conv', 'kernel')
+    attention = '{h}.mid_block.attentions.0', '{h}/mid_block/attentions_0'
+    add(f'{attention[0]}.group_norm', f'{attention[1]}/group_norm', 'copy', 'scale')
+    add(f'{attention[0]}.{{n:to_[qkv]}}', f'{attention[1]}/{{n}}', 'linear', 'kernel')
+    add(f'{attention[0]}.to_out.0', f'{attention[1]}/to_out_0', 'linear', 'kernel')
+    add('{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv', '{h}/{s}_{b}/{n}_0/conv', 'conv', 'kernel')
+    add('{h}.conv_norm_out', '{h}/conv_norm_out', 'copy', 'scale')
+    add('{h}.{n:conv_in|conv_out}', '{h}/{n}', 'conv', 'kernel')
+    add('{n:quant_conv|post_quant_conv}', '{n}', 'conv', 'kernel')
+    return rules
