@@ -50,7 +50,7 @@ def throughput(images, prompts, mode, workers) -> None:
         count = scorer.counts.scored - before.scored
     print(
         f'workers {workers}: {wall:6.2f} s wall, {count / wall:6.1f} pictures/s, {1000 * cpu / count:6.2f} CPU-ms/picture '
-        f'({cpu / workers:.2f} s if the {workers} cores were free), mean score {scores.values["ocr"].mean():.3f}',
+        f'(CPU time / workers: {cpu / workers:.2f} s), mean score {scores.values["ocr"].mean():.3f}',
         flush=True,
     )
 

@@ -136,7 +136,7 @@ class OcrReward:
             batch = images[start : start + self._batch_size]
             try:
                 lines = self._local.reader(batch)
-            except Exception:  # whatever went wrong in the engine: one picture must not take its neighbours along
+            except Exception:  # noqa: BLE001 (whatever went wrong in the engine: one picture must not take its neighbours along)
                 lines = [self._read_one(image, start + i) for i, image in enumerate(batch)]
             texts += [None if found is None else self._join(found) for found in lines]
         return texts

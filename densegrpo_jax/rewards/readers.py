@@ -106,6 +106,7 @@ class SceneReader:
             'Det.limit_type': 'max',
             'Det.limit_side_len': detect_side,
             'Rec.model_path': str(recogniser),
+            'Rec.rec_img_shape': [3, LINE_HEIGHT, LINE_HEIGHT],  # pad lines to the widest of their batch, not to 320 columns
         }
         with _building:  # its configuration loader was not written for threads
             from rapidocr import RapidOCR

@@ -128,7 +128,7 @@ class Scorer:
             if not valid.any():
                 raise RewardError(f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why')
             result.set_result(Scores(values, valid))
-        except Exception as error:  # raised again where the result is asked for
+        except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)
             result.set_exception(error)
 
     def _count(self, **more: float) -> None:

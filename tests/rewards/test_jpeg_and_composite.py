@@ -115,10 +115,8 @@ def test_build_from_a_config(wrap):
     ],
 )
 def test_build_names_what_is_wrong(spec, words):
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
+    with pytest.raises(ValueError, match='.*'.join(words)):
         build_reward(spec)
-    for word in words:
-        assert word in str(error.value)
 
 
 def test_to_uint8_rounds_clips_and_finds_nan():

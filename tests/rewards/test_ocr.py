@@ -159,8 +159,22 @@ def test_reads_rendered_words(reward, pictures):
     assert swapped.values['ocr'].max() < 0.7
 
 
-def test_reads_colour_channels_and_batches_alike(pictures):
-    # One by one, in batches and in a batch of mixed order: the same text.
+def test_the_recogniser_sees_blue_green_red_in_minus_one_to_one():
+    reader = readers.LineReader(width_scale=5 / 6)
+
+    class Session:
+        def run(self, names, feed):
+            self.x = feed['x']
+            return (np.zeros((len(self.x), 15, 18710), np.float32),)
+
+    reader._session = Session()
+    orange = np.zeros((2, 32, 96, 3), np.uint8) + np.array([255, 102, 0], np.uint8)
+    assert reader(orange) == [[Line('', 0.0)]] * 2
+    assert reader._session.x.shape == (2, 3, 48, 120)
+    np.testing.assert_allclose(reader._session.x[0, :, 24, 60], [-1, -0.2, 1], atol=1e-6)
+
+
+def test_batches_do_not_change_the_text(pictures):
     one, two = OcrReward(batch_size=1), OcrReward(batch_size=2)
     assert one.read(pictures) == two.read(pictures) == two.read(pictures[::-1])[::-1]
 

@@ -104,9 +104,8 @@ def test_after_a_failure_the_rest_of_the_batch_is_skipped():
         raise OSError('down')
 
     reward = Pixel(fail)
-    with Scorer(reward, 1, chunk_size=1) as scorer:
-        with pytest.raises(OSError, match='down'):
-            scorer.submit(pictures(*range(40)), ['a'] * 40).result(10)
+    with Scorer(reward, 1, chunk_size=1) as scorer, pytest.raises(OSError, match='down'):
+        scorer.submit(pictures(*range(40)), ['a'] * 40).result(10)
     assert reward.calls == [1]
 
 
