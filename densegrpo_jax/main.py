@@ -1,0 +1,56 @@
+"""Command: aligns a flow model with DenseGRPO.
+
+    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr [--config.iterations=100 ...]
+
+Running the same command again continues the run found in the work directory. Exit status: 0 finished, 75 stopped by a signal and
+resumable, 2 a configuration, file or prompt that cannot be used, 1 anything else (with --require_gain, also too little gain).
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.training.run import run
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
+CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
+REQUIRE_GAIN = flags.DEFINE_float('require_gain', None, 'Exit with status 1 if the evaluation score rose by less than this.')
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    logging.set_verbosity(logging.INFO)
+    for noisy in ('orbax', 'jax'):
+        logging.logging.getLogger(noisy).setLevel(logging.logging.WARNING)
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value).expanduser().absolute()
+    rollout, optim = config.rollout, config.optim
+    start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), CPU_DEVICES.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with handle_stop_signals() as stop:
+            summary = run(config, workdir, make_mesh(config.mesh), stop)
+    except Preempted:
+        return RESUMABLE
+    except (ValueError, FileNotFoundError) as error:
+        logging.error('%s', error)
+        return 2
+    gain = summary['after']['mean'] - summary['before']['mean']
+    if REQUIRE_GAIN.value is not None and gain < REQUIRE_GAIN.value:
+        logging.error('the evaluation score changed by %+.4f; at least %+.4f was required', gain, REQUIRE_GAIN.value)
+        return 1
+    return FINISHED
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(lambda argv: sys.exit(main(argv)))

@@ -1,0 +1,180 @@
+"""Command: trains the miniature FLUX from scratch and writes it as a Diffusers folder.
+
+    python -m densegrpo_jax.pretrain --config=configs/tiny_pretrain.py --workdir=runs/tiny_pretrain
+
+Every stage resumes from its own checkpoints, a finished one is only read. The folder appears at WORKDIR/flux.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.core.schedules import flux_shift_mu
+from densegrpo_jax.data.prompts import tiny_eval_prompts
+from densegrpo_jax.data.render import training_batch
+from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
+from densegrpo_jax.models.packing import token_grid
+from densegrpo_jax.models.pipeline import COMPONENTS, FluxPipeline, build_pipeline, save_pipeline
+from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
+from densegrpo_jax.rewards.ocr import OcrReward
+from densegrpo_jax.training.pictures import save_grid
+
+SCHEDULER = {
+    '_class_name': 'FlowMatchEulerDiscreteScheduler', '_diffusers_version': '0.32.0', 'base_image_seq_len': 256, 'base_shift': 0.5,
+    'max_image_seq_len': 4096, 'max_shift': 1.15, 'num_train_timesteps': 1000, 'shift': 3.0, 'use_dynamic_shifting': True,
+}  # fmt: skip
+
+
+def component_configs(config, tokenizer, tokenizer_2) -> dict[str, dict]:
+    """The config.json of every component: the sizes of `config`, completed with what Transformers and Diffusers expect there."""
+    clip = {
+        '_class_name': None, 'architectures': ['CLIPTextModel'], 'model_type': 'clip_text_model', 'vocab_size': len(tokenizer),
+        'max_position_embeddings': config.clip_length, 'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': tokenizer.eos_token_id,
+        'pad_token_id': tokenizer.pad_token_id, 'layer_norm_eps': 1e-5, **config.text_encoder.to_dict(),
+    }  # fmt: skip
+    clip.pop('_class_name')
+    t5 = {
+        'architectures': ['T5EncoderModel'], 'model_type': 't5', 'vocab_size': len(tokenizer_2), 'feed_forward_proj': 'gated-gelu',
+        'is_gated_act': True, 'dense_act_fn': 'gelu_new', 'layer_norm_epsilon': 1e-6, 'pad_token_id': 0, 'eos_token_id': 1,
+        'decoder_start_token_id': 0, 'tie_word_embeddings': False, 'is_encoder_decoder': True, **config.text_encoder_2.to_dict(),
+    }  # fmt: skip
+    vae = {
+        '_class_name': 'AutoencoderKL', '_diffusers_version': '0.32.0', 'act_fn': 'silu', 'scaling_factor': 1.0, 'shift_factor': 0.0,
+        'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4, **config.vae.to_dict(),
+    }  # fmt: skip
+    transformer = {'_class_name': 'FluxTransformer2DModel', '_diffusers_version': '0.32.0', **config.transformer.to_dict()}
+    as_lists = lambda d: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()}
+    return {'transformer': as_lists(transformer), 'vae': as_lists(vae), 'text_encoder': clip, 'text_encoder_2': t5}
+
+
+def init_params(pipeline: FluxPipeline, config) -> dict:
+    """Fresh float32 parameters of all four networks."""
+    key = jax.random.key(config.seed)
+    tokens, channels = pipeline.latent_shape(config.height, config.width)
+    ids, text = jnp.zeros((1, config.t5_length), jnp.int32), jnp.zeros((1, config.t5_length, config.transformer.joint_attention_dim))
+    pooled, one = jnp.zeros((1, config.transformer.pooled_projection_dim)), jnp.ones(1)
+    guidance = one if config.transformer.guidance_embeds else None
+    x, positions = jnp.zeros((1, tokens, channels)), (jnp.zeros((tokens, 3)), jnp.zeros((config.t5_length, 3)))
+    arguments = {
+        'transformer': (x, text, pooled, one, guidance, *positions),
+        'vae': (jnp.zeros((1, config.height, config.width, 3)),),
+        'text_encoder': (ids,),
+        'text_encoder_2': (ids,),
+    }
+    init = lambda name: jax.jit(getattr(pipeline, name).init)(key, *arguments[name])['params']
+    return {name: init(name) for name in COMPONENTS}
+
+
+def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """`size` rendered pictures as latents (posterior means, float16 [S, h, w, 16]) with their token ids; kept in `path` for a resume."""
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
+    parts: dict[str, list] = {'latents': [], 'clip_ids': [], 't5_ids': []}
+    for i in range(size // 1024):
+        images, prompts, _ = training_batch(config.render_seed + 1, i, 1024)
+        parts['latents'].append(np.asarray(encode(params, vae_stage.to_model_range(images)), np.float16))
+        for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
+            parts[name].append(ids)
+        if i % 8 == 7:
+            logging.info('encoding pictures %d/%d', (i + 1) * 1024, size)
+    pool = {name: np.concatenate(values) for name, values in parts.items()}
+    np.savez(path.with_suffix('.partial.npz'), **pool)
+    path.with_suffix('.partial.npz').rename(path)
+    return pool
+
+
+def evaluator(pipeline: FluxPipeline, config, s, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
+    """`(step, ema)` -> samples held-out words by the plain ODE, logs the OCR score and saves a contact sheet."""
+    prompts = tiny_eval_prompts()[: s.eval_words]
+    texts, height, width = [p.text for p in prompts], config.height, config.width
+    clip_ids, t5_ids = pipeline.tokenize(texts)
+    sigmas = pipeline.sigmas(s.grid_steps, height, width)
+    noise = jax.random.normal(jax.random.key(config.seed + 1), (len(texts), *pipeline.latent_shape(height, width)))
+    reward = OcrReward(mode='recognise')
+
+    @jax.jit
+    def pictures(params):
+        velocity = pipeline.velocity_fn(params['transformer'], None, pipeline.encode(params, clip_ids, t5_ids), guidance, height, width)
+        return pipeline.decode(params, ode_rollout(velocity, noise, sigmas), height, width)[0]
+
+    def evaluate(step: int, ema: dict) -> None:
+        images = np.asarray(pictures({**rest, **ema}))
+        scores = reward(images, texts, [p.metadata for p in prompts])
+        values = next(iter(scores.values.values()))
+        logging.info('%s %d: held-out OCR %.4f over %d words (guidance %.1f)', name, step, values.mean(), len(values), guidance)
+        save_grid(workdir / 'samples' / f'{name}_{step:06d}.png', images[:48], columns=6, scale=2)
+
+    return evaluate
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}')
+    logging.set_verbosity(logging.INFO)
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value).absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    options = dict(seed=config.seed, log_every=config.log_every, save_seconds=config.save_seconds, keep=config.keep_checkpoints)
+    tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
+    configs = component_configs(config, tokenizer, tokenizer_2)
+    pipeline = build_pipeline(configs, SCHEDULER, tokenizer, tokenizer_2, t5_length=config.t5_length)
+    params = init_params(pipeline, config)
+
+    s = config.stages.vae
+    loss = vae_stage.make_loss(pipeline.vae, s.kl_weight)
+    raw = stages.run_stage('vae', s, params['vae'], loss, vae_stage.batch_fn(config.render_seed, s.batch), workdir, **options)
+    probe = vae_stage.to_model_range(training_batch(config.render_seed, 10**6, 512)[0])
+    mean, std = vae_stage.latent_moments(pipeline.vae, raw, probe)
+    # Channels that carry nothing (posterior = prior) are not blown up to unit variance.
+    params['vae'] = vae_stage.fold_channel_scale(raw, np.maximum(std, 0.25 * std.max()))
+    logging.info('latent channels: mean %s, std %s', np.round(mean, 2), np.round(std, 2))
+    save_grid(workdir / 'samples' / 'vae.png', vae_stage.reconstructions(pipeline.vae, params['vae'], probe[:24]), columns=6, scale=2)
+
+    s = config.stages.text
+    heads = text_stage.init_heads(
+        jax.random.key(config.seed), config.text_encoder_2.d_model, config.text_encoder.hidden_size, len(tokenizer_2)
+    )
+    start = {'text_encoder': params['text_encoder'], 'text_encoder_2': params['text_encoder_2'], 'heads': heads}
+    batches = text_stage.batch_fn(config.render_seed, s.batch, pipeline, text_stage.quote_ids(pipeline))
+    text = stages.run_stage('text', s, start, text_stage.make_loss(pipeline), batches, workdir, **options)
+    params |= {name: text[name] for name in ('text_encoder', 'text_encoder_2')}
+
+    s = config.stages.flow
+    rows, cols = token_grid(config.height, config.width)
+    mu = flux_shift_mu(rows * cols)
+    pool = encode_pool(pipeline.vae, params['vae'], pipeline, config, s.pool, workdir / 'pool.npz')
+    empty = dict(zip(('clip_ids', 't5_ids'), (ids[0] for ids in pipeline.tokenize(['']))))
+    start = {name: params[name] for name in ('transformer', 'text_encoder', 'text_encoder_2')}
+    loss = flow_stage.flow_loss(pipeline, config.height, config.width, mu)
+    batches = flow_stage.batch_fn(config.render_seed + 2, s.batch, pool, empty, s.text_dropout)
+    judge = evaluator(pipeline, config, s, workdir, 'flow', 1.0, {'vae': params['vae']})
+    params |= stages.run_stage('flow', s, start, loss, batches, workdir, on_eval=judge, **options)
+
+    s = config.stages.distil
+    teacher = {name: params[name] for name in start}
+    loss = flow_stage.distil_loss(pipeline, teacher, empty, config.height, config.width, mu, s.guidance_max)
+    batches = flow_stage.batch_fn(config.render_seed + 3, s.batch, pool, empty, 0.0)
+    fixed = {name: params[name] for name in COMPONENTS if name != 'transformer'}
+    judge = evaluator(pipeline, config, s, workdir, 'distil', s.eval_guidance, fixed)
+    on_eval = lambda step, ema: judge(step, {'transformer': ema})
+    params['transformer'] = stages.run_stage('distil', s, params['transformer'], loss, batches, workdir, on_eval=on_eval, **options)
+
+    save_pipeline(workdir / 'flux', pipeline, params, dtype=jnp.bfloat16)
+    size = sum(f.stat().st_size for f in (workdir / 'flux').rglob('*') if f.is_file())
+    logging.info('finished: %s (%.1f MiB, bfloat16); samples in %s', workdir / 'flux', size / 2**20, workdir / 'samples')
+
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Pretraining configuration.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main)

@@ -1,0 +1,1 @@
+"""From-scratch training of the miniature FLUX (command: `python -m densegrpo_jax.pretrain`)."""

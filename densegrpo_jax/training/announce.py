@@ -1,0 +1,67 @@
+"""What a run prints before it loads a weight or compiles anything."""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from densegrpo_jax.models.pipeline import COMPONENTS, FluxPipeline
+from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
+from densegrpo_jax.training.sampling import Schedule
+from densegrpo_jax.training.state import count, init_state
+
+GIB = 2**30
+
+
+def memory(config, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh) -> dict[str, float]:
+    """Bytes per device of what stays or is large: weights, adapters with optimiser and moving average, rollout latents, pictures.
+
+    Activations inside a network are not in it: they depend on the compiler (and on `model.remat`).
+    """
+    devices, r, m = mesh.devices.size, config.rollout, config.model
+    dtype = jnp.dtype(m.dtype)
+    shapes = pipeline.abstract_params()
+    placed = {name: shardings(tree, mesh) for name, tree in shapes.items()}
+    weights = sum(bytes_per_device(shapes[n], placed[n]) for n in COMPONENTS) * dtype.itemsize / 4
+    state = jax.eval_shape(lambda: init_state(pipeline, tx, jax.random.key(0)))
+    adapters = bytes_per_device(state, shardings(state, mesh))
+    states, samples = len(schedule.complete), r.prompts * r.group
+    row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
+    batch = r.prompts_per_batch * r.group
+    kept = (r.steps + 1 + states) * samples * row / devices
+    buffer = (2 * r.steps + 1 + states) * batch * row / devices
+    pictures = states * batch * m.height * m.width * 3 / devices
+    return {'weights': weights, 'adapters, optimiser, moving average': adapters, 'latents': kept + buffer, 'pictures': pictures}
+
+
+def plan(config, folder, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh, accumulation: int, train: int, test: int, workdir) -> None:
+    """Prints model, trainable parameters, geometry, expected device memory and where results go."""
+    r, m, o = config.rollout, config.model, config.optim
+    state = jax.eval_shape(lambda: init_state(pipeline, tx, jax.random.key(0)))
+    base = pipeline.abstract_params()
+    need = memory(config, pipeline, schedule, tx, mesh)
+    steps = lambda mask: ''.join('x' if on else '.' for on in mask)
+    devices = mesh.devices.flatten()
+    axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+    n = schedule.completion_steps or 'all remaining'
+    lines = [
+        config.label or pathlib.Path(folder).name,
+        f'model        {folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {sum(map(count, base.values())) / 1e6:.1f} M parameters, {m.dtype}',
+        f'trained      LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}: {count(state.policy) / 1e6:.3f} M parameters, float32',
+        f'devices      {len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es)',
+        f'pictures     {m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
+        f'rollout      T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}',
+        f'iteration    {r.prompts} prompts x {r.group} = {r.prompts * r.group} samples in {r.prompts // r.prompts_per_batch} batch(es)',
+        f'credit       {config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std',
+        f'update       {o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g}, clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
+        f'evaluation   every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the adapters',
+        'memory       ' + ', '.join(f'{k} {v / GIB:.2f}' for k, v in need.items()) + f' GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
+        f'results      {workdir}: metrics.jsonl, TensorBoard events, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
+    ]  # fmt: skip
+    for line in lines:
+        logging.info('%s', line)

@@ -1,0 +1,132 @@
+"""Every configuration key with its default, and the checks that run before anything is loaded or compiled.
+
+`configs/*.py` start from `default_config()` and change what they must; a key that is not here cannot be set.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from densegrpo_jax.core.dense_reward import CREDIT_RULES
+from densegrpo_jax.core.grpo_loss import KL_FORMS
+from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
+from densegrpo_jax.models.flux import REMAT_POLICIES
+
+# The layers that Flow-GRPO adapts on FLUX.1-dev: attention of all blocks, feed-forward of the double blocks.
+FLUX_LORA_TARGETS = (
+    'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.to_out.0', 'attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj', 'attn.to_add_out',
+    'ff.net.0.proj', 'ff.net.2', 'ff_context.net.0.proj', 'ff_context.net.2',
+)  # fmt: skip
+
+
+def _group(**values) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(values, type_safe=True)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """FLUX.1-dev, dense credit, the settings of the peers' FLUX recipes; nothing that a run needs is left to the code."""
+    c = ml_collections.ConfigDict()
+    c.seed = 42
+    c.iterations = 800
+    c.label = ''  # one line shown at the start and kept with the results
+    c.model = _group(
+        path='black-forest-labs/FLUX.1-dev',  # Diffusers folder or Hugging Face id
+        height=512,
+        width=512,
+        t5_length=128,  # tokens
+        guidance=3.5,  # input of the guidance embedding
+        dtype='bfloat16',  # of base weights and matrix products
+        scan=True,
+        remat='full',  # see FluxTransformer
+    )
+    c.lora = _group(rank=64, alpha=128.0, targets=FLUX_LORA_TARGETS)
+    c.data = _group(
+        train='scenes',  # 'scenes', 'tiny', or a text file with one prompt a line
+        eval='scenes',
+        scenes=20000,  # size of the generated prompt set 'scenes'
+        eval_prompts=0,  # 0 = all
+    )
+    c.rollout = _group(
+        steps=6,  # T
+        prompts=48,  # P per iteration
+        group=24,  # G copies of each
+        prompts_per_batch=48,  # sampled together; their scoring overlaps the sampling of the next batch
+        kernel='cps',  # 'sde' or 'cps'
+        noise='constant',  # 'flow_grpo': level * sqrt(s / (1 - s)); 'constant': level at every step (eta of cps)
+        level=0.8,
+        first=0,  # stochastic window [first, last); last = 0 means T
+        last=0,
+        noisy_end=False,  # noise, untrained, into clean latents too (Flow-GRPO's code)
+        train_end=False,  # noise there, trained (the paper)
+        log_prob='gaussian',  # or 'unscaled' (the CPS paper's code; its clip range is 1e-5)
+    )
+    c.credit = _group(
+        rule='dense',  # sparse, dense_baseline, coca_share, coca_to_go, dense
+        completion_steps=0,  # n; 0 = all remaining grid points (n = t)
+        coca_window=1,
+        coca_alpha=0.0,
+        std='group',  # or 'global' (Flow-GRPO's code)
+        std_eps=1e-4,
+        clip=5.0,
+    )
+    c.loss = _group(clip_range=1e-4, beta=0.0, kl_form='gaussian')
+    c.optim = _group(
+        learning_rate=3e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4, grad_clip=1.0,
+        warmup=0,  # iterations of linear warm-up
+        updates=1,  # optimiser steps per iteration, over disjoint parts of its prompts
+        microbatch=24,  # transitions per gradient accumulation step
+        max_bad=5,  # stop after this many non-finite gradients in a row
+    )  # fmt: skip
+    c.ema = _group(decay=0.9, every=8)
+    c.reward = ml_collections.ConfigDict({'ocr': {'weight': 1.0, 'mode': 'detect'}}, type_safe=False)
+    c.reward_workers = 0  # scoring threads; 0 = one per core
+    c.eval = _group(every=30, steps=28, batch=48, shown=16, best='total')
+    c.checkpoint = _group(every=10, keep=2)
+    c.mesh = _group(data=-1, fsdp=1, tensor=1)
+    return c
+
+
+def validate(config) -> None:
+    """Raises ValueError naming the key, its value and what would do, for everything that can be known without weights or devices."""
+    r, m = config.rollout, config.model
+    _one_of('rollout.kernel', r.kernel, [k for k in KERNELS if k != 'ode'])
+    _one_of('rollout.noise', r.noise, ('flow_grpo', 'constant'))
+    _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
+    _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
+    _one_of('credit.std', config.credit.std, ('group', 'global'))
+    _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
+    _one_of('model.remat', m.remat, ('none', *REMAT_POLICIES))
+    _one_of('model.dtype', m.dtype, ('float32', 'bfloat16'))
+    positive = {
+        'iterations': config.iterations, 'rollout.steps': r.steps, 'rollout.prompts': r.prompts, 'rollout.group': r.group,
+        'rollout.prompts_per_batch': r.prompts_per_batch, 'optim.microbatch': config.optim.microbatch, 'optim.updates': config.optim.updates,
+        'optim.max_bad': config.optim.max_bad, 'ema.every': config.ema.every, 'eval.every': config.eval.every, 'eval.steps': config.eval.steps,
+        'eval.batch': config.eval.batch, 'checkpoint.every': config.checkpoint.every, 'checkpoint.keep': config.checkpoint.keep,
+        'model.t5_length': m.t5_length,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if value < 1:
+            raise ValueError(f'{key}={value} must be at least 1')
+    if r.group < 2:
+        raise ValueError(f'rollout.group={r.group}: an advantage compares the pictures of one prompt; use at least 2')
+    _divides('rollout.prompts', r.prompts, 'rollout.prompts_per_batch', r.prompts_per_batch)
+    _divides('rollout.prompts', r.prompts, 'optim.updates', config.optim.updates)
+    if not 0 <= config.credit.completion_steps <= r.steps:
+        raise ValueError(f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to rollout.steps={r.steps}')
+    if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
+        raise ValueError("loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'")
+    if r.kernel == 'cps' and not (r.noise == 'constant' and 0 < r.level <= 1):
+        raise ValueError(f"rollout.kernel='cps' takes rollout.noise='constant' and 0 < rollout.level <= 1, found {r.noise!r}, {r.level}")
+    if not 0 <= config.ema.decay < 1:
+        raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
+
+
+def _one_of(key: str, value, allowed) -> None:
+    if value not in allowed:
+        raise ValueError(f'{key}={value!r} is not known; choose one of {sorted(allowed)}')
+
+
+def _divides(key: str, whole: int, part_key: str, part: int) -> None:
+    if whole % part:
+        divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+        raise ValueError(f'{part_key}={part} does not divide {key}={whole}; it may be one of {divisors}')

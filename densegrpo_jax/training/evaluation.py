@@ -1,0 +1,72 @@
+"""Seeded evaluation: the plain ODE sampler on a fixed prompt list with fixed noise, scored by the training reward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.models.pipeline import FluxPipeline
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.training.prompts import Encoder
+from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of one evaluation: name -> float32 [N] (NaN where a picture could not be scored), and the first pictures."""
+
+    scores: dict[str, np.ndarray]
+    images: np.ndarray  # uint8 [shown, H, W, 3]
+    prompts: list[str]
+
+    def mean(self, name: str = 'total') -> float:
+        return float(np.nanmean(self.scores[name]))
+
+    def standard_error(self, name: str = 'total') -> float:
+        """Of the mean over prompts: sample standard deviation / sqrt(N)."""
+        values = self.scores[name][np.isfinite(self.scores[name])]
+        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
+
+    def captions(self) -> list[str]:
+        return [f'{s:.2f} {p}' for s, p in zip(self.scores['total'], self.prompts)]
+
+
+class Evaluator:
+    """Samples and scores every prompt of a list once.
+
+    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i): the same pictures are compared before and after, on
+    any number of devices and in any batch.
+    """
+
+    def __init__(self, pipeline: FluxPipeline, config, prompts: PromptSet, encoder: Encoder, scorer: Scorer, mesh: Mesh):
+        self._prompts, self._encoder, self._scorer, self._shown = prompts, encoder, scorer, config.eval.shown
+        self._batch = min(config.eval.batch, len(prompts))
+        self._sample = make_sampler(pipeline, config, config.eval.steps, mesh)
+        key = stream_key(config.seed, STREAM_EVAL, 0)
+        self._keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(prompts)))
+
+    def __call__(self, params: dict, adapters: dict | None, wait: Callable = lambda x: x) -> Evaluation:
+        """Evaluates the adapters (None: the base model). `wait` may raise to interrupt (see StopRequest.wait)."""
+        futures, shown = [], []
+        for start in range(0, len(self._prompts), self._batch):
+            # The last batch is filled up with the prompts before it, so that one compiled shape serves all.
+            rows = np.arange(start, start + self._batch) % len(self._prompts)
+            new = min(self._batch, len(self._prompts) - start)
+            texts = [self._prompts[int(i)].text for i in rows]
+            images, finite = wait(self._sample(params, adapters, self._encoder(texts), self._keys[rows]))
+            images, finite = np.asarray(images)[:new], np.asarray(finite)[:new]
+            metadata = [self._prompts[int(i)].metadata for i in rows[:new]]
+            futures.append((self._scorer.submit(images, texts[:new], metadata), finite))
+            shown.extend(images[: max(0, self._shown - len(shown))])
+        parts: dict[str, list[np.ndarray]] = {}
+        for future, finite in futures:
+            scores = wait(future)
+            for name, values in scores.values.items():
+                parts.setdefault(name, []).append(np.where(finite & scores.valid, values, np.nan))
+        scores = {name: np.concatenate(values) for name, values in parts.items()}
+        return Evaluation(scores, np.stack(shown), [p.text for p in self._prompts[: len(shown)]])

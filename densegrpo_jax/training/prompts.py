@@ -1,0 +1,61 @@
+"""The prompt sets that a configuration names, and their conditioning: encoded once, then gathered by index."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
+from densegrpo_jax.data.scenes import scene_prompts
+from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+
+EVAL_SCENES = 1024  # size of the generated evaluation set
+
+
+def load_prompts(config, split: str) -> PromptSet:
+    """The prompt set `config.data.train` or `.eval`.
+
+    'tiny' is the miniature's (train words, or held-out words), 'scenes' the generated OCR scenes (the two splits are disjoint),
+    anything else a text file with one prompt a line, each with its target in straight double quotes where the OCR reward is used.
+
+    Raises:
+      ValueError, FileNotFoundError: from reading the file; or an empty set.
+    """
+    name = config.data[split]
+    if name == 'tiny':
+        prompts = tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
+    elif name == 'scenes':
+        everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
+        prompts = everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
+    else:
+        prompts = PromptSet.from_text(pathlib.Path(name), quoted_target='ocr' in config.reward)
+    if split == 'eval' and config.data.eval_prompts:
+        prompts = prompts[: config.data.eval_prompts]
+    return PromptSet(tuple(prompts))
+
+
+class Encoder:
+    """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of them.
+
+    Prompts that were encoded before are taken from memory; the rows live on the host.
+    """
+
+    def __init__(self, pipeline: FluxPipeline, params: dict, batch: int = 32):
+        self._pipeline, self._params, self._batch = pipeline, {k: params[k] for k in ('text_encoder', 'text_encoder_2')}, batch
+        self._encode = jax.jit(pipeline.encode)
+        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, texts: list[str]) -> Conditioning:
+        """Conditioning of `texts`, [B, ...]."""
+        new = [t for t in dict.fromkeys(texts) if t not in self._cache]
+        for i in range(0, len(new), self._batch):
+            part = new[i : i + self._batch]
+            padded = part + [part[-1]] * (self._batch - len(part))
+            rows = jax.device_get(self._encode(self._params, *self._pipeline.tokenize(padded)))
+            for j, text in enumerate(part):
+                self._cache[text] = rows.text[j], rows.pooled[j]
+        text, pooled = zip(*(self._cache[t] for t in texts))
+        return Conditioning(jnp.asarray(np.stack(text)), jnp.asarray(np.stack(pooled)))

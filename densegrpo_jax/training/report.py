@@ -1,0 +1,99 @@
+"""What a run shows: scalars of an iteration, pictures, the reward curve, and the closing summary."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+from absl import logging
+
+from densegrpo_jax.training.pictures import save_grid
+
+
+def scalars(metrics: dict, values: dict[str, np.ndarray], seconds: dict[str, float], progress, skipped: int) -> dict[str, float]:
+    """One flat dict per iteration; step-wise arrays become name/step_k, NaN entries (untrained steps) are left out."""
+    out = {}
+    for name, value in metrics.items():
+        value = np.asarray(value, np.float64)
+        if value.ndim == 0:
+            out[f'train/{name}'] = float(value)
+        else:
+            out |= {f'{name}/step_{k}': float(v) for k, v in enumerate(value) if np.isfinite(v)}
+    # The terminal reward by its parts; the last row of every score is the sample itself.
+    out |= {f'train/reward_{name}': float(rows[-1].mean()) for name, rows in values.items() if name != 'total'}
+    out |= {f'seconds/{name}': value for name, value in seconds.items()}
+    return {**out, 'train/skipped': float(skipped), 'train/velocity_evals': float(progress.velocity_evals), 'train/seconds': progress.seconds}
+
+
+def keep_pictures(workdir: pathlib.Path, step: int, evaluation) -> None:
+    """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the final comparison, as an array."""
+    folder = workdir / 'samples'
+    columns = max(1, min(6, 1152 // evaluation.images.shape[2]))
+    scale = max(1, 192 // evaluation.images.shape[2])
+    save_grid(folder / f'step_{step:06d}.png', evaluation.images, columns=columns, scale=scale, captions=evaluation.captions())
+    np.savez(folder / f'step_{step:06d}.npz', images=evaluation.images, scores=evaluation.scores['total'][: len(evaluation.images)])
+
+
+def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) -> pathlib.Path:
+    """The same prompts and noise before (left) and after (right) training, in one PNG."""
+    load = lambda step: np.load(workdir / 'samples' / f'step_{step:06d}.npz', allow_pickle=False)
+    before, after = load(first), load(last)
+    n = min(pairs, len(before['images']))
+    images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(-1, *before['images'].shape[1:])
+    captions = [c for b, a in zip(before['scores'], after['scores']) for c in (f'before {b:.2f}', f'after {a:.2f}')][: 2 * n]
+    width = images.shape[2]
+    columns = 4 if width < 300 else 2
+    return save_grid(workdir / 'before_after.png', images, columns=columns, scale=max(1, 288 // width), captions=captions)
+
+
+def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
+    """Evaluation score with its standard error, and the training reward, against updates."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    train = [(row['step'], row['train/reward']) for row in rows if 'train/reward' in row]
+    step, mean, error = (np.array(column, float) for column in zip(*evaluations))
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=120)
+    if train:
+        axes.plot(*zip(*train), color='0.7', linewidth=1, label='training samples (noisy policy)')
+    axes.errorbar(step, mean, yerr=error, marker='o', capsize=3, color='tab:blue', label='held-out prompts (ODE, moving average)')
+    axes.set_xlabel('updates')
+    axes.set_ylabel(f'reward ({name})')
+    axes.grid(alpha=0.3)
+    axes.legend(loc='best', frameon=False)
+    figure.tight_layout()
+    path = workdir / 'reward_curve.png'
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def finish(config, workdir: pathlib.Path, progress, checkpoints) -> dict:
+    """Writes summary.json, the curve and the before/after picture; logs the closing lines."""
+    first, last = progress.evaluations[0], progress.evaluations[-1]
+    best = max(progress.evaluations, key=lambda e: e[1])
+    summary = {
+        'label': config.label,
+        'score': config.eval.best,
+        'updates': last[0],
+        'before': {'mean': first[1], 'standard_error': first[2]},
+        'after': {'mean': last[1], 'standard_error': last[2]},
+        'best': {'step': best[0], 'mean': best[1], 'standard_error': best[2]},
+        'velocity_evals': progress.velocity_evals,
+        'seconds': progress.seconds,
+        'evaluations': progress.evaluations,
+    }
+    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    made = [curve(workdir, progress.evaluations, config.eval.best), before_after(workdir, first[0], last[0])]
+    logging.info('made %s; checkpoints %s in %s', ', '.join(map(str, made)), checkpoints.steps(), checkpoints.directory)
+    logging.info(
+        'evaluation score before %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; standard errors over prompts)',
+        first[1], first[2], last[0], last[1], last[2], last[1] - first[1],
+    )  # fmt: skip
+    return summary
+
+

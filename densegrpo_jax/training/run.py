@@ -1,0 +1,199 @@
+"""The training run, in reading order: set up, restore, then sample -> score -> credit -> update -> evaluate -> save."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.models.pipeline import Conditioning, load_pipeline, open_pipeline, resolve_folder
+from densegrpo_jax.models.lora import LoraConfig
+from densegrpo_jax.parallel.sharding import init_sharded, shardings
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.training import announce, report
+from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.evaluation import Evaluator
+from densegrpo_jax.training.metrics import MetricWriter
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.prompts import Encoder, load_prompts
+from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.update import make_credit, make_update, microbatches
+
+# Keys that may differ between the run that wrote a checkpoint and the one that continues it.
+FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers')
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many updates in a row had a non-finite gradient."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers besides arrays; JSON, stored with every checkpoint."""
+
+    evaluations: list = dataclasses.field(default_factory=list)  # [step, mean, standard error]
+    bad_in_a_row: int = 0
+    velocity_evals: int = 0  # network calls so far, all samples
+    seconds: float = 0.0  # spent in iterations (no evaluation, no compilation of it)
+
+
+def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
+    """Trains until `config.iterations`, or continues a run found in `workdir`.
+
+    Returns:
+      The summary that is also written to WORKDIR/summary.json.
+
+    Raises:
+      Preempted: a stop was requested; the last completed update has been saved.
+      TrainingDiverged: see `optim.max_bad`.
+      ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
+    """
+    # What will be done, before any weight is read and anything is compiled.
+    validate(config)
+    folder = resolve_folder(config.model.path)
+    lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
+    options = dict(t5_length=config.model.t5_length, lora=lora, scan=config.model.scan, remat=config.model.remat, dtype=jnp.dtype(config.model.dtype))
+    pipeline = open_pipeline(folder, **options)
+    schedule = make_schedule(pipeline, config)
+    accumulation = microbatches(config, int(schedule.plan.trained.sum()))
+    train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
+    reward = build_reward(config.reward)
+    for prompts in (train, test):
+        reward.check([p.text for p in prompts], [p.metadata for p in prompts])
+    tx = optimiser(config)
+    announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
+
+    # Weights, adapters and the newest checkpoint.
+    pipeline, params = load_pipeline(folder, **options, shardings=lambda tree: shardings(tree, mesh))
+    state = init_sharded(lambda: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0)), mesh)
+    fingerprint = {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in FREE_KEYS}
+    checkpoints = Checkpoints(workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint)
+    progress, start = Progress(), 0
+    if (restored := checkpoints.restore_latest(state)) is not None:
+        state, start, progress = restored.state, restored.step, Progress(**restored.meta)
+        logging.info('continuing from iteration %d of %d', start, config.iterations)
+    (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+
+    encoder = Encoder(pipeline, params)
+    rollout_fn = make_rollout(pipeline, config, schedule, mesh)
+    credit_fn, update_fn = make_credit(config, schedule), make_update(pipeline, config, tx, mesh)
+    workers = config.reward_workers or jax.local_device_count()
+    with Scorer(reward, workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints:
+        evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
+        phases = Phases(config, workdir, train, evaluator, scorer, writer, stop)
+        step = saved = start
+        try:
+            if not progress.evaluations:
+                phases.evaluate(0, params, state.ema, progress)
+            while step < config.iterations:
+                # 1. Sample, complete by ODE, decode, score.
+                began = time.monotonic()
+                rollouts, scores, conditioning = phases.sample(rollout_fn, params, state.policy, encoder, step)
+                sampled = time.monotonic()
+                values, valid = phases.gather(scores)
+                scored = time.monotonic()
+                # 2. Credit, advantages, update. From here on the iteration is completed even if a stop is requested.
+                batch, credit_metrics = credit_fn(rollouts, values['total'], valid)
+                evals = sum(rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
+                state, update_metrics = update_fn(state, params, conditioning, batch)
+                metrics = jax.device_get({**credit_metrics, **update_metrics})
+                now = time.monotonic()
+                # 3. Account for it.
+                step += 1
+                progress.velocity_evals += evals
+                progress.seconds += now - began
+                progress.bad_in_a_row = 0 if metrics['finite'] else progress.bad_in_a_row + 1
+                seconds = {'sample': sampled - began, 'score_wait': scored - sampled, 'update': now - scored, 'iteration': now - began}
+                writer.write_scalars(step, report.scalars(metrics, values, seconds, progress, int(state.skipped)))
+                if progress.bad_in_a_row >= config.optim.max_bad:
+                    raise TrainingDiverged(
+                        f'the last {progress.bad_in_a_row} updates had a non-finite gradient (optim.max_bad={config.optim.max_bad}) and were '
+                        f'left out; checkpoints up to iteration {saved} are in {checkpoints.directory}. Lower optim.learning_rate, or look '
+                        f'for NaN pictures in the metrics (valid_share)'
+                    )
+                # 4. Evaluate and save.
+                score = None
+                if step % config.eval.every == 0 or step == config.iterations:
+                    score = phases.evaluate(step, params, state.ema, progress)
+                if score is not None or step % config.checkpoint.every == 0:
+                    checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
+                    saved = step
+                stop.check()
+        except Preempted:
+            if step > saved:
+                checkpoints.save(step, state, dataclasses.asdict(progress))
+            checkpoints.wait_until_finished()
+            logging.warning('stopped after iteration %d of %d; the same command continues from there', step, config.iterations)
+            raise
+        checkpoints.wait_until_finished()
+    return report.finish(config, workdir, progress, checkpoints)
+
+
+class Phases:
+    """The two phases of an iteration that touch the host: sampling with scoring, and evaluation."""
+
+    def __init__(self, config, workdir, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest):
+        self.config, self.workdir, self.train = config, workdir, train
+        self.evaluator, self.scorer, self.writer, self.stop = evaluator, scorer, writer, stop
+
+    def sample(self, rollout_fn, params, adapters, encoder: Encoder, step: int) -> tuple[list, list, Conditioning]:
+        """Rolls out the prompts of an iteration in batches; each is scored on the host while the next one is sampled.
+
+        Returns:
+          rollouts: list of DenseRollout on the devices.
+          scores: list of (future Scores of S * b pictures, finite [S, b]), in the same order.
+          conditioning: of all prompts [P, ...].
+        """
+        r, key = self.config.rollout, stream_key(self.config.seed, STREAM_ROLLOUT, step)
+        chosen = [self.train[int(i)] for i in prompt_indices_for_step(len(self.train), r.prompts, step, self.config.seed)]
+        conditioning = encoder([p.text for p in chosen])
+        rollouts, scores, waiting = [], [], None
+        for start in range(0, r.prompts, r.prompts_per_batch):
+            places = np.arange(start, start + r.prompts_per_batch)
+            result = rollout_fn(params, adapters, jax.tree.map(lambda a: a[places], conditioning), key, places)
+            if waiting is not None:
+                scores.append(self._submit(*waiting))
+            rollouts.append(result[0])
+            waiting = (result[1], result[2], chosen[start : start + r.prompts_per_batch])
+        scores.append(self._submit(*waiting))
+        return rollouts, scores, conditioning
+
+    def _submit(self, images: jax.Array, finite: jax.Array, prompts: list[Prompt]):
+        images, finite = map(np.asarray, self.stop.wait((images, finite)))
+        states, group = images.shape[0], self.config.rollout.group
+        repeated = [p for p in prompts for _ in range(group)] * states
+        future = self.scorer.submit(images.reshape(-1, *images.shape[2:]), [p.text for p in repeated], [p.metadata for p in repeated])
+        return future, finite
+
+    def gather(self, scores: list) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Waits for the scorers: name -> float32 [S, B] (0 where invalid), and the mask of valid scores."""
+        parts = self.stop.wait([future for future, _ in scores])
+        finite = np.concatenate([f for _, f in scores], axis=1)
+        join = lambda rows: np.concatenate([row.reshape(f.shape) for row, (_, f) in zip(rows, scores)], axis=1)
+        valid = join([part.valid for part in parts]) & finite
+        return {name: np.where(valid, join([part.values[name] for part in parts]), 0) for name in parts[0].values}, valid
+
+    def evaluate(self, step: int, params, adapters, progress: Progress) -> float:
+        """Evaluates, logs the scores and the fixed pictures, and remembers the result."""
+        began, best = time.monotonic(), self.config.eval.best
+        result = self.evaluator(params, adapters, self.stop.wait)
+        mean, error = result.mean(best), result.standard_error(best)
+        scalars = {f'eval/{name}': result.mean(name) for name in result.scores}
+        self.writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': time.monotonic() - began})
+        self.writer.write_images(step, {'eval/pictures': result.images})
+        report.keep_pictures(self.workdir, step, result)
+        progress.evaluations.append([step, mean, error])
+        logging.info('evaluation after %d updates: %s %.4f +- %.4f over %d prompts', step, best, mean, error, len(result.scores[best]))
+        return mean

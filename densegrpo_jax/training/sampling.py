@@ -1,0 +1,108 @@
+"""The sampling half of an iteration: a jitted dense rollout with decoding, and a jitted plain-ODE sampler for evaluation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from densegrpo_jax.core.dense_reward import needed_states
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.core.plan import StepPlan, step_plan
+from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
+from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
+from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+
+# Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
+STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
+
+
+class Schedule(NamedTuple):
+    """Host data of every rollout of a run."""
+
+    sigmas: np.ndarray  # [T+1]
+    noise_levels: np.ndarray  # [T]
+    plan: StepPlan
+    complete: tuple[int, ...]  # states whose reward the credit rule reads
+    completion_steps: int | None  # n; None = all remaining
+
+
+def make_schedule(pipeline: FluxPipeline, config) -> Schedule:
+    """Grid, noise table, masks and completed states of a configuration."""
+    r = config.rollout
+    sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
+    table = flow_grpo_noise_levels if r.noise == 'flow_grpo' else constant_noise_levels
+    plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
+    complete = needed_states(config.credit.rule, plan)
+    return Schedule(sigmas, table(sigmas, r.level), plan, complete, config.credit.completion_steps or None)
+
+
+def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
+    """One key per sample, [P * G] prompt-major: folded with the prompt's place in the iteration and the slot in its group."""
+    per_prompt = jax.vmap(lambda p: jax.random.fold_in(key, p))(prompts)
+    slots = jnp.arange(group)
+    return jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(slots))(per_prompt).reshape(-1)
+
+
+def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[B, *shape] standard normal, row b from fold_in(keys[b], index): the same whatever the batch or the devices."""
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), shape))(keys)
+
+
+def make_rollout(pipeline: FluxPipeline, config, schedule: Schedule, mesh: Mesh):
+    """The jitted rollout of one batch of prompts.
+
+    Returns:
+      `(params, adapters, conditioning [p, ...], key, prompt_places [p]) -> (DenseRollout of p * G samples, pictures uint8
+      [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the sample itself last. Batches are split over the mesh.
+    """
+    m, group = config.model, config.rollout.group
+    shape = pipeline.latent_shape(m.height, m.width)
+    rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+    def rollout(params, adapters, conditioning: Conditioning, key, places) -> tuple[DenseRollout, jax.Array, jax.Array]:
+        keys = sample_keys(key, places, group)
+        split = lambda x: jax.lax.with_sharding_constraint(x, rows)
+        repeated = jax.tree.map(split, conditioning.repeat(group))
+        velocity = pipeline.velocity_fn(params['transformer'], adapters, repeated, m.guidance, m.height, m.width)
+        # Index 0 is the initial noise, k + 1 the noise of transition k.
+        result = dense_rollout(
+            velocity,
+            split(_normal(keys, 0, shape)),
+            schedule.sigmas,
+            schedule.noise_levels,
+            schedule.plan,
+            lambda k: split(_normal(keys, k + 1, shape)),
+            kernel=config.rollout.kernel,
+            log_prob=config.rollout.log_prob,
+            complete=schedule.complete,
+            n=schedule.completion_steps,
+        )
+        # One decoder body for all states: its activations at full resolution are the largest arrays of a rollout.
+        images, finite = jax.lax.map(lambda z: pipeline.decode(params, split(z), m.height, m.width), result.completions)
+        return result, images, finite
+
+    return jax.jit(rollout)
+
+
+def make_sampler(pipeline: FluxPipeline, config, num_steps: int, mesh: Mesh):
+    """The jitted plain-ODE sampler: `(params, adapters or None, conditioning [B, ...], keys [B]) -> (uint8 [B, H, W, 3], finite [B])`."""
+    m = config.model
+    shape = pipeline.latent_shape(m.height, m.width)
+    sigmas = pipeline.sigmas(num_steps, m.height, m.width)
+    rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+    def sample(params, adapters, conditioning: Conditioning, keys):
+        split = lambda x: jax.lax.with_sharding_constraint(x, rows)
+        velocity = pipeline.velocity_fn(params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width)
+        x0 = ode_rollout(velocity, split(_normal(keys, 0, shape)), sigmas)
+        return pipeline.decode(params, x0, m.height, m.width)
+
+    return jax.jit(sample)

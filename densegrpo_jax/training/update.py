@@ -1,0 +1,159 @@
+"""The learning half of an iteration: credit and advantages of a whole iteration, then accumulated gradients and one or more updates."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from densegrpo_jax.core.advantages import group_advantages
+from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
+from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
+from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
+from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.training.sampling import Schedule
+from densegrpo_jax.training.state import TrainState, ema_update
+
+
+def join(rollouts: list[DenseRollout]) -> DenseRollout:
+    """Rollouts of different prompts as one: every array is concatenated along its batch axis (axis 1)."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *rollouts)
+
+
+def make_credit(config, schedule: Schedule):
+    """Jitted `(rollouts, rewards [S, B], valid [S, B]) -> (Transitions, metrics of [T] or [] arrays)` for a whole iteration.
+
+    A sample is left out where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
+    """
+    c, plan, groups = config.credit, schedule.plan, config.rollout.prompts
+
+    def credit(rollouts: list[DenseRollout], rewards: jax.Array, valid: jax.Array):
+        rollout = join(rollouts)
+        keep = valid.all(0)
+        values = state_rewards(rewards, rollout.sources)
+        steps = dense_reward(values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha)
+        result = group_advantages(
+            steps, groups, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep
+        )
+        record = transitions(rollout, result.values, schedule.sigmas, plan, groups, valid=keep)
+        on = jnp.asarray(plan.trained)
+        kept = jnp.maximum(keep.sum(), 1)
+        mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
+        terminal = jnp.where(keep, rewards[-1], 0)
+        group_best = jnp.where(keep, rewards[-1], -jnp.inf).reshape(groups, -1).max(1)
+        metrics = {
+            'reward': terminal.sum() / kept,
+            'reward_group_best': jnp.where(jnp.isfinite(group_best), group_best, 0).mean(),
+            'gain': mean(steps),
+            'gain_positive': mean((steps > 0).astype(jnp.float32)),
+            'gain_negative': mean((steps < 0).astype(jnp.float32)),
+            'advantage_abs': mean(jnp.abs(result.values)),
+            'zero_spread': jnp.where(on, result.zero_spread / groups, jnp.nan),
+            'latent_reward': jnp.where(keep, values, 0).sum(1) / kept,
+            'valid_share': keep.mean(),
+        }
+        return record, metrics
+
+    return jax.jit(credit)
+
+
+def make_update(pipeline: FluxPipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
+    """Jitted `(state, params, conditioning [P, ...], Transitions) -> (state, metrics)`: `optim.updates` optimiser steps.
+
+    Update u trains on the samples of its own share of the prompts, all their trained steps, in microbatches whose gradients are
+    accumulated in one scan. The loss is divided once, by the number of transitions in the update. A non-finite gradient leaves
+    adapters, optimiser and moving average as they were and counts in `state.skipped`.
+    """
+    m, o, loss, r = config.model, config.optim, config.loss, config.rollout
+    rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))  # [updates, accumulation, microbatch, ...]
+
+    def microbatch_loss(adapters, base, conditioning, batch: Transitions, count):
+        rows_of = Conditioning(*(a[batch.prompt_id] for a in conditioning))
+        policy = pipeline.velocity_fn(base, adapters, rows_of, m.guidance, m.height, m.width)
+        rescore = lambda v: sde_step(
+            v, batch.x, batch.s, batch.s_next, batch.noise_level, sample=batch.x_next, kernel=r.kernel, log_prob=r.log_prob
+        )
+        step, mean_ref = rescore(policy(batch.x, batch.s)), None
+        if loss.beta:
+            reference = pipeline.velocity_fn(base, None, rows_of, m.guidance, m.height, m.width)
+            mean_ref = rescore(reference(batch.x, batch.s)).mean
+        sums = grpo_loss(
+            step, batch.log_prob, batch.advantage, mask=batch.mask, weight=batch.weight, clip_range=loss.clip_range, mean_ref=mean_ref,
+            kl_form=loss.kl_form, noise_level=batch.noise_level, kernel=r.kernel, log_prob=r.log_prob,
+        )  # fmt: skip
+        return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums
+
+    def one_update(carry, batch: Transitions, base, conditioning):
+        policy, opt, skipped = carry
+        count = jnp.maximum(batch.mask.sum(), 1)
+
+        def accumulate(total, micro):
+            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(policy, base, conditioning, micro, count)
+            return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, policy)
+        (grads, sums), _ = jax.lax.scan(accumulate, (zeros, LossSums(*(jnp.zeros(()),) * len(LossSums._fields))), batch)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm)
+        updates, new_opt = tx.update(grads, opt, policy)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        policy, opt = keep(optax.apply_updates(policy, updates), policy), keep(new_opt, opt)
+        return (policy, opt, skipped + ~finite), (sums, norm, finite)
+
+    def update(state: TrainState, params, conditioning: Conditioning, batch: Transitions):
+        parts = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config))
+        carry, results = (state.policy, state.opt, state.skipped), []
+        for u in range(o.updates):
+            carry, result = one_update(carry, jax.tree.map(lambda a: a[u], parts), params['transformer'], conditioning)
+            results.append(result)
+        policy, opt, skipped = carry
+        progressed = jnp.stack([finite for *_, finite in results]).any()
+        ema = ema_update(state.ema, policy, state.step, decay=config.ema.decay, every=config.ema.every)
+        ema = jax.tree.map(lambda a, b: jnp.where(progressed, a, b), ema, state.ema)
+        sums = results[0][0]
+        for later, *_ in results[1:]:
+            sums = sums.merge(later)
+        count = jnp.maximum(sums.policy_count, 1)
+        metrics = {
+            'loss': sums.policy_sum / count,
+            'kl': sums.kl_sum / jnp.maximum(sums.kl_count, 1),
+            'clip_fraction': sums.clip_sum / count,
+            'ratio_deviation': sums.ratio_deviation_sum / count,
+            # Before anything has changed, the re-scored ratio must be 1: this compares with the sampler's stored log-probability.
+            'ratio_deviation_first': results[0][0].ratio_deviation_max,
+            'approx_kl_old': 0.5 * sums.log_ratio_square_sum / count,
+            'grad_norm': results[-1][1],
+            'transitions': sums.policy_count,
+            'finite': jnp.stack([finite for *_, finite in results]).all(),
+        }
+        return TrainState(policy, ema, opt, state.step + 1, skipped), metrics
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def microbatches(config, trained_steps: int) -> int:
+    """Accumulation steps per update; ValueError when the microbatch does not divide the update's transitions."""
+    size = trained_steps * config.rollout.prompts * config.rollout.group // config.optim.updates
+    if size % config.optim.microbatch:
+        divisors = [d for d in range(1, size + 1) if size % d == 0]
+        raise ValueError(
+            f'optim.microbatch={config.optim.microbatch} does not divide the {size} transitions of an update '
+            f'({trained_steps} trained steps x {config.rollout.prompts} prompts x {config.rollout.group} samples / {config.optim.updates} '
+            f'updates); near it: {sorted(divisors, key=lambda d: abs(d - config.optim.microbatch))[:4]}'
+        )
+    return size // config.optim.microbatch
+
+
+def _split(batch: Transitions, config) -> Transitions:
+    """[M] step-major -> [updates, accumulation, microbatch]; the samples of one prompt stay in one update."""
+    o, samples = config.optim, config.rollout.prompts * config.rollout.group
+    steps = batch.x.shape[0] // samples
+
+    def split(a):
+        a = a.reshape(steps, o.updates, samples // o.updates, *a.shape[1:])
+        a = jnp.swapaxes(a, 0, 1)
+        return a.reshape(o.updates, -1, o.microbatch, *a.shape[3:])
+
+    return jax.tree.map(split, batch)
