@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Trains the miniature FLUX to spell: sets up a virtual environment, runs configs/tiny_ocr.py, shows where the results are.
+# Arguments go to the program, e.g. `bash launch/demo.sh --config.iterations=200 --workdir=runs/longer`. Run again, it continues.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+
+workdir=runs/tiny_ocr
+previous=
+for arg in "$@"; do
+  case "$previous" in --workdir | -workdir) workdir="$arg" ;; esac
+  case "$arg" in --workdir=* | -workdir=*) workdir="${arg#*=}" ;; esac
+  previous="$arg"
+done
+
+setup_env requirements.txt
+status=0
+"$PYTHON" -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir="$workdir" "$@" || status=$?
+case "$status" in
+  0)
+    say ''
+    say "Results in $workdir:"
+    for file in "$workdir"/*.png "$workdir"/*.json "$workdir"/metrics.jsonl "$workdir"/tensorboard; do
+      if [ -e "$file" ]; then say "  $file"; fi
+    done
+    ;;
+  75) say "Stopped early; the same command continues." ;;
+  *) say "The run failed (exit code $status); the last lines above say why." ;;
+esac
+exit "$status"
