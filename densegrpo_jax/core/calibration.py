@@ -68,15 +68,18 @@ def calibrate_step(
 
 
 def has_settled(history, window, tolerance):
-    """Whether psi only oscillates: mean |psi_i - psi_{i-window}| over steps, relative to the mean psi, is below `tolerance`.
+    """Whether psi only oscillates: its mean over the last `window` iterations equals that over the `window` before them.
+
+    Equal means a mean absolute difference over the transitions below `tolerance` times the mean psi.
 
     Args:
         history: [I, T] psi after each iteration, oldest first.
 
     Returns:
-        bool; False while there are not more than `window` iterations.
+        bool; False while there are fewer than 2 * window iterations.
     """
     history = np.asarray(history, np.float64)
-    if len(history) <= window:
+    if len(history) < 2 * window:
         return False
-    return bool(np.abs(history[-1] - history[-1 - window]).mean() < tolerance * history[-1].mean())
+    last, before = history[-window:].mean(0), history[-2 * window : -window].mean(0)
+    return bool(np.abs(last - before).mean() < tolerance * last.mean())

@@ -83,7 +83,8 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
     if credit == 'sparse':
         return terminal
     if similarity is None or jnp.shape(similarity) != rewards.shape:
-        raise ValueError(f'credit {credit!r} needs similarity of shape {rewards.shape}; got {jnp.shape(similarity)}')
+        found = None if similarity is None else jnp.shape(similarity)
+        raise ValueError(f'credit {credit!r} needs similarity of shape {rewards.shape} (DenseRollout.similarity); got {found}')
     shares = coca_shares(similarity, window)
     if credit == 'coca_share':
         return terminal * shares

@@ -197,9 +197,8 @@ def dense_rollout(
         noise = jax.lax.cond(job.step >= 0, own_noise, no_noise, job.step)
         step, velocity = advance(velocity_fn, x, s, s_next, level, noise, kernel=kernel, log_prob=log_prob)
         fork = sde_step(velocity, x, s, grid[job.k_fork], 0.0, noise=no_noise(0), kernel=kernel).sample
-        buffer = buffer.at[job.write].set(step.sample)
-        buffer = buffer.at[job.fork].set(fork)
-        buffer = buffer.at[job.predict].set(x - s * velocity)
+        for row, latents in ((job.write, step.sample), (job.fork, fork), (job.predict, x - s * velocity)):
+            buffer = jax.lax.dynamic_update_index_in_dim(buffer, latents, row, 0)
         return buffer, (step.log_prob, step.std)
 
     buffer, (log_probs, std) = jax.lax.scan(body, buffer, Jobs(*map(jnp.asarray, job_plan.jobs)))

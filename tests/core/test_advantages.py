@@ -1,0 +1,90 @@
+import jax
+import numpy as np
+import pytest
+
+from densegrpo_jax.core.advantages import group_advantages
+
+# One transition, two groups of three.
+STEP = np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 4.0]], np.float32)
+
+
+def test_hand_computed_group_std():
+    values, zero = group_advantages(STEP, 2, eps=0.0)
+    a, b = np.sqrt(2 / 3), np.sqrt(32 / 9)
+    np.testing.assert_allclose(values, [[-1 / a, 0, 1 / a, -4 / 3 / b, -4 / 3 / b, 8 / 3 / b]], rtol=1e-6)
+    assert zero.tolist() == [0]
+
+
+def test_hand_computed_global_std():
+    values, _ = group_advantages(STEP, 2, std='global', eps=1e-4)
+    std = np.sqrt(np.mean((STEP - STEP.mean()) ** 2))  # around the batch mean, population
+    np.testing.assert_allclose(values, np.array([[-1, 0, 1, -4 / 3, -4 / 3, 8 / 3]]) / (std + 1e-4), rtol=1e-6)
+
+
+def test_epsilon_is_added_outside_the_root():
+    values, _ = group_advantages(np.array([[0.0, 0.02]]), 1, eps=0.01)
+    np.testing.assert_allclose(values, [[-0.5, 0.5]], rtol=1e-5)
+
+
+def test_clip():
+    step = np.zeros((1, 50), np.float32)
+    step[0, 7] = 1
+    assert float(group_advantages(step, 1, clip=None).values.max()) == pytest.approx(7, rel=1e-2)
+    clipped = group_advantages(step, 1, clip=5.0).values
+    assert clipped.max() == 5 and clipped.min() > -1
+
+
+def test_each_transition_is_normalised_on_its_own():
+    steps = np.concatenate([STEP, 100 * STEP[:, ::-1], np.zeros_like(STEP)])
+    values, zero = group_advantages(steps, 2)
+    for k in range(3):
+        alone, zero_alone = group_advantages(steps[k : k + 1], 2)
+        np.testing.assert_array_equal(values[k], alone[0])
+        assert zero[k] == zero_alone[0]
+    assert zero.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize('std', ['group', 'global'])
+def test_zero_spread_groups_are_zero_and_counted(std):
+    # 0.1 three times has a float32 mean that need not be 0.1; equal gains may differ by rounding.
+    steps = np.array([[0.1, 0.1, 0.1, 0.0, 1.0, 0.5], [0.3, 0.3 + 5e-8, 0.3, 0.7, 0.7, 0.7]], np.float32)
+    values, zero = group_advantages(steps, 2, std=std, eps=0.0)
+    assert zero.tolist() == [1, 2]
+    np.testing.assert_array_equal(values[0, :3], 0)
+    np.testing.assert_array_equal(values[1], 0)
+    assert np.abs(values[0, [3, 4]]).min() > 0.5
+
+
+def test_group_ids_replace_prompt_major_order():
+    order = np.array([3, 0, 5, 1, 4, 2])
+    expected, _ = group_advantages(STEP, 2)
+    values, _ = group_advantages(STEP[:, order], 2, group_ids=order // 3)
+    np.testing.assert_allclose(values, expected[:, order], atol=1e-6)
+
+
+def test_untrained_steps_and_invalid_samples_leave_the_statistics():
+    steps = np.array([[np.nan] * 6, [1, 2, 3, 5, 5, np.nan]], np.float32)
+    valid = np.array([True, True, True, True, True, False])
+    for std in ('group', 'global'):
+        values, zero = group_advantages(steps, 2, std=std, eps=0.0, steps=np.array([False, True]), valid=valid)
+        assert np.isfinite(values).all() and zero.tolist() == [0, 1]
+        np.testing.assert_array_equal(values[0], 0)
+        scale = np.sqrt(2 / 3) if std == 'group' else np.std([1, 2, 3, 5, 5])
+        np.testing.assert_allclose(values[1], np.array([-1, 0, 1, 0, 0, 0]) / scale, rtol=1e-6)
+    _, zero = group_advantages(steps[1:], 2, valid=np.array([True, True, True, False, False, False]))
+    assert zero.tolist() == [0]  # a group without a valid sample is no group
+
+
+def test_jit_equals_no_jit():
+    steps = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
+    plain = group_advantages(steps, 3, std='global')
+    jitted = jax.jit(lambda r: group_advantages(r, 3, std='global'))(steps)
+    np.testing.assert_allclose(jitted.values, plain.values, atol=1e-6)
+    np.testing.assert_array_equal(jitted.zero_spread, plain.zero_spread)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match='4 equal groups'):
+        group_advantages(STEP, 4)
+    with pytest.raises(ValueError, match='batch'):
+        group_advantages(STEP, 2, std='batch')

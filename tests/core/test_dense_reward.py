@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from densegrpo_jax.core.dense_reward import CREDIT_RULES, coca_shares, dense_reward, needed_states, state_rewards
+from densegrpo_jax.core.plan import StepPlan
+
+REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
+SIMILARITY = np.array([[0.2, 0.5], [0.4, 0.4], [0.8, 0.9], [1.0, 1.0]], np.float32)
+
+
+def plan(*trained, num_steps=5):
+    mask = np.isin(np.arange(num_steps), trained)
+    return StepPlan(np.ones(num_steps, bool), mask)
+
+
+def test_needed_states():
+    assert needed_states('sparse', plan(0, 1, 4)) == (5,)
+    assert needed_states('coca_share', plan(0, 1)) == needed_states('coca_to_go', plan(2)) == (5,)
+    assert needed_states('dense', plan(1, 3)) == (1, 2, 3, 4, 5)
+    assert needed_states('dense', plan(1)) == (1, 2, 5)
+    assert needed_states('dense_baseline', plan(1, 3)) == (2, 4, 5)
+    assert needed_states('dense', plan(*range(5))) == (0, 1, 2, 3, 4, 5)
+
+
+def test_hand_computed_rules():
+    np.testing.assert_allclose(dense_reward(REWARDS, 'dense'), [[0.2, 0], [-0.1, 0.4], [0.6, -0.5]], atol=1e-7)
+    np.testing.assert_array_equal(dense_reward(REWARDS), dense_reward(REWARDS, 'dense'))
+    np.testing.assert_array_equal(dense_reward(REWARDS, 'dense_baseline'), REWARDS[1:])
+    np.testing.assert_array_equal(dense_reward(REWARDS, 'sparse'), REWARDS[[3, 3, 3]])
+    # Shares: (0.2, 0.4, 0.2) / 0.8 and (-0.1, 0.5, 0.1) / 0.5.
+    np.testing.assert_allclose(
+        dense_reward(REWARDS, 'coca_share', similarity=SIMILARITY), [[0.2, -0.08], [0.4, 0.4], [0.2, 0.08]], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY), [[0.8, 0.4], [0.6, 0.48], [0.2, 0.08]], atol=1e-6
+    )
+    np.testing.assert_allclose(dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY, alpha=1.0), [[0.8, 0.4]] * 3, atol=1e-6)
+
+
+def test_rules_read_only_the_states_they_declare():
+    partial = np.array(REWARDS)
+    partial[:3] = np.nan
+    for credit in ('sparse', 'coca_share', 'coca_to_go'):
+        assert np.isfinite(dense_reward(partial, credit, similarity=SIMILARITY)).all()
+    partial = np.array(REWARDS)
+    partial[0] = np.nan
+    gains = dense_reward(partial, 'dense')
+    assert np.isnan(gains[0]).all() and np.isfinite(gains[1:]).all()
+
+
+def test_coca_windows():
+    c = np.array([0.1, 0.2, 0.4, 0.5, 0.9, 1.0], np.float32)[:, None]
+    # Windows (0.2, 0.4), (0.5, 0.9), (1.0): means 0.3, 0.7, 1.0; gains 0.2, 0.4, 0.3 of 0.9.
+    expected = np.array([0.2 / 2, 0.2 / 2, 0.4 / 2, 0.4 / 2, 0.3]) / 0.9
+    np.testing.assert_allclose(coca_shares(c, 2)[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(coca_shares(c, 5)[:, 0], 0.2, atol=1e-6)
+    random = np.random.default_rng(0).uniform(0, 0.9, (11, 6)).astype(np.float32)
+    random[-1] = 1
+    for window in range(1, 11):
+        shares = coca_shares(random, window)
+        usable = np.asarray(shares).std(0) > 0
+        np.testing.assert_allclose(shares.sum(0), 1, atol=1e-5)
+        assert usable.any() or window == 10
+    ramp = np.linspace(0.2, 1, 6, dtype=np.float32)[:, None]
+    np.testing.assert_allclose(coca_shares(ramp), 0.2, atol=1e-6)
+
+
+def test_coca_shares_do_not_explode_when_nothing_rises():
+    c = np.array([[1.0, 1.0], [0.3, 0.99999], [1.0, 1.0]], np.float32)
+    shares = coca_shares(c)
+    np.testing.assert_array_equal(shares, 0.5)
+
+
+def test_state_rewards_spreads_shared_completions():
+    values = np.array([[1.0, 2.0], [3.0, 4.0]])
+    rewards = state_rewards(values, (0, 0, -1, 1))
+    np.testing.assert_array_equal(rewards, [[1, 2], [1, 2], [np.nan, np.nan], [3, 4]])
+    with pytest.raises(ValueError, match='3 rows'):
+        state_rewards(np.zeros((3, 2)), (0, 0, -1, 1))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match='gae'):
+        dense_reward(REWARDS, 'gae')
+    with pytest.raises(ValueError, match='similarity'):
+        dense_reward(REWARDS, 'coca_share')
+    with pytest.raises(ValueError, match='shape'):
+        dense_reward(REWARDS[0], 'dense')
+    with pytest.raises(ValueError, match='window'):
+        coca_shares(SIMILARITY, 4)
+    assert set(CREDIT_RULES) == {'sparse', 'dense_baseline', 'dense', 'coca_share', 'coca_to_go'}

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from densegrpo_jax.core.plan import StepPlan, completion_source, step_plan
+
+FLUX6 = [1.0, 0.9037, 0.7897, 0.6525, 0.4842, 0.2730, 0.0]
+SD3_10 = [1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0]
+
+
+def indices(mask):
+    return np.flatnonzero(mask).tolist()
+
+
+def test_transitions_into_clean_latents_are_deterministic_by_default():
+    assert indices(step_plan(FLUX6).stochastic) == indices(step_plan(FLUX6).trained) == [0, 1, 2, 3, 4]
+    assert indices(step_plan(SD3_10).stochastic) == indices(step_plan(SD3_10).trained) == list(range(8))
+
+
+def test_options():
+    peers = step_plan(SD3_10, noisy_end=True)
+    assert indices(peers.stochastic) == list(range(10)) and indices(peers.trained) == list(range(8))
+    paper = step_plan(SD3_10, train_end=True)
+    assert indices(paper.stochastic) == indices(paper.trained) == list(range(10))
+    flow_grpo = step_plan(SD3_10, train_end=True, trained_steps=range(9))
+    assert indices(flow_grpo.stochastic) == list(range(10)) and indices(flow_grpo.trained) == list(range(9))
+    window = step_plan(FLUX6, first=1, last=4)
+    assert indices(window.stochastic) == indices(window.trained) == [1, 2, 3]
+    late = step_plan(FLUX6, first=3)
+    assert indices(late.stochastic) == [3, 4]
+    assert indices(step_plan(FLUX6, trained_steps=(0, 3)).trained) == [0, 3]
+    for plan in (peers, paper, window, late):
+        assert not np.any(plan.trained & ~plan.stochastic)
+
+
+def test_bad_plans_are_refused():
+    for window in ({'first': -1}, {'first': 3, 'last': 3}, {'last': 7}):
+        with pytest.raises(ValueError, match='window'):
+            step_plan(FLUX6, **window)
+    with pytest.raises(ValueError, match='no transition is trained'):
+        step_plan(FLUX6, first=5)
+    with pytest.raises(ValueError, match=r'\[5\]'):
+        step_plan(FLUX6, trained_steps=(0, 5))
+    with pytest.raises(ValueError, match=r'\[9\]'):
+        step_plan(FLUX6, trained_steps=(0, 9))
+
+
+def test_completion_source():
+    plan = StepPlan(np.array([False, True, False, True, False, False]), np.array([False, True, False, True, False, False]))
+    assert [completion_source(plan, k) for k in range(7)] == [1, 1, 3, 3, 6, 6, 6]
+    assert [completion_source(plan, k, n=1) for k in range(7)] == [0, 1, 2, 3, 4, 6, 6]
+    assert [completion_source(plan, k, n=2) for k in range(7)] == [0, 1, 2, 3, 6, 6, 6]

@@ -1,0 +1,275 @@
+"""Rollouts: the dense scan against separate completions, its exact cost, reuse, randomness, sharding and the flat record."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
+from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
+from densegrpo_jax.core.plan import StepPlan, step_plan
+from densegrpo_jax.core.rollout import advance, dense_rollout, plan_jobs, sample_trajectory, transitions
+from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
+
+GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
+T = len(GRID) - 1
+LEVELS = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
+SHAPE = (4, 3, 5)
+PAPER = step_plan(GRID, train_end=True)
+DEFAULT = step_plan(GRID)
+WINDOW = step_plan(GRID, first=1, last=3)
+WEIGHTS = np.random.default_rng(0).standard_normal((5, 5)).astype(np.float32) / 2
+X_INIT = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
+
+
+PLANS = {'paper': PAPER, 'default': DEFAULT, 'window': WINDOW}
+NOISE = np.random.default_rng(2).standard_normal((T, *SHAPE)).astype(np.float32)
+
+
+def velocity(x, s):
+    tanh = np.tanh if isinstance(x, np.ndarray) else jnp.tanh
+    return tanh(x @ WEIGHTS) + s[:, None, None]
+
+
+def noise(k):
+    return jnp.asarray(NOISE)[k]
+
+
+def rollout(plan=PAPER, levels=LEVELS, velocity_fn=velocity, **options):
+    return dense_rollout(velocity_fn, X_INIT, GRID, levels, plan, noise, **options)
+
+
+@functools.cache
+def all_states(name, n=None):
+    return rollout(PLANS[name], complete=range(T + 1), n=n)
+
+
+def completion_in_numpy(x, indices):
+    """Euler steps over the given grid indices."""
+    x = np.asarray(x)
+    for here, there in zip(indices[:-1], indices[1:]):
+        x = x + (GRID[there] - GRID[here]) * velocity(x, np.full(len(x), GRID[here]))
+    return x
+
+
+def test_completion_grid():
+    assert completion_grid(10, 0) == tuple(range(11))
+    assert completion_grid(10, 7) == (7, 8, 9, 10)
+    assert completion_grid(10, 0, 1) == (0, 10)
+    assert completion_grid(10, 3, 2) == (3, 7, 10)  # timesteps 7, floor(7 / 2) = 3, 0
+    assert completion_grid(10, 0, 3) == (0, 4, 7, 10)  # timesteps 10, 6, 3, 0
+    assert completion_grid(10, 10) == (10,)
+    for num_steps in (1, 5, 10):
+        for k in range(num_steps):
+            for n in range(1, num_steps - k + 1):
+                grid = completion_grid(num_steps, k, n)
+                assert len(grid) == n + 1 and grid[0] == k and grid[-1] == num_steps and list(grid) == sorted(set(grid))
+    for k, n in ((0, 0), (0, 11), (8, 3), (11, None), (-1, None), (10, 1)):
+        with pytest.raises(ValueError, match='state'):
+            completion_grid(10, k, n)
+
+
+@pytest.mark.parametrize('n', [None, 1, 2])
+@pytest.mark.parametrize('name', PLANS)
+def test_completions_are_those_of_a_separate_integration(name, n):
+    dense = all_states(name, n)
+    for k in range(T + 1):
+        indices = completion_grid(T, k, None if n is None or k == T else min(n, T - k))
+        expected = completion_in_numpy(dense.latents[k], indices)
+        np.testing.assert_allclose(dense.completions[dense.sources[k]], expected, atol=2e-6, err_msg=f'state {k}')
+    np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
+
+
+@pytest.mark.parametrize('name', PLANS)
+def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
+    dense, plan = all_states(name), PLANS[name]
+    plain = sample_trajectory(velocity, X_INIT, GRID, LEVELS, plan, noise)
+    for field in plain._fields:
+        np.testing.assert_allclose(getattr(dense, field), getattr(plain, field), atol=2e-6, err_msg=field)
+    np.testing.assert_array_equal(np.asarray(dense.std > 0).all(1), plan.stochastic)
+    x = X_INIT
+    for k in range(T):  # a host loop over the public step is the same sampler
+        step, _ = advance(velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * plan.stochastic[k], NOISE[k])
+        x = step.sample
+        np.testing.assert_allclose(dense.latents[k + 1], x, atol=2e-6)
+
+
+def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
+    expected = completion_in_numpy(X_INIT, range(T + 1))
+    v = velocity(X_INIT, np.ones(4, np.float32))
+    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID), expected, atol=2e-6)
+    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID, first_velocity=v), expected, atol=2e-6)
+    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID, 1, 2), completion_in_numpy(X_INIT, (1, 3, 5)), atol=2e-6)
+    np.testing.assert_array_equal(ode_rollout(velocity, X_INIT, GRID, T), X_INIT)
+    one_step = ode_rollout(None, X_INIT, GRID, n=1, first_velocity=v)  # no further evaluation
+    np.testing.assert_allclose(one_step, X_INIT - v, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'plan, complete, n, expected',
+    [
+        (PAPER, range(T + 1), None, T + T * (T - 1) // 2),
+        (PAPER, range(T + 1), 1, T),
+        (PAPER, range(T + 1), 2, T + (T - 1)),
+        (PAPER, needed_states('sparse', PAPER), None, T),
+        (PAPER, needed_states('coca_share', PAPER), None, T),
+        (PAPER, needed_states('dense', PAPER), None, T + T * (T - 1) // 2),
+        (PAPER, needed_states('dense_baseline', PAPER), None, T + (T - 1) * (T - 2) // 2),
+        (DEFAULT, range(T + 1), None, T + T * (T - 1) // 2),
+        (WINDOW, needed_states('dense', WINDOW), None, T + 3 + 2),  # states 1 and 2; state 3 is the sample
+        (WINDOW, range(T + 1), None, T + 3 + 2),  # states 0 and 1 share a completion
+    ],
+)
+def test_velocity_evaluations_are_counted_as_they_happen(plan, complete, n, expected):
+    """The static count, and every real call of a running rollout (scan unrolled by disable_jit)."""
+    calls = collections.Counter()
+
+    def counting(x, s):
+        calls['all'] += 1
+        assert x.shape == SHAPE and s.shape == SHAPE[:1]
+        return velocity(x, s)
+
+    with jax.disable_jit():
+        dense = rollout(plan, velocity_fn=counting, complete=complete, n=n)
+    assert calls['all'] == dense.velocity_evals == expected
+    assert plan_jobs(plan, complete, n).velocity_evals == expected
+
+
+def test_cost_at_the_sizes_of_the_paper_and_of_flux():
+    for num_steps, cost in ((10, 55), (6, 21)):
+        grid = np.linspace(1, 0, num_steps + 1)
+        plan = step_plan(grid, train_end=True)
+        assert plan_jobs(plan, needed_states('dense', plan)).velocity_evals == cost
+        assert plan_jobs(step_plan(grid), needed_states('dense', step_plan(grid))).velocity_evals == cost
+        assert plan_jobs(plan, needed_states('dense', plan), n=1).velocity_evals == num_steps
+        two = StepPlan(plan.stochastic, np.arange(num_steps) == 2)  # one trained step: its own state and its right neighbour
+        assert plan_jobs(two, needed_states('dense', two)).velocity_evals == num_steps + (num_steps - 3) + (num_steps - 4)
+
+
+def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
+    calls = collections.Counter()
+
+    def counting(x, s):
+        jax.debug.callback(lambda: calls.update(['all']))
+        return velocity(x, s)
+
+    run = jax.jit(lambda: rollout(velocity_fn=counting, complete=range(T + 1)))
+    dense = jax.block_until_ready(run())
+    jax.effects_barrier()
+    assert calls['all'] == dense.velocity_evals == T + T * (T - 1) // 2
+    # The network is the only matrix product here: one copy of it in the whole program.
+    assert str(jax.make_jaxpr(lambda: rollout(complete=range(T + 1)).latents)()).count('dot_general') == 1
+    # jit = no jit, and the static fields survive it.
+    with jax.disable_jit():
+        plain = rollout(complete=range(T + 1))
+    assert (dense.states, dense.sources) == (plain.states, plain.sources) == (tuple(range(T + 1)),) * 2
+    for name in ('latents', 'completions', 'log_prob', 'similarity'):
+        np.testing.assert_allclose(getattr(dense, name), getattr(plain, name), atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('kernel', ['sde', 'cps'])
+def test_zero_noise_gives_exactly_zero_gains(kernel):
+    dense = rollout(levels=np.zeros(T), kernel=kernel, complete=range(T + 1))
+    assert len(dense.completions) == T + 1  # nothing was reused: the equality below is computed
+    rewards = state_rewards(jnp.sin(10 * dense.completions).sum((2, 3)), dense.sources)
+    np.testing.assert_array_equal(dense_reward(rewards, 'dense'), 0)
+    np.testing.assert_array_equal(dense.log_prob, 0)
+
+
+def test_gains_telescope():
+    dense = all_states('paper')
+    rewards = state_rewards(dense.completions.mean((2, 3)), dense.sources)
+    gains = dense_reward(rewards, 'dense')
+    assert np.abs(gains).min() > 0
+    np.testing.assert_allclose(gains.sum(0), rewards[-1] - rewards[0], atol=1e-6)
+
+
+def test_deterministic_transitions_have_zero_gain_by_reuse():
+    dense = all_states('window')
+    assert dense.states == (1, 2, 5) and dense.sources == (0, 0, 1, 2, 2, 2)
+    gains = np.asarray(dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense'))
+    np.testing.assert_array_equal(gains[[0, 3, 4]], 0)
+    assert np.abs(gains[[1, 2]]).min() > 0
+
+
+def test_similarity_is_the_cosine_of_the_predicted_clean_latent_with_the_sample():
+    dense = all_states('paper')
+    sample = np.asarray(dense.latents[-1]).reshape(4, -1)
+    for k in range(T):
+        s = np.full(4, GRID[k])
+        predicted = np.asarray(dense.latents[k] - GRID[k] * velocity(dense.latents[k], s)).reshape(4, -1)
+        cosine = (predicted * sample).sum(1) / np.linalg.norm(predicted, axis=1) / np.linalg.norm(sample, axis=1)
+        np.testing.assert_allclose(dense.similarity[k], cosine, atol=1e-6)
+    np.testing.assert_array_equal(dense.similarity[T], 1)
+
+
+def test_noise_levels_per_sample_allow_one_window_per_group():
+    levels = np.tile(LEVELS[:, None], (1, 4))
+    levels[:2, :2] = 0
+    levels[2:, 2:] = 0
+    dense = rollout(levels=levels)
+    np.testing.assert_array_equal(np.asarray(dense.std) > 0, levels > 0)
+    alone = rollout(levels=levels[:, 0])
+    np.testing.assert_allclose(dense.latents[:, 0], alone.latents[:, 0], atol=2e-6)
+
+
+def test_eight_devices_equal_one():
+    devices = jax.devices()
+    if len(devices) < 8:
+        pytest.skip('needs 8 devices')
+    mesh = jax.sharding.Mesh(np.array(devices[:8]), ('data',))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+    x = np.tile(X_INIT, (2, 1, 1))
+
+    def run(x):
+        def noise(k):
+            return jax.random.normal(jax.random.fold_in(jax.random.key(3), k), x.shape)
+
+        dense = dense_rollout(velocity, x, GRID, LEVELS, PAPER, noise, complete=range(T + 1))
+        return dense.completions, dense.log_prob
+
+    sharded = jax.jit(run)(jax.device_put(x, sharding))
+    single = jax.jit(run)(jax.device_put(x, devices[0]))
+    assert len(sharded[0].sharding.device_set) == 8
+    for ours, expected in zip(sharded, single):
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
+    dense = all_states('default')
+    advantages = np.arange(T * 4, dtype=np.float32).reshape(T, 4)
+    valid = np.array([True, True, False, True])
+    record = transitions(dense, advantages, GRID, DEFAULT, 2, weight=np.arange(T), valid=valid)
+    trained, samples = 4, 4
+    assert all(field.shape[0] == trained * samples for field in record)
+    for m in (0, 5, 11, 15):
+        k, b = divmod(m, samples)
+        np.testing.assert_array_equal(record.x[m], dense.latents[k, b])
+        np.testing.assert_array_equal(record.x_next[m], dense.latents[k + 1, b])
+        assert (record.s[m], record.s_next[m]) == (GRID[k], GRID[k + 1])
+        assert record.advantage[m] == advantages[k, b] and record.weight[m] == k and record.mask[m] == (b != 2)
+        assert record.prompt_id[m] == b // 2 and record.segment_id[m] == k * 2 + b // 2
+    step = sde_step(velocity(record.x, record.s), record.x, record.s, record.s_next, record.noise_level, sample=record.x_next)
+    np.testing.assert_array_equal(step.std, record.std)
+    assert np.abs(np.exp(log_prob_ratio(step, record.log_prob)) - 1).max() <= 1e-6
+
+
+def test_transitions_with_zero_std_are_masked():
+    record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GRID, PAPER, 2)  # cps ends with std 0
+    np.testing.assert_array_equal(np.asarray(record.mask).reshape(T, 4).all(1), [True] * (T - 1) + [False])
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match='noise levels'):
+        rollout(levels=LEVELS[:3])
+    with pytest.raises(ValueError, match='states 0'):
+        rollout(complete=(T + 1,))
+    with pytest.raises(ValueError, match='n is 0'):
+        rollout(complete=(0,), n=0)
+    with pytest.raises(ValueError, match='advantages'):
+        transitions(all_states('paper'), np.zeros((T, 3)), GRID, PAPER, 2)
+    with pytest.raises(ValueError, match='3 groups'):
+        transitions(all_states('paper'), np.zeros((T, 4)), GRID, PAPER, 3)
