@@ -1,6 +1,7 @@
 """FLUX.1's transformer: double-stream then single-stream blocks with adaLN-zero modulation (port of Diffusers' FluxTransformer2DModel)."""
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -22,266 +23,264 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class FluxConfig:
-  """The transformer's config.json; fields, names and defaults are Diffusers'."""
-  patch_size: int = 1
-  in_channels: int = 64
-  out_channels: int | None = None
-  num_layers: int = 19
-  num_single_layers: int = 38
-  attention_head_dim: int = 128
-  num_attention_heads: int = 24
-  joint_attention_dim: int = 4096
-  pooled_projection_dim: int = 768
-  guidance_embeds: bool = False
-  axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    """The transformer's config.json; fields, names and defaults are Diffusers'."""
+    patch_size: int = 1
+    in_channels: int = 64
+    out_channels: int | None = None
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
 
-  def __post_init__(self):
-    object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
-    for name in ('patch_size', 'in_channels', 'attention_head_dim', 'num_attention_heads', 'joint_attention_dim', 'pooled_projection_dim'):
-      if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-        raise ValueError(f'transformer config: {name} must be a positive integer, got {getattr(self, name)!r}')
-    for name in ('num_layers', 'num_single_layers'):
-      if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-        raise ValueError(f'transformer config: {name} must be a non-negative integer, got {getattr(self, name)!r}')
-    if self.patch_size != 1:
-      raise ValueError(f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs latents outside and uses 1')
-    if not isinstance(self.guidance_embeds, bool):
-      raise ValueError(f'transformer config: guidance_embeds must be true or false, got {self.guidance_embeds!r}')
-    if sum(self.axes_dims_rope) != self.attention_head_dim or any(d < 2 or d % 2 for d in self.axes_dims_rope):
-      raise ValueError(f'transformer config: axes_dims_rope {self.axes_dims_rope} must be even and sum to attention_head_dim '
-                       f'{self.attention_head_dim}')
+    def __post_init__(self):
+        object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
+        for field in dataclasses.fields(self):
+            value, low = getattr(self, field.name), 0 if field.name in ('num_layers', 'num_single_layers') else 1
+            if field.type is int and (type(value) is not int or value < low):
+                raise ValueError(f'transformer config: {field.name} must be an integer >= {low}, got {value!r}')
+        if self.out_channels is not None and (type(self.out_channels) is not int or self.out_channels < 1):
+            raise ValueError(f'transformer config: out_channels must be null or a positive integer, got {self.out_channels!r}')
+        if self.patch_size != 1:
+            raise ValueError(f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs latents outside and uses 1')
+        if type(self.guidance_embeds) is not bool:
+            raise ValueError(f'transformer config: guidance_embeds must be true or false, got {self.guidance_embeds!r}')
+        if sum(self.axes_dims_rope) != self.attention_head_dim or any(d < 2 or d % 2 for d in self.axes_dims_rope):
+            raise ValueError(f'transformer config: axes_dims_rope {self.axes_dims_rope} must be even and sum to attention_head_dim '
+                             f'{self.attention_head_dim}')
 
-  @property
-  def hidden_dim(self) -> int:
-    return self.num_attention_heads * self.attention_head_dim
+    @property
+    def hidden_dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
 
-  @classmethod
-  def from_json(cls, config: dict) -> 'FluxConfig':
-    """Reads a config.json; keys with a leading underscore are Diffusers' bookkeeping. An unknown key is an error that names it."""
-    name = config.get('_class_name', 'FluxTransformer2DModel')
-    if name != 'FluxTransformer2DModel':
-      raise ValueError(f"transformer config: _class_name is {name!r}, expected 'FluxTransformer2DModel'")
-    fields = {k: v for k, v in config.items() if not k.startswith('_')}
-    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
-    if unknown:
-      raise ValueError(f'transformer config: unknown keys {unknown}; this network is not a plain FLUX.1 transformer')
-    return cls(**fields)
+    @classmethod
+    def from_json(cls, config: dict) -> 'FluxConfig':
+        """Reads a config.json; keys with a leading underscore are Diffusers' bookkeeping. An unknown key is an error that names it."""
+        name = config.get('_class_name', 'FluxTransformer2DModel')
+        if name != 'FluxTransformer2DModel':
+            raise ValueError(f"transformer config: _class_name is {name!r}, expected 'FluxTransformer2DModel'")
+        fields = {k: v for k, v in config.items() if not k.startswith('_')}
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f'transformer config: unknown keys {unknown}; this network is not a plain FLUX.1 transformer')
+        return cls(**fields)
 
-  def to_json(self) -> dict:
-    """The config.json of this network, complete."""
-    return {'_class_name': 'FluxTransformer2DModel', **dataclasses.asdict(self), 'axes_dims_rope': list(self.axes_dims_rope)}
+    def to_json(self) -> dict:
+        """The config.json of this network, complete."""
+        return {'_class_name': 'FluxTransformer2DModel', **dataclasses.asdict(self), 'axes_dims_rope': list(self.axes_dims_rope)}
 
 
+@functools.partial(jax.checkpoint, static_argnums=3)
 def modulated_norm(x, shift, scale, dtype):
-  """LayerNorm(x) (1 + scale) + shift; x [B, N, D], shift and scale [B, D] -> `dtype`. float32 inside."""
-  x = layers.layer_norm(x) * (1 + scale.astype(jnp.float32))[:, None] + shift.astype(jnp.float32)[:, None]
-  return x.astype(dtype)
+    """LayerNorm(x) (1 + scale) + shift; x [B, N, D], shift and scale [B, D] -> `dtype`. float32 inside, recomputed in the backward pass."""
+    x = layers.layer_norm(x) * (1 + scale.astype(jnp.float32))[:, None] + shift.astype(jnp.float32)[:, None]
+    return x.astype(dtype)
 
 
 class Embedder(nn.Module):
-  """Linear, SiLU, linear: [B, in] -> [B, features] float32."""
-  features: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
+    """Linear, SiLU, linear: [B, in] -> [B, features], all float32 (one vector per sample: precision costs nothing here)."""
+    features: int
+    adapters: lora_lib.Adapters | None
 
-  @nn.compact
-  def __call__(self, x):
-    x = layers.Dense(self.features, self.adapters, self.dtype, name='linear_1')(x)
-    return layers.Dense(self.features, self.adapters, self.dtype, name='linear_2')(nn.silu(x))
+    @nn.compact
+    def __call__(self, x):
+        x = layers.Dense(self.features, self.adapters, name='linear_1')(x)
+        return layers.Dense(self.features, self.adapters, name='linear_2')(nn.silu(x))
 
 
 class TimeTextEmbed(nn.Module):
-  """Sum of the embeddings of time, guidance (if any) and pooled text: [B, features] float32."""
-  features: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
+    """Sum of the embeddings of time, guidance (if any) and pooled text: [B, features] float32."""
+    features: int
+    adapters: lora_lib.Adapters | None
 
-  @nn.compact
-  def __call__(self, timestep, guidance, pooled):
-    def embed(x, name):
-      return Embedder(self.features, self.adapters, self.dtype, name=name)(x).astype(jnp.float32)
-    total = embed(layers.timestep_embedding(timestep * 1000), 'timestep_embedder')
-    if guidance is not None:
-      total += embed(layers.timestep_embedding(guidance * 1000), 'guidance_embedder')
-    return total + embed(pooled, 'text_embedder')
+    @nn.compact
+    def __call__(self, timestep, guidance, pooled):
+        def embed(x, name):
+            return Embedder(self.features, self.adapters, name=name)(x)
+        total = embed(layers.timestep_embedding(timestep.astype(jnp.float32) * 1000), 'timestep_embedder')
+        if guidance is not None:
+            total += embed(layers.timestep_embedding(guidance.astype(jnp.float32) * 1000), 'guidance_embedder')
+        return total + embed(pooled, 'text_embedder')
 
 
 class Modulation(nn.Module):
-  """n shift / scale / gate vectors from the activated conditioning: [B, D] -> n arrays [B, D]. Zero at the start (adaLN-zero)."""
-  count: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
-  kernel_init: Any
+    """n shift / scale / gate vectors from the activated conditioning: [B, D] -> n arrays [B, D]. Zero at the start (adaLN-zero)."""
+    count: int
+    adapters: lora_lib.Adapters | None
+    dtype: Any
+    kernel_init: Any
 
-  @nn.compact
-  def __call__(self, cond):
-    out = layers.Dense(self.count * cond.shape[-1], self.adapters, self.dtype, self.kernel_init, name='linear')(cond)
-    return jnp.split(out, self.count, axis=-1)
+    @nn.compact
+    def __call__(self, cond):
+        out = layers.Dense(self.count * cond.shape[-1], self.adapters, self.dtype, self.kernel_init, name='linear')(cond)
+        return jnp.split(out, self.count, axis=-1)
 
 
 class FeedForwardIn(nn.Module):
-  """First layer of the feed-forward, with its tanh-approximated GELU."""
-  features: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
+    """First layer of the feed-forward, with its tanh-approximated GELU."""
+    features: int
+    adapters: lora_lib.Adapters | None
+    dtype: Any
 
-  @nn.compact
-  def __call__(self, x):
-    return nn.gelu(layers.Dense(self.features, self.adapters, self.dtype, name='proj')(x), approximate=True)
+    @nn.compact
+    def __call__(self, x):
+        return layers.gelu(layers.Dense(self.features, self.adapters, self.dtype, name='proj')(x))
 
 
 class FeedForward(nn.Module):
-  """D -> 4 D -> D with tanh-approximated GELU."""
-  adapters: lora_lib.Adapters | None
-  dtype: Any
+    """D -> 4 D -> D with tanh-approximated GELU."""
+    adapters: lora_lib.Adapters | None
+    dtype: Any
 
-  @nn.compact
-  def __call__(self, x):
-    hidden = FeedForwardIn(4 * x.shape[-1], self.adapters, self.dtype, name='net_0')(x)
-    return layers.Dense(x.shape[-1], self.adapters, self.dtype, name='net_2')(hidden)
+    @nn.compact
+    def __call__(self, x):
+        hidden = FeedForwardIn(4 * x.shape[-1], self.adapters, self.dtype, name='net_0')(x)
+        return layers.Dense(x.shape[-1], self.adapters, self.dtype, name='net_2')(hidden)
 
 
 class Attention(nn.Module):
-  """Attention over text then image tokens, with RMS-normalised, rotated queries and keys.
+    """Attention over text then image tokens, with RMS-normalised, rotated queries and keys.
 
-  With `text` given each stream has its own projections and output layer (double blocks); with text None there is one stream, already
-  joined, and no output layer (single blocks).
-  """
-  heads: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
+    With `text` given each stream has its own projections and output layer (double blocks); with text None there is one stream, already
+    joined, and no output layer (single blocks).
+    """
+    heads: int
+    adapters: lora_lib.Adapters | None
+    dtype: Any
 
-  @nn.compact
-  def __call__(self, x, text, cos, sin):
-    def heads(x, name):
-      x = layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(x)
-      return x.reshape(*x.shape[:2], self.heads, -1)
-    q, k, v = layers.RMSNorm(name='norm_q')(heads(x, 'to_q')), layers.RMSNorm(name='norm_k')(heads(x, 'to_k')), heads(x, 'to_v')
-    if text is not None:
-      q = jnp.concatenate([layers.RMSNorm(name='norm_added_q')(heads(text, 'add_q_proj')), q], axis=1)
-      k = jnp.concatenate([layers.RMSNorm(name='norm_added_k')(heads(text, 'add_k_proj')), k], axis=1)
-      v = jnp.concatenate([heads(text, 'add_v_proj'), v], axis=1)
-    q, k = (layers.apply_rope(t, cos, sin).astype(self.dtype) for t in (q, k))
-    out = checkpoint_name(layers.attention(q, k, v), 'attention')
-    if text is None:
-      return out
-    text_out, out = out[:, :text.shape[1]], out[:, text.shape[1]:]
-    return (layers.Dense(x.shape[-1], self.adapters, self.dtype, name='to_out_0')(out),
-            layers.Dense(x.shape[-1], self.adapters, self.dtype, name='to_add_out')(text_out))
+    @nn.compact
+    def __call__(self, x, text, cos, sin):
+        def heads(x, name):
+            x = layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(x)
+            return x.reshape(*x.shape[:2], self.heads, -1)
+        q, k, v = layers.RMSNorm(name='norm_q')(heads(x, 'to_q')), layers.RMSNorm(name='norm_k')(heads(x, 'to_k')), heads(x, 'to_v')
+        if text is not None:
+            q = jnp.concatenate([layers.RMSNorm(name='norm_added_q')(heads(text, 'add_q_proj')), q], axis=1)
+            k = jnp.concatenate([layers.RMSNorm(name='norm_added_k')(heads(text, 'add_k_proj')), k], axis=1)
+            v = jnp.concatenate([heads(text, 'add_v_proj'), v], axis=1)
+        q, k = (layers.apply_rope(t, cos, sin).astype(self.dtype) for t in (q, k))
+        out = checkpoint_name(layers.attention(q, k, v), 'attention')
+        if text is None:
+            return out
+        text_out, out = out[:, :text.shape[1]], out[:, text.shape[1]:]
+        return (layers.Dense(x.shape[-1], self.adapters, self.dtype, name='to_out_0')(out),
+                layers.Dense(x.shape[-1], self.adapters, self.dtype, name='to_add_out')(text_out))
 
 
 class DoubleBlock(nn.Module):
-  """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D])."""
-  heads: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
-  kernel_init: Any
+    """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D])."""
+    heads: int
+    adapters: lora_lib.Adapters | None
+    dtype: Any
+    kernel_init: Any
 
-  @nn.compact
-  def __call__(self, carry, cond, cos, sin):
-    x, text = carry
-    def modulation(name):
-      return Modulation(6, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation('norm1')
-    text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation('norm1_context')
-    out, text_out = Attention(self.heads, self.adapters, self.dtype, name='attn')(
-        modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), cos, sin)
+    @nn.compact
+    def __call__(self, carry, cond, cos, sin):
+        x, text = carry
+        def modulation(name):
+            return Modulation(6, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation('norm1')
+        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation('norm1_context')
+        out, text_out = Attention(self.heads, self.adapters, self.dtype, name='attn')(
+            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), cos, sin)
 
-    def feed_forward(x, shift, scale, gate, name):
-      return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
-    x = feed_forward(x + gate[:, None] * out, mlp_shift, mlp_scale, mlp_gate, 'ff')
-    text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
-    return (x, text), None
+        def feed_forward(x, shift, scale, gate, name):
+            return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
+        x = feed_forward(x + gate[:, None] * out, mlp_shift, mlp_scale, mlp_gate, 'ff')
+        text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
+        return (x, text), None
 
 
 class SingleBlock(nn.Module):
-  """Attention and feed-forward side by side on the joined stream. Carry: [B, L + N, D]."""
-  heads: int
-  adapters: lora_lib.Adapters | None
-  dtype: Any
-  kernel_init: Any
+    """Attention and feed-forward side by side on the joined stream. Carry: [B, L + N, D]."""
+    heads: int
+    adapters: lora_lib.Adapters | None
+    dtype: Any
+    kernel_init: Any
 
-  @nn.compact
-  def __call__(self, x, cond, cos, sin):
-    shift, scale, gate = Modulation(3, self.adapters, self.dtype, self.kernel_init, name='norm')(cond)
-    normed = modulated_norm(x, shift, scale, self.dtype)
-    hidden = nn.gelu(layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed), approximate=True)
-    attended = Attention(self.heads, self.adapters, self.dtype, name='attn')(normed, None, cos, sin)
-    out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(jnp.concatenate([attended, hidden], axis=-1))
-    return x + gate[:, None] * out, None
+    @nn.compact
+    def __call__(self, x, cond, cos, sin):
+        shift, scale, gate = Modulation(3, self.adapters, self.dtype, self.kernel_init, name='norm')(cond)
+        normed = modulated_norm(x, shift, scale, self.dtype)
+        hidden = layers.gelu(layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed))
+        attended = Attention(self.heads, self.adapters, self.dtype, name='attn')(normed, None, cos, sin)
+        out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(jnp.concatenate([attended, hidden], axis=-1))
+        return x + gate[:, None] * out, None
 
 
 class FluxTransformer(nn.Module):
-  """The velocity network of FLUX.1.
+    """The velocity network of FLUX.1.
 
-  Attributes:
-    config: the checkpoint's constants.
-    scan: blocks as two scanned stacks (parameters with a leading block axis) instead of one subtree per block.
-    remat: what the backward pass keeps of each block: 'none' (no rematerialisation), 'full' (keep nothing), 'dots' (keep the products
-      with weights), 'attention' (keep the attention output).
-    lora: adapters, or None.
-    dtype: of matrix products and of the residual stream.
-    zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so a fresh network predicts 0; False
-      draws them as all other layers.
-  """
-  config: FluxConfig
-  scan: bool = False
-  remat: str = 'none'
-  lora: lora_lib.LoraConfig | None = None
-  dtype: Any = jnp.float32
-  zero_init: bool = True
-
-  @nn.compact
-  def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
-    """Predicts the velocity eps - x_0.
-
-    Args:
-      latents: [B, N, in_channels], packed 2x2 patches.
-      text: [B, L, joint_attention_dim], T5 states.
-      pooled: [B, pooled_projection_dim], CLIP's pooled output.
-      timestep: [B] float32 in [0, 1], 1 = noise (multiplied by 1000 inside).
-      guidance: [B] float32, the distilled guidance scale, or None if the network has no guidance embedding.
-      img_ids: [N, axes] positions, (0, row, column) for images.
-      txt_ids: [L, axes] positions, zeros for text.
-    Returns:
-      [B, N, out_channels] float32.
+    Attributes:
+      config: the checkpoint's constants.
+      scan: blocks as two scanned stacks (parameters with a leading block axis) instead of one subtree per block.
+      remat: what the backward pass keeps of each block: 'none' (no rematerialisation), 'full' (keep nothing), 'dots' (keep the products
+        with weights), 'attention' (keep the attention output).
+      lora: adapters, or None.
+      dtype: of matrix products and of the residual stream.
+      zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so a fresh network predicts 0; False
+        draws them as all other layers.
     """
-    config = self.config
-    if (guidance is not None) != config.guidance_embeds:
-      raise ValueError(f'guidance is {"given" if guidance is not None else "None"} but the network has '
-                       f'guidance_embeds={config.guidance_embeds}')
-    adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
-    init = nn.initializers.zeros if self.zero_init else layers.kernel_init
-    dense = lambda features, name, init=layers.kernel_init: layers.Dense(features, adapters, self.dtype, init, name=name)
+    config: FluxConfig
+    scan: bool = False
+    remat: str = 'none'
+    lora: lora_lib.LoraConfig | None = None
+    dtype: Any = jnp.float32
+    zero_init: bool = True
 
-    cond = TimeTextEmbed(config.hidden_dim, adapters, self.dtype, name='time_text_embed')(timestep, guidance, pooled)
-    cond = nn.silu(cond)
-    x = dense(config.hidden_dim, 'x_embedder')(latents)
-    text = dense(config.hidden_dim, 'context_embedder')(text)
-    cos, sin = layers.rope_tables(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope)
+    @nn.compact
+    def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
+        """Predicts the velocity eps - x_0.
 
-    block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init)
-    x, text = self._stack(DoubleBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, cos, sin)
-    joined = jnp.concatenate([text, x], axis=1)
-    joined = self._stack(SingleBlock, config.num_single_layers, 'single_transformer_blocks', block, joined, cond, cos, sin)
-    x = joined[:, text.shape[1]:]
+        Args:
+          latents: [B, N, in_channels], packed 2x2 patches.
+          text: [B, L, joint_attention_dim], T5 states.
+          pooled: [B, pooled_projection_dim], CLIP's pooled output.
+          timestep: [B] float32 in [0, 1], 1 = noise (multiplied by 1000 inside).
+          guidance: [B] float32, the distilled guidance scale, or None if the network has no guidance embedding.
+          img_ids: [N, axes] positions, (0, row, column) for images.
+          txt_ids: [L, axes] positions, zeros for text.
+        Returns:
+          [B, N, out_channels] float32.
+        """
+        config = self.config
+        if (guidance is not None) != config.guidance_embeds:
+            raise ValueError(f'guidance is {"given" if guidance is not None else "None"} but the network has '
+                             f'guidance_embeds={config.guidance_embeds}')
+        adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
+        init = nn.initializers.zeros if self.zero_init else layers.kernel_init
+        dense = lambda features, name, init=layers.kernel_init: layers.Dense(features, adapters, self.dtype, init, name=name)
 
-    scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
-    x = modulated_norm(x, shift, scale, self.dtype)
-    return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(jnp.float32)
+        cond = nn.silu(TimeTextEmbed(config.hidden_dim, adapters, name='time_text_embed')(timestep, guidance, pooled))
+        x = dense(config.hidden_dim, 'x_embedder')(latents)
+        text = dense(config.hidden_dim, 'context_embedder')(text)
+        cos, sin = layers.rope_tables(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope)
 
-  def _stack(self, block, length, name, kwargs, carry, *inputs):
-    if self.remat != 'none':
-      if self.remat not in REMAT_POLICIES:
-        raise ValueError(f'remat is {self.remat!r}, expected one of {["none", *REMAT_POLICIES]}')
-      block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
-    if self.scan and length:
-      block = nn.scan(block, variable_axes={'params': 0, lora_lib.COLLECTION: 0}, split_rngs={'params': True}, length=length,
-                      in_axes=(nn.broadcast,) * len(inputs))
-      return block(**kwargs, name=name)(carry, *inputs)[0]
-    for i in range(length):
-      carry, _ = block(**kwargs, name=f'{name}_{i}')(carry, *inputs)
-    return carry
+        block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init)
+        x, text = self._stack(DoubleBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, cos, sin)
+        joined = jnp.concatenate([text, x], axis=1)
+        joined = self._stack(SingleBlock, config.num_single_layers, 'single_transformer_blocks', block, joined, cond, cos, sin)
+        x = joined[:, text.shape[1]:]
+
+        scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
+        x = modulated_norm(x, shift, scale, self.dtype)
+        return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(jnp.float32)
+
+    def _stack(self, block, length, name, kwargs, carry, *inputs):
+        if self.remat != 'none':
+            if self.remat not in REMAT_POLICIES:
+                raise ValueError(f'remat is {self.remat!r}, expected one of {["none", *REMAT_POLICIES]}')
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
+        if self.scan and length:
+            block = nn.scan(block, variable_axes={'params': 0, lora_lib.COLLECTION: 0}, split_rngs={'params': True}, length=length,
+                            in_axes=(nn.broadcast,) * len(inputs))
+            return block(**kwargs, name=name)(carry, *inputs)[0]
+        for i in range(length):
+            carry, _ = block(**kwargs, name=f'{name}_{i}')(carry, *inputs)
+        return carry
 
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of the adapters' target names.
@@ -300,31 +299,31 @@ _NORMS = {
 
 
 def _path(name: str) -> str:
-  """'attn.to_out.0' -> 'attn/to_out_0'."""
-  return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
+    """'attn.to_out.0' -> 'attn/to_out_0'."""
+    return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
 
 
 def _linears_outside_blocks(config: FluxConfig) -> list[str]:
-  embedders = ['timestep_embedder', 'text_embedder'] + ['guidance_embedder'] * config.guidance_embeds
-  return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
+    embedders = ['timestep_embedder', 'text_embedder'] + ['guidance_embedder'] * config.guidance_embeds
+    return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
 
 
 def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
-  """Checkpoint name of every linear layer -> its '/'-joined path here, e.g. 'transformer_blocks.0.attn.to_out.0' ->
-  'transformer_blocks_0/attn/to_out_0' (scanned: 'transformer_blocks/attn/to_out_0')."""
-  names = {name: _path(name) for name in _linears_outside_blocks(config)}
-  for stack, length in zip(STACKS, (config.num_layers, config.num_single_layers)):
-    for i in range(length):
-      names |= {f'{stack}.{i}.{n}': _path(f'{stack}.{n}' if scan else f'{stack}.{i}.{n}') for n in _LINEARS[stack]}
-  return names
+    """Checkpoint name of every linear layer -> its '/'-joined path here, e.g. 'transformer_blocks.0.attn.to_out.0' ->
+    'transformer_blocks_0/attn/to_out_0' (scanned: 'transformer_blocks/attn/to_out_0')."""
+    names = {name: _path(name) for name in _linears_outside_blocks(config)}
+    for stack, length in zip(STACKS, (config.num_layers, config.num_single_layers)):
+        for i in range(length):
+            names |= {f'{stack}.{i}.{n}': _path(f'{stack}.{n}' if scan else f'{stack}.{i}.{n}') for n in _LINEARS[stack]}
+    return names
 
 
 def weight_rules(config: FluxConfig, scan: bool) -> list[weights.Rule]:
-  """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their index."""
-  rules = [rule for name in _linears_outside_blocks(config) for rule in weights.linear_rules(name, _path(name))]
-  for stack in STACKS:
-    source, target = f'{stack}.{{i}}', stack if scan else f'{stack}_{{i}}'
-    for name in _LINEARS[stack]:
-      rules += weights.linear_rules(f'{source}.{name}', f'{target}/{_path(name)}')
-    rules += [weights.Rule(f'{source}.{name}.weight', f'{target}/{_path(name)}/scale') for name in _NORMS[stack]]
-  return rules
+    """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their index."""
+    rules = [rule for name in _linears_outside_blocks(config) for rule in weights.linear_rules(name, _path(name))]
+    for stack in STACKS:
+        source, target = f'{stack}.{{i}}', stack if scan else f'{stack}_{{i}}'
+        for name in _LINEARS[stack]:
+            rules += weights.linear_rules(f'{source}.{name}', f'{target}/{_path(name)}')
+        rules += [weights.Rule(f'{source}.{name}.weight', f'{target}/{_path(name)}/scale') for name in _NORMS[stack]]
+    return rules

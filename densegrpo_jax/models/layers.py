@@ -18,91 +18,97 @@ kernel_init = nn.initializers.lecun_normal()
 
 
 class Dense(nn.Module):
-  """y = x W + b, plus the adapter (alpha / rank) (x A) B where `adapters` names this layer and the collection 'lora' is given.
+    """y = x W + b, plus the adapter (alpha / rank) (x A) B where `adapters` names this layer and the collection 'lora' is given.
 
-  Input [..., in] of any float dtype, output [..., features] in `dtype`.
-  """
-  features: int
-  adapters: lora_lib.Adapters | None = None
-  dtype: Any = jnp.float32
-  kernel_init: Any = kernel_init
+    Input [..., in] of any float dtype, output [..., features] in `dtype`.
+    """
+    features: int
+    adapters: lora_lib.Adapters | None = None
+    dtype: Any = jnp.float32
+    kernel_init: Any = kernel_init
 
-  @nn.compact
-  def __call__(self, x):
-    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-    y = flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)
-    if self.adapters is not None and '/'.join(self.path) in self.adapters.paths:
-      y = self._adapt(flat, y)
-    return y.reshape(*x.shape[:-1], self.features)
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        if self.adapters is not None and '/'.join(self.path) in self.adapters.paths:
+            y = self._adapt(flat, y)
+        return y.reshape(*x.shape[:-1], self.features)
 
-  def _adapt(self, x, y):
-    if not (self.has_variable(lora_lib.COLLECTION, 'a') or self.is_initializing()):
-      return y  # no adapters given: the reference policy
-    rank = self.adapters.rank
-    a = self.variable(lora_lib.COLLECTION, 'a', lambda: jax.random.normal(self.make_rng('params'), (x.shape[-1], rank)) / rank)
-    b = self.variable(lora_lib.COLLECTION, 'b', jnp.zeros, (rank, self.features), jnp.float32)
-    return y + (x @ a.value.astype(self.dtype)) @ b.value.astype(self.dtype) * self.adapters.scale
+    def _adapt(self, x, y):
+        if not (self.has_variable(lora_lib.COLLECTION, 'a') or self.is_initializing()):
+            return y  # no adapters given: the reference policy
+        rank = self.adapters.rank
+        a = self.variable(lora_lib.COLLECTION, 'a', lambda: lora_lib.gaussian(self.make_rng('params'), (x.shape[-1], rank)))
+        b = self.variable(lora_lib.COLLECTION, 'b', jnp.zeros, (rank, self.features), jnp.float32)
+        return y + (x @ a.value.astype(self.dtype)) @ b.value.astype(self.dtype) * self.adapters.scale
+
+
+@jax.checkpoint
+def gelu(x):
+    """GELU in its tanh approximation. Recomputed in the backward pass: on CPU the saved traffic is a tenth of a training step."""
+    return jax.nn.gelu(x, approximate=True)
 
 
 def layer_norm(x, eps=1e-6):
-  """(x - mean) / sqrt(var + eps) over the last axis, without weights. Returns float32."""
-  x = x.astype(jnp.float32)
-  x = x - jnp.mean(x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    """(x - mean) / sqrt(var + eps) over the last axis, without weights. Returns float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + eps) * scale over the last axis. Returns float32."""
-  eps: float = 1e-6
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis. Returns float32."""
+    eps: float = 1e-6
 
-  @nn.compact
-  def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale.astype(jnp.float32)
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale.astype(jnp.float32)
 
 
 def timestep_embedding(t, dim=256, max_period=10000.0):
-  """[cos(t f), sin(t f)] with f_i = max_period^(-i / (dim / 2)); t [B] float32, up to thousands -> [B, dim] float32."""
-  half = dim // 2
-  # t f reaches thousands of radians, where the last bit of f matters: round the exponent to float32 as the reference does.
-  exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
-  frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
-  angles = t.astype(jnp.float32)[:, None] * frequencies
-  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    """[cos(t f), sin(t f)] with f_i = max_period^(-i / (dim / 2)); t [B] float32, up to thousands -> [B, dim] float32."""
+    half = dim // 2
+    # t f reaches thousands of radians, where the last bit of f matters: round the exponent to float32 as the reference does.
+    exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def rope_tables(ids, axes_dims, theta=10000.0):
-  """Rotary tables (arXiv:2104.09864), one group of channels per position axis.
+    """Rotary tables (arXiv:2104.09864), one group of channels per position axis.
 
-  Args:
-    ids: [N, len(axes_dims)] positions.
-    axes_dims: even number of channels per axis; their sum is the head dimension d.
-  Returns:
-    (cos, sin), each [N, d] float32, every frequency twice in a row (pairs of neighbouring channels rotate together).
-  """
-  angles = []
-  for axis, dim in enumerate(axes_dims):
-    frequencies = (theta ** (-np.arange(0, dim, 2) / dim)).astype(np.float32)
-    angles.append(jnp.repeat(ids[:, axis].astype(jnp.float32)[:, None] * frequencies, 2, axis=-1))
-  angles = jnp.concatenate(angles, axis=-1)
-  return jnp.cos(angles), jnp.sin(angles)
+    Args:
+      ids: [N, len(axes_dims)] positions.
+      axes_dims: even number of channels per axis; their sum is the head dimension d.
+    Returns:
+      (cos, sin), each [N, d] float32, every frequency twice in a row (pairs of neighbouring channels rotate together).
+    """
+    angles = []
+    for axis, dim in enumerate(axes_dims):
+        frequencies = (theta ** (-np.arange(0, dim, 2) / dim)).astype(np.float32)
+        angles.append(jnp.repeat(ids[:, axis].astype(jnp.float32)[:, None] * frequencies, 2, axis=-1))
+    angles = jnp.concatenate(angles, axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(x, cos, sin):
-  """Rotates channel pairs (x_2i, x_2i+1): x [B, N, H, d], tables [N, d] -> float32."""
-  x = x.astype(jnp.float32)
-  pairs = x.reshape(*x.shape[:-1], -1, 2)
-  turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-  return x * cos[:, None, :] + turned * sin[:, None, :]
+    """Rotates channel pairs (x_2i, x_2i+1): x [B, N, H, d], tables [N, d] -> float32."""
+    x = x.astype(jnp.float32)
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+    return x * cos[:, None, :] + turned * sin[:, None, :]
 
 
 def attention(q, k, v):
-  """softmax(q k^T / sqrt(d)) v without mask; [B, N, H, d] each -> [B, N, H * d] in v's dtype, softmax in float32."""
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  out = jnp.swapaxes(jnp.einsum('bhqk,bhkd->bhqd', weights, v), 1, 2)
-  return out.reshape(*out.shape[:2], -1)
+    """softmax(q k^T / sqrt(d)) v without mask; [B, N, H, d] each -> [B, N, H * d] in v's dtype, softmax in float32."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.swapaxes(jnp.einsum('bhqk,bhkd->bhqd', weights, v), 1, 2)
+    return out.reshape(*out.shape[:2], -1)

@@ -34,338 +34,338 @@ _FIELD = re.compile(r'\{(\w+)(?::([^{}]+))?\}')
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """One row of a table.
+    """One row of a table.
 
-  Both names are templates whose fields `{name}` stand for one component of the name, or `{name:regex}` for what the regular expression
-  matches; everything else is literal and the whole name must match. A numeric field of the source that is absent from the target is the
-  block index of scanned blocks: the tensors it numbers are stacked along a new leading axis.
+    Both names are templates whose fields `{name}` stand for one component of the name, or `{name:regex}` for what the regular expression
+    matches; everything else is literal and the whole name must match. A numeric field of the source that is absent from the target is the
+    block index of scanned blocks: the tensors it numbers are stacked along a new leading axis.
 
-      Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')   # one subtree per block
-      Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')       # scanned: leading axis i
+        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')   # one subtree per block
+        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')       # scanned: leading axis i
 
-  Args:
-    source: key in the file.
-    target: '/'-joined path in the parameter tree, or None for a key that is known and not a parameter (ignored, never written).
-    transform: a key of TRANSFORMS.
-  """
-  source: str
-  target: str | None
-  transform: str = 'copy'
+    Args:
+      source: key in the file.
+      target: '/'-joined path in the parameter tree, or None for a key that is known and not a parameter (ignored, never written).
+      transform: a key of TRANSFORMS.
+    """
+    source: str
+    target: str | None
+    transform: str = 'copy'
 
-  def __post_init__(self):
-    if self.transform not in TRANSFORMS:
-      raise ValueError(f'rule {self.source!r}: transform {self.transform!r} is not one of {sorted(TRANSFORMS)}')
-    if self.target is not None:
-      source, target = (set(_fields(t)) for t in (self.source, self.target))
-      if target - source or len(source - target) > 1:
-        raise ValueError(f'rule {self.source!r} -> {self.target!r}: the target must use all fields of the source, or all but one '
-                         f'(the index to stack); fields are {sorted(source)} and {sorted(target)}')
+    def __post_init__(self):
+        if self.transform not in TRANSFORMS:
+            raise ValueError(f'rule {self.source!r}: transform {self.transform!r} is not one of {sorted(TRANSFORMS)}')
+        if self.target is not None:
+            source, target = (set(_fields(t)) for t in (self.source, self.target))
+            if target - source or len(source - target) > 1:
+                raise ValueError(f'rule {self.source!r} -> {self.target!r}: the target must use all fields of the source, or all but one '
+                                 f'(the index to stack); fields are {sorted(source)} and {sorted(target)}')
 
-  @functools.cached_property
-  def stack_field(self) -> str | None:
-    """The field whose values are stacked, or None."""
-    return next(iter(set(_fields(self.source)) - set(_fields(self.target))), None)
+    @functools.cached_property
+    def stack_field(self) -> str | None:
+        """The field whose values are stacked, or None."""
+        return next(iter(set(_fields(self.source)) - set(_fields(self.target))), None)
 
-  @functools.cached_property
-  def axes(self) -> tuple[int, ...] | None:
-    return TRANSFORMS[self.transform]
+    @functools.cached_property
+    def axes(self) -> tuple[int, ...] | None:
+        return TRANSFORMS[self.transform]
 
-  @functools.cached_property
-  def _source_regex(self):
-    return _compile(self.source, _fields(self.source), '.')
+    @functools.cached_property
+    def _source_regex(self):
+        return _compile(self.source, _fields(self.source), '.')
 
-  @functools.cached_property
-  def _target_regex(self):
-    return _compile(self.target, _fields(self.source), '/')
+    @functools.cached_property
+    def _target_regex(self):
+        return _compile(self.target, _fields(self.source), '/')
 
-  def read(self, key: str) -> tuple[str | None, int | None] | None:
-    """(path, stack index or None) of a stored key; (None, None) if it is to be ignored; None if the rule does not apply."""
-    match = self._source_regex.fullmatch(key)
-    if match is None:
-      return None
-    if self.target is None:
-      return None, None
-    index = match[self.stack_field] if self.stack_field else None
-    if index is not None and not index.isdigit():
-      return None
-    return _fill(self.target, match.groupdict()), None if index is None else int(index)
+    def read(self, key: str) -> tuple[str | None, int | None] | None:
+        """(path, stack index or None) of a stored key; (None, None) if it is to be ignored; None if the rule does not apply."""
+        match = self._source_regex.fullmatch(key)
+        if match is None:
+            return None
+        if self.target is None:
+            return None, None
+        index = match[self.stack_field] if self.stack_field else None
+        if index is not None and not index.isdigit():
+            return None
+        return _fill(self.target, match.groupdict()), None if index is None else int(index)
 
-  def write(self, path: str, index: int | None = None) -> str | None:
-    """The stored key of a path (and block index), or None if the rule does not apply."""
-    match = None if self.target is None else self._target_regex.fullmatch(path)
-    if match is None:
-      return None
-    fields = match.groupdict()
-    if self.stack_field:
-      fields[self.stack_field] = str(index)
-    return _fill(self.source, fields)
+    def write(self, path: str, index: int | None = None) -> str | None:
+        """The stored key of a path (and block index), or None if the rule does not apply."""
+        match = None if self.target is None else self._target_regex.fullmatch(path)
+        if match is None:
+            return None
+        fields = match.groupdict()
+        if self.stack_field:
+            fields[self.stack_field] = str(index)
+        return _fill(self.source, fields)
 
 
 def linear_rules(source: str, target: str, *, bias: bool = True) -> list[Rule]:
-  """Rules of a torch Linear: weight -> kernel (transposed), bias -> bias."""
-  rules = [Rule(f'{source}.weight', f'{target}/kernel', 'linear')]
-  return rules + [Rule(f'{source}.bias', f'{target}/bias')] if bias else rules
+    """Rules of a torch Linear: weight -> kernel (transposed), bias -> bias."""
+    rules = [Rule(f'{source}.weight', f'{target}/kernel', 'linear')]
+    return rules + [Rule(f'{source}.bias', f'{target}/bias')] if bias else rules
 
 
 def _fields(template: str) -> dict[str, str | None]:
-  return {m[1]: m[2] for m in _FIELD.finditer(template)}
+    return {m[1]: m[2] for m in _FIELD.finditer(template)}
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-  return _FIELD.sub(lambda m: values[m[1]], template)
+    return _FIELD.sub(lambda m: values[m[1]], template)
 
 
 def _compile(template: str, fields: dict[str, str | None], separator: str) -> re.Pattern:
-  """Regular expression of a template; a bare field is one component, without `separator`."""
-  parts, end = [], 0
-  for m in _FIELD.finditer(template):
-    # A name inside a component, as in blocks_{i}/..., must not swallow the rest of it: bare fields there are digits or words alike.
-    parts += [re.escape(template[end:m.start()]), f'(?P<{m[1]}>{fields[m[1]] or rf"[^{re.escape(separator)}]+"})']
-    end = m.end()
-  return re.compile(''.join(parts) + re.escape(template[end:]))
+    """Regular expression of a template; a bare field is one component, without `separator`."""
+    parts, end = [], 0
+    for m in _FIELD.finditer(template):
+        # A name inside a component, as in blocks_{i}/..., must not swallow the rest of it: bare fields there are digits or words alike.
+        parts += [re.escape(template[end:m.start()]), f'(?P<{m[1]}>{fields[m[1]] or rf"[^{re.escape(separator)}]+"})']
+        end = m.end()
+    return re.compile(''.join(parts) + re.escape(template[end:]))
 
 
 def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '') -> dict:
-  """Reads the weights of one network.
+    """Reads the weights of one network.
 
-  Args:
-    folder: holds diffusion_pytorch_model.safetensors or model.safetensors, or the `.safetensors.index.json` of a sharded checkpoint.
-    rules: the network's table.
-    abstract_params: nested dict whose leaves have `.shape`, e.g. `jax.eval_shape(model.init, ...)['params']`.
-    dtype: of the result; None keeps the stored dtypes.
-    shardings: None (default device), one Sharding for all, or a tree of them shaped like abstract_params.
-    prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and without.
-  Returns:
-    Nested dict of jax arrays with the structure and shapes of abstract_params.
-  Raises:
-    FileNotFoundError: no weights, or a shard of the index is absent.
-    ValueError: a damaged file; or one error that names all missing, unexpected, doubled and mis-shaped keys.
-  """
-  flat = traverse_util.flatten_dict(abstract_params, sep='/')
-  if shardings is not None:
-    shardings = (dict.fromkeys(flat, shardings) if isinstance(shardings, jax.sharding.Sharding)
-                 else traverse_util.flatten_dict(shardings, sep='/'))
-  tensors = _open_tensors(pathlib.Path(folder))
-  sources = _match(folder, tensors, rules, flat, prefix)
-  params = {}
-  for path, leaf in flat.items():
-    rule, keys = sources[path]
-    read = functools.partial(_read, rule, [tensors[k] for k in keys], tuple(leaf.shape), dtype)
-    if shardings is None:
-      params[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
-    else:
-      params[path] = _read_sharded(read, leaf.shape, shardings[path])
-  return traverse_util.unflatten_dict(params, sep='/')
+    Args:
+      folder: holds diffusion_pytorch_model.safetensors or model.safetensors, or the `.safetensors.index.json` of a sharded checkpoint.
+      rules: the network's table.
+      abstract_params: nested dict whose leaves have `.shape`, e.g. `jax.eval_shape(model.init, ...)['params']`.
+      dtype: of the result; None keeps the stored dtypes.
+      shardings: None (default device), one Sharding for all, or a tree of them shaped like abstract_params.
+      prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and without.
+    Returns:
+      Nested dict of jax arrays with the structure and shapes of abstract_params.
+    Raises:
+      FileNotFoundError: no weights, or a shard of the index is absent.
+      ValueError: a damaged file; or one error that names all missing, unexpected, doubled and mis-shaped keys.
+    """
+    flat = traverse_util.flatten_dict(abstract_params, sep='/')
+    if shardings is not None:
+        shardings = (dict.fromkeys(flat, shardings) if isinstance(shardings, jax.sharding.Sharding)
+                     else traverse_util.flatten_dict(shardings, sep='/'))
+    tensors = _open_tensors(pathlib.Path(folder))
+    sources = _match(folder, tensors, rules, flat, prefix)
+    params = {}
+    for path, leaf in flat.items():
+        rule, keys = sources[path]
+        read = functools.partial(_read, rule, [tensors[k] for k in keys], tuple(leaf.shape), dtype)
+        if shardings is None:
+            params[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
+        else:
+            params[path] = _read_sharded(read, leaf.shape, shardings[path])
+    return traverse_util.unflatten_dict(params, sep='/')
 
 
 def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_model.safetensors', dtype=None,
                  max_shard_bytes: int | None = None, prefix: str = '') -> list[pathlib.Path]:
-  """Writes params into the layout that `load_weights` reads: the inverse of the same table.
+    """Writes params into the layout that `load_weights` reads: the inverse of the same table.
 
-  Each file appears under its name only when it is complete; weights of the same name from an earlier save are then removed.
+    Each file appears under its name only when it is complete; weights of the same name from an earlier save are then removed.
 
-  Args:
-    folder: created if absent.
-    rules, params: as above; every leaf must have a rule.
-    filename: of the single file; shards and their index derive their names from it.
-    dtype: to store in; None keeps the leaves' dtypes.
-    max_shard_bytes: None for one file; otherwise files of at most this size (a larger tensor gets a file of its own) and an index.
-    prefix: put before every key.
-  Returns:
-    The paths written.
-  """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  base = filename.removesuffix('.safetensors')
-  entries = _entries(rules, params, prefix)
-  size = lambda entry: math.prod(entry[3]) * np.dtype(dtype or entry[1].dtype).itemsize
-  shards = [[]]
-  for entry in entries:
-    if max_shard_bytes and shards[-1] and sum(map(size, shards[-1])) + size(entry) > max_shard_bytes:
-      shards.append([])
-    shards[-1].append(entry)
-  names = [filename] if len(shards) == 1 else [f'{base}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
-  written = [_write(folder / name, {key: _stored(leaf, index, axes, dtype) for key, leaf, index, _, axes in shard})
-             for name, shard in zip(names, shards)]
-  if len(shards) > 1:
-    index = {'metadata': {'total_size': sum(map(size, entries))},
-             'weight_map': {entry[0]: name for name, shard in zip(names, shards) for entry in shard}}
-    written.append(folder / f'{filename}.index.json')
-    written[-1].write_text(json.dumps(index, indent=2) + '\n')
-  for old in [folder / filename, folder / f'{filename}.index.json', *folder.glob(f'{base}-*-of-*.safetensors')]:
-    if old not in written:
-      old.unlink(missing_ok=True)
-  return written
+    Args:
+      folder: created if absent.
+      rules, params: as above; every leaf must have a rule.
+      filename: of the single file; shards and their index derive their names from it.
+      dtype: to store in; None keeps the leaves' dtypes.
+      max_shard_bytes: None for one file; otherwise files of at most this size (a larger tensor gets a file of its own) and an index.
+      prefix: put before every key.
+    Returns:
+      The paths written.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = filename.removesuffix('.safetensors')
+    entries = _entries(rules, params, prefix)
+    size = lambda entry: math.prod(entry[3]) * np.dtype(dtype or entry[1].dtype).itemsize
+    shards = [[]]
+    for entry in entries:
+        if max_shard_bytes and shards[-1] and sum(map(size, shards[-1])) + size(entry) > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(entry)
+    names = [filename] if len(shards) == 1 else [f'{base}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
+    written = [_write(folder / name, {key: _stored(leaf, index, axes, dtype) for key, leaf, index, _, axes in shard})
+               for name, shard in zip(names, shards)]
+    if len(shards) > 1:
+        index = {'metadata': {'total_size': sum(map(size, entries))},
+                 'weight_map': {entry[0]: name for name, shard in zip(names, shards) for entry in shard}}
+        written.append(folder / f'{filename}.index.json')
+        written[-1].write_text(json.dumps(index, indent=2) + '\n')
+    for old in [folder / filename, folder / f'{filename}.index.json', *folder.glob(f'{base}-*-of-*.safetensors')]:
+        if old not in written:
+            old.unlink(missing_ok=True)
+    return written
 
 
 def stack_blocks(tree: dict, *stacks: str) -> dict:
-  """Unscanned to scanned layout: subtrees '<stack>_0', '<stack>_1', ... become '<stack>' with a new leading axis. At any depth."""
-  if not isinstance(tree, dict):
-    return tree
-  tree = dict(tree)
-  for stack in stacks:
-    names = sorted((n for n in tree if re.fullmatch(rf'{stack}_\d+', n)), key=lambda n: int(n.rsplit('_', 1)[1]))
-    if not names:
-      continue
-    blocks = [tree.pop(n) for n in names]
-    if names != [f'{stack}_{i}' for i in range(len(names))] or any(
-        jax.tree.structure(b) != jax.tree.structure(blocks[0]) for b in blocks):
-      raise ValueError(f'{stack}: only equal blocks numbered from 0 without gaps can be stacked, found {names}')
-    tree[stack] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-  return {name: stack_blocks(subtree, *stacks) for name, subtree in tree.items()}
+    """Unscanned to scanned layout: subtrees '<stack>_0', '<stack>_1', ... become '<stack>' with a new leading axis. At any depth."""
+    if not isinstance(tree, dict):
+        return tree
+    tree = dict(tree)
+    for stack in stacks:
+        names = sorted((n for n in tree if re.fullmatch(rf'{stack}_\d+', n)), key=lambda n: int(n.rsplit('_', 1)[1]))
+        if not names:
+            continue
+        blocks = [tree.pop(n) for n in names]
+        if names != [f'{stack}_{i}' for i in range(len(names))] or any(
+            jax.tree.structure(b) != jax.tree.structure(blocks[0]) for b in blocks):
+            raise ValueError(f'{stack}: only equal blocks numbered from 0 without gaps can be stacked, found {names}')
+        tree[stack] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return {name: stack_blocks(subtree, *stacks) for name, subtree in tree.items()}
 
 
 def unstack_blocks(tree: dict, *stacks: str) -> dict:
-  """Inverse of `stack_blocks`."""
-  if not isinstance(tree, dict):
-    return tree
-  result = {}
-  for name, subtree in tree.items():
-    if name in stacks:
-      for i in range(jax.tree.leaves(subtree)[0].shape[0]):
-        result[f'{name}_{i}'] = jax.tree.map(lambda leaf: leaf[i], subtree)
-    else:
-      result[name] = unstack_blocks(subtree, *stacks)
-  return result
+    """Inverse of `stack_blocks`."""
+    if not isinstance(tree, dict):
+        return tree
+    result = {}
+    for name, subtree in tree.items():
+        if name in stacks:
+            for i in range(jax.tree.leaves(subtree)[0].shape[0]):
+                result[f'{name}_{i}'] = jax.tree.map(lambda leaf: leaf[i], subtree)
+        else:
+            result[name] = unstack_blocks(subtree, *stacks)
+    return result
 
 
 def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
-  """Every key of the folder's checkpoint -> a lazy slice. The files stay mapped as long as the slices live."""
-  if not folder.is_dir():
-    raise FileNotFoundError(f'weights folder {folder} does not exist')
-  tensors = {}
-  for base in BASE_NAMES:
-    index = folder / f'{base}.safetensors.index.json'
-    if index.exists():
-      try:
-        weight_map = json.loads(index.read_text())['weight_map']
-      except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f'{index} is damaged: expected JSON with a "weight_map" object ({error})') from None
-      absent = sorted({name for name in weight_map.values() if not (folder / name).exists()})
-      if absent:
-        raise FileNotFoundError(f'{index} names files that are not in {folder}: {absent}; fetch them again')
-      for name in sorted(set(weight_map.values())):
-        tensors |= _open_file(folder / name)
-      lost = sorted(set(weight_map) - set(tensors))
-      if lost:
-        raise ValueError(f'{index} promises tensors that its files do not hold: {_some(lost)}')
-      return tensors
-    if (folder / f'{base}.safetensors').exists():
-      return _open_file(folder / f'{base}.safetensors')
-  found = sorted(p.name for p in folder.iterdir())
-  raise FileNotFoundError(f'no weights in {folder}: expected one of {[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
-                          f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors')
+    """Every key of the folder's checkpoint -> a lazy slice. The files stay mapped as long as the slices live."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f'weights folder {folder} does not exist')
+    tensors = {}
+    for base in BASE_NAMES:
+        index = folder / f'{base}.safetensors.index.json'
+        if index.exists():
+            try:
+                weight_map = json.loads(index.read_text())['weight_map']
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f'{index} is damaged: expected JSON with a "weight_map" object ({error})') from None
+            absent = sorted({name for name in weight_map.values() if not (folder / name).exists()})
+            if absent:
+                raise FileNotFoundError(f'{index} names files that are not in {folder}: {absent}; fetch them again')
+            for name in sorted(set(weight_map.values())):
+                tensors |= _open_file(folder / name)
+            lost = sorted(set(weight_map) - set(tensors))
+            if lost:
+                raise ValueError(f'{index} promises tensors that its files do not hold: {_some(lost)}')
+            return tensors
+        if (folder / f'{base}.safetensors').exists():
+            return _open_file(folder / f'{base}.safetensors')
+    found = sorted(p.name for p in folder.iterdir())
+    raise FileNotFoundError(f'no weights in {folder}: expected one of {[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
+                            f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors')
 
 
 def _open_file(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    file = safetensors.safe_open(path, framework='numpy')
-  except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; fetch it again') from None
-  return {key: file.get_slice(key) for key in file.keys()}
+    try:
+        file = safetensors.safe_open(path, framework='numpy')
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; fetch it again') from None
+    return {key: file.get_slice(key) for key in file.keys()}
 
 
 def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[str]]]:
-  """Path -> (rule, its keys in block order); raises one error for everything that does not fit."""
-  found, problems = {}, {'missing': [], 'unexpected': [], 'doubled': [], 'mis-shaped': [], 'parameters without a rule': []}
-  for key in sorted(tensors):
-    name = key.removeprefix(prefix)
-    rule, hit = next(((r, h) for r in rules if (h := r.read(name)) is not None), (None, None))
-    if hit == (None, None):
-      continue
-    path, index = hit or (None, None)
-    if path not in flat or (index is not None and index >= flat[path].shape[0]):
-      problems['unexpected'].append(key)
-    elif (path, index) in found:
-      problems['doubled'].append(f'{found[path, index][1]} and {key}')
-    else:
-      found[path, index] = rule, key
-  sources = {}
-  for path, leaf in flat.items():
-    rule = next((r for r in rules if r.write(path, 0) is not None), None)
-    if rule is None:
-      problems['parameters without a rule'].append(path)
-      continue
-    shape = tuple(leaf.shape[1:]) if rule.stack_field else tuple(leaf.shape)
-    keys = []
-    for index in range(leaf.shape[0]) if rule.stack_field else [None]:
-      if (path, index) not in found:
-        problems['missing'].append(rule.write(path, index))
-        continue
-      rule, key = found[path, index]
-      stored = tuple(tensors[key].get_shape())
-      keys.append(key)
-      if len(stored) != len(shape) or tuple(stored[a] for a in rule.axes or range(len(shape))) != shape:
-        expected = shape if rule.axes is None or len(rule.axes) != len(shape) else tuple(shape[a] for a in np.argsort(rule.axes))
-        problems['mis-shaped'].append(f'{key} is {list(stored)}, expected {list(expected)}')
-    sources[path] = rule, keys
-  if any(problems.values()):
-    lines = [f'  {kind} ({len(names)}): {_some(names)}' for kind, names in problems.items() if names]
-    raise ValueError('\n'.join([f'the weights in {folder} do not fit this network', *lines]))
-  return sources
+    """Path -> (rule, its keys in block order); raises one error for everything that does not fit."""
+    found, problems = {}, {'missing': [], 'unexpected': [], 'doubled': [], 'mis-shaped': [], 'parameters without a rule': []}
+    for key in sorted(tensors):
+        name = key.removeprefix(prefix)
+        rule, hit = next(((r, h) for r in rules if (h := r.read(name)) is not None), (None, None))
+        if hit == (None, None):
+            continue
+        path, index = hit or (None, None)
+        if path not in flat or (index is not None and index >= flat[path].shape[0]):
+            problems['unexpected'].append(key)
+        elif (path, index) in found:
+            problems['doubled'].append(f'{found[path, index][1]} and {key}')
+        else:
+            found[path, index] = rule, key
+    sources = {}
+    for path, leaf in flat.items():
+        rule = next((r for r in rules if r.write(path, 0) is not None), None)
+        if rule is None:
+            problems['parameters without a rule'].append(path)
+            continue
+        shape = tuple(leaf.shape[1:]) if rule.stack_field else tuple(leaf.shape)
+        keys = []
+        for index in range(leaf.shape[0]) if rule.stack_field else [None]:
+            if (path, index) not in found:
+                problems['missing'].append(rule.write(path, index))
+                continue
+            rule, key = found[path, index]
+            stored = tuple(tensors[key].get_shape())
+            keys.append(key)
+            if len(stored) != len(shape) or tuple(stored[a] for a in rule.axes or range(len(shape))) != shape:
+                expected = shape if rule.axes is None or len(rule.axes) != len(shape) else tuple(shape[a] for a in np.argsort(rule.axes))
+                problems['mis-shaped'].append(f'{key} is {list(stored)}, expected {list(expected)}')
+        sources[path] = rule, keys
+    if any(problems.values()):
+        lines = [f'  {kind} ({len(names)}): {_some(names)}' for kind, names in problems.items() if names]
+        raise ValueError('\n'.join([f'the weights in {folder} do not fit this network', *lines]))
+    return sources
 
 
 def _read(rule, slices, shape, dtype, index):
-  """The part `index` (one slice per axis of `shape`) of a parameter, as a numpy array."""
-  if rule.stack_field:
-    blocks = [_read_one(rule.axes, slices[i], index[1:]) for i in range(*index[0].indices(shape[0]))]
-    array = np.stack(blocks)
-  else:
-    array = _read_one(rule.axes, slices[0], index)
-  return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
+    """The part `index` (one slice per axis of `shape`) of a parameter, as a numpy array."""
+    if rule.stack_field:
+        blocks = [_read_one(rule.axes, slices[i], index[1:]) for i in range(*index[0].indices(shape[0]))]
+        array = np.stack(blocks)
+    else:
+        array = _read_one(rule.axes, slices[0], index)
+    return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
 
 
 def _read_one(axes, stored, index):
-  axes = axes or range(len(index))
-  array = stored[tuple(index[k] for k in np.argsort(axes))]
-  return array.transpose(axes)
+    axes = axes or range(len(index))
+    array = stored[tuple(index[k] for k in np.argsort(axes))]
+    return array.transpose(axes)
 
 
 def _read_sharded(read, shape, sharding):
-  parts = {}  # replicated shards ask for the same part once per device
+    parts = {}  # replicated shards ask for the same part once per device
 
-  def part(index):
-    key = tuple((s.start, s.stop) for s in index)
-    if key not in parts:
-      parts[key] = read(index)
-    return parts[key]
-  return jax.make_array_from_callback(tuple(shape), sharding, part)
+    def part(index):
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in parts:
+            parts[key] = read(index)
+        return parts[key]
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
 def _entries(rules, params, prefix):
-  """[(key, leaf, block index or None, stored shape, inverse axes)] sorted by key."""
-  entries, homeless = [], []
-  for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
-    rule = next((r for r in rules if r.write(path, 0) is not None), None)
-    if rule is None:
-      homeless.append(path)
-      continue
-    shape = leaf.shape[1:] if rule.stack_field else leaf.shape
-    axes = None if rule.axes is None else tuple(int(a) for a in np.argsort(rule.axes))
-    stored = shape if axes is None else tuple(shape[a] for a in axes)
-    for index in range(leaf.shape[0]) if rule.stack_field else [None]:
-      entries.append((prefix + rule.write(path, index), leaf, index, stored, axes))
-  if homeless:
-    raise ValueError(f'no rule writes these parameters: {_some(homeless)}')
-  return sorted(entries, key=lambda entry: entry[0])
+    """[(key, leaf, block index or None, stored shape, inverse axes)] sorted by key."""
+    entries, homeless = [], []
+    for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
+        rule = next((r for r in rules if r.write(path, 0) is not None), None)
+        if rule is None:
+            homeless.append(path)
+            continue
+        shape = leaf.shape[1:] if rule.stack_field else leaf.shape
+        axes = None if rule.axes is None else tuple(int(a) for a in np.argsort(rule.axes))
+        stored = shape if axes is None else tuple(shape[a] for a in axes)
+        for index in range(leaf.shape[0]) if rule.stack_field else [None]:
+            entries.append((prefix + rule.write(path, index), leaf, index, stored, axes))
+    if homeless:
+        raise ValueError(f'no rule writes these parameters: {_some(homeless)}')
+    return sorted(entries, key=lambda entry: entry[0])
 
 
 def _stored(leaf, index, axes, dtype):
-  array = np.asarray(leaf if index is None else leaf[index])
-  array = array if axes is None else array.transpose(axes)
-  return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
+    array = np.asarray(leaf if index is None else leaf[index])
+    array = array if axes is None else array.transpose(axes)
+    return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
 
 
 def _write(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> pathlib.Path:
-  partial = path.with_name(f'.{path.name}.partial')
-  try:
-    safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt'})
-    os.replace(partial, path)
-  except Exception as error:
-    partial.unlink(missing_ok=True)
-    raise OSError(f'could not write {path}: {error}; check space and permissions') from error
-  return path
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt'})
+        os.replace(partial, path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f'could not write {path}: {error}; check space and permissions') from error
+    return path
 
 
 def _some(names, count: int = 12) -> str:
-  return ', '.join(names[:count]) + (f', ... ({len(names) - count} more)' if len(names) > count else '')
+    return ', '.join(names[:count]) + (f', ... ({len(names) - count} more)' if len(names) > count else '')
