@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 # Keys of a Transformers config.json that do not touch the forward pass of an encoder at inference.
 IGNORED_KEYS = (
-    'architectures', 'attention_dropout', 'bos_token_id', 'classifier_dropout', 'decoder_start_token_id', 'dropout', 'dropout_rate', 'dtype',
-    'gradient_checkpointing', 'initializer_factor', 'initializer_range', 'is_encoder_decoder', 'n_positions', 'num_decoder_layers',
-    'output_past', 'pad_token_id', 'projection_dim', 'scale_decoder_outputs', 'task_specific_params', 'tie_word_embeddings', 'torch_dtype',
-    'transformers_version', 'use_cache',
+    'architectures', 'attention_dropout', 'bos_token_id', 'chunk_size_feed_forward', 'classifier_dropout', 'decoder_start_token_id',
+    'dropout', 'dropout_rate', 'dtype', 'gradient_checkpointing', 'id2label', 'initializer_factor', 'initializer_range',
+    'is_encoder_decoder', 'label2id', 'n_positions', 'num_decoder_layers', 'output_attentions', 'output_hidden_states', 'output_past',
+    'pad_token_id', 'problem_type', 'projection_dim', 'return_dict', 'scale_decoder_outputs', 'task_specific_params',
+    'tie_word_embeddings', 'torch_dtype', 'transformers_version', 'use_cache',
 )
 
 

@@ -131,6 +131,35 @@ class MidBlock(nn.Module):
         return ResnetBlock(x.shape[-1], name='resnets_1', **kwargs)(x)
 
 
+class UpsampleConv(nn.Module):
+    """3x3 convolution of the picture enlarged twice by repeating pixels, without forming that picture.
+
+    Output pixels of one parity (row, column) see only 2x2 different input pixels, so each parity is a 2x2 convolution whose taps are sums
+    of the 3x3 kernel's: 2.25 times fewer operations, and on XLA:CPU a weight gradient several times faster.
+    """
+    channels: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), (3, 3, channels, self.channels), self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.channels,), self.param_dtype)
+
+        def merge_taps(kernel, parity, axis):
+            first, middle, last = jnp.split(kernel, 3, axis)
+            return jnp.concatenate([first, middle + last] if parity == 0 else [first + middle, last], axis)
+
+        def convolve(row, column):
+            merged = merge_taps(merge_taps(kernel.astype(jnp.float32), row, 0), column, 1).astype(self.dtype)
+            return jax.lax.conv_general_dilated(x, merged, (1, 1), ((1 - row, row), (1 - column, column)),
+                                                dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+        rows = [jnp.stack([convolve(row, 0), convolve(row, 1)], axis=3) for row in (0, 1)]  # [B, h, w, 2, C]
+        return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1) + bias.astype(self.dtype)
+
+
 class Sampler(nn.Module):
     """The one convolution of a down- or upsampler."""
     channels: int
@@ -140,12 +169,11 @@ class Sampler(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        kwargs = dict(features=self.channels, kernel_size=(3, 3), name='conv', dtype=self.dtype, param_dtype=self.param_dtype)
-        if not self.up:  # Diffusers pads right and bottom only.
-            return nn.Conv(strides=(2, 2), padding=((0, 1), (0, 1)), **kwargs)(x)
-        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-        return nn.Conv(**kwargs)(x.reshape(batch, 2 * height, 2 * width, channels))
+        kwargs = dict(name='conv', dtype=self.dtype, param_dtype=self.param_dtype)
+        if self.up:
+            return UpsampleConv(self.channels, **kwargs)(x)
+        # Diffusers pads right and bottom only.
+        return nn.Conv(self.channels, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)), **kwargs)(x)
 
 
 class Block(nn.Module):
