@@ -12,42 +12,70 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = ml_collections.ConfigDict()
-  c.seed = 0
-  c.height, c.width = 32, 96
-  c.t5_length = 16  # tokens; the longest prompt of densegrpo_jax.data fits
-  c.clip_length = 24
-  c.keep_checkpoints = 2
-  c.save_seconds = 120.0
-  c.log_every = 25
-  c.render_seed = 1
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.height, c.width = 32, 96
+    c.t5_length = 16  # tokens; the longest prompt of densegrpo_jax.data fits
+    c.clip_length = 24
+    c.keep_checkpoints = 2
+    c.save_seconds = 120.0
+    c.log_every = 25
+    c.render_seed = 1
+    # The autoencoder sees all sixteen faces of data/render.py, the flow the eight upright ones.
+    c.flow_fonts = (
+    'DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSansMono', 'DejaVuSansMono-Bold', 'DejaVuSerif', 'DejaVuSerif-Bold', 'STIXGeneral', 'STIXGeneralBol',
+  )  # fmt: skip
 
-  c.transformer = ml_collections.ConfigDict(
+    c.transformer = ml_collections.ConfigDict(
     dict(
       patch_size=1, in_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=32, num_attention_heads=8,
       joint_attention_dim=128, pooled_projection_dim=64, guidance_embeds=True, axes_dims_rope=(8, 12, 12),
     )
   )  # fmt: skip
-  c.vae = ml_collections.ConfigDict(
+    c.vae = ml_collections.ConfigDict(
     dict(
       in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(8, 32, 64, 64), layers_per_block=1, norm_num_groups=8,
       sample_size=96, mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False,
     )
   )  # fmt: skip
-  c.text_encoder = ml_collections.ConfigDict(
-    dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, projection_dim=64, hidden_act='quick_gelu')
-  )
-  c.text_encoder_2 = ml_collections.ConfigDict(
-    dict(d_model=128, d_kv=32, d_ff=256, num_layers=3, num_heads=4, relative_attention_num_buckets=32, relative_attention_max_distance=32)
-  )
+    c.text_encoder = ml_collections.ConfigDict(
+        dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, projection_dim=64, hidden_act='quick_gelu')
+    )
+    c.text_encoder_2 = ml_collections.ConfigDict(
+        dict(
+            d_model=128, d_kv=32, d_ff=256, num_layers=3, num_heads=4, relative_attention_num_buckets=32, relative_attention_max_distance=32
+        )
+    )
 
-  c.stages = ml_collections.ConfigDict()
-  c.stages.vae = ml_collections.ConfigDict(dict(steps=4000, batch=16, lr=2e-3, warmup=100, ema=0.995, kl_weight=5e-4))
-  c.stages.text = ml_collections.ConfigDict(dict(steps=1500, batch=256, lr=2e-3, warmup=50, ema=0.99))
-  c.stages.flow = ml_collections.ConfigDict(
-    dict(steps=9000, batch=128, lr=1e-3, warmup=200, ema=0.998, text_dropout=0.1, pool=98304, grid_steps=8, eval_every=1000, eval_words=128)
-  )
-  c.stages.distil = ml_collections.ConfigDict(
-    dict(steps=1000, batch=96, lr=3e-4, warmup=50, ema=0.99, guidance_max=5.0, grid_steps=8, eval_every=250, eval_words=128, eval_guidance=2.0)
-  )
-  return c
+    c.stages = ml_collections.ConfigDict()
+    c.stages.vae = ml_collections.ConfigDict(dict(steps=4000, batch=16, lr=2e-3, warmup=100, ema=0.995, kl_weight=5e-4))
+    c.stages.text = ml_collections.ConfigDict(dict(steps=500, batch=128, lr=2e-3, warmup=50, ema=0.99))
+    c.stages.flow = ml_collections.ConfigDict(
+        dict(
+            steps=8000,
+            batch=64,
+            lr=8e-4,
+            warmup=200,
+            ema=0.998,
+            text_dropout=0.1,
+            pool=65536,
+            grid_steps=8,
+            eval_every=1000,
+            eval_words=128,
+        )
+    )
+    c.stages.distil = ml_collections.ConfigDict(
+        dict(
+            steps=800,
+            batch=96,
+            lr=3e-4,
+            warmup=50,
+            ema=0.99,
+            guidance_max=5.0,
+            grid_steps=8,
+            eval_every=250,
+            eval_words=128,
+            eval_guidance=2.0,
+        )
+    )
+    return c

@@ -20,7 +20,9 @@ from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.training.run import run
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True
+)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
 CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
 REQUIRE_GAIN = flags.DEFINE_float('require_gain', None, 'Exit with status 1 if the evaluation score rose by less than this.')

@@ -54,24 +54,6 @@ def component_configs(config, tokenizer, tokenizer_2) -> dict[str, dict]:
     return {'transformer': as_lists(transformer), 'vae': as_lists(vae), 'text_encoder': clip, 'text_encoder_2': t5}
 
 
-def init_params(pipeline: FluxPipeline, config) -> dict:
-    """Fresh float32 parameters of all four networks."""
-    key = jax.random.key(config.seed)
-    tokens, channels = pipeline.latent_shape(config.height, config.width)
-    ids, text = jnp.zeros((1, config.t5_length), jnp.int32), jnp.zeros((1, config.t5_length, config.transformer.joint_attention_dim))
-    pooled, one = jnp.zeros((1, config.transformer.pooled_projection_dim)), jnp.ones(1)
-    guidance = one if config.transformer.guidance_embeds else None
-    x, positions = jnp.zeros((1, tokens, channels)), (jnp.zeros((tokens, 3)), jnp.zeros((config.t5_length, 3)))
-    arguments = {
-        'transformer': (x, text, pooled, one, guidance, *positions),
-        'vae': (jnp.zeros((1, config.height, config.width, 3)),),
-        'text_encoder': (ids,),
-        'text_encoder_2': (ids,),
-    }
-    init = lambda name: jax.jit(getattr(pipeline, name).init)(key, *arguments[name])['params']
-    return {name: init(name) for name in COMPONENTS}
-
-
 def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) -> dict[str, np.ndarray]:
     """`size` rendered pictures as latents (posterior means, float16 [S, h, w, 16]) with their token ids; kept in `path` for a resume."""
     if path.exists():
@@ -80,7 +62,7 @@ def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) ->
     encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
     parts: dict[str, list] = {'latents': [], 'clip_ids': [], 't5_ids': []}
     for i in range(size // 1024):
-        images, prompts, _ = training_batch(config.render_seed + 1, i, 1024)
+        images, prompts, _ = training_batch(config.render_seed + 1, i, 1024, fonts=config.flow_fonts)
         parts['latents'].append(np.asarray(encode(params, vae_stage.to_model_range(images)), np.float16))
         for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
             parts[name].append(ids)
@@ -126,7 +108,7 @@ def main(argv) -> None:
     tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
     configs = component_configs(config, tokenizer, tokenizer_2)
     pipeline = build_pipeline(configs, SCHEDULER, tokenizer, tokenizer_2, t5_length=config.t5_length)
-    params = init_params(pipeline, config)
+    params = pipeline.init_params(jax.random.key(config.seed))
 
     s = config.stages.vae
     loss = vae_stage.make_loss(pipeline.vae, s.kl_weight)

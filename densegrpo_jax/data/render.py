@@ -162,11 +162,11 @@ def _jitter(free: int, most: int, rng: np.random.Generator) -> int:
 
 
 def training_batch(
-    seed: int, step: int, batch_size: int, *, height: int = 32, width: int = 96
+    seed: int, step: int, batch_size: int, *, height: int = 32, width: int = 96, fonts: tuple[str, ...] = FONTS
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Batch `step` of the miniature's endless training data, a pure function of (seed, step).
 
-    Half of the targets are training words, half random strings; no held-out word ever occurs.
+    Half of the targets are training words, half random strings; no held-out word ever occurs. Each picture draws one of `fonts`.
 
     Returns:
       images uint8 [batch_size, height, width, 3], prompts, targets (upper case).
@@ -177,7 +177,7 @@ def training_batch(
     prompts, targets = [], []
     for i in range(batch_size):
         scene, word = scenes[rng.integers(len(scenes))], train_word(rng)
-        images[i] = render(word, scene, rng, height, width)
+        images[i] = render(word, scene, rng, height, width, font=fonts[rng.integers(len(fonts))])
         prompts.append(scene_prompt(scene, word).text)
         targets.append(word)
     return images, prompts, targets

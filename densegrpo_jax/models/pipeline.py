@@ -15,7 +15,7 @@ import numpy as np
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.models import clip_text, flux, t5, vae, weights
 from densegrpo_jax.models.lora import LoraConfig
-from densegrpo_jax.models.packing import latent_image_ids, token_grid, unpack_latents
+from densegrpo_jax.models.packing import PATCH, latent_image_ids, token_grid, unpack_latents
 
 CLASS_NAME = 'FluxPipeline'
 COMPONENTS = ('transformer', 'vae', 'text_encoder', 'text_encoder_2')
@@ -111,6 +111,10 @@ class FluxPipeline:
         """Shapes of every component's parameters: a tree of jax.ShapeDtypeStruct, float32."""
         return {name: _abstract(name, self) for name in COMPONENTS}
 
+    def init_params(self, key: jax.Array) -> dict:
+        """Fresh float32 parameters of every component."""
+        return {name: jax.jit(_initialiser(name, self))(key) for name in COMPONENTS}
+
 
 def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
     """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that the package ships, or the
@@ -134,7 +138,9 @@ def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
 
     patterns = ['model_index.json', *(f'{c}/*' for c in (*COMPONENTS, 'scheduler', 'tokenizer', 'tokenizer_2'))]
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=['*.bin', '*.onnx*']))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=['*.bin', '*.onnx*'])
+        )
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         raise FileNotFoundError(
             f'the weights {name!r} are not on this machine and could not be fetched ({type(error).__name__}). Either accept the licence on '
@@ -193,7 +199,16 @@ def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan
 
 
 def build_pipeline(
-    configs: dict[str, dict], scheduler: dict, tokenizer, tokenizer_2, *, t5_length: int, lora=None, scan=False, remat='none', dtype=jnp.float32
+    configs: dict[str, dict],
+    scheduler: dict,
+    tokenizer,
+    tokenizer_2,
+    *,
+    t5_length: int,
+    lora=None,
+    scan=False,
+    remat='none',
+    dtype=jnp.float32,
 ) -> FluxPipeline:
     """The pipeline of the given component configurations (the contents of their config.json)."""
     return FluxPipeline(
@@ -245,21 +260,24 @@ def weight_rules(pipeline: FluxPipeline) -> dict[str, list]:
     }
 
 
+def _initialiser(name: str, pipeline: FluxPipeline) -> Callable[[jax.Array], dict]:
+    """`key -> parameters` of one component; the sizes of the blank inputs do not matter."""
+    module, ids = getattr(pipeline, name), jnp.zeros((1, 8), jnp.int32)
+    if name == 'transformer':
+        c = module.config
+        x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
+        pooled, s, position = jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1), jnp.zeros((1, len(c.axes_dims_rope)))
+        arguments = (x, text, pooled, s, s if c.guidance_embeds else None, position, position)
+    elif name == 'vae':
+        side = module.config.downscale * PATCH
+        arguments = (jnp.zeros((1, side, side, module.config.in_channels)),)
+    else:
+        arguments = (ids,)
+    return lambda key: module.init(key, *arguments)['params']
 
 
 def _abstract(name: str, pipeline: FluxPipeline) -> dict:
-    """Parameter shapes of a component, from its own initialiser."""
-    key, ids = jax.random.key(0), jnp.zeros((1, 8), jnp.int32)
-    if name == 'transformer':
-        c = pipeline.transformer.config
-        x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
-        pooled, s, pos = jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1), jnp.zeros((1, 3))
-        guidance = s if c.guidance_embeds else None
-        return jax.eval_shape(lambda: pipeline.transformer.init(key, x, text, pooled, s, guidance, pos, pos))['params']
-    if name == 'vae':
-        side = pipeline.vae.config.downscale
-        return jax.eval_shape(lambda: pipeline.vae.init(key, jnp.zeros((1, side, side, pipeline.vae.config.in_channels))))['params']
-    return jax.eval_shape(lambda: getattr(pipeline, name).init(key, ids))['params']
+    return jax.eval_shape(_initialiser(name, pipeline), jax.random.key(0))
 
 
 def _read_json(path: pathlib.Path) -> dict:

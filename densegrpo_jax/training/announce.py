@@ -39,7 +39,9 @@ def memory(config, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh) -
     return {'weights': weights, 'adapters, optimiser, moving average': adapters, 'latents': kept + buffer, 'pictures': pictures}
 
 
-def plan(config, folder, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh, accumulation: int, train: int, test: int, workdir) -> None:
+def plan(
+    config, folder, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh, accumulation: int, train: int, test: int, workdir
+) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and where results go."""
     r, m, o = config.rollout, config.model, config.optim
     state = jax.eval_shape(lambda: init_state(pipeline, tx, jax.random.key(0)))

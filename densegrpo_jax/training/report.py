@@ -23,7 +23,12 @@ def scalars(metrics: dict, values: dict[str, np.ndarray], seconds: dict[str, flo
     # The terminal reward by its parts; the last row of every score is the sample itself.
     out |= {f'train/reward_{name}': float(rows[-1].mean()) for name, rows in values.items() if name != 'total'}
     out |= {f'seconds/{name}': value for name, value in seconds.items()}
-    return {**out, 'train/skipped': float(skipped), 'train/velocity_evals': float(progress.velocity_evals), 'train/seconds': progress.seconds}
+    return {
+        **out,
+        'train/skipped': float(skipped),
+        'train/velocity_evals': float(progress.velocity_evals),
+        'train/seconds': progress.seconds,
+    }
 
 
 def keep_pictures(workdir: pathlib.Path, step: int, evaluation) -> None:
@@ -95,5 +100,3 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints) -> dict:
         first[1], first[2], last[0], last[1], last[2], last[1] - first[1],
     )  # fmt: skip
     return summary
-
-

@@ -64,7 +64,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     validate(config)
     folder = resolve_folder(config.model.path)
     lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
-    options = dict(t5_length=config.model.t5_length, lora=lora, scan=config.model.scan, remat=config.model.remat, dtype=jnp.dtype(config.model.dtype))
+    options = dict(
+        t5_length=config.model.t5_length, lora=lora, scan=config.model.scan, remat=config.model.remat, dtype=jnp.dtype(config.model.dtype)
+    )
     pipeline = open_pipeline(folder, **options)
     schedule = make_schedule(pipeline, config)
     accumulation = microbatches(config, int(schedule.plan.trained.sum()))

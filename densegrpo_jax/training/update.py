@@ -34,9 +34,7 @@ def make_credit(config, schedule: Schedule):
         keep = valid.all(0)
         values = state_rewards(rewards, rollout.sources)
         steps = dense_reward(values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha)
-        result = group_advantages(
-            steps, groups, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep
-        )
+        result = group_advantages(steps, groups, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep)
         record = transitions(rollout, result.values, schedule.sigmas, plan, groups, valid=keep)
         on = jnp.asarray(plan.trained)
         kept = jnp.maximum(keep.sum(), 1)

@@ -1,0 +1,105 @@
+"""Command: scores a base model and any number of checkpoints on a whole prompt set, with the same noise.
+
+    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py
+    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --checkpoint=best --checkpoint=latest
+
+Writes OUT/scores.csv (one row per prompt and policy), OUT/summary.md and a contact sheet per policy.
+"""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.evaluation import Evaluation, Evaluator
+from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.pictures import save_grid
+from densegrpo_jax.training.prompts import Encoder, load_prompts
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration: model, reward, evaluation prompts, ODE steps.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
+CHECKPOINT = flags.DEFINE_multi_string('checkpoint', ['best'], "'best', 'latest' or a step; may be given more than once.")
+BASE = flags.DEFINE_bool('base', True, 'Score the base model.')
+OUT = flags.DEFINE_string('out', 'runs/evaluation', 'Folder for the results.')
+
+
+def evaluate(config, workdir: str | None, which: list[str], *, base: bool = True) -> dict[str, Evaluation]:
+    """Policy name -> Evaluation: the base model and the checkpoints `which` of a run."""
+    validate(config)
+    mesh = make_mesh(config.mesh)
+    prompts, reward = load_prompts(config, 'eval'), build_reward(config.reward)
+    reward.check([p.text for p in prompts], [p.metadata for p in prompts])
+    pipeline, params = load_base(config, mesh)
+    policies = {'base': None} if base else {}
+    for name in which if workdir else ():
+        adapters, step = load_adapters(pipeline, config, mesh, pathlib.Path(workdir), name)
+        policies[f'step {step}'] = adapters
+    results = {}
+    with Scorer(reward, config.reward_workers or jax.local_device_count()) as scorer:
+        evaluator = Evaluator(pipeline, config, prompts, Encoder(pipeline, params), scorer, mesh)
+        for name, adapters in policies.items():
+            results[name] = evaluator(params, adapters, lambda value: jax.tree.map(_result, value))
+            logging.info('%s: %s', name, _line(results[name]))
+    return results
+
+
+def _result(leaf):
+    return leaf.result() if hasattr(leaf, 'result') else leaf
+
+
+def _line(evaluation: Evaluation) -> str:
+    return ', '.join(f'{n} {evaluation.mean(n):.4f} +- {evaluation.standard_error(n):.4f}' for n in evaluation.scores)
+
+
+def write(out: pathlib.Path, config, results: dict[str, Evaluation]) -> None:
+    """scores.csv, summary.md and one contact sheet per policy."""
+    out.mkdir(parents=True, exist_ok=True)
+    prompts = load_prompts(config, 'eval')
+    names = list(next(iter(results.values())).scores)
+    with open(out / 'scores.csv', 'w', newline='') as file:
+        table = csv.writer(file)
+        table.writerow(['policy', 'index', 'prompt', *names])
+        for policy, result in results.items():
+            for i, prompt in enumerate(prompts):
+                table.writerow([policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)])
+    rows = [f'| {p} | ' + ' | '.join(f'{r.mean(n):.4f} ± {r.standard_error(n):.4f}' for n in names) + ' |' for p, r in results.items()]
+    head = [
+        f'{len(prompts)} prompts, {config.eval.steps} ODE steps, guidance {config.model.guidance:g}; mean ± standard error over prompts',
+        '',
+    ]
+    head += ['| policy | ' + ' | '.join(names) + ' |', '| --- |' + ' --- |' * len(names)]
+    (out / 'summary.md').write_text('\n'.join(head + rows) + '\n')
+    for policy, result in results.items():
+        width = result.images.shape[2]
+        path = out / f'{policy.replace(" ", "_")}.png'
+        save_grid(path, result.images, columns=max(1, min(6, 1152 // width)), scale=max(1, 192 // width), captions=result.captions())
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    logging.set_verbosity(logging.INFO)
+    config, out = CONFIG.value, pathlib.Path(OUT.value)
+    start_devices(config.eval.batch)
+    try:
+        write(out, config, evaluate(config, WORKDIR.value, CHECKPOINT.value, base=BASE.value))
+    except (ValueError, FileNotFoundError) as error:
+        logging.error('%s', error)
+        return 2
+    logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
+    return 0
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(lambda argv: sys.exit(main(argv)))

@@ -1,0 +1,92 @@
+"""Command: pictures from a base model, or from what a training run made of it.
+
+    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --prompt='A neon sign that says "HELLO"' --out=hello.png
+    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --prompts=prompts.txt --copies=4
+
+With --workdir the sheet shows the run's adapters; add --compare to see the base model's pictures from the same noise beside them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+import numpy as np
+
+from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.pictures import save_grid
+from densegrpo_jax.training.prompts import Encoder
+from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Configuration: model, size, guidance and, with --workdir, the adapters.', lock_config=True
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Training run whose adapters are used; none: the base model.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
+PROMPT = flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
+PROMPTS = flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+COPIES = flags.DEFINE_integer('copies', 1, 'Pictures per prompt.', lower_bound=1)
+STEPS = flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.')
+COMPARE = flags.DEFINE_bool('compare', False, 'With --workdir: also the base model, same noise, each pair side by side.')
+OUT = flags.DEFINE_string('out', 'samples.png', 'Contact sheet to write; --single also writes every picture.')
+SINGLE = flags.DEFINE_bool('single', False, 'Also write every picture as a PNG of its own, next to --out.')
+
+
+def sample(
+    config, prompts: list[str], *, workdir=None, checkpoint='best', copies=1, steps=0, seed=0, compare=False
+) -> tuple[np.ndarray, list[str]]:
+    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each picture after the base model's."""
+    mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
+    pipeline, params = load_base(config, mesh)
+    policies = [] if workdir else [('base', None)]
+    if workdir:
+        adapters, step = load_adapters(pipeline, config, mesh, pathlib.Path(workdir), checkpoint)
+        policies = [('base', None)] * compare + [(f'step {step}', adapters)]
+    draw = make_sampler(pipeline, config, steps or config.eval.steps, mesh)
+    encoder = Encoder(pipeline, params)
+    root = stream_key(seed, STREAM_EVAL, 1)
+    images, captions = [], []
+    for i, prompt in enumerate(prompts):
+        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(np.arange(copies))
+        rows = [np.asarray(draw(params, policy, encoder([prompt] * copies), keys)[0]) for _, policy in policies]
+        images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
+        captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
+        logging.info('%d of %d prompts', i + 1, len(prompts))
+    return np.concatenate(images), captions
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}; give prompts as --prompt="..."')
+    logging.set_verbosity(logging.INFO)
+    try:
+        prompts = list(PROMPT.value)
+        if PROMPTS.value:
+            prompts += [p.text for p in PromptSet.from_text(PROMPTS.value, quoted_target=False)]
+        if not prompts:
+            raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
+        images, captions = sample(
+            CONFIG.value, prompts, workdir=WORKDIR.value, checkpoint=CHECKPOINT.value, copies=COPIES.value, steps=STEPS.value,
+            seed=SEED.value, compare=COMPARE.value,
+        )  # fmt: skip
+    except (ValueError, FileNotFoundError) as error:
+        logging.error('%s', error)
+        return 2
+    out, width = pathlib.Path(OUT.value), images.shape[2]
+    save_grid(out, images, columns=max(1, min(len(images), 1536 // max(width, 192))), scale=max(1, 192 // width), captions=captions)
+    if SINGLE.value:
+        for i, image in enumerate(images):
+            save_grid(out.with_name(f'{out.stem}_{i:04d}.png'), image[None], columns=1)
+    logging.info('made %s: %d pictures', out, len(images))
+    return 0
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(lambda argv: sys.exit(main(argv)))

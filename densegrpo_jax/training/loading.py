@@ -1,0 +1,55 @@
+"""Opening a base model, with or without the adapters of a finished or running training run, for tools that only read."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from densegrpo_jax.models.lora import LoraConfig
+from densegrpo_jax.models.pipeline import FluxPipeline, load_pipeline, resolve_folder
+from densegrpo_jax.parallel.sharding import shardings, with_shardings
+from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.state import init_state, optimiser
+
+
+def load_base(config, mesh: Mesh) -> tuple[FluxPipeline, dict]:
+    """The pipeline and weights that `config.model` names, placed on the mesh, with room for the adapters of `config.lora`."""
+    m = config.model
+    return load_pipeline(
+        resolve_folder(m.path),
+        t5_length=m.t5_length,
+        lora=LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets),
+        scan=m.scan,
+        remat=m.remat,
+        dtype=jnp.dtype(m.dtype),
+        shardings=lambda tree: shardings(tree, mesh),
+    )
+
+
+def load_adapters(pipeline: FluxPipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:
+    """The moving average of the adapters from a run's checkpoints.
+
+    Args:
+      workdir: of the run.
+      which: 'best' (by the score of its evaluations), 'latest', or a step number.
+
+    Returns:
+      (LoRA collection, step).
+
+    Raises:
+      FileNotFoundError: no such run or checkpoint.
+      ValueError: `which` is none of these; the adapters do not fit the configuration.
+    """
+    with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
+        named = {'best': checkpoints.best_step, 'latest': checkpoints.latest_step}
+        if which not in named and not which.isdigit():
+            raise ValueError(f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps {checkpoints.steps()}")
+        step = named[which]() if which in named else int(which)
+        if step is None or step not in checkpoints.steps():
+            raise FileNotFoundError(f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}')
+        shapes = jax.eval_shape(lambda: init_state(pipeline, optimiser(config), jax.random.key(0))).ema
+        abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
+        return checkpoints.restore(step, abstract, partial=True).state['ema'], step

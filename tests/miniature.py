@@ -1,0 +1,46 @@
+"""Small random FLUX folders for tests: the real layout, no training, no torch."""
+
+import json
+
+import jax
+
+from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
+from densegrpo_jax.models.pipeline import build_pipeline, save_pipeline
+from densegrpo_jax.pretrain import SCHEDULER
+
+
+def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_embeds=True, seed=0, scale=3.0):
+    """Writes a FLUX folder of a few thousand parameters and returns its path.
+
+    Modulation and output layers are drawn instead of zero, so that the network depends on all of its inputs.
+    """
+    tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
+    transformer = dict(
+        _class_name='FluxTransformer2DModel', patch_size=1, in_channels=64, num_layers=double, num_single_layers=single,
+        attention_head_dim=head_dim, num_attention_heads=heads, joint_attention_dim=16, pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds, axes_dims_rope=[head_dim - 8, 4, 4],
+    )  # fmt: skip
+    vae = dict(
+        _class_name='AutoencoderKL', in_channels=3, out_channels=3, latent_channels=16, block_out_channels=[4, 4, 8, 8], layers_per_block=1,
+        norm_num_groups=2, mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.7,
+        shift_factor=0.1, act_fn='silu', sample_size=96, down_block_types=['DownEncoderBlock2D'] * 4, up_block_types=['UpDecoderBlock2D'] * 4,
+    )  # fmt: skip
+    clip = dict(
+        architectures=['CLIPTextModel'], model_type='clip_text_model', vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32,
+        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=24, hidden_act='quick_gelu', layer_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    t5 = dict(
+        architectures=['T5EncoderModel'], model_type='t5', vocab_size=len(tokenizer_2), d_model=16, d_kv=8, d_ff=32, num_layers=1,
+        num_heads=2, feed_forward_proj='gated-gelu', relative_attention_num_buckets=32, relative_attention_max_distance=128,
+        layer_norm_epsilon=1e-6, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    configs = dict(transformer=transformer, vae=vae, text_encoder=clip, text_encoder_2=t5)
+    pipeline = build_pipeline(json.loads(json.dumps(configs)), SCHEDULER, tokenizer, tokenizer_2, t5_length=16)
+    params = pipeline.init_params(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params['transformer'])
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + scale * 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
+    params['transformer'] = jax.tree.unflatten(tree, noisy)
+    save_pipeline(folder, pipeline, params)
+    return folder

@@ -1,0 +1,156 @@
+"""The training loop on a random miniature: it runs, resumes bit for bit after kill -9, stops on SIGTERM, and does not depend on the mesh."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tests'))
+sys.path.insert(0, str(ROOT / 'configs'))
+
+import miniature  # noqa: E402
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
+from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
+from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
+
+OVERRIDES = {
+    'iterations': 3, 'rollout.prompts': 4, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 16,
+    'lora.rank': 2, 'lora.alpha': 4.0, 'eval.every': 2, 'eval.batch': 8, 'eval.steps': 2, 'eval.shown': 4, 'data.eval_prompts': 8,
+    'checkpoint.every': 1, 'credit.std': 'global', 'model.height': 16, 'model.width': 32,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
+
+
+def make_config(folder, **overrides):
+    config = tiny_ocr.get_config()
+    config.model.path = str(folder)
+    config.update_from_flattened_dict({**OVERRIDES, **overrides})
+    config.reward = {'jpeg': {'weight': 1.0}}  # a fast reward that differs between any two pictures
+    return config
+
+
+def final_state(workdir):
+    checkpoints = Checkpoints(workdir / 'checkpoints', read_only=True)
+    step = checkpoints.latest_step()
+    path = workdir / 'checkpoints' / str(step)
+    import orbax.checkpoint as ocp
+
+    arrays = ocp.PyTreeCheckpointer().restore(path / 'state')
+    return step, {name: np.asarray(value) for name, value in arrays.items()}, checkpoints.meta(step)
+
+
+def one_device():
+    return make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_runs_and_reports(folder, tmp_path):
+    summary = run(make_config(folder), tmp_path, one_device(), StopRequest())
+    assert summary['updates'] == 3 and len(summary['evaluations']) == 3  # at 0, 2 and 3
+    table = rows(tmp_path)
+    assert [row['step'] for row in table] == [0, 1, 2, 3]
+    # The policy has not moved when the first update re-scores its samples: the ratio with the stored log-probability is 1.
+    assert 0 <= table[1]['train/ratio_deviation_first'] <= 1e-6
+    assert table[1]['train/transitions'] == 2 * 16 and table[1]['train/velocity_evals'] == 16 * (3 + 2 + 1)
+    assert {'gain/step_0', 'gain/step_1', 'gain_positive/step_0', 'zero_spread/step_1', 'seconds/sample'} <= set(table[1])
+    assert 'gain/step_2' not in table[1]  # the deterministic last step is not trained
+    step, state, _ = final_state(tmp_path)
+    assert step == 3 and any(np.abs(v).max() > 0 for k, v in state.items() if k.startswith('policy') and k.endswith('/b'))
+    for name in ('reward_curve.png', 'before_after.png', 'summary.json', 'config.json', 'samples/step_000000.png'):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_first_update_matches_on_every_mesh(folder, tmp_path):
+    """One iteration on 8 devices, data and parameters split in several ways, equals one device within f32 rounding."""
+    config = make_config(folder, iterations=1)
+    run(config, tmp_path / 'one', one_device(), StopRequest())
+    _, expected, _ = final_state(tmp_path / 'one')
+    for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2)):
+        mesh, workdir = make_mesh({'data': data, 'fsdp': fsdp, 'tensor': tensor}), tmp_path / f'{data}{fsdp}{tensor}'
+        run(config, workdir, mesh, StopRequest())
+        _, found, _ = final_state(workdir)
+        reference, sharded = rows(tmp_path / 'one')[1], rows(workdir)[1]
+        for key in ('train/reward', 'train/grad_norm', 'gain/step_0'):
+            np.testing.assert_allclose(sharded[key], reference[key], rtol=2e-4, atol=1e-6)
+        # Adam's first step is the sign of the gradient times the rate: rounding flips it only where the gradient is next to zero.
+        for name in expected:
+            if name.startswith('policy'):
+                close = np.isclose(found[name], expected[name], rtol=1e-3, atol=1e-6)
+                assert close.mean() > 0.98, name
+
+
+def command(folder, workdir, *extra):
+    arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [f'--config.model.path={folder}', '--config.reward={}', *extra]
+    del arguments[-1 - len(extra)]  # dictionaries cannot be given on the command line: the OCR reward is used
+    python = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', f'--workdir={workdir}', '--cpu_devices=1']
+    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'cache')}
+    return subprocess.Popen(python + arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(workdir, step, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not (workdir / 'checkpoints' / str(step)).is_dir():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, 'no checkpoint appeared'
+        time.sleep(0.02)
+
+
+def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
+    """Killed once with -9, stopped once with SIGTERM, the run ends with the very bits of an uninterrupted one."""
+    straight, broken = tmp_path / 'straight', tmp_path / 'broken'
+    process = command(folder, straight, '--config.iterations=4')
+    assert process.wait() == 0, process.stderr.read()
+    process = command(folder, broken, '--config.iterations=4')
+    wait_for_checkpoint(broken, 1, process)
+    process.kill()
+    process.wait()
+    process = command(folder, broken, '--config.iterations=4')
+    wait_for_checkpoint(broken, 3, process)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    assert code in (75, 0), process.stderr.read()  # 0: it had finished before the signal arrived
+    process = command(folder, broken, '--config.iterations=4')
+    assert process.wait() == 0, process.stderr.read()
+    (step, expected, progress), (found_step, found, found_progress) = final_state(straight), final_state(broken)
+    assert step == found_step == 4 and set(expected) == set(found)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert progress['evaluations'] == found_progress['evaluations'] and progress['velocity_evals'] == found_progress['velocity_evals']
+    steps = [row['step'] for row in rows(broken)]
+    assert steps == [0, 1, 2, 3, 4]
+    timeless = lambda row: {k: v for k, v in row.items() if 'seconds' not in k}
+    assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
+
+
+def test_stops_after_non_finite_gradients(folder, tmp_path):
+    config = make_config(folder, **{'optim.max_bad': 2, 'optim.learning_rate': 1e-3})
+    config.credit.std_eps = float('nan')  # every advantage, and so every gradient, becomes NaN
+    with pytest.raises(TrainingDiverged, match='optim.max_bad=2'):
+        run(config, tmp_path, one_device(), StopRequest())
+    step, state, _ = final_state(tmp_path)
+    assert step == 1 and all(np.isfinite(v).all() for v in state.values())
+    assert rows(tmp_path)[1]['train/skipped'] == 1
+
+
+def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
+    run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
+    with pytest.raises(ValueError, match='learning_rate'):
+        run(make_config(folder, iterations=2, **{'optim.learning_rate': 5e-4}), tmp_path, one_device(), StopRequest())
