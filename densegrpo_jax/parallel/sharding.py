@@ -48,7 +48,7 @@ RULES = (
     Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
     Rule(rf'(^|/){_COLUMN_LAYERS}/kernel$', COLUMN),
     Rule(rf'(^|/){_ROW_LAYERS}/kernel$', ROW),
-    Rule(r'/embedding$', ('fsdp', None), uneven='replicate'),  # vocabularies are rarely round numbers
+    Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
     Rule(r'/kernel$', COLUMN, uneven='replicate'),
     Rule(r'(^|/)(bias|scale|weight|relative_attention_bias|position\w*)(/|$)', ()),
 )
@@ -97,15 +97,12 @@ def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int
     """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same structure.
 
     Works for anything whose paths end like the parameters': optimiser moments and averages follow the same rules. Scalars, and arrays
-    of fewer than ``min_bytes`` bytes, are replicated.
+    of fewer than ``min_bytes`` bytes, are replicated and need no rule.
     """
 
     def leaf_sharding(path, leaf):
-        if leaf.ndim == 0:
-            return NamedSharding(mesh, PartitionSpec())
-        spec = spec_for(path_name(path), leaf.shape, mesh, rules)
-        small = leaf.size * leaf.dtype.itemsize < min_bytes
-        return NamedSharding(mesh, PartitionSpec() if small else spec)
+        small = leaf.ndim == 0 or leaf.size * leaf.dtype.itemsize < min_bytes
+        return NamedSharding(mesh, PartitionSpec() if small else spec_for(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 

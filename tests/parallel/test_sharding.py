@@ -48,8 +48,8 @@ def specs(tree, mesh, rules=sharding_lib.RULES, min_bytes=0):
         ('block/layer_0/SelfAttention/o/kernel', (24, 4096, 4096), P(None, 'tensor', 'fsdp')),
         ('block/layer_1/DenseReluDense/wi_0/kernel', (24, 4096, 10240), P(None, 'fsdp', 'tensor')),
         ('block/layer_1/DenseReluDense/wo/kernel', (24, 10240, 4096), P(None, 'tensor', 'fsdp')),
-        ('shared/embedding', (32128, 4096), P('fsdp')),
-        ('token_embedding/embedding', (49407, 768), P()),
+        ('shared/embedding', (32128, 4096), P('fsdp', 'tensor')),
+        ('token_embedding/embedding', (49407, 768), P(None, 'tensor')),
         ('decoder/mid_block/resnets_0/conv1/kernel', (3, 3, 512, 512), P(None, None, 'fsdp')),
         ('decoder/conv_in/kernel', (3, 3, 3, 512), P()),
         ('transformer_blocks/attn/to_q/a', (19, 3072, 64), P(None, 'fsdp')),
@@ -72,10 +72,11 @@ def test_first_match_wins():
 
 
 def test_small_arrays_and_scalars_stay_whole():
-    tree = abstract(**{'big/kernel': (64, 64), 'small/kernel': (63, 64)})
-    tree['count'] = jax.ShapeDtypeStruct((), jnp.int32)  # matches no rule: scalars need none
+    tree = abstract(**{'to_q/kernel': (64, 64), 'to_k/kernel': (63, 64), 'unknown': (7,)})
+    tree['count'] = jax.ShapeDtypeStruct((), jnp.int32)
     found = specs(tree, mesh_lib.make_mesh(MESH), min_bytes=64 * 64 * 4)
-    assert found == {'big/kernel': P('fsdp', 'tensor'), 'small/kernel': P(), 'count': P()}
+    assert found == {'to_q/kernel': P('fsdp', 'tensor'), 'to_k/kernel': P(), 'unknown': P(), 'count': P()}
+    assert specs({'count': tree['count']}, mesh_lib.make_mesh(MESH), min_bytes=0) == {'count': P()}
 
 
 def test_uneven_dimension_is_an_error_unless_the_rule_says_replicate():
@@ -119,29 +120,37 @@ def apply_chain(params, x):
     return x @ params['norm_out']['linear']['kernel']
 
 
-@pytest.mark.parametrize('sizes', [(1, 8, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4)])
-def test_training_step_on_the_mesh_equals_one_device(sizes):
-    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
-    key, optimiser = jax.random.key(0), optax.adamw(1e-2)
+OPTIMISER = optax.adamw(1e-2)
+
+
+def train_step(params, opt_state, x):
+    loss, grads = jax.value_and_grad(lambda p: jnp.mean(apply_chain(p, x) ** 2))(params)
+    updates, opt_state = OPTIMISER.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss, grads
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Key, batch, fresh parameters and the outcome of one training step on one device."""
+    key = jax.random.key(0)
     x = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    params = jax.jit(init_chain)(key)
+    return key, x, params, jax.jit(train_step)(params, jax.jit(OPTIMISER.init)(params), x)
 
-    def step(params, opt_state, x):
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean(apply_chain(p, x) ** 2))(params)
-        updates, opt_state = optimiser.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss, grads
 
-    params = init_chain(key)
-    expected = jax.jit(step)(params, optimiser.init(params), x)
-
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (8, 1, 1), (2, 2, 2)])
+def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
+    key, x, params, expected = one_device
+    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
     placed = sharding_lib.init_sharded(init_chain, mesh, sharding_lib.RULES, key, min_bytes=0)
     jax.tree.map(np.testing.assert_array_equal, placed, params)  # born sharded, with the same values
-    opt_state = sharding_lib.init_sharded(optimiser.init, mesh, sharding_lib.RULES, placed, min_bytes=0)
+    opt_state = sharding_lib.init_sharded(OPTIMISER.init, mesh, sharding_lib.RULES, placed, min_bytes=0)
     kernel = placed['blocks']['proj_mlp']['kernel']
     moment = opt_state[0].mu['blocks']['proj_mlp']['kernel']
     assert kernel.sharding.spec == moment.sharding.spec == P(None, 'fsdp', 'tensor')
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 16 // sizes[1], 32 // sizes[2])
 
-    found = jax.jit(step)(placed, opt_state, mesh_lib.put_batch(mesh, x))
+    found = jax.jit(train_step)(placed, opt_state, mesh_lib.put_batch(mesh, x))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
@@ -152,3 +161,42 @@ def test_memory_per_device():
     assert sharding_lib.bytes_per_device(tree, placed) == 8 * 8 * 4 // 4 + 8 * 4
     wanted = sharding_lib.with_shardings(tree, placed)
     assert wanted['a']['kernel'].sharding.spec == P('fsdp', 'tensor') and wanted['a']['kernel'].shape == (8, 8)
+
+
+def real_flux():
+    """Parameter and adapter shapes of FLUX.1-dev (fewer layers for the text encoders: their blocks are not stacked)."""
+    from densegrpo_jax.models import clip_text, flux, lora, t5, vae
+
+    def floats(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def ids(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def shapes(network, *inputs):
+        return jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
+
+    transformer = flux.FluxTransformer(flux.FluxConfig(guidance_embeds=True), scan=True)
+    inputs = floats(1, 4, 64), floats(1, 2, 4096), floats(1, 768), floats(1), floats(1), floats(4, 3), floats(2, 3)
+    params = shapes(transformer, *inputs)
+    adapters = lora.LoraConfig(rank=64, alpha=128, targets=('attn.to_q', 'attn.to_out.0', 'ff.net.0.proj', 'ff.net.2'))
+    names = flux.module_paths(transformer.config, True)
+    t5_config = t5.T5Config(d_model=4096, d_ff=10240, num_layers=2, num_heads=64, feed_forward_proj='gated-gelu')
+    clip_config = clip_text.ClipTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=1, num_attention_heads=12)
+    return {
+        'transformer': params,
+        'lora': jax.eval_shape(lambda key: lora.init_adapters(adapters, names, params, key), jax.random.key(0)),
+        'text_encoder_2': shapes(t5.T5Encoder(t5_config), ids(1, 4)),
+        'text_encoder': shapes(clip_text.ClipTextModel(clip_config), ids(1, 77)),
+        'vae': shapes(vae.AutoencoderKL(vae.VaeConfig()), floats(1, 16, 16, 3)),
+    }
+
+
+def test_flux_dev_is_spread_evenly():
+    tree = real_flux()
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(tree))
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree['transformer'])) == 11_901_408_320  # FLUX.1-dev, as published
+    for sizes, overhead in [((1, 8, 1), 1.02), ((1, 4, 2), 1.02), ((1, 1, 8), 1.08)]:
+        mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
+        placed = sharding_lib.shardings(tree, mesh)
+        assert sharding_lib.bytes_per_device(tree, placed) < overhead * whole / 8, sizes
