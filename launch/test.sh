@@ -17,4 +17,7 @@ for arg in "$@"; do
 done
 
 setup_env requirements.txt requirements-test.txt
+# Compiled programs are kept, so that a second run of the suite spends its time on the tests.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.2}"
 exec "$PYTHON" -m pytest -q ${args[@]+"${args[@]}"}

@@ -1,0 +1,114 @@
+"""The two commands against a stand-in interpreter that records how it was called: nothing is installed here."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Answers as a Python of $FAKE_VERSION would; `-m venv DIR` copies it into DIR; pip and modules only write down their arguments.
+STAND_IN = """#!/bin/bash
+case "$*" in
+  "-c import sys; sys.exit(sys.version_info"*) [ "$FAKE_VERSION" != old ]; exit ;;
+  "-c import hashlib"*) cksum <"${!#}" | cut -d' ' -f1; exit ;;
+  "--version") echo "Python 3.11.0"; exit ;;
+  "-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; exit ;;
+  "-m pip --version") exit ;;
+esac
+printf '%s|' "$@" >>"$CALLS"; echo >>"$CALLS"
+case "$*" in
+  "-m pip install"*)
+    echo "Collecting jax"; echo "Installing collected packages: jax"; echo "ERROR: No matching distribution" >&2
+    exit "${FAKE_PIP:-0}" ;;
+  "-m densegrpo_jax.main"*) exit "${FAKE_MAIN:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the scripts, with requirement files of its own. Returns run(script, *args, **env) -> CompletedProcess, and the folder."""
+    folder = tmp_path / 'project with a space'
+    shutil.copytree(ROOT / 'launch', folder / 'launch')
+    (folder / 'requirements.txt').write_text('jax\n')
+    (folder / 'requirements-test.txt').write_text('scipy\n')
+    fake = tmp_path / 'fake-python'
+    fake.write_text(STAND_IN)
+    fake.chmod(0o755)
+
+    def run(script, *args, **env):
+        env = {**os.environ, 'PYTHON': str(fake), 'CALLS': str(tmp_path / 'calls'), 'FAKE_VERSION': 'new', **env}
+        env.pop('VENV', None)
+        done = subprocess.run(
+            ['bash', str(folder / 'launch' / script), *args], env=env, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        calls = (tmp_path / 'calls').read_text().splitlines() if (tmp_path / 'calls').exists() else []
+        (tmp_path / 'calls').unlink(missing_ok=True)
+        return done, [call[:-1].split('|') for call in calls]
+
+    return run, folder
+
+
+def test_installs_once_and_again_only_what_changed(project):
+    run, folder = project
+    done, calls = run('test.sh')
+    assert done.returncode == 0, done.stderr
+    install = ['-m', 'pip', 'install', '--disable-pip-version-check', '--no-input']
+    assert calls == [[*install, '-r', 'requirements.txt', '-r', 'requirements-test.txt'], ['-m', 'pytest', '-q']]
+    assert 'unpacking 1 packages' in done.stderr and 'No matching' not in done.stderr
+    assert 'Collecting jax' in (folder / '.venv' / 'install.log').read_text()
+
+    assert run('test.sh')[1] == [['-m', 'pytest', '-q']]
+    assert run('demo.sh')[1] == [['-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', '--workdir=runs/tiny_ocr']]
+    (folder / 'requirements-test.txt').write_text('scipy\nchex\n')
+    assert run('test.sh')[1][0] == [*install, '-r', 'requirements-test.txt']
+
+
+def test_a_failed_installation_is_shown_and_tried_again(project):
+    run, _ = project
+    done, calls = run('demo.sh', FAKE_PIP='1')
+    assert done.returncode == 1 and len(calls) == 1
+    assert 'ERROR: No matching distribution' in done.stderr and 'error: pip could not install requirements.txt' in done.stderr
+    assert len(run('demo.sh')[1]) == 2
+
+
+def test_an_old_python_is_refused(project):
+    done, calls = project[0]('demo.sh', FAKE_VERSION='old')
+    assert done.returncode == 1 and calls == []
+    assert 'is not a Python 3.11 or newer' in done.stderr
+
+
+@pytest.mark.parametrize(
+    'given, passed',
+    [
+        ([], []),
+        (['--all'], ['-m', '']),
+        (['tests/core', '-k', 'a b', '-x'], ['tests/core', '-k', 'a b', '-x']),
+        (['--all', '-x'], ['-m', '', '-x']),
+    ],
+)
+def test_arguments_of_the_test_command(project, given, passed):
+    calls = project[0]('test.sh', *given)[1]
+    assert calls[-1] == ['-m', 'pytest', '-q', *passed]
+
+
+@pytest.mark.parametrize('code, message', [(0, 'Results in runs/other'), (75, 'the same command continues'), (3, 'failed (exit code 3)')])
+def test_the_demo_hands_on_the_exit_code(project, code, message):
+    run, folder = project
+    (folder / 'runs' / 'other').mkdir(parents=True)
+    (folder / 'runs' / 'other' / 'curve.png').touch()
+    done, calls = run('demo.sh', '--workdir=runs/other', '--config.seed=1', FAKE_MAIN=str(code))
+    assert done.returncode == code and message in done.stderr
+    assert calls[-1][2:] == ['--config=configs/tiny_ocr.py', '--workdir=runs/other', '--workdir=runs/other', '--config.seed=1']
+    assert ('runs/other/curve.png' in done.stderr) == (code == 0)
+
+
+def test_scripts_pass_shellcheck():
+    if not shutil.which('shellcheck'):
+        pytest.skip('shellcheck is not installed')
+    scripts = [str(path) for path in sorted((ROOT / 'launch').glob('*.sh'))] + [str(ROOT / '.ci' / 'run')]
+    done = subprocess.run(['shellcheck', '-x', *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
