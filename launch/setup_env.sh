@@ -32,11 +32,14 @@ _find_python() {
 
 # Shows pip's output as one moving line on a terminal, and as a few lines elsewhere.
 _show_pip() {
-  local line count=0
+  local line commas
   while IFS= read -r line; do
     case "$line" in
-      Collecting*) count=$((count + 1)) ;;
-      'Installing collected packages'*) line="unpacking $count packages" ;;
+      Collecting*) ;;
+      'Installing collected packages'*)
+        commas="${line//[^,]/}"
+        line="unpacking $((${#commas} + 1)) packages"
+        ;;
       *) continue ;;
     esac
     if [ -t 2 ]; then
@@ -68,7 +71,7 @@ setup_env() {
   if [ "${#changed[@]}" -eq 0 ]; then return; fi
   log="$venv/install.log"
   say "Installing $* into $venv (the first time this takes a minute or more; details in $log)."
-  if ! "$PYTHON" -m pip install --disable-pip-version-check --no-input "${changed[@]}" 2>&1 </dev/null | tee "$log" | _show_pip; then
+  if ! "$PYTHON" -m pip install --disable-pip-version-check --no-input --no-compile "${changed[@]}" 2>&1 </dev/null | tee "$log" | _show_pip; then
     say "$(tail -n 15 "$log")"
     die "pip could not install $*; the lines above say why (all of them: $log)."
   fi
