@@ -58,6 +58,10 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
         coca_share       V_T u_k             CoCA (arXiv 2505.19196), u = `coca_shares`
         coca_to_go       V_T (alpha + (1 - alpha) sum_{j >= k} u_j)
 
+    The DenseGRPO paper normalises the result per transition, whatever the rule. CoCA's code normalises V_T first, so that the
+    shares scale a signed advantage: for that, pass the terminal group advantages broadcast to [T+1, B] as rewards and use the
+    result as advantages. The first order depends on where the reward has its zero, the second does not.
+
     Args:
         rewards: [T+1, B] V; states that the rule does not read may be NaN.
         credit: a key of CREDIT_RULES.

@@ -31,8 +31,12 @@ def uniform_grid(num_steps):
 
 def moments(sigmas, levels, kernel='sde'):
     """Mean and variance at the end of the chain, from the affine coefficients of all steps (the batch axis is k)."""
-    at = [np.full((len(sigmas) - 1, 1), value, np.float32) for value in (0, 1)]
-    zero, one = (sde_step(velocity(x, sigmas[:-1]), x, sigmas[:-1], sigmas[1:], levels, noise=at[0], kernel=kernel) for x in at)
+
+    @jax.jit
+    def step(x):
+        return sde_step(velocity(x, sigmas[:-1]), x, sigmas[:-1], sigmas[1:], levels, noise=jnp.zeros_like(x), kernel=kernel)
+
+    zero, one = (step(np.full((len(sigmas) - 1, 1), value, np.float32)) for value in (0, 1))
     offset = np.asarray(zero.mean, np.float64)[:, 0]
     slope = np.asarray(one.mean, np.float64)[:, 0] - offset
     mean, variance = 0.0, 1.0

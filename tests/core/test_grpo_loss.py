@@ -68,6 +68,9 @@ def loss_of(theta, record, kl_form='flow_grpo', clip_range=CLIP):
     return sums.policy_sum / sums.policy_count + BETA * sums.kl_sum / sums.kl_count, sums
 
 
+jitted_loss = jax.jit(loss_of, static_argnames=('kl_form', 'clip_range'))
+
+
 def flow_grpo_in_numpy(theta):
     """Flow-GRPO written out step by step in float64: sample, score the end, normalise, clip, add the KL without dt."""
     sigma = GRID.astype(np.float64)
@@ -105,7 +108,7 @@ def test_all_steps_stochastic_and_sparse_credit_equal_a_hand_written_flow_grpo()
     record = record_of(rollout())
     for theta in (THETA, THETA_NEW):
         policy, kl = flow_grpo_in_numpy(theta)
-        loss, sums = loss_of(theta, record)
+        loss, sums = jitted_loss(theta, record)
         assert sums.policy_count == sums.kl_count == T * P * G
         assert float(sums.policy_sum / sums.policy_count) == pytest.approx(policy, abs=2e-6)
         assert float(sums.kl_sum / sums.kl_count) == pytest.approx(kl, rel=1e-4)
@@ -117,7 +120,7 @@ def test_all_steps_stochastic_and_sparse_credit_equal_a_hand_written_flow_grpo()
 def test_first_update_ratio_is_one(credit):
     dense = rollout(needed_states(credit, PLAN))
     for clip_range in (1e-4, 1e-5):
-        _, sums = loss_of(THETA, record_of(dense, credit, 'group'), clip_range=clip_range)
+        _, sums = jitted_loss(THETA, record_of(dense, credit, 'group'), clip_range=clip_range)
         assert sums.ratio_deviation_max <= 1e-6 and sums.clip_sum == 0
     assert sums.ratio_deviation_sum <= sums.policy_count * 1e-6
 
@@ -128,20 +131,14 @@ def test_gradient_against_finite_differences(kl_form):
     with jax.enable_x64(True):
         record = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) if a.dtype == np.float32 else jnp.asarray(a), record)
         # float64 all the way: the stored log-prob is taken again, so that ratios are 1 at THETA to double precision.
-        step = sde_step(
-            velocity(jnp.asarray(THETA, jnp.float64), record.x, record.s),
-            record.x,
-            record.s,
-            record.s_next,
-            record.noise_level,
-            sample=record.x_next,
-        )
+        where = (record.x, record.s, record.s_next, record.noise_level)
+        step = jax.jit(sde_step)(velocity(jnp.asarray(THETA, jnp.float64), record.x, record.s), *where, sample=record.x_next)
         record = record._replace(log_prob=step.log_prob)
         theta = jnp.asarray(THETA_NEW, jnp.float64)
         direction = jnp.asarray(np.random.default_rng(3).standard_normal((5, 5)))
 
         def loss(theta):
-            return loss_of(theta, record, kl_form)[0]
+            return jitted_loss(theta, record, kl_form)[0]
 
         gradient = float((jax.grad(loss)(theta) * direction).sum())
         eps = 1e-7
@@ -159,8 +156,8 @@ def test_jit_equals_no_jit():
 
 def test_microbatches_merge_to_the_whole():
     record = record_of(rollout())
-    _, whole = loss_of(THETA_NEW, record)
-    parts = [loss_of(THETA_NEW, jax.tree.map(lambda a: a[i : i + 8], record))[1] for i in range(0, T * P * G, 8)]
+    _, whole = jitted_loss(THETA_NEW, record)
+    parts = [jitted_loss(THETA_NEW, jax.tree.map(lambda a: a[i : i + 8], record))[1] for i in range(0, T * P * G, 8)]
     merged = parts[0].merge(parts[1]).merge(parts[2])
     assert isinstance(merged, LossSums)
     for name, ours, expected in zip(whole._fields, merged, whole):
@@ -201,7 +198,7 @@ def test_masked_and_deterministic_transitions_leave_sums_counts_and_gradients():
 
     sample = jnp.array([[0.1], [0.2], [jnp.nan], [1e30]])
     std = jnp.array([1.0, 1.0, 1.0, 0.0])
-    gradient, sums = jax.grad(policy_sum, has_aux=True)(sample, jnp.array([True, True, False, True]), std)
+    gradient, sums = jax.jit(jax.grad(policy_sum, has_aux=True))(sample, jnp.array([True, True, False, True]), std)
     assert sums.policy_count == sums.kl_count == 2
     assert np.isfinite(jax.tree.leaves(sums)).all()
     assert np.isfinite(gradient[:2]).all() and np.abs(gradient[:2]).min() > 0
@@ -215,9 +212,9 @@ def test_masked_and_deterministic_transitions_leave_sums_counts_and_gradients():
 def test_zero_spread_groups_add_nothing_and_stay_in_the_count():
     record = record_of(rollout())
     silent = record._replace(advantage=jnp.where(record.prompt_id == 0, 0, record.advantage))
-    _, sums = loss_of(THETA_NEW, silent)
-    _, whole = loss_of(THETA_NEW, record)
-    _, other = loss_of(THETA_NEW, record._replace(mask=record.mask & (record.prompt_id == 1)))
+    _, sums = jitted_loss(THETA_NEW, silent)
+    _, whole = jitted_loss(THETA_NEW, record)
+    _, other = jitted_loss(THETA_NEW, record._replace(mask=record.mask & (record.prompt_id == 1)))
     assert sums.policy_count == whole.policy_count == 2 * other.policy_count
     assert float(sums.policy_sum) == pytest.approx(float(other.policy_sum), abs=1e-5)
 

@@ -72,7 +72,7 @@ def torch_sigmas(config, num_steps, num_tokens, pipeline):
 )
 def test_grid_equals_torch_scheduler(config, pipeline):
     for num_steps in STEPS:
-        for num_tokens in TOKENS:
+        for num_tokens in TOKENS if num_steps in (6, 10) else (1024, 3072 + num_steps):
             ours = sigmas_from_scheduler(config, num_steps, num_tokens, pipeline=pipeline)
             theirs = torch_sigmas({k: v for k, v in config.items() if v is not None}, num_steps, num_tokens, pipeline)
             assert ours.dtype == np.float32 and ours.shape == (num_steps + 1,)
