@@ -70,7 +70,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x, bias):
         c = self.config
         q, k, v = (Dense(c.hidden_size, dtype=self.dtype, name=f'{n}_proj')(x) for n in 'qkv')
-        out = attention(q, k, v, bias, batch=self.batch, heads=c.num_attention_heads, scale=(c.hidden_size // c.num_attention_heads) ** -0.5)
+        scale = (c.hidden_size // c.num_attention_heads) ** -0.5
+        out = attention(q, k, v, bias, batch=self.batch, heads=c.num_attention_heads, scale=scale)
         return Dense(c.hidden_size, dtype=self.dtype, kernel_init=_residual_init(c), name='out_proj')(out)
 
 

@@ -37,8 +37,8 @@ class T5Config:
         if self.feed_forward_proj not in _FEED_FORWARD:
             raise ValueError(f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, expected one of {_FEED_FORWARD}')
         if self.relative_attention_num_buckets % 4 or self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
-            raise ValueError(f'T5 config: relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4, and '
-                             f'relative_attention_max_distance={self.relative_attention_max_distance} more than a quarter of it')
+            raise ValueError(f'T5 config: relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4, '
+                             f'and relative_attention_max_distance={self.relative_attention_max_distance} more than a quarter of it')
 
     @classmethod
     def from_json(cls, config: dict) -> 'T5Config':
@@ -168,7 +168,8 @@ def weight_rules(config: T5Config, scan: bool) -> list[weights.Rule]:
     return [
         weights.Rule('shared.weight', 'shared/embedding', 'embedding'),
         weights.Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both
-        weights.Rule('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight', 'relative_attention_bias/embedding', 'embedding'),
+        weights.Rule('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight', 'relative_attention_bias/embedding',
+                     'embedding'),
         weights.Rule(f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight', f'{target}/SelfAttention/{{p}}/kernel', 'linear'),
         weights.Rule(f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight', f'{target}/DenseReluDense/{{p}}/kernel', 'linear'),
         weights.Rule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
