@@ -103,8 +103,8 @@ def _kernel_coefficients(kernel, s, s_next, noise_level):
 def _log_prob_parts(sample, mean, std, log_prob):
     """(varying part [B], constant [B]) whose sum is the log-prob.
 
-    The squared residual is centred on its expectation before the mean over elements: a sum of zero-mean terms loses O(eps)
-    to rounding, a sum of n positive ones O(sqrt(n) eps) or more.
+    The squared residual is centred on its expectation before the mean over elements: a sum of zero-mean terms keeps float32
+    round-off near eps in whatever order a backend adds them, a sum of n positive ones does not.
     """
     axes = tuple(range(1, sample.ndim))
     safe_std = jnp.where(std > 0, std, 1)

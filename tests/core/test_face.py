@@ -29,4 +29,4 @@ def test_unknown_names_are_attribute_errors():
     import densegrpo_jax
 
     with pytest.raises(AttributeError, match='ppo_loss'):
-        densegrpo_jax.ppo_loss
+        _ = densegrpo_jax.ppo_loss
