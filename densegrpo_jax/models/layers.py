@@ -105,10 +105,13 @@ def apply_rope(x, cos, sin):
     return x * cos[:, None, :] + turned * sin[:, None, :]
 
 
+@jax.checkpoint
 def attention(q, k, v):
-    """softmax(q k^T / sqrt(d)) v without mask; [B, N, H, d] each -> [B, N, H * d] in v's dtype, softmax in float32."""
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    """softmax(q k^T / sqrt(d)) v without mask; [B, N, H, d] each -> [B, N, H * d] in v's dtype, softmax in float32.
+
+    The weights [B, H, N, N] are recomputed in the backward pass instead of kept.
+    """
+    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.swapaxes(jnp.einsum('bhqk,bhkd->bhqd', weights, v), 1, 2)
+    out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
     return out.reshape(*out.shape[:2], -1)
