@@ -20,7 +20,7 @@ FONTS = (
     'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-Italic', 'DejaVuSerif-BoldItalic',
     'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralItalic', 'STIXGeneralBolIta',
 )  # fmt: skip
-SIZES = (18, 24)  # pixels, inclusive; shrunk where the word would not fit
+SIZES = (20, 24)  # pixels, inclusive; shrunk where the word would not fit
 MIN_SIZE = 8
 BRIGHTNESS_JITTER, HUE_JITTER = 10, 4  # added to all channels alike, and to each, of 255
 
@@ -111,7 +111,7 @@ def _colour(colours: tuple[Colour, ...], rng: np.random.Generator) -> np.ndarray
 def render(
     word: str, scene: str, rng: np.random.Generator, height: int = 32, width: int = 96, *, font: str | None = None
 ) -> np.ndarray:
-    """Draws `word` in the look of `scene`: random colours of its palette, font, size (18 to 24 px) and position.
+    """Draws `word` in the look of `scene`: random colours of its palette, font, size (20 to 24 px) and position.
 
     Args:
       word: printable text; the miniature uses 3 to 5 letters A-Z.
@@ -146,8 +146,8 @@ def render(
     room_h, room_w = height - 2 * margin, width - 2 * margin
     mask = glyph_mask(word, font, int(rng.integers(SIZES[0], SIZES[1] + 1)), room_w, room_h)
     h, w = mask.shape
-    y = margin + _jitter(room_h - h, 3, rng)
-    x = margin + _jitter(room_w - w, 6, rng)
+    y = margin + _jitter(room_h - h, 2, rng)
+    x = margin + _jitter(room_w - w, 4, rng)
     alpha = mask[:, :, None].astype(np.uint16)
     patch = image[y : y + h, x : x + w]
     patch[:] = (ink * alpha + background * (255 - alpha) + 127) // 255

@@ -179,7 +179,6 @@ def load_pipeline(
         abstract = _abstract(name, pipeline)
         placed = None if shardings is None else shardings(abstract)
         options = {'prefix': 'text_model.'} if name == 'text_encoder' else {}
-        # Text encoders run once per prompt and T5's bias is sensitive: they keep float32 where memory is no concern.
         params[name] = weights.load_weights(pathlib.Path(folder) / name, rules[name], abstract, dtype=dtype, shardings=placed, **options)
     return pipeline, params
 
@@ -247,7 +246,9 @@ def save_pipeline(folder: str | pathlib.Path, pipeline: FluxPipeline, params: di
     for name in COMPONENTS:
         _write_json(folder / name / 'config.json', pipeline.configs[name])
         filename = 'model.safetensors' if name.startswith('text') else 'diffusion_pytorch_model.safetensors'
-        weights.save_weights(folder / name, rules[name], params[name], filename=filename, dtype=dtype)
+        # Released CLIP folders carry this prefix; Transformers 5 opens both, earlier ones only this.
+        prefix = 'text_model.' if name == 'text_encoder' else ''
+        weights.save_weights(folder / name, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
 
 
 def weight_rules(pipeline: FluxPipeline) -> dict[str, list]:

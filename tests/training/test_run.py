@@ -101,7 +101,8 @@ def command(folder, workdir, *extra):
     arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [f'--config.model.path={folder}', '--config.reward={}', *extra]
     del arguments[-1 - len(extra)]  # dictionaries cannot be given on the command line: the OCR reward is used
     python = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', f'--workdir={workdir}', '--cpu_devices=1']
-    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'cache')}
+    # No compilation cache: XLA:CPU rounds differently in a program that it reads back than in the one it has just compiled.
+    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
     return subprocess.Popen(python + arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -1,0 +1,73 @@
+"""The read-only tools on a random miniature: sampling and evaluation with and without a run's adapters, and their errors."""
+
+import csv
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+
+import miniature  # noqa: E402
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax import evaluate, sample  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
+from densegrpo_jax.training.run import run  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(config, work directory) of a one-update run."""
+    config = tiny_ocr.get_config()
+    config.model.path = str(miniature.random_flux(tmp_path_factory.mktemp('flux')))
+    config.update_from_flattened_dict(
+        {
+            'iterations': 1, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 2,
+            'optim.microbatch': 8, 'optim.learning_rate': 0.1, 'lora.rank': 2, 'lora.alpha': 4.0, 'eval.batch': 8, 'eval.steps': 2,
+            'eval.shown': 4, 'data.eval_prompts': 10, 'model.height': 16, 'model.width': 32, 'ema.decay': 0.0,
+        }
+    )  # fmt: skip
+    config.reward = {'jpeg': {'weight': 1.0}}
+    workdir = tmp_path_factory.mktemp('run')
+    run(config, workdir, make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), StopRequest())
+    return config, workdir
+
+
+def test_sample_with_and_without_adapters(trained):
+    config, workdir = trained
+    prompts = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
+    both, captions = sample.sample(config, prompts, workdir=workdir, copies=2, compare=True)
+    assert both.shape == (8, 16, 32, 3) and captions[:2] == [f'base: {prompts[0]}', f'step 1: {prompts[0]}']
+    alone, _ = sample.sample(config, prompts, copies=2)
+    np.testing.assert_array_equal(both[0::2], alone)  # same noise, same base
+    assert np.any(both[1::2] != alone)  # the adapters do something
+    other, _ = sample.sample(config, prompts, copies=2, seed=1)
+    assert np.any(other != alone)
+
+
+def test_evaluate_scores_every_prompt_once(trained, tmp_path):
+    config, workdir = trained
+    results = evaluate.evaluate(config, str(workdir), ['best', 'latest'])
+    assert set(results) == {'base', 'step 1'}
+    evaluate.write(tmp_path, config, results)
+    rows = list(csv.DictReader((tmp_path / 'scores.csv').open()))
+    assert len(rows) == 2 * 10 and sorted(int(r['index']) for r in rows if r['policy'] == 'base') == list(range(10))
+    base = [float(r['total']) for r in rows if r['policy'] == 'base']
+    assert np.isclose(np.mean(base), results['base'].mean(), atol=1e-5)
+    assert np.isclose(results['base'].standard_error(), np.std(base, ddof=1) / np.sqrt(10), atol=1e-5)
+    assert (tmp_path / 'base.png').exists() and '± ' in (tmp_path / 'summary.md').read_text()
+
+
+def test_missing_runs_and_checkpoints_are_named(trained, tmp_path):
+    config, workdir = trained
+    with pytest.raises(FileNotFoundError, match='checkpoints'):
+        sample.sample(config, ['x'], workdir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint '7'"):
+        sample.sample(config, ['x'], workdir=workdir, checkpoint='7')
+    with pytest.raises(ValueError, match="'best', 'latest'"):
+        sample.sample(config, ['x'], workdir=workdir, checkpoint='newest')
