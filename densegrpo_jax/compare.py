@@ -1,6 +1,7 @@
 """Command: trains variants of a configuration over several seeds and draws their evaluation curves with spread.
 
-    python -m densegrpo_jax.compare --config=configs/tiny_ocr.py --vary=credit.rule=dense,sparse --seeds=0,1,2 --workdir=runs/credit --out=docs/credit
+    python -m densegrpo_jax.compare --config=configs/tiny_ocr.py --vary=credit.rule=dense,sparse --seeds=0,1,2 \\
+        --workdir=runs/credit --out=docs/credit
 
 Every run is a `densegrpo_jax.main` of its own in WORKDIR/VALUE_SEED; run again, unfinished ones continue and finished ones are kept.
 Writes OUT/curves.png (score against updates, network calls and seconds), OUT/curves.csv and OUT/README.md.
@@ -18,11 +19,6 @@ import sys
 from absl import app, flags, logging
 import numpy as np
 
-CONFIG = flags.DEFINE_string('config', None, 'Configuration file, given to densegrpo_jax.main as it is.')
-VARY = flags.DEFINE_string('vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.')
-SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds; every value is run with each.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the runs go.')
-OUT = flags.DEFINE_string('out', None, 'Folder for the figure, the table and the page.')
 
 AXES = {'updates': 'updates', 'velocity_evals': 'velocity evaluations (millions)', 'seconds': 'seconds in iterations'}
 
@@ -108,22 +104,32 @@ def write(curves: dict[str, dict[str, list[dict]]], key: str, out: pathlib.Path,
 
 def main(argv) -> int:
     logging.set_verbosity(logging.INFO)
-    key, _, values = VARY.value.partition('=')
+    key, _, values = flags.FLAGS.vary.partition('=')
     if not values:
-        raise app.UsageError(f'--vary={VARY.value}: expected key=value,value,...')
-    workdir, curves = pathlib.Path(WORKDIR.value), {}
-    for seed in SEEDS.value:  # seed by seed, so that a sweep that is cut off can be compared as far as it got
+        raise app.UsageError(f'--vary={flags.FLAGS.vary}: expected key=value,value,...')
+    workdir, curves = pathlib.Path(flags.FLAGS.workdir), {}
+    for seed in flags.FLAGS.seeds:  # seed by seed, so that a sweep that is cut off can be compared as far as it got
         for value in values.split(','):
             folder = workdir / f'{value}_{seed}'
-            train(CONFIG.value, key, value, seed, folder, argv[1:])
+            train(flags.FLAGS.config, key, value, seed, folder, argv[1:])
             curves.setdefault(value, {})[seed] = read(folder)
             command = ' '.join(['python -m densegrpo_jax.compare', *(f"'{a}'" if ' ' in a else a for a in sys.argv[1:])])
-            write(curves, key, pathlib.Path(OUT.value), command)
+            write(curves, key, pathlib.Path(flags.FLAGS.out), command)
             logging.info('%s = %s, seed %s: %.4f', key, value, seed, curves[value][seed][-1]['score'])
-    logging.info('made %s', ', '.join(str(p) for p in sorted(pathlib.Path(OUT.value).iterdir())))
+    logging.info('made %s', ', '.join(str(p) for p in sorted(pathlib.Path(flags.FLAGS.out).iterdir())))
     return 0
 
 
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    flags.DEFINE_string('config', None, 'Configuration file, given to densegrpo_jax.main as it is.')
+    flags.DEFINE_string('vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.')
+    flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds; every value is run with each.')
+    flags.DEFINE_string('workdir', None, 'Where the runs go.')
+    flags.DEFINE_string('out', None, 'Folder for the figure, the table and the page.')
+
+
 if __name__ == '__main__':
+    define_flags()
     flags.mark_flags_as_required(['config', 'workdir', 'out'])
     app.run(lambda argv: sys.exit(main(argv)))

@@ -26,12 +26,6 @@ from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder, load_prompts
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration: model, reward, evaluation prompts, ODE steps.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
-CHECKPOINT = flags.DEFINE_multi_string('checkpoint', ['best'], "'best', 'latest' or a step; may be given more than once.")
-BASE = flags.DEFINE_bool('base', True, 'Score the base model.')
-OUT = flags.DEFINE_string('out', 'runs/evaluation', 'Folder for the results.')
-
 
 def evaluate(config, workdir: str | None, which: list[str], *, base: bool = True) -> dict[str, Evaluation]:
     """Policy name -> Evaluation: the base model and the checkpoints `which` of a run."""
@@ -89,10 +83,10 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
     logging.set_verbosity(logging.INFO)
-    config, out = CONFIG.value, pathlib.Path(OUT.value)
+    config, out = flags.FLAGS.config, pathlib.Path(flags.FLAGS.out)
     start_devices(config.eval.batch)
     try:
-        write(out, config, evaluate(config, WORKDIR.value, CHECKPOINT.value, base=BASE.value))
+        write(out, config, evaluate(config, flags.FLAGS.workdir, flags.FLAGS.checkpoint, base=flags.FLAGS.base))
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
         return 2
@@ -100,6 +94,16 @@ def main(argv) -> int:
     return 0
 
 
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    config_flags.DEFINE_config_file('config', None, 'Configuration: model, reward, evaluation prompts, ODE steps.', lock_config=True)
+    flags.DEFINE_string('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
+    flags.DEFINE_multi_string('checkpoint', ['best'], "'best', 'latest' or a step; may be given more than once.")
+    flags.DEFINE_bool('base', True, 'Score the base model.')
+    flags.DEFINE_string('out', 'runs/evaluation', 'Folder for the results.')
+
+
 if __name__ == '__main__':
+    define_flags()
     flags.mark_flag_as_required('config')
     app.run(lambda argv: sys.exit(main(argv)))

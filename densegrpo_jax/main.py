@@ -20,13 +20,6 @@ from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.training.run import run
 
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True
-)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
-CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
-REQUIRE_GAIN = flags.DEFINE_float('require_gain', None, 'Exit with status 1 if the evaluation score rose by less than this.')
-
 
 def main(argv) -> int:
     if len(argv) > 1:
@@ -34,9 +27,9 @@ def main(argv) -> int:
     logging.set_verbosity(logging.INFO)
     for noisy in ('orbax', 'jax'):
         logging.logging.getLogger(noisy).setLevel(logging.logging.WARNING)
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value).expanduser().absolute()
+    config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser().absolute()
     rollout, optim = config.rollout, config.optim
-    start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), CPU_DEVICES.value)
+    start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), flags.FLAGS.cpu_devices)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with handle_stop_signals() as stop:
@@ -47,12 +40,21 @@ def main(argv) -> int:
         logging.error('%s', error)
         return 2
     gain = summary['after']['mean'] - summary['before']['mean']
-    if REQUIRE_GAIN.value is not None and gain < REQUIRE_GAIN.value:
-        logging.error('the evaluation score changed by %+.4f; at least %+.4f was required', gain, REQUIRE_GAIN.value)
+    if flags.FLAGS.require_gain is not None and gain < flags.FLAGS.require_gain:
+        logging.error('the evaluation score changed by %+.4f; at least %+.4f was required', gain, flags.FLAGS.require_gain)
         return 1
     return FINISHED
 
 
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
+    flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
+    flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
+    flags.DEFINE_float('require_gain', None, 'Exit with status 1 if the evaluation score rose by less than this.')
+
+
 if __name__ == '__main__':
+    define_flags()
     flags.mark_flags_as_required(['config', 'workdir'])
     app.run(lambda argv: sys.exit(main(argv)))

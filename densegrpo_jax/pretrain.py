@@ -102,7 +102,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}')
     logging.set_verbosity(logging.INFO)
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value).absolute()
+    config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     options = dict(seed=config.seed, log_every=config.log_every, save_seconds=config.save_seconds, keep=config.keep_checkpoints)
     tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
@@ -154,9 +154,13 @@ def main(argv) -> None:
     logging.info('finished: %s (%.1f MiB, bfloat16); samples in %s', workdir / 'flux', size / 2**20, workdir / 'samples')
 
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Pretraining configuration.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    config_flags.DEFINE_config_file('config', None, 'Pretraining configuration.', lock_config=True)
+    flags.DEFINE_string('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
+
 
 if __name__ == '__main__':
+    define_flags()
     flags.mark_flag_as_required('config')
     app.run(main)

@@ -23,20 +23,6 @@ from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
 
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration: model, size, guidance and, with --workdir, the adapters.', lock_config=True
-)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Training run whose adapters are used; none: the base model.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
-PROMPT = flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
-PROMPTS = flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
-COPIES = flags.DEFINE_integer('copies', 1, 'Pictures per prompt.', lower_bound=1)
-STEPS = flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.')
-COMPARE = flags.DEFINE_bool('compare', False, 'With --workdir: also the base model, same noise, each pair side by side.')
-OUT = flags.DEFINE_string('out', 'samples.png', 'Contact sheet to write; --single also writes every picture.')
-SINGLE = flags.DEFINE_bool('single', False, 'Also write every picture as a PNG of its own, next to --out.')
-
 
 def sample(
     config, prompts: list[str], *, workdir=None, checkpoint='best', copies=1, steps=0, seed=0, compare=False
@@ -66,27 +52,45 @@ def main(argv) -> int:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; give prompts as --prompt="..."')
     logging.set_verbosity(logging.INFO)
     try:
-        prompts = list(PROMPT.value)
-        if PROMPTS.value:
-            prompts += [p.text for p in PromptSet.from_text(PROMPTS.value, quoted_target=False)]
+        prompts = list(flags.FLAGS.prompt)
+        if flags.FLAGS.prompts:
+            prompts += [p.text for p in PromptSet.from_text(flags.FLAGS.prompts, quoted_target=False)]
         if not prompts:
             raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
         images, captions = sample(
-            CONFIG.value, prompts, workdir=WORKDIR.value, checkpoint=CHECKPOINT.value, copies=COPIES.value, steps=STEPS.value,
-            seed=SEED.value, compare=COMPARE.value,
+            flags.FLAGS.config, prompts, workdir=flags.FLAGS.workdir, checkpoint=flags.FLAGS.checkpoint, copies=flags.FLAGS.copies,
+            steps=flags.FLAGS.steps, seed=flags.FLAGS.seed, compare=flags.FLAGS.compare,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
         return 2
-    out, width = pathlib.Path(OUT.value), images.shape[2]
+    out, width = pathlib.Path(flags.FLAGS.out), images.shape[2]
     save_grid(out, images, columns=max(1, min(len(images), 1536 // max(width, 192))), scale=max(1, 192 // width), captions=captions)
-    if SINGLE.value:
+    if flags.FLAGS.single:
         for i, image in enumerate(images):
             save_grid(out.with_name(f'{out.stem}_{i:04d}.png'), image[None], columns=1)
     logging.info('made %s: %d pictures', out, len(images))
     return 0
 
 
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    config_flags.DEFINE_config_file(
+        'config', None, 'Configuration: model, size, guidance and, with --workdir, the adapters.', lock_config=True
+    )
+    flags.DEFINE_string('workdir', None, 'Training run whose adapters are used; none: the base model.')
+    flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
+    flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
+    flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+    flags.DEFINE_integer('copies', 1, 'Pictures per prompt.', lower_bound=1)
+    flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
+    flags.DEFINE_integer('seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.')
+    flags.DEFINE_bool('compare', False, 'With --workdir: also the base model, same noise, each pair side by side.')
+    flags.DEFINE_string('out', 'samples.png', 'Contact sheet to write; --single also writes every picture.')
+    flags.DEFINE_bool('single', False, 'Also write every picture as a PNG of its own, next to --out.')
+
+
 if __name__ == '__main__':
+    define_flags()
     flags.mark_flag_as_required('config')
     app.run(lambda argv: sys.exit(main(argv)))

@@ -131,7 +131,8 @@ def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
         raise FileNotFoundError(f'model.path={name!r}: the package ships {shipped or "no model"} in {BUILTIN}')
     if name.count('/') != 1 or name.startswith(('.', '/', '~')):
         raise FileNotFoundError(
-            f'model.path={name!r} is not a folder. Give a Diffusers folder with {LAYOUT}, or a Hugging Face id such as black-forest-labs/FLUX.1-dev'
+            f'model.path={name!r} is not a folder. Give a Diffusers folder with {LAYOUT}, '
+            'or a Hugging Face id such as black-forest-labs/FLUX.1-dev'
         )
     import huggingface_hub
     from huggingface_hub import errors

@@ -43,7 +43,7 @@ def noised(latents: jax.Array, key: jax.Array, mu: float) -> tuple[jax.Array, ja
 
 
 def flow_loss(pipeline: FluxPipeline, height: int, width: int, mu: float):
-    """Conditional flow matching: `mean |v(x_s, s) - (eps - x_0)|^2`, x_s = (1 - s) x_0 + s eps (arXiv 2210.02747, Eq. 23), guidance input 1."""
+    """Flow matching (arXiv 2210.02747, Eq. 23), guidance input 1: `mean |v(x_s, s) - (eps - x_0)|^2`, x_s = (1 - s) x_0 + s eps."""
 
     def loss_fn(params, batch, key):
         x, s, target = noised(batch['latents'], key, mu)

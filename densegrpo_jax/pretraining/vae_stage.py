@@ -63,7 +63,7 @@ def fold_channel_scale(params, scale: np.ndarray):
 
 
 def reconstructions(vae, params, images: np.ndarray) -> np.ndarray:
-    """Pictures above their reconstructions through the posterior mean, interleaved: uint8 [2 B, H, W, 3] from float [-1, 1] [B, H, W, 3]."""
+    """Pictures and their reconstructions through the posterior mean, in turn: float [-1, 1] [B, H, W, 3] -> uint8 [2 B, H, W, 3]."""
     mean, _ = vae.apply({'params': params}, images, method='encode')
     decoded = np.asarray(vae.apply({'params': params}, mean, method='decode'))
     both = np.stack([images, np.clip(decoded, -1, 1)], axis=1).reshape(-1, *images.shape[1:])

@@ -51,19 +51,24 @@ def plan(
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     n = schedule.completion_steps or 'all remaining'
-    lines = [
-        config.label or pathlib.Path(folder).name,
-        f'model        {folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {sum(map(count, base.values())) / 1e6:.1f} M parameters, {m.dtype}',
-        f'trained      LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}: {count(state.policy) / 1e6:.3f} M parameters, float32',
-        f'devices      {len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es)',
-        f'pictures     {m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
-        f'rollout      T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}',
-        f'iteration    {r.prompts} prompts x {r.group} = {r.prompts * r.group} samples in {r.prompts // r.prompts_per_batch} batch(es)',
-        f'credit       {config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std',
-        f'update       {o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g}, clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
-        f'evaluation   every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the adapters',
-        'memory       ' + ', '.join(f'{k} {v / GIB:.2f}' for k, v in need.items()) + f' GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
-        f'results      {workdir}: metrics.jsonl, TensorBoard events, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
-    ]  # fmt: skip
+    parts = sum(map(count, base.values())) / 1e6
+    samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
+    masks = f'stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}'
+    held = ', '.join(f'{name} {size / GIB:.2f}' for name, size in need.items())
+    table = {
+        'model': f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {parts:.1f} M parameters, {m.dtype}',
+        'trained': f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}: {count(state.policy) / 1e6:.3f} M parameters, float32',
+        'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es)',
+        'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
+        'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; {masks}',
+        'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
+        'credit': f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std',
+        'update': f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g}, '
+        f'clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
+        'evaluation': f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the adapters',
+        'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
+        'results': f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
+    }
+    lines = [config.label or pathlib.Path(folder).name, *(f'{name:12s} {text}' for name, text in table.items())]
     for line in lines:
         logging.info('%s', line)

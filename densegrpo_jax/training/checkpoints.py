@@ -196,7 +196,7 @@ class Checkpoints:
             return restored
         if damaged:
             listed = '\n'.join(f'  step {step}: {why}' for step, why in damaged.items())
-            raise ValueError(f'All checkpoints in {self.directory} are damaged:\n{listed}\nMove that folder away to start from the beginning.')
+            raise ValueError(f'All checkpoints in {self.directory} are damaged:\n{listed}\nMove that folder away to start anew.')
         return None
 
     def restore(self, step: int, abstract_state, *, partial: bool = False) -> Restored:

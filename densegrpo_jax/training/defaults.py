@@ -99,8 +99,10 @@ def validate(config) -> None:
     _one_of('model.dtype', m.dtype, ('float32', 'bfloat16'))
     positive = {
         'iterations': config.iterations, 'rollout.steps': r.steps, 'rollout.prompts': r.prompts, 'rollout.group': r.group,
-        'rollout.prompts_per_batch': r.prompts_per_batch, 'optim.microbatch': config.optim.microbatch, 'optim.updates': config.optim.updates,
-        'optim.max_bad': config.optim.max_bad, 'ema.every': config.ema.every, 'eval.every': config.eval.every, 'eval.steps': config.eval.steps,
+        'rollout.prompts_per_batch': r.prompts_per_batch, 'optim.updates': config.optim.updates,
+        'optim.microbatch': config.optim.microbatch,
+        'optim.max_bad': config.optim.max_bad, 'ema.every': config.ema.every, 'eval.every': config.eval.every,
+        'eval.steps': config.eval.steps,
         'eval.batch': config.eval.batch, 'checkpoint.every': config.checkpoint.every, 'checkpoint.keep': config.checkpoint.keep,
         'model.t5_length': m.t5_length,
     }  # fmt: skip

@@ -40,13 +40,15 @@ def load_prompts(config, split: str) -> PromptSet:
 class Encoder:
     """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of them.
 
-    Prompts that were encoded before are taken from memory; the rows live on the host.
+    Prompts that were encoded lately are taken from the host's memory, of which `max_bytes` are used (T5-XXL states of one prompt of
+    128 tokens take 2 MiB).
     """
 
-    def __init__(self, pipeline: FluxPipeline, params: dict, batch: int = 32):
+    def __init__(self, pipeline: FluxPipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30):
         self._pipeline, self._params, self._batch = pipeline, {k: params[k] for k in ('text_encoder', 'text_encoder_2')}, batch
         self._encode = jax.jit(pipeline.encode)
-        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
+        self._max_bytes = max_bytes
 
     def __call__(self, texts: list[str]) -> Conditioning:
         """Conditioning of `texts`, [B, ...]."""
@@ -58,4 +60,6 @@ class Encoder:
             for j, text in enumerate(part):
                 self._cache[text] = rows.text[j], rows.pooled[j]
         text, pooled = zip(*(self._cache[t] for t in texts))
+        while len(self._cache) * (text[0].nbytes + pooled[0].nbytes) > self._max_bytes:
+            del self._cache[next(iter(self._cache))]
         return Conditioning(jnp.asarray(np.stack(text)), jnp.asarray(np.stack(pooled)))

@@ -31,6 +31,13 @@ def scalars(metrics: dict, values: dict[str, np.ndarray], seconds: dict[str, flo
     }
 
 
+def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
+    """The few numbers beside the progress bar."""
+    gains = np.asarray(metrics['gain'], np.float64)
+    few = {'reward': metrics['reward'], 'gain': np.nanmean(gains), 'grad': metrics['grad_norm']}
+    return {**{k: float(v) for k, v in few.items()}, **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')}}
+
+
 def keep_pictures(workdir: pathlib.Path, step: int, evaluation) -> None:
     """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the final comparison, as an array."""
     folder = workdir / 'samples'

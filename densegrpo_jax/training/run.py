@@ -26,6 +26,7 @@ from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import Encoder, load_prompts
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser
@@ -92,9 +93,10 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     credit_fn, update_fn = make_credit(config, schedule), make_update(pipeline, config, tx, mesh)
     workers = config.reward_workers or jax.local_device_count()
-    with Scorer(reward, workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints:
+    bar = ProgressBar(config.iterations, start=start)
+    with Scorer(reward, workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
         evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
-        phases = Phases(config, workdir, train, evaluator, scorer, writer, stop)
+        phases = Phases(config, workdir, train, evaluator, scorer, writer, stop, bar.note)
         step = saved = start
         try:
             if not progress.evaluations:
@@ -119,11 +121,12 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 progress.bad_in_a_row = 0 if metrics['finite'] else progress.bad_in_a_row + 1
                 seconds = {'sample': sampled - began, 'score_wait': scored - sampled, 'update': now - scored, 'iteration': now - began}
                 writer.write_scalars(step, report.scalars(metrics, values, seconds, progress, int(state.skipped)))
+                bar.update(step, report.shown(metrics, seconds))
                 if progress.bad_in_a_row >= config.optim.max_bad:
                     raise TrainingDiverged(
-                        f'the last {progress.bad_in_a_row} updates had a non-finite gradient (optim.max_bad={config.optim.max_bad}) and were '
-                        f'left out; checkpoints up to iteration {saved} are in {checkpoints.directory}. Lower optim.learning_rate, or look '
-                        f'for NaN pictures in the metrics (valid_share)'
+                        f'the last {progress.bad_in_a_row} updates had a non-finite gradient and were left out '
+                        f'(optim.max_bad={config.optim.max_bad}); checkpoints up to iteration {saved} are in {checkpoints.directory}. '
+                        'Lower optim.learning_rate, or look for NaN pictures in the metrics (valid_share)'
                     )
                 # 4. Evaluate and save.
                 score = None
@@ -146,9 +149,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 class Phases:
     """The two phases of an iteration that touch the host: sampling with scoring, and evaluation."""
 
-    def __init__(self, config, workdir, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest):
+    def __init__(self, config, workdir, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest, note):
         self.config, self.workdir, self.train = config, workdir, train
-        self.evaluator, self.scorer, self.writer, self.stop = evaluator, scorer, writer, stop
+        self.evaluator, self.scorer, self.writer, self.stop, self.note = evaluator, scorer, writer, stop, note
 
     def sample(self, rollout_fn, params, adapters, encoder: Encoder, step: int) -> tuple[list, list, Conditioning]:
         """Rolls out the prompts of an iteration in batches; each is scored on the host while the next one is sampled.
@@ -197,5 +200,5 @@ class Phases:
         self.writer.write_images(step, {'eval/pictures': result.images})
         report.keep_pictures(self.workdir, step, result)
         progress.evaluations.append([step, mean, error])
-        logging.info('evaluation after %d updates: %s %.4f +- %.4f over %d prompts', step, best, mean, error, len(result.scores[best]))
+        self.note(f'evaluation after {step} updates: {best} {mean:.4f} +- {error:.4f} over {len(result.scores[best])} prompts')
         return mean

@@ -13,6 +13,7 @@ from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.training.sampling import Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
 
@@ -126,7 +127,9 @@ def make_update(pipeline: FluxPipeline, config, tx: optax.GradientTransformation
             'transitions': sums.policy_count,
             'finite': jnp.stack([finite for *_, finite in results]).all(),
         }
-        return TrainState(policy, ema, opt, state.step + 1, skipped), metrics
+        new = TrainState(policy, ema, opt, state.step + 1, skipped)
+        # Where the state lives must not drift: a different placement would compile everything again.
+        return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
 
     return jax.jit(update, donate_argnums=0)
 
