@@ -49,9 +49,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.stages.vae = ml_collections.ConfigDict(dict(steps=4000, batch=16, lr=2e-3, warmup=100, ema=0.995, kl_weight=5e-4))
     c.stages.text = ml_collections.ConfigDict(dict(steps=500, batch=128, lr=2e-3, warmup=50, ema=0.99))
     c.stages.flow = ml_collections.ConfigDict(
-        dict(steps=12000, batch=64, lr=8e-4, warmup=200, ema=0.998, text_dropout=0.1, pool=65536, grid_steps=8, eval_every=1000, eval_words=128)
+        dict(steps=12000, batch=64, lr=8e-4, warmup=200, ema=0.998, text_dropout=0.1, pool=65536)
+        | dict(grid_steps=8, eval_every=1000, eval_words=128)
     )
     c.stages.distil = ml_collections.ConfigDict(
-        dict(steps=1000, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=5.0, grid_steps=6, eval_every=250, eval_words=128, eval_guidance=2.5)
+        dict(steps=1000, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=5.0)
+        | dict(grid_steps=6, eval_every=250, eval_words=128, eval_guidance=2.5)
     )
     return c

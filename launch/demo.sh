@@ -15,6 +15,8 @@ for arg in "$@"; do
 done
 
 setup_env requirements.txt
+# Large pages: XLA asks for hundreds of megabytes of fresh memory every step, and page faults cost 10 % or more of a CPU.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 status=0
 "$PYTHON" -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir="$workdir" "$@" || status=$?
 case "$status" in

@@ -23,7 +23,8 @@ def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_em
     vae = dict(
         _class_name='AutoencoderKL', in_channels=3, out_channels=3, latent_channels=16, block_out_channels=[4, 4, 8, 8], layers_per_block=1,
         norm_num_groups=2, mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.7,
-        shift_factor=0.1, act_fn='silu', sample_size=96, down_block_types=['DownEncoderBlock2D'] * 4, up_block_types=['UpDecoderBlock2D'] * 4,
+        shift_factor=0.1, act_fn='silu', sample_size=96,
+        down_block_types=['DownEncoderBlock2D'] * 4, up_block_types=['UpDecoderBlock2D'] * 4,
     )  # fmt: skip
     clip = dict(
         architectures=['CLIPTextModel'], model_type='clip_text_model', vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32,

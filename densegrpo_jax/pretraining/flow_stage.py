@@ -59,7 +59,7 @@ def distil_loss(
 ):
     """Guidance distillation (arXiv 2210.03142, Eq. 2): the student at guidance w matches `v_uncond + w (v_cond - v_uncond)` of the teacher.
 
-    w is uniform in [1, guidance_max]; only the transformer learns, the text encoders stay.
+    w is uniform in [1, guidance_max]; only the transformer, whose tree `params` is, learns; the text encoders stay.
     """
 
     def loss_fn(params, batch, key):
@@ -73,7 +73,7 @@ def distil_loss(
         velocity = pipeline.velocity_fn(teacher['transformer'], None, both, jnp.ones(2 * n), height, width)
         v_cond, v_uncond = jnp.split(velocity(jnp.concatenate([x, x]), jnp.concatenate([s, s])), 2)
         target = jax.lax.stop_gradient(v_uncond + w[:, None, None] * (v_cond - v_uncond))
-        v = pipeline.velocity_fn(params['transformer'], None, conditional, w, height, width)(x, s)
+        v = pipeline.velocity_fn(params, None, conditional, w, height, width)(x, s)
         return jnp.mean(jnp.square(v - target)), {}
 
     return loss_fn

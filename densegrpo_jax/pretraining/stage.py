@@ -81,7 +81,7 @@ def run_stage(
     start = int(state['step'])
     last_save = last_log = time.monotonic()
     losses: list[dict] = []
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with checkpoints, concurrent.futures.ThreadPoolExecutor(1) as pool:
         pending = pool.submit(batch_fn, start) if start < stage.steps else None
         for step in range(start, stage.steps):
             batch = pending.result()
@@ -102,5 +102,4 @@ def run_stage(
             if time.monotonic() - last_save > save_seconds or done == stage.steps:
                 checkpoints.save(done, state, {'stage': name})
                 last_save = time.monotonic()
-    checkpoints.close()
     return state['ema']

@@ -17,6 +17,7 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.pipeline import Conditioning, load_pipeline, open_pipeline, resolve_folder
 from densegrpo_jax.models.lora import LoraConfig
+from densegrpo_jax.parallel.mesh import check_batch
 from densegrpo_jax.parallel.sharding import init_sharded, shardings
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
@@ -70,6 +71,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     )
     pipeline = open_pipeline(folder, **options)
     schedule = make_schedule(pipeline, config)
+    check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
+    check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
     accumulation = microbatches(config, int(schedule.plan.trained.sum()))
     train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
     reward = build_reward(config.reward)

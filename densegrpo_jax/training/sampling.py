@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.ode_rollout import ode_rollout
@@ -15,9 +15,15 @@ from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards
 
 # Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
 STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
+
+
+# By default XLA may keep more than bfloat16 between fused operations, differently in every program: the update would then re-score
+# the sampler's transitions with another rounding, and the ratio of the first update would leave 1 by more than the clip range.
+EXACT = {'xla_allow_excess_precision': False}
 
 
 class Schedule(NamedTuple):
@@ -56,6 +62,13 @@ def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> 
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), shape))(keys)
 
 
+def split_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Splits the leading axis over the mesh's batch axes; where it does not divide, the compiler places the array."""
+    if x.shape[0] % batch_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
 def make_rollout(pipeline: FluxPipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
@@ -65,11 +78,10 @@ def make_rollout(pipeline: FluxPipeline, config, schedule: Schedule, mesh: Mesh)
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
-    rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
     def rollout(params, adapters, conditioning: Conditioning, key, places) -> tuple[DenseRollout, jax.Array, jax.Array]:
         keys = sample_keys(key, places, group)
-        split = lambda x: jax.lax.with_sharding_constraint(x, rows)
+        split = lambda x: split_rows(x, mesh)
         repeated = jax.tree.map(split, conditioning.repeat(group))
         velocity = pipeline.velocity_fn(params['transformer'], adapters, repeated, m.guidance, m.height, m.width)
         # Index 0 is the initial noise, k + 1 the noise of transition k.
@@ -89,7 +101,7 @@ def make_rollout(pipeline: FluxPipeline, config, schedule: Schedule, mesh: Mesh)
         images, finite = jax.lax.map(lambda z: pipeline.decode(params, split(z), m.height, m.width), result.completions)
         return result, images, finite
 
-    return jax.jit(rollout)
+    return jax.jit(rollout, compiler_options=EXACT)
 
 
 def make_sampler(pipeline: FluxPipeline, config, num_steps: int, mesh: Mesh):
@@ -97,10 +109,9 @@ def make_sampler(pipeline: FluxPipeline, config, num_steps: int, mesh: Mesh):
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)
     sigmas = pipeline.sigmas(num_steps, m.height, m.width)
-    rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
     def sample(params, adapters, conditioning: Conditioning, keys):
-        split = lambda x: jax.lax.with_sharding_constraint(x, rows)
+        split = lambda x: split_rows(x, mesh)
         velocity = pipeline.velocity_fn(params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width)
         x0 = ode_rollout(velocity, split(_normal(keys, 0, shape)), sigmas)
         return pipeline.decode(params, x0, m.height, m.width)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from densegrpo_jax.models.lora import COLLECTION
+from densegrpo_jax.models import flux
+from densegrpo_jax.models.lora import init_adapters
 from densegrpo_jax.models.pipeline import FluxPipeline
 
 
@@ -33,12 +34,9 @@ def optimiser(config) -> optax.GradientTransformation:
 
 def init_state(pipeline: FluxPipeline, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Fresh adapters (Gaussian A, zero B: the policy is the reference), to be jitted with the shardings of the mesh."""
-    c = pipeline.transformer.config
-    x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
-    pooled, s, positions = jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1), jnp.zeros((1, len(c.axes_dims_rope)))
-    guidance = s if c.guidance_embeds else None
-    variables = pipeline.transformer.init({'params': key, 'lora': key}, x, text, pooled, s, guidance, positions, positions)
-    adapters = variables[COLLECTION]
+    network = pipeline.transformer
+    names = flux.module_paths(network.config, network.scan)
+    adapters = init_adapters(network.lora, names, pipeline.abstract_params()['transformer'], key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(adapters, jax.tree.map(jnp.copy, adapters), tx.init(adapters), zero, zero)
 

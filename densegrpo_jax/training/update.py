@@ -14,7 +14,7 @@ from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
 from densegrpo_jax.parallel.sharding import shardings
-from densegrpo_jax.training.sampling import Schedule
+from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
 
 
@@ -131,7 +131,7 @@ def make_update(pipeline: FluxPipeline, config, tx: optax.GradientTransformation
         # Where the state lives must not drift: a different placement would compile everything again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    return jax.jit(update, donate_argnums=0, compiler_options=EXACT)
 
 
 def microbatches(config, trained_steps: int) -> int:

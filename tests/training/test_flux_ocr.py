@@ -49,6 +49,7 @@ def test_absent_weights_are_a_clear_message(tmp_path):
 
 
 def test_a_mistyped_key_is_refused(tmp_path):
-    command = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/flux_ocr.py', f'--workdir={tmp_path}', '--config.rollout.stepz=4']
+    command = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/flux_ocr.py', f'--workdir={tmp_path}']
+    command.append('--config.rollout.stepz=4')
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode not in (0, 75) and 'stepz' in done.stderr

@@ -1,4 +1,4 @@
-"""The training loop on a random miniature: it runs, resumes bit for bit after kill -9, stops on SIGTERM, and does not depend on the mesh."""
+"""The training loop on a random miniature: runs, resumes bit for bit after kill -9, stops on SIGTERM, does not depend on the mesh."""
 
 import json
 import os
