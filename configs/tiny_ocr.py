@@ -2,7 +2,7 @@
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr
 
-Hardware: two CPU cores, 4 GiB of memory. Measured results: README.md and docs/results.md.
+Hardware: two CPU cores, 4 GiB of memory. Expected score: not measured yet.
 Variants: `--config.credit.rule=sparse` (Flow-GRPO), `--config.iterations=400` (longer), `--config.seed=1`.
 """
 

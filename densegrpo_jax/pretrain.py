@@ -7,6 +7,7 @@ Every stage resumes from its own checkpoints, a finished one is only read. The f
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 from absl import app, flags, logging
@@ -22,6 +23,7 @@ from densegrpo_jax.data.render import training_batch
 from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
 from densegrpo_jax.models.packing import token_grid
 from densegrpo_jax.models.pipeline import COMPONENTS, FluxPipeline, build_pipeline, save_pipeline
+from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
 from densegrpo_jax.rewards.ocr import OcrReward
 from densegrpo_jax.training.pictures import save_grid
@@ -75,7 +77,7 @@ def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) ->
 
 
 def evaluator(pipeline: FluxPipeline, config, s, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
-    """`(step, ema)` -> samples held-out words by the plain ODE, logs the OCR score and saves a contact sheet."""
+    """`(step, ema) -> line`: samples held-out words by the plain ODE, scores them and saves a contact sheet."""
     prompts = tiny_eval_prompts()[: s.eval_words]
     texts, height, width = [p.text for p in prompts], config.height, config.width
     clip_ids, t5_ids = pipeline.tokenize(texts)
@@ -88,12 +90,12 @@ def evaluator(pipeline: FluxPipeline, config, s, workdir: pathlib.Path, name: st
         velocity = pipeline.velocity_fn(params['transformer'], None, pipeline.encode(params, clip_ids, t5_ids), guidance, height, width)
         return pipeline.decode(params, ode_rollout(velocity, noise, sigmas), height, width)[0]
 
-    def evaluate(step: int, ema: dict) -> None:
+    def evaluate(step: int, ema: dict) -> str:
         images = np.asarray(pictures({**rest, **ema}))
         scores = reward(images, texts, [p.metadata for p in prompts])
         values = next(iter(scores.values.values()))
-        logging.info('%s %d: held-out OCR %.4f over %d words (guidance %.1f)', name, step, values.mean(), len(values), guidance)
         save_grid(workdir / 'samples' / f'{name}_{step:06d}.png', images[:48], columns=6, scale=2)
+        return f'{name} {step}: held-out OCR {values.mean():.4f} over {len(values)} words (guidance {guidance:g}, {s.grid_steps} ODE steps)'
 
     return evaluate
 
@@ -102,6 +104,9 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}')
     logging.set_verbosity(logging.INFO)
+    for noisy in ('orbax', 'jax'):
+        logging.logging.getLogger(noisy).setLevel(logging.logging.WARNING)
+    start_devices(math.gcd(*(stage.batch for stage in flags.FLAGS.config.stages.values())))
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     options = dict(seed=config.seed, log_every=config.log_every, save_seconds=config.save_seconds, keep=config.keep_checkpoints)

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.progress import ProgressBar
 
 
 def optimiser(stage, *, b2: float = 0.99, weight_decay: float = 0.01) -> optax.GradientTransformation:
@@ -43,7 +44,7 @@ def run_stage(
     log_every: int,
     save_seconds: float,
     keep: int,
-    on_eval: Callable[[int, dict], None] | None = None,
+    on_eval: Callable[[int, dict], str] | None = None,
 ) -> dict:
     """Trains `params` for `stage.steps` steps and returns their EMA; a second call continues from the newest checkpoint.
 
@@ -53,7 +54,7 @@ def run_stage(
       params: parameter tree to start from, float32.
       loss_fn: `(params, batch, key) -> (loss [], dict of scalars)`.
       batch_fn: `step -> dict of numpy arrays`; must depend on the step alone, so that a resumed stage sees the same data.
-      on_eval: called with (step, EMA parameters) every `stage.eval_every` steps.
+      on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to show.
     """
     tx = optimiser(stage)
     root = jax.random.key(seed)
@@ -79,9 +80,10 @@ def run_stage(
         state = jax.device_put(restored.state, whole)
         logging.info('%s: continuing from step %d', name, int(state['step']))
     start = int(state['step'])
-    last_save = last_log = time.monotonic()
+    last_save = time.monotonic()
     losses: list[dict] = []
-    with checkpoints, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    bar = ProgressBar(stage.steps, start=start, label=name)
+    with checkpoints, bar, concurrent.futures.ThreadPoolExecutor(1) as pool:
         pending = pool.submit(batch_fn, start) if start < stage.steps else None
         for step in range(start, stage.steps):
             batch = pending.result()
@@ -91,14 +93,10 @@ def run_stage(
             losses.append(metrics)
             done = step + 1
             if done % log_every == 0 or done == stage.steps:
-                mean = {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]}
-                rate = len(losses) / (time.monotonic() - last_log)
-                text = '  '.join(f'{k} {v:.4f}' for k, v in mean.items())
-                logging.info('%s %d/%d  %s  %.2f steps/s  %.0f s left', name, done, stage.steps, text, rate, (stage.steps - done) / rate)
-                losses, last_log = [], time.monotonic()
+                bar.update(done, {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]})
+                losses = []
             if on_eval is not None and (done % stage.eval_every == 0 or done == stage.steps):
-                on_eval(done, state['ema'])
-                last_log = time.monotonic()
+                bar.note(on_eval(done, state['ema']))
             if time.monotonic() - last_save > save_seconds or done == stage.steps:
                 checkpoints.save(done, state, {'stage': name})
                 last_save = time.monotonic()

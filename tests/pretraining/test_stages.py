@@ -51,7 +51,8 @@ def test_flow_loss_of_a_zero_velocity_is_the_second_moment_of_its_target(flux):
     blank = {**params, 'transformer': jax.tree.map(jnp.zeros_like, params['transformer'])}
     latents = 0.5 * jax.random.normal(jax.random.key(1), (64, 4, 12, 16))
     clip_ids, t5_ids = pipeline.tokenize(['A neon sign that says "HELLO"'] * 64)
-    loss = flow_stage.flow_loss(pipeline, 32, 96, 0.5)(blank, {'latents': latents, 'clip_ids': clip_ids, 't5_ids': t5_ids}, jax.random.key(2))[0]
+    batch = {'latents': latents, 'clip_ids': clip_ids, 't5_ids': t5_ids}
+    loss = flow_stage.flow_loss(pipeline, 32, 96, 0.5)(blank, batch, jax.random.key(2))[0]
     assert abs(float(loss) - 1.25) < 0.02  # Var(eps - x_0) = 1 + 0.25
 
 
