@@ -16,9 +16,10 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app, flags, logging
 import numpy as np
+from absl import app, flags, logging
 
+from densegrpo_jax.training import console
 
 AXES = {'updates': 'updates', 'velocity_evals': 'velocity evaluations (millions)', 'seconds': 'seconds in iterations'}
 
@@ -103,7 +104,7 @@ def write(curves: dict[str, dict[str, list[dict]]], key: str, out: pathlib.Path,
 
 
 def main(argv) -> int:
-    logging.set_verbosity(logging.INFO)
+    console.start()
     key, _, values = flags.FLAGS.vary.partition('=')
     if not values:
         raise app.UsageError(f'--vary={flags.FLAGS.vary}: expected key=value,value,...')

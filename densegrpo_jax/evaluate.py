@@ -12,14 +12,15 @@ import csv
 import pathlib
 import sys
 
-from absl import app, flags, logging
 import jax
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.training import console
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.evaluation import Evaluation, Evaluator
 from densegrpo_jax.training.loading import load_adapters, load_base
@@ -82,7 +83,7 @@ def write(out: pathlib.Path, config, results: dict[str, Evaluation]) -> None:
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
-    logging.set_verbosity(logging.INFO)
+    console.start()
     config, out = flags.FLAGS.config, pathlib.Path(flags.FLAGS.out)
     start_devices(config.eval.batch)
     try:

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.training import console
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.training.run import run
 
@@ -24,9 +25,7 @@ from densegrpo_jax.training.run import run
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
-    logging.set_verbosity(logging.INFO)
-    for noisy in ('orbax', 'jax'):
-        logging.logging.getLogger(noisy).setLevel(logging.logging.WARNING)
+    console.start()
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser().absolute()
     rollout, optim = config.rollout, config.optim
     start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), flags.FLAGS.cpu_devices)

@@ -27,6 +27,7 @@ from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
 from densegrpo_jax.rewards.ocr import OcrReward
 from densegrpo_jax.training.pictures import save_grid
+from densegrpo_jax.training import console
 
 SCHEDULER = {
     '_class_name': 'FlowMatchEulerDiscreteScheduler', '_diffusers_version': '0.32.0', 'base_image_seq_len': 256, 'base_shift': 0.5,
@@ -103,9 +104,7 @@ def evaluator(pipeline: FluxPipeline, config, s, workdir: pathlib.Path, name: st
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}')
-    logging.set_verbosity(logging.INFO)
-    for noisy in ('orbax', 'jax'):
-        logging.logging.getLogger(noisy).setLevel(logging.logging.WARNING)
+    console.start()
     start_devices(math.gcd(*(stage.batch for stage in flags.FLAGS.config.stages.values())))
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)

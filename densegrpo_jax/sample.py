@@ -11,13 +11,14 @@ from __future__ import annotations
 import pathlib
 import sys
 
-from absl import app, flags, logging
 import jax
-from ml_collections import config_flags
 import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training import console
 from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder
@@ -50,7 +51,7 @@ def sample(
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; give prompts as --prompt="..."')
-    logging.set_verbosity(logging.INFO)
+    console.start()
     try:
         prompts = list(flags.FLAGS.prompt)
         if flags.FLAGS.prompts:

@@ -1,0 +1,30 @@
+"""What the commands print: their own lines, plainly; warnings and errors of anybody; no chatter of the libraries underneath."""
+
+import logging as std_logging
+
+from absl import logging
+
+CHATTER = ('orbax', 'jax', 'jaxlib', 'flax')
+
+
+class _Plain(std_logging.Formatter):
+    """The message alone; warnings and errors say that they are."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < std_logging.WARNING else f'{record.levelname.lower()}: {text}'
+
+
+def _worth_showing(record: std_logging.LogRecord) -> bool:
+    """False for information logged from a file of one of the CHATTER packages (orbax logs through absl, under absl's own name)."""
+    parts = record.pathname.replace('\\', '/').split('/')
+    return record.levelno >= std_logging.WARNING or not any(name in parts for name in CHATTER)
+
+
+def start() -> None:
+    """Call once, first thing in a command's main."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(_Plain())
+    handler.addFilter(_worth_showing)
