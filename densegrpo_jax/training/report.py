@@ -44,7 +44,8 @@ def keep_pictures(workdir: pathlib.Path, step: int, evaluation) -> None:
     columns = max(1, min(6, 1152 // evaluation.images.shape[2]))
     scale = max(1, 192 // evaluation.images.shape[2])
     save_grid(folder / f'step_{step:06d}.png', evaluation.images, columns=columns, scale=scale, captions=evaluation.captions())
-    np.savez(folder / f'step_{step:06d}.npz', images=evaluation.images, scores=evaluation.scores['total'][: len(evaluation.images)])
+    arrays = {'images': evaluation.images, 'scores': evaluation.scores['total'][: len(evaluation.images)], 'prompts': evaluation.prompts}
+    np.savez(folder / f'step_{step:06d}.npz', **arrays)
 
 
 def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) -> pathlib.Path:
@@ -53,7 +54,8 @@ def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) 
     before, after = load(first), load(last)
     n = min(pairs, len(before['images']))
     images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(-1, *before['images'].shape[1:])
-    captions = [c for b, a in zip(before['scores'], after['scores']) for c in (f'before {b:.2f}', f'after {a:.2f}')][: 2 * n]
+    rows = zip(before['prompts'][:n], before['scores'], after['scores'], strict=False)
+    captions = [caption for prompt, b, a in rows for caption in (f'{b:.2f} {prompt}', f'{a:.2f} after')]
     width = images.shape[2]
     columns = 4 if width < 300 else 2
     return save_grid(workdir / 'before_after.png', images, columns=columns, scale=max(1, 288 // width), captions=captions)
