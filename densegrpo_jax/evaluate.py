@@ -24,7 +24,6 @@ from densegrpo_jax.training import console
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.evaluation import Evaluation, Evaluator
 from densegrpo_jax.training.loading import load_adapters, load_base
-from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder, load_prompts
 
 
@@ -75,9 +74,7 @@ def write(out: pathlib.Path, config, results: dict[str, Evaluation]) -> None:
     head += ['| policy | ' + ' | '.join(names) + ' |', '| --- |' + ' --- |' * len(names)]
     (out / 'summary.md').write_text('\n'.join(head + rows) + '\n')
     for policy, result in results.items():
-        width = result.images.shape[2]
-        path = out / f'{policy.replace(" ", "_")}.png'
-        save_grid(path, result.images, columns=max(1, min(6, 1152 // width)), scale=max(1, 192 // width), captions=result.captions())
+        result.save_sheet(out / f'{policy.replace(" ", "_")}.png')
 
 
 def main(argv) -> int:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
+from densegrpo_jax.data.tokenizers import load_tokenizers, tokenize
 from densegrpo_jax.models import clip_text, flux, t5, vae, weights
 from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.packing import PATCH, latent_image_ids, token_grid, unpack_latents
@@ -60,12 +61,8 @@ class FluxPipeline:
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """CLIP and T5 token ids, int32 [B, Lc] and [B, t5_length], as FluxPipeline.encode_prompt makes them."""
-
-        def ids(tokenizer, length):
-            out = tokenizer(list(prompts), padding='max_length', max_length=length, truncation=True, return_tensors='np')
-            return np.asarray(out.input_ids, np.int32)
-
-        return ids(self.tokenizer, self.tokenizer.model_max_length), ids(self.tokenizer_2, self.t5_length)
+        clip_ids = tokenize(self.tokenizer, prompts, self.tokenizer.model_max_length)
+        return clip_ids, tokenize(self.tokenizer_2, prompts, self.t5_length)
 
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
         """Conditioning of tokenised prompts. T5 sees the padding, as in Diffusers: no mask is passed."""
@@ -186,8 +183,6 @@ def load_pipeline(
 
 def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan=False, remat='none', dtype=jnp.float32) -> FluxPipeline:
     """The pipeline without its weights: reads only the JSON files and the tokenizers."""
-    from densegrpo_jax.data.tokenizers import load_tokenizers
-
     folder = pathlib.Path(folder)
     index = _read_json(folder / 'model_index.json')
     if index.get('_class_name') != CLASS_NAME:

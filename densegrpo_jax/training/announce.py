@@ -18,17 +18,15 @@ from densegrpo_jax.training.state import count, init_state
 GIB = 2**30
 
 
-def memory(config, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh) -> dict[str, float]:
+def memory(config, pipeline: FluxPipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state) -> dict[str, float]:
     """Bytes per device of what stays or is large: weights, adapters with optimiser and moving average, rollout latents, pictures.
 
     Activations inside a network are not in it: they depend on the compiler (and on `model.remat`).
     """
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
-    shapes = pipeline.abstract_params()
     placed = {name: shardings(tree, mesh) for name, tree in shapes.items()}
     weights = sum(bytes_per_device(shapes[n], placed[n]) for n in COMPONENTS) * dtype.itemsize / 4
-    state = jax.eval_shape(lambda: init_state(pipeline, tx, jax.random.key(0)))
     adapters = bytes_per_device(state, shardings(state, mesh))
     states, samples = len(schedule.complete), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
@@ -46,7 +44,7 @@ def plan(
     r, m, o = config.rollout, config.model, config.optim
     state = jax.eval_shape(lambda: init_state(pipeline, tx, jax.random.key(0)))
     base = pipeline.abstract_params()
-    need = memory(config, pipeline, schedule, tx, mesh)
+    need = memory(config, pipeline, schedule, mesh, base, state)
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())

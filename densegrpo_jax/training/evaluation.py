@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.models.pipeline import FluxPipeline
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
 
@@ -32,8 +34,11 @@ class Evaluation:
         values = self.scores[name][np.isfinite(self.scores[name])]
         return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
 
-    def captions(self) -> list[str]:
-        return [f'{s:.2f} {p}' for s, p in zip(self.scores['total'], self.prompts)]
+    def save_sheet(self, path: pathlib.Path) -> None:
+        """The pictures with score and prompt, as one PNG."""
+        width = self.images.shape[2]
+        captions = [f'{s:.2f} {p}' for s, p in zip(self.scores['total'], self.prompts)]
+        save_grid(path, self.images, columns=max(1, min(6, 1152 // width)), scale=max(1, 192 // width), captions=captions)
 
 
 class Evaluator:

@@ -41,9 +41,7 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
 def keep_pictures(workdir: pathlib.Path, step: int, evaluation) -> None:
     """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the final comparison, as an array."""
     folder = workdir / 'samples'
-    columns = max(1, min(6, 1152 // evaluation.images.shape[2]))
-    scale = max(1, 192 // evaluation.images.shape[2])
-    save_grid(folder / f'step_{step:06d}.png', evaluation.images, columns=columns, scale=scale, captions=evaluation.captions())
+    evaluation.save_sheet(folder / f'step_{step:06d}.png')
     arrays = {'images': evaluation.images, 'scores': evaluation.scores['total'][: len(evaluation.images)], 'prompts': evaluation.prompts}
     np.savez(folder / f'step_{step:06d}.npz', **arrays)
 
