@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.stages.vae = ml_collections.ConfigDict(dict(steps=4000, batch=16, lr=2e-3, warmup=100, ema=0.995, kl_weight=5e-4))
     c.stages.text = ml_collections.ConfigDict(dict(steps=500, batch=128, lr=2e-3, warmup=50, ema=0.99))
     c.stages.flow = ml_collections.ConfigDict(
-        dict(steps=12000, batch=64, lr=8e-4, warmup=200, ema=0.998, text_dropout=0.1, pool=65536)
+        dict(steps=8500, batch=64, lr=8e-4, warmup=200, ema=0.998, text_dropout=0.1, pool=65536)
         | dict(grid_steps=8, eval_every=1000, eval_words=128)
     )
     c.stages.distil = ml_collections.ConfigDict(

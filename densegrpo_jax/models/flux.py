@@ -1,24 +1,15 @@
 """FLUX.1's transformer: double-stream then single-stream blocks with adaLN-zero modulation (port of Diffusers' FluxTransformer2DModel)."""
 
 import dataclasses
-import functools
-import re
 from typing import Any
 
 from flax import linen as nn
-import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from densegrpo_jax.models import layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
-
-REMAT_POLICIES = {
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
-}
+from densegrpo_jax.models.mmdit import Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,103 +64,6 @@ class FluxConfig:
         return {'_class_name': 'FluxTransformer2DModel', **dataclasses.asdict(self), 'axes_dims_rope': list(self.axes_dims_rope)}
 
 
-@functools.partial(jax.checkpoint, static_argnums=3)
-def modulated_norm(x, shift, scale, dtype):
-    """LayerNorm(x) (1 + scale) + shift; x [B, N, D], shift and scale [B, D] -> `dtype`. float32 inside, recomputed in the backward pass."""
-    x = layers.layer_norm(x) * (1 + scale.astype(jnp.float32))[:, None] + shift.astype(jnp.float32)[:, None]
-    return x.astype(dtype)
-
-
-class Embedder(nn.Module):
-    """Linear, SiLU, linear: [B, in] -> [B, features], all float32 (one vector per sample: precision costs nothing here)."""
-    features: int
-    adapters: lora_lib.Adapters | None
-
-    @nn.compact
-    def __call__(self, x):
-        x = layers.Dense(self.features, self.adapters, name='linear_1')(x)
-        return layers.Dense(self.features, self.adapters, name='linear_2')(nn.silu(x))
-
-
-class TimeTextEmbed(nn.Module):
-    """Sum of the embeddings of time, guidance (if any) and pooled text: [B, features] float32."""
-    features: int
-    adapters: lora_lib.Adapters | None
-
-    @nn.compact
-    def __call__(self, timestep, guidance, pooled):
-        def embed(x, name):
-            return Embedder(self.features, self.adapters, name=name)(x)
-        total = embed(layers.timestep_embedding(timestep.astype(jnp.float32) * 1000), 'timestep_embedder')
-        if guidance is not None:
-            total += embed(layers.timestep_embedding(guidance.astype(jnp.float32) * 1000), 'guidance_embedder')
-        return total + embed(pooled, 'text_embedder')
-
-
-class Modulation(nn.Module):
-    """n shift / scale / gate vectors from the activated conditioning: [B, D] -> n arrays [B, D]. Zero at the start (adaLN-zero)."""
-    count: int
-    adapters: lora_lib.Adapters | None
-    dtype: Any
-    kernel_init: Any
-
-    @nn.compact
-    def __call__(self, cond):
-        out = layers.Dense(self.count * cond.shape[-1], self.adapters, self.dtype, self.kernel_init, name='linear')(cond)
-        return jnp.split(out, self.count, axis=-1)
-
-
-class FeedForwardIn(nn.Module):
-    """First layer of the feed-forward, with its tanh-approximated GELU."""
-    features: int
-    adapters: lora_lib.Adapters | None
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        return layers.gelu(layers.Dense(self.features, self.adapters, self.dtype, name='proj')(x))
-
-
-class FeedForward(nn.Module):
-    """D -> 4 D -> D with tanh-approximated GELU."""
-    adapters: lora_lib.Adapters | None
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        hidden = FeedForwardIn(4 * x.shape[-1], self.adapters, self.dtype, name='net_0')(x)
-        return layers.Dense(x.shape[-1], self.adapters, self.dtype, name='net_2')(hidden)
-
-
-class Attention(nn.Module):
-    """Attention over text then image tokens, with RMS-normalised, rotated queries and keys.
-
-    With `text` given each stream has its own projections and output layer (double blocks); with text None there is one stream, already
-    joined, and no output layer (single blocks).
-    """
-    heads: int
-    adapters: lora_lib.Adapters | None
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, text, cos, sin):
-        def heads(x, name):
-            x = layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(x)
-            return x.reshape(*x.shape[:2], self.heads, -1)
-        q, k, v = layers.RMSNorm(name='norm_q')(heads(x, 'to_q')), layers.RMSNorm(name='norm_k')(heads(x, 'to_k')), heads(x, 'to_v')
-        if text is not None:
-            q = jnp.concatenate([layers.RMSNorm(name='norm_added_q')(heads(text, 'add_q_proj')), q], axis=1)
-            k = jnp.concatenate([layers.RMSNorm(name='norm_added_k')(heads(text, 'add_k_proj')), k], axis=1)
-            v = jnp.concatenate([heads(text, 'add_v_proj'), v], axis=1)
-        q, k = (layers.apply_rope(t, cos, sin).astype(self.dtype) for t in (q, k))
-        out = checkpoint_name(layers.attention(q, k, v), 'attention')
-        if text is None:
-            return out
-        text_out, out = out[:, :text.shape[1]], out[:, text.shape[1]:]
-        return (layers.Dense(x.shape[-1], self.adapters, self.dtype, name='to_out_0')(out),
-                layers.Dense(x.shape[-1], self.adapters, self.dtype, name='to_add_out')(text_out))
-
-
 class DoubleBlock(nn.Module):
     """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D])."""
     heads: int
@@ -178,14 +72,14 @@ class DoubleBlock(nn.Module):
     kernel_init: Any
 
     @nn.compact
-    def __call__(self, carry, cond, cos, sin):
+    def __call__(self, carry, cond, rope):
         x, text = carry
         def modulation(name):
             return Modulation(6, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation('norm1')
         text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation('norm1_context')
         out, text_out = Attention(self.heads, self.adapters, self.dtype, name='attn')(
-            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), cos, sin)
+            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), rope)
 
         def feed_forward(x, shift, scale, gate, name):
             return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
@@ -202,11 +96,11 @@ class SingleBlock(nn.Module):
     kernel_init: Any
 
     @nn.compact
-    def __call__(self, x, cond, cos, sin):
+    def __call__(self, x, cond, rope):
         shift, scale, gate = Modulation(3, self.adapters, self.dtype, self.kernel_init, name='norm')(cond)
         normed = modulated_norm(x, shift, scale, self.dtype)
         hidden = layers.gelu(layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed))
-        attended = Attention(self.heads, self.adapters, self.dtype, name='attn')(normed, None, cos, sin)
+        attended = Attention(self.heads, self.adapters, self.dtype, out=False, name='attn')(normed, None, rope)
         out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(jnp.concatenate([attended, hidden], axis=-1))
         return x + gate[:, None] * out, None
 
@@ -257,30 +151,18 @@ class FluxTransformer(nn.Module):
         cond = nn.silu(TimeTextEmbed(config.hidden_dim, adapters, name='time_text_embed')(timestep, guidance, pooled))
         x = dense(config.hidden_dim, 'x_embedder')(latents)
         text = dense(config.hidden_dim, 'context_embedder')(text)
-        cos, sin = layers.rope_tables(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope)
+        rope = layers.rope_tables(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope)
 
         block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init)
-        x, text = self._stack(DoubleBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, cos, sin)
+        compiled = dict(scan=self.scan, remat=self.remat)
+        x, text = stack(DoubleBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, rope, **compiled)
         joined = jnp.concatenate([text, x], axis=1)
-        joined = self._stack(SingleBlock, config.num_single_layers, 'single_transformer_blocks', block, joined, cond, cos, sin)
+        joined = stack(SingleBlock, config.num_single_layers, 'single_transformer_blocks', block, joined, cond, rope, **compiled)
         x = joined[:, text.shape[1]:]
 
         scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
         x = modulated_norm(x, shift, scale, self.dtype)
         return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(jnp.float32)
-
-    def _stack(self, block, length, name, kwargs, carry, *inputs):
-        if self.remat != 'none':
-            if self.remat not in REMAT_POLICIES:
-                raise ValueError(f'remat is {self.remat!r}, expected one of {["none", *REMAT_POLICIES]}')
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
-        if self.scan and length:
-            block = nn.scan(block, variable_axes={'params': 0, lora_lib.COLLECTION: 0}, split_rngs={'params': True}, length=length,
-                            in_axes=(nn.broadcast,) * len(inputs))
-            return block(**kwargs, name=name)(carry, *inputs)[0]
-        for i in range(length):
-            carry, _ = block(**kwargs, name=f'{name}_{i}')(carry, *inputs)
-        return carry
 
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of the adapters' target names.
@@ -298,32 +180,27 @@ _NORMS = {
 }
 
 
-def _path(name: str) -> str:
-    """'attn.to_out.0' -> 'attn/to_out_0'."""
-    return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
-
-
 def _linears_outside_blocks(config: FluxConfig) -> list[str]:
     embedders = ['timestep_embedder', 'text_embedder'] + ['guidance_embedder'] * config.guidance_embeds
     return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
 
 
+def _stacks(config: FluxConfig) -> list[tuple[str, int]]:
+    return list(zip(STACKS, (config.num_layers, config.num_single_layers)))
+
+
 def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
     """Checkpoint name of every linear layer -> its '/'-joined path here, e.g. 'transformer_blocks.0.attn.to_out.0' ->
     'transformer_blocks_0/attn/to_out_0' (scanned: 'transformer_blocks/attn/to_out_0')."""
-    names = {name: _path(name) for name in _linears_outside_blocks(config)}
-    for stack, length in zip(STACKS, (config.num_layers, config.num_single_layers)):
-        for i in range(length):
-            names |= {f'{stack}.{i}.{n}': _path(f'{stack}.{n}' if scan else f'{stack}.{i}.{n}') for n in _LINEARS[stack]}
+    names = {name: path(name) for name in _linears_outside_blocks(config)}
+    for name, length in _stacks(config):
+        names |= block_paths(name, name, range(length), _LINEARS[name], scan)
     return names
 
 
 def weight_rules(config: FluxConfig, scan: bool) -> list[weights.Rule]:
     """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their index."""
-    rules = [rule for name in _linears_outside_blocks(config) for rule in weights.linear_rules(name, _path(name))]
-    for stack in STACKS:
-        source, target = f'{stack}.{{i}}', stack if scan else f'{stack}_{{i}}'
-        for name in _LINEARS[stack]:
-            rules += weights.linear_rules(f'{source}.{name}', f'{target}/{_path(name)}')
-        rules += [weights.Rule(f'{source}.{name}.weight', f'{target}/{_path(name)}/scale') for name in _NORMS[stack]]
+    rules = [rule for name in _linears_outside_blocks(config) for rule in weights.linear_rules(name, path(name))]
+    for name, length in _stacks(config):
+        rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
     return rules

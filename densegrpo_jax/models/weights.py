@@ -47,10 +47,12 @@ class Rule:
       source: key in the file.
       target: '/'-joined path in the parameter tree, or None for a key that is known and not a parameter (ignored, never written).
       transform: a key of TRANSFORMS.
+      first: the block index of a stack's first block, where a network has several stacks of one name.
     """
     source: str
     target: str | None
     transform: str = 'copy'
+    first: int = 0
 
     def __post_init__(self):
         if self.transform not in TRANSFORMS:
@@ -88,7 +90,7 @@ class Rule:
         index = match[self.stack_field] if self.stack_field else None
         if index is not None and not index.isdigit():
             return None
-        return _fill(self.target, match.groupdict()), None if index is None else int(index)
+        return _fill(self.target, match.groupdict()), None if index is None else int(index) - self.first
 
     def write(self, path: str, index: int | None = None) -> str | None:
         """The stored key of a path (and block index), or None if the rule does not apply."""
@@ -97,7 +99,7 @@ class Rule:
             return None
         fields = match.groupdict()
         if self.stack_field:
-            fields[self.stack_field] = str(index)
+            fields[self.stack_field] = str(index + self.first)
         return _fill(self.source, fields)
 
 

@@ -10,7 +10,7 @@ import ml_collections
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
-from densegrpo_jax.models.flux import REMAT_POLICIES
+from densegrpo_jax.models.mmdit import REMAT_POLICIES
 
 # The layers that Flow-GRPO adapts on FLUX.1-dev: attention of all blocks, feed-forward of the double blocks.
 FLUX_LORA_TARGETS = (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.models import flux
+from densegrpo_jax.models import flux, mmdit
 from densegrpo_jax.models import weights
 
 torch = pytest.importorskip('torch')
@@ -107,7 +107,7 @@ def test_remat_changes_neither_values_nor_gradients(scan):
         params = random_params(net, config)
         return jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply({'params': p}, *args) ** 2)))(params)
     value, grad = value_and_grad('none')
-    for remat in flux.REMAT_POLICIES:
+    for remat in mmdit.REMAT_POLICIES:
         other_value, other = value_and_grad(remat)
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())), other, grad)
