@@ -22,7 +22,8 @@ from densegrpo_jax.data.prompts import tiny_eval_prompts
 from densegrpo_jax.data.render import training_batch
 from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
 from densegrpo_jax.models.packing import token_grid
-from densegrpo_jax.models.pipeline import COMPONENTS, FluxPipeline, build_pipeline, save_pipeline
+from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
 from densegrpo_jax.rewards.ocr import OcrReward
@@ -77,7 +78,7 @@ def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) ->
     return pool
 
 
-def evaluator(pipeline: FluxPipeline, config, s, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
+def evaluator(pipeline: Pipeline, config, s, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
     """`(step, ema) -> line`: samples held-out words by the plain ODE, scores them and saves a contact sheet."""
     prompts = tiny_eval_prompts()[: s.eval_words]
     texts, height, width = [p.text for p in prompts], config.height, config.width
@@ -111,7 +112,7 @@ def main(argv) -> None:
     options = dict(seed=config.seed, log_every=config.log_every, save_seconds=config.save_seconds, keep=config.keep_checkpoints)
     tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
     configs = component_configs(config, tokenizer, tokenizer_2)
-    pipeline = build_pipeline(configs, SCHEDULER, tokenizer, tokenizer_2, t5_length=config.t5_length)
+    pipeline = build_pipeline(configs, SCHEDULER, (tokenizer, tokenizer_2), t5_length=config.t5_length)
     params = pipeline.init_params(jax.random.key(config.seed))
 
     s = config.stages.vae
@@ -148,7 +149,7 @@ def main(argv) -> None:
     teacher = {name: params[name] for name in start}
     loss = flow_stage.distil_loss(pipeline, teacher, empty, config.height, config.width, mu, s.guidance_max)
     batches = flow_stage.batch_fn(config.render_seed + 3, s.batch, pool, empty, 0.0)
-    fixed = {name: params[name] for name in COMPONENTS if name != 'transformer'}
+    fixed = {name: params[name] for name in pipeline.modules if name != 'transformer'}
     judge = evaluator(pipeline, config, s, workdir, 'distil', s.eval_guidance, fixed)
     on_eval = lambda step, ema: judge(step, {'transformer': ema})
     params['transformer'] = stages.run_stage('distil', s, params['transformer'], loss, batches, workdir, on_eval=on_eval, **options)

@@ -1,25 +1,19 @@
-"""Small random FLUX folders for tests: the real layout, no training, no torch."""
+"""Small random FLUX and SD3.5 folders for tests: the real layout, no training, no torch."""
 
 import json
 
 import jax
 
 from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
-from densegrpo_jax.models.pipeline import build_pipeline, save_pipeline
+from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
+from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
 from densegrpo_jax.pretrain import SCHEDULER
 
+SD3_SCHEDULER = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'num_train_timesteps': 1000, 'shift': 3.0}
 
-def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_embeds=True, seed=0, scale=3.0):
-    """Writes a FLUX folder of a few thousand parameters and returns its path.
 
-    Modulation and output layers are drawn instead of zero, so that the network depends on all of its inputs.
-    """
-    tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
-    transformer = dict(
-        _class_name='FluxTransformer2DModel', patch_size=1, in_channels=64, num_layers=double, num_single_layers=single,
-        attention_head_dim=head_dim, num_attention_heads=heads, joint_attention_dim=16, pooled_projection_dim=16,
-        guidance_embeds=guidance_embeds, axes_dims_rope=[head_dim - 8, 4, 4],
-    )  # fmt: skip
+def text_and_vae_configs(tokenizer, tokenizer_2):
+    """config.json of the autoencoder, CLIP and T5, 16 wide."""
     vae = dict(
         _class_name='AutoencoderKL', in_channels=3, out_channels=3, latent_channels=16, block_out_channels=[4, 4, 8, 8], layers_per_block=1,
         norm_num_groups=2, mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.7,
@@ -36,8 +30,44 @@ def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_em
         num_heads=2, feed_forward_proj='gated-gelu', relative_attention_num_buckets=32, relative_attention_max_distance=128,
         layer_norm_epsilon=1e-6, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
+    return vae, clip, t5
+
+
+def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_embeds=True, seed=0, scale=3.0):
+    """Writes a FLUX folder of a few thousand parameters and returns its path.
+
+    Modulation and output layers are drawn instead of zero, so that the network depends on all of its inputs.
+    """
+    tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
+    transformer = dict(
+        _class_name='FluxTransformer2DModel', patch_size=1, in_channels=64, num_layers=double, num_single_layers=single,
+        attention_head_dim=head_dim, num_attention_heads=heads, joint_attention_dim=16, pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds, axes_dims_rope=[head_dim - 8, 4, 4],
+    )  # fmt: skip
+    vae, clip, t5 = text_and_vae_configs(tokenizer, tokenizer_2)
     configs = dict(transformer=transformer, vae=vae, text_encoder=clip, text_encoder_2=t5)
-    pipeline = build_pipeline(json.loads(json.dumps(configs)), SCHEDULER, tokenizer, tokenizer_2, t5_length=16)
+    pipeline = build_pipeline(json.loads(json.dumps(configs)), SCHEDULER, (tokenizer, tokenizer_2), t5_length=16)
+    return _write(folder, pipeline, seed, scale)
+
+
+def random_sd3(folder, *, heads=2, head_dim=12, layers=3, dual=(0,), seed=0, scale=3.0):
+    """Writes an SD3.5 folder of a few thousand parameters, its two CLIPs of different widths, and returns its path."""
+    tokenizer, tokenizer_3 = load_tokenizers(TOKENIZERS)
+    vae, clip, t5 = text_and_vae_configs(tokenizer, tokenizer_3)
+    t5 |= dict(d_model=48)
+    clip |= dict(architectures=['CLIPTextModelWithProjection'], num_hidden_layers=2, projection_dim=12)
+    clip_2 = clip | dict(hidden_size=24, num_attention_heads=3, hidden_act='gelu', projection_dim=20)
+    transformer = dict(
+        _class_name='SD3Transformer2DModel', sample_size=8, patch_size=2, in_channels=16, num_layers=layers, attention_head_dim=head_dim,
+        num_attention_heads=heads, joint_attention_dim=48, caption_projection_dim=heads * head_dim, pooled_projection_dim=32,
+        out_channels=16, pos_embed_max_size=12, dual_attention_layers=list(dual), qk_norm='rms_norm',
+    )  # fmt: skip
+    configs = dict(transformer=transformer, vae=vae, text_encoder=clip, text_encoder_2=clip_2, text_encoder_3=t5)
+    configs, tokenizers = json.loads(json.dumps(configs)), (tokenizer, tokenizer, tokenizer_3)
+    return _write(folder, build_pipeline(configs, SD3_SCHEDULER, tokenizers, kind=Sd3Pipeline, t5_length=16), seed, scale)
+
+
+def _write(folder, pipeline, seed, scale):
     params = pipeline.init_params(jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params['transformer'])
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))

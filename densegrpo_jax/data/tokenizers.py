@@ -19,25 +19,26 @@ import numpy as np
 from densegrpo_jax.data.prompts import SCENES
 from densegrpo_jax.data.words import ASSETS
 
+FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerFast'))
 TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
 CLIP_LENGTH, T5_LENGTH = 24, 16  # tokens, special ones included; the longest tiny prompt has 15 in T5
 SPACE = '\u2581'  # the mark that SentencePiece puts in front of a word
 
 
-def load_tokenizers(folder: str | Path):
-    """Opens `folder/tokenizer` as CLIPTokenizer and `folder/tokenizer_2` as T5TokenizerFast, offline.
+def load_tokenizers(folder: str | Path, kinds: Sequence[tuple[str, str]] = FLUX_TOKENIZERS) -> tuple:
+    """Opens the tokenizers in `folder`, offline: `kinds` names their folders and their classes in transformers.
 
     Raises:
       FileNotFoundError: a folder is missing.
     """
-    from transformers import CLIPTokenizer, T5TokenizerFast  # a second of import that rendering does not need
+    import transformers  # a second of import that rendering does not need
 
     opened = []
-    for name, cls in (('tokenizer', CLIPTokenizer), ('tokenizer_2', T5TokenizerFast)):
+    for name, cls in kinds:
         path = Path(folder) / name
         if not path.is_dir():
-            raise FileNotFoundError(f'{path} does not exist; a FLUX folder holds tokenizer/ and tokenizer_2/')
-        opened.append(cls.from_pretrained(str(path), local_files_only=True))
+            raise FileNotFoundError(f'{path} does not exist; the folder must hold {", ".join(f"{n}/" for n, _ in kinds)}')
+        opened.append(getattr(transformers, cls).from_pretrained(str(path), local_files_only=True))
     return tuple(opened)
 
 

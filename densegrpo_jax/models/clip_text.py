@@ -31,10 +31,11 @@ class ClipTextConfig:
     hidden_act: str = 'quick_gelu'
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
+    projection_dim: int = 512
 
     def __post_init__(self):
         check_positive(self, 'CLIP text config', 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
-                       'num_attention_heads', 'max_position_embeddings')
+                       'num_attention_heads', 'max_position_embeddings', 'projection_dim')
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f'CLIP text config: hidden_size={self.hidden_size} must be a multiple of '
                              f'num_attention_heads={self.num_attention_heads}')
@@ -102,10 +103,12 @@ class Block(nn.Module):
 
 
 class ClipTextModel(nn.Module):
-    """Token ids to (states of the last layer, pooled state).
+    """Token ids to (states of a layer, pooled state).
 
     Attributes:
       config: the checkpoint's constants.
+      projected: the pooled state goes through the text projection (CLIPTextModelWithProjection).
+      penultimate: return the states that enter the last block, not normalised, which is what SD3 reads.
       scan: blocks as one scanned stack (parameters with a leading block axis) instead of one subtree per block.
       remat: recompute blocks in the backward pass.
       dtype: of matrix products and of the result; norms, softmax and the residual stream are float32.
@@ -117,10 +120,12 @@ class ClipTextModel(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
+    projected: bool = False
+    penultimate: bool = False
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """ids [B, L <= max_position_embeddings] int32 -> (last hidden [B, L, D], pooled [B, D]).
+        """ids [B, L <= max_position_embeddings] int32 -> (states [B, L, D], pooled [B, D or projection_dim]).
 
         pooled is the state at the first eos_token_id (at position 0 if there is none). A config with eos_token_id 2, as those of FLUX.1
         and SD3 have, is older than that rule: there it is the state at the largest id.
@@ -133,11 +138,15 @@ class ClipTextModel(nn.Module):
         embed = lambda count, name: nn.Embed(count, c.hidden_size, embedding_init=nn.initializers.normal(0.5 ** 0.5), name=name)
         x = embed(c.vocab_size, 'token_embedding')(ids) + embed(c.max_position_embeddings, 'position_embedding')(np.arange(length))
         causal = np.where(np.tril(np.ones((length, length), bool)), np.float32(0), np.finfo(np.float32).min)
-        x = run_blocks(Block, c.num_hidden_layers, 'layers', x.reshape(batch * length, -1).astype(jnp.float32), causal,
-                       scan=self.scan, remat=self.remat, config=c, batch=batch, dtype=self.dtype)
+        x, before = run_blocks(Block, c.num_hidden_layers, 'layers', x.reshape(batch * length, -1).astype(jnp.float32), causal,
+                               scan=self.scan, remat=self.remat, config=c, batch=batch, dtype=self.dtype)
         x = LayerNorm(c.layer_norm_eps, name='final_layer_norm')(x).reshape(batch, length, -1).astype(self.dtype)
         index = jnp.argmax(ids if c.eos_token_id == 2 else ids == c.eos_token_id, axis=-1)
-        return x, jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
+        pooled = jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
+        if self.projected:
+            kernel = self.param('text_projection', nn.initializers.lecun_normal(), (c.hidden_size, c.projection_dim), jnp.float32)
+            pooled = pooled @ kernel.astype(self.dtype)
+        return (before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x), pooled
 
 
 def _residual_init(config: ClipTextConfig):
@@ -153,6 +162,7 @@ def weight_rules(config: ClipTextConfig, scan: bool) -> list[weights.Rule]:
     del config  # the same names for every shape
     source, target = 'encoder.layers.{i}', 'layers' if scan else 'layers_{i}'
     rules = [
+        weights.Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
         weights.Rule('embeddings.position_ids', None),  # an index buffer of old files
         weights.Rule('embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'),
         weights.Rule('final_layer_norm.weight', 'final_layer_norm/scale'),

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from densegrpo_jax.models import layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.mmdit import Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack
+from densegrpo_jax.models.mmdit import (
+    Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

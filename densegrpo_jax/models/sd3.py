@@ -12,7 +12,9 @@ from densegrpo_jax.models import layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive, read_config
-from densegrpo_jax.models.mmdit import Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack
+from densegrpo_jax.models.mmdit import (
+    Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
+)  # fmt: skip
 
 CLASS_NAME = 'SD3Transformer2DModel'
 
@@ -43,8 +45,8 @@ class Sd3Config:
         if self.hidden_dim % 4:
             raise ValueError(f'transformer config: the width {self.hidden_dim} must be divisible by 4 for its position table')
         if any(type(i) is not int or not 0 <= i < self.num_layers for i in self.dual_attention_layers):
-            raise ValueError(f'transformer config: dual_attention_layers {self.dual_attention_layers} must be block numbers below num_layers='
-                             f'{self.num_layers}')
+            raise ValueError(f'transformer config: dual_attention_layers {self.dual_attention_layers} must be block numbers below '
+                             f'num_layers={self.num_layers}')
         if self.qk_norm not in (None, 'rms_norm'):
             raise ValueError(f"transformer config: qk_norm={self.qk_norm!r} is not supported, expected null or 'rms_norm'")
 

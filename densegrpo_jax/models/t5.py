@@ -155,8 +155,8 @@ class T5Encoder(nn.Module):
         if mask is not None:
             bias = jnp.where(mask[:, None, None, :] != 0, bias, jnp.finfo(jnp.float32).min)
 
-        x = run_blocks(Block, c.num_layers, 'block', x.astype(jnp.float32), bias, scan=self.scan, remat=self.remat,
-                       config=c, batch=batch, dtype=self.dtype)
+        x, _ = run_blocks(Block, c.num_layers, 'block', x.astype(jnp.float32), bias, scan=self.scan, remat=self.remat,
+                          config=c, batch=batch, dtype=self.dtype)
         x = RMSNorm(c.layer_norm_epsilon, name='final_layer_norm')(x)
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 

@@ -11,7 +11,7 @@ IGNORED_KEYS = (
     'architectures', 'attention_dropout', 'bos_token_id', 'chunk_size_feed_forward', 'classifier_dropout', 'decoder_start_token_id',
     'dropout', 'dropout_rate', 'dtype', 'gradient_checkpointing', 'id2label', 'initializer_factor', 'initializer_range',
     'is_encoder_decoder', 'label2id', 'n_positions', 'num_decoder_layers', 'output_attentions', 'output_hidden_states', 'output_past',
-    'pad_token_id', 'problem_type', 'projection_dim', 'return_dict', 'scale_decoder_outputs', 'task_specific_params',
+    'pad_token_id', 'problem_type', 'return_dict', 'scale_decoder_outputs', 'task_specific_params',
     'tie_word_embeddings', 'torch_dtype', 'transformers_version', 'use_cache',
 )
 
@@ -32,18 +32,24 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, batc
     return out.reshape(-1, heads * out.shape[-1])
 
 
-def run_blocks(block: type[nn.Module], length: int, name: str, x: jax.Array, *inputs: Any, scan: bool, remat: bool, **kwargs) -> jax.Array:
+def run_blocks(
+    block: type[nn.Module], length: int, name: str, x: jax.Array, *inputs: Any, scan: bool, remat: bool, **kwargs
+) -> tuple[jax.Array, jax.Array]:
     """Applies `length` blocks `(x, *inputs) -> (x, None)`; call it inside a compact method.
 
     scan: one traced block over parameters with a leading axis, at '<name>'; otherwise subtrees '<name>_0', '<name>_1', ...
     remat: recompute each block in the backward pass instead of keeping its activations.
+
+    Returns (the last block's result, the last block's input).
     """
     if remat:
         block = nn.remat(block, prevent_cse=not scan)
     if scan:
-        block = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, length=length,
-                        in_axes=(nn.broadcast,) * len(inputs))
-        return block(**kwargs, name=name)(x, *inputs)[0]
+        step = lambda module, x: (module(x, *inputs)[0], x)
+        scanned = nn.scan(step, variable_axes={'params': 0}, split_rngs={'params': True}, length=length)
+        x, before = scanned(block(**kwargs, name=name), x)
+        return x, before[-1]
     for i in range(length):
+        before = x
         x, _ = block(**kwargs, name=f'{name}_{i}')(x, *inputs)
-    return x
+    return x, before

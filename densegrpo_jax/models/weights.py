@@ -48,11 +48,13 @@ class Rule:
       target: '/'-joined path in the parameter tree, or None for a key that is known and not a parameter (ignored, never written).
       transform: a key of TRANSFORMS.
       first: the block index of a stack's first block, where a network has several stacks of one name.
+      prefixed: the key carries the prefix, if any, that `save_weights` is given.
     """
     source: str
     target: str | None
     transform: str = 'copy'
     first: int = 0
+    prefixed: bool = True
 
     def __post_init__(self):
         if self.transform not in TRANSFORMS:
@@ -172,7 +174,7 @@ def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_mo
       filename: of the single file; shards and their index derive their names from it.
       dtype: to store in; None keeps the leaves' dtypes.
       max_shard_bytes: None for one file; otherwise files of at most this size (a larger tensor gets a file of its own) and an index.
-      prefix: put before every key.
+      prefix: put before every key whose rule is `prefixed`.
     Returns:
       The paths written.
     """
@@ -346,7 +348,7 @@ def _entries(rules, params, prefix):
         axes = None if rule.axes is None else tuple(int(a) for a in np.argsort(rule.axes))
         stored = shape if axes is None else tuple(shape[a] for a in axes)
         for index in range(leaf.shape[0]) if rule.stack_field else [None]:
-            entries.append((prefix + rule.write(path, index), leaf, index, stored, axes))
+            entries.append((prefix * rule.prefixed + rule.write(path, index), leaf, index, stored, axes))
     if homeless:
         raise ValueError(f'no rule writes these parameters: {_some(homeless)}')
     return sorted(entries, key=lambda entry: entry[0])

@@ -49,6 +49,7 @@ RULES = (
     Rule(rf'(^|/){_COLUMN_LAYERS}/kernel$', COLUMN),
     Rule(rf'(^|/){_ROW_LAYERS}/kernel$', ROW),
     Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
+    Rule(r'(^|/)(pos_embed|text_projection)$', COLUMN, uneven='replicate'),
     Rule(r'/kernel$', COLUMN, uneven='replicate'),
     Rule(r'(^|/)(bias|scale|weight|relative_attention_bias|position\w*)(/|$)', ()),
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.models.packing import pack_latents
-from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 
 
 def batch_fn(seed: int, batch: int, pool: dict[str, np.ndarray], empty: dict[str, np.ndarray], dropout: float):
@@ -42,7 +42,7 @@ def noised(latents: jax.Array, key: jax.Array, mu: float) -> tuple[jax.Array, ja
     return (1 - s)[:, None, None] * x0 + s[:, None, None] * eps, s, eps - x0
 
 
-def flow_loss(pipeline: FluxPipeline, height: int, width: int, mu: float):
+def flow_loss(pipeline: Pipeline, height: int, width: int, mu: float):
     """Flow matching (arXiv 2210.02747, Eq. 23), guidance input 1: `mean |v(x_s, s) - (eps - x_0)|^2`, x_s = (1 - s) x_0 + s eps."""
 
     def loss_fn(params, batch, key):
@@ -55,7 +55,7 @@ def flow_loss(pipeline: FluxPipeline, height: int, width: int, mu: float):
 
 
 def distil_loss(
-    pipeline: FluxPipeline, teacher: dict, empty: dict[str, np.ndarray], height: int, width: int, mu: float, guidance_max: float
+    pipeline: Pipeline, teacher: dict, empty: dict[str, np.ndarray], height: int, width: int, mu: float, guidance_max: float
 ):
     """Guidance distillation (arXiv 2210.03142, Eq. 2): the student at guidance w matches `v_uncond + w (v_cond - v_uncond)` of the teacher.
 

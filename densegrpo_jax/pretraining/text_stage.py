@@ -19,7 +19,7 @@ MAX_LETTERS = 8
 
 def quote_ids(pipeline) -> tuple[int, ...]:
     """T5 ids that stand for a straight double quote, opening or closing."""
-    tokenizer = pipeline.tokenizer_2
+    tokenizer = pipeline.tokenizers[1]
     return tuple(i for i in range(len(tokenizer)) if '"' in tokenizer.convert_ids_to_tokens(i))
 
 

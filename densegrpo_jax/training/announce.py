@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.models.pipeline import COMPONENTS, FluxPipeline
+from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
 from densegrpo_jax.training.sampling import Schedule
 from densegrpo_jax.training.state import count, init_state
@@ -18,7 +18,7 @@ from densegrpo_jax.training.state import count, init_state
 GIB = 2**30
 
 
-def memory(config, pipeline: FluxPipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state) -> dict[str, float]:
+def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state) -> dict[str, float]:
     """Bytes per device of what stays or is large: weights, adapters with optimiser and moving average, rollout latents, pictures.
 
     Activations inside a network are not in it: they depend on the compiler (and on `model.remat`).
@@ -26,7 +26,7 @@ def memory(config, pipeline: FluxPipeline, schedule: Schedule, mesh: Mesh, shape
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
     placed = {name: shardings(tree, mesh) for name, tree in shapes.items()}
-    weights = sum(bytes_per_device(shapes[n], placed[n]) for n in COMPONENTS) * dtype.itemsize / 4
+    weights = sum(bytes_per_device(shapes[n], placed[n]) for n in shapes) * dtype.itemsize / 4
     adapters = bytes_per_device(state, shardings(state, mesh))
     states, samples = len(schedule.complete), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
@@ -38,7 +38,7 @@ def memory(config, pipeline: FluxPipeline, schedule: Schedule, mesh: Mesh, shape
 
 
 def plan(
-    config, folder, pipeline: FluxPipeline, schedule: Schedule, tx, mesh: Mesh, accumulation: int, train: int, test: int, workdir
+    config, folder, pipeline: Pipeline, schedule: Schedule, tx, mesh: Mesh, accumulation: int, train: int, test: int, workdir
 ) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and where results go."""
     r, m, o = config.rollout, config.model, config.optim

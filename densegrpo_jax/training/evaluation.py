@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet
-from densegrpo_jax.models.pipeline import FluxPipeline
+from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder
@@ -48,7 +48,7 @@ class Evaluator:
     any number of devices and in any batch.
     """
 
-    def __init__(self, pipeline: FluxPipeline, config, prompts: PromptSet, encoder: Encoder, scorer: Scorer, mesh: Mesh):
+    def __init__(self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder, scorer: Scorer, mesh: Mesh):
         self._prompts, self._encoder, self._scorer, self._shown = prompts, encoder, scorer, config.eval.shown
         self._batch = min(config.eval.batch, len(prompts))
         self._sample = make_sampler(pipeline, config, config.eval.steps, mesh)

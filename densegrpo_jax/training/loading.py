@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from densegrpo_jax.models.lora import LoraConfig
-from densegrpo_jax.models.pipeline import FluxPipeline, load_pipeline, resolve_folder
+from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.models.pipeline_folder import load_pipeline, resolve_folder
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.state import init_state, optimiser
 
 
-def load_base(config, mesh: Mesh) -> tuple[FluxPipeline, dict]:
+def load_base(config, mesh: Mesh) -> tuple[Pipeline, dict]:
     """The pipeline and weights that `config.model` names, placed on the mesh, with room for the adapters of `config.lora`."""
     m = config.model
     return load_pipeline(
@@ -29,7 +30,7 @@ def load_base(config, mesh: Mesh) -> tuple[FluxPipeline, dict]:
     )
 
 
-def load_adapters(pipeline: FluxPipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:
+def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:
     """The moving average of the adapters from a run's checkpoints.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
-from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 
 EVAL_SCENES = 1024  # size of the generated evaluation set
 
@@ -44,8 +44,8 @@ class Encoder:
     128 tokens take 2 MiB).
     """
 
-    def __init__(self, pipeline: FluxPipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30):
-        self._pipeline, self._params, self._batch = pipeline, {k: params[k] for k in ('text_encoder', 'text_encoder_2')}, batch
+    def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30):
+        self._pipeline, self._params, self._batch = pipeline, {k: params[k] for k in pipeline.text_encoders}, batch
         self._encode = jax.jit(pipeline.encode)
         self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
         self._max_bytes = max_bytes

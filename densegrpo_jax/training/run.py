@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
-from densegrpo_jax.models.pipeline import Conditioning, load_pipeline, open_pipeline, resolve_folder
 from densegrpo_jax.models.lora import LoraConfig
+from densegrpo_jax.models.pipeline import Conditioning
+from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.mesh import check_batch
 from densegrpo_jax.parallel.sharding import init_sharded, shardings
 from densegrpo_jax.rewards.build import build_reward

@@ -14,7 +14,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
-from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards
 
 # Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
@@ -36,7 +36,7 @@ class Schedule(NamedTuple):
     completion_steps: int | None  # n; None = all remaining
 
 
-def make_schedule(pipeline: FluxPipeline, config) -> Schedule:
+def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """Grid, noise table, masks and completed states of a configuration."""
     r = config.rollout
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
@@ -69,7 +69,7 @@ def split_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def make_rollout(pipeline: FluxPipeline, config, schedule: Schedule, mesh: Mesh):
+def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
     Returns:
@@ -104,7 +104,7 @@ def make_rollout(pipeline: FluxPipeline, config, schedule: Schedule, mesh: Mesh)
     return jax.jit(rollout, compiler_options=EXACT)
 
 
-def make_sampler(pipeline: FluxPipeline, config, num_steps: int, mesh: Mesh):
+def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
     """The jitted plain-ODE sampler: `(params, adapters or None, conditioning [B, ...], keys [B]) -> (uint8 [B, H, W, 3], finite [B])`."""
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)

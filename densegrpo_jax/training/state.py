@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from densegrpo_jax.models import flux
 from densegrpo_jax.models.lora import init_adapters
-from densegrpo_jax.models.pipeline import FluxPipeline
+from densegrpo_jax.models.pipeline import Pipeline
 
 
 class TrainState(NamedTuple):
@@ -32,11 +31,10 @@ def optimiser(config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(o.grad_clip), optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay))
 
 
-def init_state(pipeline: FluxPipeline, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def init_state(pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Fresh adapters (Gaussian A, zero B: the policy is the reference), to be jitted with the shardings of the mesh."""
     network = pipeline.transformer
-    names = flux.module_paths(network.config, network.scan)
-    adapters = init_adapters(network.lora, names, pipeline.abstract_params()['transformer'], key)
+    adapters = init_adapters(network.lora, pipeline.adapter_names(), pipeline.abstract_params()['transformer'], key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(adapters, jax.tree.map(jnp.copy, adapters), tx.init(adapters), zero, zero)
 

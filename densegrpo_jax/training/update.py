@@ -12,7 +12,7 @@ from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
-from densegrpo_jax.models.pipeline import Conditioning, FluxPipeline
+from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
@@ -58,7 +58,7 @@ def make_credit(config, schedule: Schedule):
     return jax.jit(credit)
 
 
-def make_update(pipeline: FluxPipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
+def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
     """Jitted `(state, params, conditioning [P, ...], Transitions) -> (state, metrics)`: `optim.updates` optimiser steps.
 
     Update u trains on the samples of its own share of the prompts, all their trained steps, in microbatches whose gradients are

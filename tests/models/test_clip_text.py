@@ -142,7 +142,8 @@ def test_too_many_tokens():
 
 def test_flux_config():
     config = clip_text.ClipTextConfig.from_json(FLUX_JSON)
-    assert config == clip_text.ClipTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, eos_token_id=2)
+    want = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, eos_token_id=2, projection_dim=768)
+    assert config == clip_text.ClipTextConfig(**want)
 
 
 @pytest.mark.parametrize('change, named', [

@@ -15,7 +15,7 @@ import miniature  # noqa: E402
 
 from densegrpo_jax.core.ode_rollout import ode_rollout  # noqa: E402
 from densegrpo_jax.models.packing import latent_image_ids, pack_latents, token_grid, unpack_latents  # noqa: E402
-from densegrpo_jax.models.pipeline import BUILTIN, load_pipeline, resolve_folder, save_pipeline  # noqa: E402
+from densegrpo_jax.models.pipeline_folder import BUILTIN, load_pipeline, resolve_folder, save_pipeline  # noqa: E402
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
 
@@ -106,6 +106,6 @@ def test_bad_folders_name_what_is_wrong(folder, tmp_path):
     (broken / 'vae' / 'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='vae/config.json'):
         load_pipeline(broken, t5_length=16)
-    (broken / 'model_index.json').write_text(json.dumps({'_class_name': 'StableDiffusion3Pipeline'}))
-    with pytest.raises(ValueError, match='StableDiffusion3Pipeline'):
+    (broken / 'model_index.json').write_text(json.dumps({'_class_name': 'WanPipeline'}))
+    with pytest.raises(ValueError, match='WanPipeline'):
         load_pipeline(broken, t5_length=16)

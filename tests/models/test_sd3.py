@@ -16,7 +16,8 @@ MEDIUM = SD3 | dict(num_layers=5, dual_attention_layers=[0, 1], qk_norm='rms_nor
 LARGE = SD3 | dict(num_layers=3, qk_norm='rms_norm', in_channels=16, out_channels=16)
 SCATTERED = SD3 | dict(num_layers=4, dual_attention_layers=[1, 3], qk_norm='rms_norm')  # the last block is dual as well
 #        config, batch, (latent rows, columns), text tokens
-CASES = {'sd3': (SD3, 2, (8, 8), 6), 'medium': (MEDIUM, 3, (6, 10), 5), 'large': (LARGE, 1, (24, 24), 33), 'odd': (SCATTERED, 2, (2, 14), 1)}
+CASES = {'sd3': (SD3, 2, (8, 8), 6), 'medium': (MEDIUM, 3, (6, 10), 5), 'large': (LARGE, 1, (24, 24), 33),
+         'odd': (SCATTERED, 2, (2, 14), 1)}
 
 
 def reference(config, folder=None, seed=0):
@@ -95,7 +96,8 @@ def test_released_configurations_are_understood():
         shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(config, 1, (2, 2), 1))['params']
         table = config['pos_embed_max_size'] ** 2 * config['caption_projection_dim']
         with torch.device('meta'):
-            theirs = sum(p.numel() for p in diffusers.SD3Transformer2DModel(**{k: v for k, v in config.items() if k[0] != '_'}).parameters())
+            module = diffusers.SD3Transformer2DModel(**{k: v for k, v in config.items() if k[0] != '_'})
+        theirs = sum(p.numel() for p in module.parameters())
         assert count(shapes) - table == theirs
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import miniature  # noqa: E402
 
 from densegrpo_jax.models.packing import pack_latents  # noqa: E402
-from densegrpo_jax.models.pipeline import load_pipeline  # noqa: E402
+from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
 from densegrpo_jax.pretraining import flow_stage, stage, text_stage, vae_stage  # noqa: E402
 
 

@@ -1,0 +1,167 @@
+"""Pipeline folders in the Diffusers layout: found by name, opened with or without weights, and written."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from densegrpo_jax.data.tokenizers import load_tokenizers
+from densegrpo_jax.models import weights
+from densegrpo_jax.models.flux_pipeline import FluxPipeline
+from densegrpo_jax.models.lora import LoraConfig
+from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
+
+PIPELINES: dict[str, type[Pipeline]] = {cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline)}
+BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
+CLIP_PREFIX = 'text_model.'  # released CLIP folders carry it; Transformers 5 opens both, earlier ones only this
+
+
+def layout(kind: type[Pipeline] = FluxPipeline) -> str:
+    """What a folder of that kind holds, for messages."""
+    return ', '.join(['model_index.json', 'scheduler/', *(f'{name}/' for name in (*kind.INDEX, *(n for n, _ in kind.TOKENIZERS)))])
+
+
+def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
+    """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that the package ships, or the
+    Hugging Face repository of that id, downloaded or cached.
+
+    Raises:
+      FileNotFoundError: neither exists; the message says what to do.
+    """
+    folder = BUILTIN / name.removeprefix('builtin:') if name.startswith('builtin:') else pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith('builtin:'):
+        shipped = sorted(p.name for p in BUILTIN.iterdir() if p.is_dir()) if BUILTIN.is_dir() else []
+        raise FileNotFoundError(f'model.path={name!r}: the package ships {shipped or "no model"} in {BUILTIN}')
+    if name.count('/') != 1 or name.startswith(('.', '/', '~')):
+        raise FileNotFoundError(
+            f'model.path={name!r} is not a folder. Give a Diffusers folder with {layout()}, '
+            'or a Hugging Face id such as black-forest-labs/FLUX.1-dev'
+        )
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    components = {name for kind in PIPELINES.values() for name in (*kind.INDEX, *(n for n, _ in kind.TOKENIZERS), 'scheduler')}
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=['model_index.json', *(f'{c}/*' for c in sorted(components))],
+                ignore_patterns=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*'],
+            )
+        )
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
+        gated = isinstance(error, errors.GatedRepoError)
+        raise FileNotFoundError(
+            f'the repository {name!r} '
+            + ('asks you to accept its licence first: do so on its page, run `hf auth login`, and retry' if gated else
+               'does not exist on Hugging Face, or is private: check the id, or run `hf auth login` with an account that may read it')
+        ) from None
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise FileNotFoundError(
+            f'the weights {name!r} are not on this machine and could not be fetched ({type(error).__name__}: no network, or offline mode). '
+            f'Fetch them where there is one (accept the licence on its page, `hf auth login`, `hf download {name} --local-dir DIR`) and '
+            f'pass --config.model.path=DIR, a folder with {layout()}'
+        ) from None
+
+
+def load_pipeline(
+    folder: str | pathlib.Path,
+    *,
+    t5_length: int,
+    lora: LoraConfig | None = None,
+    scan: bool = False,
+    remat: str = 'none',
+    dtype: Any = jnp.float32,
+    shardings: Callable[[dict], dict] | None = None,
+) -> tuple[Pipeline, dict]:
+    """Opens a pipeline folder.
+
+    Args:
+      folder: Diffusers layout; its model_index.json says which family.
+      t5_length: T5 tokens per prompt (FLUX.1-dev is trained here with 128, SD3.5 with 256).
+      lora: which layers of the transformer carry adapters; the adapters themselves are not part of the result.
+      scan, remat: how the transformer's blocks are compiled, see `FluxTransformer`.
+      dtype: of the stored weights and of matrix products.
+      shardings: maps a tree of shapes to a tree of shardings; None places every array on the default device.
+
+    Returns:
+      (pipeline, params) with params a dict over the pipeline's modules.
+    """
+    pipeline = open_pipeline(folder, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype)
+    rules, shapes, params = pipeline.weight_rules(), pipeline.abstract_params(), {}
+    for name, abstract in shapes.items():
+        placed = None if shardings is None else shardings(abstract)
+        options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
+        params[name] = weights.load_weights(pathlib.Path(folder) / name, rules[name], abstract, dtype=dtype, shardings=placed, **options)
+    return pipeline, params
+
+
+def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan=False, remat='none', dtype=jnp.float32) -> Pipeline:
+    """The pipeline without its weights: reads only the JSON files and the tokenizers."""
+    folder = pathlib.Path(folder)
+    name = _read_json(folder / 'model_index.json').get('_class_name')
+    if name not in PIPELINES:
+        raise ValueError(f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}')
+    kind = PIPELINES[name]
+    configs = {component: _read_json(folder / component / 'config.json', kind) for component in kind.INDEX}
+    tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
+    scheduler = _read_json(folder / 'scheduler' / 'scheduler_config.json', kind)
+    return build_pipeline(configs, scheduler, tokenizers, kind=kind, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype)
+
+
+def build_pipeline(
+    configs: dict[str, dict],
+    scheduler: dict,
+    tokenizers: Sequence[Any],
+    *,
+    kind: type[Pipeline] = FluxPipeline,
+    t5_length: int,
+    lora: LoraConfig | None = None,
+    scan: bool = False,
+    remat: str = 'none',
+    dtype: Any = jnp.float32,
+) -> Pipeline:
+    """The pipeline of the given component configurations (the contents of their config.json)."""
+    modules = kind.build_modules(configs, lora=lora, scan=scan, remat=remat, dtype=dtype)
+    return kind(modules=modules, tokenizers=tuple(tokenizers), scheduler=dict(scheduler), t5_length=t5_length, configs=configs)
+
+
+def save_pipeline(folder: str | pathlib.Path, pipeline: Pipeline, params: dict, *, dtype: Any = None) -> None:
+    """Writes the folder that `load_pipeline` and the Diffusers pipeline open; weights in `dtype` (None keeps theirs)."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scheduler = {'scheduler': ('diffusers', 'FlowMatchEulerDiscreteScheduler')}
+    tokenizers = {name: ('transformers', cls) for name, cls in pipeline.TOKENIZERS}
+    index = {name: list(entry) for name, entry in sorted({**pipeline.INDEX, **scheduler, **tokenizers}.items())}
+    _write_json(folder / 'model_index.json', {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index})
+    _write_json(folder / 'scheduler' / 'scheduler_config.json', pipeline.scheduler)
+    for (name, _), tokenizer in zip(pipeline.TOKENIZERS, pipeline.tokenizers):
+        tokenizer.save_pretrained(folder / name)
+    rules = pipeline.weight_rules()
+    for name, (library, cls) in pipeline.INDEX.items():
+        _write_json(folder / name / 'config.json', pipeline.configs[name])
+        filename = 'model.safetensors' if library == 'transformers' else 'diffusion_pytorch_model.safetensors'
+        prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
+        weights.save_weights(folder / name, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
+
+
+def _read_json(path: pathlib.Path, kind: type[Pipeline] = FluxPipeline) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; a {kind.CLASS_NAME} folder holds {layout(kind)}')
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is not valid JSON: {error}') from None
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + '\n')
