@@ -24,7 +24,7 @@ from densegrpo_jax.training import console
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.evaluation import Evaluation, Evaluator
 from densegrpo_jax.training.loading import load_adapters, load_base
-from densegrpo_jax.training.prompts import Encoder, load_prompts
+from densegrpo_jax.training.prompts import Encoder, load_prompts, with_negative
 
 
 def evaluate(config, workdir: str | None, which: list[str], *, base: bool = True) -> dict[str, Evaluation]:
@@ -40,7 +40,9 @@ def evaluate(config, workdir: str | None, which: list[str], *, base: bool = True
         policies[f'step {step}'] = adapters
     results = {}
     with Scorer(reward, config.reward_workers or jax.local_device_count()) as scorer:
-        evaluator = Evaluator(pipeline, config, prompts, Encoder(pipeline, params), scorer, mesh)
+        encoder = Encoder(pipeline, params)
+        params = with_negative(pipeline, config, params, encoder)
+        evaluator = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)
         for name, adapters in policies.items():
             results[name] = evaluator(params, adapters, lambda value: jax.tree.map(_result, value))
             logging.info('%s: %s', name, _line(results[name]))

@@ -21,7 +21,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
 from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
-from densegrpo_jax.training.prompts import Encoder
+from densegrpo_jax.training.prompts import Encoder, with_negative
 from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
 
 
@@ -37,6 +37,7 @@ def sample(
         policies = [('base', None)] * compare + [(f'step {step}', adapters)]
     draw = make_sampler(pipeline, config, steps or config.eval.steps, mesh)
     encoder = Encoder(pipeline, params)
+    params = with_negative(pipeline, config, params, encoder)
     root = stream_key(seed, STREAM_EVAL, 1)
     images, captions = [], []
     for i, prompt in enumerate(prompts):

@@ -15,7 +15,7 @@ import numpy as np
 from densegrpo_jax.core.ode_rollout import completion_grid
 from densegrpo_jax.core.plan import StepPlan, completion_source
 from densegrpo_jax.core.schedules import check_grid
-from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.sde_step import guided_shift, sde_step
 
 
 class Trajectory(NamedTuple):
@@ -116,15 +116,21 @@ def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_
     """One velocity evaluation and one step: what every rollout here is a fold of.
 
     Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...].
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): the sample follows `guided`, but the policy whose
+            log-prob is kept has the mean of v.
         x: [B, ...] latents; s, s_next, noise_level: scalar or [B]; noise: [B, ...].
 
     Returns:
-        (StepOutput, velocity [B, ...] at least float32).
+        (StepOutput, the velocity followed [B, ...] at least float32).
     """
     s = jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1])
-    velocity = velocity_fn(x, s).astype(x.dtype)
-    return sde_step(velocity, x, s, s_next, noise_level, noise=noise, kernel=kernel, log_prob=log_prob), velocity
+    velocity, shift = velocity_fn(x, s), None
+    if isinstance(velocity, tuple):
+        velocity, guided = (v.astype(x.dtype) for v in velocity)
+        shift = guided_shift(guided, velocity, x, s, s_next, noise_level, kernel=kernel)
+    else:
+        velocity = guided = velocity.astype(x.dtype)
+    return sde_step(velocity, x, s, s_next, noise_level, noise=noise, kernel=kernel, log_prob=log_prob, shift=shift), guided
 
 
 def sample_trajectory(velocity_fn, x_init, sigmas, noise_levels, plan, noise_fn, *, kernel='sde', log_prob='gaussian'):
@@ -164,7 +170,7 @@ def dense_rollout(
     One scan over `plan_jobs`: a single compiled body holds the single call of velocity_fn.
 
     Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...].
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; completions follow the guided one.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
         noise_levels: [T] or [T, B]; psi, sigma or eta per transition. Ignored where the plan is deterministic.

@@ -68,6 +68,18 @@ def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, ke
     return StepOutput(sample, mean, std, jnp.where(std > 0, element_mean + constant, 0.0))
 
 
+def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
+    """The `shift` that moves the mean of `sde_step(velocity, ...)` to the mean of `guided`: (D - c (1 - s)) (guided - velocity).
+
+    With it the sampler follows a guided velocity while the policy, whose log-prob is stored, stays the plain network.
+    Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns [B, ...] at least float32.
+    """
+    guided, velocity, x = _at_least_f32(guided), _at_least_f32(velocity), _at_least_f32(x)
+    s, s_next, noise_level = (jnp.broadcast_to(_at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
+    _, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
+    return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
+
+
 def log_prob_ratio(step, log_prob_old, *, log_prob='gaussian'):
     """log p(x') - log p_old(x') of a re-scored step, with x' and p_old's value as the sampler stored them.
 

@@ -18,6 +18,9 @@ from flax import linen as nn
 from densegrpo_jax.models import vae
 
 
+NEGATIVE = 'negative'  # beside the weights in a run's parameters: the conditioning of the empty prompt, where guidance needs it
+
+
 class Conditioning(NamedTuple):
     """What the transformer knows of the prompts: text [B, L, D] and pooled [B, D'], float32 or the model's dtype."""
 
@@ -118,6 +121,7 @@ class Pipeline:
         width: int,
         *,
         negative: Conditioning | None = None,
+        both: bool = False,
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """The velocity `v(x [B, ...], s [B]) -> [B, ...]` float32 that core/ works with.
 
@@ -128,17 +132,19 @@ class Pipeline:
           guidance: scalar or [B]. Input of the guidance embedding where the network has one; else the scale w of classifier-free
             guidance, v_negative + w (v - v_negative) (arXiv:2207.12598), which needs `negative`.
           negative: conditioning of the empty prompt, 1 or B rows; None: no classifier-free guidance.
+          both: with `negative`, the function returns the pair (prediction of the prompt alone, guided prediction).
         """
         if negative is None:
             return self.network_fn(base, adapters, conditioning, guidance, height, width)
         # Both predictions in one call: one body to compile, and larger products.
-        both = Conditioning(*(jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)]) for c, n in zip(conditioning, negative)))
-        network = self.network_fn(base, adapters, both, guidance, height, width)
+        joint = Conditioning(*(jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)]) for c, n in zip(conditioning, negative)))
+        network = self.network_fn(base, adapters, joint, guidance, height, width)
 
         def velocity(x, s):
             positive, negative = jnp.split(network(jnp.concatenate([x, x]), jnp.concatenate([s, s])), 2)
             scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape).reshape(-1, *(1,) * (x.ndim - 1))
-            return negative + scale * (positive - negative)
+            guided = negative + scale * (positive - negative)
+            return (positive, guided) if both else guided
 
         return velocity
 

@@ -96,7 +96,7 @@ def run_stage(
                 bar.update(done, {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]})
                 losses = []
             if on_eval is not None and (done % stage.eval_every == 0 or done == stage.steps):
-                bar.note(on_eval(done, state['ema']))
+                bar.note(on_eval(done, jax.block_until_ready(state)['ema']))  # see Checkpoints.save
             if time.monotonic() - last_save > save_seconds or done == stage.steps:
                 checkpoints.save(done, state, {'stage': name})
                 last_save = time.monotonic()

@@ -108,7 +108,8 @@ class Checkpoints:
         Raises:
           OSError: this or the previous checkpoint could not be written, e.g. for lack of space. Older ones are untouched.
         """
-        flat = _flatten(state)
+        # On a CPU that plays several devices, a program started beside one that waits in a collective can take the last thread: deadlock.
+        flat = _flatten(jax.block_until_ready(state))
         digests = {name: _digest(leaf) for name, leaf in flat.items()}
         document = {
             'meta': dict(meta),

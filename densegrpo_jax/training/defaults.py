@@ -18,6 +18,11 @@ FLUX_LORA_TARGETS = (
     'ff.net.0.proj', 'ff.net.2', 'ff_context.net.0.proj', 'ff_context.net.2',
 )  # fmt: skip
 
+# On SD3.5-M: the joint attention, not the second one of its first blocks.
+SD35_LORA_TARGETS = (
+    'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.to_out.0', 'attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj', 'attn.to_add_out',
+)  # fmt: skip
+
 
 def _group(**values) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(values, type_safe=True)
@@ -34,7 +39,7 @@ def default_config() -> ml_collections.ConfigDict:
         height=512,
         width=512,
         t5_length=128,  # tokens
-        guidance=3.5,  # input of the guidance embedding
+        guidance=3.5,  # FLUX: input of the guidance embedding; SD3.5: scale of classifier-free guidance, 1 = none
         dtype='bfloat16',  # of base weights and matrix products
         scan=True,
         remat='full',  # see FluxTransformer
@@ -69,7 +74,12 @@ def default_config() -> ml_collections.ConfigDict:
         std_eps=1e-4,
         clip=5.0,
     )
-    c.loss = _group(clip_range=1e-4, beta=0.0, kl_form='gaussian')
+    c.loss = _group(
+        clip_range=1e-4,
+        beta=0.0,
+        kl_form='gaussian',
+        cfg=True,  # the policy is the guided network; False: the prompt's own prediction, guidance only moves the samples (SD3.5)
+    )
     c.optim = _group(
         learning_rate=3e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4, grad_clip=1.0,
         warmup=0,  # iterations of linear warm-up
@@ -83,6 +93,17 @@ def default_config() -> ml_collections.ConfigDict:
     c.eval = _group(every=30, steps=28, batch=48, shown=16, best='total')
     c.checkpoint = _group(every=10, keep=2)
     c.mesh = _group(data=-1, fsdp=1, tensor=1)
+    return c
+
+
+def sd35(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Turns the defaults into Flow-GRPO's settings for SD3.5-M (general_ocr_sd3, geneval_sd3, pickscore_sd3), with dense credit."""
+    c.model.update(path='stabilityai/stable-diffusion-3.5-medium', t5_length=128, guidance=4.5)
+    c.lora.update(rank=32, alpha=64.0, targets=SD35_LORA_TARGETS)
+    c.rollout.update(steps=10, prompts=48, group=24, prompts_per_batch=8, kernel='sde', noise='flow_grpo', level=0.7)
+    c.credit.std = 'global'
+    c.loss.kl_form = 'flow_grpo'
+    c.eval.update(every=60, steps=40)
     return c
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
-from densegrpo_jax.models.pipeline import Conditioning, Pipeline
+from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 
 EVAL_SCENES = 1024  # size of the generated evaluation set
 
@@ -35,6 +35,13 @@ def load_prompts(config, split: str) -> PromptSet:
     if split == 'eval' and config.data.eval_prompts:
         prompts = prompts[: config.data.eval_prompts]
     return PromptSet(tuple(prompts))
+
+
+def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder) -> dict:
+    """`params` with the conditioning of the empty prompt, where classifier-free guidance is asked for."""
+    if pipeline.GUIDANCE != 'cfg' or config.model.guidance == 1:
+        return params
+    return {**params, NEGATIVE: encoder([''])}
 
 
 class Encoder:

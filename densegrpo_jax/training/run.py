@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.lora import LoraConfig
-from densegrpo_jax.models.pipeline import Conditioning
+from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
 from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.mesh import check_batch
 from densegrpo_jax.parallel.sharding import init_sharded, shardings
@@ -29,7 +29,7 @@ from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.prompts import Encoder, load_prompts
+from densegrpo_jax.training.prompts import Encoder, load_prompts, with_negative
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser
 from densegrpo_jax.training.update import make_credit, make_update, microbatches
@@ -94,6 +94,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
 
     encoder = Encoder(pipeline, params)
+    params = with_negative(pipeline, config, params, encoder)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     credit_fn, update_fn = make_credit(config, schedule), make_update(pipeline, config, tx, mesh)
     workers = config.reward_workers or jax.local_device_count()
@@ -114,7 +115,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 scored = time.monotonic()
                 # 2. Credit, advantages, update. From here on the iteration is completed even if a stop is requested.
                 batch, credit_metrics = credit_fn(rollouts, values['total'], valid)
-                evals = sum(rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
+                calls = 1 + (NEGATIVE in params)  # of the network per velocity
+                evals = sum(calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
                 state, update_metrics = update_fn(state, params, conditioning, batch)
                 metrics = jax.device_get({**credit_metrics, **update_metrics})
                 now = time.monotonic()

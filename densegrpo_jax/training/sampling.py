@@ -14,7 +14,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
-from densegrpo_jax.models.pipeline import Conditioning, Pipeline
+from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards
 
 # Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
@@ -83,7 +83,11 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         keys = sample_keys(key, places, group)
         split = lambda x: split_rows(x, mesh)
         repeated = jax.tree.map(split, conditioning.repeat(group))
-        velocity = pipeline.velocity_fn(params['transformer'], adapters, repeated, m.guidance, m.height, m.width)
+        # Without `loss.cfg` guidance moves the samples, but the policy is the conditional network.
+        velocity = pipeline.velocity_fn(
+            params['transformer'], adapters, repeated, m.guidance, m.height, m.width,
+            negative=params.get(NEGATIVE), both=not config.loss.cfg,
+        )  # fmt: skip
         # Index 0 is the initial noise, k + 1 the noise of transition k.
         result = dense_rollout(
             velocity,
@@ -112,7 +116,9 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
 
     def sample(params, adapters, conditioning: Conditioning, keys):
         split = lambda x: split_rows(x, mesh)
-        velocity = pipeline.velocity_fn(params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width)
+        velocity = pipeline.velocity_fn(
+            params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width, negative=params.get(NEGATIVE)
+        )
         x0 = ode_rollout(velocity, split(_normal(keys, 0, shape)), sigmas)
         return pipeline.decode(params, x0, m.height, m.width)
 

@@ -12,7 +12,7 @@ from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
-from densegrpo_jax.models.pipeline import Conditioning, Pipeline
+from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
@@ -68,28 +68,27 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     m, o, loss, r = config.model, config.optim, config.loss, config.rollout
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))  # [updates, accumulation, microbatch, ...]
 
-    def microbatch_loss(adapters, base, conditioning, batch: Transitions, count):
+    def microbatch_loss(adapters, base, negative, conditioning, batch: Transitions, count):
         rows_of = Conditioning(*(a[batch.prompt_id] for a in conditioning))
-        policy = pipeline.velocity_fn(base, adapters, rows_of, m.guidance, m.height, m.width)
+        network = lambda adapters: pipeline.velocity_fn(base, adapters, rows_of, m.guidance, m.height, m.width, negative=negative)
         rescore = lambda v: sde_step(
             v, batch.x, batch.s, batch.s_next, batch.noise_level, sample=batch.x_next, kernel=r.kernel, log_prob=r.log_prob
         )
-        step, mean_ref = rescore(policy(batch.x, batch.s)), None
+        step, mean_ref = rescore(network(adapters)(batch.x, batch.s)), None
         if loss.beta:
-            reference = pipeline.velocity_fn(base, None, rows_of, m.guidance, m.height, m.width)
-            mean_ref = rescore(reference(batch.x, batch.s)).mean
+            mean_ref = rescore(network(None)(batch.x, batch.s)).mean
         sums = grpo_loss(
             step, batch.log_prob, batch.advantage, mask=batch.mask, weight=batch.weight, clip_range=loss.clip_range, mean_ref=mean_ref,
             kl_form=loss.kl_form, noise_level=batch.noise_level, kernel=r.kernel, log_prob=r.log_prob,
         )  # fmt: skip
         return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums
 
-    def one_update(carry, batch: Transitions, base, conditioning):
+    def one_update(carry, batch: Transitions, base, negative, conditioning):
         policy, opt, skipped = carry
         count = jnp.maximum(batch.mask.sum(), 1)
 
         def accumulate(total, micro):
-            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(policy, base, conditioning, micro, count)
+            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(policy, base, negative, conditioning, micro, count)
             return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
 
         zeros = jax.tree.map(jnp.zeros_like, policy)
@@ -103,9 +102,10 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
     def update(state: TrainState, params, conditioning: Conditioning, batch: Transitions):
         parts = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config))
+        negative = params.get(NEGATIVE) if loss.cfg else None
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
-            carry, result = one_update(carry, jax.tree.map(lambda a: a[u], parts), params['transformer'], conditioning)
+            carry, result = one_update(carry, jax.tree.map(lambda a: a[u], parts), params['transformer'], negative, conditioning)
             results.append(result)
         policy, opt, skipped = carry
         progressed = jnp.stack([finite for *_, finite in results]).any()

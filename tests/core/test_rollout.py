@@ -257,6 +257,22 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
     assert np.abs(np.exp(log_prob_ratio(step, record.log_prob)) - 1).max() <= 1e-6
 
 
+@pytest.mark.parametrize('kernel', ['sde', 'cps'])
+def test_guidance_moves_the_samples_but_not_the_policy(kernel):
+    guided_velocity = lambda x, s: velocity(x, s) + 0.3 * jnp.sin(x)
+    pair = lambda x, s: (velocity(x, s), guided_velocity(x, s))
+    both = rollout(velocity_fn=pair, complete=range(T + 1), kernel=kernel)
+    guided = rollout(velocity_fn=guided_velocity, complete=range(T + 1), kernel=kernel)
+    for field in ('latents', 'completions', 'similarity', 'std'):
+        np.testing.assert_allclose(getattr(both, field), getattr(guided, field), atol=2e-6)
+    # Re-scored by the plain network, every stored log-prob comes back; the guided one's is another.
+    for k in range(T - (kernel == 'cps')):
+        x, s, s_next = both.latents[k], np.full(4, GRID[k]), GRID[k + 1]
+        step = sde_step(velocity(x, s), x, s, s_next, LEVELS[k], sample=both.latents[k + 1], kernel=kernel)
+        assert np.abs(np.exp(log_prob_ratio(step, both.log_prob[k])) - 1).max() <= 1e-6
+        assert np.abs(both.log_prob[k] - guided.log_prob[k]).max() > 1e-3
+
+
 def test_transitions_with_zero_std_are_masked():
     record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GRID, PAPER, 2)  # cps ends with std 0
     np.testing.assert_array_equal(np.asarray(record.mask).reshape(T, 4).all(1), [True] * (T - 1) + [False])

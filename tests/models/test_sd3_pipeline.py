@@ -78,6 +78,9 @@ def test_guidance_one_is_the_plain_network(folder):
     s = jnp.array([0.3, 0.7, 1.0])
     conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
     negative = pipeline.encode(params, *pipeline.tokenize(['']))
-    v = lambda guidance, negative: pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, 32, 32, negative=negative)(x, s)
+
+    def v(guidance, negative):
+        return pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, 32, 32, negative=negative)(x, s)
+
     np.testing.assert_allclose(v(1.0, negative), v(7.0, None), atol=1e-5)
     assert np.abs(v(3.0, negative) - v(1.0, negative)).max() > 1e-3

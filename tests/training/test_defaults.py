@@ -17,7 +17,7 @@ def load(name):
     return module.get_config()
 
 
-@pytest.mark.parametrize('name', ['tiny_ocr', 'flux_ocr'])
+@pytest.mark.parametrize('name', ['tiny_ocr', 'flux_ocr', 'sd35_ocr'])
 def test_shipped_configurations_validate(name):
     validate(load(name))
 
