@@ -39,8 +39,8 @@ def main(argv) -> int:
         logging.error('%s', error)
         return 2
     gain = summary['after']['mean'] - summary['before']['mean']
-    if flags.FLAGS.require_gain is not None and gain < flags.FLAGS.require_gain:
-        logging.error('the evaluation score changed by %+.4f; at least %+.4f was required', gain, flags.FLAGS.require_gain)
+    if flags.FLAGS.require_gain is not None and gain <= flags.FLAGS.require_gain:
+        logging.error('the evaluation score changed by %+.4f; more than %+.4f was required', gain, flags.FLAGS.require_gain)
         return 1
     return FINISHED
 
@@ -50,7 +50,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
     flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
     flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
-    flags.DEFINE_float('require_gain', None, 'Exit with status 1 if the evaluation score rose by less than this.')
+    flags.DEFINE_float('require_gain', None, 'Exit with status 1 unless the evaluation score rose by more than this.')
 
 
 if __name__ == '__main__':
