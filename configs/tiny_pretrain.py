@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         | dict(grid_steps=8, eval_every=1000, eval_words=128)
     )
     c.stages.distil = ml_collections.ConfigDict(
-        dict(steps=1000, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=5.0)
-        | dict(grid_steps=6, eval_every=250, eval_words=128, eval_guidance=2.5)
+        dict(steps=600, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=4.0)
+        | dict(grid_steps=6, eval_every=200, eval_words=128, eval_guidance=2.0)
     )
     return c
