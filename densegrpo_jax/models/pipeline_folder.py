@@ -96,12 +96,25 @@ def load_pipeline(
       (pipeline, params) with params a dict over the pipeline's modules.
     """
     pipeline = open_pipeline(folder, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype)
+    return pipeline, load_params(folder, pipeline, dtype=dtype, shardings=shardings)
+
+
+def load_params(
+    folder: str | pathlib.Path,
+    pipeline: Pipeline,
+    components: Sequence[str] | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    shardings: Callable[[dict], dict] | None = None,
+) -> dict:
+    """The weights of the named components of an opened pipeline (None: all); the rest as in `load_pipeline`."""
     rules, shapes, params = pipeline.weight_rules(), pipeline.abstract_params(), {}
-    for name, abstract in shapes.items():
-        placed = None if shardings is None else shardings(abstract)
+    for name in pipeline.modules if components is None else components:
+        placed = None if shardings is None else shardings(shapes[name])
         options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
-        params[name] = weights.load_weights(pathlib.Path(folder) / name, rules[name], abstract, dtype=dtype, shardings=placed, **options)
-    return pipeline, params
+        source = pathlib.Path(folder) / name
+        params[name] = weights.load_weights(source, rules[name], shapes[name], dtype=dtype, shardings=placed, **options)
+    return params
 
 
 def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan=False, remat='none', dtype=jnp.float32) -> Pipeline:

@@ -26,7 +26,8 @@ def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: d
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
     placed = {name: shardings(tree, mesh) for name, tree in shapes.items()}
-    weights = sum(bytes_per_device(shapes[n], placed[n]) for n in shapes) * dtype.itemsize / 4
+    # The text encoders have left before training starts.
+    weights = sum(bytes_per_device(shapes[n], placed[n]) for n in ('transformer', 'vae')) * dtype.itemsize / 4
     adapters = bytes_per_device(state, shardings(state, mesh))
     states, samples = len(schedule.complete), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4

@@ -44,7 +44,12 @@ def default_config() -> ml_collections.ConfigDict:
         scan=True,
         remat='full',  # see FluxTransformer
     )
-    c.lora = _group(rank=64, alpha=128.0, targets=FLUX_LORA_TARGETS)
+    c.lora = _group(
+        rank=64,
+        alpha=128.0,
+        targets=FLUX_LORA_TARGETS,
+        init_from='',  # a PEFT / Diffusers LoRA file to start from; the reference policy stays the base
+    )
     c.data = _group(
         train='scenes',  # 'scenes', 'tiny', or a text file with one prompt a line
         eval='scenes',
@@ -89,6 +94,7 @@ def default_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     c.ema = _group(decay=0.9, every=8)
     c.reward = ml_collections.ConfigDict({'ocr': {'weight': 1.0, 'mode': 'detect'}}, type_safe=False)
+    c.text_cache = ''  # where the prompts' conditioning is kept; '' = WORKDIR/text (runs on the same model may share a folder)
     c.reward_workers = 0  # scoring threads; 0 = one per core
     c.eval = _group(every=30, steps=28, batch=48, shown=16, best='total')
     c.checkpoint = _group(every=10, keep=2)

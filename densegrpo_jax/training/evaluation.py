@@ -16,6 +16,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
+from densegrpo_jax.training.text_cache import TextCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Evaluator:
     any number of devices and in any batch.
     """
 
-    def __init__(self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder, scorer: Scorer, mesh: Mesh):
+    def __init__(self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder | TextCache, scorer: Scorer, mesh: Mesh):
         self._prompts, self._encoder, self._scorer, self._shown = prompts, encoder, scorer, config.eval.shown
         self._batch = min(config.eval.batch, len(prompts))
         self._sample = make_sampler(pipeline, config, config.eval.steps, mesh)

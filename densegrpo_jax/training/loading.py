@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +11,19 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.pipeline import Pipeline
-from densegrpo_jax.models.pipeline_folder import load_pipeline, resolve_folder
+from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.state import init_state, optimiser
 
 
-def load_base(config, mesh: Mesh) -> tuple[Pipeline, dict]:
-    """The pipeline and weights that `config.model` names, placed on the mesh, with room for the adapters of `config.lora`."""
-    m = config.model
-    return load_pipeline(
-        resolve_folder(m.path),
-        t5_length=m.t5_length,
-        lora=LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets),
-        scan=m.scan,
-        remat=m.remat,
-        dtype=jnp.dtype(m.dtype),
-        shardings=lambda tree: shardings(tree, mesh),
-    )
+def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:
+    """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the weights of the named components
+    (None: all), placed on the mesh."""
+    m, folder, dtype = config.model, resolve_folder(config.model.path), jnp.dtype(config.model.dtype)
+    lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
+    pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora, scan=m.scan, remat=m.remat, dtype=dtype)
+    return pipeline, load_params(folder, pipeline, components, dtype=dtype, shardings=lambda tree: shardings(tree, mesh))
 
 
 def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.models.pipeline_folder import load_params
+from densegrpo_jax.training.progress import ProgressBar
+from densegrpo_jax.training.text_cache import TextCache, fingerprint
 
 EVAL_SCENES = 1024  # size of the generated evaluation set
 
@@ -37,11 +42,34 @@ def load_prompts(config, split: str) -> PromptSet:
     return PromptSet(tuple(prompts))
 
 
-def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder) -> dict:
+def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder | TextCache) -> dict:
     """`params` with the conditioning of the empty prompt, where classifier-free guidance is asked for."""
     if pipeline.GUIDANCE != 'cfg' or config.model.guidance == 1:
         return params
     return {**params, NEGATIVE: encoder([''])}
+
+
+def text_conditioning(config, folder, pipeline: Pipeline, prompts: Iterable[str], directory: pathlib.Path, place, stop) -> TextCache:
+    """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by encoders that are then let go.
+
+    Args:
+      place: maps a tree of shapes to a tree of shardings.
+      stop: StopRequest; a stop between two batches loses nothing.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+    cache = TextCache(directory, fingerprint(folder, pipeline, dtype), dtype)
+    missing = cache.missing(prompts)
+    if missing:
+        logging.info('encoding %d prompts into %s', len(missing), directory)
+        encoder = Encoder(pipeline, load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=place), max_bytes=0)
+        with ProgressBar(len(missing), label='prompts', every_seconds=10) as bar:
+
+            def done(count: int) -> None:
+                bar.update(count)
+                stop.check()
+
+            cache.fill(missing, encoder, encoder.batch, done)
+    return cache
 
 
 class Encoder:
@@ -52,7 +80,7 @@ class Encoder:
     """
 
     def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30):
-        self._pipeline, self._params, self._batch = pipeline, {k: params[k] for k in pipeline.text_encoders}, batch
+        self._pipeline, self._params, self.batch = pipeline, {k: params[k] for k in pipeline.text_encoders}, batch
         self._encode = jax.jit(pipeline.encode)
         self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
         self._max_bytes = max_bytes
@@ -60,9 +88,9 @@ class Encoder:
     def __call__(self, texts: list[str]) -> Conditioning:
         """Conditioning of `texts`, [B, ...]."""
         new = [t for t in dict.fromkeys(texts) if t not in self._cache]
-        for i in range(0, len(new), self._batch):
-            part = new[i : i + self._batch]
-            padded = part + [part[-1]] * (self._batch - len(part))
+        for i in range(0, len(new), self.batch):
+            part = new[i : i + self.batch]
+            padded = part + [part[-1]] * (self.batch - len(part))
             rows = jax.device_get(self._encode(self._params, *self._pipeline.tokenize(padded)))
             for j, text in enumerate(part):
                 self._cache[text] = rows.text[j], rows.pooled[j]

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.lora import LoraConfig
+from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
-from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline, resolve_folder
+from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.mesh import check_batch
 from densegrpo_jax.parallel.sharding import init_sharded, shardings
 from densegrpo_jax.rewards.build import build_reward
@@ -29,13 +30,14 @@ from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.prompts import Encoder, load_prompts, with_negative
+from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
-from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.state import init_state, optimiser, start_from
+from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import make_credit, make_update, microbatches
 
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it.
-FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers')
+FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache')
 
 
 class TrainingDiverged(RuntimeError):
@@ -65,7 +67,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     """
     # What will be done, before any weight is read and anything is compiled.
     validate(config)
-    folder = resolve_folder(config.model.path)
+    folder, r = resolve_folder(config.model.path), config.rollout
     lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
     options = dict(
         t5_length=config.model.t5_length, lora=lora, scan=config.model.scan, remat=config.model.remat, dtype=jnp.dtype(config.model.dtype)
@@ -83,8 +85,15 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
 
     # Weights, adapters and the newest checkpoint.
-    pipeline, params = load_pipeline(folder, **options, shardings=lambda tree: shardings(tree, mesh))
+    place = lambda tree: shardings(tree, mesh)
+    visited = {int(i) for step in range(config.iterations) for i in prompt_indices_for_step(len(train), r.prompts, step, config.seed)}
+    needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited))]
+    directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
+    encoder = text_conditioning(config, folder, pipeline, needed, directory, place, stop)
+    params = load_params(folder, pipeline, ('transformer', 'vae'), dtype=options['dtype'], shardings=place)
     state = init_sharded(lambda: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0)), mesh)
+    if config.lora.init_from:
+        state = start_from(state, read_peft(config.lora.init_from), pipeline)
     fingerprint = {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in FREE_KEYS}
     checkpoints = Checkpoints(workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint)
     progress, start = Progress(), 0
@@ -93,7 +102,6 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         logging.info('continuing from iteration %d of %d', start, config.iterations)
     (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
 
-    encoder = Encoder(pipeline, params)
     params = with_negative(pipeline, config, params, encoder)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     credit_fn, update_fn = make_credit(config, schedule), make_update(pipeline, config, tx, mesh)
@@ -159,7 +167,7 @@ class Phases:
         self.config, self.workdir, self.train = config, workdir, train
         self.evaluator, self.scorer, self.writer, self.stop, self.note = evaluator, scorer, writer, stop, note
 
-    def sample(self, rollout_fn, params, adapters, encoder: Encoder, step: int) -> tuple[list, list, Conditioning]:
+    def sample(self, rollout_fn, params, adapters, encoder: TextCache, step: int) -> tuple[list, list, Conditioning]:
         """Rolls out the prompts of an iteration in batches; each is scored on the host while the next one is sampled.
 
         Returns:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from densegrpo_jax.models.lora import init_adapters
+from densegrpo_jax.models.lora_files import from_layers
 from densegrpo_jax.models.pipeline import Pipeline
 
 
@@ -37,6 +38,13 @@ def init_state(pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Ar
     adapters = init_adapters(network.lora, pipeline.adapter_names(), pipeline.abstract_params()['transformer'], key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(adapters, jax.tree.map(jnp.copy, adapters), tx.init(adapters), zero, zero)
+
+
+def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:
+    """The fresh state with its policy, and moving average, taken from an adapter file (`lora_files.read_peft`)."""
+    given = from_layers(layers, pipeline.adapter_names(), pipeline.transformer.lora, state.policy)
+    placed = lambda: jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), given, state.policy)
+    return state._replace(policy=placed(), ema=placed())
 
 
 def ema_update(ema: dict, policy: dict, step: jax.Array, *, decay: float, every: int) -> dict:
