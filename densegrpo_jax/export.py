@@ -1,0 +1,159 @@
+"""Command: writes what a run has learned in the layouts that other tools open.
+
+    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr --out=exported/flux_ocr
+    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr --layout=merged --out=exported/flux_ocr_full
+
+Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (kohya's scripts and ComfyUI; FLUX only), `merged` (a whole
+pipeline folder with the adapters added to the weights). A model card (README.md) with settings, scores and curve is written beside.
+A file in the peft layout can be trained further: `--config.lora.init_from=exported/flux_ocr`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from densegrpo_jax.models import lora_files
+from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.models.pipeline_folder import save_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training import console
+from densegrpo_jax.training.loading import load_adapters, load_base
+
+LAYOUTS = ('peft', 'kohya', 'merged')
+
+CARD = """---
+base_model: {base}
+library_name: diffusers
+tags: [text-to-image, lora, reinforcement-learning, densegrpo]
+---
+
+# {label}
+
+Trained with densegrpo_jax (DenseGRPO, arXiv 2601.20218) from `{base}`, {step} updates.
+
+```python
+{snippet}
+```
+
+{scores}
+| setting | value |
+| --- | --- |
+{settings}
+
+The weights inherit the licence of the base model. `config.json` beside this card is the run's whole configuration.
+"""
+
+
+def snippet(pipeline: Pipeline, base: str, out: str, layout: str, filename: str) -> str:
+    """The lines that draw a picture in Diffusers."""
+    opened = out if layout == 'merged' else base
+    lines = [f'from diffusers import {pipeline.CLASS_NAME}', f'pipe = {pipeline.CLASS_NAME}.from_pretrained("{opened}")']
+    if layout != 'merged':
+        lines.append(f'pipe.load_lora_weights("{out}", weight_name="{filename}")')
+    return '\n'.join(lines)
+
+
+def model_card(config, pipeline: Pipeline, workdir: pathlib.Path, out: pathlib.Path, layout: str, filename: str, step: int) -> str:
+    """The text of README.md; copies the run's curve beside it where there is one."""
+    scores = ''
+    if (workdir / 'summary.json').is_file():
+        summary = json.loads((workdir / 'summary.json').read_text())
+        line = lambda name: f'{summary[name]["mean"]:.4f} ± {summary[name]["standard_error"]:.4f}'
+        scores = f'Evaluation score before {line("before")}, after {line("after")} (standard errors over the prompts).\n'
+    if (workdir / 'curve.png').is_file():
+        shutil.copyfile(workdir / 'curve.png', out / 'curve.png')
+        scores += '\n![reward curve](curve.png)\n'
+    rows = {
+        'picture size': f'{config.model.width} x {config.model.height}', 'guidance': config.model.guidance,
+        'evaluation steps': config.eval.steps, 'LoRA rank, alpha': f'{config.lora.rank}, {config.lora.alpha:g}',
+        'reward': ', '.join(config.reward), 'credit': config.credit.rule,
+        'learning rate': config.optim.learning_rate, 'T': config.rollout.steps, 'seed': config.seed,
+    }  # fmt: skip
+    return CARD.format(
+        base=config.model.path, label=config.label or out.name, step=step, scores=scores,
+        snippet=snippet(pipeline, config.model.path, str(out), layout, filename),
+        settings='\n'.join(f'| {name} | {value} |' for name, value in rows.items()),
+    )  # fmt: skip
+
+
+def export(
+    config, workdir: pathlib.Path, out: pathlib.Path, *, layout: str = 'peft', checkpoint: str = 'best', dtype: str = ''
+) -> pathlib.Path:
+    """Writes the moving average of a run's adapters and returns the file or folder; see the module's docstring.
+
+    Raises:
+      ValueError: an unknown layout, or one that the network has no names in.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f'--layout={layout!r} is not known; choose one of {LAYOUTS}')
+    mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
+    pipeline, params = load_base(config, mesh, components=None if layout == 'merged' else ())
+    adapters, step = load_adapters(pipeline, config, mesh, workdir, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
+    kind = jnp.dtype(dtype) if dtype else None
+    if layout == 'merged':
+        filename = ''
+        params['transformer'] = jax.jit(lora_files.merge, static_argnums=2, donate_argnums=0)(params['transformer'], adapters, scale)
+        save_pipeline(out, pipeline, params, dtype=kind)
+    else:
+        layers = lora_files.to_layers(adapters, names, scale)
+        if layout == 'peft':
+            filename, tensors = lora_files.FILENAME, lora_files.peft_tensors(layers)
+        else:
+            shapes = pipeline.abstract_params()['transformer']
+            filename, tensors = 'kohya_lora.safetensors', lora_files.kohya_tensors(layers, _widths(names, shapes))
+        lora_files.write(out / filename, tensors, dtype=kind, metadata={'densegrpo_step': str(step), 'base_model': config.model.path})
+    (out / 'README.md').write_text(model_card(config, pipeline, workdir, out, layout, filename, step))
+    (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+    return out / filename
+
+
+def _widths(names: dict[str, str], shapes: dict) -> dict[str, int]:
+    def kernel(path):
+        tree = shapes
+        for part in path.split('/'):
+            tree = tree[part]
+        return tree['kernel']
+
+    return {name: kernel(path).shape[-1] for name, path in names.items()}
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}')
+    console.start()
+    try:
+        made = export(
+            flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser(), pathlib.Path(flags.FLAGS.out).expanduser(),
+            layout=flags.FLAGS.layout, checkpoint=flags.FLAGS.checkpoint, dtype=flags.FLAGS.dtype,
+        )  # fmt: skip
+    except (ValueError, FileNotFoundError) as error:
+        logging.error('%s', error)
+        return 2
+    logging.info('made %s and its model card %s', made, pathlib.Path(flags.FLAGS.out) / 'README.md')
+    return 0
+
+
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    config_flags.DEFINE_config_file('config', None, 'Configuration of the run.', lock_config=True)
+    flags.DEFINE_string('workdir', None, 'The training run.')
+    flags.DEFINE_string('out', None, 'Folder to write into.')
+    flags.DEFINE_string('layout', 'peft', 'peft, kohya or merged.')
+    flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step.")
+    flags.DEFINE_string('dtype', '', "'float32', 'bfloat16' or 'float16' to store in; '' keeps float32 adapters and the base's dtype.")
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.mark_flags_as_required(['config', 'workdir', 'out'])
+    app.run(lambda argv: sys.exit(main(argv)))
