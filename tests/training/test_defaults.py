@@ -5,21 +5,45 @@ import pathlib
 
 import pytest
 
+from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.defaults import default_config, validate
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def load(name):
+def load(name, *variant):
     spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*variant)
 
 
-@pytest.mark.parametrize('name', ['tiny_ocr', 'flux_ocr', 'sd35_ocr'])
+@pytest.mark.parametrize('name', sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'tiny_pretrain'))
 def test_shipped_configurations_validate(name):
-    validate(load(name))
+    config = load(name)
+    validate(config)
+    if {'pickscore', 'geneval'} & set(config.reward):
+        with pytest.raises(ValueError, match='not in this version'):
+            build_reward(config.reward)
+    else:
+        build_reward(config.reward)
+
+
+@pytest.mark.parametrize('name', ['flux_ocr', 'sd35_ocr', 'sd35_pickscore_1024'])
+@pytest.mark.parametrize('devices', [1, 4, 8, 32])
+def test_variants_divide_over_their_devices(name, devices):
+    config = load(name, f'devices={devices}')
+    r, o = config.rollout, config.optim
+    assert r.prompts_per_batch * r.group % devices == 0 and o.microbatch % devices == 0
+    assert r.prompts % r.prompts_per_batch == 0 and r.prompts * r.group % o.microbatch == 0
+    assert (r.prompts, r.group) == (48, 24)  # what is learned does not depend on the devices
+
+
+def test_variants_that_cannot_be_are_explained():
+    with pytest.raises(ValueError, match=r'48 prompts x 24 samples = 1152.*numbers that do: .*8, 9, 12'):
+        load('flux_ocr', 'devices=7')
+    with pytest.raises(ValueError, match='devices=N'):
+        load('flux_ocr', 'gpus=8')
 
 
 def test_flux_ocr_has_the_recipe_of_its_issue():
