@@ -13,7 +13,7 @@ def get_config():
     c = default_config()
     c.iterations = 60
     c.label = 'miniature FLUX, held-out OCR, dense credit, uniform noise (a = 0.7)'
-    c.model.update(path='builtin:tiny', height=32, width=96, t5_length=16, guidance=2.0, dtype='float32', scan=False, remat='none')
+    c.model.update(path='builtin:tiny', height=32, width=96, t5_length=16, guidance=1.5, dtype='float32', scan=False, remat='none')
     c.lora.update(rank=32, alpha=64.0)
     c.data.update(train='tiny', eval='tiny')
     c.rollout.update(steps=6, prompts=8, group=12, prompts_per_batch=4, kernel='sde', noise='flow_grpo', level=0.7)
