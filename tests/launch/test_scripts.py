@@ -28,6 +28,9 @@ esac
 """
 
 
+PYTEST = ['-m', 'pytest', '-q', '-n', '3', '--dist', 'loadfile']
+
+
 @pytest.fixture
 def project(tmp_path):
     """A copy of the scripts, with requirement files of its own. Returns run(script, *args, **env) -> CompletedProcess, and the folder."""
@@ -40,11 +43,12 @@ def project(tmp_path):
     fake.chmod(0o755)
 
     def run(script, *args, **env):
-        env = {**os.environ, 'PYTHON': str(fake), 'CALLS': str(tmp_path / 'calls'), 'FAKE_VERSION': 'new', **env}
+        env = {**os.environ, 'PYTHON': str(fake), 'CALLS': str(tmp_path / 'calls'), 'FAKE_VERSION': 'new', 'PYTEST_WORKERS': '3', **env}
         env.pop('VENV', None)
         done = subprocess.run(
-            ['bash', str(folder / 'launch' / script), *args], env=env, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
+            ['bash', str(folder / 'launch' / script), *args], env=env, cwd=tmp_path, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
         calls = (tmp_path / 'calls').read_text().splitlines() if (tmp_path / 'calls').exists() else []
         (tmp_path / 'calls').unlink(missing_ok=True)
         return done, [call[:-1].split('|') for call in calls]
@@ -57,12 +61,12 @@ def test_installs_once_and_again_only_what_changed(project):
     done, calls = run('test.sh')
     assert done.returncode == 0, done.stderr
     install = ['-m', 'pip', 'install', '--disable-pip-version-check', '--no-input', '--no-compile']
-    assert calls == [[*install, '-r', 'requirements.txt', '-r', 'requirements-test.txt'], ['-m', 'pytest', '-q']]
+    assert calls == [[*install, '-r', 'requirements.txt', '-r', 'requirements-test.txt'], PYTEST]
     assert 'unpacking 2 packages' in done.stderr and 'No matching' not in done.stderr
     assert 'Collecting jax' in (folder / '.venv' / 'install.log').read_text()
 
-    assert run('test.sh')[1] == [['-m', 'pytest', '-q']]
-    assert run('demo.sh')[1] == [['-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', '--workdir=runs/tiny_ocr']]
+    assert run('test.sh')[1] == [PYTEST]
+    assert run('demo.sh')[1] == [['-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', '--workdir=runs/tiny_ocr', '--require_gain=0']]
     (folder / 'requirements-test.txt').write_text('scipy\nchex\n')
     assert run('test.sh')[1][0] == [*install, '-r', 'requirements-test.txt']
 
@@ -92,7 +96,7 @@ def test_an_old_python_is_refused(project):
 )
 def test_arguments_of_the_test_command(project, given, passed):
     calls = project[0]('test.sh', *given)[1]
-    assert calls[-1] == ['-m', 'pytest', '-q', *passed]
+    assert calls[-1] == [*PYTEST, *passed]
 
 
 @pytest.mark.parametrize('code, message', [(0, 'Results in runs/other'), (75, 'the same command continues'), (3, 'failed (exit code 3)')])
