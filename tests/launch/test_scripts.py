@@ -66,7 +66,8 @@ def test_installs_once_and_again_only_what_changed(project):
     assert 'Collecting jax' in (folder / '.venv' / 'install.log').read_text()
 
     assert run('test.sh')[1] == [PYTEST]
-    assert run('demo.sh')[1] == [['-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', '--workdir=runs/tiny_ocr', '--require_gain=0']]
+    command = ['--config=configs/tiny_ocr.py', '--workdir=runs/tiny_ocr', '--require_gain=0']
+    assert run('demo.sh')[1] == [['-m', 'densegrpo_jax.main', *command]]
     (folder / 'requirements-test.txt').write_text('scipy\nchex\n')
     assert run('test.sh')[1][0] == [*install, '-r', 'requirements-test.txt']
 
@@ -106,7 +107,8 @@ def test_the_demo_hands_on_the_exit_code(project, code, message):
     (folder / 'runs' / 'other' / 'curve.png').touch()
     done, calls = run('demo.sh', '--workdir=runs/other', '--config.seed=1', FAKE_MAIN=str(code))
     assert done.returncode == code and message in done.stderr
-    assert calls[-1][2:] == ['--config=configs/tiny_ocr.py', '--workdir=runs/other', '--workdir=runs/other', '--config.seed=1']
+    assert calls[-1][2:4] == ['--config=configs/tiny_ocr.py', '--workdir=runs/other']
+    assert calls[-1][4:] == ['--require_gain=0', '--workdir=runs/other', '--config.seed=1']
     assert ('runs/other/curve.png' in done.stderr) == (code == 0)
 
 
