@@ -46,7 +46,7 @@ def main(argv) -> None:
     mesh = make_mesh(config.mesh)
     pipeline, params = load_base(config, mesh)
     schedule, tx = make_schedule(pipeline, config), optimiser(config)
-    state = jax.jit(lambda: init_state(pipeline, tx, jax.random.key(0)))()
+    state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(params['transformer'])
     prompts = load_prompts(config, 'train')
     chosen = [prompts[i] for i in range(r.prompts)]
     conditioning = Encoder(pipeline, params)([p.text for p in chosen])

@@ -94,6 +94,8 @@ def export(
     """
     if layout not in LAYOUTS:
         raise ValueError(f'--layout={layout!r} is not known; choose one of {LAYOUTS}')
+    if config.full and layout != 'merged':
+        raise ValueError(f'--layout={layout} holds adapters, and this run trains all weights: use --layout=merged')
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     pipeline, params = load_base(config, mesh, components=None if layout == 'merged' else ())
     adapters, step = load_adapters(pipeline, config, mesh, workdir, checkpoint)
@@ -102,8 +104,9 @@ def export(
     kind = jnp.dtype(dtype) if dtype else None
     if layout == 'merged':
         filename = ''
-        params['transformer'] = jax.jit(lora_files.merge, static_argnums=2, donate_argnums=0)(params['transformer'], adapters, scale)
-        save_pipeline(out, pipeline, params, dtype=kind)
+        merge = jax.jit(lora_files.merge, static_argnums=2, donate_argnums=0)
+        params['transformer'] = adapters if config.full else merge(params['transformer'], adapters, scale)
+        save_pipeline(out, pipeline, params, dtype=kind or jnp.dtype(config.model.dtype))
     else:
         layers = lora_files.to_layers(adapters, names, scale)
         if layout == 'peft':

@@ -114,7 +114,7 @@ class Pipeline:
     def velocity_fn(
         self,
         base: dict,
-        adapters: dict | None,
+        trained: dict | None,
         conditioning: Conditioning,
         guidance: jax.Array | float,
         height: int,
@@ -127,13 +127,15 @@ class Pipeline:
 
         Args:
           base: the transformer's parameters.
-          adapters: LoRA collection, or None for the reference policy.
+          trained: the policy: a LoRA collection or, where the transformer carries no adapters, all of its parameters. None: the base
+            alone, which is the reference policy.
           conditioning: of B rows.
           guidance: scalar or [B]. Input of the guidance embedding where the network has one; else the scale w of classifier-free
             guidance, v_negative + w (v - v_negative) (arXiv:2207.12598), which needs `negative`.
           negative: conditioning of the empty prompt, 1 or B rows; None: no classifier-free guidance.
           both: with `negative`, the function returns the pair (prediction of the prompt alone, guided prediction).
         """
+        base, adapters = (trained, None) if trained is not None and self.transformer.lora is None else (base, trained)
         if negative is None:
             return self.network_fn(base, adapters, conditioning, guidance, height, width)
         # Both predictions in one call: one body to compile, and larger products.

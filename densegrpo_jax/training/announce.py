@@ -35,7 +35,7 @@ def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: d
     kept = (r.steps + 1 + states) * samples * row / devices
     buffer = (2 * r.steps + 1 + states) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
-    return {'weights': weights, 'adapters, optimiser, moving average': adapters, 'latents': kept + buffer, 'pictures': pictures}
+    return {'weights': weights, 'trained, optimiser, moving average': adapters, 'latents': kept + buffer, 'pictures': pictures}
 
 
 def plan(
@@ -43,8 +43,8 @@ def plan(
 ) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and where results go."""
     r, m, o = config.rollout, config.model, config.optim
-    state = jax.eval_shape(lambda: init_state(pipeline, tx, jax.random.key(0)))
     base = pipeline.abstract_params()
+    state = jax.eval_shape(lambda b: init_state(pipeline, tx, jax.random.key(0), b), base['transformer'])
     need = memory(config, pipeline, schedule, mesh, base, state)
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
@@ -53,10 +53,13 @@ def plan(
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = f'stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}'
+    trained = f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}'
+    if config.full:
+        trained = 'all weights of the transformer (the reference policy is a frozen copy)'
     held = ', '.join(f'{name} {size / GIB:.2f}' for name, size in need.items())
     table = {
         'model': f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {parts:.1f} M parameters, {m.dtype}',
-        'trained': f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}: {count(state.policy) / 1e6:.3f} M parameters, float32',
+        'trained': f'{trained}: {count(state.policy) / 1e6:.3f} M parameters, float32',
         'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es)',
         'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; {masks}',

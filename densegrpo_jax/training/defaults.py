@@ -50,6 +50,7 @@ def default_config() -> ml_collections.ConfigDict:
         targets=FLUX_LORA_TARGETS,
         init_from='',  # a PEFT / Diffusers LoRA file to start from; the reference policy stays the base
     )
+    c.full = False  # train all weights of the transformer instead of adapters; the reference policy is then a frozen copy
     c.data = _group(
         train='scenes',  # 'scenes', 'tiny', or a text file with one prompt a line
         eval='scenes',
@@ -146,6 +147,8 @@ def validate(config) -> None:
         raise ValueError("loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'")
     if r.kernel == 'cps' and not (r.noise == 'constant' and 0 < r.level <= 1):
         raise ValueError(f"rollout.kernel='cps' takes rollout.noise='constant' and 0 < rollout.level <= 1, found {r.noise!r}, {r.level}")
+    if config.full and config.lora.init_from:
+        raise ValueError('lora.init_from is set and full=True: merge the adapters into the base first (densegrpo_jax.export, merged)')
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
 

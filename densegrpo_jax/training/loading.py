@@ -9,20 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.state import init_state, lora_config, optimiser
 
 
 def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:
     """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the weights of the named components
     (None: all), placed on the mesh."""
     m, folder, dtype = config.model, resolve_folder(config.model.path), jnp.dtype(config.model.dtype)
-    lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
-    pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora, scan=m.scan, remat=m.remat, dtype=dtype)
+    pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
     return pipeline, load_params(folder, pipeline, components, dtype=dtype, shardings=lambda tree: shardings(tree, mesh))
 
 
@@ -47,6 +45,7 @@ def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path,
         step = named[which]() if which in named else int(which)
         if step is None or step not in checkpoints.steps():
             raise FileNotFoundError(f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}')
-        shapes = jax.eval_shape(lambda: init_state(pipeline, optimiser(config), jax.random.key(0))).ema
+        base = pipeline.abstract_params()['transformer']
+        shapes = jax.eval_shape(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base), base).ema
         abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step

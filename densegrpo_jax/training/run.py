@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
-from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
 from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.mesh import check_batch
-from densegrpo_jax.parallel.sharding import init_sharded, shardings
+from densegrpo_jax.parallel.sharding import RULES, init_sharded, shardings
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
@@ -32,7 +31,7 @@ from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
-from densegrpo_jax.training.state import init_state, optimiser, start_from
+from densegrpo_jax.training.state import init_state, lora_config, optimiser, start_from
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import make_credit, make_update, microbatches
 
@@ -68,11 +67,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     # What will be done, before any weight is read and anything is compiled.
     validate(config)
     folder, r = resolve_folder(config.model.path), config.rollout
-    lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
-    options = dict(
-        t5_length=config.model.t5_length, lora=lora, scan=config.model.scan, remat=config.model.remat, dtype=jnp.dtype(config.model.dtype)
-    )
-    pipeline = open_pipeline(folder, **options)
+    m, dtype = config.model, jnp.dtype(config.model.dtype)
+    pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
     schedule = make_schedule(pipeline, config)
     check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
     check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
@@ -90,8 +86,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited))]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     encoder = text_conditioning(config, folder, pipeline, needed, directory, place, stop)
-    params = load_params(folder, pipeline, ('transformer', 'vae'), dtype=options['dtype'], shardings=place)
-    state = init_sharded(lambda: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0)), mesh)
+    params = load_params(folder, pipeline, ('transformer', 'vae'), dtype=dtype, shardings=place)
+    fresh = lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base)
+    state = init_sharded(fresh, mesh, RULES, params['transformer'])
     if config.lora.init_from:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
     fingerprint = {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in FREE_KEYS}

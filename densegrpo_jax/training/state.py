@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from densegrpo_jax.models.lora import init_adapters
+from densegrpo_jax.models.lora import LoraConfig, init_adapters
 from densegrpo_jax.models.lora_files import from_layers
 from densegrpo_jax.models.pipeline import Pipeline
 
 
 class TrainState(NamedTuple):
-    """One pytree, checkpointed whole. Adapters are named by their role; methods that need more roles add fields."""
+    """One pytree, checkpointed whole. What is trained is named by its role; methods that need more roles add fields."""
 
-    policy: dict  # LoRA collection, float32
+    policy: dict  # LoRA collection, or all parameters of the transformer (`full`); float32
     ema: dict  # its moving average, which is evaluated and exported
     opt: optax.OptState
     step: jax.Array  # int32 [], completed iterations
@@ -29,15 +29,33 @@ def optimiser(config) -> optax.GradientTransformation:
     rate = o.learning_rate
     if o.warmup:
         rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup * o.updates)
-    return optax.chain(optax.clip_by_global_norm(o.grad_clip), optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay))
+    adamw = optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=_decays)
+    return optax.chain(optax.clip_by_global_norm(o.grad_clip), adamw)
 
 
-def init_state(pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Fresh adapters (Gaussian A, zero B: the policy is the reference), to be jitted with the shardings of the mesh."""
-    network = pipeline.transformer
-    adapters = init_adapters(network.lora, pipeline.adapter_names(), pipeline.abstract_params()['transformer'], key)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(adapters, jax.tree.map(jnp.copy, adapters), tx.init(adapters), zero, zero)
+def _decays(tree):
+    """Which leaves weight decay shrinks: all but SD3.5's position table, a buffer that never gets a gradient."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], 'key', None) != 'pos_embed', tree)
+
+
+def lora_config(config) -> LoraConfig | None:
+    """The adapters of a configuration; None where all weights are trained."""
+    return None if config.full else LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
+
+
+def init_state(pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Array, base: dict) -> TrainState:
+    """The policy as it starts, equal to the reference; to be jitted with the shardings of the mesh.
+
+    Args:
+      key: of the fresh adapters (Gaussian A, zero B).
+      base: the transformer's parameters, of which only the shapes matter where there are adapters.
+    """
+    lora, zero = pipeline.transformer.lora, jnp.zeros((), jnp.int32)
+    if lora is None:
+        policy = jax.tree.map(lambda p: p.astype(jnp.float32), base)
+    else:
+        policy = init_adapters(lora, pipeline.adapter_names(), base, key)
+    return TrainState(policy, jax.tree.map(jnp.copy, policy), tx.init(policy), zero, zero)
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:

@@ -1,0 +1,65 @@
+"""Training all weights: the same loop with the base as the trained tree and a frozen copy as the reference; and its export."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+
+import miniature  # noqa: E402
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax.export import export  # noqa: E402
+from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
+from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
+from densegrpo_jax.training.run import run  # noqa: E402
+
+SMALL = {
+    'iterations': 2, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 8,
+    'eval.every': 2, 'eval.batch': 4, 'eval.steps': 2, 'eval.shown': 2, 'data.eval_prompts': 4, 'model.height': 16, 'model.width': 32,
+    'full': True, 'loss.beta': 0.1, 'ema.decay': 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(config, workdir) of a finished run."""
+    config, root = tiny_ocr.get_config(), tmp_path_factory.mktemp('full')
+    config.model.path = str(miniature.random_flux(root / 'flux'))
+    config.update_from_flattened_dict(SMALL)
+    config.reward = {'jpeg': {'weight': 1.0}}
+    run(config, root / 'run', make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), StopRequest())
+    return config, root / 'run'
+
+
+def test_trains_every_weight_against_a_frozen_reference(trained):
+    config, workdir = trained
+    first, second = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()][1:]
+    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] == 0  # the policy starts as the reference
+    assert second['train/kl'] > 0  # and leaves it
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    pipeline, params = load_base(config, mesh)
+    policy, step = load_adapters(pipeline, config, mesh, workdir, 'latest')
+    assert step == 2 and jax.tree.structure(policy) == jax.tree.structure(params['transformer'])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), policy, params['transformer'])
+    assert np.mean(jax.tree.leaves(moved)) > 0.9
+
+
+def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):
+    config, workdir = trained
+    with pytest.raises(ValueError, match='--layout=merged'):
+        export(config, workdir, tmp_path / 'lora')
+    export(config, workdir, tmp_path / 'merged', layout='merged', checkpoint='latest')
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    policy, _ = load_adapters(load_base(config, mesh, ())[0], config, mesh, workdir, 'latest')
+    _, params = load_pipeline(tmp_path / 'merged', t5_length=16)
+    jax.tree.map(np.testing.assert_array_equal, params['transformer'], policy)
+    card = (tmp_path / 'merged' / 'README.md').read_text()
+    assert 'FluxPipeline.from_pretrained' in card and 'Evaluation score before' in card and (tmp_path / 'merged' / 'curve.png').is_file()
