@@ -42,8 +42,8 @@ def trained(tmp_path_factory):
 def test_trains_every_weight_against_a_frozen_reference(trained):
     config, workdir = trained
     first, second = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()][1:]
-    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] == 0  # the policy starts as the reference
-    assert second['train/kl'] > 0  # and leaves it
+    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] <= 1e-10  # the policy starts as the reference
+    assert second['train/kl'] > 100 * first['train/kl']  # and leaves it
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     pipeline, params = load_base(config, mesh)
     policy, step = load_adapters(pipeline, config, mesh, workdir, 'latest')
