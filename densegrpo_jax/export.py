@@ -27,6 +27,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
 from densegrpo_jax.training.loading import load_adapters, load_base
 
+CURVE = 'reward_curve.png'  # of a finished run
 LAYOUTS = ('peft', 'kohya', 'merged')
 
 CARD = """---
@@ -68,9 +69,9 @@ def model_card(config, pipeline: Pipeline, workdir: pathlib.Path, out: pathlib.P
         summary = json.loads((workdir / 'summary.json').read_text())
         line = lambda name: f'{summary[name]["mean"]:.4f} ± {summary[name]["standard_error"]:.4f}'
         scores = f'Evaluation score before {line("before")}, after {line("after")} (standard errors over the prompts).\n'
-    if (workdir / 'curve.png').is_file():
-        shutil.copyfile(workdir / 'curve.png', out / 'curve.png')
-        scores += '\n![reward curve](curve.png)\n'
+    if (workdir / CURVE).is_file():
+        shutil.copyfile(workdir / CURVE, out / CURVE)
+        scores += f'\n![reward curve]({CURVE})\n'
     rows = {
         'picture size': f'{config.model.width} x {config.model.height}', 'guidance': config.model.guidance,
         'evaluation steps': config.eval.steps, 'LoRA rank, alpha': f'{config.lora.rank}, {config.lora.alpha:g}',

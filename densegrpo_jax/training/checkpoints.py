@@ -57,11 +57,21 @@ class Checkpoints:
       directory: local folder or bucket path; created where absent.
       max_to_keep: how many of the newest checkpoints stay; the best one stays too.
       fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored (model configuration, adapters, ...).
+      defaults: values of fingerprint keys that did not exist when an older checkpoint was written.
       best_mode: 'max' or 'min': which scores are better.
       read_only: for tools that look into the folder of a run that may still be writing: nothing is created, cleaned or moved.
     """
 
-    def __init__(self, directory, *, max_to_keep: int = 2, fingerprint: Mapping = {}, best_mode: str = 'max', read_only: bool = False):
+    def __init__(
+        self,
+        directory,
+        *,
+        max_to_keep: int = 2,
+        fingerprint: Mapping = {},
+        defaults: Mapping = {},
+        best_mode: str = 'max',
+        read_only: bool = False,
+    ):
         if max_to_keep < 1:
             raise ValueError(f'max_to_keep must be at least 1, found {max_to_keep}.')
         if best_mode not in ('max', 'min'):
@@ -69,7 +79,7 @@ class Checkpoints:
         self.directory = epath.Path(directory).expanduser().absolute()
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(f'No checkpoint folder {self.directory}. Give the --workdir of a run that has saved one.')
-        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._fingerprint, self._defaults = json.loads(json.dumps(fingerprint)), _dotted(json.loads(json.dumps(defaults)))
         self._best_of = max if best_mode == 'max' else min
         self._read_only = read_only
         self._saving = None
@@ -235,6 +245,7 @@ class Checkpoints:
         where = f'The checkpoint of step {step} in {self.directory}'
         if self._fingerprint:
             saved, ours = _dotted(document['fingerprint']), _dotted(self._fingerprint)
+            saved = {key: value for key, value in self._defaults.items() if key in ours} | saved
             absent = object()
             differing = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key, absent) != ours.get(key, absent)]
             if differing:

@@ -24,7 +24,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.defaults import default_config, validate
 from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
@@ -92,7 +92,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     if config.lora.init_from:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
     fingerprint = {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in FREE_KEYS}
-    checkpoints = Checkpoints(workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint)
+    added = {k: v for k, v in json.loads(default_config().to_json_best_effort()).items() if k not in (*FREE_KEYS, 'reward')}
+    checkpoints = Checkpoints(workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint, defaults=added)
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)

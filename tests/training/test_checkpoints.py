@@ -137,6 +137,17 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     assert (tmp_path / '1').is_dir()  # not treated as damaged
 
 
+def test_a_key_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_path):
+    save_steps(tmp_path, [1], fingerprint=FINGERPRINT)
+    for value, known in ((False, True), (True, False)):
+        with Checkpoints(tmp_path, fingerprint={**FINGERPRINT, 'full': value}, defaults={'full': False, 'elsewhere': 3}) as checkpoints:
+            if known:
+                assert checkpoints.restore_latest(make_state()).step == 1
+            else:
+                with pytest.raises(CheckpointMismatch, match='full: False there, True here'):
+                    checkpoints.restore_latest(make_state())
+
+
 @pytest.mark.parametrize(
     'change, message',
     [

@@ -62,4 +62,5 @@ def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):
     _, params = load_pipeline(tmp_path / 'merged', t5_length=16)
     jax.tree.map(np.testing.assert_array_equal, params['transformer'], policy)
     card = (tmp_path / 'merged' / 'README.md').read_text()
-    assert 'FluxPipeline.from_pretrained' in card and 'Evaluation score before' in card and (tmp_path / 'merged' / 'curve.png').is_file()
+    assert 'FluxPipeline.from_pretrained' in card and 'Evaluation score before' in card
+    assert (tmp_path / 'merged' / 'reward_curve.png').is_file()
