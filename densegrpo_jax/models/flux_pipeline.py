@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.data.tokenizers import FLUX_TOKENIZERS, tokenize
-from densegrpo_jax.models import clip_text, flux, t5, vae
+from densegrpo_jax.models import bfl, clip_text, flux, t5, vae
 from densegrpo_jax.models.packing import PATCH, latent_image_ids, token_grid, unpack_latents
 from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 
@@ -78,6 +78,9 @@ class FluxPipeline(Pipeline):
             'text_encoder': clip_text.weight_rules(modules['text_encoder'].config, modules['text_encoder'].scan),
             'text_encoder_2': t5.weight_rules(modules['text_encoder_2'].config, modules['text_encoder_2'].scan),
         }
+
+    def original_layout(self, tensors):
+        return bfl.as_diffusers(tensors, self.transformer.config) if bfl.is_original(tensors) else tensors
 
     def adapter_names(self):
         return flux.module_paths(self.transformer.config, self.transformer.scan)

@@ -103,6 +103,10 @@ class Pipeline:
         """The conversion table of every component."""
         raise NotImplementedError
 
+    def original_layout(self, tensors: dict) -> dict:
+        """Tensors of a single-file checkpoint of the transformer, by the names that its table knows."""
+        return tensors
+
     def adapter_names(self) -> dict[str, str]:
         """Checkpoint name -> path of every layer of the transformer that may carry an adapter."""
         raise NotImplementedError

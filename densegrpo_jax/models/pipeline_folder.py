@@ -106,13 +106,22 @@ def load_params(
     *,
     dtype: Any = jnp.float32,
     shardings: Callable[[dict], dict] | None = None,
+    transformer_file: str | pathlib.Path = '',
 ) -> dict:
-    """The weights of the named components of an opened pipeline (None: all); the rest as in `load_pipeline`."""
+    """The weights of the named components of an opened pipeline (None: all); the rest as in `load_pipeline`.
+
+    transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names or those of FLUX.1's original release.
+    """
     rules, shapes, params = pipeline.weight_rules(), pipeline.abstract_params(), {}
     for name in pipeline.modules if components is None else components:
         placed = None if shardings is None else shardings(shapes[name])
         options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
         source = pathlib.Path(folder) / name
+        if name == 'transformer' and transformer_file:
+            source = pathlib.Path(transformer_file).expanduser()
+            if not source.is_file():
+                raise FileNotFoundError(f'model.transformer_file={str(transformer_file)!r} does not exist')
+            options['layout'] = pipeline.original_layout
         params[name] = weights.load_weights(source, rules[name], shapes[name], dtype=dtype, shardings=placed, **options)
     return params
 

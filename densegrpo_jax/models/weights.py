@@ -129,16 +129,34 @@ def _compile(template: str, fields: dict[str, str | None], separator: str) -> re
     return re.compile(''.join(parts) + re.escape(template[end:]))
 
 
-def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '') -> dict:
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, read when it is indexed. The file is mapped for that long only: the pages of a shard that stayed mapped would
+    count as this process's memory, and a large checkpoint would seem to be held whole."""
+    path: pathlib.Path
+    key: str
+    shape: tuple[int, ...]
+
+    def get_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    def __getitem__(self, index):
+        with safetensors.safe_open(self.path, framework='numpy') as file:
+            return file.get_slice(self.key)[index]
+
+
+def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '', layout=None) -> dict:
     """Reads the weights of one network.
 
     Args:
-      folder: holds diffusion_pytorch_model.safetensors or model.safetensors, or the `.safetensors.index.json` of a sharded checkpoint.
+      folder: holds diffusion_pytorch_model.safetensors or model.safetensors, or the `.safetensors.index.json` of a sharded checkpoint;
+        or one safetensors file.
       rules: the network's table.
       abstract_params: nested dict whose leaves have `.shape`, e.g. `jax.eval_shape(model.init, ...)['params']`.
       dtype: of the result; None keeps the stored dtypes.
       shardings: None (default device), one Sharding for all, or a tree of them shaped like abstract_params.
       prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and without.
+      layout: None, or a function from the stored tensors by key to those that the rules know, for checkpoints with other names.
     Returns:
       Nested dict of jax arrays with the structure and shapes of abstract_params.
     Raises:
@@ -150,6 +168,7 @@ def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, 
         shardings = (dict.fromkeys(flat, shardings) if isinstance(shardings, jax.sharding.Sharding)
                      else traverse_util.flatten_dict(shardings, sep='/'))
     tensors = _open_tensors(pathlib.Path(folder))
+    tensors = tensors if layout is None else layout(tensors)
     sources = _match(folder, tensors, rules, flat, prefix)
     params = {}
     for path, leaf in flat.items():
@@ -234,7 +253,9 @@ def unstack_blocks(tree: dict, *stacks: str) -> dict:
 
 
 def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
-    """Every key of the folder's checkpoint -> a lazy slice. The files stay mapped as long as the slices live."""
+    """Every key of the checkpoint -> Stored."""
+    if folder.is_file():
+        return _open_file(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'weights folder {folder} does not exist')
     tensors = {}
@@ -266,7 +287,8 @@ def _open_file(path: pathlib.Path) -> dict[str, Any]:
         file = safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; fetch it again') from None
-    return {key: file.get_slice(key) for key in file.keys()}
+    with file:
+        return {key: Stored(path, key, tuple(file.get_slice(key).get_shape())) for key in file.keys()}
 
 
 def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[str]]]:

@@ -36,6 +36,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.label = ''  # one line shown at the start and kept with the results
     c.model = _group(
         path='black-forest-labs/FLUX.1-dev',  # Diffusers folder or Hugging Face id
+        transformer_file='',  # safetensors file of the transformer instead of the folder's, also in FLUX.1's original layout
         height=512,
         width=512,
         t5_length=128,  # tokens

@@ -21,7 +21,8 @@ def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tu
     (None: all), placed on the mesh."""
     m, folder, dtype = config.model, resolve_folder(config.model.path), jnp.dtype(config.model.dtype)
     pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
-    return pipeline, load_params(folder, pipeline, components, dtype=dtype, shardings=lambda tree: shardings(tree, mesh))
+    place = lambda tree: shardings(tree, mesh)
+    return pipeline, load_params(folder, pipeline, components, dtype=dtype, shardings=place, transformer_file=m.transformer_file)
 
 
 def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:

@@ -86,7 +86,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited))]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     encoder = text_conditioning(config, folder, pipeline, needed, directory, place, stop)
-    params = load_params(folder, pipeline, ('transformer', 'vae'), dtype=dtype, shardings=place)
+    params = load_params(folder, pipeline, ('transformer', 'vae'), dtype=dtype, shardings=place, transformer_file=m.transformer_file)
     fresh = lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base)
     state = init_sharded(fresh, mesh, RULES, params['transformer'])
     if config.lora.init_from:

@@ -1,0 +1,106 @@
+"""FLUX.1's original single-file checkpoint (flux1-dev.safetensors), read as if its tensors had Diffusers' names and shapes.
+
+Nothing is copied or converted up front: each name stands for some rows of a stored tensor, and only what a device asks for is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from densegrpo_jax.models.flux import FluxConfig
+
+PREFIX = 'model.diffusion_model.'  # of files that ComfyUI wrote
+
+# Original name -> Diffusers name, for layers that are the same in both.
+_OUTSIDE = {
+    'img_in': 'x_embedder', 'txt_in': 'context_embedder', 'final_layer.linear': 'proj_out',
+    'time_in.in_layer': 'time_text_embed.timestep_embedder.linear_1', 'time_in.out_layer': 'time_text_embed.timestep_embedder.linear_2',
+    'guidance_in.in_layer': 'time_text_embed.guidance_embedder.linear_1',
+    'guidance_in.out_layer': 'time_text_embed.guidance_embedder.linear_2',
+    'vector_in.in_layer': 'time_text_embed.text_embedder.linear_1', 'vector_in.out_layer': 'time_text_embed.text_embedder.linear_2',
+}  # fmt: skip
+_DOUBLE = {
+    'img_mod.lin': 'norm1.linear', 'txt_mod.lin': 'norm1_context.linear', 'img_attn.proj': 'attn.to_out.0',
+    'txt_attn.proj': 'attn.to_add_out', 'img_mlp.0': 'ff.net.0.proj', 'img_mlp.2': 'ff.net.2', 'txt_mlp.0': 'ff_context.net.0.proj',
+    'txt_mlp.2': 'ff_context.net.2',
+}  # fmt: skip
+_DOUBLE_NORMS = {
+    'img_attn.norm.query_norm': 'attn.norm_q', 'img_attn.norm.key_norm': 'attn.norm_k', 'txt_attn.norm.query_norm': 'attn.norm_added_q',
+    'txt_attn.norm.key_norm': 'attn.norm_added_k',
+}  # fmt: skip
+_SINGLE = {'modulation.lin': 'norm.linear', 'linear2': 'proj_out'}
+_SINGLE_NORMS = {'norm.query_norm': 'attn.norm_q', 'norm.key_norm': 'attn.norm_k'}
+
+
+class Rows:
+    """Some ranges of the first axis of a stored tensor, as a tensor; has the two methods of a safetensors slice that loading needs."""
+
+    def __init__(self, tensor: Any, *ranges: tuple[int, int]):
+        self._tensor, self._ranges = tensor, ranges
+
+    def get_shape(self) -> list[int]:
+        return [sum(stop - start for start, stop in self._ranges), *self._tensor.get_shape()[1:]]
+
+    def __getitem__(self, index):
+        index = index if isinstance(index, tuple) else (index,)
+        start, stop, _ = index[0].indices(self.get_shape()[0])
+        parts, offset = [], 0
+        for low, high in self._ranges:
+            begin, end = max(start - offset, 0), min(stop - offset, high - low)
+            if begin < end:
+                parts.append(self._tensor[(slice(low + begin, low + end), *index[1:])])
+            offset += high - low
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def is_original(keys) -> bool:
+    """Whether these are the keys of an original checkpoint."""
+    return any(key.removeprefix(PREFIX).startswith('double_blocks.') for key in keys)
+
+
+def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
+    """Diffusers' key -> what to read, for every tensor of an original checkpoint.
+
+    Keys that no layer of the original has keep their names, so that the table of the network reports them.
+    """
+    rest = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    result, width = {}, config.hidden_dim
+
+    def move(source: str, target: str, kinds=('weight', 'bias')):
+        for kind in kinds:
+            if f'{source}.{kind}' in rest:
+                result[f'{target}.{"weight" if kind == "scale" else kind}'] = rest.pop(f'{source}.{kind}')
+
+    def split(source: str, targets: list[str], sizes: list[int]):
+        for kind in ('weight', 'bias'):
+            tensor = rest.pop(f'{source}.{kind}', None)
+            row = 0
+            for target, size in zip(targets, sizes):
+                if tensor is not None:
+                    result[f'{target}.{kind}'] = Rows(tensor, (row, row + size))
+                row += size
+
+    for source, target in _OUTSIDE.items():
+        move(source, target)
+    for kind in ('weight', 'bias'):  # shift and scale change places
+        if (tensor := rest.pop(f'final_layer.adaLN_modulation.1.{kind}', None)) is not None:
+            result[f'norm_out.linear.{kind}'] = Rows(tensor, (width, 2 * width), (0, width))
+    for i in range(config.num_layers):
+        source, target = f'double_blocks.{i}', f'transformer_blocks.{i}'
+        for name, ours in _DOUBLE.items():
+            move(f'{source}.{name}', f'{target}.{ours}')
+        for name, ours in _DOUBLE_NORMS.items():
+            move(f'{source}.{name}', f'{target}.{ours}', ('scale',))
+        split(f'{source}.img_attn.qkv', [f'{target}.attn.to_{p}' for p in 'qkv'], [width] * 3)
+        split(f'{source}.txt_attn.qkv', [f'{target}.attn.add_{p}_proj' for p in 'qkv'], [width] * 3)
+    for i in range(config.num_single_layers):
+        source, target = f'single_blocks.{i}', f'single_transformer_blocks.{i}'
+        for name, ours in _SINGLE.items():
+            move(f'{source}.{name}', f'{target}.{ours}')
+        for name, ours in _SINGLE_NORMS.items():
+            move(f'{source}.{name}', f'{target}.{ours}', ('scale',))
+        layers = [*(f'{target}.attn.to_{p}' for p in 'qkv'), f'{target}.proj_mlp']
+        split(f'{source}.linear1', layers, [width] * 3 + [4 * width])
+    return result | rest
