@@ -36,8 +36,8 @@ def shapes_of(net):
     import jax.numpy as jnp
 
     c, one = net.config, jnp.zeros(1)
-    inputs = (jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim)), jnp.zeros((1, c.pooled_projection_dim)), one, None)
-    return jax.eval_shape(net.init, jax.random.key(0), *inputs, jnp.zeros((1, 3)), jnp.zeros((1, 3)))['params']
+    x, text, pooled = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim)), jnp.zeros((1, c.pooled_projection_dim))
+    return jax.eval_shape(net.init, jax.random.key(0), x, text, pooled, one, None, jnp.zeros((1, 3)), jnp.zeros((1, 3)))['params']
 
 
 def blocks_for(gib: float) -> int:

@@ -66,6 +66,7 @@ def default_config() -> ml_collections.ConfigDict:
         kernel='cps',  # 'sde' or 'cps'
         noise='constant',  # 'flow_grpo': level * sqrt(s / (1 - s)); 'constant': level at every step (eta of cps)
         level=0.8,
+        shared_noise=False,  # one initial noise per prompt (DanceGRPO); the noise of the steps stays every sample's own
         first=0,  # stochastic window [first, last); last = 0 means T
         last=0,
         noisy_end=False,  # noise, untrained, into clean latents too (Flow-GRPO's code)

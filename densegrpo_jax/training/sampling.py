@@ -88,10 +88,11 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             params['transformer'], adapters, repeated, m.guidance, m.height, m.width,
             negative=params.get(NEGATIVE), both=not config.loss.cfg,
         )  # fmt: skip
-        # Index 0 is the initial noise, k + 1 the noise of transition k.
+        # Index 0 is the initial noise, k + 1 the noise of transition k. Shared initial noise is that of the group's first sample.
+        first = jnp.repeat(keys.reshape(-1, group)[:, 0], group) if config.rollout.shared_noise else keys
         result = dense_rollout(
             velocity,
-            split(_normal(keys, 0, shape)),
+            split(_normal(first, 0, shape)),
             schedule.sigmas,
             schedule.noise_levels,
             schedule.plan,

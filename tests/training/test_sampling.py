@@ -1,0 +1,49 @@
+"""The jitted rollout of a batch: which noise is shared, and that pictures do not depend on the batch they are sampled in."""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+
+import miniature  # noqa: E402
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training.sampling import make_rollout, make_schedule, stream_key  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), t5_length=16)
+
+
+def sample(opened, prompts, places, **changes):
+    pipeline, params = opened
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict({'model.height': 16, 'model.width': 32, 'rollout.steps': 2, 'rollout.group': 3, **changes})
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    rollout = make_rollout(pipeline, config, make_schedule(pipeline, config), mesh)
+    conditioning = pipeline.encode(params, *pipeline.tokenize(prompts))
+    return rollout(params, None, conditioning, stream_key(0, 1, 0), np.array(places))[0]
+
+
+def test_shared_noise_is_shared_by_a_group_and_only_at_the_start(opened):
+    prompts = ['A neon sign that says "ONE"', 'A neon sign that says "TWO"']
+    own, shared = (np.asarray(sample(opened, prompts, [0, 1], **{'rollout.shared_noise': s}).latents) for s in (False, True))
+    groups = lambda latents: latents.reshape(2, 3, -1)
+    assert (groups(shared[0]) == groups(shared[0])[:, :1]).all() and (groups(shared[0])[0] != groups(shared[0])[1]).all()
+    assert (groups(shared[0])[:, 0] == groups(own[0])[:, 0]).all()  # the group's first sample is as it was
+    for latents in (own[0], own[1], shared[1]):
+        assert all((groups(latents)[:, i] != groups(latents)[:, j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_a_prompt_gets_its_noise_by_its_place_not_by_its_batch(opened):
+    prompts = ['A neon sign that says "ONE"', 'A neon sign that says "TWO"']
+    both, second = sample(opened, prompts, [4, 5]), sample(opened, prompts[1:], [5])
+    np.testing.assert_allclose(both.latents[:, 3:], second.latents, atol=1e-5)
