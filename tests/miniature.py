@@ -9,6 +9,7 @@ from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
 from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
 from densegrpo_jax.pretrain import SCHEDULER
 
+SCHNELL_SCHEDULER = SCHEDULER | {'use_dynamic_shifting': False, 'shift': 1.0}
 SD3_SCHEDULER = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'num_train_timesteps': 1000, 'shift': 3.0}
 
 
@@ -33,7 +34,7 @@ def text_and_vae_configs(tokenizer, tokenizer_2):
     return vae, clip, t5
 
 
-def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_embeds=True, seed=0, scale=3.0):
+def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_embeds=True, scheduler=SCHEDULER, seed=0, scale=3.0):
     """Writes a FLUX folder of a few thousand parameters and returns its path.
 
     Modulation and output layers are drawn instead of zero, so that the network depends on all of its inputs.
@@ -46,7 +47,7 @@ def random_flux(folder, *, heads=2, head_dim=16, double=1, single=1, guidance_em
     )  # fmt: skip
     vae, clip, t5 = text_and_vae_configs(tokenizer, tokenizer_2)
     configs = dict(transformer=transformer, vae=vae, text_encoder=clip, text_encoder_2=t5)
-    pipeline = build_pipeline(json.loads(json.dumps(configs)), SCHEDULER, (tokenizer, tokenizer_2), t5_length=16)
+    pipeline = build_pipeline(json.loads(json.dumps(configs)), scheduler, (tokenizer, tokenizer_2), t5_length=16)
     return _write(folder, pipeline, seed, scale)
 
 

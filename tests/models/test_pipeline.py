@@ -66,11 +66,22 @@ def test_random_folder_makes_the_official_picture(folder, height, width):
     assert images.std() > 5  # not a blank picture
 
 
-@pytest.mark.skipif(not (BUILTIN / 'tiny').is_dir(), reason='the package ships no miniature yet')
+def test_schnell_makes_the_official_picture(tmp_path):
+    """No guidance embedding, no dynamic shift, another number of heads."""
+    folder = miniature.random_flux(
+        tmp_path / 'schnell', heads=3, head_dim=12, guidance_embeds=False, scheduler=miniature.SCHNELL_SCHEDULER
+    )
+    noise = np.random.default_rng(0).standard_normal((3, 3 * 7, 64)).astype(np.float32)
+    expected, expected_images = torch_pictures(folder, 48, 112, 4, 0.0, noise)
+    latents, images = ours(folder, 48, 112, 4, 0.0, noise)
+    assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert psnr(images, expected_images) >= 50
+
+
 def test_shipped_miniature_makes_the_official_picture():
     noise = np.random.default_rng(1).standard_normal((3, 12, 64)).astype(np.float32)
-    _, expected = torch_pictures(BUILTIN / 'tiny', 32, 96, 6, 2.0, noise)
-    _, images = ours(BUILTIN / 'tiny', 32, 96, 6, 2.0, noise)
+    _, expected = torch_pictures(BUILTIN / 'tiny', 32, 96, 6, 1.5, noise)
+    _, images = ours(BUILTIN / 'tiny', 32, 96, 6, 1.5, noise)
     assert psnr(images, expected) >= 50
 
 
@@ -109,3 +120,21 @@ def test_bad_folders_name_what_is_wrong(folder, tmp_path):
     (broken / 'model_index.json').write_text(json.dumps({'_class_name': 'WanPipeline'}))
     with pytest.raises(ValueError, match='WanPipeline'):
         load_pipeline(broken, t5_length=16)
+
+
+@pytest.mark.parametrize(
+    'error, message',
+    [('GatedRepoError', 'accept its licence.*hf auth login'), ('RepositoryNotFoundError', 'does not exist.*check the id'),
+     ('LocalEntryNotFoundError', 'hf download some/model --local-dir'), ('OfflineModeIsEnabled', 'no network, or offline')],
+)  # fmt: skip
+def test_hub_errors_say_the_way_out(error, message, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(*args, **kwargs):
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', refuse)
+    with pytest.raises(FileNotFoundError, match=f'some/model.*{message}|{message}'):
+        resolve_folder('some/model')
