@@ -21,9 +21,9 @@ PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
 
 
-def opened(kind, folder, scan=False):
+def opened(kind, folder, scan=False, targets=None):
     """(pipeline, params, adapters that change the picture, LoRA config)."""
-    targets = FLUX_LORA_TARGETS if kind == 'flux' else SD35_LORA_TARGETS
+    targets = targets or (FLUX_LORA_TARGETS if kind == 'flux' else SD35_LORA_TARGETS)
     config = LoraConfig(3, 6.0, targets)
     pipeline, params = load_pipeline(folder, t5_length=16, lora=config, scan=scan)
     adapters = init_adapters(config, pipeline.adapter_names(), params['transformer'], jax.random.key(0))
@@ -66,7 +66,9 @@ def close(got, want):
 
 @pytest.mark.parametrize('kind, layout', [('flux', 'peft'), ('flux', 'kohya'), ('sd3', 'peft')])
 def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_path):
-    pipeline, params, adapters, config = opened(kind, folders[kind])
+    # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers looks at those.
+    targets = tuple(rf'transformer_blocks\.\d+\.{t}' for t in FLUX_LORA_TARGETS) if layout == 'kohya' else None
+    pipeline, params, adapters, config = opened(kind, folders[kind], targets=targets)
     noise = jax.random.normal(jax.random.key(1), (1, *pipeline.latent_shape(*SIZE)))
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
     if layout == 'peft':
@@ -78,6 +80,20 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
     ours = our_latents(pipeline, params, adapters, noise)
     assert not close(our_latents(pipeline, params, None, noise), ours)  # the adapters matter
     assert close(torch_latents(kind, folders[kind], noise, tmp_path / lora_files.FILENAME), ours)
+
+
+def test_kohya_joins_layers(folders):
+    """linear1 of a single block is q, k, v and the first layer of the feed-forward; the last is not adapted and gets zeros."""
+    pipeline, params, adapters, config = opened('flux', folders['flux'])
+    layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
+    widths = {n: params_at(params['transformer'], p).shape[-1] for n, p in pipeline.adapter_names().items()}
+    tensors = lora_files.kohya_tensors(layers, widths)
+    key, block = 'lora_unet_single_blocks_0_linear1', 'single_transformer_blocks.0'
+    joined = tensors[f'{key}.lora_up.weight'] @ tensors[f'{key}.lora_down.weight']
+    parts = [up @ down for down, up in (layers[f'{block}.attn.to_{p}'] for p in 'qkv')]
+    want = np.concatenate([*parts, np.zeros((widths[f'{block}.proj_mlp'], parts[0].shape[1]))])
+    np.testing.assert_allclose(joined, want, atol=1e-6)
+    assert tensors[f'{key}.alpha'] == tensors[f'{key}.lora_down.weight'].shape[0]  # the scale is in the weights
 
 
 def params_at(tree, path):
