@@ -26,13 +26,15 @@ class Dense(nn.Module):
     adapters: lora_lib.Adapters | None = None
     dtype: Any = jnp.float32
     kernel_init: Any = kernel_init
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        y = flat @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         if self.adapters is not None and '/'.join(self.path) in self.adapters.paths:
             y = self._adapt(flat, y)
         return y.reshape(*x.shape[:-1], self.features)

@@ -55,7 +55,7 @@ class VaeConfig:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (arXiv:1803.08494) over [B, H, W, C] with f32 statistics, eps 1e-6.
+    """Group normalisation (arXiv:1803.08494) over [B, H, W, C] with f32 statistics.
 
     Per-channel sums are formed first and combined over the C / G channels of a group afterwards, so that the large array is read
     once with its fastest axis untouched; normalisation and affine map are then one multiply-add.
@@ -63,6 +63,7 @@ class GroupNorm(nn.Module):
     num_groups: int
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,7 +74,7 @@ class GroupNorm(nn.Module):
         # [2, B, C] -> mean over pixels and over the channels of each group.
         moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))])
         mean, square = moments.reshape(2, batch, self.num_groups, -1).mean(-1)
-        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
+        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.eps)
         mean, inverse = (jnp.repeat(m, channels // self.num_groups, axis=-1) for m in (mean, inverse))
         gain = inverse * scale.astype(jnp.float32)
         offset = bias.astype(jnp.float32) - mean * gain
