@@ -1,4 +1,4 @@
-"""Small random FLUX and SD3.5 folders for tests: the real layout, no training, no torch."""
+"""Small random FLUX, SD3.5 and SD1.5 folders for tests: the real layout, no training, no torch."""
 
 import json
 
@@ -7,9 +7,14 @@ import jax
 from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
 from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
 from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
+from densegrpo_jax.models.sd15_pipeline import Sd15Pipeline
 from densegrpo_jax.pretrain import SCHEDULER
 
 SCHNELL_SCHEDULER = SCHEDULER | {'use_dynamic_shifting': False, 'shift': 1.0}
+SD15_SCHEDULER = {
+    '_class_name': 'DDIMScheduler', 'beta_end': 0.012, 'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'num_train_timesteps': 1000,
+    'set_alpha_to_one': False, 'steps_offset': 1, 'clip_sample': False,
+}  # fmt: skip
 SD3_SCHEDULER = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'num_train_timesteps': 1000, 'shift': 3.0}
 
 
@@ -66,6 +71,21 @@ def random_sd3(folder, *, heads=2, head_dim=12, layers=3, dual=(0,), seed=0, sca
     configs = dict(transformer=transformer, vae=vae, text_encoder=clip, text_encoder_2=clip_2, text_encoder_3=t5)
     configs, tokenizers = json.loads(json.dumps(configs)), (tokenizer, tokenizer, tokenizer_3)
     return _write(folder, build_pipeline(configs, SD3_SCHEDULER, tokenizers, kind=Sd3Pipeline, t5_length=16), seed, scale)
+
+
+def random_sd15(folder, *, seed=0, scale=1.0):
+    """Writes a Stable Diffusion 1 folder of a few thousand parameters and returns its path."""
+    tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
+    vae, clip, _ = text_and_vae_configs(tokenizer, tokenizer_2)
+    vae |= dict(latent_channels=4, use_quant_conv=True, use_post_quant_conv=True, scaling_factor=0.18215)
+    del vae['shift_factor']
+    network = dict(
+        _class_name='UNet2DConditionModel', sample_size=8, block_out_channels=[8, 16], norm_num_groups=4, attention_head_dim=2,
+        down_block_types=['CrossAttnDownBlock2D', 'DownBlock2D'], up_block_types=['UpBlock2D', 'CrossAttnUpBlock2D'], layers_per_block=1,
+        cross_attention_dim=16,
+    )  # fmt: skip
+    configs = json.loads(json.dumps(dict(transformer=network, vae=vae, text_encoder=clip)))
+    return _write(folder, build_pipeline(configs, SD15_SCHEDULER, (tokenizer,), kind=Sd15Pipeline, t5_length=1), seed, scale)
 
 
 def _write(folder, pipeline, seed, scale):

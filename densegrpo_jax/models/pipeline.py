@@ -37,7 +37,7 @@ class Pipeline:
     """Networks and settings without weights; the weights are a dict with the keys of `modules`.
 
     Attributes:
-      modules: component folder ('transformer', 'vae', 'text_encoder', ...) -> network.
+      modules: component ('transformer', 'vae', 'text_encoder', ...) -> network.
       tokenizers: in the order of the text encoders.
       scheduler: scheduler_config.json.
       t5_length: T5 tokens per prompt.
@@ -51,7 +51,9 @@ class Pipeline:
     configs: dict[str, dict]
 
     CLASS_NAME: ClassVar[str]  # in model_index.json
-    INDEX: ClassVar[dict[str, tuple[str, str]]]  # component folder -> (library, class), for model_index.json
+    INDEX: ClassVar[dict[str, tuple[str, str]]]  # component -> (library, class), for model_index.json
+    DENOISER: ClassVar[str] = 'transformer'  # the folder of the component that is called 'transformer' here whatever it is
+    SCHEDULER: ClassVar[str] = 'FlowMatchEulerDiscreteScheduler'
     TOKENIZERS: ClassVar[tuple[tuple[str, str], ...]]  # (folder, class in transformers)
     GUIDANCE: ClassVar[str]  # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
 
@@ -72,6 +74,15 @@ class Pipeline:
     def build_modules(cls, configs: dict[str, dict], *, lora, scan: bool, remat: str, dtype: Any) -> dict[str, nn.Module]:
         """Networks of the given component configurations."""
         raise NotImplementedError
+
+    @classmethod
+    def folder(cls, component: str) -> str:
+        """Where a component lies in a pipeline folder."""
+        return cls.DENOISER if component == 'transformer' else component
+
+    def initial_scale(self, sigmas: np.ndarray) -> float:
+        """Standard deviation of the first latents of a grid (1 at pure noise)."""
+        return 1.0
 
     def sigmas(self, num_steps: int, height: int, width: int) -> np.ndarray:
         """Grid [num_steps + 1] that the Diffusers pipeline uses for this size."""

@@ -15,15 +15,21 @@ from densegrpo_jax.models.flux_pipeline import FluxPipeline
 from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
+from densegrpo_jax.models.sd15_pipeline import Sd15Pipeline
 
-PIPELINES: dict[str, type[Pipeline]] = {cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline)}
+PIPELINES: dict[str, type[Pipeline]] = {cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)}
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
 CLIP_PREFIX = 'text_model.'  # released CLIP folders carry it; Transformers 5 opens both, earlier ones only this
 
 
 def layout(kind: type[Pipeline] = FluxPipeline) -> str:
     """What a folder of that kind holds, for messages."""
-    return ', '.join(['model_index.json', 'scheduler/', *(f'{name}/' for name in (*kind.INDEX, *(n for n, _ in kind.TOKENIZERS)))])
+    return ', '.join(['model_index.json', *(f'{name}/' for name in folders(kind))])
+
+
+def folders(kind: type[Pipeline]) -> list[str]:
+    """The folders inside a pipeline folder."""
+    return ['scheduler', *map(kind.folder, kind.INDEX), *(name for name, _ in kind.TOKENIZERS)]
 
 
 def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
@@ -47,7 +53,7 @@ def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    components = {name for kind in PIPELINES.values() for name in (*kind.INDEX, *(n for n, _ in kind.TOKENIZERS), 'scheduler')}
+    components = {name for kind in PIPELINES.values() for name in folders(kind)}
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
@@ -116,7 +122,7 @@ def load_params(
     for name in pipeline.modules if components is None else components:
         placed = None if shardings is None else shardings(shapes[name])
         options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
-        source = pathlib.Path(folder) / name
+        source = pathlib.Path(folder) / pipeline.folder(name)
         if name == 'transformer' and transformer_file:
             source = pathlib.Path(transformer_file).expanduser()
             if not source.is_file():
@@ -133,7 +139,7 @@ def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan
     if name not in PIPELINES:
         raise ValueError(f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}')
     kind = PIPELINES[name]
-    configs = {component: _read_json(folder / component / 'config.json', kind) for component in kind.INDEX}
+    configs = {component: _read_json(folder / kind.folder(component) / 'config.json', kind) for component in kind.INDEX}
     tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
     scheduler = _read_json(folder / 'scheduler' / 'scheduler_config.json', kind)
     return build_pipeline(configs, scheduler, tokenizers, kind=kind, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype)
@@ -160,19 +166,20 @@ def save_pipeline(folder: str | pathlib.Path, pipeline: Pipeline, params: dict, 
     """Writes the folder that `load_pipeline` and the Diffusers pipeline open; weights in `dtype` (None keeps theirs)."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    scheduler = {'scheduler': ('diffusers', 'FlowMatchEulerDiscreteScheduler')}
+    entries = {pipeline.folder(name): entry for name, entry in pipeline.INDEX.items()} | {'scheduler': ('diffusers', pipeline.SCHEDULER)}
     tokenizers = {name: ('transformers', cls) for name, cls in pipeline.TOKENIZERS}
-    index = {name: list(entry) for name, entry in sorted({**pipeline.INDEX, **scheduler, **tokenizers}.items())}
+    index = {name: list(entry) for name, entry in sorted({**entries, **tokenizers}.items())}
     _write_json(folder / 'model_index.json', {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index})
     _write_json(folder / 'scheduler' / 'scheduler_config.json', pipeline.scheduler)
     for (name, _), tokenizer in zip(pipeline.TOKENIZERS, pipeline.tokenizers):
         tokenizer.save_pretrained(folder / name)
     rules = pipeline.weight_rules()
     for name, (library, cls) in pipeline.INDEX.items():
-        _write_json(folder / name / 'config.json', pipeline.configs[name])
+        target = folder / pipeline.folder(name)
+        _write_json(target / 'config.json', pipeline.configs[name])
         filename = 'model.safetensors' if library == 'transformers' else 'diffusion_pytorch_model.safetensors'
         prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
-        weights.save_weights(folder / name, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
+        weights.save_weights(target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
 
 
 def _read_json(path: pathlib.Path, kind: type[Pipeline] = FluxPipeline) -> dict:

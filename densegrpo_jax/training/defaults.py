@@ -64,7 +64,7 @@ def default_config() -> ml_collections.ConfigDict:
         group=24,  # G copies of each
         prompts_per_batch=48,  # sampled together; their scoring overlaps the sampling of the next batch
         kernel='cps',  # 'sde' or 'cps'
-        noise='constant',  # 'flow_grpo': level * sqrt(s / (1 - s)); 'constant': level at every step (eta of cps)
+        noise='constant',  # 'flow_grpo': level * sqrt(s / (1 - s)); 'constant': level at every step (eta of cps); 'ddim': DDIM's eta
         level=0.8,
         shared_noise=False,  # one initial noise per prompt (DanceGRPO); the noise of the steps stays every sample's own
         first=0,  # stochastic window [first, last); last = 0 means T
@@ -120,7 +120,7 @@ def validate(config) -> None:
     """Raises ValueError naming the key, its value and what would do, for everything that can be known without weights or devices."""
     r, m = config.rollout, config.model
     _one_of('rollout.kernel', r.kernel, [k for k in KERNELS if k != 'ode'])
-    _one_of('rollout.noise', r.noise, ('flow_grpo', 'constant'))
+    _one_of('rollout.noise', r.noise, ('flow_grpo', 'constant', 'ddim'))
     _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
     _one_of('credit.std', config.credit.std, ('group', 'global'))
@@ -147,8 +147,12 @@ def validate(config) -> None:
         raise ValueError(f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to rollout.steps={r.steps}')
     if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
         raise ValueError("loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'")
-    if r.kernel == 'cps' and not (r.noise == 'constant' and 0 < r.level <= 1):
-        raise ValueError(f"rollout.kernel='cps' takes rollout.noise='constant' and 0 < rollout.level <= 1, found {r.noise!r}, {r.level}")
+    if r.kernel == 'cps' and not (r.noise in ('constant', 'ddim') and 0 < r.level <= 1):
+        raise ValueError(
+            f"rollout.kernel='cps' takes rollout.noise='constant' or 'ddim' and 0 < rollout.level <= 1, found {r.noise!r}, {r.level}"
+        )
+    if r.noise == 'ddim' and r.kernel != 'cps':
+        raise ValueError("rollout.noise='ddim' is DDIM's eta, which is a table of rollout.kernel='cps'")
     if config.full and config.lora.init_from:
         raise ValueError('lora.init_from is set and full=True: merge the adapters into the base first (densegrpo_jax.export, merged)')
     if not 0 <= config.ema.decay < 1:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import needed_states
+from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
@@ -26,6 +27,9 @@ STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
 EXACT = {'xla_allow_excess_precision': False}
 
 
+NOISE_TABLES = {'flow_grpo': flow_grpo_noise_levels, 'constant': constant_noise_levels, 'ddim': ddim_noise_levels}
+
+
 class Schedule(NamedTuple):
     """Host data of every rollout of a run."""
 
@@ -40,10 +44,9 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """Grid, noise table, masks and completed states of a configuration."""
     r = config.rollout
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
-    table = flow_grpo_noise_levels if r.noise == 'flow_grpo' else constant_noise_levels
     plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
     complete = needed_states(config.credit.rule, plan)
-    return Schedule(sigmas, table(sigmas, r.level), plan, complete, config.credit.completion_steps or None)
+    return Schedule(sigmas, NOISE_TABLES[r.noise](sigmas, r.level), plan, complete, config.credit.completion_steps or None)
 
 
 def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
@@ -92,7 +95,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         first = jnp.repeat(keys.reshape(-1, group)[:, 0], group) if config.rollout.shared_noise else keys
         result = dense_rollout(
             velocity,
-            split(_normal(first, 0, shape)),
+            pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),
             schedule.sigmas,
             schedule.noise_levels,
             schedule.plan,
@@ -120,7 +123,7 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
         velocity = pipeline.velocity_fn(
             params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width, negative=params.get(NEGATIVE)
         )
-        x0 = ode_rollout(velocity, split(_normal(keys, 0, shape)), sigmas)
+        x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * split(_normal(keys, 0, shape)), sigmas)
         return pipeline.decode(params, x0, m.height, m.width)
 
     return jax.jit(sample)
