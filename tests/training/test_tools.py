@@ -14,10 +14,13 @@ sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
 import miniature  # noqa: E402
 import tiny_ocr  # noqa: E402
 
-from densegrpo_jax import evaluate, sample  # noqa: E402
+from densegrpo_jax import evaluate, export, sample  # noqa: E402
+from densegrpo_jax.models.lora_files import read_peft  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.run import run  # noqa: E402
+from densegrpo_jax.training.state import init_state, optimiser, start_from  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -61,6 +64,29 @@ def test_evaluate_scores_every_prompt_once(trained, tmp_path):
     assert np.isclose(np.mean(base), results['base'].mean(), atol=1e-5)
     assert np.isclose(results['base'].standard_error(), np.std(base, ddof=1) / np.sqrt(10), atol=1e-5)
     assert (tmp_path / 'base.png').exists() and '± ' in (tmp_path / 'summary.md').read_text()
+
+
+@pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
+def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
+    config, workdir = trained
+    made = export.export(config, workdir, tmp_path / 'out', layout=layout)
+    assert made.exists()
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert ('load_lora_weights' in card) == (layout != 'merged') and config.model.path in card and '1 updates' in card
+    assert (tmp_path / 'out' / 'config.json').is_file() and (tmp_path / 'out' / 'reward_curve.png').is_file()
+
+
+def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
+    config, workdir = trained
+    export.export(config, workdir, tmp_path / 'out')
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    pipeline, _ = load_base(config, mesh, ())
+    want, _ = load_adapters(pipeline, config, mesh, workdir)
+    base = pipeline.abstract_params()['transformer']
+    state = jax.jit(lambda: init_state(pipeline, optimiser(config), jax.random.key(0), base))()
+    state = start_from(state, read_peft(tmp_path / 'out'), pipeline)
+    for tree in (state.policy, state.ema):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), tree, want)
 
 
 def test_missing_runs_and_checkpoints_are_named(trained, tmp_path):
