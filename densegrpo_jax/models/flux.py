@@ -10,7 +10,7 @@ from densegrpo_jax.models import layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.mmdit import (
-    Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
+    Attention, JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
 )  # fmt: skip
 
 
@@ -64,30 +64,6 @@ class FluxConfig:
     def to_json(self) -> dict:
         """The config.json of this network, complete."""
         return {'_class_name': 'FluxTransformer2DModel', **dataclasses.asdict(self), 'axes_dims_rope': list(self.axes_dims_rope)}
-
-
-class DoubleBlock(nn.Module):
-    """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D])."""
-    heads: int
-    adapters: lora_lib.Adapters | None
-    dtype: Any
-    kernel_init: Any
-
-    @nn.compact
-    def __call__(self, carry, cond, rope):
-        x, text = carry
-        def modulation(name):
-            return Modulation(6, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation('norm1')
-        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation('norm1_context')
-        out, text_out = Attention(self.heads, self.adapters, self.dtype, name='attn')(
-            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), rope)
-
-        def feed_forward(x, shift, scale, gate, name):
-            return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
-        x = feed_forward(x + gate[:, None] * out, mlp_shift, mlp_scale, mlp_gate, 'ff')
-        text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
-        return (x, text), None
 
 
 class SingleBlock(nn.Module):
@@ -157,7 +133,7 @@ class FluxTransformer(nn.Module):
 
         block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init)
         compiled = dict(scan=self.scan, remat=self.remat)
-        x, text = stack(DoubleBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, rope, **compiled)
+        x, text = stack(JointBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, rope, **compiled)
         joined = jnp.concatenate([text, x], axis=1)
         joined = stack(SingleBlock, config.num_single_layers, 'single_transformer_blocks', block, joined, cond, rope, **compiled)
         x = joined[:, text.shape[1]:]

@@ -133,6 +133,51 @@ class Attention(nn.Module):
         return project(result[:, text.shape[1]:], 'to_out_0'), text_result
 
 
+class JointBlock(nn.Module):
+    """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D]).
+
+    Attributes:
+      qk_norm: as of `Attention`.
+      dual: a second self-attention of the image alone, in parallel (SD3.5-M).
+      last: the text is only read: no text output, no text feed-forward (SD3.5).
+    """
+    heads: int
+    adapters: lora_lib.Adapters | None
+    dtype: Any
+    kernel_init: Any
+    qk_norm: bool = True
+    dual: bool = False
+    last: bool = False
+
+    @nn.compact
+    def __call__(self, carry, cond, rope=None):
+        x, text = carry
+
+        def modulation(count, name):
+            return Modulation(count, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation(9 if self.dual else 6, 'norm1')
+        if self.last:
+            text_scale, text_shift = modulation(2, 'norm1_context')
+        else:
+            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation(6, 'norm1_context')
+
+        def attention(name, **kwargs):
+            return Attention(self.heads, self.adapters, self.dtype, self.qk_norm, **kwargs, name=name)
+        out, text_out = attention('attn', text_out=not self.last)(
+            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), rope)
+        result = x + gate[:, None] * out
+        if self.dual:
+            shift2, scale2, gate2 = second
+            result += gate2[:, None] * attention('attn2')(modulated_norm(x, shift2, scale2, self.dtype))
+
+        def feed_forward(x, shift, scale, gate, name):
+            return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
+        x = feed_forward(result, mlp_shift, mlp_scale, mlp_gate, 'ff')
+        if not self.last:
+            text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
+        return (x, text), None
+
+
 def stack(block: type[nn.Module], length: int, name: str, kwargs: dict, carry, *inputs, scan: bool, remat: str, first: int = 0):
     """Applies `length` equal blocks `(carry, *inputs) -> (carry, None)`; call it inside a compact method.
 

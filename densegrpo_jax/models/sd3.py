@@ -13,7 +13,7 @@ from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive, read_config
 from densegrpo_jax.models.mmdit import (
-    Attention, FeedForward, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
+    JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
 )  # fmt: skip
 
 CLASS_NAME = 'SD3Transformer2DModel'
@@ -103,50 +103,6 @@ class PatchEmbed(nn.Module):
         # A buffer in the original: it takes no gradient.
         table = jax.lax.stop_gradient(table).reshape(size, size, -1)[top : top + rows, left : left + columns]
         return (x.reshape(batch, rows * columns, -1) + table.reshape(1, rows * columns, -1)).astype(self.dtype)
-
-
-class JointBlock(nn.Module):
-    """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D]).
-
-    Attributes:
-      dual: a second self-attention of the image alone, in parallel (SD3.5-M).
-      last: the text is only read: no text output, no text feed-forward.
-    """
-    heads: int
-    adapters: lora_lib.Adapters | None
-    dtype: Any
-    kernel_init: Any
-    qk_norm: bool
-    dual: bool = False
-    last: bool = False
-
-    @nn.compact
-    def __call__(self, carry, cond):
-        x, text = carry
-
-        def modulation(count, name):
-            return Modulation(count, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation(9 if self.dual else 6, 'norm1')
-        if self.last:
-            text_scale, text_shift = modulation(2, 'norm1_context')
-        else:
-            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation(6, 'norm1_context')
-
-        def attention(name, **kwargs):
-            return Attention(self.heads, self.adapters, self.dtype, self.qk_norm, **kwargs, name=name)
-        out, text_out = attention('attn', text_out=not self.last)(
-            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype))
-        result = x + gate[:, None] * out
-        if self.dual:
-            shift2, scale2, gate2 = second
-            result += gate2[:, None] * attention('attn2')(modulated_norm(x, shift2, scale2, self.dtype))
-
-        def feed_forward(x, shift, scale, gate, name):
-            return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
-        x = feed_forward(result, mlp_shift, mlp_scale, mlp_gate, 'ff')
-        if not self.last:
-            text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
-        return (x, text), None
 
 
 class Sd3Transformer(nn.Module):
