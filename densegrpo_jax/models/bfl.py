@@ -21,17 +21,30 @@ _OUTSIDE = {
     'guidance_in.out_layer': 'time_text_embed.guidance_embedder.linear_2',
     'vector_in.in_layer': 'time_text_embed.text_embedder.linear_1', 'vector_in.out_layer': 'time_text_embed.text_embedder.linear_2',
 }  # fmt: skip
-_DOUBLE = {
-    'img_mod.lin': 'norm1.linear', 'txt_mod.lin': 'norm1_context.linear', 'img_attn.proj': 'attn.to_out.0',
-    'txt_attn.proj': 'attn.to_add_out', 'img_mlp.0': 'ff.net.0.proj', 'img_mlp.2': 'ff.net.2', 'txt_mlp.0': 'ff_context.net.0.proj',
-    'txt_mlp.2': 'ff_context.net.2',
+# The blocks: stack there -> (stack in Diffusers, {layer there: the layers that it is in Diffusers, by rows}, {norm: norm}).
+STACKS = {
+    'double_blocks': (
+        'transformer_blocks',
+        {
+            'img_mod.lin': ('norm1.linear',), 'txt_mod.lin': ('norm1_context.linear',),
+            'img_attn.qkv': ('attn.to_q', 'attn.to_k', 'attn.to_v'), 'img_attn.proj': ('attn.to_out.0',),
+            'txt_attn.qkv': ('attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj'), 'txt_attn.proj': ('attn.to_add_out',),
+            'img_mlp.0': ('ff.net.0.proj',), 'img_mlp.2': ('ff.net.2',), 'txt_mlp.0': ('ff_context.net.0.proj',),
+            'txt_mlp.2': ('ff_context.net.2',),
+        },
+        {
+            'img_attn.norm.query_norm': 'attn.norm_q', 'img_attn.norm.key_norm': 'attn.norm_k',
+            'txt_attn.norm.query_norm': 'attn.norm_added_q', 'txt_attn.norm.key_norm': 'attn.norm_added_k',
+        },
+    ),
+    'single_blocks': (
+        'single_transformer_blocks',
+        {
+            'linear1': ('attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp'), 'linear2': ('proj_out',), 'modulation.lin': ('norm.linear',),
+        },
+        {'norm.query_norm': 'attn.norm_q', 'norm.key_norm': 'attn.norm_k'},
+    ),
 }  # fmt: skip
-_DOUBLE_NORMS = {
-    'img_attn.norm.query_norm': 'attn.norm_q', 'img_attn.norm.key_norm': 'attn.norm_k', 'txt_attn.norm.query_norm': 'attn.norm_added_q',
-    'txt_attn.norm.key_norm': 'attn.norm_added_k',
-}  # fmt: skip
-_SINGLE = {'modulation.lin': 'norm.linear', 'linear2': 'proj_out'}
-_SINGLE_NORMS = {'norm.query_norm': 'attn.norm_q', 'norm.key_norm': 'attn.norm_k'}
 
 
 class Rows:
@@ -73,13 +86,12 @@ def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
             if f'{source}.{kind}' in rest:
                 result[f'{target}.{"weight" if kind == "scale" else kind}'] = rest.pop(f'{source}.{kind}')
 
-    def split(source: str, targets: list[str], sizes: list[int]):
+    def split(source: str, targets: list[str]):
         for kind in ('weight', 'bias'):
-            tensor = rest.pop(f'{source}.{kind}', None)
-            row = 0
-            for target, size in zip(targets, sizes):
-                if tensor is not None:
-                    result[f'{target}.{kind}'] = Rows(tensor, (row, row + size))
+            tensor, row = rest.pop(f'{source}.{kind}', None), 0
+            for target in targets if tensor is not None else ():
+                size = 4 * width if target.endswith('proj_mlp') else width
+                result[f'{target}.{kind}'] = Rows(tensor, (row, row + size))
                 row += size
 
     for source, target in _OUTSIDE.items():
@@ -87,20 +99,14 @@ def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
     for kind in ('weight', 'bias'):  # shift and scale change places
         if (tensor := rest.pop(f'final_layer.adaLN_modulation.1.{kind}', None)) is not None:
             result[f'norm_out.linear.{kind}'] = Rows(tensor, (width, 2 * width), (0, width))
-    for i in range(config.num_layers):
-        source, target = f'double_blocks.{i}', f'transformer_blocks.{i}'
-        for name, ours in _DOUBLE.items():
-            move(f'{source}.{name}', f'{target}.{ours}')
-        for name, ours in _DOUBLE_NORMS.items():
-            move(f'{source}.{name}', f'{target}.{ours}', ('scale',))
-        split(f'{source}.img_attn.qkv', [f'{target}.attn.to_{p}' for p in 'qkv'], [width] * 3)
-        split(f'{source}.txt_attn.qkv', [f'{target}.attn.add_{p}_proj' for p in 'qkv'], [width] * 3)
-    for i in range(config.num_single_layers):
-        source, target = f'single_blocks.{i}', f'single_transformer_blocks.{i}'
-        for name, ours in _SINGLE.items():
-            move(f'{source}.{name}', f'{target}.{ours}')
-        for name, ours in _SINGLE_NORMS.items():
-            move(f'{source}.{name}', f'{target}.{ours}', ('scale',))
-        layers = [*(f'{target}.attn.to_{p}' for p in 'qkv'), f'{target}.proj_mlp']
-        split(f'{source}.linear1', layers, [width] * 3 + [4 * width])
+    for (stack, (ours, layers, norms)), length in zip(STACKS.items(), (config.num_layers, config.num_single_layers)):
+        for i in range(length):
+            source, target = f'{stack}.{i}', f'{ours}.{i}'
+            for name, members in layers.items():
+                if len(members) == 1:
+                    move(f'{source}.{name}', f'{target}.{members[0]}')
+                else:
+                    split(f'{source}.{name}', [f'{target}.{member}' for member in members])
+            for name, norm in norms.items():
+                move(f'{source}.{name}', f'{target}.{norm}', ('scale',))
     return result | rest

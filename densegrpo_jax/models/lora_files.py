@@ -7,7 +7,6 @@ A file holds no scale of its own: A as trained, and B times alpha / rank, so tha
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 from typing import Any
@@ -16,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
+from densegrpo_jax.models import bfl, weights
 from densegrpo_jax.models.lora import LoraConfig
 
 PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
@@ -84,26 +83,11 @@ def peft_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     return {f'{PREFIX}{name}.lora_{kind}.weight': array for name, kind, array in parts}
 
 
-# FLUX's layers by the names of its original release, which kohya's scripts and ComfyUI use; q, k and v are one layer there.
-_DOUBLE = {
-    'img_attn_qkv': ('attn.to_q', 'attn.to_k', 'attn.to_v'), 'img_attn_proj': ('attn.to_out.0',),
-    'txt_attn_qkv': ('attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj'), 'txt_attn_proj': ('attn.to_add_out',),
-    'img_mlp_0': ('ff.net.0.proj',), 'img_mlp_2': ('ff.net.2',), 'txt_mlp_0': ('ff_context.net.0.proj',),
-    'txt_mlp_2': ('ff_context.net.2',), 'img_mod_lin': ('norm1.linear',), 'txt_mod_lin': ('norm1_context.linear',),
-}  # fmt: skip
-_SINGLE = {
-    'linear1': ('attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp'),
-    'linear2': ('proj_out',),
-    'modulation_lin': ('norm.linear',),
-}
-_STACKS = (('double_blocks', 'transformer_blocks', _DOUBLE), ('single_blocks', 'single_transformer_blocks', _SINGLE))
-
-
 def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict[str, int]) -> dict[str, np.ndarray]:
     """Keys as kohya's FLUX scripts write them: lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
-    Layers that are one in that layout are joined: their downs stacked, their ups on the diagonal of one matrix, zeros for those that
-    are not adapted. alpha is the joined rank.
+    They are the names of FLUX's original release (`bfl.STACKS`) with underscores. Layers that are one there are joined: downs stacked,
+    ups on the diagonal of one matrix, zeros for those that are not adapted. alpha is the joined rank.
 
     Args:
       layers: of a FLUX transformer.
@@ -113,7 +97,7 @@ def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict
       ValueError: a layer that the layout has no name for.
     """
     tensors, used = {}, set()
-    for stack, source, table in _STACKS:
+    for stack, (source, table, _) in bfl.STACKS.items():
         for i in sorted({int(m[1]) for n in layers if (m := re.match(rf'{source}\.(\d+)\.', n))}):
             for target, members in table.items():
                 names = [f'{source}.{i}.{member}' for member in members]
@@ -129,7 +113,7 @@ def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict
                 for j, up in enumerate(ups):
                     joined[row : row + up.shape[0], j * rank : (j + 1) * rank] = up
                     row += up.shape[0]
-                key = f'lora_unet_{stack}_{i}_{target}'
+                key = f'lora_unet_{stack}_{i}_{target}'.replace('.', '_')
                 tensors[f'{key}.lora_down.weight'] = np.concatenate(downs)
                 tensors[f'{key}.lora_up.weight'] = joined
                 tensors[f'{key}.alpha'] = np.array(float(rank * len(ups)), np.float32)
@@ -152,11 +136,8 @@ def merge(base: dict, adapters: dict, scale: float) -> dict:
 def write(path: pathlib.Path, tensors: dict[str, np.ndarray], *, dtype: Any = None, metadata: dict[str, Any] | None = None) -> None:
     """Writes the file in one piece: it appears under its name only when it is complete. metadata values become JSON strings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
     cast = {k: np.ascontiguousarray(v if dtype is None else v.astype(jnp.dtype(dtype))) for k, v in tensors.items()}
-    notes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
-    safetensors.numpy.save_file(cast, partial, metadata={'format': 'pt', **notes})
-    os.replace(partial, path)
+    weights.write_file(path, cast, {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()})
 
 
 def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -208,7 +208,7 @@ def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_mo
             shards.append([])
         shards[-1].append(entry)
     names = [filename] if len(shards) == 1 else [f'{base}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
-    written = [_write(folder / name, {key: _stored(leaf, index, axes, dtype) for key, leaf, index, _, axes in shard})
+    written = [write_file(folder / name, {key: _stored(leaf, index, axes, dtype) for key, leaf, index, _, axes in shard})
                for name, shard in zip(names, shards)]
     if len(shards) > 1:
         index = {'metadata': {'total_size': sum(map(size, entries))},
@@ -382,10 +382,11 @@ def _stored(leaf, index, axes, dtype):
     return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
 
 
-def _write(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> pathlib.Path:
-    partial = path.with_name(f'.{path.name}.partial')
+def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> pathlib.Path:
+    """Writes one safetensors file; it appears under its name only when it is complete. Raises OSError, saying what to check."""
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
-        safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt'})
+        safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt', **(metadata or {})})
         os.replace(partial, path)
     except Exception as error:
         partial.unlink(missing_ok=True)

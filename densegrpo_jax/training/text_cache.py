@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from densegrpo_jax.models.pipeline import Conditioning, Pipeline
+from densegrpo_jax.models.weights import write_file
 
 FORMAT = 1  # of the files; another number is another cache
 
@@ -60,7 +60,9 @@ class TextCache:
             part = list(prompts[start : start + batch])
             rows = encode(part)
             for prompt, text, pooled in zip(part, np.asarray(rows.text), np.asarray(rows.pooled)):
-                self._write(self.path(prompt), {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)})
+                path = self.path(prompt)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)})
             done(min(start + batch, len(prompts)))
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
@@ -86,9 +88,3 @@ class TextCache:
             except (safetensors.SafetensorError, KeyError) as error:
                 raise ValueError(f'{path} is damaged ({error}); delete it and start again: it will be computed anew') from None
         return self._held[prompt]
-
-    def _write(self, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'.{path.name}.{os.getpid()}')
-        safetensors.numpy.save_file(arrays, partial)
-        os.replace(partial, path)
