@@ -18,6 +18,7 @@ import sys
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from densegrpo_jax.models import lora_files
@@ -113,22 +114,13 @@ def export(
         if layout == 'peft':
             filename, tensors = lora_files.FILENAME, lora_files.peft_tensors(layers)
         else:
-            shapes = pipeline.abstract_params()['transformer']
-            filename, tensors = 'kohya_lora.safetensors', lora_files.kohya_tensors(layers, _widths(names, shapes))
+            kernels = flatten_dict(pipeline.abstract_params(['transformer'])['transformer'], sep='/')
+            widths = {name: kernels[f'{path}/kernel'].shape[-1] for name, path in names.items()}
+            filename, tensors = 'kohya_lora.safetensors', lora_files.kohya_tensors(layers, widths)
         lora_files.write(out / filename, tensors, dtype=kind, metadata={'densegrpo_step': str(step), 'base_model': config.model.path})
     (out / 'README.md').write_text(model_card(config, pipeline, workdir, out, layout, filename, step))
     (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
     return out / filename
-
-
-def _widths(names: dict[str, str], shapes: dict) -> dict[str, int]:
-    def kernel(path):
-        tree = shapes
-        for part in path.split('/'):
-            tree = tree[part]
-        return tree['kernel']
-
-    return {name: kernel(path).shape[-1] for name, path in names.items()}
 
 
 def main(argv) -> int:

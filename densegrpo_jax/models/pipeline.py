@@ -178,9 +178,10 @@ class Pipeline:
         unit = jnp.where(finite[:, None, None, None], jnp.clip(images / 2 + 0.5, 0.0, 1.0), 0.0)
         return jnp.round(unit * 255).astype(jnp.uint8), finite
 
-    def abstract_params(self) -> dict:
-        """Shapes of every component's parameters: a tree of jax.ShapeDtypeStruct, float32."""
-        return {name: jax.eval_shape(self._initialiser(name), jax.random.key(0)) for name in self.modules}
+    def abstract_params(self, components: Sequence[str] | None = None) -> dict:
+        """Shapes of the parameters of the named components (None: all): a tree of jax.ShapeDtypeStruct, float32."""
+        names = self.modules if components is None else components
+        return {name: jax.eval_shape(self._initialiser(name), jax.random.key(0)) for name in names}
 
     def init_params(self, key: jax.Array) -> dict:
         """Fresh float32 parameters of every component."""

@@ -118,9 +118,9 @@ def load_params(
 
     transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names or those of FLUX.1's original release.
     """
-    rules, shapes, params = pipeline.weight_rules(), pipeline.abstract_params(), {}
-    for name in pipeline.modules if components is None else components:
-        placed = None if shardings is None else shardings(shapes[name])
+    rules, params = pipeline.weight_rules(), {}
+    for name, shapes in pipeline.abstract_params(components).items():
+        placed = None if shardings is None else shardings(shapes)
         options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
         source = pathlib.Path(folder) / pipeline.folder(name)
         if name == 'transformer' and transformer_file:
@@ -128,7 +128,7 @@ def load_params(
             if not source.is_file():
                 raise FileNotFoundError(f'model.transformer_file={str(transformer_file)!r} does not exist')
             options['layout'] = pipeline.original_layout
-        params[name] = weights.load_weights(source, rules[name], shapes[name], dtype=dtype, shardings=placed, **options)
+        params[name] = weights.load_weights(source, rules[name], shapes, dtype=dtype, shardings=placed, **options)
     return params
 
 

@@ -109,7 +109,7 @@ def sd35(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Turns the defaults into Flow-GRPO's settings for SD3.5-M (general_ocr_sd3, geneval_sd3, pickscore_sd3), with dense credit."""
     c.model.update(path='stabilityai/stable-diffusion-3.5-medium', t5_length=128, guidance=4.5)
     c.lora.update(rank=32, alpha=64.0, targets=SD35_LORA_TARGETS)
-    c.rollout.update(steps=10, prompts=48, group=24, prompts_per_batch=8, kernel='sde', noise='flow_grpo', level=0.7)
+    c.rollout.update(steps=10, prompts=48, group=24, kernel='sde', noise='flow_grpo', level=0.7)
     c.credit.std = 'global'
     c.loss.kl_form = 'flow_grpo'
     c.eval.update(every=60, steps=40)

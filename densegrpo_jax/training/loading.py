@@ -16,13 +16,24 @@ from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.state import init_state, lora_config, optimiser
 
 
+def open_base(config) -> tuple[pathlib.Path, Pipeline]:
+    """The folder that `config.model` names and its pipeline, with room for what `config` trains; no weight is read."""
+    m, folder = config.model, resolve_folder(config.model.path)
+    options = dict(lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=jnp.dtype(m.dtype))
+    return folder, open_pipeline(folder, t5_length=m.t5_length, **options)
+
+
+def load_components(config, folder: pathlib.Path, pipeline: Pipeline, mesh: Mesh, components: Sequence[str] | None = None) -> dict:
+    """Weights of the named components (None: all) of an opened base model, placed on the mesh."""
+    place, m = lambda tree: shardings(tree, mesh), config.model
+    return load_params(folder, pipeline, components, dtype=jnp.dtype(m.dtype), shardings=place, transformer_file=m.transformer_file)
+
+
 def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:
     """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the weights of the named components
     (None: all), placed on the mesh."""
-    m, folder, dtype = config.model, resolve_folder(config.model.path), jnp.dtype(config.model.dtype)
-    pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
-    place = lambda tree: shardings(tree, mesh)
-    return pipeline, load_params(folder, pipeline, components, dtype=dtype, shardings=place, transformer_file=m.transformer_file)
+    folder, pipeline = open_base(config)
+    return pipeline, load_components(config, folder, pipeline, mesh, components)
 
 
 def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:
@@ -46,7 +57,7 @@ def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path,
         step = named[which]() if which in named else int(which)
         if step is None or step not in checkpoints.steps():
             raise FileNotFoundError(f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}')
-        base = pipeline.abstract_params()['transformer']
+        base = pipeline.abstract_params(['transformer'])['transformer']
         shapes = jax.eval_shape(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base), base).ema
         abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step

@@ -9,7 +9,6 @@ import time
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,7 +16,6 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
-from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.mesh import check_batch
 from densegrpo_jax.parallel.sharding import RULES, init_sharded, shardings
 from densegrpo_jax.rewards.build import build_reward
@@ -26,12 +24,13 @@ from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.defaults import default_config, validate
 from densegrpo_jax.training.evaluation import Evaluator
+from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
-from densegrpo_jax.training.state import init_state, lora_config, optimiser, start_from
+from densegrpo_jax.training.state import init_state, optimiser, start_from
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import make_credit, make_update, microbatches
 
@@ -66,9 +65,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     """
     # What will be done, before any weight is read and anything is compiled.
     validate(config)
-    folder, r = resolve_folder(config.model.path), config.rollout
-    m, dtype = config.model, jnp.dtype(config.model.dtype)
-    pipeline = open_pipeline(folder, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
+    folder, pipeline = open_base(config)
     schedule = make_schedule(pipeline, config)
     check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
     check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
@@ -81,19 +78,21 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
 
     # Weights, adapters and the newest checkpoint.
-    place = lambda tree: shardings(tree, mesh)
-    visited = {int(i) for step in range(config.iterations) for i in prompt_indices_for_step(len(train), r.prompts, step, config.seed)}
+    chosen = lambda step: prompt_indices_for_step(len(train), config.rollout.prompts, step, config.seed)
+    visited = {int(i) for step in range(config.iterations) for i in chosen(step)}
     needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited))]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
-    encoder = text_conditioning(config, folder, pipeline, needed, directory, place, stop)
-    params = load_params(folder, pipeline, ('transformer', 'vae'), dtype=dtype, shardings=place, transformer_file=m.transformer_file)
+    encoder = text_conditioning(config, folder, pipeline, needed, directory, lambda tree: shardings(tree, mesh), stop)
+    params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     fresh = lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base)
     state = init_sharded(fresh, mesh, RULES, params['transformer'])
     if config.lora.init_from:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
-    fingerprint = {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in FREE_KEYS}
-    added = {k: v for k, v in json.loads(default_config().to_json_best_effort()).items() if k not in (*FREE_KEYS, 'reward')}
-    checkpoints = Checkpoints(workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint, defaults=added)
+    fingerprint = lambda c, *free: {k: v for k, v in json.loads(c.to_json_best_effort()).items() if k not in (*FREE_KEYS, *free)}
+    checkpoints = Checkpoints(
+        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint(config),
+        defaults=fingerprint(default_config(), 'reward'),
+    )  # fmt: skip
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)
