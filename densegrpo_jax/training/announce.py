@@ -65,7 +65,7 @@ def plan(
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; {masks}',
         'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
         'credit': f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std',
-        'update': f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g}, '
+        'update': f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g} ({o.decay}), '
         f'clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
         'evaluation': f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the adapters',
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',

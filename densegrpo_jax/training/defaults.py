@@ -91,6 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.optim = _group(
         learning_rate=3e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4, grad_clip=1.0,
         warmup=0,  # iterations of linear warm-up
+        decay='constant',  # after it: or 'linear', 'cosine', both to 0 at the last iteration
         updates=1,  # optimiser steps per iteration, over disjoint parts of its prompts
         microbatch=24,  # transitions per gradient accumulation step
         max_bad=5,  # stop after this many non-finite gradients in a row
@@ -125,6 +126,7 @@ def validate(config) -> None:
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
     _one_of('credit.std', config.credit.std, ('group', 'global'))
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
+    _one_of('optim.decay', config.optim.decay, ('constant', 'linear', 'cosine'))
     _one_of('model.remat', m.remat, ('none', *REMAT_POLICIES))
     _one_of('model.dtype', m.dtype, ('float32', 'bfloat16'))
     positive = {
@@ -155,6 +157,8 @@ def validate(config) -> None:
         raise ValueError("rollout.noise='ddim' is DDIM's eta, which is a table of rollout.kernel='cps'")
     if config.full and config.lora.init_from:
         raise ValueError('lora.init_from is set and full=True: merge the adapters into the base first (densegrpo_jax.export, merged)')
+    if not 0 <= config.optim.warmup < config.iterations:
+        raise ValueError(f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than iterations={config.iterations}')
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
 

@@ -23,13 +23,24 @@ class TrainState(NamedTuple):
     skipped: jax.Array  # int32 [], updates left out for a non-finite gradient
 
 
-def optimiser(config) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping; the rate warms up linearly over `optim.warmup` iterations."""
+def learning_rate(config) -> optax.Schedule:
+    """Rate of update k = 0, 1, ...: a linear rise over `optim.warmup` iterations, then `optim.decay` down to 0 at the run's last one."""
     o = config.optim
-    rate = o.learning_rate
-    if o.warmup:
-        rate = optax.linear_schedule(0.0, o.learning_rate, o.warmup * o.updates)
-    adamw = optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=_decays)
+    warm, rest = o.warmup * o.updates, (config.iterations - o.warmup) * o.updates
+    after = {
+        'constant': optax.constant_schedule(o.learning_rate),
+        'linear': optax.linear_schedule(o.learning_rate, 0.0, rest),
+        'cosine': optax.cosine_decay_schedule(o.learning_rate, max(rest, 1)),
+    }[o.decay]
+    # The first update already moves: (k + 1) / (warm + 1) of the rate.
+    rise = optax.linear_schedule(o.learning_rate / (warm + 1), o.learning_rate, warm)
+    return optax.join_schedules([rise, after], [warm])
+
+
+def optimiser(config) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, at `learning_rate`."""
+    o = config.optim
+    adamw = optax.adamw(learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=_decays)
     return optax.chain(optax.clip_by_global_norm(o.grad_clip), adamw)
 
 
