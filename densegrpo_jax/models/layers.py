@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.models import lora as lora_lib
+from densegrpo_jax.models import quantize
 
 kernel_init = nn.initializers.lecun_normal()
 
@@ -20,7 +21,7 @@ kernel_init = nn.initializers.lecun_normal()
 class Dense(nn.Module):
     """y = x W + b, plus the adapter (alpha / rank) (x A) B where `adapters` names this layer and the collection 'lora' is given.
 
-    Input [..., in] of any float dtype, output [..., features] in `dtype`.
+    Input [..., in] of any float dtype, output [..., features] in `dtype`. W may be stored in few bits (`quantize`).
     """
     features: int
     adapters: lora_lib.Adapters | None = None
@@ -32,7 +33,7 @@ class Dense(nn.Module):
     def __call__(self, x):
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = flat @ kernel.astype(self.dtype)
+        y = quantize.matmul(flat, kernel)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         if self.adapters is not None and '/'.join(self.path) in self.adapters.paths:

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from densegrpo_jax.data.tokenizers import load_tokenizers
+from densegrpo_jax.models import quantize as quantize_lib
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.flux_pipeline import FluxPipeline
 from densegrpo_jax.models.lora import LoraConfig
@@ -113,10 +114,12 @@ def load_params(
     dtype: Any = jnp.float32,
     shardings: Callable[[dict], dict] | None = None,
     transformer_file: str | pathlib.Path = '',
+    quantize: str = 'none',
 ) -> dict:
     """The weights of the named components of an opened pipeline (None: all); the rest as in `load_pipeline`.
 
     transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names or those of FLUX.1's original release.
+    quantize: 'none', or the format that the transformer's blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
     """
     rules, params = pipeline.weight_rules(), {}
     for name, shapes in pipeline.abstract_params(components).items():
@@ -128,6 +131,8 @@ def load_params(
             if not source.is_file():
                 raise FileNotFoundError(f'model.transformer_file={str(transformer_file)!r} does not exist')
             options['layout'] = pipeline.original_layout
+        if name == 'transformer' and quantize != 'none':
+            options['convert'] = quantize_lib.converter(shapes, quantize, shardings)
         params[name] = weights.load_weights(source, rules[name], shapes, dtype=dtype, shardings=placed, **options)
     return params
 

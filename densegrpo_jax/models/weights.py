@@ -145,7 +145,8 @@ class Stored:
             return file.get_slice(self.key)[index]
 
 
-def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '', layout=None) -> dict:
+def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '', layout=None,
+                 convert=None) -> dict:
     """Reads the weights of one network.
 
     Args:
@@ -157,6 +158,7 @@ def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, 
       shardings: None (default device), one Sharding for all, or a tree of them shaped like abstract_params.
       prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and without.
       layout: None, or a function from the stored tensors by key to those that the rules know, for checkpoints with other names.
+      convert: None, or a function from (path, array) to what is kept in the array's place, called as each parameter arrives.
     Returns:
       Nested dict of jax arrays with the structure and shapes of abstract_params.
     Raises:
@@ -178,6 +180,8 @@ def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, 
             params[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
         else:
             params[path] = _read_sharded(read, leaf.shape, shardings[path])
+        if convert is not None:
+            params[path] = convert(path, params[path])
     return traverse_util.unflatten_dict(params, sep='/')
 
 

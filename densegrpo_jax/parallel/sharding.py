@@ -46,11 +46,12 @@ RULES = (
     Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/b$', (None, 'fsdp'), uneven='replicate'),
     Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
-    Rule(rf'(^|/){_COLUMN_LAYERS}/kernel$', COLUMN),
-    Rule(rf'(^|/){_ROW_LAYERS}/kernel$', ROW),
+    # A quantised kernel's bits lie as the kernel would; its scales, a 128th of it at most, stay whole.
+    Rule(rf'(^|/){_COLUMN_LAYERS}/kernel(/qvalue)?$', COLUMN),
+    Rule(rf'(^|/){_ROW_LAYERS}/kernel(/qvalue)?$', ROW),
     Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
     Rule(r'(^|/)(pos_embed|text_projection)$', COLUMN, uneven='replicate'),
-    Rule(r'/kernel$', COLUMN, uneven='replicate'),
+    Rule(r'/kernel(/qvalue)?$', COLUMN, uneven='replicate'),
     Rule(r'(^|/)(bias|scale|weight|relative_attention_bias|position\w*)(/|$)', ()),
 )
 
@@ -124,5 +125,5 @@ def init_sharded(init: Callable, mesh: Mesh, rules: Sequence[Rule] = RULES, *arg
 
 def bytes_per_device(tree, tree_shardings) -> int:
     """Bytes that one device holds of ``tree`` (arrays or ShapeDtypeStructs) under the given shardings."""
-    sizes = jax.tree.map(lambda leaf, s: math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, tree_shardings)
-    return sum(jax.tree.leaves(sizes))
+    bits = lambda leaf, s: math.prod(s.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype)
+    return sum(jax.tree.leaves(jax.tree.map(bits, tree, tree_shardings))) // 8

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.models.quantize import quantized_shapes
 from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
 from densegrpo_jax.training.sampling import Schedule
 from densegrpo_jax.training.state import count, init_state
@@ -25,9 +26,10 @@ def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: d
     """
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
-    placed = {name: shardings(tree, mesh) for name, tree in shapes.items()}
     # The text encoders have left before training starts.
-    weights = sum(bytes_per_device(shapes[n], placed[n]) for n in ('transformer', 'vae')) * dtype.itemsize / 4
+    stored = {n: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes[n]) for n in ('transformer', 'vae')}
+    stored['transformer'] = quantized_shapes(stored['transformer'], m.quantize)
+    weights = bytes_per_device(stored, shardings(stored, mesh))
     adapters = bytes_per_device(state, shardings(state, mesh))
     states, samples = len(schedule.complete), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
@@ -58,7 +60,8 @@ def plan(
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'
     held = ', '.join(f'{name} {size / GIB:.2f}' for name, size in need.items())
     table = {
-        'model': f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {parts:.1f} M parameters, {m.dtype}',
+        'model': f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {parts:.1f} M parameters, {m.dtype}'
+        + (f', blocks of the transformer in {m.quantize}' if m.quantize != 'none' else ''),
         'trained': f'{trained}: {count(state.policy) / 1e6:.3f} M parameters, float32',
         'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es)',
         'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',

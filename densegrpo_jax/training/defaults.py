@@ -11,6 +11,7 @@ from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
 from densegrpo_jax.models.mmdit import REMAT_POLICIES
+from densegrpo_jax.models.quantize import FORMATS
 
 # The layers that Flow-GRPO adapts on FLUX.1-dev: attention of all blocks, feed-forward of the double blocks.
 FLUX_LORA_TARGETS = (
@@ -42,6 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
         t5_length=128,  # tokens
         guidance=3.5,  # FLUX: input of the guidance embedding; SD3.5: scale of classifier-free guidance, 1 = none
         dtype='bfloat16',  # of base weights and matrix products
+        quantize='none',  # 'int8' or 'nf4': the transformer's blocks in 8 or 4 bits under the adapters
         scan=True,
         remat='full',  # see FluxTransformer
     )
@@ -128,6 +130,7 @@ def validate(config) -> None:
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
     _one_of('optim.decay', config.optim.decay, ('constant', 'linear', 'cosine'))
     _one_of('model.remat', m.remat, ('none', *REMAT_POLICIES))
+    _one_of('model.quantize', m.quantize, ('none', *FORMATS))
     _one_of('model.dtype', m.dtype, ('float32', 'bfloat16'))
     positive = {
         'iterations': config.iterations, 'rollout.steps': r.steps, 'rollout.prompts': r.prompts, 'rollout.group': r.group,
@@ -157,6 +160,8 @@ def validate(config) -> None:
         raise ValueError("rollout.noise='ddim' is DDIM's eta, which is a table of rollout.kernel='cps'")
     if config.full and config.lora.init_from:
         raise ValueError('lora.init_from is set and full=True: merge the adapters into the base first (densegrpo_jax.export, merged)')
+    if config.full and m.quantize != 'none':
+        raise ValueError(f'model.quantize={m.quantize!r} freezes the base, and full=True trains it: use one of them')
     if not 0 <= config.optim.warmup < config.iterations:
         raise ValueError(f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than iterations={config.iterations}')
     if not 0 <= config.ema.decay < 1:

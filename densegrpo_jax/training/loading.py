@@ -26,7 +26,9 @@ def open_base(config) -> tuple[pathlib.Path, Pipeline]:
 def load_components(config, folder: pathlib.Path, pipeline: Pipeline, mesh: Mesh, components: Sequence[str] | None = None) -> dict:
     """Weights of the named components (None: all) of an opened base model, placed on the mesh."""
     place, m = lambda tree: shardings(tree, mesh), config.model
-    return load_params(folder, pipeline, components, dtype=jnp.dtype(m.dtype), shardings=place, transformer_file=m.transformer_file)
+    return load_params(
+        folder, pipeline, components, dtype=jnp.dtype(m.dtype), shardings=place, transformer_file=m.transformer_file, quantize=m.quantize
+    )
 
 
 def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:

@@ -1,0 +1,93 @@
+"""A quantised base for LoRA on small devices: the matrices of the transformer's blocks in 8 or 4 bits, everything else as it was.
+
+A kernel W [in, out] becomes a `qwix.QArray`, W ~ q * scale with q of 8 or 4 bits:
+
+    int8   one float32 scale per output column, absmax / 127.5 (symmetric, round to nearest)
+    nf4    4-bit NormalFloat (QLoRA, arXiv:2305.14314, section 3): 16 quantiles of a normal, one bfloat16 scale per block of 64 inputs
+
+It is a pytree that stands where the kernel stood, so that placement, scanning over blocks and checkpoint paths stay what they are. The
+product dequantises one block's matrix at a time, and again in the backward pass, and runs in the network's own dtype.
+"""
+
+import re
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+import jax
+import jax.numpy as jnp
+import qwix
+
+FORMATS = ('int8', 'nf4')
+NF4_BLOCK = 64  # inputs per scale
+KERNELS = re.compile(r'(^|.*/)\w*transformer_blocks\w*/.*kernel')  # the blocks of FLUX.1, SD3.5 and the attention of SD1.5
+
+
+def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
+    """The quantised form of a kernel [..., in, out] of any float dtype; leading axes (scanned blocks) have scales of their own.
+
+    Raises ValueError for an unknown format, or where nf4's blocks do not divide the inputs.
+    """
+    if form not in FORMATS:
+        raise ValueError(f'quantize={form!r}: expected one of {FORMATS}')
+    ndim, inputs = kernel.ndim, kernel.shape[-2]
+    channelwise = [axis for axis in range(ndim) if axis != ndim - 2]
+    kernel = kernel.astype(jnp.float32)
+    if form == 'int8':
+        return qwix.quantize(kernel, jnp.int8, channelwise_axes=channelwise)
+    if inputs % NF4_BLOCK:
+        raise ValueError(f'nf4 scales blocks of {NF4_BLOCK} inputs, and a kernel has {inputs}: use int8')
+    return qwix.quantize(kernel, 'nf4', channelwise_axes=channelwise, tiled_axes={ndim - 2: NF4_BLOCK}, scale_dtype=jnp.bfloat16)
+
+
+def dequantize(kernel: qwix.QArray, dtype: Any) -> jax.Array:
+    """[..., in, out] in `dtype`; the scale is applied in float32."""
+    return qwix.dequantize(kernel.astype(jnp.float32)).astype(dtype)
+
+
+@jax.checkpoint
+def _product(x, kernel):
+    return x @ dequantize(kernel, x.dtype)
+
+
+def matmul(x: jax.Array, kernel: jax.Array | qwix.QArray) -> jax.Array:
+    """x [n, in] times a kernel [in, out], plain or quantised, in x's dtype. Gradients reach x; a quantised kernel is frozen.
+
+    The dequantised matrix is not kept for the backward pass: it would undo the saving."""
+    return _product(x, kernel) if isinstance(kernel, qwix.QArray) else x @ kernel.astype(x.dtype)
+
+
+def quantizes(path: str, ndim: int) -> bool:
+    """Whether the parameter at a '/'-joined path of the transformer is stored in few bits: a matrix of a block."""
+    return ndim >= 2 and KERNELS.fullmatch(path) is not None
+
+
+def quantized_shapes(tree: dict, form: str) -> dict:
+    """A transformer's tree of shapes (scanned or not) as it will be stored: ShapeDtypeStructs, with QArrays of them in place of kernels."""
+
+    def leaf(path, shape):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        chosen = form != 'none' and quantizes(name, len(shape.shape))
+        return jax.eval_shape(lambda k: quantize_kernel(k, form), shape) if chosen else shape
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def converter(shapes: dict, form: str, shardings=None):
+    """`(path, array) -> array or QArray`: quantises each parameter of a transformer as it is read (`weights.load_weights`).
+
+    Args:
+      shapes: the transformer's tree of shapes.
+      form: one of FORMATS.
+      shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it was put.
+    """
+    stored = quantized_shapes(shapes, form)
+    placed = None if shardings is None else flatten_dict(shardings(stored), sep='/')
+
+    def convert(path, array):
+        if not quantizes(path, array.ndim):
+            return array
+        quantized = jax.jit(lambda k: quantize_kernel(k, form), out_shardings=None if placed is None else placed[path])(array)
+        array.delete()  # not when the garbage collector gets to it: the next matrix is on its way
+        return quantized
+
+    return convert
