@@ -47,6 +47,10 @@ class FluxPipeline(Pipeline):
         rows, cols = token_grid(height, width)
         return rows * cols, self.transformer.config.in_channels
 
+    @property
+    def text_tokens(self):
+        return self.t5_length
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         clip, t5_tokenizer = self.tokenizers
         return tokenize(clip, prompts, clip.model_max_length), tokenize(t5_tokenizer, prompts, self.t5_length)

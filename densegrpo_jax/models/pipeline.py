@@ -92,6 +92,19 @@ class Pipeline:
         """Shape of one picture's latents."""
         raise NotImplementedError
 
+    @property
+    def text_tokens(self) -> int:
+        """Length of the text conditioning."""
+        raise NotImplementedError
+
+    def conditioning_shapes(self, batch: int) -> Conditioning:
+        """Shapes of the conditioning of `batch` prompts, for compiling without prompts."""
+        _, text, pooled, *_ = self.example_inputs('transformer')
+        return Conditioning(
+            jax.ShapeDtypeStruct((batch, self.text_tokens, text.shape[-1]), self.transformer.dtype),
+            jax.ShapeDtypeStruct((batch, pooled.shape[-1]), jnp.float32),
+        )
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Token ids, int32 [B, L], one array per text encoder, as the Diffusers pipeline makes them."""
         raise NotImplementedError

@@ -60,6 +60,11 @@ class Sd15Pipeline(Pipeline):
         """CLIP's last states; the pooled state has no use here."""
         return Conditioning(*self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids))
 
+    def conditioning_shapes(self, batch):
+        clip = self.modules['text_encoder'].config
+        shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+        return Conditioning(shape(batch, clip.max_position_embeddings, clip.hidden_size), shape(batch, clip.hidden_size))
+
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
         variables = {'params': base} if adapters is None else {'params': base, 'lora': adapters}

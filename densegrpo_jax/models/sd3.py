@@ -63,19 +63,20 @@ class Sd3Config:
         return read_config(cls, 'transformer config', config, only={}, ignored=())
 
 
-def position_table(config: Sd3Config) -> np.ndarray:
+def position_table(config: Sd3Config) -> jax.Array:
     """The sine-cosine table of the largest grid, float32 [S, S, D], rows then columns (released checkpoints store it).
 
     Half of the channels encode the column, half the row: [sin(p f), cos(p f)], f_i = 10000^(-i / (D / 4)), with positions scaled so that
-    the training size spans its own number of patches.
+    the training size spans its own number of patches. Only one axis is computed on the host: the whole table of SD3.5-M is 0.8 GiB, and
+    a network that is traced for its shapes must not make it.
     """
     size, quarter = config.pos_embed_max_size, config.hidden_dim // 4
     positions = (np.arange(size, dtype=np.float32) / np.float32(size / (config.sample_size // config.patch_size))).astype(np.float64)
     angles = positions[:, None] * 10000.0 ** (-np.arange(quarter) / quarter)
     axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-    columns = np.broadcast_to(axis[None], (size, *axis.shape))
-    rows = np.broadcast_to(axis[:, None], (size, *axis.shape))
-    return np.concatenate([columns, rows], axis=-1)
+    columns = jnp.broadcast_to(axis[None], (size, *axis.shape))
+    rows = jnp.broadcast_to(axis[:, None], (size, *axis.shape))
+    return jnp.concatenate([columns, rows], axis=-1)
 
 
 class PatchEmbed(nn.Module):
@@ -94,7 +95,7 @@ class PatchEmbed(nn.Module):
                              f'pos_embed_max_size={size} patches')
         kernel = self.param('kernel', layers.kernel_init, (c.patch_size, c.patch_size, channels, c.hidden_dim), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (c.hidden_dim,), jnp.float32)
-        table = self.param('pos_embed', lambda _: jnp.asarray(position_table(c).reshape(1, size * size, -1)))
+        table = self.param('pos_embed', lambda _: position_table(c).reshape(1, size * size, -1))
         # A strided convolution with kernel = stride is a product of patches.
         patches = latents.reshape(batch, rows, c.patch_size, columns, c.patch_size, channels).transpose(0, 1, 3, 2, 4, 5)
         flat = patches.reshape(batch * rows * columns, -1).astype(self.dtype)

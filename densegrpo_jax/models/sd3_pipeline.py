@@ -50,6 +50,10 @@ class Sd3Pipeline(Pipeline):
         factor = self.vae.config.downscale
         return height // factor, width // factor, self.transformer.config.in_channels
 
+    @property
+    def text_tokens(self):
+        return self.modules['text_encoder'].config.max_position_embeddings + self.t5_length
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first, second, third = self.tokenizers
         length = first.model_max_length  # of both CLIPs, as in Diffusers

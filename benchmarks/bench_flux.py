@@ -1,0 +1,160 @@
+"""Time, memory and utilisation of an iteration's phases on FLUX.1-dev's own shapes, with random weights made on the device.
+
+    python -m benchmarks.bench_flux                                      # 512 px, bfloat16, one accelerator
+    python -m benchmarks.bench_flux --side=1024 --batch=4
+    python -m benchmarks.bench_flux --torch                              # Diffusers' network and decoder first: same shapes, compiled
+    python -m benchmarks.bench_flux --size=small --side=64 --batch=2 --torch   # anywhere
+
+Utilisation (MFU) is the operations of the model over what the chip's data sheet promises in bfloat16 in that time. The operations are
+counted from the program (`models.flops`): the forward pass once per velocity evaluation; for the update the forward pass and the pass back
+to the activations (the base is frozen), without what rematerialisation repeats. Phases run alone after compilation; the median counts.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import flux_ocr
+from densegrpo_jax.models.flops import count_flops
+from densegrpo_jax.models.pipeline import Conditioning
+from densegrpo_jax.models.pipeline_folder import build_pipeline
+from densegrpo_jax.models.released import RELEASED
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.training.sampling import STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.state import init_state, lora_config, optimiser
+from densegrpo_jax.training.update import make_credit, make_update
+
+SIZE = flags.DEFINE_enum('size', 'dev', ['dev', 'small'], "'dev' (12 B) or 'small' (a few million parameters).")
+SIDE = flags.DEFINE_integer('side', 512, 'Height and width in pixels.')
+BATCH = flags.DEFINE_integer('batch', 8, 'Pictures sampled together.')
+MICROBATCH = flags.DEFINE_integer('microbatch', 0, 'Transitions per gradient accumulation step; 0 = the batch.')
+REMAT = flags.DEFINE_string('remat', 'full', 'Rematerialisation policy of the update.')
+REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs per phase.')
+TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers first, in a process of its own.')
+
+# Dense bfloat16 operations per second on one chip, by what its device_kind contains (vendors' data sheets).
+PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'v5 lite': 197e12, 'v5p': 459e12, 'v5': 459e12, 'v6 lite': 918e12, 'TPU7': 2307e12}
+SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=4, joint_attention_dim=64,
+             pooled_projection_dim=32, axes_dims_rope=[16, 24, 24], guidance_embeds=True)  # fmt: skip
+
+
+def configuration():
+    """The configuration and the component configurations of the run."""
+    config = flux_ocr.get_config()
+    config.model.update(height=SIDE.value, width=SIDE.value, remat=REMAT.value)
+    config.rollout.update(prompts=1, group=BATCH.value, prompts_per_batch=1)
+    config.optim.microbatch = MICROBATCH.value or BATCH.value
+    kind, scheduler, parts = RELEASED[config.model.path]
+    if SIZE.value == 'small':
+        small_vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)
+        parts = parts | dict(transformer=SMALL, vae=small_vae)
+    return config, kind, scheduler, parts
+
+
+def random_weights(shapes, dtype):
+    """Normal weights of standard deviation 0.02, every one made where it stays."""
+    make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
+    leaves, tree = jax.tree.flatten(shapes)
+    return tree.unflatten([make(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
+
+
+def timed(name: str, function, flops: float, peak: float | None, memory=None) -> dict:
+    """Median seconds over the repeats, rate and utilisation, as a printed line and a dict."""
+    jax.block_until_ready(function())
+    walls = []
+    for _ in range(REPEAT.value):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        walls.append(time.perf_counter() - start)
+    seconds = statistics.median(walls)
+    row = {'phase': name, 'seconds': seconds, 'spread': max(walls) - min(walls), 'tflops_per_s': flops / seconds / 1e12,
+           'mfu': peak and flops / seconds / peak, 'gib': memory and memory / 2**30}  # fmt: skip
+    share = '' if peak is None else f'  MFU {100 * row["mfu"]:5.1f} %'
+    held = '' if memory is None else f'  {row["gib"]:6.2f} GiB'
+    print(f'{name:34s} {seconds:9.4f} s (spread {row["spread"]:.4f})  {row["tflops_per_s"]:8.3f} TFLOP/s{share}{held}', flush=True)
+    return row
+
+
+def needs(compiled) -> int:
+    """Bytes of arguments, results and temporaries of a compiled program."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
+def run_torch(config, parts) -> dict:
+    """The same network and decoder in Diffusers, see `torch_flux`."""
+    request = dict(transformer=parts['transformer'], vae=parts['vae'], side=SIDE.value, batch=BATCH.value, text=config.model.t5_length,
+                   steps=config.rollout.steps, repeat=REPEAT.value)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.torch_flux'], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main(argv) -> None:
+    config, kind, scheduler, parts = configuration()
+    reference = run_torch(config, parts) if TORCH.value else {}
+    start_devices(1, 1)
+    m, batch, dtype = config.model, BATCH.value, jnp.dtype(config.model.dtype)
+    device, mesh = jax.devices()[0], make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    peak = next((rate for name, rate in PEAK.items() if name in device.device_kind), None)
+    pipeline = build_pipeline(
+        parts, scheduler, (None, None), kind=kind, t5_length=m.t5_length, lora=lora_config(config), scan=True, remat=m.remat, dtype=dtype
+    )
+    params = random_weights(pipeline.abstract_params(['transformer', 'vae']), dtype)
+    tx = optimiser(config)
+    state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(params['transformer'])
+    conditioning = Conditioning(*(random_weights(leaf, leaf.dtype) for leaf in pipeline.conditioning_shapes(1)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params['transformer']))
+    print(f'{device.device_kind}, jax {jax.__version__}: {count / 1e9:.2f} B parameters, {m.width} x {m.height} px, batch {batch}, {dtype}')
+
+    repeated = conditioning.repeat(batch)
+    x = random_weights(jax.ShapeDtypeStruct((batch, *pipeline.latent_shape(m.height, m.width)), jnp.float32), jnp.float32)
+    s = jnp.full(batch, 0.7)
+
+    def velocity(params, adapters, x):
+        return pipeline.velocity_fn(params['transformer'], adapters, repeated, m.guidance, m.height, m.width)(x, s)
+
+    decode = lambda params, x: pipeline.decode(params, x, m.height, m.width)
+    forward, decoding = count_flops(velocity, params, None, x), count_flops(decode, params, x)
+    one, pictures = jax.jit(velocity).lower(params, state.policy, x).compile(), jax.jit(decode).lower(params, x).compile()
+    rows = [
+        timed('one velocity', lambda: one(params, state.policy, x), forward, peak, needs(one)),
+        timed(f'decode {batch} pictures', lambda: pictures(params, x), decoding, peak, needs(pictures)),
+    ]
+    key = stream_key(0, STREAM_ROLLOUT, 0)
+    for rule, name in (('sparse', 'rollout'), ('dense', 'rollout with completions')):
+        config.credit.rule = rule
+        schedule = make_schedule(pipeline, config)
+        places = np.arange(1)
+        sample = make_rollout(pipeline, config, schedule, mesh).lower(params, state.policy, conditioning, key, places).compile()
+        rollout, images, _ = sample(params, state.policy, conditioning, key, places)
+        work = rollout.velocity_evals * forward + len(images) * decoding
+        title = f'{name}: {int(rollout.velocity_evals)} velocities, {len(images)} decodes'
+        rows.append(timed(title, lambda f=sample: f(params, state.policy, conditioning, key, places), work, peak, needs(sample)))
+    values = jnp.asarray(np.random.default_rng(0).random(images.shape[:2]), jnp.float32)
+    record, _ = make_credit(config, schedule)([rollout], values, jnp.ones_like(values, bool))
+    update = jax.jit(make_update(pipeline, config, tx, mesh).__wrapped__).lower(state, params, conditioning, record).compile()
+    count = record.x.shape[0]
+    learn = lambda: update(state, params, conditioning, record)[1]
+    rows.append(timed(f'update, {count} transitions', learn, 2 * forward * count / batch, peak, needs(update)))
+    stats = device.memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+        print(f'peak of the process on the device: {stats["peak_bytes_in_use"] / 2**30:.2f} GiB')
+    for name, ours in (('one velocity', rows[0]), ('decode', rows[1])):
+        if name in reference:
+            print(f'torch {reference["torch"]} {name}: {reference[name]:.4f} s; ours takes {ours["seconds"] / reference[name]:.2f} of it')
+    summary = {'device': device.device_kind, 'jax': jax.__version__, 'side': SIDE.value, 'batch': batch, 'forward_tflop': forward / 1e12}
+    print(json.dumps({**summary, 'phases': rows, 'torch': reference}))
+
+
+if __name__ == '__main__':
+    app.run(main)
