@@ -93,7 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.optim = _group(
         learning_rate=3e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4, grad_clip=1.0,
         warmup=0,  # iterations of linear warm-up
-        decay='constant',  # after it: or 'linear', 'cosine', both to 0 at the last iteration
+        decay='constant',  # after it: or 'linear', 'cosine', both to 0 at the last iteration; lengthening a run stretches them
         updates=1,  # optimiser steps per iteration, over disjoint parts of its prompts
         microbatch=24,  # transitions per gradient accumulation step
         max_bad=5,  # stop after this many non-finite gradients in a row
