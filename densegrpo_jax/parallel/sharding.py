@@ -46,7 +46,7 @@ RULES = (
     Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/b$', (None, 'fsdp'), uneven='replicate'),
     Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
-    # A quantised kernel's bits lie as the kernel would; its scales, a 128th of it at most, stay whole.
+    # A quantised kernel's bits lie as the kernel would; its scales, a sixteenth of their bytes at most, stay whole.
     Rule(rf'(^|/){_COLUMN_LAYERS}/kernel(/qvalue)?$', COLUMN),
     Rule(rf'(^|/){_ROW_LAYERS}/kernel(/qvalue)?$', ROW),
     Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers

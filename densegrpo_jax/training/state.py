@@ -32,6 +32,8 @@ def learning_rate(config) -> optax.Schedule:
         'linear': optax.linear_schedule(o.learning_rate, 0.0, rest),
         'cosine': optax.cosine_decay_schedule(o.learning_rate, max(rest, 1)),
     }[o.decay]
+    if not warm:
+        return after
     # The first update already moves: (k + 1) / (warm + 1) of the rate.
     rise = optax.linear_schedule(o.learning_rate / (warm + 1), o.learning_rate, warm)
     return optax.join_schedules([rise, after], [warm])
