@@ -99,7 +99,9 @@ def export(
     if config.full and layout != 'merged':
         raise ValueError(f'--layout={layout} holds adapters, and this run trains all weights: use --layout=merged')
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
-    pipeline, params = load_base(config, mesh, components=None if layout == 'merged' else ())
+    exact = config.copy_and_resolve_references()
+    exact.model.quantize = 'none'  # adapters are merged into the base itself, not into what was left of it in few bits
+    pipeline, params = load_base(exact, mesh, components=None if layout == 'merged' else ())
     adapters, step = load_adapters(pipeline, config, mesh, workdir, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted from its jaxpr: the denominator of utilisation figures.
+"""Floating-point operations of a program, counted from its jaxpr: what utilisation figures start from.
 
 A product of [m, k] and [k, n] is 2 m k n operations; everything that is not a matrix product or a convolution counts nothing, as is usual.
 XLA's own cost analysis counts the body of a scan once; here it counts `length` times.

@@ -9,6 +9,7 @@ It is a pytree that stands where the kernel stood, so that placement, scanning o
 product dequantises one block's matrix at a time, and again in the backward pass, and runs in the network's own dtype.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -81,12 +82,14 @@ def converter(shapes: dict, form: str, shardings=None):
       shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it was put.
     """
     stored = quantized_shapes(shapes, form)
-    placed = None if shardings is None else flatten_dict(shardings(stored), sep='/')
+    placed = {} if shardings is None else flatten_dict(shardings(stored), sep='/')
+    # One program per placement and shape: the blocks of an unscanned network share them.
+    compiled = functools.cache(lambda place: jax.jit(functools.partial(quantize_kernel, form=form), out_shardings=place))
 
     def convert(path, array):
         if not quantizes(path, array.ndim):
             return array
-        quantized = jax.jit(lambda k: quantize_kernel(k, form), out_shardings=None if placed is None else placed[path])(array)
+        quantized = compiled(placed.get(path))(array)
         array.delete()  # not when the garbage collector gets to it: the next matrix is on its way
         return quantized
 

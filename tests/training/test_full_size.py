@@ -23,6 +23,7 @@ from densegrpo_jax.training.sampling import make_rollout, make_schedule  # noqa:
 from densegrpo_jax.training.state import init_state, lora_config, optimiser  # noqa: E402
 from densegrpo_jax.training.update import make_update  # noqa: E402
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize('module', [flux_ocr, sd35_ocr], ids=lambda module: module.__name__)
 def test_compiles_for_eight_devices(module):
@@ -31,8 +32,8 @@ def test_compiles_for_eight_devices(module):
     dtype, mesh = jnp.bfloat16, make_mesh(config.mesh)
     m = config.model
     pipeline = released_pipeline(m.path, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
-    shapes = {n: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), t) for n, t in pipeline.abstract_params().items()}
-    params = {n: with_shardings(shapes[n], shardings(shapes[n], mesh)) for n in ('transformer', 'vae')}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), pipeline.abstract_params(['transformer', 'vae']))
+    params = with_shardings(shapes, shardings(shapes, mesh))
     row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d, sharding=batch_sharding(mesh))
     whole = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d)
     if pipeline.GUIDANCE == 'cfg':

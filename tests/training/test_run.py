@@ -105,7 +105,7 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
         _, found, _ = final_state(workdir)
         reference, sharded = rows(tmp_path / 'one')[1], rows(workdir)[1]
         for key in ('train/reward', 'train/grad_norm', 'gain/step_0'):
-            np.testing.assert_allclose(sharded[key], reference[key], rtol=5e-4, atol=1e-6)
+            np.testing.assert_allclose(sharded[key], reference[key], rtol=2e-4, atol=1e-6)
         # Adam's first step is the sign of the gradient times the rate: rounding flips it only where the gradient is next to zero.
         for name in expected:
             if name.startswith('policy'):

@@ -1,6 +1,7 @@
 """The read-only tools on a random miniature: sampling and evaluation with and without a run's adapters, and their errors."""
 
 import csv
+import json
 import pathlib
 import sys
 
@@ -74,6 +75,19 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert ('load_lora_weights' in card) == (layout != 'merged') and config.model.path in card and '1 updates' in card
     assert (tmp_path / 'out' / 'config.json').is_file() and (tmp_path / 'out' / 'reward_curve.png').is_file()
+
+
+def test_adapters_of_a_quantised_run_are_merged_into_the_exact_base(trained, tmp_path):
+    config, workdir = trained
+    quantized = config.copy_and_resolve_references()
+    quantized.model.quantize = 'int8'
+    export.export(config, workdir, tmp_path / 'exact', layout='merged')
+    export.export(quantized, workdir, tmp_path / 'quantized', layout='merged')
+    files = sorted(f.relative_to(tmp_path / 'exact') for f in (tmp_path / 'exact').rglob('*.safetensors'))
+    assert files
+    for file in files:
+        assert (tmp_path / 'exact' / file).read_bytes() == (tmp_path / 'quantized' / file).read_bytes()
+    assert json.loads((tmp_path / 'quantized' / 'config.json').read_text())['model']['quantize'] == 'int8'  # what the run was
 
 
 def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
