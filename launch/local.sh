@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# One machine, whatever it has: a laptop, a GPU box, one TPU VM. Sets up the virtual environment and trains; run again, it continues.
+#   bash launch/local.sh --config=configs/tiny_ocr.py --workdir=runs/tiny                       CPU
+#   bash launch/local.sh --device=cuda --config=configs/flux_ocr.py:devices=8 --workdir=...      NVIDIA GPUs (CUDA 13)
+#   bash launch/local.sh --device=tpu --config=configs/flux_ocr.py:devices=4 --workdir=...       a TPU VM
+# All other arguments go to densegrpo_jax.main. Interrupted by SIGTERM it saves and exits with 75.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+
+device=cpu
+args=()
+for arg in "$@"; do
+  case "$arg" in
+    --device=*) device="${arg#*=}" ;;
+    *) args+=("$arg") ;;
+  esac
+done
+case "$device" in
+  cpu)
+    requirements=requirements.txt
+    export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"  # see launch/demo.sh
+    ;;
+  cuda | tpu) requirements="requirements-$device.txt" ;;
+  *) die "--device=$device is not known; use cpu, cuda or tpu." ;;
+esac
+setup_env "$requirements"
+exec bash launch/supervise.sh "$PYTHON" -m densegrpo_jax.main ${args[@]+"${args[@]}"}

@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# A TPU VM or pod slice from nothing to results, with gcloud:
+#   bash launch/tpu.sh create --name=NAME --zone=ZONE --type=v5p-8 [--spot] [--version=RUNTIME] [--project=P]
+#   bash launch/tpu.sh setup  --name=NAME --zone=ZONE [--bucket=B]        this commit, its environment and the bucket, on every worker
+#   bash launch/tpu.sh train  --name=NAME --zone=ZONE -- MAIN ARGUMENTS   starts the run on every worker and returns
+#   bash launch/tpu.sh logs   --name=NAME --zone=ZONE                     follows the first worker's log
+#   bash launch/tpu.sh stop   --name=NAME --zone=ZONE                     saves the last update and ends the run on every worker
+#   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
+#   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker
+#   bash launch/tpu.sh delete --name=NAME --zone=ZONE
+# A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
+# every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+
+action="${1:-}"
+case "$action" in
+  create | setup | train | logs | stop | watch | fetch | delete) shift ;;
+  *) die "say what to do: create, setup, train, logs, stop, watch, fetch or delete (see the head of launch/tpu.sh)" ;;
+esac
+name='' zone='' type='' version='' spot='' bucket='' from='' to='' poll=60
+project=()
+while [ "$#" -gt 0 ]; do
+  case "$1" in
+    --name=*) name="${1#*=}" ;;
+    --zone=*) zone="${1#*=}" ;;
+    --type=*) type="${1#*=}" ;;
+    --version=*) version="${1#*=}" ;;
+    --project=*) project=("$1") ;;
+    --bucket=*) bucket="${1#*=}" ;;
+    --from=*) from="${1#*=}" ;;
+    --to=*) to="${1#*=}" ;;
+    --poll=*) poll="${1#*=}" ;;
+    --spot) spot=yes ;;
+    --) shift; break ;;
+    *) die "unknown option $1 (arguments of densegrpo_jax.main come after --)" ;;
+  esac
+  shift
+done
+need() { # need OPTION VALUE
+  if [ -z "$2" ]; then die "$action needs $1"; fi
+}
+need --name "$name"
+need --zone "$zone"
+
+vm() { gcloud compute tpus tpu-vm "$@" --zone="$zone" ${project[@]+"${project[@]}"}; }
+everywhere() { vm ssh "$name" --worker=all --command="$1"; }
+
+runtime() { # the software image that goes with an accelerator type
+  case "$type" in
+    v5litepod-*) printf v2-alpha-tpuv5-lite ;;
+    v5p-*) printf v2-alpha-tpuv5 ;;
+    v6e-*) printf v2-alpha-tpuv6e ;;
+    v4-*) printf tpu-ubuntu2204-base ;;
+    *) die "no software version is known for --type=$type: give --version (gcloud compute tpus tpu-vm versions list --zone=$zone)" ;;
+  esac
+}
+
+create() {
+  need --type "$type"
+  local image options=()
+  image="${version:-$(runtime)}"
+  if [ -n "$spot" ]; then options+=(--spot); fi
+  vm create "$name" --accelerator-type="$type" --version="$image" ${options[@]+"${options[@]}"}
+}
+
+setup() {
+  local archive mount=
+  if [ -n "$(git status --porcelain)" ]; then say "note: changes that are not committed do not go along"; fi
+  archive="$(mktemp -d)/densegrpo_jax.tar.gz"
+  git archive --prefix=densegrpo_jax/ -o "$archive" HEAD
+  vm scp "$archive" "$name:densegrpo_jax.tar.gz" --worker=all
+  rm -r "$(dirname "$archive")"
+  if [ -n "$bucket" ]; then
+    # shellcheck disable=SC2016  # $HOME is the worker's
+    mount=' && mkdir -p $HOME/bucket && (mountpoint -q $HOME/bucket || gcsfuse --implicit-dirs '"$(printf '%q' "$bucket")"' $HOME/bucket) && echo "workdir: $HOME/bucket/..."'
+  fi
+  everywhere "set -e; tar xzf densegrpo_jax.tar.gz; cd densegrpo_jax; bash launch/tpu_worker.sh setup$mount"
+}
+
+train() {
+  if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
+  everywhere "cd densegrpo_jax && bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
+}
+
+watch() {
+  need --bucket "$bucket"
+  if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
+  local state outcome
+  while true; do
+    state="$(vm describe "$name" --format='value(state)' 2>/dev/null || true)"
+    case "$state" in
+      READY)
+        # The run's own outcome, once there is one: 0 finished, 75 resumable, anything else failed.
+        outcome="$(vm ssh "$name" --worker=0 --command='cat densegrpo_jax/outcome 2>/dev/null || true' || true)"
+        case "$outcome" in
+          '') ;;
+          0) say "The run has finished. Delete the VM: bash launch/tpu.sh delete --name=$name --zone=$zone"; return ;;
+          75) train "$@" ;;
+          *) die "the run failed with exit code $outcome: bash launch/tpu.sh logs --name=$name --zone=$zone" ;;
+        esac
+        ;;
+      CREATING | STARTING | RESTARTING | REPAIRING) ;;
+      *)
+        if [ -n "$state" ]; then
+          say "$name is $state: making it anew"
+          vm delete "$name" --quiet
+        fi
+        if create; then
+          setup
+          train "$@"
+        else
+          say "it could not be made now (the lines above say why); trying again in $poll s"
+        fi
+        ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+case "$action" in
+  create) create ;;
+  setup) setup ;;
+  train) train "$@" ;;
+  watch) watch "$@" ;;
+  logs) vm ssh "$name" --worker=0 --command='tail -n 100 -F densegrpo_jax/train.log' ;;
+  stop) everywhere 'cd densegrpo_jax && bash launch/tpu_worker.sh stop' ;;
+  fetch)
+    need --from "$from"
+    need --to "$to"
+    mkdir -p "$to"
+    vm scp --recurse "$name:$from" "$to" --worker=0
+    ;;
+  delete) vm delete "$name" --quiet ;;
+esac

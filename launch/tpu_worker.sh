@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# What launch/tpu.sh runs on each worker of a slice, in the unpacked repository:
+#   tpu_worker.sh setup | train MAIN-ARGUMENTS... | stop
+# train leaves a supervised run in the background: train.log has its output, run.pid its process, outcome its exit code in the end.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+
+running() { [ -e run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; }
+
+action="${1:-}"
+shift || true
+case "$action" in
+  setup)
+    if ! (_find_python) >/dev/null 2>&1; then # the images come with Python 3.10
+      sudo apt-get -qq update
+      sudo apt-get -qq install -y python3.11 python3.11-venv
+    fi
+    setup_env requirements-tpu.txt
+    ;;
+  train)
+    if running; then die "a run is under way here (process $(cat run.pid)); stop it first: bash launch/tpu.sh stop"; fi
+    setup_env requirements-tpu.txt
+    rm -f outcome
+    # The inner shell outlives the supervisor to write down how it ended.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    setsid nohup bash -c 'bash launch/supervise.sh "$@" & echo "$!" >run.pid; status=0; wait "$!" || status=$?; echo "$status" >outcome' run \
+      "$PYTHON" -m densegrpo_jax.main --distributed=on "$@" >>train.log 2>&1 </dev/null &
+    say "started; its log is densegrpo_jax/train.log"
+    ;;
+  stop)
+    if ! running; then
+      say "nothing is running here"
+      exit
+    fi
+    kill -TERM "$(cat run.pid)"
+    while running; do sleep 1; done
+    say "stopped; train with the same arguments continues"
+    ;;
+  *) die "usage: tpu_worker.sh setup | train MAIN-ARGUMENTS... | stop" ;;
+esac

@@ -1,0 +1,210 @@
+"""The scripts for TPU slices, Slurm and single machines, against stand-ins for gcloud, sbatch, srun and scontrol that record calls."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Writes its name and arguments down, one call a line; answers with the first line of the file $ANSWERS/<name> [and takes it away], whose
+# first word is the exit code.
+STAND_IN = """#!/bin/bash
+{ printf '%q ' "$(basename "$0")" "$@"; echo; } >>"$CALLS"
+case "$*" in *describe*) topic=describe ;; *outcome*) topic=outcome ;; *) topic="$(basename "$0")" ;; esac
+file="$ANSWERS/$topic"
+[ -s "$file" ] || exit 0
+read -r code answer <"$file"
+sed -i 1d "$file"
+[ -z "$answer" ] || echo "$answer"
+exit "$code"
+"""
+
+# An interpreter whose packages are all installed; modules are recorded.
+PYTHON = """#!/bin/bash
+case "$*" in
+  "-c import sys; sys.exit(sys.version_info"*|"-m pip --version") exit ;;
+  "-c import hashlib"*) echo stamp-"$(basename "${!#}")"; exit ;;
+  "-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; exit ;;
+esac
+{ printf '%q ' python "$@"; echo; } >>"$CALLS"
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    """run(script, *args, answers={topic: [(code, text), ...]}, **env) -> (CompletedProcess, [call as a list of words])."""
+    folder, commands, answers = tmp_path / 'a project', tmp_path / 'bin', tmp_path / 'answers'
+    shutil.copytree(ROOT / 'launch', folder / 'launch')
+    commands.mkdir()
+    answers.mkdir()
+    for name in ('requirements-tpu.txt', 'requirements-cuda.txt', 'requirements.txt'):
+        (folder / name).write_text('jax\n')
+    for name in ('gcloud', 'sbatch', 'srun', 'scontrol'):
+        (commands / name).write_text(STAND_IN)
+    (commands / 'fake-python').write_text(PYTHON)
+    for file in commands.iterdir():
+        file.chmod(0o755)
+    git = ['git', '-c', 'user.name=x', '-c', 'user.email=x@example.org']
+    for command in (['init', '-q'], ['add', '-A'], ['commit', '-qm', 'x']):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+
+    def run(script, *args, answers_for=None, **env):
+        for topic, lines in (answers_for or {}).items():
+            (answers / topic).write_text(''.join(f'{code} {text}\n' for code, text in lines))
+        calls = tmp_path / 'calls'
+        calls.unlink(missing_ok=True)
+        env = {**os.environ, 'PATH': f'{commands}:{os.environ["PATH"]}', 'CALLS': str(calls), 'ANSWERS': str(answers),
+               'PYTHON': str(commands / 'fake-python'), **env}  # fmt: skip
+        env.pop('VENV', None)
+        command = ['bash', str(folder / 'launch' / script), *args]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done, [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+    run.folder = folder
+    return run
+
+
+VM = ['--name=n', '--zone=z']
+TAIL = ['--zone=z']
+
+
+def gcloud(*words):
+    return ['gcloud', 'compute', 'tpus', 'tpu-vm', *words, *TAIL]
+
+
+def test_a_slice_is_made_with_the_image_of_its_type(scripts):
+    done, calls = scripts('tpu.sh', 'create', *VM, '--type=v5litepod-8', '--spot')
+    assert done.returncode == 0, done.stderr
+    assert calls == [gcloud('create', 'n', '--accelerator-type=v5litepod-8', '--version=v2-alpha-tpuv5-lite', '--spot')]
+    _, calls = scripts('tpu.sh', 'create', *VM, '--type=v6e-4', '--version=mine', '--project=p')
+    assert calls == [[*gcloud('create', 'n', '--accelerator-type=v6e-4', '--version=mine'), '--project=p']]
+    done, calls = scripts('tpu.sh', 'create', *VM, '--type=v99-4')
+    assert done.returncode == 1 and calls == [] and 'give --version' in done.stderr
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['dance'], 'say what to do'), (['create', '--zone=z', '--type=v4-8'], 'create needs --name'),
+        (['train', *VM], 'nothing to train'), (['watch', *VM, '--', '--config=c'], 'watch needs --bucket'),
+        (['setup', *VM, '--speed=1'], 'unknown option --speed=1'), (['fetch', *VM, '--from=x'], 'fetch needs --to'),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named(scripts, args, message):
+    done, calls = scripts('tpu.sh', *args)
+    assert done.returncode == 1 and calls == [] and message in done.stderr
+
+
+def test_setup_sends_the_commit_to_every_worker(scripts):
+    done, calls = scripts('tpu.sh', 'setup', *VM, '--bucket=my-bucket')
+    assert done.returncode == 0, done.stderr
+    (scp, ssh) = calls
+    assert scp[4] == 'scp' and scp[6:] == ['n:densegrpo_jax.tar.gz', '--worker=all', *TAIL]
+    assert ssh[4:7] == ['ssh', 'n', '--worker=all'] and ssh[7].startswith('--command=set -e; tar xzf densegrpo_jax.tar.gz;')
+    assert 'launch/tpu_worker.sh setup' in ssh[7] and 'gcsfuse --implicit-dirs my-bucket' in ssh[7]
+    assert 'gcsfuse' not in str(scripts('tpu.sh', 'setup', *VM)[1])
+
+
+def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
+    _, calls = scripts('tpu.sh', 'train', *VM, '--', '--config=configs/flux_ocr.py:devices=8', '--config.label=two words')
+    (call,) = calls
+    assert call[4:7] == ['ssh', 'n', '--worker=all']
+    command = shlex.split(call[7].removeprefix('--command='))
+    assert command[-3:] == ['train', '--config=configs/flux_ocr.py:devices=8', '--config.label=two words']
+
+
+def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
+    answers = {'describe': [(0, 'PREEMPTED'), (0, 'READY'), (0, 'READY')], 'outcome': [(0, ''), (0, '0')]}
+    options = ['--type=v5p-8', '--spot', '--bucket=b', '--poll=0', '--', '--workdir=w']
+    done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    assert [call[4] for call in calls] == ['describe', 'delete', 'create', 'scp', 'ssh', 'ssh', 'describe', 'ssh', 'describe', 'ssh']
+    assert 'finished' in done.stderr and '--spot' in calls[2] and 'train' in calls[5][7]
+
+
+def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
+    answers = {'describe': [(1, ''), (1, ''), (0, 'READY')], 'gcloud': [(1, '')], 'outcome': [(0, '3')]}
+    done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
+    assert [call[4] for call in calls][:4] == ['describe', 'create', 'describe', 'create']
+    assert done.returncode == 1 and 'failed with exit code 3' in done.stderr
+
+
+def test_logs_results_and_the_end(scripts):
+    assert scripts('tpu.sh', 'logs', *VM)[1][0][4:7] == ['ssh', 'n', '--worker=0']
+    done, calls = scripts('tpu.sh', 'fetch', *VM, '--from=bucket/flux', f'--to={scripts.folder}/results')
+    assert calls == [gcloud('scp', '--recurse', 'n:bucket/flux', f'{scripts.folder}/results', '--worker=0')]
+    assert (scripts.folder / 'results').is_dir()
+    assert scripts('tpu.sh', 'delete', *VM)[1] == [gcloud('delete', 'n', '--quiet')]
+    assert scripts('tpu.sh', 'stop', *VM)[1][0][6] == '--worker=all'
+
+
+def test_a_failing_command_ends_the_script(scripts):
+    done, calls = scripts('tpu.sh', 'setup', *VM, answers_for={'gcloud': [(7, '')]})
+    assert done.returncode == 7 and len(calls) == 1
+
+
+def test_slurm_submits_one_task_per_box(scripts):
+    args = ['--name=flux', '--nodes=2', '--gpus=4', '--partition=p', '--sbatch=--mem=0', '--', '--config=c', '--config.label=two words']
+    done, calls = scripts('slurm.sh', *args, answers_for={'sbatch': [(0, '123')]})
+    assert done.returncode == 0 and 'Submitted job 123' in done.stderr
+    call = calls[-1]
+    assert call[:2] == ['sbatch', '--parsable']
+    assert {'--job-name=flux', '--nodes=2', '--ntasks-per-node=1', '--gpus-per-node=4', '--requeue'} <= set(call)
+    assert {'--partition=p', '--mem=0'} <= set(call)
+    assert call[-4:] == ['launch/slurm_job.sh', '.venv/bin/python', '--config=c', '--config.label=two words']
+    done, calls = scripts('slurm.sh', '--print', *args)
+    assert [c[0] for c in calls] == [] and shlex.split(done.stdout) == call
+    done, calls = scripts('slurm.sh', '--nodes=2', '--', '--config=c')
+    assert done.returncode == 1 and '--name=NAME is missing' in done.stderr
+
+
+@pytest.mark.parametrize('code, wanted, requeued', [(0, 0, False), (75, 0, True), (3, 3, False)])
+def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(scripts, code, wanted, requeued):
+    done, calls = scripts('slurm_job.sh', 'py', '--config=c', answers_for={'srun': [(code, '')]}, SLURM_JOB_ID='9')
+    assert done.returncode == wanted
+    assert calls[0] == ['srun', '--kill-on-bad-exit=1', 'py', '-m', 'densegrpo_jax.main', '--distributed=on', '--config=c']
+    assert calls[1:] == ([['scontrol', 'requeue', '9']] if requeued else [])
+
+
+def test_one_machine_installs_for_its_device(scripts):
+    done, calls = scripts('local.sh', '--device=cuda', '--config=c')
+    assert done.returncode == 0, done.stderr
+    assert calls[-2][-2:] == ['-r', 'requirements-cuda.txt'] and calls[-1] == ['python', '-m', 'densegrpo_jax.main', '--config=c']
+    done, calls = scripts('local.sh', '--device=abacus')
+    assert done.returncode == 1 and calls == [] and 'cpu, cuda or tpu' in done.stderr
+
+
+def test_a_worker_writes_down_how_the_run_ended(scripts):
+    done, _ = scripts('tpu_worker.sh', 'setup')
+    assert done.returncode == 0, done.stderr
+    done, _ = scripts('tpu_worker.sh', 'train', '--config=c', '--config.label=two words')
+    assert done.returncode == 0, done.stderr
+    outcome, deadline = scripts.folder / 'outcome', time.monotonic() + 30
+    while not (outcome.exists() and outcome.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert outcome.read_text() == '0\n'
+    recorded = [shlex.split(line) for line in (scripts.folder.parent / 'calls').read_text().splitlines()]
+    assert recorded[-1] == ['python', '-m', 'densegrpo_jax.main', '--distributed=on', '--config=c', '--config.label=two words']
+
+
+def test_the_supervisor_restarts_what_can_be_resumed_and_nothing_else(tmp_path):
+    job = 'n=$(cat n 2>/dev/null || echo 0); echo $((n + 1)) >n; if [ "$n" -lt 2 ]; then exit 75; fi; exit "$0"'
+    for wanted in (0, 3):
+        (tmp_path / 'n').unlink(missing_ok=True)
+        command = ['bash', str(ROOT / 'launch/supervise.sh'), 'bash', '-c', job, str(wanted)]
+        done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE)
+        assert done.returncode == wanted and (tmp_path / 'n').read_text() == '3\n'
+
+
+def test_the_supervisor_hands_a_stop_signal_on_and_waits_for_the_save(tmp_path):
+    job = "trap 'sleep 0.5; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.05; done"
+    process = subprocess.Popen(['bash', str(ROOT / 'launch/supervise.sh'), 'bash', '-c', job], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == 'saved\n' and process.returncode == 75
