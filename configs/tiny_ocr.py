@@ -20,6 +20,6 @@ def get_config():
     c.credit.std = 'global'
     c.optim.update(learning_rate=1e-3, microbatch=96)
     c.ema.update(decay=0.9, every=1)
-    c.reward = {'ocr': {'weight': 1.0, 'mode': 'recognise'}}
+    c.reward = {'ocr': {'weight': 1.0, 'mode': 'recognise', 'smooth': 0.0}}
     c.eval.update(every=20, steps=6, batch=80, shown=24)
     return c

@@ -14,7 +14,7 @@ from densegrpo_jax.rewards.readers import DETECTOR, RECOGNISER, Line, LineReader
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[np.ndarray], list[list[Line]]]
+Reader = Callable[..., list[list[Line]]]
 
 
 def normalise(text: str) -> str:
@@ -67,6 +67,10 @@ class OcrReward:
     Args:
       mode: 'recognise' reads the whole picture as one line of text (the miniature); 'detect' finds lines first.
       extra_text_penalty: in [0, 1], see `ocr_score`.
+      smooth: share of the likelihood in what is trained on, in [0, 1] ('recognise'): (1 - smooth) * `ocr_score` + smooth * the
+        probability per character that the recogniser gives the target (`readers.ctc_likelihood`). The score alone has as many values as
+        the word has letters and stands still under most steps; the likelihood moves with every stroke. Both are logged on their own,
+        and `eval.best='ocr'` keeps measuring the score.
       drop_score: lines of lower confidence are ignored by the engine. None: 0.5 when detecting, as PaddleOCR does before
         Flow-GRPO sees its lines, and 0 when recognising, where an uncertain reading of the only line is all there is. Of
         what is left, lines of confidence > 0 are joined.
@@ -81,7 +85,6 @@ class OcrReward:
     """
 
     name = 'ocr'
-    names = ('ocr',)
     range = (0.0, 1.0)
     device = 'host'
     needs_metadata = False
@@ -91,6 +94,7 @@ class OcrReward:
         mode: str = 'recognise',
         *,
         extra_text_penalty: float = 0.0,
+        smooth: float = 0.0,
         drop_score: float | None = None,
         batch_size: int = 8,
         width_scale: float = 5 / 6,
@@ -101,6 +105,10 @@ class OcrReward:
             raise ValueError(f"ocr.mode is {mode!r}; expected 'recognise' or 'detect'")
         if not 0 <= extra_text_penalty <= 1:
             raise ValueError(f'ocr.extra_text_penalty is {extra_text_penalty}; expected a number in [0, 1]')
+        if not 0 <= smooth <= 1:
+            raise ValueError(f'ocr.smooth is {smooth}; expected a number in [0, 1]')
+        if smooth and mode != 'recognise':
+            raise ValueError(f"ocr.smooth is {smooth}: only mode 'recognise' knows how likely the target is")
         if drop_score is None:
             drop_score = 0.5 if mode == 'detect' else 0.0
         if not 0 <= drop_score <= 1:
@@ -119,6 +127,8 @@ class OcrReward:
                 make_reader = functools.partial(SceneReader, detect_side, drop_score)
         self._make_reader = make_reader
         self._extra_text_penalty = extra_text_penalty
+        self._smooth = smooth
+        self.names = ('ocr_smooth', 'ocr', 'ocr_likelihood') if smooth else ('ocr',)
         self._drop_score = drop_score
         self._batch_size = batch_size
         self._local = threading.local()
@@ -129,28 +139,37 @@ class OcrReward:
 
     def read(self, images: np.ndarray) -> list[str | None]:
         """The text of each picture, its lines joined by spaces; None where the engine failed. images uint8 [N, H, W, 3]."""
+        return [None if lines is None else self._join(lines) for lines in self._lines(images)]
+
+    def _lines(self, images: np.ndarray, *targets: Sequence[str]) -> list[list[Line] | None]:
+        """The lines of each picture; with targets, and their likelihoods."""
         if not hasattr(self._local, 'reader'):
             self._local.reader = self._make_reader()
-        texts = []
+        found = []
         for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
+            batch = [part[start : start + self._batch_size] for part in (images, *targets)]
             try:
-                lines = self._local.reader(batch)
+                found += self._local.reader(*batch)
             except Exception:  # noqa: BLE001 (whatever went wrong in the engine: one picture must not take its neighbours along)
-                lines = [self._read_one(image, start + i) for i, image in enumerate(batch)]
-            texts += [None if found is None else self._join(found) for found in lines]
-        return texts
+                found += [self._read_one(start + i, *(part[i : i + 1] for part in batch)) for i in range(len(batch[0]))]
+        return found
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
         """Implements `Reward`. Raises ValueError, naming the prompt, if one has no target."""
         check_batch(images, prompts, metadata)
-        targets, texts = targets_of(prompts, metadata), self.read(images)
-        scores = [np.nan if text is None else ocr_score(text, target, self._extra_text_penalty) for text, target in zip(texts, targets)]
-        return Scores({'ocr': np.array(scores, np.float32)}, np.array([text is not None for text in texts], bool))
+        targets = targets_of(prompts, metadata)
+        found = self._lines(images, *([list(map(normalise, targets))] if self._smooth else []))
+        valid = np.array([lines is not None for lines in found], bool)
+        per_picture = lambda score: np.array([np.nan if f is None else score(f, t) for f, t in zip(found, targets)], np.float32)
+        values = {'ocr': per_picture(lambda lines, target: ocr_score(self._join(lines), target, self._extra_text_penalty))}
+        if self._smooth:
+            values['ocr_likelihood'] = per_picture(lambda lines, _: lines[0].likelihood)
+            values['ocr_smooth'] = (1 - self._smooth) * values['ocr'] + self._smooth * values['ocr_likelihood']
+        return Scores(values, valid)
 
-    def _read_one(self, image: np.ndarray, index: int) -> list[Line] | None:
+    def _read_one(self, index: int, *one) -> list[Line] | None:
         try:
-            return self._local.reader(image[None])[0]
+            return self._local.reader(*one)[0]
         except Exception:
             log.exception('OCR failed on picture %d of the batch; it stays without a score', index)
             return None

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +19,12 @@ _building = threading.Lock()
 
 
 class Line(NamedTuple):
-    """A line of text and the mean probability of its characters, in [0, 1] (0 for an empty text)."""
+    """A line of text, the mean probability of its characters, in [0, 1] (0 for an empty text), and the likelihood of the text that was
+    asked for (NaN where none was), see `ctc_likelihood`."""
 
     text: str
     confidence: float
+    likelihood: float = math.nan
 
 
 def model_file(name: str) -> Path:
@@ -59,6 +62,40 @@ def ctc_greedy(ids: np.ndarray, probs: np.ndarray, characters: list[str]) -> Lin
     return Line(''.join(characters[i] for i in ids[keep]), float(probs[keep].mean()))
 
 
+def ctc_likelihood(probs: np.ndarray, targets: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
+    """P(target | picture)^(1 / length) by the forward algorithm of CTC (Graves et al. 2006, section 4.1), in [0, 1].
+
+    Args:
+      probs: [N, frames, classes]; class 0 is the blank.
+      targets: for each picture and each character of its target, the classes that count as that character (upper and lower case); they are
+        one class before repeats are merged.
+
+    Returns:
+      float64 [N]; 0 where the target has more characters than there are frames, or a character without a class.
+    """
+    count, frames = probs.shape[:2]
+    longest = 2 * max(map(len, targets)) + 1
+    # Labels are blank, character, blank, ..., blank. A character may follow the one before it directly, unless they are the same.
+    emission = np.zeros((count, frames, longest))
+    emission[:, :, 0::2] = probs[:, :, :1]
+    skips = np.zeros((count, longest), bool)
+    for n, target in enumerate(targets):
+        for i, classes in enumerate(target):
+            emission[n, :, 2 * i + 1] = probs[n][:, list(classes)].sum(-1)
+            skips[n, 2 * i + 1] = i > 0 and classes != target[i - 1]
+    with np.errstate(divide='ignore'):
+        emission = np.log(emission)
+    alpha = np.full((count, longest), -np.inf)
+    alpha[:, :2] = emission[:, 0, :2]
+    for t in range(1, frames):
+        one = np.pad(alpha, ((0, 0), (1, 0)), constant_values=-np.inf)[:, :-1]
+        two = np.where(skips, np.pad(alpha, ((0, 0), (2, 0)), constant_values=-np.inf)[:, :-2], -np.inf)
+        alpha = np.logaddexp(np.logaddexp(alpha, one), two) + emission[:, t]
+    lengths, rows = np.array([len(target) for target in targets]), np.arange(count)
+    total = np.logaddexp(alpha[rows, 2 * lengths], alpha[rows, 2 * lengths - 1])
+    return np.minimum(np.exp(total / lengths), 1.0)
+
+
 class LineReader:
     """Reads each picture as one line of text, with the recogniser alone: no text detection, no OpenCV.
 
@@ -74,10 +111,13 @@ class LineReader:
         self._session = ort.InferenceSession(str(model_file(RECOGNISER)), options, providers=['CPUExecutionProvider'])
         table = self._session.get_modelmeta().custom_metadata_map['character'].split('\n')
         self._characters = ['', *table, ' ']
+        self._classes: dict[str, list[int]] = {}  # lower-case character -> its classes
+        for i, character in enumerate(self._characters):
+            self._classes.setdefault(character.lower(), []).append(i)
         self._width_scale = width_scale
 
-    def __call__(self, images: np.ndarray) -> list[list[Line]]:
-        """images uint8 [N, H, W, 3] -> N lists of one line."""
+    def __call__(self, images: np.ndarray, targets: Sequence[str] | None = None) -> list[list[Line]]:
+        """images uint8 [N, H, W, 3] -> N lists of one line; with targets, each with the likelihood of its own."""
         size = (line_width(*images.shape[1:3], self._width_scale), LINE_HEIGHT)
         resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images])
         bgr = resized[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1  # the model was trained on BGR in [-1, 1]
@@ -86,7 +126,11 @@ class LineReader:
             raise ValueError(f'{RECOGNISER} has {probs.shape[-1]} classes and a table of {len(self._characters)} characters')
         ids = probs.argmax(-1)
         best = np.take_along_axis(probs, ids[..., None], -1)[..., 0]
-        return [[ctc_greedy(i, p, self._characters)] for i, p in zip(ids, best)]
+        lines = [ctc_greedy(i, p, self._characters) for i, p in zip(ids, best)]
+        if targets is not None:
+            likely = ctc_likelihood(probs, [[self._classes.get(c, []) for c in target.lower()] for target in targets])
+            lines = [line._replace(likelihood=float(value)) for line, value in zip(lines, likely)]
+        return [[line] for line in lines]
 
 
 class SceneReader:

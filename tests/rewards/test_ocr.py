@@ -1,5 +1,6 @@
 """OCR reward: the formula by hand, targets, failures, and the real engine on rendered words."""
 
+import itertools
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from densegrpo_jax.data.render import render
 from densegrpo_jax.rewards import OcrReward, ocr_score, readers
-from densegrpo_jax.rewards.readers import Line, ctc_greedy, line_width
+from densegrpo_jax.rewards.readers import Line, ctc_greedy, ctc_likelihood, line_width
 
 WORDS = (('STONE', 'neon'), ('RIVER', 'paper'), ('LAMP', 'taxi'), ('QUIET', 'screen'), ('FOX', 'poster'))
 
@@ -121,7 +122,11 @@ def test_malformed_pictures_are_refused(images):
 
 
 @pytest.mark.parametrize(
-    'options', [{'mode': 'guess'}, {'extra_text_penalty': 1.5}, {'drop_score': -1}, {'batch_size': 0}, {'width_scale': 0.0}]
+    'options',
+    [
+        {'mode': 'guess'}, {'extra_text_penalty': 1.5}, {'smooth': 2.0}, {'smooth': 0.5, 'mode': 'detect'}, {'drop_score': -1},
+        {'batch_size': 0}, {'width_scale': 0.0},
+    ],
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -137,10 +142,46 @@ def test_a_missing_model_is_reported_at_once(monkeypatch):
 def test_ctc_decoding_by_hand():
     table = ['', 'A', 'B', ' ']
     ids, probs = np.array([0, 1, 1, 0, 1, 2, 2, 3, 0]), np.array([0.9, 0.8, 0.1, 0.9, 0.6, 0.4, 0.1, 0.2, 0.9])
-    text, confidence = ctc_greedy(ids, probs, table)
+    text, confidence, _ = ctc_greedy(ids, probs, table)
     assert text == 'AAB '  # a repeat merges, a blank separates
     assert confidence == pytest.approx((0.8 + 0.6 + 0.4 + 0.2) / 4)
     assert ctc_greedy(np.zeros(3, int), np.ones(3), table) == Line('', 0.0)
+
+
+def test_ctc_likelihood_sums_over_every_alignment():
+    """Against the definition: the sum over all paths of classes whose collapse is the target, by enumeration."""
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), (3, 5))  # 3 pictures, 5 frames, blank and 3 classes
+    targets = [[[1], [2]], [[1], [1], [3]], [[2, 3]]]  # two letters, a double letter, a letter in both cases
+
+    def collapses_to(path, target):
+        same = {c: min(classes) for classes in target for c in classes}  # both cases are one letter before repeats are merged
+        path = [same.get(c, c) for c in path]
+        return [c for i, c in enumerate(path) if c and (i == 0 or c != path[i - 1])] == [min(classes) for classes in target]
+
+    for picture, target, got in zip(probs, targets, ctc_likelihood(probs, targets)):
+        paths = itertools.product(range(4), repeat=5)
+        total = sum(np.prod(picture[np.arange(5), path]) for path in map(list, paths) if collapses_to(path, target))
+        np.testing.assert_allclose(got, total ** (1 / len(target)), rtol=1e-12)
+
+
+def test_ctc_likelihood_of_what_cannot_be_written_is_zero():
+    probs = np.full((2, 2, 3), 1 / 3)
+    np.testing.assert_array_equal(ctc_likelihood(probs, [[[1], [2], [1]], [[], [1]]]), [0, 0])  # three letters in two frames; no class
+
+
+def test_smooth_reward_moves_where_the_score_stands_still(pictures):
+    said, nothing = prompts(), [{}] * len(WORDS)
+    faded = [(0.5 * image + 64).astype(np.uint8) for image in pictures]
+    blurred = np.stack([np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(2.5))) for image in faded])
+    smooth, plain = OcrReward(smooth=0.25), OcrReward()
+    clear, worse = smooth(pictures, said, nothing).values, smooth(blurred, said, nothing).values
+    np.testing.assert_array_equal(clear['ocr'], plain(pictures, said, nothing).values['ocr'])
+    np.testing.assert_allclose(clear['ocr_smooth'], 0.75 * clear['ocr'] + 0.25 * clear['ocr_likelihood'], rtol=1e-6)
+    assert smooth.names[0] == 'ocr_smooth' and set(smooth.names) == set(clear)
+    still = clear['ocr'] == worse['ocr']
+    assert still.any() and np.all(clear['ocr_likelihood'][still] != worse['ocr_likelihood'][still])
+    wrong = smooth(pictures, said[1:] + said[:1], nothing).values
+    assert np.all(clear['ocr_likelihood'] > 0.8) and np.all(wrong['ocr_likelihood'] < 0.1)
 
 
 def test_width_of_a_line():
