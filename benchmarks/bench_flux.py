@@ -1,7 +1,7 @@
 """Time, memory and utilisation of an iteration's phases on FLUX.1-dev's own shapes, with random weights made on the device.
 
     python -m benchmarks.bench_flux                                      # 512 px, bfloat16, one accelerator
-    python -m benchmarks.bench_flux --side=1024 --batch=4
+    python -m benchmarks.bench_flux --side=1024 --batch=4 --attention=cudnn
     python -m benchmarks.bench_flux --torch                              # Diffusers' network and decoder first: same shapes, compiled
     python -m benchmarks.bench_flux --size=small --side=64 --batch=2 --torch   # anywhere
 
@@ -22,14 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import flux_ocr
+from densegrpo_jax.models.attention import IMPLEMENTATIONS
 from densegrpo_jax.models.flops import count_flops
 from densegrpo_jax.models.pipeline import Conditioning
 from densegrpo_jax.models.pipeline_folder import build_pipeline
 from densegrpo_jax.models.released import RELEASED
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.training.loading import network_options
 from densegrpo_jax.training.sampling import STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
-from densegrpo_jax.training.state import init_state, lora_config, optimiser
+from densegrpo_jax.training.state import init_state, optimiser
 from densegrpo_jax.training.update import make_credit, make_update
 
 SIZE = flags.DEFINE_enum('size', 'dev', ['dev', 'small'], "'dev' (12 B) or 'small' (a few million parameters).")
@@ -37,6 +39,7 @@ SIDE = flags.DEFINE_integer('side', 512, 'Height and width in pixels.')
 BATCH = flags.DEFINE_integer('batch', 8, 'Pictures sampled together.')
 MICROBATCH = flags.DEFINE_integer('microbatch', 0, 'Transitions per gradient accumulation step; 0 = the batch.')
 REMAT = flags.DEFINE_string('remat', 'full', 'Rematerialisation policy of the update.')
+ATTENTION = flags.DEFINE_enum('attention', 'xla', IMPLEMENTATIONS, 'Implementation of attention.')
 REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs per phase.')
 TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers first, in a process of its own.')
 
@@ -49,7 +52,7 @@ SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_atten
 def configuration():
     """The configuration and the component configurations of the run."""
     config = flux_ocr.get_config()
-    config.model.update(height=SIDE.value, width=SIDE.value, remat=REMAT.value)
+    config.model.update(height=SIDE.value, width=SIDE.value, remat=REMAT.value, attention=ATTENTION.value)
     config.rollout.update(prompts=1, group=BATCH.value, prompts_per_batch=1)
     config.optim.microbatch = MICROBATCH.value or BATCH.value
     kind, scheduler, parts = RELEASED[config.model.path]
@@ -106,9 +109,7 @@ def main(argv) -> None:
     m, batch, dtype = config.model, BATCH.value, jnp.dtype(config.model.dtype)
     device, mesh = jax.devices()[0], make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     peak = next((rate for name, rate in PEAK.items() if name in device.device_kind), None)
-    pipeline = build_pipeline(
-        parts, scheduler, (None, None), kind=kind, t5_length=m.t5_length, lora=lora_config(config), scan=True, remat=m.remat, dtype=dtype
-    )
+    pipeline = build_pipeline(parts, scheduler, (None, None), kind=kind, **network_options(config, mesh))
     params = random_weights(pipeline.abstract_params(['transformer', 'vae']), dtype)
     tx = optimiser(config)
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(params['transformer'])

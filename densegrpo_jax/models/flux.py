@@ -6,9 +6,10 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from densegrpo_jax.models import layers
+from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
+from densegrpo_jax.models.attention import Attend
 from densegrpo_jax.models.mmdit import (
     Attention, JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
 )  # fmt: skip
@@ -72,13 +73,14 @@ class SingleBlock(nn.Module):
     adapters: lora_lib.Adapters | None
     dtype: Any
     kernel_init: Any
+    attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, x, cond, rope):
         shift, scale, gate = Modulation(3, self.adapters, self.dtype, self.kernel_init, name='norm')(cond)
         normed = modulated_norm(x, shift, scale, self.dtype)
         hidden = layers.gelu(layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed))
-        attended = Attention(self.heads, self.adapters, self.dtype, out=False, name='attn')(normed, None, rope)
+        attended = Attention(self.heads, self.adapters, self.dtype, out=False, attend=self.attend, name='attn')(normed, None, rope)
         out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(jnp.concatenate([attended, hidden], axis=-1))
         return x + gate[:, None] * out, None
 
@@ -95,6 +97,7 @@ class FluxTransformer(nn.Module):
       dtype: of matrix products and of the residual stream.
       zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so a fresh network predicts 0; False
         draws them as all other layers.
+      attend: the implementation of attention, see `models.attention`.
     """
     config: FluxConfig
     scan: bool = False
@@ -102,6 +105,7 @@ class FluxTransformer(nn.Module):
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
     zero_init: bool = True
+    attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
@@ -131,7 +135,7 @@ class FluxTransformer(nn.Module):
         text = dense(config.hidden_dim, 'context_embedder')(text)
         rope = layers.rope_tables(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope)
 
-        block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init)
+        block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init, attend=self.attend)
         compiled = dict(scan=self.scan, remat=self.remat)
         x, text = stack(JointBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, rope, **compiled)
         joined = jnp.concatenate([text, x], axis=1)

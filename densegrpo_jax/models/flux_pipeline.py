@@ -29,10 +29,10 @@ class FluxPipeline(Pipeline):
     GUIDANCE = 'embedding'
 
     @classmethod
-    def build_modules(cls, configs, *, lora, scan, remat, dtype):
+    def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         return {
             'transformer': flux.FluxTransformer(
-                flux.FluxConfig.from_json(configs['transformer']), scan=scan, remat=remat, lora=lora, dtype=dtype
+                flux.FluxConfig.from_json(configs['transformer']), scan=scan, remat=remat, lora=lora, dtype=dtype, attend=attend
             ),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
             'text_encoder': clip_text.ClipTextModel(clip_text.ClipTextConfig.from_json(configs['text_encoder'])),

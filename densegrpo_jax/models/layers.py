@@ -1,4 +1,4 @@
-"""Layers the networks share: adapted dense layer, norms with float32 statistics, timestep embedding, rotary embedding, attention.
+"""Layers the networks share: adapted dense layer, norms with float32 statistics, timestep embedding, rotary embedding.
 
 Every function takes [..., D] and keeps statistics in float32. Matrix products flatten leading axes first: on XLA:CPU a 2-D product and
 its weight gradient are several times faster than the 3-D ones, elsewhere the compiler sees the same program.
@@ -106,15 +106,3 @@ def apply_rope(x, cos, sin):
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
     return x * cos[:, None, :] + turned * sin[:, None, :]
-
-
-@jax.checkpoint
-def attention(q, k, v):
-    """softmax(q k^T / sqrt(d)) v without mask; [B, N, H, d] each -> [B, N, H * d] in v's dtype, softmax in float32.
-
-    The weights [B, H, N, N] are recomputed in the backward pass instead of kept.
-    """
-    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
-    return out.reshape(*out.shape[:2], -1)

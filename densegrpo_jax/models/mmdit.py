@@ -14,9 +14,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from densegrpo_jax.models import layers
+from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
+from densegrpo_jax.models.attention import Attend
 
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -101,6 +102,7 @@ class Attention(nn.Module):
       qk_norm: RMS-normalise queries and keys per head.
       out: the stream x has an output layer.
       text_out: the text stream has an output layer; False where its result is not used (the last block of SD3.5).
+      attend: the implementation, see `models.attention`.
     """
     heads: int
     adapters: lora_lib.Adapters | None
@@ -108,6 +110,7 @@ class Attention(nn.Module):
     qk_norm: bool = True
     out: bool = True
     text_out: bool = True
+    attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, x, text=None, rope=None):
@@ -123,7 +126,7 @@ class Attention(nn.Module):
             v = jnp.concatenate([heads(text, 'add_v_proj'), v], axis=1)
         if rope is not None:
             q, k = (layers.apply_rope(t, *rope) for t in (q, k))
-        result = checkpoint_name(layers.attention(q.astype(self.dtype), k.astype(self.dtype), v), 'attention')
+        result = checkpoint_name(self.attend(q.astype(self.dtype), k.astype(self.dtype), v), 'attention')
 
         def project(y, name):
             return layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(y)
@@ -148,6 +151,7 @@ class JointBlock(nn.Module):
     qk_norm: bool = True
     dual: bool = False
     last: bool = False
+    attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, carry, cond, rope=None):
@@ -161,14 +165,14 @@ class JointBlock(nn.Module):
         else:
             text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation(6, 'norm1_context')
 
-        def attention(name, **kwargs):
-            return Attention(self.heads, self.adapters, self.dtype, self.qk_norm, **kwargs, name=name)
-        out, text_out = attention('attn', text_out=not self.last)(
+        def attend(name, **kwargs):
+            return Attention(self.heads, self.adapters, self.dtype, self.qk_norm, **kwargs, attend=self.attend, name=name)
+        out, text_out = attend('attn', text_out=not self.last)(
             modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), rope)
         result = x + gate[:, None] * out
         if self.dual:
             shift2, scale2, gate2 = second
-            result += gate2[:, None] * attention('attn2')(modulated_norm(x, shift2, scale2, self.dtype))
+            result += gate2[:, None] * attend('attn2')(modulated_norm(x, shift2, scale2, self.dtype))
 
         def feed_forward(x, shift, scale, gate, name):
             return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))

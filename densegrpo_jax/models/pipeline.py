@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from densegrpo_jax.models import vae
-
+from densegrpo_jax.models.attention import Attend
 
 NEGATIVE = 'negative'  # beside the weights in a run's parameters: the conditioning of the empty prompt, where guidance needs it
 
@@ -71,7 +71,7 @@ class Pipeline:
         return tuple(name for name in self.modules if name.startswith('text_encoder'))
 
     @classmethod
-    def build_modules(cls, configs: dict[str, dict], *, lora, scan: bool, remat: str, dtype: Any) -> dict[str, nn.Module]:
+    def build_modules(cls, configs: dict[str, dict], *, lora, scan: bool, remat: str, dtype: Any, attend: Attend) -> dict[str, nn.Module]:
         """Networks of the given component configurations."""
         raise NotImplementedError
 

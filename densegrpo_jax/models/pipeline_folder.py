@@ -10,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from densegrpo_jax.data.tokenizers import load_tokenizers
+from densegrpo_jax.models import attention, weights
 from densegrpo_jax.models import quantize as quantize_lib
-from densegrpo_jax.models import weights
+from densegrpo_jax.models.attention import Attend
 from densegrpo_jax.models.flux_pipeline import FluxPipeline
 from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.pipeline import Pipeline
@@ -82,27 +83,22 @@ def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
 def load_pipeline(
     folder: str | pathlib.Path,
     *,
-    t5_length: int,
-    lora: LoraConfig | None = None,
-    scan: bool = False,
-    remat: str = 'none',
     dtype: Any = jnp.float32,
     shardings: Callable[[dict], dict] | None = None,
+    **options,
 ) -> tuple[Pipeline, dict]:
     """Opens a pipeline folder.
 
     Args:
       folder: Diffusers layout; its model_index.json says which family.
-      t5_length: T5 tokens per prompt (FLUX.1-dev is trained here with 128, SD3.5 with 256).
-      lora: which layers of the transformer carry adapters; the adapters themselves are not part of the result.
-      scan, remat: how the transformer's blocks are compiled, see `FluxTransformer`.
       dtype: of the stored weights and of matrix products.
       shardings: maps a tree of shapes to a tree of shardings; None places every array on the default device.
+      options: of `build_pipeline`; t5_length is required.
 
     Returns:
       (pipeline, params) with params a dict over the pipeline's modules.
     """
-    pipeline = open_pipeline(folder, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype)
+    pipeline = open_pipeline(folder, dtype=dtype, **options)
     return pipeline, load_params(folder, pipeline, dtype=dtype, shardings=shardings)
 
 
@@ -137,8 +133,8 @@ def load_params(
     return params
 
 
-def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan=False, remat='none', dtype=jnp.float32) -> Pipeline:
-    """The pipeline without its weights: reads only the JSON files and the tokenizers."""
+def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
+    """The pipeline without its weights: reads only the JSON files and the tokenizers. options: of `build_pipeline`."""
     folder = pathlib.Path(folder)
     name = _read_json(folder / 'model_index.json').get('_class_name')
     if name not in PIPELINES:
@@ -147,7 +143,7 @@ def open_pipeline(folder: str | pathlib.Path, *, t5_length: int, lora=None, scan
     configs = {component: _read_json(folder / kind.folder(component) / 'config.json', kind) for component in kind.INDEX}
     tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
     scheduler = _read_json(folder / 'scheduler' / 'scheduler_config.json', kind)
-    return build_pipeline(configs, scheduler, tokenizers, kind=kind, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype)
+    return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
 
 
 def build_pipeline(
@@ -161,9 +157,17 @@ def build_pipeline(
     scan: bool = False,
     remat: str = 'none',
     dtype: Any = jnp.float32,
+    attend: Attend = attention.xla,
 ) -> Pipeline:
-    """The pipeline of the given component configurations (the contents of their config.json)."""
-    modules = kind.build_modules(configs, lora=lora, scan=scan, remat=remat, dtype=dtype)
+    """The pipeline of the given component configurations (the contents of their config.json).
+
+    Args:
+      t5_length: T5 tokens per prompt (FLUX.1-dev and SD3.5 are trained here with 128).
+      lora: which layers of the transformer carry adapters; the adapters themselves are not part of the pipeline.
+      scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
+      dtype: of matrix products and of the residual stream.
+    """
+    modules = kind.build_modules(configs, lora=lora, scan=scan, remat=remat, dtype=dtype, attend=attend)
     return kind(modules=modules, tokenizers=tuple(tokenizers), scheduler=dict(scheduler), t5_length=t5_length, configs=configs)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from densegrpo_jax.models.flux_pipeline import FluxPipeline
-from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import build_pipeline
 from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
@@ -56,10 +55,10 @@ RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
 }  # fmt: skip
 
 
-def released_pipeline(
-    name: str, *, t5_length: int, lora: LoraConfig | None = None, scan: bool = True, remat: str = 'none', dtype: Any = jnp.bfloat16
-) -> Pipeline:
+def released_pipeline(name: str, *, scan: bool = True, dtype: Any = jnp.bfloat16, **options) -> Pipeline:
     """The pipeline of a released checkpoint without weights and tokenizers: for shapes, compilation and random weights.
+
+    options: of `build_pipeline`; t5_length is required.
 
     Raises ValueError for a name that is not in RELEASED.
     """
@@ -67,6 +66,4 @@ def released_pipeline(
         raise ValueError(f'{name!r} is not one of the known checkpoints {sorted(RELEASED)}')
     kind, scheduler, configs = RELEASED[name]
     tokenizers = (None,) * len(kind.TOKENIZERS)
-    return build_pipeline(
-        copy.deepcopy(configs), scheduler, tokenizers, kind=kind, t5_length=t5_length, lora=lora, scan=scan, remat=remat, dtype=dtype
-    )
+    return build_pipeline(copy.deepcopy(configs), scheduler, tokenizers, kind=kind, scan=scan, dtype=dtype, **options)

@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.core import diffusion_path
 from densegrpo_jax.data.tokenizers import tokenize
-from densegrpo_jax.models import clip_text, unet, vae
+from densegrpo_jax.models import attention, clip_text, unet, vae
 from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 
 
@@ -29,9 +29,11 @@ class Sd15Pipeline(Pipeline):
     GUIDANCE = 'cfg'
 
     @classmethod
-    def build_modules(cls, configs, *, lora, scan, remat, dtype):
+    def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         if scan or remat != 'none':
             raise ValueError("Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False and model.remat='none'")
+        if attend is not attention.xla:
+            raise ValueError("Stable Diffusion 1's U-Net has attention over few tokens only: set model.attention='xla'")
         return {
             'transformer': unet.Unet(unet.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),

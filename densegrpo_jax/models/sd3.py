@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.models import layers
+from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
+from densegrpo_jax.models.attention import Attend
 from densegrpo_jax.models.config_json import check_positive, read_config
 from densegrpo_jax.models.mmdit import (
     JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
@@ -117,6 +118,7 @@ class Sd3Transformer(nn.Module):
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
     zero_init: bool = True
+    attend: Attend = attention.xla
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):
@@ -137,7 +139,8 @@ class Sd3Transformer(nn.Module):
 
         cond = nn.silu(TimeTextEmbed(c.hidden_dim, adapters, name='time_text_embed')(timestep, None, pooled))
         carry = PatchEmbed(c, self.dtype, name='pos_embed')(latents), dense(c.hidden_dim, 'context_embedder')(text)
-        block = dict(heads=c.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init, qk_norm=c.qk_norm is not None)
+        block = dict(heads=c.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init, qk_norm=c.qk_norm is not None,
+                     attend=self.attend)
         for first, length, dual, last in block_runs(c):
             name = _stack_name(first) if self.scan else 'transformer_blocks'
             carry = stack(JointBlock, length, name, dict(block, dual=dual, last=last), carry, cond, scan=self.scan, remat=self.remat,

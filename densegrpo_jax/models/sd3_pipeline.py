@@ -30,11 +30,11 @@ class Sd3Pipeline(Pipeline):
     GUIDANCE = 'cfg'
 
     @classmethod
-    def build_modules(cls, configs, *, lora, scan, remat, dtype):
+    def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         clip = lambda name: clip_text.ClipTextModel(clip_text.ClipTextConfig.from_json(configs[name]), projected=True, penultimate=True)
         return {
             'transformer': sd3.Sd3Transformer(
-                sd3.Sd3Config.from_json(configs['transformer']), scan=scan, remat=remat, lora=lora, dtype=dtype
+                sd3.Sd3Config.from_json(configs['transformer']), scan=scan, remat=remat, lora=lora, dtype=dtype, attend=attend
             ),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
             'text_encoder': clip('text_encoder'),

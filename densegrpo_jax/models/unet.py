@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from densegrpo_jax.models import layers, weights
+from densegrpo_jax.models import attention, layers, weights
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models.clip_text import LayerNorm
 from densegrpo_jax.models.config_json import check_positive, read_config
@@ -111,7 +111,7 @@ class Attention(nn.Module):
             x = layers.Dense(width, self.adapters, self.dtype, use_bias=False, name=name)(x)
             return x.reshape(*x.shape[:2], self.heads, -1)
 
-        out = layers.attention(project(x, 'to_q'), project(context, 'to_k'), project(context, 'to_v'))
+        out = attention.xla(project(x, 'to_q'), project(context, 'to_k'), project(context, 'to_v'))
         return layers.Dense(width, self.adapters, self.dtype, name='to_out_0')(out)
 
 

@@ -63,7 +63,7 @@ def plan(
         'model': f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {parts:.1f} M parameters, {m.dtype}'
         + (f', blocks of the transformer in {m.quantize}' if m.quantize != 'none' else ''),
         'trained': f'{trained}: {count(state.policy) / 1e6:.3f} M parameters, float32',
-        'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es)',
+        'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es), attention {m.attention}',
         'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; {masks}',
         'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',

@@ -10,6 +10,7 @@ import ml_collections
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
+from densegrpo_jax.models.attention import IMPLEMENTATIONS
 from densegrpo_jax.models.mmdit import REMAT_POLICIES
 from densegrpo_jax.models.quantize import FORMATS
 
@@ -46,6 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
         quantize='none',  # 'int8' or 'nf4': the transformer's blocks in 8 or 4 bits under the adapters
         scan=True,
         remat='full',  # see FluxTransformer
+        attention='xla',  # or a fused kernel: 'cudnn' (NVIDIA GPUs), 'splash' (TPUs)
     )
     c.lora = _group(
         rank=64,
@@ -129,6 +131,7 @@ def validate(config) -> None:
     _one_of('credit.std', config.credit.std, ('group', 'global'))
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
     _one_of('optim.decay', config.optim.decay, ('constant', 'linear', 'cosine'))
+    _one_of('model.attention', m.attention, IMPLEMENTATIONS)
     _one_of('model.remat', m.remat, ('none', *REMAT_POLICIES))
     _one_of('model.quantize', m.quantize, ('none', *FORMATS))
     _one_of('model.dtype', m.dtype, ('float32', 'bfloat16'))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from densegrpo_jax.models.attention import choose
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
@@ -16,11 +17,17 @@ from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.state import init_state, lora_config, optimiser
 
 
-def open_base(config) -> tuple[pathlib.Path, Pipeline]:
+def network_options(config, mesh: Mesh) -> dict:
+    """What `config` says about the networks besides their shapes: options of `pipeline_folder.build_pipeline`."""
+    m, dtype = config.model, jnp.dtype(config.model.dtype)
+    attend = choose(m.attention, mesh, dtype)
+    return dict(t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype, attend=attend)
+
+
+def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
     """The folder that `config.model` names and its pipeline, with room for what `config` trains; no weight is read."""
-    m, folder = config.model, resolve_folder(config.model.path)
-    options = dict(lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=jnp.dtype(m.dtype))
-    return folder, open_pipeline(folder, t5_length=m.t5_length, **options)
+    options, folder = network_options(config, mesh), resolve_folder(config.model.path)
+    return folder, open_pipeline(folder, **options)
 
 
 def load_components(config, folder: pathlib.Path, pipeline: Pipeline, mesh: Mesh, components: Sequence[str] | None = None) -> dict:
@@ -34,7 +41,7 @@ def load_components(config, folder: pathlib.Path, pipeline: Pipeline, mesh: Mesh
 def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:
     """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the weights of the named components
     (None: all), placed on the mesh."""
-    folder, pipeline = open_base(config)
+    folder, pipeline = open_base(config, mesh)
     return pipeline, load_components(config, folder, pipeline, mesh, components)
 
 

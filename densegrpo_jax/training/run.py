@@ -36,6 +36,7 @@ from densegrpo_jax.training.update import make_credit, make_update, microbatches
 
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it.
 FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache')
+FREE_MODEL_KEYS = ('attention', 'remat')  # how the same network is compiled
 
 
 class TrainingDiverged(RuntimeError):
@@ -65,7 +66,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     """
     # What will be done, before any weight is read and anything is compiled.
     validate(config)
-    folder, pipeline = open_base(config)
+    folder, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
     check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
     check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
@@ -88,10 +89,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     state = init_sharded(fresh, mesh, RULES, params['transformer'])
     if config.lora.init_from:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
-    fingerprint = lambda c, *free: {k: v for k, v in json.loads(c.to_json_best_effort()).items() if k not in (*FREE_KEYS, *free)}
     checkpoints = Checkpoints(
-        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=fingerprint(config),
-        defaults=fingerprint(default_config(), 'reward'),
+        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=_fingerprint(config),
+        defaults=_fingerprint(default_config(), 'reward'),
     )  # fmt: skip
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:
@@ -155,6 +155,13 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             raise
         checkpoints.wait_until_finished()
     return report.finish(config, workdir, progress, checkpoints)
+
+
+def _fingerprint(config, *free: str) -> dict:
+    """What must be equal for a checkpoint to be continued."""
+    kept = {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key not in (*FREE_KEYS, *free)}
+    kept['model'] = {key: value for key, value in kept['model'].items() if key not in FREE_MODEL_KEYS}
+    return kept
 
 
 class Phases:

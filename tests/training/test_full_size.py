@@ -19,8 +19,9 @@ from densegrpo_jax.models.pipeline import NEGATIVE  # noqa: E402
 from densegrpo_jax.models.released import released_pipeline  # noqa: E402
 from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
 from densegrpo_jax.parallel.sharding import shardings, with_shardings  # noqa: E402
+from densegrpo_jax.training.loading import network_options  # noqa: E402
 from densegrpo_jax.training.sampling import make_rollout, make_schedule  # noqa: E402
-from densegrpo_jax.training.state import init_state, lora_config, optimiser  # noqa: E402
+from densegrpo_jax.training.state import init_state, optimiser  # noqa: E402
 from densegrpo_jax.training.update import make_update  # noqa: E402
 
 
@@ -30,8 +31,7 @@ def test_compiles_for_eight_devices(module):
     config = module.get_config('devices=8')
     config.mesh.update(data=1, fsdp=8)
     dtype, mesh = jnp.bfloat16, make_mesh(config.mesh)
-    m = config.model
-    pipeline = released_pipeline(m.path, t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype)
+    pipeline = released_pipeline(config.model.path, **network_options(config, mesh))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), pipeline.abstract_params(['transformer', 'vae']))
     params = with_shardings(shapes, shardings(shapes, mesh))
     row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d, sharding=batch_sharding(mesh))
