@@ -30,7 +30,7 @@ from densegrpo_jax.models.released import RELEASED
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.training.loading import network_options
-from densegrpo_jax.training.sampling import STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser
 from densegrpo_jax.training.update import make_credit, make_update
 
@@ -131,7 +131,7 @@ def main(argv) -> None:
         timed('one velocity', lambda: one(params, state.policy, x), forward, peak, needs(one)),
         timed(f'decode {batch} pictures', lambda: pictures(params, x), decoding, peak, needs(pictures)),
     ]
-    key = stream_key(0, STREAM_ROLLOUT, 0)
+    key = key_data(stream_key(0, STREAM_ROLLOUT, 0))
     for rule, name in (('sparse', 'rollout'), ('dense', 'rollout with completions')):
         config.credit.rule = rule
         schedule = make_schedule(pipeline, config)

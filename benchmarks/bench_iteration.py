@@ -19,7 +19,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.loading import load_base
 from densegrpo_jax.training.prompts import Encoder, load_prompts
-from densegrpo_jax.training.sampling import STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser
 from densegrpo_jax.training.update import make_credit, make_update
 
@@ -52,7 +52,7 @@ def main(argv) -> None:
     conditioning = Encoder(pipeline, params)([p.text for p in chosen])
     rollout_fn, credit_fn = make_rollout(pipeline, config, schedule, mesh), make_credit(config, schedule)
     update_fn = make_update(pipeline, config, tx, mesh)
-    key = stream_key(0, STREAM_ROLLOUT, 0)
+    key = key_data(stream_key(0, STREAM_ROLLOUT, 0))
 
     def rollouts():
         batches = [np.arange(i, i + r.prompts_per_batch) for i in range(0, r.prompts, r.prompts_per_batch)]

@@ -20,6 +20,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.loading import load_base
+from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder, load_prompts
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Model, reward and prompts.', lock_config=True)
@@ -49,13 +50,9 @@ def measure(config, name: str, text, mesh) -> dict:
         return jnp.stack([velocity(x, jnp.full(rows, s)) for s in LEVELS])
 
     with Scorer(build_reward(config.reward), jax.local_device_count()) as scorer:
-        result = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)(params, None, lambda tree: jax.tree.map(_result, tree))
+        result = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)(params, None, StopRequest())
     size = sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(params['transformer'])) // 8
     return {'velocity': np.asarray(velocities(params, text), np.float64), 'evaluation': result, 'bytes': size, 'text': text}
-
-
-def _result(leaf):
-    return leaf.result() if hasattr(leaf, 'result') else leaf
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

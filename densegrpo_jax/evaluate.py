@@ -24,6 +24,7 @@ from densegrpo_jax.training import console
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.evaluation import Evaluation, Evaluator
 from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder, load_prompts, with_negative
 
 
@@ -44,13 +45,9 @@ def evaluate(config, workdir: str | None, which: list[str], *, base: bool = True
         params = with_negative(pipeline, config, params, encoder)
         evaluator = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)
         for name, adapters in policies.items():
-            results[name] = evaluator(params, adapters, lambda value: jax.tree.map(_result, value))
+            results[name] = evaluator(params, adapters, StopRequest())
             logging.info('%s: %s', name, _line(results[name]))
     return results
-
-
-def _result(leaf):
-    return leaf.result() if hasattr(leaf, 'result') else leaf
 
 
 def _line(evaluation: Evaluation) -> str:

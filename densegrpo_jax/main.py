@@ -2,6 +2,8 @@
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr [--config.iterations=100 ...]
 
+On several hosts every one runs this command; TPU slices, Slurm steps and Open MPI are recognised, elsewhere name the others with
+--coordinator, --num_processes and --process_id. The work directory must then be one that all of them see.
 Running the same command again continues the run found in the work directory. Exit status: 0 finished, 75 stopped by a signal and
 resumable, 2 a configuration, file or prompt that cannot be used, 1 anything else (with --require_gain, also too little gain).
 """
@@ -9,14 +11,17 @@ resumable, 2 a configuration, file or prompt that cannot be used, 1 anything els
 from __future__ import annotations
 
 import math
+import os
 import pathlib
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from densegrpo_jax.parallel.hosts import Hosts
 from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS, keep_compiled, start_devices, start_processes
 from densegrpo_jax.training import console
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.training.run import run
@@ -26,23 +31,47 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
     console.start()
-    config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser().absolute()
+    flag = flags.FLAGS
+    config, workdir = flag.config, pathlib.Path(flag.workdir).expanduser().absolute()
     rollout, optim = config.rollout, config.optim
-    start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), flags.FLAGS.cpu_devices)
-    workdir.mkdir(parents=True, exist_ok=True)
+    start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), flag.cpu_devices)
     try:
-        with handle_stop_signals() as stop:
+        start_processes(flag.distributed, flag.coordinator, flag.num_processes, flag.process_id, heartbeat_seconds=flag.heartbeat)
+        hosts = Hosts.current()
+        if not hosts.primary:
+            logging.set_verbosity(logging.WARNING)
+        workdir.mkdir(parents=True, exist_ok=True)
+        keep_compiled(str(workdir / 'compiled'))
+        with handle_stop_signals(hosts=hosts) as stop:
             summary = run(config, workdir, make_mesh(config.mesh), stop)
     except Preempted:
-        return RESUMABLE
+        if hosts.count > 1:
+            hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
+        return _leave(RESUMABLE)
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
-        return 2
+        return _leave(2)
+    except Exception:
+        if jax.process_count() > 1:
+            logging.exception('this process (%d of %d) failed; the others stop when they notice', jax.process_index(), jax.process_count())
+        else:
+            raise
+        return _leave(1)
     gain = summary['after']['mean'] - summary['before']['mean']
-    if flags.FLAGS.require_gain is not None and gain <= flags.FLAGS.require_gain:
-        logging.error('the evaluation score changed by %+.4f; more than %+.4f was required', gain, flags.FLAGS.require_gain)
+    if flag.require_gain is not None and gain <= flag.require_gain:
+        logging.error('the evaluation score changed by %+.4f; more than %+.4f was required', gain, flag.require_gain)
         return 1
     return FINISHED
+
+
+def _leave(status: int) -> int:
+    """The exit status. One of several processes goes at once: the usual way out would wait for programs that need the others."""
+    if jax.process_count() > 1:
+        logging.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def define_flags() -> None:
@@ -50,6 +79,11 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
     flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
     flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
+    flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one of several processes of the run.')
+    flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.')
+    flags.DEFINE_integer('num_processes', 0, 'With --coordinator: how many processes there are.')
+    flags.DEFINE_integer('process_id', -1, 'With --coordinator: which one this is, from 0.')
+    flags.DEFINE_integer('heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a process that has died ends the others.')
     flags.DEFINE_float('require_gain', None, 'Exit with status 1 unless the evaluation score rose by more than this.')
 
 

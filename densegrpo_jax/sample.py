@@ -22,7 +22,7 @@ from densegrpo_jax.training import console
 from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder, with_negative
-from densegrpo_jax.training.sampling import STREAM_EVAL, make_sampler, stream_key
+from densegrpo_jax.training.sampling import STREAM_EVAL, key_data, make_sampler, stream_key
 
 
 def sample(
@@ -42,7 +42,7 @@ def sample(
     images, captions = [], []
     for i, prompt in enumerate(prompts):
         keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(np.arange(copies))
-        rows = [np.asarray(draw(params, policy, encoder([prompt] * copies), keys)[0]) for _, policy in policies]
+        rows = [np.asarray(draw(params, policy, encoder([prompt] * copies), key_data(keys))[0]) for _, policy in policies]
         images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
         captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
         logging.info('%d of %d prompts', i + 1, len(prompts))

@@ -90,6 +90,28 @@ def check_batch(mesh: Mesh, size: int, name: str) -> None:
         )
 
 
+def local_rows(x: jax.Array, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows along ``axis`` that this process is to work on, and their indices; every row belongs to exactly one process.
+
+    Args:
+      x: split over the batch axes along ``axis`` and not along any other.
+
+    Returns:
+      (int [r], numpy array like ``x`` with r rows); alone, all of them.
+    """
+    if x.is_fully_addressable:
+        return np.arange(x.shape[axis]), np.asarray(x)
+    rows, values = [], []
+    for shard in x.addressable_shards:
+        if shard.replica_id == 0:
+            rows.append(np.arange(*shard.index[axis].indices(x.shape[axis])))
+            values.append(np.asarray(shard.data))
+    if not rows:  # another process holds the first copies of all rows
+        return np.arange(0), np.zeros([0 if k == axis else n for k, n in enumerate(x.shape)], x.dtype)
+    order = np.argsort([part[0] for part in rows])
+    return np.concatenate([rows[i] for i in order]), np.concatenate([values[i] for i in order], axis)
+
+
 def put_batch(mesh: Mesh, tree, axis: int = 0):
     """Host arrays to one global batch on the mesh; each host passes the rows that its own devices hold.
 

@@ -53,6 +53,11 @@ class Scorer:
         self._counts = ScorerCounts()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the reward's scores."""
+        return self._reward.names
+
+    @property
     def counts(self) -> ScorerCounts:
         return self._counts
 

@@ -11,7 +11,7 @@ import gc
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from densegrpo_jax.parallel.sharding import path_name
@@ -38,15 +39,15 @@ class Restored(NamedTuple):
 
 
 class _Keep:
-    """Preservation policy: the newest ``count`` checkpoints, and the best one."""
+    """Preservation policy: the newest ``count`` checkpoints, the best one, and the pinned ones."""
 
-    def __init__(self, count: int, best_step):
-        self._count, self._best_step = count, best_step
+    def __init__(self, count: int, best_step, pinned: Sequence[int]):
+        self._count, self._best_step, self._pinned = count, best_step, pinned
 
     def should_preserve(self, checkpoints, *, context):
         del context
         steps = [info.step for info in checkpoints]
-        kept = {*steps[-self._count :], self._best_step(steps)}
+        kept = {*steps[-self._count :], self._best_step(steps), *self._pinned}
         return [step in kept for step in steps]
 
 
@@ -56,9 +57,11 @@ class Checkpoints:
     Args:
       directory: local folder or bucket path; created where absent.
       max_to_keep: how many of the newest checkpoints stay; the best one stays too.
+      pinned: steps whose checkpoints stay for good.
       fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored (model configuration, adapters, ...).
       defaults: values of fingerprint keys that did not exist when an older checkpoint was written.
       best_mode: 'max' or 'min': which scores are better.
+      processes: how many call every method of this class together, in the same order; the folder is one for all of them.
       read_only: for tools that look into the folder of a run that may still be writing: nothing is created, cleaned or moved.
     """
 
@@ -67,9 +70,11 @@ class Checkpoints:
         directory,
         *,
         max_to_keep: int = 2,
+        pinned: Sequence[int] = (),
         fingerprint: Mapping = {},
         defaults: Mapping = {},
         best_mode: str = 'max',
+        processes: int = 1,
         read_only: bool = False,
     ):
         if max_to_keep < 1:
@@ -81,20 +86,23 @@ class Checkpoints:
             raise FileNotFoundError(f'No checkpoint folder {self.directory}. Give the --workdir of a run that has saved one.')
         self._fingerprint, self._defaults = json.loads(json.dumps(fingerprint)), _dotted(json.loads(json.dumps(defaults)))
         self._best_of = max if best_mode == 'max' else min
-        self._read_only = read_only
+        self._read_only, self._processes = read_only, processes
         self._saving = None
         logging.get_absl_logger().addFilter(_without_orbax_tracebacks)
-        if not read_only and self.directory.is_dir():
+        if not read_only and self.directory.is_dir() and jax.process_index() == 0:
             for path in sorted(self.directory.iterdir()):
                 if path.name.endswith('-tmp'):
                     logging.warning('Removing a half-written checkpoint: %s (the run was cut off while saving it).', path)
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Keep(max_to_keep, self._best),
+                preservation_policy=_Keep(max_to_keep, self._best, tuple(pinned)),
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
-                create=not read_only,
+                create=False,  # orbax refuses to, for several processes
+                multiprocessing_options=_together(processes),
             ),
             item_names=('state', 'meta'),
         )
@@ -105,7 +113,13 @@ class Checkpoints:
 
     # Saving
 
-    def save(self, step: int, state, meta: Mapping, *, score: float | None = None) -> None:
+    def digests(self, state) -> dict[str, int]:
+        """What `save` needs to compute on the devices: hashes by the state's paths. Waits for the state."""
+        # On a CPU that plays several devices, a program started beside one that waits in a collective can take the last thread: deadlock.
+        flat = _flatten(jax.block_until_ready(state))
+        return {name: int(value) for name, value in jax.device_get({name: _digest(leaf) for name, leaf in flat.items()}).items()}
+
+    def save(self, step: int, state, meta: Mapping, *, score: float | None = None, digests: Mapping[str, int] | None = None) -> None:
         """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or donated.
 
         The previous save is waited for. A checkpoint exists only once it is complete, and only then is an older one removed.
@@ -114,19 +128,19 @@ class Checkpoints:
           state: pytree of jax or numpy arrays; typed PRNG keys are refused (derive them from the seed and the step).
           meta: dict of JSON values.
           score: value that decides which checkpoint is best; None or non-finite: this one does not compete.
+          digests: `digests(state)`, where the devices are busy with something else by now.
 
         Raises:
           OSError: this or the previous checkpoint could not be written, e.g. for lack of space. Older ones are untouched.
         """
-        # On a CPU that plays several devices, a program started beside one that waits in a collective can take the last thread: deadlock.
-        flat = _flatten(jax.block_until_ready(state))
-        digests = {name: _digest(leaf) for name, leaf in flat.items()}
+        flat = _flatten(state)
+        digests = self.digests(state) if digests is None else digests
         document = {
             'meta': dict(meta),
             'fingerprint': self._fingerprint,
             'score': score if score is not None and math.isfinite(score) else None,
             'arrays': {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()},
-            'digests': {name: int(value) for name, value in jax.device_get(digests).items()},
+            'digests': dict(digests),
         }
         json.dumps(document)  # before anything is written: meta must be JSON
         self._note_score(step, document['score'])
@@ -271,7 +285,10 @@ class Checkpoints:
         folder = self.directory.parent / f'{self.directory.name}_corrupt'
         folder.mkdir(parents=True, exist_ok=True)
         target = next(path for path in (folder / f'{step}.{i}' for i in range(sys.maxsize)) if not path.exists())
-        (self.directory / str(step)).rename(target)
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(target)
+        if self._processes > 1:
+            multihost_utils.sync_global_devices(f'set_aside_{step}')
         self._manager.reload()
         self._scores.pop(step, None)
         logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
@@ -290,6 +307,13 @@ class Checkpoints:
                 f'The checkpoint of step {self._saving} could not be written to {self.directory}: {_brief(error)}. {left} '
                 'Make room or mend the disk, then run the same command again: it continues from there.'
             ) from None
+
+
+def _together(processes: int) -> ocp.options.MultiprocessingOptions:
+    """Several processes meet at barriers of the coordination service: the devices may be busy with a rollout nobody will finish."""
+    if processes == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(active_processes=set(range(processes)), barrier_sync_key_prefix='checkpoints')
 
 
 def _flatten(tree) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.text_cache = ''  # where the prompts' conditioning is kept; '' = WORKDIR/text (runs on the same model may share a folder)
     c.reward_workers = 0  # scoring threads; 0 = one per core
     c.eval = _group(every=30, steps=28, batch=48, shown=16, best='total')
-    c.checkpoint = _group(every=10, keep=2)
+    c.checkpoint = _group(every=10, keep=2, pin=())  # pin: steps that are saved and kept for good, besides the newest and the best
     c.mesh = _group(data=-1, fsdp=1, tensor=1)
     return c
 

@@ -2,15 +2,23 @@
 
 A process ends with ``FINISHED`` when training is complete, with ``RESUMABLE`` when it was asked to stop and the same command
 continues it, and with anything else when it failed.
+
+In a run of several processes all stop at the same place. Their loops go in step through numbered rounds (`StopRequest.gather`), and a
+round ends in one of two ways, for all of them alike: with the values of all, or with Preempted because one process was asked to stop
+before it had given its value.
 """
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import signal
 import time
 
 import jax
+import numpy as np
+
+from densegrpo_jax.parallel.hosts import Hosts
 
 FINISHED = 0
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -21,19 +29,66 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop."""
+    """Whether a signal has asked this process, or another one of the run, to stop.
 
-    def __init__(self):
+    Args:
+      hosts: the processes of the run; None: this one alone.
+    """
+
+    POLL_SECONDS = 0.25  # between two looks at what the other processes want
+
+    def __init__(self, hosts: Hosts | None = None):
         self.signal_name: str | None = None
+        self.hosts = hosts or Hosts()
+        self._round, self._looked, self._left = 0, 0.0, False
 
     @property
     def requested(self) -> bool:
         return self.signal_name is not None
 
     def check(self) -> None:
-        """Raises Preempted if a stop was requested."""
+        """Raises Preempted if a stop was requested, in all processes of the run."""
+        if self.hosts.count > 1 and not self.requested and time.monotonic() > self._looked + self.POLL_SECONDS:
+            self._looked = time.monotonic()
+            if self.hosts.find(f'round/{self._round}/stop') is not None:
+                self.signal_name = 'another process of the run'
         if self.requested:
+            if self.hosts.count > 1 and not self._left:
+                self.hosts.announce(f'round/{self._round}/stop')
+                self._finish_round(None)
             raise Preempted(f'stopped by {self.signal_name}')
+
+    def gather(self, value: bytes = b'') -> list[bytes]:
+        """The values of all processes, in their order; every process must come here equally often. Raises Preempted in all or none."""
+        self.check()
+        return [value] if self.hosts.count == 1 else self._finish_round(value)
+
+    def _finish_round(self, value: bytes | None) -> list[bytes]:
+        """Gives this process's value (None: it stops) and waits for the others. The primary process puts the answers together."""
+        hosts, folder = self.hosts, f'round/{self._round}'
+        hosts.put(f'{folder}/{hosts.index}', b'stop' if value is None else b'go' + value)
+        if hosts.primary:
+            given = [self._await(f'{folder}/{i}') for i in range(hosts.count)]
+            stops = any(one == b'stop' for one in given)
+            lengths = json.dumps([] if stops else [len(one) - 2 for one in given]).encode()
+            answer = lengths + b'\n' + (b'' if stops else b''.join(one[2:] for one in given))
+            hosts.put(f'{folder}/all', answer)
+            if self._round > 1:
+                hosts.forget(f'round/{self._round - 2}')  # everyone has read it: they have answered in the round after
+        else:
+            answer = self._await(f'{folder}/all')
+        self._round += 1
+        lengths, _, joined = answer.partition(b'\n')
+        if not json.loads(lengths):
+            self.signal_name, self._left = self.signal_name or 'another process of the run', True
+            raise Preempted(f'stopped by {self.signal_name}')
+        ends = np.cumsum([0, *json.loads(lengths)])
+        return [joined[start:end] for start, end in zip(ends, ends[1:])]
+
+    def _await(self, name: str) -> bytes:
+        while (value := self.hosts.wait(name, 5.0)) is None:
+            pass  # a process that has died ends this one through JAX's heartbeat
+        return value
 
     def wait(self, value, poll_seconds: float = 0.02):
         """Waits for device arrays or futures, but not a moment longer than the stop request: then it raises Preempted.
@@ -66,12 +121,12 @@ def _ready(leaf) -> bool:
 
 
 @contextlib.contextmanager
-def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT)):
-    """Yields a StopRequest that the given signals set; the previous handlers return afterwards. Main thread only.
+def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | None = None):
+    """Yields a StopRequest (of `hosts`) that the given signals set; the previous handlers return afterwards. Main thread only.
 
     The second signal has the system's default action, so that it works even while the process is deep inside a compiler.
     """
-    stop = StopRequest()
+    stop = StopRequest(hosts)
     previous = {}
 
     def on_signal(number, frame):

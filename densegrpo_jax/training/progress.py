@@ -18,6 +18,7 @@ class ProgressBar:
       start: steps that were done before this process.
       every_seconds: least time between two lines of a log; the last step always gets one. A terminal's bar always moves.
       file: where to write, default sys.stderr.
+      show: False shows nothing: not the process that reports.
     """
 
     def __init__(
@@ -28,14 +29,15 @@ class ProgressBar:
         label: str = 'train',
         every_seconds: float = 0.0,
         file=None,
+        show: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._done, self._label, self._every, self._clock = total, start, label, every_seconds, clock
         self._seconds_per_step = None
         self._updates, self._last_time, self._last_line = 0, clock(), None
-        self._console = Console(file=file or sys.stderr)
+        self._console, self._show = Console(file=file or sys.stderr), show
         self._bar = None
-        if self._console.is_terminal:
+        if show and self._console.is_terminal:
             fields = ('{task.completed:.0f}/{task.total:.0f}', '{task.fields[rate]}', '{task.fields[metrics]}')
             columns = [TextColumn(label), BarColumn(bar_width=24), *(TextColumn(field, markup=False) for field in fields)]
             self._bar = Progress(*columns, console=self._console)
@@ -67,6 +69,8 @@ class ProgressBar:
         self._line(text)
 
     def _line(self, text: str) -> None:
+        if not self._show:
+            return
         if self._bar:
             self._bar.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.models.pipeline_folder import load_params
+from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards, replicated
+from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.text_cache import TextCache, fingerprint
 
@@ -49,24 +52,41 @@ def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder | T
     return {**params, NEGATIVE: encoder([''])}
 
 
-def text_conditioning(config, folder, pipeline: Pipeline, prompts: Iterable[str], directory: pathlib.Path, place, stop) -> TextCache:
+def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
+    """The conditioning of `texts` for a program over the mesh; each process reads the prompts that its own devices hold."""
+    if jax.process_count() == 1:
+        return jax.tree.map(jnp.asarray, cache(texts))
+    sharding = replicated(mesh) if len(texts) % batch_shards(mesh) else batch_sharding(mesh)
+    one = cache(texts[:1])
+    read = lambda field: lambda index: getattr(cache(texts[index[0]]), field)[(slice(None), *index[1:])]
+    arrays = ((getattr(one, field), read(field)) for field in Conditioning._fields)
+    return Conditioning(*(jax.make_array_from_callback((len(texts), *a.shape[1:]), sharding, callback) for a, callback in arrays))
+
+
+def text_conditioning(config, folder, pipeline: Pipeline, prompts: Iterable[str], directory: pathlib.Path, mesh: Mesh, stop) -> TextCache:
     """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by encoders that are then let go.
 
     Args:
-      place: maps a tree of shapes to a tree of shardings.
+      mesh: the encoders' weights are split over it.
       stop: StopRequest; a stop between two batches loses nothing.
     """
     dtype = jnp.dtype(config.model.dtype)
     cache = TextCache(directory, fingerprint(folder, pipeline, dtype), dtype)
-    missing = cache.missing(prompts)
+    prompts = list(dict.fromkeys(prompts))
+    here = set(cache.missing(prompts))
+    # Processes on one disk miss the same prompts, processes with disks of their own may not; all encode what any of them misses.
+    masks = [np.frombuffer(mask, bool) for mask in stop.gather(np.array([p in here for p in prompts]).tobytes())]
+    missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
         logging.info('encoding %d prompts into %s', len(missing), directory)
-        encoder = Encoder(pipeline, load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=place), max_bytes=0)
-        with ProgressBar(len(missing), label='prompts', every_seconds=10) as bar:
+        place = lambda tree: shardings(tree, mesh)
+        params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=place)
+        encoder = Encoder(pipeline, params, max_bytes=0, mesh=mesh)
+        with ProgressBar(len(missing), label='prompts', every_seconds=10, show=stop.hosts.primary) as bar:
 
             def done(count: int) -> None:
                 bar.update(count)
-                stop.check()
+                stop.gather()
 
             cache.fill(missing, encoder, encoder.batch, done)
     return cache
@@ -76,17 +96,17 @@ class Encoder:
     """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of them.
 
     Prompts that were encoded lately are taken from the host's memory, of which `max_bytes` are used (T5-XXL states of one prompt of
-    128 tokens take 2 MiB).
+    128 tokens take 2 MiB). In a run of several processes all give the same prompts, and the `mesh`.
     """
 
-    def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30):
+    def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30, mesh: Mesh | None = None):
         self._pipeline, self._params, self.batch = pipeline, {k: params[k] for k in pipeline.text_encoders}, batch
-        self._encode = jax.jit(pipeline.encode)
+        self._encode = jax.jit(pipeline.encode, **({'out_shardings': replicated(mesh)} if mesh else {}))
         self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
         self._max_bytes = max_bytes
 
     def __call__(self, texts: list[str]) -> Conditioning:
-        """Conditioning of `texts`, [B, ...]."""
+        """Conditioning of `texts`, numpy arrays [B, ...]."""
         new = [t for t in dict.fromkeys(texts) if t not in self._cache]
         for i in range(0, len(new), self.batch):
             part = new[i : i + self.batch]
@@ -97,4 +117,4 @@ class Encoder:
         text, pooled = zip(*(self._cache[t] for t in texts))
         while len(self._cache) * (text[0].nbytes + pooled[0].nbytes) > self._max_bytes:
             del self._cache[next(iter(self._cache))]
-        return Conditioning(jnp.asarray(np.stack(text)), jnp.asarray(np.stack(pooled)))
+        return Conditioning(np.stack(text), np.stack(pooled))

@@ -84,8 +84,8 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     return path
 
 
-def finish(config, workdir: pathlib.Path, progress, checkpoints) -> dict:
-    """Writes summary.json, the curve and the before/after picture; logs the closing lines."""
+def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool = True) -> dict:
+    """Writes summary.json, the curve and the before/after picture (unless told not to), logs the closing lines, returns the summary."""
     first, last = progress.evaluations[0], progress.evaluations[-1]
     best = max(progress.evaluations, key=lambda e: e[1])
     summary = {
@@ -99,6 +99,8 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints) -> dict:
         'seconds': progress.seconds,
         'evaluations': progress.evaluations,
     }
+    if not write:
+        return summary
     (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
     made = [curve(workdir, progress.evaluations, config.eval.best), before_after(workdir, first[0], last[0])]
     logging.info('made %s; checkpoints %s in %s', ', '.join(map(str, made)), checkpoints.steps(), checkpoints.directory)

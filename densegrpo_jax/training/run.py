@@ -16,20 +16,20 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
-from densegrpo_jax.parallel.mesh import check_batch
-from densegrpo_jax.parallel.sharding import RULES, init_sharded, shardings
+from densegrpo_jax.parallel.mesh import check_batch, local_rows
+from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.defaults import default_config, validate
-from densegrpo_jax.training.evaluation import Evaluator
+from densegrpo_jax.training.evaluation import Evaluator, merge_scores
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.prompts import load_prompts, place, text_conditioning, with_negative
+from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser, start_from
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import make_credit, make_update, microbatches
@@ -65,6 +65,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
       ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
     """
     # What will be done, before any weight is read and anything is compiled.
+    hosts, started = stop.hosts, time.monotonic()
     validate(config)
     folder, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
@@ -83,35 +84,38 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     visited = {int(i) for step in range(config.iterations) for i in chosen(step)}
     needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited))]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
-    encoder = text_conditioning(config, folder, pipeline, needed, directory, lambda tree: shardings(tree, mesh), stop)
+    encoder = text_conditioning(config, folder, pipeline, needed, directory, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     fresh = lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base)
     state = init_sharded(fresh, mesh, RULES, params['transformer'])
     if config.lora.init_from:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
     checkpoints = Checkpoints(
-        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, fingerprint=_fingerprint(config),
-        defaults=_fingerprint(default_config(), 'reward'),
+        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin, fingerprint=_fingerprint(config),
+        defaults=_fingerprint(default_config(), 'reward'), processes=hosts.count,
     )  # fmt: skip
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)
         logging.info('continuing from iteration %d of %d', start, config.iterations)
-    (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+    if hosts.primary:
+        (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
 
     params = with_negative(pipeline, config, params, encoder)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
-    credit_fn, update_fn = make_credit(config, schedule), make_update(pipeline, config, tx, mesh)
+    credit_fn, update_fn = make_credit(config, schedule, mesh), make_update(pipeline, config, tx, mesh)
     workers = config.reward_workers or jax.local_device_count()
-    bar = ProgressBar(config.iterations, start=start)
+    bar = ProgressBar(config.iterations, start=start, show=hosts.primary)
     with Scorer(reward, workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
         evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
-        phases = Phases(config, workdir, train, evaluator, scorer, writer, stop, bar.note)
+        phases = Phases(config, workdir, mesh, train, evaluator, scorer, writer, stop, bar.note)
         step = saved = start
         try:
             if not progress.evaluations:
                 phases.evaluate(0, params, state.ema, progress)
             while step < config.iterations:
+                # Before the rollout starts: what saving the last update needs of the device, should a stop come while it is busy.
+                digests = checkpoints.digests(state)
                 # 1. Sample, complete by ODE, decode, score.
                 began = time.monotonic()
                 rollouts, scores, conditioning = phases.sample(rollout_fn, params, state.policy, encoder, step)
@@ -133,6 +137,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 seconds = {'sample': sampled - began, 'score_wait': scored - sampled, 'update': now - scored, 'iteration': now - began}
                 writer.write_scalars(step, report.scalars(metrics, values, seconds, progress, int(state.skipped)))
                 bar.update(step, report.shown(metrics, seconds))
+                if step == start + 1:
+                    bar.note(f'first update {now - started:.0f} s after the start, compilation included')
                 if progress.bad_in_a_row >= config.optim.max_bad:
                     raise TrainingDiverged(
                         f'the last {progress.bad_in_a_row} updates had a non-finite gradient and were left out '
@@ -143,18 +149,18 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 score = None
                 if step % config.eval.every == 0 or step == config.iterations:
                     score = phases.evaluate(step, params, state.ema, progress)
-                if score is not None or step % config.checkpoint.every == 0:
+                if score is not None or step % config.checkpoint.every == 0 or step in config.checkpoint.pin:
                     checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
                     saved = step
                 stop.check()
         except Preempted:
             if step > saved:
-                checkpoints.save(step, state, dataclasses.asdict(progress))
+                checkpoints.save(step, state, dataclasses.asdict(progress), digests=digests)
             checkpoints.wait_until_finished()
             logging.warning('stopped after iteration %d of %d; the same command continues from there', step, config.iterations)
             raise
         checkpoints.wait_until_finished()
-    return report.finish(config, workdir, progress, checkpoints)
+    return report.finish(config, workdir, progress, checkpoints, write=hosts.primary)
 
 
 def _fingerprint(config, *free: str) -> dict:
@@ -167,8 +173,10 @@ def _fingerprint(config, *free: str) -> dict:
 class Phases:
     """The two phases of an iteration that touch the host: sampling with scoring, and evaluation."""
 
-    def __init__(self, config, workdir, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest, note):
-        self.config, self.workdir, self.train = config, workdir, train
+    def __init__(
+        self, config, workdir, mesh: Mesh, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest, note
+    ):
+        self.config, self.workdir, self.mesh, self.train = config, workdir, mesh, train
         self.evaluator, self.scorer, self.writer, self.stop, self.note = evaluator, scorer, writer, stop, note
 
     def sample(self, rollout_fn, params, adapters, encoder: TextCache, step: int) -> tuple[list, list, Conditioning]:
@@ -176,47 +184,59 @@ class Phases:
 
         Returns:
           rollouts: list of DenseRollout on the devices.
-          scores: list of (future Scores of S * b pictures, finite [S, b]), in the same order.
+          scores: list of (future Scores of this process's S * r pictures or None, finite [S, r], their places [r]), in the same order.
           conditioning: of all prompts [P, ...].
         """
-        r, key = self.config.rollout, stream_key(self.config.seed, STREAM_ROLLOUT, step)
+        r, key = self.config.rollout, key_data(stream_key(self.config.seed, STREAM_ROLLOUT, step))
         chosen = [self.train[int(i)] for i in prompt_indices_for_step(len(self.train), r.prompts, step, self.config.seed)]
-        conditioning = encoder([p.text for p in chosen])
+        texts = [p.text for p in chosen]
+        conditioning = place(encoder, texts, self.mesh)
         rollouts, scores, waiting = [], [], None
         for start in range(0, r.prompts, r.prompts_per_batch):
             places = np.arange(start, start + r.prompts_per_batch)
-            result = rollout_fn(params, adapters, jax.tree.map(lambda a: a[places], conditioning), key, places)
+            of_batch = place(encoder, texts[start : start + r.prompts_per_batch], self.mesh)
+            result = rollout_fn(params, adapters, of_batch, key, places)
             if waiting is not None:
                 scores.append(self._submit(*waiting))
             rollouts.append(result[0])
-            waiting = (result[1], result[2], chosen[start : start + r.prompts_per_batch])
+            waiting = (result[1], result[2], chosen, start * r.group)
         scores.append(self._submit(*waiting))
         return rollouts, scores, conditioning
 
-    def _submit(self, images: jax.Array, finite: jax.Array, prompts: list[Prompt]):
-        images, finite = map(np.asarray, self.stop.wait((images, finite)))
-        states, group = images.shape[0], self.config.rollout.group
-        repeated = [p for p in prompts for _ in range(group)] * states
-        future = self.scorer.submit(images.reshape(-1, *images.shape[2:]), [p.text for p in repeated], [p.metadata for p in repeated])
-        return future, finite
+    def _submit(self, images: jax.Array, finite: jax.Array, prompts: list[Prompt], start: int):
+        """Starts scoring the rows of a batch that are this process's; `start` is the batch's first place among the samples."""
+        images, finite = self.stop.wait((images, finite))
+        (rows, images), (_, finite) = local_rows(images, 1), local_rows(finite, 1)
+        places = start + rows
+        repeated = [prompts[i // self.config.rollout.group] for i in places] * images.shape[0]
+        pictures = images.reshape(-1, *images.shape[2:])
+        future = self.scorer.submit(pictures, [p.text for p in repeated], [p.metadata for p in repeated]) if len(places) else None
+        return future, finite, places
 
     def gather(self, scores: list) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Waits for the scorers: name -> float32 [S, B] (0 where invalid), and the mask of valid scores."""
-        parts = self.stop.wait([future for future, _ in scores])
-        finite = np.concatenate([f for _, f in scores], axis=1)
-        join = lambda rows: np.concatenate([row.reshape(f.shape) for row, (_, f) in zip(rows, scores)], axis=1)
-        valid = join([part.valid for part in parts]) & finite
-        return {name: np.where(valid, join([part.values[name] for part in parts]), 0) for name in parts[0].values}, valid
+        """Waits for the scorers of all processes: name -> float32 [S, B] (0 where invalid), and the mask of valid scores."""
+        parts, r = self.stop.wait([future for future, *_ in scores]), self.config.rollout
+        shape = (scores[0][1].shape[0], r.prompts * r.group)
+        values = {name: np.full(shape, np.nan, np.float32) for name in (*self.scorer.names, 'valid')}
+        for part, (_, finite, places) in zip(parts, scores):
+            if part is not None:
+                valid = part.valid.reshape(finite.shape) & finite
+                values['valid'][:, places] = valid
+                for name in self.scorer.names:
+                    values[name][:, places] = np.where(valid, part.values[name].reshape(finite.shape), 0)
+        values = merge_scores(self.stop, values)
+        return values, values.pop('valid') == 1
 
     def evaluate(self, step: int, params, adapters, progress: Progress) -> float:
         """Evaluates, logs the scores and the fixed pictures, and remembers the result."""
         began, best = time.monotonic(), self.config.eval.best
-        result = self.evaluator(params, adapters, self.stop.wait)
+        result = self.evaluator(params, adapters, self.stop)
         mean, error = result.mean(best), result.standard_error(best)
         scalars = {f'eval/{name}': result.mean(name) for name in result.scores}
         self.writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': time.monotonic() - began})
         self.writer.write_images(step, {'eval/pictures': result.images})
-        report.keep_pictures(self.workdir, step, result)
+        if self.stop.hosts.primary:
+            report.keep_pictures(self.workdir, step, result)
         progress.evaluations.append([step, mean, error])
         self.note(f'evaluation after {step} updates: {best} {mean:.4f} +- {error:.4f} over {len(result.scores[best])} prompts')
         return mean

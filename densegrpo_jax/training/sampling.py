@@ -16,7 +16,7 @@ from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
-from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards
+from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards, replicated
 
 # Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
 STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
@@ -53,6 +53,11 @@ def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
+def key_data(keys: jax.Array) -> np.ndarray:
+    """uint32 [..., 2] of typed keys: a host array means the same to every process of a run, an array on a device does not."""
+    return np.asarray(jax.random.key_data(keys))
+
+
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
     """One key per sample, [P * G] prompt-major: folded with the prompt's place in the iteration and the slot in its group."""
     per_prompt = jax.vmap(lambda p: jax.random.fold_in(key, p))(prompts)
@@ -65,26 +70,26 @@ def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> 
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), shape))(keys)
 
 
-def split_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """Splits the leading axis over the mesh's batch axes; where it does not divide, the compiler places the array."""
-    if x.shape[0] % batch_shards(mesh):
+def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
+    """Splits an axis over the mesh's batch axes; where it does not divide, the compiler places the array."""
+    if x.shape[axis] % batch_shards(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, axis))
 
 
 def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
     Returns:
-      `(params, adapters, conditioning [p, ...], key, prompt_places [p]) -> (DenseRollout of p * G samples, pictures uint8
+      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p]) -> (DenseRollout of p * G samples, pictures uint8
       [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the sample itself last. Batches are split over the mesh.
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
 
     def rollout(params, adapters, conditioning: Conditioning, key, places) -> tuple[DenseRollout, jax.Array, jax.Array]:
-        keys = sample_keys(key, places, group)
-        split = lambda x: split_rows(x, mesh)
+        keys = sample_keys(jax.random.wrap_key_data(key), places, group)
+        split = lambda x, axis=0: split_rows(x, mesh, axis)
         repeated = jax.tree.map(split, conditioning.repeat(group))
         # Without `loss.cfg` guidance moves the samples, but the policy is the conditional network.
         velocity = pipeline.velocity_fn(
@@ -107,13 +112,14 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         )
         # One decoder body for all states: its activations at full resolution are the largest arrays of a rollout.
         images, finite = jax.lax.map(lambda z: pipeline.decode(params, split(z), m.height, m.width), result.completions)
-        return result, images, finite
+        return result, split(images, 1), split(finite, 1)
 
     return jax.jit(rollout, compiler_options=EXACT)
 
 
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
-    """The jitted plain-ODE sampler: `(params, adapters or None, conditioning [B, ...], keys [B]) -> (uint8 [B, H, W, 3], finite [B])`."""
+    """The jitted plain-ODE sampler: `(params, adapters or None, conditioning [B, ...], key_data of keys [B]) -> (uint8 [B, H, W, 3],
+    finite [B])`, whole on every device."""
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)
     sigmas = pipeline.sigmas(num_steps, m.height, m.width)
@@ -123,7 +129,8 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
         velocity = pipeline.velocity_fn(
             params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width, negative=params.get(NEGATIVE)
         )
-        x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * split(_normal(keys, 0, shape)), sigmas)
+        noise = split(_normal(jax.random.wrap_key_data(keys), 0, shape))
+        x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
         return pipeline.decode(params, x0, m.height, m.width)
 
-    return jax.jit(sample)
+    return jax.jit(sample, out_shardings=replicated(mesh))

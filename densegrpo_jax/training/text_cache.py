@@ -61,12 +61,14 @@ class TextCache:
             rows = encode(part)
             for prompt, text, pooled in zip(part, np.asarray(rows.text), np.asarray(rows.pooled)):
                 path = self.path(prompt)
+                if path.exists():
+                    continue  # another process got here first
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_file(path, {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)})
             done(min(start + batch, len(prompts)))
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of `prompts`, [B, ...].
+        """Conditioning of `prompts`, numpy arrays [B, ...].
 
         Raises:
           KeyError: a prompt that is not stored.
@@ -75,7 +77,7 @@ class TextCache:
         rows = [self._row(prompt) for prompt in prompts]
         while len(self._held) > len(rows) and len(self._held) * sum(a.nbytes for a in rows[0]) > self._max_bytes:
             del self._held[next(iter(self._held))]
-        return Conditioning(*(jnp.asarray(np.stack(column)) for column in zip(*rows)))
+        return Conditioning(*(np.stack(column) for column in zip(*rows)))
 
     def _row(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
         if prompt not in self._held:

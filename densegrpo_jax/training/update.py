@@ -13,6 +13,7 @@ from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.parallel.mesh import replicated
 from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
@@ -23,7 +24,7 @@ def join(rollouts: list[DenseRollout]) -> DenseRollout:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *rollouts)
 
 
-def make_credit(config, schedule: Schedule):
+def make_credit(config, schedule: Schedule, mesh: Mesh | None = None):
     """Jitted `(rollouts, rewards [S, B], valid [S, B]) -> (Transitions, metrics of [T] or [] arrays)` for a whole iteration.
 
     A sample is left out where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
@@ -53,6 +54,8 @@ def make_credit(config, schedule: Schedule):
             'latent_reward': jnp.where(keep, values, 0).sum(1) / kept,
             'valid_share': keep.mean(),
         }
+        if mesh is not None:  # every process reads them
+            metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
         return record, metrics
 
     return jax.jit(credit)
@@ -127,6 +130,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             'transitions': sums.policy_count,
             'finite': jnp.stack([finite for *_, finite in results]).all(),
         }
+        metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
         new = TrainState(policy, ema, opt, state.step + 1, skipped)
         # Where the state lives must not drift: a different placement would compile everything again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics

@@ -116,6 +116,14 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         assert checkpoints.best_step() == 8
 
 
+def test_pinned_steps_stay(tmp_path):
+    with Checkpoints(tmp_path, max_to_keep=1, pinned=(2, 9)) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, make_state(step), {})
+        checkpoints.wait_until_finished()
+        assert checkpoints.steps() == [2, 4]
+
+
 def test_part_of_a_checkpoint(tmp_path):
     save_steps(tmp_path, [1])
     wanted = {'adapters': abstract_of(make_state()['adapters'])}

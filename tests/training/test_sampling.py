@@ -15,7 +15,7 @@ import tiny_ocr  # noqa: E402
 
 from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.sampling import make_rollout, make_schedule, stream_key  # noqa: E402
+from densegrpo_jax.training.sampling import key_data, make_rollout, make_schedule, stream_key  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +30,7 @@ def sample(opened, prompts, places, **changes):
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     rollout = make_rollout(pipeline, config, make_schedule(pipeline, config), mesh)
     conditioning = pipeline.encode(params, *pipeline.tokenize(prompts))
-    return rollout(params, None, conditioning, stream_key(0, 1, 0), np.array(places))[0]
+    return rollout(params, None, conditioning, key_data(stream_key(0, 1, 0)), np.array(places))[0]
 
 
 def test_shared_noise_is_shared_by_a_group_and_only_at_the_start(opened):

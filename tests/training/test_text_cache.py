@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / 'tests'))
 import miniature  # noqa: E402
 
 from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.training.defaults import default_config  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
 from densegrpo_jax.training.prompts import text_conditioning  # noqa: E402
@@ -32,7 +33,8 @@ def stored(folder, directory, prompts=PROMPTS, stop=None):
     config = default_config()
     config.model.dtype = 'float32'
     pipeline = open_pipeline(folder, t5_length=16)
-    return text_conditioning(config, folder, pipeline, prompts, directory, lambda tree: None, stop or StopRequest())
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    return text_conditioning(config, folder, pipeline, prompts, directory, mesh, stop or StopRequest())
 
 
 def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
@@ -71,8 +73,13 @@ def _rows(count):
 
 
 def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeypatch):
-    stop = StopRequest()
-    stop.signal_name = 'SIGTERM'
+    class StopsAfterABatch(StopRequest):
+        def gather(self, value=b''):
+            if not value:  # the call after a batch
+                self.signal_name = 'SIGTERM'
+            return super().gather(value)
+
+    stop = StopsAfterABatch()
     with pytest.raises(Preempted):
         stored(folder, tmp_path, stop=stop)
     assert len(list(tmp_path.rglob('*.safetensors'))) > 0

@@ -1,0 +1,65 @@
+"""What the processes of a run tell each other outside compiled programs: bytes under names, through JAX's coordination service.
+
+Compiled programs talk over the chips' own network, and wait there for as long as it takes. What must be able to give up waiting (scores,
+the wish to stop) goes this way.
+"""
+
+from __future__ import annotations
+
+import jax
+
+
+class Hosts:
+    """This process among `count`; `index` 0 is the primary one, which alone writes logs and pictures."""
+
+    def __init__(self, index: int = 0, count: int = 1, client=None):
+        self.index, self.count, self._client = index, count, client
+
+    @classmethod
+    def current(cls) -> Hosts:
+        """The processes that `startup.start_processes` has joined, or this one alone."""
+        from jax._src import distributed  # the service has no public face; every use of it is in this class
+
+        return cls(jax.process_index(), jax.process_count(), distributed.global_state.client)
+
+    @property
+    def primary(self) -> bool:
+        return self.index == 0
+
+    def put(self, name: str, value: bytes) -> None:
+        """Stores `value` for all to read; a name is written once."""
+        self._client.key_value_set_bytes(name, value)
+
+    def announce(self, name: str) -> None:
+        """Stores a mark; several processes may set the same one."""
+        self._client.key_value_set_bytes(name, b'1', allow_overwrite=True)
+
+    def find(self, name: str) -> bytes | None:
+        """The value stored under `name`, None where there is none yet."""
+        try:
+            return self._client.key_value_try_get_bytes(name)
+        except jax.errors.JaxRuntimeError as error:
+            if 'NOT_FOUND' in str(error):
+                return None
+            raise
+
+    def wait(self, name: str, seconds: float) -> bytes | None:
+        """The value stored under `name`, or None if there is none within `seconds`."""
+        try:
+            return self._client.blocking_key_value_get_bytes(name, int(seconds * 1000))
+        except jax.errors.JaxRuntimeError as error:
+            if 'DEADLINE_EXCEEDED' in str(error):
+                return None
+            raise
+
+    def meet(self, name: str, seconds: float) -> bool:
+        """Waits until all processes are here; False where some did not come in time. A name is used once."""
+        try:
+            self._client.wait_at_barrier(name, int(seconds * 1000))
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    def forget(self, folder: str) -> None:
+        """Removes everything stored under `folder`/."""
+        self._client.key_value_delete(f'{folder}/')

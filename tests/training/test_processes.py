@@ -1,0 +1,174 @@
+"""Two real processes with four fake devices each, on loopback: the same run as one process with eight, stopped and killed."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training'), str(ROOT / 'configs')]
+
+import miniature  # noqa: E402
+from test_run import final_state, rows, wait_for_checkpoint  # noqa: E402
+
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.parallel.startup import detect_cluster, start_processes  # noqa: E402
+from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
+from densegrpo_jax.training.run import run  # noqa: E402
+
+# A group of four samples per batch, one on each piece of the data axis: it is spread over both processes.
+CONFIG = """
+import sys
+sys.path[:0] = [{paths}]
+from test_run import Brightness, make_config
+from densegrpo_jax.rewards.build import REWARDS
+
+def get_config():
+    REWARDS['brightness'] = Brightness
+    config = make_config({folder!r}, **{{'rollout.prompts_per_batch': 1, 'mesh.data': 4, 'mesh.tensor': 2, 'optim.microbatch': 8}})
+    config.reward = {{'brightness': {{'weight': 1.0}}}}
+    return config
+"""
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory):
+    root = tmp_path_factory.mktemp('processes')
+    paths = ', '.join(repr(str(p)) for p in (ROOT / 'tests', ROOT / 'tests' / 'training', ROOT / 'configs'))
+    (root / 'two.py').write_text(CONFIG.format(paths=paths, folder=str(miniature.random_flux(root / 'flux'))))
+    return root / 'two.py'
+
+
+def load(config_file, **overrides):
+    scope = {}
+    exec(config_file.read_text(), scope)  # noqa: S102 (the file above)
+    config = scope['get_config']()
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@contextlib.contextmanager
+def processes(config_file, workdir, *options, heartbeat=60):
+    """Both processes of a run, started; whatever happens they are gone afterwards."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
+    common = [sys.executable, '-m', 'densegrpo_jax.main', f'--config={config_file}', f'--workdir={workdir}', '--cpu_devices=4',
+              f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--heartbeat={heartbeat}', *options]  # fmt: skip
+    started = []
+    try:
+        for i in range(2):
+            log = open(f'{workdir}.{i}.log', 'wb')  # noqa: SIM115 (the process keeps it)
+            started.append(subprocess.Popen([*common, f'--process_id={i}'], cwd=ROOT, env=environment, stderr=log, stdout=log))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+
+
+def ended(started, workdir, seconds=400):
+    """Exit codes; the logs are shown where one is not 0 or 75."""
+    codes = [process.wait(timeout=seconds) for process in started]
+    for i, code in enumerate(codes):
+        if code not in (0, 75):
+            print(pathlib.Path(f'{workdir}.{i}.log').read_text()[-4000:])
+    return codes
+
+
+def same_run(found, expected):
+    """States and metrics agree up to the order of sums."""
+    (step, arrays, _), (want_step, want, _) = final_state(found), final_state(expected)
+    assert step == want_step
+    for name, value in want.items():
+        if not name.startswith('opt'):
+            np.testing.assert_allclose(arrays[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    for row, other in zip(rows(found), rows(expected), strict=True):
+        assert row['step'] == other['step'] and set(row) == set(other)
+        for key in ('train/reward', 'eval/total', 'train/grad_norm', 'gain/step_0', 'advantage_abs/step_1'):
+            if key in other:
+                np.testing.assert_allclose(row[key], other[key], rtol=5e-4, atol=1e-6, err_msg=key)
+
+
+@pytest.fixture(scope='module')
+def alone(config_file, tmp_path_factory):
+    """Work directory of the same run in this process."""
+    config = load(config_file)
+    workdir = tmp_path_factory.mktemp('alone')
+    run(config, workdir, make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
+    return workdir
+
+
+def test_two_processes_are_one_run(config_file, alone, tmp_path):
+    """SIGTERM to one of them stops both after the same update; started again, they end as one process does."""
+    workdir = tmp_path / 'two'
+    with processes(config_file, workdir) as started:
+        wait_for_checkpoint(workdir, 1, started[0])
+        started[1].send_signal(signal.SIGTERM)
+        codes = ended(started, workdir)
+    assert codes in ([75, 75], [0, 0])  # 0: they had finished before the signal arrived
+    with processes(config_file, workdir) as started:
+        assert ended(started, workdir) == [0, 0]
+    same_run(workdir, alone)
+    assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
+    assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(config_file, alone, tmp_path):
+    workdir = tmp_path / 'two'
+    with processes(config_file, workdir, '--config.iterations=2') as started:
+        assert ended(started, workdir) == [0, 0]
+    config = load(config_file)
+    run(config, workdir, make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
+    assert [row['step'] for row in rows(workdir)] == [0, 1, 2, 3]
+    same_run(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_dead_process_ends_the_other_with_a_message(config_file, tmp_path, victim):
+    workdir = tmp_path / 'two'
+    with processes(config_file, workdir, '--config.iterations=1000', heartbeat=10) as started:
+        wait_for_checkpoint(workdir, 1, started[0])
+        started[victim].kill()
+        began = time.monotonic()
+        assert started[1 - victim].wait(timeout=120) not in (0, 75)
+        print(f'noticed after {time.monotonic() - began:.0f} s')
+    log = pathlib.Path(f'{workdir}.{1 - victim}.log').read_text()
+    assert 'another task died' in log or 'stop when they notice' in log
+
+
+@pytest.mark.parametrize(
+    ('environ', 'tpu', 'found'),
+    [
+        ({}, False, None), ({}, True, 'TPU'), ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4'}, False, None),
+        ({'SLURM_STEP_NUM_TASKS': '4'}, False, 'Slurm'), ({'SLURM_STEP_NUM_TASKS': '1'}, False, None),
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, False, 'Open MPI'), ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, False, 'JAX_COORDINATOR_ADDRESS'),
+    ],
+)  # fmt: skip
+def test_launchers_are_recognised(environ, tpu, found):
+    assert detect_cluster(environ, tpu) == found
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('auto', 'a:1'), 'belong together'), (('auto', 'a:1', 2), 'belong together'), (('on', 'a:1', 2, 2), 'counted from 0'),
+        (('on',), 'no cluster was found'),
+    ],
+)  # fmt: skip
+def test_processes_that_cannot_be_joined(options, message, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(('SLURM_', 'OMPI_')):
+            monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match=message):
+        start_processes(*options)
