@@ -147,6 +147,13 @@ def test_a_dead_process_ends_the_other_with_a_message(config_file, tmp_path, vic
     assert 'another task died' in log or 'stop when they notice' in log
 
 
+def test_nobody_to_join_is_said(config_file, tmp_path):
+    command = [sys.executable, '-m', 'densegrpo_jax.main', f'--config={config_file}', f'--workdir={tmp_path}', '--distributed=on']
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(('SLURM_', 'OMPI_'))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and 'no cluster was found' in done.stderr and '--coordinator=HOST:PORT' in done.stderr
+
+
 @pytest.mark.parametrize(
     ('environ', 'tpu', 'found'),
     [
@@ -163,12 +170,8 @@ def test_launchers_are_recognised(environ, tpu, found):
     ('options', 'message'),
     [
         (('auto', 'a:1'), 'belong together'), (('auto', 'a:1', 2), 'belong together'), (('on', 'a:1', 2, 2), 'counted from 0'),
-        (('on',), 'no cluster was found'),
     ],
 )  # fmt: skip
-def test_processes_that_cannot_be_joined(options, message, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(('SLURM_', 'OMPI_')):
-            monkeypatch.delenv(name)
+def test_processes_that_cannot_be_joined(options, message):
     with pytest.raises(ValueError, match=message):
         start_processes(*options)

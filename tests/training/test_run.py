@@ -52,8 +52,10 @@ def final_state(workdir):
     path = workdir / 'checkpoints' / str(step)
     import orbax.checkpoint as ocp
 
-    arrays = ocp.PyTreeCheckpointer().restore(path / 'state')
-    return step, {name: np.asarray(value) for name, value in arrays.items()}, checkpoints.meta(step)
+    reader = ocp.PyTreeCheckpointer()
+    names = reader.metadata(path / 'state').item_metadata.tree
+    args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}  # whatever devices of whatever processes wrote them
+    return step, reader.restore(path / 'state', restore_args=args), checkpoints.meta(step)
 
 
 def one_device():

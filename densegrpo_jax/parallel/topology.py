@@ -1,0 +1,115 @@
+"""Devices that are not here: what a chip has, and topologies to compile for ahead of time.
+
+Figures are the vendors' data sheets; the memory of a TPU is what its compiler lets a program use (asked of libtpu 0.0.42).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+from typing import NamedTuple
+
+import jax
+
+
+class Chip(NamedTuple):
+    """One device as JAX counts them (on tpu7x a chip is two devices).
+
+    gib: memory that a program may use. flops: dense bfloat16 operations per second. link: bytes per second out of a device to its
+    neighbours, all links together. per_chip: devices of a chip.
+    """
+
+    gib: float
+    flops: float
+    link: float
+    per_chip: int = 1
+
+
+CHIPS = {
+    'v5e': Chip(15.75, 197e12, 200e9),
+    'v5p': Chip(95.74, 459e12, 600e9),
+    'v6e': Chip(31.25, 918e12, 448e9),
+    'tpu7x': Chip(94.75, 1153.5e12, 600e9, per_chip=2),
+    'h100': Chip(74.0, 989e12, 450e9),  # of 80 GB; the rest is the driver's, the libraries' and fragmentation
+}
+
+# What XLA's GPU compiler asks of a device: an H100 SXM.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 patch: 0 } runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+class Topology(NamedTuple):
+    """name: as given. kind: a key of CHIPS. shape: of the slice, in chips. compiler: the package that compiles for it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    compiler: str
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def count(self) -> int:
+        """Devices, as JAX counts them."""
+        return math.prod(self.shape) * self.chip.per_chip
+
+    @property
+    def compiler_options(self) -> dict:
+        """For programs that are only looked at: Triton's matrix products are tuned on the GPU itself, which is not here."""
+        return {'xla_gpu_enable_triton_gemm': False} if self.kind == 'h100' else {}
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether the compiler is installed here."""
+        return importlib.util.find_spec(self.compiler) is not None
+
+
+def parse(name: str) -> Topology:
+    """'v5p:2x2x1', 'v5e:2x4', 'h100:8' and the like.
+
+    Raises ValueError for anything else, naming what is known.
+    """
+    match = re.fullmatch(r'(\w+):(\d+(?:x\d+){0,2})', name)
+    if match is None or match[1] not in CHIPS:
+        raise ValueError(f'--topology={name!r} is not known: expected KIND:SHAPE, as v5p:2x2x1 or h100:8, KIND one of {sorted(CHIPS)}')
+    shape, gpu = tuple(map(int, match[2].split('x'))), match[1] == 'h100'
+    if gpu != (len(shape) == 1):
+        raise ValueError(f'--topology={name!r}: {"GPUs are only counted: h100:8" if gpu else "a TPU slice has a shape, such as 2x4"}')
+    return Topology(name, match[1], shape, 'jax_plugins.xla_cuda13' if gpu else 'libtpu')
+
+
+def absent_devices(topology: Topology) -> list:
+    """Devices to compile for, of hardware that is not here. Set JAX_PLATFORMS=cpu for the process: nothing runs on them.
+
+    Raises RuntimeError where the compiler does not know such a slice.
+    """
+    from jax.experimental import topologies
+
+    try:
+        if topology.kind == 'h100':
+            os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
+            from jax._src import xla_bridge  # loading a plugin for its compiler alone has no public call
+
+            xla_bridge.discover_pjrt_plugins()
+            options = dict(topology=f'1x1x{topology.count}', target_config=_H100)
+            return topologies.get_topology_desc(platform='cuda', topology_name='h100', **options).devices
+        os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # else a lock file is left behind and the next process refuses to start
+        os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+        shape = 'x'.join(map(str, topology.shape))
+        options = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(topology.shape) == 1 else {}
+        return topologies.get_topology_desc(platform='tpu', topology_name=f'{topology.kind}:{shape}', **options).devices
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+        raise RuntimeError(f'{topology.compiler} does not know --topology={topology.name}: {str(error).splitlines()[0]}') from None

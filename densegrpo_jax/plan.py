@@ -1,0 +1,205 @@
+"""Command: does a configuration fit a machine that is not here, and what would it cost? Asked of the compiler, before renting anything.
+
+    python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=8 --topology=v5e:2x4 --config.mesh.fsdp=8
+    python -m densegrpo_jax.plan --config=configs/sd35_ocr.py:devices=8 --topology=h100:8 --out=plan.json
+
+Compiles the real rollout (with completions and decoding), update and evaluation for that topology and prints per device: the memory of
+each phase against what the chip has, operations (counted from the networks, not by the compiler), bytes received in collectives, seconds
+at a stated utilisation, and for the whole run chip-hours and whether it fits; where it does not, what would make it fit.
+TPUs need `pip install libtpu` (requirements-tpu.txt), H100s jax-cuda13-plugin; without them the CPU's compiler lays the memory out, and
+the table says so. Scoring on hosts is not in the times. Weights are not needed for the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from densegrpo_jax.models.pipeline_folder import open_pipeline, resolve_folder
+from densegrpo_jax.models.released import RELEASED, released_pipeline
+from densegrpo_jax.parallel.collectives import collective_bytes
+from densegrpo_jax.parallel.mesh import batch_shards, check_batch, make_mesh
+from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
+from densegrpo_jax.training import announce, console
+from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.loading import network_options
+from densegrpo_jax.training.lowering import Phase, phases
+from densegrpo_jax.training.sampling import make_schedule
+from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.update import microbatches
+
+GIB = 2**30
+HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
+
+
+class Row(NamedTuple):
+    """What one phase needs; per device and per run of its program, except seconds: per iteration."""
+
+    gib: float  # everything that is in memory then
+    tflop: float
+    collective_gib: float
+    compute_s: float
+    collective_s: float
+    compile_s: float
+
+
+def compiled_row(phase: Phase, topology: Topology, resident: float, count: int, utilisation: float) -> Row:
+    """Compiles a phase. `resident`: bytes on a device that are not arguments of it or are counted once for all phases."""
+    began = time.monotonic()
+    chip = topology.chip
+    try:
+        program = phase.lowered.compile(compiler_options=topology.compiler_options)
+        memory = program.memory_analysis()
+        working = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        received = sum(collective_bytes(program.as_text()).values())
+    except jax.errors.JaxRuntimeError as error:
+        match = HBM_EXCEEDED.search(str(error))
+        if 'RESOURCE_EXHAUSTED' not in str(error) or match is None:
+            raise
+        size, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
+        working, received = float(size) * (GIB if unit == 'G' else 2**20), float('nan')
+    seconds = lambda work, rate: phase.runs * work / rate
+    executed = (phase.flops + phase.repeated) / count
+    return Row((resident + working) / GIB, phase.flops / count / 1e12, received / GIB, seconds(executed, chip.flops * utilisation),
+               seconds(received, chip.link), time.monotonic() - began)  # fmt: skip
+
+
+def advice(config, topology: Topology, rows: dict[str, Row], resident: float, fsdp: int) -> list[str]:
+    """Which settings would make the phases fit that do not; by proportion, so plan again with them."""
+    lines, limit, r = [], topology.chip.gib, config.rollout
+    if resident / GIB > 0.8 * limit:
+        more = next((f for f in (2, 4, 8, 16, 32, 64, 128, 256) if f > fsdp and resident / GIB * fsdp / f < 0.6 * limit), None)
+        lines.append(
+            f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: '
+            + (f'config.mesh.fsdp={more}' if more else "more devices, or config.model.quantize='int8'")
+        )
+    for name, row in rows.items():
+        if row.gib <= limit:
+            continue
+        key, size = {'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch), 'update': ('optim.microbatch', config.optim.microbatch),
+                     'evaluation': ('eval.batch', config.eval.batch)}[name]  # fmt: skip
+        room = max(limit - resident / GIB, 0.0) / max(row.gib - resident / GIB, 1e-9)
+        smaller = max([d for d in range(1, size) if size % d == 0 and d <= 0.9 * room * size], default=1)
+        if smaller < size:
+            lines.append(f'{name}: config.{key}={smaller} instead of {size}')
+        if name == 'update' and config.model.remat != 'full':
+            lines.append("update: config.model.remat='full' instead of " + repr(config.model.remat))
+        if config.model.attention == 'xla' and topology.kind != 'h100':
+            lines.append(f"{name}: config.model.attention='splash' keeps no attention weights")
+        if config.model.attention == 'xla' and topology.kind == 'h100':
+            lines.append(f"{name}: config.model.attention='cudnn' keeps no attention weights")
+    return lines
+
+
+def plan(config, topology: Topology, utilisation: float) -> dict:
+    """The whole answer as a JSON document; see the module's docstring.
+
+    Raises ValueError where the configuration does not fit the topology's number of devices.
+    """
+    validate(config)
+    estimated = not topology.can_compile
+    devices = jax.devices('cpu')[: topology.count] if estimated else absent_devices(topology)
+    if len(devices) < topology.count:
+        raise ValueError(f'{topology.name} needs {topology.count} stand-in CPU devices, and there are {len(devices)}')
+    mesh = make_mesh(config.mesh, devices)
+    if estimated and config.model.attention != 'xla':
+        raise ValueError(f"model.attention={config.model.attention!r} needs {topology.compiler}, which is not installed; or use 'xla'")
+    options, name = network_options(config, mesh), config.model.path
+    pipeline = released_pipeline(name, **options) if name in RELEASED else open_pipeline(resolve_folder(name), **options)
+    schedule = make_schedule(pipeline, config)
+    batch = config.rollout.prompts_per_batch * config.rollout.group
+    check_batch(mesh, batch, 'rollout.prompts_per_batch * rollout.group')
+    check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
+    microbatches(config, int(schedule.plan.trained.sum()))
+    base = pipeline.abstract_params()
+    state = jax.eval_shape(lambda b: init_state(pipeline, optimiser(config), jax.random.key(0), b), base['transformer'])
+    held = announce.memory(config, pipeline, schedule, mesh, base, state)
+    resident = held['weights'] + held['trained, optimiser, moving average'] + held['latents']
+    rows = {}
+    for name, phase in phases(config, pipeline, schedule, mesh).items():
+        rows[name] = compiled_row(phase, topology, resident, topology.count, utilisation)
+        logging.info('%s compiled in %.0f s', name, rows[name].compile_s)
+    seconds = sum(row.compute_s for row in rows.values())
+    moving = sum(row.collective_s for row in rows.values())
+    chips = topology.count / topology.chip.per_chip
+    hours = lambda each: each * config.iterations * chips / 3600
+    return {
+        'topology': topology.name, 'estimated_on_cpu': estimated, 'devices': topology.count, 'mesh': dict(mesh.shape),
+        'attention': config.model.attention, 'samples_per_device': batch // batch_shards(mesh),
+        'resident_gib': resident / GIB, 'limit_gib': topology.chip.gib, 'phases': {name: row._asdict() for name, row in rows.items()},
+        'fits': all(row.gib <= topology.chip.gib for row in rows.values()), 'utilisation': utilisation,
+        'seconds_per_iteration': seconds, 'collective_seconds': moving, 'iterations': config.iterations,
+        'chip_hours': [hours(max(seconds, moving)), hours(seconds + moving)],
+        'advice': advice(config, topology, rows, resident, mesh.shape['fsdp']),
+    }  # fmt: skip
+
+
+def table(result: dict) -> str:
+    """The document as text."""
+    r = result
+    source = 'the CPU compiler: memory as it lays it out, an estimate only' if r['estimated_on_cpu'] else "the topology's own compiler"
+    axes = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
+    lines = [
+        f'{r["topology"]}: {r["devices"]} devices ({axes}), {r["samples_per_device"]} samples each, attention {r["attention"]}',
+        f'compiled by {source}',
+        f'always resident (weights, optimiser, latents): {r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
+        'phase        GiB/device  fits  TFLOP/device  received GiB  s/iteration  collectives s',
+    ]
+    for name, row in r['phases'].items():
+        fits = 'yes' if row['gib'] <= r['limit_gib'] else 'NO'
+        lines.append(
+            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} {row["collective_gib"]:13.2f} {row["compute_s"]:12.1f} '
+            f'{row["collective_s"]:14.1f}'
+        )
+    low, high = r['chip_hours']
+    lines += [
+        f'an iteration: {r["seconds_per_iteration"]:.0f} s of arithmetic at {100 * r["utilisation"]:.0f} % of the peak, '
+        f'{r["collective_seconds"]:.0f} s of collectives if nothing hides them',
+        f'{r["iterations"]} iterations: {low:.0f} to {high:.0f} chip-hours',
+        'it fits' if r['fits'] else 'IT DOES NOT FIT; try:',
+        *(f'  {line}' for line in r['advice']),
+    ]
+    return '\n'.join(lines)
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    console.start()
+    jax.config.update('jax_platforms', 'cpu')  # nothing runs on the devices that are planned for
+    flag = flags.FLAGS
+    try:
+        topology = parse(flag.topology)
+        if not topology.can_compile:
+            logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
+            jax.config.update('jax_num_cpu_devices', topology.count)
+        result = plan(flag.config, topology, flag.utilisation)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        logging.error('%s', error)
+        return 2
+    print(table(result))
+    if flag.out:
+        pathlib.Path(flag.out).write_text(json.dumps(result, indent=2) + '\n')
+    return 0 if result['fits'] else 1
+
+
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    config_flags.DEFINE_config_file('config', None, 'Configuration of the run.', lock_config=True)
+    flags.DEFINE_string('topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.')
+    flags.DEFINE_float('utilisation', 0.4, 'Share of the peak rate that the arithmetic is assumed to reach.')
+    flags.DEFINE_string('out', '', 'JSON file for the result.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.mark_flags_as_required(['config', 'topology'])
+    app.run(lambda argv: sys.exit(main(argv)))

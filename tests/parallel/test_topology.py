@@ -1,0 +1,80 @@
+"""Names of absent machines, and what a program's HLO says it sends."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from densegrpo_jax.parallel.collectives import collective_bytes
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.parallel.topology import parse
+
+
+@pytest.mark.parametrize(
+    ('name', 'count', 'compiler'),
+    [('v5e:2x4', 8, 'libtpu'), ('v5p:2x2x1', 4, 'libtpu'), ('v6e:1x1', 1, 'libtpu'), ('tpu7x:2x2x1', 8, 'libtpu'),
+     ('h100:8', 8, 'jax_plugins.xla_cuda13')],
+)  # fmt: skip
+def test_topologies(name, count, compiler):
+    topology = parse(name)
+    assert (topology.count, topology.compiler) == (count, compiler) and topology.chip.gib > 10
+
+
+@pytest.mark.parametrize('name', ['v99:2x2', 'v5e', 'v5e:8', 'h100:2x4', 'v5p:2x', '', 'v5e:2x4x'])
+def test_unknown_topologies_are_named(name):
+    with pytest.raises(ValueError, match='--topology='):
+        parse(name)
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return make_mesh({'data': 1, 'fsdp': 8, 'tensor': 1})
+
+
+def compiled(function, mesh, *specs_and_shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)) for spec, shape in specs_and_shapes]
+    return jax.jit(function, out_shardings=NamedSharding(mesh, P())).lower(*arguments).compile().as_text()
+
+
+def test_bytes_of_one_all_gather(mesh):
+    hlo = compiled(lambda x: x, mesh, (P('fsdp'), (16, 32)))
+    assert collective_bytes(hlo) == {'all-gather': 16 * 32 * 4}
+
+
+def test_bytes_of_one_all_reduce(mesh):
+    hlo = compiled(lambda x, w: x @ w, mesh, (P(None, 'fsdp'), (4, 64)), (P('fsdp'), (64, 8)))
+    assert collective_bytes(hlo) == {'all-reduce': 4 * 8 * 4}
+
+
+def test_a_loop_counts_as_often_as_it_runs(mesh):
+    def scanned(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    hlo = compiled(scanned, mesh, (P(), (4, 64)), (P(None, None, 'fsdp'), (5, 64, 64)))
+    total = sum(collective_bytes(hlo).values())
+    activation, matrix = 4 * 64 * 4, 64 * 64 * 4  # the compiler gathers one or the other in each round, and perhaps the last result
+    assert total in (5 * activation, 6 * activation, 5 * matrix, 5 * matrix + activation)
+
+
+def test_text_without_collectives_and_without_a_program():
+    assert not collective_bytes(jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile().as_text())
+    assert not collective_bytes('')
+
+
+def test_asynchronous_and_shrinking_collectives_by_hand():
+    hlo = '''
+%body (p: f32[8]) -> f32[8] {
+  %ag = (bf16[2,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(bf16[2,4]{1,0} %p), dimensions={0}
+}
+
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(7)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %rs = f32[2,4]{1,0} reduce-scatter(f32[16,4]{1,0} %p), dimensions={0}
+  %w = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"19"}}
+  %v = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body
+}
+'''
+    assert collective_bytes(hlo) == {'reduce-scatter': 16 * 4 * 4, 'all-gather': (19 + 7) * 16 * 4 * 2}

@@ -1,0 +1,81 @@
+"""The plan command's arithmetic and its two answers, on the miniature with the CPU's compiler standing in."""
+
+import pathlib
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'configs'))
+
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax import plan  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.parallel.topology import CHIPS, parse  # noqa: E402
+from densegrpo_jax.training.loading import open_base  # noqa: E402
+from densegrpo_jax.training.lowering import phases  # noqa: E402
+from densegrpo_jax.training.sampling import make_schedule  # noqa: E402
+
+
+def small():
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict({
+        'rollout.steps': 2, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'optim.microbatch': 8,
+        'eval.batch': 8, 'eval.steps': 2, 'data.eval_prompts': 16, 'model.height': 16, 'model.width': 32, 'model.scan': True,
+    })  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope='module')
+def result():
+    return plan.plan(small(), parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
+
+
+def test_a_plan_adds_up(result):
+    assert result['estimated_on_cpu'] and result['devices'] == 8 and result['fits'] and result['advice'] == []
+    assert set(result['phases']) == {'rollout', 'update', 'evaluation'}
+    chip = CHIPS['v5e']
+    for row in result['phases'].values():
+        assert 0 < result['resident_gib'] < row['gib'] < chip.gib and row['tflop'] > 0
+    rollout = result['phases']['rollout']
+    assert rollout['compute_s'] == pytest.approx(rollout['tflop'] * 1e12 / chip.flops / 0.5)  # one batch an iteration, nothing repeated
+    low, high = result['chip_hours']
+    assert low <= high == pytest.approx((result['seconds_per_iteration'] + result['collective_seconds']) * 60 * 8 / 3600)
+    text = plan.table(result)
+    assert 'it fits' in text and 'an estimate only' in text and 'rollout' in text
+
+
+def test_what_does_not_fit_is_said_with_a_way_out(result):
+    rows = {name: plan.Row(**row) for name, row in result['phases'].items()}
+    config = small()
+    rows['update'] = rows['update']._replace(gib=40.0)
+    lines = plan.advice(config, parse('v5e:2x4'), rows, resident=2**30, fsdp=1)
+    assert lines[0] == 'update: config.optim.microbatch=2 instead of 8' and "config.model.remat='full'" in lines[1] and 'splash' in lines[2]
+    lines = plan.advice(config, parse('h100:1'), {}, resident=70 * 2**30, fsdp=1)
+    assert lines == ['weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.fsdp=2']
+    text = plan.table({**result, 'fits': False, 'advice': lines})
+    assert 'IT DOES NOT FIT' in text and lines[0] in text
+
+
+def test_operations_follow_the_configuration():
+    def flops(**overrides):
+        config = small()
+        config.update_from_flattened_dict(overrides)
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
+        _, pipeline = open_base(config, mesh)
+        return {name: phase.flops for name, phase in phases(config, pipeline, make_schedule(pipeline, config), mesh).items()}
+
+    dense, sparse = flops(), flops(**{'credit.rule': 'sparse'})
+    assert dense['rollout'] > 1.4 * sparse['rollout'] and dense['update'] == sparse['update']  # 3 velocities and 2 decodes against 2 and 1
+    full, referenced = flops(full=True), flops(**{'loss.beta': 0.1})
+    assert 1.3 < full['update'] / dense['update'] < 1.5  # 3 passes instead of 2, without the adapters' own products
+    assert referenced['update'] == pytest.approx(1.5 * dense['update'])
+
+
+def test_geometry_is_checked_first():
+    config = small()
+    config.rollout.prompts_per_batch = 1
+    with pytest.raises(ValueError, match='rollout.prompts_per_batch'):
+        plan.plan(config, parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
