@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 
 from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
 from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
@@ -89,10 +90,20 @@ def random_sd15(folder, *, seed=0, scale=1.0):
 
 
 def _write(folder, pipeline, seed, scale):
-    params = pipeline.init_params(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params['transformer'])
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + scale * 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
-    params['transformer'] = jax.tree.unflatten(tree, noisy)
-    save_pipeline(folder, pipeline, params)
+    """Weights drawn by NumPy as the networks would draw theirs, the transformer's with noise on top: compiling `init` takes far longer."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, layer = (jax.tree_util.keystr((key,), simple=True) for key in (path[-1], path[-2]))
+        if name == 'kernel' and layer in ('linear', 'proj_out'):
+            value = np.zeros(leaf.shape)  # modulation and output layers
+        elif name in ('bias', 'scale', 'weight'):
+            value = np.full(leaf.shape, float(name != 'bias'))
+        else:
+            value = rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]) if name == 'kernel' else leaf.shape[-1])
+        if path[0].key == 'transformer':
+            value += scale * 0.1 * rng.standard_normal(leaf.shape)
+        return value.astype(np.float32)
+
+    save_pipeline(folder, pipeline, jax.tree_util.tree_map_with_path(draw, pipeline.abstract_params()))
     return folder

@@ -26,7 +26,7 @@ SMALL = {
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    return miniature.random_sd3(tmp_path_factory.mktemp('sd3'))
+    return miniature.random_sd3(tmp_path_factory.mktemp('sd3'), scale=1.0)
 
 
 @pytest.mark.parametrize(
