@@ -114,8 +114,6 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             if not progress.evaluations:
                 phases.evaluate(0, params, state.ema, progress)
             while step < config.iterations:
-                # Before the rollout starts: what saving the last update needs of the device, should a stop come while it is busy.
-                digests = checkpoints.digests(state)
                 # 1. Sample, complete by ODE, decode, score.
                 began = time.monotonic()
                 rollouts, scores, conditioning = phases.sample(rollout_fn, params, state.policy, encoder, step)
@@ -128,6 +126,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 evals = sum(calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
                 state, update_metrics = update_fn(state, params, conditioning, batch)
                 metrics = jax.device_get({**credit_metrics, **update_metrics})
+                # What saving this update needs of the devices, now: a stop may come while they are busy with something longer.
+                digests = checkpoints.digests(state)
                 now = time.monotonic()
                 # 3. Account for it.
                 step += 1
@@ -150,7 +150,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 if step % config.eval.every == 0 or step == config.iterations:
                     score = phases.evaluate(step, params, state.ema, progress)
                 if score is not None or step % config.checkpoint.every == 0 or step in config.checkpoint.pin:
-                    checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
+                    checkpoints.save(step, state, dataclasses.asdict(progress), score=score, digests=digests)
                     saved = step
                 stop.check()
         except Preempted:

@@ -23,7 +23,8 @@ from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.rewards.base import Scores  # noqa: E402
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
+from densegrpo_jax.training import run as run_module  # noqa: E402
+from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
 from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
 
 OVERRIDES = {
@@ -157,6 +158,31 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     assert steps == [0, 1, 2, 3, 4]
     timeless = lambda row: {k: v for k, v in row.items() if 'seconds' not in k}
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
+
+
+@pytest.mark.parametrize('where', ['after the update', 'in the next rollout'])
+def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, monkeypatch, caplog, where):
+    stop, calls = StopRequest(), []
+    if where == 'after the update':
+        target, name, moment = run_module.report, 'shown', 1
+    else:
+        target, name, moment = run_module, 'place', 5  # an iteration asks three times: for all prompts and for two batches
+    original = getattr(target, name)
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == moment:
+            stop.signal_name = 'SIGTERM'
+        return original(*args)
+
+    monkeypatch.setattr(target, name, stopping)
+    config = make_config(folder, **{'checkpoint.every': 10, 'eval.every': 10})
+    with pytest.raises(Preempted):
+        run(config, tmp_path, one_device(), stop)
+    assert final_state(tmp_path)[0] == 1
+    summary = run(config, tmp_path, one_device(), StopRequest())
+    assert summary['updates'] == 3 and 'DAMAGED' not in caplog.text
+    assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_stops_after_non_finite_gradients(folder, tmp_path):
