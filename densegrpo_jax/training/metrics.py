@@ -87,6 +87,9 @@ class JsonlWriter(_Writer):
         _prune_jsonl(self._path, last_step)
         self._file = open(self._path, 'ab')
         self._step, self._values, self._start = None, {}, self._file.tell()
+        if lines := self._path.read_bytes().splitlines():  # the last step may not be complete: it is written on
+            self._values = json.loads(lines[-1])
+            self._step, self._start = self._values.pop('step'), self._start - len(lines[-1]) - 1
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]):
         if step != self._step:

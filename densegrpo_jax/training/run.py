@@ -111,8 +111,10 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         phases = Phases(config, workdir, mesh, train, evaluator, scorer, writer, stop, bar.note)
         step = saved = start
         try:
-            if not progress.evaluations:
-                phases.evaluate(0, params, state.ema, progress)
+            # At the start, and where the last process was stopped between an update and its evaluation.
+            due = start % config.eval.every == 0 or start == config.iterations
+            if due and start not in [evaluated for evaluated, *_ in progress.evaluations]:
+                phases.evaluate(start, params, state.ema, progress)
             while step < config.iterations:
                 # 1. Sample, complete by ODE, decode, score.
                 began = time.monotonic()

@@ -55,6 +55,7 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     assert np.abs(np.asarray(images, np.int32) - expected_images).max() <= 1 and images.std() > 5
 
 
+@pytest.mark.slow
 def test_trains_with_ddim_noise(folder, tmp_path):
     config = tiny_ocr.get_config()
     config.reward = {'jpeg': {'weight': 1.0}}

@@ -95,7 +95,8 @@ def same_run(found, expected):
         assert row['step'] == other['step'] and set(row) == set(other)
         for key in ('train/reward', 'eval/total', 'train/grad_norm', 'gain/step_0', 'advantage_abs/step_1'):
             if key in other:
-                np.testing.assert_allclose(row[key], other[key], rtol=5e-4, atol=1e-6, err_msg=key)
+                rtol = 5e-4 if row['step'] <= 1 else 3e-3  # Adam's first steps enlarge rounding where a gradient is next to zero
+                np.testing.assert_allclose(row[key], other[key], rtol=rtol, atol=1e-6, err_msg=key)
 
 
 @pytest.fixture(scope='module')

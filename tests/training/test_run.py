@@ -160,10 +160,10 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
 
 
-@pytest.mark.parametrize('where', ['after the update', 'in the next rollout'])
+@pytest.mark.parametrize('where', ['before the evaluation', 'in the next rollout'])
 def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, monkeypatch, caplog, where):
     stop, calls = StopRequest(), []
-    if where == 'after the update':
+    if where == 'before the evaluation':
         target, name, moment = run_module.report, 'shown', 1
     else:
         target, name, moment = run_module, 'place', 5  # an iteration asks three times: for all prompts and for two batches
@@ -176,13 +176,16 @@ def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path
         return original(*args)
 
     monkeypatch.setattr(target, name, stopping)
-    config = make_config(folder, **{'checkpoint.every': 10, 'eval.every': 10})
+    # The stop comes before the evaluation that is due after the first update: it must not be lost.
+    config = make_config(folder, **{'checkpoint.every': 10, 'eval.every': 1})
     with pytest.raises(Preempted):
         run(config, tmp_path, one_device(), stop)
     assert final_state(tmp_path)[0] == 1
+    monkeypatch.undo()
     summary = run(config, tmp_path, one_device(), StopRequest())
     assert summary['updates'] == 3 and 'DAMAGED' not in caplog.text
-    assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2, 3]
+    assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2, 3] and all('eval/total' in row for row in rows(tmp_path))
+    assert [step for step, *_ in summary['evaluations']] == [0, 1, 2, 3] and 'train/reward' in rows(tmp_path)[1]
 
 
 def test_stops_after_non_finite_gradients(folder, tmp_path):

@@ -31,8 +31,11 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(
     'changes, calls',
-    [({}, 2), ({'loss.cfg': False, 'model.guidance': 1.5}, 2), ({'model.guidance': 1.0}, 1)],
-    ids=['cfg', 'sampling', 'none'],
+    [
+        pytest.param({}, 2, id='cfg'),
+        pytest.param({'loss.cfg': False, 'model.guidance': 1.5}, 2, id='sampling'),
+        pytest.param({'model.guidance': 1.0}, 1, id='none', marks=pytest.mark.slow),
+    ],
 )
 def test_runs_on_a_small_folder(folder, changes, calls, tmp_path):
     config = sd35_ocr.get_config()
