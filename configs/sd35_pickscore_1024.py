@@ -6,6 +6,7 @@
 The reward `pickscore` is not in the package yet: the run says so before it loads anything.
 Settings: those of sd35_pickscore.py at four times the tokens (4,096), so a quarter of the pictures per device at a time.
 Hardware: not measured here on any; extrapolated, four to five times the cost of 512 px.
+Expected cost: 1.6 H100-hours an iteration (extrapolated from 512 px: 4.9 times the operations of a velocity).
 Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before training).
 Expected score: above the base's (the paper shows a curve and no table).
 """
