@@ -6,7 +6,7 @@
 The reward `geneval` is not in the package yet: the run says so before it loads anything.
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the first three steps, LoRA 64/128, beta 0.
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.48 H100-hours an iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak, scoring not counted; not measured).
+Expected cost: below the 0.48 H100-hours an iteration of flux_ocr.py, with three steps trained instead of five; not planned, not measured.
 Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training).
 Expected score: none is claimed (extrapolated; the paper has no such run).
 """

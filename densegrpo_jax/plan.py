@@ -51,10 +51,10 @@ class Row(NamedTuple):
     compile_s: float
 
 
-def compiled_row(phase: Phase, topology: Topology, resident: float, count: int, utilisation: float) -> Row:
+def compiled_row(phase: Phase, topology: Topology, resident: float, utilisation: float) -> Row:
     """Compiles a phase. `resident`: bytes on a device that are not arguments of it or are counted once for all phases."""
     began = time.monotonic()
-    chip = topology.chip
+    chip, count = topology.chip, topology.count
     try:
         program = phase.lowered.compile(compiler_options=topology.compiler_options)
         memory = program.memory_analysis()
@@ -92,10 +92,9 @@ def advice(config, topology: Topology, rows: dict[str, Row], resident: float, fs
             lines.append(f'{name}: config.{key}={smaller} instead of {size}')
         if name == 'update' and config.model.remat != 'full':
             lines.append("update: config.model.remat='full' instead of " + repr(config.model.remat))
-        if config.model.attention == 'xla' and topology.kind != 'h100':
-            lines.append(f"{name}: config.model.attention='splash' keeps no attention weights")
-        if config.model.attention == 'xla' and topology.kind == 'h100':
-            lines.append(f"{name}: config.model.attention='cudnn' keeps no attention weights")
+        if config.model.attention == 'xla':
+            kernel = 'cudnn' if topology.kind == 'h100' else 'splash'
+            lines.append(f'{name}: config.model.attention={kernel!r} keeps no attention weights')
     return lines
 
 
@@ -125,7 +124,7 @@ def plan(config, topology: Topology, utilisation: float) -> dict:
     resident = held['weights'] + held['trained, optimiser, moving average'] + held['latents']
     rows = {}
     for name, phase in phases(config, pipeline, schedule, mesh).items():
-        rows[name] = compiled_row(phase, topology, resident, topology.count, utilisation)
+        rows[name] = compiled_row(phase, topology, resident, utilisation)
         logging.info('%s compiled in %.0f s', name, rows[name].compile_s)
     seconds = sum(row.compute_s for row in rows.values())
     moving = sum(row.collective_s for row in rows.values())

@@ -79,8 +79,8 @@ def text_conditioning(config, folder, pipeline: Pipeline, prompts: Iterable[str]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
         logging.info('encoding %d prompts into %s', len(missing), directory)
-        place = lambda tree: shardings(tree, mesh)
-        params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=place)
+        split = lambda tree: shardings(tree, mesh)
+        params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
         encoder = Encoder(pipeline, params, max_bytes=0, mesh=mesh)
         with ProgressBar(len(missing), label='prompts', every_seconds=10, show=stop.hosts.primary) as bar:
 
