@@ -14,6 +14,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
+    c.dataset = 'words'
     c.height, c.width = 32, 96
     c.t5_length = 16  # tokens; the longest prompt of densegrpo_jax.data fits
     c.clip_length = 24
@@ -46,14 +47,14 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     c.stages = ml_collections.ConfigDict()
-    c.stages.vae = ml_collections.ConfigDict(dict(steps=4000, batch=16, lr=2e-3, warmup=100, ema=0.995, kl_weight=5e-4))
+    c.stages.vae = ml_collections.ConfigDict(dict(steps=4000, batch=16, lr=2e-3, warmup=100, ema=0.995, kl_weight=5e-4, init=''))
     c.stages.text = ml_collections.ConfigDict(dict(steps=500, batch=128, lr=2e-3, warmup=50, ema=0.99))
     c.stages.flow = ml_collections.ConfigDict(
         dict(steps=8500, batch=64, lr=8e-4, warmup=200, ema=0.998, text_dropout=0.1, pool=65536)
-        | dict(grid_steps=8, eval_every=1000, eval_words=128)
+        | dict(grid_steps=8, eval_every=1000, eval_prompts=128)
     )
     c.stages.distil = ml_collections.ConfigDict(
         dict(steps=600, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=4.0)
-        | dict(grid_steps=6, eval_every=200, eval_words=128, eval_guidance=2.0)
+        | dict(grid_steps=6, eval_every=200, eval_prompts=128, eval_guidance=2.0)
     )
     return c

@@ -1,4 +1,4 @@
-"""Command: trains the miniature FLUX from scratch and writes it as a Diffusers folder.
+"""Command: trains a miniature FLUX and writes it as a Diffusers folder.
 
     python -m densegrpo_jax.pretrain --config=configs/tiny_pretrain.py --workdir=runs/tiny_pretrain
 
@@ -18,15 +18,15 @@ import numpy as np
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.schedules import flux_shift_mu
-from densegrpo_jax.data.prompts import tiny_eval_prompts
-from densegrpo_jax.data.render import training_batch
-from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
+from densegrpo_jax.data.tokenizers import build as build_tokenizers, load_tokenizers
 from densegrpo_jax.models.packing import token_grid
 from densegrpo_jax.models.pipeline import Pipeline
-from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
+from densegrpo_jax.models.pipeline_folder import build_pipeline, load_params, resolve_folder, save_pipeline
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
-from densegrpo_jax.rewards.ocr import OcrReward
+from densegrpo_jax.pretraining.datasets import DATASETS, Dataset
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training import console
 
@@ -58,15 +58,15 @@ def component_configs(config, tokenizer, tokenizer_2) -> dict[str, dict]:
     return {'transformer': as_lists(transformer), 'vae': as_lists(vae), 'text_encoder': clip, 'text_encoder_2': t5}
 
 
-def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """`size` rendered pictures as latents (posterior means, float16 [S, h, w, 16]) with their token ids; kept in `path` for a resume."""
+def encode_pool(vae, params, pipeline, draw, seed: int, size: int, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """`size` pictures of the data set's `draw` as latents (posterior means, float16 [S, h, w, 16]) with their token ids; kept in `path` for a resume."""
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
     encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
     parts: dict[str, list] = {'latents': [], 'clip_ids': [], 't5_ids': []}
     for i in range(size // 1024):
-        images, prompts, _ = training_batch(config.render_seed + 1, i, 1024, fonts=config.flow_fonts)
+        images, prompts = draw(seed, i, 1024)
         parts['latents'].append(np.asarray(encode(params, vae_stage.to_model_range(images)), np.float16))
         for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
             parts[name].append(ids)
@@ -78,14 +78,14 @@ def encode_pool(vae, params, pipeline, config, size: int, path: pathlib.Path) ->
     return pool
 
 
-def evaluator(pipeline: Pipeline, config, s, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
-    """`(step, ema) -> line`: samples held-out words by the plain ODE, scores them and saves a contact sheet."""
-    prompts = tiny_eval_prompts()[: s.eval_words]
+def evaluator(pipeline: Pipeline, config, s, data: Dataset, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
+    """`(step, ema) -> line`: samples held-out prompts by the plain ODE, scores them and saves a contact sheet."""
+    prompts = data.eval_prompts[: s.eval_prompts]
     texts, height, width = [p.text for p in prompts], config.height, config.width
     clip_ids, t5_ids = pipeline.tokenize(texts)
     sigmas = pipeline.sigmas(s.grid_steps, height, width)
     noise = jax.random.normal(jax.random.key(config.seed + 1), (len(texts), *pipeline.latent_shape(height, width)))
-    reward = OcrReward(mode='recognise')
+    reward = build_reward(data.reward)
 
     @jax.jit
     def pictures(params):
@@ -95,9 +95,9 @@ def evaluator(pipeline: Pipeline, config, s, workdir: pathlib.Path, name: str, g
     def evaluate(step: int, ema: dict) -> str:
         images = np.asarray(pictures({**rest, **ema}))
         scores = reward(images, texts, [p.metadata for p in prompts])
-        values = next(iter(scores.values.values()))
         save_grid(workdir / 'samples' / f'{name}_{step:06d}.png', images[:48], columns=6, scale=2)
-        return f'{name} {step}: held-out OCR {values.mean():.4f} over {len(values)} words (guidance {guidance:g}, {s.grid_steps} ODE steps)'
+        means = ', '.join(f'{score} {np.nanmean(values):.4f}' for score, values in scores.values.items() if score != TOTAL)
+        return f'{name} {step}: held-out {means} over {len(texts)} prompts (guidance {guidance:g}, {s.grid_steps} ODE steps)'
 
     return evaluate
 
@@ -110,39 +110,45 @@ def main(argv) -> None:
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     options = dict(seed=config.seed, log_every=config.log_every, save_seconds=config.save_seconds, keep=config.keep_checkpoints)
-    tokenizer, tokenizer_2 = load_tokenizers(TOKENIZERS)
+    if config.dataset not in DATASETS:
+        raise ValueError(f'dataset={config.dataset!r} is not known; choose one of {sorted(DATASETS)}')
+    data = DATASETS[config.dataset](config)
+    build_tokenizers(workdir / 'tokenizers', data.vocabulary, clip_length=config.clip_length, t5_length=config.t5_length)
+    tokenizer, tokenizer_2 = load_tokenizers(workdir / 'tokenizers')
     configs = component_configs(config, tokenizer, tokenizer_2)
     pipeline = build_pipeline(configs, SCHEDULER, (tokenizer, tokenizer_2), t5_length=config.t5_length)
     params = pipeline.init_params(jax.random.key(config.seed))
 
     s = config.stages.vae
-    loss = vae_stage.make_loss(pipeline.vae, s.kl_weight)
-    raw = stages.run_stage('vae', s, params['vae'], loss, vae_stage.batch_fn(config.render_seed, s.batch), workdir, **options)
-    probe = vae_stage.to_model_range(training_batch(config.render_seed, 10**6, 512)[0])
+    start = load_params(resolve_folder(s.init), pipeline, ['vae'])['vae'] if s.init else params['vae']
+    loss, batches = vae_stage.make_loss(pipeline.vae, s.kl_weight), vae_stage.batch_fn(data.batch, config.render_seed, s.batch)
+    raw = stages.run_stage('vae', s, start, loss, batches, workdir, **options)
+    probe = vae_stage.to_model_range(data.batch(config.render_seed, 10**6, 512)[0])
     mean, std = vae_stage.latent_moments(pipeline.vae, raw, probe)
     # Channels that carry nothing (posterior = prior) are not blown up to unit variance.
     params['vae'] = vae_stage.fold_channel_scale(raw, np.maximum(std, 0.25 * std.max()))
     logging.info('latent channels: mean %s, std %s', np.round(mean, 2), np.round(std, 2))
     save_grid(workdir / 'samples' / 'vae.png', vae_stage.reconstructions(pipeline.vae, params['vae'], probe[:24]), columns=6, scale=2)
 
-    s = config.stages.text
-    heads = text_stage.init_heads(
-        jax.random.key(config.seed), config.text_encoder_2.d_model, config.text_encoder.hidden_size, len(tokenizer_2)
-    )
-    start = {'text_encoder': params['text_encoder'], 'text_encoder_2': params['text_encoder_2'], 'heads': heads}
-    batches = text_stage.batch_fn(config.render_seed, s.batch, pipeline, text_stage.quote_ids(pipeline))
-    text = stages.run_stage('text', s, start, text_stage.make_loss(pipeline), batches, workdir, **options)
-    params |= {name: text[name] for name in ('text_encoder', 'text_encoder_2')}
+    if 'text' in config.stages:
+        s = config.stages.text
+        heads = text_stage.init_heads(
+            jax.random.key(config.seed), config.text_encoder_2.d_model, config.text_encoder.hidden_size, len(tokenizer_2)
+        )
+        start = {'text_encoder': params['text_encoder'], 'text_encoder_2': params['text_encoder_2'], 'heads': heads}
+        batches = text_stage.batch_fn(config.render_seed, s.batch, pipeline, text_stage.quote_ids(pipeline))
+        text = stages.run_stage('text', s, start, text_stage.make_loss(pipeline), batches, workdir, **options)
+        params |= {name: text[name] for name in ('text_encoder', 'text_encoder_2')}
 
     s = config.stages.flow
     rows, cols = token_grid(config.height, config.width)
     mu = flux_shift_mu(rows * cols)
-    pool = encode_pool(pipeline.vae, params['vae'], pipeline, config, s.pool, workdir / 'pool.npz')
+    pool = encode_pool(pipeline.vae, params['vae'], pipeline, data.flow_batch, config.render_seed + 1, s.pool, workdir / 'pool.npz')
     empty = dict(zip(('clip_ids', 't5_ids'), (ids[0] for ids in pipeline.tokenize(['']))))
     start = {name: params[name] for name in ('transformer', 'text_encoder', 'text_encoder_2')}
     loss = flow_stage.flow_loss(pipeline, config.height, config.width, mu)
     batches = flow_stage.batch_fn(config.render_seed + 2, s.batch, pool, empty, s.text_dropout)
-    judge = evaluator(pipeline, config, s, workdir, 'flow', 1.0, {'vae': params['vae']})
+    judge = evaluator(pipeline, config, s, data, workdir, 'flow', 1.0, {'vae': params['vae']})
     params |= stages.run_stage('flow', s, start, loss, batches, workdir, on_eval=judge, **options)
 
     s = config.stages.distil
@@ -150,7 +156,7 @@ def main(argv) -> None:
     loss = flow_stage.distil_loss(pipeline, teacher, empty, config.height, config.width, mu, s.guidance_max)
     batches = flow_stage.batch_fn(config.render_seed + 3, s.batch, pool, empty, 0.0)
     fixed = {name: params[name] for name in pipeline.modules if name != 'transformer'}
-    judge = evaluator(pipeline, config, s, workdir, 'distil', s.eval_guidance, fixed)
+    judge = evaluator(pipeline, config, s, data, workdir, 'distil', s.eval_guidance, fixed)
     on_eval = lambda step, ema: judge(step, {'transformer': ema})
     params['transformer'] = stages.run_stage('distil', s, params['transformer'], loss, batches, workdir, on_eval=on_eval, **options)
 

@@ -1,9 +1,9 @@
-"""The miniature's two tokenizers, and the calls every FLUX tokenizer is used with.
+"""The miniatures' two tokenizers, and the calls every FLUX tokenizer is used with.
 
 `python -m densegrpo_jax.data.tokenizers --out DIR` writes `tokenizer` (CLIP's algorithm) and `tokenizer_2` (T5's) in the layout of
-a Diffusers folder. Nothing is random: both vocabularies follow from the scene templates.
+a Diffusers folder. Nothing is random: both vocabularies follow from the words given, here those of the scene templates.
 
-T5 ids: 0 <pad>, 1 </s>, 2 <unk>, then a space, an opening quote, the template words, and every printable ASCII character. An upper
+T5 ids: 0 <pad>, 1 </s>, 2 <unk>, then a space, an opening quote, the words, and every printable ASCII character. An upper
 case letter or a digit is always a token of its own, so an unseen word is spelled to the model letter by letter.
 """
 
@@ -62,9 +62,9 @@ def template_words() -> list[str]:
     return sorted({word for template in SCENES.values() for word in re.findall('[a-z]+', template)})
 
 
-def t5_vocabulary() -> list[tuple[str, float]]:
+def t5_vocabulary(words: Sequence[str]) -> list[tuple[str, float]]:
     """Unigram pieces with scores; the best segmentation has the fewest tokens, as all scores are about equal."""
-    pieces = [SPACE, f'{SPACE}"'] + [SPACE + word for word in template_words()] + [chr(c) for c in range(33, 127)]
+    pieces = [SPACE, f'{SPACE}"'] + [SPACE + word for word in words] + [chr(c) for c in range(33, 127)]
     return [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0)] + [(piece, -1.0) for piece in pieces]
 
 
@@ -92,32 +92,32 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def clip_vocabulary(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges in CLIP's order: 256 bytes, 256 bytes that end a word, merges, start of text, end of text."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    merges = byte_pair_merges(template_words())
+    merges = byte_pair_merges(words)
     symbols = sorted(ByteLevel.alphabet())
     pieces = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in merges] + ['<|startoftext|>', '<|endoftext|>']
     return {piece: i for i, piece in enumerate(pieces)}, merges
 
 
-def build(out: str | Path) -> None:
-    """Writes both tokenizers below the folder `out`, which is made if it does not exist."""
+def build(out: str | Path, words: Sequence[str], *, clip_length: int = CLIP_LENGTH, t5_length: int = T5_LENGTH) -> None:
+    """Writes both tokenizers below the folder `out`, which is made if it does not exist; every one of `words` is one token."""
     from transformers import CLIPTokenizer, T5TokenizerFast
 
-    vocabulary, merges = clip_vocabulary()
-    clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)
+    vocabulary, merges = clip_vocabulary(words)
+    clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=clip_length)
     clip.save_pretrained(str(Path(out) / 'tokenizer'))
-    t5 = T5TokenizerFast(vocab=t5_vocabulary(), extra_ids=0, model_max_length=T5_LENGTH)
+    t5 = T5TokenizerFast(vocab=t5_vocabulary(words), extra_ids=0, model_max_length=t5_length)
     t5.save_pretrained(str(Path(out) / 'tokenizer_2'))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Write the tokenizers of the miniature.')
+    parser = argparse.ArgumentParser(description='Write the tokenizers of the miniature that spells.')
     parser.add_argument('--out', default=str(TOKENIZERS), help='folder to write into (default: the package itself)')
     out = parser.parse_args().out
-    build(out)
+    build(out, template_words())
     for tokenizer in load_tokenizers(out):
         print(f'{type(tokenizer).__name__}: {len(tokenizer)} tokens, at most {tokenizer.model_max_length} in a prompt')
 

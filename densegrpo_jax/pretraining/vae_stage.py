@@ -6,17 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.data.render import training_batch
-
 
 def to_model_range(images: np.ndarray) -> np.ndarray:
     """uint8 [B, H, W, 3] -> float32 in [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1.0
 
 
-def batch_fn(seed: int, batch: int):
-    """`step -> {'images': float32 [B, H, W, 3]}` of freshly rendered words."""
-    return lambda step: {'images': to_model_range(training_batch(seed, step, batch)[0])}
+def batch_fn(draw, seed: int, batch: int):
+    """`step -> {'images': float32 [B, H, W, 3]}`, freshly drawn; draw: see `datasets.Dataset`."""
+    return lambda step: {'images': to_model_range(draw(seed, step, batch)[0])}
 
 
 def make_loss(vae, kl_weight: float):

@@ -83,7 +83,7 @@ def test_flux_pipeline_call_form(clip_and_t5):
 
 
 def test_committed_files_are_what_the_command_writes(tmp_path):
-    K.build(tmp_path)
+    K.build(tmp_path, K.template_words())
     for name in ('tokenizer', 'tokenizer_2'):
         model = [json.loads((folder / name / 'tokenizer.json').read_text())['model'] for folder in (tmp_path, K.TOKENIZERS)]
         assert model[0]['vocab'] == model[1]['vocab']
