@@ -50,13 +50,14 @@ def geneval_prompts(path: str | Path) -> PromptSet:
     return PromptSet(tuple(prompts))
 
 
-def check_metadata(metadata: dict) -> None:
+def check_metadata(metadata: dict, objects: tuple[str, ...] = OBJECTS) -> None:
     """Checks what a GenEval prompt asks for.
 
     Args:
-      metadata: `tag` (one of TAGS); `include`, a list of clauses that must hold: `class` (one of OBJECTS), `count` (of at least 1) and
+      metadata: `tag` (one of TAGS); `include`, a list of clauses that must hold: `class` (one of `objects`), `count` (of at least 1) and
         perhaps `color` (one of COLOURS) and `position`, [relation (one of RELATIONS), index of an earlier clause of `include`]; perhaps
         `exclude`, a list of {class, count}: so many or more must not be there; perhaps `prompt`.
+      objects: what prompts may name.
 
     Raises:
       ValueError: names the key, what was found and what was expected.
@@ -71,20 +72,20 @@ def check_metadata(metadata: dict) -> None:
         raise ValueError(f'exclude is {metadata["exclude"]!r}; expected a list of clauses')
     for i, clause in enumerate(metadata['include']):
         where = f'include[{i}]'
-        _check_clause(where, clause, ('class', 'count', 'color', 'position'))
+        _check_clause(where, clause, ('class', 'count', 'color', 'position'), objects)
         if 'color' in clause:
             _one_of(f'{where}.color', clause['color'], COLOURS)
         if 'position' in clause:
             _check_position(f'{where}.position', clause['position'], before=i)
     for i, clause in enumerate(metadata.get('exclude', [])):
-        _check_clause(f'exclude[{i}]', clause, ('class', 'count'))
+        _check_clause(f'exclude[{i}]', clause, ('class', 'count'), objects)
 
 
-def _check_clause(where: str, clause, known: tuple[str, ...]) -> None:
+def _check_clause(where: str, clause, known: tuple[str, ...], objects: tuple[str, ...]) -> None:
     if not isinstance(clause, dict):
         raise ValueError(f'{where} is {clause!r}; expected an object with class and count')
     _known_keys(f'{where}.', clause, known)
-    _one_of(f'{where}.class', clause.get('class'), OBJECTS)
+    _one_of(f'{where}.class', clause.get('class'), objects)
     count = clause.get('count')
     if type(count) is not int or count < 1:
         raise ValueError(f'{where}.count is {count!r}; expected a whole number of at least 1')

@@ -46,7 +46,9 @@ class GenevalScores(NamedTuple):
     reason: str
 
 
-def geneval_scores(detections: Sequence[Detection], metadata: dict, *, half_for_wrong_position: bool = True) -> GenevalScores:
+def geneval_scores(
+    detections: Sequence[Detection], metadata: dict, *, half_for_wrong_position: bool = True, objects: tuple[str, ...] = OBJECTS
+) -> GenevalScores:
     """Scores one picture by what was found in it.
 
     The partial score is the mean of parts. Each clause of `include` that asks for n objects of which m are found gives 1 - |n - m| / n,
@@ -59,21 +61,22 @@ def geneval_scores(detections: Sequence[Detection], metadata: dict, *, half_for_
       metadata: see `check_metadata`.
       half_for_wrong_position: a wrong position counts as two parts, 0 and 1, as in Flow-GRPO's code, so that published scores are
         reproduced; False counts 0, which is what the rule means. Only `score` depends on it.
+      objects: the classes that a prompt may name.
 
     Raises:
       ValueError: from `check_metadata`; or a colour that `colours_needed` asks for is None.
     """
-    check_metadata(metadata)
+    check_metadata(metadata, objects)
     for i in colours_needed(detections, metadata):
         if detections[i].colour is None:
             raise ValueError(f'detection {i} ({detections[i].name}) has no colour, and the prompt asks for one')
-    objects = {name: [detections[i] for i in rows] for name, rows in _kept(detections, metadata['tag']).items()}
+    found = {name: [detections[i] for i in rows] for name, rows in _kept(detections, metadata['tag']).items()}
     wrong_position = [0.0, 1.0] if half_for_wrong_position else [0.0]
-    parts, failures = _judge(objects, metadata['include'], wrong_position, exact=True)
-    _, misses = _judge(objects, metadata['include'], wrong_position, exact=False)
+    parts, failures = _judge(found, metadata['include'], wrong_position, exact=True)
+    _, misses = _judge(found, metadata['include'], wrong_position, exact=False)
     for clause in metadata.get('exclude', []):
-        if (found := len(objects.get(clause['class'], []))) >= clause['count']:
-            misses.append(f'expected fewer than {clause["count"]} {clause["class"]}, found {found}')
+        if (number := len(found.get(clause['class'], []))) >= clause['count']:
+            misses.append(f'expected fewer than {clause["count"]} {clause["class"]}, found {number}')
     reason = '; '.join(dict.fromkeys(failures + misses))
     return GenevalScores(float(np.mean(parts)), not failures, not misses, reason)
 
