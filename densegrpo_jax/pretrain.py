@@ -59,7 +59,10 @@ def component_configs(config, tokenizer, tokenizer_2) -> dict[str, dict]:
 
 
 def encode_pool(vae, params, pipeline, draw, seed: int, size: int, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """`size` pictures of the data set's `draw` as latents (posterior means, float16 [S, h, w, 16]) with their token ids; kept in `path` for a resume."""
+    """`size` pictures of the data set's `draw` as latents (posterior means, float16 [S, h, w, 16]) with their token ids.
+
+    They are kept in `path` for a resume.
+    """
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)

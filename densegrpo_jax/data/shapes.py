@@ -178,9 +178,7 @@ def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Obje
     chosen = centres[good.argmax()]
     colours = [g.colour or tuple(COLOURS)[rng.integers(len(COLOURS))] for g in scene.groups]
     tilts = rng.uniform(-TILT, TILT, count)
-    return [
-        Object(scene.groups[g].shape, colours[g], *map(float, (*xy, r, tilt))) for g, xy, r, tilt in zip(group, chosen, radius, tilts)
-    ]
+    return [Object(scene.groups[g].shape, colours[g], *map(float, (*xy, r, tilt))) for g, xy, r, tilt in zip(group, chosen, radius, tilts)]
 
 
 def outline(shape: str) -> np.ndarray:
