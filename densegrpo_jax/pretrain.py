@@ -13,6 +13,7 @@ import pathlib
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 import numpy as np
 
@@ -22,6 +23,7 @@ from densegrpo_jax.data.tokenizers import build as build_tokenizers, load_tokeni
 from densegrpo_jax.models.packing import token_grid
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import build_pipeline, load_params, resolve_folder, save_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
 from densegrpo_jax.pretraining.datasets import DATASETS, Dataset
@@ -67,10 +69,11 @@ def encode_pool(vae, params, pipeline, draw, seed: int, size: int, path: pathlib
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
     encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
+    split = NamedSharding(make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}), PartitionSpec('data'))
     parts: dict[str, list] = {'latents': [], 'clip_ids': [], 't5_ids': []}
     for i in range(size // 1024):
         images, prompts = draw(seed, i, 1024)
-        parts['latents'].append(np.asarray(encode(params, vae_stage.to_model_range(images)), np.float16))
+        parts['latents'].append(np.asarray(encode(params, jax.device_put(vae_stage.to_model_range(images), split)), np.float16))
         for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
             parts[name].append(ids)
         if i % 8 == 7:
