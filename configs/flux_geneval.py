@@ -1,9 +1,10 @@
 """FLUX.1-dev learns to compose: DenseGRPO with GenEval at 512 px.
 
     python -m densegrpo_jax.main --config=configs/flux_geneval.py:devices=8 --workdir=runs/flux_geneval \
-        --config.data.train=geneval_train.txt --config.data.eval=geneval_test.txt
+        --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
-The reward `geneval` is not in the package yet: the run says so before it loads anything.
+Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
+Reward: Mask2Former and CLIP in torch, `pip install -r requirements-geneval.txt` here or in the environment of a reward server.
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the first three steps, LoRA 64/128, beta 0.
 Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: below the 0.48 H100-hours an iteration of flux_ocr.py, with three steps trained instead of five; not planned, not measured.
@@ -23,5 +24,5 @@ def get_config(variant: str = ''):
     c.credit.std = 'global'
     c.reward = {'geneval': {'weight': 1.0}}
     c.eval.update(every=30, steps=28, shown=16)
-    c.data.update(train='geneval_train.txt', eval='geneval_test.txt')
+    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
     return fit(c, variant, samples=24, transitions=3)

@@ -1,9 +1,10 @@
 """SD3.5-M learns to compose: DenseGRPO with GenEval at 512 px, the paper's first task.
 
     python -m densegrpo_jax.main --config=configs/sd35_geneval.py:devices=8 --workdir=runs/sd35_geneval \
-        --config.data.train=geneval_train.txt --config.data.eval=geneval_test.txt
+        --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
-The reward `geneval` is not in the package yet: the run says so before it loads anything.
+Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
+Reward: Mask2Former and CLIP in torch, `pip install -r requirements-geneval.txt` here or in the environment of a reward server.
 Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py but for the reward, the prompts and 4,500 iterations.
 Hardware: the paper used 16 A100; not measured here on any.
 Expected cost: 0.33 H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak, scoring not counted; not measured).
@@ -21,5 +22,5 @@ def get_config(variant: str = ''):
     c.iterations = 4500
     c.reward = {'geneval': {'weight': 1.0}}
     c.loss.beta = 0.04
-    c.data.update(train='geneval_train.txt', eval='geneval_test.txt')
+    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
     return fit(c, variant, samples=24, transitions=8)

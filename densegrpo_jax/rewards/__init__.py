@@ -3,11 +3,12 @@
 from densegrpo_jax.rewards.base import Reward, RewardError, Scores, to_uint8
 from densegrpo_jax.rewards.build import REWARDS, build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.rewards.geneval import GenevalReward
 from densegrpo_jax.rewards.jpeg import JpegReward
 from densegrpo_jax.rewards.ocr import OcrReward, ocr_score
 from densegrpo_jax.rewards.scorer import Scorer, ScorerCounts
 
 __all__ = [
-    'REWARDS', 'CompositeReward', 'JpegReward', 'OcrReward', 'Reward', 'RewardError', 'Scorer', 'ScorerCounts', 'Scores',
+    'REWARDS', 'CompositeReward', 'GenevalReward', 'JpegReward', 'OcrReward', 'Reward', 'RewardError', 'Scorer', 'ScorerCounts', 'Scores',
     'build_reward', 'ocr_score', 'to_uint8',
 ]  # fmt: skip

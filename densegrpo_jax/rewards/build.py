@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.rewards.geneval import GenevalReward
 from densegrpo_jax.rewards.jpeg import JpegReward
 from densegrpo_jax.rewards.ocr import OcrReward
 
-PLANNED = ('pickscore', 'geneval')  # named by shipped configurations, not written yet
-REWARDS: dict[str, Callable[..., Reward]] = {'ocr': OcrReward, 'jpeg': JpegReward}
+PLANNED = ('pickscore',)  # named by shipped configurations, not written yet
+REWARDS: dict[str, Callable[..., Reward]] = {'ocr': OcrReward, 'jpeg': JpegReward, 'geneval': GenevalReward}
 
 
 def build_reward(spec) -> CompositeReward:
@@ -27,7 +28,7 @@ def build_reward(spec) -> CompositeReward:
             raise ValueError(f'reward {name!r} is not in this version of the package; available: {", ".join(REWARDS)}')
         if name not in REWARDS:
             raise ValueError(f'unknown reward {name!r}; known rewards: {", ".join(REWARDS)}')
-        known = [key for key in inspect.signature(REWARDS[name]).parameters if key != 'make_reader']
+        known = [key for key in inspect.signature(REWARDS[name]).parameters if not key.startswith('make_')]
         options = dict(options.items())
         weight = options.pop('weight', 1.0)
         if unknown := [key for key in options if key not in known]:

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.data.geneval import geneval_prompts
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
@@ -27,7 +28,8 @@ def load_prompts(config, split: str) -> PromptSet:
     """The prompt set `config.data.train` or `.eval`.
 
     'tiny' is the miniature's (train words, or held-out words), 'scenes' the generated OCR scenes (the two splits are disjoint),
-    anything else a text file with one prompt a line, each with its target in straight double quotes where the OCR reward is used.
+    NAME.jsonl a file of GenEval prompts, anything else a text file with one prompt a line, each with its target in straight double
+    quotes where the OCR reward is used.
 
     Raises:
       ValueError, FileNotFoundError: from reading the file; or an empty set.
@@ -38,6 +40,8 @@ def load_prompts(config, split: str) -> PromptSet:
     elif name == 'scenes':
         everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
         prompts = everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
+    elif name.endswith('.jsonl'):
+        prompts = geneval_prompts(name)
     else:
         prompts = PromptSet.from_text(pathlib.Path(name), quoted_target='ocr' in config.reward)
     if split == 'eval' and config.data.eval_prompts:

@@ -19,10 +19,11 @@ def load(name, *variant):
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'tiny_pretrain'))
-def test_shipped_configurations_validate(name):
+def test_shipped_configurations_validate(name, monkeypatch):
+    monkeypatch.setattr('densegrpo_jax.rewards.geneval.GenevalDetector', lambda *_, **__: None)  # no weights here
     config = load(name)
     validate(config)
-    if {'pickscore', 'geneval'} & set(config.reward):
+    if 'pickscore' in config.reward:
         with pytest.raises(ValueError, match='not in this version'):
             build_reward(config.reward)
     else:
