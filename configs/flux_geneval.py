@@ -23,6 +23,6 @@ def get_config(variant: str = ''):
     c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8, last=3)
     c.credit.std = 'global'
     c.reward = {'geneval': {'weight': 1.0}}
-    c.eval.update(every=30, steps=28, shown=16)
+    c.eval.update(every=30, steps=28, shown=16, best='geneval_correct')
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
     return fit(c, variant, samples=24, transitions=3)

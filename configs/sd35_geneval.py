@@ -21,6 +21,7 @@ def get_config(variant: str = ''):
     c.label = 'SD3.5-M, GenEval, dense credit, uncalibrated noise (Flow-GRPO, a = 0.7)'
     c.iterations = 4500
     c.reward = {'geneval': {'weight': 1.0}}
+    c.eval.best = 'geneval_correct'
     c.loss.beta = 0.04
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
     return fit(c, variant, samples=24, transitions=8)

@@ -13,9 +13,11 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.rewards.build import build_reward
@@ -71,9 +73,24 @@ def write(out: pathlib.Path, config, results: dict[str, Evaluation]) -> None:
         '',
     ]
     head += ['| policy | ' + ' | '.join(names) + ' |', '| --- |' + ' --- |' * len(names)]
-    (out / 'summary.md').write_text('\n'.join(head + rows) + '\n')
+    (out / 'summary.md').write_text('\n'.join(head + rows + _by_task(prompts, results)) + '\n')
     for policy, result in results.items():
         result.save_sheet(out / f'{policy.replace(" ", "_")}.png')
+
+
+def _by_task(prompts: PromptSet, results: dict[str, Evaluation]) -> list[str]:
+    """A table of means per GenEval task and of their mean, which is GenEval's overall score; nothing where prompts have no task."""
+    tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
+    tasks = sorted(set(tags) - {''})
+    if not tasks:
+        return []
+    columns = ['policy', 'score', *tasks, 'mean of tasks']
+    lines = ['', 'By task:', '', f'| {" | ".join(columns)} |', '|' + ' --- |' * len(columns)]
+    for policy, result in results.items():
+        for name, values in result.scores.items():
+            means = [float(np.nanmean(values[tags == task])) for task in tasks]
+            lines.append(f'| {policy} | {name} | ' + ' | '.join(f'{mean:.4f}' for mean in [*means, np.mean(means)]) + ' |')
+    return lines
 
 
 def main(argv) -> int:

@@ -67,6 +67,18 @@ def test_evaluate_scores_every_prompt_once(trained, tmp_path):
     assert (tmp_path / 'base.png').exists() and '± ' in (tmp_path / 'summary.md').read_text()
 
 
+def test_evaluate_reports_geneval_by_task(tmp_path):
+    row = '{"tag": "%s", "include": [{"class": "cup", "count": 1}], "prompt": "a photo of a cup"}\n'
+    (tmp_path / 'rows.jsonl').write_text(row % 'counting' + row % 'colors' * 2 + row % 'counting')
+    config = tiny_ocr.get_config()
+    config.data.update(eval=str(tmp_path / 'rows.jsonl'), eval_prompts=0)
+    scores = {'total': np.float32([1, 1, 0.5, np.nan]), 'geneval_correct': np.float32([0, 1, 1, 0])}
+    evaluate.write(tmp_path, config, {'base': evaluate.Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a photo of a cup'])})
+    summary = (tmp_path / 'summary.md').read_text()
+    assert '| policy | score | colors | counting | mean of tasks |' in summary
+    assert '| base | total | 0.7500 | 1.0000 | 0.8750 |' in summary and '| base | geneval_correct | 1.0000 | 0.0000 | 0.5000 |' in summary
+
+
 @pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
 def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     config, workdir = trained
