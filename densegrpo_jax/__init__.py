@@ -2,6 +2,8 @@
 
 import importlib
 
+__version__ = '0.1.0'
+
 _FACE = {
     'sde_step': 'densegrpo_jax.core.sde_step',
     'ode_rollout': 'densegrpo_jax.core.ode_rollout',

@@ -1,13 +1,17 @@
 """What a reward is: uint8 pictures, prompts and metadata in; named scores and a validity mask out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 
 class RewardError(RuntimeError):
     """Scores could not be computed and the caller must not go on as if they had been."""
+
+
+class RewardsGone(RewardError):
+    """What computes the scores has been out of reach for longer than the configured time; the same run may go on once it is back."""
 
 
 class Scores(NamedTuple):
@@ -42,6 +46,21 @@ class Reward(Protocol):
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
         """Scores images uint8 [N, H, W, 3] (RGB) against prompts [N] with metadata [N]."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A reward whose calls may wait for long, for servers that are not there."""
+
+    def interrupt(self) -> None:
+        """Ends the calls under way in other threads soon, with a RewardError, and all later ones."""
+
+
+def interrupt(rewards: Iterable) -> None:
+    """Interrupts those of `rewards` that can be."""
+    for reward in rewards:
+        if isinstance(reward, Interruptible):
+            reward.interrupt()
 
 
 def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> None:

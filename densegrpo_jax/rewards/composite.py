@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from densegrpo_jax.rewards.base import Reward, Scores, check_scores
+from densegrpo_jax.rewards.base import Reward, Scores, check_scores, interrupt
 
 TOTAL = 'total'
 
@@ -33,7 +33,7 @@ class CompositeReward:
         names = [TOTAL, *(name for reward, _ in parts for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f'score names {sorted(twice)} occur twice among the parts of the reward; names must differ')
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self.names = tuple(names)
         ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
@@ -42,13 +42,17 @@ class CompositeReward:
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if a part cannot score it."""
-        for reward, _ in self._parts:
+        for reward, _ in self.parts:
             reward.check(prompts, metadata)
+
+    def interrupt(self) -> None:
+        """Implements `Interruptible`."""
+        interrupt(reward for reward, _ in self.parts)
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
         """Implements `Reward`."""
         total, valid, values = np.zeros(len(images), np.float32), np.ones(len(images), bool), {}
-        for reward, weight in self._parts:
+        for reward, weight in self.parts:
             scores = reward(images, prompts, metadata)
             check_scores(scores, reward, len(images))
             values.update(scores.values)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_batch, check_scores
+from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_batch, check_scores, interrupt
 
 
 class ScorerCounts(NamedTuple):
@@ -35,18 +35,19 @@ class Scorer:
       workers: threads.
       chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the end.
       max_pending: batches that may be unfinished; `submit` blocks beyond that.
+      some_valid: whether a batch in which not one picture got a valid score is an error.
 
     Raises:
       ValueError: an argument below 1.
     """
 
-    def __init__(self, reward: Reward, workers: int = 2, *, chunk_size: int = 16, max_pending: int = 4):
+    def __init__(self, reward: Reward, workers: int = 2, *, chunk_size: int = 16, max_pending: int = 4, some_valid: bool = True):
         for name, value in {'workers': workers, 'chunk_size': chunk_size, 'max_pending': max_pending}.items():
             if value < 1:
                 raise ValueError(f'scorer.{name} is {value}; expected at least 1')
         self._reward = reward
         self._workers = workers
-        self._chunk_size = chunk_size
+        self._chunk_size, self._some_valid = chunk_size, some_valid
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix='reward')
         self._slots = threading.BoundedSemaphore(max_pending)
         self._lock = threading.Lock()
@@ -64,7 +65,7 @@ class Scorer:
     def submit(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict] | None = None) -> Future[Scores]:
         """Starts scoring; the future's result is the `Scores` of all N pictures in the order given.
 
-        The future raises what the reward raised, or RewardError if not one picture got a valid score.
+        The future raises what the reward raised, or RewardError if not one picture got a valid score (see `some_valid`).
 
         Args:
           images: uint8 [N, H, W, 3]; not copied, so leave them alone until the future is done.
@@ -95,7 +96,9 @@ class Scorer:
         return result
 
     def close(self, cancel: bool = False) -> None:
-        """Waits for what was submitted (or cancels what has not begun) and ends the threads."""
+        """Waits for what was submitted (or cancels what has not begun, and interrupts what waits) and ends the threads."""
+        if cancel:
+            interrupt([self._reward])
         self._pool.shutdown(wait=True, cancel_futures=cancel)
 
     def __enter__(self) -> Self:
@@ -130,7 +133,7 @@ class Scorer:
             valid = np.concatenate([part.valid for part in parts])[inverse]
             values = {name: np.concatenate([part.values[name] for part in parts])[inverse] for name in self._reward.names}
             self._count(images=len(valid), invalid=int((~valid).sum()))
-            if not valid.any():
+            if self._some_valid and not valid.any():
                 raise RewardError(f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why')
             result.set_result(Scores(values, valid))
         except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)

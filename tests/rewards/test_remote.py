@@ -1,0 +1,340 @@
+"""The reward server and its client over real sockets, well and ill: every picture gets its own score, or the run is told why not."""
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import msgpack
+import numpy as np
+import pytest
+from loopback import Faulty, PixelReward, Steady, pictures, serving, unused_port
+from ml_collections import ConfigDict
+
+from densegrpo_jax.reward_server import served
+from densegrpo_jax.rewards import RewardError, Scorer, build_reward
+from densegrpo_jax.rewards.base import RewardsGone
+from densegrpo_jax.rewards.protocol import Request, encode_request
+from densegrpo_jax.rewards.remote import RemoteReward, TooLarge
+from densegrpo_jax.rewards.server import RewardService, fingerprint
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def service(reward=None, name='f00', **options):
+    return RewardService(reward or PixelReward(), name, '0', **options)
+
+
+def client(*urls, **options):
+    options = {'names': ('pixel', 'mean'), 'range': (0, 1), 'timeout_s': 5.0, 'give_up_s': 5.0, 'make_rng': Steady, **options}
+    return RemoteReward(','.join(urls), **options)
+
+
+def batch(count, seed=0):
+    return pictures(count, seed), [f'prompt {i % 3}' for i in range(count)], [{'i': i} for i in range(count)]
+
+
+def assert_own_scores(scores, asked):
+    expected = PixelReward()(*asked)
+    assert scores.valid.tolist() == expected.valid.tolist()
+    for name, values in expected.values.items():
+        np.testing.assert_array_equal(scores.values[name], values)
+
+
+@pytest.fixture(scope='module')
+def faulty():
+    app = Faulty(service().app)
+    with serving(app) as url:
+        app.url = url
+        yield app
+
+
+@pytest.fixture(scope='module')
+def healthy():
+    with serving(service().app) as url:
+        yield url
+
+
+def test_remote_scores_equal_local_ones(healthy):
+    asked = batch(11)
+    asked[0][4, 0, 0, 0] = 255
+    assert_own_scores(client(healthy, batch_size=4)(*asked), asked)
+    alone = [part[4:5] for part in asked]  # not one valid picture: no error here, the run's own Scorer sees whole batches
+    assert_own_scores(client(healthy)(*alone), alone)
+    renamed = client(healthy, prefix='deqa_')
+    assert renamed.names == ('deqa_pixel', 'deqa_mean') and set(renamed(*asked).values) == set(renamed.names)
+    with Scorer(client(healthy, batch_size=3), 3, chunk_size=2) as scorer:
+        assert_own_scores(scorer.submit(*asked).result(20), asked)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_whatever_the_faults_every_picture_gets_its_own_score(faulty, healthy, seed):
+    """Two faulty servers and threads that score at once: all faults in a random order, nothing lost, nothing swapped."""
+    chance = random.Random(seed)
+    with serving(other := Faulty(service().app)) as url:
+        for app in (faulty, other):
+            kinds = [kind for kind in Faulty.KINDS if kind != 'slow'] + ['slow'] * (app is other)
+            app.faults.extend(chance.sample(kinds, len(kinds)))
+        reward, asked = client(faulty.url, url, retries=40, timeout_s=0.3, batch_size=3), batch(48, seed)
+        with Scorer(reward, 4, chunk_size=3) as scorer:
+            for start in range(0, 48, 24):
+                part = [p[start : start + 24] for p in asked]
+                assert_own_scores(scorer.submit(*part).result(60), part)
+        faulty.faults.clear()
+
+
+REASONS = {
+    '500': 'status 500.*CUDA out of memory', 'busy': 'status 429', 'slow': 'TimeoutError', 'truncated': 'IncompleteRead|ends after',
+    'cut': 'status 500|RemoteDisconnected', 'garbage': 'not one msgpack message', 'wrong count': 'scores: expected a list of 2',
+    'swapped': r'scores\[0\]\[0\]: expected the digest', 'nan': 'expected finite', 'infinite': 'expected finite',
+    'text': 'expected numbers', 'out of range': r'pixel in \[0, 1\]', 'duplicate': 'id: expected',
+    'wrong version': 'protocol: expected 1, found 2',
+    'other reward': "fingerprint: expected 'f00'", 'other names': 'names: expected', 'extra key': r'unknown \[',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('fault', Faulty.KINDS)
+def test_each_fault_is_recognised_and_asked_again(faulty, caplog, fault):
+    reward, asked = client(faulty.url, timeout_s=0.25 if fault == 'slow' else 5.0), batch(2)
+    reward(*batch(2, seed=1))  # an earlier answer, for a server that repeats itself
+    faulty.faults.append(fault)
+    before = faulty.asked
+    assert_own_scores(reward(*asked), asked)
+    assert faulty.asked == before + 2
+    assert re.search(REASONS[fault], caplog.text), caplog.text
+
+
+def test_retries_after_wrong_answers_are_bounded(faulty):
+    faulty.faults.extend(['500'] * 9)
+    before = faulty.asked
+    with pytest.raises(RewardError, match=rf'3 answers that cannot be used, the last from {faulty.url}: .*CUDA') as caught:
+        client(faulty.url, retries=2)(*batch(2))
+    faulty.faults.clear()
+    assert faulty.asked == before + 3 and not isinstance(caught.value, RewardsGone)
+
+
+def test_a_dead_server_is_passed_over(healthy, caplog):
+    asked = batch(12)
+    reward = client(f'http://127.0.0.1:{unused_port()}', healthy, batch_size=2, make_rng=random.Random)
+    assert_own_scores(reward(*asked), asked)
+    assert caplog.text.count('ConnectionRefusedError') in (1, 2)  # then it is left alone
+
+
+def test_gone_servers_end_the_wait_with_what_each_of_them_did():
+    urls = [f'http://127.0.0.1:{unused_port()}' for _ in range(2)]
+    began = time.monotonic()
+    with pytest.raises(RewardsGone, match=f'for 0.2 s.*{urls[0]} .*refused.*{urls[1]} .*refused.*same command'):
+        client(*urls, give_up_s=0.2)(*batch(1))
+    assert 0.2 <= time.monotonic() - began < 3
+
+
+def test_closing_the_scorer_ends_a_wait_for_servers_that_are_gone(faulty):
+    for url in (f'http://127.0.0.1:{unused_port()}', faulty.url):  # in a pause; while the server computes
+        reward = client(url, give_up_s=600, timeout_s=60, make_rng=random.Random)
+        reward._met, reward.check = True, lambda *_: None  # a run that has begun has checked its prompts
+        faulty.faults.extend(['slow'] * 2)
+        began = time.monotonic()
+        with contextlib.suppress(KeyError), Scorer(reward, 1) as scorer:
+            future = scorer.submit(*batch(1))
+            time.sleep(0.05)
+            raise KeyError
+        assert time.monotonic() - began < 5
+        assert isinstance(future.exception(), RewardError)
+        faulty.faults.clear()
+
+
+def test_a_restart_in_the_middle_of_an_epoch_loses_nothing():
+    port, asked = unused_port(), batch(40)
+    up = threading.Event()
+    reward = client(f'http://127.0.0.1:{port}', batch_size=2, give_up_s=30, retries=0)
+    slowly = PixelReward(lambda images: (up.set(), time.sleep(0.01)))
+    with Scorer(reward, 2, chunk_size=2) as scorer:
+        with serving(service(slowly).app, port):
+            future = scorer.submit(*asked)
+            assert up.wait(20)
+        assert not future.done()
+        with serving(service().app, port):
+            assert_own_scores(future.result(30), asked)
+
+
+def test_a_server_restarted_with_another_reward_is_refused():
+    port = unused_port()
+    reward = client(f'http://127.0.0.1:{port}', retries=1)
+    with serving(service().app, port):
+        reward(*batch(1))
+    with serving(service(name='f01').app, port), pytest.raises(RewardError, match="fingerprint: expected 'f00', the reward of this run"):
+        reward(*batch(1))
+
+
+def test_requests_too_large_are_cut_up(caplog):
+    asked = batch(10)
+    with serving(service(max_request_bytes=400).app) as url:  # room for two of the pictures
+        assert_own_scores(client(url)(*asked), asked)
+        assert 'from now on 2' in caplog.text
+        with pytest.raises(TooLarge, match='larger than 400 bytes'):
+            client(url)(np.zeros((1, 20, 20, 3), np.uint8), ['a'], [{}])
+
+
+def ask(url, body=None, **headers):
+    """Status, headers and JSON of an answer."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
+            return answer.status, answer.headers, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, json.loads(error.read())
+
+
+def test_an_endless_request_is_refused_before_it_is_all_in_memory():
+    with serving(service(max_request_bytes=100_000).app) as url:
+        host, port = url.removeprefix('http://').split(':')
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        with contextlib.suppress(ConnectionError):  # the server stops reading at some point
+            connection.request('POST', '/score', (b'x' * 50_000 for _ in range(7)), {'Transfer-Encoding': 'chunked'}, encode_chunked=True)
+        answer = connection.getresponse()
+        assert answer.status == 413 and 'larger than 100000 bytes' in answer.read().decode()
+
+
+def test_info_health_and_token(monkeypatch):
+    monkeypatch.setenv('TOKEN_OF_THE_TEST', 'secret')
+    with serving(service(token='secret').app) as url:
+        status, _, health = ask(url + '/health')
+        assert status == 200 and health == {'status': 'ok', 'pending': 0, 'max_queue': 16, 'images': 0, 'invalid': 0}
+        for headers in ({}, {'Authorization': 'Bearer secre'}, {'Authorization': 'secret'}):
+            assert ask(url + '/info', **headers)[0] == 401
+            assert ask(url + '/score', b'x', **headers)[0] == 401
+        status, _, info = ask(url + '/info', Authorization='Bearer secret')
+        assert (status, info['protocol'], info['fingerprint']) == (200, 1, 'f00')
+        assert info['names'] == ['pixel', 'mean'] and info['range'] == [0.0, 1.0] and info['needs_metadata'] is True
+        asked = batch(2)
+        assert_own_scores(client(url, token_env='TOKEN_OF_THE_TEST')(*asked), asked)
+        with pytest.raises(RewardError, match='status 401.*token'):
+            client(url, retries=0)(*asked)
+    with pytest.raises(ValueError, match='NOT_SET_ANYWHERE'):
+        client(url, token_env='NOT_SET_ANYWHERE')
+
+
+def test_bad_requests_are_refused_by_field(healthy):
+    message = msgpack.unpackb(encode_request(Request('a', *batch(1))))
+    for changes, words in (({'prompts': []}, 'metadata'), ({'shape': [1, 2, 3]}, 'shape'), ({'prompts': ['unscorable']}, 'prompt 0')):
+        status, _, refusal = ask(healthy + '/score', msgpack.packb({**message, **changes}))
+        assert status == 422 and words in refusal['error']
+
+
+def test_prompts_are_checked_before_a_run_and_once(faulty):
+    reward = client(faulty.url)
+    reward.check(['a', 'b'], [{}, {}])
+    reward.check(['b', 'a'], [{}, {}])
+    with pytest.raises(ValueError, match="cannot score the prompts: prompt 0: 'unscorable x'"):
+        reward.check(['a', 'unscorable x'], [{}, {}])
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'names': ('mean',)}, r"names \('pixel', 'mean'\); this run expects \('mean',\)"),
+        ({'fingerprint': 'abc'}, "fingerprint 'f00'; this run expects 'abc'"),
+    ],
+)
+def test_servers_of_another_reward_are_found_out_at_the_start(healthy, options, words):
+    with pytest.raises(ValueError, match=f'{healthy}/info has .*{words}'):
+        client(healthy, **options).check(['a'], [{}])
+
+
+def test_a_full_queue_is_told_to_come_back_and_does():
+    gate, asked = threading.Event(), batch(1)
+    inside = threading.Event()
+    reward = PixelReward(lambda images: (inside.set(), gate.wait(20)))
+    with serving(service(reward, max_queue=1).app) as url, Scorer(client(url), 2) as scorer:
+        first = scorer.submit(*asked)
+        assert inside.wait(10)
+        body = encode_request(Request('a', *batch(1)))
+        status, headers, refusal = ask(url + '/score', body)
+        assert status == 429 and headers['Retry-After'] == '1' and '1 requests' in refusal['error']
+        second = scorer.submit(*batch(1, seed=1))
+        gate.set()
+        assert_own_scores(first.result(20), asked)
+        assert_own_scores(second.result(20), batch(1, seed=1))
+
+
+def test_a_stop_finishes_what_is_under_way():
+    gate, inside, asked = threading.Event(), threading.Event(), batch(2)
+    reward = PixelReward(lambda images: (inside.set(), gate.wait(20)))
+    with Scorer(client('http://x'), 1) as scorer:
+        with serving(service(reward).app) as url:
+            scorer._reward = client(url, retries=0, give_up_s=0)
+            future = scorer.submit(*asked)
+            assert inside.wait(10)
+            threading.Timer(0.3, gate.set).start()
+        assert_own_scores(future.result(20), asked)
+
+
+def test_a_failing_reward_is_an_answer_and_not_the_end_of_the_server():
+    broken = PixelReward(lambda images: 1 / 0)
+    with serving(service(broken).app) as url:
+        with pytest.raises(RewardError, match='status 500.*ZeroDivisionError'):
+            client(url, retries=1)(*batch(1))
+        broken.hook = None
+        assert_own_scores(client(url)(*batch(1)), batch(1))
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({}, 'no servers'),
+        ({'urls': 'ftp://x'}, "'ftp://x' is no base URL"),
+        ({'urls': 'http://user:pass@x'}, 'without credentials'),
+        ({'urls': 'http://x:port'}, 'is no base URL'),
+        ({'urls': 'http://x', 'names': ()}, 'remote.names'),
+        ({'urls': 'http://x', 'range': (1, 0)}, 'remote.range'),
+        ({'urls': 'http://x', 'batch_size': 0}, 'remote.batch_size'),
+        ({'urls': 'http://x', 'timeout_s': 0}, 'timeout_s 0'),
+        ({'urls': 'http://x', 'url': 'http://y'}, "no option 'url'.*urls"),
+    ],
+)
+def test_options_that_cannot_be_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        build_reward({'remote': {'names': 'pixel', **options}})
+
+
+def test_two_sets_of_servers_in_one_sum():
+    servers = lambda name: {'kind': 'remote', 'urls': ('http://x', 'http://y/path/'), 'names': (name,)}
+    reward = build_reward(ConfigDict({'deqa': {'weight': 0.5, **servers('deqa')}, 'imagereward': servers('imagereward')}))
+    assert reward.names == ('total', 'deqa', 'imagereward')
+
+
+def test_what_is_served_and_its_fingerprint():
+    assert served({'jpeg': {}}).names == ('jpeg',)
+    assert served({'jpeg': {'weight': 2.0}}).names == ('total', 'jpeg')
+    name = fingerprint(PixelReward(), {'pixel': {}}, '1')
+    assert len(name) == 16 and name == fingerprint(PixelReward(), {'pixel': {}}, '1')
+    assert len({name, fingerprint(PixelReward(), {'pixel': {'x': 1}}, '1'), fingerprint(PixelReward(), {'pixel': {}}, '2')}) == 3
+
+
+def test_the_command_serves_and_stops_on_sigterm(tmp_path):
+    config = tmp_path / 'jpeg.py'
+    config.write_text("from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'reward': {'jpeg': {'quality': 90}}})\n")
+    command = [sys.executable, '-m', 'densegrpo_jax.reward_server', f'--config={config}', '--workers=1']
+    process = subprocess.Popen([*command, '--port=0'], cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r'http://\S+', process.stderr.readline())[0]
+        asked = batch(3)
+        found = client(url, names='jpeg', range=(-np.inf, 0))(*asked)
+        np.testing.assert_array_equal(found.values['jpeg'], build_reward({'jpeg': {'quality': 90}})(*asked).values['jpeg'])
+        port = url.rsplit(':', 1)[1]
+        second = subprocess.run([*command, f'--port={port}'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2 and f'cannot listen on 127.0.0.1 port {port}' in second.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0 and 'stopped' in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
