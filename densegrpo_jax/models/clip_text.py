@@ -9,14 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.config_json import check_positive, read_config
-from densegrpo_jax.models.layers import Dense, layer_norm
-from densegrpo_jax.models.text_layers import IGNORED_KEYS, attention, run_blocks
-
-_ACTIVATIONS = {
-    'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
-    'gelu': lambda x: nn.gelu(x, approximate=False),
-}
+from densegrpo_jax.models.clip_layers import Block, LayerNorm, block_rules, check_tower, norm_rules
+from densegrpo_jax.models.config_json import read_config
+from densegrpo_jax.models.text_layers import IGNORED_KEYS, run_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +29,7 @@ class ClipTextConfig:
     projection_dim: int = 512
 
     def __post_init__(self):
-        check_positive(self, 'CLIP text config', 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
-                       'num_attention_heads', 'max_position_embeddings', 'projection_dim')
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f'CLIP text config: hidden_size={self.hidden_size} must be a multiple of '
-                             f'num_attention_heads={self.num_attention_heads}')
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(f'CLIP text config: hidden_act={self.hidden_act!r} is not supported, expected one of {sorted(_ACTIVATIONS)}')
+        check_tower(self, 'CLIP text config', 'vocab_size', 'max_position_embeddings')
         if not isinstance(self.eos_token_id, int):
             raise ValueError(f'CLIP text config: eos_token_id={self.eos_token_id!r} is not supported, expected one integer')
 
@@ -48,58 +37,6 @@ class ClipTextConfig:
     def from_json(cls, config: dict) -> 'ClipTextConfig':
         """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
         return read_config(cls, 'CLIP text config', config, only={'model_type': ['clip_text_model']}, ignored=IGNORED_KEYS)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation with scale and bias over the last axis. Returns float32."""
-    eps: float
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return layer_norm(x, self.eps) * scale.astype(jnp.float32) + bias.astype(jnp.float32)
-
-
-class SelfAttention(nn.Module):
-    """Causal multi-head attention on [B * L, D]."""
-    config: ClipTextConfig
-    batch: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, bias):
-        c = self.config
-        q, k, v = (Dense(c.hidden_size, dtype=self.dtype, name=f'{n}_proj')(x) for n in 'qkv')
-        scale = (c.hidden_size // c.num_attention_heads) ** -0.5
-        out = attention(q, k, v, bias, batch=self.batch, heads=c.num_attention_heads, scale=scale)
-        return Dense(c.hidden_size, dtype=self.dtype, kernel_init=_residual_init(c), name='out_proj')(out)
-
-
-class Mlp(nn.Module):
-    """Linear, activation, linear."""
-    config: ClipTextConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        c = self.config
-        hidden = _ACTIVATIONS[c.hidden_act](Dense(c.intermediate_size, dtype=self.dtype, name='fc1')(x))
-        return Dense(c.hidden_size, dtype=self.dtype, kernel_init=_residual_init(c), name='fc2')(hidden)
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP. Carry: [B * L, D] float32, the residual stream."""
-    config: ClipTextConfig
-    batch: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, bias):
-        norm = lambda name: LayerNorm(self.config.layer_norm_eps, name=name)(x)
-        x = x + SelfAttention(self.config, self.batch, self.dtype, name='self_attn')(norm('layer_norm1'), bias).astype(jnp.float32)
-        x = x + Mlp(self.config, self.dtype, name='mlp')(norm('layer_norm2')).astype(jnp.float32)
-        return x, None
 
 
 class ClipTextModel(nn.Module):
@@ -149,10 +86,6 @@ class ClipTextModel(nn.Module):
         return (before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x), pooled
 
 
-def _residual_init(config: ClipTextConfig):
-    return nn.initializers.variance_scaling(1 / (2 * config.num_hidden_layers), 'fan_in', 'truncated_normal')
-
-
 def weight_rules(config: ClipTextConfig, scan: bool) -> list[weights.Rule]:
     """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack over their index.
 
@@ -160,16 +93,10 @@ def weight_rules(config: ClipTextConfig, scan: bool) -> list[weights.Rule]:
     `prefix='text_model.'` to `load_weights`, which takes both, and to `save_weights` for files that old readers open too.
     """
     del config  # the same names for every shape
-    source, target = 'encoder.layers.{i}', 'layers' if scan else 'layers_{i}'
-    rules = [
+    return [
         weights.Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
         weights.Rule('embeddings.position_ids', None),  # an index buffer of old files
         weights.Rule('embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'),
-        weights.Rule('final_layer_norm.weight', 'final_layer_norm/scale'),
-        weights.Rule('final_layer_norm.bias', 'final_layer_norm/bias'),
-        weights.Rule(f'{source}.{{p:layer_norm[12]}}.weight', f'{target}/{{p}}/scale'),
-        weights.Rule(f'{source}.{{p:layer_norm[12]}}.bias', f'{target}/{{p}}/bias'),
+        *norm_rules('final_layer_norm', 'final_layer_norm'),
+        *block_rules(scan),
     ]
-    for name in ('self_attn.{p:[qkv]_proj|out_proj}', 'mlp.{p:fc[12]}'):
-        rules += weights.linear_rules(f'{source}.{name}', f'{target}/{name.replace(".", "/")}')
-    return rules

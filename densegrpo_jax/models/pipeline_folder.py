@@ -14,6 +14,7 @@ from densegrpo_jax.models import attention, weights
 from densegrpo_jax.models import quantize as quantize_lib
 from densegrpo_jax.models.attention import Attend
 from densegrpo_jax.models.flux_pipeline import FluxPipeline
+from densegrpo_jax.models.hub import find_folder
 from densegrpo_jax.models.lora import LoraConfig
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
@@ -47,37 +48,16 @@ def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
     if name.startswith('builtin:'):
         shipped = sorted(p.name for p in BUILTIN.iterdir() if p.is_dir()) if BUILTIN.is_dir() else []
         raise FileNotFoundError(f'model.path={name!r}: the package ships {shipped or "no model"} in {BUILTIN}')
-    if name.count('/') != 1 or name.startswith(('.', '/', '~')):
-        raise FileNotFoundError(
-            f'model.path={name!r} is not a folder. Give a Diffusers folder with {layout()}, '
-            'or a Hugging Face id such as black-forest-labs/FLUX.1-dev'
-        )
-    import huggingface_hub
-    from huggingface_hub import errors
-
     components = {name for kind in PIPELINES.values() for name in folders(kind)}
-    try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=['model_index.json', *(f'{c}/*' for c in sorted(components))],
-                ignore_patterns=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*'],
-            )
-        )
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-        gated = isinstance(error, errors.GatedRepoError)
-        raise FileNotFoundError(
-            f'the repository {name!r} '
-            + ('asks you to accept its licence first: do so on its page, run `hf auth login`, and retry' if gated else
-               'does not exist on Hugging Face, or is private: check the id, or run `hf auth login` with an account that may read it')
-        ) from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise FileNotFoundError(
-            f'the weights {name!r} are not on this machine and could not be fetched ({type(error).__name__}: no network, or offline mode). '
-            f'Fetch them where there is one (accept the licence on its page, `hf auth login`, `hf download {name} --local-dir DIR`) and '
-            f'pass --config.model.path=DIR, a folder with {layout()}'
-        ) from None
+    return find_folder(
+        name,
+        option='model.path',
+        holds=f'a Diffusers folder with {layout()}',
+        example='black-forest-labs/FLUX.1-dev',
+        files=['model_index.json', *(f'{c}/*' for c in sorted(components))],
+        ignored=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*'],
+        revision=revision,
+    )
 
 
 def load_pipeline(

@@ -169,9 +169,7 @@ def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, 
     if shardings is not None:
         shardings = (dict.fromkeys(flat, shardings) if isinstance(shardings, jax.sharding.Sharding)
                      else traverse_util.flatten_dict(shardings, sep='/'))
-    tensors = _open_tensors(pathlib.Path(folder))
-    tensors = tensors if layout is None else layout(tensors)
-    sources = _match(folder, tensors, rules, flat, prefix)
+    tensors, sources = _sources(folder, rules, flat, prefix, layout)
     params = {}
     for path, leaf in flat.items():
         rule, keys = sources[path]
@@ -183,6 +181,11 @@ def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, 
         if convert is not None:
             params[path] = convert(path, params[path])
     return traverse_util.unflatten_dict(params, sep='/')
+
+
+def check_weights(folder, rules, abstract_params, *, prefix: str = '', layout=None) -> None:
+    """Raises what `load_weights` would of the same arguments, from the files' headers alone."""
+    _sources(folder, rules, traverse_util.flatten_dict(abstract_params, sep='/'), prefix, layout)
 
 
 def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_model.safetensors', dtype=None,
@@ -254,6 +257,13 @@ def unstack_blocks(tree: dict, *stacks: str) -> dict:
         else:
             result[name] = unstack_blocks(subtree, *stacks)
     return result
+
+
+def _sources(folder, rules, flat, prefix, layout):
+    """(tensors by key, path -> (rule, its keys in block order)) of a checkpoint that fits."""
+    tensors = _open_tensors(pathlib.Path(folder))
+    tensors = tensors if layout is None else layout(tensors)
+    return tensors, _match(folder, tensors, rules, flat, prefix)
 
 
 def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
@@ -342,7 +352,7 @@ def _read(rule, slices, shape, dtype, index):
         array = np.stack(blocks)
     else:
         array = _read_one(rule.axes, slices[0], index)
-    return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
+    return np.asarray(array if dtype is None else array.astype(dtype), order='C')
 
 
 def _read_one(axes, stored, index):
@@ -383,7 +393,7 @@ def _entries(rules, params, prefix):
 def _stored(leaf, index, axes, dtype):
     array = np.asarray(leaf if index is None else leaf[index])
     array = array if axes is None else array.transpose(axes)
-    return np.ascontiguousarray(array if dtype is None else array.astype(dtype))
+    return np.asarray(array if dtype is None else array.astype(dtype), order='C')
 
 
 def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> pathlib.Path:
