@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.stages = ml_collections.ConfigDict()
     c.stages.vae = ml_collections.ConfigDict(dict(steps=1000, batch=16, lr=1e-3, warmup=50, ema=0.99, kl_weight=5e-4, init='builtin:tiny'))
     c.stages.flow = ml_collections.ConfigDict(
-        dict(steps=6000, batch=64, lr=1e-3, warmup=200, ema=0.998, text_dropout=0.1, pool=32768)
+        dict(steps=9000, batch=64, lr=1e-3, warmup=200, ema=0.998, text_dropout=0.1, pool=32768)
         | dict(grid_steps=6, eval_every=1000, eval_prompts=276)
     )
     c.stages.distil = ml_collections.ConfigDict(

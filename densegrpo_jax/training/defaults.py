@@ -57,7 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
     )
     c.full = False  # train all weights of the transformer instead of adapters; the reference policy is then a frozen copy
     c.data = _group(
-        train='scenes',  # 'scenes', 'tiny', a .jsonl file of GenEval prompts, or a text file with one prompt a line
+        train='scenes',  # 'scenes', 'tiny', 'tiny_shapes', a .jsonl file of GenEval prompts, or a text file with one prompt a line
         eval='scenes',
         scenes=20000,  # size of the generated prompt set 'scenes'
         eval_prompts=0,  # 0 = all

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.geneval import geneval_prompts
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
+from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.models.pipeline_folder import load_params
 from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards, replicated
@@ -27,9 +28,9 @@ EVAL_SCENES = 1024  # size of the generated evaluation set
 def load_prompts(config, split: str) -> PromptSet:
     """The prompt set `config.data.train` or `.eval`.
 
-    'tiny' is the miniature's (train words, or held-out words), 'scenes' the generated OCR scenes (the two splits are disjoint),
-    NAME.jsonl a file of GenEval prompts, anything else a text file with one prompt a line, each with its target in straight double
-    quotes where the OCR reward is used.
+    'tiny' is the spelling miniature's (train words, or held-out words), 'tiny_shapes' the other one's (coloured shapes), 'scenes' the
+    generated OCR scenes (the two splits of each are disjoint), NAME.jsonl a file of GenEval prompts, anything else a text file with one
+    prompt a line, each with its target in straight double quotes where the OCR reward is used.
 
     Raises:
       ValueError, FileNotFoundError: from reading the file; or an empty set.
@@ -37,6 +38,8 @@ def load_prompts(config, split: str) -> PromptSet:
     name = config.data[split]
     if name == 'tiny':
         prompts = tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
+    elif name == 'tiny_shapes':
+        prompts = shapes_train_prompts() if split == 'train' else shapes_eval_prompts()
     elif name == 'scenes':
         everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
         prompts = everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
