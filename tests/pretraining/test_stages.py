@@ -14,7 +14,8 @@ import miniature  # noqa: E402
 
 from densegrpo_jax.models.packing import pack_latents  # noqa: E402
 from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.pretraining import flow_stage, stage, text_stage, vae_stage  # noqa: E402
+from densegrpo_jax.data.tokenizers import build, load_tokenizers  # noqa: E402
+from densegrpo_jax.pretraining import datasets, flow_stage, stage, text_stage, vae_stage  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -64,6 +65,23 @@ def test_distillation_is_solved_by_the_teacher_where_guidance_is_one(flux):
     batch = {'latents': jax.random.normal(jax.random.key(1), (2, 4, 12, 16)), 'clip_ids': clip_ids, 't5_ids': t5_ids}
     at = lambda most: flow_stage.distil_loss(pipeline, params, empty, 32, 96, 0.5, most)(params['transformer'], batch, jax.random.key(0))[0]
     assert float(at(1.0)) < 1e-9 < 1e-4 < float(at(5.0))
+
+
+@pytest.mark.parametrize('name, height, width, t5_length', [('words', 32, 96, 16), ('shapes', 64, 64, 12)])
+def test_data_sets_give_pictures_prompts_and_tokens_for_every_word(name, height, width, t5_length, tmp_path):
+    config = ml_collections.ConfigDict(dict(height=height, width=width, flow_fonts=('DejaVuSans',)))
+    data = datasets.DATASETS[name](config)
+    images, prompts = data.flow_batch(0, 1, 8)
+    assert images.shape == (8, height, width, 3) and images.dtype == np.uint8 and len(prompts) == 8
+    np.testing.assert_array_equal(data.flow_batch(0, 1, 8)[0], images)
+    assert vae_stage.batch_fn(data.batch, 0, 4)(1)['images'].max() <= 1.0
+    build(tmp_path, data.vocabulary, clip_length=24, t5_length=t5_length)
+    clip, t5 = load_tokenizers(tmp_path)
+    for prompt in (*prompts, *(p.text for p in data.eval_prompts)):
+        words = prompt.split('"')[0].split()
+        assert clip.tokenize(prompt.lower())[: len(words)] == [f'{word.lower()}</w>' for word in words]
+        ids = t5(prompt).input_ids
+        assert len(ids) <= t5_length and t5.unk_token_id not in ids
 
 
 def test_noised_is_the_straight_path():
