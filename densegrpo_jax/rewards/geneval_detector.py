@@ -1,6 +1,7 @@
 """What GenEval's rules need to see in a picture: Mask2Former finds the objects, CLIP names their colours. Both are torch models of the
 package transformers, in place of GenEval's mmdet and open_clip; torch is imported where they are loaded (requirements-geneval.txt)."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -125,7 +126,8 @@ class GenevalDetector:
 
     Raises:
       ModuleNotFoundError: torch, transformers or scipy is not installed.
-      FileNotFoundError: a model that is not here and cannot be fetched. ValueError: one that lacks weights or classes.
+      FileNotFoundError: a model that is not here and cannot be fetched.
+      ValueError: a model that lacks weights or classes, or a device that is not there.
     """
 
     def __init__(self, mask2former: str = MASK2FORMER, clip: str = CLIP, *, torch_device: str = 'auto', side: int = SIDE):
@@ -138,11 +140,17 @@ class GenevalDetector:
                 f'the geneval reward looks at pictures with torch models and {error.name} is not installed: pip install -r '
                 'requirements-geneval.txt, here or in the environment of a reward server'
             ) from None
-        self._device = torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if torch_device == 'auto' else torch_device)
+        if torch_device == 'auto':
+            torch_device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        try:
+            self._device = torch.empty(0, device=torch_device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f'geneval.torch_device is {torch_device!r}: {str(error).splitlines()[0]}') from None
         self._mask2former = _load(transformers.Mask2FormerForUniversalSegmentation, mask2former).to(self._device)
         self._names = object_names(self._mask2former.config.id2label)
         self._clip = _load(transformers.CLIPModel, clip).to(self._device)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
+        with _explained('tokenizer', clip):
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
         self._side = side
         self._prototypes: dict[str, torch.Tensor] = {}  # of each object's name: [colours, D], of unit length
         self._lock = threading.Lock()
@@ -161,7 +169,7 @@ class GenevalDetector:
         size = images.shape[1:3]
         resized = input_size(*size, self._side)
         padded = tuple(-(-length // STRIDE) * STRIDE for length in resized)
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).permute(0, 3, 1, 2).float()
+        x = torch.tensor(np.ascontiguousarray(images), device=self._device).permute(0, 3, 1, 2).float()
         x = functional.interpolate(x, resized, mode='bilinear', align_corners=False)
         mean, std = torch.tensor(IMAGENET, device=self._device)[..., None, None]
         x = functional.pad((x / 255 - mean) / std, (0, padded[1] - resized[1], 0, padded[0] - resized[0]))
@@ -193,15 +201,21 @@ class GenevalDetector:
         return self._prototypes[name]
 
 
-def _load(kind, name: str):
-    """A model in evaluation mode, from safetensors alone and with every weight found."""
+@contextlib.contextmanager
+def _explained(what: str, name: str):
     try:
-        model, report = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        yield
     except OSError as error:
         raise FileNotFoundError(
-            f'geneval: no {kind.__name__} at {name!r}: give a folder with config.json and model.safetensors, or a Hugging Face id '
-            f'(on a machine without network: `hf download {name} --local-dir DIR` elsewhere first). {str(error).splitlines()[0]}'
+            f'geneval: no {what} at {name!r}: give a folder as transformers saves it, with model.safetensors, or a Hugging Face id '
+            f'(for a machine without network: `hf download {name} --local-dir DIR` elsewhere). {str(error).splitlines()[0]}'
         ) from None
+
+
+def _load(kind, name: str):
+    """A model in float32 and evaluation mode, from safetensors alone and with every weight found."""
+    with _explained(kind.__name__, name):
+        model, report = kind.from_pretrained(name, dtype='float32', use_safetensors=True, output_loading_info=True)
     if absent := sorted(set(report['missing_keys']) & {key for key, _ in model.named_parameters()}):
         raise ValueError(f'geneval: {name!r} lacks {len(absent)} weights of {kind.__name__}, such as {absent[0]}')
     return model.eval()

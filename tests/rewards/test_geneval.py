@@ -317,10 +317,12 @@ def test_threads_and_batches_do_not_change_what_is_found(detector, folders):
 def test_models_that_cannot_be_used_are_named(folders, tmp_path, monkeypatch):
     pytest.importorskip('torch')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    with pytest.raises(FileNotFoundError, match=r"no Mask2FormerForUniversalSegmentation at '.*nowhere': give a folder with config\.json"):
+    with pytest.raises(FileNotFoundError, match="no Mask2FormerForUniversalSegmentation at '.*nowhere': give a folder"):
         D.GenevalDetector(str(tmp_path / 'nowhere'))
     with pytest.raises(FileNotFoundError, match='no CLIPModel at'):
         D.GenevalDetector(str(folders / 'mask2former'), str(tmp_path))
+    with pytest.raises(ValueError, match="torch_device is 'cud'"):
+        D.GenevalDetector(torch_device='cud')
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(folders / 'clip', tmp_path / 'clip')
