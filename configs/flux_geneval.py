@@ -4,7 +4,15 @@
         --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
-Reward: Mask2Former and CLIP in torch, `pip install -r requirements-geneval.txt` here or in the environment of a reward server.
+Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network, folders of them are named with
+--config.reward.geneval.mask2former and .clip). They want a GPU of their own: serve this very file there,
+
+    python -m densegrpo_jax.reward_server --config=configs/flux_geneval.py --host=0.0.0.0 --token_env=REWARD_TOKEN
+
+and in a copy of it, to train with:
+
+    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names, 'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
+
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the first three steps, LoRA 64/128, beta 0.
 Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: below the 0.48 H100-hours an iteration of flux_ocr.py, with three steps trained instead of five; not planned, not measured.
@@ -12,6 +20,7 @@ Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.
 Expected score: none is claimed (extrapolated; the paper has no such run).
 """
 
+from densegrpo_jax.rewards.geneval_detector import CLIP, MASK2FORMER
 from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.recipes import fit
 
@@ -22,7 +31,7 @@ def get_config(variant: str = ''):
     c.model.update(path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5)
     c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8, last=3)
     c.credit.std = 'global'
-    c.reward = {'geneval': {'weight': 1.0}}
+    c.reward = {'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}}
     c.eval.update(every=30, steps=28, shown=16, best='geneval_correct')
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
     return fit(c, variant, samples=24, transitions=3)
