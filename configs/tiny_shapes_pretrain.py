@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.dataset = 'shapes'
-    c.height, c.width = 64, 64
+    c.height, c.width = 48, 48
     c.t5_length = 12  # tokens; the longest prompt has as many
     c.clip_length = 16
     c.keep_checkpoints = 2
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.vae = ml_collections.ConfigDict(
     dict(
       in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(8, 32, 64, 64), layers_per_block=1, norm_num_groups=8,
-      sample_size=64, mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False,
+      sample_size=48, mid_block_add_attention=True, use_quant_conv=False, use_post_quant_conv=False,
     )
   )  # fmt: skip
     c.text_encoder = ml_collections.ConfigDict(
@@ -44,10 +44,10 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     c.stages = ml_collections.ConfigDict()
-    c.stages.vae = ml_collections.ConfigDict(dict(steps=1000, batch=16, lr=1e-3, warmup=50, ema=0.99, kl_weight=5e-4, init='builtin:tiny'))
+    c.stages.vae = ml_collections.ConfigDict(dict(steps=800, batch=16, lr=1e-3, warmup=50, ema=0.99, kl_weight=2e-3, init='builtin:tiny'))
     c.stages.flow = ml_collections.ConfigDict(
-        dict(steps=9000, batch=64, lr=1e-3, warmup=200, ema=0.998, text_dropout=0.1, pool=32768)
-        | dict(grid_steps=6, eval_every=1000, eval_prompts=276)
+        dict(steps=5000, batch=64, lr=1e-3, warmup=200, ema=0.998, text_dropout=0.1, pool=32768)
+        | dict(grid_steps=6, eval_every=500, eval_prompts=276)
     )
     c.stages.distil = ml_collections.ConfigDict(
         dict(steps=400, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=4.0)

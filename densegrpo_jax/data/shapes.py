@@ -22,7 +22,7 @@ BACKGROUNDS = ((250, 250, 248), (238, 240, 244), (246, 240, 228), (228, 238, 244
 OPPOSITE = {'left of': 'right of', 'right of': 'left of', 'above': 'below', 'below': 'above'}
 NUMBERS = ('', 'a', 'two', 'three', 'four')
 PREFIX = 'a photo of '
-SIZE = 64  # pixels, height and width
+SIZE = 48  # pixels, height and width; a multiple of CELL
 
 # How often a task is trained on: Flow-GRPO's proportions for GenEval, single objects never. The base model sees the easy ones more often.
 RUN_WEIGHTS = {'position': 7, 'counting': 5, 'color_attr': 3, 'colors': 1, 'two_object': 1}
@@ -30,9 +30,12 @@ BASE_WEIGHTS = {'position': 3, 'counting': 2, 'color_attr': 2, 'colors': 1, 'two
 EVAL_COUNTS = {'single_object': 5, 'two_object': 4, 'colors': 7, 'counting': 40, 'color_attr': 100, 'position': 120}
 TAGS = tuple(EVAL_COUNTS)  # GenEval's names
 
-RADII = {1: (9.0, 15.0), 2: (8.0, 12.0), 3: (7.0, 10.0), 4: (6.5, 9.0)}  # pixels at 64 x 64, by the number of objects
-GAP = 2.0  # pixels between two objects, at least
-TILT = 10.0  # degrees, at most
+# Objects lie about the middles of cells as large as a token of the network: a small network then draws them after far fewer pictures.
+CELL = 16  # pixels
+STRAY = 1.5  # pixels from the middle, at most, on each axis
+RADII = (5.2, 6.6)  # pixels
+GAP = 0.5  # pixels between two objects, at least
+TILT = 6.0  # degrees, at most
 REACH = 1.2  # no shape reaches further than this many radii from its centre
 
 
@@ -154,17 +157,19 @@ class Object:
 
 
 def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Object]:
-    """The objects of a scene, group by group, at random places inside a picture of `size` pixels that satisfy its relation.
+    """The objects of a scene, group by group, in random cells of a picture of `size` pixels that satisfy its relation.
 
     No two of them come closer than `GAP`; in a relation every object of one group is clearly on its side of every one of the other.
     """
     count = sum(g.count for g in scene.groups)
     group = np.repeat(np.arange(len(scene.groups)), [g.count for g in scene.groups])
-    low, high = RADII[count]
-    radius = size / SIZE * np.clip(rng.uniform(low, high) * rng.uniform(0.9, 1.1, count), low, high)
-    while True:  # smaller shapes where none of many tries found room
-        margin = REACH * radius + 1
-        centres = rng.uniform(margin[:, None], size - margin[:, None], (256, count, 2))  # x, y
+    side = size // CELL
+    while True:  # until one of many tries is good; half of them are, in a relation one of ten
+        radius = rng.uniform(*RADII, count)
+        cells = rng.permuted(np.tile(np.arange(side**2), (64, 1)), axis=1)[:, :count]
+        centres = (np.stack([cells % side, cells // side], -1) + 0.5) * CELL + rng.uniform(-STRAY, STRAY, (64, count, 2))  # x, y
+        margin = REACH * radius[:, None]
+        centres = np.clip(centres, margin, size - margin)
         offset = centres[:, :, None] - centres[:, None]
         apart = np.linalg.norm(offset, axis=-1) >= REACH * (radius[:, None] + radius) + GAP
         good = (apart | np.eye(count, dtype=bool)).all((1, 2))
@@ -174,7 +179,6 @@ def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Obje
             good &= (sign * between[..., axis] > 1.05 * np.abs(between[..., 1 - axis])).all((1, 2))
         if good.any():
             break
-        radius = radius * 0.96
     chosen = centres[good.argmax()]
     colours = [g.colour or tuple(COLOURS)[rng.integers(len(COLOURS))] for g in scene.groups]
     tilts = rng.uniform(-TILT, TILT, count)

@@ -95,8 +95,8 @@ def test_drawn_areas(shape, area):
 def test_training_data_is_a_function_of_its_key():
     images, prompts = S.training_batch(3, 5, 12)
     again, same = S.training_batch(3, 5, 12)
-    assert images.shape == (12, 64, 64, 3) and images.dtype == np.uint8 and prompts == same
+    assert images.shape == (12, 48, 48, 3) and images.dtype == np.uint8 and prompts == same
     np.testing.assert_array_equal(images, again)
     assert (S.training_batch(3, 6, 12)[0] != images).any()
     assert [p.startswith(S.PREFIX) for p in prompts] == [True, False] * 6
-    assert S.training_batch(3, 5, 2, size=48)[0].shape == (2, 48, 48, 3)
+    assert S.training_batch(3, 5, 2, size=64)[0].shape == (2, 64, 64, 3)

@@ -67,7 +67,7 @@ def test_distillation_is_solved_by_the_teacher_where_guidance_is_one(flux):
     assert float(at(1.0)) < 1e-9 < 1e-4 < float(at(5.0))
 
 
-@pytest.mark.parametrize('name, height, width, t5_length', [('words', 32, 96, 16), ('shapes', 64, 64, 12)])
+@pytest.mark.parametrize('name, height, width, t5_length', [('words', 32, 96, 16), ('shapes', 48, 48, 12)])
 def test_data_sets_give_pictures_prompts_and_tokens_for_every_word(name, height, width, t5_length, tmp_path):
     config = ml_collections.ConfigDict(dict(height=height, width=width, flow_fonts=('DejaVuSans',)))
     data = datasets.DATASETS[name](config)
