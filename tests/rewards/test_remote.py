@@ -22,7 +22,7 @@ from loopback import Faulty, PixelReward, Steady, pictures, serving, unused_port
 from ml_collections import ConfigDict
 
 from densegrpo_jax.reward_server import served
-from densegrpo_jax.rewards import RewardError, Scorer, build_reward
+from densegrpo_jax.rewards import CompositeReward, RewardError, Scorer, build_reward
 from densegrpo_jax.rewards.base import RewardsGone
 from densegrpo_jax.rewards.protocol import Request, encode_request
 from densegrpo_jax.rewards.remote import RemoteReward, TooLarge
@@ -138,13 +138,23 @@ def test_gone_servers_end_the_wait_with_what_each_of_them_did():
     assert 0.2 <= time.monotonic() - began < 3
 
 
+def test_turns_and_patience(healthy):
+    servers = client(healthy, 'http://x', give_up_s=100)._servers
+    first, second = servers._next(0, None), servers._next(0, None)
+    assert first is not second and servers._next(0, first) is second  # whose turn it is, but not again the one that has just failed
+    reward = client(healthy, give_up_s=100)
+    reward(*batch(1))
+    now = time.monotonic()  # a call that has waited for its place among others is not one that has waited for servers
+    assert now < reward._servers._limit(now - 1000) <= now + 100
+
+
 def test_closing_the_scorer_ends_a_wait_for_servers_that_are_gone(faulty):
     for url in (f'http://127.0.0.1:{unused_port()}', faulty.url):  # in a pause; while the server computes
         reward = client(url, give_up_s=600, timeout_s=60, make_rng=random.Random)
         reward._met, reward.check = True, lambda *_: None  # a run that has begun has checked its prompts
         faulty.faults.extend(['slow'] * 2)
         began = time.monotonic()
-        with contextlib.suppress(KeyError), Scorer(reward, 1) as scorer:
+        with contextlib.suppress(KeyError), Scorer(CompositeReward([(reward, 1.0)]), 1) as scorer:
             future = scorer.submit(*batch(1))
             time.sleep(0.05)
             raise KeyError
@@ -198,10 +208,16 @@ def test_an_endless_request_is_refused_before_it_is_all_in_memory():
     with serving(service(max_request_bytes=100_000).app) as url:
         host, port = url.removeprefix('http://').split(':')
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
-        with contextlib.suppress(ConnectionError):  # the server stops reading at some point
-            connection.request('POST', '/score', (b'x' * 50_000 for _ in range(7)), {'Transfer-Encoding': 'chunked'}, encode_chunked=True)
+        parts = (b'x' * 50_000 for _ in range(7))
+        connection.request('POST', '/score', parts, {'Transfer-Encoding': 'chunked'}, encode_chunked=True)
         answer = connection.getresponse()
         assert answer.status == 413 and 'larger than 100000 bytes' in answer.read().decode()
+        connection, sent = http.client.HTTPConnection(host, int(port), timeout=10), []
+        with contextlib.suppress(ConnectionError):
+            parts = (sent.append(1) or b'x' * 50_000 for _ in range(600))
+            headers = {'Transfer-Encoding': 'chunked', 'Connection': 'close'}
+            connection.request('POST', '/score', parts, headers, encode_chunked=True)
+        assert len(sent) < 600
 
 
 def test_info_health_and_token(monkeypatch):
@@ -257,8 +273,7 @@ def test_a_full_queue_is_told_to_come_back_and_does():
     with serving(service(reward, max_queue=1).app) as url, Scorer(client(url), 2) as scorer:
         first = scorer.submit(*asked)
         assert inside.wait(10)
-        body = encode_request(Request('a', *batch(1)))
-        status, headers, refusal = ask(url + '/score', body)
+        status, headers, refusal = ask(url + '/score', bytes(8_000_000))  # more than fits into the buffers of a connection
         assert status == 429 and headers['Retry-After'] == '1' and '1 requests' in refusal['error']
         second = scorer.submit(*batch(1, seed=1))
         gate.set()
