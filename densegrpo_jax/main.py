@@ -6,6 +6,8 @@ On several hosts every one runs this command; TPU slices, Slurm steps and Open M
 --coordinator, --num_processes and --process_id. The work directory must then be one that all of them see.
 Running the same command again continues the run found in the work directory. Exit status: 0 finished, 75 stopped by a signal and
 resumable, 2 a configuration, file or prompt that cannot be used, 1 anything else (with --require_gain, also too little gain).
+75 also where reward servers were gone for longer than the reward's `give_up_s`: nothing is wrong with the run, so a supervisor may start it
+again, and it waits for them anew. The last completed update is saved then, as it is where a reward fails in another way (1).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ml_collections import config_flags
 from densegrpo_jax.parallel.hosts import Hosts
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS, keep_compiled, start_devices, start_processes
+from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.training import console
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.training.run import run
@@ -44,10 +47,12 @@ def main(argv) -> int:
         keep_compiled(str(workdir / 'compiled'))
         with handle_stop_signals(hosts=hosts) as stop:
             summary = run(config, workdir, make_mesh(config.mesh), stop)
-    except Preempted:
+    except (Preempted, RewardError) as reason:
+        if isinstance(reason, RewardError):
+            logging.error('%s', reason)
         if hosts.count > 1:
             hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
-        return _leave(RESUMABLE)
+        return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1)
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
         return _leave(2)

@@ -58,6 +58,12 @@ class StopRequest:
                 self._finish_round(None)
             raise Preempted(f'stopped by {self.signal_name}')
 
+    def leave(self, reason: str) -> None:
+        """Stops the other processes of the run where this one stops for a reason of its own: they raise Preempted, this call returns."""
+        self.signal_name = reason
+        with contextlib.suppress(Preempted):
+            self.check()
+
     def gather(self, value: bytes = b'') -> list[bytes]:
         """The values of all processes, in their order; every process must come here equally often. Raises Preempted in all or none."""
         self.check()

@@ -18,6 +18,7 @@ from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
 from densegrpo_jax.parallel.mesh import check_batch, local_rows
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
+from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
@@ -37,6 +38,7 @@ from densegrpo_jax.training.update import make_credit, make_update, microbatches
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it.
 FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache')
 FREE_MODEL_KEYS = ('attention', 'remat')  # how the same network is compiled
+FREE_REWARD_KEYS = ('urls', 'timeout_s', 'retries', 'give_up_s', 'token_env', 'concurrency')  # where and how the same reward is asked
 
 
 class TrainingDiverged(RuntimeError):
@@ -61,6 +63,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
     Raises:
       Preempted: a stop was requested; the last completed update has been saved.
+      RewardError: scores could not be computed; it has been saved too. RewardsGone: for want of servers, so that trying again may help.
       TrainingDiverged: see `optim.max_bad`.
       ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
     """
@@ -155,7 +158,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                     checkpoints.save(step, state, dataclasses.asdict(progress), score=score, digests=digests)
                     saved = step
                 stop.check()
-        except Preempted:
+        except (Preempted, RewardError) as reason:
+            if isinstance(reason, RewardError):
+                stop.leave('an error of the reward')
             if step > saved:
                 checkpoints.save(step, state, dataclasses.asdict(progress), digests=digests)
             checkpoints.wait_until_finished()
@@ -169,6 +174,9 @@ def _fingerprint(config, *free: str) -> dict:
     """What must be equal for a checkpoint to be continued."""
     kept = {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key not in (*FREE_KEYS, *free)}
     kept['model'] = {key: value for key, value in kept['model'].items() if key not in FREE_MODEL_KEYS}
+    if 'reward' in kept:
+        rewards = kept['reward'].items()
+        kept['reward'] = {name: {k: v for k, v in options.items() if k not in FREE_REWARD_KEYS} for name, options in rewards}
     return kept
 
 

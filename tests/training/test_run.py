@@ -1,5 +1,6 @@
 """The training loop on a random miniature: runs, resumes bit for bit after kill -9, stops on SIGTERM, does not depend on the mesh."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,14 +16,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
+sys.path.insert(0, str(ROOT / 'tests' / 'rewards'))
 sys.path.insert(0, str(ROOT / 'configs'))
 
 import miniature  # noqa: E402
 import tiny_ocr  # noqa: E402
+from loopback import serving  # noqa: E402
 
+from densegrpo_jax import main  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.rewards.base import Scores  # noqa: E402
+from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores  # noqa: E402
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
+from densegrpo_jax.rewards.server import RewardService  # noqa: E402
 from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
 from densegrpo_jax.training import run as run_module  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
@@ -202,3 +208,38 @@ def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
     run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     with pytest.raises(ValueError, match='learning_rate'):
         run(make_config(folder, iterations=2, **{'optim.learning_rate': 5e-4}), tmp_path, one_device(), StopRequest())
+
+
+def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, monkeypatch):
+    """The reward server dies after the first update. The run saves that update, and goes on with a server at another address."""
+    config = make_config(folder, **{'iterations': 2, 'checkpoint.every': 10, 'eval.every': 10})
+    config.reward = {'remote': {'urls': '', 'names': ('brightness',), 'range': (0.0, 1.0), 'give_up_s': 0.0}}
+    with contextlib.ExitStack() as server:
+        config.reward.remote.urls = server.enter_context(serving(RewardService(Brightness(), 'f00', '0').app))
+        shown = run_module.report.shown
+        monkeypatch.setattr(run_module.report, 'shown', lambda *args: server.close() or shown(*args))
+        with pytest.raises(RewardsGone, match=f'{config.reward.remote.urls} .*refused'):
+            run(config, tmp_path, one_device(), StopRequest())
+    monkeypatch.undo()
+    assert final_state(tmp_path)[0] == 1
+    with serving(RewardService(Brightness(), 'f00', '0').app) as config.reward.remote.urls:
+        summary = run(config, tmp_path, one_device(), StopRequest())
+    assert summary['updates'] == 2 and [row['step'] for row in rows(tmp_path)] == [0, 1, 2] and final_state(tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize('error, status', [(Preempted('SIGTERM'), 75), (RewardsGone('all gone'), 75), (RewardError('nonsense'), 1)])
+def test_exit_status_tells_a_supervisor_whether_to_try_again(tmp_path, monkeypatch, caplog, error, status):
+    def run(*args):
+        raise error
+
+    flag = SimpleNamespace(
+        config=tiny_ocr.get_config(), workdir=str(tmp_path), cpu_devices=0, heartbeat=0,
+        distributed='off', coordinator='', num_processes=0, process_id=-1,
+    )  # fmt: skip
+    monkeypatch.setattr(main.flags, 'FLAGS', flag)
+    monkeypatch.setattr(main, 'run', run)
+    for name in ('start_devices', 'keep_compiled'):
+        monkeypatch.setattr(main, name, lambda *args: None)
+    monkeypatch.setattr(main.console, 'start', lambda: None)
+    assert main.main(['main']) == status
+    assert isinstance(error, Preempted) or str(error) in caplog.text
