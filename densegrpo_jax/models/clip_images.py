@@ -1,7 +1,9 @@
 """CLIP's picture preprocessing on the device: bicubic resize with antialiasing, crop or pad, normalise.
 
 8-bit pictures get Pillow's very integers (its fixed-point filter, rounded after each axis), which is what the official processor
-feeds the network. Float pictures get the same filter without rounding, so that gradients reach them.
+feeds the network. Float pictures get the same filter without rounding, so that gradients reach them; that is about 0.3 of 255 levels
+away (root mean square at 512 x 512). Where torchvision is installed the official processor rounds otherwise, by one level in 0.3 % of the
+values. Pillow 13 filters pictures more than twice as tall as wide in the other order.
 """
 
 import dataclasses
@@ -68,7 +70,7 @@ def preprocess(images: jax.Array, spec: ImageSpec) -> jax.Array:
     else:
         resized = [int(spec.size * side / min(height, width)) for side in (height, width)]
     x = images.astype(jnp.float32 if jnp.issubdtype(images.dtype, jnp.floating) else jnp.int32)
-    for axis in (2, 1):  # Pillow's order
+    for axis in (2, 1):  # rows first, as Pillow
         x = _resample(x, axis, *filter_taps(images.shape[axis], max(resized[axis - 1], 1), spec.crop_size))
     if x.dtype == jnp.int32:
         x = x.astype(jnp.float32) / 255

@@ -137,7 +137,10 @@ def test_open_clip_s_layout_holds_the_same_weights(prefix, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     folder = random_clip(tmp_path)
-    theirs = {prefix + key: value for key, value in in_open_clip_s_layout(load_file(folder / 'model.safetensors')).items()}
+    tensors = load_file(folder / 'model.safetensors')
+    theirs = {prefix + key: value for key, value in in_open_clip_s_layout(tensors).items()}
+    buffers = {f'{tower}.embeddings.position_ids': np.arange(17)[None] for tower in ('text_model', 'vision_model')}
+    save_file(tensors | buffers, folder / 'model.safetensors')  # old files hold them
     save_file(theirs, tmp_path / 'open_clip.safetensors')
     model = clip.read_clip(folder)
     expected, params = clip.load_params(model, folder), clip.load_params(model, tmp_path / 'open_clip.safetensors')
