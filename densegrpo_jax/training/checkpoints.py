@@ -6,7 +6,6 @@ JSON document: the caller's ``meta``, the shapes and digests of all arrays, the 
 
 import asyncio
 import contextlib
-import functools
 import gc
 import json
 import math
@@ -15,21 +14,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
 
-from densegrpo_jax.parallel.sharding import path_name
-
-# Failures that say nothing about the stored bytes: never a reason to skip a checkpoint.
-_NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+from densegrpo_jax.parallel.agreement import Agreement, OtherProcessFailed
+from densegrpo_jax.parallel.hosts import Hosts
+from densegrpo_jax.training.flat_state import abstract, digest, flatten
 
 
 class CheckpointMismatch(ValueError):
     """The checkpoint is intact, but belongs to another model or configuration."""
+
+
+# Failures that say nothing about the stored bytes: never a reason to skip a checkpoint.
+_NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+_NOT_DAMAGE = (CheckpointMismatch, OtherProcessFailed, *_NOT_CORRUPTION)
 
 
 class Restored(NamedTuple):
@@ -61,7 +61,8 @@ class Checkpoints:
       fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored (model configuration, adapters, ...).
       defaults: values of fingerprint keys that did not exist when an older checkpoint was written.
       best_mode: 'max' or 'min': which scores are better.
-      processes: how many call every method of this class together, in the same order; the folder is one for all of them.
+      hosts: the processes that call every method of this class together, in the same order; the folder is one for all of them. None: this
+        one alone.
       read_only: for tools that look into the folder of a run that may still be writing: nothing is created, cleaned or moved.
     """
 
@@ -74,7 +75,7 @@ class Checkpoints:
         fingerprint: Mapping = {},
         defaults: Mapping = {},
         best_mode: str = 'max',
-        processes: int = 1,
+        hosts: Hosts | None = None,
         read_only: bool = False,
     ):
         if max_to_keep < 1:
@@ -86,10 +87,11 @@ class Checkpoints:
             raise FileNotFoundError(f'No checkpoint folder {self.directory}. Give the --workdir of a run that has saved one.')
         self._fingerprint, self._defaults = json.loads(json.dumps(fingerprint)), _dotted(json.loads(json.dumps(defaults)))
         self._best_of = max if best_mode == 'max' else min
-        self._read_only, self._processes = read_only, processes
+        self._read_only, self._hosts = read_only, hosts or Hosts()
+        self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, _brief)
         self._saving = None
         logging.get_absl_logger().addFilter(_without_orbax_tracebacks)
-        if not read_only and self.directory.is_dir() and jax.process_index() == 0:
+        if not read_only and self.directory.is_dir() and self._hosts.primary:
             for path in sorted(self.directory.iterdir()):
                 if path.name.endswith('-tmp'):
                     logging.warning('Removing a half-written checkpoint: %s (the run was cut off while saving it).', path)
@@ -102,22 +104,27 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=False,  # orbax refuses to, for several processes
-                multiprocessing_options=_together(processes),
+                multiprocessing_options=_together(self._hosts),
             ),
             item_names=('state', 'meta'),
         )
+        # Reads as if alone: after an error in one process, orbax's barriers would join reads of different checkpoints.
+        alone = _alone(self._hosts)
+        composite = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+        self._reader = ocp.Checkpointer(composite, multiprocessing_options=alone)
         self._scores = {}
         for step in self.steps():
             with contextlib.suppress(Exception):  # an unreadable one has no score; restoring it is where that is reported
                 self._note_score(step, self._document(step)['score'])
+        self._scores = {int(step): score for step, score in self._agreement.gather(self._scores)[0].items()}
 
     # Saving
 
     def digests(self, state) -> dict[str, int]:
         """What `save` needs to compute on the devices: hashes by the state's paths. Waits for the state."""
         # On a CPU that plays several devices, a program started beside one that waits in a collective can take the last thread: deadlock.
-        flat = _flatten(jax.block_until_ready(state))
-        return {name: int(value) for name, value in jax.device_get({name: _digest(leaf) for name, leaf in flat.items()}).items()}
+        flat = flatten(jax.block_until_ready(state))
+        return {name: int(value) for name, value in jax.device_get({name: digest(leaf) for name, leaf in flat.items()}).items()}
 
     def save(self, step: int, state, meta: Mapping, *, score: float | None = None, digests: Mapping[str, int] | None = None) -> None:
         """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or donated.
@@ -133,7 +140,7 @@ class Checkpoints:
         Raises:
           OSError: this or the previous checkpoint could not be written, e.g. for lack of space. Older ones are untouched.
         """
-        flat = _flatten(state)
+        flat = flatten(state)
         digests = self.digests(state) if digests is None else digests
         document = {
             'meta': dict(meta),
@@ -162,6 +169,7 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # a failed save has been reported by the line above
                 self._manager.close()
+                self._reader.close()
 
     def __enter__(self):
         return self
@@ -197,7 +205,7 @@ class Checkpoints:
         """The newest checkpoint that is whole; None where there is none at all.
 
         One that is half-written or damaged is reported, the one before it is used, and the damaged one is moved to
-        ``<directory>_corrupt`` so that its step can be saved again.
+        ``<directory>_corrupt`` so that its step can be saved again. What a single process cannot read is damaged for all of them.
 
         Args:
           abstract_state: pytree of ShapeDtypeStructs with shardings (or of arrays): what to restore, and onto which devices.
@@ -205,12 +213,14 @@ class Checkpoints:
         Raises:
           CheckpointMismatch: the newest whole checkpoint belongs to another model.
           ValueError: there are checkpoints, and all of them are damaged.
+          OtherProcessFailed: this process could have restored, and another one raises an error.
         """
         damaged = {}
-        for step in reversed(self.steps()):
+        # The steps that the primary process sees: a folder on a network may show every process another list.
+        for step in reversed(self._agreement.gather(self.steps())[0]):
             try:
                 restored = self.restore(step, abstract_state)
-            except (CheckpointMismatch, *_NOT_CORRUPTION):
+            except _NOT_DAMAGE:
                 raise
             except Exception as error:
                 damaged[step] = _brief(error)
@@ -226,24 +236,29 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state, *, partial: bool = False) -> Restored:
         """The checkpoint of ``step``. ``partial``: ``abstract_state`` may leave out arrays that the checkpoint has."""
-        document = self._document(step)
-        self._check(document, abstract_state, step, partial)
-        flat = {name: _abstract(leaf) for name, leaf in _flatten(abstract_state).items()}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(flat)
-        item = ocp.args.PyTreeRestore(flat, restore_args=restore_args, partial_restore=partial)
-        with _no_coroutine_dumps():
-            arrays = self._manager.restore(step, args=ocp.args.Composite(state=item)).state
-        digests = jax.device_get({name: _digest(leaf) for name, leaf in arrays.items()})
-        wrong = [name for name, value in digests.items() if int(value) != document['digests'][name]]
-        if wrong:
-            raise ValueError(f'the bytes of {_some(wrong)} are not those that were saved')
+        with self._agreement.alike():
+            document = self._document(step)
+            self._check(document, abstract_state, step, partial)
+            flat = {name: abstract(leaf) for name, leaf in flatten(abstract_state).items()}
+            restore_args = ocp.checkpoint_utils.construct_restore_args(flat)
+            item = ocp.args.PyTreeRestore(flat, restore_args=restore_args, partial_restore=partial)
+            with _no_coroutine_dumps():
+                arrays = self._read(step, state=item).state
+        digests = jax.device_get({name: digest(leaf) for name, leaf in arrays.items()})  # all processes together
+        with self._agreement.alike():
+            wrong = [name for name, value in digests.items() if int(value) != document['digests'][name]]
+            if wrong:
+                raise ValueError(f'the bytes of {_some(wrong)} are not those that were saved')
         leaves = [arrays[name] for name in flat]
         return Restored(jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), document['meta'], step)
 
     # Inside
 
     def _document(self, step: int) -> dict:
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        return self._read(step, meta=ocp.args.JsonRestore()).meta
+
+    def _read(self, step: int, **items):
+        return self._reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
 
     def _note_score(self, step: int, score: float | None) -> None:
         self._scores.pop(step, None)
@@ -268,7 +283,7 @@ class Checkpoints:
                     f'{where} belongs to another model:\n{lines}\nUse the configuration it was made with, or another --workdir.'
                 )
         saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in document['arrays'].items()}
-        wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _flatten(abstract_state).items()}
+        wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(abstract_state).items()}
         problems = [f'lacks {_some(wanted.keys() - saved.keys())}'] if wanted.keys() - saved.keys() else []
         if saved.keys() - wanted.keys() and not partial:
             problems.append(f'has {_some(saved.keys() - wanted.keys())}, which this model has not')
@@ -283,15 +298,14 @@ class Checkpoints:
         if self._read_only:
             return
         folder = self.directory.parent / f'{self.directory.name}_corrupt'
-        folder.mkdir(parents=True, exist_ok=True)
-        target = next(path for path in (folder / f'{step}.{i}' for i in range(sys.maxsize)) if not path.exists())
-        if jax.process_index() == 0:
-            (self.directory / str(step)).rename(target)
-        if self._processes > 1:
-            multihost_utils.sync_global_devices(f'set_aside_{step}')
+        with self._agreement.alike():
+            if self._hosts.primary:
+                folder.mkdir(parents=True, exist_ok=True)
+                target = next(path for path in (folder / f'{step}.{i}' for i in range(sys.maxsize)) if not path.exists())
+                (self.directory / str(step)).rename(target)
+                logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
         self._manager.reload()
         self._scores.pop(step, None)
-        logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
 
     @contextlib.contextmanager
     def _explained(self):
@@ -309,46 +323,19 @@ class Checkpoints:
             ) from None
 
 
-def _together(processes: int) -> ocp.options.MultiprocessingOptions:
+def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
     """Several processes meet at barriers of the coordination service: the devices may be busy with a rollout nobody will finish."""
-    if processes == 1:
+    if hosts.count == 1:
         return ocp.options.MultiprocessingOptions()
-    return ocp.options.MultiprocessingOptions(active_processes=set(range(processes)), barrier_sync_key_prefix='checkpoints')
+    return ocp.options.MultiprocessingOptions(active_processes=set(range(hosts.count)), barrier_sync_key_prefix='checkpoints')
 
 
-def _flatten(tree) -> dict[str, Any]:
-    """{'a/b/kernel': leaf} in the order of the tree's leaves. Raises on leaves that cannot be stored."""
-    flat = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = path_name(path)
-        if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
-            raise ValueError(f'State leaf {name!r} is a {type(leaf).__name__}; a checkpoint stores arrays (put other values into meta).')
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(f'State leaf {name!r} is a typed PRNG key; keys are derived from the seed and the step, not stored.')
-        if name in flat:
-            raise ValueError(f'Two state leaves have the same path {name!r}.')
-        flat[name] = leaf
-    return flat
-
-
-def _abstract(leaf) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-@jax.jit
-def _digest(x: jax.Array) -> jax.Array:
-    """uint32 hash of an array's bits and their positions; the same for every sharding, because integer sums commute."""
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    width = min(x.dtype.itemsize, 4)
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * width}')).astype(jnp.uint32)  # 8-byte types gain an axis of 2
-    strides = [math.prod(bits.shape[i + 1 :]) % 2**32 for i in range(bits.ndim)]
-    iotas = [jax.lax.broadcasted_iota(jnp.uint32, bits.shape, i) * jnp.uint32(stride) for i, stride in enumerate(strides)]
-    position = functools.reduce(jnp.add, iotas, jnp.zeros((), jnp.uint32))
-    mixed = (bits ^ (position * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)
+def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
+    """This process waits for no other."""
+    if hosts.count == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = hosts.index
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'checkpoints_{own}')
 
 
 def _dotted(tree, prefix: str = '') -> dict[str, Any]:

@@ -10,13 +10,11 @@ before it had given its value.
 
 import concurrent.futures
 import contextlib
-import json
 import os
 import signal
 import time
 
 import jax
-import numpy as np
 
 from densegrpo_jax.parallel.hosts import Hosts
 
@@ -70,31 +68,15 @@ class StopRequest:
         return [value] if self.hosts.count == 1 else self._finish_round(value)
 
     def _finish_round(self, value: bytes | None) -> list[bytes]:
-        """Gives this process's value (None: it stops) and waits for the others. The primary process puts the answers together."""
-        hosts, folder = self.hosts, f'round/{self._round}'
-        hosts.put(f'{folder}/{hosts.index}', b'stop' if value is None else b'go' + value)
-        if hosts.primary:
-            given = [self._await(f'{folder}/{i}') for i in range(hosts.count)]
-            stops = any(one == b'stop' for one in given)
-            lengths = json.dumps([] if stops else [len(one) - 2 for one in given]).encode()
-            answer = lengths + b'\n' + (b'' if stops else b''.join(one[2:] for one in given))
-            hosts.put(f'{folder}/all', answer)
-            if self._round > 1:
-                hosts.forget(f'round/{self._round - 2}')  # everyone has read it: they have answered in the round after
-        else:
-            answer = self._await(f'{folder}/all')
+        """Gives this process's value (None: it stops) and waits for those of the others."""
+        given = self.hosts.gather(f'round/{self._round}', b'stop' if value is None else b'go' + value)
+        if self.hosts.primary and self._round > 1:
+            self.hosts.forget(f'round/{self._round - 2}')  # everyone has read it: they have answered in the round after
         self._round += 1
-        lengths, _, joined = answer.partition(b'\n')
-        if not json.loads(lengths):
+        if b'stop' in given:
             self.signal_name, self._left = self.signal_name or 'another process of the run', True
             raise Preempted(f'stopped by {self.signal_name}')
-        ends = np.cumsum([0, *json.loads(lengths)])
-        return [joined[start:end] for start, end in zip(ends, ends[1:])]
-
-    def _await(self, name: str) -> bytes:
-        while (value := self.hosts.wait(name, 5.0)) is None:
-            pass  # a process that has died ends this one through JAX's heartbeat
-        return value
+        return [one[2:] for one in given]
 
     def wait(self, value, poll_seconds: float = 0.02):
         """Waits for device arrays or futures, but not a moment longer than the stop request: then it raises Preempted.

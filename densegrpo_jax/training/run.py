@@ -95,7 +95,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
     checkpoints = Checkpoints(
         workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin, fingerprint=_fingerprint(config),
-        defaults=_fingerprint(default_config(), 'reward'), processes=hosts.count,
+        defaults=_fingerprint(default_config(), 'reward'), hosts=hosts,
     )  # fmt: skip
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:

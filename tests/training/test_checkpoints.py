@@ -16,8 +16,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from densegrpo_jax.parallel import mesh as mesh_lib
-from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tests'))
+
+from fake_hosts import on_hosts  # noqa: E402
+
+from densegrpo_jax.parallel import mesh as mesh_lib  # noqa: E402
+from densegrpo_jax.parallel.agreement import OtherProcessFailed  # noqa: E402
+from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints  # noqa: E402
 
 FINGERPRINT = {'model': {'layers': 2, 'hidden': 256}, 'lora': {'rank': 8, 'targets': ('to_q', 'to_k')}}
 
@@ -214,6 +220,43 @@ def test_all_damaged_is_an_error_and_nothing_is_moved(tmp_path):
     assert (tmp_path / '1').is_dir() and (tmp_path / '2').is_dir()
 
 
+@pytest.mark.parametrize('kind', ['truncated', 'flipped bit'])
+def test_what_one_host_cannot_read_no_host_uses(tmp_path, caplog, kind):
+    """Each host has a folder of its own here, so that the bytes of one of them alone can be damaged."""
+    folders = [tmp_path / 'first' / 'ckpt', tmp_path / 'second' / 'ckpt']
+    save_steps(folders[0], [1, 2])
+    shutil.copytree(folders[0], folders[1])
+    DAMAGE[kind](folders[1])
+
+    def restore(hosts):
+        with Checkpoints(folders[hosts.index], hosts=hosts) as checkpoints:
+            return checkpoints.restore_latest(make_state())
+
+    for restored in on_hosts(restore):
+        assert restored.step == 1
+        assert_bits_equal(restored.state, make_state(1))
+    assert 'CHECKPOINT OF STEP 2 IS DAMAGED and is skipped: ValueError: process 1 of the run: ' in caplog.text
+    assert (tmp_path / 'first' / 'ckpt_corrupt' / '2.0').is_dir()  # moved by the first host, whose folder is everybody's in a real run
+
+
+def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
+    save_steps(tmp_path, [1, 2])
+
+    def refuse(*args, **kwargs):
+        raise PermissionError('not yours')
+
+    def restore(hosts):
+        with Checkpoints(tmp_path, hosts=hosts) as checkpoints:
+            if hosts.index == 1:
+                checkpoints._read = refuse
+            return checkpoints.restore_latest(make_state())
+
+    first, second = on_hosts(restore)
+    assert isinstance(second, PermissionError)
+    assert isinstance(first, OtherProcessFailed) and str(first) == 'process 1 of the run: PermissionError: not yours'
+    assert (tmp_path / '2').is_dir()
+
+
 def test_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     """A limit on the size of files stands in for a full disk: the same writes fail, in the same threads."""
     noise = np.random.default_rng(0).integers(0, 2**32, (1 << 18,), np.uint32)
@@ -251,8 +294,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_killed_while_saving(tmp_path, caplog):
     folder = tmp_path / 'ckpt'
-    root = Path(__file__).parents[2]
-    child = subprocess.run([sys.executable, '-c', KILLED, str(folder)], cwd=root, env=os.environ, capture_output=True, timeout=120)
+    child = subprocess.run([sys.executable, '-c', KILLED, str(folder)], cwd=ROOT, env=os.environ, capture_output=True, timeout=120)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert any(path.name != '1' for path in folder.iterdir())  # it was in the middle of the second
     with Checkpoints(folder) as checkpoints:

@@ -25,11 +25,20 @@ from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.run import run  # noqa: E402
 
 # A group of four samples per batch, one on each piece of the data axis: it is spread over both processes.
+# SPOILED names a checkpoint that the second process alone cannot read.
 CONFIG = """
-import sys
+import os, sys
 sys.path[:0] = [{paths}]
 from test_run import Brightness, make_config
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.training.checkpoints import Checkpoints
+
+def read(self, step, *, _read=Checkpoints._read, **items):
+    if 'state' in items and str(step) == os.environ.get('SPOILED') and '--process_id=1' in sys.argv:
+        raise ValueError('spoiled')
+    return _read(self, step, **items)
+
+Checkpoints._read = read
 
 def get_config():
     REWARDS['brightness'] = Brightness
@@ -56,12 +65,14 @@ def load(config_file, **overrides):
 
 
 @contextlib.contextmanager
-def processes(config_file, workdir, *options, heartbeat=60):
+def processes(config_file, workdir, *options, heartbeat=60, spoiled=''):
     """Both processes of a run, started; whatever happens they are gone afterwards."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
+    # Compiled as the run in this process that they are compared with (see tests/conftest.py).
+    flags = '--xla_backend_optimization_level=0'
+    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'JAX_DEFAULT_MATMUL_PRECISION': 'highest', 'SPOILED': spoiled}
     common = [sys.executable, '-m', 'densegrpo_jax.main', f'--config={config_file}', f'--workdir={workdir}', '--cpu_devices=4',
               f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--heartbeat={heartbeat}', *options]  # fmt: skip
     started = []
@@ -109,15 +120,19 @@ def alone(config_file, tmp_path_factory):
 
 
 def test_two_processes_are_one_run(config_file, alone, tmp_path):
-    """SIGTERM to one of them stops both after the same update; started again, they end as one process does."""
+    """SIGTERM to one of them stops both after the same update; started again, where one of them cannot read the newest checkpoint both
+    take the one before it, and end as one process does."""
     workdir = tmp_path / 'two'
     with processes(config_file, workdir) as started:
-        wait_for_checkpoint(workdir, 1, started[0])
+        wait_for_checkpoint(workdir, 2, started[0])
         started[1].send_signal(signal.SIGTERM)
         codes = ended(started, workdir)
     assert codes in ([75, 75], [0, 0])  # 0: they had finished before the signal arrived
-    with processes(config_file, workdir) as started:
+    newest = max((path.name for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()), key=int)
+    with processes(config_file, workdir, spoiled=newest) as started:
         assert ended(started, workdir) == [0, 0]
+    found = f'CHECKPOINT OF STEP {newest} IS DAMAGED and is skipped: ValueError: process 1 of the run: ValueError: spoiled'
+    assert found in pathlib.Path(f'{workdir}.0.log').read_text() and (workdir / 'checkpoints_corrupt' / f'{newest}.0').is_dir()
     same_run(workdir, alone)
     assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
