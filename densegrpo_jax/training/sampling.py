@@ -27,6 +27,9 @@ STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
 EXACT = {'xla_allow_excess_precision': False}
 
 
+# A decoder's activations at full resolution are the largest arrays of a rollout: 1.3 GiB for a picture of 512 x 512 on a TPU.
+DECODED_PIXELS = 4 * 512 * 512
+
 NOISE_TABLES = {'flow_grpo': flow_grpo_noise_levels, 'constant': constant_noise_levels, 'ddim': ddim_noise_levels}
 
 
@@ -77,6 +80,29 @@ def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, axis))
 
 
+def decode_few(pipeline: Pipeline, params: dict, latents: jax.Array, height: int, width: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Pictures of latents [S, B, ...], B split over the mesh: uint8 [S, B, height, width, 3] and finite [S, B].
+
+    One decoder body for all states, and in it at most DECODED_PIXELS per device.
+    """
+    states, batch = latents.shape[:2]
+    shards, most = batch_shards(mesh), max(1, DECODED_PIXELS // (height * width))
+    if batch % shards:
+        shards = 1  # the compiler places them
+    here = batch // shards
+    few = max(d for d in range(1, min(here, most) + 1) if here % d == 0)
+    # Part n holds the n-th few rows of every device: rows stay where they are.
+    parts = jnp.swapaxes(latents.reshape(states, shards, here // few, few, *latents.shape[2:]), 1, 2)
+    parts = parts.reshape(-1, shards * few, *latents.shape[2:])
+    decoded = jax.lax.map(lambda z: pipeline.decode(params, split_rows(z, mesh), height, width), parts)
+
+    def back(x):
+        x = jnp.swapaxes(x.reshape(states, here // few, shards, few, *x.shape[2:]), 1, 2)
+        return split_rows(x.reshape(states, batch, *x.shape[4:]), mesh, 1)
+
+    return jax.tree.map(back, decoded)
+
+
 def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
@@ -110,9 +136,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             complete=schedule.complete,
             n=schedule.completion_steps,
         )
-        # One decoder body for all states: its activations at full resolution are the largest arrays of a rollout.
-        images, finite = jax.lax.map(lambda z: pipeline.decode(params, split(z), m.height, m.width), result.completions)
-        return result, split(images, 1), split(finite, 1)
+        return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
 
     return jax.jit(rollout, compiler_options=EXACT)
 
@@ -131,6 +155,7 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
         )
         noise = split(_normal(jax.random.wrap_key_data(keys), 0, shape))
         x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
-        return pipeline.decode(params, x0, m.height, m.width)
+        images, finite = decode_few(pipeline, params, x0[None], m.height, m.width, mesh)
+        return images[0], finite[0]
 
     return jax.jit(sample, out_shardings=replicated(mesh))
