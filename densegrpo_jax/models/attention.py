@@ -15,7 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.parallel.mesh import BATCH_AXES, batch_shards
 
@@ -81,10 +81,27 @@ def splash(q, k, v, *, mesh: Mesh, interpret: bool = False):
         out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(padded(q * depth**-0.5), padded(k), padded(v))
         return out[:, :, :tokens].swapaxes(1, 2).astype(v.dtype)
 
-    rows = BATCH_AXES if batch % batch_shards(mesh) == 0 else None  # a batch too small to split is worked on by every device
-    spec = PartitionSpec(rows, None, 'tensor', None)
+    spec = PartitionSpec(_rows(batch, mesh), None, 'tensor', None)
     out = jax.shard_map(on_device, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
     return out.reshape(batch, tokens, -1)
+
+
+def in_place(attend: Attend, mesh: Mesh) -> Attend:
+    """`attend` with its operands split as the splash kernel's are: rows over data and fsdp, heads over tensor.
+
+    Without it the compiler may follow the split of the weights instead, and send activations of the whole batch to every device.
+    """
+
+    def attend_in_place(q, k, v):
+        pin = lambda x, *rest: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(_rows(x.shape[0], mesh), None, *rest)))
+        return pin(attend(*(pin(x, 'tensor') for x in (q, k, v))), 'tensor')
+
+    return attend_in_place
+
+
+def _rows(batch: int, mesh: Mesh) -> tuple[str, ...] | None:
+    """The axes that split a batch; one too small to split is worked on by every device."""
+    return BATCH_AXES if batch % batch_shards(mesh) == 0 else None
 
 
 def choose(name: str, mesh: Mesh, dtype) -> Attend:
@@ -100,4 +117,7 @@ def choose(name: str, mesh: Mesh, dtype) -> Attend:
         raise ValueError(f"model.attention={name!r} runs on {PLATFORM[name][0]} devices, and these are {platform}: use 'xla'")
     if name == 'cudnn' and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"model.attention='cudnn' needs model.dtype='bfloat16', found {jnp.dtype(dtype).name!r}")
-    return functools.partial(splash, mesh=mesh) if name == 'splash' else {'xla': xla, 'cudnn': cudnn}[name]
+    if name == 'splash':
+        return functools.partial(splash, mesh=mesh)
+    attend = {'xla': xla, 'cudnn': cudnn}[name]
+    return in_place(attend, mesh) if mesh.devices.size > 1 else attend

@@ -12,7 +12,10 @@ _OPERATION = re.compile(r'^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>\(.*?\)|\S+) (?P<n
 _CALLED = re.compile(r'(?:body|calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
-_LIMIT = re.compile(r'= s32\[\]\S* constant\((\d+)\)')
+_CONSTANT = re.compile(r'%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)')
+_COUNTER = re.compile(r'= [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)')
+_NAME = re.compile(r'%([\w.\-]+)')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 'bf16': 16, 'f16': 16, 's16': 16, 'u16': 16, 'f32': 32, 's32': 32, 'u32': 32,
          'f64': 64, 's64': 64, 'u64': 64}  # fmt: skip
@@ -22,7 +25,8 @@ def collective_bytes(hlo: str) -> Counter:
     """Bytes that one device receives in one run of the program, by the kind of collective.
 
     A collective counts the size of its result (the larger of operand and result where it shrinks: reduce-scatter). A loop runs as
-    often as the compiler notes; where it notes nothing (on TPUs), up to the only constant of its condition, as a `lax.scan` does.
+    often as the compiler notes; where it notes nothing (on TPUs), its counter goes from 0 up to the only constant of its condition. One
+    collective that is spread over several fusions, which then share its channel, counts once.
 
     Args:
       hlo: `compiled.as_text()`.
@@ -34,37 +38,61 @@ def collective_bytes(hlo: str) -> Counter:
             entry = match[1] if line.startswith('ENTRY') else entry
         elif current is not None:
             current.append(line)
-    done: dict[str, Counter] = {}
+    done: dict[str, dict] = {}
 
-    def rounds(line: str) -> int:
+    def rounds(line: str, body: str) -> int:
         if match := _TRIPS.search(line):
             return int(match[1])
         condition = _CONDITION.search(line)
-        limits = [int(n) for text in computations.get(condition[1], ()) for n in _LIMIT.findall(text)] if condition else []
-        return limits[0] if len(limits) == 1 else 1
+        return _trips(computations.get(condition[1], ()), computations.get(body, ())) if condition else 1
 
-    def total(name: str) -> Counter:
+    def total(name: str) -> dict:
+        """(kind, channel) -> bytes; collectives without a channel are added up."""
         if name not in done:
-            done[name] = Counter()  # a computation does not call itself
+            done[name] = found = {}  # a computation does not call itself
             for line in computations.get(name, ()):
-                done[name] += _line(line)
+                parts = list(_line(line).items())
                 if match := _CALLED.search(line):
-                    trips = rounds(line) if ' while(' in line else 1
                     for called in match[1].split(', '):
-                        for kind, size in total(called.lstrip('%')).items():
-                            done[name][kind] += trips * size
+                        called = called.lstrip('%')
+                        trips = rounds(line, called) if ' while(' in line else 1
+                        parts += [(key, trips * size) for key, size in total(called).items()]
+                for key, size in parts:
+                    found[key] = found.get(key, 0) + size if key[1] is None else max(found.get(key, 0), size)
         return done[name]
 
-    return total(entry) if entry else Counter()
+    result = Counter()
+    for (kind, _), size in (total(entry) if entry else {}).items():
+        result[kind] += size
+    return result
 
 
-def _line(line: str) -> Counter:
+def _trips(condition: list[str], body: list[str]) -> int:
+    """How often a loop runs whose counter starts at 0: limit / step, 1 where its text does not say."""
+    limits = [int(match[2]) for line in condition if (match := _CONSTANT.search(line))]
+    places = [int(match[1]) for line in condition if (match := _COUNTER.search(line))]
+    if len(limits) != 1:
+        return 1
+    step = 1
+    if len(places) == 1:
+        constants = {match[1]: int(match[2]) for line in body if (match := _CONSTANT.search(line))}
+        roots = [_NAME.findall(line.split(' tuple(', 1)[1].split(')', 1)[0]) for line in body if 'ROOT' in line and ' tuple(' in line]
+        counter = roots[0][places[0]] if roots and places[0] < len(roots[0]) else None
+        for line in body:
+            if f'%{counter} = ' in line and ' add(' in line:
+                added = [constants[name] for name in _NAME.findall(line.split(' add(', 1)[1].split(')', 1)[0]) if name in constants]
+                step = added[0] if len(added) == 1 else 1
+    return -(-limits[0] // max(step, 1))
+
+
+def _line(line: str) -> dict:
+    """{(kind, channel or None): bytes} of a line that is a collective, {} of any other."""
     match = _OPERATION.match(line)
     if match is None:
-        return Counter()
+        return {}
     kind = match['name'].removesuffix('-start')
     if kind not in COLLECTIVES:
-        return Counter()
+        return {}
     result = [_size(*array) for array in _ARRAY.findall(match['type'])]
     if match['name'].endswith('-start') and kind != 'all-reduce':
         result = [max(result)]  # (operand, result, ...) of an asynchronous one
@@ -72,7 +100,8 @@ def _line(line: str) -> Counter:
     if kind == 'reduce-scatter':
         operands = line[match.end() :].split(')', 1)[0]
         size = max(size, sum(_size(*array) for array in _ARRAY.findall(operands)))
-    return Counter({kind: size})
+    channel = _CHANNEL.search(line)
+    return {(kind, channel and channel[1]): size}
 
 
 def _size(dtype: str, dims: str) -> int:

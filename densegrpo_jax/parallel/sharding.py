@@ -40,11 +40,12 @@ _COLUMN_LAYERS = (
 _ROW_LAYERS = r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|SelfAttention/o|wo|out_proj|fc2)'
 
 RULES = (
-    # Adapters: the rank is too small to split. The rest may be, and where it does not divide they stay whole.
+    # Adapters: whole where an axis does not divide them. fsdp takes a dimension that is summed over: from the outputs of b it would spread
+    # to the activations, and the compiler would gather those instead of the weights.
     Rule(rf'(^|/){_COLUMN_LAYERS}/a$', ('fsdp', None), uneven='replicate'),
-    Rule(rf'(^|/){_COLUMN_LAYERS}/b$', (None, ('tensor', 'fsdp')), uneven='replicate'),
+    Rule(rf'(^|/){_COLUMN_LAYERS}/b$', ('fsdp', 'tensor'), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
-    Rule(rf'(^|/){_ROW_LAYERS}/b$', (None, 'fsdp'), uneven='replicate'),
+    Rule(rf'(^|/){_ROW_LAYERS}/b$', ('fsdp', None), uneven='replicate'),
     Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
     # A quantised kernel's bits lie as the kernel would; its scales, a sixteenth of their bytes at most, stay whole.
     Rule(rf'(^|/){_COLUMN_LAYERS}/kernel(/qvalue)?$', COLUMN),
@@ -95,7 +96,7 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
     return PartitionSpec(*entries)
 
 
-def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int = MIN_SHARD_BYTES):
+def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int | None = None):
     """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same structure.
 
     Works for anything whose paths end like the parameters': optimiser moments and averages follow the same rules. Scalars, and arrays
@@ -103,7 +104,7 @@ def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int
     """
 
     def leaf_sharding(path, leaf):
-        small = leaf.ndim == 0 or leaf.size * leaf.dtype.itemsize < min_bytes
+        small = leaf.ndim == 0 or leaf.size * leaf.dtype.itemsize < (MIN_SHARD_BYTES if min_bytes is None else min_bytes)
         return NamedSharding(mesh, PartitionSpec() if small else spec_for(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
@@ -114,7 +115,7 @@ def with_shardings(tree, tree_shardings):
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, tree_shardings)
 
 
-def init_sharded(init: Callable, mesh: Mesh, rules: Sequence[Rule] = RULES, *args, min_bytes: int = MIN_SHARD_BYTES):
+def init_sharded(init: Callable, mesh: Mesh, rules: Sequence[Rule] = RULES, *args, min_bytes: int | None = None):
     """``init(*args)`` computed in pieces, where each piece lives: no device or host ever holds the whole tree.
 
     Returns the tree of arrays. Its values do not depend on the mesh (JAX's threefry bits are partitionable).

@@ -53,10 +53,10 @@ def specs(tree, mesh, rules=sharding_lib.RULES, min_bytes=0):
         ('decoder/mid_block/resnets_0/conv1/kernel', (3, 3, 512, 512), P(None, None, 'fsdp')),
         ('decoder/conv_in/kernel', (3, 3, 3, 512), P()),
         ('transformer_blocks/attn/to_q/a', (19, 3072, 64), P(None, 'fsdp')),
-        ('transformer_blocks/attn/to_q/b', (19, 64, 3072), P(None, None, ('tensor', 'fsdp'))),
+        ('transformer_blocks/attn/to_q/b', (19, 64, 3072), P(None, 'fsdp', 'tensor')),
         ('transformer_blocks/attn/to_out_0/a', (19, 3072, 64), P(None, ('tensor', 'fsdp'))),
-        ('transformer_blocks/attn/to_out_0/b', (19, 64, 3072), P(None, None, 'fsdp')),
-        ('transformer_blocks/attn/to_out_0/b', (19, 64, 3071), P()),
+        ('transformer_blocks/attn/to_out_0/b', (19, 64, 3072), P(None, 'fsdp')),
+        ('transformer_blocks/attn/to_out_0/b', (19, 3, 3072), P()),
     ],
 )
 def test_the_table_on_real_names_and_shapes(name, shape, spec):

@@ -78,3 +78,52 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 }
 '''
     assert collective_bytes(hlo) == {'reduce-scatter': 16 * 4 * 4, 'all-gather': (19 + 7) * 16 * 4 * 2}
+
+
+def test_collectives_of_the_tpu_compiler_by_hand():
+    """A product that passes pieces of a matrix around in a loop with a step of 2, and a gather spread over two fusions."""
+    hlo = '''
+%part.1 (p: bf16[2,4]) -> bf16[16,4] {
+  ROOT %ag.1 = bf16[16,4]{1,0} all-gather(%p), channel_id=5, dimensions={0}
+}
+
+%part.2 (p: bf16[2,4]) -> bf16[16,4] {
+  ROOT %ag.2 = bf16[16,4]{1,0} all-gather(%p), channel_id=5, dimensions={0}
+}
+
+%window (q: (bf16[8,4], u32[])) -> (bf16[8,4], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %piece = bf16[8,4]{1,0} get-tuple-element(%q), index=0
+  %i = u32[]{:T(128)} get-tuple-element(%q), index=1
+  %next = u32[]{:T(128)} add(%i, %two)
+  %cp = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}) collective-permute-start(%piece), channel_id=6
+  ROOT %tuple.1 = (bf16[8,4]{1,0}, u32[]{:T(128)}) tuple(%piece, %next)
+}
+
+%more (q: (bf16[8,4], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(4)
+  %count = u32[]{:T(128)} get-tuple-element(%q), index=1
+  ROOT %less = pred[] compare(%count, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %one = s32[]{:T(128)} constant(1)
+  %n = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %add = s32[]{:T(128)} add(%n, %one)
+  %f1 = bf16[16,4]{1,0} fusion(%x), kind=kOutput, calls=%part.1
+  %f2 = bf16[16,4]{1,0} fusion(%x), kind=kOutput, calls=%part.2
+  %inner = (bf16[8,4]{1,0}, u32[]) while(%t), condition=%more, body=%window
+  ROOT %tuple.2 = (s32[]{:T(128)}, f32[8]{0}) tuple(%add, %y)
+}
+
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(19)
+  %m = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%m, %c), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]{0}) while(%t), condition=%cond, body=%body
+}
+'''
+    assert collective_bytes(hlo) == {'all-gather': 19 * 16 * 4 * 2, 'collective-permute': 19 * 2 * 8 * 4 * 2}

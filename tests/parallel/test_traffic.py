@@ -1,0 +1,44 @@
+"""What a sharded network sends: its weights, however large the batch is."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax.parallel.collectives import collective_bytes  # noqa: E402
+from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
+from densegrpo_jax.parallel.sharding import shardings, with_shardings  # noqa: E402
+from densegrpo_jax.training.loading import open_base  # noqa: E402
+from densegrpo_jax.training.state import init_state, optimiser  # noqa: E402
+
+
+def test_weights_are_gathered_and_not_activations():
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict({'lora.rank': 8, 'model.scan': True})
+    mesh = make_mesh({'data': 1, 'fsdp': 8, 'tensor': 1})
+    _, pipeline = open_base(config, mesh)
+    placed = lambda tree: with_shardings(tree, shardings(tree, mesh, min_bytes=0))
+    base = pipeline.abstract_params(['transformer'])['transformer']
+    adapters = jax.eval_shape(lambda b: init_state(pipeline, optimiser(config), jax.random.key(0), b), base).policy
+    size = (128, 256)
+
+    def sent(batch):
+        rows = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), tree)
+
+        def velocity(base, adapters, conditioning, x):
+            return pipeline.velocity_fn(base, adapters, conditioning, 1.0, *size)(x, jnp.full(batch, 0.5))
+
+        latents = jax.ShapeDtypeStruct((batch, *pipeline.latent_shape(*size)), jnp.float32)
+        arguments = placed(base), placed(adapters), rows(pipeline.conditioning_shapes(batch)), rows(latents)
+        return collective_bytes(jax.jit(velocity).lower(*arguments).compile().as_text())
+
+    few, many = sum(sent(16).values()), sum(sent(32).values())
+    weights = sum(leaf.size * 4 for leaf in jax.tree.leaves((base, adapters)))
+    # Kernels that are applied to one vector per sample may stay where they are.
+    assert 0.5 < few / weights < 1.1 and (many - few) / few < 0.05
