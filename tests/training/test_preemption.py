@@ -1,7 +1,9 @@
 """Real signals: a stop request is seen between and during waits, and a second signal kills."""
 
 import concurrent.futures
+import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,7 +14,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from densegrpo_jax.training import preemption
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import fake_hosts  # noqa: E402
+
+from densegrpo_jax.training import preemption  # noqa: E402
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -62,6 +68,22 @@ def test_a_slow_future_does_not_hold_up_a_stop():
             stop.wait(future)
         assert time.monotonic() - started < 30
         release.set()
+
+
+def test_a_process_that_leaves_for_its_own_reason_stops_the_others_in_the_same_round():
+    def loop(hosts):
+        stop, rounds = preemption.StopRequest(hosts), []
+        with pytest.raises(preemption.Preempted) if hosts.index else contextlib.nullcontext():
+            while True:
+                if hosts.primary and len(rounds) == 2:
+                    stop.leave('its rewards are gone')
+                    break
+                rounds.append(stop.gather(str(hosts.index).encode()))
+        return rounds, stop.signal_name
+
+    (ours, why), (theirs, heard) = fake_hosts.on_hosts(loop)
+    assert ours == theirs == [[b'0', b'1']] * 2
+    assert why == 'its rewards are gone' and heard == 'another process of the run'
 
 
 PROGRAM = """
