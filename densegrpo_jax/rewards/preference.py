@@ -7,23 +7,22 @@ Unlike PickScore it is made by hand and costs milliseconds.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from densegrpo_jax.data.shapes import COLOURS, SHAPES
 from densegrpo_jax.rewards.base import Scores, check_batch
-from densegrpo_jax.rewards.shape_detector import FINE, examples, largest_outline, proportions, segments
+from densegrpo_jax.rewards.shape_detector import FINE, distances, outline_mask, segments
 from densegrpo_jax.rewards.shapes import check_rows
 
-SHAPE_SPREAD = 0.15  # distance of proportions, and ...
+SHAPE_SPREAD = 0.12  # distance of signatures, and ...
 COLOUR_SPREAD = 60.0  # ... of colours in RGB, at which a similarity has fallen to exp(-1/2)
-FULL_AREA = 40.0  # pixels; much smaller blots count as less than an object
+FULL_AREA = 20.0  # pixels; blots of that size count as less than an object, the smallest star has twice as many
 DECIBELS = 20.0  # per unit of clarity
 DIRECTIONS = {'left of': (-1, 0), 'right of': (1, 0), 'above': (0, -1), 'below': (0, 1)}
 
 
 class Found(NamedTuple):
-    """A piece of one colour. shapes: distance of its proportions to every shape. colour: its mean, RGB. weight: below 1 if it is small."""
+    """A piece of one colour. shapes: its distance to every shape. colour: its mean, RGB. weight: below 1 if it is small."""
 
     shapes: np.ndarray
     colour: np.ndarray
@@ -70,28 +69,17 @@ def look(image: np.ndarray) -> tuple[list[Found], float, float]:
     ground = np.median(pixels.reshape(-1, 3), axis=0)
     flat, found = np.broadcast_to(ground, pixels.shape).copy(), []
     for _, coverage in segments(image):
-        outline = largest_outline(coverage)
-        if outline is None:
-            continue
-        sharp = filled(outline, coverage.shape)
+        height, width = coverage.shape
+        sharp = outline_mask(coverage).reshape(height, FINE, width, FINE).mean((1, 3))  # edges as sharp as pixels allow
         colour = (pixels * sharp[..., None]).sum((0, 1)) / sharp.sum()
         flat += sharp[..., None] * (colour - flat)
-        distances = np.linalg.norm(examples() - proportions(outline), axis=-1).min(-1)
         ys, xs = np.indices(sharp.shape)
         centre = np.array([(xs * sharp).sum(), (ys * sharp).sum()]) / sharp.sum()
-        found.append(Found(distances, colour, centre, float(1 - np.exp(-np.square(sharp.sum() / FULL_AREA)))))
+        found.append(Found(distances(coverage), colour, centre, float(1 - np.exp(-np.square(sharp.sum() / FULL_AREA)))))
     # One squared grey level is what rounding and the like cost; it also keeps a perfect picture finite.
     clarity = 10 * np.log10(255.0**2 / (1 + np.square(pixels - flat).mean())) / DECIBELS
     contrast = np.mean([np.linalg.norm(f.colour - ground) for f in found]) / np.linalg.norm([255.0] * 3) if found else 0.0
     return found, float(clarity), float(contrast)
-
-
-def filled(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Coverage float64 [H, W] of the area inside an outline of `largest_outline`, with edges as sharp as pixels allow."""
-    height, width = shape
-    mask = np.zeros((height * FINE, width * FINE), np.uint8)
-    cv2.drawContours(mask, [outline], -1, 1, cv2.FILLED)
-    return mask.reshape(height, FINE, width, FINE).mean((1, 3))
 
 
 def match_of(found: list[Found], include: list[dict]) -> float:

@@ -1,13 +1,14 @@
-"""Finds coloured shapes in pictures with OpenCV: colour segmentation, then the outline's proportions. No learned model.
+"""Finds coloured shapes in pictures with OpenCV: colour segmentation, then comparison with drawn shapes. No learned model.
 
 1. The background is the median colour. A pixel is a mixture bg + a (c - bg) of it and one of the colours c of data/shapes.py: the colour
    whose mixture comes closest; it belongs to an object where a > 1/2, so antialiased and blurred edges fall where the edge was.
-2. Connected pixels of one colour are an object. Its coverage a is enlarged, and cut at 1/2, for an outline finer than a pixel.
-3. The shape is the nearest in the space of three proportions that do not depend on size, place and tilt (`proportions`), among those of
-   shapes drawn at several sizes and measured in the same way.
+2. Connected pixels of one colour are an object.
+3. Its coverage a, brought to a standard place and area (`signature`), is compared with those of shapes drawn at several sizes, sharp and
+   slightly blurred, and measured in the same way; the nearest one names it.
 """
 
 import functools
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,33 +16,37 @@ import numpy as np
 from densegrpo_jax.data.shapes import COLOURS, SHAPES, SIZE, Object, draw
 from densegrpo_jax.rewards.geneval_rule import Detection
 
-MIN_AREA = 14.0  # pixels; the smallest star that is drawn has 35
+MIN_AREA = 14  # pixels; the smallest star that is drawn has 40
 FINE = 4  # outlines are this much finer than pixels
-SPREAD = 0.06  # deviation of proportions within a class, for the confidence
-STRANGER = 0.30  # an outline this far from every shape is as likely to be none
-SIZES = (5.0, 6.5, 9.0, 14.0)  # radii of the drawn examples
+GRID, SPAN = 16, 2.6  # a signature has GRID x GRID values over a square whose side is SPAN times the root of the object's area
+SPREAD = 0.035  # deviation of a shape's distance from its example, for the confidence
+STRANGER = 0.2  # at this distance it is as likely to be no shape at all; different shapes are 0.14 apart and more
+EXAMPLES = tuple((radius, blur) for radius in (5.0, 6.0, 8.0, 13.0) for blur in (0.0, 0.7))  # pixels
+TRIALS = ((0.0, 0.0, 0.0), (5.0, 0.4, 0.6), (-3.0, 0.7, 0.2), (-5.0, 0.2, 0.1))  # tilt, offset in pixels
+
+
+class Segment(NamedTuple):
+    """A connected piece of one colour. coverage: float32 [H, W] in [0, 1], 0 away from it."""
+
+    colour: str
+    coverage: np.ndarray
 
 
 def detect(image: np.ndarray) -> list[Detection]:
     """The shapes in a picture, uint8 [H, W, 3], most confident first.
 
-    Confidence is the posterior of the shape among all five and "something else", with equal priors and the distance of proportions
-    normally distributed: near 1 for a clean shape, 1/2 where two explain it equally well, near 0 for a blot.
+    Confidence is the posterior of the shape among all five and "something else", with equal priors and normally distributed distances:
+    near 1 for a clean shape, 1/2 where two explain it equally well, near 0 for a blot.
     """
     found = []
-    for colour, coverage in segments(image):
-        outline = largest_outline(coverage)
-        if outline is None:
-            continue
-        x, y, w, h = cv2.boundingRect(outline)
-        name, score = classify(proportions(outline))
-        box = tuple(float(v) / FINE for v in (x, y, x + w, y + h))
-        found.append(Detection(name, box, score, colour))
+    for segment in segments(image):
+        name, score = classify(distances(segment.coverage))
+        found.append(Detection(name, box(segment.coverage), score, segment.colour))
     return sorted(found, key=lambda d: -d.score)
 
 
-def segments(image: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Colour and coverage (float32 [H, W] in [0, 1], 0 away from it) of every connected piece of one colour."""
+def segments(image: np.ndarray) -> list[Segment]:
+    """Every connected piece of one colour of at least MIN_AREA pixels."""
     smooth = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.float32)
     background = np.median(smooth.reshape(-1, 3), axis=0)
     palette = np.array(list(COLOURS.values()), np.float32) - background  # [C, 3]
@@ -57,48 +62,53 @@ def segments(image: np.ndarray) -> list[tuple[str, np.ndarray]]:
         count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         for i in range(1, count):
             if stats[i, cv2.CC_STAT_AREA] >= MIN_AREA:
+                # With the half-covered pixels around it, but none of another piece.
                 near = cv2.dilate((pieces == i).astype(np.uint8), np.ones((3, 3), np.uint8)) & ((pieces == i) | (mask == 0))
-                found.append((tuple(COLOURS)[c], amount[..., c] * near))
+                found.append(Segment(tuple(COLOURS)[c], amount[..., c] * near))
     return found
 
 
-def largest_outline(coverage: np.ndarray) -> np.ndarray | None:
-    """The longest outer contour at coverage 1/2, in units of 1/FINE pixels."""
+def outline_mask(coverage: np.ndarray) -> np.ndarray:
+    """Where a segment's coverage is more than 1/2, on a grid FINE times as fine: bool [FINE H, FINE W]."""
     height, width = coverage.shape
-    fine = cv2.resize(coverage, (width * FINE, height * FINE), interpolation=cv2.INTER_LINEAR)
-    outlines, _ = cv2.findContours((fine > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    outlines = [o for o in outlines if cv2.contourArea(o) >= MIN_AREA * FINE**2 / 2]
-    return max(outlines, key=cv2.contourArea) if outlines else None
+    return cv2.resize(coverage, (width * FINE, height * FINE), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def proportions(outline: np.ndarray) -> np.ndarray:
-    """Three ratios of areas, float64 [3]: solidity (shape to its convex hull), how rectangular the hull is (hull to the smallest rectangle
-    around it) and how round (hull to the smallest circle around it).
+def box(coverage: np.ndarray) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of a segment in pixels, to a fraction of one."""
+    x, y, w, h = cv2.boundingRect(outline_mask(coverage).astype(np.uint8))
+    return x / FINE, y / FINE, (x + w) / FINE, (y + h) / FINE
 
-    About: circle 1, 0.79, 1; square 1, 1, 0.67; triangle 1, 0.55, 0.45; star 0.63, 0.71, 0.76; cross 0.76, 0.91, 0.86.
-    """
-    hull = cv2.convexHull(outline)
-    area, _, radius = cv2.contourArea(hull), *cv2.minEnclosingCircle(hull)
-    w, h = cv2.minAreaRect(hull)[1]
-    return np.array([cv2.contourArea(outline), area, area]) / np.maximum([area, w * h, np.pi * radius**2], 1e-6)
+
+def signature(coverage: np.ndarray) -> np.ndarray:
+    """A segment's coverage with its centre of mass in the middle and its area set to a standard, float32 [GRID^2] of norm 1."""
+    m = cv2.moments(coverage)
+    scale = np.sqrt(m['m00']) * SPAN / GRID  # pixels per cell
+    corner = np.array([m['m10'], m['m01']]) / m['m00'] - scale * (GRID - 1) / 2
+    affine = np.array([[scale, 0, corner[0]], [0, scale, corner[1]]])
+    patch = cv2.warpAffine(coverage, affine, (GRID, GRID), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP).ravel()
+    return patch / max(np.linalg.norm(patch), 1e-6)
 
 
 @functools.cache
 def examples() -> np.ndarray:
-    """Proportions of every shape drawn at SIZES, upright and tilted: [shapes, examples, 3]."""
-    rows = []
-    for shape in SHAPES:
-        drawn = [draw([Object(shape, 'black', *place, r, tilt)], (255, 255, 255)) for r in SIZES for tilt, place in TRIALS]
-        rows.append([proportions(largest_outline(segments(image)[0][1])) for image in drawn])
-    return np.array(rows)
+    """Signatures of every shape as in EXAMPLES, in every one of TRIALS: [shapes, examples, GRID^2]."""
+
+    def measure(shape: str, radius: float, blur: float, tilt: float, dx: float, dy: float) -> np.ndarray:
+        image = draw([Object(shape, 'black', SIZE / 2 + dx, SIZE / 2 + dy, radius, tilt)], (255, 255, 255))
+        image = cv2.GaussianBlur(image, (0, 0), blur) if blur else image
+        return signature(segments(image)[0].coverage)
+
+    return np.array([[measure(shape, *example, *trial) for example in EXAMPLES for trial in TRIALS] for shape in SHAPES])
 
 
-TRIALS = ((0.0, (SIZE / 2, SIZE / 2)), (7.0, (SIZE / 2 + 0.4, SIZE / 2 + 0.6)), (-4.0, (SIZE / 2 + 0.7, SIZE / 2 + 0.2)))
+def distances(coverage: np.ndarray) -> np.ndarray:
+    """Distance of a segment's signature to the nearest example of every shape, [shapes]: about 0.05 to its own, 0.14 to 0.4 to others."""
+    return np.linalg.norm(examples() - signature(coverage), axis=-1).min(-1)
 
 
-def classify(measured: np.ndarray) -> tuple[str, float]:
-    """Name and confidence of the shape with these proportions."""
-    distance = np.linalg.norm(examples() - measured, axis=-1).min(-1)
-    likely = np.exp(-0.5 * np.square(distance / SPREAD))
+def classify(distance: np.ndarray) -> tuple[str, float]:
+    """Name and confidence of the shape at these distances, [shapes]."""
+    likely = np.exp((STRANGER**2 - np.square(distance)) / (2 * SPREAD**2))  # relative to something else
     best = int(likely.argmax())
-    return SHAPES[best], float(likely[best] / (likely.sum() + np.exp(-0.5 * np.square(STRANGER / SPREAD / 2))))
+    return SHAPES[best], float(likely[best] / (likely.sum() + 1))

@@ -50,12 +50,12 @@ def test_detector_stands_blur_and_noise():
 
 
 def test_touching_colours_are_separate_and_blots_are_nothing():
-    circle, square = S.Object('circle', 'red', 22, 30, 11), S.Object('square', 'blue', 41, 32, 10)
+    circle, square = S.Object('circle', 'red', 17, 22, 8), S.Object('square', 'blue', 31, 23, 7)
     found = detect(S.draw([circle, square], WHITE))
     assert [(d.name, d.colour) for d in found if d.score > 0.9 and d.name == 'square'] == [('square', 'blue')]
     assert {d.colour for d in found} == {'red', 'blue'}
-    assert detect(np.full((64, 64, 3), 230, np.uint8)) == []
-    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3)).astype(np.uint8)
+    assert detect(np.full((48, 48, 3), 230, np.uint8)) == []
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 48, 3)).astype(np.uint8)
     fog = [cv2.GaussianBlur(cv2.GaussianBlur(image, (0, 0), 4), (0, 0), 4) for image in noise]  # as early completions look
     assert sum(d.score > 0.9 for image in (*noise, *fog) for d in detect(image)) <= 2
 
@@ -68,16 +68,16 @@ def scores_of(objects, scene, **options):
 
 
 def test_scores_by_hand():
-    red_circle, blue_square = S.Object('circle', 'red', 16, 32, 9), S.Object('square', 'blue', 46, 32, 9)
+    red_circle, blue_square = S.Object('circle', 'red', 12, 24, 7), S.Object('square', 'blue', 36, 24, 7)
     scene = S.Scene('position', (S.Group(1, 'circle', 'red'), S.Group(1, 'square', 'blue')), 'left of')
     swapped = S.Scene('position', scene.groups, 'right of')
     assert scores_of([red_circle, blue_square], scene) == [1, 1, 1]
     assert scores_of([red_circle, blue_square], swapped) == [0.8, 0, 0]  # two counts, two colours, and a position that is wrong
     assert scores_of([red_circle, blue_square], swapped, half_for_wrong_position=True) == [round(5 / 6, 4), 0, 0]
-    green = S.Object('circle', 'green', 16, 32, 9)
+    green = S.Object('circle', 'green', 12, 24, 7)
     assert scores_of([green, blue_square], S.Scene('color_attr', scene.groups)) == [0.75, 0, 0]
     three = S.Scene('counting', (S.Group(3, 'circle'),))
-    circles = [S.Object('circle', 'red', x, y, 7) for x, y in ((12, 12), (50, 12), (32, 50), (12, 50))]
+    circles = [S.Object('circle', 'red', x, y, 6) for x, y in ((9, 9), (39, 9), (24, 39), (9, 39))]
     assert scores_of(circles[:3], three) == [1, 1, 1]
     assert scores_of(circles[:2], three) == scores_of(circles, three) == [0.6667, 0, 0]
     assert scores_of([red_circle, blue_square], S.Scene('single_object', (S.Group(1, 'circle'),))) == [1, 1, 1]
@@ -119,10 +119,10 @@ def test_preference_falls_with_every_flaw_and_never_ties():
 def test_preference_moves_little_by_little():
     """A square that walks from one side of a circle to the other: no jump, lowest where it is asked to be highest."""
     scene = S.Scene('position', (S.Group(1, 'square', 'blue'), S.Group(1, 'circle', 'red')), 'left of')
-    walk = [S.draw([S.Object('square', 'blue', x, 14, 8), S.Object('circle', 'red', 32, 46, 8)], WHITE) for x in np.arange(12, 53, 1.0)]
+    walk = [S.draw([S.Object('square', 'blue', x, 10, 7), S.Object('circle', 'red', 24, 36, 7)], WHITE) for x in np.arange(9, 40, 0.75)]
     match = preference(walk, [scene] * len(walk))['preference_match']
     assert np.abs(np.diff(match)).max() < 0.06 and match[0] > match[20] + 0.2 > match[-1] + 0.4
-    square = [S.Object('square', 'blue', 32, 32, 12)]
+    square = [S.Object('square', 'blue', 24, 24, 9)]
     shades = [S.draw(square, WHITE, jitter=lambda colour: (40 + t, 90, 215 - t)) for t in range(0, 170, 5)]
     match = preference(shades, [S.Scene('colors', (S.Group(1, 'square', 'blue'),))] * len(shades))['preference_match']
     assert (np.diff(match) < 0).mean() > 0.9 and match[0] > 0.9 and match[-1] < 0.2
