@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -122,12 +123,12 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
                 assert close.mean() > 0.98, name
 
 
-def command(folder, workdir, *extra):
+def command(folder, workdir, *extra, flags=''):
     arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [f'--config.model.path={folder}', '--config.reward={}', *extra]
     del arguments[-1 - len(extra)]  # dictionaries cannot be given on the command line: the OCR reward is used
     python = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', f'--workdir={workdir}', '--cpu_devices=1']
     # No compilation cache: XLA:CPU rounds differently in a program that it reads back than in the one it has just compiled.
-    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
     return subprocess.Popen(python + arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -140,12 +141,18 @@ def wait_for_checkpoint(workdir, step, process, seconds=240):
 
 
 def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
-    """Killed once with -9, stopped once with SIGTERM, the run ends with the very bits of an uninterrupted one."""
+    """Killed twice with -9, stopped once with SIGTERM, the run ends with the very bits of an uninterrupted one."""
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
     process = command(folder, straight, '--config.iterations=4')
     assert process.wait() == 0, process.stderr.read()
     process = command(folder, broken, '--config.iterations=4')
+    moments = random.Random(1)
     wait_for_checkpoint(broken, 1, process)
+    time.sleep(moments.uniform(0, 0.3))  # in the next iteration, or while it is saved
+    process.kill()
+    process.wait()
+    process = command(folder, broken, '--config.iterations=4')
+    time.sleep(moments.uniform(0, 10))  # while it starts, restores or compiles
     process.kill()
     process.wait()
     process = command(folder, broken, '--config.iterations=4')
