@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import console
@@ -104,6 +105,9 @@ def main(argv) -> int:
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
         return 2
+    except RewardError as error:
+        logging.error('%s', error)
+        return 1
     logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
     return 0
 

@@ -42,14 +42,17 @@ class Request(NamedTuple):
     metadata: list[dict]
 
 
-def digest(request_id: str, index: int, prompt: str, image: bytes) -> bytes:
+def digest(request_id: str, index: int, prompt: str, image: bytes | np.ndarray) -> bytes:
     """What ties a score to picture `index` of a request: blake2b of 16 bytes over 'id/index/prompt', a zero byte and the raw picture."""
-    return hashlib.blake2b(f'{request_id}/{index}/{prompt}\0'.encode() + image, digest_size=16).digest()
+    state = hashlib.blake2b(f'{request_id}/{index}/{prompt}\0'.encode(), digest_size=16)
+    state.update(image)
+    return state.digest()
 
 
 def digests(request: Request) -> list[bytes]:
     """The `digest` of every picture of a request."""
-    return [digest(request.id, i, prompt, image.tobytes()) for i, (image, prompt) in enumerate(zip(request.images, request.prompts))]
+    pairs = zip(np.ascontiguousarray(request.images), request.prompts)
+    return [digest(request.id, i, prompt, image) for i, (image, prompt) in enumerate(pairs)]
 
 
 def encode_request(request: Request) -> bytes:

@@ -40,7 +40,7 @@ class Servers:
     """Servers of one reward, shared by the threads that score.
 
     Args:
-      key: the reward's key in the config, for messages.
+      key: name of the reward, for messages.
       urls: base URLs, comma-separated or a sequence.
       timeout_s: of one request, from its start to the last byte of the answer.
       retries: how often a call is repeated after an answer that cannot be used.
@@ -107,7 +107,7 @@ class Servers:
                 )
 
     def interrupt(self) -> None:
-        """Ends the calls under way, and all later ones, with a RewardError, within a fraction of a second."""
+        """Ends the calls under way, and all later ones, with a RewardError: at once, or when what is being sent has been sent."""
         self._interrupted.set()
 
     def _limit(self, started: float) -> float:
