@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from densegrpo_jax.models.pipeline_folder import open_pipeline, resolve_folder
 from densegrpo_jax.models.released import RELEASED, released_pipeline
 from densegrpo_jax.parallel.collectives import collective_bytes
-from densegrpo_jax.parallel.mesh import batch_shards, check_batch, make_mesh
+from densegrpo_jax.parallel.mesh import batch_shards, make_mesh
 from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
 from densegrpo_jax.training import announce, console
 from densegrpo_jax.training.defaults import validate
@@ -34,7 +34,7 @@ from densegrpo_jax.training.loading import network_options
 from densegrpo_jax.training.lowering import Phase, phases
 from densegrpo_jax.training.sampling import make_schedule
 from densegrpo_jax.training.state import init_state, optimiser
-from densegrpo_jax.training.update import microbatches
+from densegrpo_jax.training.update import check_geometry
 
 GIB = 2**30
 HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
@@ -114,10 +114,8 @@ def plan(config, topology: Topology, utilisation: float) -> dict:
     options, name = network_options(config, mesh), config.model.path
     pipeline = released_pipeline(name, **options) if name in RELEASED else open_pipeline(resolve_folder(name), **options)
     schedule = make_schedule(pipeline, config)
+    check_geometry(config, schedule, mesh)
     batch = config.rollout.prompts_per_batch * config.rollout.group
-    check_batch(mesh, batch, 'rollout.prompts_per_batch * rollout.group')
-    check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
-    microbatches(config, int(schedule.plan.trained.sum()))
     base = pipeline.abstract_params()
     state = jax.eval_shape(lambda b: init_state(pipeline, optimiser(config), jax.random.key(0), b), base['transformer'])
     held = announce.memory(config, pipeline, schedule, mesh, base, state)

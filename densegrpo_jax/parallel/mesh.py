@@ -110,16 +110,3 @@ def local_rows(x: jax.Array, axis: int) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(0), np.zeros([0 if k == axis else n for k, n in enumerate(x.shape)], x.dtype)
     order = np.argsort([part[0] for part in rows])
     return np.concatenate([rows[i] for i in order]), np.concatenate([values[i] for i in order], axis)
-
-
-def put_batch(mesh: Mesh, tree, axis: int = 0):
-    """Host arrays to one global batch on the mesh; each host passes the rows that its own devices hold.
-
-    Args:
-      tree: pytree of numpy arrays whose dimension ``axis`` is the batch (on one host: the whole batch).
-
-    Returns:
-      The same pytree of jax Arrays, sharded by ``batch_sharding(mesh, axis)``.
-    """
-    sharding = batch_sharding(mesh, axis)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)

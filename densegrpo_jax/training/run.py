@@ -16,7 +16,7 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
-from densegrpo_jax.parallel.mesh import check_batch, local_rows
+from densegrpo_jax.parallel.mesh import local_rows
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
@@ -33,7 +33,7 @@ from densegrpo_jax.training.prompts import load_prompts, place, text_conditionin
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser, start_from
 from densegrpo_jax.training.text_cache import TextCache
-from densegrpo_jax.training.update import make_credit, make_update, microbatches
+from densegrpo_jax.training.update import check_geometry, make_credit, make_update
 
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it.
 FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache')
@@ -72,9 +72,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     validate(config)
     folder, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
-    check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
-    check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
-    accumulation = microbatches(config, int(schedule.plan.trained.sum()))
+    accumulation = check_geometry(config, schedule, mesh)
     train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
     reward = build_reward(config.reward)
     for prompts in (train, test):

@@ -13,7 +13,7 @@ from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
-from densegrpo_jax.parallel.mesh import replicated
+from densegrpo_jax.parallel.mesh import check_batch, replicated
 from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
@@ -138,8 +138,11 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     return jax.jit(update, donate_argnums=0, compiler_options=EXACT)
 
 
-def microbatches(config, trained_steps: int) -> int:
-    """Accumulation steps per update; ValueError when the microbatch does not divide the update's transitions."""
+def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
+    """Accumulation steps per update; ValueError where a batch does not divide over the mesh, or an update not into microbatches."""
+    check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
+    check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
+    trained_steps = int(schedule.plan.trained.sum())
     size = trained_steps * config.rollout.prompts * config.rollout.group // config.optim.updates
     if size % config.optim.microbatch:
         divisors = [d for d in range(1, size + 1) if size % d == 0]

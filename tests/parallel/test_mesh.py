@@ -1,7 +1,6 @@
 """Meshes on 8 fake CPU devices: shapes, messages, and where batches go."""
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -54,15 +53,9 @@ def test_a_layout_the_topology_refuses_falls_back_to_plain_order(monkeypatch):
 
 def test_batches_are_split_over_data_and_fsdp():
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    rows = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
-    placed = mesh_lib.put_batch(mesh, {'rows': rows, 'ids': np.arange(8)})
-    assert placed['rows'].sharding.spec == PartitionSpec(('data', 'fsdp'))
-    assert placed['rows'].sharding.shard_shape((8, 3)) == (2, 3)
-    np.testing.assert_array_equal(placed['rows'], rows)
-
-    steps = mesh_lib.put_batch(mesh, rows.T.copy(), axis=1)
-    assert steps.sharding.spec == PartitionSpec(None, ('data', 'fsdp'))
-    assert steps.sharding.shard_shape((3, 8)) == (3, 2)
+    rows, steps = mesh_lib.batch_sharding(mesh), mesh_lib.batch_sharding(mesh, axis=1)
+    assert rows.spec == PartitionSpec(('data', 'fsdp')) and rows.shard_shape((8, 3)) == (2, 3)
+    assert steps.spec == PartitionSpec(None, ('data', 'fsdp')) and steps.shard_shape((3, 8)) == (3, 2)
     assert mesh_lib.replicated(mesh).shard_shape((8, 3)) == (8, 3)
 
 

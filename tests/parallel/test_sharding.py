@@ -150,7 +150,7 @@ def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
     assert kernel.sharding.spec == moment.sharding.spec == P(None, 'fsdp', 'tensor')
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 16 // sizes[1], 32 // sizes[2])
 
-    found = jax.jit(train_step)(placed, opt_state, mesh_lib.put_batch(mesh, x))
+    found = jax.jit(train_step)(placed, opt_state, jax.device_put(x, mesh_lib.batch_sharding(mesh)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
