@@ -1,16 +1,22 @@
 """Rewards: pictures, prompts and metadata in; named scores and a validity mask out."""
 
-from densegrpo_jax.rewards.aesthetic import AestheticReward
-from densegrpo_jax.rewards.base import Reward, RewardError, RewardsGone, Scores, to_uint8
-from densegrpo_jax.rewards.build import REWARDS, build_reward
-from densegrpo_jax.rewards.clip_rewards import ClipScoreReward, Hpsv2Reward, PickScoreReward
-from densegrpo_jax.rewards.composite import CompositeReward
-from densegrpo_jax.rewards.geneval import GenevalReward
-from densegrpo_jax.rewards.jpeg import JpegReward
-from densegrpo_jax.rewards.ocr import OcrReward, ocr_score
-from densegrpo_jax.rewards.scorer import Scorer, ScorerCounts
+import importlib
 
-__all__ = [
-    'REWARDS', 'AestheticReward', 'ClipScoreReward', 'CompositeReward', 'GenevalReward', 'Hpsv2Reward', 'JpegReward', 'OcrReward',
-    'PickScoreReward', 'Reward', 'RewardError', 'RewardsGone', 'Scorer', 'ScorerCounts', 'Scores', 'build_reward', 'ocr_score', 'to_uint8',
-]  # fmt: skip
+_FACE = {
+    'AestheticReward': 'aesthetic', 'ClipScoreReward': 'clip_rewards', 'CompositeReward': 'composite', 'GenevalReward': 'geneval',
+    'Hpsv2Reward': 'clip_rewards', 'JpegReward': 'jpeg', 'OcrReward': 'ocr', 'PickScoreReward': 'clip_rewards', 'REWARDS': 'build',
+    'Reward': 'base', 'RewardError': 'base', 'RewardsGone': 'base', 'Scorer': 'scorer', 'ScorerCounts': 'scorer', 'Scores': 'base',
+    'build_reward': 'build', 'ocr_score': 'ocr', 'to_uint8': 'base',
+}  # fmt: skip
+__all__ = sorted(_FACE)
+
+
+def __getattr__(name):
+    # Resolved on first use: a run that reads text needs neither OpenCV nor CLIP, and their imports take seconds.
+    if name not in _FACE:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_FACE[name]}'), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

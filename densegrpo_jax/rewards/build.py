@@ -1,24 +1,18 @@
 """Rewards from a config."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 
-from densegrpo_jax.rewards.aesthetic import AestheticReward
 from densegrpo_jax.rewards.base import Reward
-from densegrpo_jax.rewards.clip_rewards import ClipScoreReward, Hpsv2Reward, PickScoreReward
 from densegrpo_jax.rewards.composite import CompositeReward
-from densegrpo_jax.rewards.geneval import GenevalReward
-from densegrpo_jax.rewards.jpeg import JpegReward
-from densegrpo_jax.rewards.judge import JudgeReward
-from densegrpo_jax.rewards.ocr import OcrReward
-from densegrpo_jax.rewards.preference import PreferenceReward
-from densegrpo_jax.rewards.remote import RemoteReward
-from densegrpo_jax.rewards.shapes import ShapesReward
 
-REWARDS: dict[str, Callable[..., Reward]] = {
-    'ocr': OcrReward, 'jpeg': JpegReward, 'geneval': GenevalReward, 'remote': RemoteReward, 'judge': JudgeReward,
-    'shapes': ShapesReward, 'preference': PreferenceReward,
-    'clipscore': ClipScoreReward, 'pickscore': PickScoreReward, 'hpsv2': Hpsv2Reward, 'aesthetic': AestheticReward,
+# Name in a config -> the reward, or 'module:Class' of this package, which is imported when a config asks for it: some need OpenCV or jax.
+REWARDS: dict[str, str | Callable[..., Reward]] = {
+    'ocr': 'ocr:OcrReward', 'jpeg': 'jpeg:JpegReward', 'geneval': 'geneval:GenevalReward', 'remote': 'remote:RemoteReward',
+    'judge': 'judge:JudgeReward', 'shapes': 'shapes:ShapesReward', 'preference': 'preference:PreferenceReward',
+    'clipscore': 'clip_rewards:ClipScoreReward', 'pickscore': 'clip_rewards:PickScoreReward', 'hpsv2': 'clip_rewards:Hpsv2Reward',
+    'aesthetic': 'aesthetic:AestheticReward',
 }  # fmt: skip
 
 
@@ -38,9 +32,17 @@ def build_reward(spec) -> CompositeReward:
         kind = options.pop('kind', name)
         if kind not in REWARDS:
             raise ValueError(f'unknown reward {kind!r}; known rewards: {", ".join(REWARDS)}')
-        known = [key for key in inspect.signature(REWARDS[kind]).parameters if not key.startswith('make_')]
+        reward = _resolve(REWARDS[kind])
+        known = [key for key in inspect.signature(reward).parameters if not key.startswith('make_')]
         weight = options.pop('weight', 1.0)
         if unknown := [key for key in options if key not in known]:
             raise ValueError(f'reward {name!r} has no option {unknown[0]!r}; known options: {", ".join(["weight", "kind", *known])}')
-        parts.append((REWARDS[kind](**options), float(weight)))
+        parts.append((reward(**options), float(weight)))
     return CompositeReward(parts)
+
+
+def _resolve(reward: str | Callable[..., Reward]) -> Callable[..., Reward]:
+    if not isinstance(reward, str):
+        return reward
+    module, _, name = reward.partition(':')
+    return getattr(importlib.import_module(f'densegrpo_jax.rewards.{module}'), name)

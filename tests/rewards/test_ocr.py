@@ -280,9 +280,9 @@ def test_detects_and_reads_two_lines_on_a_large_picture():
 
 def test_recognising_needs_neither_opencv_nor_jax():
     code = (
-        'import sys, numpy as np; from densegrpo_jax.rewards.ocr import OcrReward\n'
-        'OcrReward()(np.zeros((1, 32, 96, 3), np.uint8), [\'"A"\'], [{}])\n'
-        'print([m for m in ("cv2", "rapidocr", "torch", "flax") if m in sys.modules])'
+        'import sys, numpy as np; from densegrpo_jax.rewards import build_reward\n'
+        'build_reward({"ocr": {}})(np.zeros((1, 32, 96, 3), np.uint8), [\'"A"\'], [{}])\n'
+        'print([m for m in ("cv2", "rapidocr", "torch", "flax", "jax") if m in sys.modules])'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == '[]'
