@@ -12,6 +12,19 @@ class Advantages(NamedTuple):
     zero_spread: jax.Array  # int32 [T]: groups whose rewards do not differ; 0 at transitions left out
 
 
+class GroupStatistics(NamedTuple):
+    """What `group_advantages` knows of each reward's group; population statistics (ddof 0) over the samples in use."""
+
+    rewards: jax.Array  # [T, B], 0 where not in use
+    used: jax.Array  # bool [T, B]
+    mean: jax.Array  # [T, B], of the sample's group
+    centre: jax.Array  # [T, B] or [T, 1], the mean that `std` is taken around: the group's or the batch's
+    std: jax.Array  # [T, B] or [T, 1]
+    flat: jax.Array  # bool [T, P]: the group's rewards do not differ
+    occupied: jax.Array  # bool [T, P]: the group has a sample in use
+    group_ids: jax.Array  # int [B]
+
+
 def group_advantages(
     step_rewards,
     num_groups,
@@ -43,6 +56,21 @@ def group_advantages(
     Returns:
         Advantages.
     """
+    stats = group_statistics(step_rewards, num_groups, std=std, group_ids=group_ids, steps=steps, valid=valid, min_spread=min_spread)
+    values = advantage_values(stats, eps)
+    if clip is not None:
+        values = jnp.clip(values, -clip, clip)
+    return Advantages(values, jnp.sum(stats.flat & stats.occupied, axis=1, dtype=jnp.int32))
+
+
+def advantage_values(stats: GroupStatistics, eps):
+    """[T, B] (r - group mean) / (std + eps); 0 in flat groups and where not in use."""
+    centred = jnp.where(stats.used, stats.rewards - stats.mean, 0)
+    return jnp.where(stats.flat[:, stats.group_ids], 0, centred / (stats.std + eps))
+
+
+def group_statistics(step_rewards, num_groups, *, std='group', group_ids=None, steps=None, valid=None, min_spread=1e-6) -> GroupStatistics:
+    """Statistics of [T, B] rewards at each transition on its own; arguments as of `group_advantages`."""
     step_rewards = jnp.asarray(step_rewards)
     num_steps, batch = step_rewards.shape
     if std not in ('group', 'global'):
@@ -64,20 +92,17 @@ def group_advantages(
 
     weight = used.astype(rewards.dtype)
     count = jnp.maximum(per_group(jax.ops.segment_sum, weight), 1)
-    mean = per_group(jax.ops.segment_sum, rewards) / count
-    centred = jnp.where(used, rewards - mean[:, group_ids], 0)
+    mean = (per_group(jax.ops.segment_sum, rewards) / count)[:, group_ids]
+    centre = mean
     if std == 'group':
-        scale = jnp.sqrt(per_group(jax.ops.segment_sum, centred**2) / count)[:, group_ids]
+        square = jnp.where(used, rewards - mean, 0) ** 2
+        scale = jnp.sqrt(per_group(jax.ops.segment_sum, square) / count)[:, group_ids]
     else:
         total = jnp.maximum(weight.sum(1, keepdims=True), 1)
-        from_batch_mean = jnp.where(used, rewards - rewards.sum(1, keepdims=True) / total, 0)
-        scale = jnp.sqrt((from_batch_mean**2).sum(1, keepdims=True) / total)
+        centre = rewards.sum(1, keepdims=True) / total
+        scale = jnp.sqrt((jnp.where(used, rewards - centre, 0) ** 2).sum(1, keepdims=True) / total)
 
     highest = per_group(jax.ops.segment_max, jnp.where(used, rewards, -jnp.inf))
     lowest = per_group(jax.ops.segment_min, jnp.where(used, rewards, jnp.inf))
     flat = highest - lowest <= min_spread  # also true of an empty group (-inf) and of a single sample
-    values = jnp.where(flat[:, group_ids], 0, centred / (scale + eps))
-    if clip is not None:
-        values = jnp.clip(values, -clip, clip)
-    occupied = jnp.isfinite(highest)
-    return Advantages(values, jnp.sum(flat & occupied, axis=1, dtype=jnp.int32))
+    return GroupStatistics(rewards, used, mean, centre, scale, flat, jnp.isfinite(highest), group_ids)

@@ -1,0 +1,67 @@
+"""One advantage out of several rewards."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from densegrpo_jax.core.advantages import Advantages, advantage_values, group_advantages, group_statistics
+
+COMBINATIONS = ('sum', 'normalised', 'advantages')
+
+
+def combined_advantages(step_rewards: Mapping, weights: Mapping, num_groups, *, combine='sum', eps=1e-4, clip=5.0, **groups) -> Advantages:
+    """Advantages of rewards r_i with weights w_i, for each transition on its own.
+
+    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i that of r_i, of the group or the batch as `std` says,
+
+        sum         A(sum_i w_i r_i)                  a reward counts as much as it spreads (Flow-GRPO)
+        normalised  A(sum_i w_i r_i / (std_i + eps))  rewards count by their weights alone; the size is that of a single reward's
+        advantages  sum_i w_i A(r_i)                  the same, but the size is that of the weights (MixGRPO)
+
+    each clipped to [-clip, clip] in the end. 'advantages' is not normalised again: with std='group', doing so gives 'normalised', and
+    dividing by its std over the batch gives GDPO (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's.
+    Where every reward hardly differs within a group (std near eps), 'normalised' enlarges what eps holds back in the other two.
+
+    With a single reward of weight 1, 'sum' and 'advantages' are `group_advantages` bit for bit, and 'normalised' is, up to rounding, at
+    eps = 0. With a weight w > 0, 'sum' and 'normalised' stay the same (up to eps), 'advantages' is w times that before it is clipped.
+
+    Args:
+        step_rewards: name -> [T, B], per-transition rewards of `dense_reward`.
+        weights: name -> number for each of them. A reward of weight 0 takes no part.
+        num_groups: P, static.
+        combine: one of COMBINATIONS, static.
+        eps, clip: see `group_advantages`.
+        groups: std, group_ids, steps, valid and min_spread of `group_advantages`.
+
+    Returns:
+        Advantages; zero_spread counts groups whose weighted sum does not differ, for 'advantages' those in which no reward does.
+
+    Raises:
+        ValueError: unknown `combine`, or no reward of non-zero weight.
+    """
+    if combine not in COMBINATIONS:
+        raise ValueError(f'combine is {combine!r}; expected one of {COMBINATIONS}')
+    parts = [(weights[name], jnp.asarray(r)) for name, r in step_rewards.items() if weights[name]]
+    if not parts:
+        raise ValueError(f'no reward of non-zero weight among {list(step_rewards)}')
+    if combine == 'sum':
+        return group_advantages(_weighted(parts), num_groups, eps=eps, clip=clip, **groups)
+    stats = [(weight, group_statistics(r, num_groups, **groups)) for weight, r in parts]
+    if combine == 'normalised':
+        return group_advantages(_weighted((w, _normalised(s, eps)) for w, s in stats), num_groups, eps=eps, clip=clip, **groups)
+    values = _weighted((w, advantage_values(s, eps)) for w, s in stats)
+    if clip is not None:
+        values = jnp.clip(values, -clip, clip)
+    flat = jnp.stack([s.flat & s.occupied for _, s in stats]).all(0)
+    return Advantages(values, flat.sum(1, dtype=jnp.int32))
+
+
+def _weighted(parts):
+    return sum(weight * values for weight, values in parts)
+
+
+def _normalised(stats, eps):
+    """Rewards in units of their std. They are centred first, and flat groups made exactly flat: a tiny std would blow up their rounding."""
+    rewards = jnp.where(stats.flat[:, stats.group_ids], stats.mean, stats.rewards)
+    scale = stats.std + eps
+    return jnp.where(stats.used & (scale > 0), (rewards - stats.centre) / jnp.where(scale > 0, scale, 1), 0)
