@@ -15,6 +15,8 @@ class CompositeReward:
 
     Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid for every reward.
 
+    `weights` maps the names of the score_i, without those of weight 0, to the weight_i: what other ways of combining them go by.
+
     Args:
       parts: (reward, weight) pairs; a weight may be negative, and 0 only logs the score.
 
@@ -35,6 +37,7 @@ class CompositeReward:
             raise ValueError(f'score names {sorted(twice)} occur twice among the parts of the reward; names must differ')
         self.parts = tuple(parts)
         self.names = tuple(names)
+        self.weights = {reward.names[0]: weight for reward, weight in parts if weight}
         ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
         self.device = 'accelerator' if any(reward.device == 'accelerator' for reward, _ in parts) else 'host'

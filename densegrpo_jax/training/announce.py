@@ -67,7 +67,8 @@ def plan(
         'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; {masks}',
         'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
-        'credit': f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std',
+        'credit': f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std'
+        + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
         'update': f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g} ({o.decay}), '
         f'clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
         'evaluation': f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the adapters',

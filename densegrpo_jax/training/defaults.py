@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
@@ -82,6 +83,7 @@ def default_config() -> ml_collections.ConfigDict:
         completion_steps=0,  # n; 0 = all remaining grid points (n = t)
         coca_window=1,
         coca_alpha=0.0,
+        combine='sum',  # what several rewards are added up as: 'sum' (raw scores), 'normalised' scores or 'advantages' (core/combine.py)
         std='group',  # or 'global' (Flow-GRPO's code)
         std_eps=1e-4,
         clip=5.0,
@@ -128,6 +130,7 @@ def validate(config) -> None:
     _one_of('rollout.noise', r.noise, ('flow_grpo', 'constant', 'ddim'))
     _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
+    _one_of('credit.combine', config.credit.combine, COMBINATIONS)
     _one_of('credit.std', config.credit.std, ('group', 'global'))
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
     _one_of('optim.decay', config.optim.decay, ('constant', 'linear', 'cosine'))

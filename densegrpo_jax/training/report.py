@@ -11,7 +11,9 @@ from absl import logging
 from densegrpo_jax.training.pictures import save_grid
 
 
-def scalars(metrics: dict, values: dict[str, np.ndarray], seconds: dict[str, float], progress, skipped: int) -> dict[str, float]:
+def scalars(
+    metrics: dict, values: dict[str, np.ndarray], valid: np.ndarray, seconds: dict[str, float], progress, skipped: int
+) -> dict[str, float]:
     """One flat dict per iteration; step-wise arrays become name/step_k, NaN entries (untrained steps) are left out."""
     out = {}
     for name, value in metrics.items():
@@ -20,8 +22,10 @@ def scalars(metrics: dict, values: dict[str, np.ndarray], seconds: dict[str, flo
             out[f'train/{name}'] = float(value)
         else:
             out |= {f'{name}/step_{k}': float(v) for k, v in enumerate(value) if np.isfinite(v)}
-    # The terminal reward by its parts; the last row of every score is the sample itself.
-    out |= {f'train/reward_{name}': float(rows[-1].mean()) for name, rows in values.items() if name != 'total'}
+    # The terminal reward by its parts, over the samples that the update sees; the last row of every score is the sample itself.
+    keep = valid.all(0)
+    if keep.any():
+        out |= {f'train/reward_{name}': float(rows[-1][keep].mean()) for name, rows in values.items() if name != 'total'}
     out |= {f'seconds/{name}': value for name, value in seconds.items()}
     return {
         **out,

@@ -20,6 +20,7 @@ from densegrpo_jax.parallel.mesh import local_rows
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.checkpoints import Checkpoints
@@ -75,6 +76,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     accumulation = check_geometry(config, schedule, mesh)
     train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
     reward = build_reward(config.reward)
+    if config.eval.best not in reward.names:
+        raise ValueError(f'eval.best={config.eval.best!r} is no score of this reward; choose one of {", ".join(reward.names)}')
     for prompts in (train, test):
         reward.check([p.text for p in prompts], [p.metadata for p in prompts])
     tx = optimiser(config)
@@ -104,7 +107,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
     params = with_negative(pipeline, config, params, encoder)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
-    credit_fn, update_fn = make_credit(config, schedule, mesh), make_update(pipeline, config, tx, mesh)
+    credit_fn, update_fn = make_credit(config, schedule, mesh, reward.weights), make_update(pipeline, config, tx, mesh)
     workers = config.reward_workers or jax.local_device_count()
     bar = ProgressBar(config.iterations, start=start, show=hosts.primary)
     with Scorer(reward, workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
@@ -124,7 +127,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 values, valid = phases.gather(scores)
                 scored = time.monotonic()
                 # 2. Credit, advantages, update. From here on the iteration is completed even if a stop is requested.
-                batch, credit_metrics = credit_fn(rollouts, values['total'], valid)
+                batch, credit_metrics = credit_fn(rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights})
                 calls = 1 + (NEGATIVE in params)  # of the network per velocity
                 evals = sum(calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
                 state, update_metrics = update_fn(state, params, conditioning, batch)
@@ -138,7 +141,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 progress.seconds += now - began
                 progress.bad_in_a_row = 0 if metrics['finite'] else progress.bad_in_a_row + 1
                 seconds = {'sample': sampled - began, 'score_wait': scored - sampled, 'update': now - scored, 'iteration': now - began}
-                writer.write_scalars(step, report.scalars(metrics, values, seconds, progress, int(state.skipped)))
+                writer.write_scalars(step, report.scalars(metrics, values, valid, seconds, progress, int(state.skipped)))
                 bar.update(step, report.shown(metrics, seconds))
                 if step == start + 1:
                     bar.note(f'first update {now - started:.0f} s after the start, compilation included')

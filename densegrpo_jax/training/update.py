@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from densegrpo_jax.core.advantages import group_advantages
+from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
@@ -15,6 +17,7 @@ from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import check_batch, replicated
 from densegrpo_jax.parallel.sharding import shardings
+from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
 
@@ -24,19 +27,26 @@ def join(rollouts: list[DenseRollout]) -> DenseRollout:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *rollouts)
 
 
-def make_credit(config, schedule: Schedule, mesh: Mesh | None = None):
-    """Jitted `(rollouts, rewards [S, B], valid [S, B]) -> (Transitions, metrics of [T] or [] arrays)` for a whole iteration.
+def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None):
+    """Jitted `(rollouts, rewards [S, B], valid [S, B], scores) -> (Transitions, metrics of [T] or [] arrays)` for a whole iteration.
 
+    `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single ones and `weights` theirs; both may be left
+    out with credit.combine='sum', which goes by `rewards` alone. Metrics without a score's name are of `rewards`, whatever is combined.
     A sample is left out where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
     """
     c, plan, groups = config.credit, schedule.plan, config.rollout.prompts
 
-    def credit(rollouts: list[DenseRollout], rewards: jax.Array, valid: jax.Array):
+    def credit(rollouts: list[DenseRollout], rewards: jax.Array, valid: jax.Array, scores: Mapping[str, jax.Array] | None = None):
         rollout = join(rollouts)
         keep = valid.all(0)
+        assign = lambda values: dense_reward(values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha)
         values = state_rewards(rewards, rollout.sources)
-        steps = dense_reward(values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha)
-        result = group_advantages(steps, groups, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep)
+        steps = assign(values)
+        steps_of = {name: assign(state_rewards(score, rollout.sources)) for name, score in (scores or {}).items()}
+        parts, by = ({TOTAL: steps}, {TOTAL: 1.0}) if c.combine == 'sum' else (steps_of, weights)
+        result = combined_advantages(
+            parts, by, groups, combine=c.combine, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep
+        )
         record = transitions(rollout, result.values, schedule.sigmas, plan, groups, valid=keep)
         on = jnp.asarray(plan.trained)
         kept = jnp.maximum(keep.sum(), 1)
@@ -54,6 +64,8 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None):
             'latent_reward': jnp.where(keep, values, 0).sum(1) / kept,
             'valid_share': keep.mean(),
         }
+        if len(steps_of) > 1:
+            metrics |= {f'gain_of_{name}': mean(gains) for name, gains in steps_of.items()}
         if mesh is not None:  # every process reads them
             metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
         return record, metrics

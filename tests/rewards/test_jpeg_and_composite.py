@@ -75,6 +75,11 @@ def test_weight_zero_only_logs():
     assert scores.values['b'].tolist() == [5.0, 5.0]
 
 
+def test_weights_by_the_names_of_the_scores_that_are_trained_on():
+    parts = [(Constant('a', [1], names=('a_soft', 'a')), 0.5), (Constant('b', [5]), 0.0), (Constant('c', [5]), -2.0)]
+    assert CompositeReward(parts).weights == {'a_soft': 0.5, 'c': -2.0}
+
+
 def test_a_score_that_is_nan_but_called_valid_is_an_error():
     with pytest.raises(RewardError, match='not finite'):
         call(CompositeReward([(Constant('a', [1, np.nan]), 1.0)]), 2)

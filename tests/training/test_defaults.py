@@ -28,7 +28,7 @@ def test_shipped_configurations_validate(name, monkeypatch):
         with pytest.raises(FileNotFoundError, match=r"reward\.pickscore\.path='/absent' is not a folder"):
             build_reward(config.reward)
     else:
-        build_reward(config.reward)
+        assert config.eval.best in build_reward(config.reward).names
 
 
 @pytest.mark.parametrize('name', ['flux_ocr', 'sd35_ocr', 'sd35_pickscore_1024'])
@@ -68,6 +68,7 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('optim.updates', 5, r'optim.updates=5 does not divide'),
         ('optim.microbatch', 0, r'optim.microbatch=0 must be at least 1'),
         ('credit.rule', 'densee', r"credit.rule='densee'"),
+        ('credit.combine', 'mean', r"credit.combine='mean'.*'advantages', 'normalised', 'sum'"),
         ('credit.completion_steps', 7, r'credit.completion_steps=7'),
         ('loss.kl_form', 'flow_grpo', r'loss.kl_form'),
         ('model.dtype', 'float16', r"model.dtype='float16'"),

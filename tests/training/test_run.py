@@ -211,6 +211,13 @@ def test_stops_after_non_finite_gradients(folder, tmp_path):
     assert rows(tmp_path)[1]['train/skipped'] == 1
 
 
+def test_the_score_to_choose_by_must_exist(folder, tmp_path):
+    config = make_config(folder)
+    config.eval.best = 'orc'
+    with pytest.raises(ValueError, match=r"eval\.best='orc' is no score of this reward; choose one of total, "):
+        run(config, tmp_path, one_device(), StopRequest())
+
+
 def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
     run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     with pytest.raises(ValueError, match='learning_rate'):

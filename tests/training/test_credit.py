@@ -1,0 +1,75 @@
+"""From the scores of several rewards to the advantages of an iteration, as `credit.combine` says."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.rollout import DenseRollout
+from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.training.sampling import Schedule
+from densegrpo_jax.training.update import make_credit
+
+SIGMAS = np.float32([1, 0.8, 0.4, 0])
+P, G = 2, 4
+WEIGHTS = {'a': 1.0, 'b': 2.0}
+
+
+def rollout():
+    """T = 3, of which the last step is not trained: states 0, 1 and the sample are scored."""
+    steps = jnp.ones((3, P * G), jnp.float32)
+    return DenseRollout(
+        latents=jnp.zeros((4, P * G, 2)), log_prob=0 * steps, std=steps, noise_level=steps, completions=jnp.zeros((3, P * G, 2)),
+        similarity=jnp.ones((4, P * G)), states=(0, 1, 3), sources=(0, 1, 2, 2), velocity_evals=6,
+    )  # fmt: skip
+
+
+def scores():
+    rng = np.random.default_rng(0)
+    return {'a': rng.random((3, P * G)).astype(np.float32), 'b': (100 * rng.random((3, P * G))).astype(np.float32)}
+
+
+def credit(combine, total, *single, weights=WEIGHTS):
+    config = default_config()
+    config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
+    config.credit.update(combine=combine, std_eps=0.0, clip=100.0)
+    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
+    batch, metrics = make_credit(config, schedule, weights=weights)([rollout()], total, np.ones((3, P * G), bool), *single)
+    return np.asarray(batch.advantage).reshape(2, P * G), metrics
+
+
+def advantages(gains):
+    groups = gains.reshape(2, P, G).astype(np.float64)
+    return ((groups - groups.mean(2, keepdims=True)) / groups.std(2, keepdims=True)).reshape(2, P * G)
+
+
+@pytest.fixture(scope='module')
+def expected():
+    """By the definitions, in NumPy."""
+    gains = {name: np.diff(rows, axis=0) for name, rows in scores().items()}
+    return {
+        'sum': advantages(gains['a'] + 2 * gains['b']),
+        'advantages': advantages(gains['a']) + 2 * advantages(gains['b']),
+        'normalised': advantages(advantages(gains['a']) + 2 * advantages(gains['b'])),
+    }
+
+
+@pytest.mark.parametrize('combine', ['sum', 'normalised', 'advantages'])
+def test_combinations(combine, expected):
+    single = scores()
+    total = single['a'] + np.float32(2) * single['b']
+    found, metrics = credit(combine, total, single)
+    np.testing.assert_allclose(found, expected[combine], atol=2e-4)
+    assert all(np.abs(found - other).max() > 0.1 for name, other in expected.items() if name != combine)
+    # Each reward on its own, and the raw total whatever is combined.
+    for name, gains in (('gain_of_a', np.diff(single['a'], axis=0)), ('gain_of_b', np.diff(single['b'], axis=0))):
+        np.testing.assert_allclose(metrics[name], [*gains.mean(1), np.nan], rtol=1e-4)
+    np.testing.assert_allclose(metrics['reward'], total[-1].mean(), rtol=1e-6)
+
+
+def test_the_sum_needs_the_total_alone():
+    total = scores()['a']
+    alone, metrics = credit('sum', total, weights=None)
+    beside, _ = credit('sum', total, scores())
+    np.testing.assert_array_equal(alone, beside)
+    assert not any(name.startswith('gain_of') for name in metrics)
