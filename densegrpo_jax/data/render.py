@@ -181,3 +181,76 @@ def training_batch(
         prompts.append(scene_prompt(scene, word).text)
         targets.append(word)
     return images, prompts, targets
+
+
+def render_scene(text: str, rng: np.random.Generator, *, extra: str = '', side: int = 512) -> np.ndarray:
+    """A picture of known text for judging readers: a cluttered background and a sign, on one line or two; `extra` on a second sign below.
+
+    Backgrounds are gradients, grain or coloured shapes; letters are in one of `FONTS`, 1/14 to 1/7 of the side high (smaller where they
+    would not fit), in any readable pair of colours of `LOOKS`, on a panel or bare with an outline.
+
+    Returns:
+      uint8 [side, side, 3].
+
+    Raises:
+      ValueError: a text is too long for two lines of letters 1/20 of the side high.
+    """
+    image = Image.fromarray(_background(rng, side))
+    half = side // 2 if extra else side
+    _sign(image, text, rng, 0, half)
+    if extra:
+        _sign(image, extra, rng, half, side)
+    return np.asarray(image)
+
+
+def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+    low, high = rng.integers(0, 256, (2, 3))
+    kind = rng.integers(3)
+    if kind == 0:  # gradient
+        angle = rng.uniform(0, 2 * np.pi)
+        y, x = np.mgrid[:side, :side] / side - 0.5
+        share = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
+        return np.uint8(low + share * (high - low))
+    if kind == 1:  # grain
+        coarse = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        return np.uint8(0.6 * low + 0.4 * np.asarray(coarse))
+    image = Image.new('RGB', (side, side), tuple(map(int, low)))
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        corner, size = rng.integers(-side // 8, side, 2), rng.integers(side // 16, side // 3, 2)
+        box = (*map(int, corner), *map(int, corner + size))
+        getattr(draw, ('rectangle', 'ellipse')[rng.integers(2)])(box, fill=tuple(map(int, rng.integers(0, 256, 3))))
+    return np.asarray(image)
+
+
+def _sign(image: Image.Image, text: str, rng: np.random.Generator, top: int, bottom: int) -> None:
+    """Draws `text` somewhere between two rows, on as many lines as fit, at most two."""
+    side, words = image.width, text.split()
+    looks = list(LOOKS.values())
+    palettes = looks[rng.integers(len(looks))].palettes
+    palette = palettes[rng.integers(len(palettes))]
+    ground, ink = (tuple(map(int, _colour(colours, rng))) for colours in (palette.backgrounds, palette.inks))
+    name = FONTS[rng.integers(len(FONTS))]
+    size, split = int(rng.integers(side // 14, side // 7 + 1)), (len(words) + 1) // 2
+    lines = text
+    while True:
+        font, stroke = _font(name, size), size // 16 + 1
+        left, upper, right, lower = ImageDraw.Draw(image).multiline_textbbox((0, 0), lines, font=font, stroke_width=stroke)
+        margin = size // 3
+        width, height = int(right - left) + 2 * margin, int(lower - upper) + 2 * margin
+        if width <= side - 8 and height <= bottom - top - 8:
+            break
+        if '\n' not in lines and len(words) > 1:
+            lines = ' '.join(words[:split]) + '\n' + ' '.join(words[split:])
+        elif size > side // 20:
+            size -= 2
+        else:
+            raise ValueError(f'{text!r} does not fit a sign of {bottom - top} x {side} pixels')
+    x, y = int(rng.integers(4, side - width - 3)), int(rng.integers(top + 4, bottom - height - 3))
+    draw = ImageDraw.Draw(image)
+    panel = rng.integers(3) > 0
+    if panel:
+        draw.rectangle((x, y, x + width, y + height), fill=ground, outline=ink, width=3)
+    draw.multiline_text(
+        (x + margin - left, y + margin - upper), lines, font=font, fill=ink, stroke_width=0 if panel else stroke, stroke_fill=ground
+    )  # fmt: skip

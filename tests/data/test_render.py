@@ -53,6 +53,20 @@ def test_a_word_that_cannot_fit_is_an_error():
         R.render('HELLO', 'moon', np.random.default_rng(0))
 
 
+def test_scenes_depend_on_the_generator_alone_and_keep_the_second_sign_below():
+    draw = lambda seed, **options: R.render_scene('Out for Lunch', np.random.default_rng(seed), side=256, **options)
+    first = draw(0)
+    assert first.shape == (256, 256, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, draw(0))
+    assert (first != draw(1)).any()
+    # Only the extra text differs: everything above the middle was drawn before it.
+    one, other = draw(2, extra='open daily'), draw(2, extra='closed')
+    changed = np.flatnonzero((one != other).any((1, 2)))
+    assert len(changed) and changed.min() >= 128
+    with pytest.raises(ValueError, match='does not fit a sign of 128 x 256 pixels'):
+        draw(0, extra=40 * 'W')
+
+
 def test_training_batch_is_a_function_of_seed_and_step():
     images, prompts, targets = R.training_batch(seed=5, step=7, batch_size=24)
     again = R.training_batch(5, 7, 24)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from densegrpo_jax.data.render import render
+from densegrpo_jax.data.render import render, render_scene
+from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.rewards import OcrReward, ocr_score, readers
 from densegrpo_jax.rewards.readers import Line, ctc_greedy, ctc_likelihood, line_width
 
@@ -276,6 +277,18 @@ def test_detects_and_reads_two_lines_on_a_large_picture():
     scores = reward(images, ['"Quiet River"'] * 2, [{}] * 2)
     assert scores.values['ocr'].tolist() == [1.0, 0.0]
     assert scores.valid.all()
+
+
+def test_reads_cluttered_scenes_and_charges_for_text_beside_the_target():
+    """Clean signs on 512-px pictures of shapes, gradients and grain; the last four have a second sign."""
+    rng, targets = np.random.default_rng(3), [prompt.target for prompt in scene_prompts(12, seed=7)]
+    extra = [''] * 8 + ['open daily', 'sale today', 'visit our shop', 'since 1984']
+    images = np.stack([render_scene(target, rng, extra=more) for target, more in zip(targets, extra)])
+    texts = OcrReward('detect').read(images)
+    plain, strict = (np.array([ocr_score(*pair, penalty) for pair in zip(texts, targets)]) for penalty in (0.0, 1.0))
+    assert plain.mean() >= 0.9
+    np.testing.assert_array_equal(plain[:8], strict[:8])
+    assert (strict[8:] < plain[8:] - 0.2).all()
 
 
 def test_recognising_needs_neither_opencv_nor_jax():
