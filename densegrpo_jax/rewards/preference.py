@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from densegrpo_jax.data.shapes import COLOURS, SHAPES
 from densegrpo_jax.rewards.base import Scores, check_batch
@@ -84,8 +85,6 @@ def look(image: np.ndarray) -> tuple[list[Found], float, float]:
 
 def match_of(found: list[Found], include: list[dict]) -> float:
     """How well what was found fits what a GenEval row includes, in [0, 1]; see `PreferenceReward`."""
-    from scipy.optimize import linear_sum_assignment  # half a second of import that other rewards need not wait for
-
     wanted = [(i, clause) for i, clause in enumerate(include) for _ in range(clause['count'])]
     similarity = np.array([[similar(f, clause) for f in found] for _, clause in wanted]).reshape(len(wanted), len(found))
     rows, columns = linear_sum_assignment(similarity, maximize=True)
