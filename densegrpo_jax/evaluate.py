@@ -1,55 +1,85 @@
-"""Command: scores a base model and any number of checkpoints on a whole prompt set, with the same noise.
+"""Command: scores a base model and any number of checkpoints, of one run or of several, with the same prompts and the same noise.
 
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --checkpoint=best --checkpoint=latest
+    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --checkpoint=runs/a:best --checkpoint=runs/b:120 --group=4 --kl_prompts=32
 
-Writes OUT/scores.csv (one row per prompt and policy), OUT/summary.md and a contact sheet per policy.
+Besides the reward that is trained on: the rewards of `eval.panel`, on the evaluation's prompts or on `eval.panel_prompts`; with --group=G
+the diversity of G pictures of a prompt; with --kl_prompts=N the KL of the policies from the base.
+
+Writes OUT/summary.md, OUT/scores.csv (a row per prompt and policy), a contact sheet per policy and OUT/side_by_side.png. What is finished
+lies in OUT/scores.jsonl: run again after a stop, the command continues, and a further checkpoint is scored without the others again.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
-import numpy as np
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training import console
+from densegrpo_jax.training import console, tables
 from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.divergence import KL, Divergence
+from densegrpo_jax.training.diversity import make_embedding
 from densegrpo_jax.training.evaluation import Evaluation, Evaluator
-from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.training.panel import Policy, choose, parts, settings
 from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import Encoder, load_prompts, with_negative
+from densegrpo_jax.training.prompts import Encoder, with_negative
+from densegrpo_jax.training.record import Record
 
 
-def evaluate(config, workdir: str | None, which: list[str], *, base: bool = True) -> dict[str, Evaluation]:
-    """Policy name -> Evaluation: the base model and the checkpoints `which` of a run."""
+def evaluate(
+    config, policies: Sequence[Policy], out: pathlib.Path, *, group: int = 1, kl_prompts: int = 0, restart: bool = False,
+    mesh: Mesh | None = None,
+) -> dict[str, dict[str, Evaluation]]:  # fmt: skip
+    """Prompt set -> policy -> Evaluation; also written to `out`, from where it continues.
+
+    Args:
+      group: pictures per prompt; of more than one the diversity is measured.
+      kl_prompts: how many of the evaluation's prompts the KL is measured on; 0: none.
+      restart: forget what `out` has.
+    """
     validate(config)
-    mesh = make_mesh(config.mesh)
-    prompts, reward = load_prompts(config, 'eval'), build_reward(config.reward)
-    reward.check([p.text for p in prompts], [p.metadata for p in prompts])
-    pipeline, params = load_base(config, mesh)
-    policies = {'base': None} if base else {}
-    for name in which if workdir else ():
-        adapters, step = load_adapters(pipeline, config, mesh, pathlib.Path(workdir), name)
-        policies[f'step {step}'] = adapters
-    results = {}
-    with Scorer(reward, config.reward_workers or jax.local_device_count()) as scorer:
-        encoder = Encoder(pipeline, params)
-        params = with_negative(pipeline, config, params, encoder)
-        evaluator = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)
-        for name, adapters in policies.items():
-            results[name] = evaluator(params, adapters, StopRequest())
-            logging.info('%s: %s', name, _line(results[name]))
+    if not policies:
+        raise ValueError('nothing to score: --nobase and no --checkpoint')
+    mesh, which = mesh or make_mesh(config.mesh), parts(config)
+    folder, pipeline = open_base(config, mesh)
+    record = Record(out, settings(config, folder, which, group), restart=restart)
+    embed = make_embedding(config.eval.embedding) if group > 1 else None
+    params = load_components(config, folder, pipeline, mesh)
+    encoder, stop = Encoder(pipeline, params), StopRequest()
+    params = with_negative(pipeline, config, params, encoder)
+    results = {name: {} for name in which}
+    with contextlib.ExitStack() as stack:
+        workers = config.reward_workers or jax.local_device_count()
+        scorer = lambda reward, trained: stack.enter_context(Scorer(reward, workers, some_valid=trained))
+        evaluators = {}
+        for name, part in which.items():
+            scorers = [scorer(reward, name == 'eval' and i == 0) for i, reward in enumerate(part.rewards)]
+            evaluators[name] = Evaluator(pipeline, config, part.prompts, encoder, scorers, mesh, group=group, embed=embed, name=name)
+        divergence = Divergence(pipeline, config, which['eval'].prompts, encoder, mesh, kl_prompts) if kl_prompts else None
+        for policy in policies:
+            adapters = None
+            if policy.workdir is not None:
+                adapters, _ = load_adapters(pipeline, config, mesh, policy.workdir, str(policy.step))
+            key = f'step {policy.step} {identity(adapters)}' if policy.workdir else 'base'
+            for name, evaluator in evaluators.items():
+                result = results[name][policy.label] = evaluator(params, adapters, stop, record, key)
+                if divergence and name == 'eval':
+                    result.scores[KL] = divergence(params, adapters, stop, record, key)
+                logging.info('%s, %s: %s', policy.label, name, _line(result))
+    tables.write(out, config, {name: part.prompts for name, part in which.items()}, results, group=group)
     return results
 
 
@@ -57,52 +87,17 @@ def _line(evaluation: Evaluation) -> str:
     return ', '.join(f'{n} {evaluation.mean(n):.4f} +- {evaluation.standard_error(n):.4f}' for n in evaluation.scores)
 
 
-def write(out: pathlib.Path, config, results: dict[str, Evaluation]) -> None:
-    """scores.csv, summary.md and one contact sheet per policy."""
-    out.mkdir(parents=True, exist_ok=True)
-    prompts = load_prompts(config, 'eval')
-    names = list(next(iter(results.values())).scores)
-    with open(out / 'scores.csv', 'w', newline='') as file:
-        table = csv.writer(file)
-        table.writerow(['policy', 'index', 'prompt', *names])
-        for policy, result in results.items():
-            for i, prompt in enumerate(prompts):
-                table.writerow([policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)])
-    rows = [f'| {p} | ' + ' | '.join(f'{r.mean(n):.4f} ± {r.standard_error(n):.4f}' for n in names) + ' |' for p, r in results.items()]
-    head = [
-        f'{len(prompts)} prompts, {config.eval.steps} ODE steps, guidance {config.model.guidance:g}; mean ± standard error over prompts',
-        '',
-    ]
-    head += ['| policy | ' + ' | '.join(names) + ' |', '| --- |' + ' --- |' * len(names)]
-    (out / 'summary.md').write_text('\n'.join(head + rows + _by_task(prompts, results)) + '\n')
-    for policy, result in results.items():
-        result.save_sheet(out / f'{policy.replace(" ", "_")}.png')
-
-
-def _by_task(prompts: PromptSet, results: dict[str, Evaluation]) -> list[str]:
-    """A table of means per GenEval task and of their mean, which is GenEval's overall score; nothing where prompts have no task."""
-    tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
-    tasks = sorted(set(tags) - {''})
-    if not tasks:
-        return []
-    columns = ['policy', 'score', *tasks, 'mean of tasks']
-    lines = ['', 'By task:', '', f'| {" | ".join(columns)} |', '|' + ' --- |' * len(columns)]
-    for policy, result in results.items():
-        for name, values in result.scores.items():
-            means = [float(np.nanmean(values[tags == task])) for task in tasks]
-            lines.append(f'| {policy} | {name} | ' + ' | '.join(f'{mean:.4f}' for mean in [*means, np.mean(means)]) + ' |')
-    return lines
-
-
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
     console.start()
-    config, out = flags.FLAGS.config, pathlib.Path(flags.FLAGS.out)
+    flag = flags.FLAGS
+    config, out = flag.config, pathlib.Path(flag.out)
     start_devices(config.eval.batch)
     try:
-        write(out, config, evaluate(config, flags.FLAGS.workdir, flags.FLAGS.checkpoint, base=flags.FLAGS.base))
-    except (ValueError, FileNotFoundError) as error:
+        policies = choose(flag.checkpoint or (['best'] if flag.workdir else []), flag.workdir, base=flag.base)
+        evaluate(config, policies, out, group=flag.group, kl_prompts=flag.kl_prompts, restart=flag.restart)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         logging.error('%s', error)
         return 2
     except RewardError as error:
@@ -116,9 +111,12 @@ def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     config_flags.DEFINE_config_file('config', None, 'Configuration: model, reward, evaluation prompts, ODE steps.', lock_config=True)
     flags.DEFINE_string('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
-    flags.DEFINE_multi_string('checkpoint', ['best'], "'best', 'latest' or a step; may be given more than once.")
+    flags.DEFINE_multi_string('checkpoint', [], "'best' (default), 'latest' or a step of --workdir; or RUN:NAME of any run. Repeatable.")
     flags.DEFINE_bool('base', True, 'Score the base model.')
     flags.DEFINE_string('out', 'runs/evaluation', 'Folder for the results.')
+    flags.DEFINE_bool('restart', False, 'Forget the scores that --out already has.')
+    flags.DEFINE_integer('group', 1, 'Pictures per prompt; of more than one the diversity is measured.', lower_bound=1)
+    flags.DEFINE_integer('kl_prompts', 32, 'Prompts of which the KL from the base is measured; 0 = none.', lower_bound=0)
 
 
 if __name__ == '__main__':

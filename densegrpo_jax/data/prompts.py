@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from densegrpo_jax.data.words import held_out_words, train_words
+from densegrpo_jax.data.words import ASSETS, held_out_words, train_words
 
 # One look in render.py per scene. At most 6 words before the quote, so that the longest prompt fits 16 T5 tokens.
 SCENES: dict[str, str] = {
@@ -102,3 +102,14 @@ def tiny_eval_prompts() -> PromptSet:
     """Every held-out word once, in file order, the scenes in turn: 320 prompts, 40 per scene."""
     scenes = tuple(SCENES)
     return PromptSet(tuple(scene_prompt(scenes[i % len(scenes)], word) for i, word in enumerate(held_out_words())))
+
+
+def panel_prompts() -> PromptSet:
+    """Sixty prompts of six categories for what a run was not trained on (assets/panel_prompts.txt); metadata['tag'] is the category."""
+    category, prompts = '', []
+    for line in (ASSETS / 'panel_prompts.txt').read_text(encoding='utf-8').splitlines():
+        if line.startswith('# '):
+            category = line.removeprefix('# ')
+        else:
+            prompts.append(Prompt(line, metadata={'tag': category}))
+    return PromptSet(tuple(prompts))

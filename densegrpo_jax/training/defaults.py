@@ -106,7 +106,13 @@ def default_config() -> ml_collections.ConfigDict:
     c.reward = ml_collections.ConfigDict({'ocr': {'weight': 1.0, 'mode': 'detect'}}, type_safe=False)
     c.text_cache = ''  # where the prompts' conditioning is kept; '' = WORKDIR/text (runs on the same model may share a folder)
     c.reward_workers = 0  # scoring threads; 0 = one per core
-    c.eval = _group(every=30, steps=28, batch=48, shown=16, best='total')
+    c.eval = _group(
+        every=30, steps=28, batch=48, shown=16,
+        best='total',  # the score that picks the best checkpoint; 'total' is the weighted sum of `reward`
+        panel=ml_collections.ConfigDict({}, type_safe=False),  # rewards that densegrpo_jax.evaluate scores besides, as in `reward`
+        panel_prompts='',  # and on which prompts: a name or file as in data.eval, 'panel' = 60 of our own; '' = the evaluation's
+        embedding='pixels',  # what diversity is measured in: 16 x 16 pixels, or a CLIP folder or id (its image features)
+    )  # fmt: skip
     c.checkpoint = _group(every=10, keep=2, pin=())  # pin: steps that are saved and kept for good, besides the newest and the best
     c.mesh = _group(data=-1, fsdp=1, tensor=1)
     return c

@@ -1,10 +1,14 @@
-"""Seeded evaluation: the plain ODE sampler on a fixed prompt list with fixed noise, scored by the training reward."""
+"""Seeded evaluation: the plain ODE sampler on a fixed prompt list with fixed noise, scored by the training reward and, if asked, others."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
 import pathlib
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,35 +16,57 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.parallel.mesh import batch_shards
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.training.diversity import Embed, pairwise_diversity
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder
+from densegrpo_jax.training.record import Record
 from densegrpo_jax.training.sampling import STREAM_EVAL, key_data, make_sampler, stream_key
 from densegrpo_jax.training.text_cache import TextCache
+
+DIVERSITY = 'diversity'
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of one evaluation: name -> float32 [N] (NaN where a picture could not be scored), and the first pictures."""
+    """Scores of one evaluation: name -> float32 [N] (NaN where nothing could be scored), and the first pictures.
+
+    With several pictures per prompt a score is their mean.
+    """
 
     scores: dict[str, np.ndarray]
-    images: np.ndarray  # uint8 [shown, H, W, 3]
+    images: np.ndarray  # uint8 [shown, H, W, 3], of each prompt the first
     prompts: list[str]
 
     def mean(self, name: str = 'total') -> float:
-        return float(np.nanmean(self.scores[name]))
+        return _mean(self.scores[name])
 
     def standard_error(self, name: str = 'total') -> float:
         """Of the mean over prompts: sample standard deviation / sqrt(N)."""
-        values = self.scores[name][np.isfinite(self.scores[name])]
-        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
+        return _standard_error(self.scores[name])
+
+    def change(self, base: Evaluation, name: str = 'total') -> tuple[float, float]:
+        """Mean difference to another evaluation of the same prompts, and its standard error; of the prompts that both have scores for."""
+        difference = self.scores[name] - base.scores[name]
+        return _mean(difference), _standard_error(difference)
 
     def save_sheet(self, path: pathlib.Path) -> None:
-        """The pictures with score and prompt, as one PNG."""
-        width = self.images.shape[2]
-        captions = [f'{s:.2f} {p}' for s, p in zip(self.scores['total'], self.prompts)]
+        """The pictures with their first score and prompt, as one PNG."""
+        width, (first, *_) = self.images.shape[2], self.scores.values()
+        captions = [f'{s:.2f} {p}' for s, p in zip(first, self.prompts)]
         save_grid(path, self.images, columns=max(1, min(6, 1152 // width)), scale=max(1, 192 // width), captions=captions)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float('nan')
+
+
+def _standard_error(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
 
 
 def merge_scores(stop: StopRequest, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,40 +83,114 @@ def merge_scores(stop: StopRequest, scores: dict[str, np.ndarray]) -> dict[str, 
     return scores
 
 
-class Evaluator:
-    """Samples and scores every prompt of a list once.
+class Sampled(NamedTuple):
+    """A batch of prompts whose pictures are being scored."""
 
-    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i): the same pictures are compared before and after, on
-    any number of devices and in any batch.
+    prompts: np.ndarray  # int [n], of this process
+    finite: np.ndarray  # bool [n, G]
+    futures: list[Future]  # Scores of n * G pictures, one of each scorer
+    diversity: np.ndarray | None  # float32 [n]
+    images: np.ndarray  # uint8 [n, H, W, 3], the first of each prompt
+
+
+class Evaluator:
+    """Samples and scores every prompt of a list.
+
+    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i), its further pictures g = 1, 2, ... that key folded with g:
+    the same pictures are compared before and after, on any number of devices and in any batch.
+
+    Args:
+      scorers: of the training reward, and of others; a picture without a score of one of them may have one of the others.
+      group: pictures per prompt. embed: what the diversity of at least two is measured in, see `diversity.make_embedding`.
+      name: of the prompt set, for records.
     """
 
-    def __init__(self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder | TextCache, scorer: Scorer, mesh: Mesh):
-        self._prompts, self._encoder, self._scorer, self._shown = prompts, encoder, scorer, config.eval.shown
-        self._batch = min(config.eval.batch, len(prompts))
+    def __init__(
+        self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder | TextCache, scorers: Scorer | Sequence[Scorer], mesh: Mesh,
+        *, group: int = 1, embed: Embed | None = None, name: str = 'eval',
+    ):  # fmt: skip
+        self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
+        self._prompts, self._encoder, self._shown = prompts, encoder, min(config.eval.shown, len(prompts))
+        self._group, self._embed, self._name = group, embed, name
+        if group > config.eval.batch:
+            raise ValueError(f'{group} pictures of a prompt are sampled together: raise eval.batch={config.eval.batch} to at least that')
+        most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(mesh)
+        self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
         self._sample = make_sampler(pipeline, config, config.eval.steps, mesh)
+        self.names = tuple(name for scorer in self._scorers for name in scorer.names) + ((DIVERSITY,) if group > 1 else ())
         key = stream_key(config.seed, STREAM_EVAL, 0)
-        self._keys = key_data(jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(prompts))))
+        first = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(prompts)))
+        more = [jax.vmap(lambda k: jax.random.fold_in(k, g))(first) for g in range(1, group)]
+        self._keys = np.stack([key_data(keys) for keys in (first, *more)], axis=1)  # uint32 [N, G, 2]
 
-    def __call__(self, params: dict, adapters: dict | None, stop: StopRequest) -> Evaluation:
-        """Evaluates the adapters (None: the base model). Every process scores its share of each batch. Raises Preempted."""
-        futures, shown, hosts = [], [], stop.hosts
-        for start in range(0, len(self._prompts), self._batch):
-            # The last batch is filled up with the prompts before it, so that one compiled shape serves all.
-            rows = np.arange(start, start + self._batch) % len(self._prompts)
-            new = min(self._batch, len(self._prompts) - start)
-            texts = [self._prompts[int(i)].text for i in rows]
-            images, finite = stop.wait(self._sample(params, adapters, self._encoder(texts), self._keys[rows]))
-            images, finite = np.asarray(images)[:new], np.asarray(finite)[:new]
-            shown.extend(images[: max(0, self._shown - len(shown))])
-            mine = np.arange(hosts.index, new, hosts.count)
-            if len(mine):
-                chosen = [self._prompts[int(rows[i])] for i in mine]
-                future = self._scorer.submit(images[mine], [p.text for p in chosen], [p.metadata for p in chosen])
-                futures.append((start + mine, finite[mine], future))
-        scores = {name: np.full(len(self._prompts), np.nan, np.float32) for name in self._scorer.names}
-        for rows, finite, future in futures:
-            result = stop.wait(future)
-            for name, values in result.values.items():
-                scores[name][rows] = np.where(finite & result.valid, values, np.nan)
+    def __call__(
+        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record | None = None, policy: str = ''
+    ) -> Evaluation:
+        """Evaluates the adapters (None: the base model). Every process scores its share of each batch. Raises Preempted.
+
+        record: where scores are kept as they come, under the key `policy`; prompts that it has are not sampled again. For one process.
+        """
+        count, shown = len(self._prompts), {}
+        scores = {name: np.full(count, np.nan, np.float32) for name in self.names}
+        todo = np.arange(count)
+        if record is not None:
+            known = [record.get(policy, self._name, i) for i in range(count)]
+            shown = {i: image for i in range(self._shown) if (image := record.image(policy, self._name, i)) is not None}
+            done = np.array([set(self.names) <= set(row) and (i in shown or i >= self._shown) for i, row in enumerate(known)], bool)
+            for i in np.flatnonzero(done):
+                for name in self.names:
+                    scores[name][i] = known[i][name]
+            todo = np.flatnonzero(~done)
+
+        def keep(batch: Sampled) -> None:
+            found = self._scores(batch, stop)
+            for name in self.names:
+                scores[name][batch.prompts] = found[name]
+            for j, i in enumerate(batch.prompts if record is not None else ()):
+                image = batch.images[j] if i < self._shown else None
+                record.put(policy, self._name, int(i), {name: found[name][j] for name in self.names}, image)
+
+        waiting = collections.deque()
+        for start in range(0, len(todo), self._batch):
+            new = todo[start : start + self._batch]
+            first, sampled = self._sampled(params, adapters, new, stop)
+            shown |= {int(i): image for i, image in zip(new, first) if i < self._shown}
+            waiting.append(sampled)
+            while waiting and all(future.done() for future in waiting[0].futures):
+                keep(waiting.popleft())
+        for batch in waiting:
+            keep(batch)
         scores = merge_scores(stop, scores)
-        return Evaluation(scores, np.stack(shown), [p.text for p in self._prompts[: len(shown)]])
+        return Evaluation(scores, np.stack([shown[i] for i in range(self._shown)]), [p.text for p in self._prompts[: self._shown]])
+
+    def _sampled(self, params, adapters, new: np.ndarray, stop: StopRequest) -> tuple[np.ndarray, Sampled]:
+        """Draws the prompts `new`: the first picture of each, and this process's share on its way to the scorers."""
+        # A smaller batch is filled up with other prompts, so that one compiled shape serves all.
+        rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % len(self._prompts)])
+        conditioning = self._encoder([self._prompts[int(i)].text for i in rows for _ in range(self._group)])
+        images, finite = stop.wait(self._sample(params, adapters, conditioning, self._keys[rows].reshape(-1, 2)))
+        images, finite = (np.asarray(a).reshape(-1, self._group, *a.shape[1:]) for a in (images, finite))
+        diversity = None
+        if self._group > 1:
+            embeddings = self._embed(images.reshape(-1, *images.shape[2:])).reshape(*images.shape[:2], -1)
+            diversity = np.where(finite.all(1), pairwise_diversity(embeddings), np.nan)[: len(new)]
+        images, finite = images[: len(new)], finite[: len(new)]
+        mine = np.arange(stop.hosts.index, len(new), stop.hosts.count)
+        futures = []
+        if len(mine):
+            chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
+            pictures = images[mine].reshape(-1, *images.shape[2:])
+            futures = [s.submit(pictures, [p.text for p in chosen], [p.metadata for p in chosen]) for s in self._scorers]
+        first = images[:, 0]
+        return first, Sampled(new[mine], finite[mine], futures, None if diversity is None else diversity[mine], first[mine])
+
+    def _scores(self, batch: Sampled, stop: StopRequest) -> dict[str, np.ndarray]:
+        """name -> float32 [n], means over the pictures of a prompt that have a score."""
+        found = {} if batch.diversity is None else {DIVERSITY: batch.diversity}
+        for future in batch.futures:
+            result = stop.wait(future)
+            valid = result.valid.reshape(batch.finite.shape) & batch.finite
+            for name, values in result.values.items():
+                total = np.where(valid, values.reshape(valid.shape), 0).sum(1)
+                found[name] = np.where(valid.any(1), total / np.maximum(valid.sum(1), 1), np.nan).astype(np.float32)
+        return found if len(batch.prompts) else {name: np.zeros(0, np.float32) for name in self.names}

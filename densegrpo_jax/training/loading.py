@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -14,6 +16,7 @@ from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.flat_state import digest, flatten
 from densegrpo_jax.training.state import init_state, lora_config, optimiser
 
 
@@ -45,6 +48,12 @@ def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tu
     return pipeline, load_components(config, folder, pipeline, mesh, components)
 
 
+def find_step(workdir: pathlib.Path, which: str) -> int:
+    """The step of a run's checkpoint, see `load_adapters`; reads none."""
+    with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
+        return _step(checkpoints, which)
+
+
 def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:
     """The moving average of the adapters from a run's checkpoints.
 
@@ -60,13 +69,26 @@ def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path,
       ValueError: `which` is none of these; the adapters do not fit the configuration.
     """
     with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
-        named = {'best': checkpoints.best_step, 'latest': checkpoints.latest_step}
-        if which not in named and not which.isdigit():
-            raise ValueError(f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps {checkpoints.steps()}")
-        step = named[which]() if which in named else int(which)
-        if step is None or step not in checkpoints.steps():
-            raise FileNotFoundError(f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}')
+        step = _step(checkpoints, which)
         base = pipeline.abstract_params(['transformer'])['transformer']
         shapes = jax.eval_shape(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base), base).ema
         abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step
+
+
+def identity(adapters: dict | None) -> str:
+    """A short hash of a policy's weights; 'base' where there are none."""
+    if adapters is None:
+        return 'base'
+    hashes = {name: int(value) for name, value in jax.device_get({k: digest(leaf) for k, leaf in flatten(adapters).items()}).items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _step(checkpoints: Checkpoints, which: str) -> int:
+    named = {'best': checkpoints.best_step, 'latest': checkpoints.latest_step}
+    if which not in named and not which.isdigit():
+        raise ValueError(f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps {checkpoints.steps()}")
+    step = named[which]() if which in named else int(which)
+    if step is None or step not in checkpoints.steps():
+        raise FileNotFoundError(f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}')
+    return step

@@ -12,7 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.geneval import geneval_prompts
-from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts, tiny_train_prompts
+from densegrpo_jax.data.prompts import PromptSet, panel_prompts, tiny_eval_prompts, tiny_train_prompts
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
@@ -26,16 +26,30 @@ EVAL_SCENES = 1024  # size of the generated evaluation set
 
 
 def load_prompts(config, split: str) -> PromptSet:
-    """The prompt set `config.data.train` or `.eval`.
+    """The prompt set `config.data.train` or `.eval`, see `named_prompts`; of the second, `data.eval_prompts`.
+
+    Where the OCR reward is used, a text file's lines each hold their target in straight double quotes.
+    """
+    prompts = named_prompts(config, config.data[split], split, quoted_target='ocr' in config.reward)
+    return PromptSet(prompts[: config.data.eval_prompts or None]) if split == 'eval' else prompts
+
+
+def load_panel_prompts(config) -> PromptSet | None:
+    """The prompt set `config.eval.panel_prompts`; None where it is empty: the panel then scores the evaluation's pictures."""
+    name = config.eval.panel_prompts
+    return named_prompts(config, name, 'eval', quoted_target='ocr' in config.eval.panel) if name else None
+
+
+def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> PromptSet:
+    """A prompt set by its name.
 
     'tiny' is the spelling miniature's (train words, or held-out words), 'tiny_shapes' the other one's (coloured shapes), 'scenes' the
-    generated OCR scenes (the two splits of each are disjoint), NAME.jsonl a file of GenEval prompts, anything else a text file with one
-    prompt a line, each with its target in straight double quotes where the OCR reward is used.
+    generated OCR scenes (the two splits of each are disjoint), 'panel' our own set for what was not trained on, NAME.jsonl a file of
+    GenEval prompts, anything else a text file with one prompt a line.
 
     Raises:
       ValueError, FileNotFoundError: from reading the file; or an empty set.
     """
-    name = config.data[split]
     if name == 'tiny':
         prompts = tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
     elif name == 'tiny_shapes':
@@ -43,12 +57,12 @@ def load_prompts(config, split: str) -> PromptSet:
     elif name == 'scenes':
         everything = scene_prompts(config.data.scenes + EVAL_SCENES, seed=0)
         prompts = everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
+    elif name == 'panel':
+        prompts = panel_prompts()
     elif name.endswith('.jsonl'):
         prompts = geneval_prompts(name)
     else:
-        prompts = PromptSet.from_text(pathlib.Path(name), quoted_target='ocr' in config.reward)
-    if split == 'eval' and config.data.eval_prompts:
-        prompts = prompts[: config.data.eval_prompts]
+        prompts = PromptSet.from_text(pathlib.Path(name), quoted_target=quoted_target)
     return PromptSet(tuple(prompts))
 
 

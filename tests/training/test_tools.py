@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -18,8 +19,13 @@ import tiny_ocr  # noqa: E402
 from densegrpo_jax import evaluate, export, sample  # noqa: E402
 from densegrpo_jax.models.lora_files import read_peft  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.rewards import REWARDS, Scores  # noqa: E402
+from densegrpo_jax.training import tables  # noqa: E402
+from densegrpo_jax.training.evaluation import Evaluation  # noqa: E402
 from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
+from densegrpo_jax.training.panel import choose, parts  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
+from densegrpo_jax.training.prompts import load_prompts  # noqa: E402
 from densegrpo_jax.training.run import run  # noqa: E402
 from densegrpo_jax.training.state import init_state, optimiser, start_from  # noqa: E402
 
@@ -54,17 +60,86 @@ def test_sample_with_and_without_adapters(trained):
     assert np.any(other != alone)
 
 
-def test_evaluate_scores_every_prompt_once(trained, tmp_path):
-    config, workdir = trained
-    results = evaluate.evaluate(config, str(workdir), ['best', 'latest'])
-    assert set(results) == {'base', 'step 1'}
-    evaluate.write(tmp_path, config, results)
-    rows = list(csv.DictReader((tmp_path / 'scores.csv').open()))
+class Brightness:
+    """Mean of the picture in [0, 1]; pictures of every third prompt stay without a score."""
+
+    name, names, range, device, needs_metadata = 'brightness', ('brightness',), (0.0, 1.0), 'host', False
+
+    def check(self, prompts, metadata):
+        pass
+
+    def __call__(self, images, prompts, metadata):
+        values = images.mean((1, 2, 3), dtype=np.float32) / 255
+        valid = np.array([sum(map(ord, p)) % 3 > 0 for p in prompts])
+        return Scores({'brightness': np.where(valid, values, np.nan)}, valid)
+
+
+@pytest.fixture
+def panel(trained, monkeypatch):
+    """The configuration with a panel of one reward."""
+    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
+    config = trained[0].copy_and_resolve_references()
+    config.eval.panel = {'brightness': {}}
+    return config
+
+
+def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(trained, panel, tmp_path):
+    _, workdir = trained
+    policies = choose(['best', 'latest'], str(workdir))
+    assert [p.label for p in policies] == ['base', 'step 1']
+    results = evaluate.evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
+    one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    again = evaluate.evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)['eval']
+    for policy, result in results.items():
+        assert list(result.scores) == ['total', 'jpeg', 'brightness', 'diversity', 'kl']
+        for name, values in again[policy].scores.items():
+            np.testing.assert_allclose(result.scores[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+    rows = list(csv.DictReader((tmp_path / 'eight' / 'scores.csv').open()))
     assert len(rows) == 2 * 10 and sorted(int(r['index']) for r in rows if r['policy'] == 'base') == list(range(10))
-    base = [float(r['total']) for r in rows if r['policy'] == 'base']
-    assert np.isclose(np.mean(base), results['base'].mean(), atol=1e-5)
-    assert np.isclose(results['base'].standard_error(), np.std(base, ddof=1) / np.sqrt(10), atol=1e-5)
-    assert (tmp_path / 'base.png').exists() and '± ' in (tmp_path / 'summary.md').read_text()
+    column = lambda policy, name: np.array([float(r[name]) for r in rows if r['policy'] == policy])
+    base = column('base', 'total')
+    assert np.isclose(base.mean(), results['base'].mean(), atol=1e-5)
+    assert np.isclose(results['base'].standard_error(), base.std(ddof=1) / np.sqrt(10), atol=1e-5)
+    missing = np.isnan(column('base', 'brightness'))
+    assert 0 < missing.sum() < 10 and np.isfinite(base[missing]).all()  # without a panel score, not without the others
+    kl = column('step 1', 'kl')
+    assert (kl[:3] > 0).all() and np.isnan(kl[3:]).all() and not results['base'].scores['kl'][:3].any()
+    assert (column('base', 'diversity') > 0).all()
+
+    summary = (tmp_path / 'eight' / 'summary.md').read_text()
+    change = column('step 1', 'jpeg') - column('base', 'jpeg')
+    assert f'{change.mean():+.4f} ± {change.std(ddof=1) / np.sqrt(10):.4f}' in summary
+    assert f'({10 - missing.sum()} of 10)' in summary and '(3 of 10)' in summary
+    for sheet in ('base.png', 'step_1.png', 'side_by_side.png'):
+        assert (tmp_path / 'eight' / sheet).is_file()
+
+
+def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
+    config, workdir = trained
+    other = shutil.copytree(workdir / 'checkpoints', tmp_path / 'other' / 'checkpoints').parent
+    labels = [p.label for p in choose([f'{workdir}:best', f'{other}:1', 'latest'], str(workdir), base=False)]
+    assert labels == [f'{workdir.name} step 1', 'other step 1']
+    with pytest.raises(ValueError, match='of which run'):
+        choose(['best'])
+    with pytest.raises(FileNotFoundError, match="no checkpoint '7'"):
+        choose([f'{workdir}:7'])
+
+
+def test_a_panel_is_checked_before_anything_is_loaded(panel, tmp_path):
+    panel.eval.panel_prompts = 'panel'
+    which = parts(panel)
+    assert {name: [r.name for r in part.rewards] for name, part in which.items()} == {'eval': ['composite'], 'panel': ['brightness']}
+    assert len(which['panel'].prompts) == 60 and len({p.metadata['tag'] for p in which['panel'].prompts}) == 6
+    panel.eval.panel.brightness.weight = 2.0
+    with pytest.raises(ValueError, match='eval.panel.brightness.weight=2.0'):
+        parts(panel)
+    panel.eval.panel = {}
+    with pytest.raises(ValueError, match="eval.panel_prompts='panel' has no reward"):
+        parts(panel)
+    panel.eval.update(panel={'jpeg': {}}, panel_prompts='')
+    with pytest.raises(ValueError, match=r"\['jpeg'\] occur twice"):
+        parts(panel)
 
 
 def test_evaluate_reports_geneval_by_task(tmp_path):
@@ -73,8 +148,8 @@ def test_evaluate_reports_geneval_by_task(tmp_path):
     config = tiny_ocr.get_config()
     config.data.update(eval=str(tmp_path / 'rows.jsonl'), eval_prompts=0)
     scores = {'total': np.float32([1, 1, 0.5, np.nan]), 'geneval_correct': np.float32([0, 1, 1, 0])}
-    evaluate.write(tmp_path, config, {'base': evaluate.Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a photo of a cup'])})
-    summary = (tmp_path / 'summary.md').read_text()
+    result = Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a photo of a cup'])
+    summary = tables.summary(config, 'eval', load_prompts(config, 'eval'), {'base': result})
     assert '| policy | score | colors | counting | mean of tasks |' in summary
     assert '| base | total | 0.7500 | 1.0000 | 0.8750 |' in summary and '| base | geneval_correct | 1.0000 | 0.0000 | 0.5000 |' in summary
 

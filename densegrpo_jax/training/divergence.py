@@ -1,0 +1,85 @@
+"""How far a policy has moved from its base: their KL along the policy's own noisy trajectories."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from densegrpo_jax.core.grpo_loss import kl_divergence
+from densegrpo_jax.core.rollout import DenseRollout, transitions
+from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.prompts import Encoder
+from densegrpo_jax.training.record import Record
+from densegrpo_jax.training.sampling import EXACT, STREAM_EVAL, key_data, make_rollout, make_schedule, stream_key
+
+KL = 'kl'
+
+
+class Divergence:
+    """KL(policy || base) along trajectories that the policy samples as in training (`config.rollout`), one per prompt.
+
+    Of a prompt it is the mean over the trained transitions of `kl_divergence`, form 'gaussian' whatever `loss.kl_form` says: the squared
+    difference of the two Gaussian steps' means over 2 std^2, averaged over the elements of the latent. The policy is what training takes
+    for it: the guided network, or with `loss.cfg=False` the prompt's own prediction on guided samples. Prompt i has the same noise always.
+
+    Args:
+      count: how many of the prompts, from the first.
+    """
+
+    def __init__(self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder, mesh: Mesh, count: int):
+        self._prompts, self._encoder, self._count = prompts, encoder, min(count, len(prompts))
+        self._batch = min(config.eval.batch, self._count)
+        single = config.copy_and_resolve_references()
+        single.rollout.group = 1
+        schedule = make_schedule(pipeline, single)._replace(complete=())
+        self._rollout = make_rollout(pipeline, single, schedule, mesh)
+        self._key = key_data(stream_key(config.seed, STREAM_EVAL, 2))
+        m, r = config.model, config.rollout
+
+        def divergence(params: dict, adapters: dict, conditioning: Conditioning, rollout: DenseRollout) -> jax.Array:
+            batch = rollout.std.shape[1]
+            record = transitions(rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.plan, batch)
+            steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
+            negative = params.get(NEGATIVE) if config.loss.cfg else None
+            network = lambda trained: pipeline.velocity_fn(
+                params['transformer'], trained, conditioning, m.guidance, m.height, m.width, negative=negative
+            )
+
+            def one_step(t):
+                rescore = lambda v: sde_step(
+                    v(t.x, t.s), t.x, t.s, t.s_next, t.noise_level, sample=t.x_next, kernel=r.kernel, log_prob=r.log_prob
+                )
+                return kl_divergence(rescore(network(adapters)), rescore(network(None)).mean, kernel=r.kernel), t.mask
+
+            kl, mask = jax.lax.map(one_step, steps)
+            return jnp.where(mask, kl, 0).sum(0) / jnp.maximum(mask.sum(0), 1)
+
+        self._divergence = jax.jit(divergence, compiler_options=EXACT)
+
+    def __call__(
+        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record, policy: str, name: str = 'eval'
+    ) -> np.ndarray:
+        """float32 [N], NaN for prompts that are not among the first `count`; the base's (adapters None) is 0.
+
+        record, policy, name: as in `Evaluator`; what the record has is not computed again.
+        """
+        kl = np.full(len(self._prompts), np.nan, np.float32)
+        kl[: self._count] = [record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)]
+        if adapters is None:
+            kl[: self._count] = 0
+        todo = np.flatnonzero(np.isnan(kl[: self._count]))
+        for start in range(0, len(todo), self._batch):
+            new = todo[start : start + self._batch]
+            rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count])
+            conditioning = self._encoder([self._prompts[int(i)].text for i in rows])
+            rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows)
+            found = np.asarray(stop.wait(self._divergence(params, adapters, conditioning, rollout)))
+            for i, value in zip(new, found):
+                kl[i] = value
+                record.put(policy, name, int(i), {KL: float(value)})
+        return kl

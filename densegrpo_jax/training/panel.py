@@ -1,0 +1,91 @@
+"""What `densegrpo_jax.evaluate` compares: which policies, on which prompts, with which rewards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.rewards.base import Reward
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.training.divergence import KL
+from densegrpo_jax.training.evaluation import DIVERSITY
+from densegrpo_jax.training.loading import find_step
+from densegrpo_jax.training.prompts import load_panel_prompts, load_prompts
+from densegrpo_jax.training.run import FREE_MODEL_KEYS, FREE_REWARD_KEYS
+
+
+class Policy(NamedTuple):
+    """What is scored: the base model (workdir None) or a checkpoint of a run."""
+
+    label: str
+    workdir: pathlib.Path | None = None
+    step: int = 0
+
+
+class Part(NamedTuple):
+    """A prompt set and the rewards that its pictures are scored with."""
+
+    prompts: PromptSet
+    rewards: list[Reward]
+
+
+def choose(checkpoints: Sequence[str], workdir: str | None = None, *, base: bool = True) -> list[Policy]:
+    """The base and the checkpoints named 'best', 'latest' or by a step, of `workdir` or, as RUN:NAME, of another run.
+
+    Raises:
+      ValueError, FileNotFoundError: a name without a run, or without a checkpoint.
+    """
+    chosen = []
+    for name in checkpoints:
+        run, _, which = name.rpartition(':')
+        if not (run or workdir):
+            raise ValueError(f'--checkpoint={name}: of which run? Give --workdir=RUN, or --checkpoint=RUN:{name}')
+        folder = pathlib.Path(run or workdir).expanduser()
+        chosen.append((folder, find_step(folder, which)))
+    runs = {folder for folder, _ in chosen}
+    unique = len({folder.name for folder in runs}) == len(runs)
+    prefix = lambda folder: '' if len(runs) == 1 else f'{folder.name if unique else folder} '
+    return [Policy('base')] * base + [Policy(f'{prefix(folder)}step {step}', folder, step) for folder, step in dict.fromkeys(chosen)]
+
+
+def parts(config) -> dict[str, Part]:
+    """Prompt set -> what is scored: 'eval', and 'panel' where the panel has prompts of its own. Every reward has checked its prompts."""
+    panel = []
+    for name, options in config.eval.panel.items():
+        if 'weight' in options:
+            raise ValueError(f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not added up; remove the weight')
+        panel.append(build_reward({name: options}).parts[0][0])
+    result = {'eval': Part(load_prompts(config, 'eval'), [build_reward(config.reward)])}
+    if (prompts := load_panel_prompts(config)) is None:
+        result['eval'].rewards.extend(panel)
+    elif panel:
+        result['panel'] = Part(prompts, panel)
+    else:
+        raise ValueError(f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to be scored with: give some as eval.panel')
+    for part in result.values():
+        names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and {KL!r}; names must differ')
+        for reward in part.rewards:
+            reward.check([p.text for p in part.prompts], [p.metadata for p in part.prompts])
+    return result
+
+
+def settings(config, folder: pathlib.Path, which: dict[str, Part], group: int) -> dict:
+    """JSON values that scores depend on besides the policy; the base model by the names and sizes of its files."""
+    c = json.loads(config.to_json_best_effort())
+    without = lambda options, *free: {key: value for key, value in options.items() if key not in free}
+    rewards = lambda spec: {name: without(options, *FREE_REWARD_KEYS) for name, options in spec.items()}
+    text = lambda part: json.dumps([[p.text, p.metadata] for p in part.prompts], sort_keys=True)
+    return {
+        'seed': c['seed'], 'full': c['full'], 'lora': c['lora'], 'model': without(c['model'], *FREE_MODEL_KEYS), 'cfg': c['loss']['cfg'],
+        'base': {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob('*')) if f.is_file()},
+        'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch'),
+        'reward': rewards(c['reward']), 'panel': rewards(c['eval']['panel']), 'steps': c['eval']['steps'],
+        'prompts': {name: hashlib.sha256(text(part).encode()).hexdigest()[:12] for name, part in which.items()},
+        'group': group, 'embedding': c['eval']['embedding'] if group > 1 else None,
+    }  # fmt: skip
