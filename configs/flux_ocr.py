@@ -23,5 +23,6 @@ def get_config(variant: str = ''):
     c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
     c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
     c.eval.update(every=30, steps=28, shown=16)
+    c.eval.best = 'total'  # OCR accuracy
     c.data.update(train='scenes', eval='scenes', eval_prompts=512)
     return fit(c, variant, samples=24, transitions=3)

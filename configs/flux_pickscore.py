@@ -30,5 +30,6 @@ def get_config(variant: str = ''):
         }
     }  # fmt: skip
     c.eval.update(every=30, steps=28, shown=16)
+    c.eval.best = 'total'  # PickScore
     c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
     return fit(c, variant, samples=24, transitions=3)

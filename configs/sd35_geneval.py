@@ -30,7 +30,7 @@ def get_config(variant: str = ''):
     c.label = 'SD3.5-M, GenEval, dense credit, uncalibrated noise (Flow-GRPO, a = 0.7)'
     c.iterations = 4500
     c.reward = {'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}}
-    c.eval.best = 'geneval_correct'
+    c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
     c.loss.beta = 0.04
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
     return fit(c, variant, samples=24, transitions=8)

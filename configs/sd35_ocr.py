@@ -24,5 +24,6 @@ def get_config(variant: str = ''):
     c.iterations = 1500
     c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
     c.loss.beta = 0.04
+    c.eval.best = 'total'  # OCR accuracy
     c.data.update(train='scenes', eval='scenes', eval_prompts=512)
     return fit(c, variant, samples=24, transitions=8)

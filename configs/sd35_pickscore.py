@@ -28,5 +28,6 @@ def get_config(variant: str = ''):
         }
     }  # fmt: skip
     c.loss.beta = 0.01
+    c.eval.best = 'total'  # PickScore
     c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
     return fit(c, variant, samples=24, transitions=8)

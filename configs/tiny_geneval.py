@@ -22,4 +22,5 @@ def get_config():
     c.ema.update(decay=0.9, every=1)
     c.reward = {'shapes': {'weight': 1.0}}
     c.eval.update(every=20, steps=6, batch=92, shown=24)
+    c.eval.best = 'total'  # the partial score that is trained on; or 'shapes_correct', GenEval's accuracy
     return c
