@@ -2,7 +2,7 @@
 
 Reading order: schedules (the noise grid), plan (which steps are stochastic, which are trained), sde_step (the policy),
 ode_rollout (completion of a latent), rollout (trajectories and their completions), dense_reward (credit),
-advantages, grpo_loss, calibration.
+advantages, combine (of several rewards), grpo_loss, calibration.
 
 Conventions: x_s = (1 - s) x_0 + s eps and v = eps - x_0, so s = 1 is noise and s = 0 the clean latent; a grid
 sigmas[0] > ... > sigmas[T] is visited from noise to image, and the paper's timestep is t = T - k. Trajectories are time
