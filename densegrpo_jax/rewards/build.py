@@ -16,23 +16,27 @@ REWARDS: dict[str, str | Callable[..., Reward]] = {
 }  # fmt: skip
 
 
+# What a class of another package must have; names and range may be set by its constructor.
+FACE = ('name', 'device', 'needs_metadata', 'check', '__call__')
+
+
 def build_reward(spec) -> CompositeReward:
     """The weighted sum that a config describes, such as {'ocr': {'weight': 1.0, 'mode': 'recognise'}, 'jpeg': {'weight': 0.1}}.
 
     Args:
       spec: dict or ConfigDict, reward name -> options; `weight` (1.0 if absent) is the sum's, the rest the reward's own. Where a reward
         occurs twice, such as two sets of servers, keys are free and `kind` names the reward: {'deqa': {'kind': 'remote', ...}}.
+        A reward of another package is named by where it is imported from: {'mine': {'kind': 'my_package.my_module:MyReward', ...}}
+        (or by its key, but a ConfigDict takes no key with a dot).
 
     Raises:
-      ValueError: an unknown reward or option (the message lists the known ones), or a value out of range.
+      ValueError: an unknown reward or option (the message lists the known ones), a value out of range, or an import that fails.
     """
     parts = []
     for name, options in spec.items():
         options = dict(options.items())
         kind = options.pop('kind', name)
-        if kind not in REWARDS:
-            raise ValueError(f'unknown reward {kind!r}; known rewards: {", ".join(REWARDS)}')
-        reward = _resolve(REWARDS[kind])
+        reward = resolve(kind)
         known = [key for key in inspect.signature(reward).parameters if not key.startswith('make_')]
         weight = options.pop('weight', 1.0)
         if unknown := [key for key in options if key not in known]:
@@ -41,8 +45,31 @@ def build_reward(spec) -> CompositeReward:
     return CompositeReward(parts)
 
 
-def _resolve(reward: str | Callable[..., Reward]) -> Callable[..., Reward]:
+def resolve(kind: str) -> Callable[..., Reward]:
+    """What makes the reward `kind` of a config. Raises ValueError as `build_reward`."""
+    if ':' in kind:
+        return _imported(kind)
+    if kind not in REWARDS:
+        known = ', '.join(REWARDS)
+        raise ValueError(f'unknown reward {kind!r}; known rewards: {known}; one of your own is named by package.module:Class')
+    reward = REWARDS[kind]
     if not isinstance(reward, str):
         return reward
     module, _, name = reward.partition(':')
     return getattr(importlib.import_module(f'densegrpo_jax.rewards.{module}'), name)
+
+
+def _imported(path: str) -> Callable[..., Reward]:
+    """The reward class 'package.module:Class' of another package."""
+    module, _, name = path.partition(':')
+    try:
+        reward = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f'{module}.'.startswith(f'{error.name}.'):
+            raise  # the module is there, and something that it needs is not
+        raise ValueError(f'reward {path!r}: there is no module {error.name!r} on the import path (PYTHONPATH)') from None
+    if reward is None:
+        raise ValueError(f'reward {path!r}: the module {module!r} has no {name!r}')
+    if missing := [field for field in FACE if not hasattr(reward, field)]:
+        raise ValueError(f'reward {path!r} has no {missing[0]!r}; a reward class has {", ".join(FACE)} (rewards/base.py, class Reward)')
+    return reward
