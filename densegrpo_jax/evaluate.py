@@ -68,6 +68,7 @@ def evaluate(
         for name, part in which.items():
             scorers = [scorer(reward, name == 'eval' and i == 0) for i, reward in enumerate(part.rewards)]
             evaluators[name] = Evaluator(pipeline, config, part.prompts, encoder, scorers, mesh, group=group, embed=embed, name=name)
+        kl_prompts *= any(policy.workdir for policy in policies)
         divergence = Divergence(pipeline, config, which['eval'].prompts, encoder, mesh, kl_prompts) if kl_prompts else None
         for policy in policies:
             adapters = None

@@ -149,7 +149,7 @@ def validate(config) -> None:
         'rollout.prompts_per_batch': r.prompts_per_batch, 'optim.updates': config.optim.updates,
         'optim.microbatch': config.optim.microbatch,
         'optim.max_bad': config.optim.max_bad, 'ema.every': config.ema.every, 'eval.every': config.eval.every,
-        'eval.steps': config.eval.steps,
+        'eval.steps': config.eval.steps, 'eval.shown': config.eval.shown,
         'eval.batch': config.eval.batch, 'checkpoint.every': config.checkpoint.every, 'checkpoint.keep': config.checkpoint.keep,
         'model.t5_length': m.t5_length,
     }  # fmt: skip

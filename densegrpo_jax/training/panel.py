@@ -83,7 +83,7 @@ def settings(config, folder: pathlib.Path, which: dict[str, Part], group: int) -
     text = lambda part: json.dumps([[p.text, p.metadata] for p in part.prompts], sort_keys=True)
     return {
         'seed': c['seed'], 'full': c['full'], 'lora': c['lora'], 'model': without(c['model'], *FREE_MODEL_KEYS), 'cfg': c['loss']['cfg'],
-        'base': {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob('*')) if f.is_file()},
+        'base': {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob('*')) if f.suffix in ('.json', '.safetensors')},
         'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch'),
         'reward': rewards(c['reward']), 'panel': rewards(c['eval']['panel']), 'steps': c['eval']['steps'],
         'prompts': {name: hashlib.sha256(text(part).encode()).hexdigest()[:12] for name, part in which.items()},

@@ -27,10 +27,9 @@ def write(out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[s
         prompts, prefix = sets[name], '' if name == 'eval' else f'{name}_'
         write_csv(out / f'{prefix}scores.csv', prompts, policies)
         pages.append(summary(config, name, prompts, policies, group))
-        if config.eval.shown:
-            for policy, result in policies.items():
-                result.save_sheet(out / f'{prefix}{policy.replace(" ", "_").replace("/", "_")}.png')
-            side_by_side(out / f'{prefix}side_by_side.png', policies)
+        for policy, result in policies.items():
+            result.save_sheet(out / f'{prefix}{policy.replace(" ", "_").replace("/", "_")}.png')
+        side_by_side(out / f'{prefix}side_by_side.png', policies)
     (out / 'summary.md').write_text('\n\n'.join(pages) + '\n')
 
 
