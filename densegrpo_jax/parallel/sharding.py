@@ -29,8 +29,10 @@ class Rule(NamedTuple):
     uneven: str = 'error'
 
 
+# Both leave fsdp to a dimension that is summed over. On the outputs of a row-parallel matrix it would meet the rows of the batch, which are
+# split over fsdp too, and XLA (jaxlib 0.10.2, data x fsdp x tensor = 2 x 2 x 2, few tokens) hands some rows to the wrong device.
 COLUMN = ('fsdp', 'tensor')
-ROW = ('tensor', 'fsdp')
+ROW = (('tensor', 'fsdp'), None)
 
 # FLUX and SD3 transformers, T5, CLIP text and the autoencoder, by the names of their Diffusers and Transformers modules.
 _COLUMN_LAYERS = (
