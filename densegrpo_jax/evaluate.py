@@ -80,7 +80,7 @@ def evaluate(
                 if divergence and name == 'eval':
                     result.scores[KL] = divergence(params, adapters, stop, record, key)
                 logging.info('%s, %s: %s', policy.label, name, _line(result))
-    tables.write(out, config, {name: part.prompts for name, part in which.items()}, results, group=group)
+    tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
     return results
 
 

@@ -39,6 +39,7 @@ class Evaluation:
     scores: dict[str, np.ndarray]
     images: np.ndarray  # uint8 [shown, H, W, 3], of each prompt the first
     prompts: list[str]
+    group: int = 1  # pictures per prompt
 
     def mean(self, name: str = 'total') -> float:
         return _mean(self.scores[name])
@@ -52,10 +53,15 @@ class Evaluation:
         difference = self.scores[name] - base.scores[name]
         return _mean(difference), _standard_error(difference)
 
+    @property
+    def over_group(self) -> str:
+        """What to add to a single prompt's score in a caption."""
+        return f' (mean of {self.group})' if self.group > 1 else ''
+
     def save_sheet(self, path: pathlib.Path) -> None:
         """The pictures with their first score and prompt, as one PNG."""
         width, (first, *_) = self.images.shape[2], self.scores.values()
-        captions = [f'{s:.2f} {p}' for s, p in zip(first, self.prompts)]
+        captions = [f'{s:.2f}{self.over_group} {p}' for s, p in zip(first, self.prompts)]
         save_grid(path, self.images, columns=max(1, min(6, 1152 // width)), scale=max(1, 192 // width), captions=captions)
 
 
@@ -161,7 +167,8 @@ class Evaluator:
         for batch in waiting:
             keep(batch)
         scores = merge_scores(stop, scores)
-        return Evaluation(scores, np.stack([shown[i] for i in range(self._shown)]), [p.text for p in self._prompts[: self._shown]])
+        images = np.stack([shown[i] for i in range(self._shown)])
+        return Evaluation(scores, images, [p.text for p in self._prompts[: self._shown]], self._group)
 
     def _sampled(self, params, adapters, new: np.ndarray, stop: StopRequest) -> tuple[np.ndarray, Sampled]:
         """Draws the prompts `new`: the first picture of each, and this process's share on its way to the scorers."""

@@ -19,14 +19,14 @@ NOTES = {
 }
 
 
-def write(out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[str, dict[str, Evaluation]], *, group: int = 1) -> None:
+def write(out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[str, dict[str, Evaluation]]) -> None:
     """summary.md; and of every prompt set, prefixed by its name unless that is 'eval': scores.csv, a sheet per policy, side_by_side.png."""
     out.mkdir(parents=True, exist_ok=True)
     pages = []
     for name, policies in results.items():
         prompts, prefix = sets[name], '' if name == 'eval' else f'{name}_'
         write_csv(out / f'{prefix}scores.csv', prompts, policies)
-        pages.append(summary(config, name, prompts, policies, group))
+        pages.append(summary(config, name, prompts, policies))
         for policy, result in policies.items():
             result.save_sheet(out / f'{prefix}{policy.replace(" ", "_").replace("/", "_")}.png')
         side_by_side(out / f'{prefix}side_by_side.png', policies)
@@ -44,10 +44,11 @@ def write_csv(path: pathlib.Path, prompts: PromptSet, policies: dict[str, Evalua
                 table.writerow([policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)])
 
 
-def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluation], group: int = 1) -> str:
+def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluation]) -> str:
     """Markdown: means with standard errors, their differences to the base prompt by prompt, and means by task where prompts have one."""
     which, e = config.data.eval if name == 'eval' else config.eval.panel_prompts, config.eval
-    names = list(next(iter(policies.values())).scores)
+    first = next(iter(policies.values()))
+    names, group = list(first.scores), first.group
     pictures = f', {group} pictures of each' if group > 1 else ''
     lines = [
         f'{len(prompts)} prompts ({which}){pictures}, {e.steps} ODE steps, guidance {config.model.guidance:g}, seed {config.seed}; '
@@ -71,7 +72,7 @@ def side_by_side(path: pathlib.Path, policies: dict[str, Evaluation]) -> None:
     results = list(policies.values())
     images = np.stack([result.images for result in results], axis=1)
     name, rows = next(iter(results[0].scores)), range(len(images))
-    captions = [[f'{name} {result.scores[name][i]:.3f}' for result in results] for i in rows]
+    captions = [[f'{name} {result.scores[name][i]:.3f}{result.over_group}' for result in results] for i in rows]
     scale = max(1, 192 // images.shape[3])
     save(path, comparison(images, titles=list(policies), captions=captions, rows=results[0].prompts, scale=scale))
 
