@@ -37,6 +37,7 @@ from densegrpo_jax.training.panel import Policy, choose, parts, settings
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder, with_negative
 from densegrpo_jax.training.record import Record
+from densegrpo_jax.training.sampling import make_sampler
 
 
 def evaluate(
@@ -64,10 +65,12 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         workers = config.reward_workers or jax.local_device_count()
         scorer = lambda reward, trained: stack.enter_context(Scorer(reward, workers, some_valid=trained))
-        evaluators = {}
+        evaluators, sample = {}, make_sampler(pipeline, config, config.eval.steps, mesh)
         for name, part in which.items():
             scorers = [scorer(reward, name == 'eval' and i == 0) for i, reward in enumerate(part.rewards)]
-            evaluators[name] = Evaluator(pipeline, config, part.prompts, encoder, scorers, mesh, group=group, embed=embed, name=name)
+            evaluators[name] = Evaluator(
+                pipeline, config, part.prompts, encoder, scorers, mesh, group=group, embed=embed, name=name, sample=sample
+            )
         kl_prompts *= any(policy.workdir for policy in policies)
         divergence = Divergence(pipeline, config, which['eval'].prompts, encoder, mesh, kl_prompts) if kl_prompts else None
         for policy in policies:

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -109,11 +109,12 @@ class Evaluator:
       scorers: of the training reward, and of others; a picture without a score of one of them may have one of the others.
       group: pictures per prompt. embed: what the diversity of at least two is measured in, see `diversity.make_embedding`.
       name: of the prompt set, for records.
+      sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, where several evaluators shall compile it once.
     """
 
     def __init__(
         self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder | TextCache, scorers: Scorer | Sequence[Scorer], mesh: Mesh,
-        *, group: int = 1, embed: Embed | None = None, name: str = 'eval',
+        *, group: int = 1, embed: Embed | None = None, name: str = 'eval', sample: Callable | None = None,
     ):  # fmt: skip
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
         self._prompts, self._encoder, self._shown = prompts, encoder, min(config.eval.shown, len(prompts))
@@ -122,7 +123,7 @@ class Evaluator:
             raise ValueError(f'{group} pictures of a prompt are sampled together: raise eval.batch={config.eval.batch} to at least that')
         most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(mesh)
         self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
-        self._sample = make_sampler(pipeline, config, config.eval.steps, mesh)
+        self._sample = sample or make_sampler(pipeline, config, config.eval.steps, mesh)
         self.names = tuple(name for scorer in self._scorers for name in scorer.names) + ((DIVERSITY,) if group > 1 else ())
         key = stream_key(config.seed, STREAM_EVAL, 0)
         first = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(prompts)))

@@ -1,6 +1,8 @@
 """Evaluations that are stopped and continue, what they keep on disk, the diversity of a group, and contact sheets."""
 
 import json
+import pathlib
+import sys
 import types
 
 import jax
@@ -20,6 +22,9 @@ from densegrpo_jax.training.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.record import Record
+
+sys.path[:0] = [str(pathlib.Path(__file__).parents[1])]
+from clip_folder import random_clip  # noqa: E402
 
 PROMPTS = PromptSet(tuple(Prompt(f'prompt {i}') for i in range(10)))
 CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps=2, shown=3))
@@ -42,6 +47,18 @@ def test_embeddings_tell_pictures_apart():
     np.testing.assert_allclose(pairwise_diversity(features[None, ::2]), 0, atol=1e-6)  # both darker than mid-grey
     with pytest.raises(FileNotFoundError, match="eval.embedding='nowhere'"):
         make_embedding('nowhere')
+
+
+def test_a_clip_folder_as_embedding(tmp_path):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    random_clip(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
+    found = pairwise_diversity(make_embedding(str(tmp_path))(images)[None])
+    inputs = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path)(list(images), return_tensors='pt')
+    model = transformers.CLIPModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        features = model.visual_projection(model.vision_model(**inputs).pooler_output).numpy()
+    np.testing.assert_allclose(found, pairwise_diversity(features[None]), atol=1e-5)
 
 
 class At(Scorer):

@@ -89,10 +89,15 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(t
     assert [p.label for p in policies] == ['base', 'step 1']
     results = evaluate.evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
     one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    again = evaluate.evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)['eval']
+    (tmp_path / 'four.txt').write_text('a red cat\na blue dog\ntwo green birds\na lamp\n')
+    panel.eval.panel_prompts = str(tmp_path / 'four.txt')
+    apart = evaluate.evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)
+    assert {name: len(result.prompts) for name, result in apart['panel'].items()} == {'base': 4, 'step 1': 4}
+    assert list(apart['panel']['base'].scores) == ['brightness', 'diversity'] and (tmp_path / 'one' / 'panel_scores.csv').is_file()
+    assert '4 prompts (' in (tmp_path / 'one' / 'summary.md').read_text()
     for policy, result in results.items():
         assert list(result.scores) == ['total', 'jpeg', 'brightness', 'diversity', 'kl']
-        for name, values in again[policy].scores.items():
+        for name, values in apart['eval'][policy].scores.items():
             np.testing.assert_allclose(result.scores[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
 
     rows = list(csv.DictReader((tmp_path / 'eight' / 'scores.csv').open()))
