@@ -13,7 +13,7 @@ def get_config():
     c = default_config()
     c.iterations = 60
     c.label = 'miniature FLUX, held-out compositions of shapes, dense credit, uniform noise (a = 0.7)'
-    c.model.update(path='builtin:tiny_shapes', height=48, width=48, t5_length=12, guidance=1.5, dtype='float32', scan=False, remat='none')
+    c.model.update(path='builtin:tiny_shapes', height=48, width=48, t5_length=12, guidance=2.0, dtype='float32', scan=False, remat='none')
     c.lora.update(rank=32, alpha=64.0)
     c.data.update(train='tiny_shapes', eval='tiny_shapes')
     c.rollout.update(steps=6, prompts=8, group=12, prompts_per_batch=4, kernel='sde', noise='flow_grpo', level=0.7)
@@ -21,6 +21,6 @@ def get_config():
     c.optim.update(learning_rate=1e-3, microbatch=96)
     c.ema.update(decay=0.9, every=1)
     c.reward = {'shapes': {'weight': 1.0}}
-    c.eval.update(every=20, steps=6, batch=92, shown=24)
+    c.eval.update(every=20, steps=6, batch=100, shown=24)
     c.eval.best = 'total'  # the partial score that is trained on; or 'shapes_correct', GenEval's accuracy
     return c

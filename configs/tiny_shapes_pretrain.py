@@ -47,10 +47,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.stages.vae = ml_collections.ConfigDict(dict(steps=800, batch=16, lr=1e-3, warmup=50, ema=0.99, kl_weight=2e-3, init='builtin:tiny'))
     c.stages.flow = ml_collections.ConfigDict(
         dict(steps=5000, batch=64, lr=1e-3, warmup=200, ema=0.998, text_dropout=0.1, pool=32768)
-        | dict(grid_steps=6, eval_every=500, eval_prompts=276)
+        | dict(grid_steps=6, eval_every=500, eval_prompts=300)
     )
     c.stages.distil = ml_collections.ConfigDict(
         dict(steps=400, batch=64, lr=3e-4, warmup=20, ema=0.99, guidance_max=4.0)
-        | dict(grid_steps=6, eval_every=200, eval_prompts=276, eval_guidance=2.0)
+        | dict(grid_steps=6, eval_every=200, eval_prompts=300, eval_guidance=2.0)
     )
     return c

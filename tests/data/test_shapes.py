@@ -56,8 +56,9 @@ def test_no_training_prompt_asks_for_a_held_out_composition():
     train, held_out = S.shapes_train_prompts(), S.shapes_eval_prompts()
     rng = np.random.default_rng(7)
     base = [S.training_scene(S.BASE_WEIGHTS, rng).prompt() for _ in range(4000)]
-    assert len({p.text for p in held_out}) == len(held_out) == sum(S.EVAL_COUNTS.values()) >= 256
-    assert collections.Counter(p.metadata['tag'] for p in held_out) == S.EVAL_COUNTS
+    distinct = {p.text: p.metadata['tag'] for p in held_out}
+    assert collections.Counter(p.metadata['tag'] for p in held_out) == dict.fromkeys(S.TAGS, 100)
+    assert [list(distinct.values()).count(tag) for tag in S.TAGS] == [5, 4, 7, 45, 100, 100]
     assert not {asked_for(p.metadata) for p in held_out} & {asked_for(p.metadata) for p in (*train, *base)}
     tags = collections.Counter(p.metadata['tag'] for p in train)
     assert len(train) == 4096 and tags['position'] > tags['counting'] > tags['color_attr'] > tags['colors'] > 100
