@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -50,6 +51,9 @@ def evaluate(
       group: pictures per prompt; of more than one the diversity is measured.
       kl_prompts: how many of the evaluation's prompts the KL is measured on; 0: none.
       restart: forget what `out` has.
+
+    Raises:
+      RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what cannot be used.
     """
     validate(config)
     if not policies:
@@ -64,10 +68,11 @@ def evaluate(
     results = {name: {} for name in which}
     with contextlib.ExitStack() as stack:
         workers = config.reward_workers or jax.local_device_count()
-        scorer = lambda reward, trained: stack.enter_context(Scorer(reward, workers, some_valid=trained))
+        # What is left after a stop may be a few pictures that cannot be scored: whether any can is seen in the end.
+        scorer = lambda reward: stack.enter_context(Scorer(reward, workers, some_valid=False))
         evaluators, sample = {}, make_sampler(pipeline, config, config.eval.steps, mesh)
         for name, part in which.items():
-            scorers = [scorer(reward, name == 'eval' and i == 0) for i, reward in enumerate(part.rewards)]
+            scorers = [scorer(reward) for reward in part.rewards]
             evaluators[name] = Evaluator(
                 pipeline, config, part.prompts, encoder, scorers, mesh, group=group, embed=embed, name=name, sample=sample
             )
@@ -82,6 +87,10 @@ def evaluate(
                 result = results[name][policy.label] = evaluator(params, adapters, stop, record, key)
                 if divergence and name == 'eval':
                     result.scores[KL] = divergence(params, adapters, stop, record, key)
+                if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
+                    raise RewardError(
+                        f'{policy.label}, {name}: not one picture has a score {empty[0]!r}; the log tells why. --restart tries again'
+                    )
                 logging.info('%s, %s: %s', policy.label, name, _line(result))
     tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
     return results

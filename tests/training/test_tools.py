@@ -19,7 +19,7 @@ import tiny_ocr  # noqa: E402
 from densegrpo_jax import evaluate, export, sample  # noqa: E402
 from densegrpo_jax.models.lora_files import read_peft  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.rewards import REWARDS, Scores  # noqa: E402
+from densegrpo_jax.rewards import REWARDS, RewardError, Scores  # noqa: E402
 from densegrpo_jax.training import tables  # noqa: E402
 from densegrpo_jax.training.evaluation import Evaluation  # noqa: E402
 from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
@@ -118,6 +118,13 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(t
     assert f'({10 - missing.sum()} of 10)' in summary and '(3 of 10)' in summary
     for sheet in ('base.png', 'step_1.png', 'side_by_side.png'):
         assert (tmp_path / 'eight' / sheet).is_file()
+
+
+def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
+    panel.data.eval_prompts, panel.eval.panel_prompts = 2, str(tmp_path / 'one.txt')
+    (tmp_path / 'one.txt').write_text('abc\n')  # 97 + 98 + 99 is a multiple of 3
+    with pytest.raises(RewardError, match="base, panel: not one picture has a score 'brightness'"):
+        evaluate.evaluate(panel, choose([]), tmp_path / 'out', mesh=make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]))
 
 
 def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
