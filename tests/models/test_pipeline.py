@@ -18,6 +18,7 @@ from densegrpo_jax.models.packing import latent_image_ids, pack_latents, token_g
 from densegrpo_jax.models.pipeline_folder import BUILTIN, load_pipeline, resolve_folder, save_pipeline  # noqa: E402
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
+SHAPES = ['a photo of three red circles left of a blue square', 'a photo of a star', 'two orange crosses']
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +26,8 @@ def folder(tmp_path_factory):
     return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
-def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS):
-    pipeline, params = load_pipeline(folder, t5_length=16)
+def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
+    pipeline, params = load_pipeline(folder, t5_length=t5_length)
     conditioning = pipeline.encode(params, *pipeline.tokenize(batch))
     velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, height, width)
     latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
@@ -35,7 +36,7 @@ def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS):
     return np.asarray(latents), np.asarray(images)
 
 
-def torch_pictures(folder, height, width, steps, guidance, noise, *, batch=PROMPTS):
+def torch_pictures(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
     torch = pytest.importorskip('torch')
     from diffusers import FluxPipeline
 
@@ -43,7 +44,7 @@ def torch_pictures(folder, height, width, steps, guidance, noise, *, batch=PROMP
     pipe = FluxPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     call = dict(
-        prompt=batch, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=16,
+        prompt=batch, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=t5_length,
         latents=torch.tensor(noise),
     )  # fmt: skip
     latents = pipe(**call, output_type='latent').images.numpy()
@@ -78,10 +79,14 @@ def test_schnell_makes_the_official_picture(tmp_path):
     assert psnr(images, expected_images) >= 50
 
 
-def test_shipped_miniature_makes_the_official_picture():
-    noise = np.random.default_rng(1).standard_normal((3, 12, 64)).astype(np.float32)
-    _, expected = torch_pictures(BUILTIN / 'tiny', 32, 96, 6, 1.5, noise)
-    _, images = ours(BUILTIN / 'tiny', 32, 96, 6, 1.5, noise)
+@pytest.mark.parametrize(
+    'name, height, width, t5_length, batch', [('tiny', 32, 96, 16, PROMPTS), ('tiny_shapes', 48, 48, 12, SHAPES)]
+)  # fmt: skip
+def test_shipped_miniature_makes_the_official_picture(name, height, width, t5_length, batch):
+    noise = np.random.default_rng(1).standard_normal((3, height * width // 256, 64)).astype(np.float32)
+    options = dict(batch=batch, t5_length=t5_length)
+    _, expected = torch_pictures(BUILTIN / name, height, width, 6, 1.5, noise, **options)
+    _, images = ours(BUILTIN / name, height, width, 6, 1.5, noise, **options)
     assert psnr(images, expected) >= 50
 
 
