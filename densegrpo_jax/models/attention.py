@@ -11,6 +11,7 @@ backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
 import jax
@@ -86,17 +87,29 @@ def splash(q, k, v, *, mesh: Mesh, interpret: bool = False):
     return out.reshape(batch, tokens, -1)
 
 
-def in_place(attend: Attend, mesh: Mesh) -> Attend:
+@dataclasses.dataclass(frozen=True)
+class InPlace:
     """`attend` with its operands split as the splash kernel's are: rows over data and fsdp, heads over tensor.
 
-    Without it the compiler may follow the split of the weights instead, and send activations of the whole batch to every device.
+    Without it the compiler may follow the split of the weights instead, and send activations of the whole batch to every device. A pin
+    holds for the gradient too. Not every activation should have one: with the hidden layer of the joint blocks' feed-forward pinned as
+    well, XLA (jaxlib 0.10.2, data x fsdp x tensor = 2 x 2 x 2) returned wrong gradients; tests/training/test_meshes.py compares them.
     """
 
-    def attend_in_place(q, k, v):
-        pin = lambda x, *rest: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(_rows(x.shape[0], mesh), None, *rest)))
-        return pin(attend(*(pin(x, 'tensor') for x in (q, k, v))), 'tensor')
+    attend: Attend
+    mesh: Mesh
 
-    return attend_in_place
+    def __call__(self, q, k, v):
+        return self.pin(self.attend(*(self.pin(x, None, 'tensor') for x in (q, k, v))), None, 'tensor')
+
+    def pin(self, x, *rest):
+        """x [B, ...] split over its rows; `rest`: mesh axes of the other dimensions, which stay whole where none is given."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(_rows(x.shape[0], self.mesh), *rest)))
+
+
+def pin(attend: Attend, x, *rest):
+    """`InPlace.pin` where there is a mesh: for activations between layers, in networks that know their `attend` but no mesh."""
+    return attend.pin(x, *rest) if isinstance(attend, InPlace) else x
 
 
 def _rows(batch: int, mesh: Mesh) -> tuple[str, ...] | None:
@@ -117,7 +130,5 @@ def choose(name: str, mesh: Mesh, dtype) -> Attend:
         raise ValueError(f"model.attention={name!r} runs on {PLATFORM[name][0]} devices, and these are {platform}: use 'xla'")
     if name == 'cudnn' and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"model.attention='cudnn' needs model.dtype='bfloat16', found {jnp.dtype(dtype).name!r}")
-    if name == 'splash':
-        return functools.partial(splash, mesh=mesh)
-    attend = {'xla': xla, 'cudnn': cudnn}[name]
-    return in_place(attend, mesh) if mesh.devices.size > 1 else attend
+    attend = {'xla': xla, 'cudnn': cudnn, 'splash': functools.partial(splash, mesh=mesh)}[name]
+    return InPlace(attend, mesh) if mesh.devices.size > 1 else attend

@@ -81,7 +81,8 @@ class SingleBlock(nn.Module):
         normed = modulated_norm(x, shift, scale, self.dtype)
         hidden = layers.gelu(layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed))
         attended = Attention(self.heads, self.adapters, self.dtype, out=False, attend=self.attend, name='attn')(normed, None, rope)
-        out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(jnp.concatenate([attended, hidden], axis=-1))
+        both = attention.pin(self.attend, jnp.concatenate([attended, hidden], axis=-1), None, 'tensor')
+        out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(both)
         return x + gate[:, None] * out, None
 
 

@@ -175,7 +175,8 @@ class JointBlock(nn.Module):
             result += gate2[:, None] * attend('attn2')(modulated_norm(x, shift2, scale2, self.dtype))
 
         def feed_forward(x, shift, scale, gate, name):
-            return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(modulated_norm(x, shift, scale, self.dtype))
+            normed = modulated_norm(attention.pin(self.attend, x), shift, scale, self.dtype)
+            return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(normed)
         x = feed_forward(result, mlp_shift, mlp_scale, mlp_gate, 'ff')
         if not self.last:
             text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
