@@ -173,13 +173,14 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
 
 
-@pytest.mark.parametrize('where', ['before the evaluation', 'in the next rollout'])
+@pytest.mark.parametrize('where', ['before the evaluation', 'in the next rollout', 'in the next update'])
 def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, monkeypatch, caplog, where):
     stop, calls = StopRequest(), []
-    if where == 'before the evaluation':
-        target, name, moment = run_module.report, 'shown', 1
-    else:
-        target, name, moment = run_module, 'place', 5  # an iteration asks three times: for all prompts and for two batches
+    target, name, moment = {
+        'before the evaluation': (run_module.report, 'shown', 1),
+        'in the next rollout': (run_module, 'place', 5),  # an iteration asks three times: for all prompts and for two batches
+        'in the next update': (run_module, 'donates_state', 2),
+    }[where]
     original = getattr(target, name)
 
     def stopping(*args):
