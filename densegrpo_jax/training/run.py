@@ -34,7 +34,7 @@ from densegrpo_jax.training.prompts import load_prompts, place, text_conditionin
 from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser, start_from
 from densegrpo_jax.training.text_cache import TextCache
-from densegrpo_jax.training.update import check_geometry, make_credit, make_update
+from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
 
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it.
 FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache')
@@ -126,11 +126,15 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 sampled = time.monotonic()
                 values, valid = phases.gather(scores)
                 scored = time.monotonic()
-                # 2. Credit, advantages, update. From here on the iteration is completed even if a stop is requested.
+                # 2. Credit, advantages, update.
                 batch, credit_metrics = credit_fn(rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights})
                 calls = 1 + (NEGATIVE in params)  # of the network per velocity
                 evals = sum(calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
-                state, update_metrics = update_fn(state, params, conditioning, batch)
+                updated, update_metrics = update_fn(state, params, conditioning, batch)
+                if not donates_state(config):  # a stop need not wait for an update either, which may take minutes
+                    stop.wait(update_metrics)
+                    stop.gather()  # all processes have this update, or none takes it
+                state = updated
                 metrics = jax.device_get({**credit_metrics, **update_metrics})
                 # What saving this update needs of the devices, now: a stop may come while they are busy with something longer.
                 digests = checkpoints.digests(state)

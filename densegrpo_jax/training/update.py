@@ -78,7 +78,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
     Update u trains on the samples of its own share of the prompts, all their trained steps, in microbatches whose gradients are
     accumulated in one scan. The loss is divided once, by the number of transitions in the update. A non-finite gradient leaves
-    adapters, optimiser and moving average as they were and counts in `state.skipped`.
+    adapters, optimiser and moving average as they were and counts in `state.skipped`. The state given is gone where `donates_state`.
     """
     m, o, loss, r = config.model, config.optim, config.loss, config.rollout
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))  # [updates, accumulation, microbatch, ...]
@@ -147,7 +147,12 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         # Where the state lives must not drift: a different placement would compile everything again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
 
-    return jax.jit(update, donate_argnums=0, compiler_options=EXACT)
+    return jax.jit(update, donate_argnums=0 if donates_state(config) else (), compiler_options=EXACT)
+
+
+def donates_state(config) -> bool:
+    """Whether the new state takes the old one's memory. Adapters are small: there the old state stays until the update is complete."""
+    return config.full
 
 
 def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
