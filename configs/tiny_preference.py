@@ -2,7 +2,7 @@
 
     python -m densegrpo_jax.main --config=configs/tiny_preference.py --workdir=runs/tiny_preference
 
-Hardware: two CPU cores, 4 GiB of memory. Score: to be measured. GenEval's verdicts are logged beside it: what pleases need not be right.
+Hardware: two CPU cores, 4 GiB of memory. Not trained yet. GenEval's verdicts are logged beside it: what pleases need not be right.
 Variants: `--config.credit.rule=sparse` (Flow-GRPO), `--config.seed=1`.
 """
 
