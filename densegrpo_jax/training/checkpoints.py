@@ -97,6 +97,9 @@ class Checkpoints:
                     logging.warning('Removing a half-written checkpoint: %s (the run was cut off while saving it).', path)
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
+        together = _together(self._hosts)
+        # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds, would pay for it in time and memory.
+        state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=together)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -104,9 +107,9 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=False,  # orbax refuses to, for several processes
-                multiprocessing_options=_together(self._hosts),
+                multiprocessing_options=together,
             ),
-            item_names=('state', 'meta'),
+            item_handlers={'state': state_handler, 'meta': ocp.JsonCheckpointHandler(multiprocessing_options=together)},
         )
         # Reads as if alone: after an error in one process, orbax's barriers would join reads of different checkpoints.
         alone = _alone(self._hosts)

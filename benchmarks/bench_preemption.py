@@ -1,0 +1,79 @@
+"""How long a stop takes to save the last update: adapters, moving average and moments of the shipped FLUX.1-dev recipe, 2.7 GiB.
+
+    python -m benchmarks.bench_preemption [--folder=/tmp/bench_preemption]
+
+Random arrays of the recipe's shapes are saved as the loop saves them when SIGTERM comes: once with nothing else to do, and once while an
+earlier save is still being written, which is waited for. Needs 9 GiB of memory and 6 GiB in the folder, which is emptied before and after.
+Copying from an accelerator is not in it: the arrays are in host memory already.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from densegrpo_jax.models.released import released_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.loading import network_options
+from densegrpo_jax.training.state import init_state, optimiser
+
+FOLDER = flags.DEFINE_string('folder', '/tmp/bench_preemption', 'Where the checkpoints are written: the disk to be measured.')
+
+
+def random_state(config):
+    """A TrainState of the configuration, every array random: nothing in it compresses."""
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    pipeline = released_pipeline(config.model.path, **network_options(config, mesh))
+    base = pipeline.abstract_params(['transformer'])['transformer']
+    shapes = jax.eval_shape(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base), base)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        values = rng.standard_normal(leaf.shape, np.float32) if leaf.dtype == np.float32 else rng.integers(0, 100, leaf.shape, leaf.dtype)
+        return jax.device_put(values)
+
+    return jax.tree.map(draw, shapes)
+
+
+def main(_) -> None:
+    sys.path.insert(0, 'configs')
+    import flux_ocr
+
+    jax.config.update('jax_platforms', 'cpu')
+    logging.set_verbosity(logging.ERROR)
+    folder = pathlib.Path(FOLDER.value)
+    shutil.rmtree(folder, ignore_errors=True)
+    state = random_state(flux_ocr.get_config('devices=1'))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**30
+    try:
+        with Checkpoints(folder) as checkpoints:
+            began = time.monotonic()
+            digests = checkpoints.digests(state)  # taken after every update, before a stop can come
+            print(f'{size:.2f} GiB; digests {time.monotonic() - began:.1f} s, compilation included')
+
+            def stop(step):
+                began = time.monotonic()
+                checkpoints.save(step, state, {}, digests=digests)
+                released = time.monotonic() - began
+                checkpoints.wait_until_finished()
+                return f'{time.monotonic() - began:.1f} s ({released:.1f} s until the loop may go on)'
+
+            print('saved by a stop:', stop(1))
+            checkpoints.save(2, state, {}, digests=digests)
+            print('saved by a stop that comes while a checkpoint is being written:', stop(3))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    peak = int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]) / 2**20
+    print(f'peak memory {peak:.1f} GiB')
+
+
+if __name__ == '__main__':
+    app.run(main)
