@@ -12,7 +12,9 @@ the table says so. Scoring on hosts is not in the times. Weights are not needed 
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import os
 import pathlib
 import re
 import sys
@@ -120,10 +122,15 @@ def plan(config, topology: Topology, utilisation: float) -> dict:
     state = jax.eval_shape(lambda b: init_state(pipeline, optimiser(config), jax.random.key(0), b), base['transformer'])
     held = announce.memory(config, pipeline, schedule, mesh, base, state)
     resident = held['weights'] + held['trained, optimiser, moving average'] + held['latents']
-    rows = {}
-    for name, phase in phases(config, pipeline, schedule, mesh).items():
-        rows[name] = compiled_row(phase, topology, resident, utilisation)
-        logging.info('%s compiled in %.0f s', name, rows[name].compile_s)
+    programs = phases(config, pipeline, schedule, mesh)
+
+    def row(name: str) -> Row:
+        result = compiled_row(programs[name], topology, resident, utilisation)
+        logging.info('%s compiled in %.0f s', name, result.compile_s)
+        return result
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # one compiler keeps one core busy
+        rows = dict(zip(programs, pool.map(row, programs)))
     seconds = sum(row.compute_s for row in rows.values())
     moving = sum(row.collective_s for row in rows.values())
     chips = topology.count / topology.chip.per_chip
