@@ -165,7 +165,7 @@ def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Obje
     count = sum(g.count for g in scene.groups)
     group = np.repeat(np.arange(len(scene.groups)), [g.count for g in scene.groups])
     side = size // CELL
-    while True:  # until one of many tries is good; half of them are, in a relation one of ten
+    while True:  # until one of 64 tries is good, which is nearly always the first time
         radius = rng.uniform(*RADII, count)
         cells = rng.permuted(np.tile(np.arange(side**2), (64, 1)), axis=1)[:, :count]
         centres = (np.stack([cells % side, cells // side], -1) + 0.5) * CELL + rng.uniform(-STRAY, STRAY, (64, count, 2))  # x, y
