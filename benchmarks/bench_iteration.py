@@ -65,7 +65,7 @@ def main(argv) -> None:
     print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; {samples} samples, {states} states scored, T = {r.steps}')
     repeated = [p for p in chosen for _ in range(r.group)] * states
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    with Scorer(build_reward(config.reward), config.reward_workers or jax.local_device_count()) as scorer:
+    with Scorer(build_reward(config.reward), config.reward_workers) as scorer:
         score = lambda: scorer.submit(flat, [p.text for p in repeated], [p.metadata for p in repeated]).result()
         timed('sample, complete, decode', rollouts, repeat)
         timed(f'decode alone ({len(flat)} pictures)', lambda: [decode(rollout.completions) for rollout, *_ in results], repeat)

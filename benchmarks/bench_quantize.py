@@ -49,7 +49,7 @@ def measure(config, name: str, text, mesh) -> dict:
         velocity = pipeline.velocity_fn(params['transformer'], None, text, m.guidance, m.height, m.width)
         return jnp.stack([velocity(x, jnp.full(rows, s)) for s in LEVELS])
 
-    with Scorer(build_reward(config.reward), jax.local_device_count()) as scorer:
+    with Scorer(build_reward(config.reward)) as scorer:
         result = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)(params, None, StopRequest())
     size = sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(params['transformer'])) // 8
     return {'velocity': np.asarray(velocities(params, text), np.float64), 'evaluation': result, 'bytes': size, 'text': text}

@@ -77,8 +77,8 @@ def main(argv) -> None:
     validate(config)
     start_devices(config.rollout.prompts_per_batch * config.rollout.group)
     mesh = make_mesh(config.mesh)
-    timed, workers = iteration(config, mesh), config.reward_workers or jax.local_device_count()
-    with Scorer(build_reward(config.reward), workers) as scorer:
+    timed = iteration(config, mesh)
+    with Scorer(build_reward(config.reward), config.reward_workers) as scorer:
 
         def score(batches) -> float:
             start = time.perf_counter()
@@ -98,7 +98,7 @@ def main(argv) -> None:
         last = median(lambda: score(batches[-1:]))
         both = median(lambda: timed(scorer))
     size = batches[0][0].shape[1:3]
-    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}, {workers} scoring threads')
+    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}, {scorer.workers} scoring threads')
     print(
         f'{len(batches)} batches, {images:.0f} pictures of {size[1]} x {size[0]} px; {images - scored:.0f} duplicates, {invalid:.0f} invalid'
     )

@@ -18,7 +18,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
@@ -67,9 +66,8 @@ def evaluate(
     params = with_negative(pipeline, config, params, encoder)
     results = {name: {} for name in which}
     with contextlib.ExitStack() as stack:
-        workers = config.reward_workers or jax.local_device_count()
         # What is left after a stop may be a few pictures that cannot be scored: whether any can is seen in the end.
-        scorer = lambda reward: stack.enter_context(Scorer(reward, workers, some_valid=False))
+        scorer = lambda reward: stack.enter_context(Scorer(reward, config.reward_workers, some_valid=False))
         evaluators, sample = {}, make_sampler(pipeline, config, config.eval.steps, mesh)
         for name, part in which.items():
             scorers = [scorer(reward) for reward in part.rewards]

@@ -1,6 +1,7 @@
 """Scoring on worker threads, so that the host scores one batch of pictures while the device samples the next."""
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,21 +33,22 @@ class Scorer:
 
     Args:
       reward: called from every worker thread at once.
-      workers: threads.
+      workers: threads; 0 = one per core that this process may use.
       chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the end.
       max_pending: batches that may be unfinished; `submit` blocks beyond that.
       some_valid: whether a batch in which not one picture got a valid score is an error.
 
     Raises:
-      ValueError: an argument below 1.
+      ValueError: an argument below 1 (`workers`: below 0).
     """
 
-    def __init__(self, reward: Reward, workers: int = 2, *, chunk_size: int = 16, max_pending: int = 4, some_valid: bool = True):
+    def __init__(self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4, some_valid: bool = True):
+        workers = workers or len(os.sched_getaffinity(0))
         for name, value in {'workers': workers, 'chunk_size': chunk_size, 'max_pending': max_pending}.items():
             if value < 1:
                 raise ValueError(f'scorer.{name} is {value}; expected at least 1')
         self._reward = reward
-        self._workers = workers
+        self.workers = workers
         self._chunk_size, self._some_valid = chunk_size, some_valid
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix='reward')
         self._slots = threading.BoundedSemaphore(max_pending)
@@ -81,7 +83,7 @@ class Scorer:
         first, inverse = _distinct(images, prompts, metadata)
         if not len(first):
             raise ValueError('there are no pictures to score')
-        chunks = np.array_split(first, -(-len(first) // min(self._chunk_size, -(-len(first) // self._workers))))
+        chunks = np.array_split(first, -(-len(first) // min(self._chunk_size, -(-len(first) // self.workers))))
 
         result = Future()
         result.set_running_or_notify_cancel()  # a batch is not cancelled by its future, only by close(cancel=True)

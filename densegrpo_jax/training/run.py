@@ -108,9 +108,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     params = with_negative(pipeline, config, params, encoder)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     credit_fn, update_fn = make_credit(config, schedule, mesh, reward.weights), make_update(pipeline, config, tx, mesh)
-    workers = config.reward_workers or jax.local_device_count()
     bar = ProgressBar(config.iterations, start=start, show=hosts.primary)
-    with Scorer(reward, workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
+    with Scorer(reward, config.reward_workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
         evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
         phases = Phases(config, workdir, mesh, train, evaluator, scorer, writer, stop, bar.note)
         step = saved = start

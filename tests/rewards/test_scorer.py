@@ -1,5 +1,6 @@
 """The threaded scorer: order, de-duplication, threads, errors, limits."""
 
+import os
 import threading
 import time
 
@@ -78,6 +79,12 @@ def test_chunks_are_scored_by_all_workers_at_once():
     assert len(reward.threads) == 2
 
 
+def test_there_is_a_thread_for_every_core_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1, 5})
+    with Scorer(Pixel()) as scorer, Scorer(Pixel(), 2) as two:
+        assert (scorer.workers, two.workers) == (3, 2)
+
+
 def test_submit_returns_before_the_scores_are_there():
     gate = threading.Event()
     with Scorer(Pixel(lambda images: gate.wait(10)), 1) as scorer:
@@ -129,7 +136,7 @@ def test_submit_refuses_what_cannot_be_scored():
         with pytest.raises(TypeError, match='uint8'):
             scorer.submit(pictures(1).astype(np.float32), ['a'])
     with pytest.raises(ValueError, match='workers'):
-        Scorer(Pixel(), 0)
+        Scorer(Pixel(), -1)
 
 
 def test_unfinished_batches_are_bounded():
