@@ -152,6 +152,28 @@ def sample_trajectory(velocity_fn, x_init, sigmas, noise_levels, plan, noise_fn,
     return Trajectory(jnp.concatenate([x[None], after]), log_probs, std, levels)
 
 
+def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, plan, noise_fn, *, kernel='sde'):
+    """Follows the policy from state k to the clean end, with T - k velocity evaluations.
+
+    Args:
+        x: [B, ...] latents of state k.
+        k: 0 ... T; may be traced, so that one compiled body serves every state.
+        velocity_fn, sigmas, noise_levels, plan, noise_fn, kernel: as in `dense_rollout`.
+
+    Returns:
+        [B, ...] latents of state T, at least float32.
+    """
+    levels = _masked_levels(noise_levels, plan, sigmas, x)
+    x = _latents(x)
+    grid = jnp.asarray(sigmas, x.dtype)
+
+    def body(j, x):
+        step, _ = advance(velocity_fn, x, grid[j], grid[j + 1], levels[j], noise_fn(j), kernel=kernel)
+        return step.sample
+
+    return jax.lax.fori_loop(k, len(levels), body, x)
+
+
 def dense_rollout(
     velocity_fn,
     x_init,

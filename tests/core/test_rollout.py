@@ -11,7 +11,7 @@ import pytest
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
-from densegrpo_jax.core.rollout import advance, dense_rollout, plan_jobs, sample_trajectory, transitions
+from densegrpo_jax.core.rollout import advance, continue_trajectory, dense_rollout, plan_jobs, sample_trajectory, transitions
 from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
 
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
@@ -95,6 +95,27 @@ def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
         step, _ = advance(velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * plan.stochastic[k], NOISE[k])
         x = step.sample
         np.testing.assert_allclose(dense.latents[k + 1], x, atol=2e-6)
+
+
+@pytest.mark.parametrize('name', PLANS)
+def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
+    whole = all_states(name)
+    calls = []
+
+    def counted(x, s):
+        jax.debug.callback(lambda: calls.append(1))
+        return velocity(x, s)
+
+    follow = jax.jit(lambda x, k: continue_trajectory(counted, x, k, GRID, LEVELS, PLANS[name], noise))
+    for k in range(T + 1):
+        calls.clear()
+        found = jax.block_until_ready(follow(whole.latents[k], k))
+        jax.effects_barrier()
+        np.testing.assert_allclose(found, whole.latents[-1], atol=2e-6)
+        assert len(calls) == T - k
+    assert follow._cache_size() == 1  # one body for all states
+    other = continue_trajectory(velocity, whole.latents[1], 1, GRID, LEVELS, PLANS[name], lambda j: -noise(j))
+    assert np.abs(other - whole.latents[-1]).max() > 0.1
 
 
 def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
