@@ -135,12 +135,12 @@ def main(argv) -> None:
     for rule, name in (('sparse', 'rollout'), ('dense', 'rollout with completions')):
         config.credit.rule = rule
         schedule = make_schedule(pipeline, config)
-        places = np.arange(1)
-        sample = make_rollout(pipeline, config, schedule, mesh).lower(params, state.policy, conditioning, key, places).compile()
-        rollout, images, _ = sample(params, state.policy, conditioning, key, places)
+        arguments = (params, state.policy, conditioning, key, np.arange(1), schedule.noise_levels)
+        sample = make_rollout(pipeline, config, schedule, mesh).lower(*arguments).compile()
+        rollout, images, _ = sample(*arguments)
         work = rollout.velocity_evals * forward + len(images) * decoding
         title = f'{name}: {int(rollout.velocity_evals)} velocities, {len(images)} decodes'
-        rows.append(timed(title, lambda f=sample: f(params, state.policy, conditioning, key, places), work, peak, needs(sample)))
+        rows.append(timed(title, lambda f=sample, a=arguments: f(*a), work, peak, needs(sample)))
     values = jnp.asarray(np.random.default_rng(0).random(images.shape[:2]), jnp.float32)
     record, _ = make_credit(config, schedule)([rollout], values, jnp.ones_like(values, bool))
     update = jax.jit(make_update(pipeline, config, tx, mesh).__wrapped__).lower(state, params, conditioning, record).compile()

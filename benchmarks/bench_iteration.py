@@ -56,7 +56,8 @@ def main(argv) -> None:
 
     def rollouts():
         batches = [np.arange(i, i + r.prompts_per_batch) for i in range(0, r.prompts, r.prompts_per_batch)]
-        return [rollout_fn(params, state.policy, jax.tree.map(lambda a, b=b: a[b], conditioning), key, b) for b in batches]
+        parts = [jax.tree.map(lambda a, b=b: a[b], conditioning) for b in batches]
+        return [rollout_fn(params, state.policy, part, key, b, schedule.noise_levels) for part, b in zip(parts, batches)]
 
     results = rollouts()
     decode = jax.jit(lambda z: jax.lax.map(lambda x: pipeline.decode(params, x, m.height, m.width)[0], z))

@@ -60,12 +60,13 @@ def iteration(config, mesh):
         encoder(['', *chosen])  # into memory
     params = with_negative(pipeline, config, load_components(config, folder, pipeline, mesh, ('transformer', 'vae')), encoder)
     adapters = jax.jit(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy)(params['transformer'])
-    rollout_fn = make_rollout(pipeline, config, make_schedule(pipeline, config), mesh)
+    schedule = make_schedule(pipeline, config)
+    rollout_fn = make_rollout(pipeline, config, schedule, mesh)
 
     def timed(scorer) -> float:
         phases = Phases(config, None, mesh, train, None, scorer, None, stop, None)
         start = time.perf_counter()
-        _, scores, _ = phases.sample(rollout_fn, params, adapters, encoder, 0)
+        _, scores, _ = phases.sample(rollout_fn, params, adapters, encoder, 0, schedule.noise_levels)
         phases.gather(scores)
         return time.perf_counter() - start
 

@@ -37,7 +37,7 @@ class Divergence:
         single = config.copy_and_resolve_references()
         single.rollout.group = 1
         schedule = make_schedule(pipeline, single)._replace(complete=())
-        self._rollout = make_rollout(pipeline, single, schedule, mesh)
+        self._rollout, self._noise_levels = make_rollout(pipeline, single, schedule, mesh), schedule.noise_levels
         self._key = key_data(stream_key(config.seed, STREAM_EVAL, 2))
         m, r = config.model, config.rollout
 
@@ -77,7 +77,7 @@ class Divergence:
             new = todo[start : start + self._batch]
             rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count])
             conditioning = self._encoder([self._prompts[int(i)].text for i in rows])
-            rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows)
+            rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows, self._noise_levels)
             found = np.asarray(stop.wait(self._divergence(params, adapters, conditioning, rollout)))
             for i, value in zip(new, found):
                 kl[i] = value

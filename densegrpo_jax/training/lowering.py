@@ -63,8 +63,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     decode = lambda rows: count_flops(lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent))
     rollout = make_rollout(pipeline, config, schedule, mesh)
     arguments = (params, state.policy, pipeline.conditioning_shapes(r.prompts_per_batch), whole(2, d=jnp.uint32))
-    places = whole(r.prompts_per_batch, d=jnp.int32)
-    sampled, images, _ = jax.eval_shape(rollout, *arguments, places)
+    arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
+    sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.velocity_evals * forward(batch) + images.shape[0] * decode(batch)
 
     rows = int(schedule.plan.trained.sum()) * r.prompts * r.group
@@ -81,7 +81,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     drawn = (params, state.ema, pipeline.conditioning_shapes(config.eval.batch), whole(config.eval.batch, 2, d=jnp.uint32))
     batches = (config.data.eval_prompts or 1024) / config.eval.batch
     return {
-        'rollout': Phase(rollout.lower(*arguments, places), r.prompts / r.prompts_per_batch, work),
+        'rollout': Phase(rollout.lower(*arguments), r.prompts / r.prompts_per_batch, work),
         'update': Phase(update, 1, learning, one if m.remat == 'full' else 0.0),
         'evaluation': Phase(
             sampler.lower(*drawn), batches / config.eval.every,

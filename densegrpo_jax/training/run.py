@@ -121,7 +121,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             while step < config.iterations:
                 # 1. Sample, complete by ODE, decode, score.
                 began = time.monotonic()
-                rollouts, scores, conditioning = phases.sample(rollout_fn, params, state.policy, encoder, step)
+                rollouts, scores, conditioning = phases.sample(rollout_fn, params, state.policy, encoder, step, schedule.noise_levels)
                 sampled = time.monotonic()
                 values, valid = phases.gather(scores)
                 scored = time.monotonic()
@@ -193,7 +193,9 @@ class Phases:
         self.config, self.workdir, self.mesh, self.train = config, workdir, mesh, train
         self.evaluator, self.scorer, self.writer, self.stop, self.note = evaluator, scorer, writer, stop, note
 
-    def sample(self, rollout_fn, params, adapters, encoder: TextCache, step: int) -> tuple[list, list, Conditioning]:
+    def sample(
+        self, rollout_fn, params, adapters, encoder: TextCache, step: int, noise_levels: np.ndarray
+    ) -> tuple[list, list, Conditioning]:
         """Rolls out the prompts of an iteration in batches; each is scored on the host while the next one is sampled.
 
         Returns:
@@ -209,7 +211,7 @@ class Phases:
         for start in range(0, r.prompts, r.prompts_per_batch):
             places = np.arange(start, start + r.prompts_per_batch)
             of_batch = place(encoder, texts[start : start + r.prompts_per_batch], self.mesh)
-            result = rollout_fn(params, adapters, of_batch, key, places)
+            result = rollout_fn(params, adapters, of_batch, key, places, noise_levels)
             if waiting is not None:
                 scores.append(self._submit(*waiting))
             rollouts.append(result[0])

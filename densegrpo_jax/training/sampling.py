@@ -107,13 +107,14 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
     Returns:
-      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p]) -> (DenseRollout of p * G samples, pictures uint8
-      [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the sample itself last. Batches are split over the mesh.
+      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels [T]) -> (DenseRollout of p * G samples,
+      pictures uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the sample itself last. Batches are split over
+      the mesh. The noise levels, a host array, are an argument, and not `schedule`'s, so that one program serves any table.
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
 
-    def rollout(params, adapters, conditioning: Conditioning, key, places) -> tuple[DenseRollout, jax.Array, jax.Array]:
+    def rollout(params, adapters, conditioning: Conditioning, key, places, noise_levels) -> tuple[DenseRollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
         repeated = jax.tree.map(split, conditioning.repeat(group))
@@ -128,7 +129,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             velocity,
             pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),
             schedule.sigmas,
-            schedule.noise_levels,
+            noise_levels,
             schedule.plan,
             lambda k: split(_normal(keys, k + 1, shape)),
             kernel=config.rollout.kernel,

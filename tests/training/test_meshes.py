@@ -39,13 +39,13 @@ class Iteration:
         self.fresh = lambda base: init_state(self.pipeline, self.tx, jax.random.key(0), base)
         self.start = lambda: sharding.init_sharded(self.fresh, mesh, sharding.RULES, self.params['transformer'])
         self.conditioning = Encoder(self.pipeline, self.params, batch=2)(PROMPTS)
-        self._rollout = make_rollout(self.pipeline, config, schedule, mesh)
+        self._rollout, self._levels = make_rollout(self.pipeline, config, schedule, mesh), schedule.noise_levels
         self._credit, self._update = make_credit(config, schedule, mesh), make_update(self.pipeline, config, self.tx, mesh)
 
     def sample(self):
         """Pictures [S, B, H, W, 3] and the scored transitions; the reward is the brightness of the left half."""
         key = key_data(jax.random.key(1))
-        rollout, images, finite = self._rollout(self.params, self.start().policy, self.conditioning, key, np.arange(2))
+        rollout, images, finite = self._rollout(self.params, self.start().policy, self.conditioning, key, np.arange(2), self._levels)
         images = np.asarray(images)
         rewards = images[:, :, :, : images.shape[3] // 2].mean((2, 3, 4)).astype(np.float32) / 255
         return images, self._credit([rollout], rewards, np.asarray(finite))[0]

@@ -29,9 +29,10 @@ def sample(opened, prompts, places, **changes):
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict({'model.height': 16, 'model.width': 32, 'rollout.steps': 2, 'rollout.group': 3, **changes})
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    rollout = make_rollout(pipeline, config, make_schedule(pipeline, config), mesh)
+    schedule = make_schedule(pipeline, config)
+    rollout = make_rollout(pipeline, config, schedule, mesh)
     conditioning = pipeline.encode(params, *pipeline.tokenize(prompts))
-    return rollout(params, None, conditioning, key_data(stream_key(0, 1, 0)), np.array(places))[0]
+    return rollout(params, None, conditioning, key_data(stream_key(0, 1, 0)), np.array(places), schedule.noise_levels)[0]
 
 
 def test_shared_noise_is_shared_by_a_group_and_only_at_the_start(opened):
@@ -65,3 +66,22 @@ def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
         differences = np.abs(np.asarray(pictures, int) - np.asarray(expected, int).reshape(pictures.shape))
         differences[1, 5] = 0
         assert differences.max() <= 1, rows
+
+
+def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_constant(opened):
+    pipeline, params = opened
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict({'model.height': 16, 'model.width': 32, 'rollout.steps': 3, 'rollout.group': 2})
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    schedule = make_schedule(pipeline, config)
+    rollout = make_rollout(pipeline, config, schedule, mesh)
+    conditioning = pipeline.encode(params, *pipeline.tokenize(['A neon sign that says "ONE"']))
+    arguments = (params, None, conditioning, key_data(stream_key(0, 1, 0)), np.arange(1))
+    given = [rollout(*arguments, levels)[0] for levels in (schedule.noise_levels, 0 * schedule.noise_levels)]
+    assert rollout._cache_size() == 1
+    np.testing.assert_array_equal(given[0].noise_level, np.where(schedule.plan.stochastic, schedule.noise_levels, 0)[:, None].repeat(2, 1))
+    closed_over = jax.jit(lambda *a: rollout.__wrapped__(*a, schedule.noise_levels), compiler_options=sampling.EXACT)(*arguments)[0]
+    np.testing.assert_array_equal(given[0].latents, closed_over.latents)
+    np.testing.assert_array_equal(given[0].log_prob, closed_over.log_prob)
+    # Without noise every state lies on the ODE path that its completion follows, so all completions are the sample.
+    np.testing.assert_allclose(given[1].completions, np.broadcast_to(given[1].latents[-1], given[1].completions.shape), atol=1e-5)
