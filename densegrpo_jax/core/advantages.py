@@ -1,10 +1,13 @@
-"""Group-relative advantages, normalised per transition."""
+"""Group-relative advantages, normalised per transition or over all of them."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+STD_SCOPES = ('group', 'global', 'pooled')
 
 
 class Advantages(NamedTuple):
@@ -19,7 +22,7 @@ class GroupStatistics(NamedTuple):
     used: jax.Array  # bool [T, B]
     mean: jax.Array  # [T, B], of the sample's group
     centre: jax.Array  # [T, B] or [T, 1], the mean that `std` is taken around: the group's or the batch's
-    std: jax.Array  # [T, B] or [T, 1]
+    std: jax.Array  # [T, B], [T, 1] or [1, 1]
     flat: jax.Array  # bool [T, P]: the group's rewards do not differ
     occupied: jax.Array  # bool [T, P]: the group has a sample in use
     group_ids: jax.Array  # int [B]
@@ -45,7 +48,11 @@ def group_advantages(
     Args:
         step_rewards: [T, B] per-transition rewards of `dense_reward`.
         num_groups: P, static.
-        std: 'group', the group's own (the paper); 'global', of all rewards of the batch at that transition (Flow-GRPO).
+        std: 'group', the group's own (the paper); 'global', of all rewards of the batch at that transition (Flow-GRPO); 'pooled', one
+            number: the root mean square of r - group mean over all samples and transitions in use. The first two give every
+            transition the same say, and so blow up the ones whose rewards hardly vary, often mere rounding of a picture to 8 bits
+            or a reward's own noise; with 'pooled' a transition counts by how much its rewards differ. (Not taken around one mean of
+            everything: how far transitions or prompts lie apart is nothing that a sample could have done better.)
         eps: added to the std, outside the root.
         clip: bound on |A|; None for none.
         group_ids: int [B] in 0 ... P-1; default P equal groups in prompt-major order.
@@ -73,8 +80,8 @@ def group_statistics(step_rewards, num_groups, *, std='group', group_ids=None, s
     """Statistics of [T, B] rewards at each transition on its own; arguments as of `group_advantages`."""
     step_rewards = jnp.asarray(step_rewards)
     num_steps, batch = step_rewards.shape
-    if std not in ('group', 'global'):
-        raise ValueError(f"std is {std!r}; expected 'group' or 'global'")
+    if std not in STD_SCOPES:
+        raise ValueError(f'std is {std!r}; expected one of {STD_SCOPES}')
     if group_ids is None:
         if batch % num_groups:
             raise ValueError(f'{batch} samples do not divide into {num_groups} equal groups; give group_ids')
@@ -97,6 +104,9 @@ def group_statistics(step_rewards, num_groups, *, std='group', group_ids=None, s
     if std == 'group':
         square = jnp.where(used, rewards - mean, 0) ** 2
         scale = jnp.sqrt(per_group(jax.ops.segment_sum, square) / count)[:, group_ids]
+    elif std == 'pooled':
+        square = jnp.where(used, rewards - mean, 0) ** 2
+        scale = jnp.sqrt(square.sum(keepdims=True) / jnp.maximum(weight.sum(), 1))
     else:
         total = jnp.maximum(weight.sum(1, keepdims=True), 1)
         centre = rewards.sum(1, keepdims=True) / total

@@ -10,9 +10,9 @@ COMBINATIONS = ('sum', 'normalised', 'advantages')
 
 
 def combined_advantages(step_rewards: Mapping, weights: Mapping, num_groups, *, combine='sum', eps=1e-4, clip=5.0, **groups) -> Advantages:
-    """Advantages of rewards r_i with weights w_i, for each transition on its own.
+    """Advantages of rewards r_i with weights w_i, for each transition on its own (or all, std='pooled').
 
-    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i that of r_i, of the group or the batch as `std` says,
+    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i that of r_i, of what `std` says,
 
         sum         A(sum_i w_i r_i)                  a reward counts as much as it spreads (Flow-GRPO)
         normalised  A(sum_i w_i r_i / (std_i + eps))  rewards count by their weights alone; the size is that of a single reward's

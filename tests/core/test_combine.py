@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.advantages import group_advantages
+from densegrpo_jax.core.advantages import STD_SCOPES, group_advantages
 from densegrpo_jax.core.combine import COMBINATIONS, combined_advantages
 
 # One transition, two groups of two. Group std of a: 1, 2; of b: 5, 0.
@@ -48,13 +48,23 @@ def test_normalised_by_hand():
     np.testing.assert_allclose(combine('normalised', std='global').values[0], (scaled - means) / np.std(scaled), rtol=1e-5)
 
 
+def test_pooled_by_hand():
+    # A second step, with group std 3 and 1 of a, 2 and 0 of b: pooled a sqrt(15 / 4), b sqrt(29 / 4).
+    rewards = {'a': np.concatenate([A, [[0, 6, 1, 3]]]), 'b': np.concatenate([B, [[4, 0, 1, 1]]])}
+    a, b = np.sqrt(15 / 4), np.sqrt(29 / 4)
+    added = np.array([[-1, 1, -2, 2], [-3, 3, -1, 1]]) * 0.5 / a - np.array([[5, -5, 0, 0], [2, -2, 0, 0]]) * 0.25 / b
+    np.testing.assert_allclose(combine('advantages', rewards, std='pooled').values, added, rtol=1e-5)
+    again = added / np.sqrt(np.square(added).mean())
+    np.testing.assert_allclose(combine('normalised', rewards, std='pooled').values, again, rtol=1e-5)
+
+
 def test_normalised_is_advantages_normalised_again():
     rewards = random_rewards()
     again = group_advantages(combine('advantages', rewards, groups=3).values, 3, eps=0.0, clip=None).values
     np.testing.assert_allclose(combine('normalised', rewards, groups=3).values, again, atol=1e-5)
 
 
-@pytest.mark.parametrize('std', ['group', 'global'])
+@pytest.mark.parametrize('std', STD_SCOPES)
 def test_a_single_reward(std):
     """All three agree: exactly where this is stated, up to eps or the weight elsewhere. A reward of weight 0 is as good as absent."""
     rewards = random_rewards()
@@ -70,7 +80,7 @@ def test_a_single_reward(std):
         np.testing.assert_allclose(tripled[how], factor * single, rtol=1e-5)
 
 
-@pytest.mark.parametrize('std', ['group', 'global'])
+@pytest.mark.parametrize('std', STD_SCOPES)
 def test_only_the_sum_depends_on_a_reward_s_scale(std):
     rewards = random_rewards()
     scaled = {'a': rewards['a'], 'b': 1000 * rewards['b'] + 5}
@@ -93,7 +103,7 @@ def test_weights_are_respected(how):
 
 
 @pytest.mark.parametrize('how', COMBINATIONS)
-@pytest.mark.parametrize('std', ['group', 'global'])
+@pytest.mark.parametrize('std', STD_SCOPES)
 def test_flat_groups_invalid_samples_and_untrained_steps(how, std):
     """Rounding in a flat group is not blown up, NaN of what is not in use goes nowhere, and jit changes nothing."""
     rng = np.random.default_rng(1)
