@@ -1,13 +1,15 @@
 """Credit assignment: rewards of completed states -> one reward per transition (DenseGRPO Sec. 4.1 and its baselines)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Credit rule -> which states besides T must be completed and scored, as offsets from a trained transition k.
+# Credit rule -> which states besides T must be completed and scored, as offsets from a trained transition k; None: all from it on.
 CREDIT_RULES = {
     'sparse': (),  # Flow-GRPO: the terminal reward for every transition
     'dense_baseline': (1,),  # the reward of the state after the transition
     'dense': (0, 1),  # DenseGRPO: the gain across the transition
+    'gae': None,  # the gain, and what later gains add to it
     'coca_share': (),  # CoCA: the terminal reward, shared out by latent similarity
     'coca_to_go': (),  # CoCA: the share that is still to come
 }
@@ -21,12 +23,15 @@ def needed_states(credit, plan):
         plan: StepPlan.
 
     Returns:
-        tuple of int, increasing; always ends with T.
+        tuple of int, increasing; always ends with T. The rule 'gae' reads every state from the first trained transition on; those on a
+        deterministic tail share the sample's reward where completions use every remaining grid point (`completion_source`).
     """
     _check_credit(credit)
-    trained = np.flatnonzero(plan.trained)
+    trained, num_steps = np.flatnonzero(plan.trained), len(plan.trained)
+    if CREDIT_RULES[credit] is None:
+        return tuple(range(int(trained[0]), num_steps + 1))
     states = {int(k) + offset for k in trained for offset in CREDIT_RULES[credit]}
-    return tuple(sorted(states | {len(plan.trained)}))
+    return tuple(sorted(states | {num_steps}))
 
 
 def state_rewards(values, sources):
@@ -46,17 +51,24 @@ def state_rewards(values, sources):
     return jnp.where((sources >= 0)[:, None], values[np.maximum(sources, 0)], jnp.nan)
 
 
-def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.0):
+def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.0, gae_lambda=0.5):
     """Per-transition rewards, before any normalisation.
 
     With V_k the reward of the completion of state k (the paper's R_{T-k}; V_T is the ordinary terminal reward), transition k
     from state k to k+1 receives
 
         dense            V_{k+1} - V_k       DenseGRPO Eq. 7; the gains sum to V_T - V_0
+        gae              A_k = sum_{j >= k} lambda^(j-k) (V_{j+1} - V_j)
         dense_baseline   V_{k+1}
         sparse           V_T                 Flow-GRPO
         coca_share       V_T u_k             CoCA (arXiv 2505.19196), u = `coca_shares`
         coca_to_go       V_T (alpha + (1 - alpha) sum_{j >= k} u_j)
+
+    `gae` is generalised advantage estimation (arXiv 1506.02438, gamma = 1) with the completion as the value function and no reward
+    before the end, so that a gain is the temporal-difference error: lambda = 0 is `dense`, lambda = 1 is V_T - V_k, the terminal reward
+    with a baseline that costs no critic. V is the value of the *deterministic* policy: a small lambda trusts it after a step or two
+    (little variance, biased where later noise changes the reward on average), a large one waits for the sample (no bias, but the luck
+    of all later noise). The default 0.5 weighs a gain's effect over about 1 / (1 - lambda) = 2 transitions.
 
     The DenseGRPO paper normalises the result per transition, whatever the rule. CoCA's code normalises V_T first, so that the
     shares scale a signed advantage: for that, pass the terminal group advantages broadcast to [T+1, B] as rewards and use the
@@ -67,12 +79,13 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
         credit: a key of CREDIT_RULES.
         similarity: [T+1, B], `DenseRollout.similarity`; needed by the CoCA rules.
         window, alpha: options of the CoCA rules.
+        gae_lambda: lambda of `gae`, 0 ... 1.
 
     Returns:
         [T, B] float32; NaN where a state the rule reads was not scored.
 
     Raises:
-        ValueError: unknown rule, rewards that are not [T+1, B], or a CoCA rule without similarity.
+        ValueError: unknown rule, rewards that are not [T+1, B], a CoCA rule without similarity, or lambda outside 0 ... 1.
     """
     _check_credit(credit)
     rewards = jnp.asarray(rewards)
@@ -81,6 +94,8 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
     after = rewards[1:]
     if credit == 'dense':
         return after - rewards[:-1]
+    if credit == 'gae':
+        return _discounted(after - rewards[:-1], gae_lambda)
     if credit == 'dense_baseline':
         return after
     terminal = jnp.broadcast_to(rewards[-1], after.shape)
@@ -123,6 +138,18 @@ def coca_shares(similarity, window=1, *, min_total=1e-3):
     usable = total >= min_total
     per_window = gains / jnp.where(usable, total, 1) / lengths[:, None]
     return jnp.where(usable, jnp.repeat(per_window, lengths, axis=0, total_repeat_length=num_steps), 1 / num_steps)
+
+
+def _discounted(gains, decay):
+    """A_k = d_k + decay A_{k+1} of d [T, B], from the end: NaN of a state that was not scored reaches only the transitions before it."""
+    if not 0 <= decay <= 1:
+        raise ValueError(f'gae_lambda is {decay}; expected 0 <= gae_lambda <= 1')
+
+    def add(later, gain):
+        total = gain + decay * later
+        return total, total
+
+    return jax.lax.scan(add, jnp.zeros_like(gains[0]), gains, reverse=True)[1]
 
 
 def _check_credit(credit):

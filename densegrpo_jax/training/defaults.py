@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from densegrpo_jax.core.advantages import STD_SCOPES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
@@ -79,12 +80,13 @@ def default_config() -> ml_collections.ConfigDict:
         log_prob='gaussian',  # or 'unscaled' (the CPS paper's code; its clip range is 1e-5)
     )
     c.credit = _group(
-        rule='dense',  # sparse, dense_baseline, coca_share, coca_to_go, dense
+        rule='dense',  # sparse, dense_baseline, coca_share, coca_to_go, dense, gae
         completion_steps=0,  # n; 0 = all remaining grid points (n = t)
         coca_window=1,
         coca_alpha=0.0,
+        gae_lambda=0.5,  # of rule 'gae': 0 is 'dense', 1 the terminal reward minus that of the state's completion
         combine='sum',  # what several rewards are added up as: 'sum' (raw scores), 'normalised' scores or 'advantages' (core/combine.py)
-        std='group',  # or 'global' (Flow-GRPO's code)
+        std='group',  # of the step, or 'global' (Flow-GRPO's code): of the step over the batch, or 'pooled': one for all trained steps
         std_eps=1e-4,
         clip=5.0,
     )
@@ -137,7 +139,7 @@ def validate(config) -> None:
     _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
     _one_of('credit.combine', config.credit.combine, COMBINATIONS)
-    _one_of('credit.std', config.credit.std, ('group', 'global'))
+    _one_of('credit.std', config.credit.std, STD_SCOPES)
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
     _one_of('optim.decay', config.optim.decay, ('constant', 'linear', 'cosine'))
     _one_of('model.attention', m.attention, IMPLEMENTATIONS)
@@ -162,6 +164,8 @@ def validate(config) -> None:
     _divides('rollout.prompts', r.prompts, 'optim.updates', config.optim.updates)
     if not 0 <= config.credit.completion_steps <= r.steps:
         raise ValueError(f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to rollout.steps={r.steps}')
+    if not 0 <= config.credit.gae_lambda <= 1:
+        raise ValueError(f'credit.gae_lambda={config.credit.gae_lambda}: expected 0 (dense) to 1 (the terminal reward over the value)')
     if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
         raise ValueError("loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'")
     if r.kernel == 'cps' and not (r.noise in ('constant', 'ddim') and 0 < r.level <= 1):

@@ -39,7 +39,9 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: M
     def credit(rollouts: list[DenseRollout], rewards: jax.Array, valid: jax.Array, scores: Mapping[str, jax.Array] | None = None):
         rollout = join(rollouts)
         keep = valid.all(0)
-        assign = lambda values: dense_reward(values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha)
+        assign = lambda values: dense_reward(
+            values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha, gae_lambda=c.gae_lambda
+        )
         values = state_rewards(rewards, rollout.sources)
         steps = assign(values)
         steps_of = {name: assign(state_rewards(score, rollout.sources)) for name, score in (scores or {}).items()}

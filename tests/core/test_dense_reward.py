@@ -21,6 +21,8 @@ def test_needed_states():
     assert needed_states('dense', plan(1)) == (1, 2, 5)
     assert needed_states('dense_baseline', plan(1, 3)) == (2, 4, 5)
     assert needed_states('dense', plan(*range(5))) == (0, 1, 2, 3, 4, 5)
+    assert needed_states('gae', plan(1, 2)) == (1, 2, 3, 4, 5)  # the later ones too, trained or not
+    assert needed_states('gae', plan(3)) == (3, 4, 5)
 
 
 def test_hand_computed_rules():
@@ -38,6 +40,31 @@ def test_hand_computed_rules():
     np.testing.assert_allclose(dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY, alpha=1.0), [[0.8, 0.4]] * 3, atol=1e-6)
 
 
+def test_gae_by_hand():
+    # Gains (0.2, 0), (-0.1, 0.4), (0.6, -0.5) from the end, lambda = 0.5.
+    expected = [[0.2 + 0.5 * 0.2, 0 + 0.5 * 0.15], [-0.1 + 0.5 * 0.6, 0.4 - 0.5 * 0.5], [0.6, -0.5]]
+    np.testing.assert_allclose(dense_reward(REWARDS, 'gae', gae_lambda=0.5), expected, atol=1e-6)
+    np.testing.assert_array_equal(dense_reward(REWARDS, 'gae'), dense_reward(REWARDS, 'gae', gae_lambda=0.5))
+
+
+def test_gae_ends_are_the_gain_and_the_terminal_reward_over_the_value():
+    np.testing.assert_array_equal(dense_reward(REWARDS, 'gae', gae_lambda=0.0), dense_reward(REWARDS, 'dense'))
+    np.testing.assert_allclose(dense_reward(REWARDS, 'gae', gae_lambda=1.0), REWARDS[-1] - REWARDS[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.3, 0.9, 1.0])
+def test_gae_telescopes_as_a_mixture_of_longer_and_longer_gains(decay):
+    """A_k = (1 - lambda) sum_i lambda^(i-1) (V_{k+i} - V_k), with all the weight that is left on V_T - V_k."""
+    rewards = np.random.default_rng(0).standard_normal((8, 3))
+    expected = np.zeros((7, 3))
+    for k in range(7):
+        weights = (1 - decay) * decay ** np.arange(7 - k)
+        weights[-1] = 1 - weights[:-1].sum()
+        expected[k] = (weights[:, None] * (rewards[k + 1 :] - rewards[k])).sum(0)
+    found = jax.jit(lambda r: dense_reward(r, 'gae', gae_lambda=decay))(rewards.astype(np.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_rules_read_only_the_states_they_declare():
     partial = np.array(REWARDS)
     partial[:3] = np.nan
@@ -47,6 +74,9 @@ def test_rules_read_only_the_states_they_declare():
     partial[0] = np.nan
     gains = dense_reward(partial, 'dense')
     assert np.isnan(gains[0]).all() and np.isfinite(gains[1:]).all()
+    advantages = np.asarray(dense_reward(partial, 'gae'))
+    assert np.isnan(advantages[0]).all()
+    np.testing.assert_array_equal(advantages[1:], dense_reward(REWARDS, 'gae')[1:])
 
 
 def test_coca_windows():
@@ -81,12 +111,15 @@ def test_state_rewards_spreads_shared_completions():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match='gae'):
-        dense_reward(REWARDS, 'gae')
+    with pytest.raises(ValueError, match='densee'):
+        dense_reward(REWARDS, 'densee')
+    for decay in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f'gae_lambda is {decay}'):
+            dense_reward(REWARDS, 'gae', gae_lambda=decay)
     with pytest.raises(ValueError, match='similarity'):
         dense_reward(REWARDS, 'coca_share')
     with pytest.raises(ValueError, match='shape'):
         dense_reward(REWARDS[0], 'dense')
     with pytest.raises(ValueError, match='window'):
         coca_shares(SIMILARITY, 4)
-    assert set(CREDIT_RULES) == {'sparse', 'dense_baseline', 'dense', 'coca_share', 'coca_to_go'}
+    assert set(CREDIT_RULES) == {'sparse', 'dense_baseline', 'dense', 'gae', 'coca_share', 'coca_to_go'}

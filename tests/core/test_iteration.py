@@ -50,7 +50,7 @@ def iteration(theta, key, credit):
     return theta - RATE * gradient, values[-1].mean(), sums.ratio_deviation_max
 
 
-@pytest.mark.parametrize('credit', ['sparse', 'dense', 'coca_share'])
+@pytest.mark.parametrize('credit', ['sparse', 'dense', 'gae', 'coca_share'])
 def test_iterations_raise_the_reward(credit):
     run = jax.jit(lambda theta, key: iteration(theta, key, credit))
     theta, rewards = jnp.zeros(SHAPE), []

@@ -141,6 +141,8 @@ def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
         (PAPER, needed_states('dense_baseline', PAPER), None, T + (T - 1) * (T - 2) // 2),
         (DEFAULT, range(T + 1), None, T + T * (T - 1) // 2),
         (WINDOW, needed_states('dense', WINDOW), None, T + 3 + 2),  # states 1 and 2; state 3 is the sample
+        (WINDOW, needed_states('gae', WINDOW), None, T + 3 + 2),  # states 3 and 4, after the window, are the sample
+        (PAPER, needed_states('gae', PAPER), None, T + T * (T - 1) // 2),
         (WINDOW, range(T + 1), None, T + 3 + 2),  # states 0 and 1 share a completion
     ],
 )

@@ -29,10 +29,10 @@ def scores():
     return {'a': rng.random((3, P * G)).astype(np.float32), 'b': (100 * rng.random((3, P * G))).astype(np.float32)}
 
 
-def credit(combine, total, *single, weights=WEIGHTS):
+def credit(combine, total, *single, weights=WEIGHTS, **changes):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
-    config.credit.update(combine=combine, std_eps=0.0, clip=100.0)
+    config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
     schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
     batch, metrics = make_credit(config, schedule, weights=weights)([rollout()], total, np.ones((3, P * G), bool), *single)
     return np.asarray(batch.advantage).reshape(2, P * G), metrics
@@ -73,3 +73,14 @@ def test_the_sum_needs_the_total_alone():
     beside, _ = credit('sum', total, scores())
     np.testing.assert_array_equal(alone, beside)
     assert not any(name.startswith('gain_of') for name in metrics)
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.25, 1.0])
+def test_gae(decay):
+    """The last transition, which is deterministic and untrained, adds nothing: its states share a reward."""
+    values = scores()['a']
+    gains = np.diff(values, axis=0)
+    gains = np.stack([gains[0] + decay * gains[1], gains[1]])
+    found, metrics = credit('sum', values, rule='gae', gae_lambda=decay)
+    np.testing.assert_allclose(found, advantages(gains), atol=2e-4)
+    np.testing.assert_allclose(metrics['gain'], [*gains.mean(1), np.nan], atol=1e-6)

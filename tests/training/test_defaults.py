@@ -70,6 +70,8 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('credit.rule', 'densee', r"credit.rule='densee'"),
         ('credit.combine', 'mean', r"credit.combine='mean'.*'advantages', 'normalised', 'sum'"),
         ('credit.completion_steps', 7, r'credit.completion_steps=7'),
+        ('credit.std', 'batch', r"credit.std='batch'.*'global', 'group', 'pooled'"),
+        ('credit.gae_lambda', 1.5, r'credit.gae_lambda=1.5'),
         ('loss.kl_form', 'flow_grpo', r'loss.kl_form'),
         ('model.dtype', 'float16', r"model.dtype='float16'"),
         ('ema.decay', 1.0, r'ema.decay=1.0'),
