@@ -35,7 +35,8 @@ def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: d
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
     kept = (r.steps + 1 + states) * samples * row / devices
-    buffer = (2 * r.steps + 1 + states) * batch * row / devices
+    completing = states * (2 if schedule.completion_solver == 'ab2' else 1)  # and their last velocities
+    buffer = (2 * r.steps + 1 + completing) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
     return {'weights': weights, 'trained, optimiser, moving average': adapters, 'latents': kept + buffer, 'pictures': pictures}
 
@@ -51,7 +52,7 @@ def plan(
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    n = schedule.completion_steps or 'all remaining'
+    n = f'{schedule.completion_steps or "all remaining"} ({schedule.completion_solver}, grid by {schedule.completion_grid})'
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = f'stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}'

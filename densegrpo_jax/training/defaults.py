@@ -11,6 +11,7 @@ from densegrpo_jax.core.advantages import STD_SCOPES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
+from densegrpo_jax.core.ode_rollout import SOLVERS, SPACINGS
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
 from densegrpo_jax.models.attention import IMPLEMENTATIONS
 from densegrpo_jax.models.mmdit import REMAT_POLICIES
@@ -82,6 +83,8 @@ def default_config() -> ml_collections.ConfigDict:
     c.credit = _group(
         rule='dense',  # sparse, dense_baseline, coca_share, coca_to_go, dense, gae
         completion_steps=0,  # n; 0 = all remaining grid points (n = t)
+        completion_grid='timestep',  # of n < t steps: even in timesteps (the paper), or 'sigma': of about equal length
+        completion_solver='euler',  # or 'ab2': of second order, for as many network calls
         coca_window=1,
         coca_alpha=0.0,
         gae_lambda=0.5,  # of rule 'gae': 0 is 'dense', 1 the terminal reward minus that of the state's completion
@@ -138,6 +141,8 @@ def validate(config) -> None:
     _one_of('rollout.noise', r.noise, ('flow_grpo', 'constant', 'ddim'))
     _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
+    _one_of('credit.completion_grid', config.credit.completion_grid, SPACINGS)
+    _one_of('credit.completion_solver', config.credit.completion_solver, SOLVERS)
     _one_of('credit.combine', config.credit.combine, COMBINATIONS)
     _one_of('credit.std', config.credit.std, STD_SCOPES)
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
@@ -164,6 +169,13 @@ def validate(config) -> None:
     _divides('rollout.prompts', r.prompts, 'optim.updates', config.optim.updates)
     if not 0 <= config.credit.completion_steps <= r.steps:
         raise ValueError(f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to rollout.steps={r.steps}')
+    if config.credit.completion_grid != 'timestep' and not config.credit.completion_steps:
+        raise ValueError(
+            f'credit.completion_grid={config.credit.completion_grid!r} chooses among the remaining grid points, and '
+            'credit.completion_steps=0 takes them all: set a number of steps'
+        )
+    if config.credit.completion_solver == 'ab2' and config.credit.completion_steps == 1:
+        raise ValueError("credit.completion_solver='ab2' starts with an Euler step; credit.completion_steps=1 ends there: use 2 or more")
     if not 0 <= config.credit.gae_lambda <= 1:
         raise ValueError(f'credit.gae_lambda={config.credit.gae_lambda}: expected 0 (dense) to 1 (the terminal reward over the value)')
     if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':

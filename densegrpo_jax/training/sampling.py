@@ -41,15 +41,17 @@ class Schedule(NamedTuple):
     plan: StepPlan
     complete: tuple[int, ...]  # states whose reward the credit rule reads
     completion_steps: int | None  # n; None = all remaining
+    completion_solver: str = 'euler'
+    completion_grid: str = 'timestep'
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """Grid, noise table, masks and completed states of a configuration."""
-    r = config.rollout
+    r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
     plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
-    complete = needed_states(config.credit.rule, plan)
-    return Schedule(sigmas, NOISE_TABLES[r.noise](sigmas, r.level), plan, complete, config.credit.completion_steps or None)
+    levels, complete = NOISE_TABLES[r.noise](sigmas, r.level), needed_states(c.rule, plan)
+    return Schedule(sigmas, levels, plan, complete, c.completion_steps or None, c.completion_solver, c.completion_grid)
 
 
 def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
@@ -136,6 +138,8 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             log_prob=config.rollout.log_prob,
             complete=schedule.complete,
             n=schedule.completion_steps,
+            solver=schedule.completion_solver,
+            spacing=schedule.completion_grid,
         )
         return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
 

@@ -51,6 +51,17 @@ def test_a_prompt_gets_its_noise_by_its_place_not_by_its_batch(opened):
     np.testing.assert_allclose(both.latents[:, 3:], second.latents, atol=1e-4)
 
 
+def test_how_states_are_completed_changes_the_completions_alone(opened):
+    changes = {'rollout.steps': 6, 'rollout.group': 2, 'credit.completion_steps': 2}
+    ways = {'paper': {}, 'sigma': {'credit.completion_grid': 'sigma'}, 'ab2': {'credit.completion_solver': 'ab2'}}
+    found = {way: sample(opened, ['A neon sign that says "ONE"'], [0], **changes, **more) for way, more in ways.items()}
+    for way in ('sigma', 'ab2'):
+        np.testing.assert_allclose(found[way].latents, found['paper'].latents, atol=1e-4)
+        assert found[way].sources == found['paper'].sources == (0, 1, 2, 3, 4, 5, 5)
+        assert found[way].velocity_evals == found['paper'].velocity_evals == 6 + 5
+        assert np.abs(found[way].completions - found['paper'].completions)[:4].max() > 1e-3
+
+
 def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
     pipeline, params = opened
     latents = jax.random.normal(jax.random.key(0), (2, 8, *pipeline.latent_shape(16, 32)))
