@@ -13,13 +13,14 @@ from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
-from densegrpo_jax.core.rollout import DenseRollout, dense_rollout
+from densegrpo_jax.core.rollout import DenseRollout, continue_trajectory, dense_rollout
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards, replicated
 
 # Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
 STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
+STREAM_PROBE = 4  # measurements without training: reproduction/probe.py
 
 
 # By default XLA may keep more than bfloat16 between fused operations, differently in every program: the update would then re-score
@@ -144,6 +145,35 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
 
     return jax.jit(rollout, compiler_options=EXACT)
+
+
+def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh, count: int):
+    """The jitted continuation of trajectories by the policy, `count` times with fresh noise, from any state.
+
+    Returns:
+      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels [T], latents [p * G, ...] of state k,
+      k) -> (pictures uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other continuations.
+    """
+    m, group = config.model, config.rollout.group
+    shape = pipeline.latent_shape(m.height, m.width)
+
+    def continuations(params, adapters, conditioning: Conditioning, key, places, noise_levels, latents, k) -> tuple[jax.Array, jax.Array]:
+        split = lambda x: split_rows(x, mesh)
+        velocity = pipeline.velocity_fn(
+            params['transformer'], adapters, jax.tree.map(split, conditioning.repeat(group)), m.guidance, m.height, m.width,
+            negative=params.get(NEGATIVE), both=not config.loss.cfg,
+        )  # fmt: skip
+
+        def one(c):
+            keys = sample_keys(jax.random.fold_in(jax.random.wrap_key_data(key), c), places, group)
+            noise = lambda j: split(_normal(keys, j, shape))
+            return continue_trajectory(
+                velocity, split(latents), k, schedule.sigmas, noise_levels, schedule.plan, noise, kernel=config.rollout.kernel
+            )
+
+        return decode_few(pipeline, params, jax.lax.map(one, jnp.arange(count)), m.height, m.width, mesh)
+
+    return jax.jit(continuations, compiler_options=EXACT)
 
 
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):

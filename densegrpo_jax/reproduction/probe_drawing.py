@@ -1,0 +1,112 @@
+"""One figure for each table of `probe`; bands and bars are the tables' 95 % intervals over prompts."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from densegrpo_jax.reproduction.probe_statistics import LAMBDAS
+
+
+def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
+    """The paper's Fig. 8 from `latent_rewards`: level and order of the predicted rewards against the timesteps left."""
+    figure, (level, order) = _panels(2)
+    x = [row['timesteps_left'] for row in rows]
+    _line(level, x, rows, 'reward', 'C0', 'mean predicted reward $R_t$')
+    _line(level, x, rows, 'difference', 'C1', 'mean $|R_t - R_0|$')
+    _line(order, x, rows, 'rank_correlation', 'C0', 'all samples')
+    _line(order, x, rows, 'group_rank_correlation', 'C2', 'within a group')
+    _finish(level, 'reward of the completion', 'timesteps left $t$', 'reward', rows)
+    _finish(order, 'rank correlation with the terminal reward', 'timesteps left $t$', 'Spearman correlation', rows)
+    for axes in (level, order):
+        axes.set_xticks(x)
+        axes.invert_xaxis()  # as sampled: from noise to the picture
+    _save(figure, path)
+
+
+def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
+    """From `bias`: the two values of a state, what separates them beside the gains, and what that does to GAE."""
+    states, (whole,) = [row for row in rows if row['state'] != 'all'], [row for row in rows if row['state'] == 'all']
+    figure, (value, size, credit) = _panels(3)
+    x = [row['timesteps_left'] for row in states]
+    value.plot(x, [row['value'] for row in states], 'o-', color='C0', label='completion by the ODE, $R_t$')
+    value.plot(x, [row['expected'] for row in states], 'o-', color='C3', label='mean of stochastic continuations, $E[R_0 | x_t]$')
+    _finish(value, 'two values of the same states', 'timesteps left $t$', 'mean reward', states)
+    _line(size, x, states, 'continuation_std', 'C3', 'one continuation around $E[R_0|x_t]$')
+    _line(size, x, states, 'rms_bias', 'C0', 'ODE around $E[R_0|x_t]$ (root mean square)')
+    _line(size, x, states, 'group_rms_bias', 'C9', 'the same within a group')
+    _line(size, x, states, 'gain_std', 'C2', 'spread of the gain within a group', style='s--')
+    _finish(size, 'error of a value, and the gains', 'timesteps left $t$', 'reward', states)
+    for axes in (value, size):
+        axes.set_xticks(x)
+        axes.invert_xaxis()
+    for i, row in enumerate(states):
+        y = [row[f'advantage_correlation_{lam:g}'] for lam in LAMBDAS]
+        credit.plot(LAMBDAS, y, '.-', color=_shade(i, len(states)), linewidth=1, label=f't = {row["timesteps_left"]}')
+    names = [f'advantage_correlation_{lam:g}' for lam in LAMBDAS]
+    _band(credit, LAMBDAS, whole, names, 'C3', 'mean over t')
+    credit.axhline(whole['advantage_correlation_sparse'], color='0.4', linestyle=':', label='terminal reward alone (mean over t)')
+    _finish(credit, 'GAE(λ) against the true advantage', 'λ', 'correlation within groups', states)
+    _save(figure, path)
+
+
+def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
+    """From `cost`: rank correlations against network calls, of rewards and of gains."""
+    figure, panels = _panels(3)
+    titles = {
+        'group_gain_correlation': 'gains, with those of complete ODEs',
+        'group_reward_correlation': 'latent rewards, with those of complete ODEs',
+        'group_terminal_correlation': 'latent rewards, with the terminal reward',
+    }
+    for axes, (main, title) in zip(panels, titles.items()):
+        for name, colour, label in ((main, 'C0', 'within a group'), (main.removeprefix('group_'), 'C1', 'all samples')):
+            x, y = [row['calls'] for row in rows], np.array([row[name] for row in rows])
+            low, high = (np.array([row[f'{name}_{end}'] for row in rows]) for end in ('low', 'high'))
+            axes.errorbar(x, y, np.maximum([y - low, high - y], 0), fmt='o', color=colour, label=label, capsize=2)
+        for row in rows:
+            axes.annotate(row['method'], (row['calls'], row[main]), xytext=(5, -11), textcoords='offset points', fontsize=8)
+        axes.margins(x=0.15)
+        _finish(axes, title, 'network calls per sample', 'mean rank correlation', rows)
+    _save(figure, path)
+
+
+def _panels(count: int):
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(1, count, figsize=(5.2 * count, 4.2), dpi=120)
+
+
+def _line(axes, x, rows, name: str, colour: str, label: str, style: str = 'o-') -> None:
+    axes.plot(x, [row[name] for row in rows], style, color=colour, markersize=4, label=label)
+    axes.fill_between(x, [row[f'{name}_low'] for row in rows], [row[f'{name}_high'] for row in rows], color=colour, alpha=0.15, linewidth=0)
+
+
+def _band(axes, x, row: dict, names: Sequence[str], colour: str, label: str) -> None:
+    axes.plot(x, [row[name] for name in names], 'o-', color=colour, linewidth=2.5, markersize=4, label=label)
+    axes.fill_between(x, [row[f'{n}_low'] for n in names], [row[f'{n}_high'] for n in names], color=colour, alpha=0.15, linewidth=0)
+
+
+def _shade(i: int, count: int) -> str:
+    return str(0.25 + 0.5 * i / max(count - 1, 1))
+
+
+def _finish(axes, title: str, x: str, y: str, rows: Sequence[dict]) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(f'{x}      ({rows[0]["prompts"]} prompts, {rows[0]["samples"]} samples)')
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _save(figure, path: pathlib.Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
