@@ -1,1 +1,1 @@
-"""The paper's claims, measured and drawn."""
+"""The evidence for DenseGRPO's claims: which runs a figure needs, running them, measurements without training, and what they say."""

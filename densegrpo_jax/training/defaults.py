@@ -96,6 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.loss = _group(
         clip_range=1e-4,
         beta=0.0,
+        measure_kl=False,  # log the KL to the reference with beta = 0 too; costs a forward pass of the reference
         kl_form='gaussian',
         cfg=True,  # the policy is the guided network; False: the prompt's own prediction, guidance only moves the samples (SD3.5)
     )

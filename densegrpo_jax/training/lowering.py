@@ -75,7 +75,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     micro = config.optim.microbatch
     one = forward(micro, guided=config.loss.cfg) * rows / micro
     # Backward: through the activations, and through the weights too where they are trained; the reference needs a forward pass of its own.
-    learning = one * (3 if config.full else 2) + (one if config.loss.beta else 0)
+    learning = one * (3 if config.full else 2) + (one if config.loss.beta or config.loss.measure_kl else 0)
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
     drawn = (params, state.ema, pipeline.conditioning_shapes(config.eval.batch), whole(config.eval.batch, 2, d=jnp.uint32))

@@ -92,7 +92,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             v, batch.x, batch.s, batch.s_next, batch.noise_level, sample=batch.x_next, kernel=r.kernel, log_prob=r.log_prob
         )
         step, mean_ref = rescore(network(adapters)(batch.x, batch.s)), None
-        if loss.beta:
+        if loss.beta or loss.measure_kl:
             mean_ref = rescore(network(None)(batch.x, batch.s)).mean
         sums = grpo_loss(
             step, batch.log_prob, batch.advantage, mask=batch.mask, weight=batch.weight, clip_range=loss.clip_range, mean_ref=mean_ref,

@@ -1,0 +1,19 @@
+"""What the runs of `densegrpo_jax.reproduce` share on the compositional task: coloured shapes, all weights trained.
+
+    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py \\
+        --workdir=runs/claims_geneval --out=docs/reproduction/geneval
+"""
+
+from configs import tiny_geneval
+
+
+def get_config():
+    c = tiny_geneval.get_config()
+    c.label = 'miniature FLUX, held-out compositions of shapes, the claims of the paper'
+    c.full = True
+    c.iterations = 100
+    c.optim.update(learning_rate=1e-4, decay='linear')
+    c.loss.measure_kl = True
+    c.eval.update(every=10, best='shapes')
+    c.checkpoint.update(every=100, keep=1)
+    return c

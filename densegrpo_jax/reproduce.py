@@ -1,0 +1,103 @@
+"""Command: runs what a figure of the paper needs, on the miniature or any configuration, draws it, and says which claims hold.
+
+    python -m densegrpo_jax.reproduce --figure=4,6b                      # on two cores: many hours; stop it and run it again at will
+    python -m densegrpo_jax.reproduce --figure=all --jobs=14             # several runs side by side on one GPU
+    python -m densegrpo_jax.reproduce --figure=all --norun               # only draws what has run
+    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py \\
+        --workdir=runs/claims_geneval --out=docs/reproduction/geneval
+
+Figures are named in reproduction/figures.py. Every training is a `densegrpo_jax.main` of its own in WORKDIR/VARIANT/SEED; seed after seed,
+so that a sweep that is cut off can be compared as far as it got. Run again, unfinished runs continue and finished ones are kept. OUT
+collects what has finished, also from other machines: runs.csv, evaluations.csv, a PNG per figure and README.md with a verdict per claim.
+Extra arguments after `--` go to every run: `-- --config.model.scan=True`. Exit status: 0 all runs have finished, 75 stopped by a signal,
+1 some runs failed.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from densegrpo_jax.reproduction import page
+from densegrpo_jax.reproduction.facts import commit, device
+from densegrpo_jax.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, select
+from densegrpo_jax.reproduction.records import Records
+from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all, watch
+from densegrpo_jax.training import console
+from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
+
+
+def plan_runs(figures: list[str], config: str, seeds: list[str], workdir: pathlib.Path, psi: pathlib.Path, extra: list[str]) -> list[Run]:
+    """The trainings of the figures, each once: all seeds of GATE first, then the others; seed by seed, in the order of VARIANTS."""
+    needed = {variant for name in figures for variant in FIGURES[name].variants}
+    order = [(variant not in GATE, i, variant) for i in range(len(seeds)) for variant in VARIANTS if variant in needed]
+    runs = []
+    for _, i, variant in sorted(order, key=lambda entry: entry[:2]):
+        changes = tuple((key, str(psi) if value == PSI else value) for key, value in VARIANTS[variant].items())
+        folder = workdir / variant / seeds[i]
+        runs.append(Run(config, variant, changes, seeds[i], folder, workdir / 'text', tuple(extra)))
+    return runs
+
+
+def main(argv) -> int:
+    console.start()
+    flag, extra = flags.FLAGS, argv[1:]
+    workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
+    figures = select(flag.figure)
+    psi = pathlib.Path(flag.psi or workdir / 'psi.json')
+    runs = plan_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
+    records, status = Records.load(out), FINISHED
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with handle_stop_signals() as stop:
+            if flag.run:
+                if not flag.psi and any(PSI in VARIANTS[run.variant].values() for run in runs):
+                    command = ['python', '-m', 'densegrpo_jax.calibrate', f'--config={flag.config}', *extra]
+                    tool([*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'], workdir / 'calibration.txt', stop)
+                facts = {'base': base_digest(flag.config, extra), 'device': device(), 'commit': flag.commit or commit()}
+                status = 1 if run_all(runs, flag.jobs, stop, facts) else FINISHED
+    except Preempted as reason:
+        logging.warning('%s; the same command continues', reason)
+        status = RESUMABLE
+    for run in runs:
+        if run.finished:
+            records.add(run.folder)
+    records.save(out)
+    made = page.write(out, records, {}, {run.variant: len(flag.seeds) for run in runs})
+    logging.info('made %s', ', '.join(map(str, made)))
+    return status
+
+
+def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
+    """Runs another command of this package to its end.
+
+    Raises:
+      Preempted: a stop was requested. RuntimeError: it failed.
+    """
+    logging.info('%s (log: %s)', ' '.join(command), log)
+    code = watch(command, log, stop)
+    if stop.requested:
+        raise Preempted(f'stopped by {stop.signal_name}')
+    if code != FINISHED:
+        raise RuntimeError(f'{" ".join(command)} ended with status {code}; see {log}')
+
+
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.')
+    flags.DEFINE_list('figure', None, f'Figures: {", ".join(FIGURES)}, or all.')
+    flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
+    flags.DEFINE_string('workdir', 'runs/claims_ocr', 'Where the runs go.')
+    flags.DEFINE_string('out', 'docs/reproduction', 'Folder for tables, figures and the page.')
+    flags.DEFINE_integer('jobs', 1, 'Runs side by side, as many as fit on the device; their times are then not comparable.', lower_bound=1)
+    flags.DEFINE_bool('run', True, 'Run what is missing; false: only draw.')
+    flags.DEFINE_string('psi', '', 'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into WORKDIR/psi.json.')
+    flags.DEFINE_string('commit', '', 'Commit of this code, where git cannot tell.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.mark_flags_as_required(['figure'])
+    app.run(lambda argv: sys.exit(main(argv)))

@@ -1,0 +1,118 @@
+"""The page of a reproduction: claim, the paper's figure, ours, verdict, command; then each figure with its numbers."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from densegrpo_jax.reproduction.drawing import draw_curves
+from densegrpo_jax.reproduction.figures import FIGURES, Comparison, Figure
+from densegrpo_jax.reproduction.records import Records, values
+from densegrpo_jax.reproduction.statistics import Difference, claim_verdict, paired, summary
+
+FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
+
+
+def compare(records: Records, comparison: Comparison) -> Difference:
+    """The difference of a comparison over the seeds that both variants have finished."""
+    of = lambda variant: values(records.curves(variant), lambda rows: summary(rows, comparison.quantity))
+    return paired(of(comparison.more), of(comparison.less))
+
+
+def write(out: pathlib.Path, records: Records, measured: Mapping[str, Sequence[str]], wanted: Mapping[str, int]) -> list[pathlib.Path]:
+    """README.md and a PNG per figure that has runs.
+
+    Args:
+      out: folder, made if need be; other text there, in `notes_FIGURE.md`, goes under the figure.
+      records: finished runs.
+      measured: figure name -> (title, claim, paper, verdict, text in Markdown) of the figures that need no training.
+      wanted: variant -> number of seeds that were asked for, to say what has not run.
+
+    Returns:
+      The files written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    made, rows, sections = [], [], []
+    for figure in FIGURES.values():
+        differences = {c: compare(records, c) for c in figure.comparisons}
+        verdict = claim_verdict([d.verdict for d in differences.values()])
+        rows.append([f'[{figure.title}](#{_anchor(figure.title)})', figure.claim, figure.paper, f'**{verdict}**', _command(figure.name)])
+        sections.append(_section(out, figure, records, differences, wanted, made))
+    for name, (title, claim, paper, verdict, text) in measured.items():
+        rows.append([f'[{title}](#{_anchor(title)})', claim, paper, f'**{verdict}**', _command(name)])
+        sections.append(f'## {title}\n\n{text}{_notes(out, name)}')
+    head = ['figure', 'claim', 'the paper', 'here', 'command']
+    table = '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *rows])
+    path = out / 'README.md'
+    path.write_text('\n\n'.join(['# The claims of DenseGRPO, tried here', _introduction(out, records), table, *sections]) + '\n')
+    return [path, *made]
+
+
+def _introduction(out: pathlib.Path, records: Records) -> str:
+    note = out / 'notes.md'
+    text = [note.read_text().strip()] if note.exists() else []
+    if records.runs:
+        runs = list(records.runs.values())
+        each = lambda field: ', '.join(sorted({str(run[field]) for run in runs}))
+        text.append(
+            f'{len(runs)} runs on the base configuration {each("base")}, code {each("commit")}, {each("device")}; '
+            f'score: {each("score_name")} on held-out prompts. '
+            'A comparison is the difference, seed by seed, of the mean of a run over its evaluations after the start; a claim holds where '
+            'the 95 % intervals over seeds, by bootstrap and by Student\'s t, both exclude 0 for all its parts. '
+            '[runs.csv](runs.csv) has the command of every run, [evaluations.csv](evaluations.csv) the curves.'
+        )  # fmt: skip
+    return '\n\n'.join(text) or 'Nothing has run yet.'
+
+
+def _section(out: pathlib.Path, figure: Figure, records: Records, differences: Mapping, wanted: Mapping[str, int], made: list) -> str:
+    lines = [f'## {figure.title}', '', f'Claim: {figure.claim}. Paper: {figure.paper}.', '']
+    curves = {variant: records.curves(variant) for variant in figure.variants}
+    present = {variant: list(runs.values()) for variant, runs in curves.items() if runs}
+    if present:
+        picture = out / f'fig_{figure.name}.png'
+        draw_curves(present, picture, axes=figure.axes, quantity=figure.quantity)
+        made.append(picture)
+        lines += [f'![{figure.title}]({picture.name})', '']
+        lines += ['| variant | seeds | before | after | mean after the start | KL at the end | network calls per run | seconds per run |']
+        lines += ['| --- ' * 8 + '|']
+        lines += [_row(variant, list(runs.values())) for variant, runs in curves.items() if runs]
+        lines.append('')
+    missing = [f'{v} ({len(curves[v])} of {wanted.get(v, 0)} seeds)' for v in figure.variants if len(curves[v]) < wanted.get(v, 1)]
+    if missing:
+        lines += [f'Not run: {", ".join(missing)}.', '']
+    for c, d in differences.items():
+        if d.seeds:
+            f = FORMATS[c.quantity].format
+            lines.append(
+                f'- {c.more} above {c.less}: {f(d.mean)}, bootstrap [{f(d.bootstrap[0])}, {f(d.bootstrap[1])}], '
+                f't [{f(d.student[0])}, {f(d.student[1])}], {d.seeds} seeds: **{d.verdict}**'
+            )
+    return '\n'.join(lines).rstrip() + _notes(out, figure.name)
+
+
+def _row(variant: str, runs: Sequence[Sequence[Mapping]]) -> str:
+    spread = lambda numbers: f'{np.mean(numbers):.4f}' + (f' ± {np.std(numbers, ddof=1):.4f}' if len(numbers) > 1 else '')
+    first, last = [run[0] for run in runs], [run[-1] for run in runs]
+    kl = np.mean([row['kl'] for row in last])
+    cells = [
+        variant, str(len(runs)), spread([row['score'] for row in first]), spread([row['score'] for row in last]),
+        spread([summary(run) for run in runs]), f'{kl:.2e}' if np.isfinite(kl) else '',
+        f'{np.mean([row["velocity_evals"] for row in last]):.0f}', f'{np.mean([row["seconds"] for row in last]):.0f}',
+    ]  # fmt: skip
+    return f'| {" | ".join(cells)} |'
+
+
+def _notes(out: pathlib.Path, name: str) -> str:
+    """What a person has written about a figure."""
+    path = out / f'notes_{name}.md'
+    return f'\n\n{path.read_text().strip()}' if path.exists() else ''
+
+
+def _command(name: str) -> str:
+    return f'`reproduce --figure={name}`'
+
+
+def _anchor(title: str) -> str:
+    return ''.join(c for c in title.lower().replace(' ', '-') if c.isalnum() or c == '-')

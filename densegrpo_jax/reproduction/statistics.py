@@ -1,0 +1,78 @@
+"""From runs with seeds to verdicts: paired differences, intervals over seeds, and what they allow to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+HOLDS, FAILS, UNDECIDED, NOT_RUN = 'holds', 'does not hold', 'undecided', 'not run'
+MIN_SEEDS = 3
+
+
+class Difference(NamedTuple):
+    """A paired difference over seeds."""
+
+    mean: float
+    bootstrap: tuple[float, float]  # 95 % interval, percentiles of resampled means
+    student: tuple[float, float]  # 95 % interval of Student's t
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """HOLDS where both intervals lie above 0, FAILS where both lie below, UNDECIDED otherwise or below MIN_SEEDS seeds.
+
+        Both, because the bootstrap of so few values is too narrow: at five seeds it covers the true mean in 83 % of cases, not 95 %.
+        """
+        if not self.seeds:
+            return NOT_RUN
+        if self.seeds < MIN_SEEDS:
+            return UNDECIDED
+        if min(self.bootstrap[0], self.student[0]) > 0:
+            return HOLDS
+        return FAILS if max(self.bootstrap[1], self.student[1]) < 0 else UNDECIDED
+
+
+def summary(evaluations: Sequence[Mapping[str, float]], quantity: str = 'score') -> float:
+    """A run in one number: the mean of `quantity` over its evaluations after the start.
+
+    It says how high the whole curve lies and is less noisy than its last point.
+    """
+    after = [row[quantity] for row in evaluations if row['updates'] > 0]
+    return float(np.mean(after)) if after else math.nan
+
+
+def paired(more: Mapping[str, float], less: Mapping[str, float]) -> Difference:
+    """`more` - `less` over the seeds that both have; NaN without any."""
+    seeds = sorted(seed for seed in set(more) & set(less) if math.isfinite(more[seed]) and math.isfinite(less[seed]))
+    values = np.array([more[seed] - less[seed] for seed in seeds])
+    if not seeds:
+        return Difference(math.nan, (math.nan, math.nan), (math.nan, math.nan), 0)
+    return Difference(float(values.mean()), bootstrap_interval(values), student_interval(values), len(seeds))
+
+
+def bootstrap_interval(values: np.ndarray, level: float = 0.95, resamples: int = 10000) -> tuple[float, float]:
+    """Percentile interval of the mean of [N] values under resampling with replacement; the same for the same values."""
+    rows = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.asarray(values)[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of [N] values; infinite for N = 1."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def claim_verdict(verdicts: Sequence[str]) -> str:
+    """Of a claim with several parts: it holds when all hold, fails when one fails, and is not run when none has been."""
+    if FAILS in verdicts:
+        return FAILS
+    if all(v == NOT_RUN for v in verdicts):
+        return NOT_RUN
+    return HOLDS if all(v == HOLDS for v in verdicts) else UNDECIDED

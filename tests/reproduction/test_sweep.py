@@ -1,0 +1,203 @@
+"""The runs of a figure, running them, and what is kept of them; trainings are played by a small script."""
+
+import json
+import math
+import pathlib
+import textwrap
+import threading
+import time
+
+import pytest
+
+from densegrpo_jax import reproduce
+from densegrpo_jax.reproduction import page
+from densegrpo_jax.reproduction.figures import FIGURES, VARIANTS, select
+from densegrpo_jax.reproduction.records import Records, read_evaluations
+from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all
+from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+
+FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
+
+# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGTERM before the end makes it exit with 75.
+TRAINING = """
+    import json, pathlib, signal, sys, time
+    args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:] if '=' in a)
+    folder, seed = pathlib.Path(args['workdir']), int(args['config.seed'])
+    if args.get('config.credit.rule') == 'fails':
+        sys.exit(3)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    while (folder.parent.parent / 'hold').exists():
+        (folder / 'waiting').write_text('')
+        time.sleep(0.02)
+    rise = 0.2 if args.get('config.credit.rule') == 'sparse' else 0.3
+    with open(folder / 'metrics.jsonl', 'w') as file:
+        for step in (0, 1, 2):
+            if step:
+                row = {'step': step, 'train/velocity_evals': 100.0 * step, 'train/seconds': 2.0 * step, 'train/kl': 0.1}
+                file.write(json.dumps(row) + chr(10))
+            score = 0.5 + rise * step / 2 + 0.01 * seed
+            file.write(json.dumps({'step': step, 'eval/ocr': score, 'eval/standard_error': 0.02}) + chr(10))
+    (folder / 'summary.json').write_text(json.dumps({'updates': 2, 'score': 'ocr'}))
+"""
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """Runs of this test's folder start the script instead of a training."""
+    script = tmp_path / 'training.py'
+    script.write_text(textwrap.dedent(TRAINING))
+    command = Run.command.fget
+    monkeypatch.setattr(Run, 'command', property(lambda run: ['python', str(script), *command(run)[3:]]))
+
+
+def runs(tmp_path, variants=('dense', 'sparse'), seeds=('0', '1', '2')):
+    changes = {'dense': (), 'sparse': (('credit.rule', 'sparse'),), 'fails': (('credit.rule', 'fails'),)}
+    return [Run('c.py', v, changes[v], s, tmp_path / 'work' / v / s, tmp_path / 'text') for s in seeds for v in variants]
+
+
+def test_every_variant_sets_keys_that_exist():
+    config = default_config()
+    for changes in VARIANTS.values():
+        for key, value in changes.items():
+            group, name = key.split('.')
+            assert isinstance(value, type(config[group][name])), key
+
+
+def test_every_figure_is_made_of_known_variants():
+    for figure in FIGURES.values():
+        assert set(figure.variants) <= set(VARIANTS)
+        assert all(c.more != c.less for c in figure.comparisons)
+
+
+def test_figures_share_their_runs_and_the_gate_comes_first():
+    planned = reproduce.plan_runs(['6a', '6b'], 'c.py', ['3', '1'], pathlib.Path('w'), pathlib.Path('w/psi.json'), ['--x=1'])
+    names = [(run.variant, run.seed) for run in planned]
+    assert names[:6] == [(variant, seed) for seed in '31' for variant in ('dense', 'sparse', 'psi')]
+    assert names[6:10] == [('dense_baseline', '3'), ('noise_0.5', '3'), ('noise_0.8', '3'), ('dense_baseline', '1')]
+    assert len(names) == len(set(names)) == 2 * len({*FIGURES['6a'].variants, *FIGURES['6b'].variants})
+    psi = planned[2]
+    assert psi.command == [
+        'python', '-m', 'densegrpo_jax.main', '--config=c.py', '--x=1', '--config.noise.psi_path=w/psi.json', '--config.seed=3',
+    ]  # fmt: skip
+
+
+def test_an_unknown_figure_is_named():
+    assert select(['6b', '4', '6b']) == ['6b', '4']
+    assert select(['all']) == list(FIGURES)
+    with pytest.raises(ValueError, match='--figure=9 is not known; choose from 4, 6a'):
+        select(['4', '9'])
+
+
+def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
+    config = tmp_path / 'some.py'
+    config.write_text('a = 1\n')
+    first = base_digest(str(config), [])
+    assert first.startswith('some-') and first == base_digest(str(config), [])
+    assert first != base_digest(str(config), ['--config.x=1'])
+    config.write_text('a = 2\n')
+    assert first != base_digest(str(config), [])
+
+
+def test_a_sweep_runs_what_is_missing_and_keeps_what_is_there(tmp_path, training):
+    some = runs(tmp_path, seeds=('0',))
+    assert run_all(some, 2, StopRequest(), FACTS) == []
+    assert all(run.finished for run in some)
+    times = [(run.folder / 'summary.json').stat().st_mtime_ns for run in some]
+    run_all(runs(tmp_path), 2, StopRequest(), FACTS)
+    assert all(run.finished for run in runs(tmp_path))
+    assert times == [(run.folder / 'summary.json').stat().st_mtime_ns for run in some]
+    changed = Run('c.py', 'dense', (('credit.rule', 'sparse'),), '0', some[0].folder, tmp_path / 'text')
+    assert not changed.finished  # the folder holds the end of another run
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, training):
+    several = runs(tmp_path, variants=('fails', 'dense'), seeds=('0',))
+    assert [run.variant for run in run_all(several, 1, StopRequest(), FACTS)] == ['fails']
+    assert [run.finished for run in several] == [False, True]
+
+
+def test_a_stop_reaches_the_runs_under_way_and_begins_no_more(tmp_path, training):
+    several, stop = runs(tmp_path), StopRequest()
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'hold').write_text('')
+
+    def ask():
+        while not (several[0].folder / 'waiting').exists():
+            time.sleep(0.02)
+        stop.signal_name = 'SIGTERM'
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(Preempted, match='SIGTERM'):
+        run_all(several, 1, stop, FACTS)
+    assert not any(run.finished for run in several)
+    assert [run.folder.exists() for run in several] == [True] + [False] * 5
+    (tmp_path / 'work' / 'hold').unlink()
+    assert run_all(several, 3, StopRequest(), FACTS) == []
+
+
+def test_records_survive_their_files_and_join_other_machines(tmp_path, training):
+    run_all(runs(tmp_path), 3, StopRequest(), FACTS)
+    here, there = Records(), Records()
+    for run in runs(tmp_path):
+        (here if run.seed == '0' else there).add(run.folder)
+    here.save(tmp_path / 'out')
+    joined = Records.load(tmp_path / 'out')
+    for run in runs(tmp_path):
+        if run.seed != '0':
+            joined.add(run.folder)
+    joined.save(tmp_path / 'out')
+    again = Records.load(tmp_path / 'out')
+    assert again.seeds('dense') == ['0', '1', '2']
+    rows = again.curves('sparse')['2']
+    assert [row['updates'] for row in rows] == [0, 1, 2]
+    assert [row['score'] for row in rows] == pytest.approx([0.52, 0.62, 0.72])
+    assert [row['velocity_evals'] for row in rows] == [0, 100, 200]
+    assert math.isnan(rows[0]['kl']) and rows[1]['kl'] == pytest.approx(0.1)
+    assert again.runs['sparse', '2']['commit'] == 'abc'
+
+
+def test_runs_on_another_base_are_refused(tmp_path, training):
+    one, two = runs(tmp_path, seeds=('0',))
+    run_all([one], 1, StopRequest(), FACTS)
+    run_all([two], 1, StopRequest(), FACTS | {'base': 'base-2'})
+    records = Records()
+    records.add(one.folder)
+    with pytest.raises(ValueError, match='base configuration base-2, the results so far on base-1.*--out'):
+        records.add(two.folder)
+
+
+def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
+    run_all(runs(tmp_path), 3, StopRequest(), FACTS)
+    records = Records()
+    for run in runs(tmp_path):
+        records.add(run.folder)
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'notes_4.md').write_text('Why CoCA is missing.\n')
+    made = page.write(out, records, {}, {variant: 5 for variant in FIGURES['4'].variants})
+    text = (out / 'README.md').read_text()
+    assert out / 'fig_4.png' in made and (out / 'fig_4.png').stat().st_size > 5000
+    assert '- dense above sparse: +0.0750, bootstrap [+0.0750, +0.0750], t [+0.0750, +0.0750], 3 seeds: **holds**' in text
+    assert 'Not run: dense (3 of 5 seeds), sparse (3 of 5 seeds), coca_to_go (0 of 5 seeds), coca_share (0 of 5 seeds).' in text
+    assert 'Why CoCA is missing.' in text
+    verdicts = {line.split('|')[1].strip(): line.split('|')[4].strip() for line in text.splitlines() if line.startswith('| [')}
+    assert verdicts['[Learning curves](#learning-curves)'] == '**undecided**'
+    assert verdicts['[GAE(lambda) over the completions](#gaelambda-over-the-completions)'] == '**not run**'
+
+
+def test_evaluations_are_read_with_their_costs(tmp_path):
+    rows = [
+        {'step': 0, 'eval/ocr': 0.5, 'eval/standard_error': 0.1},
+        {'step': 1, 'train/velocity_evals': 10.0, 'train/seconds': 1.0, 'train/kl': 1.0, 'train/reward': 0.2},
+        {'step': 2, 'train/velocity_evals': 20.0, 'train/seconds': 2.0, 'train/kl': 3.0, 'train/reward': 0.4},
+        {'step': 2, 'eval/ocr': 0.6, 'eval/standard_error': 0.1},
+    ]
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    first, last = read_evaluations(path, 'ocr')
+    assert (last['updates'], last['velocity_evals'], last['seconds'], last['score']) == (2, 20.0, 2.0, 0.6)
+    assert (last['kl'], last['reward']) == (2.0, pytest.approx(0.3))
+    assert math.isnan(first['kl'])
+
+
