@@ -79,9 +79,10 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
         lines += ['| --- ' * 8 + '|']
         lines += [_row(variant, list(runs.values())) for variant, runs in curves.items() if runs]
         lines.append('')
-    missing = [f'{v} ({len(curves[v])} of {wanted.get(v, 0)} seeds)' for v in figure.variants if len(curves[v]) < wanted.get(v, 1)]
-    if missing:
+    if missing := [variant for variant, runs in curves.items() if not runs]:
         lines += [f'Not run: {", ".join(missing)}.', '']
+    if fewer := [f'{variant} ({len(runs)} of {wanted[variant]})' for variant, runs in curves.items() if 0 < len(runs) < wanted.get(variant, 0)]:
+        lines += [f'Fewer seeds than asked for: {", ".join(fewer)}.', '']
     for c, d in differences.items():
         if d.seeds:
             f = FORMATS[c.quantity].format

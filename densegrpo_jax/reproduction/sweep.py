@@ -20,6 +20,9 @@ from densegrpo_jax.reproduction.records import RUN_FILE
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 
+# Settings of the machine, not of what is learned: results with different ones may be put together.
+MACHINE_KEYS = ('mesh', 'reward_workers', 'checkpoint', 'model.scan', 'model.remat', 'model.attention', 'optim.microbatch')
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -48,8 +51,9 @@ class Run:
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
-    """Name of a base configuration: its file's name and a digest of what it says, with the arguments that every run gets."""
-    text = pathlib.Path(config.partition(':')[0]).read_text() + '\0'.join([config, *sorted(extra)])
+    """Name of a base configuration: its file's name and a digest of its text and of the arguments that change what every run learns."""
+    learned = sorted(argument for argument in extra if not argument.startswith(tuple(f'--config.{key}' for key in MACHINE_KEYS)))
+    text = pathlib.Path(config.partition(':')[0]).read_text() + '\0'.join([config, *learned])
     return f'{pathlib.Path(config.partition(":")[0]).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 

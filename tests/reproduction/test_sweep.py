@@ -95,6 +95,7 @@ def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
     first = base_digest(str(config), [])
     assert first.startswith('some-') and first == base_digest(str(config), [])
     assert first != base_digest(str(config), ['--config.x=1'])
+    assert first == base_digest(str(config), ['--config.model.scan=True', '--config.mesh.data=2'])
     config.write_text('a = 2\n')
     assert first != base_digest(str(config), [])
 
@@ -179,7 +180,8 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
     text = (out / 'README.md').read_text()
     assert out / 'fig_4.png' in made and (out / 'fig_4.png').stat().st_size > 5000
     assert '- dense above sparse: +0.0750, bootstrap [+0.0750, +0.0750], t [+0.0750, +0.0750], 3 seeds: **holds**' in text
-    assert 'Not run: dense (3 of 5 seeds), sparse (3 of 5 seeds), coca_to_go (0 of 5 seeds), coca_share (0 of 5 seeds).' in text
+    assert 'Not run: coca_to_go, coca_share.' in text
+    assert 'Fewer seeds than asked for: dense (3 of 5), sparse (3 of 5).' in text
     assert 'Why CoCA is missing.' in text
     verdicts = {line.split('|')[1].strip(): line.split('|')[4].strip() for line in text.splitlines() if line.startswith('| [')}
     assert verdicts['[Learning curves](#learning-curves)'] == '**undecided**'
