@@ -81,7 +81,8 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
         lines.append('')
     if missing := [variant for variant, runs in curves.items() if not runs]:
         lines += [f'Not run: {", ".join(missing)}.', '']
-    if fewer := [f'{variant} ({len(runs)} of {wanted[variant]})' for variant, runs in curves.items() if 0 < len(runs) < wanted.get(variant, 0)]:
+    short = {variant: runs for variant, runs in curves.items() if 0 < len(runs) < wanted.get(variant, 0)}
+    if fewer := [f'{variant} ({len(runs)} of {wanted[variant]})' for variant, runs in short.items()]:
         lines += [f'Fewer seeds than asked for: {", ".join(fewer)}.', '']
     for c, d in differences.items():
         if d.seeds:
