@@ -34,21 +34,49 @@ def needed_states(credit, plan):
     return tuple(sorted(states | {num_steps}))
 
 
-def state_rewards(values, sources):
+def every_state(states, every):
+    """Of the states a rule needs, those that are completed when the rewards between are interpolated: the first and every `every`-th after
+    it, the last one before T, and T.
+
+    The last one bounds the interpolation: where the trained transitions end before T, none of the way from there is shared out to them.
+
+    Args:
+        states: `needed_states`.
+        every: m >= 1; 1 keeps all.
+
+    Returns:
+        tuple of int, increasing; ends with T.
+    """
+    if every < 1:
+        raise ValueError(f'every is {every}; expected 1 (all states) or more')
+    before_end = states[:-1]
+    return tuple(sorted({*before_end[::every], *before_end[-1:], states[-1]}))
+
+
+def state_rewards(values, sources, *, interpolate=False):
     """Rewards of the distinct completions -> rewards of all states.
 
     Args:
         values: [S, B] rewards of `DenseRollout.completions`.
         sources: `DenseRollout.sources`, T+1 row numbers.
+        interpolate: a state that was not completed, between two that were, gets the reward on the line between theirs, in k: the
+            transitions between them share the gain evenly.
 
     Returns:
-        [T+1, B]; NaN for states that were not asked for.
+        [T+1, B]; NaN for states that were not asked for (interpolated: for those before the first that was).
     """
     values = jnp.asarray(values)
     sources = np.asarray(sources)
     if sources.max() != len(values) - 1:
         raise ValueError(f'values has {len(values)} rows; the rollout has {sources.max() + 1} distinct completions')
-    return jnp.where((sources >= 0)[:, None], values[np.maximum(sources, 0)], jnp.nan)
+    if not interpolate:
+        return jnp.where((sources >= 0)[:, None], values[np.maximum(sources, 0)], jnp.nan)
+    states, scored = np.arange(len(sources)), np.flatnonzero(sources >= 0)
+    right = scored[np.searchsorted(scored, states)]
+    left = scored[np.maximum(np.searchsorted(scored, states, side='right') - 1, 0)]
+    part = np.where(right > left, (states - left) / np.maximum(right - left, 1), 0).astype(np.float32)[:, None]
+    low, high = values[sources[left]], values[sources[right]]
+    return jnp.where((states >= scored[0])[:, None], low + part * (high - low), jnp.nan)
 
 
 def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.0, gae_lambda=0.5):

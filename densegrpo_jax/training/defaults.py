@@ -85,6 +85,7 @@ def default_config() -> ml_collections.ConfigDict:
         completion_steps=0,  # n; 0 = all remaining grid points (n = t)
         completion_grid='timestep',  # of n < t steps: even in timesteps (the paper), or 'sigma': of about equal length
         completion_solver='euler',  # or 'ab2': of second order, for as many network calls
+        completion_every=1,  # complete and score every m-th state only; rewards between lie on a line
         coca_window=1,
         coca_alpha=0.0,
         gae_lambda=0.5,  # of rule 'gae': 0 is 'dense', 1 the terminal reward minus that of the state's completion
@@ -159,7 +160,7 @@ def validate(config) -> None:
         'optim.max_bad': config.optim.max_bad, 'ema.every': config.ema.every, 'eval.every': config.eval.every,
         'eval.steps': config.eval.steps, 'eval.shown': config.eval.shown,
         'eval.batch': config.eval.batch, 'checkpoint.every': config.checkpoint.every, 'checkpoint.keep': config.checkpoint.keep,
-        'model.t5_length': m.t5_length,
+        'model.t5_length': m.t5_length, 'credit.completion_every': config.credit.completion_every,
     }  # fmt: skip
     for key, value in positive.items():
         if value < 1:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.core.dense_reward import needed_states
+from densegrpo_jax.core.dense_reward import every_state, needed_states
 from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
@@ -40,7 +40,7 @@ class Schedule(NamedTuple):
     sigmas: np.ndarray  # [T+1]
     noise_levels: np.ndarray  # [T]
     plan: StepPlan
-    complete: tuple[int, ...]  # states whose reward the credit rule reads
+    complete: tuple[int, ...]  # states whose reward the credit rule reads, or every m-th of them
     completion_steps: int | None  # n; None = all remaining
     completion_solver: str = 'euler'
     completion_grid: str = 'timestep'
@@ -51,7 +51,7 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
     plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
-    levels, complete = NOISE_TABLES[r.noise](sigmas, r.level), needed_states(c.rule, plan)
+    levels, complete = NOISE_TABLES[r.noise](sigmas, r.level), every_state(needed_states(c.rule, plan), c.completion_every)
     return Schedule(sigmas, levels, plan, complete, c.completion_steps or None, c.completion_solver, c.completion_grid)
 
 

@@ -42,9 +42,10 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: M
         assign = lambda values: dense_reward(
             values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha, gae_lambda=c.gae_lambda
         )
-        values = state_rewards(rewards, rollout.sources)
+        of_states = lambda scored: state_rewards(scored, rollout.sources, interpolate=c.completion_every > 1)
+        values = of_states(rewards)
         steps = assign(values)
-        steps_of = {name: assign(state_rewards(score, rollout.sources)) for name, score in (scores or {}).items()}
+        steps_of = {name: assign(of_states(score)) for name, score in (scores or {}).items()}
         parts, by = ({TOTAL: steps}, {TOTAL: 1.0}) if c.combine == 'sum' else (steps_of, weights)
         result = combined_advantages(
             parts, by, groups, combine=c.combine, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep

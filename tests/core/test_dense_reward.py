@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.dense_reward import CREDIT_RULES, coca_shares, dense_reward, needed_states, state_rewards
+from densegrpo_jax.core.dense_reward import CREDIT_RULES, coca_shares, dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.plan import StepPlan
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
@@ -108,6 +108,31 @@ def test_state_rewards_spreads_shared_completions():
     np.testing.assert_array_equal(rewards, [[1, 2], [1, 2], [np.nan, np.nan], [3, 4]])
     with pytest.raises(ValueError, match='3 rows'):
         state_rewards(np.zeros((3, 2)), (0, 0, -1, 1))
+
+
+def test_every_state():
+    assert every_state((0, 1, 2, 3, 4, 5, 6), 1) == (0, 1, 2, 3, 4, 5, 6)
+    assert every_state((0, 1, 2, 3, 4, 5, 6), 2) == (0, 2, 4, 5, 6)
+    assert every_state((0, 1, 2, 3, 4, 5, 6), 3) == (0, 3, 5, 6)
+    assert every_state((2, 3, 4, 5, 10), 2) == (2, 4, 5, 10)  # a window: its last state bounds what is shared
+    assert every_state((2, 3, 10), 9) == (2, 3, 10)
+    assert every_state((10,), 2) == (10,)  # sparse
+    with pytest.raises(ValueError, match='every is 0'):
+        every_state((0, 1), 0)
+
+
+def test_rewards_between_completed_states_lie_on_a_line():
+    values = np.array([[1.0, 2.0], [4.0, 0.0], [0.0, 1.0]], np.float32)
+    rewards = state_rewards(values, (-1, 0, -1, -1, 1, -1, 2), interpolate=True)
+    np.testing.assert_allclose(rewards[1:], [[1, 2], [2, 4 / 3], [3, 2 / 3], [4, 0], [2, 0.5], [0, 1]], atol=1e-6)
+    assert np.isnan(rewards[0]).all()
+    np.testing.assert_array_equal(rewards[np.array([1, 4, 6])], values)  # what was scored stays exactly that
+    gains = dense_reward(rewards, 'dense')[1:]
+    np.testing.assert_allclose(gains[:3], np.tile(gains[:1], (3, 1)), atol=1e-6)  # shared evenly
+    np.testing.assert_allclose(gains.sum(0), values[-1] - values[0], atol=1e-6)
+    # Nothing is between: the same, also where completions are shared.
+    for sources in ((0, 0, 1, 2), (-1, 0, 1, 2, 2)):
+        np.testing.assert_array_equal(state_rewards(values, sources, interpolate=True), state_rewards(values, sources))
 
 
 def test_bad_arguments():

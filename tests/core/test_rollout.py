@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
+from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import advance, continue_trajectory, dense_rollout, plan_jobs, sample_trajectory, transitions
@@ -222,6 +222,28 @@ def test_velocity_evaluations_are_counted_as_they_happen(plan, complete, n, expe
             dense = rollout(plan, velocity_fn=counting, complete=complete, n=n, **options)
         assert calls['all'] == dense.velocity_evals == expected
     assert plan_jobs(plan, complete, n).velocity_evals == expected
+
+
+@pytest.mark.parametrize('every, states, expected', [(1, (1, 2, 3, 4), 36), (2, (1, 3), 24), (3, (1, 4), 23), (9, (1,), 18)])
+def test_an_sde_window_completes_states_inside_it_alone(every, states, expected):
+    """Of T = 10: 10 calls for the trajectory, 10 - k - 1 for a completed state k; state 5, where the window ends, is the sample."""
+    grid = np.linspace(1, 0, 11)
+    plan = step_plan(grid, first=1, last=5)
+    needed = needed_states('dense', plan)
+    assert needed == (1, 2, 3, 4, 5, 10)
+    found = plan_jobs(plan, every_state(needed, every))
+    assert found.states == (*states, 10)
+    assert found.sources[0] == -1 and found.sources[5] == found.sources[10] == len(found.states) - 1
+    assert found.velocity_evals == expected
+
+
+def test_completing_every_second_state_at_the_sizes_of_the_paper_and_of_flux():
+    for num_steps, every, cost in ((10, 2, 35), (10, 3, 28), (6, 2, 15), (6, 3, 13)):
+        grid = np.linspace(1, 0, num_steps + 1)
+        plan = step_plan(grid)
+        assert plan_jobs(plan, every_state(needed_states('dense', plan), every)).velocity_evals == cost
+        completed = range(0, num_steps - 1, every)
+        assert cost == num_steps + sum(num_steps - k - 1 for k in completed)
 
 
 def test_cost_at_the_sizes_of_the_paper_and_of_flux():

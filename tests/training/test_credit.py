@@ -15,12 +15,12 @@ P, G = 2, 4
 WEIGHTS = {'a': 1.0, 'b': 2.0}
 
 
-def rollout():
+def rollout(states=(0, 1, 3), sources=(0, 1, 2, 2)):
     """T = 3, of which the last step is not trained: states 0, 1 and the sample are scored."""
     steps = jnp.ones((3, P * G), jnp.float32)
     return DenseRollout(
-        latents=jnp.zeros((4, P * G, 2)), log_prob=0 * steps, std=steps, noise_level=steps, completions=jnp.zeros((3, P * G, 2)),
-        similarity=jnp.ones((4, P * G)), states=(0, 1, 3), sources=(0, 1, 2, 2), velocity_evals=6,
+        latents=jnp.zeros((4, P * G, 2)), log_prob=0 * steps, std=steps, noise_level=steps, completions=jnp.zeros((len(states), P * G, 2)),
+        similarity=jnp.ones((4, P * G)), states=states, sources=sources, velocity_evals=6,
     )  # fmt: skip
 
 
@@ -29,12 +29,12 @@ def scores():
     return {'a': rng.random((3, P * G)).astype(np.float32), 'b': (100 * rng.random((3, P * G))).astype(np.float32)}
 
 
-def credit(combine, total, *single, weights=WEIGHTS, **changes):
+def credit(combine, total, *single, weights=WEIGHTS, sampled=None, **changes):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
     schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
-    batch, metrics = make_credit(config, schedule, weights=weights)([rollout()], total, np.ones((3, P * G), bool), *single)
+    batch, metrics = make_credit(config, schedule, weights=weights)([sampled or rollout()], total, np.ones(total.shape, bool), *single)
     return np.asarray(batch.advantage).reshape(2, P * G), metrics
 
 
@@ -84,3 +84,16 @@ def test_gae(decay):
     found, metrics = credit('sum', values, rule='gae', gae_lambda=decay)
     np.testing.assert_allclose(found, advantages(gains), atol=2e-4)
     np.testing.assert_allclose(metrics['gain'], [*gains.mean(1), np.nan], atol=1e-6)
+
+
+@pytest.mark.parametrize('combine', ['sum', 'advantages'])
+def test_gains_between_completed_states_are_shared_evenly(combine):
+    """Every second state: 0 and the sample, which is state 2's too. Both trained steps earn half of what lies between."""
+    single = {name: rows[[0, 2]] for name, rows in scores().items()}
+    total = single['a'] + np.float32(2) * single['b']
+    found, metrics = credit(combine, total, single, sampled=rollout((0, 3), (0, -1, 1, 1)), completion_every=2)
+    halves = {name: np.repeat(np.diff(rows, axis=0), 2, axis=0) / 2 for name, rows in {'total': total, **single}.items()}
+    expected = advantages(halves['total']) if combine == 'sum' else advantages(halves['a']) + 2 * advantages(halves['b'])
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    np.testing.assert_allclose(metrics['gain'], [*halves['total'].mean(1), np.nan], rtol=1e-4)
+    np.testing.assert_allclose(metrics['gain_of_a'], [*halves['a'].mean(1), np.nan], rtol=1e-4)

@@ -70,6 +70,7 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('credit.rule', 'densee', r"credit.rule='densee'"),
         ('credit.combine', 'mean', r"credit.combine='mean'.*'advantages', 'normalised', 'sum'"),
         ('credit.completion_steps', 7, r'credit.completion_steps=7'),
+        ('credit.completion_every', 0, r'credit.completion_every=0 must be at least 1'),
         ('credit.completion_grid', 'even', r"credit.completion_grid='even'.*'sigma', 'timestep'"),
         ('credit.completion_grid', 'sigma', r"credit.completion_grid='sigma'.*set a number of steps"),
         ('credit.completion_solver', 'heun', r"credit.completion_solver='heun'.*'ab2', 'euler'"),

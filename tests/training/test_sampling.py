@@ -60,6 +60,9 @@ def test_how_states_are_completed_changes_the_completions_alone(opened):
         assert found[way].sources == found['paper'].sources == (0, 1, 2, 3, 4, 5, 5)
         assert found[way].velocity_evals == found['paper'].velocity_evals == 6 + 5
         assert np.abs(found[way].completions - found['paper'].completions)[:4].max() > 1e-3
+    changes = {'rollout.steps': 6, 'rollout.group': 2, 'credit.completion_every': 2}
+    fewer = sample(opened, ['A neon sign that says "ONE"'], [0], **changes)
+    assert (fewer.states, fewer.sources, fewer.velocity_evals) == ((0, 2, 4, 6), (0, -1, 1, -1, 2, 3, 3), 6 + 5 + 3 + 1)
 
 
 def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
