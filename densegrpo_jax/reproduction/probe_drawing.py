@@ -5,8 +5,6 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from densegrpo_jax.reproduction.probe_statistics import LAMBDAS
 
 
@@ -53,22 +51,23 @@ def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
 
 
 def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """From `cost`: rank correlations against network calls, of rewards and of gains."""
+    """From `cost`: rank correlations within groups against network calls, of gains and of rewards."""
     figure, panels = _panels(3)
     titles = {
         'group_gain_correlation': 'gains, with those of complete ODEs',
         'group_reward_correlation': 'latent rewards, with those of complete ODEs',
         'group_terminal_correlation': 'latent rewards, with the terminal reward',
     }
-    for axes, (main, title) in zip(panels, titles.items()):
-        for name, colour, label in ((main, 'C0', 'within a group'), (main.removeprefix('group_'), 'C1', 'all samples')):
-            x, y = [row['calls'] for row in rows], np.array([row[name] for row in rows])
-            low, high = (np.array([row[f'{name}_{end}'] for row in rows]) for end in ('low', 'high'))
-            axes.errorbar(x, y, np.maximum([y - low, high - y], 0), fmt='o', color=colour, label=label, capsize=2)
-        for row in rows:
-            axes.annotate(row['method'], (row['calls'], row[main]), xytext=(5, -11), textcoords='offset points', fontsize=8)
-        axes.margins(x=0.15)
-        _finish(axes, title, 'network calls per sample', 'mean rank correlation', rows)
+    calls = [row['calls'] for row in rows]
+    width = 0.02 * (max(calls) - min(calls) or 1)
+    for axes, (name, title) in zip(panels, titles.items()):
+        for i, row in enumerate(rows):
+            # Methods that cost the same stand side by side.
+            x = row['calls'] + width * (calls[:i].count(row['calls']) - (calls.count(row['calls']) - 1) / 2)
+            y, low, high = (row[f'{name}{end}'] for end in ('', '_low', '_high'))
+            marker = 'osD^vP*X<>'[i % 10]
+            axes.errorbar(x, y, [[max(y - low, 0)], [max(high - y, 0)]], fmt=marker, color=f'C{i % 10}', label=row['method'], capsize=2)
+        _finish(axes, title, 'network calls per sample', 'mean rank correlation within a group', rows)
     _save(figure, path)
 
 

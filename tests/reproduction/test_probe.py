@@ -13,16 +13,21 @@ sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
 import miniature  # noqa: E402
 import tiny_ocr  # noqa: E402
 
+from densegrpo_jax.models import pipeline_folder  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.reproduction import probe, probe_drawing, probe_statistics  # noqa: E402
+from densegrpo_jax.training.loading import load_components  # noqa: E402
+from densegrpo_jax.training.panel import Policy  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
+from densegrpo_jax.training.state import init_state, optimiser  # noqa: E402
 
 OVERRIDES = {
     'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 1, 'rollout.steps': 3, 'lora.rank': 2, 'model.height': 16,
     'model.width': 32, 'reward_workers': 1,
 }  # fmt: skip
 DRAW = {'latent_rewards': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost}
-OPTIONS = {'latent_rewards': {}, 'bias': {'samples': 4, 'continuations': 3}, 'cost': {}}
+METHODS = {name: probe.METHODS[name] for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1')}
+OPTIONS = {'latent_rewards': {}, 'bias': {'samples': 4, 'continuations': 3}, 'cost': {'methods': METHODS}}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -67,8 +72,8 @@ def test_tables_and_figures(whole, tmp_path):
     assert [row['difference'] == 0 for row in latent] == [False, False, True, True]
     assert latent[2]['rank_correlation'] == pytest.approx(1)
     assert [row['state'] for row in bias] == [0, 1, 'all'] and bias[0]['continuation_std'] > 0
-    # 3 of the trajectory; 2 + 1 more complete states 0 and 1, whose first velocities are known, with all steps, 1 + 1 with at most two.
-    assert {row['method']: row['calls'] for row in cost} == {'n = t': 6, 'n = 2': 5, 'n = 1': 3}
+    # 3 of the trajectory; to complete states 0 and 1, whose first velocities are known, all steps take 2 + 1 more, two steps 1 + 1.
+    assert {row['method']: row['calls'] for row in cost} == {'n = t': 6, 'n = t, ab2': 6, 'n = 2': 5, 'n = 1': 3}
     assert [cost[0][f'{name}_correlation'] for name in ('reward', 'gain', 'group_gain')] == pytest.approx([1, 1, 1])
     assert all(row['group_gain_correlation'] < 1 for row in cost[1:] if row['method'] == 'n = 1')
     for name, draw in DRAW.items():
@@ -110,6 +115,22 @@ def test_other_settings_and_other_policies_do_not_meet(whole, config):
     assert folders() == before  # neither touches a reward
     measure('latent_rewards', probe.with_overrides(config, {'rollout.level': 0.3}), workdir)
     assert len(folders()) == len(before) + 1
+
+
+def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
+    tables, workdir = whole
+    asked = []
+
+    def load(pipeline, config, mesh, folder, which):
+        asked.append((folder, which))
+        base = load_components(config, pipeline_folder.resolve_folder(config.model.path), pipeline, mesh, ['transformer'])['transformer']
+        trained = init_state(pipeline, optimiser(config), jax.random.key(0), base).ema
+        return jax.tree.map(lambda leaf: leaf + 0.3, trained), int(which)
+
+    monkeypatch.setattr(probe, 'load_adapters', load)
+    rows = measure('latent_rewards', config, workdir, policy=Policy('step 7', pathlib.Path('elsewhere'), 7))
+    assert asked == [(pathlib.Path('elsewhere'), '7')]
+    assert all(row['reward'] != base['reward'] for row, base in zip(rows, tables['latent_rewards']))
 
 
 def test_a_method_may_not_change_the_trajectories(whole, config):
