@@ -18,7 +18,7 @@ from densegrpo_jax.training.recipes import fit
 
 def get_config(variant: str = ''):
     c = default_config()
-    c.label = 'FLUX.1-dev, OCR, dense credit, uncalibrated noise (uniform CPS eta = 0.8)'
+    c.label = 'FLUX.1-dev, OCR, dense credit'
     c.model.update(path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5)
     c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
     c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}

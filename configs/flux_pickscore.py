@@ -19,7 +19,7 @@ from densegrpo_jax.training.recipes import fit
 
 def get_config(variant: str = ''):
     c = default_config()
-    c.label = 'FLUX.1-dev, PickScore, dense credit, uncalibrated noise (Flow-GRPO, a = 0.9)'
+    c.label = 'FLUX.1-dev, PickScore, dense credit'
     c.model.update(path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5)
     c.rollout.update(steps=6, prompts=48, group=24, kernel='sde', noise='flow_grpo', level=0.9)
     c.credit.std = 'global'

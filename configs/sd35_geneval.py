@@ -27,7 +27,7 @@ from densegrpo_jax.training.recipes import fit
 
 def get_config(variant: str = ''):
     c = sd35(default_config())
-    c.label = 'SD3.5-M, GenEval, dense credit, uncalibrated noise (Flow-GRPO, a = 0.7)'
+    c.label = 'SD3.5-M, GenEval, dense credit'
     c.iterations = 4500
     c.reward = {'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}}
     c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on

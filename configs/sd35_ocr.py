@@ -20,7 +20,7 @@ from densegrpo_jax.training.recipes import fit
 
 def get_config(variant: str = ''):
     c = sd35(default_config())
-    c.label = 'SD3.5-M, OCR, dense credit, uncalibrated noise (Flow-GRPO, a = 0.7)'
+    c.label = 'SD3.5-M, OCR, dense credit'
     c.iterations = 1500
     c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
     c.loss.beta = 0.04

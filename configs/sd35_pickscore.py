@@ -19,7 +19,7 @@ from densegrpo_jax.training.recipes import fit
 
 def get_config(variant: str = ''):
     c = sd35(default_config())
-    c.label = 'SD3.5-M, PickScore, dense credit, uncalibrated noise (Flow-GRPO, a = 0.7)'
+    c.label = 'SD3.5-M, PickScore, dense credit'
     c.iterations = 4500
     c.reward = {
         'pickscore': {

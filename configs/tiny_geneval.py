@@ -14,7 +14,7 @@ from densegrpo_jax.training.defaults import default_config
 def get_config():
     c = default_config()
     c.iterations = 60
-    c.label = 'miniature FLUX, held-out compositions of shapes, dense credit, uniform noise (a = 0.7)'
+    c.label = 'miniature FLUX, held-out compositions of shapes, dense credit'
     c.model.update(path='builtin:tiny_shapes', height=48, width=48, t5_length=12, guidance=2.0, dtype='float32', scan=False, remat='none')
     c.lora.update(rank=32, alpha=64.0)
     c.data.update(train='tiny_shapes', eval='tiny_shapes')

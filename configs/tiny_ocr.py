@@ -12,7 +12,7 @@ from densegrpo_jax.training.defaults import default_config
 def get_config():
     c = default_config()
     c.iterations = 60
-    c.label = 'miniature FLUX, held-out OCR, dense credit, uniform noise (a = 0.7)'
+    c.label = 'miniature FLUX, held-out OCR, dense credit'
     c.model.update(path='builtin:tiny', height=32, width=96, t5_length=16, guidance=1.5, dtype='float32', scan=False, remat='none')
     c.lora.update(rank=32, alpha=64.0)
     c.data.update(train='tiny', eval='tiny')

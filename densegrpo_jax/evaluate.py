@@ -33,6 +33,7 @@ from densegrpo_jax.training.divergence import KL, Divergence
 from densegrpo_jax.training.diversity import make_embedding
 from densegrpo_jax.training.evaluation import Evaluation, Evaluator
 from densegrpo_jax.training.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.training.noise import FILE
 from densegrpo_jax.training.panel import Policy, choose, parts, settings
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder, with_negative
@@ -59,7 +60,7 @@ def evaluate(
         raise ValueError('nothing to score: --nobase and no --checkpoint')
     mesh, which = mesh or make_mesh(config.mesh), parts(config)
     folder, pipeline = open_base(config, mesh)
-    record = Record(out, settings(config, folder, which, group), restart=restart)
+    record = Record(out, settings(config, folder, pipeline, which, group), restart=restart)
     embed = make_embedding(config.eval.embedding) if group > 1 else None
     params = load_components(config, folder, pipeline, mesh)
     encoder, stop = Encoder(pipeline, params), StopRequest()
@@ -84,7 +85,8 @@ def evaluate(
             for name, evaluator in evaluators.items():
                 result = results[name][policy.label] = evaluator(params, adapters, stop, record, key)
                 if divergence and name == 'eval':
-                    result.scores[KL] = divergence(params, adapters, stop, record, key)
+                    psi = policy.workdir / FILE if config.noise.calibrate and policy.workdir else None
+                    result.scores[KL] = divergence(params, adapters, stop, record, key, psi=psi)
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
                         f'{policy.label}, {name}: not one picture has a score {empty[0]!r}; the log tells why. --restart tries again'

@@ -27,6 +27,7 @@ from densegrpo_jax.models.pipeline_folder import save_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
 from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.noise import title
 
 CURVE = 'reward_curve.png'  # of a finished run
 LAYOUTS = ('peft', 'kohya', 'merged')
@@ -80,7 +81,7 @@ def model_card(config, pipeline: Pipeline, workdir: pathlib.Path, out: pathlib.P
         'learning rate': config.optim.learning_rate, 'T': config.rollout.steps, 'seed': config.seed,
     }  # fmt: skip
     return CARD.format(
-        base=config.model.path, label=config.label or out.name, step=step, scores=scores,
+        base=config.model.path, label=title(config, out.name), step=step, scores=scores,
         snippet=snippet(pipeline, config.model.path, str(out), layout, filename),
         settings='\n'.join(f'| {name} | {value} |' for name, value in rows.items()),
     )  # fmt: skip

@@ -16,9 +16,12 @@ import math
 import os
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from densegrpo_jax.parallel.hosts import Hosts
@@ -26,18 +29,39 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS, keep_compiled, start_devices, start_processes
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.training import console
-from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 from densegrpo_jax.training.run import run
 
 
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
-    console.start()
-    flag = flags.FLAGS
-    config, workdir = flag.config, pathlib.Path(flag.workdir).expanduser().absolute()
+    flag, config = flags.FLAGS, flags.FLAGS.config
     rollout, optim = config.rollout, config.optim
-    start_devices(math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch), flag.cpu_devices)
+    batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
+    status, summary = execute(flag, batch, lambda workdir, mesh, stop: run(config, workdir, mesh, stop))
+    if status != FINISHED:
+        return status
+    gain = summary['after']['mean'] - summary['before']['mean']
+    if flag.require_gain is not None and gain <= flag.require_gain:
+        logging.error('the evaluation score changed by %+.4f; more than %+.4f was required', gain, flag.require_gain)
+        return 1
+    return FINISHED
+
+
+def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any]) -> tuple[int, Any]:
+    """Starts devices and processes as the flags say and does `work(workdir, mesh, stop)`.
+
+    Args:
+      flag: with the fields of `define_run_flags`.
+      batch: rows that the CPU devices should divide.
+
+    Returns:
+      (exit status, what `work` returned or None).
+    """
+    console.start()
+    config, workdir = flag.config, pathlib.Path(flag.workdir).expanduser().absolute()
+    start_devices(batch, flag.cpu_devices)
     try:
         start_processes(flag.distributed, flag.coordinator, flag.num_processes, flag.process_id, heartbeat_seconds=flag.heartbeat)
         hosts = Hosts.current()
@@ -46,27 +70,22 @@ def main(argv) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
         keep_compiled(str(workdir / 'compiled'))
         with handle_stop_signals(hosts=hosts) as stop:
-            summary = run(config, workdir, make_mesh(config.mesh), stop)
+            return FINISHED, work(workdir, make_mesh(config.mesh), stop)
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):
             logging.error('%s', reason)
         if hosts.count > 1:
             hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
-        return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1)
+        return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
-        return _leave(2)
+        return _leave(2), None
     except Exception:
         if jax.process_count() > 1:
             logging.exception('this process (%d of %d) failed; the others stop when they notice', jax.process_index(), jax.process_count())
         else:
             raise
-        return _leave(1)
-    gain = summary['after']['mean'] - summary['before']['mean']
-    if flag.require_gain is not None and gain <= flag.require_gain:
-        logging.error('the evaluation score changed by %+.4f; more than %+.4f was required', gain, flag.require_gain)
-        return 1
-    return FINISHED
+        return _leave(1), None
 
 
 def _leave(status: int) -> int:
@@ -79,8 +98,8 @@ def _leave(status: int) -> int:
     return status
 
 
-def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+def define_run_flags() -> None:
+    """The flags of `execute`. Only a command itself has flags: importing this module defines none."""
     config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
     flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
     flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
@@ -89,10 +108,10 @@ def define_flags() -> None:
     flags.DEFINE_integer('num_processes', 0, 'With --coordinator: how many processes there are.')
     flags.DEFINE_integer('process_id', -1, 'With --coordinator: which one this is, from 0.')
     flags.DEFINE_integer('heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a process that has died ends the others.')
-    flags.DEFINE_float('require_gain', None, 'Exit with status 1 unless the evaluation score rose by more than this.')
 
 
 if __name__ == '__main__':
-    define_flags()
+    define_run_flags()
+    flags.DEFINE_float('require_gain', None, 'Exit with status 1 unless the evaluation score rose by more than this.')
     flags.mark_flags_as_required(['config', 'workdir'])
     app.run(lambda argv: sys.exit(main(argv)))

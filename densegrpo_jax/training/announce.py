@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.quantize import quantized_shapes
 from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
+from densegrpo_jax.training.noise import describe, title
 from densegrpo_jax.training.sampling import Schedule
 from densegrpo_jax.training.state import count, init_state
 
@@ -66,7 +67,7 @@ def plan(
         'trained': f'{trained}: {count(state.policy) / 1e6:.3f} M parameters, float32',
         'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es), attention {m.attention}',
         'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
-        'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {r.noise} {r.level:g}; {masks}',
+        'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}',
         'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
         'credit': f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std'
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
@@ -76,6 +77,6 @@ def plan(
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
         'results': f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
     }
-    lines = [config.label or pathlib.Path(folder).name, *(f'{name:12s} {text}' for name, text in table.items())]
+    lines = [title(config, pathlib.Path(folder).name), *(f'{name:12s} {text}' for name, text in table.items())]
     for line in lines:
         logging.info('%s', line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ml_collections
 
 from densegrpo_jax.core.advantages import STD_SCOPES
+from densegrpo_jax.core.calibration import RULES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
@@ -27,6 +28,10 @@ FLUX_LORA_TARGETS = (
 SD35_LORA_TARGETS = (
     'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.to_out.0', 'attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj', 'attn.to_add_out',
 )  # fmt: skip
+
+# What does not change which model or reward a run has.
+FREE_MODEL_KEYS = ('attention', 'remat')  # how the same network is compiled
+FREE_REWARD_KEYS = ('urls', 'timeout_s', 'retries', 'give_up_s', 'token_env', 'concurrency')  # where and how the same reward is asked
 
 
 def _group(**values) -> ml_collections.ConfigDict:
@@ -79,6 +84,27 @@ def default_config() -> ml_collections.ConfigDict:
         noisy_end=False,  # noise, untrained, into clean latents too (Flow-GRPO's code)
         train_end=False,  # noise there, trained (the paper)
         log_prob='gaussian',  # or 'unscaled' (the CPS paper's code; its clip range is 1e-5)
+    )
+    c.noise = _group(
+        psi_path='',  # JSON file of densegrpo_jax.calibrate: its psi instead of rollout.noise and rollout.level
+        interpolate=False,  # take psi on another grid or picture size too, linearly in s
+        calibrate=False,  # calibrate first, into WORKDIR/psi.json, and train with that
+    )
+    c.calibration = _group(
+        rule='scaled',  # or 'paper': Algorithm 1 as printed (core/calibration.py says what is wrong with it)
+        # N = prompts * group trajectories an iteration. The signs of one prompt's gains are not independent, so many prompts with few
+        # samples; at N = 96 a lean of one in ten is seen in one iteration.
+        prompts=24,
+        group=4,
+        iterations=60,  # at most
+        eps1=2,  # 'paper': balanced where |p - q| < eps1
+        eps2=0.05,  # 'scaled': relative step, e^3 = 20 times in 60 iterations; 'paper': absolute step (the paper: 0.01)
+        z=1.0,  # 'scaled': balanced where |p - q| <= z sqrt(p + q)
+        low=0.02,  # bounds of psi: a transition that stops exploring learns nothing,
+        high=5.0,  # and Flow-GRPO's own first step reaches 3.7; eta of cps ends at 1 in any case
+        min_count=8,  # 'scaled': with fewer gains that are not 0 psi stays
+        window=10,  # iterations that are averaged, for the result and
+        tolerance=0.05,  # for the end: two windows in a row that differ by less than this share of psi
     )
     c.credit = _group(
         rule='dense',  # sparse, dense_baseline, coca_share, coca_to_go, dense, gae
@@ -141,6 +167,7 @@ def validate(config) -> None:
     r, m = config.rollout, config.model
     _one_of('rollout.kernel', r.kernel, [k for k in KERNELS if k != 'ode'])
     _one_of('rollout.noise', r.noise, ('flow_grpo', 'constant', 'ddim'))
+    _one_of('calibration.rule', config.calibration.rule, RULES)
     _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
     _one_of('credit.completion_grid', config.credit.completion_grid, SPACINGS)
@@ -161,6 +188,7 @@ def validate(config) -> None:
         'eval.steps': config.eval.steps, 'eval.shown': config.eval.shown,
         'eval.batch': config.eval.batch, 'checkpoint.every': config.checkpoint.every, 'checkpoint.keep': config.checkpoint.keep,
         'model.t5_length': m.t5_length, 'credit.completion_every': config.credit.completion_every,
+        **{f'calibration.{k}': config.calibration[k] for k in ('prompts', 'group', 'iterations', 'eps1', 'min_count', 'window')},
     }  # fmt: skip
     for key, value in positive.items():
         if value < 1:
@@ -188,6 +216,7 @@ def validate(config) -> None:
         )
     if r.noise == 'ddim' and r.kernel != 'cps':
         raise ValueError("rollout.noise='ddim' is DDIM's eta, which is a table of rollout.kernel='cps'")
+    _check_noise(config)
     if config.full and config.lora.init_from:
         raise ValueError('lora.init_from is set and full=True: merge the adapters into the base first (densegrpo_jax.export, merged)')
     if config.full and m.quantize != 'none':
@@ -196,6 +225,21 @@ def validate(config) -> None:
         raise ValueError(f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than iterations={config.iterations}')
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
+
+
+def _check_noise(config) -> None:
+    noise, c = config.noise, config.calibration
+    if noise.psi_path and noise.calibrate:
+        raise ValueError(f'noise.psi_path={noise.psi_path!r} and noise.calibrate=True: take the table of that file, or make one; not both')
+    if noise.interpolate and not noise.psi_path:
+        raise ValueError('noise.interpolate=True is for the table of a file, and noise.psi_path is empty')
+    if not 0 < c.low < c.high:
+        raise ValueError(f'calibration.low={c.low} and calibration.high={c.high}: expected 0 < low < high')
+    if config.rollout.kernel == 'cps' and c.low >= 1:
+        raise ValueError(f'calibration.low={c.low}: eta of the cps kernel is at most 1')
+    for key in ('eps2', 'z', 'tolerance'):
+        if not c[key] > 0:
+            raise ValueError(f'calibration.{key}={c[key]} must be positive')
 
 
 def _one_of(key: str, value, allowed) -> None:

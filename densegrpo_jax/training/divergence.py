@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from densegrpo_jax.core.rollout import DenseRollout, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.training.noise import calibrated_table
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.record import Record
@@ -37,7 +40,7 @@ class Divergence:
         single = config.copy_and_resolve_references()
         single.rollout.group = 1
         schedule = make_schedule(pipeline, single)._replace(complete=())
-        self._rollout, self._noise_levels = make_rollout(pipeline, single, schedule, mesh), schedule.noise_levels
+        self._rollout, self._config, self._schedule = make_rollout(pipeline, single, schedule, mesh), single, schedule
         self._key = key_data(stream_key(config.seed, STREAM_EVAL, 2))
         m, r = config.model, config.rollout
 
@@ -62,22 +65,26 @@ class Divergence:
         self._divergence = jax.jit(divergence, compiler_options=EXACT)
 
     def __call__(
-        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record, policy: str, name: str = 'eval'
-    ) -> np.ndarray:
+        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record, policy: str, name: str = 'eval',
+        psi: pathlib.Path | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """float32 [N], NaN for prompts that are not among the first `count`; the base's (adapters None) is 0.
 
         record, policy, name: as in `Evaluator`; what the record has is not computed again.
+        psi: the file of the run that this policy is from, where it calibrated first (`noise.calibrate`).
         """
         kl = np.full(len(self._prompts), np.nan, np.float32)
         kl[: self._count] = [record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)]
         if adapters is None:
             kl[: self._count] = 0
+        schedule = self._schedule
+        levels = calibrated_table(self._config, schedule.sigmas, schedule.plan, psi) if psi else schedule.noise_levels
         todo = np.flatnonzero(np.isnan(kl[: self._count]))
         for start in range(0, len(todo), self._batch):
             new = todo[start : start + self._batch]
             rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count])
             conditioning = self._encoder([self._prompts[int(i)].text for i in rows])
-            rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows, self._noise_levels)
+            rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows, levels)
             found = np.asarray(stop.wait(self._divergence(params, adapters, conditioning, rollout)))
             for i, value in zip(new, found):
                 kl[i] = value

@@ -41,7 +41,7 @@ class Record:
         whole = [line for line in lines if line.endswith(b'\n')]
         if whole:
             rows = [self._parse(line, number) for number, line in enumerate(whole, start=1)]
-            if (key := _difference(rows[0].get('settings', {}), settings)) is not None:
+            if (key := difference(rows[0].get('settings', {}), settings)) is not None:
                 raise ValueError(
                     f'{self._file} holds scores of other settings ({key}). Name another folder with --out, or forget them with --restart'
                 )
@@ -84,11 +84,11 @@ class Record:
             raise ValueError(f'{self._file}:{number} is damaged; forget what is there with --restart, or remove that line') from None
 
 
-def _difference(old, new, name: str = '') -> str | None:
+def difference(old, new, name: str = '') -> str | None:
     """The first value in which two trees of JSON differ, as 'key: old, now new'."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            if (found := _difference(old.get(key), new.get(key), f'{name}.{key}' if name else key)) is not None:
+            if (found := difference(old.get(key), new.get(key), f'{name}.{key}' if name else key)) is not None:
                 return found
         return None
     return None if old == new else f'{name}: {old!r}, now {new!r}'

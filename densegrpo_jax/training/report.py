@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 from absl import logging
 
+from densegrpo_jax.training.noise import title
 from densegrpo_jax.training.pictures import save_grid
 
 
@@ -93,7 +94,7 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool 
     first, last = progress.evaluations[0], progress.evaluations[-1]
     best = max(progress.evaluations, key=lambda e: e[1])
     summary = {
-        'label': config.label,
+        'label': title(config),
         'score': config.eval.best,
         'updates': last[0],
         'before': {'mean': first[1], 'standard_error': first[2]},

@@ -12,34 +12,34 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
-from densegrpo_jax.parallel.mesh import local_rows
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
+from densegrpo_jax.training.calibration import calibrate, visited_prompts
 from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.defaults import default_config, validate
-from densegrpo_jax.training.evaluation import Evaluator, merge_scores
+from densegrpo_jax.training.collect import Collector
+from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, default_config, validate
+from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.prompts import load_prompts, place, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.noise import FILE
+from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, Schedule, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser, start_from
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
 
-# Keys that may differ between the run that wrote a checkpoint and the one that continues it.
-FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache')
-FREE_MODEL_KEYS = ('attention', 'remat')  # how the same network is compiled
-FREE_REWARD_KEYS = ('urls', 'timeout_s', 'retries', 'give_up_s', 'token_env', 'concurrency')  # where and how the same reward is asked
+# Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the noise its values are compared.
+FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache', 'noise', 'calibration')
 
 
 class TrainingDiverged(RuntimeError):
@@ -86,7 +86,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     # Weights, adapters and the newest checkpoint.
     chosen = lambda step: prompt_indices_for_step(len(train), config.rollout.prompts, step, config.seed)
     visited = {int(i) for step in range(config.iterations) for i in chosen(step)}
-    needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited))]
+    calibrated = visited_prompts(config, train) if config.noise.calibrate else []
+    needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited)), *(p.text for p in calibrated)]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     encoder = text_conditioning(config, folder, pipeline, needed, directory, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
@@ -94,9 +95,14 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     state = init_sharded(fresh, mesh, RULES, params['transformer'])
     if config.lora.init_from:
         state = start_from(state, read_peft(config.lora.init_from), pipeline)
+    params = with_negative(pipeline, config, params, encoder)
+    if config.noise.calibrate:
+        policy = state.policy if config.lora.init_from else None
+        psi = calibrate(config, workdir / FILE, folder, pipeline, params, policy, encoder, train, reward, mesh, stop)
+        schedule = schedule._replace(noise_levels=psi)
     checkpoints = Checkpoints(
-        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin, fingerprint=_fingerprint(config),
-        defaults=_fingerprint(default_config(), 'reward'), hosts=hosts,
+        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin,
+        fingerprint=_fingerprint(config, schedule), defaults=_fingerprint(default_config(), None, 'reward'), hosts=hosts,
     )  # fmt: skip
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:
@@ -105,7 +111,6 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     if hosts.primary:
         (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
 
-    params = with_negative(pipeline, config, params, encoder)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     credit_fn, update_fn = make_credit(config, schedule, mesh, reward.weights), make_update(pipeline, config, tx, mesh)
     bar = ProgressBar(config.iterations, start=start, show=hosts.primary)
@@ -174,14 +179,15 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     return report.finish(config, workdir, progress, checkpoints, write=hosts.primary)
 
 
-def _fingerprint(config, *free: str) -> dict:
+def _fingerprint(config, schedule: Schedule | None, *free: str) -> dict:
     """What must be equal for a checkpoint to be continued."""
     kept = {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key not in (*FREE_KEYS, *free)}
     kept['model'] = {key: value for key, value in kept['model'].items() if key not in FREE_MODEL_KEYS}
     if 'reward' in kept:
         rewards = kept['reward'].items()
         kept['reward'] = {name: {k: v for k, v in options.items() if k not in FREE_REWARD_KEYS} for name, options in rewards}
-    return kept
+    calibrated = config.noise.psi_path or config.noise.calibrate
+    return {**kept, 'psi': [float(level) for level in schedule.noise_levels] if calibrated else None}
 
 
 class Phases:
@@ -190,58 +196,19 @@ class Phases:
     def __init__(
         self, config, workdir, mesh: Mesh, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest, note
     ):
-        self.config, self.workdir, self.mesh, self.train = config, workdir, mesh, train
-        self.evaluator, self.scorer, self.writer, self.stop, self.note = evaluator, scorer, writer, stop, note
+        self.config, self.workdir, self.train, self.evaluator, self.writer = config, workdir, train, evaluator, writer
+        self.stop, self.note = stop, note
+        self.collector = Collector(mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch)
 
-    def sample(
-        self, rollout_fn, params, adapters, encoder: TextCache, step: int, noise_levels: np.ndarray
-    ) -> tuple[list, list, Conditioning]:
-        """Rolls out the prompts of an iteration in batches; each is scored on the host while the next one is sampled.
-
-        Returns:
-          rollouts: list of DenseRollout on the devices.
-          scores: list of (future Scores of this process's S * r pictures or None, finite [S, r], their places [r]), in the same order.
-          conditioning: of all prompts [P, ...].
-        """
-        r, key = self.config.rollout, key_data(stream_key(self.config.seed, STREAM_ROLLOUT, step))
-        chosen = [self.train[int(i)] for i in prompt_indices_for_step(len(self.train), r.prompts, step, self.config.seed)]
-        texts = [p.text for p in chosen]
-        conditioning = place(encoder, texts, self.mesh)
-        rollouts, scores, waiting = [], [], None
-        for start in range(0, r.prompts, r.prompts_per_batch):
-            places = np.arange(start, start + r.prompts_per_batch)
-            of_batch = place(encoder, texts[start : start + r.prompts_per_batch], self.mesh)
-            result = rollout_fn(params, adapters, of_batch, key, places, noise_levels)
-            if waiting is not None:
-                scores.append(self._submit(*waiting))
-            rollouts.append(result[0])
-            waiting = (result[1], result[2], chosen, start * r.group)
-        scores.append(self._submit(*waiting))
-        return rollouts, scores, conditioning
-
-    def _submit(self, images: jax.Array, finite: jax.Array, prompts: list[Prompt], start: int):
-        """Starts scoring the rows of a batch that are this process's; `start` is the batch's first place among the samples."""
-        images, finite = self.stop.wait((images, finite))
-        (rows, images), (_, finite) = local_rows(images, 1), local_rows(finite, 1)
-        places = start + rows
-        repeated = [prompts[i // self.config.rollout.group] for i in places] * images.shape[0]
-        pictures = images.reshape(-1, *images.shape[2:])
-        future = self.scorer.submit(pictures, [p.text for p in repeated], [p.metadata for p in repeated]) if len(places) else None
-        return future, finite, places
+    def sample(self, rollout_fn, params, adapters, encoder: TextCache, step: int, noise_levels) -> tuple[list, list, Conditioning]:
+        """Rolls out and scores the prompts of an iteration, see `Collector.sample`."""
+        config, key = self.config, key_data(stream_key(self.config.seed, STREAM_ROLLOUT, step))
+        chosen = [self.train[int(i)] for i in prompt_indices_for_step(len(self.train), config.rollout.prompts, step, config.seed)]
+        return self.collector.sample(rollout_fn, params, adapters, encoder, chosen, key, noise_levels)
 
     def gather(self, scores: list) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Waits for the scorers of all processes: name -> float32 [S, B] (0 where invalid), and the mask of valid scores."""
-        parts, r = self.stop.wait([future for future, *_ in scores]), self.config.rollout
-        shape = (scores[0][1].shape[0], r.prompts * r.group)
-        values = {name: np.full(shape, np.nan, np.float32) for name in (*self.scorer.names, 'valid')}
-        for part, (_, finite, places) in zip(parts, scores):
-            if part is not None:
-                valid = part.valid.reshape(finite.shape) & finite
-                values['valid'][:, places] = valid
-                for name in self.scorer.names:
-                    values[name][:, places] = np.where(valid, part.values[name].reshape(finite.shape), 0)
-        values = merge_scores(self.stop, values)
-        return values, values.pop('valid') == 1
+        """The scores of an iteration, see `Collector.gather`."""
+        return self.collector.gather(scores, self.config.rollout.prompts * self.config.rollout.group)
 
     def evaluate(self, step: int, params, adapters, progress: Progress) -> float:
         """Evaluates, logs the scores and the fixed pictures, and remembers the result."""

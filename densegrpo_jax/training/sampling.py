@@ -10,16 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import every_state, needed_states
-from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, continue_trajectory, dense_rollout
-from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards, replicated
+from densegrpo_jax.training.noise import noise_table
 
 # Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
-STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL = 0, 1, 2
+STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL, STREAM_CALIBRATION = 0, 1, 2, 3
 STREAM_PROBE = 4  # measurements without training: reproduction/probe.py
 
 
@@ -30,8 +29,6 @@ EXACT = {'xla_allow_excess_precision': False}
 
 # A decoder's activations at full resolution are the largest arrays of a rollout: 1.3 GiB for a picture of 512 x 512 on a TPU.
 DECODED_PIXELS = 4 * 512 * 512
-
-NOISE_TABLES = {'flow_grpo': flow_grpo_noise_levels, 'constant': constant_noise_levels, 'ddim': ddim_noise_levels}
 
 
 class Schedule(NamedTuple):
@@ -47,11 +44,11 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
-    """Grid, noise table, masks and completed states of a configuration."""
+    """Grid, noise table, masks and completed states of a configuration. With `noise.calibrate` the table is where that starts."""
     r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
     plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
-    levels, complete = NOISE_TABLES[r.noise](sigmas, r.level), every_state(needed_states(c.rule, plan), c.completion_every)
+    levels, complete = noise_table(config, sigmas, plan), every_state(needed_states(c.rule, plan), c.completion_every)
     return Schedule(sigmas, levels, plan, complete, c.completion_steps or None, c.completion_solver, c.completion_grid)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.defaults import default_config, validate
+from densegrpo_jax.training.noise import title
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,7 +55,7 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
     assert (c.rollout.steps, c.eval.steps, c.rollout.group, c.rollout.prompts) == (6, 28, 24, 48)
     assert (c.rollout.kernel, c.rollout.level, c.credit.rule, c.loss.beta) == ('cps', 0.8, 'dense', 0.0)
     assert (c.lora.rank, c.lora.alpha, c.optim.learning_rate) == (64, 128.0, 3e-4)
-    assert 'uncalibrated' in c.label
+    assert 'uncalibrated' in title(c)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,12 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('rollout.group', 1, r'rollout.group=1'),
         ('rollout.prompts_per_batch', 5, r'rollout.prompts_per_batch=5 does not divide rollout.prompts=48'),
         ('rollout.level', 1.5, r'0 < rollout.level <= 1'),
+        ('noise.interpolate', True, r'noise.interpolate=True .*noise.psi_path'),
+        ('calibration.rule', 'median', r"calibration.rule='median'.*'paper', 'scaled'"),
+        ('calibration.low', 0.0, r'calibration.low=0.0 and calibration.high=5.0'),
+        ('calibration.low', 1.0, r'calibration.low=1.0: .*at most 1'),
+        ('calibration.window', 0, r'calibration.window=0 must be at least 1'),
+        ('calibration.eps2', 0.0, r'calibration.eps2=0.0'),
         ('optim.updates', 5, r'optim.updates=5 does not divide'),
         ('optim.microbatch', 0, r'optim.microbatch=0 must be at least 1'),
         ('credit.rule', 'densee', r"credit.rule='densee'"),
@@ -96,6 +103,13 @@ def test_the_two_step_solver_needs_two_steps():
     validate(config)
     config.credit.completion_steps = 1
     with pytest.raises(ValueError, match='use 2 or more'):
+        validate(config)
+
+
+def test_a_table_is_read_or_made_not_both():
+    config = default_config()
+    config.noise.update(psi_path='psi.json', calibrate=True)
+    with pytest.raises(ValueError, match=r"noise.psi_path='psi.json' and noise.calibrate=True"):
         validate(config)
 
 

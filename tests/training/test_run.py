@@ -30,6 +30,7 @@ from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores  # noqa:
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.rewards.server import RewardService  # noqa: E402
 from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
+from densegrpo_jax.training import collect  # noqa: E402
 from densegrpo_jax.training import run as run_module  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
 from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
@@ -178,7 +179,7 @@ def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path
     stop, calls = StopRequest(), []
     target, name, moment = {
         'before the evaluation': (run_module.report, 'shown', 1),
-        'in the next rollout': (run_module, 'place', 5),  # an iteration asks three times: for all prompts and for two batches
+        'in the next rollout': (collect, 'place', 5),  # an iteration asks three times: for all prompts and for two batches
         'in the next update': (run_module, 'donates_state', 2),
     }[where]
     original = getattr(target, name)

@@ -1,0 +1,73 @@
+"""Command: calibrates the noise level of every step (DenseGRPO's Algorithm 1) for any configuration, before it is trained.
+
+    python -m densegrpo_jax.calibrate --config=configs/tiny_ocr.py --workdir=runs/psi
+    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_psi --config.noise.psi_path=runs/psi/psi.json
+
+Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every iteration) and beside it a PNG: psi against the start,
+the shares of positive and negative gains before and after, and the gains along every trajectory. The same command continues what was
+stopped; with more `--config.calibration.iterations` also what had not settled.
+With `--config.noise.calibrate=True` training begins with it.
+Exit status as `densegrpo_jax.main`: 0 finished, 75 stopped by a signal and resumable, 2 what cannot be used, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import sys
+
+from absl import app, flags
+from jax.sharding import Mesh
+
+from densegrpo_jax.main import define_run_flags, execute
+from densegrpo_jax.models.lora_files import read_peft
+from densegrpo_jax.parallel.sharding import RULES, init_sharded
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.training.calibration import calibrate, visited_prompts
+from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.loading import load_components, open_base
+from densegrpo_jax.training.noise import FILE
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.training.sampling import STREAM_INIT, stream_key
+from densegrpo_jax.training.state import init_state, optimiser, start_from
+
+
+def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: StopRequest):
+    """Calibrates `config` into `out`; see `training.calibration.calibrate`.
+
+    Returns:
+      psi, float32 [T].
+    """
+    validate(config)
+    folder, pipeline = open_base(config, mesh)
+    train, reward = load_prompts(config, 'train'), build_reward(config.reward)
+    chosen = visited_prompts(config, train)
+    reward.check([p.text for p in chosen], [p.metadata for p in chosen])
+    directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
+    encoder = text_conditioning(config, folder, pipeline, ['', *(p.text for p in chosen)], directory, mesh, stop)
+    params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
+    adapters = None
+    if config.lora.init_from:
+        fresh = lambda base: init_state(pipeline, optimiser(config), stream_key(config.seed, STREAM_INIT, 0), base)
+        state = init_sharded(fresh, mesh, RULES, params['transformer'])
+        adapters = start_from(state, read_peft(config.lora.init_from), pipeline).policy
+    params = with_negative(pipeline, config, params, encoder)
+    return calibrate(config, out, folder, pipeline, params, adapters, encoder, train, reward, mesh, stop)
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+    flag = flags.FLAGS
+    config, c = flag.config, flag.config.calibration
+    out = pathlib.Path(flag.out or pathlib.Path(flag.workdir) / FILE).expanduser().absolute()
+    batch = math.gcd(c.prompts * c.group, config.rollout.prompts_per_batch * config.rollout.group)
+    return execute(flag, batch, lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop))[0]
+
+
+if __name__ == '__main__':
+    define_run_flags()
+    flags.DEFINE_string('out', '', 'The psi file; WORKDIR/psi.json where it is not given.')
+    flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(lambda argv: sys.exit(main(argv)))
