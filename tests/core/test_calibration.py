@@ -82,3 +82,31 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match='shapes'):
         calibrate_step([0.5, 0.6], [1], [1], [True])
     assert not has_settled([[0.5]], 1, 0.1)
+
+
+def balanced_share(rule, samples, lean=0.0, rounds=4000):
+    """How often a transition is found balanced when a gain is positive with probability (1 + lean) / 2."""
+    rng, psi, on = np.random.default_rng(1), np.full(rounds, 0.5), np.ones(rounds, bool)
+    positives = rng.binomial(samples, (1 + lean) / 2, rounds)
+    return np.mean(calibrate_step(psi, positives, samples - positives, on, rule=rule) > psi)
+
+
+def test_the_scaled_threshold_grows_with_the_root_of_n_and_the_printed_one_does_not():
+    """Fair gains: P(|p - q| < 2) = P(p = N/2) falls as sqrt(2 / (pi N)); P(|p - q| <= sqrt(N)) stays near 0.68 whatever N is."""
+    for samples in (24, 96, 1536):
+        assert balanced_share('paper', samples) == pytest.approx(np.sqrt(2 / (np.pi * samples)), abs=0.02)
+        assert balanced_share('scaled', samples) == pytest.approx(0.68, abs=0.07)
+    # A lean of one in ten drowns in 24 gains, shows in 96 and is certain in 1536: what rests depends on N only through this.
+    found = [balanced_share('scaled', samples, lean=0.1) for samples in (24, 96, 1536)]
+    assert found[0] > 0.5 > found[1] - 0.05 and found[2] < 0.01 and found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize('samples', [24, 96, 384])
+def test_scaled_rule_rests_at_the_same_level_for_every_n(samples):
+    history = run('scaled', harmful_above(0.5), samples=samples, eps2=0.05, iterations=200)
+    assert abs(history[100:].mean() - 0.5) < 0.12
+
+
+def test_the_mean_of_a_window_is_steadier_than_where_psi_stands():
+    history = run('scaled', harmful_above(0.5), samples=96, eps2=0.05, iterations=400)[100:]
+    assert history.reshape(-1, 10).mean(1).std() < 0.8 * history.std()
