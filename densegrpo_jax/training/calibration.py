@@ -27,7 +27,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import noise
 from densegrpo_jax.training.calibration_figure import draw
 from densegrpo_jax.training.collect import Collector
-from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS
+from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, default_config
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.record import difference
@@ -90,7 +90,7 @@ def sized_for_calibration(config, mesh: Mesh):
     sized = config.copy_and_resolve_references()
     with sized.unlocked():
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
-        sized.credit.update(rule='dense', completion_steps=0, completion_solver='euler', completion_grid='timestep')
+        sized.credit.update(default_config().credit)  # dense, n = t
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
     return sized
 
