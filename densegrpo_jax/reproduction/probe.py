@@ -53,7 +53,11 @@ METHODS = {
     'n = 2, even σ': {'credit.completion_steps': 2, 'credit.completion_grid': 'sigma'},
     'n = 2, even σ, ab2': {'credit.completion_steps': 2, 'credit.completion_grid': 'sigma', 'credit.completion_solver': 'ab2'},
     'n = 1': {'credit.completion_steps': 1},
+    'every 2nd state': {'credit.completion_every': 2},
+    'every 2nd state, n = 2': {'credit.completion_every': 2, 'credit.completion_steps': 2},
 }
+# The keys of config.credit that say how states are completed, with what they are for complete completions.
+_COMPLETE = {key: value for key, value in default_config().credit.items() if key.startswith('completion')}
 _MARKS = 64  # elements of every latent that are kept to see that two methods completed the same trajectories
 _SAME = 0.05  # of the latents' size: other noise differs by its whole size, another rounding by far less
 
@@ -148,7 +152,9 @@ class _Probe:
     def __init__(self, config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, policy: Policy, prompts: int, overrides: Mapping = {}):
         if stop.hosts.count > 1:
             raise ValueError(f'this measures in one process, and {stop.hosts.count} were started')
-        complete = {f'credit.{key}': value for key, value in default_config().credit.items() if key.startswith('completion')}
+        if config.noise.calibrate:
+            raise ValueError('noise.calibrate=True makes a noise table in training: to measure with it give noise.psi_path=RUN/psi.json')
+        complete = {f'credit.{key}': value for key, value in _COMPLETE.items()}
         self.config = with_overrides(config, {'credit.rule': 'dense', **complete, **overrides})
         self._workdir, self._mesh, self._stop = pathlib.Path(workdir), mesh, stop
         self._folder, self.pipeline = open_base(self.config, mesh)
@@ -232,7 +238,7 @@ class _Probe:
         whole = {name: np.concatenate([b[name] for b in batches], axis=-1) for name in ('values', 'continued', 'marks')}
         first, shape = batches[0], (len(self._prompts), config.rollout.group)
         states, sources = first['states'][:-1], first['sources']
-        rewards = np.asarray(state_rewards(whole['values'], sources)).reshape(-1, *shape)
+        rewards = np.asarray(state_rewards(whole['values'], sources, interpolate=config.credit.completion_every > 1)).reshape(-1, *shape)
         continued = None
         if continuations:
             of_state = np.moveaxis(whole['continued'].reshape(len(states), continuations, *shape), 1, -1)
@@ -242,11 +248,11 @@ class _Probe:
 
     def _settings(self, config, schedule: Schedule, continuations: int) -> dict:
         """Everything that the raw rewards of a batch depend on."""
-        common = settings(config, self._folder, {'train': Part(self._prompts[:0], [self._reward])}, 1)
+        common = settings(config, self._folder, self.pipeline, {'train': Part(self._prompts[:0], [self._reward])}, 1)
         kept = {key: common[key] for key in ('seed', 'full', 'lora', 'model', 'cfg', 'base', 'rollout', 'reward')}
         return {
             **kept, 'policy': identity(self._adapters), 'train': config.data.train, 'group': config.rollout.group, 'batch': self._batch,
-            'credit': {key: value for key, value in sorted(config.credit.items()) if key.startswith('completion')},
+            'completion': {key: config.credit[key] for key, value in _COMPLETE.items() if config.credit[key] != value},
             'complete': list(schedule.complete), 'noise_levels': np.asarray(schedule.noise_levels).tolist(), 'continuations': continuations,
             'prompts': hashlib.sha256(json.dumps([[p.text, p.metadata] for p in self._prompts], sort_keys=True).encode()).hexdigest()[:12],
         }  # fmt: skip

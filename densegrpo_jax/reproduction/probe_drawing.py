@@ -25,19 +25,19 @@ def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
 
 
 def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """From `bias`: the two values of a state, what separates them beside the gains, and what that does to GAE."""
+    """From `bias`: the mean bias, its size beside the gains, and what it does to GAE."""
     states, (whole,) = [row for row in rows if row['state'] != 'all'], [row for row in rows if row['state'] == 'all']
-    figure, (value, size, credit) = _panels(3)
+    figure, (mean, size, credit) = _panels(3)
     x = [row['timesteps_left'] for row in states]
-    value.plot(x, [row['value'] for row in states], 'o-', color='C0', label='completion by the ODE, $R_t$')
-    value.plot(x, [row['expected'] for row in states], 'o-', color='C3', label='mean of stochastic continuations, $E[R_0 | x_t]$')
-    _finish(value, 'two values of the same states', 'timesteps left $t$', 'mean reward', states)
+    _line(mean, x, states, 'bias', 'C0', '$E[R_0|x_t] - R_t$')
+    mean.axhline(0, color='0.4', linewidth=1)
+    _finish(mean, 'mean bias of the ODE as a value', 'timesteps left $t$', 'reward', states)
     _line(size, x, states, 'continuation_std', 'C3', 'one continuation around $E[R_0|x_t]$')
     _line(size, x, states, 'rms_bias', 'C0', 'ODE around $E[R_0|x_t]$ (root mean square)')
     _line(size, x, states, 'group_rms_bias', 'C9', 'the same within a group')
     _line(size, x, states, 'gain_std', 'C2', 'spread of the gain within a group', style='s--')
     _finish(size, 'error of a value, and the gains', 'timesteps left $t$', 'reward', states)
-    for axes in (value, size):
+    for axes in (mean, size):
         axes.set_xticks(x)
         axes.invert_xaxis()
     for i, row in enumerate(states):
@@ -46,7 +46,7 @@ def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
     names = [f'advantage_correlation_{lam:g}' for lam in LAMBDAS]
     _band(credit, LAMBDAS, whole, names, 'C3', 'mean over t')
     credit.axhline(whole['advantage_correlation_sparse'], color='0.4', linestyle=':', label='terminal reward alone (mean over t)')
-    _finish(credit, 'GAE(λ) against the true advantage', 'λ', 'correlation within groups', states)
+    _finish(credit, 'GAE(λ) and the true advantage, as measured', 'λ', 'correlation within groups', states)
     _save(figure, path)
 
 
@@ -67,7 +67,9 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
             y, low, high = (row[f'{name}{end}'] for end in ('', '_low', '_high'))
             marker = 'osD^vP*X<>'[i % 10]
             axes.errorbar(x, y, [[max(y - low, 0)], [max(high - y, 0)]], fmt=marker, color=f'C{i % 10}', label=row['method'], capsize=2)
-        _finish(axes, title, 'network calls per sample', 'mean rank correlation within a group', rows)
+        _finish(axes, title, 'network calls per sample', 'mean rank correlation within a group', rows, legend=False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right center', frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -77,7 +79,7 @@ def _panels(count: int):
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    return plt.subplots(1, count, figsize=(5.2 * count, 4.2), dpi=120)
+    return plt.subplots(1, count, figsize=(5.2 * count, 4.2), dpi=120, layout='constrained')
 
 
 def _line(axes, x, rows, name: str, colour: str, label: str, style: str = 'o-') -> None:
@@ -94,18 +96,18 @@ def _shade(i: int, count: int) -> str:
     return str(0.25 + 0.5 * i / max(count - 1, 1))
 
 
-def _finish(axes, title: str, x: str, y: str, rows: Sequence[dict]) -> None:
+def _finish(axes, title: str, x: str, y: str, rows: Sequence[dict], *, legend: bool = True) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(f'{x}      ({rows[0]["prompts"]} prompts, {rows[0]["samples"]} samples)')
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _save(figure, path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

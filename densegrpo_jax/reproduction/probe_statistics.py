@@ -139,8 +139,9 @@ def bias_rows(values: np.ndarray, continued: np.ndarray, sigmas: np.ndarray, sta
       `gain_std`: of the gain V_{k+1} - V_k within groups; `bias_to_gain` = group_rms_bias / gain_std.
     * `value_correlation` and `continuation_correlation`: V_k, and one continuation, with the mean of the other continuations.
     * The transition from k: its true advantage is A = E[R_T | x_{k+1}] - E[R_T | x_k]. For a lambda of `LAMBDAS`,
-      `advantage_correlation_L` is the within-group correlation of GAE(L) with A and `advantage_error_L` the mean squared difference within
-      groups, both corrected for the noise in the measured A; `..._sparse` those of R_T alone. `best_lambda` has the largest correlation.
+      `advantage_correlation_L` is the within-group correlation of GAE(L) with A as it was measured, whose noise makes all of them smaller
+      by the same factor, about `advantage_reliability`; `advantage_error_L` the mean squared difference from A within groups, corrected
+      for that noise; `..._sparse` those of R_T alone. `best_lambda` has the largest correlation.
 
     Args:
       values: [T+1, P, G].
@@ -205,28 +206,28 @@ class _Advantages:
         self._noise = np.where(np.isfinite(mine[0.0]), self._noise, np.nan)
 
     def _correlation(self, name, k: int, drawn) -> float:
-        (cross, own, true), free = (s[k][drawn].sum() for s in self._sums[name]), self._free[k][drawn].sum()
-        true -= free * _mean(self._noise[k][drawn])
+        cross, own, true = (s[k][drawn].sum() for s in self._sums[name])
         if not true > 0:
             return float('nan')
         return 0.0 if own == 0 else float(cross / np.sqrt(own * true))
+
+    def _reliability(self, name, k: int, drawn) -> float:
+        """Correlation of A as measured with A."""
+        true, free = self._sums[name][2][k][drawn].sum(), self._free[k][drawn].sum()
+        return _root(1 - free * _mean(self._noise[k][drawn]) / true) if true > 0 else float('nan')
 
     def _error(self, name, k: int, drawn) -> float:
         (cross, own, true), free = (s[k][drawn].sum() for s in self._sums[name]), self._free[k][drawn].sum()
         return float((own - 2 * cross + true) / free - _mean(self._noise[k][drawn])) if free else float('nan')
 
     def _best(self, steps: list[int], drawn) -> float:
-        found = np.array([_mean(np.array([self._relative(lam, k, drawn) for k in steps])) for lam in _FINE.tolist()])
+        found = np.array([_mean(np.array([self._correlation(lam, k, drawn) for k in steps])) for lam in _FINE.tolist()])
         return float('nan') if not np.ptp(found) > 1e-9 else float(_FINE[np.argmax(found)])  # in the last transition there is no lambda
-
-    def _relative(self, lam: float, k: int, drawn) -> float:
-        """The correlation but for the true advantage's spread, which is the same for every lambda and may be too small to measure."""
-        cross, own, true = (s[k][drawn].sum() for s in self._sums[lam])
-        return float(cross / np.sqrt(own * true)) if own > 0 and true > 0 else float('nan')
 
     def columns(self, steps: list[int]) -> dict[str, float]:
         """Columns of transitions `steps`, averaged over them."""
-        prompts, result = self._free.shape[1], {}
+        prompts = self._free.shape[1]
+        result = {'advantage_reliability': _mean(np.array([self._reliability(0.0, k, np.arange(prompts)) for k in steps]))}
         for name in (*LAMBDAS, 'sparse'):
             label = name if name == 'sparse' else f'{name:g}'
             mean = lambda drawn, of, name=name: _mean(np.array([of(name, k, drawn) for k in steps]))

@@ -26,7 +26,7 @@ OVERRIDES = {
     'model.width': 32, 'reward_workers': 1,
 }  # fmt: skip
 DRAW = {'latent_rewards': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost}
-METHODS = {name: probe.METHODS[name] for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1')}
+METHODS = {name: probe.METHODS[name] for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1', 'every 2nd state')}
 OPTIONS = {'latent_rewards': {}, 'bias': {'samples': 4, 'continuations': 3}, 'cost': {'methods': METHODS}}
 
 
@@ -73,7 +73,7 @@ def test_tables_and_figures(whole, tmp_path):
     assert latent[2]['rank_correlation'] == pytest.approx(1)
     assert [row['state'] for row in bias] == [0, 1, 'all'] and bias[0]['continuation_std'] > 0
     # 3 of the trajectory; to complete states 0 and 1, whose first velocities are known, all steps take 2 + 1 more, two steps 1 + 1.
-    assert {row['method']: row['calls'] for row in cost} == {'n = t': 6, 'n = t, ab2': 6, 'n = 2': 5, 'n = 1': 3}
+    assert {row['method']: row['calls'] for row in cost} == {'n = t': 6, 'n = t, ab2': 6, 'n = 2': 5, 'n = 1': 3, 'every 2nd state': 5}
     assert [cost[0][f'{name}_correlation'] for name in ('reward', 'gain', 'group_gain')] == pytest.approx([1, 1, 1])
     assert all(row['group_gain_correlation'] < 1 for row in cost[1:] if row['method'] == 'n = 1')
     for name, draw in DRAW.items():
@@ -139,3 +139,8 @@ def test_a_method_may_not_change_the_trajectories(whole, config):
         measure('cost', config, workdir, methods={'louder': {'rollout.level': 0.9}})
     with pytest.raises(ValueError, match='credit.completions'):
         measure('cost', config, workdir, methods={'misspelt': {'credit.completions': 1}})
+
+
+def test_a_noise_table_that_is_still_to_be_made_is_asked_for(config, tmp_path):
+    with pytest.raises(ValueError, match='give noise.psi_path'):
+        measure('bias', probe.with_overrides(config, {'noise.calibrate': True}), tmp_path)

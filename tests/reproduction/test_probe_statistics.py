@@ -103,8 +103,11 @@ def test_bias_of_a_known_walk():
         # The gain is a step of the walk and the difference of two errors; the last state has none.
         assert row['gain_std'] == pytest.approx(np.sqrt(1 + 0.25 * (2 if k < 2 else 1)), rel=0.03)
         assert row['bias_to_gain'] == pytest.approx(row['group_rms_bias'] / row['gain_std'])
+        # A has variance 1; as measured, also that of two means over 4 continuations, of 3 - k and 2 - k steps each.
+        reliability = 1 / np.sqrt(1 + (5 - 2 * k) / 4)
+        assert row['advantage_reliability'] == pytest.approx(reliability, abs=0.03)
         for lam, expected in ((0, 1 / row['gain_std']), (1, 1 / np.sqrt(3 - k + 0.25))):
-            assert row[f'advantage_correlation_{lam}'] == pytest.approx(expected, abs=0.05)
+            assert row[f'advantage_correlation_{lam}'] == pytest.approx(expected * reliability, abs=0.03)
         # A^0 errs by the completions' errors; A^1 by one of them and the steps after the first.
         assert row['advantage_error_0'] == pytest.approx(0.25 * (2 if k < 2 else 1), abs=0.06)
         assert row['advantage_error_1'] == pytest.approx(2 - k + 0.25, abs=0.15)
@@ -126,7 +129,7 @@ def test_the_best_lambda_follows_the_error_of_the_completions():
     exact = bias_rows(*walk(offset=0.4))  # an offset cancels
     assert exact[0]['best_lambda'] == exact[3]['best_lambda'] == 0
     assert exact[0]['rms_bias'] == pytest.approx(0.4, abs=0.06) and exact[0]['group_rms_bias'] < 0.2
-    assert exact[0]['advantage_correlation_0'] == pytest.approx(1, abs=0.03)
+    assert exact[0]['advantage_correlation_0'] == pytest.approx(exact[0]['advantage_reliability'], abs=0.03)
     some, bad = bias_rows(*walk(error=0.5)), bias_rows(*walk(error=5.0))
     assert 0 < some[0]['best_lambda'] < 1 and bad[0]['best_lambda'] == 1
     # R_T alone has the whole walk's luck in it, and no completion's error.
