@@ -20,9 +20,10 @@ import sys
 
 from absl import app, flags, logging
 
-from densegrpo_jax.reproduction import page
+from densegrpo_jax.reproduction import page, probed
 from densegrpo_jax.reproduction.facts import commit, device
 from densegrpo_jax.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, select
+from densegrpo_jax.reproduction.probed import MEASURES
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all, watch
 from densegrpo_jax.training import console
@@ -31,7 +32,7 @@ from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, St
 
 def plan_runs(figures: list[str], config: str, seeds: list[str], workdir: pathlib.Path, psi: pathlib.Path, extra: list[str]) -> list[Run]:
     """The trainings of the figures, each once: all seeds of GATE first, then the others; seed by seed, in the order of VARIANTS."""
-    needed = {variant for name in figures for variant in FIGURES[name].variants}
+    needed = {variant for name in figures if name in FIGURES for variant in FIGURES[name].variants}
     order = [(variant not in GATE, i, variant) for i in range(len(seeds)) for variant in VARIANTS if variant in needed]
     runs = []
     for _, i, variant in sorted(order, key=lambda entry: entry[:2]):
@@ -45,7 +46,7 @@ def main(argv) -> int:
     console.start()
     flag, extra = flags.FLAGS, argv[1:]
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
-    figures = select(flag.figure)
+    figures = select(flag.figure, MEASURES)
     psi = pathlib.Path(flag.psi or workdir / 'psi.json')
     runs = plan_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
     records, status = Records.load(out), FINISHED
@@ -57,7 +58,10 @@ def main(argv) -> int:
                     command = ['python', '-m', 'densegrpo_jax.calibrate', f'--config={flag.config}', *extra]
                     tool([*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'], workdir / 'calibration.txt', stop)
                 facts = {'base': base_digest(flag.config, extra), 'device': device(), 'commit': flag.commit or commit()}
-                status = 1 if run_all(runs, flag.jobs, stop, facts) else FINISHED
+                status = 1 if runs and run_all(runs, flag.jobs, stop, facts) else FINISHED
+                if measures := [name for name in figures if name in MEASURES]:
+                    command = ['python', '-m', 'densegrpo_jax.probe', f'--config={flag.config}', *extra, f'--measure={",".join(measures)}']
+                    tool([*command, f'--workdir={workdir / "probe"}', f'--out={out}'], workdir / 'probe.txt', stop)
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         status = RESUMABLE
@@ -65,7 +69,7 @@ def main(argv) -> int:
         if run.finished:
             records.add(run.folder)
     records.save(out)
-    made = page.write(out, records, {}, {run.variant: len(flag.seeds) for run in runs})
+    made = page.write(out, records, probed.read(out), {run.variant: len(flag.seeds) for run in runs})
     logging.info('made %s', ', '.join(map(str, made)))
     return status
 
@@ -87,7 +91,7 @@ def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.')
-    flags.DEFINE_list('figure', None, f'Figures: {", ".join(FIGURES)}, or all.')
+    flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
     flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
     flags.DEFINE_string('workdir', 'runs/claims_ocr', 'Where the runs go.')
     flags.DEFINE_string('out', 'docs/reproduction', 'Folder for tables, figures and the page.')

@@ -9,6 +9,7 @@ import numpy as np
 
 from densegrpo_jax.reproduction.drawing import draw_curves
 from densegrpo_jax.reproduction.figures import FIGURES, Comparison, Figure
+from densegrpo_jax.reproduction.probed import Section
 from densegrpo_jax.reproduction.records import Records, values
 from densegrpo_jax.reproduction.statistics import Difference, claim_verdict, paired, summary
 
@@ -21,13 +22,13 @@ def compare(records: Records, comparison: Comparison) -> Difference:
     return paired(of(comparison.more), of(comparison.less))
 
 
-def write(out: pathlib.Path, records: Records, measured: Mapping[str, Sequence[str]], wanted: Mapping[str, int]) -> list[pathlib.Path]:
+def write(out: pathlib.Path, records: Records, measured: Mapping[str, Section], wanted: Mapping[str, int]) -> list[pathlib.Path]:
     """README.md and a PNG per figure that has runs.
 
     Args:
       out: folder, made if need be; other text there, in `notes_FIGURE.md`, goes under the figure.
       records: finished runs.
-      measured: figure name -> (title, claim, paper, verdict, text in Markdown) of the figures that need no training.
+      measured: the figures that need no training.
       wanted: variant -> number of seeds that were asked for, to say what has not run.
 
     Returns:
@@ -40,9 +41,9 @@ def write(out: pathlib.Path, records: Records, measured: Mapping[str, Sequence[s
         verdict = claim_verdict([d.verdict for d in differences.values()])
         rows.append([f'[{figure.title}](#{_anchor(figure.title)})', figure.claim, figure.paper, f'**{verdict}**', _command(figure.name)])
         sections.append(_section(out, figure, records, differences, wanted, made))
-    for name, (title, claim, paper, verdict, text) in measured.items():
-        rows.append([f'[{title}](#{_anchor(title)})', claim, paper, f'**{verdict}**', _command(name)])
-        sections.append(f'## {title}\n\n{text}{_notes(out, name)}')
+    for name, of in measured.items():
+        rows.append([f'[{of.title}](#{_anchor(of.title)})', of.claim, of.paper, f'**{of.verdict}**', _command(name)])
+        sections.append(f'## {of.title}\n\n{of.text}{_notes(out, name)}')
     head = ['figure', 'claim', 'the paper', 'here', 'command']
     table = '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *rows])
     path = out / 'README.md'
