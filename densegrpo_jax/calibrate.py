@@ -23,7 +23,7 @@ from densegrpo_jax.main import define_run_flags, execute
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.training.calibration import calibrate, visited_prompts
+from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.noise import FILE
@@ -41,6 +41,7 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     """
     validate(config)
     folder, pipeline = open_base(config, mesh)
+    prepare(config, pipeline, mesh)
     train, reward = load_prompts(config, 'train'), build_reward(config.reward)
     chosen = visited_prompts(config, train)
     reward.check([p.text for p in chosen], [p.metadata for p in chosen])

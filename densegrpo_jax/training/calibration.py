@@ -58,10 +58,9 @@ def calibrate(
 
     Raises:
       Preempted: the last complete iteration is in the file. RewardError: so it is, and the other processes stop.
-      ValueError: a file of other settings; bounds that the start is outside of; sizes that do not divide over the mesh.
+      ValueError: a file of other settings; what `prepare` refuses.
     """
-    sized = sized_for_calibration(config, mesh)
-    schedule = make_schedule(pipeline, sized)
+    sized, schedule = prepare(config, pipeline, mesh)
     document = _opened(path, config, schedule)
     document['finished'] = _ended(document, config) and document['after'] is not None
     if not document['finished']:
@@ -78,10 +77,13 @@ def calibrate(
     return np.array(document['psi'], np.float32)
 
 
-def sized_for_calibration(config, mesh: Mesh):
-    """The configuration with calibration's prompts and samples, all trained states completed with every remaining step (n = t).
+def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
+    """The configuration with calibration's prompts and samples and the default credit (dense, n = t), and its Schedule. Nothing runs.
 
     A batch has as many rows as one of training at most, and divides over the mesh.
+
+    Raises:
+      ValueError: sizes that do not divide over the mesh; a start outside the bounds.
     """
     c, r = config.calibration, config.rollout
     check_batch(mesh, c.prompts * c.group, 'calibration.prompts * calibration.group')
@@ -90,9 +92,16 @@ def sized_for_calibration(config, mesh: Mesh):
     sized = config.copy_and_resolve_references()
     with sized.unlocked():
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
-        sized.credit.update(default_config().credit)  # dense, n = t
+        sized.credit.update(default_config().credit)
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
-    return sized
+    schedule, (low, high) = make_schedule(pipeline, sized), _bounds(config)
+    start = schedule.noise_levels[schedule.plan.trained]
+    if np.any((start < low) | (start > high)):
+        raise ValueError(
+            f'calibration starts from rollout.noise={r.noise!r}, level {r.level:g}: {start.tolist()}, which is not within the bounds '
+            f'{low:g} to {high:g}; change calibration.low and calibration.high, or rollout.level'
+        )
+    return sized, schedule
 
 
 def prompts_of_iteration(config, train: PromptSet, iteration: int) -> list[Prompt]:
@@ -135,12 +144,7 @@ def _opened(path: pathlib.Path, config, schedule: Schedule) -> dict:
         if (key := difference(document['settings'], ours)) is not None:
             raise ValueError(f'{path} was calibrated with other settings ({key}). Use those, name another file, or remove it')
         return document
-    start, moves, (low, high) = np.asarray(schedule.noise_levels, np.float64), schedule.plan.trained, _bounds(config)
-    if np.any((start[moves] < low) | (start[moves] > high)):
-        raise ValueError(
-            f'calibration starts from rollout.noise={config.rollout.noise!r}, level {config.rollout.level:g}: {start[moves].tolist()}, '
-            f'which is not within the bounds {low:g} to {high:g}; change calibration.low and calibration.high, or rollout.level'
-        )
+    start = np.asarray(schedule.noise_levels, np.float64)
     return {
         'settings': ours, 'config_hash': hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:12],
         'geometry': noise.geometry(config, schedule.sigmas, schedule.plan), 'finished': False, 'settled': False,

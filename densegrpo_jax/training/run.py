@@ -22,7 +22,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
-from densegrpo_jax.training.calibration import calibrate, visited_prompts
+from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.collect import Collector
 from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, default_config, validate
@@ -74,6 +74,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     folder, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
     accumulation = check_geometry(config, schedule, mesh)
+    if config.noise.calibrate:
+        prepare(config, pipeline, mesh)
     train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
     reward = build_reward(config.reward)
     if config.eval.best not in reward.names:

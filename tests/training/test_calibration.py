@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
 import miniature  # noqa: E402
 import tiny_ocr  # noqa: E402
 
-from densegrpo_jax.calibrate import run  # noqa: E402
+from densegrpo_jax import calibrate as command  # noqa: E402
 from densegrpo_jax.core.plan import step_plan  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.rewards.base import Scores  # noqa: E402
@@ -75,7 +75,7 @@ def one_device():
 
 
 def calibrated(config, workdir, stop=None):
-    psi = run(config, workdir, workdir / 'psi.json', one_device(), stop or StopRequest())
+    psi = command.run(config, workdir, workdir / 'psi.json', one_device(), stop or StopRequest())
     return psi, noise.read(workdir / 'psi.json')
 
 
@@ -134,9 +134,15 @@ def test_eta_of_cps_stays_at_most_one(folder, texts, tmp_path):
     np.testing.assert_array_equal(psi, np.float32([1, 1, 0.9]))
 
 
-def test_bounds_that_exclude_the_start_are_refused(folder, texts, tmp_path):
+def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(folder, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, 'load_components', None)
     with pytest.raises(ValueError, match=r"rollout.noise='flow_grpo', level 0.7.*bounds 0.02 to 0.5; change calibration.low"):
         calibrated(make_config(folder, texts, **{'calibration.high': 0.5}), tmp_path)
+    with pytest.raises(ValueError, match=r'calibration.prompts \* calibration.group = 3 does not divide'):
+        config = make_config(folder, texts, **{'calibration.prompts': 3, 'calibration.group': 1})
+        command.run(
+            config, tmp_path, tmp_path / 'psi.json', make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]), StopRequest()
+        )
     with pytest.raises(ValueError, match=r'calibration.prompts=5000000'):
         calibrated(make_config(folder, texts, **{'calibration.prompts': 5000000}), tmp_path)
 
