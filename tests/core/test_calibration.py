@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
+from densegrpo_jax.training.defaults import default_config
 
 ALL = np.ones(1, bool)
 BOUNDS = (0.05, 1.5)
@@ -110,3 +111,15 @@ def test_scaled_rule_rests_at_the_same_level_for_every_n(samples):
 def test_the_mean_of_a_window_is_steadier_than_where_psi_stands():
     history = run('scaled', harmful_above(0.5), samples=96, eps2=0.05, iterations=400)[100:]
     assert history.reshape(-1, 10).mean(1).std() < 0.8 * history.std()
+
+
+def test_the_default_tolerance_tells_a_walk_from_a_drift():
+    """Window means of a driftless walk of steps e differ by e sqrt(2 / pi) sqrt((2 w^2 + 1) / (3 w)) on average: 0.10 at the defaults."""
+    c = default_config().calibration
+    steps = c.eps2 * np.random.default_rng(0).choice([-1, 1], (400, 20 * c.window))
+    means = steps.cumsum(1).reshape(400, -1, c.window).mean(2)
+    assert np.abs(np.diff(means, axis=1)).mean() == pytest.approx(c.tolerance, rel=0.05)
+    drifting = 0.7 * np.exp(c.eps2 * np.arange(2 * c.window))[:, None]
+    assert not has_settled(drifting, c.window, c.tolerance)
+    resting = run('scaled', harmful_above(0.5), iterations=6 * c.window, samples=96, eps2=c.eps2, start=0.5)
+    assert has_settled(resting[:, None], c.window, c.tolerance)
