@@ -121,5 +121,10 @@ def test_the_default_tolerance_tells_a_walk_from_a_drift():
     assert np.abs(np.diff(means, axis=1)).mean() == pytest.approx(c.tolerance, rel=0.05)
     drifting = 0.7 * np.exp(c.eps2 * np.arange(2 * c.window))[:, None]
     assert not has_settled(drifting, c.window, c.tolerance)
-    resting = run('scaled', harmful_above(0.5), iterations=6 * c.window, samples=96, eps2=c.eps2, start=0.5)
-    assert has_settled(resting[:, None], c.window, c.tolerance)
+    for bias, settled in ((4, True), (0, False)):  # of 200 transitions: gains that lean as psi leaves 0.5, and fair ones, which drift up
+        rng, psi, history = np.random.default_rng(0), np.full(200, 0.5), []
+        for _ in range(4 * c.window):
+            p, q = count_gains(rng.standard_normal((200, 96)) - bias * np.maximum(psi - 0.5, 0)[:, None])
+            psi = calibrate_step(psi, p, q, np.ones(200, bool), rule='scaled', eps2=c.eps2, z=c.z, bounds=(0.02, 50))
+            history.append(psi)
+        assert has_settled(history, c.window, c.tolerance) == settled
