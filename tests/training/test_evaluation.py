@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
+from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.models.pipeline import Conditioning
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.rewards import JpegReward, Scorer
-from densegrpo_jax.training import evaluation, pictures
+from densegrpo_jax.training import evaluation, noise, pictures
 from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.divergence import Divergence
 from densegrpo_jax.training.diversity import make_embedding, pairwise_diversity
@@ -148,6 +149,13 @@ def test_kl_in_closed_form(tmp_path):
     assert np.isnan(found[9])
     np.testing.assert_array_equal(divergence(None, np.float32(0.2), StopRequest(), record, 'x'), found)  # from the record
     assert not divergence(None, None, StopRequest(), record, 'base')[:9].any()
+    # A run that calibrated first: its own trajectories have its psi, here at k = 1 and 2.
+    plan, psi = step_plan(SIGMAS, first=1), np.array([0.9, 0.4])
+    document = {'finished': True, 'history': [], 'psi': [0.7, *psi, 0.7], 'geometry': noise.geometry(config, SIGMAS, plan)}
+    noise.write(tmp_path / 'psi.json', document)
+    found = divergence(params, np.float32(0.2), StopRequest(), record, 'y', psi=tmp_path / 'psi.json')
+    per_velocity = np.mean(np.square((1 + psi**2 * (1 - s) / (2 * s)) * dt) / (2 * psi**2 * -dt))
+    np.testing.assert_allclose(found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4)
 
 
 def test_records_of_other_settings_are_refused(tmp_path):
