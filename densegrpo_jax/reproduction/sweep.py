@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from densegrpo_jax.reproduction.records import RUN_FILE
+from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 
@@ -51,10 +53,28 @@ class Run:
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
-    """Name of a base configuration: its file's name and a digest of its text and of the arguments that change what every run learns."""
-    learned = sorted(argument for argument in extra if not argument.startswith(tuple(f'--config.{key}' for key in MACHINE_KEYS)))
-    text = pathlib.Path(config.partition(':')[0]).read_text() + '\0'.join([config, *learned])
-    return f'{pathlib.Path(config.partition(":")[0]).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    """Name of a base configuration: its file's name, and a digest of the arguments and of where it differs from the defaults.
+
+    Left out is what changes nothing that is learned: MACHINE_KEYS and the label. A new key with a default makes no other base.
+    """
+    name, _, variant = config.partition(':')
+    spec = importlib.util.spec_from_file_location('base_configuration', name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    default, chosen = _flat(default_config()), _flat(module.get_config(variant) if variant else module.get_config())
+    ignored = ('label', *MACHINE_KEYS)
+    learned = sorted(f'{key}={value!r}' for key, value in chosen.items() if default.get(key) != value and not key.startswith(ignored))
+    machine = tuple(f'--config.{key}' for key in ignored)
+    arguments = sorted(argument for argument in extra if argument.startswith('--config.') and not argument.startswith(machine))
+    return f'{pathlib.Path(name).stem}-{hashlib.sha256(chr(0).join(learned + arguments).encode()).hexdigest()[:8]}'
+
+
+def _flat(config) -> dict:
+    """'group.key' -> value."""
+    flat = {}
+    for key, value in json.loads(config.to_json_best_effort()).items():
+        flat |= {f'{key}.{inner}': v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> list[Run]:

@@ -91,12 +91,15 @@ def test_an_unknown_figure_is_named():
 
 def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
     config = tmp_path / 'some.py'
-    config.write_text('a = 1\n')
+    text = 'from densegrpo_jax.training.defaults import default_config as d\ndef get_config():\n    c = d()\n    c.seed = {}\n    return c\n'
+    config.write_text(text.format(1))
     first = base_digest(str(config), [])
     assert first.startswith('some-') and first == base_digest(str(config), [])
     assert first != base_digest(str(config), ['--config.x=1'])
-    assert first == base_digest(str(config), ['--config.model.scan=True', '--config.mesh.data=2'])
-    config.write_text('a = 2\n')
+    assert first == base_digest(str(config), ['--config.model.scan=True', '--config.mesh.data=2', '--cpu_devices=1'])
+    config.write_text('# The same.\n' + text.format(1) + '    # End.\n')
+    assert first == base_digest(str(config), [])
+    config.write_text(text.format(2))
     assert first != base_digest(str(config), [])
 
 
