@@ -91,7 +91,8 @@ def test_an_unknown_figure_is_named():
 
 def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
     config = tmp_path / 'some.py'
-    text = 'from densegrpo_jax.training.defaults import default_config as d\ndef get_config():\n    c = d()\n    c.seed = {}\n    return c\n'
+    start = 'from densegrpo_jax.training.defaults import default_config\n'
+    text = start + 'def get_config():\n    c = default_config()\n    c.seed = {}\n    return c\n'
     config.write_text(text.format(1))
     first = base_digest(str(config), [])
     assert first.startswith('some-') and first == base_digest(str(config), [])
