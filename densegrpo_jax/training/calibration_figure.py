@@ -74,7 +74,7 @@ def _shares(axes, gains: list[np.ndarray], steps: np.ndarray) -> None:
     axes.set_ylim(-most, most)
     axes.axhline(0, color='black', linewidth=0.8)
     axes.set_ylabel('negative   |   positive gains (%)')
-    axes.set_title(f'Signs of the gains ({gains[0].shape[1]} trajectories; the rest are ties)')
+    axes.set_title(f'Signs of the gains, {gains[0].shape[1]} trajectories (rest: ties)')
     axes.legend(frameon=False)
 
 
