@@ -65,7 +65,7 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
             # Methods that cost the same stand side by side.
             x = row['calls'] + width * (calls[:i].count(row['calls']) - (calls.count(row['calls']) - 1) / 2)
             y, low, high = (row[f'{name}{end}'] for end in ('', '_low', '_high'))
-            marker = 'osD^vP*X<>'[i % 10]
+            marker = 'osD^vP*X<>h'[i % 11]  # eleven: with ten colours no pair comes twice
             axes.errorbar(x, y, [[max(y - low, 0)], [max(high - y, 0)]], fmt=marker, color=f'C{i % 10}', label=row['method'], capsize=2)
         _finish(axes, title, 'network calls per sample', 'mean rank correlation within a group', rows, legend=False)
     handles, labels = panels[0].get_legend_handles_labels()

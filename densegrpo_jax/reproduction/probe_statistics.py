@@ -102,6 +102,8 @@ def latent_reward_rows(rewards: np.ndarray, sigmas: np.ndarray) -> list[dict]:
 def cost_rows(methods: Mapping[str, Method], reference: str, trained: np.ndarray, states: Sequence[int]) -> list[dict]:
     """What each method's rewards are worth beside those of the method `reference`, a row per method.
 
+    The reference is the paper's choice, not the truth: a method can differ from it and be no worse a value (`bias_rows`).
+
     Columns: network `calls` per sample; rank correlations overall and within groups (`group_...`), each a mean over `states` or trained
     transitions: `reward_correlation` of the latent rewards with the reference's, `gain_correlation` of the gains with the reference's,
     which is what credit sees, `terminal_correlation` of the latent rewards with the terminal reward. `group_gain_correlation_K` is that
