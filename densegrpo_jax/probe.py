@@ -1,9 +1,9 @@
-"""Command: measures latent rewards without training: how well they foretell the terminal reward, their bias, and cheaper completions.
+"""Command: measures credit without training: latent rewards, their bias, cheaper completions, and the direction of the gradients.
 
-    python -m densegrpo_jax.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=8,bias,cost
+    python -m densegrpo_jax.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=8,bias,cost,direction
     python -m densegrpo_jax.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=bias --checkpoint=runs/a:best
 
-What is measured, and the columns of the tables, are in reproduction/probe.py and reproduction/probe_statistics.py. Writes fig_NAME.csv and
+What is measured, and the columns of the tables, are in reproduction/probe.py, probe_statistics.py and direction.py. Writes fig_NAME.csv and
 fig_NAME.png of every measure to OUT (default WORKDIR). Raw rewards are kept in WORKDIR/probe: stopped, the same command continues.
 Exit status as `densegrpo_jax.main`.
 """
@@ -20,11 +20,15 @@ from absl import app, flags, logging
 
 from densegrpo_jax.main import define_run_flags, execute
 from densegrpo_jax.reproduction import probe, probe_drawing
+from densegrpo_jax.reproduction.direction import direction
 from densegrpo_jax.reproduction.probed import MEASURES
 from densegrpo_jax.training.panel import choose
 
 _MEASURE = {'8': probe.latent_rewards, 'bias': probe.bias, 'cost': probe.cost}
-_DRAW = {'8': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost}
+_DRAW = {
+    '8': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost,
+    'direction': probe_drawing.draw_direction,
+}  # fmt: skip
 
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
@@ -35,12 +39,19 @@ def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
         table.writerows(rows)
 
 
-def run(config, names: Sequence[str], checkpoint: str, prompts: int, out: pathlib.Path, workdir: pathlib.Path, mesh, stop) -> None:
+def run(
+    config, names: Sequence[str], checkpoint: str, prompts: int, updates: int, out: pathlib.Path, workdir: pathlib.Path, mesh, stop
+) -> None:
     """Measures, and writes a table and a picture of each."""
+    if checkpoint and 'direction' in names:
+        raise ValueError('the direction of gradients is measured of the base; leave --checkpoint or --measure=direction out')
     policy = choose([checkpoint], base=False)[0] if checkpoint else probe.BASE
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
-        rows = _MEASURE[name](config, workdir, mesh, stop, policy=policy, prompts=prompts)
+        if name == 'direction':
+            rows = direction(config, workdir, mesh, stop, updates=updates)
+        else:
+            rows = _MEASURE[name](config, workdir, mesh, stop, policy=policy, prompts=prompts)
         table, picture = out / f'fig_{name}.csv', out / f'fig_{name}.png'
         write_rows(table, rows)
         _DRAW[name](rows, picture)
@@ -56,7 +67,7 @@ def main(argv) -> int:
         raise app.UsageError(f'--measure={",".join(unknown)} is not known; choose from {", ".join(MEASURES)}')
     out = pathlib.Path(flag.out or flag.workdir).expanduser().absolute()
     rollout = flag.config.rollout
-    work = functools.partial(run, flag.config, flag.measure, flag.checkpoint, flag.prompts, out)
+    work = functools.partial(run, flag.config, flag.measure, flag.checkpoint, flag.prompts, flag.updates, out)
     return execute(flag, rollout.prompts_per_batch * rollout.group, work)[0]
 
 
@@ -65,6 +76,7 @@ if __name__ == '__main__':
     flags.DEFINE_list('measure', list(MEASURES), f'What to measure: {", ".join(MEASURES)}.')
     flags.DEFINE_string('checkpoint', '', 'Policy: RUN:STEP, RUN:best or RUN:latest; default the base.')
     flags.DEFINE_integer('prompts', 32, 'Training prompts; the intervals are over them.')
+    flags.DEFINE_integer('updates', 24, "Batches of an iteration's size whose gradients are compared (direction).")
     flags.DEFINE_string('out', '', 'Where tables and pictures go; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     app.run(lambda argv: sys.exit(main(argv)))

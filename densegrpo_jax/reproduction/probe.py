@@ -180,7 +180,7 @@ class _Probe:
 
     def measure(self, label: str, config, schedule: Schedule, continuations: int = 0) -> _Found:
         """Samples and scores what is not kept yet, batch by batch. Raises Preempted."""
-        store = _Store(self._workdir / 'probe', self._settings(config, schedule, continuations))
+        store = Store(self._workdir / 'probe', self._settings(config, schedule, continuations))
         starts = range(0, len(self._prompts), self._batch)
         todo = [start for start in starts if start not in store]
         if todo:
@@ -258,7 +258,7 @@ class _Probe:
         }  # fmt: skip
 
 
-class _Store:
+class Store:
     """Arrays of batches in FOLDER/HASH/batch_N.npz, HASH that of the settings, which lie beside them; a file is whole or absent."""
 
     def __init__(self, folder: pathlib.Path, settings: Mapping):

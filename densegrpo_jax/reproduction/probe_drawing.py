@@ -73,6 +73,30 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
     _save(figure, path)
 
 
+def draw_direction(rows: Sequence[dict], path: pathlib.Path) -> None:
+    """What noise and bias leave of every rule's gradient, from the best rule to the worst."""
+    rows = sorted(rows, key=lambda row: row['progress'])
+    figure, panels = _panels(3)
+    titles = ('alignment with the policy gradient', 'with its own expectation (noise)', 'of the expectations (bias)')
+    for axes, name, title in zip(panels, ('progress', 'alignment', 'bias'), titles):
+        for y, row in enumerate(rows):
+            _interval_bar(axes, y, row, name)
+        axes.set_yticks(range(len(rows)), [row['credit'] for row in rows] if axes is panels[0] else [''] * len(rows))
+        axes.axvline(0, color='0.4', linewidth=0.8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel('cosine')
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f'{rows[0]["batches"]} updates of {rows[0]["samples"]} samples')
+    _save(figure, path)
+
+
+def _interval_bar(axes, y: int, row: dict, name: str) -> None:
+    value = row[name]
+    axes.errorbar(
+        value, y, xerr=[[value - row[f'{name}_low']], [row[f'{name}_high'] - value]], fmt='o', color='tab:blue', markersize=4, capsize=2
+    )
+
+
 def _panels(count: int):
     import matplotlib
 

@@ -3,7 +3,7 @@
 import pytest
 
 from densegrpo_jax.probe import write_rows
-from densegrpo_jax.reproduction.probed import MEASURES, bias_verdict, cost_verdict, ranking_verdict, read
+from densegrpo_jax.reproduction.probed import MEASURES, bias_verdict, cost_verdict, direction_verdict, ranking_verdict, read
 from densegrpo_jax.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
 
 
@@ -43,6 +43,13 @@ def test_sections_come_from_the_tables_that_are_there(tmp_path):
     write_rows(tmp_path / 'fig_8.csv', rows)
     sections = read(tmp_path)
     assert list(sections) == list(MEASURES)
-    assert sections['8'].verdict == HOLDS and sections['bias'].verdict == sections['cost'].verdict == NOT_RUN
+    assert sections['8'].verdict == HOLDS and all(s.verdict == NOT_RUN for name, s in sections.items() if name != '8')
     assert '| 2 | 1.000 | 0.500 [0.400, 0.600] | 0.100 | 0.800 [0.700, 0.900] | 0.500 |' in sections['8'].text
     assert '12 trajectories of 3 training prompts' in sections['8'].text
+
+
+def test_directions_must_not_meet():
+    row = lambda credit, low, high: {'credit': credit, 'progress_low': low, 'progress_high': high}
+    assert direction_verdict([row('dense', '0.3', '0.4'), row('sparse', '0.1', '0.2')]) == HOLDS
+    assert direction_verdict([row('dense', '0.1', '0.2'), row('sparse', '0.3', '0.4')]) == FAILS
+    assert direction_verdict([row('dense', '0.15', '0.4'), row('sparse', '0.1', '0.2')]) == UNDECIDED
