@@ -11,7 +11,7 @@ from densegrpo_jax.reproduction.drawing import draw_curves
 from densegrpo_jax.reproduction.figures import FIGURES, Comparison, Figure
 from densegrpo_jax.reproduction.probed import Section
 from densegrpo_jax.reproduction.records import Records, values
-from densegrpo_jax.reproduction.statistics import Difference, claim_verdict, paired, summary
+from densegrpo_jax.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired, summary
 
 FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
 
@@ -39,11 +39,13 @@ def write(out: pathlib.Path, records: Records, measured: Mapping[str, Section], 
     for figure in FIGURES.values():
         differences = {c: compare(records, c) for c in figure.comparisons}
         verdict = claim_verdict([d.verdict for d in differences.values()])
-        rows.append([f'[{figure.title}](#{_anchor(figure.title)})', figure.claim, figure.paper, f'**{verdict}**', _command(figure.name)])
-        sections.append(_section(out, figure, records, differences, wanted, made))
+        rows.append([_link(figure.title, verdict), figure.claim, figure.paper, f'**{verdict}**', _command(figure.name)])
+        if verdict != NOT_RUN:
+            sections.append(_section(out, figure, records, differences, wanted, made))
     for name, of in measured.items():
-        rows.append([f'[{of.title}](#{_anchor(of.title)})', of.claim, of.paper, f'**{of.verdict}**', _command(name)])
-        sections.append(f'## {of.title}\n\n{of.text}{_notes(out, name)}')
+        rows.append([_link(of.title, of.verdict), of.claim, of.paper, f'**{of.verdict}**', _command(name)])
+        if of.verdict != NOT_RUN:
+            sections.append(f'## {of.title}\n\n{of.text}{_notes(out, name)}')
     head = ['figure', 'claim', 'the paper', 'here', 'command']
     table = '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *rows])
     path = out / 'README.md'
@@ -71,7 +73,7 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
     lines = [f'## {figure.title}', '', f'Claim: {figure.claim}. Paper: {figure.paper}.', '']
     curves = {variant: records.curves(variant) for variant in figure.variants}
     present = {variant: list(runs.values()) for variant, runs in curves.items() if runs}
-    if present:
+    if differences[figure.comparisons[0]].seeds:  # else it would only repeat what other figures show
         picture = out / f'fig_{figure.name}.png'
         draw_curves(present, picture, axes=figure.axes, quantity=figure.quantity)
         made.append(picture)
@@ -115,6 +117,10 @@ def _notes(out: pathlib.Path, name: str) -> str:
 
 def _command(name: str) -> str:
     return f'`reproduce --figure={name}`'
+
+
+def _link(title: str, verdict: str) -> str:
+    return title if verdict == NOT_RUN else f'[{title}](#{_anchor(title)})'
 
 
 def _anchor(title: str) -> str:

@@ -41,7 +41,7 @@ def read(out: pathlib.Path) -> dict[str, Section]:
     for name, measure in MEASURES.items():
         path = out / f'fig_{name}.csv'
         if not path.exists():
-            sections[name] = Section(*measure[:3], NOT_RUN, f'Claim: {measure.claim}. Not run.')
+            sections[name] = Section(*measure[:3], NOT_RUN, '')
             continue
         with open(path, newline='') as file:
             rows = list(csv.DictReader(file))

@@ -116,6 +116,7 @@ def default_config() -> ml_collections.ConfigDict:
         completion_every=1,  # complete and score every m-th state only; rewards between lie on a line
         coca_window=1,
         coca_alpha=0.0,
+        coca_signed=False,  # share out the normalised terminal reward (CoCA's code), instead of normalising the shares of the raw one
         gae_lambda=0.5,  # of rule 'gae': 0 is 'dense', 1 the terminal reward minus that of the state's completion
         combine='sum',  # what several rewards are added up as: 'sum' (raw scores), 'normalised' scores or 'advantages' (core/combine.py)
         std='group',  # of the step, or 'global' (Flow-GRPO's code): of the step over the batch, or 'pooled': one for all trained steps

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -39,9 +40,11 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: M
     def credit(rollouts: list[DenseRollout], rewards: jax.Array, valid: jax.Array, scores: Mapping[str, jax.Array] | None = None):
         rollout = join(rollouts)
         keep = valid.all(0)
-        assign = lambda values: dense_reward(
-            values, c.rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha, gae_lambda=c.gae_lambda
+        by_rule = lambda values, rule: dense_reward(
+            values, rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha, gae_lambda=c.gae_lambda
         )
+        shared_out = c.coca_signed and c.rule.startswith('coca')
+        assign = lambda values: by_rule(values, 'sparse' if shared_out else c.rule)
         of_states = lambda scored: state_rewards(scored, rollout.sources, interpolate=c.completion_every > 1)
         values = of_states(rewards)
         steps = assign(values)
@@ -50,14 +53,17 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: M
         result = combined_advantages(
             parts, by, groups, combine=c.combine, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep
         )
+        if shared_out:  # the terminal reward's advantage is the same at every trained transition
+            terminal = jnp.broadcast_to(result.values[np.argmax(plan.trained)], rollout.similarity.shape)
+            result = result._replace(values=by_rule(terminal, c.rule))
         record = transitions(rollout, result.values, schedule.sigmas, plan, groups, valid=keep)
         on = jnp.asarray(plan.trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
-        terminal = jnp.where(keep, rewards[-1], 0)
+        of_samples = jnp.where(keep, rewards[-1], 0)
         group_best = jnp.where(keep, rewards[-1], -jnp.inf).reshape(groups, -1).max(1)
         metrics = {
-            'reward': terminal.sum() / kept,
+            'reward': of_samples.sum() / kept,
             'reward_group_best': jnp.where(jnp.isfinite(group_best), group_best, 0).mean(),
             'gain': mean(steps),
             'gain_positive': mean((steps > 0).astype(jnp.float32)),

@@ -1,5 +1,7 @@
 """From the scores of several rewards to the advantages of an iteration, as `credit.combine` says."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,3 +99,18 @@ def test_gains_between_completed_states_are_shared_evenly(combine):
     np.testing.assert_allclose(found, expected, atol=2e-4)
     np.testing.assert_allclose(metrics['gain'], [*halves['total'].mean(1), np.nan], rtol=1e-4)
     np.testing.assert_allclose(metrics['gain_of_a'], [*halves['a'].mean(1), np.nan], rtol=1e-4)
+
+
+@pytest.mark.parametrize('rule', ['coca_share', 'coca_to_go'])
+def test_coca_shares_out_the_normalised_terminal_reward(rule):
+    """CoCA's code: the group advantage of the terminal reward times the share, so that a bad sample's large share is a large blame."""
+    similarity = np.array([[0.0] * 8, [0.5] * 4 + [0.2] * 4, [0.9] * 8, [1.0] * 8], np.float32)
+    sampled = dataclasses.replace(rollout(states=(3,), sources=(-1, -1, -1, 0)), similarity=jnp.asarray(similarity))
+    total = scores()['a'][-1:]
+    found, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule, coca_signed=True)
+    terminal = advantages(np.repeat(total, 2, 0))[0]
+    shares = np.diff(similarity, axis=0)
+    expected = {'coca_share': shares[:2], 'coca_to_go': np.stack([shares.sum(0), shares[1:].sum(0)])}[rule]
+    np.testing.assert_allclose(found, terminal * expected, atol=2e-5)
+    raw, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule)
+    assert np.abs(raw - found).max() > 0.1
