@@ -76,7 +76,7 @@ if __name__ == '__main__':
     flags.DEFINE_list('measure', list(MEASURES), f'What to measure: {", ".join(MEASURES)}.')
     flags.DEFINE_string('checkpoint', '', 'Policy: RUN:STEP, RUN:best or RUN:latest; default the base.')
     flags.DEFINE_integer('prompts', 32, 'Training prompts; the intervals are over them.')
-    flags.DEFINE_integer('updates', 24, "Batches of an iteration's size whose gradients are compared (direction).")
+    flags.DEFINE_integer('updates', 96, "Batches of an iteration's size whose gradients are compared (direction).")
     flags.DEFINE_string('out', '', 'Where tables and pictures go; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     app.run(lambda argv: sys.exit(main(argv)))

@@ -1,7 +1,8 @@
 """How well one update's gradient points where the expected gradient points, for every credit rule on the same trajectories.
 
 Trajectories of the base policy are sampled, every state is completed and scored once, and each rule makes its gradient from the same
-rewards. Nothing is trained, so the rules differ in nothing but credit, and a few dozen batches tell more than many training runs.
+rewards. Nothing is trained, so the rules differ in nothing but credit. A gradient from 24 samples of the miniature has a cosine of about
+0.04 with its expectation: to tell rules apart takes thousands of samples, minutes on an accelerator and an hour or two on two cores.
 
 Gradients are kept as count sketches (Charikar et al. 2002): every parameter is added, with a random sign, to one of SKETCH buckets. Inner
 products survive that with a relative error of about 1 / sqrt(SKETCH), which has no bias.
@@ -46,7 +47,7 @@ CREDITS = {
 }
 
 
-def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, updates: int = 24) -> list[dict]:
+def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, updates: int = 96) -> list[dict]:
     """A row per credit rule of CREDITS, see `direction_rows`, from `updates` batches of an iteration's size, each of other prompts.
 
     Args:
