@@ -140,7 +140,7 @@ MEASURES: Mapping[str, Measure] = {
     'direction': Measure(
         'Direction of the gradients',
         "one update's gradient by dense credit points nearer to the policy gradient of the terminal reward than one by sparse credit",
-        'not in the paper; it is why Fig. 4 and 6a come out as they do',
+        'not in the paper',
         direction_verdict,
         {
             'credit': 'credit', 'cosine with the policy gradient': 'progress', 'with its own expectation (noise)': 'alignment',
