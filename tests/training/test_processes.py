@@ -21,6 +21,8 @@ from test_run import final_state, rows, wait_for_checkpoint  # noqa: E402
 
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.parallel.startup import detect_cluster, start_processes  # noqa: E402
+from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
+from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.run import run  # noqa: E402
 
@@ -46,6 +48,15 @@ def get_config():
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config
 """
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_left_behind():
+    """The configuration is also run in this process, which other files' tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, '_read', Checkpoints._read)
+        patch.setitem(REWARDS, 'brightness', None)
+        yield
 
 
 @pytest.fixture(scope='module')
