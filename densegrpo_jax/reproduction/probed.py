@@ -96,6 +96,8 @@ def _sample(row: Row) -> str:
 def _cell(row: Row, column: str) -> str:
     """A value as it is, or with its interval."""
     value = row.get(column, '')
+    if value == 'nan':  # nothing to measure, or too little
+        return ''
     if f'{column}_low' in row and value:
         return f'{float(value):.3f} [{_number(row, column + "_low"):.3f}, {_number(row, column + "_high"):.3f}]'
     try:
@@ -111,8 +113,8 @@ MEASURES: Mapping[str, Measure] = {
         'Fig. 8: predicted rewards stay close to the terminal ones and keep the ranking',
         ranking_verdict,
         {
-            't': 'timesteps_left', 's': 's', 'mean R_t': 'reward', '|R_t - R_0|': 'difference', 'rank correlation': 'rank_correlation',
-            'within groups': 'group_rank_correlation',
+            't': 'timesteps_left', 's': 's', 'mean R_t': 'reward', 'mean distance to R_0': 'difference',
+            'rank correlation': 'rank_correlation', 'within groups': 'group_rank_correlation',
         },
     ),
     'bias': Measure(
