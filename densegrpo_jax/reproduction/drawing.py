@@ -37,7 +37,7 @@ def draw_curves(
             y = np.array([[row[quantity] for row in run[:shared]] for run in runs])
             for xs, ys in zip(x, y):
                 panel.plot(xs, ys, color=f'C{i}', linewidth=0.6, alpha=0.35)
-            text = f'{label} ({len(runs)} seeds)'
+            text = f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})'
             panel.plot(x.mean(0), y.mean(0), color=f'C{i}', linewidth=2, marker='o', markersize=3, label=text)
             panel.fill_between(x.mean(0), y.min(0), y.max(0), color=f'C{i}', alpha=0.12, linewidth=0)
         panel.set_xlabel(LABELS[cost])
