@@ -10,7 +10,7 @@ import numpy as np
 from densegrpo_jax.reproduction.drawing import draw_curves
 from densegrpo_jax.reproduction.figures import FIGURES, Comparison, Figure
 from densegrpo_jax.reproduction.probed import Section
-from densegrpo_jax.reproduction.records import Records, values
+from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired, summary
 
 FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
@@ -18,7 +18,7 @@ FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
 
 def compare(records: Records, comparison: Comparison) -> Difference:
     """The difference of a comparison over the seeds that both variants have finished."""
-    of = lambda variant: values(records.curves(variant), lambda rows: summary(rows, comparison.quantity))
+    of = lambda variant: {seed: summary(rows, comparison.quantity) for seed, rows in records.curves(variant).items()}
     return paired(of(comparison.more), of(comparison.less))
 
 

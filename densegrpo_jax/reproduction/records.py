@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 EVALUATION = ('variant', 'seed', 'updates', 'velocity_evals', 'seconds', 'score', 'standard_error', 'kl', 'reward')
 RUN = ('variant', 'seed', 'base', 'updates', 'score_name', 'device', 'side_by_side', 'commit', 'command')
@@ -105,11 +105,6 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
             })  # fmt: skip
             since = {name: [] for name in since}
     return rows
-
-
-def values(curves: Mapping[str, Sequence[Mapping]], summarise) -> dict[str, float]:
-    """seed -> one number per run."""
-    return {seed: summarise(rows) for seed, rows in curves.items()}
 
 
 def _mean(numbers: Sequence[float]) -> float:

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training'), str(ROOT / 'configs')]
 
 import miniature  # noqa: E402
 import tiny_ocr  # noqa: E402
+from test_run import Brightness  # noqa: E402
 
 from densegrpo_jax import calibrate as command  # noqa: E402
 from densegrpo_jax.core.plan import step_plan  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.rewards.base import Scores  # noqa: E402
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.training import calibration, noise  # noqa: E402
 from densegrpo_jax.training import run as run_module  # noqa: E402
@@ -33,18 +33,6 @@ SMALL = {
 }  # fmt: skip
 SIGMAS = np.float32([1, 0.8, 0.5, 0])
 PLAN = step_plan(SIGMAS)  # trained: the first two
-
-
-class Brightness:
-    """The mean of a picture: no ties."""
-
-    name, names, range, device, needs_metadata = 'brightness', ('brightness',), (0.0, 1.0), 'host', False
-
-    def check(self, prompts, metadata):
-        pass
-
-    def __call__(self, images, prompts, metadata):
-        return Scores({'brightness': (images.mean((1, 2, 3)) / 255).astype(np.float32)}, np.ones(len(images), bool))
 
 
 @pytest.fixture(scope='module')
