@@ -21,6 +21,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.diversity import Embed, pairwise_diversity
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.record import Record
 from densegrpo_jax.training.sampling import STREAM_EVAL, key_data, make_sampler, stream_key
@@ -135,7 +136,8 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluates the adapters (None: the base model). Every process scores its share of each batch. Raises Preempted.
 
-        record: where scores are kept as they come, under the key `policy`; prompts that it has are not sampled again. For one process.
+        record: where scores are kept as they come, under the key `policy`; prompts that it has are not sampled again, and progress is
+          shown. For one process.
         """
         count, shown = len(self._prompts), {}
         scores = {name: np.full(count, np.nan, np.float32) for name in self.names}
@@ -157,16 +159,18 @@ class Evaluator:
                 image = batch.images[j] if i < self._shown else None
                 record.put(policy, self._name, int(i), {name: found[name][j] for name in self.names}, image)
 
-        waiting = collections.deque()
-        for start in range(0, len(todo), self._batch):
-            new = todo[start : start + self._batch]
-            first, sampled = self._sampled(params, adapters, new, stop)
-            shown |= {int(i): image for i, image in zip(new, first) if i < self._shown}
-            waiting.append(sampled)
-            while waiting and all(future.done() for future in waiting[0].futures):
-                keep(waiting.popleft())
-        for batch in waiting:
-            keep(batch)
+        waiting, label = collections.deque(), f'{self._name} prompts'
+        with ProgressBar(count, start=count - len(todo), label=label, every_seconds=10, show=record is not None) as bar:
+            for start in range(0, len(todo), self._batch):
+                new = todo[start : start + self._batch]
+                first, sampled = self._sampled(params, adapters, new, stop)
+                shown |= {int(i): image for i, image in zip(new, first) if i < self._shown}
+                waiting.append(sampled)
+                while waiting and all(future.done() for future in waiting[0].futures):
+                    keep(waiting.popleft())
+                bar.update(count - len(todo) + start + len(new))
+            for batch in waiting:
+                keep(batch)
         scores = merge_scores(stop, scores)
         images = np.stack([shown[i] for i in range(self._shown)])
         return Evaluation(scores, images, [p.text for p in self._prompts[: self._shown]], self._group)

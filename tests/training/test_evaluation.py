@@ -94,7 +94,7 @@ def run(monkeypatch, sampler, record, group=2):
         return evaluator(None, None, StopRequest(), record, 'base')
 
 
-def test_a_stopped_evaluation_continues_where_it_was(monkeypatch, tmp_path):
+def test_a_stopped_evaluation_continues_where_it_was(monkeypatch, tmp_path, capsys):
     whole, first, second = Sampler(), Sampler(fail=3), Sampler()
     expected = run(monkeypatch, whole, Record(tmp_path / 'whole', {}))
     assert whole.calls == 3 and len(set(whole.drawn)) == 20  # 4 prompts of 2 pictures a batch, the last one filled up
@@ -102,6 +102,7 @@ def test_a_stopped_evaluation_continues_where_it_was(monkeypatch, tmp_path):
         run(monkeypatch, first, Record(tmp_path / 'part', {}))
     found = run(monkeypatch, second, Record(tmp_path / 'part', {}))
     assert second.calls == 1 and second.drawn[:4] == whole.drawn[16:20]
+    assert 'eval prompts 10/10' in capsys.readouterr().err
     for name, values in expected.scores.items():
         np.testing.assert_array_equal(found.scores[name], values)
     assert list(expected.scores) == ['jpeg', 'diversity'] and np.isfinite(expected.scores['diversity']).all()
