@@ -96,10 +96,11 @@ def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[st
         futures = {pool.submit(_run, run, jobs, stop, facts): run for run in left}
         for future in concurrent.futures.as_completed(futures):
             run, code = futures[future], future.result()
-            if code not in (FINISHED, RESUMABLE):
+            if code == FINISHED:
+                bar.update(sum(run.finished for run in runs))
+            elif code != RESUMABLE:
                 failed.append(run)
                 logging.error('%s, seed %s, ended with status %d; see %s', run.variant, run.seed, code, run.folder / 'log.txt')
-            bar.update(sum(run.finished for run in runs))
     if stop.requested:
         raise Preempted(f'stopped by {stop.signal_name}')
     return failed
