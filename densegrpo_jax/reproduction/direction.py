@@ -66,8 +66,9 @@ def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, u
     store = Store(workdir / 'direction', settings)
     todo = [number for number in range(updates) if number not in store]
     if todo:
-        measure = _prepare(config, workdir, mesh, stop, updates)
-        with ProgressBar(updates, start=updates - len(todo), label='gradients') as bar, Scorer(build_reward(config.reward)) as scorer:
+        reward = build_reward(config.reward)
+        measure = _prepare(config, workdir, mesh, stop, updates, reward.weights)
+        with ProgressBar(updates, start=updates - len(todo), label='gradients') as bar, Scorer(reward) as scorer:
             collector = Collector(mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch)
             for number in todo:
                 store.put(number, **measure(number, collector))
@@ -78,12 +79,12 @@ def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, u
     return direction_rows(sketches, config.rollout.prompts * config.rollout.group)
 
 
-def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int):
+def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int, weights: Mapping[str, float]):
     """(number of a batch, Collector) -> credit rule -> sketch of its gradient."""
     folder, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
     schedule = schedule._replace(complete=tuple(range(len(schedule.sigmas))))
-    train, reward = load_prompts(config, 'train'), build_reward(config.reward)
+    train = load_prompts(config, 'train')
     chosen = [[train[int(i)] for i in prompt_indices_for_step(len(train), config.rollout.prompts, n, config.seed)] for n in range(updates)]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     needed = ['', *dict.fromkeys(p.text for prompts in chosen for p in prompts)]
@@ -94,7 +95,7 @@ def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updat
     state = init_sharded(fresh, mesh, RULES, params['transformer'])
     params = with_negative(pipeline, config, params, encoder)
     rollout_fn, update_fn = make_rollout(pipeline, config, schedule, mesh), make_update(pipeline, config, tx, mesh)
-    credits = {name: make_credit(with_overrides(config, changes), schedule, mesh, reward.weights) for name, changes in CREDITS.items()}
+    credits = {name: make_credit(with_overrides(config, changes), schedule, mesh, weights) for name, changes in CREDITS.items()}
     difference = jax.jit(lambda after, before: sketch(jax.tree.map(jnp.subtract, after, before)))
     samples = config.rollout.prompts * config.rollout.group
 
@@ -105,7 +106,7 @@ def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updat
         values, valid = collector.gather(scores, samples)
         found = {}
         for name, credit_fn in credits.items():
-            batch, _ = credit_fn(rollouts, values[TOTAL], valid, {n: values[n] for n in reward.weights})
+            batch, _ = credit_fn(rollouts, values[TOTAL], valid, {n: values[n] for n in weights})
             after, _ = update_fn(jax.tree.map(jnp.copy, state), params, conditioning, batch)
             found[name] = np.asarray(stop.wait(difference(after.policy, state.policy)))
         return found
