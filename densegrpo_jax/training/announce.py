@@ -73,7 +73,8 @@ def plan(
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
         'update': f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g} ({o.decay}), '
         f'clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
-        'evaluation': f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the adapters',
+        'evaluation': f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the '
+        + ('weights' if config.full else 'adapters'),
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
         'results': f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
     }
