@@ -44,7 +44,8 @@ def test_a_plan_adds_up(result):
     low, high = result['chip_hours']
     assert low <= high == pytest.approx((result['seconds_per_iteration'] + result['collective_seconds']) * 60 * 8 / 3600)
     text = plan.table(result)
-    assert 'it fits' in text and 'an estimate only' in text and 'rollout' in text
+    assert 'it fits' in text and 'an estimate only' in text and 'rollout' in text and 'little effort' not in text
+    assert 'little effort' in plan.table({**result, 'quick': True})
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(result):

@@ -47,6 +47,7 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 patch: 0 } runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+_EFFORT_O0 = 9  # of XLA's EffortLevel
 
 
 class Topology(NamedTuple):
@@ -66,10 +67,14 @@ class Topology(NamedTuple):
         """Devices, as JAX counts them."""
         return math.prod(self.shape) * self.chip.per_chip
 
-    @property
-    def compiler_options(self) -> dict:
-        """For programs that are only looked at: Triton's matrix products are tuned on the GPU itself, which is not here."""
-        return {'xla_gpu_enable_triton_gemm': False} if self.kind == 'h100' else {}
+    def compiler_options(self, quick: bool = False) -> dict:
+        """For programs that are only looked at: Triton's matrix products are tuned on the GPU itself, which is not here.
+
+        quick: a TPU's program is compiled with the least effort for its speed; GPUs' compile in seconds as they are.
+        """
+        if self.kind == 'h100':
+            return {'xla_gpu_enable_triton_gemm': False}
+        return {'optimization_level': _EFFORT_O0} if quick else {}
 
     @property
     def can_compile(self) -> bool:

@@ -20,6 +20,11 @@ def test_topologies(name, count, compiler):
     assert (topology.count, topology.compiler) == (count, compiler) and topology.chip.gib > 10
 
 
+def test_only_tpus_are_compiled_with_less_effort():
+    assert not parse('v5e:2x4').compiler_options() and parse('v5e:2x4').compiler_options(quick=True)
+    assert parse('h100:8').compiler_options(quick=True) == parse('h100:8').compiler_options()
+
+
 @pytest.mark.parametrize('name', ['v99:2x2', 'v5e', 'v5e:8', 'h100:2x4', 'v5p:2x', '', 'v5e:2x4x'])
 def test_unknown_topologies_are_named(name):
     with pytest.raises(ValueError, match='--topology='):
