@@ -65,18 +65,23 @@ def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) 
 
 
 def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
-    """Evaluation score with its standard error, and the training reward, against updates."""
+    """The score `name` ('total' or one of the reward's) of evaluations, with its standard error, and of training samples, against updates."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    train = [(row['step'], row['train/reward']) for row in rows if 'train/reward' in row]
+    key = 'train/reward' if name == 'total' else f'train/reward_{name}'
+    train = [(row['step'], row[key]) for row in rows if key in row]
     step, mean, error = (np.array(column, float) for column in zip(*evaluations))
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=120)
     if train:
-        axes.plot(*zip(*train), color='0.7', linewidth=1, label='training samples (noisy policy)')
+        steps, values = np.array(train, float).T
+        window = max(1, len(values) // 10)  # a few prompts an update: what rises is hidden in which prompts they are
+        smooth = np.convolve(values, np.full(window, 1 / window), 'valid')
+        axes.plot(steps, values, color='0.85', linewidth=0.8)
+        axes.plot(steps[window - 1 :], smooth, color='0.5', label=f'training samples (noisy policy), mean of {window} updates')
     axes.errorbar(step, mean, yerr=error, marker='o', capsize=3, color='tab:blue', label='held-out prompts (ODE, moving average)')
     axes.set_xlabel('updates')
     axes.set_ylabel(f'reward ({name})')
