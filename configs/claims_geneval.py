@@ -10,9 +10,7 @@ from configs import tiny_geneval
 def get_config():
     c = tiny_geneval.get_config()
     c.label = 'miniature FLUX, held-out compositions of shapes, the claims of the paper'
-    c.full = True
     c.iterations = 100
-    c.optim.update(learning_rate=1e-4, decay='linear')
     c.loss.measure_kl = True
     c.eval.update(every=10, best='shapes')
     c.checkpoint.update(every=100, keep=1)
