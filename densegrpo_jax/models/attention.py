@@ -37,9 +37,16 @@ def xla(q, k, v):
 
 
 def cudnn(q, k, v):
-    """cuDNN's fused attention. q, k and v in bfloat16 or float16."""
-    out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
-    return out.reshape(*out.shape[:2], -1)
+    """cuDNN's fused attention. q, k and v in bfloat16 or float16.
+
+    JAX has no backward pass of it for an odd number of tokens (SD3.5 at 512 px: 1357): one is added that no other sees.
+    """
+    batch, tokens, lengths = *q.shape[:2], {}
+    if tokens % 2:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = dict.fromkeys(('query_seq_lengths', 'key_value_seq_lengths'), jnp.full(batch, tokens, jnp.int32))
+    out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn', **lengths)[:, :tokens]
+    return out.reshape(batch, tokens, -1)
 
 
 def padded_length(tokens: int) -> tuple[int, int]:

@@ -52,15 +52,28 @@ def test_splash_equals_plain_attention_on_a_mesh(batch, tokens, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
 
 
-def test_cudnn_is_lowered_to_its_kernel(monkeypatch):
+@pytest.mark.parametrize('tokens', [128, 127])  # an odd number has no backward pass in JAX, so cudnn() makes it even
+def test_cudnn_is_lowered_to_its_kernel(monkeypatch, tokens):
     library = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
     if not hasattr(library, 'check_cudnn_version'):
         pytest.skip('this JAX looks for cuDNN elsewhere')
     monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91200)  # there is none here: the program is only written down
-    q, k, v, _ = inputs(2, 128, 3, 64, jnp.bfloat16)
+    q, k, v, _ = inputs(2, tokens, 3, 64, jnp.bfloat16)
     gradient = jax.jit(jax.grad(lambda q, k, v: attention.cudnn(q, k, v).astype(jnp.float32).sum()))
     text = gradient.trace(q, k, v).lower(lowering_platforms=('cuda',)).as_text()
     assert '__cudnn$fmha' in text and '128x128' not in text  # no weights [.., N, N] outside the kernel
+
+
+@pytest.mark.parametrize('tokens', [8, 7])
+def test_the_token_that_cudnn_is_given_is_not_seen(monkeypatch, tokens):
+    """With JAX's plain implementation in the kernel's place, which takes the same lengths."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *args, implementation, **rest: plain(*args, **rest))
+    q, k, v, weight = inputs(2, tokens, 3, 16)
+    loss = lambda attend: lambda *a: (attend(*a) * weight.reshape(2, tokens, 48)).sum()
+    np.testing.assert_allclose(attention.cudnn(q, k, v), attention.xla(q, k, v), rtol=1e-4, atol=1e-5)
+    for got, want in zip(*(jax.grad(loss(attend), (0, 1, 2))(q, k, v) for attend in (attention.cudnn, attention.xla))):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_must_divide():
