@@ -90,10 +90,8 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
     for c, d in differences.items():
         if d.seeds:
             f = FORMATS[c.quantity].format
-            lines.append(
-                f'- {c.more} above {c.less}: {f(d.mean)}, bootstrap [{f(d.bootstrap[0])}, {f(d.bootstrap[1])}], '
-                f't [{f(d.student[0])}, {f(d.student[1])}], {d.seeds} seeds: **{d.verdict}**'
-            )
+            intervals = f'bootstrap [{f(d.bootstrap[0])}, {f(d.bootstrap[1])}], t [{f(d.student[0])}, {f(d.student[1])}], {d.seeds} seeds'
+            lines.append(f'- {c.more} above {c.less}: {f(d.mean)}, {intervals if d.seeds > 1 else "one seed"}: **{d.verdict}**')
     return '\n'.join(lines).rstrip() + _notes(out, figure.name)
 
 
