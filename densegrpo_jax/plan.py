@@ -8,8 +8,9 @@ Compiles the real rollout (with completions and decoding), update and evaluation
 each phase against what the chip has, operations (counted from the networks, not by the compiler), bytes received in collectives, seconds
 at a stated utilisation, and for the whole run chip-hours and whether it fits; where it does not, what would make it fit.
 With --quick a TPU's compiler makes less effort: an eighth of the time, and more memory in the plan than in a run (docs/scaling.md).
-TPUs need `pip install libtpu` (requirements-tpu.txt), H100s jax-cuda13-plugin; without them the CPU's compiler lays the memory out, and
-the table says so. Scoring on hosts is not in the times. Weights are not needed for the released checkpoints.
+TPUs need `pip install libtpu` (requirements-tpu.txt), H100s jax-cuda13-plugin, with model.attention=cudnn also the libraries of
+nvidia-cudnn-cu13 in LD_LIBRARY_PATH; without them the CPU's compiler lays the memory out, and the table says so.
+Scoring on hosts is not in the times. Weights are not needed for the released checkpoints.
 """
 
 from __future__ import annotations
