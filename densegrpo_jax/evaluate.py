@@ -9,6 +9,7 @@ the diversity of G pictures of a prompt; with --kl_prompts=N the KL of the polic
 
 Writes OUT/summary.md, OUT/scores.csv (a row per prompt and policy), a contact sheet per policy and OUT/side_by_side.png. What is finished
 lies in OUT/scores.jsonl: run again after a stop, the command continues, and a further checkpoint is scored without the others again.
+Several hosts share the work, started as for `densegrpo_jax.main`; the first one writes. Exit status as there.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from densegrpo_jax.main import define_process_flags, execute
+from densegrpo_jax.parallel.agreement import Agreement
 from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training import console, tables
+from densegrpo_jax.training import tables
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.divergence import KL, Divergence
 from densegrpo_jax.training.diversity import make_embedding
@@ -43,27 +45,30 @@ from densegrpo_jax.training.sampling import make_sampler
 
 def evaluate(
     config, policies: Sequence[Policy], out: pathlib.Path, *, group: int = 1, kl_prompts: int = 0, restart: bool = False,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None = None, stop: StopRequest | None = None,
 ) -> dict[str, dict[str, Evaluation]]:  # fmt: skip
-    """Prompt set -> policy -> Evaluation; also written to `out`, from where it continues.
+    """Prompt set -> policy -> Evaluation; also written to `out` by the primary process, from where it continues.
 
     Args:
       group: pictures per prompt; of more than one the diversity is measured.
       kl_prompts: how many of the evaluation's prompts the KL is measured on; 0: none.
       restart: forget what `out` has.
+      stop: what asks for a stop, and the processes; None: this one alone.
 
     Raises:
+      Preempted: a stop was requested.
       RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what cannot be used.
     """
     validate(config)
     if not policies:
         raise ValueError('nothing to score: --nobase and no --checkpoint')
-    mesh, which = mesh or make_mesh(config.mesh), parts(config)
+    mesh, stop, which = mesh or make_mesh(config.mesh), stop or StopRequest(), parts(config)
     folder, pipeline = open_base(config, mesh)
-    record = Record(out, settings(config, folder, pipeline, which, group), restart=restart)
+    with Agreement(stop.hosts, 'record').alike():
+        record = Record(out, settings(config, folder, pipeline, which, group), restart=restart) if stop.hosts.primary else None
     embed = make_embedding(config.eval.embedding) if group > 1 else None
     params = load_components(config, folder, pipeline, mesh)
-    encoder, stop = Encoder(pipeline, params), StopRequest()
+    encoder = Encoder(pipeline, params, mesh=mesh)
     params = with_negative(pipeline, config, params, encoder)
     results = {name: {} for name in which}
     with contextlib.ExitStack() as stack:
@@ -92,7 +97,8 @@ def evaluate(
                         f'{policy.label}, {name}: not one picture has a score {empty[0]!r}; the log tells why. --restart tries again'
                     )
                 logging.info('%s, %s: %s', policy.label, name, _line(result))
-    tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
+    if stop.hosts.primary:
+        tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
     return results
 
 
@@ -103,21 +109,19 @@ def _line(evaluation: Evaluation) -> str:
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
-    console.start()
     flag = flags.FLAGS
-    config, out = flag.config, pathlib.Path(flag.out)
-    start_devices(config.eval.batch)
-    try:
+
+    def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
         policies = choose(flag.checkpoint or (['best'] if flag.workdir else []), flag.workdir, base=flag.base)
-        evaluate(config, policies, out, group=flag.group, kl_prompts=flag.kl_prompts, restart=flag.restart)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        logging.error('%s', error)
-        return 2
-    except RewardError as error:
-        logging.error('%s', error)
-        return 1
-    logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
-    return 0
+        options = dict(group=flag.group, kl_prompts=flag.kl_prompts, restart=flag.restart)
+        try:
+            evaluate(flag.config, policies, out, mesh=mesh, stop=stop, **options)
+        except RewardError:
+            stop.leave('an error of the reward')
+            raise
+        logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
+
+    return execute(flag, flag.config.eval.batch, work, folder=flag.out)[0]
 
 
 def define_flags() -> None:
@@ -130,6 +134,7 @@ def define_flags() -> None:
     flags.DEFINE_bool('restart', False, 'Forget the scores that --out already has.')
     flags.DEFINE_integer('group', 1, 'Pictures per prompt; of more than one the diversity is measured.', lower_bound=1)
     flags.DEFINE_integer('kl_prompts', 32, 'Prompts of which the KL from the base is measured; 0 = none.', lower_bound=0)
+    define_process_flags()
 
 
 if __name__ == '__main__':

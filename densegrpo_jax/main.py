@@ -49,18 +49,19 @@ def main(argv) -> int:
     return FINISHED
 
 
-def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any]) -> tuple[int, Any]:
-    """Starts devices and processes as the flags say and does `work(workdir, mesh, stop)`.
+def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any], folder: str = '') -> tuple[int, Any]:
+    """Starts devices and processes as the flags say and does `work(folder, mesh, stop)`.
 
     Args:
       flag: with the fields of `define_run_flags`.
       batch: rows that the CPU devices should divide.
+      folder: where `work` writes; '' = flag.workdir.
 
     Returns:
       (exit status, what `work` returned or None).
     """
     console.start()
-    config, workdir = flag.config, pathlib.Path(flag.workdir).expanduser().absolute()
+    config, workdir = flag.config, pathlib.Path(folder or flag.workdir).expanduser().absolute()
     start_devices(batch, flag.cpu_devices)
     try:
         start_processes(flag.distributed, flag.coordinator, flag.num_processes, flag.process_id, heartbeat_seconds=flag.heartbeat)
@@ -77,7 +78,7 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
         if hosts.count > 1:
             hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
         return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         logging.error('%s', error)
         return _leave(2), None
     except Exception:
@@ -102,6 +103,11 @@ def define_run_flags() -> None:
     """The flags of `execute`. Only a command itself has flags: importing this module defines none."""
     config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
     flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
+    define_process_flags()
+
+
+def define_process_flags() -> None:
+    """Of these flags those that say which devices and processes there are."""
     flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
     flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one of several processes of the run.')
     flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.')

@@ -14,6 +14,8 @@ from densegrpo_jax.core.rollout import DenseRollout, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.parallel.mesh import replicated
+from densegrpo_jax.training.evaluation import merge_scores
 from densegrpo_jax.training.noise import calibrated_table
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder
@@ -62,10 +64,10 @@ class Divergence:
             kl, mask = jax.lax.map(one_step, steps)
             return jnp.where(mask, kl, 0).sum(0) / jnp.maximum(mask.sum(0), 1)
 
-        self._divergence = jax.jit(divergence, compiler_options=EXACT)
+        self._divergence = jax.jit(divergence, out_shardings=replicated(mesh), compiler_options=EXACT)
 
     def __call__(
-        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record, policy: str, name: str = 'eval',
+        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record | None, policy: str, name: str = 'eval',
         psi: pathlib.Path | None = None,
     ) -> np.ndarray:  # fmt: skip
         """float32 [N], NaN for prompts that are not among the first `count`; the base's (adapters None) is 0.
@@ -74,7 +76,9 @@ class Divergence:
         psi: the file of the run that this policy is from, where it calibrated first (`noise.calibrate`).
         """
         kl = np.full(len(self._prompts), np.nan, np.float32)
-        kl[: self._count] = [record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)]
+        if record is not None:
+            kl[: self._count] = [record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)]
+        kl = merge_scores(stop, {KL: kl})[KL]
         if adapters is None:
             kl[: self._count] = 0
         schedule = self._schedule
@@ -88,5 +92,6 @@ class Divergence:
             found = np.asarray(stop.wait(self._divergence(params, adapters, conditioning, rollout)))
             for i, value in zip(new, found):
                 kl[i] = value
-                record.put(policy, name, int(i), {KL: float(value)})
+                if record is not None:
+                    record.put(policy, name, int(i), {KL: float(value)})
         return kl

@@ -38,7 +38,7 @@ class Evaluation:
     """
 
     scores: dict[str, np.ndarray]
-    images: np.ndarray  # uint8 [shown, H, W, 3], of each prompt the first
+    images: np.ndarray  # uint8 [shown, H, W, 3], of each prompt the first; whole in the primary process
     prompts: list[str]
     group: int = 1  # pictures per prompt
 
@@ -91,11 +91,12 @@ def merge_scores(stop: StopRequest, scores: dict[str, np.ndarray]) -> dict[str, 
 
 
 class Sampled(NamedTuple):
-    """A batch of prompts whose pictures are being scored."""
+    """A batch of prompts whose pictures are being scored, `mine` by this process."""
 
-    prompts: np.ndarray  # int [n], of this process
+    prompts: np.ndarray  # int [n]
+    mine: np.ndarray  # int [m], places in the batch
     finite: np.ndarray  # bool [n, G]
-    futures: list[Future]  # Scores of n * G pictures, one of each scorer
+    futures: list[Future]  # Scores of m * G pictures, one of each scorer
     diversity: np.ndarray | None  # float32 [n]
     images: np.ndarray  # uint8 [n, H, W, 3], the first of each prompt
 
@@ -136,12 +137,12 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluates the adapters (None: the base model). Every process scores its share of each batch. Raises Preempted.
 
-        record: where scores are kept as they come, under the key `policy`; prompts that it has are not sampled again, and progress is
-          shown. For one process.
+        record: of the primary process, None in others: where scores are kept as they come, under the key `policy`; prompts that it has
+          are not sampled again, and progress is shown.
         """
         count, shown = len(self._prompts), {}
         scores = {name: np.full(count, np.nan, np.float32) for name in self.names}
-        todo = np.arange(count)
+        done = np.zeros(count, bool)
         if record is not None:
             known = [record.get(policy, self._name, i) for i in range(count)]
             shown = {i: image for i in range(self._shown) if (image := record.image(policy, self._name, i)) is not None}
@@ -149,34 +150,37 @@ class Evaluator:
             for i in np.flatnonzero(done):
                 for name in self.names:
                     scores[name][i] = known[i][name]
-            todo = np.flatnonzero(~done)
+        scores = merge_scores(stop, scores)
+        todo = np.flatnonzero(~np.frombuffer(stop.gather(done.tobytes())[0], bool))
 
         def keep(batch: Sampled) -> None:
-            found = self._scores(batch, stop)
+            found = merge_scores(stop, self._scores(batch, stop))
             for name in self.names:
                 scores[name][batch.prompts] = found[name]
             for j, i in enumerate(batch.prompts if record is not None else ()):
                 image = batch.images[j] if i < self._shown else None
                 record.put(policy, self._name, int(i), {name: found[name][j] for name in self.names}, image)
 
+        def ready() -> bool:
+            # Several processes exchange their scores after the same batches: nobody waits for a program that another has not started.
+            return len(waiting) > 2 if stop.hosts.count > 1 else all(future.done() for future in waiting[0].futures)
+
         waiting, label = collections.deque(), f'{self._name} prompts'
         with ProgressBar(count, start=count - len(todo), label=label, every_seconds=10, show=record is not None) as bar:
             for start in range(0, len(todo), self._batch):
                 new = todo[start : start + self._batch]
-                first, sampled = self._sampled(params, adapters, new, stop)
-                shown |= {int(i): image for i, image in zip(new, first) if i < self._shown}
-                waiting.append(sampled)
-                while waiting and all(future.done() for future in waiting[0].futures):
+                waiting.append(self._sampled(params, adapters, new, stop))
+                shown |= {int(i): image for i, image in zip(new, waiting[-1].images) if i < self._shown}
+                while waiting and ready():
                     keep(waiting.popleft())
                 bar.update(count - len(todo) + start + len(new))
             for batch in waiting:
                 keep(batch)
-        scores = merge_scores(stop, scores)
-        images = np.stack([shown[i] for i in range(self._shown)])
+        images = np.array([shown[i] for i in sorted(shown)])
         return Evaluation(scores, images, [p.text for p in self._prompts[: self._shown]], self._group)
 
-    def _sampled(self, params, adapters, new: np.ndarray, stop: StopRequest) -> tuple[np.ndarray, Sampled]:
-        """Draws the prompts `new`: the first picture of each, and this process's share on its way to the scorers."""
+    def _sampled(self, params, adapters, new: np.ndarray, stop: StopRequest) -> Sampled:
+        """Draws the prompts `new`, and sends this process's share of them to the scorers."""
         # A smaller batch is filled up with other prompts, so that one compiled shape serves all.
         rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % len(self._prompts)])
         conditioning = self._encoder([self._prompts[int(i)].text for i in rows for _ in range(self._group)])
@@ -193,16 +197,18 @@ class Evaluator:
             chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
             pictures = images[mine].reshape(-1, *images.shape[2:])
             futures = [s.submit(pictures, [p.text for p in chosen], [p.metadata for p in chosen]) for s in self._scorers]
-        first = images[:, 0]
-        return first, Sampled(new[mine], finite[mine], futures, None if diversity is None else diversity[mine], first[mine])
+        return Sampled(new, mine, finite, futures, diversity, images[:, 0])
 
     def _scores(self, batch: Sampled, stop: StopRequest) -> dict[str, np.ndarray]:
-        """name -> float32 [n], means over the pictures of a prompt that have a score."""
-        found = {} if batch.diversity is None else {DIVERSITY: batch.diversity}
+        """name -> float32 [n], means over the pictures of a prompt that have a score; NaN where none has, or they are not `mine`."""
+        found = {name: np.full(len(batch.prompts), np.nan, np.float32) for name in self.names}
+        if batch.diversity is not None:
+            found[DIVERSITY] = batch.diversity
+        finite = batch.finite[batch.mine]
         for future in batch.futures:
             result = stop.wait(future)
-            valid = result.valid.reshape(batch.finite.shape) & batch.finite
+            valid = result.valid.reshape(finite.shape) & finite
             for name, values in result.values.items():
                 total = np.where(valid, values.reshape(valid.shape), 0).sum(1)
-                found[name] = np.where(valid.any(1), total / np.maximum(valid.sum(1), 1), np.nan).astype(np.float32)
-        return found if len(batch.prompts) else {name: np.zeros(0, np.float32) for name in self.names}
+                found[name][batch.mine] = np.where(valid.any(1), total / np.maximum(valid.sum(1), 1), np.nan)
+        return found

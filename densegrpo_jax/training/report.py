@@ -65,7 +65,7 @@ def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) 
 
 
 def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
-    """The score `name` ('total' or one of the reward's) of evaluations, with its standard error, and of training samples, against updates."""
+    """The score `name` ('total' or one of the reward's) of evaluations, with standard errors, and of training samples, against updates."""
     import matplotlib
 
     matplotlib.use('Agg')

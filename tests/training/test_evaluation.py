@@ -1,7 +1,9 @@
 """Evaluations that are stopped and continue, what they keep on disk, the diversity of a group, and contact sheets."""
 
+import functools
 import json
 import pathlib
+import shutil
 import sys
 import types
 
@@ -16,7 +18,7 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.models.pipeline import Conditioning
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.rewards import JpegReward, Scorer
-from densegrpo_jax.training import evaluation, noise, pictures
+from densegrpo_jax.training import noise, pictures
 from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.divergence import Divergence
 from densegrpo_jax.training.diversity import make_embedding, pairwise_diversity
@@ -26,6 +28,7 @@ from densegrpo_jax.training.record import Record
 
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1])]
 from clip_folder import random_clip  # noqa: E402
+from fake_hosts import on_hosts  # noqa: E402
 
 PROMPTS = PromptSet(tuple(Prompt(f'prompt {i}') for i in range(10)))
 CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps=2, shown=3))
@@ -82,25 +85,26 @@ class Sampler:
         if self.calls == self.fail:
             raise KeyboardInterrupt
         self.drawn += [tuple(key) for key in keys]
-        images = [np.random.default_rng([*key]).integers(0, 256, (16, 16, 3), np.uint8) // (1 + i % 3) for i, key in enumerate(keys)]
+        images = [np.random.default_rng([*key]).integers(0, 256, (16, 16, 3), np.uint8) // (1 + int(key[1]) % 3) for key in keys]
         return np.stack(images) // 8 * 8, np.ones(len(keys), bool)
 
 
-def run(monkeypatch, sampler, record, group=2):
-    monkeypatch.setattr(evaluation, 'make_sampler', lambda *_: sampler)
+def run(sampler, record, group=2, hosts=None, scorer=At):
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    with At(JpegReward(), 1) as scorer:
-        evaluator = Evaluator(None, CONFIG, PROMPTS, lambda texts: texts, scorer, mesh, group=group, embed=make_embedding('pixels'))
-        return evaluator(None, None, StopRequest(), record, 'base')
+    with scorer(JpegReward(), 1) as scorer:
+        evaluator = Evaluator(
+            None, CONFIG, PROMPTS, lambda texts: texts, scorer, mesh, group=group, embed=make_embedding('pixels'), sample=sampler
+        )
+        return evaluator(None, None, StopRequest(hosts), record, 'base')
 
 
-def test_a_stopped_evaluation_continues_where_it_was(monkeypatch, tmp_path, capsys):
+def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
     whole, first, second = Sampler(), Sampler(fail=3), Sampler()
-    expected = run(monkeypatch, whole, Record(tmp_path / 'whole', {}))
+    expected = run(whole, Record(tmp_path / 'whole', {}))
     assert whole.calls == 3 and len(set(whole.drawn)) == 20  # 4 prompts of 2 pictures a batch, the last one filled up
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, first, Record(tmp_path / 'part', {}))
-    found = run(monkeypatch, second, Record(tmp_path / 'part', {}))
+        run(first, Record(tmp_path / 'part', {}))
+    found = run(second, Record(tmp_path / 'part', {}))
     assert second.calls == 1 and second.drawn[:4] == whole.drawn[16:20]
     assert 'eval prompts 10/10' in capsys.readouterr().err
     for name, values in expected.scores.items():
@@ -108,14 +112,50 @@ def test_a_stopped_evaluation_continues_where_it_was(monkeypatch, tmp_path, caps
     assert list(expected.scores) == ['jpeg', 'diversity'] and np.isfinite(expected.scores['diversity']).all()
     np.testing.assert_array_equal(found.images, expected.images)  # the three shown come from the disk
     third = Sampler()
-    run(monkeypatch, third, Record(tmp_path / 'part', {}))
+    run(third, Record(tmp_path / 'part', {}))
     assert not third.calls
 
 
-def test_a_single_picture_per_prompt_is_the_first_of_a_group(monkeypatch, tmp_path):
+class Share(Scorer):
+    """Scores, and counts the pictures."""
+
+    def __init__(self, *args, counted):
+        super().__init__(*args)
+        self._counted = counted
+
+    def submit(self, images, *rest):
+        self._counted.append(len(images))
+        return super().submit(images, *rest)
+
+
+def test_several_processes_share_an_evaluation_and_its_record(tmp_path):
+    """Each scores a part of every batch; the first one keeps all of it, and what it has none of them draws again."""
+    expected = run(Sampler(), Record(tmp_path / 'one', {}))
+    lines = (tmp_path / 'one' / 'scores.jsonl').read_text().splitlines(keepends=True)
+    for begun, calls in ((lines[:1], 3), (lines[:6], 2), (lines, 0)):  # of all, of five and of no prompts
+        folder = tmp_path / f'of {len(begun)}'
+        shutil.copytree(tmp_path / 'one', folder)
+        (folder / 'scores.jsonl').write_text(''.join(begun))
+        samplers, counted = [Sampler() for _ in range(3)], [[] for _ in range(3)]
+
+        def evaluate(hosts):
+            scorer = functools.partial(Share, counted=counted[hosts.index])
+            return run(samplers[hosts.index], Record(folder, {}) if hosts.primary else None, hosts=hosts, scorer=scorer)
+
+        results = on_hosts(evaluate, 3)
+        assert [sampler.calls for sampler in samplers] == [calls] * 3
+        assert sum(map(sum, counted)) == 2 * (len(lines) - len(begun)) and (not calls or all(counted))
+        for result in results:
+            for name, values in expected.scores.items():
+                np.testing.assert_array_equal(result.scores[name], values)
+        np.testing.assert_array_equal(results[0].images, expected.images)
+        assert sorted((folder / 'scores.jsonl').read_text().splitlines()) == sorted(''.join(lines).splitlines())
+
+
+def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
     single, pairs = Sampler(), Sampler()
-    run(monkeypatch, single, Record(tmp_path / 'single', {}), group=1)
-    run(monkeypatch, pairs, Record(tmp_path / 'pairs', {}))
+    run(single, Record(tmp_path / 'single', {}), group=1)
+    run(pairs, Record(tmp_path / 'pairs', {}))
     assert single.drawn[:10] == pairs.drawn[:20:2]
 
 

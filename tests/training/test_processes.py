@@ -1,6 +1,7 @@
 """Two real processes with four fake devices each, on loopback: the same run as one process with eight, stopped and killed."""
 
 import contextlib
+import csv
 import os
 import pathlib
 import signal
@@ -19,10 +20,12 @@ sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training'), str(ROOT 
 import miniature  # noqa: E402
 from test_run import final_state, rows, wait_for_checkpoint  # noqa: E402
 
+from densegrpo_jax.evaluate import evaluate  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.parallel.startup import detect_cluster, start_processes  # noqa: E402
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
+from densegrpo_jax.training.panel import choose  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.run import run  # noqa: E402
 
@@ -76,15 +79,16 @@ def load(config_file, **overrides):
 
 
 @contextlib.contextmanager
-def processes(config_file, workdir, *options, heartbeat=60, spoiled=''):
-    """Both processes of a run, started; whatever happens they are gone afterwards."""
+def processes(config_file, workdir, *options, command='main', heartbeat=60, spoiled=''):
+    """Both processes of a command that writes to `workdir`, started; whatever happens they are gone afterwards."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     # Compiled as the run in this process that they are compared with (see tests/conftest.py).
     flags = '--xla_backend_optimization_level=0'
     environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'JAX_DEFAULT_MATMUL_PRECISION': 'highest', 'SPOILED': spoiled}
-    common = [sys.executable, '-m', 'densegrpo_jax.main', f'--config={config_file}', f'--workdir={workdir}', '--cpu_devices=4',
+    folder = f'--workdir={workdir}' if command == 'main' else f'--out={workdir}'
+    common = [sys.executable, '-m', f'densegrpo_jax.{command}', f'--config={config_file}', folder, '--cpu_devices=4',
               f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--heartbeat={heartbeat}', *options]  # fmt: skip
     started = []
     try:
@@ -147,6 +151,22 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     same_run(workdir, alone)
     assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
+
+
+def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
+    """A checkpoint, with diversity and KL; one of them writes."""
+    out = tmp_path / 'two'
+    options = [f'--workdir={alone}', '--checkpoint=latest', '--nobase', '--group=2', '--kl_prompts=3']
+    with processes(config_file, out, *options, command='evaluate') as started:
+        assert ended(started, out) == [0, 0]
+    config = load(config_file)
+    [policy] = choose(['latest'], alone, base=False)
+    evaluated = evaluate(config, [policy], tmp_path / 'one', group=2, kl_prompts=3, mesh=make_mesh(config.mesh))
+    expected, table = evaluated['eval'][policy.label].scores, list(csv.DictReader((out / 'scores.csv').read_text().splitlines()))
+    for name in ('total', 'diversity', 'kl'):
+        np.testing.assert_allclose([float(row[name]) for row in table], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert {path.name for path in (tmp_path / 'one').iterdir()} == {path.name for path in out.iterdir()} - {'compiled'}
+    assert 'prompts' not in pathlib.Path(f'{out}.1.log').read_text()
 
 
 @pytest.mark.slow
