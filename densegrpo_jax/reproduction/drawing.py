@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from densegrpo_jax.reproduction.statistics import summary
+
 LABELS = {'updates': 'updates', 'velocity_evals': 'network calls (millions)', 'seconds': 'seconds in iterations'}
 SCALES = {'velocity_evals': 1e-6}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
 
 
 def draw_curves(
-    curves: Mapping[str, Sequence[Sequence[Mapping]]], path: pathlib.Path, *, axes: Sequence[str] = tuple(LABELS), quantity: str = 'score'
-) -> None:
+    curves: Mapping[str, Sequence[Sequence[Mapping]]], path: pathlib.Path, *, axes: Sequence[str] = tuple(LABELS), quantity: str = 'score',
+    totals: bool = False,
+) -> None:  # fmt: skip
     """One panel per axis: the mean over seeds with the range of the seeds shaded, thin lines per seed.
 
     Args:
@@ -22,13 +25,15 @@ def draw_curves(
       path: PNG.
       axes: keys of LABELS.
       quantity: a key of QUANTITIES; rows where it is NaN are left out.
+      totals: one more panel: a run in one number (`statistics.summary`), mean and standard deviation over seeds, against its network calls.
     """
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(axes), figsize=(1 + 4.6 * len(axes), 4), dpi=110, sharey=True, squeeze=False)
+    columns = len(axes) + totals
+    figure, panels = plt.subplots(1, columns, figsize=(1 + 4.6 * columns, 4), dpi=110, sharey=not totals, squeeze=False)
     for panel, cost in zip(panels[0], axes):
         for i, (label, runs) in enumerate(curves.items()):
             runs = [[row for row in run if np.isfinite(row[quantity])] for run in runs]
@@ -42,6 +47,14 @@ def draw_curves(
             panel.fill_between(x.mean(0), y.min(0), y.max(0), color=f'C{i}', alpha=0.12, linewidth=0)
         panel.set_xlabel(LABELS[cost])
         panel.grid(alpha=0.3)
+    if totals:
+        for i, runs in enumerate(curves.values()):
+            calls, values = np.mean([run[-1]['velocity_evals'] for run in runs]), [summary(run, quantity) for run in runs]
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0
+            panels[0][-1].errorbar(calls * SCALES['velocity_evals'], np.mean(values), spread, fmt='o', color=f'C{i}', capsize=3)
+        panels[0][-1].set_xlabel(f'{LABELS["velocity_evals"]} of a run')
+        panels[0][-1].set_ylabel('mean of the curve after the start')
+        panels[0][-1].grid(alpha=0.3)
     panels[0][0].set_ylabel(QUANTITIES[quantity])
     panels[0][0].legend(frameon=False, fontsize=8)
     figure.tight_layout()

@@ -75,7 +75,7 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
     present = {variant: list(runs.values()) for variant, runs in curves.items() if runs}
     if differences[figure.comparisons[0]].seeds:  # else it would only repeat what other figures show
         picture = out / f'fig_{figure.name}.png'
-        draw_curves(present, picture, axes=figure.axes, quantity=figure.quantity)
+        draw_curves(present, picture, axes=figure.axes, quantity=figure.quantity, totals=figure.totals)
         made.append(picture)
         lines += [f'![{figure.title}]({picture.name})', '']
         lines += ['| variant | seeds | before | after | mean after the start | KL at the end | network calls per run | seconds per run |']

@@ -6,16 +6,20 @@ import pathlib
 import threading
 import time
 
+import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from densegrpo_jax import reproduce
 from densegrpo_jax.reproduction import page
+from densegrpo_jax.reproduction.drawing import draw_curves
 from densegrpo_jax.reproduction.figures import FIGURES, VARIANTS, select
 from densegrpo_jax.reproduction.records import Records, read_evaluations
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all
 from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from tests.reproduction.conftest import FACTS
+
 
 def runs(tmp_path, variants=('dense', 'sparse'), seeds=('0', '1', '2')):
     changes = {'dense': (), 'sparse': (('credit.rule', 'sparse'),), 'fails': (('credit.rule', 'fails'),)}
@@ -158,6 +162,22 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
     assert verdicts['GAE(lambda) over the completions'] == '**not run**' and '## GAE' not in text
 
 
+def test_a_run_is_drawn_in_one_number_against_its_network_calls(tmp_path, monkeypatch):
+    run = lambda last, calls: [
+        {'updates': n, 'velocity_evals': calls * n / 2, 'score': score, 'kl': math.nan} for n, score in enumerate((0.5, 0.6, last))
+    ]
+    monkeypatch.setattr('matplotlib.pyplot.close', lambda figure: None)
+    curves = {'dense': [run(0.8, 4e6), run(1.0, 4e6)], 'sparse': [run(0.6, 2e6)]}
+    draw_curves(curves, tmp_path / 'curves.png', axes=('updates',), totals=True)
+    *_, panel = plt.gcf().axes
+    points = [container.lines[0].get_xydata()[0] for container in panel.containers]
+    np.testing.assert_allclose(points, [(4, (0.7 + 0.8) / 2), (2, 0.6)])
+    bar = panel.containers[0].lines[2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose(bar, 0.75 + np.std([0.7, 0.8], ddof=1) * np.array([-1, 1]))
+    monkeypatch.undo()
+    plt.close()
+
+
 def test_evaluations_are_read_with_their_costs(tmp_path):
     rows = [
         {'step': 0, 'eval/ocr': 0.5, 'eval/standard_error': 0.1},
@@ -171,5 +191,3 @@ def test_evaluations_are_read_with_their_costs(tmp_path):
     assert (last['updates'], last['velocity_evals'], last['seconds'], last['score']) == (2, 20.0, 2.0, 0.6)
     assert (last['kl'], last['reward']) == (2.0, pytest.approx(0.3))
     assert math.isnan(first['kl'])
-
-
