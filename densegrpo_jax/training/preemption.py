@@ -122,7 +122,7 @@ def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | 
         stop.signal_name = signal.Signals(number).name
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
-        note = f'{stop.signal_name}: saving the last completed update, then exit {RESUMABLE}. Once more: stop at once.\n'
+        note = f'{stop.signal_name}: saving what is complete, then exit {RESUMABLE}. Once more: stop at once.\n'
         os.write(2, note.encode())  # no buffered stream here: the signal may have come in the middle of a write to one
 
     try:
