@@ -102,7 +102,7 @@ def test_exit_status_of_a_real_process(times, code):
     child = subprocess.Popen([sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == 'ready\n'
     child.send_signal(signal.SIGTERM)
-    assert 'SIGTERM: saving the last completed update, then exit 75' in child.stderr.readline()
+    assert 'SIGTERM: saving what is complete, then exit 75' in child.stderr.readline()
     if times == 'twice':
         child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)
