@@ -92,7 +92,8 @@ def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[st
     left = [run for run in runs if not run.finished]
     logging.info('%d of %d runs are finished, %d to do, %d at a time', len(runs) - len(left), len(runs), len(left), jobs)
     failed = []
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, ProgressBar(len(runs), start=len(runs) - len(left), label='runs') as bar:
+    bar = ProgressBar(len(runs), start=len(runs) - len(left), label='runs', together=jobs)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, bar:
         futures = {pool.submit(_run, run, jobs, stop, facts): run for run in left}
         for future in concurrent.futures.as_completed(futures):
             run, code = futures[future], future.result()

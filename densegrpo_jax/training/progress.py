@@ -1,5 +1,6 @@
 """Progress on the console: a bar on a terminal, plain lines in a log file; both with rate and time left."""
 
+import collections
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ class ProgressBar:
       every_seconds: least time between two lines of a log; the last step always gets one. A terminal's bar always moves.
       file: where to write, default sys.stderr.
       show: False shows nothing: not the process that reports.
+      together: how many steps are under way at a time. They may end together, so that the rate is measured over as many.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class ProgressBar:
         every_seconds: float = 0.0,
         file=None,
         show: bool = True,
+        together: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._done, self._label, self._every, self._clock = total, start, label, every_seconds, clock
         self._seconds_per_step = None
-        self._updates, self._last_time, self._last_line = 0, clock(), None
+        self._updates, self._last_line = 0, None
+        self._measured = collections.deque([(clock(), start)], maxlen=together)  # when so many steps were done
         self._console, self._show = Console(file=file or sys.stderr), show
         self._bar = None
         if show and self._console.is_terminal:
@@ -78,13 +82,14 @@ class ProgressBar:
             self._console.file.flush()
 
     def _measure(self, done: int) -> None:
-        now, steps = self._clock(), max(done - self._done, 1)
-        seconds = (now - self._last_time) / steps
+        (since, before), now = self._measured[0], self._clock()
+        seconds = (now - since) / max(done - before, 1)
         if self._updates < 2:  # the first step compiles: its time stands in only until there is a second
             self._seconds_per_step = seconds
         else:
             self._seconds_per_step += _SMOOTHING * (seconds - self._seconds_per_step)
-        self._done, self._last_time = done, now
+        self._done = done
+        self._measured.append((now, done))
         self._updates += 1
 
     def _rate(self) -> str:

@@ -147,6 +147,14 @@ def test_progress_in_a_log_is_not_more_often_than_asked():
     assert [line.split()[1] for line in file.getvalue().splitlines()] == ['1/100', '21/100', '41/100', '61/100', '81/100', '100/100']
 
 
+def test_steps_that_end_together_are_measured_together():
+    now, file = [0.0], io.StringIO()
+    with ProgressBar(6, label='runs', file=file, together=2, clock=lambda: now[0]) as bar:
+        for done, now[0] in [(1, 10.0), (2, 10.1), (3, 20.0), (4, 20.1), (5, 30.0)]:
+            bar.update(done)
+    assert [line.split('  ')[1] for line in file.getvalue().splitlines()] == ['10.0 s/step', *['5.0 s/step'] * 4]
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     monkeypatch.setenv('FORCE_COLOR', '1')
     monkeypatch.setenv('COLUMNS', '120')
