@@ -21,15 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.random_base import random_base, random_weights, shapes_of
 from configs import flux_ocr
 from densegrpo_jax.models.attention import IMPLEMENTATIONS
 from densegrpo_jax.models.flops import count_flops
-from densegrpo_jax.models.pipeline import Conditioning
-from densegrpo_jax.models.pipeline_folder import build_pipeline
-from densegrpo_jax.models.released import RELEASED
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
-from densegrpo_jax.training.loading import network_options
 from densegrpo_jax.training.sampling import STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
 from densegrpo_jax.training.state import init_state, optimiser
 from densegrpo_jax.training.update import make_credit, make_update
@@ -45,28 +42,15 @@ TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers first, in a process of
 
 # Dense bfloat16 operations per second on one chip, by what its device_kind contains (vendors' data sheets).
 PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'v5 lite': 197e12, 'v5p': 459e12, 'v5': 459e12, 'v6 lite': 918e12, 'TPU7': 2307e12}
-SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=4, joint_attention_dim=64,
-             pooled_projection_dim=32, axes_dims_rope=[16, 24, 24], guidance_embeds=True)  # fmt: skip
 
 
 def configuration():
-    """The configuration and the component configurations of the run."""
+    """The configuration of the run."""
     config = flux_ocr.get_config()
     config.model.update(height=SIDE.value, width=SIDE.value, remat=REMAT.value, attention=ATTENTION.value)
     config.rollout.update(prompts=1, group=BATCH.value, prompts_per_batch=1)
     config.optim.microbatch = MICROBATCH.value or BATCH.value
-    kind, scheduler, parts = RELEASED[config.model.path]
-    if SIZE.value == 'small':
-        small_vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)
-        parts = parts | dict(transformer=SMALL, vae=small_vae)
-    return config, kind, scheduler, parts
-
-
-def random_weights(shapes, dtype):
-    """Normal weights of standard deviation 0.02, every one made where it stays."""
-    make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
-    leaves, tree = jax.tree.flatten(shapes)
-    return tree.unflatten([make(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
+    return config
 
 
 def timed(name: str, function, flops: float, peak: float | None, memory=None) -> dict:
@@ -92,8 +76,9 @@ def needs(compiled) -> int:
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 
 
-def run_torch(config, parts) -> dict:
+def run_torch(config) -> dict:
     """The same network and decoder in Diffusers, see `torch_flux`."""
+    _, _, parts = shapes_of(config.model.path, SIZE.value == 'small')
     request = dict(transformer=parts['transformer'], vae=parts['vae'], side=SIDE.value, batch=BATCH.value, text=config.model.t5_length,
                    steps=config.rollout.steps, repeat=REPEAT.value)  # fmt: skip
     done = subprocess.run(
@@ -103,17 +88,15 @@ def run_torch(config, parts) -> dict:
 
 
 def main(argv) -> None:
-    config, kind, scheduler, parts = configuration()
-    reference = run_torch(config, parts) if TORCH.value else {}
+    config = configuration()
+    reference = run_torch(config) if TORCH.value else {}
     start_devices(1, 1)
     m, batch, dtype = config.model, BATCH.value, jnp.dtype(config.model.dtype)
     device, mesh = jax.devices()[0], make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     peak = next((rate for name, rate in PEAK.items() if name in device.device_kind), None)
-    pipeline = build_pipeline(parts, scheduler, (None, None), kind=kind, **network_options(config, mesh))
-    params = random_weights(pipeline.abstract_params(['transformer', 'vae']), dtype)
+    pipeline, params, conditioning = random_base(config, mesh, SIZE.value == 'small')
     tx = optimiser(config)
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(params['transformer'])
-    conditioning = Conditioning(*(random_weights(leaf, leaf.dtype) for leaf in pipeline.conditioning_shapes(1)))
     count = sum(leaf.size for leaf in jax.tree.leaves(params['transformer']))
     print(f'{device.device_kind}, jax {jax.__version__}: {count / 1e9:.2f} B parameters, {m.width} x {m.height} px, batch {batch}, {dtype}')
 

@@ -1,11 +1,18 @@
 """What scoring costs, and how much of it sampling hides: python -m benchmarks.bench_rewards --config=configs/tiny_ocr.py [--repeat=3]
 
+    python -m benchmarks.bench_rewards --config=configs/flux_ocr.py --random --config.rollout.group=4 --config.rollout.prompts=12 \\
+        --config.rollout.prompts_per_batch=1                             # an accelerator, no checkpoint
+
 Takes the pictures of a real iteration (all completed states of all its samples) and prints, as medians over `repeat` runs after one that
 compiles and loads: distinct pictures scored per second and processor time per picture, duplicates that were not scored, and three walls:
 sampling without scoring, scoring alone, and both as training does them. Hidden is the share of the scoring's wall that does not show,
 (sampling + scoring - both) / scoring. Scoring of the last batch has no sampling to hide behind, so that the share is at most 1 minus the
-last batch's: use several batches (rollout.prompts_per_batch). Where sampling and scoring compete for the same processor cores, nothing
-can be hidden; on a machine that is busy with other work only processor time is meaningful.
+last batch's: use several batches (rollout.prompts_per_batch). Waited is what shows of it: from the moment that the last batch's pictures
+are there to the last score. Where sampling and scoring compete for the same processor cores, nothing can be hidden; on a machine that is
+busy with other work only processor time is meaningful.
+
+With --random the released model has random weights. Its pictures are noise, in which an OCR engine finds nothing to read, so that rendered
+scenes with signs are scored in their place.
 """
 
 import statistics
@@ -13,13 +20,17 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from absl import app, flags
 import jax
 from ml_collections import config_flags
 import numpy as np
 
+from benchmarks.random_base import random_base
+from densegrpo_jax.data.render import render_scene
 from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.rewards.base import Scores
@@ -34,7 +45,10 @@ from densegrpo_jax.training.sampling import make_rollout, make_schedule
 from densegrpo_jax.training.state import init_state, optimiser
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)
+WORKERS = flags.DEFINE_list('workers', [], 'Numbers of scoring threads to try; default config.reward_workers.')
 REPEAT = flags.DEFINE_integer('repeat', 3, 'Runs of each kind.')
+RANDOM = flags.DEFINE_bool('random', False, 'Random weights of the released model; rendered scenes are scored.')
+RANDOM_SIZE = flags.DEFINE_enum('size', 'released', ['released', 'small'], 'Of random weights; small: FLUX with a few million parameters.')
 
 
 class Recorder:
@@ -50,15 +64,41 @@ class Recorder:
         return future
 
 
+class Watched:
+    """A scorer that notes when it was last asked; `scenes`: pictures that take the place of those it is given."""
+
+    def __init__(self, scorer: Scorer, scenes: np.ndarray | None):
+        self.scorer, self.scenes, self.names, self.asked = scorer, scenes, scorer.names, 0.0
+
+    def submit(self, images, prompts, metadata) -> Future:
+        self.asked = time.perf_counter()
+        return self.scorer.submit(images if self.scenes is None else self.scenes[: len(images)], prompts, metadata)
+
+
+def scenes(count: int, side: int) -> np.ndarray:
+    """Rendered scenes with a sign, uint8 [count, side, side, 3]."""
+    rng = np.random.default_rng(0)
+    return np.stack([render_scene(prompt.target, rng, side=side) for prompt in scene_prompts(count, 0)])
+
+
+def opened(config, mesh, chosen):
+    """(pipeline, weights, encoder of the texts `chosen` and the empty one) of the configuration's model, or at random."""
+    if RANDOM.value:
+        pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
+        return pipeline, params, lambda texts: one.repeat(len(texts))
+    folder, pipeline = open_base(config, mesh)
+    with TemporaryDirectory() as texts:
+        encoder = text_conditioning(config, folder, pipeline, ['', *chosen], Path(texts), mesh, StopRequest())
+        encoder(['', *chosen])  # into memory
+    return pipeline, load_components(config, folder, pipeline, mesh, ('transformer', 'vae')), encoder
+
+
 def iteration(config, mesh):
     """`scorer -> seconds` of sampling and scoring one iteration with it, as `training.run` does."""
     stop, train = StopRequest(), load_prompts(config, 'train')
-    folder, pipeline = open_base(config, mesh)
     chosen = [train[int(i)].text for i in prompt_indices_for_step(len(train), config.rollout.prompts, 0, config.seed)]
-    with TemporaryDirectory() as texts:
-        encoder = text_conditioning(config, folder, pipeline, ['', *chosen], Path(texts), mesh, stop)
-        encoder(['', *chosen])  # into memory
-    params = with_negative(pipeline, config, load_components(config, folder, pipeline, mesh, ('transformer', 'vae')), encoder)
+    pipeline, params, encoder = opened(config, mesh, chosen)
+    params = with_negative(pipeline, config, params, encoder)
     adapters = jax.jit(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy)(params['transformer'])
     schedule = make_schedule(pipeline, config)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
@@ -73,42 +113,70 @@ def iteration(config, mesh):
     return timed
 
 
+class Measured(NamedTuple):
+    """Counts and medians over the repeats, walls in seconds."""
+
+    images: float  # of an iteration
+    scored: float  # of these, distinct
+    invalid: float
+    cpu: float  # of the scoring threads
+    scoring: float
+    last: float  # the last batch alone
+    both: float
+    waited: float
+
+
+def measure(scorer: Scorer, batches, pictures: np.ndarray | None, timed, repeat: int) -> Measured:
+    """Scoring alone and together with sampling."""
+
+    def score(batches) -> float:
+        start = time.perf_counter()
+        for future in [scorer.submit(*batch) for batch in batches]:
+            future.result()
+        return time.perf_counter() - start
+
+    watched = Watched(scorer, pictures)
+
+    def overlapped() -> tuple[float, float]:
+        seconds = timed(watched)
+        return seconds, time.perf_counter() - watched.asked
+
+    median = lambda function: statistics.median(function() for _ in range(repeat))
+    score(batches)  # loads the models
+    before = scorer.counts
+    scoring = median(lambda: score(batches))
+    images, scored, invalid, cpu = ((b - a) / repeat for a, b in zip(before, scorer.counts))
+    last = median(lambda: score(batches[-1:]))
+    both, waited = (statistics.median(column) for column in zip(*(overlapped() for _ in range(repeat))))
+    return Measured(images, scored, invalid, cpu, scoring, last, both, waited)
+
+
 def main(argv) -> None:
     config, repeat = CONFIG.value, REPEAT.value
     validate(config)
     start_devices(config.rollout.prompts_per_batch * config.rollout.group)
     mesh = make_mesh(config.mesh)
-    timed = iteration(config, mesh)
-    with Scorer(build_reward(config.reward), config.reward_workers) as scorer:
-
-        def score(batches) -> float:
-            start = time.perf_counter()
-            for future in [scorer.submit(*batch) for batch in batches]:
-                future.result()
-            return time.perf_counter() - start
-
-        median = lambda function: statistics.median(function() for _ in range(repeat))
-        recorder = Recorder(scorer.names)
-        timed(recorder)  # compiles
-        batches = tuple(recorder.batches)
-        score(batches)  # loads the models
-        sampling = median(lambda: timed(Recorder(scorer.names)))
-        before = scorer.counts
-        scoring = median(lambda: score(batches))
-        images, scored, invalid, cpu = ((b - a) / repeat for a, b in zip(before, scorer.counts))
-        last = median(lambda: score(batches[-1:]))
-        both = median(lambda: timed(scorer))
+    timed, reward = iteration(config, mesh), build_reward(config.reward)
+    recorder = Recorder(reward.names)
+    timed(recorder)  # compiles
+    sampling = statistics.median(timed(Recorder(reward.names)) for _ in range(repeat))
+    pictures = scenes(max(len(images) for images, *_ in recorder.batches), config.model.height) if RANDOM.value else None
+    batches = [(images if pictures is None else pictures[: len(images)], *rest) for images, *rest in recorder.batches]
     size = batches[0][0].shape[1:3]
-    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}, {scorer.workers} scoring threads')
-    print(
-        f'{len(batches)} batches, {images:.0f} pictures of {size[1]} x {size[0]} px; {images - scored:.0f} duplicates, {invalid:.0f} invalid'
-    )
-    print(f'scoring alone: {scored / scoring:.1f} distinct pictures/s, {1000 * cpu / scored:.2f} CPU-ms of the threads per picture')
-    print(f'wall: sampling {sampling:.3f} s + scoring {scoring:.3f} s = {sampling + scoring:.3f} s; overlapped {both:.3f} s')
-    print(
-        f'hidden: {(sampling + scoring - both) / scoring:.0%} of the scoring; at most {1 - last / scoring:.0%} in {len(batches)} batches '
-        f'(the last batch alone takes {last:.3f} s)'
-    )
+    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}; {size[1]} x {size[0]} px')
+    for workers in map(int, WORKERS.value or [config.reward_workers]):
+        with Scorer(reward, workers) as scorer:
+            m = measure(scorer, batches, pictures, timed, repeat)
+        print(
+            f'{scorer.workers} scoring threads, {len(batches)} batches, {m.images:.0f} pictures, {m.images - m.scored:.0f} duplicates, '
+            f'{m.invalid:.0f} invalid: alone {m.scored / m.scoring:.1f} distinct pictures/s, {1000 * m.cpu / m.scored:.2f} CPU-ms of the '
+            f'threads per picture\n'
+            f'wall: sampling {sampling:.3f} s + scoring {m.scoring:.3f} s = {sampling + m.scoring:.3f} s; overlapped {m.both:.3f} s, of '
+            f'which {m.waited:.3f} s after the last batch was sampled\n'
+            f'hidden: {(sampling + m.scoring - m.both) / m.scoring:.0%} of the scoring; at most {1 - m.last / m.scoring:.0%} in '
+            f'{len(batches)} batches (the last batch alone takes {m.last:.3f} s)',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

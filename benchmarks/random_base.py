@@ -1,0 +1,37 @@
+"""A released model's own shapes with random weights made on the device: what benchmarks need where no checkpoint is at hand."""
+
+import jax
+import jax.numpy as jnp
+
+from densegrpo_jax.models.pipeline import Conditioning
+from densegrpo_jax.models.pipeline_folder import build_pipeline
+from densegrpo_jax.models.released import RELEASED
+from densegrpo_jax.training.loading import network_options
+
+# FLUX with a few million parameters, for a processor.
+SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=4, joint_attention_dim=64,
+             pooled_projection_dim=32, axes_dims_rope=[16, 24, 24], guidance_embeds=True)  # fmt: skip
+
+
+def shapes_of(path: str, small: bool = False) -> tuple[str, dict, dict]:
+    """(kind, scheduler, configurations of the components) of a released model; `small`: of FLUX with a few million parameters."""
+    kind, scheduler, parts = RELEASED[path]
+    if small:
+        vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)
+        parts = parts | dict(transformer=SMALL, vae=vae)
+    return kind, scheduler, parts
+
+
+def random_base(config, mesh, small: bool = False):
+    """The pipeline of `config.model.path`, random weights of its transformer and autoencoder, and the conditioning of one prompt."""
+    kind, scheduler, parts = shapes_of(config.model.path, small)
+    pipeline = build_pipeline(parts, scheduler, (None, None), kind=kind, **network_options(config, mesh))
+    params = random_weights(pipeline.abstract_params(['transformer', 'vae']), jnp.dtype(config.model.dtype))
+    return pipeline, params, Conditioning(*(random_weights(leaf, leaf.dtype) for leaf in pipeline.conditioning_shapes(1)))
+
+
+def random_weights(shapes, dtype):
+    """Normal weights of standard deviation 0.02, every one made where it stays."""
+    make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
+    leaves, tree = jax.tree.flatten(shapes)
+    return tree.unflatten([make(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
