@@ -137,18 +137,21 @@ def direction_rows(sketches: Mapping[str, np.ndarray], samples: int) -> list[dic
 
     Products of expectations are means over pairs of different batches, so that no noise is counted as signal.
     """
-    rows = []
-    for name, g in sketches.items():
+    rows, h = [], np.asarray(sketches[REFERENCE], np.float64)
+    for name, sketched in sketches.items():
+        g = np.asarray(sketched, np.float64)
+        products = g @ g.T, g @ h.T, h @ h.T
         row = {'credit': name}
         for column in ('alignment', 'progress', 'bias'):
-            value, error = _jackknife(lambda kept: _columns(g[kept], sketches[REFERENCE][kept])[column], len(g))
+            value, error = _jackknife(lambda kept: _columns(*(m[np.ix_(kept, kept)] for m in products))[column], len(g))
             row |= {column: value, f'{column}_low': value - 1.96 * error, f'{column}_high': value + 1.96 * error}
         rows.append(row | {'samples': samples, 'batches': len(g)})
     return rows
 
 
-def _columns(g: np.ndarray, h: np.ndarray) -> dict[str, float]:
-    size, own, reference, shared = np.mean(np.sum(g * g, 1)), _pairs(g, g), _pairs(h, h), _pairs(g, h)
+def _columns(own: np.ndarray, shared: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """From the products of all pairs of batches, [K, K] each: of the rule with itself, with the reference, of that with itself."""
+    size, own, shared, reference = np.trace(own) / len(own), _pairs(own), _pairs(shared), _pairs(reference)
     root = lambda square: np.sqrt(square) if square > 0 else np.nan
     return {
         'alignment': root(own) / np.sqrt(size),
@@ -157,10 +160,10 @@ def _columns(g: np.ndarray, h: np.ndarray) -> dict[str, float]:
     }
 
 
-def _pairs(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean of a_i . b_j over i != j."""
-    count = len(a)
-    return float((a.sum(0) @ b.sum(0) - np.sum(a * b)) / (count * (count - 1)))
+def _pairs(products: np.ndarray) -> float:
+    """Mean of [i, j] over i != j."""
+    count = len(products)
+    return float((products.sum() - np.trace(products)) / (count * (count - 1)))
 
 
 def _jackknife(statistic, count: int) -> tuple[float, float]:
