@@ -158,17 +158,18 @@ def main(argv) -> None:
     mesh = make_mesh(config.mesh)
     timed, reward = iteration(config, mesh), build_reward(config.reward)
     recorder = Recorder(reward.names)
-    timed(recorder)  # compiles
+    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}', flush=True)
+    print(f'first iteration, with compilation: {timed(recorder):.1f} s', flush=True)
     sampling = statistics.median(timed(Recorder(reward.names)) for _ in range(repeat))
+    height, width = recorder.batches[0][0].shape[1:3]
+    print(f'sampling alone: {sampling:.3f} s in {len(recorder.batches)} batches of {width} x {height} px', flush=True)
     pictures = scenes(max(len(images) for images, *_ in recorder.batches), config.model.height) if RANDOM.value else None
     batches = [(images if pictures is None else pictures[: len(images)], *rest) for images, *rest in recorder.batches]
-    size = batches[0][0].shape[1:3]
-    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}; {size[1]} x {size[0]} px')
     for workers in map(int, WORKERS.value or [config.reward_workers]):
         with Scorer(reward, workers) as scorer:
             m = measure(scorer, batches, pictures, timed, repeat)
         print(
-            f'{scorer.workers} scoring threads, {len(batches)} batches, {m.images:.0f} pictures, {m.images - m.scored:.0f} duplicates, '
+            f'{scorer.workers} scoring threads, {m.images:.0f} pictures, {m.images - m.scored:.0f} duplicates, '
             f'{m.invalid:.0f} invalid: alone {m.scored / m.scoring:.1f} distinct pictures/s, {1000 * m.cpu / m.scored:.2f} CPU-ms of the '
             f'threads per picture\n'
             f'wall: sampling {sampling:.3f} s + scoring {m.scoring:.3f} s = {sampling + m.scoring:.3f} s; overlapped {m.both:.3f} s, of '
