@@ -91,6 +91,25 @@ def grpo_loss(
     )
 
 
+def noise_weights(std, trained, power):
+    """Step weights: how much noise a transition adds, to a power, scaled to a mean of 1 over the trained transitions.
+
+        w_k = std_k^power / mean_j std_j^power
+
+    power = 1 is the noise-aware weight of TempFlow-GRPO (arXiv 2508.04324), whose constants are these means. A log-probability moves
+    by 1 / std per unit of the mean, so that late transitions, which add little noise and decide little, otherwise pull hardest.
+
+    Args:
+        std: [T] of the noise, 0 where a transition is deterministic; trained: bool [T]; power: 0 weighs all alike.
+
+    Returns:
+        [T] float32; 0 where not trained.
+    """
+    trained = jnp.asarray(trained)
+    raw = jnp.where(trained, jnp.where(trained, std, 1) ** power, 0)
+    return raw * trained.sum() / raw.sum()
+
+
 def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='sde'):
     """KL between the policy's step and the reference's, two Gaussians of the same std, averaged over elements.
 

@@ -32,6 +32,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     'gae_1': {'credit.rule': 'gae', 'credit.gae_lambda': 1.0},
     'std_group': {'credit.std': 'group'},
     'std_pooled': {'credit.std': 'pooled'},
+    'dense_weighted': {'loss.noise_power': 1.0},
+    'sparse_weighted': {'credit.rule': 'sparse', 'loss.noise_power': 1.0},
 }
 
 # What everything else rests on: run first, with all seeds.
@@ -133,6 +135,14 @@ FIGURES: Mapping[str, Figure] = {
             'the std over the batch at each step (Flow-GRPO) beats the std of the group (Eq. 10) and one std pooled over the steps',
             'not in the paper: Eq. 10 has the group',
             (Comparison('dense', 'std_group'), Comparison('dense', 'std_pooled')),
+        ),
+        Figure(
+            'weights',
+            'Transitions weighed by their noise',
+            'weights in proportion to the noise that a transition adds (TempFlow-GRPO) help dense and sparse credit alike',
+            'not in the paper, which weighs all transitions alike',
+            (Comparison('dense_weighted', 'dense'), Comparison('sparse_weighted', 'sparse')),
+            also=('coca_to_go_signed',),
         ),
     )
 }

@@ -125,6 +125,7 @@ def default_config() -> ml_collections.ConfigDict:
     )
     c.loss = _group(
         clip_range=1e-4,
+        noise_power=0.0,  # a transition weighs the std of its noise to this power, scaled to a mean of 1; 1 = TempFlow-GRPO
         beta=0.0,
         measure_kl=False,  # log the KL to the reference with beta = 0 too; costs a forward pass of the reference
         kl_form='gaussian',
@@ -211,6 +212,8 @@ def validate(config) -> None:
         raise ValueError("credit.completion_solver='ab2' starts with an Euler step; credit.completion_steps=1 ends there: use 2 or more")
     if not 0 <= config.credit.gae_lambda <= 1:
         raise ValueError(f'credit.gae_lambda={config.credit.gae_lambda}: expected 0 (dense) to 1 (the terminal reward over the value)')
+    if not 0 <= config.loss.noise_power <= 4:
+        raise ValueError(f'loss.noise_power={config.loss.noise_power}: expected 0 (all transitions alike) to 4')
     if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
         raise ValueError("loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'")
     if r.kernel == 'cps' and not (r.noise in ('constant', 'ddim') and 0 < r.level <= 1):

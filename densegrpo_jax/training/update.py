@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
-from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
+from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
@@ -56,7 +56,8 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: M
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
             terminal = jnp.broadcast_to(result.values[np.argmax(plan.trained)], rollout.similarity.shape)
             result = result._replace(values=by_rule(terminal, c.rule))
-        record = transitions(rollout, result.values, schedule.sigmas, plan, groups, valid=keep)
+        weight = noise_weights(rollout.std[:, 0], plan.trained, config.loss.noise_power)
+        record = transitions(rollout, result.values, schedule.sigmas, plan, groups, weight=weight, valid=keep)
         on = jnp.asarray(plan.trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)

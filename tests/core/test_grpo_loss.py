@@ -9,7 +9,7 @@ import pytest
 
 from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
-from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, kl_divergence
+from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, kl_divergence, noise_weights
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.core.rollout import dense_rollout, transitions
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
@@ -241,3 +241,18 @@ def test_kl_forms():
             kl_divergence(step, reference, **options)
     with pytest.raises(ValueError, match='k3'):
         kl_divergence(step, reference, form='k3')
+
+
+def test_noise_weights():
+    trained = np.array([True, True, True, False])
+    np.testing.assert_array_equal(noise_weights(jnp.array([0.9, 0.6, 0.3, 0.0]), trained, 0.0), [1, 1, 1, 0])
+    np.testing.assert_allclose(noise_weights(jnp.array([0.9, 0.6, 0.3, 0.0]), trained, 1.0), [1.5, 1.0, 0.5, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(noise_weights(jnp.array([2.0, 1.0, 1.0, 9.0]), trained, 2.0), [2.0, 0.5, 0.5, 0.0], rtol=1e-6)
+
+
+def test_noise_weights_have_tempflows_constant():
+    """Its code multiplies sigma_k sqrt(s_k - s_k+1) by 2.25 on SD3.5-M: T = 10, a = 0.7, all transitions but the last trained."""
+    s = np.array([1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0])
+    std = flow_grpo_noise_levels(s, 0.7) * np.sqrt(s[:-1] - s[1:])
+    weights = np.asarray(noise_weights(jnp.asarray(std), np.arange(10) < 9, 1.0))
+    np.testing.assert_allclose(weights[:9] / std[:9], 2.25, atol=5e-3)

@@ -101,6 +101,17 @@ def test_gains_between_completed_states_are_shared_evenly(combine):
     np.testing.assert_allclose(metrics['gain_of_a'], [*halves['a'].mean(1), np.nan], rtol=1e-4)
 
 
+def test_transitions_weigh_what_their_noise_says():
+    config = default_config()
+    config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
+    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
+    sampled = dataclasses.replace(rollout(), std=jnp.asarray(np.repeat([[0.6], [0.2], [0.0]], P * G, 1), jnp.float32))
+    for power, expected in ((0.0, [1, 1]), (1.0, [1.5, 0.5])):
+        config.loss.noise_power = power
+        batch, _ = make_credit(config, schedule)([sampled], scores()['a'], np.ones((3, P * G), bool))
+        np.testing.assert_allclose(np.asarray(batch.weight).reshape(2, P * G), np.repeat([expected], P * G, 0).T, rtol=1e-6)
+
+
 @pytest.mark.parametrize('rule', ['coca_share', 'coca_to_go'])
 def test_coca_shares_out_the_normalised_terminal_reward(rule):
     """CoCA's code: the group advantage of the terminal reward times the share, so that a bad sample's large share is a large blame."""
