@@ -34,6 +34,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     'std_pooled': {'credit.std': 'pooled'},
     'dense_weighted': {'loss.noise_power': 1.0},
     'sparse_weighted': {'credit.rule': 'sparse', 'loss.noise_power': 1.0},
+    'dense_weighted_2': {'loss.noise_power': 2.0},
+    'sparse_weighted_2': {'credit.rule': 'sparse', 'loss.noise_power': 2.0},
 }
 
 # What everything else rests on: run first, with all seeds.
@@ -142,7 +144,7 @@ FIGURES: Mapping[str, Figure] = {
             'weights in proportion to the noise that a transition adds (TempFlow-GRPO) help dense and sparse credit alike',
             'not in the paper, which weighs all transitions alike',
             (Comparison('dense_weighted', 'dense'), Comparison('sparse_weighted', 'sparse')),
-            also=('coca_to_go_signed',),
+            also=('dense_weighted_2', 'sparse_weighted_2', 'coca_to_go_signed'),
         ),
     )
 }
