@@ -37,7 +37,7 @@ from densegrpo_jax.training.evaluation import Evaluation, Evaluator
 from densegrpo_jax.training.loading import identity, load_adapters, load_components, open_base
 from densegrpo_jax.training.noise import FILE
 from densegrpo_jax.training.panel import Policy, choose, parts, settings
-from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder, with_negative
 from densegrpo_jax.training.record import Record
 from densegrpo_jax.training.sampling import make_sampler
@@ -118,9 +118,6 @@ def main(argv) -> int:
             evaluate(flag.config, policies, out, mesh=mesh, stop=stop, **options)
         except RewardError:
             stop.leave('an error of the reward')
-            raise
-        except Preempted as reason:
-            logging.warning('%s; the same command continues', reason)
             raise
         logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
 

@@ -75,6 +75,7 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):
             logging.error('%s', reason)
+        logging.warning('%s; the same command continues', 'stopped' if isinstance(reason, RewardError) else reason)
         if hosts.count > 1:
             hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
         return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None

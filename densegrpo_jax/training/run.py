@@ -175,7 +175,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             if step > saved:
                 checkpoints.save(step, state, dataclasses.asdict(progress), digests=digests)
             checkpoints.wait_until_finished()
-            logging.warning('stopped after iteration %d of %d; the same command continues from there', step, config.iterations)
+            logging.warning('saved after iteration %d of %d', step, config.iterations)
             raise
         checkpoints.wait_until_finished()
     return report.finish(config, workdir, progress, checkpoints, write=hosts.primary)
