@@ -141,10 +141,10 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             'weights',
             'Transitions weighed by their noise',
-            'weights in proportion to the noise that a transition adds (TempFlow-GRPO) help dense and sparse credit alike',
-            'not in the paper, which weighs all transitions alike',
-            (Comparison('dense_weighted', 'dense'), Comparison('sparse_weighted', 'sparse')),
-            also=('dense_weighted_2', 'sparse_weighted_2', 'coca_to_go_signed'),
+            'weights by the square of the noise that a transition adds, with which all pull alike, help sparse and dense credit',
+            'not in the paper, which weighs all transitions alike; TempFlow-GRPO weighs them by the noise itself',
+            (Comparison('sparse_weighted_2', 'sparse'), Comparison('dense_weighted_2', 'dense')),
+            also=('sparse_weighted', 'dense_weighted', 'coca_to_go_signed'),
         ),
     )
 }
