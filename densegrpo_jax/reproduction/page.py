@@ -39,7 +39,9 @@ def write(out: pathlib.Path, records: Records, measured: Mapping[str, Section], 
     for figure in FIGURES.values():
         differences = {c: compare(records, c) for c in figure.comparisons}
         verdict = claim_verdict([d.verdict for d in differences.values()])
-        rows.append([_link(figure.title, verdict), figure.claim, figure.paper, f'**{verdict}**', _command(figure.name)])
+        parts = [f'{c.more} above {c.less}: {d.verdict}' for c, d in differences.items()]
+        here = '; '.join([f'**{verdict}**', *(parts if len({d.verdict for d in differences.values()}) > 1 else [])])
+        rows.append([_link(figure.title, verdict), figure.claim, figure.paper, here, _command(figure.name)])
         if verdict != NOT_RUN:
             sections.append(_section(out, figure, records, differences, wanted, made))
     for name, of in measured.items():
