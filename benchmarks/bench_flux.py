@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.random_base import random_base, random_weights, shapes_of
+from benchmarks.bases import random_base, random_weights, shapes_of
 from configs import flux_ocr
 from densegrpo_jax.models.attention import IMPLEMENTATIONS
 from densegrpo_jax.models.flops import count_flops

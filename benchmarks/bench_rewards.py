@@ -18,8 +18,6 @@ scenes with signs are scored in their place.
 import statistics
 import time
 from concurrent.futures import Future
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from absl import app, flags
@@ -27,7 +25,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from benchmarks.random_base import random_base
+from benchmarks.bases import random_base, stored_base
 from densegrpo_jax.data.render import render_scene
 from densegrpo_jax.data.sampler import prompt_indices_for_step
 from densegrpo_jax.data.scenes import scene_prompts
@@ -37,9 +35,8 @@ from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.training.prompts import load_prompts, with_negative
 from densegrpo_jax.training.run import Phases
 from densegrpo_jax.training.sampling import make_rollout, make_schedule
 from densegrpo_jax.training.state import init_state, optimiser
@@ -81,23 +78,15 @@ def scenes(count: int, side: int) -> np.ndarray:
     return np.stack([render_scene(prompt.target, rng, side=side) for prompt in scene_prompts(count, 0)])
 
 
-def opened(config, mesh, chosen):
-    """(pipeline, weights, encoder of the texts `chosen` and the empty one) of the configuration's model, or at random."""
-    if RANDOM.value:
-        pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
-        return pipeline, params, lambda texts: one.repeat(len(texts))
-    folder, pipeline = open_base(config, mesh)
-    with TemporaryDirectory() as texts:
-        encoder = text_conditioning(config, folder, pipeline, ['', *chosen], Path(texts), mesh, StopRequest())
-        encoder(['', *chosen])  # into memory
-    return pipeline, load_components(config, folder, pipeline, mesh, ('transformer', 'vae')), encoder
-
-
 def iteration(config, mesh):
     """`scorer -> seconds` of sampling and scoring one iteration with it, as `training.run` does."""
     stop, train = StopRequest(), load_prompts(config, 'train')
     chosen = [train[int(i)].text for i in prompt_indices_for_step(len(train), config.rollout.prompts, 0, config.seed)]
-    pipeline, params, encoder = opened(config, mesh, chosen)
+    if RANDOM.value:
+        pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
+        encoder = lambda texts: one.repeat(len(texts))
+    else:
+        pipeline, params, encoder = stored_base(config, mesh, chosen)
     params = with_negative(pipeline, config, params, encoder)
     adapters = jax.jit(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy)(params['transformer'])
     schedule = make_schedule(pipeline, config)

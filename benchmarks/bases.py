@@ -1,4 +1,7 @@
-"""A released model's own shapes with random weights made on the device: what benchmarks need where no checkpoint is at hand."""
+"""What benchmarks run on: a stored base model, or a released model's own shapes with random weights made on the device."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,9 @@ import jax.numpy as jnp
 from densegrpo_jax.models.pipeline import Conditioning
 from densegrpo_jax.models.pipeline_folder import build_pipeline
 from densegrpo_jax.models.released import RELEASED
-from densegrpo_jax.training.loading import network_options
+from densegrpo_jax.training.loading import load_components, network_options, open_base
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.prompts import text_conditioning
 
 # FLUX with a few million parameters, for a processor.
 SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=4, joint_attention_dim=64,
@@ -28,6 +33,15 @@ def random_base(config, mesh, small: bool = False):
     pipeline = build_pipeline(parts, scheduler, (None, None), kind=kind, **network_options(config, mesh))
     params = random_weights(pipeline.abstract_params(['transformer', 'vae']), jnp.dtype(config.model.dtype))
     return pipeline, params, Conditioning(*(random_weights(leaf, leaf.dtype) for leaf in pipeline.conditioning_shapes(1)))
+
+
+def stored_base(config, mesh, texts: list[str]):
+    """(pipeline, weights, encoder that holds `texts` and the empty one in memory) of the model that the configuration names."""
+    folder, pipeline = open_base(config, mesh)
+    with TemporaryDirectory() as files:
+        encoder = text_conditioning(config, folder, pipeline, ['', *texts], Path(files), mesh, StopRequest())
+        encoder(['', *texts])  # into memory
+    return pipeline, load_components(config, folder, pipeline, mesh, ('transformer', 'vae')), encoder
 
 
 def random_weights(shapes, dtype):
