@@ -96,8 +96,8 @@ def noise_weights(std, trained, power):
 
         w_k = std_k^power / mean_j std_j^power
 
-    power = 1 is the noise-aware weight of TempFlow-GRPO (arXiv 2508.04324), whose constants are these means. A log-probability moves
-    by 1 / std per unit of the mean, so that late transitions, which add little noise and decide little, otherwise pull hardest.
+    power = 1 is the noise-aware weight of TempFlow-GRPO (arXiv 2508.04324), whose constants are 1 over these means. A log-probability
+    moves by 1 / std per unit of the mean, so that late transitions, which add little noise and decide little, otherwise pull hardest.
 
     Args:
         std: [T] of the noise, 0 where a transition is deterministic; trained: bool [T]; power: 0 weighs all alike.

@@ -138,26 +138,24 @@ def direction_rows(sketches: Mapping[str, np.ndarray], samples: int) -> list[dic
     Products of expectations are means over pairs of different batches, so that no noise is counted as signal.
     """
     rows, h = [], np.asarray(sketches[REFERENCE], np.float64)
+    reference = h @ h.T
     for name, sketched in sketches.items():
         g = np.asarray(sketched, np.float64)
-        products = g @ g.T, g @ h.T, h @ h.T
+        products = g @ g.T, g @ h.T, reference
+        values, errors = _jackknife(lambda kept: _columns(*(m[np.ix_(kept, kept)] for m in products)), len(g))
         row = {'credit': name}
-        for column in ('alignment', 'progress', 'bias'):
-            value, error = _jackknife(lambda kept: _columns(*(m[np.ix_(kept, kept)] for m in products))[column], len(g))
+        for column, value, error in zip(('alignment', 'progress', 'bias'), values, errors):
             row |= {column: value, f'{column}_low': value - 1.96 * error, f'{column}_high': value + 1.96 * error}
         rows.append(row | {'samples': samples, 'batches': len(g)})
     return rows
 
 
-def _columns(own: np.ndarray, shared: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """From the products of all pairs of batches, [K, K] each: of the rule with itself, with the reference, of that with itself."""
+def _columns(own: np.ndarray, shared: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """(alignment, progress, bias) from the products of all pairs of batches, [K, K] each: of the rule with itself, with the reference, of
+    that with itself."""
     size, own, shared, reference = np.trace(own) / len(own), _pairs(own), _pairs(shared), _pairs(reference)
     root = lambda square: np.sqrt(square) if square > 0 else np.nan
-    return {
-        'alignment': root(own) / np.sqrt(size),
-        'progress': shared / (np.sqrt(size) * root(reference)),
-        'bias': shared / (root(own) * root(reference)),
-    }
+    return root(own) / np.sqrt(size), shared / (np.sqrt(size) * root(reference)), shared / (root(own) * root(reference))
 
 
 def _pairs(products: np.ndarray) -> float:
@@ -166,8 +164,9 @@ def _pairs(products: np.ndarray) -> float:
     return float((products.sum() - np.trace(products)) / (count * (count - 1)))
 
 
-def _jackknife(statistic, count: int) -> tuple[float, float]:
-    """(value, standard error) from leaving out one batch at a time."""
+def _jackknife(statistics, count: int) -> tuple[list[float], list[float]]:
+    """(values, standard errors) of several statistics of the batches kept, from leaving out one batch at a time."""
     every = np.arange(count)
-    left = np.array([statistic(np.delete(every, i)) for i in every])
-    return float(statistic(every)), float(np.sqrt((count - 1) * np.mean((left - left.mean()) ** 2)))
+    left = np.array([statistics(np.delete(every, i)) for i in every])
+    errors = np.sqrt((count - 1) * np.mean((left - left.mean(0)) ** 2, 0))
+    return [float(value) for value in statistics(every)], errors.tolist()

@@ -83,6 +83,7 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('credit.completion_solver', 'heun', r"credit.completion_solver='heun'.*'ab2', 'euler'"),
         ('credit.std', 'batch', r"credit.std='batch'.*'global', 'group', 'pooled'"),
         ('credit.gae_lambda', 1.5, r'credit.gae_lambda=1.5'),
+        ('loss.noise_power', -1.0, r'loss.noise_power=-1.0.*0'),
         ('loss.kl_form', 'flow_grpo', r'loss.kl_form'),
         ('model.dtype', 'float16', r"model.dtype='float16'"),
         ('ema.decay', 1.0, r'ema.decay=1.0'),
