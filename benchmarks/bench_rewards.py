@@ -12,16 +12,18 @@ are there to the last score. Where sampling and scoring compete for the same pro
 busy with other work only processor time is meaningful.
 
 With --random the released model has random weights. Its pictures are noise, in which an OCR engine finds nothing to read, so that rendered
-scenes with signs are scored in their place.
+scenes with signs are scored in their place. With --stand_in=SECONDS too, no network runs: a batch's pictures are there after so many
+seconds in which the processor is free, as beside an accelerator. That measures the host's part where there is no accelerator, nothing else.
 """
 
 import statistics
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from absl import app, flags
 import jax
+import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
@@ -45,6 +47,7 @@ CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Confi
 WORKERS = flags.DEFINE_list('workers', [], 'Numbers of scoring threads to try; default config.reward_workers.')
 REPEAT = flags.DEFINE_integer('repeat', 3, 'Runs of each kind.')
 RANDOM = flags.DEFINE_bool('random', False, 'Random weights of the released model; rendered scenes are scored.')
+STAND_IN = flags.DEFINE_float('stand_in', 0.0, 'Seconds a batch takes on a device that is only waited for; with --random.', lower_bound=0.0)
 RANDOM_SIZE = flags.DEFINE_enum('size', 'released', ['released', 'small'], 'Of random weights; small: FLUX with a few million parameters.')
 
 
@@ -72,6 +75,19 @@ class Watched:
         return self.scorer.submit(images if self.scenes is None else self.scenes[: len(images)], prompts, metadata)
 
 
+class StandIn:
+    """In place of a rollout: zeros of its shapes, the pictures after so many seconds each, one batch after the other."""
+
+    def __init__(self, rollout_fn, seconds: float):
+        self._rollout_fn, self._seconds, self._device, self._result = rollout_fn, seconds, ThreadPoolExecutor(1), None
+
+    def __call__(self, *inputs):
+        if self._result is None:
+            self._result = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self._rollout_fn, *inputs))
+        rollout, images, finite = self._result
+        return rollout, self._device.submit(lambda: time.sleep(self._seconds) or images), finite
+
+
 def scenes(count: int, side: int) -> np.ndarray:
     """Rendered scenes with a sign, uint8 [count, side, side, 3]."""
     rng = np.random.default_rng(0)
@@ -91,6 +107,8 @@ def iteration(config, mesh):
     adapters = jax.jit(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy)(params['transformer'])
     schedule = make_schedule(pipeline, config)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
+    if STAND_IN.value:
+        rollout_fn = StandIn(rollout_fn, STAND_IN.value)
 
     def timed(scorer) -> float:
         phases = Phases(config, None, mesh, train, None, scorer, None, stop, None)
@@ -143,11 +161,15 @@ def measure(scorer: Scorer, batches, pictures: np.ndarray | None, timed, repeat:
 def main(argv) -> None:
     config, repeat = CONFIG.value, REPEAT.value
     validate(config)
+    if STAND_IN.value and not RANDOM.value:
+        raise app.UsageError('--stand_in samples nothing that could be scored: give --random too, which scores rendered scenes')
     start_devices(config.rollout.prompts_per_batch * config.rollout.group)
     mesh = make_mesh(config.mesh)
+    start = time.perf_counter()
     timed, reward = iteration(config, mesh), build_reward(config.reward)
     recorder = Recorder(reward.names)
-    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; reward {", ".join(config.reward)}', flush=True)
+    device = f'a stand-in, {STAND_IN.value:g} s a batch' if STAND_IN.value else f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    print(f'{device}; reward {", ".join(config.reward)}; weights in {time.perf_counter() - start:.1f} s', flush=True)
     print(f'first iteration, with compilation: {timed(recorder):.1f} s', flush=True)
     sampling = statistics.median(timed(Recorder(reward.names)) for _ in range(repeat))
     height, width = recorder.batches[0][0].shape[1:3]
