@@ -16,7 +16,7 @@ import optax
 from benchmarks.bases import stored_base
 from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.grpo_loss import noise_weights
-from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.training.defaults import validate
@@ -39,7 +39,7 @@ def main(argv) -> None:
     start_devices(r.prompts * r.group)
     mesh = make_mesh(config.mesh)
     train = load_prompts(config, 'train')
-    chosen = [[train[int(i)].text for i in prompt_indices_for_step(len(train), r.prompts, n, config.seed)] for n in range(BATCHES.value)]
+    chosen = [[p.text for p in prompts_for_step(train, r.prompts, n, config.seed)] for n in range(BATCHES.value)]
     pipeline, params, encoder = stored_base(config, mesh, sum(chosen, []))
     tx, schedule = optax.sgd(1.0), make_schedule(pipeline, config)  # an update is then the gradient itself
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(params['transformer'])

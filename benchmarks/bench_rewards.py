@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.bases import random_base, stored_base
 from densegrpo_jax.data.render import render_scene
-from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
@@ -97,7 +97,7 @@ def scenes(count: int, side: int) -> np.ndarray:
 def iteration(config, mesh):
     """`scorer -> seconds` of sampling and scoring one iteration with it, as `training.run` does."""
     stop, train = StopRequest(), load_prompts(config, 'train')
-    chosen = [train[int(i)].text for i in prompt_indices_for_step(len(train), config.rollout.prompts, 0, config.seed)]
+    chosen = [p.text for p in prompts_for_step(train, config.rollout.prompts, 0, config.seed)]
     if RANDOM.value:
         pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
         encoder = lambda texts: one.repeat(len(texts))

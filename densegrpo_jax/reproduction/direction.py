@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.reproduction.figures import VARIANTS
 from densegrpo_jax.reproduction.probe import Store, with_overrides
@@ -85,7 +85,7 @@ def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updat
     schedule = make_schedule(pipeline, config)
     schedule = schedule._replace(complete=tuple(range(len(schedule.sigmas))))
     train = load_prompts(config, 'train')
-    chosen = [[train[int(i)] for i in prompt_indices_for_step(len(train), config.rollout.prompts, n, config.seed)] for n in range(updates)]
+    chosen = [prompts_for_step(train, config.rollout.prompts, n, config.seed) for n in range(updates)]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     needed = ['', *dict.fromkeys(p.text for prompts in chosen for p in prompts)]
     encoder = text_conditioning(config, folder, pipeline, needed, directory, mesh, stop)

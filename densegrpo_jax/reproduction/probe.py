@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import state_rewards
-from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import NEGATIVE
 from densegrpo_jax.reproduction.probe_statistics import Method, bias_rows, cost_rows, latent_reward_rows
 from densegrpo_jax.rewards.build import build_reward
@@ -160,7 +160,7 @@ class _Probe:
         self._folder, self.pipeline = open_base(self.config, mesh)
         self.schedule = make_schedule(self.pipeline, self.config)
         train, self._reward = load_prompts(self.config, 'train'), build_reward(self.config.reward)
-        self._prompts = [train[int(i)] for i in prompt_indices_for_step(len(train), prompts, 0, self.config.seed)]
+        self._prompts = prompts_for_step(train, prompts, 0, self.config.seed)
         self._reward.check([p.text for p in self._prompts], [p.metadata for p in self._prompts])
         self._adapters = None
         if policy.workdir is not None:

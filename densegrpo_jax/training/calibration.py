@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
-from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.parallel.mesh import batch_shards, check_batch
 from densegrpo_jax.rewards.base import RewardError
@@ -110,7 +110,7 @@ def prompts_of_iteration(config, train: PromptSet, iteration: int) -> list[Promp
     if count > len(train):
         raise ValueError(f'calibration.prompts={count}, and the training set has {len(train)} prompts')
     seed = int(np.random.SeedSequence([config.seed, STREAM_CALIBRATION]).generate_state(1)[0])
-    return [train[int(i)] for i in prompt_indices_for_step(len(train), count, iteration, seed)]
+    return prompts_for_step(train, count, iteration, seed)
 
 
 def visited_prompts(config, train: PromptSet) -> list[Prompt]:

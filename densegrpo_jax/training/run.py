@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet
-from densegrpo_jax.data.sampler import prompt_indices_for_step
+from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
 from densegrpo_jax.parallel.sharding import RULES, init_sharded
@@ -86,10 +86,10 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
 
     # Weights, adapters and the newest checkpoint.
-    chosen = lambda step: prompt_indices_for_step(len(train), config.rollout.prompts, step, config.seed)
-    visited = {int(i) for step in range(config.iterations) for i in chosen(step)}
+    chosen = lambda step: prompts_for_step(train, config.rollout.prompts, step, config.seed)
+    visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
-    needed = ['', *(p.text for p in test), *(train[i].text for i in sorted(visited)), *(p.text for p in calibrated)]
+    needed = ['', *(p.text for p in test), *(p.text for p in train if p.text in visited), *(p.text for p in calibrated)]
     directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     encoder = text_conditioning(config, folder, pipeline, needed, directory, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
@@ -205,7 +205,7 @@ class Phases:
     def sample(self, rollout_fn, params, adapters, encoder: TextCache, step: int, noise_levels) -> tuple[list, list, Conditioning]:
         """Rolls out and scores the prompts of an iteration, see `Collector.sample`."""
         config, key = self.config, key_data(stream_key(self.config.seed, STREAM_ROLLOUT, step))
-        chosen = [self.train[int(i)] for i in prompt_indices_for_step(len(self.train), config.rollout.prompts, step, config.seed)]
+        chosen = prompts_for_step(self.train, config.rollout.prompts, step, config.seed)
         return self.collector.sample(rollout_fn, params, adapters, encoder, chosen, key, noise_levels)
 
     def gather(self, scores: list) -> tuple[dict[str, np.ndarray], np.ndarray]:
