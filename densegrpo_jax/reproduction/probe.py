@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.defaults import default_config, validate
+from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.loading import identity, load_adapters, load_components, open_base
 from densegrpo_jax.training.panel import Part, Policy, settings
 from densegrpo_jax.training.preemption import StopRequest
@@ -265,18 +266,15 @@ class Store:
         text = json.dumps(settings, sort_keys=True, indent=1)
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / 'settings.json').write_text(text + '\n')
+        replace_file(self._folder / 'settings.json', text + '\n')
 
     def __contains__(self, start: int) -> bool:
         return self._path(start).exists()
 
     def put(self, start: int, **arrays: np.ndarray) -> None:
-        temporary = self._path(start).with_suffix('.tmp')
-        with open(temporary, 'wb') as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path(start))
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        replace_file(self._path(start), content.getvalue())
 
     def get(self, start: int) -> dict[str, np.ndarray]:
         with np.load(self._path(start), allow_pickle=False) as arrays:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import pathlib
 from collections.abc import Sequence
+
+from densegrpo_jax.training.files import replace_file
 
 EVALUATION = ('variant', 'seed', 'updates', 'velocity_evals', 'seconds', 'score', 'standard_error', 'kl', 'reward')
 RUN = ('variant', 'seed', 'base', 'updates', 'score_name', 'device', 'side_by_side', 'commit', 'command')
@@ -46,12 +49,11 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for key in self.runs for row in self.evaluations[key]]
         for name, fields, content in (('evaluations.csv', EVALUATION, rows), ('runs.csv', RUN, self.runs.values())):
-            partial = folder / f'{name}.partial'
-            with open(partial, 'w', newline='') as file:
-                table = csv.DictWriter(file, fields, lineterminator='\n')
-                table.writeheader()
-                table.writerows(content)
-            partial.replace(folder / name)
+            text = io.StringIO()
+            table = csv.DictWriter(text, fields, lineterminator='\n')
+            table.writeheader()
+            table.writerows(content)
+            replace_file(folder / name, text.getvalue())
 
     def add(self, workdir: pathlib.Path) -> None:
         """Takes in a finished run's folder.

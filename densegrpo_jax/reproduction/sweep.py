@@ -19,6 +19,7 @@ from absl import logging
 
 from densegrpo_jax.reproduction.records import RUN_FILE
 from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 
@@ -47,9 +48,10 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the folder holds the end of this very run."""
-        if not (self.folder / 'summary.json').exists():
+        run_file = self.folder / RUN_FILE
+        if not (run_file.exists() and (self.folder / 'summary.json').exists()):
             return False
-        return json.loads((self.folder / RUN_FILE).read_text())['command'] == ' '.join(self.command)
+        return json.loads(run_file.read_text())['command'] == ' '.join(self.command)
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
@@ -113,7 +115,8 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
         return RESUMABLE
     run.folder.mkdir(parents=True, exist_ok=True)
     row = {'variant': run.variant, 'seed': run.seed, **facts, 'side_by_side': jobs, 'command': ' '.join(run.command)}
-    (run.folder / RUN_FILE).write_text(json.dumps(row, indent=2) + '\n')
+    (run.folder / 'summary.json').unlink(missing_ok=True)  # the end of a run with another command is not the end of this one
+    replace_file(run.folder / RUN_FILE, json.dumps(row, indent=2) + '\n')
     # Several processes share a device's memory when none of them takes most of it beforehand.
     env = {} if jobs == 1 else {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
     places = [f'--workdir={run.folder}', f'--config.text_cache={run.text_cache}']

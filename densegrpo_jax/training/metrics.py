@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 
 from densegrpo_jax.training import pictures
+from densegrpo_jax.training.files import replace_file
 
 
 class _NeedsTensorFlow:
@@ -215,7 +216,7 @@ def _prune_jsonl(path: Path, last_step: int) -> None:
                 kept.append(line + b'\n')
         except (ValueError, KeyError, TypeError):
             logging.warning('%s: line %d is not a complete record and is dropped.', path, number)
-    _replace(path, b''.join(kept))
+    replace_file(path, b''.join(kept))
 
 
 def _prune_events(path: Path, last_step: int) -> None:
@@ -230,14 +231,4 @@ def _prune_events(path: Path, last_step: int) -> None:
         if event.HasField('file_version') or event.step <= last_step:
             kept.append(raw[start:end])
         start = end
-    _replace(path, b''.join(kept))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that it is either the old one or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, b''.join(kept))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.plan import StepPlan
 from densegrpo_jax.core.schedules import check_noise_levels, constant_noise_levels, flow_grpo_noise_levels
+from densegrpo_jax.training.files import replace_file
 
 FORMAT = 1  # of psi.json
 FILE = 'psi.json'  # in the work directory of a run that calibrates first
@@ -101,14 +101,9 @@ def read(path: pathlib.Path) -> dict:
 
 
 def write(path: pathlib.Path, document: dict) -> None:
-    """Replaces the file in one step, so that a process that is killed leaves the old one or the new one."""
+    """Replaces the file in one step; its folder is made where absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w') as file:
-        file.write(json.dumps({'format': FORMAT, **document}, allow_nan=False) + '\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, json.dumps({'format': FORMAT, **document}, allow_nan=False) + '\n')
 
 
 def describe(config) -> str:

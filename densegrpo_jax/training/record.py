@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.pictures import save
 
 
@@ -49,7 +50,7 @@ class Record:
                 scores = {name: math.nan if value is None else value for name, value in row['scores'].items()}
                 self._scores.setdefault((row['policy'], row['set'], row['prompt']), {}).update(scores)
         if whole != lines:
-            self._file.write_bytes(b''.join(whole))
+            replace_file(self._file, b''.join(whole))
         if not whole:
             self._append({'settings': settings})
 

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 from absl import logging
 
+from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.noise import title
 from densegrpo_jax.training.pictures import save_grid
 
@@ -111,7 +112,7 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool 
     }
     if not write:
         return summary
-    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
     made = [curve(workdir, progress.evaluations, config.eval.best), before_after(workdir, first[0], last[0])]
     logging.info('made %s; checkpoints %s in %s', ', '.join(map(str, made)), checkpoints.steps(), checkpoints.directory)
     logging.info(

@@ -27,6 +27,7 @@ from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.collect import Collector
 from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, default_config, validate
 from densegrpo_jax.training.evaluation import Evaluator
+from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
@@ -111,7 +112,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)
         logging.info('continuing from iteration %d of %d', start, config.iterations)
     if hosts.primary:
-        (workdir / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+        replace_file(workdir / 'config.json', config.to_json_best_effort(indent=2) + '\n')
 
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     credit_fn, update_fn = make_credit(config, schedule, mesh, reward.weights), make_update(pipeline, config, tx, mesh)

@@ -92,6 +92,21 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, training):
     assert [run.finished for run in several] == [False, True]
 
 
+def test_the_end_of_an_older_run_does_not_stand_for_one_that_failed(tmp_path, training):
+    (old,) = runs(tmp_path, variants=('dense',), seeds=('0',))
+    run_all([old], 1, StopRequest(), FACTS)
+    new = Run('c.py', 'dense', (('credit.rule', 'fails'),), '0', old.folder, tmp_path / 'text')
+    assert run_all([new], 1, StopRequest(), FACTS) == [new]
+    assert not new.finished and not old.finished
+
+
+def test_a_folder_of_a_run_outside_any_sweep_is_no_finished_run(tmp_path):
+    (run,) = runs(tmp_path, variants=('dense',), seeds=('0',))
+    run.folder.mkdir(parents=True)
+    (run.folder / 'summary.json').write_text('{}')
+    assert not run.finished
+
+
 def test_a_stop_reaches_the_runs_under_way_and_begins_no_more(tmp_path, training):
     several, stop = runs(tmp_path), StopRequest()
     (tmp_path / 'work').mkdir()
