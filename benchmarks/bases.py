@@ -39,7 +39,7 @@ def stored_base(config, mesh, texts: list[str]):
     """(pipeline, weights, encoder that holds `texts` and the empty one in memory) of the model that the configuration names."""
     folder, pipeline = open_base(config, mesh)
     with TemporaryDirectory() as files:
-        encoder = text_conditioning(config, folder, pipeline, ['', *texts], Path(files), mesh, StopRequest())
+        encoder = text_conditioning(config, Path(files), folder, pipeline, ['', *texts], mesh, StopRequest())
         encoder(['', *texts])  # into memory
     return pipeline, load_components(config, folder, pipeline, mesh, ('transformer', 'vae')), encoder
 

@@ -27,8 +27,9 @@ from densegrpo_jax.models.attention import IMPLEMENTATIONS
 from densegrpo_jax.models.flops import count_flops
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
-from densegrpo_jax.training.sampling import STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import make_rollout, make_schedule
 from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.training.update import make_credit, make_update
 
 SIZE = flags.DEFINE_enum('size', 'dev', ['dev', 'small'], "'dev' (12 B) or 'small' (a few million parameters).")

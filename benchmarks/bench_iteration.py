@@ -19,8 +19,9 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.loading import load_base
 from densegrpo_jax.training.prompts import Encoder, load_prompts
-from densegrpo_jax.training.sampling import STREAM_ROLLOUT, key_data, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import make_rollout, make_schedule
 from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.training.update import make_credit, make_update
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)

@@ -12,18 +12,18 @@ from __future__ import annotations
 import pathlib
 import re
 import shutil
-import sys
 import time
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 
+from configs import flux_ocr
 from densegrpo_jax.models.released import released_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.loading import network_options
-from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.state import optimiser, state_shapes
 
 FOLDER = flags.DEFINE_string('folder', '/tmp/bench_preemption', 'Where the checkpoints are written: the disk to be measured.')
 
@@ -32,8 +32,7 @@ def random_state(config):
     """A TrainState of the configuration, every array random: nothing in it compresses."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     pipeline = released_pipeline(config.model.path, **network_options(config, mesh))
-    base = pipeline.abstract_params(['transformer'])['transformer']
-    shapes = jax.eval_shape(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base), base)
+    shapes = state_shapes(pipeline, optimiser(config))
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -44,9 +43,6 @@ def random_state(config):
 
 
 def main(_) -> None:
-    sys.path.insert(0, 'configs')
-    import flux_ocr
-
     jax.config.update('jax_platforms', 'cpu')
     logging.set_verbosity(logging.ERROR)
     folder = pathlib.Path(FOLDER.value)

@@ -22,8 +22,9 @@ from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import load_prompts, place, with_negative
-from densegrpo_jax.training.sampling import STREAM_PROBE, key_data, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import make_rollout, make_schedule
 from densegrpo_jax.training.state import init_state
+from densegrpo_jax.training.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.training.update import make_credit, make_update
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/claims_ocr.py', 'Configuration.', lock_config=True)

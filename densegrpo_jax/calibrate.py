@@ -20,8 +20,6 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from densegrpo_jax.main import define_run_flags, execute
-from densegrpo_jax.models.lora_files import read_peft
-from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
 from densegrpo_jax.training.defaults import validate
@@ -29,8 +27,7 @@ from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.noise import FILE
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import STREAM_INIT, stream_key
-from densegrpo_jax.training.state import init_state, optimiser, start_from
+from densegrpo_jax.training.state import optimiser, start_state
 
 
 def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: StopRequest):
@@ -45,14 +42,11 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     train, reward = load_prompts(config, 'train'), build_reward(config.reward)
     chosen = visited_prompts(config, train)
     reward.check([p.text for p in chosen], [p.metadata for p in chosen])
-    directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
-    encoder = text_conditioning(config, folder, pipeline, ['', *(p.text for p in chosen)], directory, mesh, stop)
+    encoder = text_conditioning(config, workdir, folder, pipeline, ['', *(p.text for p in chosen)], mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     adapters = None
     if config.lora.init_from:
-        fresh = lambda base: init_state(pipeline, optimiser(config), stream_key(config.seed, STREAM_INIT, 0), base)
-        state = init_sharded(fresh, mesh, RULES, params['transformer'])
-        adapters = start_from(state, read_peft(config.lora.init_from), pipeline).policy
+        adapters = start_state(config, pipeline, optimiser(config), mesh, params['transformer']).policy
     params = with_negative(pipeline, config, params, encoder)
     return calibrate(config, out, folder, pipeline, params, adapters, encoder, train, reward, mesh, stop)
 

@@ -38,7 +38,7 @@ from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import network_options
 from densegrpo_jax.training.lowering import Phase, phases
 from densegrpo_jax.training.sampling import make_schedule
-from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.state import optimiser, state_shapes
 from densegrpo_jax.training.update import check_geometry
 
 GIB = 2**30
@@ -122,7 +122,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     check_geometry(config, schedule, mesh)
     batch = config.rollout.prompts_per_batch * config.rollout.group
     base = pipeline.abstract_params()
-    state = jax.eval_shape(lambda b: init_state(pipeline, optimiser(config), jax.random.key(0), b), base['transformer'])
+    state = state_shapes(pipeline, optimiser(config))
     held = announce.memory(config, pipeline, schedule, mesh, base, state)
     resident = held['weights'] + held['trained, optimiser, moving average'] + held['latents']
     programs = phases(config, pipeline, schedule, mesh)

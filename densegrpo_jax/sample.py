@@ -22,7 +22,8 @@ from densegrpo_jax.training import console
 from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder, with_negative
-from densegrpo_jax.training.sampling import STREAM_EVAL, key_data, make_sampler, stream_key
+from densegrpo_jax.training.sampling import make_sampler
+from densegrpo_jax.training.streams import STREAM_EVAL, key_data, stream_key
 
 
 def sample(

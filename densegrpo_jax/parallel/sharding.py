@@ -117,7 +117,7 @@ def with_shardings(tree, tree_shardings):
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, tree_shardings)
 
 
-def init_sharded(init: Callable, mesh: Mesh, rules: Sequence[Rule] = RULES, *args, min_bytes: int | None = None):
+def init_sharded(init: Callable, mesh: Mesh, *args, rules: Sequence[Rule] = RULES, min_bytes: int | None = None):
     """``init(*args)`` computed in pieces, where each piece lives: no device or host ever holds the whole tree.
 
     Returns the tree of arrays. Its values do not depend on the mesh (JAX's threefry bits are partitionable).

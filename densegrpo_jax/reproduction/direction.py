@@ -21,7 +21,6 @@ import optax
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.reproduction.figures import VARIANTS
 from densegrpo_jax.reproduction.probe import Store, with_overrides
 from densegrpo_jax.rewards.build import build_reward
@@ -33,8 +32,9 @@ from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_PROBE, key_data, make_rollout, make_schedule, stream_key
-from densegrpo_jax.training.state import init_state
+from densegrpo_jax.training.sampling import make_rollout, make_schedule
+from densegrpo_jax.training.state import start_state
+from densegrpo_jax.training.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.training.update import make_credit, make_update
 
 SKETCH = 1 << 16
@@ -86,13 +86,11 @@ def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updat
     schedule = schedule._replace(complete=tuple(range(len(schedule.sigmas))))
     train = load_prompts(config, 'train')
     chosen = [prompts_for_step(train, config.rollout.prompts, n, config.seed) for n in range(updates)]
-    directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     needed = ['', *dict.fromkeys(p.text for prompts in chosen for p in prompts)]
-    encoder = text_conditioning(config, folder, pipeline, needed, directory, mesh, stop)
+    encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     tx = optax.sgd(1.0)  # an update is then the gradient itself
-    fresh = lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base)
-    state = init_sharded(fresh, mesh, RULES, params['transformer'])
+    state = start_state(config, pipeline, tx, mesh, params['transformer'])
     params = with_negative(pipeline, config, params, encoder)
     rollout_fn, update_fn = make_rollout(pipeline, config, schedule, mesh), make_update(pipeline, config, tx, mesh)
     credits = {name: make_credit(with_overrides(config, changes), schedule, mesh, weights) for name, changes in CREDITS.items()}

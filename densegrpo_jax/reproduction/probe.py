@@ -39,7 +39,8 @@ from densegrpo_jax.training.panel import Part, Policy, settings
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import load_prompts, place, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import STREAM_PROBE, Schedule, key_data, make_continuations, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import Schedule, make_continuations, make_rollout, make_schedule
+from densegrpo_jax.training.streams import STREAM_PROBE, key_data, stream_key
 
 BASE = Policy('base')
 EXACT_METHOD = 'n = t'  # every remaining grid point
@@ -173,9 +174,8 @@ class _Probe:
     @functools.cached_property
     def _weights(self) -> tuple:
         """(weights, text conditioning)."""
-        directory = pathlib.Path(self.config.text_cache or self._workdir / 'text').expanduser()
         needed = ['', *(p.text for p in self._prompts)]
-        encoder = text_conditioning(self.config, self._folder, self.pipeline, needed, directory, self._mesh, self._stop)
+        encoder = text_conditioning(self.config, self._workdir, self._folder, self.pipeline, needed, self._mesh, self._stop)
         params = load_components(self.config, self._folder, self.pipeline, self._mesh, ('transformer', 'vae'))
         return with_negative(self.pipeline, self.config, params, encoder), encoder
 

@@ -15,7 +15,7 @@ from densegrpo_jax.models.quantize import quantized_shapes
 from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
 from densegrpo_jax.training.noise import describe, title
 from densegrpo_jax.training.sampling import Schedule
-from densegrpo_jax.training.state import count, init_state
+from densegrpo_jax.training.state import count, state_shapes
 
 GIB = 2**30
 
@@ -48,7 +48,7 @@ def plan(
     """Prints model, trainable parameters, geometry, expected device memory and where results go."""
     r, m, o = config.rollout, config.model, config.optim
     base = pipeline.abstract_params()
-    state = jax.eval_shape(lambda b: init_state(pipeline, tx, jax.random.key(0), b), base['transformer'])
+    state = state_shapes(pipeline, tx)
     need = memory(config, pipeline, schedule, mesh, base, state)
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()

@@ -31,7 +31,8 @@ from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, d
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.record import difference
-from densegrpo_jax.training.sampling import STREAM_CALIBRATION, Schedule, key_data, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
+from densegrpo_jax.training.streams import STREAM_CALIBRATION, key_data, stream_key
 from densegrpo_jax.training.text_cache import TextCache
 
 FREE_KEYS = ('iterations', 'tolerance')  # of config.calibration: when it ends, not how it goes

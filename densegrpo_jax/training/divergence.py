@@ -11,16 +11,17 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.core.grpo_loss import kl_divergence
 from densegrpo_jax.core.rollout import DenseRollout, transitions
-from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.data.prompts import PromptSet
-from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import replicated
 from densegrpo_jax.training.evaluation import merge_scores
 from densegrpo_jax.training.noise import calibrated_table
+from densegrpo_jax.training.policy import policy_velocity, rescore
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.record import Record
-from densegrpo_jax.training.sampling import EXACT, STREAM_EVAL, key_data, make_rollout, make_schedule, stream_key
+from densegrpo_jax.training.sampling import EXACT, make_rollout, make_schedule
+from densegrpo_jax.training.streams import STREAM_EVAL, key_data, stream_key
 
 KL = 'kl'
 
@@ -44,22 +45,15 @@ class Divergence:
         schedule = make_schedule(pipeline, single)._replace(complete=())
         self._rollout, self._config, self._schedule = make_rollout(pipeline, single, schedule, mesh), single, schedule
         self._key = key_data(stream_key(config.seed, STREAM_EVAL, 2))
-        m, r = config.model, config.rollout
 
         def divergence(params: dict, adapters: dict, conditioning: Conditioning, rollout: DenseRollout) -> jax.Array:
             batch = rollout.std.shape[1]
             record = transitions(rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.plan, batch)
             steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
-            negative = params.get(NEGATIVE) if config.loss.cfg else None
-            network = lambda trained: pipeline.velocity_fn(
-                params['transformer'], trained, conditioning, m.guidance, m.height, m.width, negative=negative
-            )
 
             def one_step(t):
-                rescore = lambda v: sde_step(
-                    v(t.x, t.s), t.x, t.s, t.s_next, t.noise_level, sample=t.x_next, kernel=r.kernel, log_prob=r.log_prob
-                )
-                return kl_divergence(rescore(network(adapters)), rescore(network(None)).mean, kernel=r.kernel), t.mask
+                scored = lambda trained: rescore(config, policy_velocity(pipeline, config, params, trained, conditioning), t)
+                return kl_divergence(scored(adapters), scored(None).mean, kernel=config.rollout.kernel), t.mask
 
             kl, mask = jax.lax.map(one_step, steps)
             return jnp.where(mask, kl, 0).sum(0) / jnp.maximum(mask.sum(0), 1)

@@ -24,7 +24,8 @@ from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.prompts import Encoder
 from densegrpo_jax.training.record import Record
-from densegrpo_jax.training.sampling import STREAM_EVAL, key_data, make_sampler, stream_key
+from densegrpo_jax.training.sampling import make_sampler
+from densegrpo_jax.training.streams import STREAM_EVAL, key_data, stream_key
 from densegrpo_jax.training.text_cache import TextCache
 
 DIVERSITY = 'diversity'

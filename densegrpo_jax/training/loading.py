@@ -17,7 +17,7 @@ from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, res
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.flat_state import digest, flatten
-from densegrpo_jax.training.state import init_state, lora_config, optimiser
+from densegrpo_jax.training.state import lora_config, optimiser, state_shapes
 
 
 def network_options(config, mesh: Mesh) -> dict:
@@ -70,8 +70,7 @@ def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path,
     """
     with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
         step = _step(checkpoints, which)
-        base = pipeline.abstract_params(['transformer'])['transformer']
-        shapes = jax.eval_shape(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base), base).ema
+        shapes = state_shapes(pipeline, optimiser(config)).ema
         abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step
 

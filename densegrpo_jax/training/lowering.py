@@ -15,7 +15,7 @@ from densegrpo_jax.models.quantize import quantized_shapes
 from densegrpo_jax.parallel.mesh import batch_sharding
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.sampling import Schedule, make_rollout, make_sampler
-from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.state import optimiser, state_shapes
 from densegrpo_jax.training.update import make_update
 
 
@@ -44,7 +44,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     if pipeline.GUIDANCE == 'cfg' and m.guidance != 1:
         params[NEGATIVE] = pipeline.conditioning_shapes(1)
     tx = optimiser(config)
-    state = jax.eval_shape(lambda base: init_state(pipeline, tx, jax.random.key(0), base), shapes['transformer'])
+    state = state_shapes(pipeline, tx)
     state = with_shardings(state, shardings(state, mesh))
     latent, batch = pipeline.latent_shape(m.height, m.width), r.prompts_per_batch * r.group
 

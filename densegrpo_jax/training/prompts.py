@@ -84,14 +84,16 @@ def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
     return Conditioning(*(jax.make_array_from_callback((len(texts), *a.shape[1:]), sharding, callback) for a, callback in arrays))
 
 
-def text_conditioning(config, folder, pipeline: Pipeline, prompts: Iterable[str], directory: pathlib.Path, mesh: Mesh, stop) -> TextCache:
+def text_conditioning(config, workdir: pathlib.Path, folder, pipeline: Pipeline, prompts: Iterable[str], mesh: Mesh, stop) -> TextCache:
     """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by encoders that are then let go.
 
     Args:
+      workdir: the cache is WORKDIR/text, or `config.text_cache`.
+      folder: of the pipeline.
       mesh: the encoders' weights are split over it.
       stop: StopRequest; a stop between two batches loses nothing.
     """
-    dtype = jnp.dtype(config.model.dtype)
+    dtype, directory = jnp.dtype(config.model.dtype), pathlib.Path(config.text_cache or workdir / 'text').expanduser()
     cache = TextCache(directory, fingerprint(folder, pipeline, dtype), dtype)
     prompts = list(dict.fromkeys(prompts))
     here = set(cache.missing(prompts))

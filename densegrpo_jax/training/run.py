@@ -14,9 +14,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.models.lora_files import read_peft
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
-from densegrpo_jax.parallel.sharding import RULES, init_sharded
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
@@ -34,8 +32,9 @@ from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.noise import FILE
 from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import STREAM_INIT, STREAM_ROLLOUT, Schedule, key_data, make_rollout, make_schedule, stream_key
-from densegrpo_jax.training.state import init_state, optimiser, start_from
+from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
+from densegrpo_jax.training.state import optimiser, start_state
+from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
 
@@ -91,13 +90,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
     needed = ['', *(p.text for p in test), *(p.text for p in train if p.text in visited), *(p.text for p in calibrated)]
-    directory = pathlib.Path(config.text_cache or workdir / 'text').expanduser()
-    encoder = text_conditioning(config, folder, pipeline, needed, directory, mesh, stop)
+    encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
-    fresh = lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base)
-    state = init_sharded(fresh, mesh, RULES, params['transformer'])
-    if config.lora.init_from:
-        state = start_from(state, read_peft(config.lora.init_from), pipeline)
+    state = start_state(config, pipeline, tx, mesh, params['transformer'])
     params = with_negative(pipeline, config, params, encoder)
     if config.noise.calibrate:
         policy = state.policy if config.lora.init_from else None

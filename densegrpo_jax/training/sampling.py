@@ -16,11 +16,7 @@ from densegrpo_jax.core.rollout import DenseRollout, continue_trajectory, dense_
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.training.noise import noise_table
-
-# Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition.
-STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL, STREAM_CALIBRATION = 0, 1, 2, 3
-STREAM_PROBE = 4  # measurements without training: reproduction/probe.py
-
+from densegrpo_jax.training.policy import policy_velocity
 
 # By default XLA may keep more than bfloat16 between fused operations, differently in every program: the update would then re-score
 # the sampler's transitions with another rounding, and the ratio of the first update would leave 1 by more than the clip range.
@@ -50,15 +46,6 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
     levels, complete = noise_table(config, sigmas, plan), every_state(needed_states(c.rule, plan), c.completion_every)
     return Schedule(sigmas, levels, plan, complete, c.completion_steps or None, c.completion_solver, c.completion_grid)
-
-
-def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
-
-
-def key_data(keys: jax.Array) -> np.ndarray:
-    """uint32 [..., 2] of typed keys: a host array means the same to every process of a run, an array on a device does not."""
-    return np.asarray(jax.random.key_data(keys))
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
@@ -118,11 +105,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
         repeated = jax.tree.map(split, conditioning.repeat(group))
-        # Without `loss.cfg` guidance moves the samples, but the policy is the conditional network.
-        velocity = pipeline.velocity_fn(
-            params['transformer'], adapters, repeated, m.guidance, m.height, m.width,
-            negative=params.get(NEGATIVE), both=not config.loss.cfg,
-        )  # fmt: skip
+        velocity = policy_velocity(pipeline, config, params, adapters, repeated, sampling=True)
         # Index 0 is the initial noise, k + 1 the noise of transition k. Shared initial noise is that of the group's first sample.
         first = jnp.repeat(keys.reshape(-1, group)[:, 0], group) if config.rollout.shared_noise else keys
         result = dense_rollout(
@@ -156,10 +139,7 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
 
     def continuations(params, adapters, conditioning: Conditioning, key, places, noise_levels, latents, k) -> tuple[jax.Array, jax.Array]:
         split = lambda x: split_rows(x, mesh)
-        velocity = pipeline.velocity_fn(
-            params['transformer'], adapters, jax.tree.map(split, conditioning.repeat(group)), m.guidance, m.height, m.width,
-            negative=params.get(NEGATIVE), both=not config.loss.cfg,
-        )  # fmt: skip
+        velocity = policy_velocity(pipeline, config, params, adapters, jax.tree.map(split, conditioning.repeat(group)), sampling=True)
 
         def one(c):
             keys = sample_keys(jax.random.fold_in(jax.random.wrap_key_data(key), c), places, group)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from densegrpo_jax.models.lora import LoraConfig, init_adapters
-from densegrpo_jax.models.lora_files import from_layers
+from densegrpo_jax.models.lora_files import from_layers, read_peft
 from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.parallel.sharding import init_sharded
+from densegrpo_jax.training.streams import STREAM_INIT, stream_key
 
 
 class TrainState(NamedTuple):
@@ -69,6 +72,18 @@ def init_state(pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Ar
     else:
         policy = init_adapters(lora, pipeline.adapter_names(), base, key)
     return TrainState(policy, jax.tree.map(jnp.copy, policy), tx.init(policy), zero, zero)
+
+
+def state_shapes(pipeline: Pipeline, tx: optax.GradientTransformation) -> TrainState:
+    """ShapeDtypeStructs of `init_state`; computes nothing."""
+    base = pipeline.abstract_params(['transformer'])['transformer']
+    return jax.eval_shape(lambda base: init_state(pipeline, tx, jax.random.key(0), base), base)
+
+
+def start_state(config, pipeline: Pipeline, tx: optax.GradientTransformation, mesh: Mesh, base: dict) -> TrainState:
+    """The state that a run begins with, placed on the mesh: fresh adapters, or those of `lora.init_from`."""
+    state = init_sharded(lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base), mesh, base)
+    return start_from(state, read_peft(config.lora.init_from), pipeline) if config.lora.init_from else state
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:

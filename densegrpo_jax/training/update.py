@@ -14,11 +14,11 @@ from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
-from densegrpo_jax.core.sde_step import sde_step
-from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import check_batch, replicated
 from densegrpo_jax.parallel.sharding import shardings
 from densegrpo_jax.rewards.composite import TOTAL
+from densegrpo_jax.training.policy import policy_velocity, rescore
 from densegrpo_jax.training.sampling import EXACT, Schedule
 from densegrpo_jax.training.state import TrainState, ema_update
 
@@ -90,30 +90,26 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     accumulated in one scan. The loss is divided once, by the number of transitions in the update. A non-finite gradient leaves
     adapters, optimiser and moving average as they were and counts in `state.skipped`. The state given is gone where `donates_state`.
     """
-    m, o, loss, r = config.model, config.optim, config.loss, config.rollout
+    o, loss, r = config.optim, config.loss, config.rollout
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))  # [updates, accumulation, microbatch, ...]
 
-    def microbatch_loss(adapters, base, negative, conditioning, batch: Transitions, count):
+    def microbatch_loss(policy, params, conditioning, batch: Transitions, count):
         rows_of = Conditioning(*(a[batch.prompt_id] for a in conditioning))
-        network = lambda adapters: pipeline.velocity_fn(base, adapters, rows_of, m.guidance, m.height, m.width, negative=negative)
-        rescore = lambda v: sde_step(
-            v, batch.x, batch.s, batch.s_next, batch.noise_level, sample=batch.x_next, kernel=r.kernel, log_prob=r.log_prob
-        )
-        step, mean_ref = rescore(network(adapters)(batch.x, batch.s)), None
-        if loss.beta or loss.measure_kl:
-            mean_ref = rescore(network(None)(batch.x, batch.s)).mean
+        scored = lambda trained: rescore(config, policy_velocity(pipeline, config, params, trained, rows_of), batch)
+        step = scored(policy)
+        mean_ref = scored(None).mean if loss.beta or loss.measure_kl else None
         sums = grpo_loss(
             step, batch.log_prob, batch.advantage, mask=batch.mask, weight=batch.weight, clip_range=loss.clip_range, mean_ref=mean_ref,
             kl_form=loss.kl_form, noise_level=batch.noise_level, kernel=r.kernel, log_prob=r.log_prob,
         )  # fmt: skip
         return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums
 
-    def one_update(carry, batch: Transitions, base, negative, conditioning):
+    def one_update(carry, batch: Transitions, params, conditioning):
         policy, opt, skipped = carry
         count = jnp.maximum(batch.mask.sum(), 1)
 
         def accumulate(total, micro):
-            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(policy, base, negative, conditioning, micro, count)
+            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(policy, params, conditioning, micro, count)
             return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
 
         zeros = jax.tree.map(jnp.zeros_like, policy)
@@ -127,10 +123,9 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
     def update(state: TrainState, params, conditioning: Conditioning, batch: Transitions):
         parts = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config))
-        negative = params.get(NEGATIVE) if loss.cfg else None
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
-            carry, result = one_update(carry, jax.tree.map(lambda a: a[u], parts), params['transformer'], negative, conditioning)
+            carry, result = one_update(carry, jax.tree.map(lambda a: a[u], parts), params, conditioning)
             results.append(result)
         policy, opt, skipped = carry
         progressed = jnp.stack([finite for *_, finite in results]).any()

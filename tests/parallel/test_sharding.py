@@ -142,9 +142,9 @@ def one_device():
 def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
     key, x, params, expected = one_device
     mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
-    placed = sharding_lib.init_sharded(init_chain, mesh, sharding_lib.RULES, key, min_bytes=0)
+    placed = sharding_lib.init_sharded(init_chain, mesh, key, min_bytes=0)
     jax.tree.map(np.testing.assert_array_equal, placed, params)  # born sharded, with the same values
-    opt_state = sharding_lib.init_sharded(OPTIMISER.init, mesh, sharding_lib.RULES, placed, min_bytes=0)
+    opt_state = sharding_lib.init_sharded(OPTIMISER.init, mesh, placed, min_bytes=0)
     kernel = placed['blocks']['proj_mlp']['kernel']
     moment = opt_state[0].mu['blocks']['proj_mlp']['kernel']
     assert kernel.sharding.spec == moment.sharding.spec == P(None, 'fsdp', 'tensor')

@@ -15,7 +15,7 @@ from densegrpo_jax.parallel.collectives import collective_bytes  # noqa: E402
 from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
 from densegrpo_jax.parallel.sharding import shardings, with_shardings  # noqa: E402
 from densegrpo_jax.training.loading import open_base  # noqa: E402
-from densegrpo_jax.training.state import init_state, optimiser  # noqa: E402
+from densegrpo_jax.training.state import optimiser, state_shapes  # noqa: E402
 
 
 def test_weights_are_gathered_and_not_activations():
@@ -25,7 +25,7 @@ def test_weights_are_gathered_and_not_activations():
     _, pipeline = open_base(config, mesh)
     placed = lambda tree: with_shardings(tree, shardings(tree, mesh, min_bytes=0))
     base = pipeline.abstract_params(['transformer'])['transformer']
-    adapters = jax.eval_shape(lambda b: init_state(pipeline, optimiser(config), jax.random.key(0), b), base).policy
+    adapters = state_shapes(pipeline, optimiser(config)).policy
     size = (128, 256)
 
     def sent(batch):

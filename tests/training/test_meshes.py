@@ -18,8 +18,9 @@ from densegrpo_jax.parallel import sharding  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.training.loading import load_base  # noqa: E402
 from densegrpo_jax.training.prompts import Encoder  # noqa: E402
-from densegrpo_jax.training.sampling import key_data, make_rollout, make_schedule  # noqa: E402
+from densegrpo_jax.training.sampling import make_rollout, make_schedule  # noqa: E402
 from densegrpo_jax.training.state import init_state  # noqa: E402
+from densegrpo_jax.training.streams import key_data  # noqa: E402
 from densegrpo_jax.training.update import make_credit, make_update  # noqa: E402
 
 SMALL = {
@@ -37,7 +38,7 @@ class Iteration:
         self.pipeline, self.params = load_base(config, mesh)
         schedule, self.tx = make_schedule(self.pipeline, config), optax.sgd(1.0)
         self.fresh = lambda base: init_state(self.pipeline, self.tx, jax.random.key(0), base)
-        self.start = lambda: sharding.init_sharded(self.fresh, mesh, sharding.RULES, self.params['transformer'])
+        self.start = lambda: sharding.init_sharded(self.fresh, mesh, self.params['transformer'])
         self.conditioning = Encoder(self.pipeline, self.params, batch=2)(PROMPTS)
         self._rollout, self._levels = make_rollout(self.pipeline, config, schedule, mesh), schedule.noise_levels
         self._credit, self._update = make_credit(config, schedule, mesh), make_update(self.pipeline, config, self.tx, mesh)

@@ -16,7 +16,8 @@ import tiny_ocr  # noqa: E402
 from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
 from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
 from densegrpo_jax.training import sampling  # noqa: E402
-from densegrpo_jax.training.sampling import key_data, make_rollout, make_schedule, stream_key  # noqa: E402
+from densegrpo_jax.training.sampling import make_rollout, make_schedule  # noqa: E402
+from densegrpo_jax.training.streams import key_data, stream_key  # noqa: E402
 
 
 @pytest.fixture(scope='module')

@@ -31,10 +31,10 @@ def folder(tmp_path_factory):
 
 def stored(folder, directory, prompts=PROMPTS, stop=None):
     config = default_config()
-    config.model.dtype = 'float32'
+    config.model.dtype, config.text_cache = 'float32', str(directory)
     pipeline = open_pipeline(folder, t5_length=16)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    return text_conditioning(config, folder, pipeline, prompts, directory, mesh, stop or StopRequest())
+    return text_conditioning(config, folder.parent, folder, pipeline, prompts, mesh, stop or StopRequest())
 
 
 def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
