@@ -86,7 +86,10 @@ def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
         sigmas = scale / (scale + (1 / sigmas - 1))
     else:
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-    return np.append(sigmas.astype(np.float32), np.float32(0))
+    sigmas = np.append(sigmas.astype(np.float32), np.float32(0))
+    if abs(sigmas[0] - 1) < 1e-6:  # some shifts round the first to a neighbour of 1, and noise tables ask whether it is 1
+        sigmas[0] = 1
+    return sigmas
 
 
 def _scheduler_settings(config):

@@ -91,6 +91,14 @@ def test_named_numbers():
     np.testing.assert_allclose(sd3, [1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0], atol=5e-5)
 
 
+@pytest.mark.parametrize('shift, pipeline', [(16.97, 'flux'), (1.18, 'sd3'), (1.32, 'sd3')])
+def test_a_shift_that_rounds_the_first_noise_level_to_a_neighbour_of_one_gives_one(shift, pipeline):
+    sigmas = sigmas_from_scheduler(dict(SD3, shift=shift), 10, 1024, pipeline=pipeline)
+    assert sigmas[0] == 1
+    # a sqrt(s_0 / (1 - s_1)); by the general formula, with s_0 just below 1, it would be a thousand times that.
+    assert flow_grpo_noise_levels(sigmas, 0.7)[0] == pytest.approx(0.7 / np.sqrt(1 - sigmas[1]), rel=1e-5)
+
+
 def test_flow_grpo_table():
     sd3 = sigmas_from_scheduler(SD3, 10, 1024, pipeline='sd3')
     table = flow_grpo_noise_levels(sd3, 0.7)
