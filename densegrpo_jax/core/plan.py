@@ -14,12 +14,13 @@ class StepPlan(NamedTuple):
     trained: np.ndarray  # bool [T]: the transition enters the loss
 
 
-def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, clean_sigma=0.02, trained_steps=None):
+def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, kernel='sde', clean_sigma=0.02):
     """Stochastic and trained transitions of a grid.
 
-    By default every transition is stochastic and trained, except those *into* an (almost) clean latent, sigmas[k+1] <=
-    clean_sigma, which are deterministic: noise added there stays in the scored picture. That is the last transition on
-    FLUX grids and the last two on SD3.5's at T = 10, whose grid ends 0.278, 0.0089, 0.
+    By default every transition is stochastic and trained, except those *into* an (almost) clean latent, sigmas[k+1] within
+    clean_sigma of the last, which are deterministic: noise added there stays in the scored picture. That is the last
+    transition on FLUX grids, the last two on SD3.5's at T = 10, whose grid ends 0.278, 0.0089, 0, and on Stable Diffusion
+    1.5's, which ends 0.257, 0.040, 0.028.
 
     Args:
         sigmas: [T+1] grid.
@@ -27,14 +28,14 @@ def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, c
         noisy_end: add noise in the transitions into clean latents too, without training them (as Flow-GRPO's code does
             with its last one).
         train_end: add noise there and train it (the DenseGRPO paper). Overrides noisy_end.
-        clean_sigma: noise level at or below which a latent counts as clean.
-        trained_steps: optional indices k; only these of the stochastic transitions are trained.
+        kernel: of `sde_step`. With 'cps' a transition into s = 0 has no noise whatever its level, and is never stochastic.
+        clean_sigma: how far above the grid's last noise level a latent counts as clean.
 
     Returns:
         StepPlan of bool [T] masks.
 
     Raises:
-        ValueError: a window outside [0, T], a trained step that is not stochastic, or nothing left to train.
+        ValueError: a window outside [0, T], or nothing left to train.
     """
     check_grid(sigmas)
     sigmas = np.asarray(sigmas)
@@ -44,19 +45,15 @@ def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, c
         raise ValueError(f'the stochastic window [first, last) is [{first}, {last}); expected 0 <= first < last <= {num_steps}')
     index = np.arange(num_steps)
     window = (index >= first) & (index < last)
-    into_clean = sigmas[1:] <= clean_sigma
+    if kernel == 'cps':
+        window &= sigmas[1:] > 0
+    into_clean = sigmas[1:] <= sigmas[-1] + clean_sigma
     stochastic = window & (~into_clean | (noisy_end or train_end))
     trained = window & (~into_clean | train_end)
-    if trained_steps is not None:
-        chosen = np.isin(index, np.asarray(trained_steps, int))
-        wrong = sorted({int(k) for k in trained_steps} - {int(k) for k in index[stochastic]})
-        if wrong:
-            raise ValueError(f'trained_steps {wrong} are not stochastic; the stochastic steps are {index[stochastic].tolist()}')
-        trained = chosen
     if not trained.any():
         raise ValueError(
-            f'no transition is trained: window [{first}, {last}), {int(into_clean.sum())} transitions into sigma <= {clean_sigma}; '
-            'widen the window or set train_end'
+            f'no transition is trained: window [{first}, {last}), {int(into_clean.sum())} transitions into a clean latent; '
+            "widen the window, or set train_end (which adds no noise into s = 0 with kernel 'cps')"
         )
     return StepPlan(stochastic, trained)
 

@@ -43,7 +43,7 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """Grid, noise table, masks and completed states of a configuration. With `noise.calibrate` the table is where that starts."""
     r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
-    plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end)
+    plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end, kernel=r.kernel)
     levels, complete = noise_table(config, sigmas, plan), every_state(needed_states(c.rule, plan), c.completion_every)
     return Schedule(sigmas, levels, plan, complete, c.completion_steps or None, c.completion_solver, c.completion_grid)
 
