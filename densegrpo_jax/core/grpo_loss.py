@@ -20,7 +20,7 @@ class LossSums(NamedTuple):
     clip_sum: jax.Array  # transitions with |r - 1| > clip_range
     ratio_deviation_sum: jax.Array  # sum of |r - 1|
     ratio_deviation_max: jax.Array  # largest |r - 1|
-    log_ratio_square_sum: jax.Array  # sum of (log r)^2; half its mean estimates KL(old || new)
+    log_ratio_square_sum: jax.Array  # sum of (log r)^2, where log r is a mean over elements
 
     def merge(self, other):
         """The sums of two batches together."""
@@ -53,7 +53,8 @@ def grpo_loss(
         step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy that is differentiated; [M, ...].
         log_prob_old: [M] as the sampler stored it.
         advantage: [M].
-        mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0.
+        mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0. Its x must be finite all the same, as
+            `transitions` sees to: a network's backward pass multiplies the gradient 0 by it.
         clip_range: e.
         weight: optional [M] step weights; they scale the summands, not the count.
         mean_ref: optional [M, ...] mean of the same step under the reference; no gradient flows into it.

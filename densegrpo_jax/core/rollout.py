@@ -272,8 +272,8 @@ def dense_rollout(
 class Transitions(NamedTuple):
     """A flat record of M trained transitions, the batch of an update: M = (trained steps) * B, step-major."""
 
-    x: jax.Array  # [M, ...]
-    x_next: jax.Array  # [M, ...]
+    x: jax.Array  # [M, ...], 0 where masked
+    x_next: jax.Array  # [M, ...], likewise
     s: jax.Array  # [M]
     s_next: jax.Array  # [M]
     noise_level: jax.Array  # [M]
@@ -283,7 +283,6 @@ class Transitions(NamedTuple):
     weight: jax.Array  # [M] step weight of the policy loss
     mask: jax.Array  # bool [M]; False where std is 0 or the sample has no valid reward
     prompt_id: jax.Array  # int32 [M] index of the group (prompt) in the batch, 0 ... P-1
-    segment_id: jax.Array  # int32 [M] k * P + prompt_id, the segment that the advantage was normalised in
 
 
 def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, valid=None):
@@ -317,9 +316,12 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
     if valid is not None:
         mask = mask & valid
     weight = jnp.ones(num_steps) if weight is None else jnp.asarray(weight, jnp.float32)
+    # What is masked gets no gradient, but the network's backward pass would multiply that 0 by a latent that is not finite.
+    mask = flat(mask)
+    kept = lambda latents: jnp.where(mask.reshape(-1, *(1,) * (latents.ndim - 2)), flat(latents), 0)
     return Transitions(
-        x=flat(rollout.latents[:-1]),
-        x_next=flat(rollout.latents[1:]),
+        x=kept(rollout.latents[:-1]),
+        x_next=kept(rollout.latents[1:]),
         s=flat(sigmas[:-1, None]),
         s_next=flat(sigmas[1:, None]),
         noise_level=flat(rollout.noise_level),
@@ -327,9 +329,8 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
         log_prob=flat(rollout.log_prob),
         advantage=flat(advantages),
         weight=flat(weight[:, None] if weight.ndim == 1 else weight),
-        mask=flat(mask),
+        mask=mask,
         prompt_id=flat(prompt),
-        segment_id=flat(np.arange(num_steps, dtype=np.int32)[:, None] * num_groups + prompt),
     )
 
 

@@ -68,8 +68,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     work = sampled.velocity_evals * forward(batch) + images.shape[0] * decode(batch)
 
     rows = int(schedule.plan.trained.sum()) * r.prompts * r.group
-    fields = dict(x=row(rows, *latent), x_next=row(rows, *latent), mask=row(rows, d=jnp.bool), prompt_id=row(rows, d=jnp.int32),
-                  segment_id=row(rows, d=jnp.int32))  # fmt: skip
+    fields = dict(x=row(rows, *latent), x_next=row(rows, *latent), mask=row(rows, d=jnp.bool), prompt_id=row(rows, d=jnp.int32))
     record = Transitions(**{f: fields.get(f, row(rows)) for f in Transitions._fields})
     update = make_update(pipeline, config, tx, mesh).lower(state, params, pipeline.conditioning_shapes(r.prompts), record)
     micro = config.optim.microbatch

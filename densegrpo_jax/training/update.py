@@ -142,6 +142,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             'ratio_deviation': sums.ratio_deviation_sum / count,
             # Before anything has changed, the re-scored ratio must be 1: this compares with the sampler's stored log-probability.
             'ratio_deviation_first': results[0][0].ratio_deviation_max,
+            # Half the mean of (log r)^2. As log r is a mean over n elements, the KL of the update is about n times that per element.
             'approx_kl_old': 0.5 * sums.log_ratio_square_sum / count,
             'grad_norm': results[-1][1],
             'transitions': sums.policy_count,

@@ -1,5 +1,6 @@
 """Rollouts: the dense scan against separate completions, its exact cost, reuse, randomness, sharding and the flat record."""
 
+import dataclasses
 import collections
 import functools
 
@@ -371,10 +372,18 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
         np.testing.assert_array_equal(record.x_next[m], dense.latents[k + 1, b])
         assert (record.s[m], record.s_next[m]) == (GRID[k], GRID[k + 1])
         assert record.advantage[m] == advantages[k, b] and record.weight[m] == k and record.mask[m] == (b != 2)
-        assert record.prompt_id[m] == b // 2 and record.segment_id[m] == k * 2 + b // 2
+        assert record.prompt_id[m] == b // 2
     step = sde_step(velocity(record.x, record.s), record.x, record.s, record.s_next, record.noise_level, sample=record.x_next)
     np.testing.assert_array_equal(step.std, record.std)
-    assert np.abs(np.exp(log_prob_ratio(step, record.log_prob)) - 1).max() <= 1e-6
+    assert np.abs(np.exp(log_prob_ratio(step, record.log_prob)) - 1)[record.mask].max() <= 1e-6
+
+
+def test_what_is_masked_holds_nothing_that_is_not_finite():
+    dense = all_states('default')
+    dense = dataclasses.replace(dense, latents=dense.latents.at[2:, 2].set(jnp.nan))
+    record = transitions(dense, np.ones((T, 4)), GRID, DEFAULT, 2, valid=np.array([True, True, False, True]))
+    assert np.isfinite(record.x).all() and np.isfinite(record.x_next).all()
+    assert (np.abs(record.x).max((1, 2)) > 0).tolist() == record.mask.tolist()
 
 
 @pytest.mark.parametrize('kernel', ['sde', 'cps'])
