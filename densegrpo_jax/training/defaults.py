@@ -116,7 +116,9 @@ def default_config() -> ml_collections.ConfigDict:
         completion_every=1,  # complete and score every m-th state only; rewards between lie on a line
         coca_window=1,
         coca_alpha=0.0,
-        coca_signed=False,  # share out the normalised terminal reward (CoCA's code), instead of normalising the shares of the raw one
+        # Share out the normalised terminal reward (CoCA's code), instead of normalising the shares of the raw one. Shares add up to 1:
+        # advantages are up to T times smaller than other rules', so that loss.beta weighs more against them.
+        coca_signed=False,
         gae_lambda=0.5,  # of rule 'gae': 0 is 'dense', 1 the terminal reward minus that of the state's completion
         combine='sum',  # what several rewards are added up as: 'sum' (raw scores), 'normalised' scores or 'advantages' (core/combine.py)
         std='group',  # of the step, or 'global' (Flow-GRPO's code): of the step over the batch, or 'pooled': one for all trained steps
@@ -216,6 +218,8 @@ def validate(config) -> None:
         raise ValueError(f'loss.noise_power={config.loss.noise_power}: expected 0 (all transitions alike) to 4')
     if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
         raise ValueError("loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'")
+    if not r.level > 0:
+        raise ValueError(f'rollout.level={r.level}: expected a positive noise level; without noise no transition can be trained')
     if r.kernel == 'cps' and not (r.noise in ('constant', 'ddim') and 0 < r.level <= 1):
         raise ValueError(
             f"rollout.kernel='cps' takes rollout.noise='constant' or 'ddim' and 0 < rollout.level <= 1, found {r.noise!r}, {r.level}"

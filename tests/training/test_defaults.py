@@ -65,6 +65,7 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('rollout.noise', 'pink', r"rollout.noise='pink'"),
         ('rollout.group', 1, r'rollout.group=1'),
         ('rollout.prompts_per_batch', 5, r'rollout.prompts_per_batch=5 does not divide rollout.prompts=48'),
+        ('rollout.level', 0.0, r'rollout.level=0.0: expected a positive noise level'),
         ('rollout.level', 1.5, r'0 < rollout.level <= 1'),
         ('noise.interpolate', True, r'noise.interpolate=True .*noise.psi_path'),
         ('calibration.rule', 'median', r"calibration.rule='median'.*'paper', 'scaled'"),
