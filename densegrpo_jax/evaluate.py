@@ -72,8 +72,7 @@ def evaluate(
     params = with_negative(pipeline, config, params, encoder)
     results = {name: {} for name in which}
     with contextlib.ExitStack() as stack:
-        # What is left after a stop may be a few pictures that cannot be scored: whether any can is seen in the end.
-        scorer = lambda reward: stack.enter_context(Scorer(reward, config.reward_workers, some_valid=False))
+        scorer = lambda reward: stack.enter_context(Scorer(reward, config.reward_workers))
         evaluators, sample = {}, make_sampler(pipeline, config, config.eval.steps, mesh)
         for name, part in which.items():
             scorers = [scorer(reward) for reward in part.rewards]

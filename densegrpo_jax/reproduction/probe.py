@@ -202,7 +202,7 @@ class _Probe:
                     arrays, images, finite = sample(np.arange(start, start + self._batch))
                     chosen = [self._prompts[start + i // config.rollout.group] for i in range(images.shape[1])] * len(images)
                     pictures = images.reshape(-1, *images.shape[2:])
-                    future = scorer.submit(pictures, [p.text for p in chosen], [p.metadata for p in chosen])
+                    future = scorer.submit(pictures, [p.text for p in chosen], [p.metadata for p in chosen], while_waiting=self._stop.check)
                     if waiting is not None:
                         keep(*waiting)
                     waiting = (start, arrays, future, finite)

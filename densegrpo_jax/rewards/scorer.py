@@ -35,21 +35,20 @@ class Scorer:
       reward: called from every worker thread at once.
       workers: threads; 0 = one per core that this process may use.
       chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the end.
-      max_pending: batches that may be unfinished; `submit` blocks beyond that.
-      some_valid: whether a batch in which not one picture got a valid score is an error.
+      max_pending: batches that may be unfinished; `submit` waits beyond that.
 
     Raises:
       ValueError: an argument below 1 (`workers`: below 0).
     """
 
-    def __init__(self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4, some_valid: bool = True):
+    def __init__(self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4):
         workers = workers or len(os.sched_getaffinity(0))
         for name, value in {'workers': workers, 'chunk_size': chunk_size, 'max_pending': max_pending}.items():
             if value < 1:
                 raise ValueError(f'scorer.{name} is {value}; expected at least 1')
         self._reward = reward
         self.workers = workers
-        self._chunk_size, self._some_valid = chunk_size, some_valid
+        self._chunk_size = chunk_size
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix='reward')
         self._slots = threading.BoundedSemaphore(max_pending)
         self._lock = threading.Lock()
@@ -64,14 +63,19 @@ class Scorer:
     def counts(self) -> ScorerCounts:
         return self._counts
 
-    def submit(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict] | None = None) -> Future[Scores]:
+    def submit(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict] | None = None, *, some_valid: bool = True,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> Future[Scores]:  # fmt: skip
         """Starts scoring; the future's result is the `Scores` of all N pictures in the order given.
 
-        The future raises what the reward raised, or RewardError if not one picture got a valid score (see `some_valid`).
+        The future raises RewardError: the reward's own, or one that names what else the reward raised.
 
         Args:
           images: uint8 [N, H, W, 3]; not copied, so leave them alone until the future is done.
           prompts, metadata: N each; metadata None stands for empty dicts.
+          some_valid: whether it is an error if not one picture gets a valid score.
+          while_waiting: called again and again while `max_pending` batches are unfinished; may raise.
 
         Raises:
           TypeError, ValueError: malformed arguments, or a prompt that the reward cannot score. RuntimeError: closed.
@@ -88,13 +92,14 @@ class Scorer:
         result = Future()
         result.set_running_or_notify_cancel()  # a batch is not cancelled by its future, only by close(cancel=True)
         failed = threading.Event()
-        self._slots.acquire()
+        while not self._slots.acquire(timeout=0.05):
+            while_waiting()
         try:
             futures = [self._pool.submit(self._score, rows, images, prompts, metadata, failed) for rows in chunks]
         except RuntimeError:  # closed
             self._slots.release()
             raise
-        _when_all_done(futures, lambda: self._finish(result, futures, inverse))
+        _when_all_done(futures, lambda: self._finish(result, futures, inverse, some_valid))
         return result
 
     def close(self, cancel: bool = False) -> None:
@@ -116,14 +121,17 @@ class Scorer:
         try:
             scores = self._reward(images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
             check_scores(scores, self._reward, len(rows))
-        except BaseException:
+        except RewardError:
             failed.set()
             raise
+        except Exception as error:
+            failed.set()
+            raise RewardError(f'reward {self._reward.name!r} failed: {type(error).__name__}: {error}') from error
         finally:
             self._count(scored=len(rows), cpu_seconds=time.thread_time() - start)
         return scores
 
-    def _finish(self, result: Future, futures: list[Future], inverse: np.ndarray) -> None:
+    def _finish(self, result: Future, futures: list[Future], inverse: np.ndarray, some_valid: bool) -> None:
         self._slots.release()
         try:
             if any(future.cancelled() for future in futures):
@@ -135,7 +143,7 @@ class Scorer:
             valid = np.concatenate([part.valid for part in parts])[inverse]
             values = {name: np.concatenate([part.values[name] for part in parts])[inverse] for name in self._reward.names}
             self._count(images=len(valid), invalid=int((~valid).sum()))
-            if self._some_valid and not valid.any():
+            if some_valid and not valid.any():
                 raise RewardError(f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why')
             result.set_result(Scores(values, valid))
         except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)

@@ -67,7 +67,7 @@ class RewardService:
             raise ValueError(f'max_queue is {max_queue} and max_request_bytes {max_request_bytes}; expected at least 1')
         self._reward, self._name, self._version, self._token = reward, name, version, token.encode()
         self._max_queue, self._max_request_bytes, self._pending = max_queue, max_request_bytes, 0
-        self._scorer = Scorer(reward, workers, max_pending=max_queue, some_valid=False)
+        self._scorer = Scorer(reward, workers, max_pending=max_queue)
         self.app = Starlette(
             routes=[
                 Route('/health', self._health),
@@ -110,7 +110,7 @@ class RewardService:
         async with self._place(request):
             with _unprocessable():
                 asked = await asyncio.to_thread(protocol.decode_request, await self._read(request))
-                future = await asyncio.to_thread(self._scorer.submit, asked.images, asked.prompts, asked.metadata)
+                future = await asyncio.to_thread(self._scorer.submit, asked.images, asked.prompts, asked.metadata, some_valid=False)
             try:
                 scores = await asyncio.wrap_future(future)
             except Exception as error:  # whatever went wrong in a reward: the caller is told, and the server goes on

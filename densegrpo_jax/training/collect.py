@@ -59,7 +59,10 @@ class Collector:
         places = start + rows
         repeated = [prompts[i // self._group] for i in places] * images.shape[0]
         pictures = images.reshape(-1, *images.shape[2:])
-        future = self._scorer.submit(pictures, [p.text for p in repeated], [p.metadata for p in repeated]) if len(places) else None
+        future = None
+        if len(places):
+            texts, metadata = [p.text for p in repeated], [p.metadata for p in repeated]
+            future = self._scorer.submit(pictures, texts, metadata, while_waiting=self._stop.check)
         return future, finite, places
 
     def gather(self, scores: list, samples: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -46,6 +46,10 @@ class Evaluation:
     def mean(self, name: str = 'total') -> float:
         return _mean(self.scores[name])
 
+    def scored(self, name: str = 'total') -> int:
+        """Prompts that have the score."""
+        return int(np.isfinite(self.scores[name]).sum())
+
     def standard_error(self, name: str = 'total') -> float:
         """Of the mean over prompts: sample standard deviation / sqrt(N)."""
         return _standard_error(self.scores[name])
@@ -197,7 +201,10 @@ class Evaluator:
         if len(mine):
             chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
             pictures = images[mine].reshape(-1, *images.shape[2:])
-            futures = [s.submit(pictures, [p.text for p in chosen], [p.metadata for p in chosen]) for s in self._scorers]
+            texts, metadata = [p.text for p in chosen], [p.metadata for p in chosen]
+            # A last batch may be one picture that cannot be scored: whether any can is for the caller to see in the end.
+            how = dict(some_valid=False, while_waiting=stop.check)
+            futures = [scorer.submit(pictures, texts, metadata, **how) for scorer in self._scorers]
         return Sampled(new, mine, finite, futures, diversity, images[:, 0])
 
     def _scores(self, batch: Sampled, stop: StopRequest) -> dict[str, np.ndarray]:

@@ -212,12 +212,17 @@ class Phases:
         """Evaluates, logs the scores and the fixed pictures, and remembers the result."""
         began, best = time.monotonic(), self.config.eval.best
         result = self.evaluator(params, adapters, self.stop)
+        count, scored = len(result.scores[best]), result.scored(best)
+        if not scored:
+            raise RewardError(f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; the log tells why')
+        if scored < count:
+            logging.warning('%d of %d evaluation prompts have no score %s, and the mean is over the others', count - scored, count, best)
         mean, error = result.mean(best), result.standard_error(best)
-        scalars = {f'eval/{name}': result.mean(name) for name in result.scores}
+        scalars = {f'eval/{name}': result.mean(name) for name in result.scores} | {'eval/valid_share': scored / count}
         self.writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': time.monotonic() - began})
         self.writer.write_images(step, {'eval/pictures': result.images})
         if self.stop.hosts.primary:
             report.keep_pictures(self.workdir, step, result)
         progress.evaluations.append([step, mean, error])
-        self.note(f'evaluation after {step} updates: {best} {mean:.4f} +- {error:.4f} over {len(result.scores[best])} prompts')
+        self.note(f'evaluation after {step} updates: {best} {mean:.4f} +- {error:.4f} over {scored} prompts')
         return mean

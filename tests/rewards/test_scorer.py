@@ -101,8 +101,9 @@ def test_an_exception_reaches_the_caller_and_later_batches_still_work():
 
     with Scorer(Pixel(fail), 2, chunk_size=1) as scorer:
         future = scorer.submit(pictures(*range(40)), ['a'] * 40)
-        with pytest.raises(OSError, match='disk on fire'):
+        with pytest.raises(RewardError, match="'pixel' failed: OSError: disk on fire") as caught:
             future.result(10)
+        assert isinstance(caught.value.__cause__, OSError)
         assert scorer.submit(pictures(1), ['a']).result(10).valid.all()
 
 
@@ -111,7 +112,7 @@ def test_after_a_failure_the_rest_of_the_batch_is_skipped():
         raise OSError('down')
 
     reward = Pixel(fail)
-    with Scorer(reward, 1, chunk_size=1) as scorer, pytest.raises(OSError, match='down'):
+    with Scorer(reward, 1, chunk_size=1) as scorer, pytest.raises(RewardError, match='down'):
         scorer.submit(pictures(*range(40)), ['a'] * 40).result(10)
     assert reward.calls == [1]
 
@@ -151,6 +152,29 @@ def test_unfinished_batches_are_bounded():
         gate.set()
         thread.join(10)
         assert [future.result(10).values['pixel'][0] for future in first + third] == [1, 2, 10]
+
+
+def test_waiting_for_a_place_can_be_given_up():
+    class Stopped(Exception):
+        pass
+
+    def stop():
+        raise Stopped
+
+    gate = threading.Event()
+    with Scorer(Pixel(lambda images: gate.wait(10)), 1, max_pending=1) as scorer:
+        first = scorer.submit(pictures(0), ['a'], while_waiting=stop)  # has a place: nothing to give up
+        with pytest.raises(Stopped):
+            scorer.submit(pictures(1), ['a'], while_waiting=stop)
+        gate.set()
+        assert first.result(10).valid.all() and scorer.submit(pictures(2), ['a']).result(10).values['pixel'][0] == 3
+
+
+def test_a_batch_without_a_valid_score_is_an_error_unless_told_otherwise():
+    with Scorer(Pixel(), 1) as scorer:
+        with pytest.raises(RewardError, match='could not score any of 1 pictures'):
+            scorer.submit(pictures(255), ['a']).result(10)
+        assert not scorer.submit(pictures(255), ['a'], some_valid=False).result(10).valid.any()
 
 
 def test_close_waits_or_cancels():

@@ -243,6 +243,39 @@ def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, mon
     assert summary['updates'] == 2 and [row['step'] for row in rows(tmp_path)] == [0, 1, 2] and final_state(tmp_path)[0] == 2
 
 
+def test_whatever_a_reward_raises_the_last_update_is_saved(folder, tmp_path, monkeypatch):
+    class Breaks(Brightness):
+        def __call__(self, images, prompts, metadata):
+            if (tmp_path / 'broken').exists():
+                raise ValueError('out of memory')
+            return super().__call__(images, prompts, metadata)
+
+    monkeypatch.setitem(REWARDS, 'brightness', Breaks)
+    config = make_config(folder, iterations=3, **{'checkpoint.every': 10, 'eval.every': 10})
+    config.reward = {'brightness': {'weight': 1.0}}
+    shown = run_module.report.shown  # called after an update
+    monkeypatch.setattr(run_module.report, 'shown', lambda *args: (tmp_path / 'broken').touch() or shown(*args))
+    with pytest.raises(RewardError, match='failed: ValueError: out of memory'):
+        run(config, tmp_path, one_device(), StopRequest())
+    assert final_state(tmp_path)[0] == 1
+
+
+def test_an_evaluation_picture_without_a_score_is_left_out_and_said(folder, tmp_path, monkeypatch, caplog):
+    class Picky(Brightness):
+        def __call__(self, images, prompts, metadata):
+            scores, valid = super().__call__(images, prompts, metadata).values['brightness'], np.array([p != 'the ninth' for p in prompts])
+            return Scores({'brightness': np.where(valid, scores, np.nan)}, valid)
+
+    monkeypatch.setitem(REWARDS, 'brightness', Picky)
+    (tmp_path / 'prompts.txt').write_text('\n'.join([*(f'the picture {i}' for i in range(8)), 'the ninth']) + '\n')
+    config = make_config(folder, iterations=1, **{'eval.batch': 8, 'data.eval': str(tmp_path / 'prompts.txt'), 'data.eval_prompts': 0})
+    config.reward = {'brightness': {'weight': 1.0}}
+    run(config, tmp_path / 'run', one_device(), StopRequest())
+    first = rows(tmp_path / 'run')[0]
+    assert first['eval/valid_share'] == pytest.approx(8 / 9) and np.isfinite(first['eval/brightness'])
+    assert '1 of 9 evaluation prompts have no score' in caplog.text
+
+
 @pytest.mark.parametrize('error, status', [(Preempted('SIGTERM'), 75), (RewardsGone('all gone'), 75), (RewardError('nonsense'), 1)])
 def test_exit_status_tells_a_supervisor_whether_to_try_again(tmp_path, monkeypatch, caplog, error, status):
     def run(*args):
