@@ -13,6 +13,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
+from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.rewards.build import build_reward
@@ -68,7 +69,7 @@ def main(argv) -> None:
     repeated = [p for p in chosen for _ in range(r.group)] * states
     flat = pictures.reshape(-1, *pictures.shape[2:])
     with Scorer(build_reward(config.reward), config.reward_workers) as scorer:
-        score = lambda: scorer.submit(flat, [p.text for p in repeated], [p.metadata for p in repeated]).result()
+        score = lambda: scorer.submit(flat, *columns(repeated)).result()
         timed('sample, complete, decode', rollouts, repeat)
         timed(f'decode alone ({len(flat)} pictures)', lambda: [decode(rollout.completions) for rollout, *_ in results], repeat)
         timed(f'score alone ({len(flat)} pictures)', score, repeat)

@@ -19,6 +19,7 @@ import sys
 from absl import app, flags
 from jax.sharding import Mesh
 
+from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.main import define_run_flags, execute
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
@@ -41,7 +42,7 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     prepare(config, pipeline, mesh)
     train, reward = load_prompts(config, 'train'), build_reward(config.reward)
     chosen = visited_prompts(config, train)
-    reward.check([p.text for p in chosen], [p.metadata for p in chosen])
+    reward.check(*columns(chosen))
     encoder = text_conditioning(config, workdir, folder, pipeline, ['', *(p.text for p in chosen)], mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     adapters = None

@@ -44,7 +44,7 @@ def geneval_prompts(path: str | Path) -> PromptSet:
                     raise ValueError(f'prompt is {row.get("prompt")!r}; expected text')
             except ValueError as error:  # json's errors are ValueErrors too
                 raise ValueError(f'{path}:{number}: not a GenEval prompt: {error}') from None
-            prompts.append(Prompt(row['prompt'], metadata=row))
+            prompts.append(Prompt(row['prompt'], row))
     if not prompts:
         raise ValueError(f'{path}: the file holds no prompt; write one JSON object a line')
     return PromptSet(tuple(prompts))

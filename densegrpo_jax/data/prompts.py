@@ -1,6 +1,6 @@
 """Prompt sets: the miniature's scenes and text files with one prompt a line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +21,15 @@ SCENES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, the text that its picture should show (None if it shows none) and what a reward may need besides."""
+    """A prompt and what a reward may need besides."""
 
     text: str
-    target: str | None = None
     metadata: dict = field(default_factory=dict)
+
+    @property
+    def target(self) -> str | None:
+        """The text that its picture should show; None if it shows none."""
+        return self.metadata.get('target')
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ class PromptSet(Sequence[Prompt]):
         return cls(tuple(prompts))
 
 
+def columns(prompts: Iterable[Prompt]) -> tuple[list[str], list[dict]]:
+    """(texts, metadata), as rewards take them."""
+    prompts = list(prompts)
+    return [p.text for p in prompts], [p.metadata for p in prompts]
+
+
 def quoted_target(text: str, where: str = 'prompt') -> str:
     """The text between the first pair of straight double quotes of `text`, spaces at its ends removed.
 
@@ -81,16 +91,15 @@ def quoted_target(text: str, where: str = 'prompt') -> str:
 
 
 def ocr_prompt(text: str, where: str = 'prompt') -> Prompt:
-    """A prompt whose target is its first quoted text, also stored as metadata['target'] for the OCR reward."""
-    target = quoted_target(text, where)
-    return Prompt(text, target, {'target': target})
+    """A prompt whose target, metadata['target'] for the OCR reward, is its first quoted text."""
+    return Prompt(text, {'target': quoted_target(text, where)})
 
 
 def scene_prompt(scene: str, word: str) -> Prompt:
     """The miniature's prompt for `word` in one of `SCENES`."""
     if scene not in SCENES:
         raise ValueError(f'unknown scene {scene!r}; known scenes: {", ".join(SCENES)}')
-    return Prompt(SCENES[scene].format(word), word, {'target': word, 'scene': scene})
+    return Prompt(SCENES[scene].format(word), {'target': word, 'scene': scene})
 
 
 def tiny_train_prompts() -> PromptSet:

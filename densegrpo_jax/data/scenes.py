@@ -79,7 +79,7 @@ def random_scene(rng: np.random.Generator) -> Prompt:
     parts = {'carrier': domain['carriers'], 'place': domain['places'], 'detail': domain['details'], 'phrase': [phrase]}
     text = expand(_pick(tables['frames'], rng), slots | parts, rng)
     prompt = ocr_prompt(text[0].upper() + text[1:])
-    return Prompt(prompt.text, prompt.target, {'target': prompt.target, 'domain': domain['name']})
+    return Prompt(prompt.text, prompt.metadata | {'domain': domain['name']})
 
 
 def scene_prompts(count: int, seed: int) -> PromptSet:

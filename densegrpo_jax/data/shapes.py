@@ -88,7 +88,7 @@ class Scene:
         if self.tag == 'counting':
             row['exclude'] = [{'class': g.shape, 'count': g.count + 1} for g in self.groups]
         text = PREFIX + self.words()
-        return Prompt(text, None, row | {'prompt': text})
+        return Prompt(text, row | {'prompt': text})
 
 
 def random_scene(tag: str, rng: np.random.Generator) -> Scene:

@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import state_rewards
+from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import NEGATIVE
 from densegrpo_jax.reproduction.probe_statistics import Method, bias_rows, cost_rows, latent_reward_rows
@@ -163,7 +164,7 @@ class _Probe:
         self.schedule = make_schedule(self.pipeline, self.config)
         train, self._reward = load_prompts(self.config, 'train'), build_reward(self.config.reward)
         self._prompts = prompts_for_step(train, prompts, 0, self.config.seed)
-        self._reward.check([p.text for p in self._prompts], [p.metadata for p in self._prompts])
+        self._reward.check(*columns(self._prompts))
         self._adapters = None
         if policy.workdir is not None:
             self._adapters, _ = load_adapters(self.pipeline, self.config, mesh, policy.workdir, str(policy.step))
@@ -202,7 +203,7 @@ class _Probe:
                     arrays, images, finite = sample(np.arange(start, start + self._batch))
                     chosen = [self._prompts[start + i // config.rollout.group] for i in range(images.shape[1])] * len(images)
                     pictures = images.reshape(-1, *images.shape[2:])
-                    future = scorer.submit(pictures, [p.text for p in chosen], [p.metadata for p in chosen], while_waiting=self._stop.check)
+                    future = scorer.submit(pictures, *columns(chosen), while_waiting=self._stop.check)
                     if waiting is not None:
                         keep(*waiting)
                     waiting = (start, arrays, future, finite)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.prompts import Prompt
+from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.models.pipeline import Conditioning
 from densegrpo_jax.parallel.mesh import local_rows
 from densegrpo_jax.rewards.scorer import Scorer
@@ -59,10 +59,7 @@ class Collector:
         places = start + rows
         repeated = [prompts[i // self._group] for i in places] * images.shape[0]
         pictures = images.reshape(-1, *images.shape[2:])
-        future = None
-        if len(places):
-            texts, metadata = [p.text for p in repeated], [p.metadata for p in repeated]
-            future = self._scorer.submit(pictures, texts, metadata, while_waiting=self._stop.check)
+        future = self._scorer.submit(pictures, *columns(repeated), while_waiting=self._stop.check) if len(places) else None
         return future, finite, places
 
     def gather(self, scores: list, samples: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.parallel.mesh import batch_shards
 from densegrpo_jax.rewards.scorer import Scorer
@@ -201,10 +201,9 @@ class Evaluator:
         if len(mine):
             chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
             pictures = images[mine].reshape(-1, *images.shape[2:])
-            texts, metadata = [p.text for p in chosen], [p.metadata for p in chosen]
             # A last batch may be one picture that cannot be scored: whether any can is for the caller to see in the end.
             how = dict(some_valid=False, while_waiting=stop.check)
-            futures = [scorer.submit(pictures, texts, metadata, **how) for scorer in self._scorers]
+            futures = [scorer.submit(pictures, *columns(chosen), **how) for scorer in self._scorers]
         return Sampled(new, mine, finite, futures, diversity, images[:, 0])
 
     def _scores(self, batch: Sampled, stop: StopRequest) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
@@ -73,7 +73,7 @@ def parts(config) -> dict[str, Part]:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and {KL!r}; names must differ')
         for reward in part.rewards:
-            reward.check([p.text for p in part.prompts], [p.metadata for p in part.prompts])
+            reward.check(*columns(part.prompts))
     return result
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
 from densegrpo_jax.rewards.base import RewardError
@@ -81,7 +81,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     if config.eval.best not in reward.names:
         raise ValueError(f'eval.best={config.eval.best!r} is no score of this reward; choose one of {", ".join(reward.names)}')
     for prompts in (train, test):
-        reward.check([p.text for p in prompts], [p.metadata for p in prompts])
+        reward.check(*columns(prompts))
     tx = optimiser(config)
     announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
 
