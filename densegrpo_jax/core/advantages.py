@@ -100,17 +100,16 @@ def group_statistics(step_rewards, num_groups, *, std='group', group_ids=None, s
     weight = used.astype(rewards.dtype)
     count = jnp.maximum(per_group(jax.ops.segment_sum, weight), 1)
     mean = (per_group(jax.ops.segment_sum, rewards) / count)[:, group_ids]
-    centre = mean
+    total = jnp.maximum(weight.sum(1, keepdims=True), 1)
+    centre = rewards.sum(1, keepdims=True) / total if std == 'global' else mean
+    square = jnp.where(used, rewards - centre, 0) ** 2
     if std == 'group':
-        square = jnp.where(used, rewards - mean, 0) ** 2
-        scale = jnp.sqrt(per_group(jax.ops.segment_sum, square) / count)[:, group_ids]
+        variance = (per_group(jax.ops.segment_sum, square) / count)[:, group_ids]
     elif std == 'pooled':
-        square = jnp.where(used, rewards - mean, 0) ** 2
-        scale = jnp.sqrt(square.sum(keepdims=True) / jnp.maximum(weight.sum(), 1))
+        variance = square.sum(keepdims=True) / jnp.maximum(weight.sum(), 1)
     else:
-        total = jnp.maximum(weight.sum(1, keepdims=True), 1)
-        centre = rewards.sum(1, keepdims=True) / total
-        scale = jnp.sqrt((jnp.where(used, rewards - centre, 0) ** 2).sum(1, keepdims=True) / total)
+        variance = square.sum(1, keepdims=True) / total
+    scale = jnp.sqrt(variance)
 
     highest = per_group(jax.ops.segment_max, jnp.where(used, rewards, -jnp.inf))
     lowest = per_group(jax.ops.segment_min, jnp.where(used, rewards, jnp.inf))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.schedules import check_grid
-from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.sde_step import at_least_f32, sde_step
 
 SOLVERS = ('euler', 'ab2')
 SPACINGS = ('timestep', 'sigma')
@@ -83,7 +83,7 @@ def ode_rollout(velocity_fn, x, sigmas, k=0, n=None, *, first_velocity=None, sol
     check_completion(solver, spacing)
     visited = completion_grid(len(sigmas) - 1, k, n, sigmas=sigmas if spacing == 'sigma' else None)
     grid = np.asarray(sigmas, np.float32)[list(visited)]
-    x = jnp.asarray(x, jnp.promote_types(jnp.asarray(x).dtype, jnp.float32))
+    x = at_least_f32(x)
 
     def euler(x, s, s_next, velocity):
         return sde_step(velocity, x, s, s_next, 0.0, noise=jnp.zeros_like(x), kernel='ode').sample

@@ -15,7 +15,7 @@ import numpy as np
 from densegrpo_jax.core.ode_rollout import check_completion, completion_grid, two_step_velocity
 from densegrpo_jax.core.plan import StepPlan, completion_source
 from densegrpo_jax.core.schedules import check_grid
-from densegrpo_jax.core.sde_step import guided_shift, sde_step
+from densegrpo_jax.core.sde_step import at_least_f32, guided_shift, sde_step
 
 
 class Trajectory(NamedTuple):
@@ -155,7 +155,7 @@ def sample_trajectory(velocity_fn, x_init, sigmas, noise_levels, plan, noise_fn,
         step, _ = advance(velocity_fn, x, s, s_next, level, noise_fn(k), kernel=kernel, log_prob=log_prob)
         return step.sample, (step.sample, step.log_prob, step.std)
 
-    x = _latents(x_init)
+    x = at_least_f32(x_init)
     grid = jnp.asarray(sigmas, x.dtype)
     _, (after, log_probs, std) = jax.lax.scan(body, x, (jnp.arange(len(levels)), grid[:-1], grid[1:], levels))
     return Trajectory(jnp.concatenate([x[None], after]), log_probs, std, levels)
@@ -173,7 +173,7 @@ def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, plan, noise_fn,
         [B, ...] latents of state T, at least float32.
     """
     levels = _masked_levels(noise_levels, plan, sigmas, x)
-    x = _latents(x)
+    x = at_least_f32(x)
     grid = jnp.asarray(sigmas, x.dtype)
 
     def body(j, x):
@@ -223,7 +223,7 @@ def dense_rollout(
     levels = _masked_levels(noise_levels, plan, sigmas, x_init)
     num_steps = len(plan.stochastic)
     job_plan = plan_jobs(plan, complete, n, solver=solver, sigmas=sigmas if spacing == 'sigma' else None)
-    x_init = _latents(x_init)
+    x_init = at_least_f32(x_init)
     grid = jnp.asarray(sigmas, x_init.dtype)
     buffer = jnp.zeros((job_plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
 
@@ -343,10 +343,6 @@ def _masked_levels(noise_levels, plan: StepPlan, sigmas, x_init):
     levels = jnp.asarray(noise_levels, jnp.float32)
     levels = levels[:, None] if levels.ndim == 1 else levels
     return jnp.broadcast_to(jnp.where(plan.stochastic[:, None], levels, 0), (num_steps, batch))
-
-
-def _latents(x):
-    return jnp.asarray(x, jnp.promote_types(jnp.asarray(x).dtype, jnp.float32))
 
 
 def _cosine(a, b):

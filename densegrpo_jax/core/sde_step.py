@@ -55,15 +55,15 @@ def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, ke
         raise ValueError('shift applies to sampling only: a re-scored sample already contains it')
     if x.shape != velocity.shape:
         raise ValueError(f'velocity has shape {velocity.shape} and x {x.shape}; they must agree')
-    velocity, x = _at_least_f32(velocity), _at_least_f32(x)
-    s, s_next, noise_level = (jnp.broadcast_to(_at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
+    velocity, x = at_least_f32(velocity), at_least_f32(x)
+    s, s_next, noise_level = (jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
 
     std, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
     mean = x + _over(s_next - s, x) * velocity - _over(taken, x) * (x + _over(1 - s, x) * velocity)
     if sample is None:
         centre = mean if shift is None else mean + shift
-        sample = centre + _over(std, x) * _at_least_f32(noise)
-    sample = _at_least_f32(sample)
+        sample = centre + _over(std, x) * at_least_f32(noise)
+    sample = at_least_f32(sample)
     element_mean, constant = _log_prob_parts(sample, mean, std, log_prob)
     return StepOutput(sample, mean, std, jnp.where(std > 0, element_mean + constant, 0.0))
 
@@ -74,8 +74,8 @@ def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
     With it the sampler follows a guided velocity while the policy, whose log-prob is stored, stays the plain network.
     Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns [B, ...] at least float32.
     """
-    guided, velocity, x = _at_least_f32(guided), _at_least_f32(velocity), _at_least_f32(x)
-    s, s_next, noise_level = (jnp.broadcast_to(_at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
+    guided, velocity, x = at_least_f32(guided), at_least_f32(velocity), at_least_f32(x)
+    s, s_next, noise_level = (jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
     _, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
     return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
 
@@ -134,6 +134,7 @@ def _over(per_sample, x):
     return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1))
 
 
-def _at_least_f32(a):
+def at_least_f32(a):
+    """An array in float32, or in its own dtype where that is wider: arithmetic on latents is never in bfloat16."""
     a = jnp.asarray(a)
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

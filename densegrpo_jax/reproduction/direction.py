@@ -22,12 +22,11 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.reproduction.figures import VARIANTS
-from densegrpo_jax.reproduction.probe import Store, with_overrides
+from densegrpo_jax.reproduction.measuring import Store, every_state_completed, measured_config, with_overrides
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.collect import Collector
-from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
@@ -56,10 +55,7 @@ def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, u
     Raises:
       Preempted: a stop was requested. ValueError, FileNotFoundError: what cannot be used. RewardError.
     """
-    if stop.hosts.count > 1:
-        raise ValueError(f'this measures in one process, and {stop.hosts.count} were started')
-    complete = {f'credit.{key}': value for key, value in default_config().credit.items() if key.startswith('completion')}
-    config = with_overrides(config, {'optim.updates': 1, 'credit.rule': 'dense', **complete})
+    config = measured_config(config, stop, {'optim.updates': 1})
     settings = json.loads(config.to_json_best_effort()) | {'credits': {name: dict(changes) for name, changes in CREDITS.items()}}
     for key in ('iterations', 'label', 'eval', 'checkpoint', 'reward_workers', 'text_cache', 'optim', 'ema'):
         settings.pop(key)
@@ -82,8 +78,7 @@ def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, u
 def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int, weights: Mapping[str, float]):
     """(number of a batch, Collector) -> credit rule -> sketch of its gradient."""
     folder, pipeline = open_base(config, mesh)
-    schedule = make_schedule(pipeline, config)
-    schedule = schedule._replace(complete=tuple(range(len(schedule.sigmas))))
+    schedule = every_state_completed(make_schedule(pipeline, config))
     train = load_prompts(config, 'train')
     chosen = [prompts_for_step(train, config.rollout.prompts, n, config.seed) for n in range(updates)]
     needed = ['', *dict.fromkeys(p.text for prompts in chosen for p in prompts)]

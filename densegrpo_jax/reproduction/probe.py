@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import math
 import pathlib
@@ -29,12 +28,11 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import NEGATIVE
+from densegrpo_jax.reproduction.measuring import COMPLETE, Store, every_state_completed, measured_config, with_overrides
 from densegrpo_jax.reproduction.probe_statistics import Method, bias_rows, cost_rows, latent_reward_rows
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training.defaults import default_config, validate
-from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.loading import identity, load_adapters, load_components, open_base
 from densegrpo_jax.training.panel import Part, Policy, settings
 from densegrpo_jax.training.preemption import StopRequest
@@ -59,8 +57,6 @@ METHODS = {
     'every 2nd state': {'credit.completion_every': 2},
     'every 2nd state, n = 2': {'credit.completion_every': 2, 'credit.completion_steps': 2},
 }
-# The keys of config.credit that say how states are completed, with what they are for complete completions.
-_COMPLETE = {key: value for key, value in default_config().credit.items() if key.startswith('completion')}
 _MARKS = 64  # elements of every latent that are kept to see that two methods completed the same trajectories
 _SAME = 0.05  # of the latents' size: other noise differs by its whole size, another rounding by far less
 
@@ -78,7 +74,7 @@ def latent_rewards(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest,
       Preempted: a stop was requested; the same call continues. ValueError, FileNotFoundError: what cannot be used. RewardError.
     """
     probe = _Probe(config, workdir, mesh, stop, policy, prompts)
-    schedule = probe.schedule._replace(complete=tuple(range(len(probe.schedule.sigmas))))
+    schedule = every_state_completed(probe.schedule)
     return latent_reward_rows(probe.measure('latent rewards', probe.config, schedule).rewards, schedule.sigmas)
 
 
@@ -89,7 +85,7 @@ def bias(
     """A row per state, see `probe_statistics.bias_rows`, from `samples` trajectories of each prompt and stochastic continuations of each of
     their states; the other arguments and errors as in `latent_rewards`."""
     probe = _Probe(config, workdir, mesh, stop, policy, prompts, {'rollout.group': samples})
-    schedule = probe.schedule._replace(complete=tuple(range(len(probe.schedule.sigmas))))
+    schedule = every_state_completed(probe.schedule)
     found = probe.measure('bias', probe.config, schedule, continuations)
     return bias_rows(found.rewards, found.continued, schedule.sigmas, found.states)
 
@@ -118,17 +114,6 @@ def cost(
     return cost_rows(table, EXACT_METHOD, probe.schedule.plan.trained, found[EXACT_METHOD].states)
 
 
-def with_overrides(config, overrides: Mapping):
-    """A copy of a configuration with other values of some keys, checked; a key that it does not have is an error."""
-    changed = config.copy_and_resolve_references().lock()
-    try:
-        changed.update_from_flattened_dict(dict(overrides))
-    except (KeyError, AttributeError) as error:
-        raise ValueError(f'a method changes {sorted(overrides)}, which are not all keys of a configuration: {error}') from None
-    validate(changed)
-    return changed
-
-
 def check_same_trajectories(name: str, marks: np.ndarray, expected: np.ndarray) -> None:
     """Raises ValueError where latents [..., T+1, B] are not those of the method they are compared with."""
     difference, size = float(np.abs(marks - expected).max()), float(np.sqrt(np.mean(np.square(expected))))
@@ -153,12 +138,9 @@ class _Probe:
     """A policy, its prompts and where their raw rewards are kept. Weights are loaded when the first batch is not there yet."""
 
     def __init__(self, config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, policy: Policy, prompts: int, overrides: Mapping = {}):
-        if stop.hosts.count > 1:
-            raise ValueError(f'this measures in one process, and {stop.hosts.count} were started')
         if config.noise.calibrate:
             raise ValueError('noise.calibrate=True makes a noise table in training: to measure with it give noise.psi_path=RUN/psi.json')
-        complete = {f'credit.{key}': value for key, value in _COMPLETE.items()}
-        self.config = with_overrides(config, {'credit.rule': 'dense', **complete, **overrides})
+        self.config = measured_config(config, stop, overrides)
         self._workdir, self._mesh, self._stop = pathlib.Path(workdir), mesh, stop
         self._folder, self.pipeline = open_base(self.config, mesh)
         self.schedule = make_schedule(self.pipeline, self.config)
@@ -254,32 +236,7 @@ class _Probe:
         kept = {key: common[key] for key in ('seed', 'full', 'lora', 'model', 'cfg', 'base', 'rollout', 'reward')}
         return {
             **kept, 'policy': identity(self._adapters), 'train': config.data.train, 'group': config.rollout.group, 'batch': self._batch,
-            'completion': {key: config.credit[key] for key, value in _COMPLETE.items() if config.credit[key] != value},
+            'completion': {key: config.credit[key] for key, value in COMPLETE.items() if config.credit[key] != value},
             'complete': list(schedule.complete), 'noise_levels': np.asarray(schedule.noise_levels).tolist(), 'continuations': continuations,
             'prompts': hashlib.sha256(json.dumps([[p.text, p.metadata] for p in self._prompts], sort_keys=True).encode()).hexdigest()[:12],
         }  # fmt: skip
-
-
-class Store:
-    """Arrays of batches in FOLDER/HASH/batch_N.npz, HASH that of the settings, which lie beside them; a file is whole or absent."""
-
-    def __init__(self, folder: pathlib.Path, settings: Mapping):
-        text = json.dumps(settings, sort_keys=True, indent=1)
-        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._folder / 'settings.json', text + '\n')
-
-    def __contains__(self, start: int) -> bool:
-        return self._path(start).exists()
-
-    def put(self, start: int, **arrays: np.ndarray) -> None:
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        replace_file(self._path(start), content.getvalue())
-
-    def get(self, start: int) -> dict[str, np.ndarray]:
-        with np.load(self._path(start), allow_pickle=False) as arrays:
-            return dict(arrays)
-
-    def _path(self, start: int) -> pathlib.Path:
-        return self._folder / f'batch_{start:05d}.npz'

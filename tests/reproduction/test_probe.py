@@ -16,6 +16,7 @@ import tiny_ocr  # noqa: E402
 from densegrpo_jax.models import pipeline_folder  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.reproduction import probe, probe_drawing, probe_statistics  # noqa: E402
+from densegrpo_jax.reproduction.measuring import with_overrides  # noqa: E402
 from densegrpo_jax.training.loading import load_components  # noqa: E402
 from densegrpo_jax.training.panel import Policy  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
@@ -111,9 +112,9 @@ def test_other_settings_and_other_policies_do_not_meet(whole, config):
     _, workdir = whole
     folders = lambda: {path.name for path in (workdir / 'probe').iterdir()}
     before = folders()
-    measure('latent_rewards', probe.with_overrides(config, {'credit.std': 'group', 'optim.learning_rate': 1.0}), workdir)
+    measure('latent_rewards', with_overrides(config, {'credit.std': 'group', 'optim.learning_rate': 1.0}), workdir)
     assert folders() == before  # neither touches a reward
-    measure('latent_rewards', probe.with_overrides(config, {'rollout.level': 0.3}), workdir)
+    measure('latent_rewards', with_overrides(config, {'rollout.level': 0.3}), workdir)
     assert len(folders()) == len(before) + 1
 
 
@@ -143,4 +144,4 @@ def test_a_method_may_not_change_the_trajectories(whole, config):
 
 def test_a_noise_table_that_is_still_to_be_made_is_asked_for(config, tmp_path):
     with pytest.raises(ValueError, match='give noise.psi_path'):
-        measure('bias', probe.with_overrides(config, {'noise.calibrate': True}), tmp_path)
+        measure('bias', with_overrides(config, {'noise.calibrate': True}), tmp_path)
