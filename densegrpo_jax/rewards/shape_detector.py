@@ -51,7 +51,8 @@ def segments(image: np.ndarray) -> list[Segment]:
     background = np.median(smooth.reshape(-1, 3), axis=0)
     palette = np.array(list(COLOURS.values()), np.float32) - background  # [C, 3]
     squares = np.square(palette).sum(1)
-    amount = np.clip((smooth - background) @ palette.T / squares, 0, 1)  # [H, W, C]
+    # The floor is for a background that is itself a colour of the palette: nothing is a mixture with that one, and 0/0 must not say so.
+    amount = np.clip((smooth - background) @ palette.T / np.maximum(squares, 1e-6), 0, 1)  # [H, W, C]
     # |pixel - bg - a (c - bg)|^2 at a clipped optimum, up to what no colour changes.
     error = amount * (amount * squares - 2 * ((smooth - background) @ palette.T))
     nearest = error.argmin(-1)

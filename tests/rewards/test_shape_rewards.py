@@ -60,9 +60,18 @@ def test_touching_colours_are_separate_and_blots_are_nothing():
     assert sum(d.score > 0.9 for image in (*noise, *fog) for d in detect(image)) <= 2
 
 
-def scores_of(objects, scene, **options):
+@pytest.mark.parametrize('ground', S.COLOURS)
+def test_a_background_in_a_colour_of_the_palette_hides_nothing_of_another(ground):
+    circle, square = [colour for colour in ('red', 'blue', 'green') if colour != ground][:2]
+    objects = [S.Object('circle', circle, 12, 24, 7), S.Object('square', square, 36, 24, 7)]
+    scene = S.Scene('color_attr', (S.Group(1, 'circle', circle), S.Group(1, 'square', square)))
+    assert scores_of(objects, scene, S.COLOURS[ground]) == [1, 1, 1]
+    assert detect(S.draw([], S.COLOURS[ground])) == []
+
+
+def scores_of(objects, scene, ground=WHITE, **options):
     prompt = scene.prompt()
-    scores = ShapesReward(**options)(S.draw(objects, WHITE)[None], [prompt.text], [prompt.metadata])
+    scores = ShapesReward(**options)(S.draw(objects, ground)[None], [prompt.text], [prompt.metadata])
     assert scores.valid.all()
     return [round(float(scores.values[name][0]), 4) for name in ShapesReward.names]
 
