@@ -46,7 +46,7 @@ def detect(image: np.ndarray) -> list[Detection]:
 
 
 def segments(image: np.ndarray) -> list[Segment]:
-    """Every connected piece of one colour of at least MIN_AREA pixels."""
+    """Every connected piece of one colour of at least MIN_AREA pixels, and not too thin to have an outline (`outline_mask`)."""
     smooth = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.float32)
     background = np.median(smooth.reshape(-1, 3), axis=0)
     palette = np.array(list(COLOURS.values()), np.float32) - background  # [C, 3]
@@ -65,7 +65,9 @@ def segments(image: np.ndarray) -> list[Segment]:
             if stats[i, cv2.CC_STAT_AREA] >= MIN_AREA:
                 # With the half-covered pixels around it, but none of another piece.
                 near = cv2.dilate((pieces == i).astype(np.uint8), np.ones((3, 3), np.uint8)) & ((pieces == i) | (mask == 0))
-                found.append(Segment(tuple(COLOURS)[c], amount[..., c] * near))
+                coverage = amount[..., c] * near
+                if outline_mask(coverage).any():  # a faint line one pixel wide has none: no box, and no mean colour either
+                    found.append(Segment(tuple(COLOURS)[c], coverage))
     return found
 
 

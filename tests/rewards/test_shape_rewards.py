@@ -135,3 +135,34 @@ def test_preference_moves_little_by_little():
     shades = [S.draw(square, WHITE, jitter=lambda colour: (40 + t, 90, 215 - t)) for t in range(0, 170, 5)]
     match = preference(shades, [S.Scene('colors', (S.Group(1, 'square', 'blue'),))] * len(shades))['preference_match']
     assert (np.diff(match) < 0).mean() > 0.9 and match[0] > 0.9 and match[-1] < 0.2
+
+
+def faint_line(row, columns, percent, ground=220, colour='black'):
+    """A picture with a line one pixel wide, `percent` of the way from the grey of its ground to a colour."""
+    image = np.full((48, 48, 3), float(ground))
+    image[row, columns] += percent / 100 * (np.array(S.COLOURS[colour]) - ground)
+    return np.round(image).astype(np.uint8)
+
+
+def test_a_line_too_thin_for_an_outline_is_nothing():
+    scene = S.Scene('counting', (S.Group(2, 'circle', 'red'),))
+    lines = [faint_line(20, slice(6, 36), percent) for percent in range(74, 83)]
+    for image in lines:
+        assert detect(image) == []
+    values = preference(lines, [scene] * len(lines))
+    assert all(np.isfinite(value).all() for value in values.values()) and not values['preference'].any()
+
+
+def test_every_picture_of_thin_lines_has_a_preference():
+    rng, images = np.random.default_rng(5), []
+    for _ in range(300):
+        image = np.full((48, 48, 3), float(rng.integers(0, 256)))
+        for _ in range(rng.integers(1, 4)):
+            colour = np.array(list(S.COLOURS.values())[rng.integers(len(S.COLOURS))])
+            start, length = rng.integers(0, 30), rng.integers(14, 40)
+            where = (rng.integers(48), slice(start, start + length))
+            image[where if rng.random() < 0.5 else where[::-1]] += rng.uniform(0.6, 1.0) * (colour - image[0, 0])
+        images.append(np.clip(np.round(image), 0, 255).astype(np.uint8))
+    scene = S.Scene('position', (S.Group(1, 'square', 'blue'), S.Group(1, 'circle', 'red')), 'left of')
+    for value in preference(images, [scene] * len(images)).values():
+        assert np.isfinite(value).all()
