@@ -45,7 +45,7 @@ class RewardService:
     Memory is bounded by about 3 * max_queue * max_request_bytes (raw, decoded, as an array): a place in the queue comes before the body.
 
     Args:
-      reward: what scores; called from `workers` threads.
+      reward: what scores; called from `workers` threads, for as many requests at a time. The others wait for their turn.
       name: its `fingerprint`. version: of the package.
       token: bearer token that every request but /health must carry; '' = none.
       max_queue: requests that may be waiting or under way; more are refused with 429.
@@ -68,6 +68,7 @@ class RewardService:
         self._reward, self._name, self._version, self._token = reward, name, version, token.encode()
         self._max_queue, self._max_request_bytes, self._pending = max_queue, max_request_bytes, 0
         self._scorer = Scorer(reward, workers, max_pending=max_queue)
+        self._turns = asyncio.Semaphore(self._scorer.workers)
         self.app = Starlette(
             routes=[
                 Route('/health', self._health),
@@ -110,12 +111,17 @@ class RewardService:
         async with self._place(request):
             with _unprocessable():
                 asked = await asyncio.to_thread(protocol.decode_request, await self._read(request))
-                future = await asyncio.to_thread(self._scorer.submit, asked.images, asked.prompts, asked.metadata, some_valid=False)
-            try:
-                scores = await asyncio.wrap_future(future)
-            except Exception as error:  # whatever went wrong in a reward: the caller is told, and the server goes on
-                log.exception('the reward failed on a request of %d pictures', len(asked.images))
-                raise HTTPException(500, f'the reward failed: {type(error).__name__}: {error}') from error
+            async with self._turns:
+                # A sender whose time limit has passed has gone, and asks again: scoring for nobody would make that one wait too long too.
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                with _unprocessable():
+                    future = await asyncio.to_thread(self._scorer.submit, asked.images, asked.prompts, asked.metadata, some_valid=False)
+                try:
+                    scores = await asyncio.wrap_future(future)
+                except Exception as error:  # whatever went wrong in a reward: the caller is told, and the server goes on
+                    log.exception('the reward failed on a request of %d pictures', len(asked.images))
+                    raise HTTPException(500, f'the reward failed: {type(error).__name__}: {error}') from error
             answer = await asyncio.to_thread(protocol.encode_response, asked, self._reward.names, scores.values, scores.valid, self._name)
         return Response(answer, media_type=protocol.MEDIA_TYPE)
 
@@ -180,4 +186,4 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
 
 
 async def _nobody(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # the sender has gone in the middle of its request: this goes nowhere
+    return Response(status_code=400)  # the sender has gone, in the middle of its request or while that waited: this goes nowhere

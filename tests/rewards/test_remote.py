@@ -22,7 +22,7 @@ from loopback import Faulty, PixelReward, Steady, pictures, serving, unused_port
 from ml_collections import ConfigDict
 
 from densegrpo_jax.reward_server import served
-from densegrpo_jax.rewards import CompositeReward, RewardError, Scorer, build_reward
+from densegrpo_jax.rewards import CompositeReward, RewardError, Scorer, build_reward, protocol
 from densegrpo_jax.rewards.base import RewardsGone
 from densegrpo_jax.rewards.protocol import Request, encode_request
 from densegrpo_jax.rewards.remote import RemoteReward, TooLarge
@@ -279,6 +279,28 @@ def test_a_full_queue_is_told_to_come_back_and_does():
         gate.set()
         assert_own_scores(first.result(20), asked)
         assert_own_scores(second.result(20), batch(1, seed=1))
+
+
+def test_a_request_whose_sender_has_gone_is_not_scored(monkeypatch):
+    gate, inside, read, scored = threading.Event(), threading.Event(), threading.Semaphore(0), []
+    reward = PixelReward(lambda images: (scored.append(int(images[0, 0, 0, 1])), inside.set(), gate.wait(20)))
+    decode = protocol.decode_request
+    monkeypatch.setattr(protocol, 'decode_request', lambda body: (decode(body), read.release())[0])
+    first, gone, last = (batch(1, seed) for seed in range(3))
+    with serving(service(reward, workers=1).app) as url, Scorer(client(url), 2) as scorer:
+        answer = scorer.submit(*first)
+        assert inside.wait(10) and read.acquire(timeout=10)
+        host, port = url.removeprefix('http://').split(':')
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection.request('POST', '/score', encode_request(Request('gone', *gone)))
+        assert read.acquire(timeout=10)  # it has arrived, and waits for its turn
+        connection.close()
+        assert ask(url + '/health')[2]['pending'] == 2  # what is answered after that has been seen after that
+        gate.set()
+        assert_own_scores(answer.result(20), first)
+        assert_own_scores(client(url)(*last), last)
+        assert scored == [int(asked[0][0, 0, 0, 1]) for asked in (first, last)]
+        assert ask(url + '/health')[2]['pending'] == 0
 
 
 def test_a_stop_finishes_what_is_under_way():
