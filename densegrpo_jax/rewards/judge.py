@@ -28,16 +28,30 @@ PROMPT = '{prompt}'  # where a rubric takes the picture's prompt
 
 
 def parse_json(text: str, high: float) -> float | None:
-    """The `score` of the JSON object in an answer; None without one, or with several that differ."""
+    """The `score` of the JSON object in an answer, not of one inside it; None without one, or with several that differ."""
     del high
-    found = set()
-    for block in re.findall(r'\{[^{}]*\}', text):
+    found, start = set(), text.find('{')
+    while start >= 0:
         try:
-            score = json.loads(block).get('score')
+            answer, end = json.JSONDecoder().raw_decode(text, start)
+            score = answer.get('score')
             found.add(float(score) if type(score) in (int, float) else None)
-        except (ValueError, OverflowError):
-            continue
+        except OverflowError:
+            pass
+        except (ValueError, RecursionError):
+            end = _closed(text, start)  # a score within what is no JSON may be that of a part
+        start = text.find('{', end)
     return found.pop() if len(found) == 1 else None
+
+
+def _closed(text: str, start: int) -> int:
+    """Where the brace that opens at `start` has been closed, the end of the text if it never is."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == '{') - (text[i] == '}')
+        if not depth:
+            return i + 1
+    return len(text)
 
 
 def parse_final_score(text: str, high: float) -> float | None:
