@@ -55,10 +55,14 @@ def _closed(text: str, start: int) -> int:
 
 
 def parse_final_score(text: str, high: float) -> float | None:
-    """The number after 'Final Score:', which may be written as 'n/high'; None without one, or with several that differ."""
-    found = set()
-    for number, rest in re.findall(r'Final Score:[\s*]*(-?\d+(?:\.\d+)?)(\S*)', text):
-        found.add(float(number) if rest.strip('*.,;)]}') in ('', f'/{high:g}') else None)
+    """The number after 'Final Score:'; None without one, or with several that differ.
+
+    It may be called one out of `high`. With any other number on its line, such as 4/10 or 3 to 4, it is not known what it means.
+    """
+    found, out_of_high = set(), rf'^[\s*]*(/|out of)\s*{re.escape(f"{high:g}")}(?!\.?\d)'
+    for number, rest in re.findall(r'Final Score:[\s*]*(-?\d+(?:\.\d+)?)(.*?)(?=Final Score:|$)', text, re.MULTILINE):
+        rest = re.sub(out_of_high, '', rest)
+        found.add(float(number) if re.fullmatch(r'[*.,;)\]}]*(\s\D*)?', rest) else None)
     return found.pop() if len(found) == 1 else None
 
 
