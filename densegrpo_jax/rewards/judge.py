@@ -25,6 +25,7 @@ from densegrpo_jax.rewards.servers import BadAnswer, Servers, read_json
 log = logging.getLogger(__name__)
 
 PROMPT = '{prompt}'  # where a rubric takes the picture's prompt
+AGAIN_TEMPERATURE = 0.7  # of the second request for a picture and later ones; at 0 a server would answer the same again
 
 
 def parse_json(text: str, high: float) -> float | None:
@@ -101,7 +102,7 @@ class JudgeReward:
     """The score that a vision-language model gives a picture, raw, in the range of the rubric (scale it with `weight`).
 
     Pictures are sent as PNG, one per request, at temperature 0. An answer without exactly one score in the range, or one that was cut off,
-    is asked for again; after `asks` of them the picture is invalid, never 0.
+    is asked for again, at AGAIN_TEMPERATURE and with a `seed` that counts on; after `asks` of them the picture is invalid, never 0.
 
     Args:
       urls: base URLs of servers that serve the same model, comma-separated or a sequence, such as http://HOST:8000/v1.
@@ -185,10 +186,10 @@ class JudgeReward:
         Image.fromarray(image).save(png, format='PNG', compress_level=1)
         url = 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode()
         content = [{'type': 'image_url', 'image_url': {'url': url}}, {'type': 'text', 'text': self._rubric.replace(PROMPT, prompt)}]
-        body = json.dumps({
-            'model': self._model, 'messages': [{'role': 'user', 'content': content}], 'temperature': 0, 'max_tokens': self._max_tokens,
-        }).encode()  # fmt: skip
-        for _ in range(self._asks):
+        question = {'model': self._model, 'messages': [{'role': 'user', 'content': content}], 'max_tokens': self._max_tokens}
+        for ask in range(self._asks):
+            sampling = {'temperature': AGAIN_TEMPERATURE, 'seed': ask} if ask else {'temperature': 0}
+            body = json.dumps({**question, **sampling}).encode()
             text, whole = self._servers.call('POST', '/chat/completions', body, 'application/json', _read_completion)
             score = self._parse(text, self.range[1]) if whole else None
             if score is not None and self.range[0] <= score <= self.range[1]:

@@ -144,6 +144,9 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     scores = judge(chat, concurrency=1, asks=4)(images[:1], ['p'], [{}])
     assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 4
     assert "no score in 4 answers for a picture of 'p'" in caplog.text
+    varied = [(body.pop('temperature') > 0, body.pop('seed', None)) for body in chat.bodies]
+    assert varied == [(False, None), (True, 1), (True, 2), (True, 3)]  # what always answers a request alike is asked another
+    assert all(body == chat.bodies[0] for body in chat.bodies)
     chat.faults.extend(['?', '500', 'no choices'])
     scores = judge(chat, concurrency=1)(images, ['p', 'q'], [{}] * 2)
     np.testing.assert_allclose(scores.values['judge'], expected(images), rtol=1e-6)
