@@ -62,4 +62,4 @@ class CompositeReward:
             valid &= scores.valid
             if weight:
                 total += np.float32(weight) * scores.values[reward.names[0]]
-        return Scores({TOTAL: np.where(valid, total, np.float32(np.nan)), **values}, valid)
+        return Scores({name: np.where(valid, value, np.float32(np.nan)) for name, value in {TOTAL: total, **values}.items()}, valid)

@@ -67,6 +67,8 @@ def test_a_picture_is_valid_only_if_all_parts_are():
     scores = call(CompositeReward([(Constant('a', [1, 1, 1]), 1.0), (broken, 1.0)]), 3)
     assert scores.valid.tolist() == [True, False, True]
     np.testing.assert_array_equal(scores.values['total'], np.array([2, np.nan, 2], np.float32))
+    for name in 'ab':  # a score that its own reward gave is not one of a picture without a total
+        np.testing.assert_array_equal(scores.values[name], np.array([1, np.nan, 1], np.float32))
 
 
 def test_weight_zero_only_logs():
