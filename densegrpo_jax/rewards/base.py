@@ -18,7 +18,7 @@ class Scores(NamedTuple):
     """Scores of N pictures.
 
     values: name -> float32 [N]; NaN wherever `valid` is False, so that an unscored picture cannot pass for a 0.
-    valid: bool [N]; False where any score of the picture could not be computed.
+    valid: bool [N]; False where any score of the picture could not be computed, but for those that a sum only logs: NaN by themselves.
     """
 
     values: dict[str, np.ndarray]
@@ -75,7 +75,10 @@ def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[d
 
 
 def check_scores(scores: Scores, reward: Reward, count: int) -> None:
-    """Raises RewardError unless `scores` are what `reward` declares, for `count` pictures, and finite where valid."""
+    """Raises RewardError unless `scores` are what `reward` declares, for `count` pictures, and finite where valid.
+
+    Those in the reward's `log_only`, where it has that attribute (`CompositeReward`), may be NaN there.
+    """
     if set(scores.values) != set(reward.names):
         raise RewardError(f'reward {reward.name!r} returned scores {sorted(scores.values)}; it declares {sorted(reward.names)}')
     if scores.valid.shape != (count,) or scores.valid.dtype != np.bool_:
@@ -83,7 +86,10 @@ def check_scores(scores: Scores, reward: Reward, count: int) -> None:
     for name, value in scores.values.items():
         if value.shape != (count,):
             raise RewardError(f'reward {reward.name!r}: score {name!r} has shape {value.shape}; expected ({count},)')
-        if not np.isfinite(value[scores.valid]).all():
+        known = value[scores.valid]
+        if name in getattr(reward, 'log_only', ()):
+            known = known[~np.isnan(known)]
+        if not np.isfinite(known).all():
             raise RewardError(f'reward {reward.name!r}: score {name!r} is not finite but marked valid; mark it invalid')
 
 

@@ -13,7 +13,8 @@ TOTAL = 'total'
 class CompositeReward:
     """total = sum_i weight_i * score_i, where score_i is the first of reward i's scores.
 
-    Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid for every reward.
+    Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid for every reward of non-zero weight.
+    The names in `log_only`, of the scores of the others, may be NaN in a valid picture too: what is not trained on decides nothing.
 
     `weights` maps the names of the score_i, without those of weight 0, to the weight_i: what other ways of combining them go by.
 
@@ -38,6 +39,7 @@ class CompositeReward:
         self.parts = tuple(parts)
         self.names = tuple(names)
         self.weights = {reward.names[0]: weight for reward, weight in parts if weight}
+        self.log_only = frozenset(name for reward, weight in parts if not weight for name in reward.names)
         ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
         self.device = 'accelerator' if any(reward.device == 'accelerator' for reward, _ in parts) else 'host'
@@ -58,8 +60,8 @@ class CompositeReward:
         for reward, weight in self.parts:
             scores = reward(images, prompts, metadata)
             check_scores(scores, reward, len(images))
-            values.update(scores.values)
-            valid &= scores.valid
+            values.update({name: np.where(scores.valid, value, np.float32(np.nan)) for name, value in scores.values.items()})
             if weight:
+                valid &= scores.valid
                 total += np.float32(weight) * scores.values[reward.names[0]]
         return Scores({name: np.where(valid, value, np.float32(np.nan)) for name, value in {TOTAL: total, **values}.items()}, valid)

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -122,7 +123,9 @@ class RewardService:
                 except Exception as error:  # whatever went wrong in a reward: the caller is told, and the server goes on
                     log.exception('the reward failed on a request of %d pictures', len(asked.images))
                     raise HTTPException(500, f'the reward failed: {type(error).__name__}: {error}') from error
-            answer = await asyncio.to_thread(protocol.encode_response, asked, self._reward.names, scores.values, scores.valid, self._name)
+            # The protocol knows pictures with all of their scores or with none: one that is only logged cannot be missing alone.
+            valid = scores.valid & np.isfinite(list(scores.values.values())).all(0)
+            answer = await asyncio.to_thread(protocol.encode_response, asked, self._reward.names, scores.values, valid, self._name)
         return Response(answer, media_type=protocol.MEDIA_TYPE)
 
     @contextlib.asynccontextmanager

@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scores, build_reward, to_uint8
+from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, Scores, build_reward, to_uint8
+from densegrpo_jax.rewards.base import check_scores
 
 
 class Constant:
@@ -75,6 +76,22 @@ def test_weight_zero_only_logs():
     scores = call(CompositeReward([(Constant('a', [1, 0]), 1.0), (Constant('b', [5, 5]), 0.0)]), 2)
     assert scores.values['total'].tolist() == [1.0, 0.0]
     assert scores.values['b'].tolist() == [5.0, 5.0]
+
+
+def test_a_reward_of_weight_zero_decides_nothing():
+    logged = Constant('b', [5, 7, 6], valid=[True, False, True], names=('b', 'b_detail'))
+    trained = Constant('a', [1, 0, np.nan], valid=[True, True, False])
+    reward = CompositeReward([(trained, 1.0), (logged, 0.0)])
+    with Scorer(reward, 1) as scorer:  # which checks what it is given
+        scores = scorer.submit(images(3), [''] * 3).result(20)
+    assert scores.valid.tolist() == [True, True, False] and reward.log_only == {'b', 'b_detail'}
+    for name, expected in {'total': [1, 0, np.nan], 'a': [1, 0, np.nan], 'b': [5, np.nan, np.nan], 'b_detail': [5, np.nan, np.nan]}.items():
+        np.testing.assert_array_equal(scores.values[name], np.array(expected, np.float32))
+    nothing = Constant('b', [np.nan] * 3, valid=[False] * 3)
+    assert call(CompositeReward([(nothing, 0.0), (trained, 1.0)]), 3).valid.tolist() == [True, True, False]
+    endless = Scores({**scores.values, 'b': np.array([np.inf, 1, 1], np.float32)}, scores.valid)
+    with pytest.raises(RewardError, match="'b' is not finite"):  # missing is not wrong
+        check_scores(endless, reward, 3)
 
 
 def test_weights_by_the_names_of_the_scores_that_are_trained_on():

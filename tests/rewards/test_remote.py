@@ -22,7 +22,7 @@ from loopback import Faulty, PixelReward, Steady, pictures, serving, unused_port
 from ml_collections import ConfigDict
 
 from densegrpo_jax.reward_server import served
-from densegrpo_jax.rewards import CompositeReward, RewardError, Scorer, build_reward, protocol
+from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, build_reward, protocol
 from densegrpo_jax.rewards.base import RewardsGone
 from densegrpo_jax.rewards.protocol import Request, encode_request
 from densegrpo_jax.rewards.remote import RemoteReward, TooLarge
@@ -193,6 +193,14 @@ def test_requests_too_large_are_cut_up(caplog):
         assert 'from now on 2' in caplog.text
         with pytest.raises(TooLarge, match='larger than 400 bytes'):
             client(url)(np.zeros((1, 20, 20, 3), np.uint8), ['a'], [{}])
+
+
+def test_a_served_sum_has_no_score_where_one_that_is_only_logged_is_missing():
+    asked = batch(3)
+    asked[0][1, 0, 0, 0] = 255
+    with serving(service(CompositeReward([(JpegReward(), 1.0), (PixelReward(), 0.0)])).app) as url:
+        scores = client(url, names=('total', 'jpeg', 'pixel', 'mean'), range=(-np.inf, 0), retries=0)(*asked)
+    assert scores.valid.tolist() == [True, False, True]
 
 
 def ask(url, body=None, **headers):
