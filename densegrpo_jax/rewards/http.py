@@ -4,16 +4,20 @@ A connection per request: against pictures of megabytes it costs nothing, and no
 Redirects and proxy settings of the environment are not followed: pictures and tokens go to the server that the configuration names.
 """
 
+import functools
 import http.client
-import selectors
+import io
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException)  # what `request` raises when there was no whole answer
 MAX_ANSWER_BYTES = 64 << 20
+CONNECT_SECONDS = 10.0  # most that a server may take to accept a connection, which `stop` does not end
 
 
 class Interrupted(Exception):
@@ -36,25 +40,28 @@ def request(
 
     Args:
       timeout_s: from here to the last byte of the answer.
-      stop: gives up waiting for the answer once it is set.
+      stop: gives up soon after it is set, except where the host is looked up or connected to.
 
     Raises:
       OSError: refused, reset, unknown host, TLS, TimeoutError. http.client.HTTPException: not HTTP, or a body that ends too early.
       Interrupted: `stop` was set.
     """
     deadline, where = time.monotonic() + timeout_s, urlsplit(url)
-    make = http.client.HTTPSConnection if where.scheme == 'https' else http.client.HTTPConnection
-    connection = make(where.hostname, where.port, timeout=timeout_s)
+    secure = ssl.create_default_context() if where.scheme == 'https' else None
+    make = functools.partial(http.client.HTTPSConnection, context=secure) if secure else http.client.HTTPConnection
+    connection = make(where.hostname, where.port)
+    sock = socket.create_connection((connection.host, connection.port), min(timeout_s, CONNECT_SECONDS))
     try:
-        connection.connect()
-        sock = connection.sock
-        sock.settimeout(_left(deadline))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if secure:
+            sock = secure.wrap_socket(sock, server_hostname=connection.host, do_handshake_on_connect=False)
+        connection.sock = _Patient(sock, deadline, stop)
+        if secure:
+            connection.sock.wait(sock.do_handshake)
         try:
             connection.request(method, where.path or '/', body or None, {**(headers or {}), 'Connection': 'close'})
         except (BrokenPipeError, ConnectionResetError):
             pass  # a server may refuse before it has read everything; if it said why, that can still be read
-        _wait_readable(sock, deadline, stop)
-        sock.settimeout(_left(deadline))
         response = connection.getresponse()
         parts, size = [], 0
         while chunk := response.read1(1 << 20):
@@ -63,29 +70,47 @@ def request(
                 raise http.client.HTTPException(f'an answer of more than {MAX_ANSWER_BYTES} bytes')
             if response.isclosed():
                 break
-            sock.settimeout(_left(deadline))
         expected = response.getheader('Content-Length')
         if expected is not None and (not expected.isdigit() or int(expected) != size):
             raise http.client.HTTPException(f'the answer ends after {size} of {expected} bytes')
         return Answer(url, response.status, b''.join(parts), _seconds(response.getheader('Retry-After')))
     finally:
-        connection.close()
+        sock.close()
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+class _Patient(io.RawIOBase):
+    """What http.client needs of a socket. Every wait, over TLS too, ends at the deadline and soon after `stop` is set."""
+
+    def __init__(self, sock: socket.socket, deadline: float, stop: threading.Event):
+        self._sock, self._deadline, self._stop = sock, deadline, stop
+
+    def wait(self, operation: Callable, *args):
+        """What the socket's operation returns; it is begun again after short time limits, which leave a socket as it was."""
+        while (left := self._deadline - time.monotonic()) > 0:
+            self._sock.settimeout(min(left, 0.2))
+            try:
+                return operation(*args)
+            except TimeoutError:
+                if self._stop.is_set():
+                    raise Interrupted from None
         raise TimeoutError('timed out')
-    return left
 
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.wait(self._sock.send, rest) :]
 
-def _wait_readable(sock: socket.socket, deadline: float, stop: threading.Event) -> None:
-    """Waits for the first byte of the answer, where the time goes while the server computes, with an eye on `stop`."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
-        while not selector.select(min(_left(deadline), 0.2)):
-            if stop.is_set():
-                raise Interrupted
+    def makefile(self, *_) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self.wait(self._sock.recv_into, buffer)
+
+    def close(self) -> None:
+        """Nothing: http.client closes its socket before it has read the answer. `request` closes the real one."""
 
 
 def _seconds(header: str | None) -> float | None:

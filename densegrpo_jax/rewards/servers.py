@@ -107,7 +107,7 @@ class Servers:
                 )
 
     def interrupt(self) -> None:
-        """Ends the calls under way, and all later ones, with a RewardError: at once, or when what is being sent has been sent."""
+        """Ends the calls under way, and all later ones, with a RewardError: soon, once a connection that is being made stands."""
         self._interrupted.set()
 
     def _limit(self, started: float) -> float:
