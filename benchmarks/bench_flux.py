@@ -42,7 +42,7 @@ REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs per phase.')
 TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers first, in a process of its own.')
 
 # Dense bfloat16 operations per second on one device, by what its device_kind contains (data sheets; a TPU7x chip is two).
-PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'v5 lite': 197e12, 'v5p': 459e12, 'v5': 459e12, 'v6 lite': 918e12, 'TPU7': 1153.5e12}
+PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'v5 lite': 197e12, 'v5p': 459e12, 'v5': 459e12, 'v6 lite': 918e12, 'TPU7': 1153e12}
 
 
 def configuration():

@@ -57,7 +57,7 @@ class Recorder:
     def __init__(self, names: tuple[str, ...]):
         self.names, self.batches = names, []
 
-    def submit(self, images, prompts, metadata) -> Future:
+    def submit(self, images, prompts, metadata, **how) -> Future:
         self.batches.append((images, prompts, metadata))
         future = Future()
         future.set_result(Scores({name: np.zeros(len(images), np.float32) for name in self.names}, np.ones(len(images), bool)))
@@ -70,9 +70,9 @@ class Watched:
     def __init__(self, scorer: Scorer, scenes: np.ndarray | None):
         self.scorer, self.scenes, self.names, self.asked = scorer, scenes, scorer.names, 0.0
 
-    def submit(self, images, prompts, metadata) -> Future:
+    def submit(self, images, prompts, metadata, **how) -> Future:
         self.asked = time.perf_counter()
-        return self.scorer.submit(images if self.scenes is None else self.scenes[: len(images)], prompts, metadata)
+        return self.scorer.submit(images if self.scenes is None else self.scenes[: len(images)], prompts, metadata, **how)
 
 
 class StandIn:

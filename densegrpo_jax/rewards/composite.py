@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from densegrpo_jax.rewards.base import Reward, Scores, check_scores, interrupt
+from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_scores, interrupt
 
 TOTAL = 'total'
 
@@ -58,7 +58,12 @@ class CompositeReward:
         """Implements `Reward`."""
         total, valid, values = np.zeros(len(images), np.float32), np.ones(len(images), bool), {}
         for reward, weight in self.parts:
-            scores = reward(images, prompts, metadata)
+            try:
+                scores = reward(images, prompts, metadata)
+            except RewardError:
+                raise
+            except Exception as error:  # the sum's caller could not tell whose it is
+                raise RewardError(f'reward {reward.name!r} failed: {type(error).__name__}: {error}') from error
             check_scores(scores, reward, len(images))
             values.update({name: np.where(scores.valid, value, np.float32(np.nan)) for name, value in scores.values.items()})
             if weight:

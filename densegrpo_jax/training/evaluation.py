@@ -216,6 +216,8 @@ class Evaluator:
             result = stop.wait(future)
             valid = result.valid.reshape(finite.shape) & finite
             for name, values in result.values.items():
-                total = np.where(valid, values.reshape(valid.shape), 0).sum(1)
-                found[name][batch.mine] = np.where(valid.any(1), total / np.maximum(valid.sum(1), 1), np.nan)
+                values = values.reshape(valid.shape)
+                known = valid & np.isfinite(values)  # a score that is only logged may be missing
+                mean = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
+                found[name][batch.mine] = np.where(known.any(1), mean, np.nan)
         return found

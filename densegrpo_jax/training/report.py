@@ -24,10 +24,13 @@ def scalars(
             out[f'train/{name}'] = float(value)
         else:
             out |= {f'{name}/step_{k}': float(v) for k, v in enumerate(value) if np.isfinite(v)}
-    # The terminal reward by its parts, over the samples that the update sees; the last row of every score is the sample itself.
+    # The terminal reward by its parts, over the samples that the update sees; the last row of every score is the sample itself. A score
+    # that is only logged may be missing.
     keep = valid.all(0)
-    if keep.any():
-        out |= {f'train/reward_{name}': float(rows[-1][keep].mean()) for name, rows in values.items() if name != 'total'}
+    for name, rows in values.items():
+        known = rows[-1][keep & np.isfinite(rows[-1])]
+        if name != 'total' and len(known):
+            out[f'train/reward_{name}'] = float(known.mean())
     out |= {f'seconds/{name}': value for name, value in seconds.items()}
     return {
         **out,

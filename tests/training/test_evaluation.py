@@ -68,8 +68,8 @@ def test_a_clip_folder_as_embedding(tmp_path):
 class At(Scorer):
     """Scores at once, so that a test knows when."""
 
-    def submit(self, *batch):
-        future = super().submit(*batch)
+    def submit(self, *batch, **how):
+        future = super().submit(*batch, **how)
         future.exception()
         return future
 
@@ -123,9 +123,9 @@ class Share(Scorer):
         super().__init__(*args)
         self._counted = counted
 
-    def submit(self, images, *rest):
+    def submit(self, images, *rest, **how):
         self._counted.append(len(images))
-        return super().submit(images, *rest)
+        return super().submit(images, *rest, **how)
 
 
 def test_several_processes_share_an_evaluation_and_its_record(tmp_path):

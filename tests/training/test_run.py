@@ -255,7 +255,7 @@ def test_whatever_a_reward_raises_the_last_update_is_saved(folder, tmp_path, mon
     config.reward = {'brightness': {'weight': 1.0}}
     shown = run_module.report.shown  # called after an update
     monkeypatch.setattr(run_module.report, 'shown', lambda *args: (tmp_path / 'broken').touch() or shown(*args))
-    with pytest.raises(RewardError, match='failed: ValueError: out of memory'):
+    with pytest.raises(RewardError, match="'brightness' failed: ValueError: out of memory"):
         run(config, tmp_path, one_device(), StopRequest())
     assert final_state(tmp_path)[0] == 1
 
