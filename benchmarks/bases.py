@@ -18,8 +18,8 @@ SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_atten
              pooled_projection_dim=32, axes_dims_rope=[16, 24, 24], guidance_embeds=True)  # fmt: skip
 
 
-def shapes_of(path: str, small: bool = False) -> tuple[str, dict, dict]:
-    """(kind, scheduler, configurations of the components) of a released model; `small`: of FLUX with a few million parameters."""
+def shapes_of(path: str, small: bool = False) -> tuple[type, dict, dict]:
+    """(class of the pipeline, scheduler, configurations of the components) of a released model; `small`: of a FLUX with few parameters."""
     kind, scheduler, parts = RELEASED[path]
     if small:
         vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)
@@ -30,7 +30,7 @@ def shapes_of(path: str, small: bool = False) -> tuple[str, dict, dict]:
 def random_base(config, mesh, small: bool = False):
     """The pipeline of `config.model.path`, random weights of its transformer and autoencoder, and the conditioning of one prompt."""
     kind, scheduler, parts = shapes_of(config.model.path, small)
-    pipeline = build_pipeline(parts, scheduler, (None, None), kind=kind, **network_options(config, mesh))
+    pipeline = build_pipeline(parts, scheduler, (None,) * len(kind.TOKENIZERS), kind=kind, **network_options(config, mesh))
     params = random_weights(pipeline.abstract_params(['transformer', 'vae']), jnp.dtype(config.model.dtype))
     return pipeline, params, Conditioning(*(random_weights(leaf, leaf.dtype) for leaf in pipeline.conditioning_shapes(1)))
 

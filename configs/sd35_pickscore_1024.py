@@ -13,22 +13,12 @@ Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before tr
 Expected score: above the base's (the paper shows a curve and no table).
 """
 
-from densegrpo_jax.training.defaults import default_config, sd35
+from configs import sd35_pickscore
 from densegrpo_jax.training.recipes import fit
 
 
 def get_config(variant: str = ''):
-    c = sd35(default_config())
+    c = sd35_pickscore.get_config()
     c.label = 'SD3.5-M at 1024 px, PickScore, dense credit'
-    c.iterations = 4500
     c.model.update(height=1024, width=1024)
-    c.reward = {
-        'pickscore': {
-            'weight': 1.0, 'path': 'yuvalkirstain/PickScore_v1', 'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-            'dtype': 'float32', 'batch_size': 16,
-        }
-    }  # fmt: skip
-    c.loss.beta = 0.01
-    c.eval.best = 'total'  # PickScore
-    c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
     return fit(c, variant, samples=6, transitions=2)
