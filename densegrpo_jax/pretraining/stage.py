@@ -19,11 +19,11 @@ from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.progress import ProgressBar
 
 
-def optimiser(stage, *, b2: float = 0.99, weight_decay: float = 0.01) -> optax.GradientTransformation:
+def optimiser(stage) -> optax.GradientTransformation:
     """AdamW with linear warm-up, cosine decay to 2 % of the peak rate, and gradient clipping at global norm 1."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, stage.lr, stage.warmup, stage.steps, end_value=0.02 * stage.lr)
     decay_mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decay_mask))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01, mask=decay_mask))
 
 
 def ema_update(ema, params, step: jax.Array, decay: float):
@@ -68,8 +68,8 @@ def run_stage(
         ema = ema_update(state['ema'], new, state['step'], stage.ema)
         return {'params': new, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, {'loss': loss, **aux}
 
-    # Plain data parallelism over every device. On a CPU, two devices (XLA_FLAGS=--xla_force_host_platform_device_count=2) use two
-    # cores far better than one device does: XLA runs most convolutions and element-wise loops on a single thread.
+    # Plain data parallelism over every device; a CPU has one per core (`parallel.startup.start_devices`), since XLA runs most
+    # convolutions and element-wise loops of one device on a single thread.
     mesh = make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
     state = {'params': params, 'ema': params, 'opt': tx.init(params), 'step': jnp.zeros((), jnp.int32)}
