@@ -13,7 +13,6 @@ import pathlib
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 import numpy as np
 
@@ -25,7 +24,7 @@ from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import build_pipeline, load_params, resolve_folder, save_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
-from densegrpo_jax.pretraining import flow_stage, stage as stages, text_stage, vae_stage
+from densegrpo_jax.pretraining import flow_stage, pool as pools, stage as stages, text_stage, vae_stage
 from densegrpo_jax.pretraining.datasets import DATASETS, Dataset
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
@@ -60,30 +59,6 @@ def component_configs(config, tokenizer, tokenizer_2) -> dict[str, dict]:
     return {'transformer': as_lists(transformer), 'vae': as_lists(vae), 'text_encoder': clip, 'text_encoder_2': t5}
 
 
-def encode_pool(vae, params, pipeline, draw, seed: int, size: int, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """`size` pictures of the data set's `draw` as latents (posterior means, float16 [S, h, w, 16]) with their token ids.
-
-    They are kept in `path` for a resume.
-    """
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
-    split = NamedSharding(make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}), PartitionSpec('data'))
-    parts: dict[str, list] = {'latents': [], 'clip_ids': [], 't5_ids': []}
-    for i in range(size // 1024):
-        images, prompts = draw(seed, i, 1024)
-        parts['latents'].append(np.asarray(encode(params, jax.device_put(vae_stage.to_model_range(images), split)), np.float16))
-        for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
-            parts[name].append(ids)
-        if i % 8 == 7:
-            logging.info('encoding pictures %d/%d', (i + 1) * 1024, size)
-    pool = {name: np.concatenate(values) for name, values in parts.items()}
-    np.savez(path.with_suffix('.partial.npz'), **pool)
-    path.with_suffix('.partial.npz').rename(path)
-    return pool
-
-
 def evaluator(pipeline: Pipeline, config, s, data: Dataset, workdir: pathlib.Path, name: str, guidance: float, rest: dict):
     """`(step, ema) -> line`: samples held-out prompts by the plain ODE, scores them and saves a contact sheet."""
     prompts = data.eval_prompts[: s.eval_prompts]
@@ -112,8 +87,9 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}')
     console.start()
-    start_devices(math.gcd(*(stage.batch for stage in flags.FLAGS.config.stages.values())))
+    start_devices(math.gcd(pools.CHUNK, *(stage.batch for stage in flags.FLAGS.config.stages.values())))
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).absolute()
+    pools.check_size(config.stages.flow.pool)
     workdir.mkdir(parents=True, exist_ok=True)
     options = dict(seed=config.seed, log_every=config.log_every, save_seconds=config.save_seconds, keep=config.keep_checkpoints)
     if config.dataset not in DATASETS:
@@ -123,6 +99,7 @@ def main(argv) -> None:
     tokenizer, tokenizer_2 = load_tokenizers(workdir / 'tokenizers')
     configs = component_configs(config, tokenizer, tokenizer_2)
     pipeline = build_pipeline(configs, SCHEDULER, (tokenizer, tokenizer_2), t5_length=config.t5_length)
+    mesh = make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
     params = pipeline.init_params(jax.random.key(config.seed))
 
     s = config.stages.vae
@@ -149,7 +126,11 @@ def main(argv) -> None:
     s = config.stages.flow
     rows, cols = token_grid(config.height, config.width)
     mu = flux_shift_mu(rows * cols)
-    pool = encode_pool(pipeline.vae, params['vae'], pipeline, data.flow_batch, config.render_seed + 1, s.pool, workdir / 'pool.npz')
+    made_from = pools.origin(config, raw)
+    pool = pools.read(workdir / 'pool.npz', made_from)
+    if pool is None:
+        pool = pools.encode(pipeline, params['vae'], data.flow_batch, config.render_seed + 1, s.pool, mesh)
+        pools.write(workdir / 'pool.npz', pool, made_from)
     empty = dict(zip(('clip_ids', 't5_ids'), (ids[0] for ids in pipeline.tokenize(['']))))
     start = {name: params[name] for name in ('transformer', 'text_encoder', 'text_encoder_2')}
     loss = flow_stage.flow_loss(pipeline, config.height, config.width, mu)
