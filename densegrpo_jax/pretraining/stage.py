@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.progress import ProgressBar
 
@@ -39,6 +38,7 @@ def run_stage(
     loss_fn: Callable,
     batch_fn: Callable[[int], dict],
     workdir: pathlib.Path,
+    mesh: Mesh,
     *,
     seed: int,
     log_every: int,
@@ -54,6 +54,9 @@ def run_stage(
       params: parameter tree to start from, float32.
       loss_fn: `(params, batch, key) -> (loss [], dict of scalars)`.
       batch_fn: `step -> dict of numpy arrays`; must depend on the step alone, so that a resumed stage sees the same data.
+      workdir: checkpoints go to its checkpoints/NAME.
+      mesh: its axis 'data' splits the rows of a batch; the weights are whole on every device. On a CPU that is one device per core
+        (`parallel.startup.start_devices`).
       on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to show.
     """
     tx = optimiser(stage)
@@ -68,9 +71,6 @@ def run_stage(
         ema = ema_update(state['ema'], new, state['step'], stage.ema)
         return {'params': new, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, {'loss': loss, **aux}
 
-    # Plain data parallelism over every device; a CPU has one per core (`parallel.startup.start_devices`), since XLA runs most
-    # convolutions and element-wise loops of one device on a single thread.
-    mesh = make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
     state = {'params': params, 'ema': params, 'opt': tx.init(params), 'step': jnp.zeros((), jnp.int32)}
     state = jax.device_put(state, whole)

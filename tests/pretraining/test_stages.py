@@ -15,6 +15,7 @@ import miniature  # noqa: E402
 from densegrpo_jax.models.packing import pack_latents  # noqa: E402
 from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
 from densegrpo_jax.data.tokenizers import build, load_tokenizers  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.pretraining import datasets, flow_stage, stage, text_stage, vae_stage  # noqa: E402
 
 
@@ -94,7 +95,8 @@ def test_noised_is_the_straight_path():
 
 def test_stage_resumes_exactly(tmp_path):
     config = ml_collections.ConfigDict(dict(steps=6, lr=0.1, warmup=1, ema=0.9))
-    options = dict(seed=0, log_every=100, save_seconds=0.0, keep=2)
+    mesh = make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+    options = dict(mesh=mesh, seed=0, log_every=100, save_seconds=0.0, keep=2)
 
     def loss_fn(params, batch, key):
         noise = jax.random.normal(key, ())
