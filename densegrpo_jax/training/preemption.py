@@ -1,4 +1,4 @@
-"""Stopping early without losing work: SIGTERM or SIGINT asks the loop to stop, a second signal ends the process at once.
+"""Stopping early without losing work: SIGTERM or SIGINT asks the loop to stop, a second of them ends the process at once.
 
 A process ends with ``FINISHED`` when training is complete, with ``RESUMABLE`` when it was asked to stop and the same command
 continues it, and with anything else when it failed.
@@ -110,25 +110,33 @@ def _ready(leaf) -> bool:
 
 @contextlib.contextmanager
 def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | None = None):
-    """Yields a StopRequest (of `hosts`) that the given signals set; the previous handlers return afterwards. Main thread only.
+    """Yields a StopRequest (of `hosts`) that a stop signal sets; the previous handlers return afterwards. Main thread only.
 
-    The second signal has the system's default action, so that it works even while the process is deep inside a compiler.
+    The second of `signals` has the system's default action, so that it works even while the process is deep inside a compiler.
+    SIGUSR1 asks for a stop too, but never ends the process, because it comes beside those and not instead of them: a supervisor
+    (launch/supervise.sh) hands on as SIGUSR1 a signal that the terminal has given to both. It does nothing afterwards: one that comes late
+    must not end what is left to do after the save.
     """
     stop = StopRequest(hosts)
     previous = {}
 
     def on_signal(number, frame):
         del frame
+        if number not in signals and stop.requested:
+            return
         stop.signal_name = signal.Signals(number).name
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        note = f'{stop.signal_name}: saving what is complete, then exit {RESUMABLE}. Once more: stop at once.\n'
-        os.write(2, note.encode())  # no buffered stream here: the signal may have come in the middle of a write to one
+        note = f'{stop.signal_name}: saving what is complete, then exit {RESUMABLE}.'
+        if number in signals:
+            for each in signals:
+                signal.signal(each, signal.SIG_DFL)
+            note += ' Once more: stop at once.'
+        os.write(2, f'{note}\n'.encode())  # no buffered stream here: the signal may have come in the middle of a write to one
 
     try:
-        for each in signals:
+        for each in (*signals, signal.SIGUSR1):
             previous[each] = signal.signal(each, on_signal)
         yield stop
     finally:
+        previous[signal.SIGUSR1] = lambda *_: None  # not SIG_IGN, which programs started later would inherit
         for each, handler in previous.items():
             signal.signal(each, handler)

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -202,9 +203,33 @@ def test_the_supervisor_restarts_what_can_be_resumed_and_nothing_else(tmp_path):
         assert done.returncode == wanted and (tmp_path / 'n').read_text() == '3\n'
 
 
-def test_the_supervisor_hands_a_stop_signal_on_and_waits_for_the_save(tmp_path):
-    job = "trap 'sleep 0.5; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.05; done"
-    process = subprocess.Popen(['bash', str(ROOT / 'launch/supervise.sh'), 'bash', '-c', job], stdout=subprocess.PIPE, text=True)
+STOPPABLE = """
+import sys, time
+from densegrpo_jax.training.preemption import RESUMABLE, handle_stop_signals
+with handle_stop_signals() as stop:
+    print('ready', flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print('saved', flush=True)
+sys.exit(RESUMABLE)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('send', [os.kill, os.killpg])  # as `kill` does, and as the terminal or systemd: to the trainer too
+def test_the_supervisor_hands_a_stop_signal_on_and_waits_for_the_save(send, number):
+    command = ['bash', str(ROOT / 'launch/supervise.sh'), sys.executable, '-c', STOPPABLE]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout.readline() == 'ready\n'
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == 'saved\n' and process.returncode == 75
+    send(process.pid, number)
+    assert process.communicate(timeout=60)[0] == 'saved\n' and process.returncode == 75
+
+
+@pytest.mark.parametrize('job, asked, wanted', [('echo; exec sleep 60', True, 75), ('echo; kill -USR1 $$', False, 128 + signal.SIGUSR1)])
+def test_what_the_supervisors_own_signal_ends_was_asked_to_stop(job, asked, wanted):
+    process = subprocess.Popen(['bash', str(ROOT / 'launch/supervise.sh'), 'bash', '-c', job], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == '\n'
+    if asked:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == wanted

@@ -107,3 +107,29 @@ def test_exit_status_of_a_real_process(times, code):
         child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)
     assert child.returncode == code
+
+
+SIGNALS = """
+import os, signal, sys
+from densegrpo_jax.training import preemption
+with preemption.handle_stop_signals() as stop:
+    for name in sys.argv[1:]:
+        os.kill(os.getpid(), getattr(signal, name))
+    assert stop.requested
+os.kill(os.getpid(), signal.SIGUSR1)  # a late one
+sys.exit(preemption.RESUMABLE)
+"""
+
+
+@pytest.mark.parametrize(
+    'names, code',
+    [
+        (['SIGTERM', 'SIGUSR1', 'SIGUSR1'], 75),
+        (['SIGUSR1', 'SIGTERM'], 75),
+        (['SIGUSR1', 'SIGINT', 'SIGUSR1', 'SIGINT'], -signal.SIGINT),  # Ctrl-C twice, under a supervisor
+    ],
+)
+def test_a_supervisors_signal_asks_for_a_stop_and_never_ends_the_process(names, code):
+    done = subprocess.run([sys.executable, '-c', SIGNALS, *names], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert f'{names[0]}: saving what is complete, then exit 75.' in done.stderr
