@@ -3,7 +3,7 @@
 #   exit 0   it has finished
 #   exit 75  it was asked to stop and can be resumed: started again, unless this script was asked to stop too
 #   other    it failed: so does this script, at once
-# Started again, densegrpo_jax.main continues from its last checkpoint. TERM or INT is handed on as USR1 and ends the loop. Not as itself:
+# Started again, densegrpo_jax.main continues from its last checkpoint. TERM, INT or HUP is handed on as USR1 and ends the loop. Not as itself:
 # Ctrl-C and a service manager send theirs to the command too, and the second one would end it in the middle of its save. What does not know
 # USR1 (another program, or Python before its handler is there) is ended by it; that counts as asked to stop: 75.
 set -euo pipefail
@@ -22,7 +22,7 @@ stop() {
   interrupted=yes
   if [ -n "$child" ]; then kill -USR1 "$child" 2>/dev/null || true; fi
 }
-trap stop TERM INT
+trap stop TERM INT HUP
 while [ -z "$stopped" ]; do
   "$@" &
   child=$!

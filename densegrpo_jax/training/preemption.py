@@ -113,9 +113,10 @@ def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | 
     """Yields a StopRequest (of `hosts`) that a stop signal sets; the previous handlers return afterwards. Main thread only.
 
     The second of `signals` has the system's default action, so that it works even while the process is deep inside a compiler.
-    SIGUSR1 asks for a stop too, but never ends the process, because it comes beside those and not instead of them: a supervisor
-    (launch/supervise.sh) hands on as SIGUSR1 a signal that the terminal has given to both. It does nothing afterwards: one that comes late
-    must not end what is left to do after the save.
+    SIGHUP and SIGUSR1 ask for a stop too, but never end the process, because they come beside those and not instead of them: systemd sends
+    SIGHUP right after SIGTERM to what a session has left, and a supervisor (launch/supervise.sh) hands on as SIGUSR1 a signal that the
+    terminal has given to both. An ignored SIGHUP (nohup) stays ignored. SIGUSR1 does nothing afterwards: one that comes late must not end
+    what is left to do after the save.
     """
     stop = StopRequest(hosts)
     previous = {}
@@ -130,11 +131,15 @@ def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | 
             for each in signals:
                 signal.signal(each, signal.SIG_DFL)
             note += ' Once more: stop at once.'
-        os.write(2, f'{note}\n'.encode())  # no buffered stream here: the signal may have come in the middle of a write to one
+        try:
+            os.write(2, f'{note}\n'.encode())  # no buffered stream here: the signal may have come in the middle of a write to one
+        except OSError:  # the terminal is gone, as after SIGHUP: what is said about the save must not make it fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
     try:
-        for each in (*signals, signal.SIGUSR1):
-            previous[each] = signal.signal(each, on_signal)
+        for each in (*signals, signal.SIGHUP, signal.SIGUSR1):
+            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
+                previous[each] = signal.signal(each, on_signal)
         yield stop
     finally:
         previous[signal.SIGUSR1] = lambda *_: None  # not SIG_IGN, which programs started later would inherit

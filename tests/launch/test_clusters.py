@@ -216,7 +216,7 @@ sys.exit(RESUMABLE)
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize('send', [os.kill, os.killpg])  # as `kill` does, and as the terminal or systemd: to the trainer too
 def test_the_supervisor_hands_a_stop_signal_on_and_waits_for_the_save(send, number):
     command = ['bash', str(ROOT / 'launch/supervise.sh'), sys.executable, '-c', STOPPABLE]

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -124,12 +125,33 @@ sys.exit(preemption.RESUMABLE)
 @pytest.mark.parametrize(
     'names, code',
     [
-        (['SIGTERM', 'SIGUSR1', 'SIGUSR1'], 75),
-        (['SIGUSR1', 'SIGTERM'], 75),
+        (['SIGTERM', 'SIGHUP', 'SIGUSR1'], 75),  # the end of a session, under a supervisor
+        (['SIGUSR1', 'SIGHUP', 'SIGHUP', 'SIGTERM'], 75),
         (['SIGUSR1', 'SIGINT', 'SIGUSR1', 'SIGINT'], -signal.SIGINT),  # Ctrl-C twice, under a supervisor
     ],
 )
-def test_a_supervisors_signal_asks_for_a_stop_and_never_ends_the_process(names, code):
+def test_hangup_and_a_supervisors_signal_ask_for_a_stop_and_never_end_the_process(names, code):
     done = subprocess.run([sys.executable, '-c', SIGNALS, *names], stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     assert f'{names[0]}: saving what is complete, then exit 75.' in done.stderr
+
+
+def test_an_ignored_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with preemption.handle_stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_does_not_change_the_exit_status():
+    program = PROGRAM.replace('sys.exit', "print('saved', file=sys.stderr, flush=True)\nsys.exit")
+    ours, terminal = pty.openpty()
+    with subprocess.Popen([sys.executable, '-c', program, 'once'], stdout=subprocess.PIPE, stderr=terminal, text=True) as child:
+        assert child.stdout.readline() == 'ready\n'
+        os.close(terminal)
+        os.close(ours)
+        child.send_signal(signal.SIGHUP)
+        assert child.wait(timeout=60) == 75
