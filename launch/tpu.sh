@@ -9,7 +9,7 @@
 #   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
 # A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
-# every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it.
+# every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical namespace.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -66,6 +66,20 @@ create() {
   vm create "$name" --accelerator-type="$type" --version="$image" ${options[@]+"${options[@]}"}
 }
 
+# A checkpoint is complete when its folder is renamed, which gcsfuse does only in a bucket with a hierarchical namespace.
+check_bucket() {
+  local enabled create
+  if [ -z "$bucket" ]; then return; fi
+  create="gcloud storage buckets create gs://NAME --location=${zone%-*} --enable-hierarchical-namespace --uniform-bucket-level-access"
+  if [ "${#project[@]}" -gt 0 ]; then create="$create ${project[*]}"; fi
+  enabled="$(gcloud storage buckets describe "gs://$bucket" --format='value(hierarchical_namespace.enabled)' ${project[@]+"${project[@]}"})" ||
+    die "--bucket=$bucket could not be looked at (the lines above say why). If there is none, make one: $create"
+  case "$enabled" in
+    [Tt]rue) ;;
+    *) die "--bucket=$bucket has no hierarchical namespace, so that no checkpoint could be committed there. An old bucket cannot get one; make another: $create" ;;
+  esac
+}
+
 setup() {
   local archive mount=
   if [ -n "$(git status --porcelain)" ]; then say "note: changes that are not committed do not go along"; fi
@@ -74,8 +88,9 @@ setup() {
   vm scp "$archive" "$name:densegrpo_jax.tar.gz" --worker=all
   rm -r "$(dirname "$archive")"
   if [ -n "$bucket" ]; then
+    # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
     # shellcheck disable=SC2016  # $HOME is the worker's
-    mount=' && mkdir -p $HOME/bucket && (mountpoint -q $HOME/bucket || gcsfuse --implicit-dirs '"$(printf '%q' "$bucket")"' $HOME/bucket) && echo "workdir: $HOME/bucket/..."'
+    mount=' && mkdir -p $HOME/bucket && (mountpoint -q $HOME/bucket || gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 '"$(printf '%q' "$bucket")"' $HOME/bucket) && echo "workdir: $HOME/bucket/..."'
   fi
   everywhere "set -e; tar xzf densegrpo_jax.tar.gz; cd densegrpo_jax; bash launch/tpu_worker.sh setup$mount"
 }
@@ -88,6 +103,7 @@ train() {
 watch() {
   need --bucket "$bucket"
   if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
+  check_bucket  # before a machine is paid for
   local state outcome
   while true; do
     state="$(vm describe "$name" --format='value(state)' 2>/dev/null || true)"
@@ -122,7 +138,10 @@ watch() {
 
 case "$action" in
   create) create ;;
-  setup) setup ;;
+  setup)
+    check_bucket
+    setup
+    ;;
   train) train "$@" ;;
   watch) watch "$@" ;;
   logs) vm ssh "$name" --worker=0 --command='tail -n 100 -F densegrpo_jax/train.log' ;;

@@ -14,12 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Writes its name and arguments down, one call a line; answers with the first line of the file $ANSWERS/<name> [and takes it away], whose
-# first word is the exit code.
+# first word is the exit code. Unless told otherwise, a bucket has a hierarchical namespace.
 STAND_IN = """#!/bin/bash
 { printf '%q ' "$(basename "$0")" "$@"; echo; } >>"$CALLS"
-case "$*" in *describe*) topic=describe ;; *outcome*) topic=outcome ;; *) topic="$(basename "$0")" ;; esac
+case "$*" in
+  *"buckets describe"*) topic=bucket ;;
+  *describe*) topic=describe ;;
+  *outcome*) topic=outcome ;;
+  *) topic="$(basename "$0")" ;;
+esac
 file="$ANSWERS/$topic"
-[ -s "$file" ] || exit 0
+[ -s "$file" ] || { [ "$topic" != bucket ] || echo True; exit 0; }
 read -r code answer <"$file"
 sed -i 1d "$file"
 [ -z "$answer" ] || echo "$answer"
@@ -105,11 +110,26 @@ def test_what_is_missing_is_named(scripts, args, message):
 def test_setup_sends_the_commit_to_every_worker(scripts):
     done, calls = scripts('tpu.sh', 'setup', *VM, '--bucket=my-bucket')
     assert done.returncode == 0, done.stderr
-    (scp, ssh) = calls
+    (bucket, scp, ssh) = calls
+    assert bucket == ['gcloud', 'storage', 'buckets', 'describe', 'gs://my-bucket', '--format=value(hierarchical_namespace.enabled)']
     assert scp[4] == 'scp' and scp[6:] == ['n:densegrpo_jax.tar.gz', '--worker=all', *TAIL]
     assert ssh[4:7] == ['ssh', 'n', '--worker=all'] and ssh[7].startswith('--command=set -e; tar xzf densegrpo_jax.tar.gz;')
-    assert 'launch/tpu_worker.sh setup' in ssh[7] and 'gcsfuse --implicit-dirs my-bucket' in ssh[7]
+    assert 'launch/tpu_worker.sh setup' in ssh[7] and 'gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 my-bucket' in ssh[7]
     assert 'gcsfuse' not in str(scripts('tpu.sh', 'setup', *VM)[1])
+
+
+@pytest.mark.parametrize(
+    'answer, message', [((0, ''), 'has no hierarchical namespace'), ((0, 'False'), 'has no'), ((1, ''), 'could not be looked at')]
+)
+@pytest.mark.parametrize(
+    'args', [['setup', '--bucket=b', '--project=p'], ['watch', '--bucket=b', '--project=p', '--type=v5p-8', '--', '--workdir=w']]
+)
+def test_a_bucket_that_cannot_rename_folders_is_refused_before_anything_is_made(scripts, args, answer, message):
+    done, calls = scripts('tpu.sh', args[0], '--name=n', '--zone=us-east5-a', *args[1:], answers_for={'bucket': [answer]})
+    assert done.returncode == 1 and len(calls) == 1 and calls[0][-1] == '--project=p'
+    assert f'--bucket=b {message}' in done.stderr
+    create = 'buckets create gs://NAME --location=us-east5 --enable-hierarchical-namespace --uniform-bucket-level-access --project=p'
+    assert create in done.stderr
 
 
 def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
@@ -125,14 +145,15 @@ def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
     options = ['--type=v5p-8', '--spot', '--bucket=b', '--poll=0', '--', '--workdir=w']
     done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
     assert done.returncode == 0, done.stderr
-    assert [call[4] for call in calls] == ['describe', 'delete', 'create', 'scp', 'ssh', 'ssh', 'describe', 'ssh', 'describe', 'ssh']
-    assert 'finished' in done.stderr and '--spot' in calls[2] and 'train' in calls[5][7]
+    assert calls[0][1:4] == ['storage', 'buckets', 'describe']
+    assert [call[4] for call in calls[1:]] == ['describe', 'delete', 'create', 'scp', 'ssh', 'ssh', 'describe', 'ssh', 'describe', 'ssh']
+    assert 'finished' in done.stderr and '--spot' in calls[3] and 'train' in calls[6][7]
 
 
 def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
     answers = {'describe': [(1, ''), (1, ''), (0, 'READY')], 'gcloud': [(1, '')], 'outcome': [(0, '3')]}
     done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
-    assert [call[4] for call in calls][:4] == ['describe', 'create', 'describe', 'create']
+    assert [call[4] for call in calls][1:5] == ['describe', 'create', 'describe', 'create']
     assert done.returncode == 1 and 'failed with exit code 3' in done.stderr
 
 
