@@ -104,18 +104,22 @@ watch() {
   need --bucket "$bucket"
   if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
   check_bucket  # before a machine is paid for
-  local state outcome
+  local state run look
+  look='if [ -e densegrpo_jax/launch/tpu_worker.sh ]; then bash densegrpo_jax/launch/tpu_worker.sh state; else echo absent; fi'
   while true; do
     state="$(vm describe "$name" --format='value(state)' 2>/dev/null || true)"
     case "$state" in
       READY)
-        # The run's own outcome, once there is one: 0 finished, 75 resumable, anything else failed.
-        outcome="$(vm ssh "$name" --worker=0 --command='cat densegrpo_jax/outcome 2>/dev/null || true' || true)"
-        case "$outcome" in
-          '') ;;
+        run="$(vm ssh "$name" --worker=0 --command="$look" || true)"
+        case "$run" in
+          running | '') ;; # '': it did not answer
           0) say "The run has finished. Delete the VM: bash launch/tpu.sh delete --name=$name --zone=$zone"; return ;;
-          75) train "$@" ;;
-          *) die "the run failed with exit code $outcome: bash launch/tpu.sh logs --name=$name --zone=$zone" ;;
+          75 | absent) # stopped, never started or lost in a reboot, which also takes the bucket away
+            say "$name is ready and trains nothing ($run): starting the run"
+            setup
+            train "$@"
+            ;;
+          *) die "the run failed with exit code $run: bash launch/tpu.sh logs --name=$name --zone=$zone" ;;
         esac
         ;;
       CREATING | STARTING | RESTARTING | REPAIRING) ;;

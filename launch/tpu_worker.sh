@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # What launch/tpu.sh runs on each worker of a slice, in the unpacked repository:
-#   tpu_worker.sh setup | train MAIN-ARGUMENTS... | stop
+#   tpu_worker.sh setup | train MAIN-ARGUMENTS... | state | stop
 # train leaves a supervised run in the background: train.log has its output, run.pid its process, outcome its exit code in the end.
+# state says how that run is: `running`, its exit code, or `absent` where none was started, or a reboot ended it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
 source launch/setup_env.sh
 
-running() { [ -e run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; }
+# The run's shell holds this lock until the outcome is written. Nothing is left of it after a reboot, when run.pid may name another process.
+running() { [ -e run.lock ] && ! flock -ns run.lock true; }
 
 action="${1:-}"
 shift || true
@@ -20,14 +22,24 @@ case "$action" in
     setup_env requirements-tpu.txt
     ;;
   train)
-    if running; then die "a run is under way here (process $(cat run.pid)); stop it first: bash launch/tpu.sh stop"; fi
+    exec 9>>run.lock
+    if ! flock -n 9; then die "a run is under way here (process $(cat run.pid)); stop it first: bash launch/tpu.sh stop"; fi
+    rm -f outcome run.pid
     setup_env requirements-tpu.txt
-    rm -f outcome
     # The inner shell outlives the supervisor to write down how it ended.
     # shellcheck disable=SC2016  # expanded by the inner shell
-    setsid nohup bash -c 'bash launch/supervise.sh "$@" & echo "$!" >run.pid; status=0; wait "$!" || status=$?; echo "$status" >outcome' run \
+    setsid nohup bash -c 'bash launch/supervise.sh "$@" 9>&- & echo "$!" >run.pid; status=0; wait "$!" || status=$?; echo "$status" >outcome' run \
       "$PYTHON" -m densegrpo_jax.main --distributed=on "$@" >>train.log 2>&1 </dev/null &
     say "started; its log is densegrpo_jax/train.log"
+    ;;
+  state)
+    if running; then
+      echo running
+    elif [ -s outcome ]; then
+      cat outcome
+    else
+      echo absent
+    fi
     ;;
   stop)
     if ! running; then
@@ -38,5 +50,5 @@ case "$action" in
     while running; do sleep 1; done
     say "stopped; train with the same arguments continues"
     ;;
-  *) die "usage: tpu_worker.sh setup | train MAIN-ARGUMENTS... | stop" ;;
+  *) die "usage: tpu_worker.sh setup | train MAIN-ARGUMENTS... | state | stop" ;;
 esac

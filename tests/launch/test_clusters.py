@@ -20,7 +20,7 @@ STAND_IN = """#!/bin/bash
 case "$*" in
   *"buckets describe"*) topic=bucket ;;
   *describe*) topic=describe ;;
-  *outcome*) topic=outcome ;;
+  *"tpu_worker.sh state"*) topic=state ;;
   *) topic="$(basename "$0")" ;;
 esac
 file="$ANSWERS/$topic"
@@ -31,7 +31,7 @@ sed -i 1d "$file"
 exit "$code"
 """
 
-# An interpreter whose packages are all installed; modules are recorded.
+# An interpreter whose packages are all installed; modules are recorded, and training goes on as long as there is the file $HOLD.
 PYTHON = """#!/bin/bash
 case "$*" in
   "-c import sys; sys.exit(sys.version_info"*|"-m pip --version") exit ;;
@@ -39,6 +39,7 @@ case "$*" in
   "-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; exit ;;
 esac
 { printf '%q ' python "$@"; echo; } >>"$CALLS"
+case "$*" in *densegrpo_jax.main*) while [ -e "${HOLD:-}" ]; do sleep 0.05; done ;; esac
 """
 
 
@@ -141,7 +142,7 @@ def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
 
 
 def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
-    answers = {'describe': [(0, 'PREEMPTED'), (0, 'READY'), (0, 'READY')], 'outcome': [(0, ''), (0, '0')]}
+    answers = {'describe': [(0, 'PREEMPTED'), (0, 'READY'), (0, 'READY')], 'state': [(0, 'running'), (0, '0')]}
     options = ['--type=v5p-8', '--spot', '--bucket=b', '--poll=0', '--', '--workdir=w']
     done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
     assert done.returncode == 0, done.stderr
@@ -150,8 +151,18 @@ def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
     assert 'finished' in done.stderr and '--spot' in calls[3] and 'train' in calls[6][7]
 
 
+@pytest.mark.parametrize('state', ['absent', '75'])
+def test_a_slice_that_trains_nothing_is_set_up_and_started(scripts, state):
+    answers = {'describe': [(0, 'READY')] * 4, 'state': [(255, ''), (0, state), (0, 'running'), (0, '0')]}
+    done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    look = ['describe', 'ssh']
+    assert [call[4] for call in calls[1:]] == [*look, *look, 'scp', 'ssh', 'ssh', *look, *look]
+    assert 'setup && mkdir' in calls[6][7] and 'tpu_worker.sh train --workdir=w' in calls[7][7]
+
+
 def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
-    answers = {'describe': [(1, ''), (1, ''), (0, 'READY')], 'gcloud': [(1, '')], 'outcome': [(0, '3')]}
+    answers = {'describe': [(1, ''), (1, ''), (0, 'READY')], 'gcloud': [(1, '')], 'state': [(0, '3')]}
     done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
     assert [call[4] for call in calls][1:5] == ['describe', 'create', 'describe', 'create']
     assert done.returncode == 1 and 'failed with exit code 3' in done.stderr
@@ -213,6 +224,26 @@ def test_a_worker_writes_down_how_the_run_ended(scripts):
     assert outcome.read_text() == '0\n'
     recorded = [shlex.split(line) for line in (scripts.folder.parent / 'calls').read_text().splitlines()]
     assert recorded[-1] == ['python', '-m', 'densegrpo_jax.main', '--distributed=on', '--config=c', '--config.label=two words']
+
+
+def test_a_worker_says_how_its_run_is(scripts, tmp_path):
+    state = lambda: scripts('tpu_worker.sh', 'state')[0].stdout
+    assert state() == 'absent\n'
+    (scripts.folder / 'run.pid').write_text(f'{os.getpid()}\n')  # after a reboot: another process has that number
+    assert state() == 'absent\n'
+    hold = tmp_path / 'hold'
+    hold.touch()
+    assert scripts('tpu_worker.sh', 'train', '--config=c', HOLD=str(hold))[0].returncode == 0
+    try:
+        assert state() == 'running\n'
+        assert 'a run is under way here' in scripts('tpu_worker.sh', 'train', '--config=c')[0].stderr
+        assert state() == 'running\n'
+    finally:
+        hold.unlink()
+    deadline = time.monotonic() + 30
+    while state() == 'running\n' and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state() == '0\n'
 
 
 def test_the_supervisor_restarts_what_can_be_resumed_and_nothing_else(tmp_path):
