@@ -139,7 +139,7 @@ def watch(command: Sequence[str], log: pathlib.Path, stop: StopRequest, env: Map
         told = False
         while process.poll() is None:
             if stop.requested and not told:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGUSR1)  # not a second SIGTERM where the whole scope gets one: that would end it without saving
                 told = True
             time.sleep(0.2)
-    return process.returncode
+    return RESUMABLE if told and process.returncode == -signal.SIGUSR1 else process.returncode  # it had not begun to listen

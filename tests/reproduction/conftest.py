@@ -8,14 +8,14 @@ from densegrpo_jax.reproduction.sweep import Run
 
 FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
 
-# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGTERM before the end makes it exit with 75.
+# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGUSR1 before the end makes it exit with 75.
 TRAINING = """
     import json, pathlib, signal, sys, time
     args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:] if '=' in a)
     folder, seed = pathlib.Path(args['workdir']), int(args['config.seed'])
     if args.get('config.credit.rule') == 'fails':
         sys.exit(3)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
     while (folder.parent.parent / 'hold').exists():
         (folder / 'waiting').write_text('')
         time.sleep(0.02)
