@@ -228,37 +228,6 @@ def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_mo
     return written
 
 
-def stack_blocks(tree: dict, *stacks: str) -> dict:
-    """Unscanned to scanned layout: subtrees '<stack>_0', '<stack>_1', ... become '<stack>' with a new leading axis. At any depth."""
-    if not isinstance(tree, dict):
-        return tree
-    tree = dict(tree)
-    for stack in stacks:
-        names = sorted((n for n in tree if re.fullmatch(rf'{stack}_\d+', n)), key=lambda n: int(n.rsplit('_', 1)[1]))
-        if not names:
-            continue
-        blocks = [tree.pop(n) for n in names]
-        if names != [f'{stack}_{i}' for i in range(len(names))] or any(
-            jax.tree.structure(b) != jax.tree.structure(blocks[0]) for b in blocks):
-            raise ValueError(f'{stack}: only equal blocks numbered from 0 without gaps can be stacked, found {names}')
-        tree[stack] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    return {name: stack_blocks(subtree, *stacks) for name, subtree in tree.items()}
-
-
-def unstack_blocks(tree: dict, *stacks: str) -> dict:
-    """Inverse of `stack_blocks`."""
-    if not isinstance(tree, dict):
-        return tree
-    result = {}
-    for name, subtree in tree.items():
-        if name in stacks:
-            for i in range(jax.tree.leaves(subtree)[0].shape[0]):
-                result[f'{name}_{i}'] = jax.tree.map(lambda leaf: leaf[i], subtree)
-        else:
-            result[name] = unstack_blocks(subtree, *stacks)
-    return result
-
-
 def _sources(folder, rules, flat, prefix, layout):
     """(tensors by key, path -> (rule, its keys in block order)) of a checkpoint that fits."""
     tensors = _open_tensors(pathlib.Path(folder))

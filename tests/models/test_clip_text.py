@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from block_stacks import stack_blocks
 
 from densegrpo_jax.models import clip_text, weights
 
@@ -126,11 +127,11 @@ def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
     value, grads = value_and_grad(params)
     for path, g in jax.tree.leaves_with_path(grads):
         assert np.isfinite(g).all() and np.any(g), jax.tree_util.keystr(path)
-    stacked = weights.stack_blocks(params, 'layers')
+    stacked = stack_blocks(params, 'layers')
     for options in (dict(scan=True), dict(scan=True, remat=True)):
         other, other_grads = value_and_grad(stacked, **options)
         np.testing.assert_allclose(other, value, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_grads, weights.stack_blocks(grads, 'layers'))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_grads, stack_blocks(grads, 'layers'))
 
 
 def test_too_many_tokens():

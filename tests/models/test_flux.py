@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from block_stacks import stack_blocks, unstack_blocks
 
 from densegrpo_jax.models import flux, mmdit
 from densegrpo_jax.models import weights
@@ -117,13 +118,13 @@ def test_scanned_and_unscanned_trees_convert():
     args = inputs(BASE, 1, (2, 2), 3)
     net = flux.FluxTransformer(flux.FluxConfig.from_json(BASE))
     params = random_params(net, BASE)
-    stacked = weights.stack_blocks(params, *flux.STACKS)
+    stacked = stack_blocks(params, *flux.STACKS)
     scanned = flux.FluxTransformer(net.config, scan=True)
     shapes = jax.eval_shape(scanned.init, jax.random.key(0), *args)['params']
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     want = np.asarray(jax.jit(net.apply)({'params': params}, *args))
     assert relative_error(jax.jit(scanned.apply)({'params': stacked}, *args), want) <= 1e-6
-    jax.tree.map(np.testing.assert_array_equal, weights.unstack_blocks(stacked, *flux.STACKS), params)
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(stacked, *flux.STACKS), params)
 
 
 def test_fresh_network_predicts_zero():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from block_stacks import stack_blocks, unstack_blocks
 
 from densegrpo_jax.models import flux
 from densegrpo_jax.models import lora
@@ -31,7 +32,7 @@ def build(scan, **kwargs):
     rng = np.random.default_rng(1)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, shapes)
     if scan:
-        tree = {name: weights.stack_blocks(collection, *flux.STACKS) for name, collection in tree.items()}
+        tree = {name: stack_blocks(collection, *flux.STACKS) for name, collection in tree.items()}
     return net, tree['params'], tree['lora']
 
 
@@ -50,7 +51,7 @@ def test_equals_torch_with_merged_weights(scan, tmp_path):
     module = diffusers.FluxTransformer2DModel(**{k: v for k, v in CONFIG.to_json().items() if k != '_class_name'}).eval()
     from safetensors.torch import load_file
     module.load_state_dict(load_file(tmp_path / 'diffusion_pytorch_model.safetensors'))
-    flat = weights.unstack_blocks(adapters, *flux.STACKS) if scan else adapters
+    flat = unstack_blocks(adapters, *flux.STACKS) if scan else adapters
     names = LORA.select(flux.module_paths(CONFIG, False))
     assert len(names) == 2 * 12 + 5
     with torch.no_grad():
@@ -88,7 +89,7 @@ def test_gradient_over_the_collection_alone(remat):
         grads[scan] = jax.jit(jax.grad(loss))(adapters)
     assert jax.tree.structure(grads[True]) == jax.tree.structure(adapters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
-                 weights.unstack_blocks(grads[True], *flux.STACKS), grads[False])
+                 unstack_blocks(grads[True], *flux.STACKS), grads[False])
     keys = iter(jax.random.split(jax.random.key(5), 200))
     direction = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), adapters)
     step = lambda h: float(loss(jax.tree.map(lambda x, d: x + h * d, adapters, direction)))
@@ -103,7 +104,7 @@ def test_fresh_adapters():
                 for scan in (False, True)}
     for scan in (False, True):  # the same tree as the network's own
         assert jax.tree.map(jnp.shape, adapters[scan]) == jax.tree.map(lambda s: s.shape, shapes(scan)['lora'])
-    jax.tree.map(np.testing.assert_array_equal, weights.stack_blocks(adapters[False], *flux.STACKS), adapters[True])
+    jax.tree.map(np.testing.assert_array_equal, stack_blocks(adapters[False], *flux.STACKS), adapters[True])
     leaves = adapters[True]['transformer_blocks']['ff']['net_2']
     assert leaves['a'].dtype == leaves['b'].dtype == jnp.float32 and not leaves['b'].any()
     assert float(leaves['a'].std()) == pytest.approx(1 / 8, rel=0.1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from block_stacks import stack_blocks
 
 from densegrpo_jax.models import t5, weights
 
@@ -129,12 +130,12 @@ def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
     value, grads = value_and_grad(params)
     for path, g in jax.tree.leaves_with_path(grads):
         assert np.isfinite(g).all() and np.any(g), jax.tree_util.keystr(path)
-    stacked = weights.stack_blocks(params, 'block')
+    stacked = stack_blocks(params, 'block')
     for options in (dict(scan=True), dict(scan=True, remat=True)):
         other, other_grads = value_and_grad(stacked, **options)
         np.testing.assert_allclose(other, value, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max())),
-                     other_grads, weights.stack_blocks(grads, 'block'))
+                     other_grads, stack_blocks(grads, 'block'))
     # Products preserve variance and attention starts soft: the block outputs are comparable with the embeddings.
     hidden = jax.jit(t5.T5Encoder(config).apply)({'params': params}, ids)
     assert 0.5 < float(hidden.std()) < 2

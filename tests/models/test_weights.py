@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from block_stacks import unstack_blocks
 import safetensors.numpy
 
 from densegrpo_jax.models import flux
@@ -55,7 +56,7 @@ def test_values_and_block_order(tmp_path):
 
 def test_scanned_and_unscanned_tables_agree(tmp_path):
     params = weights.load_weights(write(tmp_path, tensors()), RULES, abstract())
-    flat = weights.unstack_blocks(params, 'blocks')
+    flat = unstack_blocks(params, 'blocks')
     jax.tree.map(np.testing.assert_array_equal, weights.load_weights(tmp_path, UNSCANNED, flat), flat)
 
 
@@ -209,11 +210,3 @@ def test_rules_are_checked():
     for source, target in (('a.{i}.{j}', 'b'), ('a', 'b/{i}')):
         with pytest.raises(ValueError, match='fields'):
             Rule(source, target)
-
-
-def test_blocks_with_gaps_do_not_stack():
-    block = {'w': jnp.ones(2)}
-    with pytest.raises(ValueError, match='b_2'):
-        weights.stack_blocks({'b_0': block, 'b_2': block}, 'b')
-    nested = weights.stack_blocks({'encoder': {'b_0': block, 'b_1': block, 'linear_1': block}}, 'b')
-    assert nested['encoder']['b']['w'].shape == (2, 2) and 'linear_1' in nested['encoder']
