@@ -56,7 +56,7 @@ class FluxPipeline(Pipeline):
         return tokenize(clip, prompts, clip.model_max_length), tokenize(t5_tokenizer, prompts, self.t5_length)
 
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
-        """T5 sees the padding, as in Diffusers: no mask is passed."""
+        """T5 sees the padding, as in Diffusers, which passes no mask."""
         _, pooled = self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
         return Conditioning(self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids), pooled)
 

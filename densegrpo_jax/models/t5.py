@@ -138,11 +138,8 @@ class T5Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """ids [B, L] int32 -> [B, L, d_model].
-
-        mask: [B, L], nonzero where a token may be attended to. FluxPipeline passes none, so padding is attended to there.
-        """
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers' pipelines."""
         c = self.config
         batch, length = ids.shape
         x = nn.Embed(c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), name='shared')(ids.reshape(-1))
@@ -152,8 +149,6 @@ class T5Encoder(nn.Module):
         table = nn.Embed(c.relative_attention_num_buckets, c.num_heads, embedding_init=nn.initializers.normal(c.d_model ** -0.5),
                          name='relative_attention_bias')
         bias = table(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
-        if mask is not None:
-            bias = jnp.where(mask[:, None, None, :] != 0, bias, jnp.finfo(jnp.float32).min)
 
         x, _ = run_blocks(Block, c.num_layers, 'block', x.astype(jnp.float32), bias, scan=self.scan, remat=self.remat,
                           config=c, batch=batch, dtype=self.dtype)

@@ -69,23 +69,6 @@ def test_equals_torch(case, scan, tmp_path):
     assert relative_error(jax.jit(model.apply)({'params': params}, ids), expected) < 1e-5
 
 
-def test_mask_equals_torch_and_hides_tokens(tmp_path):
-    overrides, shape = CASES['gated']
-    torch, reference = torch_model(overrides)
-    reference.save_pretrained(tmp_path)
-    model, params = load(tmp_path, scan=False)
-    ids = np.random.default_rng(1).integers(0, 60, shape).astype(np.int32)
-    mask = (np.arange(shape[1]) < np.array([[7], [shape[1]]])).astype(np.int32)
-    with torch.no_grad():
-        expected = reference(torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask)).last_hidden_state
-    apply = jax.jit(model.apply)
-    ours = apply({'params': params}, ids, mask)
-    assert relative_error(ours, expected) < 1e-5
-    changed = np.where(mask == 1, ids, (ids + 1) % 60)
-    np.testing.assert_array_equal(np.asarray(apply({'params': params}, changed, mask))[0, :7], np.asarray(ours)[0, :7])
-    assert relative_error(apply({'params': params}, ids), expected) > 1e-2  # without a mask, padding is attended to
-
-
 @pytest.mark.parametrize('num_buckets, max_distance', [(32, 128), (8, 20), (16, 64), (64, 256)])
 def test_buckets_equal_torch(num_buckets, max_distance):
     torch = pytest.importorskip('torch')
