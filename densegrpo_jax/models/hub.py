@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def find_folder(
-    name: str, *, option: str, holds: str, example: str, files: Sequence[str], ignored: Sequence[str] = (), revision: str | None = None
+    name: str, *, option: str, holds: str, example: str, files: Sequence[str], ignored: Sequence[str] = ()
 ) -> pathlib.Path:
     """The folder `name` itself, or a local copy of the Hugging Face repository of that id.
 
@@ -25,8 +25,7 @@ def find_folder(
     from huggingface_hub import errors
 
     try:
-        patterns = {'allow_patterns': list(files), 'ignore_patterns': list(ignored)}
-        return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), ignore_patterns=list(ignored)))
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
         gated = isinstance(error, errors.GatedRepoError)
         raise FileNotFoundError(

@@ -35,7 +35,7 @@ def folders(kind: type[Pipeline]) -> list[str]:
     return ['scheduler', *map(kind.folder, kind.INDEX), *(name for name, _ in kind.TOKENIZERS)]
 
 
-def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
+def resolve_folder(name: str) -> pathlib.Path:
     """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that the package ships, or the
     Hugging Face repository of that id, downloaded or cached.
 
@@ -56,7 +56,6 @@ def resolve_folder(name: str, *, revision: str | None = None) -> pathlib.Path:
         example='black-forest-labs/FLUX.1-dev',
         files=['model_index.json', *(f'{c}/*' for c in sorted(components))],
         ignored=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*'],
-        revision=revision,
     )
 
 

@@ -105,10 +105,9 @@ class Rule:
         return _fill(self.source, fields)
 
 
-def linear_rules(source: str, target: str, *, bias: bool = True) -> list[Rule]:
+def linear_rules(source: str, target: str) -> list[Rule]:
     """Rules of a torch Linear: weight -> kernel (transposed), bias -> bias."""
-    rules = [Rule(f'{source}.weight', f'{target}/kernel', 'linear')]
-    return rules + [Rule(f'{source}.bias', f'{target}/bias')] if bias else rules
+    return [Rule(f'{source}.weight', f'{target}/kernel', 'linear'), Rule(f'{source}.bias', f'{target}/bias')]
 
 
 def _fields(template: str) -> dict[str, str | None]:
