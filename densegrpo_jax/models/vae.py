@@ -62,14 +62,13 @@ class GroupNorm(nn.Module):
     """
     num_groups: int
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        scale = self.param('scale', nn.initializers.ones, (channels,), self.param_dtype)
-        bias = self.param('bias', nn.initializers.zeros, (channels,), self.param_dtype)
+        scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
         # [2, B, C] -> mean over pixels and over the channels of each group.
         moments = jnp.stack([x.mean((1, 2)), jnp.square(x).mean((1, 2))])
@@ -84,14 +83,12 @@ class GroupNorm(nn.Module):
 class PointwiseConv(nn.Module):
     """1x1 convolution as a product of matrices, whose weight gradient on XLA:CPU is several times faster than the convolution's."""
     channels: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param('kernel', nn.initializers.lecun_normal(), (1, 1, x.shape[-1], self.channels), self.param_dtype)
-        bias = self.param('bias', nn.initializers.zeros, (self.channels,), self.param_dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0].astype(self.dtype) + bias.astype(self.dtype)
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), (1, 1, x.shape[-1], self.channels), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.channels,), jnp.float32)
+        y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0].astype(jnp.float32) + bias.astype(jnp.float32)
         return y.reshape(*x.shape[:-1], self.channels)
 
 
@@ -99,51 +96,43 @@ class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
     channels: int
     num_groups: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        h = nn.silu(GroupNorm(self.num_groups, name='norm1', **kwargs)(x))
-        h = nn.Conv(self.channels, (3, 3), name='conv1', **kwargs)(h)
-        h = nn.silu(GroupNorm(self.num_groups, name='norm2', **kwargs)(h))
-        h = nn.Conv(self.channels, (3, 3), name='conv2', **kwargs)(h)
+        h = nn.silu(GroupNorm(self.num_groups, name='norm1')(x))
+        h = nn.Conv(self.channels, (3, 3), name='conv1')(h)
+        h = nn.silu(GroupNorm(self.num_groups, name='norm2')(h))
+        h = nn.Conv(self.channels, (3, 3), name='conv2')(h)
         if x.shape[-1] != self.channels:
-            x = PointwiseConv(self.channels, name='conv_shortcut', **kwargs)(x)
+            x = PointwiseConv(self.channels, name='conv_shortcut')(x)
         return x + h
 
 
 class Attention(nn.Module):
     """One-head self-attention over all pixels with a residual connection."""
     num_groups: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        h = GroupNorm(self.num_groups, name='group_norm', **kwargs)(x).reshape(-1, channels)
-        q, k, v = (nn.Dense(channels, name=name, **kwargs)(h).reshape(batch, -1, channels) for name in ('to_q', 'to_k', 'to_v'))
-        logits = jnp.einsum('bqc,bkc->bqk', q, k, preferred_element_type=jnp.float32) * channels ** -0.5
-        h = jnp.einsum('bqk,bkc->bqc', jax.nn.softmax(logits).astype(self.dtype), v).reshape(-1, channels)
-        return x + nn.Dense(channels, name='to_out_0', **kwargs)(h).reshape(x.shape)
+        h = GroupNorm(self.num_groups, name='group_norm')(x).reshape(-1, channels)
+        q, k, v = (nn.Dense(channels, name=name)(h).reshape(batch, -1, channels) for name in ('to_q', 'to_k', 'to_v'))
+        logits = jnp.einsum('bqc,bkc->bqk', q, k) * channels ** -0.5
+        h = jnp.einsum('bqk,bkc->bqc', jax.nn.softmax(logits), v).reshape(-1, channels)
+        return x + nn.Dense(channels, name='to_out_0')(h).reshape(x.shape)
 
 
 class MidBlock(nn.Module):
     """Residual block, optional attention, residual block."""
     config: VaeConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kwargs = dict(num_groups=self.config.norm_num_groups, dtype=self.dtype, param_dtype=self.param_dtype)
-        x = ResnetBlock(x.shape[-1], name='resnets_0', **kwargs)(x)
+        groups = self.config.norm_num_groups
+        x = ResnetBlock(x.shape[-1], groups, name='resnets_0')(x)
         if self.config.mid_block_add_attention:
-            x = Attention(name='attentions_0', **kwargs)(x)
-        return ResnetBlock(x.shape[-1], name='resnets_1', **kwargs)(x)
+            x = Attention(groups, name='attentions_0')(x)
+        return ResnetBlock(x.shape[-1], groups, name='resnets_1')(x)
 
 
 class UpsampleConv(nn.Module):
@@ -154,13 +143,12 @@ class UpsampleConv(nn.Module):
     """
     channels: int
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        kernel = self.param('kernel', nn.initializers.lecun_normal(), (3, 3, channels, self.channels), self.param_dtype)
-        bias = self.param('bias', nn.initializers.zeros, (self.channels,), self.param_dtype)
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), (3, 3, channels, self.channels), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.channels,), jnp.float32)
 
         def merge_taps(kernel, parity, axis):
             first, middle, last = jnp.split(kernel, 3, axis)
@@ -179,16 +167,13 @@ class Sampler(nn.Module):
     """The one convolution of a down- or upsampler."""
     channels: int
     up: bool
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kwargs = dict(name='conv', dtype=self.dtype, param_dtype=self.param_dtype)
         if self.up:
-            return UpsampleConv(self.channels, **kwargs)(x)
+            return UpsampleConv(self.channels, name='conv')(x)
         # Diffusers pads right and bottom only.
-        return nn.Conv(self.channels, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)), **kwargs)(x)
+        return nn.Conv(self.channels, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)), name='conv')(x)
 
 
 class Block(nn.Module):
@@ -197,82 +182,68 @@ class Block(nn.Module):
     channels: int
     num_layers: int
     sampler: str | None  # 'downsamplers_0', 'upsamplers_0' or None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i in range(self.num_layers):
-            x = ResnetBlock(self.channels, self.config.norm_num_groups, name=f'resnets_{i}', **kwargs)(x)
+            x = ResnetBlock(self.channels, self.config.norm_num_groups, name=f'resnets_{i}')(x)
         if self.sampler:
-            x = Sampler(self.channels, up=self.sampler.startswith('up'), name=self.sampler, **kwargs)(x)
+            x = Sampler(self.channels, up=self.sampler.startswith('up'), name=self.sampler)(x)
         return x
 
 
 class Encoder(nn.Module):
     """[B, H, W, in_channels] -> moments [B, h, w, 2 * latent_channels]."""
     config: VaeConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config, kwargs = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        config = self.config
         widths = config.block_out_channels
-        x = nn.Conv(widths[0], (3, 3), name='conv_in', **kwargs)(x)
+        x = nn.Conv(widths[0], (3, 3), name='conv_in')(x)
         for i, channels in enumerate(widths):
             sampler = 'downsamplers_0' if i < len(widths) - 1 else None
-            x = Block(config, channels, config.layers_per_block, sampler, name=f'down_blocks_{i}', **kwargs)(x)
-        x = MidBlock(config, name='mid_block', **kwargs)(x)
-        x = nn.silu(GroupNorm(config.norm_num_groups, name='conv_norm_out', **kwargs)(x))
-        return nn.Conv(2 * config.latent_channels, (3, 3), name='conv_out', **kwargs)(x)
+            x = Block(config, channels, config.layers_per_block, sampler, name=f'down_blocks_{i}')(x)
+        x = MidBlock(config, name='mid_block')(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, name='conv_norm_out')(x))
+        return nn.Conv(2 * config.latent_channels, (3, 3), name='conv_out')(x)
 
 
 class Decoder(nn.Module):
     """[B, h, w, latent_channels] -> [B, H, W, out_channels]."""
     config: VaeConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config, kwargs = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        config = self.config
         widths = config.block_out_channels[::-1]
-        x = nn.Conv(widths[0], (3, 3), name='conv_in', **kwargs)(x)
-        x = MidBlock(config, name='mid_block', **kwargs)(x)
+        x = nn.Conv(widths[0], (3, 3), name='conv_in')(x)
+        x = MidBlock(config, name='mid_block')(x)
         for i, channels in enumerate(widths):
             sampler = 'upsamplers_0' if i < len(widths) - 1 else None
-            x = Block(config, channels, config.layers_per_block + 1, sampler, name=f'up_blocks_{i}', **kwargs)(x)
-        x = nn.silu(GroupNorm(config.norm_num_groups, name='conv_norm_out', **kwargs)(x))
-        return nn.Conv(config.out_channels, (3, 3), name='conv_out', **kwargs)(x)
+            x = Block(config, channels, config.layers_per_block + 1, sampler, name=f'up_blocks_{i}')(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, name='conv_norm_out')(x))
+        return nn.Conv(config.out_channels, (3, 3), name='conv_out')(x)
 
 
 class AutoencoderKL(nn.Module):
     """Images to a Gaussian over latents and back; `encode` and `decode` each need only their own half of the parameters.
 
-    Call them as `model.apply({'params': params}, latents, method='decode')`.
-
-    Attributes:
-      config: the shape.
-      dtype: computation type; statistics and softmax are f32 regardless, and so are the results.
-      param_dtype: type of freshly initialised parameters.
+    Call them as `model.apply({'params': params}, latents, method='decode')`. It computes in float32, in whatever dtype its weights are.
     """
     config: VaeConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self):
-        config, kwargs = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        self.encoder, self.decoder = Encoder(config, **kwargs), Decoder(config, **kwargs)
+        config = self.config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
         if config.use_quant_conv:
-            self.quant_conv = PointwiseConv(2 * config.latent_channels, **kwargs)
+            self.quant_conv = PointwiseConv(2 * config.latent_channels)
         if config.use_post_quant_conv:
-            self.post_quant_conv = PointwiseConv(config.latent_channels, **kwargs)
+            self.post_quant_conv = PointwiseConv(config.latent_channels)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """images [B, H, W, 3] in [-1, 1] -> (mean, log variance clipped to [-30, 20]), each [B, H/8, W/8, latent_channels] f32."""
-        moments = self.encoder(images.astype(self.dtype))
+        moments = self.encoder(images.astype(jnp.float32))
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
         mean, log_var = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
@@ -280,7 +251,7 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """latents [B, h, w, latent_channels], unscaled -> images [B, 8h, 8w, 3] f32, about [-1, 1], not clipped."""
-        latents = latents.astype(self.dtype)
+        latents = latents.astype(jnp.float32)
         if self.config.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents).astype(jnp.float32)
