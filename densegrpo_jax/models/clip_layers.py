@@ -82,15 +82,10 @@ def _residual_init(config):
     return nn.initializers.variance_scaling(1 / (2 * config.num_hidden_layers), 'fan_in', 'truncated_normal')
 
 
-def norm_rules(source: str, target: str) -> list[weights.Rule]:
-    """Rules of a torch LayerNorm: weight -> scale, bias -> bias."""
-    return [weights.Rule(f'{source}.weight', f'{target}/scale'), weights.Rule(f'{source}.bias', f'{target}/bias')]
-
-
 def block_rules(scan: bool) -> list[weights.Rule]:
     """The rows of a tower's blocks in Transformers' names; scanned blocks stack over their index."""
     source, target = 'encoder.layers.{i}', 'layers' if scan else 'layers_{i}'
-    rules = norm_rules(f'{source}.{{p:layer_norm[12]}}', f'{target}/{{p}}')
+    rules = weights.norm_rules(f'{source}.{{p:layer_norm[12]}}', f'{target}/{{p}}')
     for name in ('self_attn.{p:[qkv]_proj|out_proj}', 'mlp.{p:fc[12]}'):
         rules += weights.linear_rules(f'{source}.{name}', f'{target}/{name.replace(".", "/")}')
     return rules

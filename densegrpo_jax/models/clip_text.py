@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.clip_layers import Block, LayerNorm, block_rules, check_tower, norm_rules
+from densegrpo_jax.models.clip_layers import Block, LayerNorm, block_rules, check_tower
 from densegrpo_jax.models.config_json import read_config
 from densegrpo_jax.models.text_layers import IGNORED_KEYS, run_blocks
 
@@ -97,6 +97,6 @@ def weight_rules(config: ClipTextConfig, scan: bool) -> list[weights.Rule]:
         weights.Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
         weights.Rule('embeddings.position_ids', None),  # an index buffer of old files
         weights.Rule('embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'),
-        *norm_rules('final_layer_norm', 'final_layer_norm'),
+        *weights.norm_rules('final_layer_norm', 'final_layer_norm'),
         *block_rules(scan),
     ]

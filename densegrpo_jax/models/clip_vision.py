@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.clip_layers import Block, LayerNorm, block_rules, check_tower, norm_rules
+from densegrpo_jax.models.clip_layers import Block, LayerNorm, block_rules, check_tower
 from densegrpo_jax.models.config_json import read_config
 from densegrpo_jax.models.layers import kernel_init
 from densegrpo_jax.models.text_layers import IGNORED_KEYS, run_blocks
@@ -104,7 +104,7 @@ def weight_rules(config: ClipVisionConfig, scan: bool) -> list[weights.Rule]:
         weights.Rule('embeddings.class_embedding', 'class_embedding'),
         weights.Rule('embeddings.patch_embedding.weight', 'patch_embedding', 'conv'),
         weights.Rule('embeddings.position_embedding.weight', 'position_embedding'),
-        *norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
-        *norm_rules('post_layernorm', 'post_norm'),
+        *weights.norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
+        *weights.norm_rules('post_layernorm', 'post_norm'),
         *block_rules(scan),
     ]

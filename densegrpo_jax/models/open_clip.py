@@ -4,7 +4,6 @@ from typing import Any
 
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.bfl import Rows
-from densegrpo_jax.models.clip_layers import norm_rules
 
 PREFIX = 'model.'  # of files that were saved from inside another module
 
@@ -31,17 +30,17 @@ def weight_rules(scan: bool) -> list[weights.Rule]:
         weights.Rule('positional_embedding', 'text_model/position_embedding/embedding', 'embedding'),
         weights.Rule('text_projection', 'text_model/text_projection'),
         weights.Rule('attn_mask', None),  # a buffer of old files
-        *norm_rules('ln_final', 'text_model/final_layer_norm'),
+        *weights.norm_rules('ln_final', 'text_model/final_layer_norm'),
         weights.Rule('visual.class_embedding', 'vision_model/class_embedding'),
         weights.Rule('visual.positional_embedding', 'vision_model/position_embedding'),
         weights.Rule('visual.conv1.weight', 'vision_model/patch_embedding', 'conv'),
         weights.Rule('visual.proj', 'vision_model/visual_projection'),
-        *norm_rules('visual.ln_pre', 'vision_model/pre_norm'),
-        *norm_rules('visual.ln_post', 'vision_model/post_norm'),
+        *weights.norm_rules('visual.ln_pre', 'vision_model/pre_norm'),
+        *weights.norm_rules('visual.ln_post', 'vision_model/post_norm'),
     ]
     for tower, ours in (('transformer', 'text_model'), ('visual.transformer', 'vision_model')):
         source, target = f'{tower}.resblocks.{{i}}', f'{ours}/layers' if scan else f'{ours}/layers_{{i}}'
-        rules += norm_rules(f'{source}.ln_{{p:[12]}}', f'{target}/layer_norm{{p}}')
+        rules += weights.norm_rules(f'{source}.ln_{{p:[12]}}', f'{target}/layer_norm{{p}}')
         rules += weights.linear_rules(f'{source}.attn.{{p:[qkv]_proj|out_proj}}', f'{target}/self_attn/{{p}}')
         rules += weights.linear_rules(f'{source}.mlp.c_fc', f'{target}/mlp/fc1')
         rules += weights.linear_rules(f'{source}.mlp.c_proj', f'{target}/mlp/fc2')

@@ -193,8 +193,7 @@ def module_paths(config: Sd3Config, scan: bool) -> dict[str, str]:
 def weight_rules(config: Sd3Config, scan: bool) -> list[weights.Rule]:
     """The table of Diffusers' SD3Transformer2DModel checkpoint; scanned blocks stack over their index."""
     rules = [
-        weights.Rule('pos_embed.proj.weight', 'pos_embed/kernel', 'conv'),
-        weights.Rule('pos_embed.proj.bias', 'pos_embed/bias'),
+        *weights.conv_rules('pos_embed.proj', 'pos_embed'),
         weights.Rule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
     ]
     rules += [rule for name in _OUTSIDE for rule in weights.linear_rules(name, path(name))]

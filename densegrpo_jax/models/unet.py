@@ -288,35 +288,24 @@ def module_paths(config: UnetConfig) -> dict[str, str]:
 
 def weight_rules(config: UnetConfig) -> list[weights.Rule]:
     """The table of Diffusers' UNet2DConditionModel checkpoint."""
-    rules = [weights.Rule('conv_norm_out.weight', 'conv_norm_out/scale'), weights.Rule('conv_norm_out.bias', 'conv_norm_out/bias')]
-    for name in ('conv_in', 'conv_out'):
-        rules += [weights.Rule(f'{name}.weight', f'{name}/kernel', 'conv'), weights.Rule(f'{name}.bias', f'{name}/bias')]
-    rules += [r for i in (1, 2) for r in weights.linear_rules(f'time_embedding.linear_{i}', f'time_embedding/linear_{i}')]
-    stages = (('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'), ('mid_block', 'mid_block'))
-    for source, target in stages:
-        resnet, inside = (f'{source}.resnets.{{j}}', f'{target}/resnets_{{j}}')
-        rules += [
-            weights.Rule(f'{resnet}.{{c:conv1|conv2|conv_shortcut}}.weight', f'{inside}/{{c}}/kernel', 'conv'),
-            weights.Rule(f'{resnet}.{{c:conv1|conv2|conv_shortcut}}.bias', f'{inside}/{{c}}/bias'),
-            *weights.linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj'),
-            weights.Rule(f'{resnet}.{{n:norm1|norm2}}.weight', f'{inside}/{{n}}/scale'),
-            weights.Rule(f'{resnet}.{{n:norm1|norm2}}.bias', f'{inside}/{{n}}/bias'),
-        ]
+    rules = [
+        *weights.norm_rules('conv_norm_out', 'conv_norm_out'),
+        *weights.conv_rules('{c:conv_in|conv_out}', '{c}'),
+        *weights.linear_rules('time_embedding.{l:linear_[12]}', 'time_embedding/{l}'),
+        *weights.conv_rules('{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv', '{s}_{i}/{k}_0/conv'),
+    ]
+    for source, target in (('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'), ('mid_block', 'mid_block')):
+        resnet, inside = f'{source}.resnets.{{j}}', f'{target}/resnets_{{j}}'
+        rules += weights.conv_rules(f'{resnet}.{{c:conv[12]|conv_shortcut}}', f'{inside}/{{c}}')
+        rules += weights.linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj')
+        rules += weights.norm_rules(f'{resnet}.{{n:norm[12]}}', f'{inside}/{{n}}')
         transformer, inside = f'{source}.attentions.{{j}}', f'{target}/attentions_{{j}}'
-        block, deep = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
-        rules += [
-            weights.Rule(f'{transformer}.norm.weight', f'{inside}/norm/scale'),
-            weights.Rule(f'{transformer}.norm.bias', f'{inside}/norm/bias'),
-            weights.Rule(f'{transformer}.{{p:proj_in|proj_out}}.weight', f'{inside}/{{p}}/kernel', 'conv'),
-            weights.Rule(f'{transformer}.{{p:proj_in|proj_out}}.bias', f'{inside}/{{p}}/bias'),
-            weights.Rule(f'{block}.{{n:norm[123]}}.weight', f'{deep}/{{n}}/scale'),
-            weights.Rule(f'{block}.{{n:norm[123]}}.bias', f'{deep}/{{n}}/bias'),
-            weights.Rule(f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight', f'{deep}/{{a}}/{{p}}/kernel', 'linear'),
-            *weights.linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{deep}/{{a}}/to_out_0'),
-            *weights.linear_rules(f'{block}.ff.net.0.proj', f'{deep}/ff/net_0/proj'),
-            *weights.linear_rules(f'{block}.ff.net.2', f'{deep}/ff/net_2'),
-        ]  # fmt: skip
-    for kind in ('downsamplers', 'upsamplers'):
-        source, target = f'{{s:down_blocks|up_blocks}}.{{i}}.{kind}.0.conv', f'{{s}}_{{i}}/{kind}_0/conv'
-        rules += [weights.Rule(f'{source}.weight', f'{target}/kernel', 'conv'), weights.Rule(f'{source}.bias', f'{target}/bias')]
+        rules += weights.norm_rules(f'{transformer}.norm', f'{inside}/norm')
+        rules += weights.conv_rules(f'{transformer}.{{p:proj_in|proj_out}}', f'{inside}/{{p}}')
+        block, inside = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
+        rules += weights.norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
+        rules.append(weights.Rule(f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight', f'{inside}/{{a}}/{{p}}/kernel', 'linear'))
+        rules += weights.linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{inside}/{{a}}/to_out_0')
+        rules += weights.linear_rules(f'{block}.ff.net.0.proj', f'{inside}/ff/net_0/proj')
+        rules += weights.linear_rules(f'{block}.ff.net.2', f'{inside}/ff/net_2')
     return rules

@@ -266,22 +266,19 @@ def weight_rules(config: VaeConfig) -> list[weights.Rule]:
     """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors)."""
     del config  # the same names for every shape
     rules = []
-
-    def add(source, target, transform, leaf):
-        rules.append(weights.Rule(f'{source}.weight', f'{target}/{leaf}', transform))
-        rules.append(weights.Rule(f'{source}.bias', f'{target}/bias'))
-
     resnets = {'{h}.mid_block.resnets.{r}': '{h}/mid_block/resnets_{r}',
                '{h}.{s:down_blocks|up_blocks}.{b}.resnets.{r}': '{h}/{s}_{b}/resnets_{r}'}
     for source, target in resnets.items():
-        add(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}', 'copy', 'scale')
-        add(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}', 'conv', 'kernel')
-    attention = '{h}.mid_block.attentions.0', '{h}/mid_block/attentions_0'
-    add(f'{attention[0]}.group_norm', f'{attention[1]}/group_norm', 'copy', 'scale')
-    add(f'{attention[0]}.{{n:to_[qkv]}}', f'{attention[1]}/{{n}}', 'linear', 'kernel')
-    add(f'{attention[0]}.to_out.0', f'{attention[1]}/to_out_0', 'linear', 'kernel')
-    add('{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv', '{h}/{s}_{b}/{n}_0/conv', 'conv', 'kernel')
-    add('{h}.conv_norm_out', '{h}/conv_norm_out', 'copy', 'scale')
-    add('{h}.{n:conv_in|conv_out}', '{h}/{n}', 'conv', 'kernel')
-    add('{n:quant_conv|post_quant_conv}', '{n}', 'conv', 'kernel')
-    return rules
+        rules += weights.norm_rules(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}')
+        rules += weights.conv_rules(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}')
+    source, target = '{h}.mid_block.attentions.0', '{h}/mid_block/attentions_0'
+    return [
+        *rules,
+        *weights.norm_rules(f'{source}.group_norm', f'{target}/group_norm'),
+        *weights.linear_rules(f'{source}.{{n:to_[qkv]}}', f'{target}/{{n}}'),
+        *weights.linear_rules(f'{source}.to_out.0', f'{target}/to_out_0'),
+        *weights.conv_rules('{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv', '{h}/{s}_{b}/{n}_0/conv'),
+        *weights.norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
+        *weights.conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
+        *weights.conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
+    ]

@@ -110,6 +110,16 @@ def linear_rules(source: str, target: str) -> list[Rule]:
     return [Rule(f'{source}.weight', f'{target}/kernel', 'linear'), Rule(f'{source}.bias', f'{target}/bias')]
 
 
+def conv_rules(source: str, target: str) -> list[Rule]:
+    """Rules of a torch Conv2d: weight -> kernel (channels last), bias -> bias."""
+    return [Rule(f'{source}.weight', f'{target}/kernel', 'conv'), Rule(f'{source}.bias', f'{target}/bias')]
+
+
+def norm_rules(source: str, target: str) -> list[Rule]:
+    """Rules of a torch LayerNorm or GroupNorm: weight -> scale, bias -> bias."""
+    return [Rule(f'{source}.weight', f'{target}/scale'), Rule(f'{source}.bias', f'{target}/bias')]
+
+
 def _fields(template: str) -> dict[str, str | None]:
     return {m[1]: m[2] for m in _FIELD.finditer(template)}
 
