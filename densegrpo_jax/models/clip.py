@@ -79,11 +79,11 @@ class Clip:
 
     def weight_rules(self) -> list[weights.Rule]:
         """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known and ignored."""
-        vision = clip_vision.weight_rules(self.vision.config, self.vision.scan)
+        vision = clip_vision.weight_rules(self.vision.scan)
         rules = _inside('vision_model', vision)
         if self.text is None:
             return [*rules, weights.Rule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None)]
-        text = clip_text.weight_rules(self.text.config, self.text.scan)
+        text = clip_text.weight_rules(self.text.scan)
         return [*rules, *_inside('text_model', text), weights.Rule('logit_scale', 'logit_scale')]
 
 

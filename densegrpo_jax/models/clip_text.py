@@ -86,13 +86,12 @@ class ClipTextModel(nn.Module):
         return (before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x), pooled
 
 
-def weight_rules(config: ClipTextConfig, scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[weights.Rule]:
     """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack over their index.
 
     Released checkpoints carry the prefix 'text_model.' before every key and Transformers 5 saves without it: give
     `prefix='text_model.'` to `load_weights`, which takes both, and to `save_weights` for files that old readers open too.
     """
-    del config  # the same names for every shape
     return [
         weights.Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
         weights.Rule('embeddings.position_ids', None),  # an index buffer of old files

@@ -92,12 +92,11 @@ class ClipVisionModel(nn.Module):
         return x.astype(self.dtype), pooled
 
 
-def weight_rules(config: ClipVisionConfig, scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[weights.Rule]:
     """The table of Transformers' CLIPVisionModel checkpoint; scanned blocks stack over their index.
 
     As with the text tower, released checkpoints carry a prefix ('vision_model.') before every key but the projection's.
     """
-    del config  # the same names for every shape
     return [
         weights.Rule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),
         weights.Rule('embeddings.position_ids', None),  # an index buffer of old files

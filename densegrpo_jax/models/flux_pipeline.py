@@ -75,12 +75,11 @@ class FluxPipeline(Pipeline):
         return unpack_latents(latents, height, width)
 
     def weight_rules(self):
-        modules = self.modules
         return {
             'transformer': flux.weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(self.vae.config),
-            'text_encoder': clip_text.weight_rules(modules['text_encoder'].config, modules['text_encoder'].scan),
-            'text_encoder_2': t5.weight_rules(modules['text_encoder_2'].config, modules['text_encoder_2'].scan),
+            'vae': vae.weight_rules(),
+            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
+            'text_encoder_2': t5.weight_rules(self.modules['text_encoder_2'].scan),
         }
 
     def original_layout(self, tensors):

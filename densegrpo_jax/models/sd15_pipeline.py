@@ -78,9 +78,9 @@ class Sd15Pipeline(Pipeline):
 
     def weight_rules(self):
         return {
-            'transformer': unet.weight_rules(self.transformer.config),
-            'vae': vae.weight_rules(self.vae.config),
-            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].config, self.modules['text_encoder'].scan),
+            'transformer': unet.weight_rules(),
+            'vae': vae.weight_rules(),
+            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
         }
 
     def adapter_names(self):

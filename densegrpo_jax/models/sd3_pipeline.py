@@ -80,10 +80,10 @@ class Sd3Pipeline(Pipeline):
     def weight_rules(self):
         rules = {
             'transformer': sd3.weight_rules(self.transformer.config, self.transformer.scan),
-            'vae': vae.weight_rules(self.vae.config),
+            'vae': vae.weight_rules(),
         }
         for name, kind in (('text_encoder', clip_text), ('text_encoder_2', clip_text), ('text_encoder_3', t5)):
-            rules[name] = kind.weight_rules(self.modules[name].config, self.modules[name].scan)
+            rules[name] = kind.weight_rules(self.modules[name].scan)
         return rules
 
     def adapter_names(self):

@@ -156,9 +156,8 @@ class T5Encoder(nn.Module):
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
-def weight_rules(config: T5Config, scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[weights.Rule]:
     """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks stack over their index."""
-    del config  # the same names for every shape
     source, target = 'encoder.block.{i}.layer', 'block' if scan else 'block_{i}'
     return [
         weights.Rule('shared.weight', 'shared/embedding', 'embedding'),

@@ -286,8 +286,8 @@ def module_paths(config: UnetConfig) -> dict[str, str]:
     return {f'{block}.{layer}': path(f'{block}.{layer}') for block in _transformers(config) for layer in _BLOCK}
 
 
-def weight_rules(config: UnetConfig) -> list[weights.Rule]:
-    """The table of Diffusers' UNet2DConditionModel checkpoint."""
+def weight_rules() -> list[weights.Rule]:
+    """The table of Diffusers' UNet2DConditionModel checkpoint, whatever its shape."""
     rules = [
         *weights.norm_rules('conv_norm_out', 'conv_norm_out'),
         *weights.conv_rules('{c:conv_in|conv_out}', '{c}'),

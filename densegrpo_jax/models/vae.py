@@ -262,9 +262,8 @@ class AutoencoderKL(nn.Module):
         return self.decode(mean), mean, log_var
 
 
-def weight_rules(config: VaeConfig) -> list[weights.Rule]:
-    """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors)."""
-    del config  # the same names for every shape
+def weight_rules() -> list[weights.Rule]:
+    """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors), whatever its shape."""
     rules = []
     resnets = {'{h}.mid_block.resnets.{r}': '{h}/mid_block/resnets_{r}',
                '{h}.{s:down_blocks|up_blocks}.{b}.resnets.{r}': '{h}/{s}_{b}/resnets_{r}'}

@@ -52,7 +52,7 @@ def test_image_tower_equals_torch(scan, shape, tmp_path):
     )
     images = np.random.default_rng(0).standard_normal((3, shape['image_size'], shape['image_size'], 3)).astype(np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-    params = weights.load_weights(tmp_path, clip_vision.weight_rules(model.config, scan), shapes, prefix='vision_model.')
+    params = weights.load_weights(tmp_path, clip_vision.weight_rules(scan), shapes, prefix='vision_model.')
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         expected = reference(pixels), reference.vision_model(pixels)

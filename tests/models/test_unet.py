@@ -46,10 +46,10 @@ def test_equals_torch(case, tmp_path):
     want = out.permute(0, 2, 3, 1).numpy()
     net = unet.Unet(unet.UnetConfig.from_json(dict(module.config)))
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, text, t)['params']
-    params = weights.load_weights(tmp_path, unet.weight_rules(net.config), shapes)
+    params = weights.load_weights(tmp_path, unet.weight_rules(), shapes)
     out = jax.jit(net.apply)({'params': params}, x, text, t)
     assert np.abs(np.asarray(out) - want).max() <= 1e-5 * np.abs(want).max()
-    weights.save_weights(tmp_path / 'copy', unet.weight_rules(net.config), params)
+    weights.save_weights(tmp_path / 'copy', unet.weight_rules(), params)
     assert weights._open_tensors(tmp_path / 'copy').keys() == weights._open_tensors(tmp_path).keys()
 
 
