@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from densegrpo_jax.models.flux import FluxConfig
+from densegrpo_jax.models.weights import Rows
 
 PREFIX = 'model.diffusion_model.'  # of files that ComfyUI wrote
 
@@ -45,27 +44,6 @@ STACKS = {
         {'norm.query_norm': 'attn.norm_q', 'norm.key_norm': 'attn.norm_k'},
     ),
 }  # fmt: skip
-
-
-class Rows:
-    """Some ranges of the first axis of a stored tensor, as a tensor; has the two methods of a safetensors slice that loading needs."""
-
-    def __init__(self, tensor: Any, *ranges: tuple[int, int]):
-        self._tensor, self._ranges = tensor, ranges
-
-    def get_shape(self) -> list[int]:
-        return [sum(stop - start for start, stop in self._ranges), *self._tensor.get_shape()[1:]]
-
-    def __getitem__(self, index):
-        index = index if isinstance(index, tuple) else (index,)
-        start, stop, _ = index[0].indices(self.get_shape()[0])
-        parts, offset = [], 0
-        for low, high in self._ranges:
-            begin, end = max(start - offset, 0), min(stop - offset, high - low)
-            if begin < end:
-                parts.append(self._tensor[(slice(low + begin, low + end), *index[1:])])
-            offset += high - low
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def is_original(keys) -> bool:

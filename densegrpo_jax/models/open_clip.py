@@ -3,7 +3,6 @@
 from typing import Any
 
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.bfl import Rows
 
 PREFIX = 'model.'  # of files that were saved from inside another module
 
@@ -18,7 +17,7 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
             continue
         rows = tensor.get_shape()[0] // 3
         for i, name in enumerate('qkv'):
-            result[f'{stem}.{name}_proj.{kind}'] = Rows(tensor, (i * rows, (i + 1) * rows))
+            result[f'{stem}.{name}_proj.{kind}'] = weights.Rows(tensor, (i * rows, (i + 1) * rows))
     return result
 
 

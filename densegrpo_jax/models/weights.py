@@ -154,6 +154,27 @@ class Stored:
             return file.get_slice(self.key)[index]
 
 
+class Rows:
+    """Some ranges of the first axis of a stored tensor, one after another, as a tensor; read as `Stored` is."""
+
+    def __init__(self, tensor: Any, *ranges: tuple[int, int]):
+        self._tensor, self._ranges = tensor, ranges
+
+    def get_shape(self) -> list[int]:
+        return [sum(stop - start for start, stop in self._ranges), *self._tensor.get_shape()[1:]]
+
+    def __getitem__(self, index):
+        index = index if isinstance(index, tuple) else (index,)
+        start, stop, _ = index[0].indices(self.get_shape()[0])
+        parts, offset = [], 0
+        for low, high in self._ranges:
+            begin, end = max(start - offset, 0), min(stop - offset, high - low)
+            if begin < end:
+                parts.append(self._tensor[(slice(low + begin, low + end), *index[1:])])
+            offset += high - low
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '', layout=None,
                  convert=None) -> dict:
     """Reads the weights of one network.

@@ -11,7 +11,7 @@ import safetensors.numpy
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import miniature  # noqa: E402
 
-from densegrpo_jax.models import bfl, flux  # noqa: E402
+from densegrpo_jax.models import bfl, flux, weights  # noqa: E402
 from densegrpo_jax.models.pipeline_folder import load_params, load_pipeline  # noqa: E402
 
 
@@ -80,7 +80,7 @@ def test_a_network_loads_from_one_file(tmp_path):
             return list(shapes[self.key])
 
     for name, view in bfl.as_diffusers({k: Recorder(k) for k in shapes}, pipeline.transformer.config).items():
-        source, ranges = (view._tensor.key, view._ranges) if isinstance(view, bfl.Rows) else (view.key, [(0, view.get_shape()[0])])
+        source, ranges = (view._tensor.key, view._ranges) if isinstance(view, weights.Rows) else (view.key, [(0, view.get_shape()[0])])
         value, row = stored[name], 0
         target = original.setdefault(source, np.zeros((shapes[source][0], *value.shape[1:]), np.float32))
         for start, stop in ranges:
