@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive
-from densegrpo_jax.models.layers import Dense, layer_norm
+from densegrpo_jax.models.layers import Dense, LayerNorm
 from densegrpo_jax.models.text_layers import attention
 
 ACTIVATIONS = {
@@ -24,17 +24,6 @@ def check_tower(config, name: str, *keys: str) -> None:
                          f'num_attention_heads={config.num_attention_heads}')
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f'{name}: hidden_act={config.hidden_act!r} is not supported, expected one of {sorted(ACTIVATIONS)}')
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation with scale and bias over the last axis. Returns float32."""
-    eps: float
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return layer_norm(x, self.eps) * scale.astype(jnp.float32) + bias.astype(jnp.float32)
 
 
 class SelfAttention(nn.Module):

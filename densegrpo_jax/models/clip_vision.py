@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.clip_layers import Block, LayerNorm, block_rules, check_tower
+from densegrpo_jax.models.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.models.config_json import read_config
-from densegrpo_jax.models.layers import kernel_init
+from densegrpo_jax.models.layers import LayerNorm, kernel_init
 from densegrpo_jax.models.text_layers import IGNORED_KEYS, run_blocks
 
 

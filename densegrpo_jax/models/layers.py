@@ -62,6 +62,17 @@ def layer_norm(x, eps=1e-6):
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation with scale and bias over the last axis. Returns float32."""
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return layer_norm(x, self.eps) * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last axis. Returns float32."""
     eps: float = 1e-6

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import attention, layers, weights
 from densegrpo_jax.models import lora as lora_lib
-from densegrpo_jax.models.clip_text import LayerNorm
 from densegrpo_jax.models.config_json import check_positive, read_config
 from densegrpo_jax.models.mmdit import Embedder, path
 from densegrpo_jax.models.vae import GroupNorm, UpsampleConv
@@ -146,7 +145,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, text):
-        norm = lambda name: LayerNorm(1e-5, name=name)(x).astype(self.dtype)
+        norm = lambda name: layers.LayerNorm(1e-5, name=name)(x).astype(self.dtype)
         h = norm('norm1')
         x = x + Attention(self.heads, self.adapters, self.dtype, name='attn1')(h, h)
         x = x + Attention(self.heads, self.adapters, self.dtype, name='attn2')(norm('norm2'), text)
