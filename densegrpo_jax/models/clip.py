@@ -15,8 +15,7 @@ from densegrpo_jax.models import clip_text, clip_vision, open_clip, weights
 from densegrpo_jax.models.clip_images import ImageSpec, preprocess
 from densegrpo_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.models.clip_vision import ClipVisionConfig, ClipVisionModel
-from densegrpo_jax.models.config_json import read_config
-from densegrpo_jax.models.text_layers import IGNORED_KEYS
+from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
 HOLDS_PROCESSOR = 'a folder with preprocessor_config.json and a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)'

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive
-from densegrpo_jax.models.layers import Dense, LayerNorm
 from densegrpo_jax.models.text_layers import attention
+from densegrpo_jax.models.layers import Dense, LayerNorm
 
 ACTIVATIONS = {
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),

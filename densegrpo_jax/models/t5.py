@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.config_json import check_positive, read_config
+from densegrpo_jax.models.config_json import IGNORED_KEYS, check_positive, read_config
+from densegrpo_jax.models.text_layers import attention, run_blocks
 from densegrpo_jax.models.layers import RMSNorm
-from densegrpo_jax.models.text_layers import IGNORED_KEYS, attention, run_blocks
 
 _FEED_FORWARD = ('relu', 'gated-gelu')
 

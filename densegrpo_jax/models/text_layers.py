@@ -6,22 +6,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# Keys of a Transformers config.json that do not touch the forward pass of an encoder at inference.
-IGNORED_KEYS = (
-    'architectures', 'attention_dropout', 'bos_token_id', 'chunk_size_feed_forward', 'classifier_dropout', 'decoder_start_token_id',
-    'dropout', 'dropout_rate', 'dtype', 'gradient_checkpointing', 'id2label', 'initializer_factor', 'initializer_range',
-    'is_encoder_decoder', 'label2id', 'n_positions', 'num_decoder_layers', 'output_attentions', 'output_hidden_states', 'output_past',
-    'pad_token_id', 'problem_type', 'return_dict', 'scale_decoder_outputs', 'task_specific_params',
-    'tie_word_embeddings', 'torch_dtype', 'transformers_version', 'use_cache',
-    # Settings of text generation, which Transformers 4 wrote into every config that is part of another one (CLIPModel's two towers).
-    'add_cross_attention', 'bad_words_ids', 'begin_suppress_tokens', 'cross_attention_hidden_size', 'diversity_penalty', 'do_sample',
-    'early_stopping', 'encoder_no_repeat_ngram_size', 'exponential_decay_length_penalty', 'finetuning_task', 'forced_bos_token_id',
-    'forced_eos_token_id', 'is_decoder', 'length_penalty', 'max_length', 'min_length', 'no_repeat_ngram_size', 'num_beam_groups',
-    'num_beams', 'num_return_sequences', 'output_scores', 'prefix', 'pruned_heads', 'remove_invalid_values', 'repetition_penalty',
-    'return_dict_in_generate', 'sep_token_id', 'suppress_tokens', 'temperature', 'tf_legacy_loss', 'tie_encoder_decoder',
-    'tokenizer_class', 'top_k', 'top_p', 'torchscript', 'typical_p', 'use_bfloat16',
-)
-
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, batch: int, heads: int, scale: float) -> jax.Array:
     """softmax(scale q k^T + bias) v with logits and softmax in float32.
