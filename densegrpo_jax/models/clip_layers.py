@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive
-from densegrpo_jax.models.text_layers import attention
+from densegrpo_jax.models.encoder_layers import attention
 from densegrpo_jax.models.layers import Dense, LayerNorm
 
 ACTIVATIONS = {

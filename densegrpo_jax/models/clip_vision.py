@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config
-from densegrpo_jax.models.text_layers import run_blocks
+from densegrpo_jax.models.encoder_layers import run_blocks
 from densegrpo_jax.models.layers import LayerNorm, kernel_init
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import IGNORED_KEYS, check_positive, read_config
-from densegrpo_jax.models.text_layers import attention, run_blocks
+from densegrpo_jax.models.encoder_layers import attention, run_blocks
 from densegrpo_jax.models.layers import RMSNorm
 
 _FEED_FORWARD = ('relu', 'gated-gelu')

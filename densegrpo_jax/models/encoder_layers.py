@@ -1,4 +1,4 @@
-"""What CLIP and T5 share: attention with an additive bias, and a stack of equal blocks."""
+"""What the encoders, CLIP's two towers and T5, share: attention with an additive bias, and a stack of equal blocks."""
 
 from typing import Any
 
