@@ -1,7 +1,6 @@
 """CLIP: both towers of a folder in the Transformers layout (CLIPModel), from pictures and prompts to features of unit length."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from densegrpo_jax.models import clip_text, clip_vision, open_clip, weights
 from densegrpo_jax.models.clip_images import ImageSpec, preprocess
 from densegrpo_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.models.clip_vision import ClipVisionConfig, ClipVisionModel
-from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config
+from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config, read_json
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
 HOLDS_PROCESSOR = 'a folder with preprocessor_config.json and a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)'
@@ -104,9 +103,9 @@ def read_clip(
     folder, processor = pathlib.Path(folder), pathlib.Path(processor or folder)
     ignored = (*IGNORED_KEYS, 'logit_scale_init_value')
     config = read_config(
-        _ClipConfig, 'CLIP config', _read_json(folder / 'config.json', HOLDS), only={'model_type': ['clip']}, ignored=ignored
+        _ClipConfig, 'CLIP config', read_json(folder / 'config.json', HOLDS), only={'model_type': ['clip']}, ignored=ignored
     )
-    spec = ImageSpec.from_json(_read_json(processor / 'preprocessor_config.json', HOLDS_PROCESSOR))
+    spec = ImageSpec.from_json(read_json(processor / 'preprocessor_config.json', HOLDS_PROCESSOR))
     vision = ClipVisionConfig.from_json(config.tower('vision_config'))
     if spec.crop_size != vision.image_size:
         raise ValueError(
@@ -173,12 +172,3 @@ def _load_tokenizer(folder: pathlib.Path, config: ClipTextConfig):
             f'the network has {config.vocab_size} and ends them with {last}'
         )
     return tokenizer
-
-
-def _read_json(path: pathlib.Path, holds: str) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; expected {holds}')
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is not valid JSON: {error}') from None

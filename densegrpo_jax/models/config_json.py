@@ -1,7 +1,9 @@
-"""Reading a network's config.json: every key is either used, checked or known to be irrelevant; anything else is an error."""
+"""Reading the JSON files of model folders. Every key of a config.json is used, checked or known to be irrelevant, or it is an error."""
 
 from collections.abc import Collection, Mapping
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
 # Keys of a Transformers config.json that do not touch the forward pass of an encoder at inference.
@@ -19,6 +21,23 @@ IGNORED_KEYS = (
     'return_dict_in_generate', 'sep_token_id', 'suppress_tokens', 'temperature', 'tf_legacy_loss', 'tie_encoder_decoder',
     'tokenizer_class', 'top_k', 'top_p', 'torchscript', 'typical_p', 'use_bfloat16',
 )
+
+
+def read_json(path: pathlib.Path, holds: str) -> dict[str, Any]:
+    """The parsed file.
+
+    Args:
+      holds: what the folder was expected to be, for the message.
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that is not JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; expected {holds}')
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is not valid JSON: {error}') from None
 
 
 def read_config(kind: type, name: str, config: Mapping[str, Any], *, only: Mapping[str, Collection], ignored: Collection[str],

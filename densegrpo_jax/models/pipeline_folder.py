@@ -13,6 +13,7 @@ from densegrpo_jax.data.tokenizers import load_tokenizers
 from densegrpo_jax.models import attention, weights
 from densegrpo_jax.models import quantize as quantize_lib
 from densegrpo_jax.models.attention import Attend
+from densegrpo_jax.models.config_json import read_json
 from densegrpo_jax.models.flux_pipeline import FluxPipeline
 from densegrpo_jax.models.hub import find_folder
 from densegrpo_jax.models.lora import LoraConfig
@@ -115,13 +116,17 @@ def load_params(
 def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
     """The pipeline without its weights: reads only the JSON files and the tokenizers. options: of `build_pipeline`."""
     folder = pathlib.Path(folder)
-    name = _read_json(folder / 'model_index.json').get('_class_name')
+
+    def read(path: str, kind: type[Pipeline] = FluxPipeline) -> dict:
+        return read_json(folder / path, f'a {kind.CLASS_NAME} folder with {layout(kind)}')
+
+    name = read('model_index.json').get('_class_name')
     if name not in PIPELINES:
         raise ValueError(f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}')
     kind = PIPELINES[name]
-    configs = {component: _read_json(folder / kind.folder(component) / 'config.json', kind) for component in kind.INDEX}
+    configs = {component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX}
     tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
-    scheduler = _read_json(folder / 'scheduler' / 'scheduler_config.json', kind)
+    scheduler = read('scheduler/scheduler_config.json', kind)
     return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
 
 
@@ -168,15 +173,6 @@ def save_pipeline(folder: str | pathlib.Path, pipeline: Pipeline, params: dict, 
         filename = 'model.safetensors' if library == 'transformers' else 'diffusion_pytorch_model.safetensors'
         prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
         weights.save_weights(target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
-
-
-def _read_json(path: pathlib.Path, kind: type[Pipeline] = FluxPipeline) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; a {kind.CLASS_NAME} folder holds {layout(kind)}')
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is not valid JSON: {error}') from None
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
