@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from densegrpo_jax.data.geneval import check_metadata
 from densegrpo_jax.rewards.base import Scores, check_batch
 from densegrpo_jax.rewards.geneval_detector import CLIP, MASK2FORMER, SIDE, GenevalDetector
-from densegrpo_jax.rewards.geneval_rule import MAX_OBJECTS, Detection, GenevalScores, check_metadata, geneval_scores
+from densegrpo_jax.rewards.geneval_rule import MAX_OBJECTS, Detection, GenevalScores, geneval_scores
 
 log = logging.getLogger(__name__)
 

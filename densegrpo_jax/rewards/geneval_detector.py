@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from densegrpo_jax.rewards.geneval_rule import COLOURS, OBJECTS, THRESHOLD, Detection, colours_needed
+from densegrpo_jax.data.geneval import COLOURS, OBJECTS
+from densegrpo_jax.rewards.geneval_rule import THRESHOLD, Detection, colours_needed
 
 # GenEval's networks, Swin-S trained on COCO's instances and OpenAI's ViT-L/14, as transformers has them.
 MASK2FORMER = 'facebook/mask2former-swin-small-coco-instance'
@@ -156,7 +157,7 @@ class GenevalDetector:
         self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray, metadata: Sequence[dict]) -> list[list[Detection]]:
-        """The objects in each picture; images uint8 [N, H, W, 3] (RGB), metadata [N] as `geneval_rule.check_metadata` has it."""
+        """The objects in each picture; images uint8 [N, H, W, 3] (RGB), metadata [N] as `data.geneval.check_metadata` has it."""
         import torch
 
         with self._lock, torch.inference_mode():

@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.data.geneval import COLOURS, OBJECTS, TAGS, check_metadata
-
-__all__ = ['COLOURS', 'OBJECTS', 'TAGS', 'Detection', 'GenevalScores', 'check_metadata', 'colours_needed', 'geneval_scores', 'relations']
+from densegrpo_jax.data.geneval import OBJECTS, check_metadata
 
 THRESHOLD = 0.3  # least confidence of an object, exclusive ...
 COUNTING_THRESHOLD = 0.9  # ... where the tag is 'counting'
@@ -22,8 +20,8 @@ POSITION_THRESHOLD = 0.1  # share of the summed sizes by which centres must diff
 class Detection(NamedTuple):
     """An object in a picture.
 
-    name: one of OBJECTS. box: x0, y0, x1, y1 in pixels, y downwards. score: confidence in [0, 1]. colour: one of COLOURS, or None where
-    nobody looked; `colours_needed` tells where somebody must.
+    name: one of `data.geneval.OBJECTS`. box: x0, y0, x1, y1 in pixels, y downwards. score: confidence in [0, 1]. colour: one of
+    `data.geneval.COLOURS`, or None where nobody looked; `colours_needed` tells where somebody must.
     """
 
     name: str

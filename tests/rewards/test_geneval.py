@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from densegrpo_jax.data.geneval import OBJECTS, geneval_prompts
+from densegrpo_jax.data.geneval import COLOURS, OBJECTS, geneval_prompts
 from densegrpo_jax.rewards import GenevalReward, Scorer, build_reward
 from densegrpo_jax.rewards import geneval_detector as D
 from densegrpo_jax.rewards.base import check_scores
-from densegrpo_jax.rewards.geneval_rule import COLOURS, Detection
+from densegrpo_jax.rewards.geneval_rule import Detection
 from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.prompts import load_prompts
 
