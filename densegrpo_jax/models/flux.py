@@ -10,9 +10,12 @@ from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.attention import Attend
+from densegrpo_jax.models.config_json import read_config
 from densegrpo_jax.models.mmdit import (
     Attention, JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
 )  # fmt: skip
+
+CLASS_NAME = 'FluxTransformer2DModel'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +55,8 @@ class FluxConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> 'FluxConfig':
-        """Reads a config.json; keys with a leading underscore are Diffusers' bookkeeping. An unknown key is an error that names it."""
-        name = config.get('_class_name', 'FluxTransformer2DModel')
-        if name != 'FluxTransformer2DModel':
-            raise ValueError(f"transformer config: _class_name is {name!r}, expected 'FluxTransformer2DModel'")
-        fields = {k: v for k, v in config.items() if not k.startswith('_')}
-        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f'transformer config: unknown keys {unknown}; this network is not a plain FLUX.1 transformer')
-        return cls(**fields)
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
+        return read_config(cls, 'transformer config', config, only={'_class_name': [CLASS_NAME]}, ignored=())
 
     def to_json(self) -> dict:
         """The config.json of this network, complete."""

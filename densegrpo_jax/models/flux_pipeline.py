@@ -20,7 +20,7 @@ class FluxPipeline(Pipeline):
 
     CLASS_NAME = 'FluxPipeline'
     INDEX = {
-        'transformer': ('diffusers', 'FluxTransformer2DModel'),
+        'transformer': ('diffusers', flux.CLASS_NAME),
         'vae': ('diffusers', 'AutoencoderKL'),
         'text_encoder': ('transformers', 'CLIPTextModel'),
         'text_encoder_2': ('transformers', 'T5EncoderModel'),

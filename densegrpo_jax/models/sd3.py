@@ -58,10 +58,7 @@ class Sd3Config:
     @classmethod
     def from_json(cls, config: dict) -> 'Sd3Config':
         """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
-        name = config.get('_class_name', CLASS_NAME)
-        if name != CLASS_NAME:
-            raise ValueError(f'transformer config: _class_name is {name!r}, expected {CLASS_NAME!r}')
-        return read_config(cls, 'transformer config', config, only={}, ignored=())
+        return read_config(cls, 'transformer config', config, only={'_class_name': [CLASS_NAME]}, ignored=())
 
 
 def position_table(config: Sd3Config) -> jax.Array:
