@@ -58,10 +58,6 @@ class FluxConfig:
         """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
         return read_config(cls, 'transformer config', config, only={'_class_name': [CLASS_NAME]}, ignored=())
 
-    def to_json(self) -> dict:
-        """The config.json of this network, complete."""
-        return {'_class_name': 'FluxTransformer2DModel', **dataclasses.asdict(self), 'axes_dims_rope': list(self.axes_dims_rope)}
-
 
 class SingleBlock(nn.Module):
     """Attention and feed-forward side by side on the joined stream. Carry: [B, L + N, D]."""

@@ -1,5 +1,7 @@
 """FluxTransformer against Diffusers' torch module, scanned against unscanned, every rematerialisation policy, and its config."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,8 +164,9 @@ def test_rope_uses_base_ten_thousand_per_axis():
 
 def test_config_round_trip_and_defaults():
     full = diffusers.FluxTransformer2DModel(**BASE).config
-    stored = {k: list(v) if isinstance(v, tuple) else v for k, v in dict(full).items() if not k.startswith('_')}
-    assert flux.FluxConfig.from_json(BASE).to_json() == {'_class_name': 'FluxTransformer2DModel', **stored}
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(full).items() if not k.startswith('_')}
+    assert dataclasses.asdict(flux.FluxConfig.from_json(BASE)) == stored
+    assert flux.FluxConfig.from_json({'_class_name': 'FluxTransformer2DModel', **stored}) == flux.FluxConfig.from_json(BASE)
     # FLUX.1-dev's file leaves out what Diffusers defaults
     dev = flux.FluxConfig.from_json({'_class_name': 'FluxTransformer2DModel', 'guidance_embeds': True})
     assert (dev.hidden_dim, dev.axes_dims_rope, dev.num_layers, dev.num_single_layers) == (3072, (16, 56, 56), 19, 38)

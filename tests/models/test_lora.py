@@ -1,5 +1,7 @@
 """Adapters: against merged torch weights, by name, in their own collection, scanned and unscanned."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_equals_torch_with_merged_weights(scan, tmp_path):
     net, params, adapters = build(scan)
     rules = flux.weight_rules(CONFIG, scan)
     weights.save_weights(tmp_path, rules, params)
-    module = diffusers.FluxTransformer2DModel(**{k: v for k, v in CONFIG.to_json().items() if k != '_class_name'}).eval()
+    module = diffusers.FluxTransformer2DModel(**dataclasses.asdict(CONFIG)).eval()
     from safetensors.torch import load_file
     module.load_state_dict(load_file(tmp_path / 'diffusion_pytorch_model.safetensors'))
     flat = unstack_blocks(adapters, *flux.STACKS) if scan else adapters
