@@ -12,7 +12,7 @@ import numpy as np
 from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import IGNORED_KEYS, check_positive, read_config
 from densegrpo_jax.models.encoder_layers import attention, run_blocks
-from densegrpo_jax.models.layers import RMSNorm
+from densegrpo_jax.models.layers import Dense, RMSNorm
 
 _FEED_FORWARD = ('relu', 'gated-gelu')
 
@@ -64,16 +64,9 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
     return (np.where(distance < exact, distance, large) + half * (relative > 0)).astype(np.int32)
 
 
-class Dense(nn.Module):
-    """x W on [M, in], without bias; Gaussian initialisation of the given std."""
-    features: int
-    std: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param('kernel', nn.initializers.normal(self.std), (x.shape[-1], self.features), jnp.float32)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+def _dense(features: int, std: float, dtype: Any, name: str) -> Dense:
+    """x W without bias; Gaussian initialisation of the given std."""
+    return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), use_bias=False, name=name)
 
 
 class SelfAttention(nn.Module):
@@ -85,10 +78,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x, bias, batch):
         c = self.config
         inner = c.num_heads * c.d_kv
-        q = Dense(inner, (c.d_model * c.d_kv) ** -0.5, self.dtype, name='q')(x)
-        k, v = (Dense(inner, c.d_model ** -0.5, self.dtype, name=name)(x) for name in ('k', 'v'))
+        q = _dense(inner, (c.d_model * c.d_kv) ** -0.5, self.dtype, 'q')(x)
+        k, v = (_dense(inner, c.d_model ** -0.5, self.dtype, name)(x) for name in ('k', 'v'))
         out = attention(q, k, v, bias, batch=batch, heads=c.num_heads, scale=1.0)
-        return Dense(c.d_model, inner ** -0.5, self.dtype, name='o')(out)
+        return _dense(c.d_model, inner ** -0.5, self.dtype, 'o')(out)
 
 
 class FeedForward(nn.Module):
@@ -99,12 +92,12 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         c = self.config
-        expand = lambda name: Dense(c.d_ff, c.d_model ** -0.5, self.dtype, name=name)(x)
+        expand = lambda name: _dense(c.d_ff, c.d_model ** -0.5, self.dtype, name)(x)
         if c.feed_forward_proj == 'relu':
             hidden = nn.relu(expand('wi'))
         else:
             hidden = nn.gelu(expand('wi_0'), approximate=True) * expand('wi_1')
-        return Dense(c.d_model, c.d_ff ** -0.5, self.dtype, name='wo')(hidden)
+        return _dense(c.d_model, c.d_ff ** -0.5, self.dtype, 'wo')(hidden)
 
 
 class Block(nn.Module):
