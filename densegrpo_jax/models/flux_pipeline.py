@@ -61,13 +61,12 @@ class FluxPipeline(Pipeline):
         return Conditioning(self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids), pooled)
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
-        variables = {'params': base} if adapters is None else {'params': base, 'lora': adapters}
         img_ids = latent_image_ids(height, width)
         txt_ids = np.zeros((conditioning.text.shape[1], 3), np.float32)
 
         def velocity(x, s):
             scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape) if self.transformer.config.guidance_embeds else None
-            return self.transformer.apply(variables, x, conditioning.text, conditioning.pooled, s, scale, img_ids, txt_ids)
+            return self.apply_transformer(base, adapters, x, conditioning.text, conditioning.pooled, s, scale, img_ids, txt_ids)
 
         return velocity
 

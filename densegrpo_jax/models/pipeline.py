@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from densegrpo_jax.models import vae
 from densegrpo_jax.models.attention import Attend
+from densegrpo_jax.models.lora import COLLECTION
 
 NEGATIVE = 'negative'  # beside the weights in a run's parameters: the conditioning of the empty prompt, where guidance needs it
 
@@ -118,6 +119,10 @@ class Pipeline:
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """One evaluation of the network: `v(x [B, ...], s [B]) -> [B, ...]` float32."""
         raise NotImplementedError
+
+    def apply_transformer(self, base: dict, adapters: dict | None, *inputs: jax.Array | None) -> jax.Array:
+        """What the transformer predicts of `inputs`: the policy, or without adapters the reference. float32."""
+        return self.transformer.apply({'params': base} if adapters is None else {'params': base, COLLECTION: adapters}, *inputs)
 
     def spatial(self, latents: jax.Array, height: int, width: int) -> jax.Array:
         """Latents as the autoencoder knows them, [B, height / 8, width / 8, C]."""

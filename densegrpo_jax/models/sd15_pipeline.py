@@ -69,8 +69,7 @@ class Sd15Pipeline(Pipeline):
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
-        variables = {'params': base} if adapters is None else {'params': base, 'lora': adapters}
-        noise = lambda x, timestep: self.transformer.apply(variables, x, conditioning.text, timestep)
+        noise = lambda x, timestep: self.apply_transformer(base, adapters, x, conditioning.text, timestep)
         return diffusion_path.velocity_from_noise(noise, self.scheduler)
 
     def spatial(self, latents, height, width):

@@ -71,8 +71,7 @@ class Sd3Pipeline(Pipeline):
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
-        variables = {'params': base} if adapters is None else {'params': base, 'lora': adapters}
-        return lambda x, s: self.transformer.apply(variables, x, conditioning.text, conditioning.pooled, s)
+        return lambda x, s: self.apply_transformer(base, adapters, x, conditioning.text, conditioning.pooled, s)
 
     def spatial(self, latents, height, width):
         return latents
