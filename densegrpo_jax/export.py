@@ -18,7 +18,6 @@ import sys
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from densegrpo_jax.models import lora_files
@@ -117,8 +116,7 @@ def export(
         if layout == 'peft':
             filename, tensors = lora_files.FILENAME, lora_files.peft_tensors(layers)
         else:
-            kernels = flatten_dict(pipeline.abstract_params(['transformer'])['transformer'], sep='/')
-            widths = {name: kernels[f'{path}/kernel'].shape[-1] for name, path in names.items()}
+            widths = lora_files.output_widths(names, pipeline.abstract_params(['transformer'])['transformer'])
             filename, tensors = 'kohya_lora.safetensors', lora_files.kohya_tensors(layers, widths)
         lora_files.write(out / filename, tensors, dtype=kind, metadata={'densegrpo_step': str(step), 'base_model': config.model.path})
     (out / 'README.md').write_text(model_card(config, pipeline, workdir, out, layout, filename, step))

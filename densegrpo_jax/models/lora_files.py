@@ -83,6 +83,17 @@ def peft_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     return {f'{PREFIX}{name}.lora_{kind}.weight': array for name, kind, array in parts}
 
 
+def output_widths(names: dict[str, str], base: dict) -> dict[str, int]:
+    """Output width of every layer of `names` by checkpoint name.
+
+    Args:
+      names: checkpoint name -> path, `pipeline.adapter_names()`.
+      base: the transformer's parameters or their shapes, scanned or not.
+    """
+    flat = traverse_util.flatten_dict(base, sep='/')
+    return {name: flat[f'{path}/kernel'].shape[-1] for name, path in names.items()}
+
+
 def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict[str, int]) -> dict[str, np.ndarray]:
     """Keys as kohya's FLUX scripts write them: lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
@@ -91,7 +102,7 @@ def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict
 
     Args:
       layers: of a FLUX transformer.
-      widths: output width of every layer by checkpoint name.
+      widths: of `output_widths`.
 
     Raises:
       ValueError: a layer that the layout has no name for.

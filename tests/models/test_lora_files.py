@@ -74,7 +74,7 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
     if layout == 'peft':
         tensors = lora_files.peft_tensors(layers)
     else:
-        widths = {n: params_at(params['transformer'], p).shape[-1] for n, p in pipeline.adapter_names().items()}
+        widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
         tensors = lora_files.kohya_tensors(layers, widths)
     lora_files.write(tmp_path / lora_files.FILENAME, tensors)
     ours = our_latents(pipeline, params, adapters, noise)
@@ -86,7 +86,7 @@ def test_kohya_joins_layers(folders):
     """linear1 of a single block is q, k, v and the first layer of the feed-forward; the last is not adapted and gets zeros."""
     pipeline, params, adapters, config = opened('flux', folders['flux'])
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
-    widths = {n: params_at(params['transformer'], p).shape[-1] for n, p in pipeline.adapter_names().items()}
+    widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
     tensors = lora_files.kohya_tensors(layers, widths)
     key, block = 'lora_unet_single_blocks_0_linear1', 'single_transformer_blocks.0'
     joined = tensors[f'{key}.lora_up.weight'] @ tensors[f'{key}.lora_down.weight']
@@ -94,12 +94,6 @@ def test_kohya_joins_layers(folders):
     want = np.concatenate([*parts, np.zeros((widths[f'{block}.proj_mlp'], parts[0].shape[1]))])
     np.testing.assert_allclose(joined, want, atol=1e-6)
     assert tensors[f'{key}.alpha'] == tensors[f'{key}.lora_down.weight'].shape[0]  # the scale is in the weights
-
-
-def params_at(tree, path):
-    for part in path.split('/'):
-        tree = tree[part]
-    return tree['kernel']
 
 
 @pytest.mark.parametrize('scan', [False, True])
