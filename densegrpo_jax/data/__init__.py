@@ -1,1 +1,1 @@
-"""Words, rendered pictures, prompt sets, the group sampler and tokenizers."""
+"""Words, rendered pictures, coloured shapes, OCR scenes, GenEval prompts, prompt sets, the group sampler and tokenizers."""

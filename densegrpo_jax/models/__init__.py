@@ -1,1 +1,1 @@
-"""Networks in flax.linen, adapters, weight tables. The only package that imports flax."""
+"""Networks in flax.linen, the pipelines made of them, adapters and weight tables. The only package that imports flax."""

@@ -1,7 +1,7 @@
-"""What FLUX and Stable Diffusion 3 pipelines have in common: networks, tokenizers and a scheduler, behind one face.
+"""What FLUX, Stable Diffusion 3 and Stable Diffusion 1 pipelines have in common: networks, tokenizers and a scheduler, behind one face.
 
-The rest of the package knows `Pipeline` only; `flux_pipeline` and `sd3_pipeline` say how each family tokenises, encodes and predicts.
-Folders are opened and written by `pipeline_folder`.
+The rest of the package knows `Pipeline` only; `flux_pipeline`, `sd3_pipeline` and `sd15_pipeline` say how each family tokenises, encodes
+and predicts. Folders are opened and written by `pipeline_folder`.
 """
 
 from __future__ import annotations
