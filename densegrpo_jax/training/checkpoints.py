@@ -10,6 +10,7 @@ import gc
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from etils import epath
 
 from densegrpo_jax.parallel.agreement import Agreement, OtherProcessFailed
 from densegrpo_jax.parallel.hosts import Hosts
+from densegrpo_jax.training.files import may_pass
 from densegrpo_jax.training.flat_state import abstract, digest, flatten
 
 
@@ -27,9 +29,14 @@ class CheckpointMismatch(ValueError):
     """The checkpoint is intact, but belongs to another model or configuration."""
 
 
+class CheckpointUnreadable(OSError):
+    """The disk or the network failed while the checkpoint was read; it may be intact."""
+
+
 # Failures that say nothing about the stored bytes: never a reason to skip a checkpoint.
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-_NOT_DAMAGE = (CheckpointMismatch, OtherProcessFailed, *_NOT_CORRUPTION)
+_NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed, *_NOT_CORRUPTION)
+_PAUSE = 5.0  # seconds until a failed read is tried again
 
 
 class Restored(NamedTuple):
@@ -39,15 +46,15 @@ class Restored(NamedTuple):
 
 
 class _Keep:
-    """Preservation policy: the newest ``count`` checkpoints, the best one, and the pinned ones."""
+    """Preservation policy: the newest ``count`` checkpoints, the best one, the pinned ones and those that may be the best."""
 
-    def __init__(self, count: int, best_step, pinned: Sequence[int]):
-        self._count, self._best_step, self._pinned = count, best_step, pinned
+    def __init__(self, count: int, best_step, pinned: Sequence[int], unscored: set[int]):
+        self._count, self._best_step, self._pinned, self._unscored = count, best_step, pinned, unscored
 
     def should_preserve(self, checkpoints, *, context):
         del context
         steps = [info.step for info in checkpoints]
-        kept = {*steps[-self._count :], self._best_step(steps), *self._pinned}
+        kept = {*steps[-self._count :], self._best_step(steps), *self._pinned, *self._unscored}
         return [step in kept for step in steps]
 
 
@@ -98,12 +105,13 @@ class Checkpoints:
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
         together = _together(self._hosts)
+        self._unscored = set()  # steps whose score could not be read
         # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds, would pay for it in time and memory.
         state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=together)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Keep(max_to_keep, self._best, tuple(pinned)),
+                preservation_policy=_Keep(max_to_keep, self._best, tuple(pinned), self._unscored),
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=False,  # orbax refuses to, for several processes
@@ -117,9 +125,15 @@ class Checkpoints:
         self._reader = ocp.Checkpointer(composite, multiprocessing_options=alone)
         self._scores = {}
         for step in self.steps():
-            with contextlib.suppress(Exception):  # an unreadable one has no score; restoring it is where that is reported
+            try:
                 self._note_score(step, self._document(step)['score'])
-        self._scores = {int(step): score for step, score in self._agreement.gather(self._scores)[0].items()}
+            except Exception as error:  # restoring it is where damage is dealt with
+                self._unscored.add(step)
+                logging.warning('The score of the checkpoint of step %d is unknown, so it is kept: %s', step, _brief(error))
+        scores, unscored = self._agreement.gather([self._scores, sorted(self._unscored)])[0]
+        self._scores = {int(step): score for step, score in scores.items()}
+        self._unscored.clear()
+        self._unscored.update(unscored)
 
     # Saving
 
@@ -215,6 +229,7 @@ class Checkpoints:
 
         Raises:
           CheckpointMismatch: the newest whole checkpoint belongs to another model.
+          CheckpointUnreadable: the newest could not be read, twice, for a reason that may pass.
           ValueError: there are checkpoints, and all of them are damaged.
           OtherProcessFailed: this process could have restored, and another one raises an error.
         """
@@ -261,10 +276,24 @@ class Checkpoints:
         return self._read(step, meta=ocp.args.JsonRestore()).meta
 
     def _read(self, step: int, **items):
-        return self._reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
+        path = self.directory / str(step)
+        for again in (True, False):
+            try:
+                return self._reader.restore(path, args=ocp.args.Composite(**items))
+            except Exception as error:
+                if not may_pass(error):
+                    raise
+                if not again:
+                    raise CheckpointUnreadable(
+                        f'The checkpoint {path} could not be read: {_brief(error)}. It stays where it is. Mend the disk or the network, '
+                        'then run the same command again; to go on from the one before instead, move that folder away.'
+                    ) from None
+                logging.warning('%s could not be read and is tried again in %g s: %s', path, _PAUSE, _brief(error))
+                time.sleep(_PAUSE)
 
     def _note_score(self, step: int, score: float | None) -> None:
         self._scores.pop(step, None)
+        self._unscored.discard(step)
         if score is not None:
             self._scores[step] = score
 
@@ -308,7 +337,7 @@ class Checkpoints:
                 (self.directory / str(step)).rename(target)
                 logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
         self._manager.reload()
-        self._scores.pop(step, None)
+        self._note_score(step, None)
 
     @contextlib.contextmanager
     def _explained(self):

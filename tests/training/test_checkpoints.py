@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, atomic, verified, and clear about what does not fit."""
 
+import errno
 import os
 import resource
 import shutil
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,7 +25,8 @@ from fake_hosts import on_hosts  # noqa: E402
 
 from densegrpo_jax.parallel import mesh as mesh_lib  # noqa: E402
 from densegrpo_jax.parallel.agreement import OtherProcessFailed  # noqa: E402
-from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints  # noqa: E402
+from densegrpo_jax.training import checkpoints as checkpoints_module  # noqa: E402
+from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints, CheckpointUnreadable  # noqa: E402
 
 FINGERPRINT = {'model': {'layers': 2, 'hidden': 256}, 'lora': {'rank': 8, 'targets': ('to_q', 'to_k')}}
 
@@ -255,6 +258,52 @@ def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
     assert isinstance(second, PermissionError)
     assert isinstance(first, OtherProcessFailed) and str(first) == 'process 1 of the run: PermissionError: not yours'
     assert (tmp_path / '2').is_dir()
+
+
+def failing_reads(monkeypatch, step, count, error):
+    """The next `count` reads of a step's checkpoint raise `error`."""
+    read, failures = ocp.Checkpointer.restore, iter(range(count))
+
+    def restore(self, path, *args, **kwargs):
+        if path.name == str(step) and next(failures, None) is not None:
+            raise error
+        return read(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.Checkpointer, 'restore', restore)
+    monkeypatch.setattr(checkpoints_module, '_PAUSE', 0.0)
+
+
+IO_ERRORS = [
+    OSError(errno.EIO, 'Input/output error'),
+    ValueError('UNKNOWN: Error opening "zarr" driver: Error reading local file "/runs/2/manifest.ocdbt": Stale file handle [source ...'),
+]
+
+
+@pytest.mark.parametrize('error', IO_ERRORS, ids=['json', 'arrays'])
+def test_a_read_that_fails_is_tried_again_and_is_no_damage(tmp_path, monkeypatch, caplog, error):
+    folder = tmp_path / 'ckpt'
+    save_steps(folder, [1, 2])
+    with Checkpoints(folder) as checkpoints:
+        failing_reads(monkeypatch, 2, 1, error)
+        assert checkpoints.restore_latest(make_state()).step == 2 and 'tried again' in caplog.text
+        failing_reads(monkeypatch, 2, 2, error)
+        with pytest.raises(CheckpointUnreadable, match='(?s)ckpt/2 could not be read: .*stays where it is.*run the same command again'):
+            checkpoints.restore_latest(make_state())
+    assert (folder / '2').is_dir() and not (tmp_path / 'ckpt_corrupt').exists()
+
+
+def test_a_checkpoint_whose_score_could_not_be_read_is_kept(tmp_path, monkeypatch, caplog):
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        for step, score in ((1, 0.9), (2, 0.1)):
+            checkpoints.save(step, make_state(step), {}, score=score)
+    failing_reads(monkeypatch, 1, 2, OSError(errno.EIO, 'Input/output error'))
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(3, make_state(3), {}, score=0.2)
+    assert 'score of the checkpoint of step 1 is unknown, so it is kept: CheckpointUnreadable' in caplog.text
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        assert checkpoints.steps() == [1, 3] and checkpoints.best_step() == 1
+        checkpoints.save(4, make_state(4), {}, score=0.95)  # now that the scores are known, nothing is kept for want of them
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['4']
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(tmp_path):
