@@ -5,7 +5,8 @@
 On several hosts every one runs this command; TPU slices, Slurm steps and Open MPI are recognised, elsewhere name the others with
 --coordinator, --num_processes and --process_id. The work directory must then be one that all of them see.
 Running the same command again continues the run found in the work directory. Exit status: 0 finished, 75 stopped by a signal and
-resumable, 2 a configuration, file or prompt that cannot be used, 1 anything else (with --require_gain, also too little gain).
+resumable, 2 a configuration, file or prompt that cannot be used or a work directory that another run is writing to, 1 anything else (with
+--require_gain, also too little gain).
 75 also where reward servers were gone for longer than the reward's `give_up_s`: nothing is wrong with the run, so a supervisor may start it
 again, and it waits for them anew. The last completed update is saved then, as it is where a reward fails in another way (1).
 """
@@ -29,6 +30,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS, keep_compiled, start_devices, start_processes
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.training import console
+from densegrpo_jax.training.files import only_writer
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 from densegrpo_jax.training.run import run
 
@@ -70,7 +72,7 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
             logging.set_verbosity(logging.WARNING)
         workdir.mkdir(parents=True, exist_ok=True)
         keep_compiled(str(workdir / 'compiled'))
-        with handle_stop_signals(hosts=hosts) as stop:
+        with only_writer(workdir, hosts), handle_stop_signals(hosts=hosts) as stop:
             return FINISHED, work(workdir, make_mesh(config.mesh), stop)
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):

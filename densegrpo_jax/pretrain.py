@@ -18,6 +18,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining.miniature import pretrain, rows
 from densegrpo_jax.training import console
+from densegrpo_jax.training.files import lock
 
 
 def main(argv) -> int:
@@ -27,7 +28,9 @@ def main(argv) -> int:
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser().absolute()
     start_devices(rows(config))
     try:
-        folder = pretrain(config, workdir, make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}))
+        workdir.mkdir(parents=True, exist_ok=True)
+        with lock(workdir):
+            folder = pretrain(config, workdir, make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}))
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
         return 2

@@ -165,7 +165,7 @@ def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
     expected, table = evaluated['eval'][policy.label].scores, list(csv.DictReader((out / 'scores.csv').read_text().splitlines()))
     for name in ('total', 'diversity', 'kl'):
         np.testing.assert_allclose([float(row[name]) for row in table], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
-    assert {path.name for path in (tmp_path / 'one').iterdir()} == {path.name for path in out.iterdir()} - {'compiled'}
+    assert {path.name for path in (tmp_path / 'one').iterdir()} == {path.name for path in out.iterdir()} - {'compiled', 'lock'}
     assert 'prompts' not in pathlib.Path(f'{out}.1.log').read_text()
 
 

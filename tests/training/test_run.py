@@ -25,13 +25,15 @@ import tiny_ocr  # noqa: E402
 from loopback import serving  # noqa: E402
 
 from densegrpo_jax import main  # noqa: E402
+from densegrpo_jax.parallel.hosts import Hosts  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores  # noqa: E402
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.rewards.server import RewardService  # noqa: E402
 from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
-from densegrpo_jax.training import collect  # noqa: E402
+from densegrpo_jax.training import collect, files  # noqa: E402
 from densegrpo_jax.training import run as run_module  # noqa: E402
+from densegrpo_jax.training.files import only_writer  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
 from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
 
@@ -291,4 +293,7 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(tmp_path, monkeypat
         monkeypatch.setattr(main, name, lambda *args: None)
     monkeypatch.setattr(main.console, 'start', lambda: None)
     assert main.main(['main']) == status
+    with only_writer(tmp_path, Hosts()):  # which the run has given back
+        monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
+        assert main.main(['main']) == 2 and f'{tmp_path} is being written to by another run' in caplog.text
     assert isinstance(error, Preempted) or str(error) in caplog.text
