@@ -1,7 +1,7 @@
 """Metric writers behind clu's interface, without TensorFlow and without torch: a JSONL and TensorBoard event files.
 
 Both are exact across restarts: everything after the step that training resumes from is removed before the first new line, every
-write is on disk when it returns, and a record that was cut off by a kill is dropped.
+write has left the process when it returns and is on disk after `flush`, and a record that was cut off by a kill is dropped.
 """
 
 import importlib.util

@@ -162,6 +162,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 if step % config.eval.every == 0 or step == config.iterations:
                     score = phases.evaluate(step, params, state.ema, progress)
                 if score is not None or step % config.checkpoint.every == 0 or step in config.checkpoint.pin:
+                    writer.flush()  # a run that continues from the checkpoint does not write its metrics again
                     checkpoints.save(step, state, dataclasses.asdict(progress), score=score, digests=digests)
                     saved = step
                 stop.check()
@@ -169,6 +170,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             if isinstance(reason, RewardError):
                 stop.leave('an error of the reward')
             if step > saved:
+                writer.flush()
                 checkpoints.save(step, state, dataclasses.asdict(progress), digests=digests)
             checkpoints.wait_until_finished()
             logging.warning('saved after iteration %d of %d', step, config.iterations)

@@ -34,6 +34,7 @@ from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
 from densegrpo_jax.training import collect, files  # noqa: E402
 from densegrpo_jax.training import run as run_module  # noqa: E402
 from densegrpo_jax.training.files import only_writer  # noqa: E402
+from densegrpo_jax.training.metrics import JsonlWriter  # noqa: E402
 from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
 from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
 
@@ -176,7 +177,30 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
 
 
+@pytest.fixture
+def metrics_on_disk():
+    """No checkpoint is saved while a metric of its steps is not on disk: nothing would write that again."""
+    synced, saved, flush, save = {}, [], JsonlWriter.flush, Checkpoints.save
+
+    def noting(self):
+        flush(self)
+        synced[self._path] = self._path.read_bytes()
+
+    def checking(self, step, *args, **kwargs):
+        path = pathlib.Path(self.directory.parent) / 'metrics.jsonl'
+        assert synced.get(path) == path.read_bytes(), f'step {step} is saved before its metrics'
+        saved.append(step)
+        save(self, step, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JsonlWriter, 'flush', noting)
+        patch.setattr(Checkpoints, 'save', checking)
+        yield
+    assert saved == [1, 2, 3]
+
+
 @pytest.mark.parametrize('where', ['before the evaluation', 'in the next rollout', 'in the next update'])
+@pytest.mark.usefixtures('metrics_on_disk')
 def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, monkeypatch, caplog, where):
     stop, calls = StopRequest(), []
     target, name, moment = {
