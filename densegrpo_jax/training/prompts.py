@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterable
 
@@ -64,6 +66,11 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
     else:
         prompts = PromptSet.from_text(pathlib.Path(name), quoted_target=quoted_target)
     return PromptSet(tuple(prompts))
+
+
+def content_hash(prompts: PromptSet) -> str:
+    """A short hash of the prompts' texts and metadata, in their order."""
+    return hashlib.sha256(json.dumps([[p.text, p.metadata] for p in prompts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder | TextCache) -> dict:

@@ -31,14 +31,15 @@ from densegrpo_jax.training.metrics import MetricWriter
 from densegrpo_jax.training.preemption import Preempted, StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.noise import FILE
-from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.training.prompts import content_hash, load_prompts, text_conditioning, with_negative
 from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
 from densegrpo_jax.training.state import optimiser, start_state
 from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
 
-# Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the noise its values are compared.
+# Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the noise its values are compared, of the
+# evaluation what `_evaluated` names.
 FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache', 'noise', 'calibration')
 
 
@@ -98,9 +99,11 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         policy = state.policy if config.lora.init_from else None
         psi = calibrate(config, workdir / FILE, folder, pipeline, params, policy, encoder, train, reward, mesh, stop)
         schedule = schedule._replace(noise_levels=psi)
+    evaluated = _evaluated(config, train, test)
     checkpoints = Checkpoints(
-        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin,
-        fingerprint=_fingerprint(config, schedule), defaults=_fingerprint(default_config(), None, 'reward'), hosts=hosts,
+        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin, hosts=hosts,
+        fingerprint=_fingerprint(config, schedule) | evaluated,
+        defaults=_fingerprint(default_config(), None, 'reward') | evaluated,  # of a checkpoint without them nothing is known
     )  # fmt: skip
     progress, start = Progress(), 0
     if (restored := checkpoints.restore_latest(state)) is not None:
@@ -188,6 +191,12 @@ def _fingerprint(config, schedule: Schedule | None, *free: str) -> dict:
         kept['reward'] = {name: {k: v for k, v in options.items() if k not in FREE_REWARD_KEYS} for name, options in rewards}
     calibrated = config.noise.psi_path or config.noise.calibrate
     return {**kept, 'psi': [float(level) for level in schedule.noise_levels] if calibrated else None}
+
+
+def _evaluated(config, train: PromptSet, test: PromptSet) -> dict:
+    """More of it: a file of prompts may have changed under its name, and scores stand side by side only if they were made alike."""
+    prompts = {'prompts of data.train': content_hash(train), 'prompts of data.eval': content_hash(test)}
+    return {**prompts, 'eval': {'steps': config.eval.steps, 'best': config.eval.best}}
 
 
 class Phases:

@@ -25,12 +25,13 @@ import tiny_ocr  # noqa: E402
 from loopback import serving  # noqa: E402
 
 from densegrpo_jax import main  # noqa: E402
+from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts  # noqa: E402
 from densegrpo_jax.parallel.hosts import Hosts  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores  # noqa: E402
 from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
 from densegrpo_jax.rewards.server import RewardService  # noqa: E402
-from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
+from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints  # noqa: E402
 from densegrpo_jax.training import collect, files  # noqa: E402
 from densegrpo_jax.training import run as run_module  # noqa: E402
 from densegrpo_jax.training.files import only_writer  # noqa: E402
@@ -250,6 +251,31 @@ def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
     run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     with pytest.raises(ValueError, match='learning_rate'):
         run(make_config(folder, iterations=2, **{'optim.learning_rate': 5e-4}), tmp_path, one_device(), StopRequest())
+
+
+def test_a_run_goes_on_only_with_the_prompts_and_the_evaluation_it_began_with(folder, tmp_path):
+    """Names are not enough: its first and its last evaluation stand side by side in summary.json."""
+    texts = {name: [p.text for p in prompts] for name, prompts in (('train', tiny_train_prompts()), ('eval', tiny_eval_prompts()))}
+    files = {f'data.{name}': str(tmp_path / f'{name}.txt') for name in texts}
+    write = lambda name, lines: (tmp_path / f'{name}.txt').write_text('\n'.join(lines) + '\n')
+    for name, lines in texts.items():
+        write(name, lines)
+    again = lambda **changes: run(make_config(folder, iterations=1, **files, **changes), tmp_path, one_device(), StopRequest())
+    before = again()
+    for name, lines in texts.items():
+        write(name, lines[::-1])
+        with pytest.raises(CheckpointMismatch, match=f"(?s)prompts of data.{name}: '.*' there, '.*' here.*another --workdir"):
+            again()
+        write(name, lines)
+    for key, value, message in (('steps', 3, '2 there, 3 here'), ('best', 'jpeg', "'total' there, 'jpeg' here")):
+        with pytest.raises(CheckpointMismatch, match=f'eval.{key}: {message}'):
+            again(**{f'eval.{key}': value})
+    document = tmp_path / 'checkpoints' / '1' / 'meta' / 'metadata'
+    stored = json.loads(document.read_text())
+    for key in ('prompts of data.train', 'prompts of data.eval', 'eval'):  # as before they were stored
+        del stored['fingerprint'][key]
+    document.write_text(json.dumps(stored))
+    assert again()['evaluations'] == before['evaluations']
 
 
 def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, monkeypatch):
