@@ -68,8 +68,10 @@ def model_card(config, pipeline: Pipeline, workdir: pathlib.Path, out: pathlib.P
     scores = ''
     if (workdir / 'summary.json').is_file():
         summary = json.loads((workdir / 'summary.json').read_text())
-        line = lambda name: f'{summary[name]["mean"]:.4f} ± {summary[name]["standard_error"]:.4f}'
-        scores = f'Evaluation score before {line("before")}, after {line("after")} (standard errors over the prompts).\n'
+        line = lambda mean, error: f'{mean:.4f} ± {error:.4f}'
+        first, of_step = summary['evaluations'][0], {evaluated: score for evaluated, *score in summary['evaluations']}
+        if step in of_step:  # not what the run ended with: these weights may be of an earlier step, or of one that was not evaluated
+            scores = f'Evaluation score before {line(*first[1:])}, after {line(*of_step[step])} (standard errors over the prompts).\n'
     if (workdir / CURVE).is_file():
         shutil.copyfile(workdir / CURVE, out / CURVE)
         scores += f'\n![reward curve]({CURVE})\n'

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -58,6 +59,19 @@ def test_sample_with_and_without_adapters(trained):
     assert np.any(both[1::2] != alone)  # the adapters do something
     other, _ = sample.sample(config, prompts, copies=2, seed=1)
     assert np.any(other != alone)
+
+
+@pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
+def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step, after):
+    evaluations = [[0, 0.5, 0.01], [4, 0.9, 0.02], [8, 0.7, 0.03]]
+    scores = lambda step, mean, error: {'mean': mean, 'standard_error': error}
+    summary = {'before': scores(*evaluations[0]), 'after': scores(*evaluations[-1]), 'evaluations': evaluations}
+    (tmp_path / 'summary.json').write_text(json.dumps(summary))
+    pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline')
+    card = export.model_card(tiny_ocr.get_config(), pipeline, tmp_path, tmp_path, 'peft', 'lora.safetensors', step)
+    assert f'{step} updates.' in card
+    expected = [f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the prompts).'] if after else []
+    assert [line for line in card.splitlines() if 'Evaluation score' in line] == expected
 
 
 class Brightness:
