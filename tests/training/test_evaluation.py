@@ -1,6 +1,7 @@
 """Evaluations that are stopped and continue, what they keep on disk, the diversity of a group, and contact sheets."""
 
 import functools
+import io
 import json
 import pathlib
 import shutil
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.data.prompts import Prompt, PromptSet
@@ -114,6 +115,26 @@ def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
     third = Sampler()
     run(third, Record(tmp_path / 'part', {}))
     assert not third.calls
+
+
+def test_a_kill_while_a_picture_is_saved_leaves_none(tmp_path, monkeypatch):
+    """Half of one would stop every later evaluation in that folder."""
+    write = Image.Image.save
+
+    def killed(self, target, **options):
+        if options['format'] != 'PNG':  # the reward's
+            return write(self, target, **options)
+        write(self, png := io.BytesIO(), **options)
+        half = png.getvalue()[: png.tell() // 2]
+        target.write(half) if hasattr(target, 'write') else target.write_bytes(half)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, 'save', killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(Sampler(), Record(tmp_path, {}))
+    monkeypatch.undo()
+    found = run(Sampler(), Record(tmp_path, {}))
+    assert len(found.images) == 3 and len(list((tmp_path / 'pictures' / 'base').iterdir())) == 3
 
 
 class Share(Scorer):
