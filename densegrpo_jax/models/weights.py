@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import secrets
 from typing import Any
 
 from flax import traverse_util
@@ -397,7 +398,8 @@ def _stored(leaf, index, axes, dtype):
 
 def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> pathlib.Path:
     """Writes one safetensors file; it appears under its name only when it is complete. Raises OSError, saying what to check."""
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    # Not named by the process: on two hosts that share the folder, in containers above all, both may have the same number.
+    partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.partial')
     try:
         safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt', **(metadata or {})})
         os.replace(partial, path)

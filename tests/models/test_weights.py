@@ -187,6 +187,21 @@ def test_damaged_and_absent_files(tmp_path):
         weights.load_weights(tmp_path, RULES, abstract())
 
 
+def test_two_hosts_with_equal_process_numbers_write_the_same_file(tmp_path, monkeypatch):
+    """The second begins and ends while the first one is writing."""
+    save, path, arrays = safetensors.numpy.save_file, tmp_path / NAME, {'x': np.arange(3.0)}
+
+    def meanwhile(*args, **options):
+        save(*args, **options)
+        monkeypatch.setattr(safetensors.numpy, 'save_file', save)
+        weights.write_file(path, arrays)
+
+    monkeypatch.setattr(safetensors.numpy, 'save_file', meanwhile)
+    weights.write_file(path, arrays)
+    assert [p.name for p in tmp_path.iterdir()] == [NAME]
+    np.testing.assert_array_equal(safetensors.numpy.load_file(path)['x'], arrays['x'])
+
+
 def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     params = weights.load_weights(write(tmp_path, tensors()), RULES, abstract())
     before = (tmp_path / NAME).read_bytes()
