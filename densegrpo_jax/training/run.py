@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
+from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
@@ -33,7 +34,7 @@ from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.noise import FILE
 from densegrpo_jax.training.prompts import content_hash, load_prompts, text_conditioning, with_negative
 from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
-from densegrpo_jax.training.state import optimiser, start_state
+from densegrpo_jax.training.state import optimiser, start_state, state_shapes
 from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
@@ -93,10 +94,10 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     needed = ['', *(p.text for p in test), *(p.text for p in train if p.text in visited), *(p.text for p in calibrated)]
     encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
-    state = start_state(config, pipeline, tx, mesh, params['transformer'])
+    fresh = lambda: start_state(config, pipeline, tx, mesh, params['transformer'])
     params = with_negative(pipeline, config, params, encoder)
     if config.noise.calibrate:
-        policy = state.policy if config.lora.init_from else None
+        policy = fresh().policy if config.lora.init_from else None
         psi = calibrate(config, workdir / FILE, folder, pipeline, params, policy, encoder, train, reward, mesh, stop)
         schedule = schedule._replace(noise_levels=psi)
     evaluated = _evaluated(config, train, test)
@@ -106,8 +107,13 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         defaults=_fingerprint(default_config(), None, 'reward') | evaluated,  # of a checkpoint without them nothing is known
     )  # fmt: skip
     progress, start = Progress(), 0
-    if (restored := checkpoints.restore_latest(state)) is not None:
+    # Into shapes: beside a fresh state there need not be room for another.
+    shapes = state_shapes(pipeline, tx)
+    if (restored := checkpoints.restore_latest(with_shardings(shapes, shardings(shapes, mesh)))) is None:
+        state = fresh()
+    else:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)
+        del restored  # or it keeps the arrays of this start for as long as the run lasts
         logging.info('continuing from iteration %d of %d', start, config.iterations)
     if hosts.primary:
         replace_file(workdir / 'config.json', config.to_json_best_effort(indent=2) + '\n')

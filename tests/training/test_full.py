@@ -1,7 +1,9 @@
 """Training all weights: the same loop with the base as the trained tree and a frozen copy as the reference; and its export."""
 
+import gc
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -17,6 +19,7 @@ import tiny_ocr  # noqa: E402
 from densegrpo_jax.export import export  # noqa: E402
 from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
 from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
 from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.run import run  # noqa: E402
@@ -50,6 +53,25 @@ def test_trains_every_weight_against_a_frozen_reference(trained):
     assert step == 2 and jax.tree.structure(policy) == jax.tree.structure(params['transformer'])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), policy, params['transformer'])
     assert np.mean(jax.tree.leaves(moved)) > 0.9
+
+
+def test_goes_on_without_a_second_state_beside_the_restored_one(trained, tmp_path, monkeypatch):
+    """At full size there is room for one."""
+    config, workdir = trained
+    shutil.copytree(workdir, tmp_path / 'run')
+    restore, sizes = Checkpoints.restore_latest, []
+    live = lambda: (gc.collect(), sum(array.nbytes for array in jax.live_arrays()))[1]
+
+    def measuring(self, wanted):
+        before, restored = live(), restore(self, wanted)
+        sizes.append((before - others, sum(leaf.nbytes for leaf in jax.tree.leaves(restored.state))))
+        return restored
+
+    monkeypatch.setattr(Checkpoints, 'restore_latest', measuring)
+    others = live()
+    run(config, tmp_path / 'run', make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), StopRequest())
+    [(before, state)] = sizes
+    assert before < state / 2  # the base's weights alone; policy, average and both moments are four times the transformer's
 
 
 def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):
