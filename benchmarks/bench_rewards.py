@@ -39,9 +39,10 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import load_prompts, with_negative
-from densegrpo_jax.training.run import Phases
+from densegrpo_jax.training.collect import Collector
 from densegrpo_jax.training.sampling import make_rollout, make_schedule
 from densegrpo_jax.training.state import init_state, optimiser
+from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)
 WORKERS = flags.DEFINE_list('workers', [], 'Numbers of scoring threads to try; default config.reward_workers.')
@@ -96,13 +97,14 @@ def scenes(count: int, side: int) -> np.ndarray:
 
 def iteration(config, mesh):
     """`scorer -> seconds` of sampling and scoring one iteration with it, as `training.run` does."""
-    stop, train = StopRequest(), load_prompts(config, 'train')
-    chosen = [p.text for p in prompts_for_step(train, config.rollout.prompts, 0, config.seed)]
+    r, stop = config.rollout, StopRequest()
+    chosen = prompts_for_step(load_prompts(config, 'train'), r.prompts, 0, config.seed)
+    key = key_data(stream_key(config.seed, STREAM_ROLLOUT, 0))
     if RANDOM.value:
         pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
         encoder = lambda texts: one.repeat(len(texts))
     else:
-        pipeline, params, encoder = stored_base(config, mesh, chosen)
+        pipeline, params, encoder = stored_base(config, mesh, [p.text for p in chosen])
     params = with_negative(pipeline, config, params, encoder)
     adapters = jax.jit(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy)(params['transformer'])
     schedule = make_schedule(pipeline, config)
@@ -111,10 +113,10 @@ def iteration(config, mesh):
         rollout_fn = StandIn(rollout_fn, STAND_IN.value)
 
     def timed(scorer) -> float:
-        phases = Phases(config, None, mesh, train, None, scorer, None, stop, None)
+        collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         start = time.perf_counter()
-        _, scores, _ = phases.sample(rollout_fn, params, adapters, encoder, 0, schedule.noise_levels)
-        phases.gather(scores)
+        _, scores, _ = collector.sample(rollout_fn, params, adapters, encoder, chosen, key, schedule.noise_levels)
+        collector.gather(scores, r.prompts * r.group)
         return time.perf_counter() - start
 
     return timed

@@ -25,7 +25,7 @@ from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import save_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
-from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.loading import find_step, load_adapters, load_base, open_shapes
 from densegrpo_jax.training.noise import title
 
 CURVE = 'reward_curve.png'  # of a finished run
@@ -102,8 +102,10 @@ def export(
         raise ValueError(f'--layout={layout} holds adapters, and this run trains all weights: use --layout=merged')
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     exact = config.copy_and_resolve_references()
-    exact.model.quantize = 'none'  # adapters are merged into the base itself, not into what was left of it in few bits
-    pipeline, params = load_base(exact, mesh, components=None if layout == 'merged' else ())
+    # Adapters are merged into the base itself, not into what was left of it in few bits; nothing is computed with it.
+    exact.model.update(quantize='none', attention='xla')
+    find_step(workdir, checkpoint)  # that there is something to export, before a base is fetched
+    pipeline, params = load_base(exact, mesh) if layout == 'merged' else (open_shapes(exact, mesh), None)
     adapters, step = load_adapters(pipeline, config, mesh, workdir, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
@@ -130,6 +132,8 @@ def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}')
     console.start()
+    if flags.FLAGS.layout != 'merged':
+        jax.config.update('jax_platforms', 'cpu')  # an accelerator is not needed, and one host's of a pod would wait for the others'
     try:
         made = export(
             flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser(), pathlib.Path(flags.FLAGS.out).expanduser(),

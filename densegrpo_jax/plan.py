@@ -28,14 +28,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from densegrpo_jax.models.pipeline_folder import open_pipeline, resolve_folder
-from densegrpo_jax.models.released import RELEASED, released_pipeline
 from densegrpo_jax.parallel.collectives import collective_bytes
 from densegrpo_jax.parallel.mesh import batch_shards, make_mesh
 from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
 from densegrpo_jax.training import announce, console
 from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.loading import network_options
+from densegrpo_jax.training.loading import open_shapes
 from densegrpo_jax.training.lowering import Phase, phases
 from densegrpo_jax.training.sampling import make_schedule
 from densegrpo_jax.training.state import optimiser, state_shapes
@@ -116,8 +114,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     mesh = make_mesh(config.mesh, devices)
     if estimated and config.model.attention != 'xla':
         raise ValueError(f"model.attention={config.model.attention!r} needs {topology.compiler}, which is not installed; or use 'xla'")
-    options, name = network_options(config, mesh), config.model.path
-    pipeline = released_pipeline(name, **options) if name in RELEASED else open_pipeline(resolve_folder(name), **options)
+    pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
     check_geometry(config, schedule, mesh)
     batch = config.rollout.prompts_per_batch * config.rollout.group

@@ -13,8 +13,6 @@ settings (or of other weights) is not mixed in. For one process.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -37,7 +35,7 @@ from densegrpo_jax.training.loading import identity, load_adapters, load_compone
 from densegrpo_jax.training.panel import Part, Policy, settings
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.prompts import load_prompts, place, text_conditioning, with_negative
+from densegrpo_jax.training.prompts import content_hash, load_prompts, place, text_conditioning, with_negative
 from densegrpo_jax.training.sampling import Schedule, make_continuations, make_rollout, make_schedule
 from densegrpo_jax.training.streams import STREAM_PROBE, key_data, stream_key
 
@@ -238,5 +236,5 @@ class _Probe:
             **kept, 'policy': identity(self._adapters), 'train': config.data.train, 'group': config.rollout.group, 'batch': self._batch,
             'completion': {key: config.credit[key] for key, value in COMPLETE.items() if config.credit[key] != value},
             'complete': list(schedule.complete), 'noise_levels': np.asarray(schedule.noise_levels).tolist(), 'continuations': continuations,
-            'prompts': hashlib.sha256(json.dumps([[p.text, p.metadata] for p in self._prompts], sort_keys=True).encode()).hexdigest()[:12],
+            'prompts': content_hash(self._prompts),
         }  # fmt: skip

@@ -37,7 +37,8 @@ class RemoteReward:
       names: names of the scores; names[0] is trained on. All servers must return exactly these.
       range: (lowest, highest) value of names[0]; values outside are refused.
       prefix: set before every name, where two parts of a sum return scores of the same name.
-      fingerprint: what the servers' /info must show; '' = whatever the first one shows. Set it to keep a reward over several runs.
+      fingerprint: what the servers' /info must show; '' = whatever the first one shows. A run that continues, and an evaluation, refuse
+        servers of another than they began with all the same; set it to keep a reward over several runs.
       batch_size: pictures per request; halved when a server answers that it is too large.
       timeout_s: of one request. retries: after answers that cannot be used. give_up_s: how long to wait for servers that are gone, before
         RewardsGone. token_env: the environment variable with the servers' token, '' = none. See `Servers`.
@@ -79,6 +80,12 @@ class RemoteReward:
             'remote', urls, timeout_s=timeout_s, retries=retries, give_up_s=give_up_s, token_env=token_env, rng=make_rng()
         )
         self._met, self._meeting, self._checked = False, threading.Lock(), set()
+
+    @property
+    def fingerprint(self) -> str:
+        """What the servers call their reward; asks one where none has been asked. Raises as `check`."""
+        self._meet()
+        return self._fingerprint
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Asks a server about the prompts that no server has accepted yet.

@@ -27,7 +27,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import noise
 from densegrpo_jax.training.calibration_figure import draw
 from densegrpo_jax.training.collect import Collector
-from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, default_config
+from densegrpo_jax.training.defaults import default_config, identifying
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
 from densegrpo_jax.training.record import difference
@@ -122,13 +122,13 @@ def visited_prompts(config, train: PromptSet) -> list[Prompt]:
 
 def settings(config) -> dict:
     """JSON values that every iteration depends on."""
-    c = json.loads(config.to_json_best_effort())
+    c = identifying(config)
     without = lambda options, *free: {key: value for key, value in options.items() if key not in free}
     return {
-        'seed': c['seed'], 'model': without(c['model'], *FREE_MODEL_KEYS), 'lora': {'init_from': c['lora']['init_from']},
+        'seed': c['seed'], 'model': c['model'], 'lora': {'init_from': c['lora']['init_from']},
         'data': {key: c['data'][key] for key in ('train', 'scenes')},
         'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch', 'log_prob'),
-        'reward': {name: without(options, *FREE_REWARD_KEYS) for name, options in c['reward'].items()},
+        'reward': c['reward'],
         'calibration': without(c['calibration'], *FREE_KEYS),
     }  # fmt: skip
 

@@ -12,7 +12,6 @@ from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.models.pipeline import Conditioning
 from densegrpo_jax.parallel.mesh import local_rows
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training.evaluation import merge_scores
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.prompts import place
 from densegrpo_jax.training.text_cache import TextCache
@@ -72,5 +71,5 @@ class Collector:
                 values['valid'][:, places] = valid
                 for name in self._scorer.names:
                     values[name][:, places] = np.where(valid, part.values[name].reshape(finite.shape), 0)
-        values = merge_scores(self._stop, values)
+        values = self._stop.merge(values)
         return values, values.pop('valid') == 1

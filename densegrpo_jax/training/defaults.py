@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+
 import ml_collections
 
 from densegrpo_jax.core.advantages import STD_SCOPES
@@ -29,7 +31,7 @@ SD35_LORA_TARGETS = (
     'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.to_out.0', 'attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj', 'attn.to_add_out',
 )  # fmt: skip
 
-# What does not change which model or reward a run has.
+# What does not change which model or reward a run has, see `identifying`.
 FREE_MODEL_KEYS = ('attention', 'remat')  # how the same network is compiled
 FREE_REWARD_KEYS = ('urls', 'timeout_s', 'retries', 'give_up_s', 'token_env', 'concurrency')  # where and how the same reward is asked
 
@@ -166,6 +168,15 @@ def sd35(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c.loss.kl_form = 'flow_grpo'
     c.eval.update(every=60, steps=40)
     return c
+
+
+def identifying(config) -> dict:
+    """The configuration as JSON values, without keys of the model and of rewards that change neither which they are."""
+    c = json.loads(config.to_json_best_effort())
+    without = lambda options, free: {key: value for key, value in options.items() if key not in free}
+    of_rewards = lambda spec: {name: without(options, FREE_REWARD_KEYS) for name, options in spec.items()}
+    c['eval']['panel'] = of_rewards(c['eval']['panel'])
+    return {**c, 'model': without(c['model'], FREE_MODEL_KEYS), 'reward': of_rewards(c['reward'])}
 
 
 def validate(config) -> None:

@@ -14,7 +14,6 @@ from densegrpo_jax.core.rollout import DenseRollout, transitions
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.models.pipeline import Conditioning, Pipeline
 from densegrpo_jax.parallel.mesh import replicated
-from densegrpo_jax.training.evaluation import merge_scores
 from densegrpo_jax.training.noise import calibrated_table
 from densegrpo_jax.training.policy import policy_velocity, rescore
 from densegrpo_jax.training.preemption import StopRequest
@@ -72,7 +71,7 @@ class Divergence:
         kl = np.full(len(self._prompts), np.nan, np.float32)
         if record is not None:
             kl[: self._count] = [record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)]
-        kl = merge_scores(stop, {KL: kl})[KL]
+        kl = stop.merge({KL: kl})[KL]
         if adapters is None:
             kl[: self._count] = 0
         schedule = self._schedule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -81,20 +80,6 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
 
 
-def merge_scores(stop: StopRequest, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of equal shapes in all processes, NaN where another process has the value -> the whole arrays, in every process."""
-    if stop.hosts.count == 1:
-        stop.check()
-        return scores
-    file = io.BytesIO()
-    np.savez(file, **scores)
-    for given in stop.gather(file.getvalue()):
-        with np.load(io.BytesIO(given), allow_pickle=False) as other:
-            for name, values in scores.items():
-                np.copyto(values, other[name], where=np.isnan(values))
-    return scores
-
-
 class Sampled(NamedTuple):
     """A batch of prompts whose pictures are being scored, `mine` by this process."""
 
@@ -155,11 +140,11 @@ class Evaluator:
             for i in np.flatnonzero(done):
                 for name in self.names:
                     scores[name][i] = known[i][name]
-        scores = merge_scores(stop, scores)
+        scores = stop.merge(scores)
         todo = np.flatnonzero(~np.frombuffer(stop.gather(done.tobytes())[0], bool))
 
         def keep(batch: Sampled) -> None:
-            found = merge_scores(stop, self._scores(batch, stop))
+            found = stop.merge(self._scores(batch, stop))
             for name in self.names:
                 scores[name][batch.prompts] = found[name]
             for j, i in enumerate(batch.prompts if record is not None else ()):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.models.attention import choose
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import load_params, open_pipeline, resolve_folder
+from densegrpo_jax.models.released import RELEASED, released_pipeline
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.flat_state import digest, flatten
@@ -31,6 +32,12 @@ def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
     """The folder that `config.model` names and its pipeline, with room for what `config` trains; no weight is read."""
     options, folder = network_options(config, mesh), resolve_folder(config.model.path)
     return folder, open_pipeline(folder, **options)
+
+
+def open_shapes(config, mesh: Mesh) -> Pipeline:
+    """The pipeline that `config.model` names, for what needs no weights: a released model's is known without its files."""
+    options, name = network_options(config, mesh), config.model.path
+    return released_pipeline(name, **options) if name in RELEASED else open_pipeline(resolve_folder(name), **options)
 
 
 def load_components(config, folder: pathlib.Path, pipeline: Pipeline, mesh: Mesh, components: Sequence[str] | None = None) -> dict:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.models.pipeline import Pipeline
-from densegrpo_jax.rewards.base import Reward
+from densegrpo_jax.rewards.base import Reward, fingerprints
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS
+from densegrpo_jax.training.defaults import identifying
 from densegrpo_jax.training.divergence import KL
 from densegrpo_jax.training.evaluation import DIVERSITY
 from densegrpo_jax.training.loading import find_step
-from densegrpo_jax.training.prompts import load_panel_prompts, load_prompts
+from densegrpo_jax.training.prompts import content_hash, load_panel_prompts, load_prompts
 from densegrpo_jax.training.sampling import make_schedule
 
 
@@ -79,16 +77,14 @@ def parts(config) -> dict[str, Part]:
 
 def settings(config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int) -> dict:
     """JSON values that scores depend on besides the policy; the base model by the names and sizes of its files."""
-    c = json.loads(config.to_json_best_effort())
-    without = lambda options, *free: {key: value for key, value in options.items() if key not in free}
-    rewards = lambda spec: {name: without(options, *FREE_REWARD_KEYS) for name, options in spec.items()}
-    text = lambda part: json.dumps([[p.text, p.metadata] for p in part.prompts], sort_keys=True)
+    c = identifying(config)
+    served = fingerprints(reward for part in which.values() for reward in part.rewards)
     return {
-        'seed': c['seed'], 'full': c['full'], 'lora': c['lora'], 'model': without(c['model'], *FREE_MODEL_KEYS), 'cfg': c['loss']['cfg'],
+        'seed': c['seed'], 'full': c['full'], 'lora': c['lora'], 'model': c['model'], 'cfg': c['loss']['cfg'],
         'base': {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob('*')) if f.suffix in ('.json', '.safetensors')},
-        'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch'),
+        'rollout': {key: value for key, value in c['rollout'].items() if key not in ('prompts', 'group', 'prompts_per_batch')},
         'psi': make_schedule(pipeline, config).noise_levels.tolist() if config.noise.psi_path else None,
-        'reward': rewards(c['reward']), 'panel': rewards(c['eval']['panel']), 'steps': c['eval']['steps'],
-        'prompts': {name: hashlib.sha256(text(part).encode()).hexdigest()[:12] for name, part in which.items()},
-        'group': group, 'embedding': c['eval']['embedding'] if group > 1 else None,
+        'reward': c['reward'], 'panel': c['eval']['panel'], 'steps': c['eval']['steps'],
+        'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
+        **({'servers of rewards': served} if served else {}), 'group': group, 'embedding': c['eval']['embedding'] if group > 1 else None,
     }  # fmt: skip

@@ -10,11 +10,13 @@ before it had given its value.
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import signal
 import time
 
 import jax
+import numpy as np
 
 from densegrpo_jax.parallel.hosts import Hosts
 
@@ -66,6 +68,19 @@ class StopRequest:
         """The values of all processes, in their order; every process must come here equally often. Raises Preempted in all or none."""
         self.check()
         return [value] if self.hosts.count == 1 else self._finish_round(value)
+
+    def merge(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Float arrays, equal shapes in all processes, NaN where another has the value -> whole arrays, in every process. As `gather`."""
+        if self.hosts.count == 1:
+            self.check()
+            return arrays
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        for given in self.gather(file.getvalue()):
+            with np.load(io.BytesIO(given), allow_pickle=False) as other:
+                for name, values in arrays.items():
+                    np.copyto(values, other[name], where=np.isnan(values))
+        return arrays
 
     def _finish_round(self, value: bytes | None) -> list[bytes]:
         """Gives this process's value (None: it stops) and waits for those of the others."""

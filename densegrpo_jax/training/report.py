@@ -8,6 +8,8 @@ import pathlib
 import numpy as np
 from absl import logging
 
+from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.training.evaluation import Evaluation
 from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.noise import title
 from densegrpo_jax.training.pictures import save_grid
@@ -47,11 +49,35 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
     return {**{k: float(v) for k, v in few.items()}, **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')}}
 
 
-def keep_pictures(workdir: pathlib.Path, step: int, evaluation) -> None:
+def evaluation(config, workdir: pathlib.Path, writer, step: int, result: Evaluation, seconds: float, *, write: bool) -> tuple[float, float]:
+    """Logs the scores and the fixed pictures of an evaluation, keeps these in the work directory (unless told not to).
+
+    Returns:
+      (mean, standard error) of the score that picks the best checkpoint.
+
+    Raises:
+      RewardError: not one prompt has that score.
+    """
+    best = config.eval.best
+    count, scored = len(result.scores[best]), result.scored(best)
+    if not scored:
+        raise RewardError(f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; the log tells why')
+    if scored < count:
+        logging.warning('%d of %d evaluation prompts have no score %s, and the mean is over the others', count - scored, count, best)
+    mean, error = result.mean(best), result.standard_error(best)
+    scalars = {f'eval/{name}': result.mean(name) for name in result.scores} | {'eval/valid_share': scored / count}
+    writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': seconds})
+    writer.write_images(step, {'eval/pictures': result.images})
+    if write:
+        keep_pictures(workdir, step, result)
+    return mean, error
+
+
+def keep_pictures(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
     """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the final comparison, as an array."""
     folder = workdir / 'samples'
-    evaluation.save_sheet(folder / f'step_{step:06d}.png')
-    arrays = {'images': evaluation.images, 'scores': evaluation.scores['total'][: len(evaluation.images)], 'prompts': evaluation.prompts}
+    result.save_sheet(folder / f'step_{step:06d}.png')
+    arrays = {'images': result.images, 'scores': result.scores['total'][: len(result.images)], 'prompts': result.prompts}
     np.savez(folder / f'step_{step:06d}.npz', **arrays)
 
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 
 from absl import logging
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.models.pipeline import NEGATIVE, Conditioning
+from densegrpo_jax.models.pipeline import NEGATIVE
 from densegrpo_jax.parallel.sharding import shardings, with_shardings
-from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.rewards.composite import TOTAL
+from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
 from densegrpo_jax.training.checkpoints import Checkpoints
 from densegrpo_jax.training.collect import Collector
-from densegrpo_jax.training.defaults import FREE_MODEL_KEYS, FREE_REWARD_KEYS, default_config, validate
+from densegrpo_jax.training.defaults import default_config, identifying, validate
 from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.loading import load_components, open_base
@@ -36,11 +34,10 @@ from densegrpo_jax.training.prompts import content_hash, load_prompts, text_cond
 from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
 from densegrpo_jax.training.state import optimiser, start_state, state_shapes
 from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.training.text_cache import TextCache
 from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
 
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the noise its values are compared, of the
-# evaluation what `_evaluated` names.
+# evaluation what `_scored_as` names.
 FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache', 'noise', 'calibration')
 
 
@@ -71,7 +68,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
       ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
     """
     # What will be done, before any weight is read and anything is compiled.
-    hosts, started = stop.hosts, time.monotonic()
+    hosts, r, started = stop.hosts, config.rollout, time.monotonic()
     validate(config)
     folder, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
@@ -88,7 +85,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
 
     # Weights, adapters and the newest checkpoint.
-    chosen = lambda step: prompts_for_step(train, config.rollout.prompts, step, config.seed)
+    chosen = lambda step: prompts_for_step(train, r.prompts, step, config.seed)
     visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
     needed = ['', *(p.text for p in test), *(p.text for p in train if p.text in visited), *(p.text for p in calibrated)]
@@ -100,11 +97,11 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         policy = fresh().policy if config.lora.init_from else None
         psi = calibrate(config, workdir / FILE, folder, pipeline, params, policy, encoder, train, reward, mesh, stop)
         schedule = schedule._replace(noise_levels=psi)
-    evaluated = _evaluated(config, train, test)
+    scored_as = _scored_as(config, train, test, reward)
     checkpoints = Checkpoints(
         workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin, hosts=hosts,
-        fingerprint=_fingerprint(config, schedule) | evaluated,
-        defaults=_fingerprint(default_config(), None, 'reward') | evaluated,  # of a checkpoint without them nothing is known
+        fingerprint=_fingerprint(config, schedule) | scored_as,
+        defaults=_fingerprint(default_config(), None, 'reward') | scored_as,  # of a checkpoint without them nothing is known
     )  # fmt: skip
     progress, start = Progress(), 0
     # Into shapes: beside a fresh state there need not be room for another.
@@ -123,19 +120,31 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     bar = ProgressBar(config.iterations, start=start, show=hosts.primary)
     with Scorer(reward, config.reward_workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
         evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
-        phases = Phases(config, workdir, mesh, train, evaluator, scorer, writer, stop, bar.note)
+        collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         step = saved = start
+
+        def evaluate(step: int, ema: dict) -> float:
+            began = time.monotonic()
+            result = evaluator(params, ema, stop)
+            mean, error = report.evaluation(config, workdir, writer, step, result, time.monotonic() - began, write=hosts.primary)
+            progress.evaluations.append([step, mean, error])
+            shown = f'{config.eval.best} {mean:.4f} +- {error:.4f} over {result.scored(config.eval.best)} prompts'
+            bar.note(f'evaluation after {step} updates: {shown}')
+            return mean
+
         try:
             # At the start, and where the last process was stopped between an update and its evaluation.
             due = start % config.eval.every == 0 or start == config.iterations
             if due and start not in [evaluated for evaluated, *_ in progress.evaluations]:
-                phases.evaluate(start, params, state.ema, progress)
+                evaluate(start, state.ema)
             while step < config.iterations:
                 # 1. Sample, complete by ODE, decode, score.
                 began = time.monotonic()
-                rollouts, scores, conditioning = phases.sample(rollout_fn, params, state.policy, encoder, step, schedule.noise_levels)
+                key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
+                sampling = collector.sample(rollout_fn, params, state.policy, encoder, chosen(step), key, schedule.noise_levels)
+                rollouts, scores, conditioning = sampling
                 sampled = time.monotonic()
-                values, valid = phases.gather(scores)
+                values, valid = collector.gather(scores, r.prompts * r.group)
                 scored = time.monotonic()
                 # 2. Credit, advantages, update.
                 batch, credit_metrics = credit_fn(rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights})
@@ -169,7 +178,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 # 4. Evaluate and save.
                 score = None
                 if step % config.eval.every == 0 or step == config.iterations:
-                    score = phases.evaluate(step, params, state.ema, progress)
+                    score = evaluate(step, state.ema)
                 if score is not None or step % config.checkpoint.every == 0 or step in config.checkpoint.pin:
                     writer.flush()  # a run that continues from the checkpoint does not write its metrics again
                     checkpoints.save(step, state, dataclasses.asdict(progress), score=score, digests=digests)
@@ -190,56 +199,13 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
 def _fingerprint(config, schedule: Schedule | None, *free: str) -> dict:
     """What must be equal for a checkpoint to be continued."""
-    kept = {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key not in (*FREE_KEYS, *free)}
-    kept['model'] = {key: value for key, value in kept['model'].items() if key not in FREE_MODEL_KEYS}
-    if 'reward' in kept:
-        rewards = kept['reward'].items()
-        kept['reward'] = {name: {k: v for k, v in options.items() if k not in FREE_REWARD_KEYS} for name, options in rewards}
+    kept = {key: value for key, value in identifying(config).items() if key not in (*FREE_KEYS, *free)}
     calibrated = config.noise.psi_path or config.noise.calibrate
     return {**kept, 'psi': [float(level) for level in schedule.noise_levels] if calibrated else None}
 
 
-def _evaluated(config, train: PromptSet, test: PromptSet) -> dict:
-    """More of it: a file of prompts may have changed under its name, and scores stand side by side only if they were made alike."""
+def _scored_as(config, train: PromptSet, test: PromptSet, reward: CompositeReward) -> dict:
+    """More of it: prompts may have changed under a file's name and a reward under a server's, and scores stand side by side only if they
+    were made alike."""
     prompts = {'prompts of data.train': content_hash(train), 'prompts of data.eval': content_hash(test)}
-    return {**prompts, 'eval': {'steps': config.eval.steps, 'best': config.eval.best}}
-
-
-class Phases:
-    """The two phases of an iteration that touch the host: sampling with scoring, and evaluation."""
-
-    def __init__(
-        self, config, workdir, mesh: Mesh, train: PromptSet, evaluator: Evaluator, scorer: Scorer, writer, stop: StopRequest, note
-    ):
-        self.config, self.workdir, self.train, self.evaluator, self.writer = config, workdir, train, evaluator, writer
-        self.stop, self.note = stop, note
-        self.collector = Collector(mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch)
-
-    def sample(self, rollout_fn, params, adapters, encoder: TextCache, step: int, noise_levels) -> tuple[list, list, Conditioning]:
-        """Rolls out and scores the prompts of an iteration, see `Collector.sample`."""
-        config, key = self.config, key_data(stream_key(self.config.seed, STREAM_ROLLOUT, step))
-        chosen = prompts_for_step(self.train, config.rollout.prompts, step, config.seed)
-        return self.collector.sample(rollout_fn, params, adapters, encoder, chosen, key, noise_levels)
-
-    def gather(self, scores: list) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The scores of an iteration, see `Collector.gather`."""
-        return self.collector.gather(scores, self.config.rollout.prompts * self.config.rollout.group)
-
-    def evaluate(self, step: int, params, adapters, progress: Progress) -> float:
-        """Evaluates, logs the scores and the fixed pictures, and remembers the result."""
-        began, best = time.monotonic(), self.config.eval.best
-        result = self.evaluator(params, adapters, self.stop)
-        count, scored = len(result.scores[best]), result.scored(best)
-        if not scored:
-            raise RewardError(f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; the log tells why')
-        if scored < count:
-            logging.warning('%d of %d evaluation prompts have no score %s, and the mean is over the others', count - scored, count, best)
-        mean, error = result.mean(best), result.standard_error(best)
-        scalars = {f'eval/{name}': result.mean(name) for name in result.scores} | {'eval/valid_share': scored / count}
-        self.writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': time.monotonic() - began})
-        self.writer.write_images(step, {'eval/pictures': result.images})
-        if self.stop.hosts.primary:
-            report.keep_pictures(self.workdir, step, result)
-        progress.evaluations.append([step, mean, error])
-        self.note(f'evaluation after {step} updates: {best} {mean:.4f} +- {error:.4f} over {scored} prompts')
-        return mean
+    return {**prompts, 'eval': {'steps': config.eval.steps, 'best': config.eval.best}, 'servers of rewards': fingerprints([reward])}

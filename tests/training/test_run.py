@@ -293,6 +293,9 @@ def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, mon
     with serving(RewardService(Brightness(), 'f00', '0').app) as config.reward.remote.urls:
         summary = run(config, tmp_path, one_device(), StopRequest())
     assert summary['updates'] == 2 and [row['step'] for row in rows(tmp_path)] == [0, 1, 2] and final_state(tmp_path)[0] == 2
+    with serving(RewardService(Brightness(), 'f01', '0').app) as config.reward.remote.urls:
+        with pytest.raises(ValueError, match="servers of rewards.*f00.*f01"):
+            run(config, tmp_path, one_device(), StopRequest())
 
 
 def test_whatever_a_reward_raises_the_last_update_is_saved(folder, tmp_path, monkeypatch):

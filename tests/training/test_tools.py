@@ -23,7 +23,7 @@ from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores  # noqa: E402
 from densegrpo_jax.training import tables  # noqa: E402
 from densegrpo_jax.training.evaluation import Evaluation  # noqa: E402
-from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
+from densegrpo_jax.training.loading import load_adapters, load_base, open_shapes  # noqa: E402
 from densegrpo_jax.training.panel import choose, parts  # noqa: E402
 from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
 from densegrpo_jax.training.prompts import load_prompts  # noqa: E402
@@ -188,6 +188,16 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert ('load_lora_weights' in card) == (layout != 'merged') and config.model.path in card and '1 updates' in card
     assert (tmp_path / 'out' / 'config.json').is_file() and (tmp_path / 'out' / 'reward_curve.png').is_file()
+
+
+def test_adapters_are_exported_without_the_base_and_a_missing_run_is_said_first(tmp_path):
+    config = tiny_ocr.get_config()
+    config.model.update(path='black-forest-labs/FLUX.1-dev', attention='splash')  # neither is here
+    with pytest.raises(FileNotFoundError, match=f"No checkpoint folder {tmp_path / 'no-run'}"):
+        export.export(config, tmp_path / 'no-run', tmp_path / 'out')
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    config.model.attention = 'xla'
+    assert open_shapes(config, mesh).CLASS_NAME == 'FluxPipeline'
 
 
 def test_adapters_of_a_quantised_run_are_merged_into_the_exact_base(trained, tmp_path):
