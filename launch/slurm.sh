@@ -27,18 +27,19 @@ done
 if [ -z "$name" ]; then die "--name=NAME is missing: the job's name, and that of its log in logs/"; fi
 if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
 
-setup_env requirements-cuda.txt
-mkdir -p logs
 # One task per box drives all of its GPUs. Slurm sends TERM two minutes before the time is up, to the step itself.
+# The interpreter is the one that setup_env makes: --print needs its name, not the installation.
 job=(
   sbatch --parsable --job-name="$name" --nodes="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" --exclusive --time="$time"
   --requeue --open-mode=append --signal=TERM@120 --output="logs/$name.log" ${options[@]+"${options[@]}"}
-  launch/slurm_job.sh "$PYTHON" "$@"
+  launch/slurm_job.sh "${VENV:-.venv}/bin/python" "$@"
 )
 if [ -n "$print" ]; then
   printf '%q ' "${job[@]}"
   printf '\n'
   exit
 fi
+setup_env requirements-cuda.txt
+mkdir -p logs
 id="$("${job[@]}")"
 say "Submitted job $id; it writes to logs/$name.log. Cancel: scancel $id. State: squeue -j $id"

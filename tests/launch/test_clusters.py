@@ -197,6 +197,13 @@ def test_slurm_submits_one_task_per_box(scripts):
     assert done.returncode == 1 and '--name=NAME is missing' in done.stderr
 
 
+def test_a_slurm_job_is_shown_before_anything_is_installed(scripts):
+    done, calls = scripts('slurm.sh', '--print', '--name=flux', '--', '--config=c')
+    assert done.returncode == 0 and calls == []
+    assert shlex.split(done.stdout)[-3:] == ['launch/slurm_job.sh', '.venv/bin/python', '--config=c']
+    assert not (scripts.folder / '.venv').exists() and not (scripts.folder / 'logs').exists()
+
+
 @pytest.mark.parametrize('code, wanted, requeued', [(0, 0, False), (75, 0, True), (3, 3, False)])
 def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(scripts, code, wanted, requeued):
     done, calls = scripts('slurm_job.sh', 'py', '--config=c', answers_for={'srun': [(code, '')]}, SLURM_JOB_ID='9')
