@@ -6,7 +6,7 @@
 #   bash launch/tpu.sh logs   --name=NAME --zone=ZONE                     follows the first worker's log
 #   bash launch/tpu.sh stop   --name=NAME --zone=ZONE                     saves the last update and ends the run on every worker
 #   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
-#   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker
+#   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker: a --workdir as given to train
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
 # A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
 # every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical namespace.
@@ -154,6 +154,11 @@ case "$action" in
     need --from "$from"
     need --to "$to"
     mkdir -p "$to"
+    case "$from" in
+      /*) ;;
+      \~/*) from="${from#*/}" ;; # what scp calls relative: to the home folder
+      *) from="densegrpo_jax/$from" ;; # what a run calls relative: to the repository
+    esac
     vm scp --recurse "$name:$from" "$to" --worker=0
     ;;
   delete) vm delete "$name" --quiet ;;

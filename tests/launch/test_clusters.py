@@ -168,13 +168,20 @@ def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
     assert done.returncode == 1 and 'failed with exit code 3' in done.stderr
 
 
-def test_logs_results_and_the_end(scripts):
+def test_logs_and_the_end(scripts):
     assert scripts('tpu.sh', 'logs', *VM)[1][0][4:7] == ['ssh', 'n', '--worker=0']
-    done, calls = scripts('tpu.sh', 'fetch', *VM, '--from=bucket/flux', f'--to={scripts.folder}/results')
-    assert calls == [gcloud('scp', '--recurse', 'n:bucket/flux', f'{scripts.folder}/results', '--worker=0')]
-    assert (scripts.folder / 'results').is_dir()
     assert scripts('tpu.sh', 'delete', *VM)[1] == [gcloud('delete', 'n', '--quiet')]
     assert scripts('tpu.sh', 'stop', *VM)[1][0][6] == '--worker=all'
+
+
+@pytest.mark.parametrize(
+    'given, copied',
+    [('runs/x', 'densegrpo_jax/runs/x'), ('/home/me/bucket/flux', '/home/me/bucket/flux'), ('~/bucket/flux', 'bucket/flux')],
+)
+def test_results_are_looked_for_where_the_run_put_them(scripts, given, copied):
+    done, calls = scripts('tpu.sh', 'fetch', *VM, f'--from={given}', f'--to={scripts.folder}/results')
+    assert calls == [gcloud('scp', '--recurse', f'n:{copied}', f'{scripts.folder}/results', '--worker=0')]
+    assert (scripts.folder / 'results').is_dir()
 
 
 def test_a_failing_command_ends_the_script(scripts):
