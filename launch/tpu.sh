@@ -48,22 +48,22 @@ need --zone "$zone"
 vm() { gcloud compute tpus tpu-vm "$@" --zone="$zone" ${project[@]+"${project[@]}"}; }
 everywhere() { vm ssh "$name" --worker=all --command="$1"; }
 
-runtime() { # the software image that goes with an accelerator type
+choose_version() { # --version, or the software image that goes with the accelerator type
+  need --type "$type"
+  if [ -n "$version" ]; then return; fi
   case "$type" in
-    v5litepod-*) printf v2-alpha-tpuv5-lite ;;
-    v5p-*) printf v2-alpha-tpuv5 ;;
-    v6e-*) printf v2-alpha-tpuv6e ;;
-    v4-*) printf tpu-ubuntu2204-base ;;
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v4-*) version=tpu-ubuntu2204-base ;;
     *) die "no software version is known for --type=$type: give --version (gcloud compute tpus tpu-vm versions list --zone=$zone)" ;;
   esac
 }
 
 create() {
-  need --type "$type"
-  local image options=()
-  image="${version:-$(runtime)}"
+  local options=()
   if [ -n "$spot" ]; then options+=(--spot); fi
-  vm create "$name" --accelerator-type="$type" --version="$image" ${options[@]+"${options[@]}"}
+  vm create "$name" --accelerator-type="$type" --version="$version" ${options[@]+"${options[@]}"}
 }
 
 # A checkpoint is complete when its folder is renamed, which gcsfuse does only in a bucket with a hierarchical namespace.
@@ -103,7 +103,8 @@ train() {
 watch() {
   need --bucket "$bucket"
   if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
-  check_bucket  # before a machine is paid for
+  choose_version # here: a `die` under `if create` would not end the loop
+  check_bucket # before a machine is paid for
   local state run look
   look='if [ -e densegrpo_jax/launch/tpu_worker.sh ]; then bash densegrpo_jax/launch/tpu_worker.sh state; else echo absent; fi'
   while true; do
@@ -141,7 +142,10 @@ watch() {
 }
 
 case "$action" in
-  create) create ;;
+  create)
+    choose_version
+    create
+    ;;
   setup)
     check_bucket
     setup

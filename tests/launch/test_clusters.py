@@ -168,6 +168,12 @@ def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
     assert done.returncode == 1 and 'failed with exit code 3' in done.stderr
 
 
+@pytest.mark.parametrize('options, message', [(['--type=v99-4'], 'known for --type=v99-4: give --version'), ([], 'watch needs --type')])
+def test_a_watch_that_could_never_make_its_slice_ends_at_once(scripts, options, message):
+    done, calls = scripts('tpu.sh', 'watch', *VM, *options, '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for={'gcloud': [(7, '')]})
+    assert done.returncode == 1 and calls == [] and message in done.stderr
+
+
 def test_logs_and_the_end(scripts):
     assert scripts('tpu.sh', 'logs', *VM)[1][0][4:7] == ['ssh', 'n', '--worker=0']
     assert scripts('tpu.sh', 'delete', *VM)[1] == [gcloud('delete', 'n', '--quiet')]
