@@ -106,7 +106,7 @@ watch() {
   choose_version # here: a `die` under `if create` would not end the loop
   check_bucket # before a machine is paid for
   local state run look
-  look='if [ -e densegrpo_jax/launch/tpu_worker.sh ]; then bash densegrpo_jax/launch/tpu_worker.sh state; else echo absent; fi'
+  look="if [ -e densegrpo_jax/launch/tpu_worker.sh ]; then bash densegrpo_jax/launch/tpu_worker.sh state$(printf ' %q' "$@"); else echo absent; fi"
   while true; do
     state="$(vm describe "$name" --format='value(state)' 2>/dev/null || true)"
     case "$state" in

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What launch/tpu.sh runs on each worker of a slice, in the unpacked repository:
-#   tpu_worker.sh setup | train MAIN-ARGUMENTS... | state | stop
-# train leaves a supervised run in the background: train.log has its output, run.pid its process, outcome its exit code in the end.
-# state says how that run is: `running`, its exit code, or `absent` where none was started, or a reboot ended it.
+#   tpu_worker.sh setup | train MAIN-ARGUMENTS... | state MAIN-ARGUMENTS... | stop
+# train leaves a supervised run in the background: train.log has its output, run.pid its process, run.arguments what it was given, outcome its
+# exit code in the end.
+# state says how that run is: `running`, its exit code, or `absent` where none was started with these arguments, or a reboot ended it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -25,6 +26,7 @@ case "$action" in
     exec 9>>run.lock
     if ! flock -n 9; then die "a run is under way here (process $(cat run.pid)); stop it first: bash launch/tpu.sh stop"; fi
     rm -f outcome run.pid
+    printf '%q ' "$@" >run.arguments
     setup_env requirements-tpu.txt
     # The inner shell outlives the supervisor to write down how it ended.
     # shellcheck disable=SC2016  # expanded by the inner shell
@@ -35,7 +37,7 @@ case "$action" in
   state)
     if running; then
       echo running
-    elif [ -s outcome ]; then
+    elif [ -s outcome ] && [ "$(printf '%q ' "$@")" = "$(cat run.arguments 2>/dev/null)" ]; then
       cat outcome
     else
       echo absent

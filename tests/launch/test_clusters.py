@@ -156,6 +156,7 @@ def test_a_slice_that_trains_nothing_is_set_up_and_started(scripts, state):
     answers = {'describe': [(0, 'READY')] * 4, 'state': [(255, ''), (0, state), (0, 'running'), (0, '0')]}
     done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
     assert done.returncode == 0, done.stderr
+    assert 'tpu_worker.sh state --workdir=w;' in calls[2][7]
     look = ['describe', 'ssh']
     assert [call[4] for call in calls[1:]] == [*look, *look, 'scp', 'ssh', 'ssh', *look, *look]
     assert 'setup && mkdir' in calls[6][7] and 'tpu_worker.sh train --workdir=w' in calls[7][7]
@@ -247,7 +248,7 @@ def test_a_worker_writes_down_how_the_run_ended(scripts):
 
 
 def test_a_worker_says_how_its_run_is(scripts, tmp_path):
-    state = lambda: scripts('tpu_worker.sh', 'state')[0].stdout
+    state = lambda *args: scripts('tpu_worker.sh', 'state', *(args or ['--config=c']))[0].stdout
     assert state() == 'absent\n'
     (scripts.folder / 'run.pid').write_text(f'{os.getpid()}\n')  # after a reboot: another process has that number
     assert state() == 'absent\n'
@@ -264,6 +265,7 @@ def test_a_worker_says_how_its_run_is(scripts, tmp_path):
     while state() == 'running\n' and time.monotonic() < deadline:
         time.sleep(0.05)
     assert state() == '0\n'
+    assert state('--config=d') == state('--config=c', '--workdir=w') == 'absent\n'  # that was another run
 
 
 def test_the_supervisor_restarts_what_can_be_resumed_and_nothing_else(tmp_path):
