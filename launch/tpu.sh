@@ -80,24 +80,43 @@ check_bucket() {
   esac
 }
 
-setup() {
-  local archive mount=
+setup() ( # a shell of its own: watch takes a failure for an answer
+  set -e
+  folder="$(mktemp -d)"
+  trap 'rm -r "$folder"' EXIT
+  mount=
   if [ -n "$(git status --porcelain)" ]; then say "note: changes that are not committed do not go along"; fi
-  archive="$(mktemp -d)/densegrpo_jax.tar.gz"
-  git archive --prefix=densegrpo_jax/ -o "$archive" HEAD
-  vm scp "$archive" "$name:densegrpo_jax.tar.gz" --worker=all
-  rm -r "$(dirname "$archive")"
+  git archive --prefix=densegrpo_jax/ -o "$folder/densegrpo_jax.tar.gz" HEAD
+  vm scp "$folder/densegrpo_jax.tar.gz" "$name:densegrpo_jax.tar.gz" --worker=all
   if [ -n "$bucket" ]; then
     # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
     # shellcheck disable=SC2016  # $HOME is the worker's
     mount=' && mkdir -p $HOME/bucket && (mountpoint -q $HOME/bucket || gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 '"$(printf '%q' "$bucket")"' $HOME/bucket) && echo "workdir: $HOME/bucket/..."'
   fi
   everywhere "set -e; tar xzf densegrpo_jax.tar.gz; cd densegrpo_jax; bash launch/tpu_worker.sh setup$mount"
-}
+)
 
 train() {
   if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
   everywhere "cd densegrpo_jax && bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
+}
+
+# What watch does with a machine that trains nothing. setup may come before ssh is up, or in the middle of a preemption: then look at the
+# machine again. $failures counts, because a setup that can never work would have it paid for idly.
+begin() {
+  local status
+  set +e # not `if setup`: there a failing command would not end setup
+  setup
+  status=$?
+  set -e
+  if [ "$status" -eq 0 ]; then
+    failures=0
+    train "$@"
+  elif [ "$((failures += 1))" -lt 5 ]; then
+    say "$name could not be set up (the lines above say why; attempt $failures of 5): looking at it again in $poll s"
+  else
+    die "$name could not be set up in 5 attempts (the lines above say why). It is still paid for: watch again, or bash launch/tpu.sh delete --name=$name --zone=$zone"
+  fi
 }
 
 watch() {
@@ -105,7 +124,8 @@ watch() {
   if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
   choose_version # here: a `die` under `if create` would not end the loop
   check_bucket # before a machine is paid for
-  local state run look
+  local state run look failures=0
+  trap 'exit 130' INT # gcloud turns Ctrl-C into a failure, and those are tried again
   look="if [ -e densegrpo_jax/launch/tpu_worker.sh ]; then bash densegrpo_jax/launch/tpu_worker.sh state$(printf ' %q' "$@"); else echo absent; fi"
   while true; do
     state="$(vm describe "$name" --format='value(state)' 2>/dev/null || true)"
@@ -117,8 +137,7 @@ watch() {
           0) say "The run has finished. Delete the VM: bash launch/tpu.sh delete --name=$name --zone=$zone"; return ;;
           75 | absent) # stopped, never started or lost in a reboot, which also takes the bucket away
             say "$name is ready and trains nothing ($run): starting the run"
-            setup
-            train "$@"
+            begin "$@"
             ;;
           *) die "the run failed with exit code $run: bash launch/tpu.sh logs --name=$name --zone=$zone" ;;
         esac
@@ -130,8 +149,8 @@ watch() {
           vm delete "$name" --quiet
         fi
         if create; then
-          setup
-          train "$@"
+          failures=0
+          begin "$@"
         else
           say "it could not be made now (the lines above say why); trying again in $poll s"
         fi

@@ -175,6 +175,25 @@ def test_a_watch_that_could_never_make_its_slice_ends_at_once(scripts, options, 
     assert done.returncode == 1 and calls == [] and message in done.stderr
 
 
+def test_a_slice_that_takes_no_ssh_yet_is_set_up_again(scripts):
+    # gcloud makes it and cannot copy; then copies and loses ssh; then all works
+    answers = {'describe': [(1, '')] + [(0, 'READY')] * 3, 'gcloud': [(0, ''), (255, ''), (0, ''), (255, '')],
+               'state': [(0, 'absent'), (0, 'absent'), (0, '0')]}  # fmt: skip
+    done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    look = ['describe', 'ssh']
+    assert [call[4] for call in calls[1:]] == ['describe', 'create', 'scp', *look, 'scp', 'ssh', *look, 'scp', 'ssh', 'ssh', *look]
+    assert 'attempt 2 of 5' in done.stderr
+
+
+def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
+    answers = {'describe': [(0, 'READY')] * 9, 'gcloud': [(1, '')] * 9, 'state': [(0, 'absent')] * 9}
+    done, calls = scripts('tpu.sh', 'watch', *VM, '--type=v5p-8', '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
+    assert done.returncode == 1 and [call[4] for call in calls[1:]] == ['describe', 'ssh', 'scp'] * 5
+    assert 'n could not be set up in 5 attempts' in done.stderr and 'launch/tpu.sh delete --name=n --zone=z' in done.stderr
+    assert not Path(calls[3][5]).parent.exists()  # the archive does not stay behind, five times
+
+
 def test_logs_and_the_end(scripts):
     assert scripts('tpu.sh', 'logs', *VM)[1][0][4:7] == ['ssh', 'n', '--worker=0']
     assert scripts('tpu.sh', 'delete', *VM)[1] == [gcloud('delete', 'n', '--quiet')]
