@@ -84,16 +84,10 @@ setup() ( # a shell of its own: watch takes a failure for an answer
   set -e
   folder="$(mktemp -d)"
   trap 'rm -r "$folder"' EXIT
-  mount=
   if [ -n "$(git status --porcelain)" ]; then say "note: changes that are not committed do not go along"; fi
   git archive --prefix=densegrpo_jax/ -o "$folder/densegrpo_jax.tar.gz" HEAD
   vm scp "$folder/densegrpo_jax.tar.gz" "$name:densegrpo_jax.tar.gz" --worker=all
-  if [ -n "$bucket" ]; then
-    # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
-    # shellcheck disable=SC2016  # $HOME is the worker's
-    mount=' && mkdir -p $HOME/bucket && (mountpoint -q $HOME/bucket || gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 '"$(printf '%q' "$bucket")"' $HOME/bucket) && echo "workdir: $HOME/bucket/..."'
-  fi
-  everywhere "set -e; tar xzf densegrpo_jax.tar.gz; cd densegrpo_jax; bash launch/tpu_worker.sh setup$mount"
+  everywhere "set -e; tar xzf densegrpo_jax.tar.gz; cd densegrpo_jax; bash launch/tpu_worker.sh setup $(printf '%q' "$bucket")"
 )
 
 train() {

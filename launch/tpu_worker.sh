@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What launch/tpu.sh runs on each worker of a slice, in the unpacked repository:
-#   tpu_worker.sh setup | train MAIN-ARGUMENTS... | state MAIN-ARGUMENTS... | stop
+#   tpu_worker.sh setup [BUCKET] | train MAIN-ARGUMENTS... | state MAIN-ARGUMENTS... | stop
 # train leaves a supervised run in the background: train.log has its output, run.pid its process, run.arguments what it was given, outcome its
 # exit code in the end.
 # state says how that run is: `running`, its exit code, or `absent` where none was started with these arguments, or a reboot ended it.
@@ -12,6 +12,26 @@ source launch/setup_env.sh
 # The run's shell holds this lock until the outcome is written. Nothing is left of it after a reboot, when run.pid may name another process.
 running() { [ -e run.lock ] && ! flock -ns run.lock true; }
 
+# Ubuntu has no gcsfuse and not every image brings it: this is Google's own repository.
+install_gcsfuse() {
+  local release key=/usr/share/keyrings/cloud.google.asc
+  release="$(lsb_release -c -s)"
+  curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$release main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  sudo apt-get -qq update
+  sudo apt-get -qq install -y gcsfuse
+}
+
+mount_bucket() { # mount_bucket BUCKET
+  if ! command -v gcsfuse >/dev/null; then install_gcsfuse; fi
+  mkdir -p "$HOME/bucket"
+  if ! mountpoint -q "$HOME/bucket"; then
+    # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$HOME/bucket"
+  fi
+  echo "workdir: $HOME/bucket/..."
+}
+
 action="${1:-}"
 shift || true
 case "$action" in
@@ -20,6 +40,7 @@ case "$action" in
       sudo apt-get -qq update
       sudo apt-get -qq install -y python3.11 python3.11-venv
     fi
+    if [ -n "${1:-}" ]; then mount_bucket "$1"; fi
     setup_env requirements-tpu.txt
     ;;
   train)
@@ -52,5 +73,5 @@ case "$action" in
     while running; do sleep 1; done
     say "stopped; train with the same arguments continues"
     ;;
-  *) die "usage: tpu_worker.sh setup | train MAIN-ARGUMENTS... | state | stop" ;;
+  *) die "usage: tpu_worker.sh setup [BUCKET] | train MAIN-ARGUMENTS... | state MAIN-ARGUMENTS... | stop" ;;
 esac

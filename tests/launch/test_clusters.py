@@ -42,6 +42,13 @@ esac
 case "$*" in *densegrpo_jax.main*) while [ -e "${HOLD:-}" ]; do sleep 0.05; done ;; esac
 """
 
+# Writes down what it is told and what `tee` is given; installed, gcsfuse is a command that writes its arguments down.
+SUDO = """#!/bin/bash
+if [ "$1" = tee ]; then given="$(cat)"; fi
+{ printf '%q ' sudo "$@" ${given+"$given"}; echo; } >>"$CALLS"
+case "$*" in *"install -y gcsfuse") cp "$(dirname "$0")/gcloud" "$(dirname "$0")/gcsfuse" ;; esac
+"""
+
 
 @pytest.fixture
 def scripts(tmp_path):
@@ -52,9 +59,10 @@ def scripts(tmp_path):
     answers.mkdir()
     for name in ('requirements-tpu.txt', 'requirements-cuda.txt', 'requirements.txt'):
         (folder / name).write_text('jax\n')
-    for name in ('gcloud', 'sbatch', 'srun', 'scontrol'):
+    for name in ('gcloud', 'sbatch', 'srun', 'scontrol', 'curl', 'lsb_release'):
         (commands / name).write_text(STAND_IN)
     (commands / 'fake-python').write_text(PYTHON)
+    (commands / 'sudo').write_text(SUDO)
     for file in commands.iterdir():
         file.chmod(0o755)
     git = ['git', '-c', 'user.name=x', '-c', 'user.email=x@example.org']
@@ -115,8 +123,8 @@ def test_setup_sends_the_commit_to_every_worker(scripts):
     assert bucket == ['gcloud', 'storage', 'buckets', 'describe', 'gs://my-bucket', '--format=value(hierarchical_namespace.enabled)']
     assert scp[4] == 'scp' and scp[6:] == ['n:densegrpo_jax.tar.gz', '--worker=all', *TAIL]
     assert ssh[4:7] == ['ssh', 'n', '--worker=all'] and ssh[7].startswith('--command=set -e; tar xzf densegrpo_jax.tar.gz;')
-    assert 'launch/tpu_worker.sh setup' in ssh[7] and 'gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 my-bucket' in ssh[7]
-    assert 'gcsfuse' not in str(scripts('tpu.sh', 'setup', *VM)[1])
+    assert ssh[7].endswith('bash launch/tpu_worker.sh setup my-bucket')
+    assert scripts('tpu.sh', 'setup', *VM)[1][1][7].endswith("bash launch/tpu_worker.sh setup ''")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_a_slice_that_trains_nothing_is_set_up_and_started(scripts, state):
     assert 'tpu_worker.sh state --workdir=w;' in calls[2][7]
     look = ['describe', 'ssh']
     assert [call[4] for call in calls[1:]] == [*look, *look, 'scp', 'ssh', 'ssh', *look, *look]
-    assert 'setup && mkdir' in calls[6][7] and 'tpu_worker.sh train --workdir=w' in calls[7][7]
+    assert 'tpu_worker.sh setup b' in calls[6][7] and 'tpu_worker.sh train --workdir=w' in calls[7][7]
 
 
 def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
@@ -171,7 +179,8 @@ def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
 
 @pytest.mark.parametrize('options, message', [(['--type=v99-4'], 'known for --type=v99-4: give --version'), ([], 'watch needs --type')])
 def test_a_watch_that_could_never_make_its_slice_ends_at_once(scripts, options, message):
-    done, calls = scripts('tpu.sh', 'watch', *VM, *options, '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for={'gcloud': [(7, '')]})
+    answers = {'gcloud': [(7, '')]}
+    done, calls = scripts('tpu.sh', 'watch', *VM, *options, '--bucket=b', '--poll=0', '--', '--workdir=w', answers_for=answers)
     assert done.returncode == 1 and calls == [] and message in done.stderr
 
 
@@ -251,6 +260,23 @@ def test_one_machine_installs_for_its_device(scripts):
     assert calls[-2][-2:] == ['-r', 'requirements-cuda.txt'] and calls[-1] == ['python', '-m', 'densegrpo_jax.main', '--config=c']
     done, calls = scripts('local.sh', '--device=abacus')
     assert done.returncode == 1 and calls == [] and 'cpu, cuda or tpu' in done.stderr
+
+
+@pytest.mark.skipif(shutil.which('gcsfuse') is not None, reason='needs a machine without gcsfuse')
+def test_a_worker_without_gcsfuse_installs_it_once_and_mounts_the_bucket(scripts, tmp_path):
+    setup = lambda: scripts('tpu_worker.sh', 'setup', 'my bucket', HOME=str(tmp_path))
+    scripts('tpu_worker.sh', 'setup')  # the environment
+    (tmp_path / 'answers' / 'curl').write_text('0 KEY\n')
+    (tmp_path / 'answers' / 'lsb_release').write_text('0 jammy\n')
+    done, calls = setup()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f'workdir: {tmp_path}/bucket/...\n' and (tmp_path / 'bucket').is_dir()
+    key, mount = '/usr/share/keyrings/cloud.google.asc', ['gcsfuse', '--implicit-dirs', '--metadata-cache-ttl-secs=0', 'my bucket']
+    source = f'deb [signed-by={key}] https://packages.cloud.google.com/apt gcsfuse-jammy main'
+    assert ['sudo', 'tee', key, 'KEY'] in calls and ['sudo', 'tee', '/etc/apt/sources.list.d/gcsfuse.list', source] in calls
+    assert calls[-3:] == [['sudo', 'apt-get', '-qq', 'update'], ['sudo', 'apt-get', '-qq', 'install', '-y', 'gcsfuse'],
+                          [*mount, f'{tmp_path}/bucket']]  # fmt: skip
+    assert setup()[1] == [[*mount, f'{tmp_path}/bucket']]
 
 
 def test_a_worker_writes_down_how_the_run_ended(scripts):
