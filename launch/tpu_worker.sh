@@ -23,11 +23,19 @@ install_gcsfuse() {
 }
 
 mount_bucket() { # mount_bucket BUCKET
+  local try
   if ! command -v gcsfuse >/dev/null; then install_gcsfuse; fi
   mkdir -p "$HOME/bucket"
   if ! mountpoint -q "$HOME/bucket"; then
     # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
     gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$HOME/bucket"
+  fi
+  # What commits a checkpoint. Each worker tries, with a name of its own: any of them may lack the right to write.
+  if ! { try="$(mktemp -d "$HOME/bucket/.rename-XXXXXXXX")" && touch "$try/file" && mv "$try" "$try-done" && rm -r "$try-done"; }; then
+    if [ -n "$try" ]; then rm -rf "$try" "$try-done"; fi
+    die "--bucket=$1: a folder with a file could not be made and renamed there (the lines above say why), so that no checkpoint could be committed." \
+      "It needs a hierarchical namespace, the role roles/storage.objectUser for the VM's service account, and a gcsfuse that can rename" \
+      "folders in such buckets; this is $(gcsfuse --version 2>&1 || true). A newer one: sudo apt-get install --only-upgrade gcsfuse, on every worker"
   fi
   echo "workdir: $HOME/bucket/..."
 }

@@ -279,6 +279,20 @@ def test_a_worker_without_gcsfuse_installs_it_once_and_mounts_the_bucket(scripts
     assert setup()[1] == [[*mount, f'{tmp_path}/bucket']]
 
 
+@pytest.mark.parametrize('broken', ['mktemp', 'mv'])
+def test_a_worker_whose_bucket_takes_no_renamed_folder_says_what_it_needs(scripts, tmp_path, broken):
+    commands, bucket = tmp_path / 'bin', tmp_path / 'bucket'
+    shutil.copy(commands / 'gcloud', commands / 'gcsfuse')
+    setup = lambda: scripts('tpu_worker.sh', 'setup', 'my-bucket', HOME=str(tmp_path))[0]
+    assert setup().returncode == 0 and list(bucket.iterdir()) == []
+    (commands / broken).write_text('#!/bin/bash\necho "the bucket says no" >&2\nexit 1\n')
+    (commands / broken).chmod(0o755)
+    done = setup()
+    assert done.returncode == 1 and done.stdout == '' and list(bucket.iterdir()) == []
+    for words in ('the bucket says no', '--bucket=my-bucket: a folder', 'hierarchical', 'roles/storage.objectUser', '--only-upgrade'):
+        assert words in done.stderr
+
+
 def test_a_worker_writes_down_how_the_run_ended(scripts):
     done, _ = scripts('tpu_worker.sh', 'setup')
     assert done.returncode == 0, done.stderr
