@@ -12,6 +12,24 @@ die() {
   exit 1
 }
 
+# export_settings FILE exports its lines KEY=VALUE, each value as it stands. None is ever shown: some are secret.
+export_settings() {
+  local line number=0
+  if [ ! -f "$1" ] || [ ! -r "$1" ]; then die "--env=$1 is not a file that can be read: give one with lines KEY=VALUE"; fi
+  while IFS= read -r line || [ -n "$line" ]; do
+    number=$((number + 1))
+    line="${line%$'\r'}"
+    if [[ "$line" =~ ^[[:space:]]*(#|$) ]]; then continue; fi
+    if ! [[ "$line" =~ ^[A-Za-z_][A-Za-z_0-9]*= ]]; then
+      die "line $number of --env=$1 is not KEY=VALUE, without \`export\` and blanks before the ="
+    fi
+    if [[ "${line#*=}" =~ ^(\".*\"|\'.*\')$ ]]; then
+      die "line $number of --env=$1: write the value of ${line%%=*} without quotes; it is taken as it stands"
+    fi
+    export "${line?}"
+  done <"$1"
+}
+
 _new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
 _find_python() {

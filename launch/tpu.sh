@@ -2,7 +2,7 @@
 # A TPU VM or pod slice from nothing to results, with gcloud:
 #   bash launch/tpu.sh create --name=NAME --zone=ZONE --type=v5p-8 [--spot] [--version=RUNTIME] [--project=P]
 #   bash launch/tpu.sh setup  --name=NAME --zone=ZONE [--bucket=B]        this commit, its environment and the bucket, on every worker
-#   bash launch/tpu.sh train  --name=NAME --zone=ZONE -- MAIN ARGUMENTS   starts the run on every worker and returns
+#   bash launch/tpu.sh train  --name=NAME --zone=ZONE [--env=FILE] -- MAIN ARGUMENTS   starts the run on every worker and returns
 #   bash launch/tpu.sh logs   --name=NAME --zone=ZONE                     follows the first worker's log
 #   bash launch/tpu.sh stop   --name=NAME --zone=ZONE                     saves the last update and ends the run on every worker
 #   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
@@ -10,6 +10,8 @@
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
 # A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
 # every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical namespace.
+# --env=FILE, for train and watch: lines KEY=VALUE for the environment of the run (HF_TOKEN, REWARD_TOKEN, LIBTPU_INIT_ARGS), copied to every
+# worker with mode 600 and shown nowhere. watch takes it to every new machine, where nothing is left of a login by hand.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -20,7 +22,7 @@ case "$action" in
   create | setup | train | logs | stop | watch | fetch | delete) shift ;;
   *) die "say what to do: create, setup, train, logs, stop, watch, fetch or delete (see the head of launch/tpu.sh)" ;;
 esac
-name='' zone='' type='' version='' spot='' bucket='' from='' to='' poll=60
+name='' zone='' type='' version='' spot='' bucket='' env='' from='' to='' poll=60
 project=()
 while [ "$#" -gt 0 ]; do
   case "$1" in
@@ -30,6 +32,7 @@ while [ "$#" -gt 0 ]; do
     --version=*) version="${1#*=}" ;;
     --project=*) project=("$1") ;;
     --bucket=*) bucket="${1#*=}" ;;
+    --env=*) env="${1#*=}" ;;
     --from=*) from="${1#*=}" ;;
     --to=*) to="${1#*=}" ;;
     --poll=*) poll="${1#*=}" ;;
@@ -44,6 +47,12 @@ need() { # need OPTION VALUE
 }
 need --name "$name"
 need --zone "$zone"
+if [ -n "$env" ]; then
+  case "$action" in
+    train | watch) (export_settings "$env") ;; # looked through before a machine is paid for
+    *) die "--env=$env goes with train and watch: $action starts no run" ;;
+  esac
+fi
 
 vm() { gcloud compute tpus tpu-vm "$@" --zone="$zone" ${project[@]+"${project[@]}"}; }
 everywhere() { vm ssh "$name" --worker=all --command="$1"; }
@@ -90,9 +99,21 @@ setup() ( # a shell of its own: watch takes a failure for an answer
   everywhere "set -e; tar xzf densegrpo_jax.tar.gz; cd densegrpo_jax; bash launch/tpu_worker.sh setup $(printf '%q' "$bucket")"
 )
 
+send_settings() ( # a copy with this mode from the start, under a name without a colon, which scp would take for a machine's
+  folder="$(mktemp -d)"
+  trap 'rm -r "$folder"' EXIT
+  install -m 600 "$env" "$folder/run.env"
+  vm scp "$folder/run.env" "$name:densegrpo_jax/run.env" --worker=all
+)
+
 train() {
+  local settings=
   if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
-  everywhere "cd densegrpo_jax && bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
+  if [ -n "$env" ]; then
+    send_settings
+    settings='chmod 600 run.env && ENV_FILE=run.env '
+  fi
+  everywhere "cd densegrpo_jax && ${settings}bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
 }
 
 # What watch does with a machine that trains nothing. setup may come before ssh is up, or in the middle of a preemption: then look at the

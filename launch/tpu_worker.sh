@@ -3,6 +3,7 @@
 #   tpu_worker.sh setup [BUCKET] | train MAIN-ARGUMENTS... | state MAIN-ARGUMENTS... | stop
 # train leaves a supervised run in the background: train.log has its output, run.pid its process, run.arguments what it was given, outcome its
 # exit code in the end.
+# With ENV_FILE=FILE in its environment the run has the settings of that file too.
 # state says how that run is: `running`, its exit code, or `absent` where none was started with these arguments, or a reboot ended it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -54,6 +55,7 @@ case "$action" in
   train)
     exec 9>>run.lock
     if ! flock -n 9; then die "a run is under way here (process $(cat run.pid)); stop it first: bash launch/tpu.sh stop"; fi
+    if [ -n "${ENV_FILE:-}" ]; then export_settings "$ENV_FILE"; fi
     rm -f outcome run.pid
     printf '%q ' "$@" >run.arguments
     setup_env requirements-tpu.txt

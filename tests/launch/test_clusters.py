@@ -109,6 +109,7 @@ def test_a_slice_is_made_with_the_image_of_its_type(scripts):
         (['dance'], 'say what to do'), (['create', '--zone=z', '--type=v4-8'], 'create needs --name'),
         (['train', *VM], 'nothing to train'), (['watch', *VM, '--', '--config=c'], 'watch needs --bucket'),
         (['setup', *VM, '--speed=1'], 'unknown option --speed=1'), (['fetch', *VM, '--from=x'], 'fetch needs --to'),
+        (['setup', *VM, '--env=x'], '--env=x goes with train and watch'),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(scripts, args, message):
@@ -147,6 +148,42 @@ def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
     assert call[4:7] == ['ssh', 'n', '--worker=all']
     command = shlex.split(call[7].removeprefix('--command='))
     assert command[-3:] == ['train', '--config=configs/flux_ocr.py:devices=8', '--config.label=two words']
+
+
+def test_settings_go_to_every_worker_and_are_never_shown(scripts, tmp_path):
+    file, sent = tmp_path / 'my:settings', tmp_path / 'sent'
+    file.write_text('# for the run\n\nHF_TOKEN=hush\n')
+    copy = f'#!/bin/bash\ncase "$*" in *run.env*scp*|*scp*run.env*) stat -c %a "$5" >{sent}; cat "$5" >>{sent} ;; esac\n'
+    (tmp_path / 'bin' / 'gcloud').write_text(STAND_IN.replace('#!/bin/bash\n', copy))
+    done, calls = scripts('tpu.sh', 'train', *VM, f'--env={file}', '--', '--config=c')
+    assert done.returncode == 0, done.stderr
+    scp, ssh = calls
+    assert scp[4] == 'scp' and scp[6:] == ['n:densegrpo_jax/run.env', '--worker=all', *TAIL]
+    assert sent.read_text() == '600\n' + file.read_text() and not Path(scp[5]).exists()
+    assert ssh[7] == '--command=cd densegrpo_jax && chmod 600 run.env && ENV_FILE=run.env bash launch/tpu_worker.sh train --config=c'
+    assert 'hush' not in done.stdout + done.stderr + str(calls)
+
+    answers = {'describe': [(0, 'PREEMPTED'), (0, 'READY')], 'state': [(0, '0')]}
+    options = ['--type=v5p-8', '--bucket=b', '--poll=0', f'--env={file}', '--', '--workdir=w']
+    done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
+    assert [call[4] for call in calls[1:]] == ['describe', 'delete', 'create', 'scp', 'ssh', 'scp', 'ssh', 'describe', 'ssh']
+    assert 'hush' not in done.stdout + done.stderr + str(calls)
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        (None, 'is not a file that can be read'), ('A=1\nexport B=hush', 'line 2 of --env='), ('A = hush', 'line 1 of --env='),
+        ('hush', 'is not KEY=VALUE'), ('A="hush"', 'write the value of A without quotes'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('action', ['train', 'watch'])
+def test_settings_that_cannot_be_read_are_refused_before_anything_happens(scripts, tmp_path, action, text, message):
+    if text is not None:
+        (tmp_path / 'settings').write_text(text)
+    options = ['--type=v5p-8', '--bucket=b', f'--env={tmp_path}/settings', '--', '--workdir=w']
+    done, calls = scripts('tpu.sh', action, *VM, *options)
+    assert done.returncode == 1 and calls == [] and message in done.stderr and 'hush' not in done.stderr
 
 
 def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
@@ -304,6 +341,22 @@ def test_a_worker_writes_down_how_the_run_ended(scripts):
     assert outcome.read_text() == '0\n'
     recorded = [shlex.split(line) for line in (scripts.folder.parent / 'calls').read_text().splitlines()]
     assert recorded[-1] == ['python', '-m', 'densegrpo_jax.main', '--distributed=on', '--config=c', '--config.label=two words']
+
+
+def test_a_worker_gives_the_run_its_settings_as_they_stand(scripts, tmp_path):
+    (scripts.folder / 'run.env').write_text('# a comment\r\nHF_TOKEN=a $HOME `b` "c" # = d\r\n\nEMPTY=\nLIBTPU_INIT_ARGS=--x=1 --y')
+    seen, python = tmp_path / 'seen', tmp_path / 'bin' / 'fake-python'
+    show = f'echo "$HF_TOKEN|${{EMPTY-unset}}|$LIBTPU_INIT_ARGS" >{seen}.new; mv {seen}.new {seen}'
+    python.write_text(PYTHON + f'case "$*" in *densegrpo_jax.main*) {show} ;; esac\n')
+    for settings, wanted in (({'ENV_FILE': 'run.env'}, 'a $HOME `b` "c" # = d||--x=1 --y\n'), ({}, '|unset|\n')):
+        seen.unlink(missing_ok=True)
+        done, _ = scripts('tpu_worker.sh', 'train', '--config=c', HF_TOKEN='', LIBTPU_INIT_ARGS='', **settings)
+        assert done.returncode == 0, done.stderr
+        deadline = time.monotonic() + 30
+        while not (seen.exists() and scripts('tpu_worker.sh', 'state', '--config=c')[0].stdout == '0\n') and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert seen.read_text() == wanted
+        assert 'HOME' not in done.stderr + (scripts.folder / 'train.log').read_text()
 
 
 def test_a_worker_says_how_its_run_is(scripts, tmp_path):
