@@ -10,6 +10,8 @@
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
 # A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
 # every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical namespace.
+# FLUX.1-dev asks for a login and every worker reads it: copy it into the bucket once (gcloud storage cp -r FLUX.1-dev gs://B/) and train with
+# --config.model.path=/home/USER/bucket/FLUX.1-dev.
 # --env=FILE, for train and watch: lines KEY=VALUE for the environment of the run (HF_TOKEN, REWARD_TOKEN, LIBTPU_INIT_ARGS), copied to every
 # worker with mode 600 and shown nowhere. watch takes it to every new machine, where nothing is left of a login by hand.
 set -euo pipefail
