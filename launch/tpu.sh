@@ -8,6 +8,7 @@
 #   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
 #   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker: a --workdir as given to train
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
+# With more than one worker gcloud wants its key in your ssh agent: ssh-add ~/.ssh/google_compute_engine. watch needs that agent as long as it runs.
 # A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
 # every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical namespace.
 # FLUX.1-dev asks for a login and every worker reads it: copy it into the bucket once (gcloud storage cp -r FLUX.1-dev gs://B/) and train with
