@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import sys
 
 from absl import app, flags
 from jax.sharding import Mesh
@@ -23,6 +22,7 @@ from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.main import define_run_flags, execute
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
+from densegrpo_jax.training.command_line import run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.noise import FILE
@@ -66,4 +66,4 @@ if __name__ == '__main__':
     define_run_flags()
     flags.DEFINE_string('out', '', 'The psi file; WORKDIR/psi.json where it is not given.')
     flags.mark_flags_as_required(['config', 'workdir'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

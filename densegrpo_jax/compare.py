@@ -21,6 +21,7 @@ from densegrpo_jax.reproduction.facts import commit, device
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import run_main
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 
 
@@ -88,4 +89,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flags_as_required(['config', 'workdir', 'out'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from densegrpo_jax.main import define_process_flags, execute
 from densegrpo_jax.parallel.agreement import Agreement
@@ -30,6 +28,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import tables
+from densegrpo_jax.training.command_line import define_config, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.divergence import KL, Divergence
 from densegrpo_jax.training.diversity import make_embedding
@@ -125,7 +124,7 @@ def main(argv) -> int:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file('config', None, 'Configuration: model, reward, evaluation prompts, ODE steps.', lock_config=True)
+    define_config('Configuration: model, reward, evaluation prompts, ODE steps.')
     flags.DEFINE_string('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
     flags.DEFINE_multi_string('checkpoint', [], "'best' (default), 'latest' or a step of --workdir; or RUN:NAME of any run. Repeatable.")
     flags.DEFINE_bool('base', True, 'Score the base model.')
@@ -139,4 +138,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flag_as_required('config')
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from densegrpo_jax.models import lora_files
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import save_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import define_config, run_main
 from densegrpo_jax.training.loading import find_step, load_adapters, load_base, open_shapes
 from densegrpo_jax.training.noise import title
 
@@ -148,7 +147,7 @@ def main(argv) -> int:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file('config', None, 'Configuration of the run.', lock_config=True)
+    define_config('Configuration of the run.')
     flags.DEFINE_string('workdir', None, 'The training run.')
     flags.DEFINE_string('out', None, 'Folder to write into.')
     flags.DEFINE_string('layout', 'peft', 'peft, kohya or merged.')
@@ -159,4 +158,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flags_as_required(['config', 'workdir', 'out'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

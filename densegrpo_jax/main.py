@@ -23,13 +23,13 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from densegrpo_jax.parallel.hosts import Hosts
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS, keep_compiled, start_devices, start_processes
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import define_config, run_main
 from densegrpo_jax.training.files import only_writer
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 from densegrpo_jax.training.run import run
@@ -104,7 +104,7 @@ def _leave(status: int) -> int:
 
 def define_run_flags() -> None:
     """The flags of `execute`. Only a command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file('config', None, 'Configuration file; its keys are listed in training/defaults.py.', lock_config=True)
+    define_config('Configuration file; its keys are listed in training/defaults.py.')
     flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
     define_process_flags()
 
@@ -123,4 +123,4 @@ if __name__ == '__main__':
     define_run_flags()
     flags.DEFINE_float('require_gain', None, 'Exit with status 1 unless the evaluation score rose by more than this.')
     flags.mark_flags_as_required(['config', 'workdir'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

@@ -20,18 +20,17 @@ import json
 import os
 import pathlib
 import re
-import sys
 import time
 from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from densegrpo_jax.parallel.collectives import collective_bytes
 from densegrpo_jax.parallel.mesh import batch_shards, make_mesh
 from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
 from densegrpo_jax.training import announce, console
+from densegrpo_jax.training.command_line import define_config, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import open_shapes
 from densegrpo_jax.training.lowering import Phase, phases
@@ -198,7 +197,7 @@ def main(argv) -> int:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file('config', None, 'Configuration of the run.', lock_config=True)
+    define_config('Configuration of the run.')
     flags.DEFINE_string('topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.')
     flags.DEFINE_float('utilisation', 0.4, 'Share of the peak rate that the arithmetic is assumed to reach.')
     flags.DEFINE_bool('quick', False, 'Compile for TPUs with the least effort: faster, and more memory in the plan than in a run.')
@@ -208,4 +207,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flags_as_required(['config', 'topology'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

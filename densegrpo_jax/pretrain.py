@@ -9,15 +9,14 @@ Exit status: 0 finished, 2 a configuration or a work directory that cannot be us
 from __future__ import annotations
 
 import pathlib
-import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining.miniature import pretrain, rows
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import define_config, run_main
 from densegrpo_jax.training.files import lock
 
 
@@ -41,11 +40,11 @@ def main(argv) -> int:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file('config', None, 'Pretraining configuration.', lock_config=True)
+    define_config('Pretraining configuration.')
     flags.DEFINE_string('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
 
 
 if __name__ == '__main__':
     define_flags()
     flags.mark_flag_as_required('config')
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import functools
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -22,6 +21,7 @@ from densegrpo_jax.main import define_run_flags, execute
 from densegrpo_jax.reproduction import probe, probe_drawing
 from densegrpo_jax.reproduction.direction import direction
 from densegrpo_jax.reproduction.probed import MEASURES
+from densegrpo_jax.training.command_line import run_main
 from densegrpo_jax.training.panel import choose
 
 _MEASURE = {'8': probe.latent_rewards, 'bias': probe.bias, 'cost': probe.cost}
@@ -79,4 +79,4 @@ if __name__ == '__main__':
     flags.DEFINE_integer('updates', 96, "Batches of an iteration's size whose gradients are compared (direction).")
     flags.DEFINE_string('out', '', 'Where tables and pictures go; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

@@ -16,9 +16,8 @@ Extra arguments after `--` go to every run: `-- --config.model.scan=True`. Exit 
 from __future__ import annotations
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from densegrpo_jax.reproduction import page, probed
 from densegrpo_jax.reproduction.facts import commit, device
@@ -27,6 +26,7 @@ from densegrpo_jax.reproduction.probed import MEASURES
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all, watch
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import run_main
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 
 
@@ -104,4 +104,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flags_as_required(['figure'])
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

@@ -14,11 +14,9 @@ import json
 import os
 import signal
 import socket
-import sys
 
 import uvicorn
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from densegrpo_jax import __version__
 from densegrpo_jax.rewards.base import Reward
@@ -26,6 +24,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.server import RewardService, fingerprint
 from densegrpo_jax.rewards.servers import read_token
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import define_config, run_main
 
 LOOPBACK = ('127.0.0.1', '::1', 'localhost')
 
@@ -76,7 +75,7 @@ def main(argv) -> int:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file('config', None, 'Configuration, of which only `reward` is read.', lock_config=True)
+    define_config('Configuration, of which only `reward` is read.')
     flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0 = all of this machine (then use a token).')
     flags.DEFINE_integer('port', 18100, 'Port to listen on; 0 = any free one.', lower_bound=0, upper_bound=65535)
     flags.DEFINE_string('token_env', '', 'Environment variable that holds the token which requests must carry.')
@@ -89,4 +88,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flag_as_required('config')
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

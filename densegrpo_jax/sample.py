@@ -9,16 +9,15 @@ With --workdir the sheet shows the run's adapters; add --compare to see the base
 from __future__ import annotations
 
 import pathlib
-import sys
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
+from densegrpo_jax.training.command_line import define_config, run_main
 from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder, with_negative
@@ -78,9 +77,7 @@ def main(argv) -> int:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    config_flags.DEFINE_config_file(
-        'config', None, 'Configuration: model, size, guidance and, with --workdir, the adapters.', lock_config=True
-    )
+    define_config('Configuration: model, size, guidance and, with --workdir, the adapters.')
     flags.DEFINE_string('workdir', None, 'Training run whose adapters are used; none: the base model.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
@@ -96,4 +93,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flag_as_required('config')
-    app.run(lambda argv: sys.exit(main(argv)))
+    run_main(main)

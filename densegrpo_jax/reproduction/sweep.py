@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from densegrpo_jax.reproduction.records import RUN_FILE
+from densegrpo_jax.training.command_line import load
 from densegrpo_jax.training.defaults import default_config
 from densegrpo_jax.training.files import replace_file
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest
@@ -59,16 +59,13 @@ def base_digest(config: str, extra: Sequence[str]) -> str:
 
     Left out is what changes nothing that is learned: MACHINE_KEYS and the label. A new key with a default makes no other base.
     """
-    name, _, variant = config.partition(':')
-    spec = importlib.util.spec_from_file_location('base_configuration', name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    default, chosen = _flat(default_config()), _flat(module.get_config(variant) if variant else module.get_config())
+    default, chosen = _flat(default_config()), _flat(load(config))
     ignored = ('label', *MACHINE_KEYS)
     learned = sorted(f'{key}={value!r}' for key, value in chosen.items() if default.get(key) != value and not key.startswith(ignored))
     machine = tuple(f'--config.{key}' for key in ignored)
     arguments = sorted(argument for argument in extra if argument.startswith('--config.') and not argument.startswith(machine))
-    return f'{pathlib.Path(name).stem}-{hashlib.sha256(chr(0).join(learned + arguments).encode()).hexdigest()[:8]}'
+    name = pathlib.Path(config.partition(':')[0]).stem
+    return f'{name}-{hashlib.sha256(chr(0).join(learned + arguments).encode()).hexdigest()[:8]}'
 
 
 def _flat(config) -> dict:
