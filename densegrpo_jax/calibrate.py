@@ -19,10 +19,10 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.main import define_run_flags, execute
+from densegrpo_jax.main import execute
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
-from densegrpo_jax.training.command_line import run_main
+from densegrpo_jax.training.command_line import define_run_flags, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.noise import FILE

@@ -22,13 +22,13 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.main import define_process_flags, execute
+from densegrpo_jax.main import execute
 from densegrpo_jax.parallel.agreement import Agreement
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import tables
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.training.command_line import define_config, define_process_flags, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.divergence import KL, Divergence
 from densegrpo_jax.training.diversity import make_embedding

@@ -26,10 +26,10 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.parallel.hosts import Hosts
 from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS, keep_compiled, start_devices, start_processes
+from densegrpo_jax.parallel.startup import keep_compiled, start_devices, start_processes
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.training.command_line import define_run_flags, run_main
 from densegrpo_jax.training.files import only_writer
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 from densegrpo_jax.training.run import run
@@ -55,7 +55,7 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
     """Starts devices and processes as the flags say and does `work(folder, mesh, stop)`.
 
     Args:
-      flag: with the fields of `define_run_flags`.
+      flag: with the fields of `command_line.define_run_flags`.
       batch: rows that the CPU devices should divide.
       folder: where `work` writes; '' = flag.workdir.
 
@@ -100,23 +100,6 @@ def _leave(status: int) -> int:
         sys.stderr.flush()
         os._exit(status)
     return status
-
-
-def define_run_flags() -> None:
-    """The flags of `execute`. Only a command itself has flags: importing this module defines none."""
-    define_config('Configuration file; its keys are listed in training/defaults.py.')
-    flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
-    define_process_flags()
-
-
-def define_process_flags() -> None:
-    """Of these flags those that say which devices and processes there are."""
-    flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
-    flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one of several processes of the run.')
-    flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.')
-    flags.DEFINE_integer('num_processes', 0, 'With --coordinator: how many processes there are.')
-    flags.DEFINE_integer('process_id', -1, 'With --coordinator: which one this is, from 0.')
-    flags.DEFINE_integer('heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a process that has died ends the others.')
 
 
 if __name__ == '__main__':

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from densegrpo_jax.main import define_run_flags, execute
+from densegrpo_jax.main import execute
 from densegrpo_jax.reproduction import probe, probe_drawing
 from densegrpo_jax.reproduction.direction import direction
 from densegrpo_jax.reproduction.probed import MEASURES
-from densegrpo_jax.training.command_line import run_main
+from densegrpo_jax.training.command_line import define_run_flags, run_main
 from densegrpo_jax.training.panel import choose
 
 _MEASURE = {'8': probe.latent_rewards, 'bias': probe.bias, 'cost': probe.cost}

@@ -1,4 +1,4 @@
-"""What all commands share: the --config flag, and mistakes in what was typed, which are said in a line and end with status 2."""
+"""What commands share: their flags, and mistakes in what was typed, which are said in a line and end with status 2."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from densegrpo_jax.rewards.build import resolve
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 REWARDS = ('config.reward', 'config.eval.panel')  # groups of rewards; a configuration names those of their options that it sets
 
+flags.disclaim_key_flags()  # what is defined here belongs to the command that calls, whose --help lists it
+
 
 def run_main(main: Callable[[list[str]], int | None]) -> None:
     """Parses the flags and exits with the status that `main(argv)` returns; see the module's docstring."""
@@ -36,6 +38,25 @@ def define_config(help_string: str) -> None:
     """The flag --config=FILE.py[:VARIANT], whose keys are set by --config.key=value."""
     config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
     flags.FLAGS['config'].parser = _Configuration()  # the library's own raises whatever it meets on the way
+
+
+def define_run_flags() -> None:
+    """The flags of `main.execute`. Only a command itself has flags: importing a module defines none."""
+    define_config('Configuration file; its keys are listed in training/defaults.py.')
+    flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
+    define_process_flags()
+
+
+def define_process_flags() -> None:
+    """Of these flags those that say which devices and processes there are."""
+    from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS  # imports jax, which a reward server can do without
+
+    flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
+    flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one of several processes of the run.')
+    flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.')
+    flags.DEFINE_integer('num_processes', 0, 'With --coordinator: how many processes there are.')
+    flags.DEFINE_integer('process_id', -1, 'With --coordinator: which one this is, from 0.')
+    flags.DEFINE_integer('heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a process that has died ends the others.')
 
 
 def load(argument: str) -> ConfigDict:

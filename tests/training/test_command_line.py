@@ -1,17 +1,35 @@
 """What is typed wrong is said in a line that names it and the way out, with status 2; options of rewards are set by their names."""
 
 import pathlib
+import re
+import subprocess
 import sys
 
 import pytest
 from absl import app, flags
 
+import densegrpo_jax
 from densegrpo_jax import reproduce
 from densegrpo_jax.rewards import build_reward
 from densegrpo_jax.training import command_line
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = str(ROOT / 'configs' / 'tiny_ocr.py')
+
+COMMANDS = sorted(p.stem for p in pathlib.Path(densegrpo_jax.__file__).parent.glob('*.py') if 'run_main(main)' in p.read_text())
+
+# Flags are defined once in a process: one process imports what all commands need, and a copy of it runs each.
+HELP = """
+import importlib, os, runpy, sys
+for name in sys.argv[1:]:
+    importlib.import_module(f'densegrpo_jax.{name}')
+for name in sys.argv[1:]:
+    print(f'### {name}', flush=True)
+    if not os.fork():
+        sys.argv = [name, '--help']
+        runpy.run_module(f'densegrpo_jax.{name}', run_name='__main__', alter_sys=True)
+    os.wait()
+"""
 
 
 @pytest.fixture
@@ -97,3 +115,15 @@ def test_options_without_a_default_take_any_value(typed, tmp_path):
     assert status == 0, printed
     expected = {'kind': 'judge', 'urls': 'http://a:1', 'range': (0.0, 5.0), 'timeout_s': 7.0}
     assert dict(config.reward.asked) == expected
+
+
+def test_help_lists_the_flags_that_a_command_speaks_of():
+    assert {'main', 'calibrate', 'probe', 'evaluate', 'pretrain'} < set(COMMANDS)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', HELP, *COMMANDS], capture_output=True, text=True, cwd=ROOT)
+    pages = dict(page.split('\n', 1) for page in done.stdout.split('### ')[1:])
+    assert list(pages) == COMMANDS, done.stderr
+    for name, page in pages.items():
+        description, listed = page.split('\nflags:\n')
+        known = set(re.findall(r'^  --(?:\[no\])?(\w+):', listed, re.MULTILINE))
+        spoken_of = {flag if flag in known else flag.removeprefix('no') for flag in re.findall(r'--(\w+)(?![\w.])', description)}
+        assert 'config' in spoken_of and spoken_of <= known, (name, spoken_of - known)
