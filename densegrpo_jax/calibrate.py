@@ -22,7 +22,7 @@ from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.main import execute
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
-from densegrpo_jax.training.command_line import define_run_flags, run_main
+from densegrpo_jax.training.command_line import define_folder, define_run_flags, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import load_components, open_base
 from densegrpo_jax.training.noise import FILE
@@ -64,6 +64,6 @@ def main(argv) -> int:
 
 if __name__ == '__main__':
     define_run_flags()
-    flags.DEFINE_string('out', '', 'The psi file; WORKDIR/psi.json where it is not given.')
+    define_folder('out', '', 'The psi file; WORKDIR/psi.json where it is not given.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -21,7 +21,7 @@ from densegrpo_jax.reproduction.facts import commit, device
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import run_main
+from densegrpo_jax.training.command_line import define_folder, run_main
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 
 
@@ -82,8 +82,8 @@ def define_flags() -> None:
     flags.DEFINE_string('config', None, 'Configuration file, given to densegrpo_jax.main as it is.')
     flags.DEFINE_string('vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.')
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds; every value is run with each.')
-    flags.DEFINE_string('workdir', None, 'Where the runs go.')
-    flags.DEFINE_string('out', None, 'Folder for the figure, the tables and the page.')
+    define_folder('workdir', None, 'Where the runs go.')
+    define_folder('out', None, 'Folder for the figure, the tables and the page.')
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import tables
-from densegrpo_jax.training.command_line import define_config, define_process_flags, run_main
+from densegrpo_jax.training.command_line import define_config, define_folder, define_process_flags, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.divergence import KL, Divergence
 from densegrpo_jax.training.diversity import make_embedding
@@ -125,10 +125,10 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration: model, reward, evaluation prompts, ODE steps.')
-    flags.DEFINE_string('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
+    define_folder('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
     flags.DEFINE_multi_string('checkpoint', [], "'best' (default), 'latest' or a step of --workdir; or RUN:NAME of any run. Repeatable.")
     flags.DEFINE_bool('base', True, 'Score the base model.')
-    flags.DEFINE_string('out', 'runs/evaluation', 'Folder for the results.')
+    define_folder('out', 'runs/evaluation', 'Folder for the results.')
     flags.DEFINE_bool('restart', False, 'Forget the scores that --out already has.')
     flags.DEFINE_integer('group', 1, 'Pictures per prompt; of more than one the diversity is measured.', lower_bound=1)
     flags.DEFINE_integer('kl_prompts', 32, 'Prompts of which the KL from the base is measured; 0 = none.', lower_bound=0)

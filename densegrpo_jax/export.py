@@ -23,7 +23,7 @@ from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.models.pipeline_folder import save_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.training.command_line import define_config, define_folder, run_main
 from densegrpo_jax.training.loading import find_step, load_adapters, load_base, open_shapes
 from densegrpo_jax.training.noise import title
 
@@ -148,8 +148,8 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration of the run.')
-    flags.DEFINE_string('workdir', None, 'The training run.')
-    flags.DEFINE_string('out', None, 'Folder to write into.')
+    define_folder('workdir', None, 'The training run.')
+    define_folder('out', None, 'Folder to write into.')
     flags.DEFINE_string('layout', 'peft', 'peft, kohya or merged.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step.")
     flags.DEFINE_string('dtype', '', "'float32', 'bfloat16' or 'float16' to store in; '' keeps float32 adapters and the base's dtype.")

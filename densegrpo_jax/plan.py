@@ -30,7 +30,7 @@ from densegrpo_jax.parallel.collectives import collective_bytes
 from densegrpo_jax.parallel.mesh import batch_shards, make_mesh
 from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
 from densegrpo_jax.training import announce, console
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.training.command_line import define_config, define_folder, run_main
 from densegrpo_jax.training.defaults import validate
 from densegrpo_jax.training.loading import open_shapes
 from densegrpo_jax.training.lowering import Phase, phases
@@ -201,7 +201,7 @@ def define_flags() -> None:
     flags.DEFINE_string('topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.')
     flags.DEFINE_float('utilisation', 0.4, 'Share of the peak rate that the arithmetic is assumed to reach.')
     flags.DEFINE_bool('quick', False, 'Compile for TPUs with the least effort: faster, and more memory in the plan than in a run.')
-    flags.DEFINE_string('out', '', 'JSON file for the result.')
+    define_folder('out', '', 'JSON file for the result.')
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.parallel.startup import start_devices
 from densegrpo_jax.pretraining.miniature import pretrain, rows
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.training.command_line import define_config, define_folder, run_main
 from densegrpo_jax.training.files import lock
 
 
@@ -41,7 +41,7 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Pretraining configuration.')
-    flags.DEFINE_string('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
+    define_folder('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ from densegrpo_jax.main import execute
 from densegrpo_jax.reproduction import probe, probe_drawing
 from densegrpo_jax.reproduction.direction import direction
 from densegrpo_jax.reproduction.probed import MEASURES
-from densegrpo_jax.training.command_line import define_run_flags, run_main
+from densegrpo_jax.training.command_line import define_folder, define_run_flags, run_main
 from densegrpo_jax.training.panel import choose
 
 _MEASURE = {'8': probe.latent_rewards, 'bias': probe.bias, 'cost': probe.cost}
@@ -77,6 +77,6 @@ if __name__ == '__main__':
     flags.DEFINE_string('checkpoint', '', 'Policy: RUN:STEP, RUN:best or RUN:latest; default the base.')
     flags.DEFINE_integer('prompts', 32, 'Training prompts; the intervals are over them.')
     flags.DEFINE_integer('updates', 96, "Batches of an iteration's size whose gradients are compared (direction).")
-    flags.DEFINE_string('out', '', 'Where tables and pictures go; default WORKDIR.')
+    define_folder('out', '', 'Where tables and pictures go; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

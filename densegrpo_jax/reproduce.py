@@ -26,7 +26,7 @@ from densegrpo_jax.reproduction.probed import MEASURES
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all, watch
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import run_main
+from densegrpo_jax.training.command_line import define_folder, run_main
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 
 
@@ -93,8 +93,8 @@ def define_flags() -> None:
     flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.')
     flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
     flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
-    flags.DEFINE_string('workdir', 'runs/claims_ocr', 'Where the runs go.')
-    flags.DEFINE_string('out', 'docs/reproduction', 'Folder for tables, figures and the page.')
+    define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
+    define_folder('out', 'docs/reproduction', 'Folder for tables, figures and the page.')
     flags.DEFINE_integer('jobs', 1, 'Runs side by side, as many as fit on the device; their times are then not comparable.', lower_bound=1)
     flags.DEFINE_bool('run', True, 'Run what is missing; false: only draw.')
     flags.DEFINE_string('psi', '', 'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into WORKDIR/psi.json.')

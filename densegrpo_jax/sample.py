@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.training.command_line import define_config, define_folder, run_main
 from densegrpo_jax.training.loading import load_adapters, load_base
 from densegrpo_jax.training.pictures import save_grid
 from densegrpo_jax.training.prompts import Encoder, with_negative
@@ -78,7 +78,7 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration: model, size, guidance and, with --workdir, the adapters.')
-    flags.DEFINE_string('workdir', None, 'Training run whose adapters are used; none: the base model.')
+    define_folder('workdir', None, 'Training run whose adapters are used; none: the base model.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
     flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
@@ -86,7 +86,7 @@ def define_flags() -> None:
     flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
     flags.DEFINE_integer('seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.')
     flags.DEFINE_bool('compare', False, 'With --workdir: also the base model, same noise, each pair side by side.')
-    flags.DEFINE_string('out', 'samples.png', 'Contact sheet to write; --single also writes every picture.')
+    define_folder('out', 'samples.png', 'Contact sheet to write; --single also writes every picture.')
     flags.DEFINE_bool('single', False, 'Also write every picture as a PNG of its own, next to --out.')
 
 

@@ -62,7 +62,7 @@ class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     Args:
-      directory: local folder or bucket path; created where absent.
+      directory: local folder (a mounted bucket is one); created where absent.
       max_to_keep: how many of the newest checkpoints stay; the best one stays too.
       pinned: steps whose checkpoints stay for good.
       fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored (model configuration, adapters, ...).

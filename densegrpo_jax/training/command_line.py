@@ -40,10 +40,19 @@ def define_config(help_string: str) -> None:
     flags.FLAGS['config'].parser = _Configuration()  # the library's own raises whatever it meets on the way
 
 
+def define_folder(name: str, default: str | None, help_string: str) -> None:
+    """A flag that names a file or folder of this machine. A bucket's address would make a folder of that name, which nobody looks into."""
+    flags.DEFINE_string(name, default, help_string)
+    flags.register_validator(
+        name, lambda value: '://' not in (value or ''),
+        'expected a folder of this machine; mount the bucket (launch/tpu.sh setup --bucket=B does, at ~/bucket) and name the folder there',
+    )  # fmt: skip
+
+
 def define_run_flags() -> None:
     """The flags of `main.execute`. Only a command itself has flags: importing a module defines none."""
     define_config('Configuration file; its keys are listed in training/defaults.py.')
-    flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and pictures go.')
+    define_folder('workdir', None, 'Where checkpoints, metrics and pictures go.')
     define_process_flags()
 
 

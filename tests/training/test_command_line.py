@@ -1,5 +1,6 @@
 """What is typed wrong is said in a line that names it and the way out, with status 2; options of rewards are set by their names."""
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -115,6 +116,19 @@ def test_options_without_a_default_take_any_value(typed, tmp_path):
     assert status == 0, printed
     expected = {'kind': 'judge', 'urls': 'http://a:1', 'range': (0.0, 5.0), 'timeout_s': 7.0}
     assert dict(config.reward.asked) == expected
+
+
+@pytest.mark.parametrize('name', ['workdir', 'out'])
+def test_a_bucket_is_not_taken_for_a_folder(name, monkeypatch):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, 'DEFINE_string', functools.partial(flags.DEFINE_string, flag_values=values))
+    monkeypatch.setattr(flags, 'register_validator', functools.partial(flags.register_validator, flag_values=values))
+    command_line.define_folder(name, None, 'A folder.')
+    values(['command', f'--{name}=~/bucket/run'])
+    with pytest.raises(flags.Error, match=rf'flag --{name}=gs://b/run: expected a folder of this machine; mount the bucket'):
+        values(['command', f'--{name}=gs://b/run'])
+    for command in COMMANDS:
+        assert f"flags.DEFINE_string('{name}'" not in (ROOT / 'densegrpo_jax' / f'{command}.py').read_text(), command
 
 
 def test_help_lists_the_flags_that_a_command_speaks_of():
