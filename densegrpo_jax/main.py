@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.parallel.hosts import Hosts
 from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import keep_compiled, start_devices, start_processes
+from densegrpo_jax.parallel.startup import check_device, keep_compiled, start_devices, start_processes
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.training import console
 from densegrpo_jax.training.command_line import define_run_flags, run_main
@@ -67,6 +67,7 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
     start_devices(batch, flag.cpu_devices)
     try:
         start_processes(flag.distributed, flag.coordinator, flag.num_processes, flag.process_id, heartbeat_seconds=flag.heartbeat)
+        check_device(flag.device)
         hosts = Hosts.current()
         if not hosts.primary:
             logging.set_verbosity(logging.WARNING)

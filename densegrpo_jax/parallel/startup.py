@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 
 HEARTBEAT_SECONDS = 60
+BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # what is asked for -> JAX's name of it
 
 
 def cpu_devices(batch: int, cores: int | None = None) -> int:
@@ -81,6 +82,21 @@ def start_processes(
             f'no cluster was found ({error}). Start one process per host with srun, mpirun or on TPU VMs, or name the others: '
             '--coordinator=HOST:PORT --num_processes=N --process_id=I'
         ) from None
+
+
+def check_device(wanted: str) -> None:
+    """Raises ValueError where JAX does not run on `wanted` ('cpu', 'cuda', 'tpu'; '' = anything); call it after `start_processes`.
+
+    Without a driver that it can use JAX falls back to the CPU, and a large model would be loaded there.
+    """
+    found = jax.default_backend()
+    if wanted and found != BACKENDS[wanted]:
+        way_out = {
+            'cpu': 'set JAX_PLATFORMS=cpu to leave the accelerator alone',
+            'cuda': 'nvidia-smi must list the GPU, with a driver for CUDA 13, and requirements-cuda.txt must be installed',
+            'tpu': 'requirements-tpu.txt must be installed, on a TPU VM whose chips no other process holds',
+        }[wanted]
+        raise ValueError(f'--device={wanted}, and JAX found {jax.devices()[0].device_kind} ({found}): {way_out}')
 
 
 def keep_compiled(folder: str) -> None:

@@ -58,8 +58,9 @@ def define_run_flags() -> None:
 
 def define_process_flags() -> None:
     """Of these flags those that say which devices and processes there are."""
-    from densegrpo_jax.parallel.startup import HEARTBEAT_SECONDS  # imports jax, which a reward server can do without
+    from densegrpo_jax.parallel.startup import BACKENDS, HEARTBEAT_SECONDS  # imports jax, which a reward server can do without
 
+    flags.DEFINE_enum('device', '', ['', *BACKENDS], 'What the run needs, and ends without; empty: whatever there is.')
     flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
     flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one of several processes of the run.')
     flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.')

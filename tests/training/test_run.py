@@ -337,7 +337,7 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(tmp_path, monkeypat
         raise error
 
     flag = SimpleNamespace(
-        config=tiny_ocr.get_config(), workdir=str(tmp_path), cpu_devices=0, heartbeat=0,
+        config=tiny_ocr.get_config(), workdir=str(tmp_path), device='', cpu_devices=0, heartbeat=0,
         distributed='off', coordinator='', num_processes=0, process_id=-1,
     )  # fmt: skip
     monkeypatch.setattr(main.flags, 'FLAGS', flag)

@@ -1,0 +1,31 @@
+"""What a process finds when it starts: the device that was asked for."""
+
+import types
+
+import jax
+import pytest
+
+from densegrpo_jax import main
+from densegrpo_jax.parallel.startup import check_device
+
+
+def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
+    check_device('')
+    check_device('cpu')
+    with pytest.raises(ValueError, match=r'--device=cuda, and JAX found cpu \(cpu\): nvidia-smi must list'):
+        check_device('cuda')
+    with pytest.raises(ValueError, match=r'--device=tpu, .*requirements-tpu.txt'):
+        check_device('tpu')
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    check_device('cuda')
+    with pytest.raises(ValueError, match='--device=cpu, .*JAX_PLATFORMS=cpu'):
+        check_device('cpu')
+
+
+def test_a_run_ends_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(main.console, 'start', lambda: None)
+    flag = types.SimpleNamespace(
+        config=None, workdir=str(tmp_path), device='tpu', cpu_devices=0, heartbeat=0, distributed='off', coordinator='', num_processes=0,
+        process_id=-1,
+    )  # fmt: skip
+    assert main.execute(flag, 8, lambda *_: pytest.fail('it has begun')) == (2, None)
