@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import pathlib
 import re
 import time
@@ -27,6 +26,7 @@ import jax
 from absl import app, flags, logging
 
 from densegrpo_jax.parallel.collectives import collective_bytes
+from densegrpo_jax.parallel.cores import cpu_cores
 from densegrpo_jax.parallel.mesh import batch_shards, make_mesh
 from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
 from densegrpo_jax.training import announce, console
@@ -128,7 +128,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         logging.info('%s compiled in %.0f s', name, result.compile_s)
         return result
 
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # one compiler keeps one core busy
+    with concurrent.futures.ThreadPoolExecutor(cpu_cores()) as pool:  # one compiler keeps one core busy
         rows = dict(zip(programs, pool.map(row, programs)))
     seconds = sum(row.compute_s for row in rows.values())
     moving = sum(row.collective_s for row in rows.values())

@@ -11,7 +11,6 @@ configuration, token or address that cannot be used.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 
@@ -19,6 +18,7 @@ import uvicorn
 from absl import app, flags, logging
 
 from densegrpo_jax import __version__
+from densegrpo_jax.parallel.cores import cpu_cores
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.server import RewardService, fingerprint
@@ -46,7 +46,7 @@ def main(argv) -> int:
         reward = served(flag.config.reward)
         name = fingerprint(reward, json.loads(flag.config.reward.to_json_best_effort()), __version__)
         service = RewardService(
-            reward, name, __version__, token=token, workers=flag.workers or os.cpu_count(), max_queue=flag.max_queue,
+            reward, name, __version__, token=token, workers=flag.workers or cpu_cores(), max_queue=flag.max_queue,
             max_request_bytes=flag.max_request_mb << 20,
         )  # fmt: skip
         family = socket.AF_INET6 if ':' in flag.host else socket.AF_INET

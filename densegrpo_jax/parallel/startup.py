@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import jax
 
+from densegrpo_jax.parallel.cores import cpu_cores
+
 HEARTBEAT_SECONDS = 60
 BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # what is asked for -> JAX's name of it
 
@@ -17,7 +19,7 @@ def cpu_devices(batch: int, cores: int | None = None) -> int:
 
     XLA runs most element-wise loops and convolutions of one CPU device on a single thread: two devices on two cores halve the time.
     """
-    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    cores = cpu_cores() if cores is None else cores
     return max(d for d in range(1, max(1, min(cores, batch)) + 1) if batch % d == 0)
 
 

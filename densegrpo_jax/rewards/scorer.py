@@ -1,7 +1,6 @@
 """Scoring on worker threads, so that the host scores one batch of pictures while the device samples the next."""
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from densegrpo_jax.parallel.cores import cpu_cores
 from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_batch, check_scores, interrupt
 
 
@@ -42,7 +42,7 @@ class Scorer:
     """
 
     def __init__(self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4):
-        workers = workers or len(os.sched_getaffinity(0))
+        workers = workers or cpu_cores()
         for name, value in {'workers': workers, 'chunk_size': chunk_size, 'max_pending': max_pending}.items():
             if value < 1:
                 raise ValueError(f'scorer.{name} is {value}; expected at least 1')
