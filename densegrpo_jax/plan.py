@@ -20,6 +20,7 @@ import json
 import pathlib
 import re
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -74,30 +75,39 @@ def compiled_row(phase: Phase, topology: Topology, resident: float, utilisation:
                seconds(received, chip.link), time.monotonic() - began)  # fmt: skip
 
 
-def advice(config, topology: Topology, rows: dict[str, Row], resident: float, fsdp: int) -> list[str]:
-    """Which settings would make the phases fit that do not; by proportion, so plan again with them."""
-    lines, limit, r = [], topology.chip.gib, config.rollout
+def advice(config, topology: Topology, rows: dict[str, Row], resident: float, mesh: Mapping[str, int]) -> list[str]:
+    """Which settings would make the phases fit that do not; by proportion, so plan again with them.
+
+    `mesh`: axis -> size. Batches are made smaller only by what divides over its data and fsdp axes.
+    """
+    lines, limit, r, fsdp, shards = [], topology.chip.gib, config.rollout, mesh['fsdp'], mesh['data'] * mesh['fsdp']
     if resident / GIB > 0.8 * limit:
-        more = next((f for f in (2, 4, 8, 16, 32, 64, 128, 256) if f > fsdp and resident / GIB * fsdp / f < 0.6 * limit), None)
-        lines.append(
-            f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: '
-            + (f'config.mesh.fsdp={more}' if more else "more devices, or config.model.quantize='int8'")
-        )
+        more = [f for f in range(fsdp + 1, shards + 1) if shards % f == 0 and resident / GIB * fsdp / f < 0.6 * limit]
+        way_out = f'config.mesh.data={shards // more[0]} config.mesh.fsdp={more[0]}' if more else 'more devices'
+        if not more and config.model.quantize == 'none' and not config.full:
+            way_out += ", or config.model.quantize='int8'"
+        lines.append(f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: {way_out}')
+    if resident / GIB > limit:
+        return lines  # no batch is small enough
     for name, row in rows.items():
         if row.gib <= limit:
             continue
-        key, size = {'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch), 'update': ('optim.microbatch', config.optim.microbatch),
-                     'evaluation': ('eval.batch', config.eval.batch)}[name]  # fmt: skip
+        key, size, each = {
+            'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch, r.group),
+            'update': ('optim.microbatch', config.optim.microbatch, 1),
+            'evaluation': ('eval.batch', config.eval.batch, 1),
+        }[name]
         room = max(limit - resident / GIB, 0.0) / max(row.gib - resident / GIB, 1e-9)
-        smaller = max([d for d in range(1, size) if size % d == 0 and d <= 0.9 * room * size], default=1)
+        possible = [d for d in range(1, size) if size % d == 0 and d * each % shards == 0]
+        smaller = max([d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size))
         if smaller < size:
             lines.append(f'{name}: config.{key}={smaller} instead of {size}')
         if name == 'update' and config.model.remat != 'full':
             lines.append("update: config.model.remat='full' instead of " + repr(config.model.remat))
         if config.model.attention == 'xla':
             kernel = 'cudnn' if topology.kind == 'h100' else 'splash'
-            lines.append(f'{name}: config.model.attention={kernel!r} keeps no attention weights')
-    return lines
+            lines.append(f'config.model.attention={kernel!r} keeps no attention weights')
+    return list(dict.fromkeys(lines))
 
 
 def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
@@ -141,7 +151,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         'fits': all(row.gib <= topology.chip.gib for row in rows.values()), 'utilisation': utilisation,
         'seconds_per_iteration': seconds, 'collective_seconds': moving, 'iterations': config.iterations,
         'chip_hours': [hours(max(seconds, moving)), hours(seconds + moving)],
-        'advice': advice(config, topology, rows, resident, mesh.shape['fsdp']),
+        'advice': advice(config, topology, rows, resident, mesh.shape),
     }  # fmt: skip
 
 

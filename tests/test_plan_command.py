@@ -52,12 +52,33 @@ def test_what_does_not_fit_is_said_with_a_way_out(result):
     rows = {name: plan.Row(**row) for name, row in result['phases'].items()}
     config = small()
     rows['update'] = rows['update']._replace(gib=40.0)
-    lines = plan.advice(config, parse('v5e:2x4'), rows, resident=2**30, fsdp=1)
+    lines = plan.advice(config, parse('v5e:2x4'), rows, resident=2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1})
     assert lines[0] == 'update: config.optim.microbatch=2 instead of 8' and "config.model.remat='full'" in lines[1] and 'splash' in lines[2]
-    lines = plan.advice(config, parse('h100:1'), {}, resident=70 * 2**30, fsdp=1)
-    assert lines == ['weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.fsdp=2']
+    lines = plan.advice(config, parse('h100:2'), {}, resident=70 * 2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1})
+    assert lines == ['weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.data=1 config.mesh.fsdp=2']
     text = plan.table({**result, 'fits': False, 'advice': lines})
     assert 'IT DOES NOT FIT' in text and lines[0] in text
+
+
+def test_advice_is_what_a_plan_takes(result):
+    """Batches that divide over the mesh, a mesh of the devices that there are, no key that another one forbids, no line twice."""
+    config, v5e, shape = small(), parse('v5e:2x4'), {'data': 4, 'fsdp': 2, 'tensor': 1}
+    config.rollout.update(prompts=8, prompts_per_batch=8)  # of 4 samples: over 8 pieces, 2 prompts at a time
+    config.optim.microbatch = config.eval.batch = 32
+    rows = {name: plan.Row(**row)._replace(gib=1000.0) for name, row in result['phases'].items()}
+    lines = plan.advice(config, v5e, rows, resident=2**30, mesh=shape)
+    assert [line for line in lines if 'instead of' in line and 'remat' not in line] == [
+        'rollout: config.rollout.prompts_per_batch=2 instead of 8', 'update: config.optim.microbatch=8 instead of 32',
+        'evaluation: config.eval.batch=8 instead of 32',
+    ]  # fmt: skip
+    assert len(lines) == len(set(lines)) == 5
+    assert plan.advice(config, v5e, rows, resident=20 * 2**30, mesh=shape) == [
+        'weights, optimiser and latents alone take 20.0 of 15.75 GiB: config.mesh.data=1 config.mesh.fsdp=8'
+    ]
+    alone = dict.fromkeys(shape, 1)
+    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith("more devices, or config.model.quantize='int8'")
+    config.full = True
+    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(': more devices')
 
 
 def test_operations_follow_the_configuration():
