@@ -1,7 +1,8 @@
 """What the runs of `densegrpo_jax.reproduce` share on the compositional task: coloured shapes, all weights trained.
 
-    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py \\
-        --workdir=runs/claims_geneval --out=docs/reproduction/geneval
+    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
+
+The page that is shipped: `--out=docs/reproduction/geneval`.
 """
 
 from configs import tiny_geneval

@@ -1,7 +1,7 @@
 """Command: trains variants of a configuration over several seeds and draws their evaluation curves with spread.
 
     python -m densegrpo_jax.compare --config=configs/tiny_ocr.py --vary=credit.rule=dense,sparse --seeds=0,1,2 \\
-        --workdir=runs/credit --out=docs/credit
+        --workdir=runs/credit --out=runs/credit/report
 
 Every run is a `densegrpo_jax.main` of its own in WORKDIR/VALUE/SEED; run again, unfinished ones continue and finished ones are kept.
 Writes OUT/curves.png (score against updates, network calls and seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md.

@@ -3,12 +3,13 @@
     python -m densegrpo_jax.reproduce --figure=4,6b                      # on two cores: many hours; stop it and run it again at will
     python -m densegrpo_jax.reproduce --figure=all --jobs=14             # several runs side by side on one GPU
     python -m densegrpo_jax.reproduce --figure=all --norun               # only draws what has run
-    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py \\
-        --workdir=runs/claims_geneval --out=docs/reproduction/geneval
+    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
 
 Figures are named in reproduction/figures.py. Every training is a `densegrpo_jax.main` of its own in WORKDIR/VARIANT/SEED; seed after seed,
 so that a sweep that is cut off can be compared as far as it got. Run again, unfinished runs continue and finished ones are kept. OUT
-collects what has finished, also from other machines: runs.csv, evaluations.csv, a PNG per figure and README.md with a verdict per claim.
+(default WORKDIR/report) collects what has finished, also from other machines: runs.csv, evaluations.csv, a PNG per figure and README.md
+with a verdict per claim. The page of this repository is OUT=docs/reproduction: `--figure=all --norun --out=docs/reproduction` draws it
+anew, and without --norun runs join it.
 Extra arguments after `--` go to every run: `-- --config.model.scan=True`. Exit status: 0 all runs have finished, 75 stopped by a signal,
 1 some runs failed.
 """
@@ -45,7 +46,7 @@ def plan_runs(figures: list[str], config: str, seeds: list[str], workdir: pathli
 def main(argv) -> int:
     console.start()
     flag, extra = flags.FLAGS, argv[1:]
-    workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
+    workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out or f'{flag.workdir}/report')
     figures = select(flag.figure, MEASURES)
     psi = pathlib.Path(flag.psi or workdir / 'psi.json')
     runs = plan_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
@@ -94,7 +95,7 @@ def define_flags() -> None:
     flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
     flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
     define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
-    define_folder('out', 'docs/reproduction', 'Folder for tables, figures and the page.')
+    define_folder('out', '', 'Folder for tables, figures and the page; default WORKDIR/report.')
     flags.DEFINE_integer('jobs', 1, 'Runs side by side, as many as fit on the device; their times are then not comparable.', lower_bound=1)
     flags.DEFINE_bool('run', True, 'Run what is missing; false: only draw.')
     flags.DEFINE_string('psi', '', 'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into WORKDIR/psi.json.')

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -176,6 +179,17 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
     parts = ['dense above sparse: holds', 'dense above coca_to_go_signed: not run', 'coca_to_go_signed above sparse: not run']
     assert verdicts['[Learning curves](#learning-curves)'] == '; '.join(['**undecided**', *parts])
     assert verdicts['GAE(lambda) over the completions'] == '**not run**' and '## GAE' not in text
+
+
+def test_the_page_goes_into_the_work_directory_unless_told_otherwise(tmp_path):
+    """Not into docs/reproduction, where the results that are shipped would be mixed with it."""
+    root = pathlib.Path(reproduce.__file__).parents[1]
+    command = [sys.executable, '-m', 'densegrpo_jax.reproduce', '--figure=4', '--norun', f'--config={root / "configs" / "claims_ocr.py"}']
+    env = {**os.environ, 'PYTHONPATH': str(root)}
+    assert subprocess.run([*command, '--workdir=work'], cwd=tmp_path, env=env).returncode == 0
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob('README.md')] == ['work/report/README.md']
+    assert subprocess.run([*command, '--workdir=work', '--out=other'], cwd=tmp_path, env=env).returncode == 0
+    assert (tmp_path / 'other' / 'README.md').is_file()
 
 
 def test_a_run_is_drawn_in_one_number_against_its_network_calls(tmp_path, monkeypatch):
