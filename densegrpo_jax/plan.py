@@ -130,7 +130,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     base = pipeline.abstract_params()
     state = state_shapes(pipeline, optimiser(config))
     held = announce.memory(config, pipeline, schedule, mesh, base, state)
-    resident = held['weights'] + held['trained, optimiser, moving average'] + held['latents']
+    resident = held['weights'] + held[announce.TRAINED] + held['latents']
     programs = phases(config, pipeline, schedule, mesh)
 
     def row(name: str) -> Row:

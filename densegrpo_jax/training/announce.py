@@ -18,6 +18,13 @@ from densegrpo_jax.training.sampling import Schedule
 from densegrpo_jax.training.state import count, state_shapes
 
 GIB = 2**30
+TRAINED = 'trained, optimiser, moving average'
+LOWERED_BY = {  # part of `memory` -> keys that make it smaller
+    'weights': ('mesh.fsdp', 'mesh.tensor', 'model.quantize'),
+    TRAINED: ('mesh.fsdp', 'lora.rank'),
+    'latents': ('rollout.prompts_per_batch', 'rollout.prompts', 'credit.completion_every'),
+    'pictures': ('rollout.prompts_per_batch', 'credit.completion_every'),
+}
 
 
 def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state) -> dict[str, float]:
@@ -39,7 +46,21 @@ def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: d
     completing = states * (2 if schedule.completion_solver == 'ab2' else 1)  # and their last velocities
     buffer = (2 * r.steps + 1 + completing) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
-    return {'weights': weights, 'trained, optimiser, moving average': adapters, 'latents': kept + buffer, 'pictures': pictures}
+    return {'weights': weights, TRAINED: adapters, 'latents': kept + buffer, 'pictures': pictures}
+
+
+def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
+    """What to say where `memory` is more than the device has; '' where it is not, or the device (a CPU) does not tell."""
+    limit = (device.memory_stats() or {}).get('bytes_limit')
+    if not limit or sum(need.values()) <= limit:
+        return ''
+    largest = sorted(need, key=need.get, reverse=True)
+    keys = dict.fromkeys(key for name in largest for key in LOWERED_BY[name] if not (full and key in ('model.quantize', 'lora.rank')))
+    return (
+        f'this needs {sum(need.values()) / GIB:.2f} GiB per device before activations, and JAX has {limit / GIB:.2f} GiB on '
+        f'{device.device_kind}: it will not fit. Most are {largest[0]}, {need[largest[0]] / GIB:.2f} GiB. '
+        f'Keys that lower it: {", ".join(keys)}'
+    )
 
 
 def plan(
@@ -81,3 +102,5 @@ def plan(
     lines = [title(config, pathlib.Path(folder).name), *(f'{name:12s} {text}' for name, text in table.items())]
     for line in lines:
         logging.info('%s', line)
+    if warning := too_much(need, mesh.local_devices[0], config.full):
+        logging.warning('%s', warning)

@@ -1,0 +1,53 @@
+"""What a run says before it loads anything: a need that the device cannot meet is a warning with the keys that lower it."""
+
+import pathlib
+import sys
+import types
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'configs'))
+
+import tiny_ocr  # noqa: E402
+
+from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.training import announce  # noqa: E402
+from densegrpo_jax.training.loading import open_base  # noqa: E402
+from densegrpo_jax.training.sampling import make_schedule  # noqa: E402
+from densegrpo_jax.training.state import optimiser  # noqa: E402
+
+NEED = {'weights': 22.0 * announce.GIB, announce.TRAINED: 3.0 * announce.GIB, 'latents': 0.5 * announce.GIB, 'pictures': 0.5 * announce.GIB}
+
+
+def device(stats):
+    return types.SimpleNamespace(memory_stats=lambda: stats, device_kind='TPU v5 lite')
+
+
+def test_more_than_the_device_has_is_said_with_what_lowers_it():
+    said = announce.too_much(NEED, device({'bytes_limit': 15.75 * announce.GIB}), full=False)
+    assert said.startswith('this needs 26.00 GiB per device before activations, and JAX has 15.75 GiB on TPU v5 lite: it will not fit')
+    assert 'weights, 22.00 GiB' in said and said.endswith(
+        'mesh.fsdp, mesh.tensor, model.quantize, lora.rank, rollout.prompts_per_batch, rollout.prompts, credit.completion_every'
+    )
+    said = announce.too_much(NEED, device({'bytes_limit': 1}), full=True)
+    assert 'quantize' not in said and 'lora' not in said  # all weights are trained
+    config = tiny_ocr.get_config()
+    for key in (key for keys in announce.LOWERED_BY.values() for key in keys):
+        group, _, name = key.partition('.')
+        assert name in config[group]
+
+
+def test_nothing_is_said_where_it_fits_or_nobody_knows():
+    for stats in ({'bytes_limit': 26 * announce.GIB}, {'bytes_in_use': 1}, {}, None):
+        assert announce.too_much(NEED, device(stats), full=False) == ''
+
+
+def test_a_run_says_so_beside_its_plan(monkeypatch, caplog, tmp_path):
+    config, seen = tiny_ocr.get_config(), []
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    folder, pipeline = open_base(config, mesh)
+    monkeypatch.setattr(announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit')
+    announce.plan(config, folder, pipeline, make_schedule(pipeline, config), optimiser(config), mesh, 5, 300, 320, tmp_path)
+    assert seen == [set(announce.LOWERED_BY)]
+    assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']
