@@ -1,10 +1,12 @@
 """The plan command's arithmetic and its two answers, on the miniature with the CPU's compiler standing in."""
 
 import pathlib
+import shlex
 import sys
 
 import jax
 import pytest
+from ml_collections.config_flags import config_path
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'configs'))
@@ -12,8 +14,10 @@ sys.path.insert(0, str(ROOT / 'configs'))
 import tiny_ocr  # noqa: E402
 
 from densegrpo_jax import plan  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
+from densegrpo_jax.parallel.mesh import make_mesh, mesh_shape  # noqa: E402
 from densegrpo_jax.parallel.topology import CHIPS, parse  # noqa: E402
+from densegrpo_jax.training.command_line import load  # noqa: E402
+from densegrpo_jax.training.defaults import validate  # noqa: E402
 from densegrpo_jax.training.loading import open_base  # noqa: E402
 from densegrpo_jax.training.lowering import phases  # noqa: E402
 from densegrpo_jax.training.sampling import make_schedule  # noqa: E402
@@ -101,3 +105,26 @@ def test_geometry_is_checked_first():
     config.rollout.prompts_per_batch = 1
     with pytest.raises(ValueError, match='rollout.prompts_per_batch'):
         plan.plan(config, parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
+
+
+def test_the_slices_to_copy_are_those_of_the_plans():
+    """docs/scaling.md: a type's chips, the variant, the mesh and the batches belong together, and a row of the plans says that it fits."""
+    page = (ROOT / 'docs' / 'scaling.md').read_text()
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith('    bash launch/tpu.sh watch')]
+    slices = {'v5litepod-8': 'v5e:2x4', 'v5litepod-64': 'v5e:8x8', 'v5p-8': 'v5p:2x2x1'}
+    of = lambda arguments: dict(argument[2:].split('=', 1) for argument in arguments if '=' in argument)
+    assert [of(command)['type'] for command in commands] == list(slices)
+    for command in commands:
+        given = of(command)
+        topology, config = parse(slices[given['type']]), load(str(ROOT / given['config']))
+        assert given['config'].endswith(f':devices={topology.count}')
+        for key, value in given.items():
+            if key.startswith('config.'):
+                kind = config_path.get_type(key.removeprefix('config.'), config)
+                config_path.set_value(key.removeprefix('config.'), config, kind(value))
+        validate(config)
+        data, fsdp, _ = mesh_shape(config.mesh, topology.count)
+        for batch in (config.rollout.prompts_per_batch * config.rollout.group, config.optim.microbatch, config.eval.batch):
+            assert batch % (data * fsdp) == 0
+        row = next(r for r in page.splitlines() if f'`{topology.name}`' in r and f'flux_ocr.py:devices={topology.count}`' in r)
+        assert config.model.attention in row and 'yes, of' in row and (fsdp == 1 or f'fsdp {fsdp}' in row)
