@@ -108,8 +108,8 @@ class _Configuration(flags.ArgumentParser):
                     _check_key(config, key[1], given)
         except ValueError as error:
             raise flags.Error(str(error)) from error
-        except TypeError:
-            raise flags.Error(traceback.format_exc()) from None  # a mistake in the file, which absl would cut down to its last line
+        except (TypeError, AttributeError, KeyError):
+            raise flags.Error(traceback.format_exc()) from None  # a mistake in the file: the traceback says where
         return config.lock()
 
     def flag_type(self) -> str:

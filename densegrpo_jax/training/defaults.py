@@ -156,6 +156,9 @@ def default_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     c.checkpoint = _group(every=10, keep=2, pin=())  # pin: steps that are saved and kept for good, besides the newest and the best
     c.mesh = _group(data=-1, fsdp=1, tensor=1)
+    c.lock()  # a configuration file cannot add keys by mistake, only rewards and their options
+    c.reward.unlock()
+    c.eval.panel.unlock()
     return c
 
 

@@ -105,6 +105,16 @@ def test_an_option_of_a_reward_need_not_stand_in_the_file(typed):
     assert {part.name for part, _ in build_reward(config.reward).parts} == {'ocr', 'jpeg'}
 
 
+def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
+    file = tmp_path / 'some.py'
+    file.write_text(
+        'from densegrpo_jax.training.defaults import default_config\n\n\n'
+        'def get_config():\n    c = default_config()\n    c.rollout.stepz = 3\n    return c\n'
+    )
+    status, printed, _ = typed(f'--config={file}')
+    assert status == 2 and f'{file}", line 6' in printed and 'c.rollout.stepz = 3' in printed and '"stepz" does not exist' in printed
+
+
 def test_options_without_a_default_take_any_value(typed, tmp_path):
     file = tmp_path / 'some.py'
     file.write_text(

@@ -116,6 +116,11 @@ def test_a_table_is_read_or_made_not_both():
 
 
 def test_unknown_keys_fail():
-    config = default_config().lock()
+    config = default_config()  # as a configuration file has it
     with pytest.raises(AttributeError, match='learning_rat'):
         config.optim.learning_rat = 1e-3
+    with pytest.raises((AttributeError, KeyError), match='levle'):
+        config.rollout.update(levle=0.7)
+    config.reward.ocr.drop_score = 0.1
+    config.reward.jpeg = {'weight': 0.1}
+    config.eval.panel.clipscore = {}
