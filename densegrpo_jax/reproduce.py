@@ -11,7 +11,7 @@ so that a sweep that is cut off can be compared as far as it got. Run again, unf
 with a verdict per claim. The page of this repository is OUT=docs/reproduction: `--figure=all --norun --out=docs/reproduction` draws it
 anew, and without --norun runs join it.
 Extra arguments after `--` go to every run: `-- --config.model.scan=True`. Exit status: 0 all runs have finished, 75 stopped by a signal,
-1 some runs failed.
+1 some runs failed, 2 a figure, configuration or folder that cannot be used.
 """
 
 from __future__ import annotations
