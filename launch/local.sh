@@ -26,4 +26,4 @@ case "$device" in
   *) die "--device=$device is not known; use cpu, cuda or tpu." ;;
 esac
 setup_env "$requirements"
-exec bash launch/supervise.sh "$PYTHON" -m densegrpo_jax.main ${args[@]+"${args[@]}"}
+exec bash launch/supervise.sh "$PYTHON" -m densegrpo_jax.main --device="$device" ${args[@]+"${args[@]}"}

@@ -62,7 +62,7 @@ case "$action" in
     # The inner shell outlives the supervisor to write down how it ended.
     # shellcheck disable=SC2016  # expanded by the inner shell
     setsid nohup bash -c 'bash launch/supervise.sh "$@" 9>&- & echo "$!" >run.pid; status=0; wait "$!" || status=$?; echo "$status" >outcome' run \
-      "$PYTHON" -m densegrpo_jax.main --distributed=on "$@" >>train.log 2>&1 </dev/null &
+      "$PYTHON" -m densegrpo_jax.main --distributed=on --device=tpu "$@" >>train.log 2>&1 </dev/null &
     say "started; its log is densegrpo_jax/train.log"
     ;;
   state)
