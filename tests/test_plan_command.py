@@ -2,25 +2,22 @@
 
 import pathlib
 import shlex
-import sys
 
 import jax
 import pytest
 from ml_collections.config_flags import config_path
 
+from configs import tiny_ocr
+from densegrpo_jax import plan
+from densegrpo_jax.parallel.mesh import make_mesh, mesh_shape
+from densegrpo_jax.parallel.topology import CHIPS, parse
+from densegrpo_jax.training.command_line import load
+from densegrpo_jax.training.defaults import validate
+from densegrpo_jax.training.loading import open_base
+from densegrpo_jax.training.lowering import phases
+from densegrpo_jax.training.sampling import make_schedule
+
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'configs'))
-
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax import plan  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh, mesh_shape  # noqa: E402
-from densegrpo_jax.parallel.topology import CHIPS, parse  # noqa: E402
-from densegrpo_jax.training.command_line import load  # noqa: E402
-from densegrpo_jax.training.defaults import validate  # noqa: E402
-from densegrpo_jax.training.loading import open_base  # noqa: E402
-from densegrpo_jax.training.lowering import phases  # noqa: E402
-from densegrpo_jax.training.sampling import make_schedule  # noqa: E402
 
 
 def small():

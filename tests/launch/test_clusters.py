@@ -294,7 +294,8 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(scripts, code, wa
 def test_one_machine_installs_for_its_device(scripts):
     done, calls = scripts('local.sh', '--device=cuda', '--config=c')
     assert done.returncode == 0, done.stderr
-    assert calls[-2][-2:] == ['-r', 'requirements-cuda.txt'] and calls[-1] == ['python', '-m', 'densegrpo_jax.main', '--device=cuda', '--config=c']
+    assert calls[-2][-2:] == ['-r', 'requirements-cuda.txt']
+    assert calls[-1] == ['python', '-m', 'densegrpo_jax.main', '--device=cuda', '--config=c']
     done, calls = scripts('local.sh', '--device=abacus')
     assert done.returncode == 1 and calls == [] and 'cpu, cuda or tpu' in done.stderr
 
@@ -340,7 +341,8 @@ def test_a_worker_writes_down_how_the_run_ended(scripts):
         time.sleep(0.05)
     assert outcome.read_text() == '0\n'
     recorded = [shlex.split(line) for line in (scripts.folder.parent / 'calls').read_text().splitlines()]
-    assert recorded[-1] == ['python', '-m', 'densegrpo_jax.main', '--distributed=on', '--device=tpu', '--config=c', '--config.label=two words']
+    main = ['python', '-m', 'densegrpo_jax.main', '--distributed=on', '--device=tpu']
+    assert recorded[-1] == [*main, '--config=c', '--config.label=two words']
 
 
 def test_a_worker_gives_the_run_its_settings_as_they_stand(scripts, tmp_path):

@@ -1,18 +1,13 @@
 """FLUX.1's original single-file layout against Diffusers' own conversion, and loading a network from such a file."""
 
-import pathlib
-import sys
-
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import miniature  # noqa: E402
-
-from densegrpo_jax.models import bfl, flux, weights  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_params, load_pipeline  # noqa: E402
+from densegrpo_jax.models import bfl, flux, weights
+from densegrpo_jax.models.pipeline_folder import load_params, load_pipeline
+from tests import miniature
 
 
 class Held:

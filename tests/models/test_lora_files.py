@@ -1,21 +1,17 @@
 """Adapter files: what is written opens in torch Diffusers and draws the same picture, in every layout; and what is read back is equal."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import miniature  # noqa: E402
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.models import lora_files
+from densegrpo_jax.models.lora import LoraConfig, init_adapters
+from densegrpo_jax.models.pipeline_folder import load_pipeline, save_pipeline
+from densegrpo_jax.training.defaults import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
+from tests import miniature
 
-from densegrpo_jax.core.ode_rollout import ode_rollout  # noqa: E402
-from densegrpo_jax.models import lora_files  # noqa: E402
-from densegrpo_jax.models.lora import LoraConfig, init_adapters  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_pipeline, save_pipeline  # noqa: E402
-from densegrpo_jax.training.defaults import FLUX_LORA_TARGETS, SD35_LORA_TARGETS  # noqa: E402
 
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)

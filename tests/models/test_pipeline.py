@@ -1,21 +1,18 @@
 """The whole chain against the official torch FluxPipeline: same folder, prompt and latents, same picture; and the folder's errors."""
 
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import miniature  # noqa: E402
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.models.packing import latent_image_ids, pack_latents, token_grid, unpack_latents
+from densegrpo_jax.models.pipeline_folder import BUILTIN, load_pipeline, resolve_folder, save_pipeline
+from tests import miniature
 
-from densegrpo_jax.core.ode_rollout import ode_rollout  # noqa: E402
-from densegrpo_jax.models.packing import latent_image_ids, pack_latents, token_grid, unpack_latents  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import BUILTIN, load_pipeline, resolve_folder, save_pipeline  # noqa: E402
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
 SHAPES = ['a photo of three red circles left of a blue square', 'a photo of a star', 'two orange crosses']

@@ -1,26 +1,20 @@
 """The quantised base: what is stored, that the network is the plain one on the dequantised matrices, and a training run on it."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training')]
+from densegrpo_jax.models import flux, lora, quantize
+from densegrpo_jax.models.pipeline_folder import load_params, load_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import make_config, one_device
 
-import miniature  # noqa: E402
-from test_run import make_config, one_device  # noqa: E402
-
-from densegrpo_jax.models import flux, lora, quantize  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_params, load_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.parallel.sharding import bytes_per_device, shardings  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
 
 CONFIG = flux.FluxConfig(in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2,
                          joint_attention_dim=24, pooled_projection_dim=20, guidance_embeds=False, axes_dims_rope=(8, 12, 12))

@@ -1,19 +1,13 @@
 """Shapes of the released checkpoints against their published sizes, and of the conditioning against what the encoders return."""
 
-import pathlib
-import sys
-
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests')]
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.models.released import RELEASED, released_pipeline
+from tests import miniature
 
-import miniature  # noqa: E402
-
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.models.released import RELEASED, released_pipeline  # noqa: E402
 
 # Parameters in billions, as the model cards and files have them.
 SIZES = {

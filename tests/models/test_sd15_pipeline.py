@@ -1,23 +1,19 @@
 """The whole chain of Stable Diffusion 1 against the official torch pipeline with its DDIM scheduler; and one training iteration."""
 
 import json
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
+from configs import tiny_ocr
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
 
-from densegrpo_jax.core.ode_rollout import ode_rollout  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
 

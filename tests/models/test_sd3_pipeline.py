@@ -1,18 +1,14 @@
 """The whole chain of SD3.5 against the official torch StableDiffusion3Pipeline, with and without classifier-free guidance."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import miniature  # noqa: E402
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.models.pipeline_folder import load_pipeline, save_pipeline
+from tests import miniature
 
-from densegrpo_jax.core.ode_rollout import ode_rollout  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_pipeline, save_pipeline  # noqa: E402
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
 

@@ -1,17 +1,10 @@
 """Processes agree on what happened to any of them."""
 
-import pathlib
-import sys
-
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tests'))
-
-from fake_hosts import on_hosts  # noqa: E402
-
-from densegrpo_jax.parallel.agreement import Agreement  # noqa: E402
-from densegrpo_jax.parallel.hosts import Hosts  # noqa: E402
+from densegrpo_jax.parallel.agreement import Agreement
+from densegrpo_jax.parallel.hosts import Hosts
+from tests.fake_hosts import on_hosts
 
 
 def test_values_of_all_in_their_order():

@@ -1,21 +1,14 @@
 """What a sharded network and its gradient send: weights, however large the batch is."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.parallel.collectives import collective_bytes  # noqa: E402
-from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
-from densegrpo_jax.parallel.sharding import shardings, with_shardings  # noqa: E402
-from densegrpo_jax.training.loading import open_base  # noqa: E402
-from densegrpo_jax.training.state import optimiser, state_shapes  # noqa: E402
+from configs import tiny_ocr
+from densegrpo_jax.parallel.collectives import collective_bytes
+from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh
+from densegrpo_jax.parallel.sharding import shardings, with_shardings
+from densegrpo_jax.training.loading import open_base
+from densegrpo_jax.training.state import optimiser, state_shapes
 
 
 def test_weights_are_gathered_and_not_activations():

@@ -11,17 +11,14 @@ import numpy as np
 import optax
 import pytest
 
+from configs import tiny_pretrain, tiny_shapes_pretrain
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.models.pipeline import Pipeline
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.pretraining import miniature, stage
+
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'configs'))
-
-import tiny_pretrain  # noqa: E402
-import tiny_shapes_pretrain  # noqa: E402
-
-from densegrpo_jax.core.ode_rollout import ode_rollout  # noqa: E402
-from densegrpo_jax.models.pipeline import Pipeline  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.pretraining import miniature, stage  # noqa: E402
 
 
 def toy():

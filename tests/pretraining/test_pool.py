@@ -1,19 +1,15 @@
 """The pool of encoded pictures: what it holds, and that the file of another one is never taken for it."""
 
-import pathlib
-import sys
-
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import miniature  # noqa: E402
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.pretraining import pool
+from tests import miniature
 
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.pretraining import pool  # noqa: E402
 
 AUTOENCODER = {'encoder': {'kernel': np.arange(6, dtype=np.float32)}}
 

@@ -1,22 +1,17 @@
 """Pretraining: exact folding of the latent scale, labels read off prompts, losses with known values, and a stage that resumes exactly."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import miniature  # noqa: E402
-
-from densegrpo_jax.models.packing import pack_latents  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.data.tokenizers import build, load_tokenizers  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.pretraining import datasets, flow_stage, stage, text_stage, vae_stage  # noqa: E402
+from densegrpo_jax.data.tokenizers import build, load_tokenizers
+from densegrpo_jax.models.packing import pack_latents
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.pretraining import datasets, flow_stage, stage, text_stage, vae_stage
+from tests import miniature
 
 
 @pytest.fixture(scope='module')

@@ -1,24 +1,17 @@
 """Gradients' directions: the statistics on draws with known answers, the sketch, and one small measurement."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.reproduction import direction as module  # noqa: E402
-from densegrpo_jax.reproduction.direction import CREDITS, direction, direction_rows, sketch  # noqa: E402
-from densegrpo_jax.reproduction.probe_drawing import draw_direction  # noqa: E402
-from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
+from configs import tiny_ocr
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.reproduction import direction as module
+from densegrpo_jax.reproduction.direction import CREDITS, direction, direction_rows, sketch
+from densegrpo_jax.reproduction.probe_drawing import draw_direction
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+from tests import miniature
 
 
 def draws(mean, noise, count=600, seed=0):

@@ -1,26 +1,22 @@
 """The probes on a random miniature with a cheap reward: tables and figures, the same rows after a stop, the same trajectories for all."""
 
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+from configs import tiny_ocr
+from densegrpo_jax.models import pipeline_folder
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.reproduction import probe, probe_drawing, probe_statistics
+from densegrpo_jax.reproduction.measuring import with_overrides
+from densegrpo_jax.training.loading import load_components
+from densegrpo_jax.training.panel import Policy
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.state import init_state, optimiser
+from tests import miniature
 
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.models import pipeline_folder  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.reproduction import probe, probe_drawing, probe_statistics  # noqa: E402
-from densegrpo_jax.reproduction.measuring import with_overrides  # noqa: E402
-from densegrpo_jax.training.loading import load_components  # noqa: E402
-from densegrpo_jax.training.panel import Policy  # noqa: E402
-from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
-from densegrpo_jax.training.state import init_state, optimiser  # noqa: E402
 
 OVERRIDES = {
     'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 1, 'rollout.steps': 3, 'lora.rank': 2, 'model.height': 16,

@@ -1,21 +1,16 @@
 """What a run says before it loads anything: a need that the device cannot meet is a warning with the keys that lower it."""
 
-import pathlib
-import sys
 import types
 
 import jax
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'configs'))
+from configs import tiny_ocr
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training import announce
+from densegrpo_jax.training.loading import open_base
+from densegrpo_jax.training.sampling import make_schedule
+from densegrpo_jax.training.state import optimiser
 
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training import announce  # noqa: E402
-from densegrpo_jax.training.loading import open_base  # noqa: E402
-from densegrpo_jax.training.sampling import make_schedule  # noqa: E402
-from densegrpo_jax.training.state import optimiser  # noqa: E402
 
 NEED = {'weights': 22.0 * announce.GIB, announce.TRAINED: 3.0 * announce.GIB, 'latents': 0.5 * announce.GIB, 'pictures': 0.5 * announce.GIB}
 

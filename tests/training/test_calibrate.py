@@ -1,29 +1,24 @@
 """Calibration of a random miniature: its file, stopping and continuing, and what training does with psi and with a wrong one."""
 
 import json
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training'), str(ROOT / 'configs')]
+from configs import tiny_ocr
+from densegrpo_jax import calibrate as command
+from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.training import calibration, noise
+from densegrpo_jax.training import run as run_module
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.run import run as train
+from tests import miniature
+from tests.training.small_run import Brightness
 
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-from test_run import Brightness  # noqa: E402
-
-from densegrpo_jax import calibrate as command  # noqa: E402
-from densegrpo_jax.core.plan import step_plan  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
-from densegrpo_jax.training import calibration, noise  # noqa: E402
-from densegrpo_jax.training import run as run_module  # noqa: E402
-from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run as train  # noqa: E402
 
 SMALL = {
     'iterations': 1, 'model.height': 16, 'model.width': 32, 'lora.rank': 2, 'lora.alpha': 4.0, 'rollout.prompts': 2, 'rollout.group': 4,

@@ -18,16 +18,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from densegrpo_jax.parallel import mesh as mesh_lib
+from densegrpo_jax.parallel.agreement import OtherProcessFailed
+from densegrpo_jax.training import checkpoints as checkpoints_module
+from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints, CheckpointUnreadable
+from tests.fake_hosts import on_hosts
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tests'))
-
-from fake_hosts import on_hosts  # noqa: E402
-
-from densegrpo_jax.parallel import mesh as mesh_lib  # noqa: E402
-from densegrpo_jax.parallel.agreement import OtherProcessFailed  # noqa: E402
-from densegrpo_jax.training import checkpoints as checkpoints_module  # noqa: E402
-from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints, CheckpointUnreadable  # noqa: E402
-
 FINGERPRINT = {'model': {'layers': 2, 'hidden': 256}, 'lora': {'rank': 8, 'targets': ('to_q', 'to_k')}}
 
 

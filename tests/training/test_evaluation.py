@@ -3,9 +3,7 @@
 import functools
 import io
 import json
-import pathlib
 import shutil
-import sys
 import types
 
 import jax
@@ -26,10 +24,9 @@ from densegrpo_jax.training.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.training.evaluation import Evaluator
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.record import Record
+from tests.clip_folder import random_clip
+from tests.fake_hosts import on_hosts
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[1])]
-from clip_folder import random_clip  # noqa: E402
-from fake_hosts import on_hosts  # noqa: E402
 
 PROMPTS = PromptSet(tuple(Prompt(f'prompt {i}') for i in range(10)))
 CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps=2, shown=3))

@@ -8,14 +8,12 @@ import sys
 
 import pytest
 
+from densegrpo_jax.parallel.hosts import Hosts
+from densegrpo_jax.training import files
+from densegrpo_jax.training.files import only_writer, replace_file
+from tests.fake_hosts import on_hosts
+
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tests'))
-
-from fake_hosts import on_hosts  # noqa: E402
-
-from densegrpo_jax.parallel.hosts import Hosts  # noqa: E402
-from densegrpo_jax.training import files  # noqa: E402
-from densegrpo_jax.training.files import only_writer, replace_file  # noqa: E402
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatch):

@@ -8,16 +8,13 @@ import sys
 import jax
 import pytest
 
+from configs import flux_ocr
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-
-import flux_ocr  # noqa: E402
-import miniature  # noqa: E402
-
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
-
 SMALL = {
     'iterations': 1, 'model.height': 64, 'model.width': 64, 'rollout.prompts': 2, 'rollout.group': 2, 'rollout.prompts_per_batch': 2,
     'rollout.steps': 3, 'optim.microbatch': 4, 'eval.batch': 2, 'eval.steps': 2, 'eval.shown': 2, 'data.eval_prompts': 2, 'data.scenes': 50,

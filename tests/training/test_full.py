@@ -2,27 +2,22 @@
 
 import gc
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+from configs import tiny_ocr
+from densegrpo_jax.export import export
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.loading import load_adapters, load_base
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
 
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.export import export  # noqa: E402
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
-from densegrpo_jax.training.loading import load_adapters, load_base  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
 
 SMALL = {
     'iterations': 2, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 8,

@@ -1,24 +1,17 @@
 """Every program of FLUX.1-dev and SD3.5-M at full size, compiled ahead of time for eight devices from shapes alone (slow)."""
 
-import pathlib
-import sys
 import time
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-
-import flux_ocr  # noqa: E402
-import sd35_ocr  # noqa: E402
-
-from densegrpo_jax.models.released import released_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.loading import network_options  # noqa: E402
-from densegrpo_jax.training.lowering import phases  # noqa: E402
-from densegrpo_jax.training.sampling import make_schedule  # noqa: E402
-
+from configs import flux_ocr
+from configs import sd35_ocr
+from densegrpo_jax.models.released import released_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.loading import network_options
+from densegrpo_jax.training.lowering import phases
+from densegrpo_jax.training.sampling import make_schedule
 
 
 @pytest.mark.slow

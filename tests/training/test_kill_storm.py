@@ -1,18 +1,13 @@
 """A run killed with -9 at many random moments ends with the bits of an uninterrupted one (slow: `bash launch/test.sh --all`)."""
 
-import pathlib
 import random
-import sys
 import time
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training')]
-
-import miniature  # noqa: E402
-from test_run import command, final_state, rows  # noqa: E402
+from tests import miniature
+from tests.training.small_run import command, final_state, rows
 
 # Every kill meets a process that has saved up to FURTHEST iterations, and saves again and again; and some meet one that starts.
 KILLS, FURTHEST, EARLY_KILLS = 20, 7, 5

@@ -1,27 +1,21 @@
 """An iteration over eight devices, data and parameters split in every way, equals one device: pictures, loss, gradients, the update."""
 
-import pathlib
-import sys
-
 import jax
 import numpy as np
 import optax
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+from configs import tiny_ocr
+from densegrpo_jax.parallel import sharding
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.loading import load_base
+from densegrpo_jax.training.prompts import Encoder
+from densegrpo_jax.training.sampling import make_rollout, make_schedule
+from densegrpo_jax.training.state import init_state
+from densegrpo_jax.training.streams import key_data
+from densegrpo_jax.training.update import make_credit, make_update
+from tests import miniature
 
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.parallel import sharding  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.loading import load_base  # noqa: E402
-from densegrpo_jax.training.prompts import Encoder  # noqa: E402
-from densegrpo_jax.training.sampling import make_rollout, make_schedule  # noqa: E402
-from densegrpo_jax.training.state import init_state  # noqa: E402
-from densegrpo_jax.training.streams import key_data  # noqa: E402
-from densegrpo_jax.training.update import make_credit, make_update  # noqa: E402
 
 SMALL = {
     'rollout.prompts': 2, 'rollout.group': 8, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 16,

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import os
-import pathlib
 import pty
 import signal
 import subprocess
@@ -15,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-import fake_hosts  # noqa: E402
-
-from densegrpo_jax.training import preemption  # noqa: E402
+from densegrpo_jax.training import preemption
+from tests import fake_hosts
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -14,29 +14,26 @@ import jax
 import numpy as np
 import pytest
 
+from densegrpo_jax.evaluate import evaluate
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.parallel.startup import detect_cluster, start_processes
+from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.training.panel import choose
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import final_state, rows, wait_for_checkpoint
+
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'training'), str(ROOT / 'configs')]
-
-import miniature  # noqa: E402
-from test_run import final_state, rows, wait_for_checkpoint  # noqa: E402
-
-from densegrpo_jax.evaluate import evaluate  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.parallel.startup import detect_cluster, start_processes  # noqa: E402
-from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
-from densegrpo_jax.training.checkpoints import Checkpoints  # noqa: E402
-from densegrpo_jax.training.panel import choose  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
 
 # A group of four samples per batch, one on each piece of the data axis: it is spread over both processes.
 # SPOILED names a checkpoint that the second process alone cannot read.
 CONFIG = """
 import os, sys
-sys.path[:0] = [{paths}]
-from test_run import Brightness, make_config
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.training.checkpoints import Checkpoints
+from tests.training.small_run import Brightness, make_config
 
 def read(self, step, *, _read=Checkpoints._read, **items):
     if 'state' in items and str(step) == os.environ.get('SPOILED') and '--process_id=1' in sys.argv:
@@ -65,8 +62,7 @@ def nothing_left_behind():
 @pytest.fixture(scope='module')
 def config_file(tmp_path_factory):
     root = tmp_path_factory.mktemp('processes')
-    paths = ', '.join(repr(str(p)) for p in (ROOT / 'tests', ROOT / 'tests' / 'training', ROOT / 'configs'))
-    (root / 'two.py').write_text(CONFIG.format(paths=paths, folder=str(miniature.random_flux(root / 'flux'))))
+    (root / 'two.py').write_text(CONFIG.format(folder=str(miniature.random_flux(root / 'flux'))))
     return root / 'two.py'
 
 

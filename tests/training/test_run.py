@@ -2,81 +2,38 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tests'))
-sys.path.insert(0, str(ROOT / 'tests' / 'rewards'))
-sys.path.insert(0, str(ROOT / 'configs'))
-
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-from loopback import serving  # noqa: E402
-
-from densegrpo_jax import main  # noqa: E402
-from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts  # noqa: E402
-from densegrpo_jax.parallel.hosts import Hosts  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores  # noqa: E402
-from densegrpo_jax.rewards.build import REWARDS  # noqa: E402
-from densegrpo_jax.rewards.server import RewardService  # noqa: E402
-from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints  # noqa: E402
-from densegrpo_jax.training import collect, files  # noqa: E402
-from densegrpo_jax.training import run as run_module  # noqa: E402
-from densegrpo_jax.training.files import only_writer  # noqa: E402
-from densegrpo_jax.training.metrics import JsonlWriter  # noqa: E402
-from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
-from densegrpo_jax.training.run import TrainingDiverged, run  # noqa: E402
-
-OVERRIDES = {
-    'iterations': 3, 'rollout.prompts': 4, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 16,
-    'lora.rank': 2, 'lora.alpha': 4.0, 'eval.every': 2, 'eval.batch': 8, 'eval.steps': 2, 'eval.shown': 4, 'data.eval_prompts': 8,
-    'checkpoint.every': 1, 'credit.std': 'global', 'model.height': 16, 'model.width': 32,
-}  # fmt: skip
+from configs import tiny_ocr
+from densegrpo_jax import main
+from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts
+from densegrpo_jax.parallel.hosts import Hosts
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
+from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.rewards.server import RewardService
+from densegrpo_jax.training import collect, files
+from densegrpo_jax.training import run as run_module
+from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints
+from densegrpo_jax.training.files import only_writer
+from densegrpo_jax.training.metrics import JsonlWriter
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.run import TrainingDiverged, run
+from tests import miniature
+from tests.rewards.loopback import serving
+from tests.training.small_run import Brightness, command, final_state, make_config, one_device, rows, wait_for_checkpoint
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
-def make_config(folder, **overrides):
-    config = tiny_ocr.get_config()
-    config.model.path = str(folder)
-    config.update_from_flattened_dict({**OVERRIDES, **overrides})
-    config.reward = {'jpeg': {'weight': 1.0}}  # a fast reward that differs between any two pictures
-    return config
-
-
-def final_state(workdir):
-    checkpoints = Checkpoints(workdir / 'checkpoints', read_only=True)
-    step = checkpoints.latest_step()
-    path = workdir / 'checkpoints' / str(step)
-    import orbax.checkpoint as ocp
-
-    reader = ocp.PyTreeCheckpointer()
-    names = reader.metadata(path / 'state').item_metadata.tree
-    args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}  # whatever devices of whatever processes wrote them
-    return step, reader.restore(path / 'state', restore_args=args), checkpoints.meta(step)
-
-
-def one_device():
-    return make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-
-
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
 def test_runs_and_reports(folder, tmp_path):
@@ -93,18 +50,6 @@ def test_runs_and_reports(folder, tmp_path):
     assert step == 3 and any(np.abs(v).max() > 0 for k, v in state.items() if k.startswith('policy') and k.endswith('/b'))
     for name in ('reward_curve.png', 'before_after.png', 'summary.json', 'config.json', 'samples/step_000000.png'):
         assert (tmp_path / name).stat().st_size > 0
-
-
-class Brightness:
-    """Mean of the picture: smooth, where the size of a JPEG jumps by a byte when rounding moves one pixel."""
-
-    name, names, range, device, needs_metadata = 'brightness', ('brightness',), (0.0, 1.0), 'host', False
-
-    def check(self, prompts, metadata):
-        pass
-
-    def __call__(self, images, prompts, metadata):
-        return Scores({'brightness': (images.mean((1, 2, 3)) / 255).astype(np.float32)}, np.ones(len(images), bool))
 
 
 def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
@@ -126,23 +71,6 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
             if name.startswith('policy'):
                 close = np.isclose(found[name], expected[name], rtol=1e-3, atol=1e-6)
                 assert close.mean() > 0.98, name
-
-
-def command(folder, workdir, *extra, flags=''):
-    arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [f'--config.model.path={folder}', '--config.reward={}', *extra]
-    del arguments[-1 - len(extra)]  # dictionaries cannot be given on the command line: the OCR reward is used
-    python = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/tiny_ocr.py', f'--workdir={workdir}', '--cpu_devices=1']
-    # No compilation cache: XLA:CPU rounds differently in a program that it reads back than in the one it has just compiled.
-    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
-    return subprocess.Popen(python + arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_checkpoint(workdir, step, process, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not (workdir / 'checkpoints' / str(step)).is_dir():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, 'no checkpoint appeared'
-        time.sleep(0.02)
 
 
 def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):

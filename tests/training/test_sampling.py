@@ -1,23 +1,16 @@
 """The jitted rollout of a batch: which noise is shared, and that pictures do not depend on the batch they are sampled in."""
 
-import pathlib
-import sys
-
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax.models.pipeline_folder import load_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
-from densegrpo_jax.training import sampling  # noqa: E402
-from densegrpo_jax.training.sampling import make_rollout, make_schedule  # noqa: E402
-from densegrpo_jax.training.streams import key_data, stream_key  # noqa: E402
+from configs import tiny_ocr
+from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.parallel.mesh import batch_sharding, make_mesh
+from densegrpo_jax.training import sampling
+from densegrpo_jax.training.sampling import make_rollout, make_schedule
+from densegrpo_jax.training.streams import key_data, stream_key
+from tests import miniature
 
 
 @pytest.fixture(scope='module')

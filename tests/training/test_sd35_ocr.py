@@ -1,21 +1,16 @@
 """configs/sd35_ocr.py on a small random SD3.5 folder: guidance in sampling and in training, or in sampling alone, or none."""
 
 import json
-import pathlib
-import sys
 
 import jax
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
+from configs import sd35_ocr
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
 
-import miniature  # noqa: E402
-import sd35_ocr  # noqa: E402
-
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
 
 SMALL = {
     'iterations': 1, 'model.height': 32, 'model.width': 64, 'model.t5_length': 16, 'model.dtype': 'float32', 'rollout.prompts': 2,

@@ -1,25 +1,20 @@
 """The prompts' conditioning on disk: computed once, found again, never stale, and without text encoders in memory."""
 
-import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tests'))
+from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.prompts import text_conditioning
+from densegrpo_jax.training.text_cache import TextCache, fingerprint
+from tests import miniature
 
-import miniature  # noqa: E402
-
-from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.training.defaults import default_config  # noqa: E402
-from densegrpo_jax.training.preemption import Preempted, StopRequest  # noqa: E402
-from densegrpo_jax.training.prompts import text_conditioning  # noqa: E402
-from densegrpo_jax.training.text_cache import TextCache, fingerprint  # noqa: E402
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 

@@ -2,33 +2,27 @@
 
 import csv
 import json
-import pathlib
 import shutil
-import sys
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'configs')]
-
-import miniature  # noqa: E402
-import tiny_ocr  # noqa: E402
-
-from densegrpo_jax import evaluate, export, sample  # noqa: E402
-from densegrpo_jax.models.lora_files import read_peft  # noqa: E402
-from densegrpo_jax.parallel.mesh import make_mesh  # noqa: E402
-from densegrpo_jax.rewards import REWARDS, RewardError, Scores  # noqa: E402
-from densegrpo_jax.training import tables  # noqa: E402
-from densegrpo_jax.training.evaluation import Evaluation  # noqa: E402
-from densegrpo_jax.training.loading import load_adapters, load_base, open_shapes  # noqa: E402
-from densegrpo_jax.training.panel import choose, parts  # noqa: E402
-from densegrpo_jax.training.preemption import StopRequest  # noqa: E402
-from densegrpo_jax.training.prompts import load_prompts  # noqa: E402
-from densegrpo_jax.training.run import run  # noqa: E402
-from densegrpo_jax.training.state import init_state, optimiser, start_from  # noqa: E402
+from configs import tiny_ocr
+from densegrpo_jax import evaluate, export, sample
+from densegrpo_jax.models.lora_files import read_peft
+from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.rewards import REWARDS, RewardError, Scores
+from densegrpo_jax.training import tables
+from densegrpo_jax.training.evaluation import Evaluation
+from densegrpo_jax.training.loading import load_adapters, load_base, open_shapes
+from densegrpo_jax.training.panel import choose, parts
+from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.training.prompts import load_prompts
+from densegrpo_jax.training.run import run
+from densegrpo_jax.training.state import init_state, optimiser, start_from
+from tests import miniature
 
 
 @pytest.fixture(scope='module')
