@@ -1,5 +1,6 @@
 """The scripts for TPU slices, Slurm and single machines, against stand-ins for gcloud, sbatch, srun and scontrol that record calls."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -407,11 +408,16 @@ sys.exit(RESUMABLE)
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize('send', [os.kill, os.killpg])  # as `kill` does, and as the terminal or systemd: to the trainer too
 def test_the_supervisor_hands_a_stop_signal_on_and_waits_for_the_save(send, number):
-    command = ['bash', str(ROOT / 'launch/supervise.sh'), sys.executable, '-c', STOPPABLE]
+    # What runs the tests may ignore signals, as nohup and a shell's background jobs do, and what it starts then ignores them too.
+    command = ['env', '--default-signal=HUP,INT', 'bash', str(ROOT / 'launch/supervise.sh'), sys.executable, '-c', STOPPABLE]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline() == 'ready\n'
-    send(process.pid, number)
-    assert process.communicate(timeout=60)[0] == 'saved\n' and process.returncode == 75
+    try:
+        assert process.stdout.readline() == 'ready\n'
+        send(process.pid, number)
+        assert process.communicate(timeout=60)[0] == 'saved\n' and process.returncode == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize('job, asked, wanted', [('echo; exec sleep 60', True, 75), ('echo; kill -USR1 $$', False, 128 + signal.SIGUSR1)])

@@ -83,6 +83,9 @@ def test_a_process_that_leaves_for_its_own_reason_stops_the_others_in_the_same_r
     assert why == 'its rewards are gone' and heard == 'another process of the run'
 
 
+# What runs the tests may ignore signals, as nohup and a shell's background jobs do, and what it starts then ignores them too.
+LISTENING = ['env', '--default-signal=HUP,INT']
+
 PROGRAM = """
 import sys, time
 from densegrpo_jax.training import preemption
@@ -96,7 +99,7 @@ sys.exit(preemption.RESUMABLE)
 
 @pytest.mark.parametrize('times, code', [('once', 75), ('twice', -signal.SIGTERM)])
 def test_exit_status_of_a_real_process(times, code):
-    child = subprocess.Popen([sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([*LISTENING, sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == 'ready\n'
     child.send_signal(signal.SIGTERM)
     assert 'SIGTERM: saving what is complete, then exit 75' in child.stderr.readline()
@@ -127,7 +130,7 @@ sys.exit(preemption.RESUMABLE)
     ],
 )
 def test_hangup_and_a_supervisors_signal_ask_for_a_stop_and_never_end_the_process(names, code):
-    done = subprocess.run([sys.executable, '-c', SIGNALS, *names], stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([*LISTENING, sys.executable, '-c', SIGNALS, *names], stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     assert f'{names[0]}: saving what is complete, then exit 75.' in done.stderr
 
@@ -145,7 +148,7 @@ def test_an_ignored_hangup_stays_ignored():
 def test_a_terminal_that_is_gone_does_not_change_the_exit_status():
     program = PROGRAM.replace('sys.exit', "print('saved', file=sys.stderr, flush=True)\nsys.exit")
     ours, terminal = pty.openpty()
-    with subprocess.Popen([sys.executable, '-c', program, 'once'], stdout=subprocess.PIPE, stderr=terminal, text=True) as child:
+    with subprocess.Popen([*LISTENING, sys.executable, '-c', program, 'once'], stdout=subprocess.PIPE, stderr=terminal, text=True) as child:
         assert child.stdout.readline() == 'ready\n'
         os.close(terminal)
         os.close(ours)
