@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.schedules import flux_shift_mu
+from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.tokenizers import build as build_tokenizers, load_tokenizers
 from densegrpo_jax.models.packing import token_grid
 from densegrpo_jax.models.pipeline import Pipeline
@@ -158,7 +159,7 @@ def evaluator(work: Work, name: str, guidance: float, rest: dict) -> Callable[[i
     """
     config, pipeline, s = work.config, work.pipeline, work.config.stages[name]
     prompts = work.data.eval_prompts[: s.eval_prompts]
-    texts, height, width = [p.text for p in prompts], config.height, config.width
+    (texts, metadata), height, width = columns(prompts), config.height, config.width
     clip_ids, t5_ids = pipeline.tokenize(texts)
     sigmas = pipeline.sigmas(s.grid_steps, height, width)
     noise = jax.random.normal(jax.random.key(config.seed + 1), (len(texts), *pipeline.latent_shape(height, width)))
@@ -171,7 +172,7 @@ def evaluator(work: Work, name: str, guidance: float, rest: dict) -> Callable[[i
 
     def evaluate(step: int, ema: dict) -> str:
         images = np.asarray(pictures({**rest, **ema}))
-        scores = reward(images, texts, [p.metadata for p in prompts])
+        scores = reward(images, texts, metadata)
         save_grid(work.workdir / 'samples' / f'{name}_{step:06d}.png', images[:48], columns=6, scale=2)
         means = ', '.join(f'{score} {np.nanmean(values):.4f}' for score, values in scores.values.items() if score != TOTAL)
         return f'{name} {step}: held-out {means} over {len(texts)} prompts (guidance {guidance:g}, {s.grid_steps} ODE steps)'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.pretraining.datasets import Batches
 from densegrpo_jax.pretraining.vae_stage import to_model_range
 from densegrpo_jax.training import loading
+from densegrpo_jax.training.files import replacing
 
 CHUNK = 1024  # pictures drawn at a time; part of the random stream, so that another number would be another pool
 ORIGIN = 'origin'  # the array, a JSON text, that says what a stored pool was made from
@@ -108,9 +108,5 @@ def read(path: pathlib.Path, made_from: dict) -> dict[str, np.ndarray] | None:
 
 def write(path: pathlib.Path, pool: dict[str, np.ndarray], made_from: dict) -> None:
     """Stores a pool for `read`; the file appears under its name only when it is complete."""
-    partial = path.with_suffix('.partial.npz')
-    with open(partial, 'wb') as file:
+    with replacing(path) as file:
         np.savez(file, **pool, **{ORIGIN: np.array(json.dumps(made_from))})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -2,7 +2,7 @@
 
 Trajectories of the base policy are sampled, every state is completed and scored once, and each rule makes its gradient from the same
 rewards. Nothing is trained, so the rules differ in nothing but credit. A gradient from 24 samples of the miniature has a cosine of about
-0.04 with its expectation: to tell rules apart takes thousands of samples, minutes on an accelerator and an hour or two on two cores.
+0.04 with its expectation: to tell rules apart takes thousands of samples, minutes on an accelerator, half an hour or more on two cores.
 
 Gradients are kept as count sketches (Charikar et al. 2002): every parameter is added, with a random sign, to one of SKETCH buckets. Inner
 products survive that with a relative error of about 1 / sqrt(SKETCH), which has no bias.

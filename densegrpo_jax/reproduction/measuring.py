@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from densegrpo_jax.training.defaults import default_config, validate
-from densegrpo_jax.training.files import replace_file
+from densegrpo_jax.training.files import replace_file, replacing
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.sampling import Schedule
 
@@ -60,9 +59,8 @@ class Store:
 
     def put(self, number: int, **arrays: np.ndarray) -> None:
         """Keeps the arrays of a batch by their names."""
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        replace_file(self._path(number), content.getvalue())
+        with replacing(self._path(number)) as file:
+            np.savez(file, **arrays)
 
     def get(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of a batch that is in the store."""

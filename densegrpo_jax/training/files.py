@@ -23,18 +23,22 @@ _PATIENCE_HERE, _PATIENCE_ELSEWHERE = 5.0, 120.0
 _SYSTEM_SAID = tuple(map(os.strerror, (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)))
 
 
-def replace_file(path: pathlib.Path, content: bytes | str) -> None:
-    """Writes a file in one step: a process that is killed, or a machine that stops, leaves the old file or the new one.
-
-    Args:
-      content: a str is written as UTF-8.
-    """
+@contextlib.contextmanager
+def replacing(path: pathlib.Path):
+    """A binary file to write to, which takes its name in one step: a process that is killed, or a machine that stops, leaves the old file
+    or the new one. Where the writing fails the old one stays."""
     temporary = path.with_name(path.name + '.tmp')
     with open(temporary, 'wb') as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def replace_file(path: pathlib.Path, content: bytes | str) -> None:
+    """Writes a whole file, see `replacing`; a str as UTF-8."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

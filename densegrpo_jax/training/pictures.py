@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from densegrpo_jax.training.files import replace_file
+from densegrpo_jax.training.files import replacing
 
 GAP, LINE, INK, PAPER = 4, 13, (30, 30, 30), (250, 250, 250)
 MAX_LINES = 3  # of a caption
@@ -111,10 +110,10 @@ def wrap(text: str, width: int, font) -> list[str]:
 
 def save(path: pathlib.Path, sheet: np.ndarray) -> pathlib.Path:
     """Writes uint8 [rows, cols, 3] as PNG, whole or not at all, folders made as needed; returns the path."""
-    path, png = pathlib.Path(path), io.BytesIO()
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(png, format='PNG')
-    replace_file(path, png.getvalue())
+    with replacing(path) as file:
+        Image.fromarray(sheet).save(file, format='PNG')
     return path
 
 
