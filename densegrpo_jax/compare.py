@@ -21,7 +21,8 @@ from densegrpo_jax.reproduction.facts import commit, device
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.sweep import Run, base_digest, run_all
 from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_folder, run_main
+from densegrpo_jax.training.command_line import check_key, define_folder, load, run_main
+from densegrpo_jax.training.markdown import table
 from densegrpo_jax.training.preemption import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 
 
@@ -32,20 +33,19 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
     present = {f'{key} = {value}': list(runs.values()) for value, runs in curves.items() if runs}
     if present:
         draw_curves(present, out / 'curves.png')
-    lines = [f'# {key}: ' + ' against '.join(values), '', f'    {command}', '', '![curves](curves.png)', '']
-    lines += [f'| {key} | seed | updates | {LABELS["velocity_evals"]} | seconds | before | after (± standard error) |', '| --- ' * 7 + '|']
+    lines = []
     for value, runs in curves.items():
         for seed, rows in runs.items():
             first, last = rows[0], rows[-1]
-            lines.append(
-                f'| {value} | {seed} | {last["updates"]:.0f} | {last["velocity_evals"] / 1e6:.3f} | {last["seconds"]:.0f} '
-                f'| {first["score"]:.4f} | {last["score"]:.4f} ± {last["standard_error"]:.4f} |'
-            )
+            spent = [f'{last["updates"]:.0f}', f'{last["velocity_evals"] / 1e6:.3f}', f'{last["seconds"]:.0f}']
+            lines.append([value, seed, *spent, f'{first["score"]:.4f}', f'{last["score"]:.4f} ± {last["standard_error"]:.4f}'])
         final = np.array([rows[-1]['score'] for rows in runs.values()])
         spread = f' ± {final.std(ddof=1):.4f} (standard deviation over seeds)' if len(final) > 1 else ''
         if len(final):
-            lines.append(f'| **{value}** | mean | | | | | **{final.mean():.4f}**{spread} |')
-    (out / 'README.md').write_text('\n'.join(lines) + '\n')
+            lines.append([f'**{value}**', 'mean', '', '', '', '', f'**{final.mean():.4f}**{spread}'])
+    head = [key, 'seed', 'updates', LABELS['velocity_evals'], 'seconds', 'before', 'after (± standard error)']
+    page = [f'# {key}: ' + ' against '.join(values), f'    {command}', '![curves](curves.png)', table(head, lines)]
+    (out / 'README.md').write_text('\n\n'.join(page) + '\n')
 
 
 def main(argv) -> int:
@@ -60,6 +60,7 @@ def main(argv) -> int:
         for seed in flag.seeds  # seed by seed, so that a sweep that is cut off can be compared as far as it got
         for value in values
     ]
+    check_key(load(flag.config), key, f'--vary={flag.vary}')  # now, and not in every run
     try:
         with handle_stop_signals() as stop:
             facts = {'base': base_digest(flag.config, extra), 'device': device(), 'commit': commit()}

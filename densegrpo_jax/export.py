@@ -25,6 +25,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import console
 from densegrpo_jax.training.command_line import define_config, define_folder, run_main
 from densegrpo_jax.training.loading import find_step, load_adapters, load_base, open_shapes
+from densegrpo_jax.training.markdown import table
 from densegrpo_jax.training.noise import title
 
 CURVE = 'reward_curve.png'  # of a finished run
@@ -45,8 +46,6 @@ Trained with densegrpo_jax (DenseGRPO, arXiv 2601.20218) from `{base}`, {step} u
 ```
 
 {scores}
-| setting | value |
-| --- | --- |
 {settings}
 
 The weights inherit the licence of the base model. `config.json` beside this card is the run's whole configuration.
@@ -83,7 +82,7 @@ def model_card(config, pipeline: Pipeline, workdir: pathlib.Path, out: pathlib.P
     return CARD.format(
         base=config.model.path, label=title(config, out.name), step=step, scores=scores,
         snippet=snippet(pipeline, config.model.path, str(out), layout, filename),
-        settings='\n'.join(f'| {name} | {value} |' for name, value in rows.items()),
+        settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )  # fmt: skip
 
 

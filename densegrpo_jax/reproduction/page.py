@@ -12,7 +12,9 @@ from densegrpo_jax.reproduction.figures import FIGURES, Comparison, Figure
 from densegrpo_jax.reproduction.probed import Section
 from densegrpo_jax.reproduction.records import Records
 from densegrpo_jax.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired, summary
+from densegrpo_jax.training.markdown import table
 
+COLUMNS = ('variant', 'seeds', 'before', 'after', 'mean after the start', 'KL at the end', 'network calls per run', 'seconds per run')
 FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
 
 
@@ -48,10 +50,9 @@ def write(out: pathlib.Path, records: Records, measured: Mapping[str, Section], 
         rows.append([_link(of.title, of.verdict), of.claim, of.paper, f'**{of.verdict}**', _command(name)])
         if of.verdict != NOT_RUN:
             sections.append(f'## {of.title}\n\n{of.text}{_notes(out, name)}')
-    head = ['figure', 'claim', 'the paper', 'here', 'command']
-    table = '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *rows])
+    verdicts = table(['figure', 'claim', 'the paper', 'here', 'command'], rows)
     path = out / 'README.md'
-    path.write_text('\n\n'.join(['# The claims of DenseGRPO, tried here', _introduction(out, records), table, *sections]) + '\n')
+    path.write_text('\n\n'.join(['# The claims of DenseGRPO, tried here', _introduction(out, records), verdicts, *sections]) + '\n')
     return [path, *made]
 
 
@@ -80,10 +81,7 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
         draw_curves(present, picture, axes=figure.axes, quantity=figure.quantity, totals=figure.totals)
         made.append(picture)
         lines += [f'![{figure.title}]({picture.name})', '']
-        lines += ['| variant | seeds | before | after | mean after the start | KL at the end | network calls per run | seconds per run |']
-        lines += ['| --- ' * 8 + '|']
-        lines += [_row(variant, list(runs.values())) for variant, runs in curves.items() if runs]
-        lines.append('')
+        lines += [table(COLUMNS, (_row(variant, list(runs.values())) for variant, runs in curves.items() if runs)), '']
     if missing := [variant for variant, runs in curves.items() if not runs]:
         lines += [f'Not run: {", ".join(missing)}.', '']
     short = {variant: runs for variant, runs in curves.items() if 0 < len(runs) < wanted.get(variant, 0)}
@@ -97,16 +95,15 @@ def _section(out: pathlib.Path, figure: Figure, records: Records, differences: M
     return '\n'.join(lines).rstrip() + _notes(out, figure.name)
 
 
-def _row(variant: str, runs: Sequence[Sequence[Mapping]]) -> str:
+def _row(variant: str, runs: Sequence[Sequence[Mapping]]) -> list[str]:
     spread = lambda numbers: f'{np.mean(numbers):.4f}' + (f' ± {np.std(numbers, ddof=1):.4f}' if len(numbers) > 1 else '')
     first, last = [run[0] for run in runs], [run[-1] for run in runs]
     kl = np.mean([row['kl'] for row in last])
-    cells = [
+    return [
         variant, str(len(runs)), spread([row['score'] for row in first]), spread([row['score'] for row in last]),
         spread([summary(run) for run in runs]), f'{kl:.2e}' if np.isfinite(kl) else '',
         f'{np.mean([row["velocity_evals"] for row in last]):.0f}', f'{np.mean([row["seconds"] for row in last]):.0f}',
     ]  # fmt: skip
-    return f'| {" | ".join(cells)} |'
 
 
 def _notes(out: pathlib.Path, name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from densegrpo_jax.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
+from densegrpo_jax.training.markdown import table
 
 KEPT = 0.5  # a rank correlation below this does not keep the ranking
 
@@ -45,10 +46,8 @@ def read(out: pathlib.Path) -> dict[str, Section]:
             continue
         with open(path, newline='') as file:
             rows = list(csv.DictReader(file))
-        head = list(measure.columns)
-        lines = [head, ['---'] * len(head), *([_cell(row, column) for column in measure.columns.values()] for row in rows)]
-        table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-        text = f'Claim: {measure.claim}. {_sample(rows[0])}\n\n![{measure.title}](fig_{name}.png)\n\n{table}'
+        shown = table(list(measure.columns), ([_cell(row, column) for column in measure.columns.values()] for row in rows))
+        text = f'Claim: {measure.claim}. {_sample(rows[0])}\n\n![{measure.title}](fig_{name}.png)\n\n{shown}'
         sections[name] = Section(*measure[:3], measure.verdict(rows), text)
     return sections
 

@@ -105,7 +105,7 @@ class _Configuration(flags.ArgumentParser):
             config = load(argument)
             for given in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
                 if key := re.match(r'--?(?:no)?config\.([^=]*)', given):
-                    _check_key(config, key[1], given)
+                    check_key(config, key[1], given)
         except ValueError as error:
             raise flags.Error(str(error)) from error
         except (TypeError, AttributeError, KeyError):
@@ -116,7 +116,7 @@ class _Configuration(flags.ArgumentParser):
         return 'configuration file'
 
 
-def _check_key(config: ConfigDict, key: str, given: str) -> None:
+def check_key(config: ConfigDict, key: str, given: str) -> None:
     """Raises ValueError where `config` has no such key. An option of a reward that the configuration leaves alone is added."""
     group, path = config, 'config'
     for name in key.split('.'):

@@ -21,6 +21,7 @@ from absl import logging
 
 from densegrpo_jax.training import pictures
 from densegrpo_jax.training.files import replace_file
+from densegrpo_jax.training.markdown import table
 
 
 class _NeedsTensorFlow:
@@ -165,8 +166,7 @@ class TensorBoardWriter(_Writer):
         self.flush()
 
     def write_hparams(self, hparams: Mapping):
-        rows = ''.join(f'| {name} | `{value}` |\n' for name, value in sorted(hparams.items()))
-        self.write_texts(0, {'config': f'| key | value |\n| --- | --- |\n{rows}'})
+        self.write_texts(0, {'config': table(('key', 'value'), ((name, f'`{value}`') for name, value in sorted(hparams.items()))) + '\n'})
 
     def flush(self):
         self._events.flush()

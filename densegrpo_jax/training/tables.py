@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import pathlib
-from collections.abc import Sequence
-
 import numpy as np
 
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.training.divergence import KL
 from densegrpo_jax.training.evaluation import DIVERSITY, Evaluation
+from densegrpo_jax.training.markdown import table
 from densegrpo_jax.training.pictures import comparison, save
 
 NOTES = {
@@ -37,11 +36,11 @@ def write_csv(path: pathlib.Path, prompts: PromptSet, policies: dict[str, Evalua
     """A row per policy and prompt: every score, 'nan' where there is none."""
     names = list(next(iter(policies.values())).scores)
     with open(path, 'w', newline='') as file:
-        table = csv.writer(file)
-        table.writerow(['policy', 'index', 'prompt', *names])
+        lines = csv.writer(file)
+        lines.writerow(['policy', 'index', 'prompt', *names])
         for policy, result in policies.items():
             for i, prompt in enumerate(prompts):
-                table.writerow([policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)])
+                lines.writerow([policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)])
 
 
 def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluation]) -> str:
@@ -55,14 +54,14 @@ def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluatio
         'mean ± standard error over prompts.',
         *(NOTES[n].format(embedding=e.embedding) for n in names if n in NOTES),
     ]
-    tables = ['  \n'.join(lines), _table(['policy', *names], [[p, *(_cell(r, n) for n in names)] for p, r in policies.items()])]
+    tables = ['  \n'.join(lines), table(['policy', *names], [[p, *(_cell(r, n) for n in names)] for p, r in policies.items()])]
     base, *others = policies
     if base == 'base' and others:
         compared = [n for n in names if n != KL]
         change = lambda policy, n: '{:+.4f} ± {:.4f}'.format(*policies[policy].change(policies[base], n))
         tables += [
             'Difference to the base, of the same prompts and noise (± standard error of the paired difference):',
-            _table(['policy', *compared], [[p, *(change(p, n) for n in compared)] for p in others]),
+            table(['policy', *compared], [[p, *(change(p, n) for n in compared)] for p in others]),
         ]
     return '\n\n'.join([*tables, *_by_task(prompts, policies)])
 
@@ -83,10 +82,6 @@ def _cell(result: Evaluation, name: str) -> str:
     return f'{result.mean(name):.4f} ± {result.standard_error(name):.4f}' + (f' ({known} of {len(values)})' if known < len(values) else '')
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))
-
-
 def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
     """Means by the prompts' tag (GenEval's task, the panel's category) and the mean of them, which is GenEval's overall score."""
     tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
@@ -99,4 +94,4 @@ def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
             if name != KL:
                 means = [Evaluation({name: values[tags == task]}, result.images, []).mean(name) for task in tasks]
                 rows.append([policy, name, *(f'{mean:.4f}' for mean in [*means, np.mean(means)])])
-    return ['By task:', _table(['policy', 'score', *tasks, 'mean of tasks'], rows)]
+    return ['By task:', table(['policy', 'score', *tasks, 'mean of tasks'], rows)]

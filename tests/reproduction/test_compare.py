@@ -28,7 +28,7 @@ def run(tmp_path, training, monkeypatch):
 def test_values_are_compared_over_seeds_and_added_to(tmp_path, run):
     assert run('credit.rule=dense,sparse', '01') == 0
     page = (tmp_path / 'out' / 'README.md').read_text()
-    assert '| **dense** | mean | | | | | **0.8050** ± 0.0071 (standard deviation over seeds) |' in page
+    assert '| **dense** | mean |  |  |  |  | **0.8050** ± 0.0071 (standard deviation over seeds) |' in page
     assert '| sparse | 1 | 2 | 0.000 | 4 | 0.5100 | 0.7100 ± 0.0200 |' in page
     assert (tmp_path / 'out' / 'curves.png').stat().st_size > 5000
     before = (tmp_path / 'work' / 'dense' / '0' / 'summary.json').stat().st_mtime_ns
@@ -47,3 +47,9 @@ def test_a_value_that_fails_is_left_out_and_the_status_says_so(tmp_path, run):
 def test_nothing_to_vary_is_refused(run):
     with pytest.raises(app.UsageError, match='expected key=value'):
         run('credit.rule')
+
+
+def test_a_key_that_is_not_there_is_refused_before_anything_runs(tmp_path, run):
+    with pytest.raises(ValueError, match="--vary=credit.role=dense,sparse: config.credit has no key 'role'; did you mean 'rule'"):
+        run('credit.role=dense,sparse', '0')
+    assert not (tmp_path / 'work').exists()
