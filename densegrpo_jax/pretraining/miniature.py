@@ -6,6 +6,7 @@ Every stage resumes from its own checkpoints, WORKDIR/checkpoints/STAGE; a finis
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -33,6 +34,14 @@ from densegrpo_jax.training.pictures import save_grid
 FOLDER = 'flux'  # in the work directory, in the Diffusers layout
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
 FLOW = ('transformer', *TEXT_ENCODERS)  # what the flow trains
+FREE = ('steps', 'grid_steps', 'eval_every', 'eval_prompts', 'eval_guidance')  # of a stage: how long it goes on, and how it is watched
+_WORDS = (*TEXT_ENCODERS, 'clip_length', 't5_length')
+DEPENDS = {  # stage -> settings it depends on besides its own, earlier stages
+    'vae': (('vae',), ()),
+    'text': (_WORDS, ()),
+    'flow': (('vae', 'transformer', 'flow_fonts', *_WORDS), ('vae', 'text')),
+    'distil': (('vae', 'transformer', 'flow_fonts', *_WORDS), ('vae', 'text', 'flow')),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +58,9 @@ class Work:
         """The averaged weights of stage `name`, see `stage.run_stage`."""
         c = self.config
         options = dict(seed=c.seed, log_every=c.log_every, save_seconds=c.save_seconds, keep=c.keep_checkpoints, on_eval=on_eval)
-        return stages.run_stage(name, c.stages[name], start, loss_fn, batch_fn, self.workdir, self.mesh, **options)
+        return stages.run_stage(
+            name, c.stages[name], start, loss_fn, batch_fn, self.workdir, self.mesh, made_from=made_from(c, name), **options
+        )
 
     def shift(self) -> float:
         """Logit of the shift of FLUX's grid at this size of picture."""
@@ -71,6 +82,16 @@ def validate(config) -> None:
 def rows(config) -> int:
     """Rows that a number of devices must divide to split every stage's batches and the pool's chunks."""
     return math.gcd(pools.CHUNK, *(stage.batch for stage in config.stages.values()))
+
+
+def made_from(config, name: str) -> dict:
+    """All settings that the checkpoints of a stage depend on, those of the stages before it included, as JSON values."""
+    keys, earlier = DEPENDS[name]
+    own = {key: value for key, value in config.stages[name].items() if key not in FREE}
+    before = {stage: config.stages[stage].to_dict() for stage in earlier if stage in config.stages}
+    settings = {key: config[key] for key in ('dataset', 'height', 'width', 'seed', 'render_seed', *keys) if key in config}
+    settings = {key: value.to_dict() if hasattr(value, 'to_dict') else value for key, value in settings.items()}
+    return json.loads(json.dumps(settings | {'stages': before | {name: own}}))
 
 
 def prepare(config, workdir: pathlib.Path, mesh: Mesh) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ def run_stage(
     log_every: int,
     save_seconds: float,
     keep: int,
+    made_from: Mapping = {},
     on_eval: Callable[[int, dict], str] | None = None,
 ) -> dict:
     """Trains `params` for `stage.steps` steps and returns their EMA; a second call continues from the newest checkpoint.
@@ -57,7 +58,11 @@ def run_stage(
       workdir: checkpoints go to its checkpoints/NAME.
       mesh: its axis 'data' splits the rows of a batch; the weights are whole on every device. On a CPU that is one device per core
         (`parallel.startup.start_devices`).
+      made_from: JSON values that must be those of the checkpoint that is continued.
       on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to show.
+
+    Raises:
+      CheckpointMismatch: the checkpoints are of other settings; names what differs.
     """
     tx = optimiser(stage)
     root = jax.random.key(seed)
@@ -74,7 +79,8 @@ def run_stage(
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
     state = {'params': params, 'ema': params, 'opt': tx.init(params), 'step': jnp.zeros((), jnp.int32)}
     state = jax.device_put(state, whole)
-    checkpoints = Checkpoints(workdir / 'checkpoints' / name, max_to_keep=keep)
+    # An earlier version noted nothing: what is absent there is taken to be the same.
+    checkpoints = Checkpoints(workdir / 'checkpoints' / name, max_to_keep=keep, fingerprint=made_from, defaults=made_from)
     restored = checkpoints.restore_latest(state)
     if restored is not None:
         state = jax.device_put(restored.state, whole)

@@ -96,6 +96,26 @@ def test_every_stage_once_then_a_pipeline_that_draws(tmp_path, drawn, monkeypatc
 
 
 @pytest.mark.parametrize(
+    'key, value, stages',
+    [
+        ('seed', 1, {'vae', 'text', 'flow', 'distil'}),
+        ('vae.latent_channels', 8, {'vae', 'flow', 'distil'}),
+        ('t5_length', 24, {'text', 'flow', 'distil'}),
+        ('flow_fonts', ('DejaVuSans',), {'flow', 'distil'}),
+        ('stages.vae.lr', 1e-3, {'vae', 'flow', 'distil'}),
+        ('stages.text.steps', 9, {'flow', 'distil'}),  # its own checkpoints can go on
+        ('stages.flow.eval_every', 1, {'distil'}),
+        ('stages.distil.lr', 1e-3, {'distil'}),
+        ('log_every', 1, set()),
+    ],
+)
+def test_which_stages_a_setting_makes_anew(key, value, stages):
+    config, changed = tiny_pretrain.get_config(), tiny_pretrain.get_config()
+    changed.update_from_flattened_dict({key: value})
+    assert {name for name in config.stages if miniature.made_from(config, name) != miniature.made_from(changed, name)} == stages
+
+
+@pytest.mark.parametrize(
     'key, value, message',
     [
         ('stages.flow.pool', 1500, r'stages\.flow\.pool=1500 pictures: expected a positive multiple of 1024, such as 1024'),

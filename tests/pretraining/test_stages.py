@@ -11,6 +11,7 @@ from densegrpo_jax.models.packing import pack_latents
 from densegrpo_jax.models.pipeline_folder import load_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.pretraining import datasets, flow_stage, stage, text_stage, vae_stage
+from densegrpo_jax.training.checkpoints import CheckpointMismatch
 from tests import miniature
 
 
@@ -111,3 +112,9 @@ def test_stage_resumes_exactly(tmp_path):
     resumed = stage.run_stage('s', config, params, loss_fn, batches, tmp_path / 'parts', **options)
     np.testing.assert_array_equal(resumed['w'], whole['w'])
     assert float(whole['w']) != 0.0
+
+    # Those checkpoints do not say what they were made from, as those of an earlier version.
+    config.steps = 7
+    stage.run_stage('s', config, params, loss_fn, batches, tmp_path / 'parts', **options, made_from={'stages': {'s': {'lr': 0.1}}})
+    with pytest.raises(CheckpointMismatch, match=r'stages.s.lr: 0.1 there, 0.2 here'):
+        stage.run_stage('s', config, params, loss_fn, batches, tmp_path / 'parts', **options, made_from={'stages': {'s': {'lr': 0.2}}})
