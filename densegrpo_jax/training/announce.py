@@ -15,7 +15,7 @@ from densegrpo_jax.models.quantize import quantized_shapes
 from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
 from densegrpo_jax.training.noise import describe, title
 from densegrpo_jax.training.sampling import Schedule
-from densegrpo_jax.training.state import count, state_shapes
+from densegrpo_jax.training.state import TrainState, count
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'
@@ -64,12 +64,11 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
 
 
 def plan(
-    config, folder, pipeline: Pipeline, schedule: Schedule, tx, mesh: Mesh, accumulation: int, train: int, test: int, workdir
+    config, folder, pipeline: Pipeline, schedule: Schedule, state: TrainState, mesh: Mesh, accumulation: int, train: int, test: int, workdir
 ) -> None:
-    """Prints model, trainable parameters, geometry, expected device memory and where results go."""
+    """Prints model, trainable parameters, geometry, expected device memory and where results go. state: shapes will do."""
     r, m, o = config.rollout, config.model, config.optim
     base = pipeline.abstract_params()
-    state = state_shapes(pipeline, tx)
     need = memory(config, pipeline, schedule, mesh, base, state)
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()

@@ -82,7 +82,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     for prompts in (train, test):
         reward.check(*columns(prompts))
     tx = optimiser(config)
-    announce.plan(config, folder, pipeline, schedule, tx, mesh, accumulation, len(train), len(test), workdir)
+    shapes = state_shapes(pipeline, tx)
+    announce.plan(config, folder, pipeline, schedule, shapes, mesh, accumulation, len(train), len(test), workdir)
 
     # Weights, adapters and the newest checkpoint.
     chosen = lambda step: prompts_for_step(train, r.prompts, step, config.seed)
@@ -105,7 +106,6 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     )  # fmt: skip
     progress, start = Progress(), 0
     # Into shapes: beside a fresh state there need not be room for another.
-    shapes = state_shapes(pipeline, tx)
     if (restored := checkpoints.restore_latest(with_shardings(shapes, shardings(shapes, mesh)))) is None:
         state = fresh()
     else:

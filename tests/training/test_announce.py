@@ -9,7 +9,7 @@ from densegrpo_jax.parallel.mesh import make_mesh
 from densegrpo_jax.training import announce
 from densegrpo_jax.training.loading import open_base
 from densegrpo_jax.training.sampling import make_schedule
-from densegrpo_jax.training.state import optimiser
+from densegrpo_jax.training.state import optimiser, state_shapes
 
 
 NEED = {'weights': 22.0 * announce.GIB, announce.TRAINED: 3.0 * announce.GIB, 'latents': 0.5 * announce.GIB, 'pictures': 0.5 * announce.GIB}
@@ -43,6 +43,7 @@ def test_a_run_says_so_beside_its_plan(monkeypatch, caplog, tmp_path):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     folder, pipeline = open_base(config, mesh)
     monkeypatch.setattr(announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit')
-    announce.plan(config, folder, pipeline, make_schedule(pipeline, config), optimiser(config), mesh, 5, 300, 320, tmp_path)
+    state = state_shapes(pipeline, optimiser(config))
+    announce.plan(config, folder, pipeline, make_schedule(pipeline, config), state, mesh, 5, 300, 320, tmp_path)
     assert seen == [set(announce.LOWERED_BY)]
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']
