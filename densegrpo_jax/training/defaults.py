@@ -247,6 +247,8 @@ def validate(config) -> None:
         raise ValueError(f'model.quantize={m.quantize!r} freezes the base, and full=True trains it: use one of them')
     if not 0 <= config.optim.warmup < config.iterations:
         raise ValueError(f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than iterations={config.iterations}')
+    if '://' in config.text_cache:
+        raise ValueError(f'text_cache={config.text_cache!r}: expected a folder of this machine, such as one in a bucket that is mounted')
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
 

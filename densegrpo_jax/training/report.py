@@ -10,7 +10,7 @@ from absl import logging
 
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.training.evaluation import Evaluation
-from densegrpo_jax.training.files import replace_file
+from densegrpo_jax.training.files import replace_file, replacing
 from densegrpo_jax.training.noise import title
 from densegrpo_jax.training.pictures import save_grid
 
@@ -78,7 +78,8 @@ def keep_pictures(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
     folder = workdir / 'samples'
     result.save_sheet(folder / f'step_{step:06d}.png')
     arrays = {'images': result.images, 'scores': result.scores['total'][: len(result.images)], 'prompts': result.prompts}
-    np.savez(folder / f'step_{step:06d}.npz', **arrays)
+    with replacing(folder / f'step_{step:06d}.npz') as file:
+        np.savez(file, **arrays)
 
 
 def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) -> pathlib.Path:

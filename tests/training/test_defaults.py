@@ -88,6 +88,7 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('loss.kl_form', 'flow_grpo', r'loss.kl_form'),
         ('model.dtype', 'float16', r"model.dtype='float16'"),
         ('ema.decay', 1.0, r'ema.decay=1.0'),
+        ('text_cache', 'gs://bucket/text', r"text_cache='gs://bucket/text': expected a folder of this machine"),
         ('optim.decay', 'step', r"optim.decay='step'"),
         ('optim.warmup', 800, r'optim.warmup=800: expected 0 or more, and fewer than iterations=800'),
     ],
