@@ -15,6 +15,7 @@ from densegrpo_jax.models.clip_images import ImageSpec, preprocess
 from densegrpo_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.models.clip_vision import ClipVisionConfig, ClipVisionModel
 from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config, read_json
+from densegrpo_jax.models.weight_rules import Rule
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
 HOLDS_PROCESSOR = 'a folder with preprocessor_config.json and a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)'
@@ -75,14 +76,14 @@ class Clip:
             params['logit_scale'] = jax.ShapeDtypeStruct((), jnp.float32)
         return params
 
-    def weight_rules(self) -> list[weights.Rule]:
+    def weight_rules(self) -> list[Rule]:
         """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known and ignored."""
         vision = clip_vision.weight_rules(self.vision.scan)
         rules = _inside('vision_model', vision)
         if self.text is None:
-            return [*rules, weights.Rule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None)]
+            return [*rules, Rule(r'{p:text_model\..+|text_projection\.weight|logit_scale}', None)]
         text = clip_text.weight_rules(self.text.scan)
-        return [*rules, *_inside('text_model', text), weights.Rule('logit_scale', 'logit_scale')]
+        return [*rules, *_inside('text_model', text), Rule('logit_scale', 'logit_scale')]
 
 
 def read_clip(
@@ -141,7 +142,7 @@ def _layout(clip: Clip, source: pathlib.Path) -> dict:
     return {'rules': open_clip.weight_rules(clip.vision.scan), 'layout': open_clip.split_attention, 'prefix': open_clip.PREFIX}
 
 
-def _inside(name: str, rules: list[weights.Rule]) -> list[weights.Rule]:
+def _inside(name: str, rules: list[Rule]) -> list[Rule]:
     """A tower's table as part of the whole model's."""
     return [
         dataclasses.replace(

@@ -5,10 +5,10 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive
 from densegrpo_jax.models.encoder_layers import attention
 from densegrpo_jax.models.layers import Dense, LayerNorm
+from densegrpo_jax.models.weight_rules import Rule, linear_rules, norm_rules
 
 ACTIVATIONS = {
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
@@ -71,10 +71,10 @@ def _residual_init(config):
     return nn.initializers.variance_scaling(1 / (2 * config.num_hidden_layers), 'fan_in', 'truncated_normal')
 
 
-def block_rules(scan: bool) -> list[weights.Rule]:
+def block_rules(scan: bool) -> list[Rule]:
     """The rows of a tower's blocks in Transformers' names; scanned blocks stack over their index."""
     source, target = 'encoder.layers.{i}', 'layers' if scan else 'layers_{i}'
-    rules = weights.norm_rules(f'{source}.{{p:layer_norm[12]}}', f'{target}/{{p}}')
+    rules = norm_rules(f'{source}.{{p:layer_norm[12]}}', f'{target}/{{p}}')
     for name in ('self_attn.{p:[qkv]_proj|out_proj}', 'mlp.{p:fc[12]}'):
-        rules += weights.linear_rules(f'{source}.{name}', f'{target}/{name.replace(".", "/")}')
+        rules += linear_rules(f'{source}.{name}', f'{target}/{name.replace(".", "/")}')
     return rules

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.models.encoder_layers import run_blocks
 from densegrpo_jax.models.layers import LayerNorm
+from densegrpo_jax.models.weight_rules import Rule, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +87,16 @@ class ClipTextModel(nn.Module):
         return (before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x), pooled
 
 
-def weight_rules(scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack over their index.
 
     Released checkpoints carry the prefix 'text_model.' before every key and Transformers 5 saves without it: give
     `prefix='text_model.'` to `load_weights`, which takes both, and to `save_weights` for files that old readers open too.
     """
     return [
-        weights.Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
-        weights.Rule('embeddings.position_ids', None),  # an index buffer of old files
-        weights.Rule('embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'),
-        *weights.norm_rules('final_layer_norm', 'final_layer_norm'),
+        Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
+        Rule('embeddings.position_ids', None),  # an index buffer of old files
+        Rule('embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'),
+        *norm_rules('final_layer_norm', 'final_layer_norm'),
         *block_rules(scan),
     ]

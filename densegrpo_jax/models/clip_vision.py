@@ -7,11 +7,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.models.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.models.encoder_layers import run_blocks
 from densegrpo_jax.models.layers import LayerNorm, kernel_init
+from densegrpo_jax.models.weight_rules import Rule, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +92,18 @@ class ClipVisionModel(nn.Module):
         return x.astype(self.dtype), pooled
 
 
-def weight_rules(scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' CLIPVisionModel checkpoint; scanned blocks stack over their index.
 
     As with the text tower, released checkpoints carry a prefix ('vision_model.') before every key but the projection's.
     """
     return [
-        weights.Rule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),
-        weights.Rule('embeddings.position_ids', None),  # an index buffer of old files
-        weights.Rule('embeddings.class_embedding', 'class_embedding'),
-        weights.Rule('embeddings.patch_embedding.weight', 'patch_embedding', 'conv'),
-        weights.Rule('embeddings.position_embedding.weight', 'position_embedding'),
-        *weights.norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
-        *weights.norm_rules('post_layernorm', 'post_norm'),
+        Rule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),
+        Rule('embeddings.position_ids', None),  # an index buffer of old files
+        Rule('embeddings.class_embedding', 'class_embedding'),
+        Rule('embeddings.patch_embedding.weight', 'patch_embedding', 'conv'),
+        Rule('embeddings.position_embedding.weight', 'position_embedding'),
+        *norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
+        *norm_rules('post_layernorm', 'post_norm'),
         *block_rules(scan),
     ]

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.attention import Attend
 from densegrpo_jax.models.config_json import read_config
 from densegrpo_jax.models.mmdit import (
     Attention, JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
 )  # fmt: skip
+from densegrpo_jax.models.weight_rules import Rule, linear_rules
 
 CLASS_NAME = 'FluxTransformer2DModel'
 
@@ -173,9 +173,9 @@ def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
     return names
 
 
-def weight_rules(config: FluxConfig, scan: bool) -> list[weights.Rule]:
+def weight_rules(config: FluxConfig, scan: bool) -> list[Rule]:
     """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their index."""
-    rules = [rule for name in _linears_outside_blocks(config) for rule in weights.linear_rules(name, path(name))]
+    rules = [rule for name in _linears_outside_blocks(config) for rule in linear_rules(name, path(name))]
     for name, length in _stacks(config):
         rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
     return rules

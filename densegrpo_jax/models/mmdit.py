@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.attention import Attend
+from densegrpo_jax.models.weight_rules import Rule
 
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -217,13 +217,13 @@ def block_paths(source: str, target: str, indices: Sequence[int], linears: Seque
 
 def block_rules(
     source: str, target: str, indices: Sequence[int], linears: Sequence[str], norms: Sequence[str], scan: bool
-) -> list[weights.Rule]:
+) -> list[Rule]:
     """The table of a stack; scanned blocks stack over their index, counted from the stack's first."""
     if not indices:
         return []
     field = f'{{i:{"|".join(map(str, indices))}}}'
     target = target if scan else f'{source}_{{i}}'
-    rule = functools.partial(weights.Rule, first=indices[0] if scan else 0)
+    rule = functools.partial(Rule, first=indices[0] if scan else 0)
     rules = []
     for name in linears:
         rules += [rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/kernel', 'linear'),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from densegrpo_jax.models import weights
+from densegrpo_jax.models.weight_rules import Rule, linear_rules, norm_rules
 
 PREFIX = 'model.'  # of files that were saved from inside another module
 
@@ -21,26 +22,26 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def weight_rules(scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[Rule]:
     """The table for what `split_attention` returns, into the parameters of `clip.Clip`. Projections are not transposed here."""
     rules = [
-        weights.Rule('logit_scale', 'logit_scale'),
-        weights.Rule('token_embedding.weight', 'text_model/token_embedding/embedding', 'embedding'),
-        weights.Rule('positional_embedding', 'text_model/position_embedding/embedding', 'embedding'),
-        weights.Rule('text_projection', 'text_model/text_projection'),
-        weights.Rule('attn_mask', None),  # a buffer of old files
-        *weights.norm_rules('ln_final', 'text_model/final_layer_norm'),
-        weights.Rule('visual.class_embedding', 'vision_model/class_embedding'),
-        weights.Rule('visual.positional_embedding', 'vision_model/position_embedding'),
-        weights.Rule('visual.conv1.weight', 'vision_model/patch_embedding', 'conv'),
-        weights.Rule('visual.proj', 'vision_model/visual_projection'),
-        *weights.norm_rules('visual.ln_pre', 'vision_model/pre_norm'),
-        *weights.norm_rules('visual.ln_post', 'vision_model/post_norm'),
+        Rule('logit_scale', 'logit_scale'),
+        Rule('token_embedding.weight', 'text_model/token_embedding/embedding', 'embedding'),
+        Rule('positional_embedding', 'text_model/position_embedding/embedding', 'embedding'),
+        Rule('text_projection', 'text_model/text_projection'),
+        Rule('attn_mask', None),  # a buffer of old files
+        *norm_rules('ln_final', 'text_model/final_layer_norm'),
+        Rule('visual.class_embedding', 'vision_model/class_embedding'),
+        Rule('visual.positional_embedding', 'vision_model/position_embedding'),
+        Rule('visual.conv1.weight', 'vision_model/patch_embedding', 'conv'),
+        Rule('visual.proj', 'vision_model/visual_projection'),
+        *norm_rules('visual.ln_pre', 'vision_model/pre_norm'),
+        *norm_rules('visual.ln_post', 'vision_model/post_norm'),
     ]
     for tower, ours in (('transformer', 'text_model'), ('visual.transformer', 'vision_model')):
         source, target = f'{tower}.resblocks.{{i}}', f'{ours}/layers' if scan else f'{ours}/layers_{{i}}'
-        rules += weights.norm_rules(f'{source}.ln_{{p:[12]}}', f'{target}/layer_norm{{p}}')
-        rules += weights.linear_rules(f'{source}.attn.{{p:[qkv]_proj|out_proj}}', f'{target}/self_attn/{{p}}')
-        rules += weights.linear_rules(f'{source}.mlp.c_fc', f'{target}/mlp/fc1')
-        rules += weights.linear_rules(f'{source}.mlp.c_proj', f'{target}/mlp/fc2')
+        rules += norm_rules(f'{source}.ln_{{p:[12]}}', f'{target}/layer_norm{{p}}')
+        rules += linear_rules(f'{source}.attn.{{p:[qkv]_proj|out_proj}}', f'{target}/self_attn/{{p}}')
+        rules += linear_rules(f'{source}.mlp.c_fc', f'{target}/mlp/fc1')
+        rules += linear_rules(f'{source}.mlp.c_proj', f'{target}/mlp/fc2')
     return rules

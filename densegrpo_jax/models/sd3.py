@@ -10,12 +10,12 @@ import numpy as np
 
 from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.attention import Attend
 from densegrpo_jax.models.config_json import check_positive, read_config
 from densegrpo_jax.models.mmdit import (
     JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
 )  # fmt: skip
+from densegrpo_jax.models.weight_rules import Rule, conv_rules, linear_rules
 
 CLASS_NAME = 'SD3Transformer2DModel'
 
@@ -187,13 +187,13 @@ def module_paths(config: Sd3Config, scan: bool) -> dict[str, str]:
     return names
 
 
-def weight_rules(config: Sd3Config, scan: bool) -> list[weights.Rule]:
+def weight_rules(config: Sd3Config, scan: bool) -> list[Rule]:
     """The table of Diffusers' SD3Transformer2DModel checkpoint; scanned blocks stack over their index."""
     rules = [
-        *weights.conv_rules('pos_embed.proj', 'pos_embed'),
-        weights.Rule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
+        *conv_rules('pos_embed.proj', 'pos_embed'),
+        Rule('pos_embed.pos_embed', 'pos_embed/pos_embed'),
     ]
-    rules += [rule for name in _OUTSIDE for rule in weights.linear_rules(name, path(name))]
+    rules += [rule for name in _OUTSIDE for rule in linear_rules(name, path(name))]
     for first, length, dual, last in block_runs(config):
         norms = ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k') + ('attn2.norm_q', 'attn2.norm_k') * dual
         rules += block_rules('transformer_blocks', _stack_name(first), range(first, first + length), _linears(dual, last),

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import IGNORED_KEYS, check_positive, read_config
 from densegrpo_jax.models.encoder_layers import attention, run_blocks
 from densegrpo_jax.models.layers import Dense, RMSNorm
+from densegrpo_jax.models.weight_rules import Rule
 
 _FEED_FORWARD = ('relu', 'gated-gelu')
 
@@ -149,16 +149,15 @@ class T5Encoder(nn.Module):
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
-def weight_rules(scan: bool) -> list[weights.Rule]:
+def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks stack over their index."""
     source, target = 'encoder.block.{i}.layer', 'block' if scan else 'block_{i}'
     return [
-        weights.Rule('shared.weight', 'shared/embedding', 'embedding'),
-        weights.Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both
-        weights.Rule('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight', 'relative_attention_bias/embedding',
-                     'embedding'),
-        weights.Rule(f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight', f'{target}/SelfAttention/{{p}}/kernel', 'linear'),
-        weights.Rule(f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight', f'{target}/DenseReluDense/{{p}}/kernel', 'linear'),
-        weights.Rule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
-        weights.Rule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
+        Rule('shared.weight', 'shared/embedding', 'embedding'),
+        Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both
+        Rule('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight', 'relative_attention_bias/embedding', 'embedding'),
+        Rule(f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight', f'{target}/SelfAttention/{{p}}/kernel', 'linear'),
+        Rule(f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight', f'{target}/DenseReluDense/{{p}}/kernel', 'linear'),
+        Rule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
+        Rule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
     ]

@@ -6,11 +6,12 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from densegrpo_jax.models import attention, layers, weights
+from densegrpo_jax.models import attention, layers
 from densegrpo_jax.models import lora as lora_lib
 from densegrpo_jax.models.config_json import check_positive, read_config
 from densegrpo_jax.models.mmdit import Embedder, path
 from densegrpo_jax.models.vae import GroupNorm, UpsampleConv
+from densegrpo_jax.models.weight_rules import Rule, conv_rules, linear_rules, norm_rules
 
 CLASS_NAME = 'UNet2DConditionModel'
 ATTENTION_DOWN, PLAIN_DOWN = 'CrossAttnDownBlock2D', 'DownBlock2D'
@@ -285,26 +286,26 @@ def module_paths(config: UnetConfig) -> dict[str, str]:
     return {f'{block}.{layer}': path(f'{block}.{layer}') for block in _transformers(config) for layer in _BLOCK}
 
 
-def weight_rules() -> list[weights.Rule]:
+def weight_rules() -> list[Rule]:
     """The table of Diffusers' UNet2DConditionModel checkpoint, whatever its shape."""
     rules = [
-        *weights.norm_rules('conv_norm_out', 'conv_norm_out'),
-        *weights.conv_rules('{c:conv_in|conv_out}', '{c}'),
-        *weights.linear_rules('time_embedding.{l:linear_[12]}', 'time_embedding/{l}'),
-        *weights.conv_rules('{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv', '{s}_{i}/{k}_0/conv'),
+        *norm_rules('conv_norm_out', 'conv_norm_out'),
+        *conv_rules('{c:conv_in|conv_out}', '{c}'),
+        *linear_rules('time_embedding.{l:linear_[12]}', 'time_embedding/{l}'),
+        *conv_rules('{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv', '{s}_{i}/{k}_0/conv'),
     ]
     for source, target in (('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'), ('mid_block', 'mid_block')):
         resnet, inside = f'{source}.resnets.{{j}}', f'{target}/resnets_{{j}}'
-        rules += weights.conv_rules(f'{resnet}.{{c:conv[12]|conv_shortcut}}', f'{inside}/{{c}}')
-        rules += weights.linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj')
-        rules += weights.norm_rules(f'{resnet}.{{n:norm[12]}}', f'{inside}/{{n}}')
+        rules += conv_rules(f'{resnet}.{{c:conv[12]|conv_shortcut}}', f'{inside}/{{c}}')
+        rules += linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj')
+        rules += norm_rules(f'{resnet}.{{n:norm[12]}}', f'{inside}/{{n}}')
         transformer, inside = f'{source}.attentions.{{j}}', f'{target}/attentions_{{j}}'
-        rules += weights.norm_rules(f'{transformer}.norm', f'{inside}/norm')
-        rules += weights.conv_rules(f'{transformer}.{{p:proj_in|proj_out}}', f'{inside}/{{p}}')
+        rules += norm_rules(f'{transformer}.norm', f'{inside}/norm')
+        rules += conv_rules(f'{transformer}.{{p:proj_in|proj_out}}', f'{inside}/{{p}}')
         block, inside = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
-        rules += weights.norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
-        rules.append(weights.Rule(f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight', f'{inside}/{{a}}/{{p}}/kernel', 'linear'))
-        rules += weights.linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{inside}/{{a}}/to_out_0')
-        rules += weights.linear_rules(f'{block}.ff.net.0.proj', f'{inside}/ff/net_0/proj')
-        rules += weights.linear_rules(f'{block}.ff.net.2', f'{inside}/ff/net_2')
+        rules += norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
+        rules.append(Rule(f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight', f'{inside}/{{a}}/{{p}}/kernel', 'linear'))
+        rules += linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{inside}/{{a}}/to_out_0')
+        rules += linear_rules(f'{block}.ff.net.0.proj', f'{inside}/ff/net_0/proj')
+        rules += linear_rules(f'{block}.ff.net.2', f'{inside}/ff/net_2')
     return rules

@@ -7,8 +7,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from densegrpo_jax.models import weights
 from densegrpo_jax.models.config_json import check_positive, read_config
+from densegrpo_jax.models.weight_rules import Rule, conv_rules, linear_rules, norm_rules
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
@@ -262,22 +262,22 @@ class AutoencoderKL(nn.Module):
         return self.decode(mean), mean, log_var
 
 
-def weight_rules() -> list[weights.Rule]:
+def weight_rules() -> list[Rule]:
     """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors), whatever its shape."""
     rules = []
     resnets = {'{h}.mid_block.resnets.{r}': '{h}/mid_block/resnets_{r}',
                '{h}.{s:down_blocks|up_blocks}.{b}.resnets.{r}': '{h}/{s}_{b}/resnets_{r}'}
     for source, target in resnets.items():
-        rules += weights.norm_rules(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}')
-        rules += weights.conv_rules(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}')
+        rules += norm_rules(f'{source}.{{n:norm[12]}}', f'{target}/{{n}}')
+        rules += conv_rules(f'{source}.{{n:conv[12]|conv_shortcut}}', f'{target}/{{n}}')
     source, target = '{h}.mid_block.attentions.0', '{h}/mid_block/attentions_0'
     return [
         *rules,
-        *weights.norm_rules(f'{source}.group_norm', f'{target}/group_norm'),
-        *weights.linear_rules(f'{source}.{{n:to_[qkv]}}', f'{target}/{{n}}'),
-        *weights.linear_rules(f'{source}.to_out.0', f'{target}/to_out_0'),
-        *weights.conv_rules('{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv', '{h}/{s}_{b}/{n}_0/conv'),
-        *weights.norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
-        *weights.conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
-        *weights.conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
+        *norm_rules(f'{source}.group_norm', f'{target}/group_norm'),
+        *linear_rules(f'{source}.{{n:to_[qkv]}}', f'{target}/{{n}}'),
+        *linear_rules(f'{source}.to_out.0', f'{target}/to_out_0'),
+        *conv_rules('{h}.{s:down_blocks|up_blocks}.{b}.{n:downsamplers|upsamplers}.0.conv', '{h}/{s}_{b}/{n}_0/conv'),
+        *norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
+        *conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
+        *conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
     ]

@@ -24,6 +24,7 @@ class AestheticReward(ClipReward):
 
     def __init__(self, path: str = CLIP_L, *, head: str = '', dtype: str = 'float32', batch_size: int = 16):
         from densegrpo_jax.models import weights
+        from densegrpo_jax.models.weight_rules import linear_rules
 
         file = safetensors_file(f'{self.name}.head', head, origin='sac+logos+ava1-l14-linearMSE.pth')
         super().__init__(path, dtype=dtype, batch_size=batch_size, text=False)
@@ -32,7 +33,7 @@ class AestheticReward(ClipReward):
             shapes[f'layers_{place}'] = {'kernel': jax.ShapeDtypeStruct((width, out), np.float32)}
             shapes[f'layers_{place}']['bias'] = jax.ShapeDtypeStruct((out,), np.float32)
             width = out
-        self._head = file, weights.linear_rules('layers.{i:[02467]}', 'layers_{i}'), shapes
+        self._head = file, linear_rules('layers.{i:[02467]}', 'layers_{i}'), shapes
         weights.check_weights(*self._head)
 
     def scores(self, params, images, text):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from block_stacks import stack_blocks, unstack_blocks
+from tests.models.block_stacks import stack_blocks, unstack_blocks
 
 from densegrpo_jax.models import flux, mmdit
 from densegrpo_jax.models import weights

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from block_stacks import stack_blocks
+from tests.models.block_stacks import stack_blocks
 
 from densegrpo_jax.models import t5, weights
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from block_stacks import unstack_blocks
+from tests.models.block_stacks import unstack_blocks
 import safetensors.numpy
 
 from densegrpo_jax.models import flux
 from densegrpo_jax.models import weights
-from densegrpo_jax.models.weights import Rule
+from densegrpo_jax.models.weight_rules import Rule
 
 NAME = 'diffusion_pytorch_model.safetensors'
 RULES = [Rule('in.weight', 'in/kernel', 'linear'), Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
