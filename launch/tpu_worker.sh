@@ -24,10 +24,14 @@ install_gcsfuse() {
 }
 
 mount_bucket() { # mount_bucket BUCKET
-  local try
+  local try mounted
   if ! command -v gcsfuse >/dev/null; then install_gcsfuse; fi
   mkdir -p "$HOME/bucket"
-  if ! mountpoint -q "$HOME/bucket"; then
+  mounted="$(findmnt -nro SOURCE --mountpoint "$HOME/bucket" || true)"
+  if [ -n "$mounted" ] && [ "$mounted" != "$1" ]; then
+    die "--bucket=$1: at $HOME/bucket there is another one, $mounted. Stop the run that uses it, then, on every worker: fusermount -u $HOME/bucket"
+  fi
+  if [ -z "$mounted" ]; then
     # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
     gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$HOME/bucket"
   fi

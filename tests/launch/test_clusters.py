@@ -318,6 +318,18 @@ def test_a_worker_without_gcsfuse_installs_it_once_and_mounts_the_bucket(scripts
     assert setup()[1] == [[*mount, f'{tmp_path}/bucket']]
 
 
+def test_a_worker_does_not_take_one_bucket_for_another(scripts, tmp_path):
+    commands = tmp_path / 'bin'
+    for name in ('gcsfuse', 'findmnt'):
+        shutil.copy(commands / 'gcloud', commands / name)
+    setup = lambda bucket: scripts('tpu_worker.sh', 'setup', bucket, HOME=str(tmp_path), answers_for={'findmnt': [(0, 'mine')]})
+    done, calls = setup('mine')
+    assert done.returncode == 0 and 'gcsfuse' not in [c[0] for c in calls], done.stderr
+    done, calls = setup('other')
+    assert done.returncode == 1 and 'gcsfuse' not in [c[0] for c in calls]
+    assert f'--bucket=other: at {tmp_path}/bucket there is another one, mine.' in done.stderr
+
+
 @pytest.mark.parametrize('broken', ['mktemp', 'mv'])
 def test_a_worker_whose_bucket_takes_no_renamed_folder_says_what_it_needs(scripts, tmp_path, broken):
     commands, bucket = tmp_path / 'bin', tmp_path / 'bucket'
