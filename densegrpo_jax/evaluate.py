@@ -117,7 +117,7 @@ def main(argv) -> int:
         except RewardError:
             stop.leave('an error of the reward')
             raise
-        logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
+        logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png')))
 
     return execute(flag, flag.config.eval.batch, work, folder=flag.out)[0]
 

@@ -97,7 +97,7 @@ class Checkpoints:
         self._read_only, self._hosts = read_only, hosts or Hosts()
         self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, _brief)
         self._saving = None
-        logging.get_absl_logger().addFilter(_without_orbax_tracebacks)
+        logging.get_absl_logger().addFilter(_without_orbax_chatter)
         if not read_only and self.directory.is_dir() and self._hosts.primary:
             for path in sorted(self.directory.iterdir()):
                 if path.name.endswith('-tmp'):
@@ -391,9 +391,10 @@ def _brief(error: BaseException, limit: int = 240) -> str:
     return f'{type(error).__name__}: {text}'
 
 
-def _without_orbax_tracebacks(record) -> bool:
-    """Logging filter: orbax logs one failed write four times, each with pages of traceback; we report it once, in a sentence."""
-    return not (record.exc_info and 'orbax' in record.pathname)
+def _without_orbax_chatter(record) -> bool:
+    """Logging filter. Orbax logs one failed write four times, each with pages of traceback; we report it once, in a sentence. And it warns
+    that what is opened to be read is only read."""
+    return 'orbax' not in record.pathname or not (record.exc_info or any(words in str(record.msg) for words in ('read only', 'read_only')))
 
 
 @contextlib.contextmanager

@@ -130,13 +130,15 @@ def test_pinned_steps_stay(tmp_path):
         assert checkpoints.steps() == [2, 4]
 
 
-def test_part_of_a_checkpoint(tmp_path):
+def test_part_of_a_checkpoint(tmp_path, caplog):
     save_steps(tmp_path, [1])
+    caplog.clear()
     wanted = {'adapters': abstract_of(make_state()['adapters'])}
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert_bits_equal(checkpoints.restore(1, wanted, partial=True).state, {'adapters': make_state(1)['adapters']})
         with pytest.raises(CheckpointMismatch, match='it has .*flags'):
             checkpoints.restore(1, wanted)
+    assert not [record for record in caplog.records if record.levelname != 'INFO']  # orbax warns of what is only read
 
 
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
