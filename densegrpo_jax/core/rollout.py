@@ -18,15 +18,6 @@ from densegrpo_jax.core.schedules import check_grid
 from densegrpo_jax.core.sde_step import at_least_f32, guided_shift, sde_step
 
 
-class Trajectory(NamedTuple):
-    """A sampled trajectory, time first."""
-
-    latents: jax.Array  # [T+1, B, ...]
-    log_prob: jax.Array  # [T, B]; 0 where std is 0
-    std: jax.Array  # [T, B]
-    noise_level: jax.Array  # [T, B]; 0 where the plan is deterministic
-
-
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=('latents', 'log_prob', 'std', 'noise_level', 'completions', 'similarity'),
@@ -34,7 +25,7 @@ class Trajectory(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class DenseRollout:
-    """A trajectory with the clean latents to score. The last three fields are static and survive jit."""
+    """A sampled trajectory, time first, with the clean latents to score. The last three fields are static and survive jit."""
 
     latents: jax.Array  # [T+1, B, ...]
     log_prob: jax.Array  # [T, B]; 0 where std is 0
@@ -140,25 +131,6 @@ def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_
     else:
         velocity = guided = velocity.astype(x.dtype)
     return sde_step(velocity, x, s, s_next, noise_level, noise=noise, kernel=kernel, log_prob=log_prob, shift=shift), guided
-
-
-def sample_trajectory(velocity_fn, x_init, sigmas, noise_levels, plan, noise_fn, *, kernel='sde', log_prob='gaussian'):
-    """Samples a trajectory with T velocity evaluations. Arguments as in `dense_rollout`.
-
-    Returns:
-        Trajectory.
-    """
-    levels = _masked_levels(noise_levels, plan, sigmas, x_init)
-
-    def body(x, k_and_levels):
-        k, s, s_next, level = k_and_levels
-        step, _ = advance(velocity_fn, x, s, s_next, level, noise_fn(k), kernel=kernel, log_prob=log_prob)
-        return step.sample, (step.sample, step.log_prob, step.std)
-
-    x = at_least_f32(x_init)
-    grid = jnp.asarray(sigmas, x.dtype)
-    _, (after, log_probs, std) = jax.lax.scan(body, x, (jnp.arange(len(levels)), grid[:-1], grid[1:], levels))
-    return Trajectory(jnp.concatenate([x[None], after]), log_probs, std, levels)
 
 
 def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, plan, noise_fn, *, kernel='sde'):
@@ -289,7 +261,7 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
     """The trained transitions of a rollout as a flat record.
 
     Args:
-        rollout: DenseRollout or Trajectory.
+        rollout: DenseRollout.
         advantages: [T, B].
         sigmas: [T+1] host array; plan: StepPlan; num_groups: P, with rows in prompt-major order.
         weight: optional [T] or [T, B] step weights; default 1.

@@ -11,7 +11,7 @@ import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import step_plan
-from densegrpo_jax.core.rollout import sample_trajectory
+from densegrpo_jax.core.rollout import dense_rollout
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
 
@@ -122,7 +122,7 @@ def test_sampled_trajectories_have_the_moments_of_the_recursion(kernel, level):
     def noise(k):
         return jax.random.normal(jax.random.fold_in(key, k), shape)
 
-    run = jax.jit(lambda x: sample_trajectory(velocity, x, grid, levels, plan, noise, kernel=kernel).latents[-1])
+    run = jax.jit(lambda x: dense_rollout(velocity, x, grid, levels, plan, noise, kernel=kernel).latents[-1])
     sample = np.asarray(run(x_init), np.float64)
     mean, variance = moments(grid, levels, kernel)
     assert abs(sample.mean() - mean) < 4 * np.sqrt(variance / len(sample))
