@@ -21,7 +21,7 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.models.pipeline import Pipeline
 from densegrpo_jax.parallel.mesh import batch_shards, check_batch
-from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import noise
@@ -30,6 +30,7 @@ from densegrpo_jax.training.collect import Collector
 from densegrpo_jax.training.defaults import default_config, identifying
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.progress import ProgressBar
+from densegrpo_jax.training.prompts import content_hash
 from densegrpo_jax.training.record import difference
 from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
 from densegrpo_jax.training.streams import STREAM_CALIBRATION, key_data, stream_key
@@ -62,7 +63,7 @@ def calibrate(
       ValueError: a file of other settings; what `prepare` refuses.
     """
     sized, schedule = prepare(config, pipeline, mesh)
-    document = _opened(path, config, schedule)
+    document = _opened(path, config, schedule, train, reward)
     document['finished'] = _ended(document, config) and document['after'] is not None
     if not document['finished']:
         logging.info('calibrating psi on %s into %s: %s', folder, path, _plan(sized, schedule))
@@ -120,8 +121,8 @@ def visited_prompts(config, train: PromptSet) -> list[Prompt]:
     return list({p.text: p for p in every}.values())
 
 
-def settings(config) -> dict:
-    """JSON values that every iteration depends on."""
+def settings(config, train: PromptSet, reward) -> dict:
+    """JSON values that every iteration depends on. Prompts may change under a file's name, and a reward under a server's."""
     c = identifying(config)
     without = lambda options, *free: {key: value for key, value in options.items() if key not in free}
     return {
@@ -130,18 +131,20 @@ def settings(config) -> dict:
         'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch', 'log_prob'),
         'reward': c['reward'],
         'calibration': without(c['calibration'], *FREE_KEYS),
+        'prompts of data.train': content_hash(train), 'servers of rewards': fingerprints([reward]),
     }  # fmt: skip
 
 
-def _opened(path: pathlib.Path, config, schedule: Schedule) -> dict:
+def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, reward) -> dict:
     """The document at `path`, or a fresh one; see `noise.geometry` and `settings`.
 
     Keys: psi [T], the result so far; start [T]; history [I][T], psi after every iteration; positives, negatives [I][T]; before, after:
     rewards [T+1][N] of every state (null where it has none), of the same prompts and noise with the start and with the result.
     """
-    ours = settings(config)
+    ours = settings(config, train, reward)
     if path.exists():
         document = noise.read(path)
+        document['settings'] = {**ours, **document['settings']}  # an earlier version noted neither prompts nor servers
         if (key := difference(document['settings'], ours)) is not None:
             raise ValueError(f'{path} was calibrated with other settings ({key}). Use those, name another file, or remove it')
         return document

@@ -97,6 +97,8 @@ def read(path: pathlib.Path) -> dict:
         raise ValueError(f'{path} is no psi file of densegrpo_jax.calibrate; name another one, or remove it') from None
     if found != FORMAT:
         raise ValueError(f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into another file')
+    if absent := [key for key in ('psi', 'geometry', 'finished', 'history') if key not in document]:
+        raise ValueError(f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another file, or remove it')
     return document
 
 

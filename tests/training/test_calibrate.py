@@ -15,6 +15,7 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.training import calibration, noise
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.training.prompts import load_prompts
 from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.training.small_run import Brightness
@@ -104,6 +105,13 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(folder, texts, 
     np.testing.assert_array_equal(calibrated(config, tmp_path / 'broken')[0], psi)
     with pytest.raises(ValueError, match=r'psi.json was calibrated with other settings \(calibration.eps2: 0.05, now 0.1\)'):
         calibrated(make_config(folder, texts, **{'calibration.eps2': 0.1}), tmp_path / 'broken')
+    # The prompts of a file may change under its name; an earlier version did not note what they were.
+    monkeypatch.setattr(command, 'load_prompts', lambda config, split: load_prompts(config, split)[:1000])
+    with pytest.raises(ValueError, match=r'other settings \(prompts of data.train: '):
+        calibrated(config, tmp_path / 'broken')
+    del document['settings']['prompts of data.train'], document['format']
+    noise.write(tmp_path / 'older' / 'psi.json', document)
+    np.testing.assert_array_equal(calibrated(config, tmp_path / 'older')[0], psi)
     monkeypatch.undo()
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)
     longer = calibrated(make_config(folder, texts, **{'calibration.iterations': 4}), tmp_path / 'broken')[1]
@@ -195,7 +203,11 @@ def test_psi_of_another_grid_is_refused_unless_interpolated(tmp_path):
 
 def test_files_that_are_no_psi_are_refused(tmp_path):
     config = tiny_ocr.get_config()
-    for text, message in (('{"format": 1', 'is no psi file'), ('[]', 'is no psi file'), ('{"format": 7}', 'has format 7')):
+    texts = {
+        '[]': 'is no psi file',
+        '{"format": 1': 'is no psi file', '{"format": 7}': 'has format 7', '{"format": 1, "psi": []}': 'lacks geometry',
+    }  # fmt: skip
+    for text, message in texts.items():
         (tmp_path / 'psi.json').write_text(text)
         with pytest.raises(ValueError, match=message):
             noise.calibrated_table(config, SIGMAS, PLAN, tmp_path / 'psi.json')
