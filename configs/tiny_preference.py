@@ -2,7 +2,7 @@
 
     python -m densegrpo_jax.main --config=configs/tiny_preference.py --workdir=runs/tiny_preference
 
-Hardware: two CPU cores, 4 GiB of memory, 15 minutes. Score on 600 held-out prompts: 1.211 -> 1.304 (+0.094 +- 0.018 on the same prompts and
+Hardware: two CPU cores, 4 GiB of memory, 15 minutes. Score on 600 held-out prompts: 1.211 -> 1.376 (+0.165 +- 0.019 on the same prompts and
 noise; docs/README.md, "Shapes"). GenEval's verdicts are logged beside it: what pleases need not be right.
 Variants: `--config.credit.rule=sparse` (Flow-GRPO), `--config.seed=1`.
 """
