@@ -119,6 +119,11 @@ def pin(attend: Attend, x, *rest):
     return attend.pin(x, *rest) if isinstance(attend, InPlace) else x
 
 
+def kernel(attend: Attend) -> Attend:
+    """The implementation itself, without its place."""
+    return attend.attend if isinstance(attend, InPlace) else attend
+
+
 def _rows(batch: int, mesh: Mesh) -> tuple[str, ...] | None:
     """The axes that split a batch; one too small to split is worked on by every device."""
     return BATCH_AXES if batch % batch_shards(mesh) == 0 else None

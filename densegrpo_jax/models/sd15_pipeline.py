@@ -32,7 +32,7 @@ class Sd15Pipeline(Pipeline):
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         if scan or remat != 'none':
             raise ValueError("Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False and model.remat='none'")
-        if attend is not attention.xla:
+        if attention.kernel(attend) is not attention.xla:
             raise ValueError("Stable Diffusion 1's U-Net has attention over few tokens only: set model.attention='xla'")
         return {
             'transformer': unet.Unet(unet.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype),

@@ -8,8 +8,10 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.models.pipeline_folder import load_pipeline
+from densegrpo_jax.models import attention
+from densegrpo_jax.models.pipeline_folder import load_pipeline, open_pipeline
 from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.training.loading import open_base
 from densegrpo_jax.training.preemption import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
@@ -49,6 +51,16 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     ours = np.asarray(pipeline.spatial(latents, 32, 48))
     assert finite.all() and np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(np.asarray(images, np.int32) - expected_images).max() <= 1 and images.std() > 5
+
+
+def test_opens_for_any_mesh_with_plain_attention_alone(folder):
+    config = tiny_ocr.get_config()
+    config.model.path, config.lora.targets = str(folder), ('attn1.to_q',)
+    for devices in (1, 2):
+        mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
+        assert open_base(config, mesh)[1].GUIDANCE == 'cfg'
+        with pytest.raises(ValueError, match="set model.attention='xla'"):
+            open_pipeline(folder, t5_length=1, attend=attention.InPlace(attention.cudnn, mesh))
 
 
 @pytest.mark.slow
