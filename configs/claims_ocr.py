@@ -18,7 +18,7 @@ def get_config():
     c.full = True
     c.rollout.update(prompts=2, prompts_per_batch=2)
     c.optim.update(learning_rate=1e-4, decay='linear', microbatch=24)
-    c.loss.measure_kl = True
+    c.loss.update(noise_power=0.0, measure_kl=True)  # as the paper; other weights are a figure of their own
     c.eval.every = 10
     c.checkpoint.update(every=60, keep=1)
     return c
