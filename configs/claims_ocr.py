@@ -2,7 +2,7 @@
 
     python -m densegrpo_jax.reproduce --figure=4,6b
 
-- All weights at 1e-4 instead of the demo's adapters at 1e-3: they rise farther in as many updates, and the rate falls to 0 by the end, so
+- All weights at 1e-4 instead of the demo's adapters at 1e-3: they rise farther in as many updates. The rate falls to 0 by the end, so
   that the last evaluations say what has been learned and not where the last step went.
 - 24 samples an update instead of 96. Adam's steps are as long as the rate says, whatever the gradient: where an update has many samples,
   good and bad estimates of its direction are good enough alike (configs/claims_ocr_96.py shows it). What credit rules differ in, the noise

@@ -14,7 +14,7 @@ def get_config():
     c.label = 'miniature FLUX, held-out OCR, all weights, the longer run'
     c.full = True
     c.model.guidance = 2.0
-    c.loss.noise_power = 0.0
+    c.loss.noise_power = 0.0  # as it was measured
     c.optim.learning_rate = 1e-4
     c.ema.decay = 0.95
     # The plain score of a word that is nearly always read right has no gains left; the likelihood still tells better from worse letters.
