@@ -6,7 +6,6 @@ Every stage resumes from its own checkpoints, WORKDIR/checkpoints/STAGE; a finis
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -36,11 +35,12 @@ TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
 FLOW = ('transformer', *TEXT_ENCODERS)  # what the flow trains
 FREE = ('steps', 'grid_steps', 'eval_every', 'eval_prompts', 'eval_guidance')  # of a stage: how long it goes on, and how it is watched
 _WORDS = (*TEXT_ENCODERS, 'clip_length', 't5_length')
+_FLOW = ('vae', 'transformer', 'flow_fonts', *_WORDS)
 DEPENDS = {  # stage -> settings it depends on besides its own, earlier stages
     'vae': (('vae',), ()),
     'text': (_WORDS, ()),
-    'flow': (('vae', 'transformer', 'flow_fonts', *_WORDS), ('vae', 'text')),
-    'distil': (('vae', 'transformer', 'flow_fonts', *_WORDS), ('vae', 'text', 'flow')),
+    'flow': (_FLOW, ('vae', 'text')),
+    'distil': (_FLOW, ('vae', 'text', 'flow')),
 }
 
 
@@ -58,9 +58,8 @@ class Work:
         """The averaged weights of stage `name`, see `stage.run_stage`."""
         c = self.config
         options = dict(seed=c.seed, log_every=c.log_every, save_seconds=c.save_seconds, keep=c.keep_checkpoints, on_eval=on_eval)
-        return stages.run_stage(
-            name, c.stages[name], start, loss_fn, batch_fn, self.workdir, self.mesh, made_from=made_from(c, name), **options
-        )
+        options['made_from'] = made_from(c, name)
+        return stages.run_stage(name, c.stages[name], start, loss_fn, batch_fn, self.workdir, self.mesh, **options)
 
     def shift(self) -> float:
         """Logit of the shift of FLUX's grid at this size of picture."""
@@ -85,13 +84,12 @@ def rows(config) -> int:
 
 
 def made_from(config, name: str) -> dict:
-    """All settings that the checkpoints of a stage depend on, those of the stages before it included, as JSON values."""
-    keys, earlier = DEPENDS[name]
-    own = {key: value for key, value in config.stages[name].items() if key not in FREE}
-    before = {stage: config.stages[stage].to_dict() for stage in earlier if stage in config.stages}
-    settings = {key: config[key] for key in ('dataset', 'height', 'width', 'seed', 'render_seed', *keys) if key in config}
-    settings = {key: value.to_dict() if hasattr(value, 'to_dict') else value for key, value in settings.items()}
-    return json.loads(json.dumps(settings | {'stages': before | {name: own}}))
+    """All settings that the checkpoints of a stage depend on, those of the stages before it included, as values that JSON holds."""
+    c, (keys, earlier) = config.to_dict(), DEPENDS[name]
+    own = {key: value for key, value in c['stages'][name].items() if key not in FREE}
+    before = {stage: c['stages'][stage] for stage in earlier if stage in c['stages']}
+    settings = {key: c[key] for key in ('dataset', 'height', 'width', 'seed', 'render_seed', *keys) if key in c}
+    return settings | {'stages': before | {name: own}}
 
 
 def prepare(config, workdir: pathlib.Path, mesh: Mesh) -> Work:
