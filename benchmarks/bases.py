@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 import jax
 import jax.numpy as jnp
 
-from densegrpo_jax.models.pipeline import Conditioning
-from densegrpo_jax.models.pipeline_folder import build_pipeline
-from densegrpo_jax.models.released import RELEASED
-from densegrpo_jax.training.loading import load_components, network_options, open_base
-from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import text_conditioning
+from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.pipelines.folder import build_pipeline
+from densegrpo_jax.pipelines.released import RELEASED
+from densegrpo_jax.sampling.loading import load_components, network_options, open_base
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import text_conditioning
 
 # FLUX with a few million parameters, for a processor.
 SMALL = dict(num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=4, joint_attention_dim=64,

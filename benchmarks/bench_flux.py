@@ -6,7 +6,7 @@
     python -m benchmarks.bench_flux --size=small --side=64 --batch=2 --torch   # anywhere
 
 Utilisation (MFU) is the operations of the model over what the chip's data sheet promises in bfloat16 in that time. The operations are
-counted from the program (`models.flops`): the forward pass once per velocity evaluation; for the update the forward pass and the pass back
+counted from the program (`planning.flops`): the forward pass once per velocity evaluation; for the update the forward pass and the pass back
 to the activations (the base is frozen), without what rematerialisation repeats. Phases run alone after compilation; the median counts.
 """
 
@@ -23,14 +23,14 @@ import numpy as np
 
 from benchmarks.bases import random_base, random_weights, shapes_of
 from configs import flux_ocr
-from densegrpo_jax.models.attention import IMPLEMENTATIONS
-from densegrpo_jax.models.flops import count_flops
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
-from densegrpo_jax.training.sampling import make_rollout, make_schedule
-from densegrpo_jax.training.state import init_state, optimiser
-from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.training.update import make_credit, make_update
+from densegrpo_jax.networks.attention import IMPLEMENTATIONS
+from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
+from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.state import init_state, optimiser
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
+from densegrpo_jax.training.learner import make_credit, make_update
 
 SIZE = flags.DEFINE_enum('size', 'dev', ['dev', 'small'], "'dev' (12 B) or 'small' (a few million parameters).")
 SIDE = flags.DEFINE_integer('side', 512, 'Height and width in pixels.')

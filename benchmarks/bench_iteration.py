@@ -14,16 +14,16 @@ from ml_collections import config_flags
 import numpy as np
 
 from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training.loading import load_base
-from densegrpo_jax.training.prompts import Encoder, load_prompts
-from densegrpo_jax.training.sampling import make_rollout, make_schedule
-from densegrpo_jax.training.state import init_state, optimiser
-from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.training.update import make_credit, make_update
+from densegrpo_jax.sampling.loading import load_base
+from densegrpo_jax.sampling.conditioning import Encoder, load_prompts
+from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.state import init_state, optimiser
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
+from densegrpo_jax.training.learner import make_credit, make_update
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)
 REPEAT = flags.DEFINE_integer('repeat', 5, 'Runs per phase.')

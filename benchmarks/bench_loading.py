@@ -25,7 +25,7 @@ LOAD = flags.DEFINE_bool('load', False, 'Internal: only load, and print the meas
 
 
 def network(blocks: int):
-    from densegrpo_jax.models import flux
+    from densegrpo_jax.networks import flux
 
     config = flux.FluxConfig(num_layers=blocks, num_single_layers=2 * blocks, attention_head_dim=128, num_attention_heads=16)
     return flux.FluxTransformer(config, scan=True)
@@ -50,7 +50,8 @@ def make(folder: pathlib.Path) -> None:
     import numpy as np
     import safetensors.numpy
 
-    from densegrpo_jax.models import flux, weights
+    from densegrpo_jax.networks import flux
+    from densegrpo_jax.pipelines.weights import files as weights
 
     net = network(blocks_for(GIB.value))
     entries = weights._entries(flux.weight_rules(net.config, True), shapes_of(net), '')
@@ -84,9 +85,10 @@ def load(folder: pathlib.Path) -> None:
     jax.config.update('jax_num_cpu_devices', DEVICES.value)
     import jax.numpy as jnp
 
-    from densegrpo_jax.models import flux, weights
-    from densegrpo_jax.parallel.mesh import make_mesh
-    from densegrpo_jax.parallel.sharding import shardings
+    from densegrpo_jax.networks import flux
+    from densegrpo_jax.pipelines.weights import files as weights
+    from densegrpo_jax.runtime.mesh import make_mesh
+    from densegrpo_jax.runtime.sharding import shardings
 
     net = network(blocks_for(GIB.value))
     shapes = shapes_of(net)

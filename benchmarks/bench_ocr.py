@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from densegrpo_jax.data.prompts import tiny_eval_prompts
-from densegrpo_jax.data.render import render, render_scene
+from tools.make_miniature.render import render, render_scene
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.rewards import OcrReward, Scorer, ocr_score
 

@@ -19,11 +19,11 @@ import numpy as np
 from absl import app, flags, logging
 
 from configs import flux_ocr
-from densegrpo_jax.models.released import released_pipeline
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.loading import network_options
-from densegrpo_jax.training.state import optimiser, state_shapes
+from densegrpo_jax.pipelines.released import released_pipeline
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.sampling.loading import network_options
+from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 FOLDER = flags.DEFINE_string('folder', '/tmp/bench_preemption', 'Where the checkpoints are written: the disk to be measured.')
 

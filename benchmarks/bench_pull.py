@@ -17,15 +17,15 @@ from benchmarks.bases import stored_base
 from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.grpo_loss import noise_weights
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
-from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.prompts import load_prompts, place, with_negative
-from densegrpo_jax.training.sampling import make_rollout, make_schedule
-from densegrpo_jax.training.state import init_state
-from densegrpo_jax.training.streams import STREAM_PROBE, key_data, stream_key
-from densegrpo_jax.training.update import make_credit, make_update
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.sampling.conditioning import load_prompts, place, with_negative
+from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.state import init_state
+from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
+from densegrpo_jax.training.learner import make_credit, make_update
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/claims_ocr.py', 'Configuration.', lock_config=True)
 BATCHES = flags.DEFINE_integer('batches', 4, "Batches of an iteration's size.")

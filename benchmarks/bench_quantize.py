@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training.evaluation import Evaluator
-from densegrpo_jax.training.loading import load_base
-from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import Encoder, load_prompts
+from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.sampling.loading import load_base
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import Encoder, load_prompts
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Model, reward and prompts.', lock_config=True)
 PROMPTS = flags.DEFINE_integer('prompts', 320, 'Evaluation prompts.')

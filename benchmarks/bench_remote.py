@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from densegrpo_jax.rewards import JpegReward, Scorer
-from densegrpo_jax.rewards.remote import RemoteReward
+from densegrpo_jax.rewards.remote.client import RemoteReward
 
 CONFIG = "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'reward': {'jpeg': {}}})\n"
 

@@ -28,21 +28,21 @@ from ml_collections import config_flags
 import numpy as np
 
 from benchmarks.bases import random_base, stored_base
-from densegrpo_jax.data.render import render_scene
+from tools.make_miniature.render import render_scene
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.data.scenes import scene_prompts
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import start_devices
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import load_prompts, with_negative
-from densegrpo_jax.training.collect import Collector
-from densegrpo_jax.training.sampling import make_rollout, make_schedule
-from densegrpo_jax.training.state import init_state, optimiser
-from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import load_prompts, with_negative
+from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.state import init_state, optimiser
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 
 CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)
 WORKERS = flags.DEFINE_list('workers', [], 'Numbers of scoring threads to try; default config.reward_workers.')

@@ -1,6 +1,6 @@
-"""What the runs of `densegrpo_jax.reproduce` share on the compositional task: coloured shapes, all weights trained, 24 samples an update.
+"""What the runs of `experiments.reproduce` share on the compositional task: coloured shapes, all weights trained, 24 samples an update.
 
-    python -m densegrpo_jax.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
+    python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
 
 The page that is shipped: `--out=docs/reproduction/geneval`.
 """

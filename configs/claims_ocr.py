@@ -1,6 +1,6 @@
-"""What the runs of `densegrpo_jax.reproduce` share: the demo, with all weights trained by small updates and evaluated more often.
+"""What the runs of `experiments.reproduce` share: the demo, with all weights trained by small updates and evaluated more often.
 
-    python -m densegrpo_jax.reproduce --figure=4,6b
+    python -m experiments.reproduce --figure=4,6b
 
 - All weights at 1e-4 instead of the demo's adapters at 1e-3: they rise farther in as many updates. The rate falls to 0 by the end, so
   that the last evaluations say what has been learned and not where the last step went.

@@ -20,9 +20,9 @@ Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.
 Expected score: none is claimed (extrapolated; the paper has no such run).
 """
 
-from densegrpo_jax.rewards.geneval_detector import CLIP, MASK2FORMER
-from densegrpo_jax.training.defaults import default_config
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

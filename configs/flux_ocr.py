@@ -12,8 +12,8 @@ Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.
 Expected score: none is claimed; FLUX with OCR is in no paper (extrapolated from SD3.5-M: a clear rise within 300 iterations).
 """
 
-from densegrpo_jax.training.defaults import default_config
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

@@ -13,8 +13,8 @@ Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """
 
-from densegrpo_jax.training.defaults import default_config
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

@@ -14,7 +14,7 @@ must serve the same: /info shows a fingerprint of the reward's options and the p
 Hardware: CPU cores, about one per scoring thread (--workers).
 """
 
-from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.config.defaults import default_config
 
 
 def get_config():

@@ -20,9 +20,9 @@ Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before tr
 Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
 """
 
-from densegrpo_jax.rewards.geneval_detector import CLIP, MASK2FORMER
-from densegrpo_jax.training.defaults import default_config, sd35
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
+from densegrpo_jax.config.defaults import default_config, sd35
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

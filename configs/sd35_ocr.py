@@ -14,8 +14,8 @@ Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before tr
 Expected score: 0.95 after 1,500 iterations (the paper, on its own prompts; Flow-GRPO 0.92, base 0.59).
 """
 
-from densegrpo_jax.training.defaults import default_config, sd35
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.config.defaults import default_config, sd35
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

@@ -13,8 +13,8 @@ Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before tr
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
 
-from densegrpo_jax.training.defaults import default_config, sd35
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.config.defaults import default_config, sd35
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

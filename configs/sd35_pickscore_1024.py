@@ -14,7 +14,7 @@ Expected score: above the base's (the paper shows a curve and no table).
 """
 
 from configs import sd35_pickscore
-from densegrpo_jax.training.recipes import fit
+from densegrpo_jax.config.recipes import fit
 
 
 def get_config(variant: str = ''):

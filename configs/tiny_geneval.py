@@ -7,7 +7,7 @@ Hardware: two CPU cores, 4 GiB of memory, 15 minutes. Score on 600 held-out prom
 Variants: `--config.credit.rule=sparse` (Flow-GRPO), `--config.seed=1`, `--config.full=False --config.optim.learning_rate=1e-3` (adapters).
 """
 
-from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.config.defaults import default_config
 
 
 def get_config():

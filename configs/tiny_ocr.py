@@ -7,7 +7,7 @@ On a GPU add `--config.model.scan=True`, which compiles in a fraction of the tim
 Variants: `--config.credit.rule=sparse` (Flow-GRPO), `configs/tiny_ocr_long.py` (to 0.907), `--config.seed=1`.
 """
 
-from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.config.defaults import default_config
 
 
 def get_config():

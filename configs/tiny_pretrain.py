@@ -1,6 +1,6 @@
 """Trains the miniature FLUX from scratch on rendered words and writes a Diffusers folder.
 
-    python -m densegrpo_jax.pretrain --config=configs/tiny_pretrain.py --workdir=runs/tiny_pretrain
+    python -m tools.pretrain --config=configs/tiny_pretrain.py --workdir=runs/tiny_pretrain
 
 Hardware: two CPU cores, 4 GiB of memory, several hours; every stage resumes where it stopped. Stages: `vae` (autoencoder), `text` (both
 text encoders, on what the prompt says), `flow` (transformer and text encoders together, rectified flow with text dropout), `distil`
@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.save_seconds = 120.0
     c.log_every = 25
     c.render_seed = 1
-    # The autoencoder sees all sixteen faces of data/render.py, the flow five upright ones: fewer ways to draw a letter, sooner legible.
+    # The autoencoder sees all sixteen faces of tools/make_miniature/render.py, the flow five upright ones: fewer ways to draw a letter, sooner legible.
     c.flow_fonts = ('DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSansMono-Bold', 'DejaVuSerif', 'DejaVuSerif-Bold')
 
     c.transformer = ml_collections.ConfigDict(

@@ -19,20 +19,20 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.main import execute
+from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
-from densegrpo_jax.training.command_line import define_folder, define_run_flags, run_main
-from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.loading import load_components, open_base
-from densegrpo_jax.training.noise import FILE
-from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import load_prompts, text_conditioning, with_negative
-from densegrpo_jax.training.state import optimiser, start_state
+from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
+from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.sampling.loading import load_components, open_base
+from densegrpo_jax.sampling.noise import FILE
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.sampling.state import optimiser, start_state
 
 
 def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: StopRequest):
-    """Calibrates `config` into `out`; see `training.calibration.calibrate`.
+    """Calibrates `config` into `out`; see `calibration.loop.calibrate`.
 
     Returns:
       psi, float32 [T].

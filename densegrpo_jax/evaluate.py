@@ -22,24 +22,24 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.main import execute
-from densegrpo_jax.parallel.agreement import Agreement
-from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.sampling.execution import execute
+from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training import tables
-from densegrpo_jax.training.command_line import define_config, define_folder, define_process_flags, run_main
-from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.divergence import KL, Divergence
-from densegrpo_jax.training.diversity import make_embedding
-from densegrpo_jax.training.evaluation import Evaluation, Evaluator
-from densegrpo_jax.training.loading import identity, load_adapters, load_components, open_base
-from densegrpo_jax.training.noise import FILE
-from densegrpo_jax.training.panel import Policy, choose, parts, settings
-from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import Encoder, with_negative
-from densegrpo_jax.training.record import Record
-from densegrpo_jax.training.sampling import make_sampler
+from densegrpo_jax.evaluation import tables
+from densegrpo_jax.config.command_line import define_config, define_folder, define_process_flags, run_main
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.evaluation.divergence import KL, Divergence
+from densegrpo_jax.evaluation.diversity import make_embedding
+from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
+from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.sampling.noise import FILE
+from densegrpo_jax.evaluation.panel import Policy, choose, parts, settings
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import Encoder, with_negative
+from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.sampling.sampler import make_sampler
 
 
 def evaluate(

@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
-from densegrpo_jax.models import lora_files
-from densegrpo_jax.models.pipeline import Pipeline
-from densegrpo_jax.models.pipeline_folder import save_pipeline
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, define_folder, run_main
-from densegrpo_jax.training.loading import find_step, load_adapters, load_base, open_shapes
-from densegrpo_jax.training.markdown import table
-from densegrpo_jax.training.noise import title
+from densegrpo_jax.pipelines.weights import lora_files
+from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.folder import save_pipeline
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime import console
+from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.sampling.loading import find_step, load_adapters, load_base, open_shapes
+from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.sampling.noise import title
 
 CURVE = 'reward_curve.png'  # of a finished run
 LAYOUTS = ('peft', 'kohya', 'merged')

@@ -26,18 +26,19 @@ from typing import NamedTuple
 import jax
 from absl import app, flags, logging
 
-from densegrpo_jax.parallel.collectives import collective_bytes
-from densegrpo_jax.parallel.cores import cpu_cores
-from densegrpo_jax.parallel.mesh import batch_shards, make_mesh
-from densegrpo_jax.parallel.topology import CHIPS, Topology, absent_devices, parse
-from densegrpo_jax.training import announce, console
-from densegrpo_jax.training.command_line import define_config, define_folder, run_main
-from densegrpo_jax.training.defaults import validate
-from densegrpo_jax.training.loading import open_shapes
-from densegrpo_jax.training.lowering import Phase, phases
-from densegrpo_jax.training.sampling import make_schedule
-from densegrpo_jax.training.state import optimiser, state_shapes
-from densegrpo_jax.training.update import check_geometry
+from densegrpo_jax.planning.collectives import collective_bytes
+from densegrpo_jax.runtime.cores import cpu_cores
+from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
+from densegrpo_jax.planning.topology import CHIPS, Topology, absent_devices, parse
+from densegrpo_jax.training import announce
+from densegrpo_jax.runtime import console
+from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.sampling.loading import open_shapes
+from densegrpo_jax.planning.lowering import Phase, phases
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.training.learner import check_geometry
 
 GIB = 2**30
 HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')

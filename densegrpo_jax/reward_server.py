@@ -18,13 +18,13 @@ import uvicorn
 from absl import app, flags, logging
 
 from densegrpo_jax import __version__
-from densegrpo_jax.parallel.cores import cpu_cores
+from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.rewards.server import RewardService, fingerprint
-from densegrpo_jax.rewards.servers import read_token
-from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, run_main
+from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
+from densegrpo_jax.rewards.remote.endpoints import read_token
+from densegrpo_jax.runtime import console
+from densegrpo_jax.config.command_line import define_config, run_main
 
 LOOPBACK = ('127.0.0.1', '::1', 'localhost')
 

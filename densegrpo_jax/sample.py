@@ -15,14 +15,14 @@ import numpy as np
 from absl import app, flags, logging
 
 from densegrpo_jax.data.prompts import PromptSet
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training import console
-from densegrpo_jax.training.command_line import define_config, define_folder, run_main
-from densegrpo_jax.training.loading import load_adapters, load_base
-from densegrpo_jax.training.pictures import save_grid
-from densegrpo_jax.training.prompts import Encoder, with_negative
-from densegrpo_jax.training.sampling import make_sampler
-from densegrpo_jax.training.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime import console
+from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.sampling.conditioning import Encoder, with_negative
+from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 
 
 def sample(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
+from densegrpo_jax.pipelines.tokenizers import TOKENIZERS, load_tokenizers
 
 
 def random_clip(folder, *, shards=False, seed=0, **changes):

@@ -5,7 +5,7 @@ import threading
 
 import jax
 
-from densegrpo_jax.parallel.hosts import Hosts
+from densegrpo_jax.runtime.hosts import Hosts
 
 
 class Service:

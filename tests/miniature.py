@@ -5,11 +5,11 @@ import json
 import jax
 import numpy as np
 
-from densegrpo_jax.data.tokenizers import TOKENIZERS, load_tokenizers
-from densegrpo_jax.models.pipeline_folder import build_pipeline, save_pipeline
-from densegrpo_jax.models.sd3_pipeline import Sd3Pipeline
-from densegrpo_jax.models.sd15_pipeline import Sd15Pipeline
-from densegrpo_jax.pretraining.components import SCHEDULER
+from densegrpo_jax.pipelines.tokenizers import TOKENIZERS, load_tokenizers
+from densegrpo_jax.pipelines.folder import build_pipeline, save_pipeline
+from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
+from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
+from tools.make_miniature.components import SCHEDULER
 
 SCHNELL_SCHEDULER = SCHEDULER | {'use_dynamic_shifting': False, 'shift': 1.0}
 SD15_SCHEDULER = {

@@ -1,1 +1,1 @@
-"""Words, rendered pictures, coloured shapes, OCR scenes, GenEval prompts, prompt sets, the group sampler and tokenizers."""
+"""Words, coloured shapes, OCR scenes, GenEval prompts, prompt sets and the group sampler."""

@@ -3,10 +3,10 @@
 import importlib
 
 _FACE = {
-    'AestheticReward': 'aesthetic', 'ClipScoreReward': 'clip_rewards', 'CompositeReward': 'composite', 'GenevalReward': 'geneval',
-    'Hpsv2Reward': 'clip_rewards', 'JpegReward': 'jpeg', 'OcrReward': 'ocr', 'PickScoreReward': 'clip_rewards', 'REWARDS': 'build',
+    'AestheticReward': 'local.aesthetic', 'ClipScoreReward': 'local.clip_rewards', 'CompositeReward': 'composite', 'GenevalReward': 'local.geneval',
+    'Hpsv2Reward': 'local.clip_rewards', 'JpegReward': 'local.jpeg', 'OcrReward': 'local.ocr', 'PickScoreReward': 'local.clip_rewards', 'REWARDS': 'build',
     'Reward': 'base', 'RewardError': 'base', 'RewardsGone': 'base', 'Scorer': 'scorer', 'ScorerCounts': 'scorer', 'Scores': 'base',
-    'build_reward': 'build', 'ocr_score': 'ocr', 'to_uint8': 'base',
+    'build_reward': 'build', 'ocr_score': 'local.ocr', 'to_uint8': 'base',
 }  # fmt: skip
 __all__ = sorted(_FACE)
 

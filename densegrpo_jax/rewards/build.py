@@ -9,10 +9,10 @@ from densegrpo_jax.rewards.composite import CompositeReward
 
 # Name in a config -> the reward, or 'module:Class' of this package, which is imported when a config asks for it: some need OpenCV or jax.
 REWARDS: dict[str, str | Callable[..., Reward]] = {
-    'ocr': 'ocr:OcrReward', 'jpeg': 'jpeg:JpegReward', 'geneval': 'geneval:GenevalReward', 'remote': 'remote:RemoteReward',
-    'judge': 'judge:JudgeReward', 'shapes': 'shapes:ShapesReward', 'preference': 'preference:PreferenceReward',
-    'clipscore': 'clip_rewards:ClipScoreReward', 'pickscore': 'clip_rewards:PickScoreReward', 'hpsv2': 'clip_rewards:Hpsv2Reward',
-    'aesthetic': 'aesthetic:AestheticReward',
+    'ocr': 'local.ocr:OcrReward', 'jpeg': 'local.jpeg:JpegReward', 'geneval': 'local.geneval:GenevalReward', 'remote': 'remote.client:RemoteReward',
+    'judge': 'remote.judge:JudgeReward', 'shapes': 'local.shapes:ShapesReward', 'preference': 'local.preference:PreferenceReward',
+    'clipscore': 'local.clip_rewards:ClipScoreReward', 'pickscore': 'local.clip_rewards:PickScoreReward', 'hpsv2': 'local.clip_rewards:Hpsv2Reward',
+    'aesthetic': 'local.aesthetic:AestheticReward',
 }  # fmt: skip
 
 

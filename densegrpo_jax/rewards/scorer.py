@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from densegrpo_jax.parallel.cores import cpu_cores
+from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_batch, check_scores, interrupt
 
 

@@ -1,1 +1,1 @@
-"""The training loop and what it needs: state, checkpoints, metrics, signals."""
+"""The training loop, in reading order in run.py, and what learns: credit and update."""

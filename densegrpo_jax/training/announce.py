@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.models.pipeline import Pipeline
-from densegrpo_jax.models.quantize import quantized_shapes
-from densegrpo_jax.parallel.sharding import bytes_per_device, shardings
-from densegrpo_jax.training.noise import describe, title
-from densegrpo_jax.training.sampling import Schedule
-from densegrpo_jax.training.state import TrainState, count
+from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
+from densegrpo_jax.sampling.noise import describe, title
+from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.state import TrainState, count
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'

@@ -9,10 +9,10 @@ import numpy as np
 from absl import logging
 
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.training.evaluation import Evaluation
-from densegrpo_jax.training.files import replace_file, replacing
-from densegrpo_jax.training.noise import title
-from densegrpo_jax.training.pictures import save_grid
+from densegrpo_jax.evaluation.evaluator import Evaluation
+from densegrpo_jax.runtime.files import replace_file, replacing
+from densegrpo_jax.sampling.noise import title
+from densegrpo_jax.runtime.images import save_grid
 
 
 def scalars(

@@ -12,29 +12,29 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.models.pipeline import NEGATIVE
-from densegrpo_jax.parallel.sharding import shardings, with_shardings
+from densegrpo_jax.pipelines.base import NEGATIVE
+from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.training import announce, report
-from densegrpo_jax.training.calibration import calibrate, prepare, visited_prompts
-from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.collect import Collector
-from densegrpo_jax.training.defaults import default_config, identifying, validate
-from densegrpo_jax.training.evaluation import Evaluator
-from densegrpo_jax.training.files import replace_file
-from densegrpo_jax.training.loading import load_components, open_base
-from densegrpo_jax.training.metrics import MetricWriter
-from densegrpo_jax.training.preemption import Preempted, StopRequest
-from densegrpo_jax.training.progress import ProgressBar
-from densegrpo_jax.training.noise import FILE
-from densegrpo_jax.training.prompts import content_hash, load_prompts, text_conditioning, with_negative
-from densegrpo_jax.training.sampling import Schedule, make_rollout, make_schedule
-from densegrpo_jax.training.state import optimiser, start_state, state_shapes
-from densegrpo_jax.training.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.training.update import check_geometry, donates_state, make_credit, make_update
+from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.config.defaults import default_config, identifying, validate
+from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.sampling.loading import load_components, open_base
+from densegrpo_jax.runtime.metrics import MetricWriter
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.sampling.noise import FILE
+from densegrpo_jax.sampling.conditioning import content_hash, load_prompts, text_conditioning, with_negative
+from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
+from densegrpo_jax.sampling.state import optimiser, start_state, state_shapes
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
+from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
 
 # Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the noise its values are compared, of the
 # evaluation what `_scored_as` names.

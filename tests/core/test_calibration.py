@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
-from densegrpo_jax.training.defaults import default_config
+from densegrpo_jax.config.defaults import default_config
 
 ALL = np.ones(1, bool)
 BOUNDS = (0.05, 1.5)

@@ -7,7 +7,7 @@ import pytest
 
 from densegrpo_jax.data import shapes as S
 from densegrpo_jax.data.geneval import check_metadata
-from densegrpo_jax.rewards.geneval_rule import Detection, relations
+from densegrpo_jax.rewards.local.geneval_rule import Detection, relations
 
 RED_CIRCLES_LEFT = S.Scene('position', (S.Group(3, 'circle', 'red'), S.Group(1, 'square', 'blue')), 'left of')
 

@@ -406,7 +406,7 @@ def test_the_supervisor_restarts_what_can_be_resumed_and_nothing_else(tmp_path):
 
 STOPPABLE = """
 import sys, time
-from densegrpo_jax.training.preemption import RESUMABLE, handle_stop_signals
+from densegrpo_jax.runtime.stop import RESUMABLE, handle_stop_signals
 with handle_stop_signals() as stop:
     print('ready', flush=True)
     while not stop.requested:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from densegrpo_jax.rewards import Scorer, build_reward
-from densegrpo_jax.rewards.aesthetic import LAYERS, AestheticReward
-from densegrpo_jax.rewards.clip_rewards import ClipScoreReward, Hpsv2Reward, PickScoreReward
+from densegrpo_jax.rewards.local.aesthetic import LAYERS, AestheticReward
+from densegrpo_jax.rewards.local.clip_rewards import ClipScoreReward, Hpsv2Reward, PickScoreReward
 from tests.clip_folder import photo, random_clip
 
 PROMPTS = ['A neon sign that says "HELLO"', 'a red taxi', 'A neon sign that says "HELLO"', 'x ' * 40, '']

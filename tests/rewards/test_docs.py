@@ -9,7 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from densegrpo_jax.rewards import REWARDS, build_reward, protocol
+from densegrpo_jax.rewards import REWARDS, build_reward
+from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.build import resolve
 
 PAGE = (pathlib.Path(__file__).parents[2] / 'docs' / 'rewards.md').read_text()

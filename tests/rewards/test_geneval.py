@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax.data.geneval import COLOURS, OBJECTS, geneval_prompts
 from densegrpo_jax.rewards import GenevalReward, Scorer, build_reward
-from densegrpo_jax.rewards import geneval_detector as D
+from densegrpo_jax.rewards.local import geneval_detector as D
 from densegrpo_jax.rewards.base import check_scores
-from densegrpo_jax.rewards.geneval_rule import Detection
-from densegrpo_jax.training.defaults import default_config
-from densegrpo_jax.training.prompts import load_prompts
+from densegrpo_jax.rewards.local.geneval_rule import Detection
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.sampling.conditioning import load_prompts
 
 # One row a tag, in the format of the published files.
 ROWS = """\
@@ -123,7 +123,7 @@ def test_build_from_a_config(monkeypatch, prompts):
     asked = {}
     seen = lambda images, metadata: [[Detection('cup', (0, 0, 9, 9), 1.0), Detection('cow', (0, 50, 9, 59), 1.0)]] * len(images)
     make = lambda *names, **options: asked.update(names=names, **options) or seen
-    monkeypatch.setattr('densegrpo_jax.rewards.geneval.GenevalDetector', make)
+    monkeypatch.setattr('densegrpo_jax.rewards.local.geneval.GenevalDetector', make)
     spec = {'geneval': {'weight': 2.0, 'clip': 'my/clip', 'torch_device': 'cpu', 'half_for_wrong_position': False}}
     reward = build_reward(ConfigDict(spec))
     assert asked == {'names': (D.MASK2FORMER, 'my/clip'), 'torch_device': 'cpu', 'side': 800}
@@ -247,7 +247,7 @@ def folders(tmp_path_factory):
     words, looks = {**tower, 'vocab_size': 586, 'eos_token_id': 585}, {**tower, 'image_size': 32, 'patch_size': 8}
     clip = transformers.CLIPConfig(text_config=words, vision_config=looks, projection_dim=8)
     transformers.CLIPModel(clip).save_pretrained(root / 'clip')
-    shutil.copytree(Path(D.__file__).parents[1] / 'assets/tiny/tokenizer', root / 'clip', dirs_exist_ok=True)
+    shutil.copytree(Path(D.__file__).parents[2] / 'assets/tiny/tokenizer', root / 'clip', dirs_exist_ok=True)
     return root
 
 

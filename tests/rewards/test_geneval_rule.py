@@ -3,7 +3,7 @@
 import pytest
 
 from densegrpo_jax.data.geneval import check_metadata
-from densegrpo_jax.rewards.geneval_rule import Detection, colours_needed, geneval_scores, relations
+from densegrpo_jax.rewards.local.geneval_rule import Detection, colours_needed, geneval_scores, relations
 
 
 def at(name, x, y, colour=None, *, size=20, score=0.95):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from loopback import PixelReward, Steady, pictures, serving
 
-from densegrpo_jax.rewards.http import Interrupted, request
-from densegrpo_jax.rewards.remote import RemoteReward
-from densegrpo_jax.rewards.server import RewardService
+from densegrpo_jax.rewards.remote.connection import Interrupted, request
+from densegrpo_jax.rewards.remote.client import RemoteReward
+from densegrpo_jax.rewards.remote.service import RewardService
 
 
 @pytest.fixture(scope='module')

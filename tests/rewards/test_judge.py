@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from densegrpo_jax.rewards import RewardError, build_reward
 from densegrpo_jax.rewards.base import RewardsGone
-from densegrpo_jax.rewards.judge import PRESETS, JudgeReward, parse_final_score, parse_json
+from densegrpo_jax.rewards.remote.judge import PRESETS, JudgeReward, parse_final_score, parse_json
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from densegrpo_jax.data.render import render, render_scene
+from tools.make_miniature.render import render, render_scene
 from densegrpo_jax.data.scenes import scene_prompts
-from densegrpo_jax.rewards import OcrReward, ocr_score, readers
-from densegrpo_jax.rewards.readers import Line, ctc_greedy, ctc_likelihood, line_width
+from densegrpo_jax.rewards import OcrReward, ocr_score
+from densegrpo_jax.rewards.local import readers
+from densegrpo_jax.rewards.local.readers import Line, ctc_greedy, ctc_likelihood, line_width
 
 WORDS = (('STONE', 'neon'), ('RIVER', 'paper'), ('LAMP', 'taxi'), ('QUIET', 'screen'), ('FOX', 'poster'))
 
@@ -135,7 +136,7 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_a_missing_model_is_reported_at_once(monkeypatch):
-    monkeypatch.setattr('densegrpo_jax.rewards.ocr.RECOGNISER', 'absent.onnx')
+    monkeypatch.setattr('densegrpo_jax.rewards.local.ocr.RECOGNISER', 'absent.onnx')
     with pytest.raises(FileNotFoundError, match=r'absent\.onnx.*pip install'):
         OcrReward()
 

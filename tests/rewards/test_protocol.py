@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from loopback import PixelReward, pictures
 
-from densegrpo_jax.rewards.protocol import (
+from densegrpo_jax.rewards.remote.protocol import (
     ProtocolError, Request, decode_check, decode_request, decode_response, encode_check, encode_request, encode_response,
 )  # fmt: skip
 

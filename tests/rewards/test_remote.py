@@ -22,11 +22,12 @@ from loopback import Faulty, PixelReward, Steady, pictures, serving, unused_port
 from ml_collections import ConfigDict
 
 from densegrpo_jax.reward_server import served
-from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, build_reward, protocol
+from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, build_reward
+from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.base import RewardsGone
-from densegrpo_jax.rewards.protocol import Request, encode_request
-from densegrpo_jax.rewards.remote import RemoteReward, TooLarge
-from densegrpo_jax.rewards.server import RewardService, fingerprint
+from densegrpo_jax.rewards.remote.protocol import Request, encode_request
+from densegrpo_jax.rewards.remote.client import RemoteReward, TooLarge
+from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 
 ROOT = pathlib.Path(__file__).parents[2]
 

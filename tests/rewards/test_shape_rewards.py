@@ -6,9 +6,9 @@ import pytest
 
 from densegrpo_jax.data import shapes as S
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.rewards.preference import PreferenceReward
-from densegrpo_jax.rewards.shape_detector import detect
-from densegrpo_jax.rewards.shapes import ShapesReward
+from densegrpo_jax.rewards.local.preference import PreferenceReward
+from densegrpo_jax.rewards.local.shape_detector import detect
+from densegrpo_jax.rewards.local.shapes import ShapesReward
 
 WHITE = (250, 250, 248)
 

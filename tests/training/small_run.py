@@ -12,9 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import tiny_ocr
-from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.rewards.base import Scores
-from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 OVERRIDES = {

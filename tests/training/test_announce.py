@@ -5,11 +5,11 @@ import types
 import jax
 
 from configs import tiny_ocr
-from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.training import announce
-from densegrpo_jax.training.loading import open_base
-from densegrpo_jax.training.sampling import make_schedule
-from densegrpo_jax.training.state import optimiser, state_shapes
+from densegrpo_jax.sampling.loading import open_base
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 
 NEED = {'weights': 22.0 * announce.GIB, announce.TRAINED: 3.0 * announce.GIB, 'latents': 0.5 * announce.GIB, 'pictures': 0.5 * announce.GIB}

@@ -8,9 +8,9 @@ import pytest
 
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.core.rollout import DenseRollout
-from densegrpo_jax.training.defaults import default_config
-from densegrpo_jax.training.sampling import Schedule
-from densegrpo_jax.training.update import make_credit
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.training.learner import make_credit
 
 SIGMAS = np.float32([1, 0.8, 0.4, 0])
 P, G = 2, 4

@@ -10,11 +10,11 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.export import export
-from densegrpo_jax.models.pipeline_folder import load_pipeline
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.loading import load_adapters, load_base
-from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
 

@@ -7,11 +7,11 @@ import pytest
 
 from configs import flux_ocr
 from configs import sd35_ocr
-from densegrpo_jax.models.released import released_pipeline
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training.loading import network_options
-from densegrpo_jax.training.lowering import phases
-from densegrpo_jax.training.sampling import make_schedule
+from densegrpo_jax.pipelines.released import released_pipeline
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.loading import network_options
+from densegrpo_jax.planning.lowering import phases
+from densegrpo_jax.sampling.sampler import make_schedule
 
 
 @pytest.mark.slow

@@ -6,14 +6,14 @@ import optax
 import pytest
 
 from configs import tiny_ocr
-from densegrpo_jax.parallel import sharding
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training.loading import load_base
-from densegrpo_jax.training.prompts import Encoder
-from densegrpo_jax.training.sampling import make_rollout, make_schedule
-from densegrpo_jax.training.state import init_state
-from densegrpo_jax.training.streams import key_data
-from densegrpo_jax.training.update import make_credit, make_update
+from densegrpo_jax.runtime import sharding
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.loading import load_base
+from densegrpo_jax.sampling.conditioning import Encoder
+from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.state import init_state
+from densegrpo_jax.runtime.streams import key_data
+from densegrpo_jax.training.learner import make_credit, make_update
 from tests import miniature
 
 

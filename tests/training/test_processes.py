@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.evaluate import evaluate
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.parallel.startup import detect_cluster, start_processes
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import detect_cluster, start_processes
 from densegrpo_jax.rewards.build import REWARDS
-from densegrpo_jax.training.checkpoints import Checkpoints
-from densegrpo_jax.training.panel import choose
-from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.evaluation.panel import choose
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.training.small_run import final_state, rows, wait_for_checkpoint
@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 import os, sys
 from densegrpo_jax.rewards.build import REWARDS
-from densegrpo_jax.training.checkpoints import Checkpoints
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from tests.training.small_run import Brightness, make_config
 
 def read(self, step, *, _read=Checkpoints._read, **items):

@@ -14,17 +14,18 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax import main
 from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts
-from densegrpo_jax.parallel.hosts import Hosts
-from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
 from densegrpo_jax.rewards.build import REWARDS
-from densegrpo_jax.rewards.server import RewardService
-from densegrpo_jax.training import collect, files
+from densegrpo_jax.rewards.remote.service import RewardService
+from densegrpo_jax.sampling import collector as collect
+from densegrpo_jax.runtime import files
 from densegrpo_jax.training import run as run_module
-from densegrpo_jax.training.checkpoints import CheckpointMismatch, Checkpoints
-from densegrpo_jax.training.files import only_writer
-from densegrpo_jax.training.metrics import JsonlWriter
-from densegrpo_jax.training.preemption import Preempted, StopRequest
+from densegrpo_jax.runtime.checkpoints import CheckpointMismatch, Checkpoints
+from densegrpo_jax.runtime.files import only_writer
+from densegrpo_jax.runtime.metrics import JsonlWriter
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.training.run import TrainingDiverged, run
 from tests import miniature
 from tests.rewards.loopback import serving

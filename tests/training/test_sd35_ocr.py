@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from configs import sd35_ocr
-from densegrpo_jax.parallel.mesh import make_mesh
-from densegrpo_jax.training.preemption import StopRequest
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
 

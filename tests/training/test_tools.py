@@ -11,17 +11,17 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax import evaluate, export, sample
-from densegrpo_jax.models.lora_files import read_peft
-from densegrpo_jax.parallel.mesh import make_mesh
+from densegrpo_jax.pipelines.weights.lora_files import read_peft
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores
-from densegrpo_jax.training import tables
-from densegrpo_jax.training.evaluation import Evaluation
-from densegrpo_jax.training.loading import load_adapters, load_base, open_shapes
-from densegrpo_jax.training.panel import choose, parts
-from densegrpo_jax.training.preemption import StopRequest
-from densegrpo_jax.training.prompts import load_prompts
+from densegrpo_jax.evaluation import tables
+from densegrpo_jax.evaluation.evaluator import Evaluation
+from densegrpo_jax.sampling.loading import load_adapters, load_base, open_shapes
+from densegrpo_jax.evaluation.panel import choose, parts
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.training.run import run
-from densegrpo_jax.training.state import init_state, optimiser, start_from
+from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from tests import miniature
 
 

@@ -1,0 +1,1 @@
+"""Calibration of the noise level of every step, and its figure."""

@@ -1,0 +1,1 @@
+"""Keys of a configuration with defaults and checks, recipes, command-line flags."""

@@ -1,0 +1,1 @@
+"""Scoring policies: evaluator, panel, records, tables, KL, diversity."""

@@ -1,0 +1,95 @@
+"""What an evaluation has found so far, on disk: an evaluation that was stopped continues, one of other settings is not mixed in."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.images import save
+
+
+class Record:
+    """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, a line each, and the first pictures in FOLDER/pictures.
+
+    The first line holds the settings. A line that a stopped process left half written is dropped.
+
+    Args:
+      folder: created where absent.
+      settings: JSON values, everything that the scores depend on besides the policy.
+      restart: forget what is there.
+
+    Raises:
+      ValueError: the folder holds the scores of other settings; names the first key that differs.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
+        self._pictures, self._file = folder / 'pictures', folder / 'scores.jsonl'
+        self._scores: dict[tuple[str, str, int], dict[str, float]] = {}
+        if restart:
+            self._file.unlink(missing_ok=True)
+            shutil.rmtree(self._pictures, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(json.dumps(settings))
+        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
+        whole = [line for line in lines if line.endswith(b'\n')]
+        if whole:
+            rows = [self._parse(line, number) for number, line in enumerate(whole, start=1)]
+            if (key := difference(rows[0].get('settings', {}), settings)) is not None:
+                raise ValueError(
+                    f'{self._file} holds scores of other settings ({key}). Name another folder with --out, or forget them with --restart'
+                )
+            for row in rows[1:]:
+                scores = {name: math.nan if value is None else value for name, value in row['scores'].items()}
+                self._scores.setdefault((row['policy'], row['set'], row['prompt']), {}).update(scores)
+        if whole != lines:
+            replace_file(self._file, b''.join(whole))
+        if not whole:
+            self._append({'settings': settings})
+
+    def get(self, policy: str, prompt_set: str, prompt: int) -> dict[str, float]:
+        """name -> score of a prompt, NaN where it could not be scored; empty if it has not been tried."""
+        return self._scores.get((policy, prompt_set, prompt), {})
+
+    def put(self, policy: str, prompt_set: str, prompt: int, scores: Mapping[str, float], image: np.ndarray | None = None) -> None:
+        """Keeps (more) scores of a prompt, and its picture."""
+        if image is not None:  # first: a prompt with scores has its picture
+            save(self._path(policy, prompt_set, prompt), image)
+        self._scores.setdefault((policy, prompt_set, prompt), {}).update(scores)
+        values = {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
+        self._append({'policy': policy, 'set': prompt_set, 'prompt': prompt, 'scores': values})
+
+    def image(self, policy: str, prompt_set: str, prompt: int) -> np.ndarray | None:
+        """The picture that was kept, uint8 [H, W, 3]; None if it is not there."""
+        path = self._path(policy, prompt_set, prompt)
+        return np.asarray(Image.open(path).convert('RGB')) if path.exists() else None
+
+    def _path(self, policy: str, prompt_set: str, prompt: int) -> pathlib.Path:
+        return self._pictures / re.sub(r'[^\w.-]', '_', policy) / f'{prompt_set}_{prompt:05d}.png'
+
+    def _append(self, row: dict) -> None:
+        with open(self._file, 'a') as file:
+            file.write(json.dumps(row) + '\n')
+
+    def _parse(self, line: bytes, number: int) -> dict:
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise ValueError(f'{self._file}:{number} is damaged; forget what is there with --restart, or remove that line') from None
+
+
+def difference(old, new, name: str = '') -> str | None:
+    """The first value in which two trees of JSON differ, as 'key: old, now new'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if (found := difference(old.get(key), new.get(key), f'{name}.{key}' if name else key)) is not None:
+                return found
+        return None
+    return None if old == new else f'{name}: {old!r}, now {new!r}'

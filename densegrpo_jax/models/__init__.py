@@ -1,1 +1,0 @@
-"""Networks in flax.linen, the pipelines made of them, adapters and weight tables. The only package that imports flax."""

@@ -1,0 +1,1 @@
+"""Networks in Flax linen, each with its table of weight names."""

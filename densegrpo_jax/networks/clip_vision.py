@@ -1,0 +1,109 @@
+"""CLIP's image encoder (Radford et al., arXiv:2103.00020): port of Transformers' CLIPVisionModel."""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
+from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
+from densegrpo_jax.networks.encoder_layers import run_blocks
+from densegrpo_jax.networks.layers import LayerNorm, kernel_init
+from densegrpo_jax.networks.weight_rules import Rule, norm_rules
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipVisionConfig:
+    """The image encoder's config.json; names and defaults are Transformers'. image_size and patch_size in pixels."""
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = 'quick_gelu'
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        check_tower(self, 'CLIP vision config', 'image_size', 'patch_size')
+        if self.num_channels != 3:
+            raise ValueError(f'CLIP vision config: num_channels={self.num_channels} is not supported, expected 3')
+        if self.image_size < self.patch_size:
+            raise ValueError(f'CLIP vision config: image_size={self.image_size} is smaller than patch_size={self.patch_size}')
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side; pixels beyond the last whole patch are not seen, as in torch."""
+        return self.image_size // self.patch_size
+
+    @classmethod
+    def from_json(cls, config: dict) -> 'ClipVisionConfig':
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
+        only = {'model_type': ['clip_vision_model']}
+        return read_config(cls, 'CLIP vision config', config, only=only, ignored=(*IGNORED_KEYS, 'eos_token_id'))
+
+
+class ClipVisionModel(nn.Module):
+    """Normalised pictures to (states of the last layer, pooled state).
+
+    Attributes:
+      config: the checkpoint's constants.
+      projected: the pooled state goes through the visual projection (CLIPVisionModelWithProjection).
+      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one subtree per block.
+      remat: recompute blocks in the backward pass.
+      dtype: of matrix products and of the result; norms, softmax and the residual stream are float32.
+    """
+    config: ClipVisionConfig
+    scan: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+    projected: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """images [B, image_size, image_size, 3] -> (states [B, 1 + grid^2, D], pooled [B, D or projection_dim]).
+
+        pooled is the normalised state of the class token; the states are not normalised, as in Transformers.
+        """
+        c = self.config
+        batch, side, grid, width = images.shape[0], c.patch_size, c.grid, c.hidden_size
+        if images.shape[1:] != (c.image_size, c.image_size, 3):
+            raise ValueError(f'images: expected [B, {c.image_size}, {c.image_size}, 3], found {list(images.shape)}')
+        kernel = self.param('patch_embedding', kernel_init, (side, side, 3, width), jnp.float32)
+        token = self.param('class_embedding', nn.initializers.normal(width ** -0.5), (width,), jnp.float32)
+        positions = self.param('position_embedding', nn.initializers.normal(0.02), (1 + grid ** 2, width), jnp.float32)
+        # A convolution whose stride is its kernel's size is one product over whole patches.
+        patches = images[:, :grid * side, :grid * side].reshape(batch, grid, side, grid, side, 3).swapaxes(2, 3)
+        x = patches.reshape(-1, side * side * 3).astype(self.dtype) @ kernel.reshape(-1, width).astype(self.dtype)
+        x = x.reshape(batch, grid ** 2, width).astype(jnp.float32)
+        x = jnp.concatenate([jnp.broadcast_to(token.astype(jnp.float32), (batch, 1, width)), x], axis=1) + positions
+        x = LayerNorm(c.layer_norm_eps, name='pre_norm')(x).reshape(-1, width)
+        x, _ = run_blocks(Block, c.num_hidden_layers, 'layers', x, 0.0, scan=self.scan, remat=self.remat, config=c, batch=batch,
+                          dtype=self.dtype)
+        x = x.reshape(batch, -1, width)
+        pooled = LayerNorm(c.layer_norm_eps, name='post_norm')(x[:, 0]).astype(self.dtype)
+        if self.projected:
+            projection = self.param('visual_projection', nn.initializers.lecun_normal(), (width, c.projection_dim), jnp.float32)
+            pooled = pooled @ projection.astype(self.dtype)
+        return x.astype(self.dtype), pooled
+
+
+def weight_rules(scan: bool) -> list[Rule]:
+    """The table of Transformers' CLIPVisionModel checkpoint; scanned blocks stack over their index.
+
+    As with the text tower, released checkpoints carry a prefix ('vision_model.') before every key but the projection's.
+    """
+    return [
+        Rule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),
+        Rule('embeddings.position_ids', None),  # an index buffer of old files
+        Rule('embeddings.class_embedding', 'class_embedding'),
+        Rule('embeddings.patch_embedding.weight', 'patch_embedding', 'conv'),
+        Rule('embeddings.position_embedding.weight', 'position_embedding'),
+        *norm_rules('pre_layrnorm', 'pre_norm'),  # so spelt in Transformers
+        *norm_rules('post_layernorm', 'post_norm'),
+        *block_rules(scan),
+    ]

@@ -1,0 +1,1 @@
+"""Whole pipelines: folders, tokenizers, text to conditioning, latents to pictures."""

@@ -1,0 +1,181 @@
+"""Pipeline folders in the Diffusers layout: found by name, opened with or without weights, and written."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from densegrpo_jax.pipelines.tokenizers import load_tokenizers
+from densegrpo_jax.networks import attention
+from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.networks import quantize as quantize_lib
+from densegrpo_jax.networks.attention import Attend
+from densegrpo_jax.networks.config_json import read_json
+from densegrpo_jax.pipelines.flux import FluxPipeline
+from densegrpo_jax.pipelines.weights.hub import find_folder
+from densegrpo_jax.networks.lora import LoraConfig
+from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
+from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
+
+PIPELINES: dict[str, type[Pipeline]] = {cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)}
+BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
+CLIP_PREFIX = 'text_model.'  # released CLIP folders carry it; Transformers 5 opens both, earlier ones only this
+
+
+def layout(kind: type[Pipeline] = FluxPipeline) -> str:
+    """What a folder of that kind holds, for messages."""
+    return ', '.join(['model_index.json', *(f'{name}/' for name in folders(kind))])
+
+
+def folders(kind: type[Pipeline]) -> list[str]:
+    """The folders inside a pipeline folder."""
+    return ['scheduler', *map(kind.folder, kind.INDEX), *(name for name, _ in kind.TOKENIZERS)]
+
+
+def resolve_folder(name: str) -> pathlib.Path:
+    """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that the package ships, or the
+    Hugging Face repository of that id, downloaded or cached.
+
+    Raises:
+      FileNotFoundError: neither exists; the message says what to do.
+    """
+    folder = BUILTIN / name.removeprefix('builtin:') if name.startswith('builtin:') else pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith('builtin:'):
+        shipped = sorted(p.name for p in BUILTIN.iterdir() if p.is_dir()) if BUILTIN.is_dir() else []
+        raise FileNotFoundError(f'model.path={name!r}: the package ships {shipped or "no model"} in {BUILTIN}')
+    components = {name for kind in PIPELINES.values() for name in folders(kind)}
+    return find_folder(
+        name,
+        option='model.path',
+        holds=f'a Diffusers folder with {layout()}',
+        example='black-forest-labs/FLUX.1-dev',
+        files=['model_index.json', *(f'{c}/*' for c in sorted(components))],
+        ignored=['*.bin', '*.onnx*', '*.msgpack', '*.fp16*'],
+    )
+
+
+def load_pipeline(
+    folder: str | pathlib.Path,
+    *,
+    dtype: Any = jnp.float32,
+    shardings: Callable[[dict], dict] | None = None,
+    **options,
+) -> tuple[Pipeline, dict]:
+    """Opens a pipeline folder.
+
+    Args:
+      folder: Diffusers layout; its model_index.json says which family.
+      dtype: of the stored weights and of matrix products.
+      shardings: maps a tree of shapes to a tree of shardings; None places every array on the default device.
+      options: of `build_pipeline`; t5_length is required.
+
+    Returns:
+      (pipeline, params) with params a dict over the pipeline's modules.
+    """
+    pipeline = open_pipeline(folder, dtype=dtype, **options)
+    return pipeline, load_params(folder, pipeline, dtype=dtype, shardings=shardings)
+
+
+def load_params(
+    folder: str | pathlib.Path,
+    pipeline: Pipeline,
+    components: Sequence[str] | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    shardings: Callable[[dict], dict] | None = None,
+    transformer_file: str | pathlib.Path = '',
+    quantize: str = 'none',
+) -> dict:
+    """The weights of the named components of an opened pipeline (None: all); the rest as in `load_pipeline`.
+
+    transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names or those of FLUX.1's original release.
+    quantize: 'none', or the format that the transformer's blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
+    """
+    rules, params = pipeline.weight_rules(), {}
+    for name, shapes in pipeline.abstract_params(components).items():
+        placed = None if shardings is None else shardings(shapes)
+        options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
+        source = pathlib.Path(folder) / pipeline.folder(name)
+        if name == 'transformer' and transformer_file:
+            source = pathlib.Path(transformer_file).expanduser()
+            if not source.is_file():
+                raise FileNotFoundError(f'model.transformer_file={str(transformer_file)!r} does not exist')
+            options['layout'] = pipeline.original_layout
+        if name == 'transformer' and quantize != 'none':
+            options['convert'] = quantize_lib.converter(shapes, quantize, shardings)
+        params[name] = weights.load_weights(source, rules[name], shapes, dtype=dtype, shardings=placed, **options)
+    return params
+
+
+def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
+    """The pipeline without its weights: reads only the JSON files and the tokenizers. options: of `build_pipeline`."""
+    folder = pathlib.Path(folder)
+
+    def read(path: str, kind: type[Pipeline] = FluxPipeline) -> dict:
+        return read_json(folder / path, f'a {kind.CLASS_NAME} folder with {layout(kind)}')
+
+    name = read('model_index.json').get('_class_name')
+    if name not in PIPELINES:
+        raise ValueError(f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}')
+    kind = PIPELINES[name]
+    configs = {component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX}
+    tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
+    scheduler = read('scheduler/scheduler_config.json', kind)
+    return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
+
+
+def build_pipeline(
+    configs: dict[str, dict],
+    scheduler: dict,
+    tokenizers: Sequence[Any],
+    *,
+    kind: type[Pipeline] = FluxPipeline,
+    t5_length: int,
+    lora: LoraConfig | None = None,
+    scan: bool = False,
+    remat: str = 'none',
+    dtype: Any = jnp.float32,
+    attend: Attend = attention.xla,
+) -> Pipeline:
+    """The pipeline of the given component configurations (the contents of their config.json).
+
+    Args:
+      t5_length: T5 tokens per prompt (FLUX.1-dev and SD3.5 are trained here with 128).
+      lora: which layers of the transformer carry adapters; the adapters themselves are not part of the pipeline.
+      scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
+      dtype: of matrix products and of the residual stream.
+    """
+    modules = kind.build_modules(configs, lora=lora, scan=scan, remat=remat, dtype=dtype, attend=attend)
+    return kind(modules=modules, tokenizers=tuple(tokenizers), scheduler=dict(scheduler), t5_length=t5_length, configs=configs)
+
+
+def save_pipeline(folder: str | pathlib.Path, pipeline: Pipeline, params: dict, *, dtype: Any = None) -> None:
+    """Writes the folder that `load_pipeline` and the Diffusers pipeline open; weights in `dtype` (None keeps theirs)."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {pipeline.folder(name): entry for name, entry in pipeline.INDEX.items()} | {'scheduler': ('diffusers', pipeline.SCHEDULER)}
+    tokenizers = {name: ('transformers', cls) for name, cls in pipeline.TOKENIZERS}
+    index = {name: list(entry) for name, entry in sorted({**entries, **tokenizers}.items())}
+    _write_json(folder / 'model_index.json', {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index})
+    _write_json(folder / 'scheduler' / 'scheduler_config.json', pipeline.scheduler)
+    for (name, _), tokenizer in zip(pipeline.TOKENIZERS, pipeline.tokenizers):
+        tokenizer.save_pretrained(folder / name)
+    rules = pipeline.weight_rules()
+    for name, (library, cls) in pipeline.INDEX.items():
+        target = folder / pipeline.folder(name)
+        _write_json(target / 'config.json', pipeline.configs[name])
+        filename = 'model.safetensors' if library == 'transformers' else 'diffusion_pytorch_model.safetensors'
+        prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
+        weights.save_weights(target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + '\n')

@@ -1,0 +1,96 @@
+"""Stable Diffusion 1: a diffusion model with a U-Net that predicts noise, brought to flow variables (core/diffusion_path.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.core import diffusion_path
+from densegrpo_jax.pipelines.tokenizers import tokenize
+from densegrpo_jax.networks import attention, clip_text, unet, vae
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+
+
+class Sd15Pipeline(Pipeline):
+    """Latents are z = x / (alpha + sigma), [B, height / 8, width / 8, 4], where x is what the U-Net knows."""
+
+    CLASS_NAME = 'StableDiffusionPipeline'
+    INDEX = {
+        'transformer': ('diffusers', unet.CLASS_NAME),
+        'vae': ('diffusers', 'AutoencoderKL'),
+        'text_encoder': ('transformers', 'CLIPTextModel'),
+    }
+    DENOISER = 'unet'
+    SCHEDULER = 'DDIMScheduler'
+    TOKENIZERS = (('tokenizer', 'CLIPTokenizer'),)
+    GUIDANCE = 'cfg'
+
+    @classmethod
+    def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
+        if scan or remat != 'none':
+            raise ValueError("Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False and model.remat='none'")
+        if attention.kernel(attend) is not attention.xla:
+            raise ValueError("Stable Diffusion 1's U-Net has attention over few tokens only: set model.attention='xla'")
+        return {
+            'transformer': unet.Unet(unet.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype),
+            'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
+            'text_encoder': clip_text.ClipTextModel(clip_text.ClipTextConfig.from_json(configs['text_encoder'])),
+        }
+
+    def sigmas(self, num_steps, height, width):
+        """The grid of Diffusers' DDIMScheduler as noise levels; it starts below 1 and may end above 0."""
+        return diffusion_path.ddim_grid(self.scheduler, num_steps)
+
+    def initial_scale(self, sigmas):
+        return float(diffusion_path.scale(sigmas[0]))
+
+    def latent_shape(self, height, width):
+        unit = self.vae.config.downscale * self.transformer.config.downscale
+        for name, value in (('height', height), ('width', width)):
+            if value <= 0 or value % unit:
+                raise ValueError(f'{name}={value} is not a positive multiple of {unit}; nearest: {max(1, round(value / unit)) * unit}')
+        factor = self.vae.config.downscale
+        return height // factor, width // factor, self.transformer.config.in_channels
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray]:
+        return (tokenize(self.tokenizers[0], prompts, self.tokenizers[0].model_max_length),)
+
+    def encode(self, params: dict, clip_ids: jax.Array) -> Conditioning:
+        """CLIP's last states; the pooled state has no use here."""
+        return Conditioning(*self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids))
+
+    def conditioning_shapes(self, batch):
+        clip = self.modules['text_encoder'].config
+        shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+        return Conditioning(shape(batch, clip.max_position_embeddings, clip.hidden_size), shape(batch, clip.hidden_size))
+
+    def network_fn(self, base, adapters, conditioning, guidance, height, width):
+        del guidance, height, width
+        noise = lambda x, timestep: self.apply_transformer(base, adapters, x, conditioning.text, timestep)
+        return diffusion_path.velocity_from_noise(noise, self.scheduler)
+
+    def spatial(self, latents, height, width):
+        return latents / diffusion_path.scale(float(diffusion_path.ddim_grid(self.scheduler, 1)[-1]))
+
+    def weight_rules(self):
+        return {
+            'transformer': unet.weight_rules(),
+            'vae': vae.weight_rules(),
+            'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
+        }
+
+    def adapter_names(self):
+        return unet.module_paths(self.transformer.config)
+
+    def example_inputs(self, name):
+        if name == 'transformer':
+            c = self.transformer.config
+            x = jnp.zeros((1, c.downscale, c.downscale, c.in_channels))
+            return x, jnp.zeros((1, 1, c.cross_attention_dim)), jnp.zeros(1)
+        if name == 'vae':
+            side = 2 * self.vae.config.downscale
+            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
+        return (jnp.zeros((1, 8), jnp.int32),)

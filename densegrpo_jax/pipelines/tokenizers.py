@@ -1,0 +1,126 @@
+"""The miniatures' two tokenizers, and the calls every FLUX tokenizer is used with.
+
+`python -m densegrpo_jax.pipelines.tokenizers --out DIR` writes `tokenizer` (CLIP's algorithm) and `tokenizer_2` (T5's) in the layout of
+a Diffusers folder. Nothing is random: both vocabularies follow from the words given, here those of the scene templates.
+
+T5 ids: 0 <pad>, 1 </s>, 2 <unk>, then a space, an opening quote, the words, and every printable ASCII character. An upper
+case letter or a digit is always a token of its own, so an unseen word is spelled to the model letter by letter.
+"""
+
+import argparse
+import collections
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from densegrpo_jax.data.prompts import SCENES
+from densegrpo_jax.data.words import ASSETS
+
+FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerFast'))
+TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
+CLIP_LENGTH, T5_LENGTH = 24, 16  # tokens, special ones included; the longest tiny prompt has 15 in T5
+SPACE = '\u2581'  # the mark that SentencePiece puts in front of a word
+
+
+def load_tokenizers(folder: str | Path, kinds: Sequence[tuple[str, str]] = FLUX_TOKENIZERS) -> tuple:
+    """Opens the tokenizers in `folder`, offline: `kinds` names their folders and their classes in transformers.
+
+    Raises:
+      FileNotFoundError: a folder is missing.
+    """
+    import transformers  # a second of import that rendering does not need
+
+    opened = []
+    for name, cls in kinds:
+        path = Path(folder) / name
+        if not path.is_dir():
+            raise FileNotFoundError(f'{path} does not exist; the folder must hold {", ".join(f"{n}/" for n, _ in kinds)}')
+        opened.append(getattr(transformers, cls).from_pretrained(str(path), local_files_only=True))
+    return tuple(opened)
+
+
+def tokenize(tokenizer, prompts: Sequence[str], max_length: int) -> np.ndarray:
+    """Token ids as FluxPipeline computes them: padded, and cut, to `max_length`.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      prompts: B texts.
+      max_length: L, special tokens included.
+
+    Returns:
+      int32 [B, L].
+    """
+    ids = tokenizer(list(prompts), padding='max_length', max_length=max_length, truncation=True, return_tensors='np').input_ids
+    return np.asarray(ids, np.int32)
+
+
+def template_words() -> list[str]:
+    """The distinct lower-case words of the scene templates, sorted."""
+    return sorted({word for template in SCENES.values() for word in re.findall('[a-z]+', template)})
+
+
+def t5_vocabulary(words: Sequence[str]) -> list[tuple[str, float]]:
+    """Unigram pieces with scores; the best segmentation has the fewest tokens, as all scores are about equal."""
+    pieces = [SPACE, f'{SPACE}"'] + [SPACE + word for word in words] + [chr(c) for c in range(33, 127)]
+    return [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0)] + [(piece, -1.0) for piece in pieces]
+
+
+def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first (ties in alphabetical order), until every word is a single piece."""
+    pieces = [[*word[:-1], word[-1] + '</w>'] for word in words]
+    merges = []
+    while any(len(p) > 1 for p in pieces):
+        counts = collections.Counter(pair for p in pieces for pair in itertools.pairwise(p))
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        pieces = [_merge(p, best) for p in pieces]
+    return merges
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged, i = [], 0
+    while i < len(pieces):
+        if tuple(pieces[i : i + 2]) == pair:
+            merged.append(pieces[i] + pieces[i + 1])
+            i += 2
+        else:
+            merged.append(pieces[i])
+            i += 1
+    return merged
+
+
+def clip_vocabulary(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in CLIP's order: 256 bytes, 256 bytes that end a word, merges, start of text, end of text."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = byte_pair_merges(words)
+    symbols = sorted(ByteLevel.alphabet())
+    pieces = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in merges] + ['<|startoftext|>', '<|endoftext|>']
+    return {piece: i for i, piece in enumerate(pieces)}, merges
+
+
+def build(out: str | Path, words: Sequence[str], *, clip_length: int = CLIP_LENGTH, t5_length: int = T5_LENGTH) -> None:
+    """Writes both tokenizers below the folder `out`, which is made if it does not exist; every one of `words` is one token."""
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    vocabulary, merges = clip_vocabulary(words)
+    clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=clip_length)
+    clip.save_pretrained(str(Path(out) / 'tokenizer'))
+    t5 = T5TokenizerFast(vocab=t5_vocabulary(words), extra_ids=0, model_max_length=t5_length)
+    t5.save_pretrained(str(Path(out) / 'tokenizer_2'))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Write the tokenizers of the miniature that spells.')
+    parser.add_argument('--out', default=str(TOKENIZERS), help='folder to write into (default: the package itself)')
+    out = parser.parse_args().out
+    build(out, template_words())
+    for tokenizer in load_tokenizers(out):
+        print(f'{type(tokenizer).__name__}: {len(tokenizer)} tokens, at most {tokenizer.model_max_length} in a prompt')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Files of weights: safetensors, adapters, original layouts, the Hub."""

@@ -1,1 +1,0 @@
-"""From-scratch training of the miniature FLUX (command: `python -m densegrpo_jax.pretrain`)."""

@@ -1,0 +1,1 @@
+"""Rewards computed elsewhere: protocol, client, service, judge."""

@@ -1,0 +1,1 @@
+"""Devices, processes, stop requests, checkpoints, files and metrics."""

@@ -1,0 +1,54 @@
+"""What every process of a run does for itself, with one outcome for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+from densegrpo_jax.runtime.hosts import Hosts
+
+
+class OtherProcessFailed(RuntimeError):
+    """Another process of the run met an error that ends the run; it raises that error itself."""
+
+
+class Agreement:
+    """A conversation among the processes of a run; all of them must call its methods equally often, in the same order.
+
+    Args:
+      hosts: the processes.
+      name: of the conversation; one run has it once.
+      fatal: errors that end the run, whatever the other processes met.
+      brief: the sentence in which an error is told to the other processes.
+    """
+
+    def __init__(self, hosts: Hosts, name: str, fatal: tuple[type[Exception], ...] = (), brief=str):
+        self._hosts, self._name, self._fatal, self._brief, self._asked = hosts, name, fatal, brief, 0
+
+    def gather(self, value) -> list:
+        """The JSON values of all processes, in their order."""
+        self._asked += 1
+        return [json.loads(one) for one in self._hosts.gather(f'{self._name}/{self._asked}', json.dumps(value).encode())]
+
+    @contextlib.contextmanager
+    def alike(self):
+        """What is done inside ends alike everywhere: an error of one process is an error of all. No collective may be inside.
+
+        Raises:
+          OtherProcessFailed: another process met a fatal error, and this one did not.
+          ValueError: another process met any other error, and this one none.
+        """
+        error = None
+        try:
+            yield
+        except Exception as raised:  # a process that leaves in another way ends the others through JAX's heartbeat
+            error = raised
+        said = self.gather(None if error is None else [isinstance(error, self._fatal), self._brief(error)])
+        failed = {index: one for index, one in enumerate(said) if one}
+        fatal = [index for index, (ends, _) in failed.items() if ends]
+        if error is not None and (not fatal or self._hosts.index in fatal):
+            raise error
+        if failed:
+            first = min(fatal or failed)
+            message = f'process {first} of the run: {failed[first][1]}'
+            raise OtherProcessFailed(message) if fatal else ValueError(message)

@@ -1,0 +1,96 @@
+"""Files that others rely on are whole: the old content or the new one, whatever happens meanwhile; and a folder has one writer."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import socket
+import time
+
+from absl import logging
+
+from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.hosts import Hosts
+
+LOCK = 'lock'  # in a folder that is being written to, or was; the system's lock on it counts, not that it is there
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+# Seconds to wait for the holder. One that was killed here may still be giving back its memory; for a machine that is gone a file server
+# waits until its lease has run out.
+_PATIENCE_HERE, _PATIENCE_ELSEWHERE = 5.0, 120.0
+
+# tensorstore raises ValueError whatever happened; what the system said is in its text.
+_SYSTEM_SAID = tuple(map(os.strerror, (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)))
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path):
+    """A binary file to write to, which takes its name in one step: a process that is killed, or a machine that stops, leaves the old file
+    or the new one. Where the writing fails the old one stays."""
+    temporary = path.with_name(path.name + '.tmp')
+    with open(temporary, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def replace_file(path: pathlib.Path, content: bytes | str) -> None:
+    """Writes a whole file, see `replacing`; a str as UTF-8."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def only_writer(folder: pathlib.Path, hosts: Hosts):
+    """While this lasts no other run writes to `folder`; the primary process holds FOLDER/lock. It is free again however the process ends.
+
+    Raises:
+      ValueError: another run writes there; in all processes.
+    """
+    with Agreement(hosts, 'lock').alike():
+        file = lock(folder) if hosts.primary else None
+    with file or contextlib.nullcontext():
+        yield
+
+
+def lock(folder: pathlib.Path):
+    """FOLDER/lock, open; no other process has it until the file is closed. See `only_writer`."""
+    here, began = socket.gethostname(), time.monotonic()
+    file = open(folder / LOCK, 'a+')  # noqa: SIM115 (closing it gives the lock back)
+    waits = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or 'an unnamed process'
+            if time.monotonic() - began >= (_PATIENCE_HERE if holder.endswith(f' on {here}') else _PATIENCE_ELSEWHERE):
+                file.close()
+                raise ValueError(
+                    f'{folder} is being written to by another run: {holder} holds {file.name}. Wait until it has ended, end it, or give '
+                    "another --workdir (--out); two runs in one folder would remove each other's files"
+                ) from None
+            if not waits:
+                logging.warning('%s is in use by %s; waiting for it to end', folder, holder)
+            waits = True
+            time.sleep(0.5)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logging.warning('%s: this file system has no locks (%s); see to it that no second run writes to that folder', folder, error)
+            break
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {here}\n')
+    file.flush()
+    return file
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a read failed for what the machine did, not for what is stored."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | PermissionError)
+    return isinstance(error, ValueError) and any(said in str(error) for said in _SYSTEM_SAID)

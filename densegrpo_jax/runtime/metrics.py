@@ -1,0 +1,234 @@
+"""Metric writers behind clu's interface, without TensorFlow and without torch: a JSONL and TensorBoard event files.
+
+Both are exact across restarts: everything after the step that training resumes from is removed before the first new line, every
+write has left the process when it returns and is on disk after `flush`, and a record that was cut off by a kill is dropped.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import struct
+import sys
+import time
+import types
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from densegrpo_jax.runtime import images as pictures
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.markdown import table
+
+
+class _NeedsTensorFlow:
+    """What ``clu.metric_writers.SummaryWriter`` is where TensorFlow is not installed."""
+
+    def __init__(self, *args, **kwargs):
+        raise ImportError('clu.metric_writers.SummaryWriter needs TensorFlow; use densegrpo_jax.runtime.metrics.MetricWriter.')
+
+
+def _import_writers():
+    """(clu.metric_writers, tensorboardX) with neither TensorFlow nor torch imported on the way.
+
+    clu imports TensorFlow for the one writer that needs it: without TensorFlow a stand-in takes that module's place. tensorboardX imports
+    torch wherever it is installed, only to recognise tensors: for the moment of the import it is made to look absent.
+    """
+    if 'tensorflow' not in sys.modules and importlib.util.find_spec('tensorflow') is None:
+        stand_in = types.ModuleType('clu.metric_writers.summary_writer')
+        stand_in.SummaryWriter = _NeedsTensorFlow
+        sys.modules.setdefault(stand_in.__name__, stand_in)
+    from clu import metric_writers
+
+    hide_torch = 'torch' not in sys.modules
+    if hide_torch:
+        sys.modules['torch'] = None
+    try:
+        import tensorboardX.event_file_writer
+        import tensorboardX.summary
+    finally:
+        if hide_torch:
+            del sys.modules['torch']
+    return metric_writers, tensorboardX
+
+
+metric_writers, tensorboardX = _import_writers()
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+
+JSONL_NAME = 'metrics.jsonl'
+EVENTS_NAME = 'tensorboard'
+
+
+class _Writer(metric_writers.MetricWriter):
+    """The parts of clu's interface that no writer here offers."""
+
+    def _refuse(self, kind):
+        raise ValueError(f'{type(self).__name__} does not write {kind}; scalars, images, texts and histograms are written.')
+
+    def write_summaries(self, step, values, metadata=None):
+        self._refuse('raw summaries')
+
+    def write_videos(self, step, videos):
+        self._refuse('videos')
+
+    def write_audios(self, step, audios, *, sample_rate):
+        self._refuse('audio')
+
+
+class JsonlWriter(_Writer):
+    """One JSON object a step: {"name": value, ..., "step": k}, keys sorted; NaN and infinities become null.
+
+    Several writes of one step are merged into its line. Only scalars are kept. Records of steps > last_step are removed at the start.
+    """
+
+    def __init__(self, path, *, last_step: int = -1):
+        self._path = Path(path)
+        _prune_jsonl(self._path, last_step)
+        self._file = open(self._path, 'ab')
+        self._step, self._values, self._start = None, {}, self._file.tell()
+        if lines := self._path.read_bytes().splitlines():  # the last step may not be complete: it is written on
+            self._values = json.loads(lines[-1])
+            self._step, self._start = self._values.pop('step'), self._start - len(lines[-1]) - 1
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]):
+        if step != self._step:
+            self._step, self._values, self._start = step, {}, self._file.tell()
+        self._values |= {name: _json_number(value) for name, value in scalars.items()}
+        line = json.dumps({**self._values, 'step': int(step)}, sort_keys=True, allow_nan=False)
+        self._file.truncate(self._start)  # the file is in append mode: the step's line is written anew, at the same place
+        self._file.write(line.encode() + b'\n')
+        self._file.flush()
+
+    def write_images(self, step, images):
+        pass
+
+    def write_texts(self, step, texts):
+        pass
+
+    def write_histograms(self, step, arrays, num_buckets=None):
+        pass
+
+    def write_hparams(self, hparams):
+        pass
+
+    def flush(self):
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self):
+        self._file.close()
+
+
+class TensorBoardWriter(_Writer):
+    """TensorBoard event files by tensorboardX's record writer, written in the calling thread: an error is seen where it happens."""
+
+    def __init__(self, folder, *, last_step: int = -1):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        existing = sorted(folder.glob('events.out.tfevents.*'))
+        for path in existing:
+            _prune_events(path, last_step)
+        # The suffix keeps two starts within one second apart.
+        self._events = tensorboardX.event_file_writer.EventsWriter(str(folder / 'events'), f'.{os.getpid()}.{len(existing)}')
+        if existing:  # tells a TensorBoard that has read the removed part already to forget it
+            self._write(last_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step: int, **content):
+        self._events.write_event(Event(wall_time=time.time(), step=int(step), **content))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]):
+        for name, value in sorted(scalars.items()):
+            self._write(step, summary=tensorboardX.summary.scalar(name, float(value)))
+        self.flush()
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]):
+        """Images are uint8 [N, H, W, 3]; N pictures become one sheet."""
+        for name, batch in images.items():
+            batch = np.asarray(batch)
+            if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
+                raise ValueError(f'Images {name!r} must be uint8 [N, H, W, 3], found {batch.dtype} {list(batch.shape)}.')
+            sheet = batch[0] if len(batch) == 1 else pictures.grid(batch, columns=math.ceil(math.sqrt(len(batch))))
+            self._write(step, summary=tensorboardX.summary.image(name, sheet, dataformats='HWC'))
+        self.flush()
+
+    def write_texts(self, step: int, texts: Mapping[str, str]):
+        for name, text in texts.items():
+            self._write(step, summary=tensorboardX.summary.text(name, text))
+        self.flush()
+
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray], num_buckets=None):
+        for name, array in arrays.items():
+            bins = (num_buckets or {}).get(name) or 30
+            self._write(step, summary=tensorboardX.summary.histogram(name, np.asarray(array), bins=bins))
+        self.flush()
+
+    def write_hparams(self, hparams: Mapping):
+        self.write_texts(0, {'config': table(('key', 'value'), ((name, f'`{value}`') for name, value in sorted(hparams.items()))) + '\n'})
+
+    def flush(self):
+        self._events.flush()
+
+    def close(self):
+        self._events.close()
+
+
+class MetricWriter(metric_writers.MultiWriter):
+    """The writers of a run: ``workdir/metrics.jsonl`` and ``workdir/tensorboard/``. A context manager that closes them.
+
+    Args:
+      workdir: local folder, created where absent. On every host but the first nothing is written.
+      resume_step: training continues after this many updates: records of later steps are removed. 0: a run begins, all are removed.
+    """
+
+    def __init__(self, workdir, *, resume_step: int = 0):
+        last_step = resume_step if resume_step > 0 else -1
+        writers = []
+        if jax.process_index() == 0:
+            workdir = Path(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            writers.append(JsonlWriter(workdir / JSONL_NAME, last_step=last_step))
+            writers.append(TensorBoardWriter(workdir / EVENTS_NAME, last_step=last_step))
+        super().__init__(writers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+def _json_number(value) -> int | float | None:
+    number = np.asarray(value).item()
+    return number if math.isfinite(number) else None
+
+
+def _prune_jsonl(path: Path, last_step: int) -> None:
+    """Keeps the lines of steps <= last_step; what is not a whole line of JSON is dropped with a warning."""
+    if not path.exists():
+        return
+    kept = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            if json.loads(line)['step'] <= last_step:
+                kept.append(line + b'\n')
+        except (ValueError, KeyError, TypeError):
+            logging.warning('%s: line %d is not a complete record and is dropped.', path, number)
+    replace_file(path, b''.join(kept))
+
+
+def _prune_events(path: Path, last_step: int) -> None:
+    """Keeps the whole records of steps <= last_step, byte for byte (TFRecord: length, its checksum, data, its checksum)."""
+    raw, kept, start = path.read_bytes(), [], 0
+    while start + 12 <= len(raw):
+        (length,) = struct.unpack_from('<Q', raw, start)
+        end = start + 12 + length + 4
+        if end > len(raw):
+            break  # cut off by a kill
+        event = Event.FromString(raw[start + 12 : end - 4])
+        if event.HasField('file_version') or event.step <= last_step:
+            kept.append(raw[start:end])
+        start = end
+    replace_file(path, b''.join(kept))

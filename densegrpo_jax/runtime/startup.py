@@ -1,0 +1,116 @@
+"""How a process gets its devices, and how the processes of one run find each other."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping
+
+import jax
+
+from densegrpo_jax.runtime.cores import cpu_cores
+
+HEARTBEAT_SECONDS = 60
+BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # what is asked for -> JAX's name of it
+
+
+def cpu_devices(batch: int, cores: int | None = None) -> int:
+    """Virtual CPU devices for a host with `cores` cores: the largest number up to it that divides `batch` rows.
+
+    XLA runs most element-wise loops and convolutions of one CPU device on a single thread: two devices on two cores halve the time.
+    """
+    cores = cpu_cores() if cores is None else cores
+    return max(d for d in range(1, max(1, min(cores, batch)) + 1) if batch % d == 0)
+
+
+def start_devices(batch: int, count: int = 0) -> None:
+    """Sets the number of CPU devices before JAX starts; without effect where an accelerator is used.
+
+    Args:
+      batch: rows that the mesh's data axes will split.
+      count: devices wanted; 0 = `cpu_devices(batch)`.
+    """
+    if not os.environ.get('XLA_FLAGS', '').count('host_platform_device_count'):
+        jax.config.update('jax_num_cpu_devices', count or cpu_devices(batch))
+
+
+def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:
+    """The launcher that started this process as one of several, or None.
+
+    Args:
+      environ: of the process.
+      tpu: this host has TPU devices.
+    """
+    several = lambda name: environ.get(name, '').isdigit() and int(environ[name]) > 1
+    if several('SLURM_STEP_NUM_TASKS'):  # set by srun only: a shell inside an allocation is on its own
+        return 'Slurm'
+    if several('OMPI_COMM_WORLD_SIZE'):
+        return 'Open MPI'
+    if 'JAX_COORDINATOR_ADDRESS' in environ:
+        return 'JAX_COORDINATOR_ADDRESS'
+    return 'TPU' if tpu else None
+
+
+def start_processes(
+    mode: str, coordinator: str = '', processes: int = 0, process: int = -1, *, heartbeat_seconds: int = HEARTBEAT_SECONDS
+) -> None:
+    """Joins the other processes of the run, before any device is used.
+
+    Args:
+      mode: 'on': this is one of several processes, and TPU metadata, Slurm or Open MPI know the others; 'auto': only if they say so;
+        'off': alone.
+      coordinator, processes, process: where nobody knows: HOST:PORT of process 0, how many there are, and which this is (from 0).
+      heartbeat_seconds: a process that has died is noticed after this time, and the others end with a message.
+
+    Raises:
+      ValueError: some of the three are missing, or no launcher was found in mode 'on'.
+    """
+    given = (bool(coordinator), processes > 0, process >= 0)
+    if any(given) and not all(given):
+        raise ValueError('--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all three, or none')
+    if all(given) and process >= processes:
+        raise ValueError(f'--process_id={process} must be below --num_processes={processes}: processes are counted from 0')
+    if mode == 'off' or (mode == 'auto' and not any(given) and not detect_cluster(os.environ, _has_tpu())):
+        return
+    # JAX would take SIGTERM for itself; here a stop is agreed on by `runtime.stop`.
+    jax.config.update('jax_enable_preemption_service', False)
+    known = dict(coordinator_address=coordinator, num_processes=processes, process_id=process) if all(given) else {}
+    if known:
+        known['cluster_detection_method'] = 'deactivate'
+    try:
+        jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat_seconds)
+    except ValueError as error:
+        raise ValueError(
+            f'no cluster was found ({error}). Start one process per host with srun, mpirun or on TPU VMs, or name the others: '
+            '--coordinator=HOST:PORT --num_processes=N --process_id=I'
+        ) from None
+
+
+def check_device(wanted: str) -> None:
+    """Raises ValueError where JAX does not run on `wanted` ('cpu', 'cuda', 'tpu'; '' = anything); call it after `start_processes`.
+
+    Without a driver that it can use JAX falls back to the CPU, and a large model would be loaded there.
+    """
+    found = jax.default_backend()
+    if wanted and found != BACKENDS[wanted]:
+        way_out = {
+            'cpu': 'set JAX_PLATFORMS=cpu to leave the accelerator alone',
+            'cuda': 'nvidia-smi must list the GPU, with a driver for CUDA 13, and requirements-cuda.txt must be installed',
+            'tpu': 'requirements-tpu.txt must be installed, on a TPU VM whose chips no other process holds',
+        }[wanted]
+        raise ValueError(f'--device={wanted}, and JAX found {jax.devices()[0].device_kind} ({found}): {way_out}')
+
+
+def keep_compiled(folder: str) -> None:
+    """Keeps compiled programs in `folder`, so that a run that continues, or starts again after a change of its prompts, starts at once.
+
+    Not on CPUs: XLA rounds differently there in a program that it reads back than in the one it has just compiled, and a continued run
+    would no longer equal an uninterrupted one bit for bit. Nor where JAX_COMPILATION_CACHE_DIR already says where to keep them. Call it
+    after `start_processes`.
+    """
+    if jax.default_backend() != 'cpu' and not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', folder)
+
+
+def _has_tpu() -> bool:
+    return bool(glob.glob('/dev/accel[0-9]*') or (glob.glob('/dev/vfio/[0-9]*') and os.path.exists('/usr/share/tpu')))

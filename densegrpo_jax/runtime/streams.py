@@ -1,0 +1,17 @@
+"""Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition."""
+
+import jax
+import numpy as np
+
+STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL, STREAM_CALIBRATION = 0, 1, 2, 3
+STREAM_PROBE = 4  # measurements without training: experiments/reproduction/probe.py
+
+
+def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
+    """The typed key [] of a stream at an iteration: no two of (seed, stream, step) share their randomness."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+def key_data(keys: jax.Array) -> np.ndarray:
+    """uint32 [..., 2] of typed keys: a host array means the same to every process of a run, an array on a device does not."""
+    return np.asarray(jax.random.key_data(keys))

@@ -1,0 +1,92 @@
+"""Conditioning of prompts, computed once and kept on disk, so that no text encoder is in memory while a run trains."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.weights.files import write_file
+
+FORMAT = 1  # of the files; another number is another cache
+
+
+def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
+    """Hash of everything a prompt's conditioning depends on besides the prompt: encoders (config and weights), tokenizers, lengths, dtype.
+
+    Reads every byte of the text encoders' files: some seconds for FLUX.1's ten gigabytes.
+    """
+    total = hashlib.sha256(f'{FORMAT} {pipeline.CLASS_NAME} {pipeline.t5_length} {jnp.dtype(dtype).name}'.encode())
+    for name in (*pipeline.text_encoders, *(name for name, _ in pipeline.TOKENIZERS)):
+        for path in sorted((folder / name).rglob('*')):
+            if path.suffix in ('.json', '.safetensors', '.txt', '.model'):
+                with open(path, 'rb') as file:
+                    total.update(f'{name}/{path.name} {hashlib.file_digest(file, "sha256").hexdigest()}'.encode())
+    return total.hexdigest()
+
+
+class TextCache:
+    """Prompts -> conditioning, read from one file per prompt.
+
+    Args:
+      directory: created when something is stored. Files of other models, tokenizers, lengths or dtypes may lie beside: the key of a
+        file is a hash of `key` and the prompt.
+      key: `fingerprint` of the encoders.
+      dtype: what the text states are stored in; the pooled state stays float32.
+      max_bytes: of conditioning held in the host's memory.
+    """
+
+    def __init__(self, directory: pathlib.Path, key: str, dtype, max_bytes: int = 4 << 30):
+        self._directory, self._key, self._dtype, self._max_bytes = pathlib.Path(directory), key, jnp.dtype(dtype), max_bytes
+        self._held: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
+
+    def path(self, prompt: str) -> pathlib.Path:
+        name = hashlib.sha256(f'{self._key}\n{prompt}'.encode()).hexdigest()
+        return self._directory / name[:2] / f'{name}.safetensors'
+
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        """The distinct prompts that are not stored yet, in order."""
+        return [p for p in dict.fromkeys(prompts) if not self.path(p).exists()]
+
+    def fill(self, prompts: Sequence[str], encode: Callable[[list[str]], Conditioning], batch: int, done: Callable[[int], None]) -> None:
+        """Encodes and stores `prompts`, `batch` at a time; `done(count)` is called after each batch. Stopped, it continues where it was."""
+        for start in range(0, len(prompts), batch):
+            part = list(prompts[start : start + batch])
+            rows = encode(part)
+            for prompt, text, pooled in zip(part, np.asarray(rows.text), np.asarray(rows.pooled)):
+                path = self.path(prompt)
+                if path.exists():
+                    continue  # another process got here first
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)})
+            done(min(start + batch, len(prompts)))
+
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of `prompts`, numpy arrays [B, ...].
+
+        Raises:
+          KeyError: a prompt that is not stored.
+          ValueError: a damaged file, by name.
+        """
+        rows = [self._row(prompt) for prompt in prompts]
+        while len(self._held) > len(rows) and len(self._held) * sum(a.nbytes for a in rows[0]) > self._max_bytes:
+            del self._held[next(iter(self._held))]
+        return Conditioning(*(np.stack(column) for column in zip(*rows)))
+
+    def _row(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        if prompt not in self._held:
+            path = self.path(prompt)
+            try:
+                stored = safetensors.numpy.load_file(path)
+                self._held[prompt] = stored['text'], stored['pooled']
+            except FileNotFoundError:
+                raise KeyError(f'the prompt {prompt!r} has no stored conditioning in {self._directory}') from None
+            except (safetensors.SafetensorError, KeyError) as error:
+                raise ValueError(f'{path} is damaged ({error}); delete it and start again: it will be computed anew') from None
+        return self._held[prompt]

@@ -1,0 +1,121 @@
+"""Where a run's noise table comes from: its own configuration, or psi of a JSON file that `densegrpo_jax.calibrate` has made."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+
+from densegrpo_jax.core.diffusion_path import ddim_noise_levels
+from densegrpo_jax.core.plan import StepPlan
+from densegrpo_jax.core.schedules import check_noise_levels, constant_noise_levels, flow_grpo_noise_levels
+from densegrpo_jax.runtime.files import replace_file
+
+FORMAT = 1  # of psi.json
+FILE = 'psi.json'  # in the work directory of a run that calibrates first
+NOISE_TABLES = {'flow_grpo': flow_grpo_noise_levels, 'constant': constant_noise_levels, 'ddim': ddim_noise_levels}
+SAME_SIGMA = 1e-6
+
+
+def own_table(config, sigmas: np.ndarray) -> np.ndarray:
+    """float32 [T], `rollout.noise` at `rollout.level`: where calibration starts."""
+    return NOISE_TABLES[config.rollout.noise](sigmas, config.rollout.level)
+
+
+def noise_table(config, sigmas: np.ndarray, plan: StepPlan) -> np.ndarray:
+    """float32 [T] for the grid `sigmas` [T+1]: psi of `noise.psi_path`, or the configuration's own table where that is empty."""
+    if config.noise.psi_path:
+        return calibrated_table(config, sigmas, plan, pathlib.Path(config.noise.psi_path).expanduser())
+    return own_table(config, sigmas)
+
+
+def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.Path) -> np.ndarray:
+    """psi of a file for the transitions of `sigmas` [T+1], float32 [T].
+
+    On the grid and the picture size that it was calibrated for psi is taken as it is. On others `noise.interpolate` must be set: then
+    psi is linear in s between the noise levels that the calibrated transitions leave from, and constant beyond the outermost.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, or not a finished calibration; another kernel; another grid, picture size, or a trained
+        transition that was not calibrated, without `noise.interpolate`.
+    """
+    document = read(path)
+    if not document['finished']:
+        done = len(document['history'])
+        raise ValueError(f'{path} is a calibration after {done} iterations, not finished; continue it with densegrpo_jax.calibrate')
+    there, here = document['geometry'], geometry(config, sigmas, plan)
+    if there['kernel'] != here['kernel']:
+        raise ValueError(
+            f'{path} is of the kernel {there["kernel"]!r}, and rollout.kernel={here["kernel"]!r}: their noise levels mean different '
+            'things. Calibrate this configuration, or change rollout.kernel'
+        )
+    psi = np.array(document['psi'])
+    if not same_geometry(there, here):
+        if not config.noise.interpolate:
+            raise ValueError(
+                f'{path} is of another grid:\n  there {_shown(there)}\n  here  {_shown(here)}\n'
+                'Set noise.interpolate=True to take psi linearly in s, or calibrate this configuration'
+            )
+        on = np.array(there['calibrated'])
+        known = np.array(there['sigmas'])[:-1][on]
+        psi = np.interp(np.asarray(sigmas[:-1], np.float64), known[::-1], psi[on][::-1])
+    psi = psi.astype(np.float32)
+    check_noise_levels(psi, len(sigmas) - 1, config.rollout.kernel)
+    return psi
+
+
+def geometry(config, sigmas: np.ndarray, plan: StepPlan) -> dict:
+    """What psi belongs to, as JSON values: kernel, picture size, grid [T+1] and which transitions are calibrated [T]."""
+    return {
+        'kernel': config.rollout.kernel, 'height': config.model.height, 'width': config.model.width,
+        'sigmas': [float(s) for s in sigmas], 'calibrated': [bool(on) for on in plan.trained],
+    }  # fmt: skip
+
+
+def same_geometry(there: dict, here: dict) -> bool:
+    """Whether psi of `there` can be taken as it is: the same pictures and grid, and every transition that is trained `here` calibrated."""
+    if len(there['sigmas']) != len(here['sigmas']) or (there['height'], there['width']) != (here['height'], here['width']):
+        return False
+    close = np.allclose(there['sigmas'], here['sigmas'], rtol=0, atol=SAME_SIGMA)
+    return bool(close and np.all(np.array(there['calibrated']) >= np.array(here['calibrated'])))
+
+
+def _shown(g: dict) -> str:
+    steps = ''.join('x' if on else '.' for on in g['calibrated'])
+    return f'{g["width"]} x {g["height"]} px, T = {len(g["sigmas"]) - 1}, s = {[round(s, 4) for s in g["sigmas"]]}, trained {steps}'
+
+
+def read(path: pathlib.Path) -> dict:
+    """A psi file. FileNotFoundError where there is none; ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names it)')
+    try:
+        document = json.loads(path.read_text())
+        found = document['format']
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f'{path} is no psi file of densegrpo_jax.calibrate; name another one, or remove it') from None
+    if found != FORMAT:
+        raise ValueError(f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into another file')
+    if absent := [key for key in ('psi', 'geometry', 'finished', 'history') if key not in document]:
+        raise ValueError(f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another file, or remove it')
+    return document
+
+
+def write(path: pathlib.Path, document: dict) -> None:
+    """Replaces the file in one step; its folder is made where absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps({'format': FORMAT, **document}, allow_nan=False) + '\n')
+
+
+def describe(config) -> str:
+    """The source of the noise table in a few words."""
+    own = f'{config.rollout.noise} {config.rollout.level:g}'
+    if config.noise.psi_path:
+        return f'calibrated ({config.noise.psi_path}' + (', interpolated)' if config.noise.interpolate else ')')
+    return f'calibrated first, from {own}' if config.noise.calibrate else f'{own}, uncalibrated'
+
+
+def title(config, fallback: str = '') -> str:
+    """The run's label, completed by what its noise is."""
+    return f'{config.label or fallback}, noise {describe(config)}'

@@ -1,0 +1,1 @@
+"""The figures of the paper, the probe and comparisons: evidence, not product."""

@@ -1,0 +1,1 @@
+"""The figures of the paper: the runs they need, measurements, verdicts."""

@@ -1,0 +1,71 @@
+"""What measurements without training share: their configuration, and a store of raw results that survives a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from densegrpo_jax.config.defaults import default_config, validate
+from densegrpo_jax.runtime.files import replace_file, replacing
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.sampler import Schedule
+
+# The keys of config.credit that say how states are completed, with what they are for complete completions.
+COMPLETE = {key: value for key, value in default_config().credit.items() if key.startswith('completion')}
+
+
+def with_overrides(config, overrides: Mapping):
+    """A copy of a configuration with other values of some keys, checked; a key that it does not have is an error."""
+    changed = config.copy_and_resolve_references().lock()
+    try:
+        changed.update_from_flattened_dict(dict(overrides))
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f'a method changes {sorted(overrides)}, which are not all keys of a configuration: {error}') from None
+    validate(changed)
+    return changed
+
+
+def measured_config(config, stop: StopRequest, overrides: Mapping):
+    """The configuration with dense credit from complete completions, on top of it `overrides`.
+
+    Raises:
+      ValueError: several processes were started; what `validate` refuses.
+    """
+    if stop.hosts.count > 1:
+        raise ValueError(f'this measures in one process, and {stop.hosts.count} were started')
+    return with_overrides(config, {'credit.rule': 'dense', **{f'credit.{key}': value for key, value in COMPLETE.items()}, **overrides})
+
+
+def every_state_completed(schedule: Schedule) -> Schedule:
+    """The schedule that scores all T + 1 states, whatever its credit rule reads."""
+    return schedule._replace(complete=tuple(range(len(schedule.sigmas))))
+
+
+class Store:
+    """Arrays of batches in FOLDER/HASH/batch_N.npz, HASH that of the settings, which lie beside them; a file is whole or absent."""
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping):
+        text = json.dumps(settings, sort_keys=True, indent=1)
+        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self._folder / 'settings.json', text + '\n')
+
+    def __contains__(self, number: int) -> bool:
+        return self._path(number).exists()
+
+    def put(self, number: int, **arrays: np.ndarray) -> None:
+        """Keeps the arrays of a batch by their names."""
+        with replacing(self._path(number)) as file:
+            np.savez(file, **arrays)
+
+    def get(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch that is in the store."""
+        with np.load(self._path(number), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _path(self, number: int) -> pathlib.Path:
+        return self._folder / f'batch_{number:05d}.npz'

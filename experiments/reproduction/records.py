@@ -1,0 +1,113 @@
+"""What is known of the runs of a sweep: two small CSV files that are kept, joined with what the runs' own folders say now."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+
+from densegrpo_jax.runtime.files import replace_file
+
+EVALUATION = ('variant', 'seed', 'updates', 'velocity_evals', 'seconds', 'score', 'standard_error', 'kl', 'reward')
+RUN = ('variant', 'seed', 'base', 'updates', 'score_name', 'device', 'side_by_side', 'commit', 'command')
+RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without what only the end tells
+
+Key = tuple[str, str]  # variant, seed
+
+
+class Records:
+    """Finished runs and their evaluations.
+
+    Attributes:
+      runs: (variant, seed) -> its row of RUN.
+      evaluations: (variant, seed) -> rows of EVALUATION, numbers as float.
+    """
+
+    def __init__(self):
+        self.runs: dict[Key, dict] = {}
+        self.evaluations: dict[Key, list[dict]] = {}
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> Records:
+        """What `save` wrote to `folder`; empty where there is nothing."""
+        records = cls()
+        if not (folder / 'runs.csv').exists():
+            return records
+        with open(folder / 'runs.csv', newline='') as file:
+            records.runs = {(row['variant'], row['seed']): row for row in csv.DictReader(file)}
+        with open(folder / 'evaluations.csv', newline='') as file:
+            for row in csv.DictReader(file):
+                numbers = {name: float(row[name]) for name in EVALUATION[2:]}
+                records.evaluations.setdefault((row['variant'], row['seed']), []).append(row | numbers)
+        return records
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes runs.csv and evaluations.csv, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [row for key in self.runs for row in self.evaluations[key]]
+        for name, fields, content in (('evaluations.csv', EVALUATION, rows), ('runs.csv', RUN, self.runs.values())):
+            text = io.StringIO()
+            table = csv.DictWriter(text, fields, lineterminator='\n')
+            table.writeheader()
+            table.writerows(content)
+            replace_file(folder / name, text.getvalue())
+
+    def add(self, workdir: pathlib.Path) -> None:
+        """Takes in a finished run's folder.
+
+        Raises:
+          ValueError: it belongs to another base configuration than the runs already here.
+        """
+        run, summary = json.loads((workdir / RUN_FILE).read_text()), json.loads((workdir / 'summary.json').read_text())
+        others = {row['base'] for row in self.runs.values()} - {run['base']}
+        if others:
+            raise ValueError(
+                f'{workdir} was run on the base configuration {run["base"]}, the results so far on {", ".join(others)}: '
+                'they cannot be compared; give the new ones another --out'
+            )
+        key = run['variant'], run['seed']
+        self.runs[key] = run | {'updates': summary['updates'], 'score_name': summary['score']}
+        self.evaluations[key] = [
+            {'variant': key[0], 'seed': key[1], **row} for row in read_evaluations(workdir / 'metrics.jsonl', summary['score'])
+        ]
+
+    def seeds(self, variant: str) -> list[str]:
+        """Seeds of the finished runs of a variant, in the order of numbers."""
+        return sorted((seed for name, seed in self.runs if name == variant), key=int)
+
+    def curves(self, variant: str) -> dict[str, list[dict]]:
+        """seed -> evaluations."""
+        return {seed: self.evaluations[variant, seed] for seed in self.seeds(variant)}
+
+
+def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
+    """The evaluations in a run's metrics.jsonl.
+
+    Args:
+      score: name of the score, as in `eval/{score}`.
+
+    Returns:
+      Rows of EVALUATION without variant and seed: cost so far (velocity_evals: network calls of all samples; seconds in iterations), the
+      score with its standard error, and kl and reward of the training samples as means over the updates since the last evaluation.
+    """
+    rows, spent, since = [], {'train/velocity_evals': 0.0, 'train/seconds': 0.0}, {'train/kl': [], 'train/reward': []}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        spent |= {name: row[name] for name in spent if name in row}
+        for name, values in since.items():
+            values += [row[name]] if name in row else []
+        if f'eval/{score}' in row:
+            rows.append({
+                'updates': row['step'], 'velocity_evals': spent['train/velocity_evals'], 'seconds': round(spent['train/seconds'], 2),
+                'score': row[f'eval/{score}'], 'standard_error': row['eval/standard_error'],
+                'kl': _mean(since['train/kl']), 'reward': _mean(since['train/reward']),
+            })  # fmt: skip
+            since = {name: [] for name in since}
+    return rows
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else math.nan

@@ -1,0 +1,142 @@
+"""Runs trainings that differ in a few settings, some at a time, each in a process and a folder of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+
+from experiments.reproduction.records import RUN_FILE
+from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
+from densegrpo_jax.runtime.progress import ProgressBar
+
+# Settings of the machine, not of what is learned: results with different ones may be put together.
+MACHINE_KEYS = ('mesh', 'reward_workers', 'checkpoint', 'model.scan', 'model.remat', 'model.attention', 'optim.microbatch')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: a base configuration, the changes of a variant, a seed."""
+
+    config: str  # file, as given to --config
+    variant: str
+    changes: tuple[tuple[str, object], ...]  # (key, value)
+    seed: str
+    folder: pathlib.Path
+    text_cache: pathlib.Path  # encoded prompts, shared by the sweep
+    extra: tuple[str, ...] = ()  # arguments of every run of the sweep
+
+    @property
+    def command(self) -> list[str]:
+        """What a person would type, without where things go."""
+        changes = [f'--config.{key}={value}' for key, value in self.changes]
+        return ['python', '-m', 'densegrpo_jax.main', f'--config={self.config}', *self.extra, *changes, f'--config.seed={self.seed}']
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the end of this very run."""
+        run_file = self.folder / RUN_FILE
+        if not (run_file.exists() and (self.folder / 'summary.json').exists()):
+            return False
+        return json.loads(run_file.read_text())['command'] == ' '.join(self.command)
+
+
+def base_digest(config: str, extra: Sequence[str]) -> str:
+    """Name of a base configuration: its file's name, and a digest of the arguments and of where it differs from the defaults.
+
+    Left out is what changes nothing that is learned: MACHINE_KEYS and the label. A new key with a default makes no other base.
+    """
+    default, chosen = _flat(default_config()), _flat(load(config))
+    ignored = ('label', *MACHINE_KEYS)
+    learned = sorted(f'{key}={value!r}' for key, value in chosen.items() if default.get(key) != value and not key.startswith(ignored))
+    machine = tuple(f'--config.{key}' for key in ignored)
+    arguments = sorted(argument for argument in extra if argument.startswith('--config.') and not argument.startswith(machine))
+    name = pathlib.Path(config.partition(':')[0]).stem
+    return f'{name}-{hashlib.sha256(chr(0).join(learned + arguments).encode()).hexdigest()[:8]}'
+
+
+def _flat(config) -> dict:
+    """'group.key' -> value."""
+    flat = {}
+    for key, value in json.loads(config.to_json_best_effort()).items():
+        flat |= {f'{key}.{inner}': v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> list[Run]:
+    """Runs what is not finished, at most `jobs` at a time, in the order given; a run that was begun is continued.
+
+    Args:
+      facts: of every run, kept in its folder: base, device, commit.
+
+    Returns:
+      The runs that failed; their logs say why.
+
+    Raises:
+      Preempted: a stop was requested. Runs under way have saved and will be continued.
+    """
+    left = [run for run in runs if not run.finished]
+    logging.info('%d of %d runs are finished, %d to do, %d at a time', len(runs) - len(left), len(runs), len(left), jobs)
+    failed = []
+    bar = ProgressBar(len(runs), start=len(runs) - len(left), label='runs', together=jobs)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, bar:
+        futures = {pool.submit(_run, run, jobs, stop, facts): run for run in left}
+        for future in concurrent.futures.as_completed(futures):
+            run, code = futures[future], future.result()
+            if code == FINISHED:
+                bar.update(sum(run.finished for run in runs))
+            elif code != RESUMABLE:
+                failed.append(run)
+                logging.error('%s, seed %s, ended with status %d; see %s', run.variant, run.seed, code, run.folder / 'log.txt')
+    if stop.requested:
+        raise Preempted(f'stopped by {stop.signal_name}')
+    return failed
+
+
+def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> int:
+    """Status of a run: it is started, watched, and told to save when a stop is requested."""
+    if stop.requested:
+        return RESUMABLE
+    run.folder.mkdir(parents=True, exist_ok=True)
+    row = {'variant': run.variant, 'seed': run.seed, **facts, 'side_by_side': jobs, 'command': ' '.join(run.command)}
+    (run.folder / 'summary.json').unlink(missing_ok=True)  # the end of a run with another command is not the end of this one
+    replace_file(run.folder / RUN_FILE, json.dumps(row, indent=2) + '\n')
+    # Several processes share a device's memory when none of them takes most of it beforehand.
+    env = {} if jobs == 1 else {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+    places = [f'--workdir={run.folder}', f'--config.text_cache={run.text_cache}']
+    return watch([*run.command, *places], run.folder / 'log.txt', stop, env)
+
+
+def watch(command: Sequence[str], log: pathlib.Path, stop: StopRequest, env: Mapping[str, str] | None = None) -> int:
+    """Exit status of a command of this package, which is told to save when a stop is requested.
+
+    Args:
+      command: begins with 'python', which stands for this interpreter.
+      log: what it prints is appended here.
+      env: set unless the environment has them already.
+    """
+    with open(log, 'a') as file:
+        # A session of its own: Ctrl-C reaches this process only, which passes it on once.
+        process = subprocess.Popen(
+            [sys.executable, *command[1:]], stdout=file, stderr=file, env={**(env or {}), **os.environ}, start_new_session=True
+        )
+        told = False
+        while process.poll() is None:
+            if stop.requested and not told:
+                process.send_signal(signal.SIGUSR1)  # not a second SIGTERM where the whole scope gets one: that would end it without saving
+                told = True
+            time.sleep(0.2)
+    return RESUMABLE if told and process.returncode == -signal.SIGUSR1 else process.returncode  # it had not begun to listen

@@ -1,0 +1,127 @@
+"""Configurations: what ships validates, and every impossible value is refused by name before anything is loaded."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.config.defaults import default_config, validate
+from densegrpo_jax.sampling.noise import title
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def load(name, *variant):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+@pytest.mark.parametrize('name', sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if not p.stem.endswith('_pretrain')))
+def test_shipped_configurations_validate(name, monkeypatch):
+    monkeypatch.setattr('densegrpo_jax.rewards.local.geneval.GenevalDetector', lambda *_, **__: None)  # no weights here
+    config = load(name)
+    validate(config)
+    if 'pickscore' in config.reward:
+        config.reward.pickscore.path = '/absent'
+        with pytest.raises(FileNotFoundError, match=r"reward\.pickscore\.path='/absent' is not a folder"):
+            build_reward(config.reward)
+    else:
+        assert config.eval.best in build_reward(config.reward).names
+
+
+@pytest.mark.parametrize('name', ['flux_ocr', 'sd35_ocr', 'sd35_pickscore_1024'])
+@pytest.mark.parametrize('devices', [1, 4, 8, 32])
+def test_variants_divide_over_their_devices(name, devices):
+    config = load(name, f'devices={devices}')
+    r, o = config.rollout, config.optim
+    assert r.prompts_per_batch * r.group % devices == 0 and o.microbatch % devices == 0
+    assert r.prompts % r.prompts_per_batch == 0 and r.prompts * r.group % o.microbatch == 0
+    assert (r.prompts, r.group) == (48, 24)  # what is learned does not depend on the devices
+
+
+def test_variants_that_cannot_be_are_explained():
+    with pytest.raises(ValueError, match=r'48 prompts x 24 samples = 1152.*numbers that do: .*8, 9, 12'):
+        load('flux_ocr', 'devices=7')
+    with pytest.raises(ValueError, match='devices=N'):
+        load('flux_ocr', 'gpus=8')
+
+
+def test_flux_ocr_has_the_recipe_of_its_issue():
+    c = load('flux_ocr')
+    assert (c.model.height, c.model.width, c.model.guidance, c.model.t5_length) == (512, 512, 3.5, 128)
+    assert (c.rollout.steps, c.eval.steps, c.rollout.group, c.rollout.prompts) == (6, 28, 24, 48)
+    assert (c.rollout.kernel, c.rollout.level, c.credit.rule, c.loss.beta) == ('cps', 0.8, 'dense', 0.0)
+    assert (c.lora.rank, c.lora.alpha, c.optim.learning_rate) == (64, 128.0, 3e-4)
+    assert 'uncalibrated' in title(c)
+
+
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('rollout.kernel', 'ode', r"rollout.kernel='ode'"),
+        ('rollout.noise', 'pink', r"rollout.noise='pink'"),
+        ('rollout.group', 1, r'rollout.group=1'),
+        ('rollout.prompts_per_batch', 5, r'rollout.prompts_per_batch=5 does not divide rollout.prompts=48'),
+        ('rollout.level', 0.0, r'rollout.level=0.0: expected a positive noise level'),
+        ('rollout.level', 1.5, r'0 < rollout.level <= 1'),
+        ('noise.interpolate', True, r'noise.interpolate=True .*noise.psi_path'),
+        ('calibration.rule', 'median', r"calibration.rule='median'.*'paper', 'scaled'"),
+        ('calibration.low', 0.0, r'calibration.low=0.0 and calibration.high=5.0'),
+        ('calibration.low', 1.0, r'calibration.low=1.0: .*at most 1'),
+        ('calibration.window', 0, r'calibration.window=0 must be at least 1'),
+        ('calibration.eps2', 0.0, r'calibration.eps2=0.0'),
+        ('optim.updates', 5, r'optim.updates=5 does not divide'),
+        ('optim.microbatch', 0, r'optim.microbatch=0 must be at least 1'),
+        ('credit.rule', 'densee', r"credit.rule='densee'"),
+        ('credit.combine', 'mean', r"credit.combine='mean'.*'advantages', 'normalised', 'sum'"),
+        ('credit.completion_steps', 7, r'credit.completion_steps=7'),
+        ('credit.completion_every', 0, r'credit.completion_every=0 must be at least 1'),
+        ('credit.completion_grid', 'even', r"credit.completion_grid='even'.*'sigma', 'timestep'"),
+        ('credit.completion_grid', 'sigma', r"credit.completion_grid='sigma'.*set a number of steps"),
+        ('credit.completion_solver', 'heun', r"credit.completion_solver='heun'.*'ab2', 'euler'"),
+        ('credit.std', 'batch', r"credit.std='batch'.*'global', 'group', 'pooled'"),
+        ('credit.gae_lambda', 1.5, r'credit.gae_lambda=1.5'),
+        ('loss.noise_power', -1.0, r'loss.noise_power=-1.0.*0'),
+        ('loss.kl_form', 'flow_grpo', r'loss.kl_form'),
+        ('model.dtype', 'float16', r"model.dtype='float16'"),
+        ('ema.decay', 1.0, r'ema.decay=1.0'),
+        ('text_cache', 'gs://bucket/text', r"text_cache='gs://bucket/text': expected a folder of this machine"),
+        ('optim.decay', 'step', r"optim.decay='step'"),
+        ('optim.warmup', 800, r'optim.warmup=800: expected 0 or more, and fewer than iterations=800'),
+    ],
+)
+def test_impossible_values_are_named(key, value, message):
+    config = default_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
+def test_the_two_step_solver_needs_two_steps():
+    config = default_config()
+    config.credit.update(completion_solver='ab2', completion_steps=2, completion_grid='sigma')
+    validate(config)
+    config.credit.completion_steps = 1
+    with pytest.raises(ValueError, match='use 2 or more'):
+        validate(config)
+
+
+def test_a_table_is_read_or_made_not_both():
+    config = default_config()
+    config.noise.update(psi_path='psi.json', calibrate=True)
+    with pytest.raises(ValueError, match=r"noise.psi_path='psi.json' and noise.calibrate=True"):
+        validate(config)
+
+
+def test_unknown_keys_fail():
+    config = default_config()  # as a configuration file has it
+    with pytest.raises(AttributeError, match='learning_rat'):
+        config.optim.learning_rat = 1e-3
+    with pytest.raises((AttributeError, KeyError), match='levle'):
+        config.rollout.update(levle=0.7)
+    config.reward.ocr.drop_score = 0.1
+    config.reward.jpeg = {'weight': 0.1}
+    config.eval.panel.clipscore = {}

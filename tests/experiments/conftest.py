@@ -1,0 +1,40 @@
+"""Trainings played by a small script, for the tests of what runs and compares them."""
+
+import textwrap
+
+import pytest
+
+from experiments.reproduction.sweep import Run
+
+FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
+
+# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGUSR1 before the end makes it exit with 75.
+TRAINING = """
+    import json, pathlib, signal, sys, time
+    args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:] if '=' in a)
+    folder, seed = pathlib.Path(args['workdir']), int(args['config.seed'])
+    if args.get('config.credit.rule') == 'fails':
+        sys.exit(3)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+    while (folder.parent.parent / 'hold').exists():
+        (folder / 'waiting').write_text('')
+        time.sleep(0.02)
+    rise = 0.2 if args.get('config.credit.rule') == 'sparse' else 0.3
+    with open(folder / 'metrics.jsonl', 'w') as file:
+        for step in (0, 1, 2):
+            if step:
+                row = {'step': step, 'train/velocity_evals': 100.0 * step, 'train/seconds': 2.0 * step, 'train/kl': 0.1}
+                file.write(json.dumps(row) + chr(10))
+            score = 0.5 + rise * step / 2 + 0.01 * seed
+            file.write(json.dumps({'step': step, 'eval/ocr': score, 'eval/standard_error': 0.02}) + chr(10))
+    (folder / 'summary.json').write_text(json.dumps({'updates': 2, 'score': 'ocr'}))
+"""
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """Runs of this test's folder start the script instead of a training."""
+    script = tmp_path / 'training.py'
+    script.write_text(textwrap.dedent(TRAINING))
+    command = Run.command.fget
+    monkeypatch.setattr(Run, 'command', property(lambda run: ['python', str(script), *command(run)[3:]]))

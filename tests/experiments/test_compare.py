@@ -1,0 +1,55 @@
+"""The ad-hoc comparison: its runs, its tables and its page; trainings are played by the script of conftest.py."""
+
+import types
+
+import pytest
+from absl import app
+
+from experiments import compare
+from experiments.reproduction.records import Records
+
+CONFIG = 'from densegrpo_jax.config.defaults import default_config\n\n\ndef get_config():\n    return default_config()\n'
+
+
+@pytest.fixture
+def run(tmp_path, training, monkeypatch):
+    """The command in this process, with these flags."""
+    config = tmp_path / 'some.py'
+    config.write_text(CONFIG)
+
+    def run(vary, seeds=()):
+        flag = types.SimpleNamespace(config=str(config), vary=vary, seeds=seeds, workdir=tmp_path / 'work', out=tmp_path / 'out')
+        monkeypatch.setattr(compare, 'flags', types.SimpleNamespace(FLAGS=flag))
+        return compare.main(['compare'])
+
+    return run
+
+
+def test_values_are_compared_over_seeds_and_added_to(tmp_path, run):
+    assert run('credit.rule=dense,sparse', '01') == 0
+    page = (tmp_path / 'out' / 'README.md').read_text()
+    assert '| **dense** | mean |  |  |  |  | **0.8050** ± 0.0071 (standard deviation over seeds) |' in page
+    assert '| sparse | 1 | 2 | 0.000 | 4 | 0.5100 | 0.7100 ± 0.0200 |' in page
+    assert (tmp_path / 'out' / 'curves.png').stat().st_size > 5000
+    before = (tmp_path / 'work' / 'dense' / '0' / 'summary.json').stat().st_mtime_ns
+    assert run('credit.rule=dense,sparse', '012') == 0
+    assert (tmp_path / 'work' / 'dense' / '0' / 'summary.json').stat().st_mtime_ns == before
+    records = Records.load(tmp_path / 'out')
+    assert records.seeds('sparse') == ['0', '1', '2']
+
+
+def test_a_value_that_fails_is_left_out_and_the_status_says_so(tmp_path, run):
+    assert run('credit.rule=dense,fails', '0') == 1
+    page = (tmp_path / 'out' / 'README.md').read_text()
+    assert '| **dense** | mean' in page and '**fails**' not in page
+
+
+def test_nothing_to_vary_is_refused(run):
+    with pytest.raises(app.UsageError, match='expected key=value'):
+        run('credit.rule')
+
+
+def test_a_key_that_is_not_there_is_refused_before_anything_runs(tmp_path, run):
+    with pytest.raises(ValueError, match="--vary=credit.role=dense,sparse: config.credit has no key 'role'; did you mean 'rule'"):
+        run('credit.role=dense,sparse', '0')
+    assert not (tmp_path / 'work').exists()

@@ -1,0 +1,143 @@
+"""The probes on a random miniature with a cheap reward: tables and figures, the same rows after a stop, the same trajectories for all."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny_ocr
+from densegrpo_jax.pipelines import folder as pipeline_folder
+from densegrpo_jax.runtime.mesh import make_mesh
+from experiments.reproduction import probe, probe_drawing, probe_statistics
+from experiments.reproduction.measuring import with_overrides
+from densegrpo_jax.sampling.loading import load_components
+from densegrpo_jax.evaluation.panel import Policy
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling.state import init_state, optimiser
+from tests import miniature
+
+
+OVERRIDES = {
+    'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 1, 'rollout.steps': 3, 'lora.rank': 2, 'model.height': 16,
+    'model.width': 32, 'reward_workers': 1,
+}  # fmt: skip
+DRAW = {'latent_rewards': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost}
+METHODS = {name: probe.METHODS[name] for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1', 'every 2nd state')}
+OPTIONS = {'latent_rewards': {}, 'bias': {'samples': 4, 'continuations': 3}, 'cost': {'methods': METHODS}}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe_statistics, 'DRAWS', 30)
+        yield
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict({**OVERRIDES, 'model.path': str(miniature.random_flux(tmp_path_factory.mktemp('flux')))})
+    config.reward = {'jpeg': {'weight': 1.0}}  # a fast reward that differs between any two pictures
+    return config
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory):
+    """name -> rows of an uninterrupted measurement."""
+    workdir = tmp_path_factory.mktemp('whole')
+    return {name: measure(name, config, workdir) for name in DRAW}, workdir
+
+
+def measure(name, config, workdir, stop=None, **options):
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    return getattr(probe, name)(config, workdir, mesh, stop or StopRequest(), prompts=3, **{**OPTIONS[name], **options})
+
+
+def equal(rows, expected):
+    assert [list(row) for row in rows] == [list(row) for row in expected]
+    for row, other in zip(rows, expected):
+        for key in row:
+            np.testing.assert_equal(row[key], other[key], err_msg=key)
+
+
+def test_tables_and_figures(whole, tmp_path):
+    tables, _ = whole
+    latent, bias, cost = (tables[name] for name in DRAW)
+    assert [row['state'] for row in latent] == [0, 1, 2, 3] and latent[0]['samples'] == 12
+    # The last transition is deterministic: the completion of state 2 is the sample.
+    assert [row['difference'] == 0 for row in latent] == [False, False, True, True]
+    assert latent[2]['rank_correlation'] == pytest.approx(1)
+    assert [row['state'] for row in bias] == [0, 1, 'all'] and bias[0]['continuation_std'] > 0
+    # 3 of the trajectory; to complete states 0 and 1, whose first velocities are known, all steps take 2 + 1 more, two steps 1 + 1.
+    assert {row['method']: row['calls'] for row in cost} == {'n = t': 6, 'n = t, ab2': 6, 'n = 2': 5, 'n = 1': 3, 'every 2nd state': 5}
+    assert [cost[0][f'{name}_correlation'] for name in ('reward', 'gain', 'group_gain')] == pytest.approx([1, 1, 1])
+    assert all(row['group_gain_correlation'] < 1 for row in cost[1:] if row['method'] == 'n = 1')
+    for name, draw in DRAW.items():
+        draw(tables[name], tmp_path / f'{name}.png')
+        assert (tmp_path / f'{name}.png').stat().st_size > 10_000
+
+
+def test_what_has_been_measured_is_not_sampled_again(whole, config, monkeypatch):
+    tables, workdir = whole
+    monkeypatch.setattr(probe, 'make_rollout', lambda *_: pytest.fail('everything has been sampled'))
+    for name in DRAW:
+        equal(measure(name, config, workdir), tables[name])
+
+
+@pytest.mark.parametrize('name', DRAW)
+def test_a_stopped_measurement_continues(whole, config, tmp_path, monkeypatch, name):
+    tables, _ = whole
+    stop, put = StopRequest(), probe.Store.put
+
+    def stopping(store, start, **arrays):
+        put(store, start, **arrays)
+        stop.signal_name = 'SIGTERM'
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe.Store, 'put', stopping)
+        with pytest.raises(Preempted):
+            measure(name, config, tmp_path, stop)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'probe').glob('*/batch_*.npz')}
+    assert len(kept) == 1
+    equal(measure(name, config, tmp_path), tables[name])
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_other_settings_and_other_policies_do_not_meet(whole, config):
+    _, workdir = whole
+    folders = lambda: {path.name for path in (workdir / 'probe').iterdir()}
+    before = folders()
+    measure('latent_rewards', with_overrides(config, {'credit.std': 'group', 'optim.learning_rate': 1.0}), workdir)
+    assert folders() == before  # neither touches a reward
+    measure('latent_rewards', with_overrides(config, {'rollout.level': 0.3}), workdir)
+    assert len(folders()) == len(before) + 1
+
+
+def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
+    tables, workdir = whole
+    asked = []
+
+    def load(pipeline, config, mesh, folder, which):
+        asked.append((folder, which))
+        base = load_components(config, pipeline_folder.resolve_folder(config.model.path), pipeline, mesh, ['transformer'])['transformer']
+        trained = init_state(pipeline, optimiser(config), jax.random.key(0), base).ema
+        return jax.tree.map(lambda leaf: leaf + 0.3, trained), int(which)
+
+    monkeypatch.setattr(probe, 'load_adapters', load)
+    rows = measure('latent_rewards', config, workdir, policy=Policy('step 7', pathlib.Path('elsewhere'), 7))
+    assert asked == [(pathlib.Path('elsewhere'), '7')]
+    assert all(row['reward'] != base['reward'] for row, base in zip(rows, tables['latent_rewards']))
+
+
+def test_a_method_may_not_change_the_trajectories(whole, config):
+    _, workdir = whole
+    with pytest.raises(ValueError, match="'louder' changed the trajectories"):
+        measure('cost', config, workdir, methods={'louder': {'rollout.level': 0.9}})
+    with pytest.raises(ValueError, match='credit.completions'):
+        measure('cost', config, workdir, methods={'misspelt': {'credit.completions': 1}})
+
+
+def test_a_noise_table_that_is_still_to_be_made_is_asked_for(config, tmp_path):
+    with pytest.raises(ValueError, match='give noise.psi_path'):
+        measure('bias', with_overrides(config, {'noise.calibrate': True}), tmp_path)

@@ -1,0 +1,79 @@
+"""Unet against Diffusers' torch module on small configurations, its table and its errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.networks import lora, unet
+from densegrpo_jax.pipelines.weights import files as weights
+
+torch = pytest.importorskip('torch')
+diffusers = pytest.importorskip('diffusers')
+
+SMALL = dict(sample_size=8, block_out_channels=[8, 16, 16],
+             down_block_types=['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],
+             up_block_types=['UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'], layers_per_block=2, norm_num_groups=4,
+             cross_attention_dim=12, attention_head_dim=2)  # fmt: skip
+SHALLOW = SMALL | dict(block_out_channels=[12, 24], down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D'],
+                       up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D'], layers_per_block=1, attention_head_dim=3)  # fmt: skip
+CASES = {'small': (SMALL, 2, (8, 12), 5), 'shallow': (SHALLOW, 3, (6, 4), 1)}
+
+
+def reference(config, folder):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = diffusers.UNet2DConditionModel(**config).eval()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    module.save_pretrained(folder)
+    return module
+
+
+def inputs(config, batch, grid, length):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    return normal(batch, *grid, 4), normal(batch, length, config['cross_attention_dim']), rng.integers(0, 1000, batch).astype(np.float32)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_equals_torch(case, tmp_path):
+    config, *shape = CASES[case]
+    module = reference(config, tmp_path)
+    x, text, t = inputs(config, *shape)
+    with torch.no_grad():
+        out = module(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), torch.from_numpy(text)).sample
+    want = out.permute(0, 2, 3, 1).numpy()
+    net = unet.Unet(unet.UnetConfig.from_json(dict(module.config)))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, text, t)['params']
+    params = weights.load_weights(tmp_path, unet.weight_rules(), shapes)
+    out = jax.jit(net.apply)({'params': params}, x, text, t)
+    assert np.abs(np.asarray(out) - want).max() <= 1e-5 * np.abs(want).max()
+    weights.save_weights(tmp_path / 'copy', unet.weight_rules(), params)
+    assert weights._open_tensors(tmp_path / 'copy').keys() == weights._open_tensors(tmp_path).keys()
+
+
+def test_stable_diffusion_1_has_its_published_size():
+    config = unet.UnetConfig(cross_attention_dim=768)
+    net = unet.Unet(config)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 768)), jnp.zeros(1))['params']
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 859_520_964
+    assert len(unet.module_paths(config)) == 16 * 10
+
+
+def test_adapters_reach_the_attention_layers():
+    config = unet.UnetConfig.from_json(SHALLOW)
+    net = unet.Unet(config, lora=lora.LoraConfig(2, 4.0, ('attn1.to_q', 'attn2.to_k', 'to_out.0')))
+    args = inputs(SHALLOW, 1, (4, 4), 2)
+    variables = jax.jit(net.init)(jax.random.key(0), *args)
+    adapters = lora.init_adapters(net.lora, unet.module_paths(config), variables['params'], jax.random.key(1))
+    assert jax.tree.map(jnp.shape, adapters) == jax.tree.map(jnp.shape, variables['lora'])
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(act_fn='gelu'), 'act_fn'), (dict(use_linear_projection=True), 'use_linear_projection'), (dict(colour=1), 'colour'),
+    (dict(block_out_channels=[8, 15, 16]), '15'), (dict(down_block_types=['DownBlock2D']), 'down_block_types')])  # fmt: skip
+def test_wrong_configuration_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        unet.UnetConfig.from_json(SMALL | change)

@@ -1,0 +1,78 @@
+"""The whole chain of Stable Diffusion 1 against the official torch pipeline with its DDIM scheduler; and one training iteration."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny_ocr
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.networks import attention
+from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.loading import open_base
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+
+
+PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_sd15(tmp_path_factory.mktemp('sd15'))
+
+
+@pytest.mark.parametrize('guidance', [1.0, 7.5])
+def test_random_folder_makes_the_official_picture(folder, guidance):
+    torch = pytest.importorskip('torch')
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    torch.set_num_threads(1)
+    options = dict(torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), **options)
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+    pipe.set_progress_bar_config(disable=True)
+    noise = np.random.default_rng(0).standard_normal((2, 4, 6, 4)).astype(np.float32)
+    call = dict(prompt=PROMPTS, height=32, width=48, num_inference_steps=5, guidance_scale=guidance,
+                latents=torch.tensor(noise).permute(0, 3, 1, 2))  # fmt: skip
+    expected = pipe(**call, output_type='latent').images.permute(0, 2, 3, 1).numpy()
+    expected_images = np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
+
+    pipeline, params = load_pipeline(folder, t5_length=1)
+    conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
+    negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
+    velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, 32, 48, negative=negative)
+    sigmas = pipeline.sigmas(5, 32, 48)
+    latents = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
+    images, finite = pipeline.decode(params, latents, 32, 48)
+    ours = np.asarray(pipeline.spatial(latents, 32, 48))
+    assert finite.all() and np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(np.asarray(images, np.int32) - expected_images).max() <= 1 and images.std() > 5
+
+
+def test_opens_for_any_mesh_with_plain_attention_alone(folder):
+    config = tiny_ocr.get_config()
+    config.model.path, config.lora.targets = str(folder), ('attn1.to_q',)
+    for devices in (1, 2):
+        mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
+        assert open_base(config, mesh)[1].GUIDANCE == 'cfg'
+        with pytest.raises(ValueError, match="set model.attention='xla'"):
+            open_pipeline(folder, t5_length=1, attend=attention.InPlace(attention.cudnn, mesh))
+
+
+@pytest.mark.slow
+def test_trains_with_ddim_noise(folder, tmp_path):
+    config = tiny_ocr.get_config()
+    config.reward = {'jpeg': {'weight': 1.0}}
+    config.update_from_flattened_dict({
+        'model.path': str(folder), 'model.height': 32, 'model.width': 32, 'model.guidance': 3.0, 'iterations': 1, 'rollout.prompts': 2,
+        'rollout.group': 2, 'rollout.prompts_per_batch': 2, 'rollout.steps': 4, 'rollout.kernel': 'cps', 'rollout.noise': 'ddim',
+        'rollout.level': 1.0, 'optim.microbatch': 4, 'eval.batch': 2, 'eval.steps': 2, 'eval.shown': 2, 'data.eval_prompts': 2,
+        'lora.targets': tuple(f'attn{i}.to_{part}' for i in (1, 2) for part in ('q', 'k', 'v', 'out.0')),
+    })  # fmt: skip
+    run(config, tmp_path, make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]), StopRequest())
+    first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
+    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0

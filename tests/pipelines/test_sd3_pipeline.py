@@ -1,0 +1,82 @@
+"""The whole chain of SD3.5 against the official torch StableDiffusion3Pipeline, with and without classifier-free guidance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
+from tests import miniature
+
+
+PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_sd3(tmp_path_factory.mktemp('sd3'))
+
+
+def ours(folder, height, width, steps, guidance, noise, *, scan=False):
+    pipeline, params = load_pipeline(folder, t5_length=16, scan=scan)
+    conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
+    negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
+    velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, height, width, negative=negative)
+    latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
+    images, finite = pipeline.decode(params, latents, height, width)
+    assert finite.all()
+    return np.asarray(latents), np.asarray(images)
+
+
+@pytest.fixture(scope='module')
+def torch_pictures(folder):
+    torch = pytest.importorskip('torch')
+    from diffusers import StableDiffusion3Pipeline
+
+    torch.set_num_threads(1)
+    pipe = StableDiffusion3Pipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def pictures(height, width, steps, guidance, noise):
+        call = dict(prompt=PROMPTS, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=16,
+                    latents=torch.tensor(noise).permute(0, 3, 1, 2))
+        latents = pipe(**call, output_type='latent').images.permute(0, 2, 3, 1).numpy()
+        return latents, np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
+
+    return pictures
+
+
+@pytest.mark.parametrize('height, width, guidance', [(32, 96, 1.0), (48, 80, 4.5)])
+def test_random_folder_makes_the_official_picture(folder, torch_pictures, height, width, guidance):
+    noise = np.random.default_rng(0).standard_normal((3, height // 8, width // 8, 16)).astype(np.float32)
+    expected, expected_images = torch_pictures(height, width, 4, guidance, noise)
+    for scan in (False, True):
+        latents, images = ours(folder, height, width, 4, guidance, noise, scan=scan)
+        assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
+        error = np.mean((images.astype(np.float64) - expected_images) ** 2)
+        assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 50
+    assert images.std() > 5  # not a blank picture
+
+
+def test_saves_what_it_loads(folder, tmp_path):
+    pipeline, params = load_pipeline(folder, t5_length=16, scan=True)
+    save_pipeline(tmp_path / 'copy', pipeline, params)
+    for name, filename in (('transformer', 'diffusion_pytorch_model'), ('text_encoder_2', 'model')):
+        copy, original = (f / name / f'{filename}.safetensors' for f in (tmp_path / 'copy', folder))
+        assert copy.read_bytes() == original.read_bytes()
+    assert (tmp_path / 'copy' / 'model_index.json').read_text() == (folder / 'model_index.json').read_text()
+
+
+def test_guidance_one_is_the_plain_network(folder):
+    pipeline, params = load_pipeline(folder, t5_length=16)
+    x = jax.random.normal(jax.random.key(0), (3, *pipeline.latent_shape(32, 32)))
+    s = jnp.array([0.3, 0.7, 1.0])
+    conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
+    negative = pipeline.encode(params, *pipeline.tokenize(['']))
+
+    def v(guidance, negative):
+        return pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, 32, 32, negative=negative)(x, s)
+
+    np.testing.assert_allclose(v(1.0, negative), v(7.0, None), atol=1e-5)
+    assert np.abs(v(3.0, negative) - v(1.0, negative)).max() > 1e-3

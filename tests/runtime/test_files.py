@@ -1,0 +1,84 @@
+import errno
+import fcntl
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime import files
+from densegrpo_jax.runtime.files import only_writer, replace_file
+from tests.fake_hosts import on_hosts
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    path, synced = tmp_path / 'a.json', []
+    replace_file(path, b'old\n')
+    sync = os.fsync
+
+    def fails(number):
+        sync(number)
+        synced.append((tmp_path / 'a.json.tmp').read_text())
+        raise OSError('the machine stops here')
+
+    monkeypatch.setattr(os, 'fsync', fails)
+    with pytest.raises(OSError, match='stops here'):
+        replace_file(path, 'new – ü\n')
+    assert path.read_text() == 'old\n' and synced == ['new – ü\n']  # all of it was synced before anything was renamed
+    monkeypatch.undo()
+    replace_file(path, 'new – ü\n')
+    assert path.read_text(encoding='utf-8') == 'new – ü\n' and sorted(p.name for p in tmp_path.iterdir()) == ['a.json']
+
+
+HOLDER = """
+import pathlib, sys, time
+from densegrpo_jax.runtime.files import lock
+held = lock(pathlib.Path(sys.argv[1]))
+print('held', flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_has_one_writer_and_is_free_once_that_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
+    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == 'held\n'
+        message = f'{tmp_path} is being written to by another run: process {holder.pid} on .* holds {tmp_path}/lock. Wait .*--workdir'
+        with pytest.raises(ValueError, match=message), only_writer(tmp_path, Hosts()):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with only_writer(tmp_path, Hosts()):
+            assert (tmp_path / 'lock').read_text().startswith(f'process {os.getpid()} on ')
+    finally:
+        holder.kill()
+
+
+def test_of_several_processes_the_first_holds_the_folder_and_all_of_them_give_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
+
+    def work(hosts):
+        with only_writer(tmp_path, hosts):
+            return 'worked'
+
+    assert on_hosts(work) == ['worked', 'worked']
+    with only_writer(tmp_path, Hosts()):
+        first, second = on_hosts(work)
+    assert type(first) is type(second) is ValueError
+    assert 'is being written to' in str(first) and str(second) == f'process 0 of the run: {first}'
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_without_locks_a_run_goes_on(tmp_path, monkeypatch, caplog, number):
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with only_writer(tmp_path, Hosts()):
+        assert f'{tmp_path}: this file system has no locks' in caplog.text

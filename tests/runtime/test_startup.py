@@ -1,0 +1,49 @@
+"""What a process finds when it starts: its cores, and the device that was asked for."""
+
+import os
+import pathlib
+import types
+
+import jax
+import pytest
+
+from densegrpo_jax import main
+from densegrpo_jax.sampling import execution
+from densegrpo_jax.runtime.startup import check_device, cpu_devices
+from densegrpo_jax.rewards import Scorer
+
+
+def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
+    check_device('')
+    check_device('cpu')
+    with pytest.raises(ValueError, match=r'--device=cuda, and JAX found cpu \(cpu\): nvidia-smi must list'):
+        check_device('cuda')
+    with pytest.raises(ValueError, match=r'--device=tpu, .*requirements-tpu.txt'):
+        check_device('tpu')
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    check_device('cuda')
+    with pytest.raises(ValueError, match='--device=cpu, .*JAX_PLATFORMS=cpu'):
+        check_device('cpu')
+
+
+def test_a_run_ends_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(execution.console, 'start', lambda: None)
+    flag = types.SimpleNamespace(
+        config=None, workdir=str(tmp_path), device='tpu', cpu_devices=0, heartbeat=0, distributed='off', coordinator='', num_processes=0,
+        process_id=-1,
+    )  # fmt: skip
+    assert execution.execute(flag, 8, lambda *_: pytest.fail('it has begun')) == (2, None)
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 1, 5}, raising=False)
+    assert cpu_devices(12) == 3
+    monkeypatch.delattr(os, 'sched_getaffinity')  # macOS
+    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+    assert cpu_devices(12) == 4
+    with Scorer(None) as scorer:
+        assert scorer.workers == 4
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert cpu_devices(12) == 1
+    package = pathlib.Path(main.__file__).parent
+    assert [p.name for p in package.rglob('*.py') if 'sched_getaffinity' in p.read_text()] == ['cores.py']

@@ -1,0 +1,93 @@
+"""The prompts' conditioning on disk: computed once, found again, never stale, and without text encoders in memory."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling.conditioning import text_conditioning
+from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
+from tests import miniature
+
+
+PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
+
+
+def stored(folder, directory, prompts=PROMPTS, stop=None):
+    config = default_config()
+    config.model.dtype, config.text_cache = 'float32', str(directory)
+    pipeline = open_pipeline(folder, t5_length=16)
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    return text_conditioning(config, folder.parent, folder, pipeline, prompts, mesh, stop or StopRequest())
+
+
+def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
+    cache = stored(folder, tmp_path)
+    pipeline, params = load_pipeline(folder, t5_length=16)
+    order = [PROMPTS[i] for i in (3, 0, 0, 4)]
+    want = jax.jit(pipeline.encode)(params, *pipeline.tokenize(order))
+    got = cache(order)
+    np.testing.assert_allclose(got.text, want.text, atol=1e-5)
+    np.testing.assert_allclose(got.pooled, want.pooled, atol=1e-5)
+    monkeypatch.setattr('densegrpo_jax.sampling.conditioning.load_params', lambda *a, **k: pytest.fail('the encoders were loaded again'))
+    again = stored(folder, tmp_path)
+    np.testing.assert_array_equal(again(order).text, got.text)
+    with pytest.raises(KeyError, match='SIX'):
+        again(['A neon sign that says "SIX"'])
+
+
+def test_another_length_tokenizer_model_or_dtype_is_another_key(folder, tmp_path):
+    key = lambda folder, length=16, dtype=jnp.float32: fingerprint(folder, open_pipeline(folder, t5_length=length), dtype)
+    shutil.copytree(folder, tmp_path / 'same')
+    shutil.copytree(folder, tmp_path / 'tokenizer')
+    file = tmp_path / 'tokenizer' / 'tokenizer_2' / 'tokenizer_config.json'
+    file.write_text(file.read_text() + ' ')
+    other = miniature.random_flux(tmp_path / 'other', seed=5)
+    keys = [key(folder), key(folder, 12), key(folder, dtype=jnp.bfloat16), key(tmp_path / 'tokenizer'), key(other)]
+    assert len(set(keys)) == 5 and key(tmp_path / 'same') == keys[0]
+    first, second = (TextCache(tmp_path / 'cache', k, jnp.float32) for k in keys[:2])
+    first.fill(PROMPTS[:1], lambda part: _rows(len(part)), 1, lambda n: None)
+    assert first.missing(PROMPTS[:2]) == PROMPTS[1:2] and second.missing(PROMPTS[:2]) == PROMPTS[:2]
+
+
+def _rows(count):
+    from densegrpo_jax.pipelines.base import Conditioning
+
+    return Conditioning(jnp.ones((count, 2, 3)), jnp.ones((count, 3)))
+
+
+def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeypatch):
+    class StopsAfterABatch(StopRequest):
+        def gather(self, value=b''):
+            if not value:  # the call after a batch
+                self.signal_name = 'SIGTERM'
+            return super().gather(value)
+
+    stop = StopsAfterABatch()
+    with pytest.raises(Preempted):
+        stored(folder, tmp_path, stop=stop)
+    assert len(list(tmp_path.rglob('*.safetensors'))) > 0
+    cache = stored(folder, tmp_path)
+    path = cache.path(PROMPTS[0])
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=path.name):
+        cache(PROMPTS[:1])
+
+
+def test_host_memory_is_bounded(tmp_path):
+    cache = TextCache(tmp_path, 'key', jnp.float32, max_bytes=3 * (24 + 12))
+    cache.fill(PROMPTS, lambda part: _rows(len(part)), 2, lambda n: None)
+    for prompt in PROMPTS:
+        cache([prompt])
+    assert list(cache._held) == PROMPTS[-3:]

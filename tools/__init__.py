@@ -1,0 +1,1 @@
+"""How the miniatures were made, and checks of this repository."""

@@ -1,0 +1,1 @@
+"""Stages of the pretraining of a miniature."""
