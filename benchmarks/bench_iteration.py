@@ -1,36 +1,42 @@
-"""Where the seconds of one training iteration go: sampling with completions, decoding, scoring, update.
+"""Where the seconds of one training iteration go: sampling with completions, decoding, scoring,
+update.
 
     python -m benchmarks.bench_iteration --config=configs/tiny_ocr.py [--repeat=5]
 
-Prints the minimum and median over `repeat` runs of each phase, alone, after compilation; then the whole iteration with scoring overlapped.
+Prints the minimum and median over `repeat` runs of each phase, alone, after compilation; then the
+whole iteration with scoring overlapped.
 """
 
 import statistics
 import time
 
-from absl import app, flags
 import jax
-from ml_collections import config_flags
 import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
 
 from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.sampling.loading import load_base
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import Encoder, load_prompts
+from densegrpo_jax.sampling.loading import load_base
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import init_state, optimiser
-from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.training.learner import make_credit, make_update
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    'config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True
+)
 REPEAT = flags.DEFINE_integer('repeat', 5, 'Runs per phase.')
 
 
 def timed(name: str, function, repeat: int) -> None:
-    """Prints minimum and median wall seconds, and processor seconds, of `repeat` calls after one that compiles."""
+    """Prints minimum and median wall seconds, and processor seconds, of `repeat` calls after one
+    that compiles.
+    """
     jax.block_until_ready(function())
     walls, processor = [], time.process_time()
     for _ in range(repeat):
@@ -38,7 +44,10 @@ def timed(name: str, function, repeat: int) -> None:
         jax.block_until_ready(function())
         walls.append(time.perf_counter() - start)
     processor = (time.process_time() - processor) / repeat
-    print(f'{name:32s} min {min(walls):7.3f} s   median {statistics.median(walls):7.3f} s   processor {processor:7.3f} s', flush=True)
+    print(
+        f'{name:32s} min {min(walls):7.3f} s   median {statistics.median(walls):7.3f} s   processor {processor:7.3f} s',
+        flush=True,
+    )
 
 
 def main(argv) -> None:
@@ -48,33 +57,54 @@ def main(argv) -> None:
     mesh = make_mesh(config.mesh)
     pipeline, params = load_base(config, mesh)
     schedule, tx = make_schedule(pipeline, config), optimiser(config)
-    state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(params['transformer'])
+    state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(
+        params['transformer']
+    )
     prompts = load_prompts(config, 'train')
     chosen = [prompts[i] for i in range(r.prompts)]
     conditioning = Encoder(pipeline, params)([p.text for p in chosen])
-    rollout_fn, credit_fn = make_rollout(pipeline, config, schedule, mesh), make_credit(config, schedule)
+    rollout_fn, credit_fn = (
+        make_rollout(pipeline, config, schedule, mesh),
+        make_credit(config, schedule),
+    )
     update_fn = make_update(pipeline, config, tx, mesh)
     key = key_data(stream_key(0, STREAM_ROLLOUT, 0))
 
     def rollouts():
-        batches = [np.arange(i, i + r.prompts_per_batch) for i in range(0, r.prompts, r.prompts_per_batch)]
+        batches = [
+            np.arange(i, i + r.prompts_per_batch) for i in range(0, r.prompts, r.prompts_per_batch)
+        ]
         parts = [jax.tree.map(lambda a, b=b: a[b], conditioning) for b in batches]
-        return [rollout_fn(params, state.policy, part, key, b, schedule.noise_levels) for part, b in zip(parts, batches)]
+        return [
+            rollout_fn(params, state.policy, part, key, b, schedule.noise_levels)
+            for part, b in zip(parts, batches)
+        ]
 
     results = rollouts()
-    decode = jax.jit(lambda z: jax.lax.map(lambda x: pipeline.decode(params, x, m.height, m.width)[0], z))
+    decode = jax.jit(
+        lambda z: jax.lax.map(lambda x: pipeline.decode(params, x, m.height, m.width)[0], z)
+    )
     pictures = np.concatenate([np.asarray(images) for _, images, _ in results], axis=1)
     states, samples = pictures.shape[:2]
-    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}; {samples} samples, {states} states scored, T = {r.steps}')
+    print(
+        f'{jax.device_count()} x {jax.devices()[0].device_kind}; {samples} samples, {states} states scored, T = {r.steps}'
+    )
     repeated = [p for p in chosen for _ in range(r.group)] * states
     flat = pictures.reshape(-1, *pictures.shape[2:])
     with Scorer(build_reward(config.reward), config.reward_workers) as scorer:
         score = lambda: scorer.submit(flat, *columns(repeated)).result()
         timed('sample, complete, decode', rollouts, repeat)
-        timed(f'decode alone ({len(flat)} pictures)', lambda: [decode(rollout.completions) for rollout, *_ in results], repeat)
+        timed(
+            f'decode alone ({len(flat)} pictures)',
+            lambda: [decode(rollout.completions) for rollout, *_ in results],
+            repeat,
+        )
         timed(f'score alone ({len(flat)} pictures)', score, repeat)
         scores = score()
-        values, valid = scores.values['total'].reshape(states, samples), scores.valid.reshape(states, samples)
+        values, valid = (
+            scores.values['total'].reshape(states, samples),
+            scores.valid.reshape(states, samples),
+        )
         batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid)
         undonated = jax.jit(update_fn.__wrapped__)
         timed('update', lambda: undonated(state, params, conditioning, batch), repeat)

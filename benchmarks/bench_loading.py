@@ -1,9 +1,11 @@
-"""How much host memory loading takes besides the arrays themselves: a synthetic multi-shard FLUX transformer of several GiB.
+"""How much host memory loading takes besides the arrays themselves: a synthetic multi-shard FLUX
+transformer of several GiB.
 
     python -m benchmarks.bench_loading --gib=4 --shard_gib=1 [--devices=8] [--folder=/tmp/bench_loading]
 
-Writes random bfloat16 weights in shards (kept for the next call), loads them in a process of its own, and prints the peak of that process's
-memory (VmHWM, mapped files included) beyond what it held before and the arrays themselves, which on a CPU live in host memory too.
+Writes random bfloat16 weights in shards (kept for the next call), loads them in a process of its
+own, and prints the peak of that process's memory (VmHWM, mapped files included) beyond what it held
+before and the arrays themselves, which on a CPU live in host memory too.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ LOAD = flags.DEFINE_bool('load', False, 'Internal: only load, and print the meas
 def network(blocks: int):
     from densegrpo_jax.networks import flux
 
-    config = flux.FluxConfig(num_layers=blocks, num_single_layers=2 * blocks, attention_head_dim=128, num_attention_heads=16)
+    config = flux.FluxConfig(
+        num_layers=blocks,
+        num_single_layers=2 * blocks,
+        attention_head_dim=128,
+        num_attention_heads=16,
+    )
     return flux.FluxTransformer(config, scan=True)
 
 
@@ -36,12 +43,27 @@ def shapes_of(net):
     import jax.numpy as jnp
 
     c, one = net.config, jnp.zeros(1)
-    x, text, pooled = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim)), jnp.zeros((1, c.pooled_projection_dim))
-    return jax.eval_shape(net.init, jax.random.key(0), x, text, pooled, one, None, jnp.zeros((1, 3)), jnp.zeros((1, 3)))['params']
+    x, text, pooled = (
+        jnp.zeros((1, 1, c.in_channels)),
+        jnp.zeros((1, 1, c.joint_attention_dim)),
+        jnp.zeros((1, c.pooled_projection_dim)),
+    )
+    return jax.eval_shape(
+        net.init,
+        jax.random.key(0),
+        x,
+        text,
+        pooled,
+        one,
+        None,
+        jnp.zeros((1, 3)),
+        jnp.zeros((1, 3)),
+    )['params']
 
 
 def blocks_for(gib: float) -> int:
-    return max(1, round(gib * 2**30 / 2 / 250e6))  # a double and two single blocks of this width have about 250 M weights
+    # a double and two single blocks of this width have about 250 M weights
+    return max(1, round(gib * 2**30 / 2 / 250e6))
 
 
 def make(folder: pathlib.Path) -> None:
@@ -72,11 +94,16 @@ def make(folder: pathlib.Path) -> None:
             shard, size = {}, 0
     if shard:
         flush()
-    (folder / 'diffusion_pytorch_model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+    (folder / 'diffusion_pytorch_model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': weight_map})
+    )
 
 
 def memory(field: str) -> int:
-    return int(re.search(rf'{field}:\s+(\d+) kB', pathlib.Path('/proc/self/status').read_text())[1]) * 1024
+    return (
+        int(re.search(rf'{field}:\s+(\d+) kB', pathlib.Path('/proc/self/status').read_text())[1])
+        * 1024
+    )
 
 
 def load(folder: pathlib.Path) -> None:
@@ -96,14 +123,24 @@ def load(folder: pathlib.Path) -> None:
     jax.block_until_ready(jnp.zeros(8) + 1)
     before, began = memory('VmRSS'), time.perf_counter()
     params = jax.block_until_ready(
-        weights.load_weights(folder, flux.weight_rules(net.config, True), shapes, dtype=jnp.bfloat16, shardings=placed)
+        weights.load_weights(
+            folder,
+            flux.weight_rules(net.config, True),
+            shapes,
+            dtype=jnp.bfloat16,
+            shardings=placed,
+        )
     )
     seconds, peak = time.perf_counter() - began, memory('VmHWM')
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     largest = max(p.stat().st_size for p in folder.glob('*.safetensors'))
     gib = lambda n: f'{n / 2**30:.2f} GiB'
-    print(f'checkpoint {gib(held)} in {len(list(folder.glob("*.safetensors")))} files, the largest {gib(largest)}; {DEVICES.value} devices')
-    print(f'peak beyond the arrays {gib(peak - before - held)}; allowed: largest file + 2 GiB = {gib(largest + 2 * 2**30)}')
+    print(
+        f'checkpoint {gib(held)} in {len(list(folder.glob("*.safetensors")))} files, the largest {gib(largest)}; {DEVICES.value} devices'
+    )
+    print(
+        f'peak beyond the arrays {gib(peak - before - held)}; allowed: largest file + 2 GiB = {gib(largest + 2 * 2**30)}'
+    )
     print(f'{seconds:.1f} s, {held / 2**30 / seconds:.2f} GiB/s')
 
 
@@ -113,7 +150,10 @@ def main(argv) -> None:
         return load(folder)
     if not (folder / 'diffusion_pytorch_model.safetensors.index.json').is_file():
         make(folder)
-    subprocess.run([sys.executable, '-m', 'benchmarks.bench_loading', '--load', *argv[1:], *sys.argv[1:]], check=True)
+    subprocess.run(
+        [sys.executable, '-m', 'benchmarks.bench_loading', '--load', *argv[1:], *sys.argv[1:]],
+        check=True,
+    )
 
 
 if __name__ == '__main__':

@@ -1,10 +1,12 @@
-"""How long a stop takes to save the last update: adapters, moving average and moments of the shipped FLUX.1-dev recipe, 2.7 GiB.
+"""How long a stop takes to save the last update: adapters, moving average and moments of the
+shipped FLUX.1-dev recipe, 2.7 GiB.
 
     python -m benchmarks.bench_preemption [--folder=/tmp/bench_preemption]
 
-Random arrays of the recipe's shapes are saved as the loop saves them when SIGTERM comes: once with nothing else to do, and once while an
-earlier save is still being written, which is waited for. Needs 9 GiB of memory and 6 GiB in the folder, which is emptied before and after.
-Copying from an accelerator is not in it: the arrays are in host memory already.
+Random arrays of the recipe's shapes are saved as the loop saves them when SIGTERM comes: once with
+nothing else to do, and once while an earlier save is still being written, which is waited for.
+Needs 9 GiB of memory and 6 GiB in the folder, which is emptied before and after. Copying from an
+accelerator is not in it: the arrays are in host memory already.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from absl import app, flags, logging
 
 from configs import flux_ocr
 from densegrpo_jax.pipelines.released import released_pipeline
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.loading import network_options
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 
-FOLDER = flags.DEFINE_string('folder', '/tmp/bench_preemption', 'Where the checkpoints are written: the disk to be measured.')
+FOLDER = flags.DEFINE_string(
+    'folder', '/tmp/bench_preemption', 'Where the checkpoints are written: the disk to be measured.'
+)
 
 
 def random_state(config):
@@ -36,7 +40,11 @@ def random_state(config):
     rng = np.random.default_rng(0)
 
     def draw(leaf):
-        values = rng.standard_normal(leaf.shape, np.float32) if leaf.dtype == np.float32 else rng.integers(0, 100, leaf.shape, leaf.dtype)
+        values = (
+            rng.standard_normal(leaf.shape, np.float32)
+            if leaf.dtype == np.float32
+            else rng.integers(0, 100, leaf.shape, leaf.dtype)
+        )
         return jax.device_put(values)
 
     return jax.tree.map(draw, shapes)
@@ -60,14 +68,18 @@ def main(_) -> None:
                 checkpoints.save(step, state, {}, digests=digests)
                 released = time.monotonic() - began
                 checkpoints.wait_until_finished()
-                return f'{time.monotonic() - began:.1f} s ({released:.1f} s until the loop may go on)'
+                return (
+                    f'{time.monotonic() - began:.1f} s ({released:.1f} s until the loop may go on)'
+                )
 
             print('saved by a stop:', stop(1))
             checkpoints.save(2, state, {}, digests=digests)
             print('saved by a stop that comes while a checkpoint is being written:', stop(3))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    peak = int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]) / 2**20
+    peak = (
+        int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]) / 2**20
+    )
     print(f'peak memory {peak:.1f} GiB')
 
 

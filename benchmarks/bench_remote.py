@@ -1,7 +1,9 @@
-"""What a remote reward costs besides the reward: python -m benchmarks.bench_remote [--images 512] [--side 512] [--workers 4]
+"""What a remote reward costs besides the reward: python -m benchmarks.bench_remote [--images 512]
+[--side 512] [--workers 4]
 
-Scores distinct pictures of noise with the JPEG reward, here and by `densegrpo_jax.reward_server` on the loopback interface of this machine,
-and prints pictures per second and this process's own processor time per picture. Client and server share the machine's cores.
+Scores distinct pictures of noise with the JPEG reward, here and by `densegrpo_jax.reward_server` on
+the loopback interface of this machine, and prints pictures per second and this process's own
+processor time per picture. Client and server share the machine's cores.
 """
 
 import argparse
@@ -37,16 +39,26 @@ def throughput(label: str, reward, images: np.ndarray, workers: int) -> np.ndarr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--images', type=int, default=512)
     parser.add_argument('--side', type=int, default=512)
     parser.add_argument('--workers', type=int, default=4, help='requests under way at once')
     args = parser.parse_args()
-    images = np.random.default_rng(0).integers(0, 256, (args.images, args.side, args.side, 3), np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (args.images, args.side, args.side, 3), np.uint8
+    )
     with tempfile.TemporaryDirectory() as folder:
         config = pathlib.Path(folder) / 'jpeg.py'
         config.write_text(CONFIG)
-        command = [sys.executable, '-m', 'densegrpo_jax.reward_server', f'--config={config}', '--port=0']
+        command = [
+            sys.executable,
+            '-m',
+            'densegrpo_jax.reward_server',
+            f'--config={config}',
+            '--port=0',
+        ]
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             url = re.search(r'http://\S+', server.stderr.readline())[0]

@@ -1,19 +1,25 @@
-"""What scoring costs, and how much of it sampling hides: python -m benchmarks.bench_rewards --config=configs/tiny_ocr.py [--repeat=3]
+"""What scoring costs, and how much of it sampling hides: python -m benchmarks.bench_rewards
+--config=configs/tiny_ocr.py [--repeat=3]
 
     python -m benchmarks.bench_rewards --config=configs/flux_ocr.py --random --config.rollout.group=4 --config.rollout.prompts=12 \\
         --config.rollout.prompts_per_batch=1                             # an accelerator, no checkpoint
 
-Takes the pictures of a real iteration (all completed states of all its samples) and prints, as medians over `repeat` runs after one that
-compiles and loads: distinct pictures scored per second and processor time per picture, duplicates that were not scored, and three walls:
-sampling without scoring, scoring alone, and both as training does them. Hidden is the share of the scoring's wall that does not show,
-(sampling + scoring - both) / scoring. Scoring of the last batch has no sampling to hide behind, so that the share is at most 1 minus the
-last batch's: use several batches (rollout.prompts_per_batch). Waited is what shows of it: from the moment that the last batch's pictures
-are there to the last score. Where sampling and scoring compete for the same processor cores, nothing can be hidden; on a machine that is
-busy with other work only processor time is meaningful.
+Takes the pictures of a real iteration (all completed states of all its samples) and prints, as
+medians over `repeat` runs after one that compiles and loads: distinct pictures scored per second
+and processor time per picture, duplicates that were not scored, and three walls: sampling without
+scoring, scoring alone, and both as training does them. Hidden is the share of the scoring's wall
+that does not show, (sampling + scoring - both) / scoring. Scoring of the last batch has no sampling
+to hide behind, so that the share is at most 1 minus the last batch's: use several batches
+(rollout.prompts_per_batch). Waited is what shows of it: from the moment that the last batch's
+pictures are there to the last score. Where sampling and scoring compete for the same processor
+cores, nothing can be hidden; on a machine that is busy with other work only processor time is
+meaningful.
 
-With --random the released model has random weights. Its pictures are noise, in which an OCR engine finds nothing to read, so that rendered
-scenes with signs are scored in their place. With --stand_in=SECONDS too, no network runs: a batch's pictures are there after so many
-seconds in which the processor is free, as beside an accelerator. That measures the host's part where there is no accelerator, nothing else.
+With --random the released model has random weights. Its pictures are noise, in which an OCR engine
+finds nothing to read, so that rendered scenes with signs are scored in their place. With
+--stand_in=SECONDS too, no network runs: a batch's pictures are there after so many seconds in which
+the processor is free, as beside an accelerator. That measures the host's part where there is no
+accelerator, nothing else.
 """
 
 import statistics
@@ -21,35 +27,51 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from absl import app, flags
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
 
 from benchmarks.bases import random_base, stored_base
-from tools.make_miniature.render import render_scene
+from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.data.scenes import scene_prompts
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import load_prompts, with_negative
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.sampling.conditioning import load_prompts, with_negative
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import init_state, optimiser
-from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
+from tools.make_miniature.render import render_scene
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True)
-WORKERS = flags.DEFINE_list('workers', [], 'Numbers of scoring threads to try; default config.reward_workers.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True
+)
+WORKERS = flags.DEFINE_list(
+    'workers', [], 'Numbers of scoring threads to try; default config.reward_workers.'
+)
 REPEAT = flags.DEFINE_integer('repeat', 3, 'Runs of each kind.')
-RANDOM = flags.DEFINE_bool('random', False, 'Random weights of the released model; rendered scenes are scored.')
-STAND_IN = flags.DEFINE_float('stand_in', 0.0, 'Seconds a batch takes on a device that is only waited for; with --random.', lower_bound=0.0)
-RANDOM_SIZE = flags.DEFINE_enum('size', 'released', ['released', 'small'], 'Of random weights; small: FLUX with a few million parameters.')
+RANDOM = flags.DEFINE_bool(
+    'random', False, 'Random weights of the released model; rendered scenes are scored.'
+)
+STAND_IN = flags.DEFINE_float(
+    'stand_in',
+    0.0,
+    'Seconds a batch takes on a device that is only waited for; with --random.',
+    lower_bound=0.0,
+)
+RANDOM_SIZE = flags.DEFINE_enum(
+    'size',
+    'released',
+    ['released', 'small'],
+    'Of random weights; small: FLUX with a few million parameters.',
+)
 
 
 class Recorder:
@@ -61,30 +83,49 @@ class Recorder:
     def submit(self, images, prompts, metadata, **how) -> Future:
         self.batches.append((images, prompts, metadata))
         future = Future()
-        future.set_result(Scores({name: np.zeros(len(images), np.float32) for name in self.names}, np.ones(len(images), bool)))
+        future.set_result(
+            Scores(
+                {name: np.zeros(len(images), np.float32) for name in self.names},
+                np.ones(len(images), bool),
+            )
+        )
         return future
 
 
 class Watched:
-    """A scorer that notes when it was last asked; `scenes`: pictures that take the place of those it is given."""
+    """A scorer that notes when it was last asked; `scenes`: pictures that take the place of those
+    it is given.
+    """
 
     def __init__(self, scorer: Scorer, scenes: np.ndarray | None):
         self.scorer, self.scenes, self.names, self.asked = scorer, scenes, scorer.names, 0.0
 
     def submit(self, images, prompts, metadata, **how) -> Future:
         self.asked = time.perf_counter()
-        return self.scorer.submit(images if self.scenes is None else self.scenes[: len(images)], prompts, metadata, **how)
+        return self.scorer.submit(
+            images if self.scenes is None else self.scenes[: len(images)], prompts, metadata, **how
+        )
 
 
 class StandIn:
-    """In place of a rollout: zeros of its shapes, the pictures after so many seconds each, one batch after the other."""
+    """In place of a rollout: zeros of its shapes, the pictures after so many seconds each, one
+    batch after the other.
+    """
 
     def __init__(self, rollout_fn, seconds: float):
-        self._rollout_fn, self._seconds, self._device, self._result = rollout_fn, seconds, ThreadPoolExecutor(1), None
+        self._rollout_fn, self._seconds, self._device, self._result = (
+            rollout_fn,
+            seconds,
+            ThreadPoolExecutor(1),
+            None,
+        )
 
     def __call__(self, *inputs):
         if self._result is None:
-            self._result = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self._rollout_fn, *inputs))
+            self._result = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+                jax.eval_shape(self._rollout_fn, *inputs),
+            )
         rollout, images, finite = self._result
         return rollout, self._device.submit(lambda: time.sleep(self._seconds) or images), finite
 
@@ -92,7 +133,9 @@ class StandIn:
 def scenes(count: int, side: int) -> np.ndarray:
     """Rendered scenes with a sign, uint8 [count, side, side, 3]."""
     rng = np.random.default_rng(0)
-    return np.stack([render_scene(prompt.target, rng, side=side) for prompt in scene_prompts(count, 0)])
+    return np.stack(
+        [render_scene(prompt.target, rng, side=side) for prompt in scene_prompts(count, 0)]
+    )
 
 
 def iteration(config, mesh):
@@ -106,7 +149,9 @@ def iteration(config, mesh):
     else:
         pipeline, params, encoder = stored_base(config, mesh, [p.text for p in chosen])
     params = with_negative(pipeline, config, params, encoder)
-    adapters = jax.jit(lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy)(params['transformer'])
+    adapters = jax.jit(
+        lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy
+    )(params['transformer'])
     schedule = make_schedule(pipeline, config)
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     if STAND_IN.value:
@@ -115,7 +160,9 @@ def iteration(config, mesh):
     def timed(scorer) -> float:
         collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         start = time.perf_counter()
-        _, scores, _ = collector.sample(rollout_fn, params, adapters, encoder, chosen, key, schedule.noise_levels)
+        _, scores, _ = collector.sample(
+            rollout_fn, params, adapters, encoder, chosen, key, schedule.noise_levels
+        )
         collector.gather(scores, r.prompts * r.group)
         return time.perf_counter() - start
 
@@ -156,7 +203,9 @@ def measure(scorer: Scorer, batches, pictures: np.ndarray | None, timed, repeat:
     scoring = median(lambda: score(batches))
     images, scored, invalid, cpu = ((b - a) / repeat for a, b in zip(before, scorer.counts))
     last = median(lambda: score(batches[-1:]))
-    both, waited = (statistics.median(column) for column in zip(*(overlapped() for _ in range(repeat))))
+    both, waited = (
+        statistics.median(column) for column in zip(*(overlapped() for _ in range(repeat)))
+    )
     return Measured(images, scored, invalid, cpu, scoring, last, both, waited)
 
 
@@ -164,20 +213,39 @@ def main(argv) -> None:
     config, repeat = CONFIG.value, REPEAT.value
     validate(config)
     if STAND_IN.value and not RANDOM.value:
-        raise app.UsageError('--stand_in samples nothing that could be scored: give --random too, which scores rendered scenes')
+        raise app.UsageError(
+            '--stand_in samples nothing that could be scored: give --random too, which scores rendered scenes'
+        )
     start_devices(config.rollout.prompts_per_batch * config.rollout.group)
     mesh = make_mesh(config.mesh)
     start = time.perf_counter()
     timed, reward = iteration(config, mesh), build_reward(config.reward)
     recorder = Recorder(reward.names)
-    device = f'a stand-in, {STAND_IN.value:g} s a batch' if STAND_IN.value else f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    print(f'{device}; reward {", ".join(config.reward)}; weights in {time.perf_counter() - start:.1f} s', flush=True)
+    device = (
+        f'a stand-in, {STAND_IN.value:g} s a batch'
+        if STAND_IN.value
+        else f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    )
+    print(
+        f'{device}; reward {", ".join(config.reward)}; weights in {time.perf_counter() - start:.1f} s',
+        flush=True,
+    )
     print(f'first iteration, with compilation: {timed(recorder):.1f} s', flush=True)
     sampling = statistics.median(timed(Recorder(reward.names)) for _ in range(repeat))
     height, width = recorder.batches[0][0].shape[1:3]
-    print(f'sampling alone: {sampling:.3f} s in {len(recorder.batches)} batches of {width} x {height} px', flush=True)
-    pictures = scenes(max(len(images) for images, *_ in recorder.batches), config.model.height) if RANDOM.value else None
-    batches = [(images if pictures is None else pictures[: len(images)], *rest) for images, *rest in recorder.batches]
+    print(
+        f'sampling alone: {sampling:.3f} s in {len(recorder.batches)} batches of {width} x {height} px',
+        flush=True,
+    )
+    pictures = (
+        scenes(max(len(images) for images, *_ in recorder.batches), config.model.height)
+        if RANDOM.value
+        else None
+    )
+    batches = [
+        (images if pictures is None else pictures[: len(images)], *rest)
+        for images, *rest in recorder.batches
+    ]
     for workers in map(int, WORKERS.value or [config.reward_workers]):
         with Scorer(reward, workers) as scorer:
             m = measure(scorer, batches, pictures, timed, repeat)

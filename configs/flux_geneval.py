@@ -4,8 +4,9 @@
         --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
-Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network, folders of them are named with
---config.reward.geneval.mask2former and .clip). They want a GPU of their own: serve this very file there,
+Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network,
+folders of them are named with --config.reward.geneval.mask2former and .clip). They want a GPU of
+their own: serve this very file there,
 
     python -m densegrpo_jax.reward_server --config=configs/flux_geneval.py --host=0.0.0.0 --token_env=REWARD_TOKEN
 
@@ -13,25 +14,32 @@ and in a copy of it, to train with:
 
     c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names, 'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
 
-Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the first three steps, LoRA 64/128, beta 0.
-Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: below the 0.48 H100-hours an iteration of flux_ocr.py, with three steps trained instead of five; not planned, not measured.
-Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training).
-Expected score: none is claimed (extrapolated; the paper has no such run).
+Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the
+first three steps, LoRA 64/128, beta 0. Hardware: written for devices with 80 GiB; not measured on
+any. Expected cost: below the 0.48 H100-hours an iteration of flux_ocr.py, with three steps trained
+instead of five; not planned, not measured. Memory: 22 GiB of weights in bfloat16, split over the
+devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training). Expected score:
+none is claimed (extrapolated; the paper has no such run).
 """
 
-from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
 def get_config(variant: str = ''):
     c = default_config()
     c.label = 'FLUX.1-dev, GenEval, dense credit'
-    c.model.update(path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5)
-    c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8, last=3)
+    c.model.update(
+        path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5
+    )
+    c.rollout.update(
+        steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8, last=3
+    )
     c.credit.std = 'global'
-    c.reward = {'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}}
+    c.reward = {
+        'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}
+    }
     c.eval.update(every=30, steps=28, shown=16)
     c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')

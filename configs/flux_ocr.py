@@ -2,14 +2,17 @@
 
     python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8 --workdir=runs/flux_ocr --config.model.path=/path/to/FLUX.1-dev
 
-Settings follow the peers' FLUX recipes (Flow-GRPO pickscore_flux, TP-GRPO): T = 6, evaluation 28, guidance 3.5, LoRA 64/128, lr 3e-4,
-beta 0. The noise is CPS with a uniform eta = 0.8: uncalibrated, DenseGRPO's per-step table replaces it.
-Prompts come from the package's own generator of OCR scenes. A short run on one device: `--config.rollout.prompts=8`.
+Settings follow the peers' FLUX recipes (Flow-GRPO pickscore_flux, TP-GRPO): T = 6, evaluation 28,
+guidance 3.5, LoRA 64/128, lr 3e-4, beta 0. The noise is CPS with a uniform eta = 0.8: uncalibrated,
+DenseGRPO's per-step table replaces it. Prompts come from the package's own generator of OCR scenes.
+A short run on one device: `--config.rollout.prompts=8`.
 
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.48 H100-hours an iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak, scoring not counted; not measured).
-Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training).
-Expected score: none is claimed; FLUX with OCR is in no paper (extrapolated from SD3.5-M: a clear rise within 300 iterations).
+Expected cost: 0.48 H100-hours an iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+scoring not counted; not measured). Memory: 22 GiB of weights in bfloat16, split over the devices by
+`--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training). Expected score: none is
+claimed; FLUX with OCR is in no paper (extrapolated from SD3.5-M: a clear rise within 300
+iterations).
 """
 
 from densegrpo_jax.config.defaults import default_config
@@ -19,7 +22,9 @@ from densegrpo_jax.config.recipes import fit
 def get_config(variant: str = ''):
     c = default_config()
     c.label = 'FLUX.1-dev, OCR, dense credit'
-    c.model.update(path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5)
+    c.model.update(
+        path='black-forest-labs/FLUX.1-dev', height=512, width=512, t5_length=128, guidance=3.5
+    )
     c.rollout.update(steps=6, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
     c.reward = {'ocr': {'weight': 1.0, 'mode': 'detect'}}
     c.eval.update(every=30, steps=28, shown=16)

@@ -1,4 +1,5 @@
-"""A reward for `densegrpo_jax.reward_server`: OCR that finds the lines of text in pictures of any size. An example to copy.
+"""A reward for `densegrpo_jax.reward_server`: OCR that finds the lines of text in pictures of any
+size. An example to copy.
 
     export REWARD_TOKEN=...
     python -m densegrpo_jax.reward_server --config=configs/reward_server.py --host=0.0.0.0 --token_env=REWARD_TOKEN
@@ -8,8 +9,9 @@ and in the configuration of the training run, whose environment holds the same t
     c.reward = {'remote': {'urls': 'http://a:18100,http://b:18100', 'names': ('ocr',), 'range': (0.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
     c.reward_workers = 8  # requests under way at once
 
-Any reward may be served (densegrpo_jax/rewards/build.py lists them), also several at once as their weighted sum. The servers of one run
-must serve the same: /info shows a fingerprint of the reward's options and the package's version.
+Any reward may be served (densegrpo_jax/rewards/build.py lists them), also several at once as their
+weighted sum. The servers of one run must serve the same: /info shows a fingerprint of the reward's
+options and the package's version.
 
 Hardware: CPU cores, about one per scoring thread (--workers).
 """

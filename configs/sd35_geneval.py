@@ -4,8 +4,9 @@
         --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
-Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network, folders of them are named with
---config.reward.geneval.mask2former and .clip). They want a GPU of their own: serve this very file there,
+Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network,
+folders of them are named with --config.reward.geneval.mask2former and .clip). They want a GPU of
+their own: serve this very file there,
 
     python -m densegrpo_jax.reward_server --config=configs/sd35_geneval.py --host=0.0.0.0 --token_env=REWARD_TOKEN
 
@@ -13,23 +14,25 @@ and in a copy of it, to train with:
 
     c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names, 'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
 
-Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py but for the reward, the prompts and 4,500 iterations.
-Hardware: the paper used 16 A100; not measured here on any.
-Expected cost: 0.33 H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak, scoring not counted; not measured).
-Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before training).
-Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
+Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py but for the reward, the prompts and
+4,500 iterations. Hardware: the paper used 16 A100; not measured here on any.
+Expected cost: 0.33 H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak,
+scoring not counted; not measured). Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB,
+leave before training). Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
 """
 
-from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 from densegrpo_jax.config.defaults import default_config, sd35
 from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
 def get_config(variant: str = ''):
     c = sd35(default_config())
     c.label = 'SD3.5-M, GenEval, dense credit'
     c.iterations = 4500
-    c.reward = {'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}}
+    c.reward = {
+        'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}
+    }
     c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
     c.loss.beta = 0.04
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')

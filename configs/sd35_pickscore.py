@@ -3,12 +3,14 @@
     python -m densegrpo_jax.main --config=configs/sd35_pickscore.py:devices=8 --workdir=runs/sd35_pickscore \
         --config.data.train=pickscore_train.txt --config.data.eval=pickscore_test.txt
 
-The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from laion/CLIP-ViT-H-14-laion2B-s32B-b79K) before
-anything else is loaded; without a network, give folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=DIR.
-Settings: the paper's on Flow-GRPO's pickscore_sd3; as sd35_ocr.py but for the reward, the prompts, beta 0.01 and 4,500 iterations.
-Hardware: the paper used 16 A100; not measured here on any.
-Expected cost: 0.33 H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak, scoring not counted; not measured).
-Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before training),
+The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from
+laion/CLIP-ViT-H-14-laion2B-s32B-b79K) before anything else is loaded; without a network, give
+folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=DIR. Settings: the
+paper's on Flow-GRPO's pickscore_sd3; as sd35_ocr.py but for the reward, the prompts, beta 0.01 and
+4,500 iterations. Hardware: the paper used 16 A100; not measured here on any. Expected cost: 0.33
+H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak, scoring not counted;
+not measured). Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before
+training),
   and 3.7 GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16).
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
@@ -23,10 +25,13 @@ def get_config(variant: str = ''):
     c.iterations = 4500
     c.reward = {
         'pickscore': {
-            'weight': 1.0, 'path': 'yuvalkirstain/PickScore_v1', 'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-            'dtype': 'float32', 'batch_size': 16,
+            'weight': 1.0,
+            'path': 'yuvalkirstain/PickScore_v1',
+            'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
+            'dtype': 'float32',
+            'batch_size': 16,
         }
-    }  # fmt: skip
+    }
     c.loss.beta = 0.01
     c.eval.best = 'total'  # PickScore
     c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')

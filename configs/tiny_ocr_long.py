@@ -1,8 +1,10 @@
-"""The longer run of the miniature: all weights, guidance 2, half of the reward from the recogniser's likelihood.
+"""The longer run of the miniature: all weights, guidance 2, half of the reward from the
+recogniser's likelihood.
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr_long.py --workdir=runs/long
 
-Hardware: two CPU cores, 4 GiB of memory, an hour and a half. What it reaches, and what else was tried: docs/README.md, "A longer run".
+Hardware: two CPU cores, 4 GiB of memory, an hour and a half. What it reaches, and what else was
+tried: docs/README.md, "A longer run".
 """
 
 from configs import tiny_ocr
@@ -17,7 +19,8 @@ def get_config():
     c.loss.noise_power = 0.0  # as it was measured
     c.optim.learning_rate = 1e-4
     c.ema.decay = 0.95
-    # The plain score of a word that is nearly always read right has no gains left; the likelihood still tells better from worse letters.
+    # The plain score of a word that is nearly always read right has no gains left; the likelihood
+    # still tells better from worse letters.
     c.reward.ocr.smooth = 0.5
     c.eval.best = 'ocr'
     return c

@@ -1,4 +1,6 @@
-"""DenseGRPO in JAX: dense step-wise rewards for aligning flow-matching image models by online RL (arXiv 2601.20218)."""
+"""DenseGRPO in JAX: dense step-wise rewards for aligning flow-matching image models by online RL
+(arXiv 2601.20218).
+"""
 
 import importlib
 

@@ -1,13 +1,15 @@
-"""Command: calibrates the noise level of every step (DenseGRPO's Algorithm 1) for any configuration, before it is trained.
+"""Command: calibrates the noise level of every step (DenseGRPO's Algorithm 1) for any
+configuration, before it is trained.
 
     python -m densegrpo_jax.calibrate --config=configs/tiny_ocr.py --workdir=runs/psi
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_psi --config.noise.psi_path=runs/psi/psi.json
 
-Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every iteration) and beside it a PNG: psi against the start,
-the shares of positive and negative gains before and after, and the gains along every trajectory. The same command continues what was
-stopped; with more `--config.calibration.iterations` also what had not settled.
-With `--config.noise.calibrate=True` training begins with it.
-Exit status as `densegrpo_jax.main`: 0 finished, 75 stopped by a signal and resumable, 2 what cannot be used, 1 anything else.
+Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every iteration) and
+beside it a PNG: psi against the start, the shares of positive and negative gains before and after,
+and the gains along every trajectory. The same command continues what was stopped; with more
+`--config.calibration.iterations` also what had not settled. With `--config.noise.calibrate=True`
+training begins with it. Exit status as `densegrpo_jax.main`: 0 finished, 75 stopped by a signal and
+resumable, 2 what cannot be used, 1 anything else.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ import pathlib
 from absl import app, flags
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
 from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
 from densegrpo_jax.config.defaults import validate
-from densegrpo_jax.sampling.loading import load_components, open_base
-from densegrpo_jax.sampling.noise import FILE
+from densegrpo_jax.data.prompts import columns
+from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.sampling.execution import execute
+from densegrpo_jax.sampling.loading import load_components, open_base
+from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.state import optimiser, start_state
 
 
@@ -43,23 +45,33 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     train, reward = load_prompts(config, 'train'), build_reward(config.reward)
     chosen = visited_prompts(config, train)
     reward.check(*columns(chosen))
-    encoder = text_conditioning(config, workdir, folder, pipeline, ['', *(p.text for p in chosen)], mesh, stop)
+    encoder = text_conditioning(
+        config, workdir, folder, pipeline, ['', *(p.text for p in chosen)], mesh, stop
+    )
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     adapters = None
     if config.lora.init_from:
-        adapters = start_state(config, pipeline, optimiser(config), mesh, params['transformer']).policy
+        adapters = start_state(
+            config, pipeline, optimiser(config), mesh, params['transformer']
+        ).policy
     params = with_negative(pipeline, config, params, encoder)
-    return calibrate(config, out, folder, pipeline, params, adapters, encoder, train, reward, mesh, stop)
+    return calibrate(
+        config, out, folder, pipeline, params, adapters, encoder, train, reward, mesh, stop
+    )
 
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        raise app.UsageError(
+            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+        )
     flag = flags.FLAGS
     config, c = flag.config, flag.config.calibration
     out = pathlib.Path(flag.out or pathlib.Path(flag.workdir) / FILE).expanduser().absolute()
     batch = math.gcd(c.prompts * c.group, config.rollout.prompts_per_batch * config.rollout.group)
-    return execute(flag, batch, lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop))[0]
+    return execute(flag, batch, lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop))[
+        0
+    ]
 
 
 if __name__ == '__main__':

@@ -1,15 +1,18 @@
-"""Command: scores a base model and any number of checkpoints, of one run or of several, with the same prompts and the same noise.
+"""Command: scores a base model and any number of checkpoints, of one run or of several, with the
+same prompts and the same noise.
 
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --checkpoint=best --checkpoint=latest
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --checkpoint=runs/a:best --checkpoint=runs/b:120 --group=4 --kl_prompts=32
 
-Besides the reward that is trained on: the rewards of `eval.panel`, on the evaluation's prompts or on `eval.panel_prompts`; with --group=G
-the diversity of G pictures of a prompt; with --kl_prompts=N the KL of the policies from the base.
+Besides the reward that is trained on: the rewards of `eval.panel`, on the evaluation's prompts or
+on `eval.panel_prompts`; with --group=G the diversity of G pictures of a prompt; with --kl_prompts=N
+the KL of the policies from the base.
 
-Writes OUT/summary.md, OUT/scores.csv (a row per prompt and policy), a contact sheet per policy and OUT/side_by_side.png. What is finished
-lies in OUT/scores.jsonl: run again after a stop, the command continues, and a further checkpoint is scored without the others again.
-Several hosts share the work, started as for `densegrpo_jax.main`; the first one writes. Exit status as there.
+Writes OUT/summary.md, OUT/scores.csv (a row per prompt and policy), a contact sheet per policy and
+OUT/side_by_side.png. What is finished lies in OUT/scores.jsonl: run again after a stop, the command
+continues, and a further checkpoint is scored without the others again. Several hosts share the
+work, started as for `densegrpo_jax.main`; the first one writes. Exit status as there.
 """
 
 from __future__ import annotations
@@ -22,31 +25,44 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.evaluation import tables
-from densegrpo_jax.config.command_line import define_config, define_folder, define_process_flags, run_main
+from densegrpo_jax.config.command_line import (
+    define_config,
+    define_folder,
+    define_process_flags,
+    run_main,
+)
 from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
-from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
-from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.evaluation.panel import Policy, choose, parts, settings
+from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import Encoder, with_negative
-from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.sampling.execution import execute
+from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
 
 
 def evaluate(
-    config, policies: Sequence[Policy], out: pathlib.Path, *, group: int = 1, kl_prompts: int = 0, restart: bool = False,
-    mesh: Mesh | None = None, stop: StopRequest | None = None,
-) -> dict[str, dict[str, Evaluation]]:  # fmt: skip
-    """Prompt set -> policy -> Evaluation; also written to `out` by the primary process, from where it continues.
+    config,
+    policies: Sequence[Policy],
+    out: pathlib.Path,
+    *,
+    group: int = 1,
+    kl_prompts: int = 0,
+    restart: bool = False,
+    mesh: Mesh | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, dict[str, Evaluation]]:
+    """Prompt set -> policy -> Evaluation; also written to `out` by the primary process, from where
+    it continues.
 
     Args:
       group: pictures per prompt; of more than one the diversity is measured.
@@ -56,7 +72,8 @@ def evaluate(
 
     Raises:
       Preempted: a stop was requested.
-      RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what cannot be used.
+      RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what
+        cannot be used.
     """
     validate(config)
     if not policies:
@@ -64,7 +81,11 @@ def evaluate(
     mesh, stop, which = mesh or make_mesh(config.mesh), stop or StopRequest(), parts(config)
     folder, pipeline = open_base(config, mesh)
     with Agreement(stop.hosts, 'record').alike():
-        record = Record(out, settings(config, folder, pipeline, which, group), restart=restart) if stop.hosts.primary else None
+        record = (
+            Record(out, settings(config, folder, pipeline, which, group), restart=restart)
+            if stop.hosts.primary
+            else None
+        )
     embed = make_embedding(config.eval.embedding) if group > 1 else None
     params = load_components(config, folder, pipeline, mesh)
     encoder = Encoder(pipeline, params, mesh=mesh)
@@ -76,19 +97,38 @@ def evaluate(
         for name, part in which.items():
             scorers = [scorer(reward) for reward in part.rewards]
             evaluators[name] = Evaluator(
-                pipeline, config, part.prompts, encoder, scorers, mesh, group=group, embed=embed, name=name, sample=sample
+                pipeline,
+                config,
+                part.prompts,
+                encoder,
+                scorers,
+                mesh,
+                group=group,
+                embed=embed,
+                name=name,
+                sample=sample,
             )
         kl_prompts *= any(policy.workdir for policy in policies)
-        divergence = Divergence(pipeline, config, which['eval'].prompts, encoder, mesh, kl_prompts) if kl_prompts else None
+        divergence = (
+            Divergence(pipeline, config, which['eval'].prompts, encoder, mesh, kl_prompts)
+            if kl_prompts
+            else None
+        )
         for policy in policies:
             adapters = None
             if policy.workdir is not None:
-                adapters, _ = load_adapters(pipeline, config, mesh, policy.workdir, str(policy.step))
+                adapters, _ = load_adapters(
+                    pipeline, config, mesh, policy.workdir, str(policy.step)
+                )
             key = f'step {policy.step} {identity(adapters)}' if policy.workdir else 'base'
             for name, evaluator in evaluators.items():
-                result = results[name][policy.label] = evaluator(params, adapters, stop, record, key)
+                result = results[name][policy.label] = evaluator(
+                    params, adapters, stop, record, key
+                )
                 if divergence and name == 'eval':
-                    psi = policy.workdir / FILE if config.noise.calibrate and policy.workdir else None
+                    psi = (
+                        policy.workdir / FILE if config.noise.calibrate and policy.workdir else None
+                    )
                     result.scores[KL] = divergence(params, adapters, stop, record, key, psi=psi)
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
@@ -101,23 +141,33 @@ def evaluate(
 
 
 def _line(evaluation: Evaluation) -> str:
-    return ', '.join(f'{n} {evaluation.mean(n):.4f} +- {evaluation.standard_error(n):.4f}' for n in evaluation.scores)
+    return ', '.join(
+        f'{n} {evaluation.mean(n):.4f} +- {evaluation.standard_error(n):.4f}'
+        for n in evaluation.scores
+    )
 
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        raise app.UsageError(
+            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+        )
     flag = flags.FLAGS
 
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        policies = choose(flag.checkpoint or (['best'] if flag.workdir else []), flag.workdir, base=flag.base)
+        policies = choose(
+            flag.checkpoint or (['best'] if flag.workdir else []), flag.workdir, base=flag.base
+        )
         options = dict(group=flag.group, kl_prompts=flag.kl_prompts, restart=flag.restart)
         try:
             evaluate(flag.config, policies, out, mesh=mesh, stop=stop, **options)
         except RewardError:
             stop.leave('an error of the reward')
             raise
-        logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png')))
+        logging.info(
+            'made %s',
+            ', '.join(str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png')),
+        )
 
     return execute(flag, flag.config.eval.batch, work, folder=flag.out)[0]
 
@@ -125,13 +175,29 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration: model, reward, evaluation prompts, ODE steps.')
-    define_folder('workdir', None, 'Training run whose checkpoints are scored besides the base model.')
-    flags.DEFINE_multi_string('checkpoint', [], "'best' (default), 'latest' or a step of --workdir; or RUN:NAME of any run. Repeatable.")
+    define_folder(
+        'workdir', None, 'Training run whose checkpoints are scored besides the base model.'
+    )
+    flags.DEFINE_multi_string(
+        'checkpoint',
+        [],
+        "'best' (default), 'latest' or a step of --workdir; or RUN:NAME of any run. Repeatable.",
+    )
     flags.DEFINE_bool('base', True, 'Score the base model.')
     define_folder('out', 'runs/evaluation', 'Folder for the results.')
     flags.DEFINE_bool('restart', False, 'Forget the scores that --out already has.')
-    flags.DEFINE_integer('group', 1, 'Pictures per prompt; of more than one the diversity is measured.', lower_bound=1)
-    flags.DEFINE_integer('kl_prompts', 32, 'Prompts of which the KL from the base is measured; 0 = none.', lower_bound=0)
+    flags.DEFINE_integer(
+        'group',
+        1,
+        'Pictures per prompt; of more than one the diversity is measured.',
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        'kl_prompts',
+        32,
+        'Prompts of which the KL from the base is measured; 0 = none.',
+        lower_bound=0,
+    )
     define_process_flags()
 
 

@@ -2,13 +2,15 @@
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr [--config.iterations=100 ...]
 
-On several hosts every one runs this command; TPU slices, Slurm steps and Open MPI are recognised, elsewhere name the others with
---coordinator, --num_processes and --process_id. The work directory must then be one that all of them see.
-Running the same command again continues the run found in the work directory. Exit status: 0 finished, 75 stopped by a signal and
-resumable, 2 a configuration, file or prompt that cannot be used or a work directory that another run is writing to, 1 anything else (with
---require_gain, also too little gain).
-75 also where reward servers were gone for longer than the reward's `give_up_s`: nothing is wrong with the run, so a supervisor may start it
-again, and it waits for them anew. The last completed update is saved then, as it is where a reward fails in another way (1).
+On several hosts every one runs this command; TPU slices, Slurm steps and Open MPI are recognised,
+elsewhere name the others with --coordinator, --num_processes and --process_id. The work directory
+must then be one that all of them see. Running the same command again continues the run found in the
+work directory. Exit status: 0 finished, 75 stopped by a signal and resumable, 2 a configuration,
+file or prompt that cannot be used or a work directory that another run is writing to, 1 anything
+else (with --require_gain, also too little gain). 75 also where reward servers were gone for longer
+than the reward's `give_up_s`: nothing is wrong with the run, so a supervisor may start it again,
+and it waits for them anew. The last completed update is saved then, as it is where a reward fails
+in another way (1).
 """
 
 from __future__ import annotations
@@ -25,22 +27,34 @@ from densegrpo_jax.training.run import run
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        raise app.UsageError(
+            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+        )
     flag, config = flags.FLAGS, flags.FLAGS.config
     rollout, optim = config.rollout, config.optim
     batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
-    status, summary = execute(flag, batch, lambda workdir, mesh, stop: run(config, workdir, mesh, stop))
+    status, summary = execute(
+        flag, batch, lambda workdir, mesh, stop: run(config, workdir, mesh, stop)
+    )
     if status != FINISHED:
         return status
     gain = summary['after']['mean'] - summary['before']['mean']
     if flag.require_gain is not None and gain <= flag.require_gain:
-        logging.error('the evaluation score changed by %+.4f; more than %+.4f was required', gain, flag.require_gain)
+        logging.error(
+            'the evaluation score changed by %+.4f; more than %+.4f was required',
+            gain,
+            flag.require_gain,
+        )
         return 1
     return FINISHED
 
 
 if __name__ == '__main__':
     define_run_flags()
-    flags.DEFINE_float('require_gain', None, 'Exit with status 1 unless the evaluation score rose by more than this.')
+    flags.DEFINE_float(
+        'require_gain',
+        None,
+        'Exit with status 1 unless the evaluation score rose by more than this.',
+    )
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -1,16 +1,19 @@
-"""Command: does a configuration fit a machine that is not here, and what would it cost? Asked of the compiler, before renting anything.
+"""Command: does a configuration fit a machine that is not here, and what would it cost? Asked of
+the compiler, before renting anything.
 
     python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=8 --topology=v5e:2x4 --config.mesh.fsdp=8
     python -m densegrpo_jax.plan --config=configs/sd35_ocr.py:devices=8 --topology=h100:8 --out=plan.json
     python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=32 --topology=v5p:2x4x4 --quick
 
-Compiles the real rollout (with completions and decoding), update and evaluation for that topology and prints per device: the memory of
-each phase against what the chip has, operations (counted from the networks, not by the compiler), bytes received in collectives, seconds
-at a stated utilisation, and for the whole run chip-hours and whether it fits; where it does not, what would make it fit.
-With --quick a TPU's compiler makes less effort: an eighth of the time, and more memory in the plan than in a run (docs/scaling.md).
-TPUs need `pip install libtpu` (requirements-tpu.txt), H100s jax-cuda13-plugin, with model.attention=cudnn also the libraries of
-nvidia-cudnn-cu13 in LD_LIBRARY_PATH; without them the CPU's compiler lays the memory out, and the table says so.
-Scoring on hosts is not in the times. Weights are not needed for the released checkpoints.
+Compiles the real rollout (with completions and decoding), update and evaluation for that topology
+and prints per device: the memory of each phase against what the chip has, operations (counted from
+the networks, not by the compiler), bytes received in collectives, seconds at a stated utilisation,
+and for the whole run chip-hours and whether it fits; where it does not, what would make it fit.
+With --quick a TPU's compiler makes less effort: an eighth of the time, and more memory in the plan
+than in a run (docs/scaling.md). TPUs need `pip install libtpu` (requirements-tpu.txt), H100s
+jax-cuda13-plugin, with model.attention=cudnn also the libraries of nvidia-cudnn-cu13 in
+LD_LIBRARY_PATH; without them the CPU's compiler lays the memory out, and the table says so. Scoring
+on hosts is not in the times. Weights are not needed for the released checkpoints.
 """
 
 from __future__ import annotations
@@ -26,18 +29,18 @@ from typing import NamedTuple
 import jax
 from absl import app, flags, logging
 
-from densegrpo_jax.planning.collectives import collective_bytes
-from densegrpo_jax.runtime.cores import cpu_cores
-from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
-from densegrpo_jax.planning.topology import CHIPS, Topology, absent_devices, parse
-from densegrpo_jax.training import announce
-from densegrpo_jax.runtime import console
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
 from densegrpo_jax.config.defaults import validate
-from densegrpo_jax.sampling.loading import open_shapes
+from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import Phase, phases
+from densegrpo_jax.planning.topology import CHIPS, Topology, absent_devices, parse
+from densegrpo_jax.runtime import console
+from densegrpo_jax.runtime.cores import cpu_cores
+from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
+from densegrpo_jax.sampling.loading import open_shapes
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.training import announce
 from densegrpo_jax.training.learner import check_geometry
 
 GIB = 2**30
@@ -45,7 +48,9 @@ HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\((
 
 
 class Row(NamedTuple):
-    """What one phase needs; per device and per run of its program, except seconds: per iteration."""
+    """What one phase needs; per device and per run of its program, except seconds: per
+    iteration.
+    """
 
     gib: float  # everything that is in memory then
     tflop: float
@@ -55,14 +60,20 @@ class Row(NamedTuple):
     compile_s: float
 
 
-def compiled_row(phase: Phase, topology: Topology, resident: float, utilisation: float, quick: bool = False) -> Row:
-    """Compiles a phase. `resident`: bytes on a device that are not arguments of it or are counted once for all phases."""
+def compiled_row(
+    phase: Phase, topology: Topology, resident: float, utilisation: float, quick: bool = False
+) -> Row:
+    """Compiles a phase. `resident`: bytes on a device that are not arguments of it or are counted
+    once for all phases.
+    """
     began = time.monotonic()
     chip, count = topology.chip, topology.count
     try:
         program = phase.lowered.compile(compiler_options=topology.compiler_options(quick))
         memory = program.memory_analysis()
-        working = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        working = memory.temp_size_in_bytes + max(
+            0, memory.output_size_in_bytes - memory.alias_size_in_bytes
+        )
         received = sum(collective_bytes(program.as_text()).values())
     except jax.errors.JaxRuntimeError as error:
         match = HBM_EXCEEDED.search(str(error))
@@ -72,22 +83,46 @@ def compiled_row(phase: Phase, topology: Topology, resident: float, utilisation:
         working, received = float(size) * (GIB if unit == 'G' else 2**20), float('nan')
     seconds = lambda work, rate: phase.runs * work / rate
     executed = (phase.flops + phase.repeated) / count
-    return Row((resident + working) / GIB, phase.flops / count / 1e12, received / GIB, seconds(executed, chip.flops * utilisation),
-               seconds(received, chip.link), time.monotonic() - began)  # fmt: skip
+    return Row(
+        (resident + working) / GIB,
+        phase.flops / count / 1e12,
+        received / GIB,
+        seconds(executed, chip.flops * utilisation),
+        seconds(received, chip.link),
+        time.monotonic() - began,
+    )
 
 
-def advice(config, topology: Topology, rows: dict[str, Row], resident: float, mesh: Mapping[str, int]) -> list[str]:
+def advice(
+    config, topology: Topology, rows: dict[str, Row], resident: float, mesh: Mapping[str, int]
+) -> list[str]:
     """Which settings would make the phases fit that do not; by proportion, so plan again with them.
 
     `mesh`: axis -> size. Batches are made smaller only by what divides over its data and fsdp axes.
     """
-    lines, limit, r, fsdp, shards = [], topology.chip.gib, config.rollout, mesh['fsdp'], mesh['data'] * mesh['fsdp']
+    lines, limit, r, fsdp, shards = (
+        [],
+        topology.chip.gib,
+        config.rollout,
+        mesh['fsdp'],
+        mesh['data'] * mesh['fsdp'],
+    )
     if resident / GIB > 0.8 * limit:
-        more = [f for f in range(fsdp + 1, shards + 1) if shards % f == 0 and resident / GIB * fsdp / f < 0.6 * limit]
-        way_out = f'config.mesh.data={shards // more[0]} config.mesh.fsdp={more[0]}' if more else 'more devices'
+        more = [
+            f
+            for f in range(fsdp + 1, shards + 1)
+            if shards % f == 0 and resident / GIB * fsdp / f < 0.6 * limit
+        ]
+        way_out = (
+            f'config.mesh.data={shards // more[0]} config.mesh.fsdp={more[0]}'
+            if more
+            else 'more devices'
+        )
         if not more and config.model.quantize == 'none' and not config.full:
             way_out += ", or config.model.quantize='int8'"
-        lines.append(f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: {way_out}')
+        lines.append(
+            f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: {way_out}'
+        )
     if resident / GIB > limit:
         return lines  # no batch is small enough
     for name, row in rows.items():
@@ -100,7 +135,9 @@ def advice(config, topology: Topology, rows: dict[str, Row], resident: float, me
         }[name]
         room = max(limit - resident / GIB, 0.0) / max(row.gib - resident / GIB, 1e-9)
         possible = [d for d in range(1, size) if size % d == 0 and d * each % shards == 0]
-        smaller = max([d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size))
+        smaller = max(
+            [d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size)
+        )
         if smaller < size:
             lines.append(f'{name}: config.{key}={smaller} instead of {size}')
         if name == 'update' and config.model.remat != 'full':
@@ -120,10 +157,14 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     estimated = not topology.can_compile
     devices = jax.devices('cpu')[: topology.count] if estimated else absent_devices(topology)
     if len(devices) < topology.count:
-        raise ValueError(f'{topology.name} needs {topology.count} stand-in CPU devices, and there are {len(devices)}')
+        raise ValueError(
+            f'{topology.name} needs {topology.count} stand-in CPU devices, and there are {len(devices)}'
+        )
     mesh = make_mesh(config.mesh, devices)
     if estimated and config.model.attention != 'xla':
-        raise ValueError(f"model.attention={config.model.attention!r} needs {topology.compiler}, which is not installed; or use 'xla'")
+        raise ValueError(
+            f"model.attention={config.model.attention!r} needs {topology.compiler}, which is not installed; or use 'xla'"
+        )
     pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
     check_geometry(config, schedule, mesh)
@@ -139,27 +180,42 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         logging.info('%s compiled in %.0f s', name, result.compile_s)
         return result
 
-    with concurrent.futures.ThreadPoolExecutor(cpu_cores()) as pool:  # one compiler keeps one core busy
+    # one compiler keeps one core busy
+    with concurrent.futures.ThreadPoolExecutor(cpu_cores()) as pool:
         rows = dict(zip(programs, pool.map(row, programs)))
     seconds = sum(row.compute_s for row in rows.values())
     moving = sum(row.collective_s for row in rows.values())
     chips = topology.count / topology.chip.per_chip
     hours = lambda each: each * config.iterations * chips / 3600
     return {
-        'topology': topology.name, 'estimated_on_cpu': estimated, 'quick': quick, 'devices': topology.count, 'mesh': dict(mesh.shape),
-        'attention': config.model.attention, 'samples_per_device': batch // batch_shards(mesh),
-        'resident_gib': resident / GIB, 'limit_gib': topology.chip.gib, 'phases': {name: row._asdict() for name, row in rows.items()},
-        'fits': all(row.gib <= topology.chip.gib for row in rows.values()), 'utilisation': utilisation,
-        'seconds_per_iteration': seconds, 'collective_seconds': moving, 'iterations': config.iterations,
+        'topology': topology.name,
+        'estimated_on_cpu': estimated,
+        'quick': quick,
+        'devices': topology.count,
+        'mesh': dict(mesh.shape),
+        'attention': config.model.attention,
+        'samples_per_device': batch // batch_shards(mesh),
+        'resident_gib': resident / GIB,
+        'limit_gib': topology.chip.gib,
+        'phases': {name: row._asdict() for name, row in rows.items()},
+        'fits': all(row.gib <= topology.chip.gib for row in rows.values()),
+        'utilisation': utilisation,
+        'seconds_per_iteration': seconds,
+        'collective_seconds': moving,
+        'iterations': config.iterations,
         'chip_hours': [hours(max(seconds, moving)), hours(seconds + moving)],
         'advice': advice(config, topology, rows, resident, mesh.shape),
-    }  # fmt: skip
+    }
 
 
 def table(result: dict) -> str:
     """The document as text."""
     r = result
-    source = 'the CPU compiler: memory as it lays it out, an estimate only' if r['estimated_on_cpu'] else "the topology's own compiler"
+    source = (
+        'the CPU compiler: memory as it lays it out, an estimate only'
+        if r['estimated_on_cpu']
+        else "the topology's own compiler"
+    )
     source += ', with little effort: a run may need less memory' if r['quick'] else ''
     axes = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
     lines = [
@@ -187,14 +243,18 @@ def table(result: dict) -> str:
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        raise app.UsageError(
+            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+        )
     console.start()
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the devices that are planned for
     flag = flags.FLAGS
     try:
         topology = parse(flag.topology)
         if not topology.can_compile:
-            logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
+            logging.warning(
+                '%s is not installed: estimating with the CPU compiler', topology.compiler
+            )
             jax.config.update('jax_num_cpu_devices', topology.count)
         result = plan(flag.config, topology, flag.utilisation, flag.quick)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
@@ -209,9 +269,17 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration of the run.')
-    flags.DEFINE_string('topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.')
-    flags.DEFINE_float('utilisation', 0.4, 'Share of the peak rate that the arithmetic is assumed to reach.')
-    flags.DEFINE_bool('quick', False, 'Compile for TPUs with the least effort: faster, and more memory in the plan than in a run.')
+    flags.DEFINE_string(
+        'topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.'
+    )
+    flags.DEFINE_float(
+        'utilisation', 0.4, 'Share of the peak rate that the arithmetic is assumed to reach.'
+    )
+    flags.DEFINE_bool(
+        'quick',
+        False,
+        'Compile for TPUs with the least effort: faster, and more memory in the plan than in a run.',
+    )
     define_folder('out', '', 'JSON file for the result.')
 
 

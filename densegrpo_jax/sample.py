@@ -3,7 +3,8 @@
     python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --prompt='A neon sign that says "HELLO"' --out=hello.png
     python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --prompts=prompts.txt --copies=4
 
-With --workdir the sheet shows the run's adapters; add --compare to see the base model's pictures from the same noise beside them.
+With --workdir the sheet shows the run's adapters; add --compare to see the base model's pictures
+from the same noise beside them.
 """
 
 from __future__ import annotations
@@ -14,21 +15,31 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from densegrpo_jax.data.prompts import PromptSet
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime import console
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
-from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.images import save_grid
-from densegrpo_jax.sampling.conditioning import Encoder, with_negative
-from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import Encoder, with_negative
+from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.sampling.sampler import make_sampler
 
 
 def sample(
-    config, prompts: list[str], *, workdir=None, checkpoint='best', copies=1, steps=0, seed=0, compare=False
+    config,
+    prompts: list[str],
+    *,
+    workdir=None,
+    checkpoint='best',
+    copies=1,
+    steps=0,
+    seed=0,
+    compare=False,
 ) -> tuple[np.ndarray, list[str]]:
-    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each picture after the base model's."""
+    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each picture after the base
+    model's.
+    """
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     pipeline, params = load_base(config, mesh)
     policies = [] if workdir else [('base', None)]
@@ -41,8 +52,13 @@ def sample(
     root = stream_key(seed, STREAM_EVAL, 1)
     images, captions = [], []
     for i, prompt in enumerate(prompts):
-        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(np.arange(copies))
-        rows = [np.asarray(draw(params, policy, encoder([prompt] * copies), key_data(keys))[0]) for _, policy in policies]
+        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(
+            np.arange(copies)
+        )
+        rows = [
+            np.asarray(draw(params, policy, encoder([prompt] * copies), key_data(keys))[0])
+            for _, policy in policies
+        ]
         images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
         captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
         logging.info('%d of %d prompts', i + 1, len(prompts))
@@ -56,18 +72,32 @@ def main(argv) -> int:
     try:
         prompts = list(flags.FLAGS.prompt)
         if flags.FLAGS.prompts:
-            prompts += [p.text for p in PromptSet.from_text(flags.FLAGS.prompts, quoted_target=False)]
+            prompts += [
+                p.text for p in PromptSet.from_text(flags.FLAGS.prompts, quoted_target=False)
+            ]
         if not prompts:
             raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
         images, captions = sample(
-            flags.FLAGS.config, prompts, workdir=flags.FLAGS.workdir, checkpoint=flags.FLAGS.checkpoint, copies=flags.FLAGS.copies,
-            steps=flags.FLAGS.steps, seed=flags.FLAGS.seed, compare=flags.FLAGS.compare,
-        )  # fmt: skip
+            flags.FLAGS.config,
+            prompts,
+            workdir=flags.FLAGS.workdir,
+            checkpoint=flags.FLAGS.checkpoint,
+            copies=flags.FLAGS.copies,
+            steps=flags.FLAGS.steps,
+            seed=flags.FLAGS.seed,
+            compare=flags.FLAGS.compare,
+        )
     except (ValueError, FileNotFoundError) as error:
         logging.error('%s', error)
         return 2
     out, width = pathlib.Path(flags.FLAGS.out), images.shape[2]
-    save_grid(out, images, columns=max(1, min(len(images), 1536 // max(width, 192))), scale=max(1, 192 // width), captions=captions)
+    save_grid(
+        out,
+        images,
+        columns=max(1, min(len(images), 1536 // max(width, 192))),
+        scale=max(1, 192 // width),
+        captions=captions,
+    )
     if flags.FLAGS.single:
         for i, image in enumerate(images):
             save_grid(out.with_name(f'{out.stem}_{i:04d}.png'), image[None], columns=1)
@@ -84,10 +114,18 @@ def define_flags() -> None:
     flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
     flags.DEFINE_integer('copies', 1, 'Pictures per prompt.', lower_bound=1)
     flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
-    flags.DEFINE_integer('seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.')
-    flags.DEFINE_bool('compare', False, 'With --workdir: also the base model, same noise, each pair side by side.')
-    define_folder('out', 'samples.png', 'Contact sheet to write; --single also writes every picture.')
-    flags.DEFINE_bool('single', False, 'Also write every picture as a PNG of its own, next to --out.')
+    flags.DEFINE_integer(
+        'seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.'
+    )
+    flags.DEFINE_bool(
+        'compare', False, 'With --workdir: also the base model, same noise, each pair side by side.'
+    )
+    define_folder(
+        'out', 'samples.png', 'Contact sheet to write; --single also writes every picture.'
+    )
+    flags.DEFINE_bool(
+        'single', False, 'Also write every picture as a PNG of its own, next to --out.'
+    )
 
 
 if __name__ == '__main__':

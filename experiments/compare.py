@@ -1,11 +1,14 @@
-"""Command: trains variants of a configuration over several seeds and draws their evaluation curves with spread.
+"""Command: trains variants of a configuration over several seeds and draws their evaluation curves
+with spread.
 
     python -m experiments.compare --config=configs/tiny_ocr.py --vary=credit.rule=dense,sparse --seeds=0,1,2 \\
         --workdir=runs/credit --out=runs/credit/report
 
-Every run is a `densegrpo_jax.main` of its own in WORKDIR/VALUE/SEED; run again, unfinished ones continue and finished ones are kept.
-Writes OUT/curves.png (score against updates, network calls and seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md.
-Extra arguments after `--` go to every run: `-- --config.iterations=40`. For the claims of the paper there is `experiments.reproduce`.
+Every run is a `densegrpo_jax.main` of its own in WORKDIR/VALUE/SEED; run again, unfinished ones
+continue and finished ones are kept. Writes OUT/curves.png (score against updates, network calls and
+seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md. Extra arguments after `--` go to
+every run: `-- --config.iterations=40`. For the claims of the paper there is
+`experiments.reproduce`.
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ import sys
 import numpy as np
 from absl import app, flags, logging
 
+from densegrpo_jax.config.command_line import check_key, define_folder, load, run_main
+from densegrpo_jax.runtime import console
+from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records
 from experiments.reproduction.sweep import Run, base_digest, run_all
-from densegrpo_jax.runtime import console
-from densegrpo_jax.config.command_line import check_key, define_folder, load, run_main
-from densegrpo_jax.runtime.markdown import table
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 
 
 def write(records: Records, key: str, values: list[str], out: pathlib.Path, command: str) -> None:
@@ -37,14 +40,43 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
     for value, runs in curves.items():
         for seed, rows in runs.items():
             first, last = rows[0], rows[-1]
-            spent = [f'{last["updates"]:.0f}', f'{last["velocity_evals"] / 1e6:.3f}', f'{last["seconds"]:.0f}']
-            lines.append([value, seed, *spent, f'{first["score"]:.4f}', f'{last["score"]:.4f} ± {last["standard_error"]:.4f}'])
+            spent = [
+                f'{last["updates"]:.0f}',
+                f'{last["velocity_evals"] / 1e6:.3f}',
+                f'{last["seconds"]:.0f}',
+            ]
+            lines.append(
+                [
+                    value,
+                    seed,
+                    *spent,
+                    f'{first["score"]:.4f}',
+                    f'{last["score"]:.4f} ± {last["standard_error"]:.4f}',
+                ]
+            )
         final = np.array([rows[-1]['score'] for rows in runs.values()])
-        spread = f' ± {final.std(ddof=1):.4f} (standard deviation over seeds)' if len(final) > 1 else ''
+        spread = (
+            f' ± {final.std(ddof=1):.4f} (standard deviation over seeds)' if len(final) > 1 else ''
+        )
         if len(final):
-            lines.append([f'**{value}**', 'mean', '', '', '', '', f'**{final.mean():.4f}**{spread}'])
-    head = [key, 'seed', 'updates', LABELS['velocity_evals'], 'seconds', 'before', 'after (± standard error)']
-    page = [f'# {key}: ' + ' against '.join(values), f'    {command}', '![curves](curves.png)', table(head, lines)]
+            lines.append(
+                [f'**{value}**', 'mean', '', '', '', '', f'**{final.mean():.4f}**{spread}']
+            )
+    head = [
+        key,
+        'seed',
+        'updates',
+        LABELS['velocity_evals'],
+        'seconds',
+        'before',
+        'after (± standard error)',
+    ]
+    page = [
+        f'# {key}: ' + ' against '.join(values),
+        f'    {command}',
+        '![curves](curves.png)',
+        table(head, lines),
+    ]
     (out / 'README.md').write_text('\n\n'.join(page) + '\n')
 
 
@@ -56,14 +88,27 @@ def main(argv) -> int:
         raise app.UsageError(f'--vary={flag.vary}: expected key=value,value,...')
     workdir, out, values = pathlib.Path(flag.workdir), pathlib.Path(flag.out), listed.split(',')
     runs = [
-        Run(flag.config, value, ((key, value),), seed, workdir / value / seed, workdir / 'text', extra)
-        for seed in flag.seeds  # seed by seed, so that a sweep that is cut off can be compared as far as it got
+        Run(
+            flag.config,
+            value,
+            ((key, value),),
+            seed,
+            workdir / value / seed,
+            workdir / 'text',
+            extra,
+        )
+        # seed by seed, so that a sweep that is cut off can be compared as far as it got
+        for seed in flag.seeds
         for value in values
     ]
     check_key(load(flag.config), key, f'--vary={flag.vary}')  # now, and not in every run
     try:
         with handle_stop_signals() as stop:
-            facts = {'base': base_digest(flag.config, extra), 'device': device(), 'commit': commit()}
+            facts = {
+                'base': base_digest(flag.config, extra),
+                'device': device(),
+                'commit': commit(),
+            }
             status = 1 if run_all(runs, 1, stop, facts) else FINISHED
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
@@ -72,7 +117,9 @@ def main(argv) -> int:
     for run in runs:
         if run.finished:
             records.add(run.folder)
-    command = ' '.join(['python -m experiments.compare', *(f"'{a}'" if ' ' in a else a for a in sys.argv[1:])])
+    command = ' '.join(
+        ['python -m experiments.compare', *(f"'{a}'" if ' ' in a else a for a in sys.argv[1:])]
+    )
     write(records, key, values, out, command)
     logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
     return status
@@ -81,7 +128,9 @@ def main(argv) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     flags.DEFINE_string('config', None, 'Configuration file, given to densegrpo_jax.main as it is.')
-    flags.DEFINE_string('vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.')
+    flags.DEFINE_string(
+        'vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.'
+    )
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds; every value is run with each.')
     define_folder('workdir', None, 'Where the runs go.')
     define_folder('out', None, 'Folder for the figure, the tables and the page.')

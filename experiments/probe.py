@@ -1,11 +1,13 @@
-"""Command: measures credit without training: latent rewards, their bias, cheaper completions, and the direction of the gradients.
+"""Command: measures credit without training: latent rewards, their bias, cheaper completions, and
+the direction of the gradients.
 
     python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=8,bias,cost,direction
     python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=bias --checkpoint=runs/a:best
 
-What is measured, and the columns of the tables, are in experiments/reproduction/probe.py, probe_statistics.py and direction.py. Writes fig_NAME.csv and
-fig_NAME.png of every measure to OUT (default WORKDIR). Raw rewards are kept in WORKDIR/probe: stopped, the same command continues.
-Exit status as `densegrpo_jax.main`.
+What is measured, and the columns of the tables, are in experiments/reproduction/probe.py,
+probe_statistics.py and direction.py. Writes fig_NAME.csv and fig_NAME.png of every measure to OUT
+(default WORKDIR). Raw rewards are kept in WORKDIR/probe: stopped, the same command continues. Exit
+status as `densegrpo_jax.main`.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
+from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
+from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.sampling.execution import execute
 from experiments.reproduction import probe, probe_drawing
 from experiments.reproduction.direction import direction
 from experiments.reproduction.probed import MEASURES
-from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
-from densegrpo_jax.evaluation.panel import choose
 
 _MEASURE = {'8': probe.latent_rewards, 'bias': probe.bias, 'cost': probe.cost}
 _DRAW = {
-    '8': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost,
+    '8': probe_drawing.draw_latent_rewards,
+    'bias': probe_drawing.draw_bias,
+    'cost': probe_drawing.draw_cost,
     'direction': probe_drawing.draw_direction,
-}  # fmt: skip
+}
 
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
@@ -40,11 +44,21 @@ def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
 
 
 def run(
-    config, names: Sequence[str], checkpoint: str, prompts: int, updates: int, out: pathlib.Path, workdir: pathlib.Path, mesh, stop
+    config,
+    names: Sequence[str],
+    checkpoint: str,
+    prompts: int,
+    updates: int,
+    out: pathlib.Path,
+    workdir: pathlib.Path,
+    mesh,
+    stop,
 ) -> None:
     """Measures, and writes a table and a picture of each."""
     if checkpoint and 'direction' in names:
-        raise ValueError('the direction of gradients is measured of the base; leave --checkpoint or --measure=direction out')
+        raise ValueError(
+            'the direction of gradients is measured of the base; leave --checkpoint or --measure=direction out'
+        )
     policy = choose([checkpoint], base=False)[0] if checkpoint else probe.BASE
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -60,23 +74,33 @@ def run(
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        raise app.UsageError(
+            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+        )
     flag = flags.FLAGS
     unknown = [name for name in flag.measure if name not in MEASURES]
     if unknown:
-        raise app.UsageError(f'--measure={",".join(unknown)} is not known; choose from {", ".join(MEASURES)}')
+        raise app.UsageError(
+            f'--measure={",".join(unknown)} is not known; choose from {", ".join(MEASURES)}'
+        )
     out = pathlib.Path(flag.out or flag.workdir).expanduser().absolute()
     rollout = flag.config.rollout
-    work = functools.partial(run, flag.config, flag.measure, flag.checkpoint, flag.prompts, flag.updates, out)
+    work = functools.partial(
+        run, flag.config, flag.measure, flag.checkpoint, flag.prompts, flag.updates, out
+    )
     return execute(flag, rollout.prompts_per_batch * rollout.group, work)[0]
 
 
 if __name__ == '__main__':
     define_run_flags()
     flags.DEFINE_list('measure', list(MEASURES), f'What to measure: {", ".join(MEASURES)}.')
-    flags.DEFINE_string('checkpoint', '', 'Policy: RUN:STEP, RUN:best or RUN:latest; default the base.')
+    flags.DEFINE_string(
+        'checkpoint', '', 'Policy: RUN:STEP, RUN:best or RUN:latest; default the base.'
+    )
     flags.DEFINE_integer('prompts', 32, 'Training prompts; the intervals are over them.')
-    flags.DEFINE_integer('updates', 96, "Batches of an iteration's size whose gradients are compared (direction).")
+    flags.DEFINE_integer(
+        'updates', 96, "Batches of an iteration's size whose gradients are compared (direction)."
+    )
     define_folder('out', '', 'Where tables and pictures go; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -1,17 +1,20 @@
-"""Command: runs what a figure of the paper needs, on the miniature or any configuration, draws it, and says which claims hold.
+"""Command: runs what a figure of the paper needs, on the miniature or any configuration, draws it,
+and says which claims hold.
 
     python -m experiments.reproduce --figure=4,6b                      # on two cores: many hours; stop it and run it again at will
     python -m experiments.reproduce --figure=all --jobs=14             # several runs side by side on one GPU
     python -m experiments.reproduce --figure=all --norun               # only draws what has run
     python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
 
-Figures are named in experiments/reproduction/figures.py. Every training is a `densegrpo_jax.main` of its own in WORKDIR/VARIANT/SEED; seed after seed,
-so that a sweep that is cut off can be compared as far as it got. Run again, unfinished runs continue and finished ones are kept. OUT
-(default WORKDIR/report) collects what has finished, also from other machines: runs.csv, evaluations.csv, a PNG per figure and README.md
-with a verdict per claim. The page of this repository is OUT=docs/reproduction: `--figure=all --norun --out=docs/reproduction` draws it
-anew, and without --norun runs join it.
-Extra arguments after `--` go to every run: `-- --config.model.scan=True`. Exit status: 0 all runs have finished, 75 stopped by a signal,
-1 some runs failed, 2 a figure, configuration or folder that cannot be used.
+Figures are named in experiments/reproduction/figures.py. Every training is a `densegrpo_jax.main`
+of its own in WORKDIR/VARIANT/SEED; seed after seed, so that a sweep that is cut off can be compared
+as far as it got. Run again, unfinished runs continue and finished ones are kept. OUT (default
+WORKDIR/report) collects what has finished, also from other machines: runs.csv, evaluations.csv, a
+PNG per figure and README.md with a verdict per claim. The page of this repository is
+OUT=docs/reproduction: `--figure=all --norun --out=docs/reproduction` draws it anew, and without
+--norun runs join it. Extra arguments after `--` go to every run: `-- --config.model.scan=True`.
+Exit status: 0 all runs have finished, 75 stopped by a signal, 1 some runs failed, 2 a figure,
+configuration or folder that cannot be used.
 """
 
 from __future__ import annotations
@@ -20,24 +23,46 @@ import pathlib
 
 from absl import flags, logging
 
+from densegrpo_jax.config.command_line import define_folder, run_main
+from densegrpo_jax.runtime import console
+from densegrpo_jax.runtime.stop import (
+    FINISHED,
+    RESUMABLE,
+    Preempted,
+    StopRequest,
+    handle_stop_signals,
+)
 from experiments.reproduction import page, probed
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, select
 from experiments.reproduction.probed import MEASURES
 from experiments.reproduction.records import Records
 from experiments.reproduction.sweep import Run, base_digest, run_all, watch
-from densegrpo_jax.runtime import console
-from densegrpo_jax.config.command_line import define_folder, run_main
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
 
 
-def plan_runs(figures: list[str], config: str, seeds: list[str], workdir: pathlib.Path, psi: pathlib.Path, extra: list[str]) -> list[Run]:
-    """The trainings of the figures, each once: all seeds of GATE first, then the others; seed by seed, in the order of VARIANTS."""
+def plan_runs(
+    figures: list[str],
+    config: str,
+    seeds: list[str],
+    workdir: pathlib.Path,
+    psi: pathlib.Path,
+    extra: list[str],
+) -> list[Run]:
+    """The trainings of the figures, each once: all seeds of GATE first, then the others; seed by
+    seed, in the order of VARIANTS.
+    """
     needed = {variant for name in figures if name in FIGURES for variant in FIGURES[name].variants}
-    order = [(variant not in GATE, i, variant) for i in range(len(seeds)) for variant in VARIANTS if variant in needed]
+    order = [
+        (variant not in GATE, i, variant)
+        for i in range(len(seeds))
+        for variant in VARIANTS
+        if variant in needed
+    ]
     runs = []
     for _, i, variant in sorted(order, key=lambda entry: entry[:2]):
-        changes = tuple((key, str(psi) if value == PSI else value) for key, value in VARIANTS[variant].items())
+        changes = tuple(
+            (key, str(psi) if value == PSI else value) for key, value in VARIANTS[variant].items()
+        )
         folder = workdir / variant / seeds[i]
         runs.append(Run(config, variant, changes, seeds[i], folder, workdir / 'text', tuple(extra)))
     return runs
@@ -56,13 +81,38 @@ def main(argv) -> int:
         with handle_stop_signals() as stop:
             if flag.run:
                 if not flag.psi and any(PSI in VARIANTS[run.variant].values() for run in runs):
-                    command = ['python', '-m', 'densegrpo_jax.calibrate', f'--config={flag.config}', *extra]
-                    tool([*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'], workdir / 'calibration.txt', stop)
-                facts = {'base': base_digest(flag.config, extra), 'device': device(), 'commit': flag.commit or commit()}
+                    command = [
+                        'python',
+                        '-m',
+                        'densegrpo_jax.calibrate',
+                        f'--config={flag.config}',
+                        *extra,
+                    ]
+                    tool(
+                        [*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'],
+                        workdir / 'calibration.txt',
+                        stop,
+                    )
+                facts = {
+                    'base': base_digest(flag.config, extra),
+                    'device': device(),
+                    'commit': flag.commit or commit(),
+                }
                 status = 1 if runs and run_all(runs, flag.jobs, stop, facts) else FINISHED
                 if measures := [name for name in figures if name in MEASURES]:
-                    command = ['python', '-m', 'experiments.probe', f'--config={flag.config}', *extra, f'--measure={",".join(measures)}']
-                    tool([*command, f'--workdir={workdir / "probe"}', f'--out={out}'], workdir / 'probe.txt', stop)
+                    command = [
+                        'python',
+                        '-m',
+                        'experiments.probe',
+                        f'--config={flag.config}',
+                        *extra,
+                        f'--measure={",".join(measures)}',
+                    ]
+                    tool(
+                        [*command, f'--workdir={workdir / "probe"}', f'--out={out}'],
+                        workdir / 'probe.txt',
+                        stop,
+                    )
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         status = RESUMABLE
@@ -70,7 +120,9 @@ def main(argv) -> int:
         if run.finished:
             records.add(run.folder)
     records.save(out)
-    made = page.write(out, records, probed.read(out), {run.variant: len(flag.seeds) for run in runs})
+    made = page.write(
+        out, records, probed.read(out), {run.variant: len(flag.seeds) for run in runs}
+    )
     logging.info('made %s', ', '.join(map(str, made)))
     return status
 
@@ -91,14 +143,25 @@ def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.')
+    flags.DEFINE_string(
+        'config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.'
+    )
     flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
     flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
     define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
     define_folder('out', '', 'Folder for tables, figures and the page; default WORKDIR/report.')
-    flags.DEFINE_integer('jobs', 1, 'Runs side by side, as many as fit on the device; their times are then not comparable.', lower_bound=1)
+    flags.DEFINE_integer(
+        'jobs',
+        1,
+        'Runs side by side, as many as fit on the device; their times are then not comparable.',
+        lower_bound=1,
+    )
     flags.DEFINE_bool('run', True, 'Run what is missing; false: only draw.')
-    flags.DEFINE_string('psi', '', 'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into WORKDIR/psi.json.')
+    flags.DEFINE_string(
+        'psi',
+        '',
+        'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into WORKDIR/psi.json.',
+    )
     flags.DEFINE_string('commit', '', 'Commit of this code, where git cannot tell.')
 
 

@@ -1,4 +1,6 @@
-"""Several hosts of a run inside one process: threads that talk through a dictionary instead of JAX's coordination service."""
+"""Several hosts of a run inside one process: threads that talk through a dictionary instead of
+JAX's coordination service.
+"""
 
 import concurrent.futures
 import threading
@@ -27,7 +29,9 @@ class Service:
 
     def key_value_delete(self, folder):
         with self._changed:
-            self._values = {name: value for name, value in self._values.items() if not name.startswith(folder)}
+            self._values = {
+                name: value for name, value in self._values.items() if not name.startswith(folder)
+            }
 
     def blocking_key_value_get_bytes(self, name, milliseconds):
         with self._changed:
@@ -37,7 +41,9 @@ class Service:
 
 
 def on_hosts(function, count=2):
-    """What `function(hosts)` returned, or the exception it raised, on each of `count` hosts at once."""
+    """What `function(hosts)` returned, or the exception it raised, on each of `count` hosts at
+    once.
+    """
     service = Service()
 
     def on_host(index):
@@ -47,4 +53,7 @@ def on_hosts(function, count=2):
             return error
 
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        return [future.result(timeout=60) for future in [pool.submit(on_host, index) for index in range(count)]]
+        return [
+            future.result(timeout=60)
+            for future in [pool.submit(on_host, index) for index in range(count)]
+        ]

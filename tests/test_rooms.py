@@ -1,4 +1,6 @@
-"""The rooms of the package: each import points to the same room or to one further down, and every module can be imported."""
+"""The rooms of the package: each import points to the same room or to one further down, and every
+module can be imported.
+"""
 
 import ast
 import importlib
@@ -11,8 +13,20 @@ PACKAGE = ROOT / 'densegrpo_jax'
 
 # From the top of the house to its ground; commands (modules beside the rooms) stand above all.
 ROOMS = (
-    'planning', 'training', 'search', 'calibration', 'evaluation', 'sampling', 'config', 'rewards', 'pipelines', 'networks', 'data', 'runtime', 'core',
-)  # fmt: skip
+    'planning',
+    'training',
+    'search',
+    'calibration',
+    'evaluation',
+    'sampling',
+    'config',
+    'rewards',
+    'pipelines',
+    'networks',
+    'data',
+    'runtime',
+    'core',
+)
 MODULES = sorted(p.relative_to(ROOT) for p in PACKAGE.rglob('*.py'))
 
 
@@ -29,7 +43,9 @@ def imported(path):
             names = [f'{node.module}.{a.name}' for a in node.names]
         for name in names:
             top, *parts = name.split('.')
-            assert top not in ('experiments', 'tools', 'tests', 'benchmarks'), f'{path} imports {name}: the package stands without it'
+            assert top not in ('experiments', 'tools', 'tests', 'benchmarks'), (
+                f'{path} imports {name}: the package stands without it'
+            )
             if top == 'densegrpo_jax' and parts and parts[0] in ROOMS:
                 yield name, parts
 

@@ -2,8 +2,9 @@
 
     python -m tools.pretrain --config=configs/tiny_pretrain.py --workdir=runs/tiny_pretrain
 
-Every stage resumes from its own checkpoints, a finished one is only read. The folder appears at WORKDIR/flux.
-Exit status: 0 finished, 2 a configuration or a work directory that cannot be used, 1 anything else.
+Every stage resumes from its own checkpoints, a finished one is only read. The folder appears at
+WORKDIR/flux. Exit status: 0 finished, 2 a configuration or a work directory that cannot be used, 1
+anything else.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import pathlib
 
 from absl import app, flags, logging
 
+from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.runtime import console
+from densegrpo_jax.runtime.files import lock
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
 from tools.make_miniature.miniature import pretrain, rows
-from densegrpo_jax.runtime import console
-from densegrpo_jax.config.command_line import define_config, define_folder, run_main
-from densegrpo_jax.runtime.files import lock
 
 
 def main(argv) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; settings are given as --config.key=value')
+        raise app.UsageError(
+            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+        )
     console.start()
     config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser().absolute()
     start_devices(rows(config))
@@ -34,14 +37,21 @@ def main(argv) -> int:
         logging.error('%s', error)
         return 2
     size = sum(f.stat().st_size for f in folder.rglob('*') if f.is_file())
-    logging.info('finished: %s (%.1f MiB, bfloat16); samples in %s', folder, size / 2**20, workdir / 'samples')
+    logging.info(
+        'finished: %s (%.1f MiB, bfloat16); samples in %s',
+        folder,
+        size / 2**20,
+        workdir / 'samples',
+    )
     return 0
 
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Pretraining configuration.')
-    define_folder('workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.')
+    define_folder(
+        'workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.'
+    )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,6 @@
-"""The picture of a calibration: psi, shares of signs, and the gains along every trajectory before and after (the paper's Fig. 3)."""
+"""The picture of a calibration: psi, shares of signs, and the gains along every trajectory before
+and after (the paper's Fig. 3).
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,26 @@ def draw(document: dict, path: pathlib.Path) -> pathlib.Path:
 
 
 def _levels(axes, document: dict, on: np.ndarray, steps: np.ndarray) -> None:
-    start, psi, history = (np.array(document[name])[..., on] for name in ('start', 'psi', 'history'))
+    start, psi, history = (
+        np.array(document[name])[..., on] for name in ('start', 'psi', 'history')
+    )
     for row in history[:-1]:
         axes.plot(steps, row, color=AFTER, linewidth=0.6, alpha=0.2)
-    axes.plot(steps, history[-1], color=AFTER, linewidth=0.6, alpha=0.4, label='after every iteration')
+    axes.plot(
+        steps, history[-1], color=AFTER, linewidth=0.6, alpha=0.4, label='after every iteration'
+    )
     rollout = document['settings']['rollout']
-    names = {'flow_grpo': f'a·sqrt(s/(1−s)), a = {rollout["level"]:g}', 'constant': f'constant {rollout["level"]:g}'}
-    axes.plot(steps, start, 'o--', color=BEFORE, label=f'start: {names.get(rollout["noise"], rollout["noise"])}')
+    names = {
+        'flow_grpo': f'a·sqrt(s/(1−s)), a = {rollout["level"]:g}',
+        'constant': f'constant {rollout["level"]:g}',
+    }
+    axes.plot(
+        steps,
+        start,
+        'o--',
+        color=BEFORE,
+        label=f'start: {names.get(rollout["noise"], rollout["noise"])}',
+    )
     symbol = 'η' if rollout['kernel'] == 'cps' else 'ψ'
     axes.plot(steps, psi, 'o-', color=AFTER, linewidth=2, label=f'{symbol}(t), calibrated')
     axes.set_ylim(bottom=0)
@@ -57,7 +72,9 @@ def _levels(axes, document: dict, on: np.ndarray, steps: np.ndarray) -> None:
 
 def _shares(axes, gains: list[np.ndarray], steps: np.ndarray) -> None:
     """Bars up: share of positive gains; bars down: of negative ones. What lacks to 1 is ties."""
-    for rows, name, color, shift in zip(gains, ('start', 'calibrated'), (BEFORE, AFTER), (0.19, -0.19)):
+    for rows, name, color, shift in zip(
+        gains, ('start', 'calibrated'), (BEFORE, AFTER), (0.19, -0.19)
+    ):
         scored = np.maximum(np.isfinite(rows).sum(1), 1)
         up, down = (count / scored for count in count_gains(rows))
         axes.bar(steps + shift, up, 0.34, color=color, label=name)
@@ -65,9 +82,14 @@ def _shares(axes, gains: list[np.ndarray], steps: np.ndarray) -> None:
         for x, values, sign in ((steps + shift, up, 1), (steps + shift, down, -1)):
             for at, value in zip(x, values):
                 axes.annotate(
-                    f'{100 * value:.0f}', (at, sign * value), (0, 3 * sign), textcoords='offset points', ha='center',
-                    va='bottom' if sign > 0 else 'top', fontsize=7,
-                )  # fmt: skip
+                    f'{100 * value:.0f}',
+                    (at, sign * value),
+                    (0, 3 * sign),
+                    textcoords='offset points',
+                    ha='center',
+                    va='bottom' if sign > 0 else 'top',
+                    fontsize=7,
+                )
     most = max(abs(limit) for limit in axes.get_ylim()) * 1.1
     axes.set_ylim(-most, most)
     axes.set_yticks(ticks := axes.get_yticks(), [f'{abs(100 * tick):.0f}' for tick in ticks])
@@ -78,10 +100,20 @@ def _shares(axes, gains: list[np.ndarray], steps: np.ndarray) -> None:
     axes.legend(frameon=False)
 
 
-def _polylines(axes, rows: np.ndarray, steps: np.ndarray, name: str, color: str, most: float) -> None:
+def _polylines(
+    axes, rows: np.ndarray, steps: np.ndarray, name: str, color: str, most: float
+) -> None:
     for row in rows.T:
         axes.plot(steps, row, color=color, linewidth=0.6, alpha=0.35)
-    axes.plot(steps, np.nanmean(rows, axis=1), 'o-', color='black', linewidth=1.5, markersize=4, label='mean')
+    axes.plot(
+        steps,
+        np.nanmean(rows, axis=1),
+        'o-',
+        color='black',
+        linewidth=1.5,
+        markersize=4,
+        label='mean',
+    )
     axes.axhline(0, color='black', linewidth=0.8)
     axes.set_ylim(-1.05 * most, 1.05 * most)
     axes.set_ylabel('gain ΔR of the step')

@@ -1,8 +1,10 @@
-"""Exploration-space calibration of a configuration (DenseGRPO Sec. 4.2, Algorithm 1): the loop around `core/calibration.py`.
+"""Exploration-space calibration of a configuration (DenseGRPO Sec. 4.2, Algorithm 1): the loop
+around `core/calibration.py`.
 
-Every iteration samples N trajectories of the base policy with the present psi, takes the gains of the total reward, counts their signs at
-every trained transition and moves psi. All that an iteration depends on is in the file written after the one before, so a calibration
-that was stopped ends with the bits of an uninterrupted one.
+Every iteration samples N trajectories of the base policy with the present psi, takes the gains of
+the total reward, counts their signs at every trained transition and moves psi. All that an
+iteration depends on is in the file written after the one before, so a calibration that was stopped
+ends with the bits of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,43 +17,55 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.calibration.figure import draw
+from densegrpo_jax.config.defaults import default_config, identifying
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
+from densegrpo_jax.evaluation.record import difference
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.runtime.mesh import batch_shards, check_batch
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.sampling import noise
-from densegrpo_jax.calibration.figure import draw
-from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.config.defaults import default_config, identifying
-from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.mesh import batch_shards, check_batch
 from densegrpo_jax.runtime.progress import ProgressBar
-from densegrpo_jax.sampling.conditioning import content_hash
-from densegrpo_jax.evaluation.record import difference
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_CALIBRATION, key_data, stream_key
+from densegrpo_jax.sampling import noise
+from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.conditioning_cache import TextCache
+from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
 
 FREE_KEYS = ('iterations', 'tolerance')  # of config.calibration: when it ends, not how it goes
 
 
 def calibrate(
-    config, path: pathlib.Path, folder: pathlib.Path, pipeline: Pipeline, params: dict, adapters: dict | None, encoder: TextCache,
-    train: PromptSet, reward, mesh: Mesh, stop: StopRequest,
-) -> np.ndarray:  # fmt: skip
+    config,
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    pipeline: Pipeline,
+    params: dict,
+    adapters: dict | None,
+    encoder: TextCache,
+    train: PromptSet,
+    reward,
+    mesh: Mesh,
+    stop: StopRequest,
+) -> np.ndarray:
     """Makes psi, or continues or takes the file at `path`; writes the figure beside it.
 
-    It starts from `rollout.noise` at `rollout.level` and ends when psi only oscillates (`has_settled`) or after
-    `calibration.iterations`. The result is the mean of psi over the last `calibration.window` iterations: a rule of constant steps does
-    not converge but walks about its rest point, by some steps; the mean of the walk is nearer to that point than where it happens to
-    stand. Afterwards the first iteration's prompts and noise are sampled once more with the result, so that before and after are paired.
+    It starts from `rollout.noise` at `rollout.level` and ends when psi only oscillates
+    (`has_settled`) or after `calibration.iterations`. The result is the mean of psi over the last
+    `calibration.window` iterations: a rule of constant steps does not converge but walks about its
+    rest point, by some steps; the mean of the walk is nearer to that point than where it happens to
+    stand. Afterwards the first iteration's prompts and noise are sampled once more with the result,
+    so that before and after are paired.
 
     Args:
-      folder: of the base model, for the log. params: of the base model, with the negative conditioning.
+      folder: of the base model, for the log. params: of the base model, with the negative
+        conditioning.
       adapters: of the policy; None: the base.
       encoder: holds the conditioning of `visited_prompts`.
 
@@ -59,7 +73,8 @@ def calibrate(
       float32 [T].
 
     Raises:
-      Preempted: the last complete iteration is in the file. RewardError: so it is, and the other processes stop.
+      Preempted: the last complete iteration is in the file. RewardError: so it is, and the other
+        processes stop.
       ValueError: a file of other settings; what `prepare` refuses.
     """
     sized, schedule = prepare(config, pipeline, mesh)
@@ -69,18 +84,38 @@ def calibrate(
         logging.info('calibrating psi on %s into %s: %s', folder, path, _plan(sized, schedule))
         with Scorer(reward, config.reward_workers) as scorer:
             try:
-                _run(document, path, sized, pipeline, schedule, params, adapters, encoder, train, scorer, mesh, stop)
+                _run(
+                    document,
+                    path,
+                    sized,
+                    pipeline,
+                    schedule,
+                    params,
+                    adapters,
+                    encoder,
+                    train,
+                    scorer,
+                    mesh,
+                    stop,
+                )
             except RewardError:
                 stop.leave('an error of the reward')
                 raise
     if stop.hosts.primary:
         made = draw(document, path.with_suffix('.png'))
-        logging.info('%s: psi = %s; made %s, %s', _outcome(document), [round(v, 4) for v in document['psi']], path, made)
+        logging.info(
+            '%s: psi = %s; made %s, %s',
+            _outcome(document),
+            [round(v, 4) for v in document['psi']],
+            path,
+            made,
+        )
     return np.array(document['psi'], np.float32)
 
 
 def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
-    """The configuration with calibration's prompts and samples and the default credit (dense, n = t), and its Schedule. Nothing runs.
+    """The configuration with calibration's prompts and samples and the default credit (dense, n =
+    t), and its Schedule. Nothing runs.
 
     A batch has as many rows as one of training at most, and divides over the mesh.
 
@@ -89,8 +124,14 @@ def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
     """
     c, r = config.calibration, config.rollout
     check_batch(mesh, c.prompts * c.group, 'calibration.prompts * calibration.group')
-    fitting = [p for p in range(1, c.prompts + 1) if c.prompts % p == 0 and p * c.group % batch_shards(mesh) == 0]
-    batch = max((p for p in fitting if p * c.group <= r.prompts_per_batch * r.group), default=fitting[0])
+    fitting = [
+        p
+        for p in range(1, c.prompts + 1)
+        if c.prompts % p == 0 and p * c.group % batch_shards(mesh) == 0
+    ]
+    batch = max(
+        (p for p in fitting if p * c.group <= r.prompts_per_batch * r.group), default=fitting[0]
+    )
     sized = config.copy_and_resolve_references()
     with sized.unlocked():
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
@@ -110,50 +151,76 @@ def prompts_of_iteration(config, train: PromptSet, iteration: int) -> list[Promp
     """The prompts of an iteration, from the training set by a stream of their own."""
     count = config.calibration.prompts
     if count > len(train):
-        raise ValueError(f'calibration.prompts={count}, and the training set has {len(train)} prompts')
+        raise ValueError(
+            f'calibration.prompts={count}, and the training set has {len(train)} prompts'
+        )
     seed = int(np.random.SeedSequence([config.seed, STREAM_CALIBRATION]).generate_state(1)[0])
     return prompts_for_step(train, count, iteration, seed)
 
 
 def visited_prompts(config, train: PromptSet) -> list[Prompt]:
     """Every prompt that a calibration may use, once each."""
-    every = (p for i in range(config.calibration.iterations) for p in prompts_of_iteration(config, train, i))
+    every = (
+        p
+        for i in range(config.calibration.iterations)
+        for p in prompts_of_iteration(config, train, i)
+    )
     return list({p.text: p for p in every}.values())
 
 
 def settings(config, train: PromptSet, reward) -> dict:
-    """JSON values that every iteration depends on. Prompts may change under a file's name, and a reward under a server's."""
+    """JSON values that every iteration depends on. Prompts may change under a file's name, and a
+    reward under a server's.
+    """
     c = identifying(config)
-    without = lambda options, *free: {key: value for key, value in options.items() if key not in free}
+    without = lambda options, *free: {
+        key: value for key, value in options.items() if key not in free
+    }
     return {
-        'seed': c['seed'], 'model': c['model'], 'lora': {'init_from': c['lora']['init_from']},
+        'seed': c['seed'],
+        'model': c['model'],
+        'lora': {'init_from': c['lora']['init_from']},
         'data': {key: c['data'][key] for key in ('train', 'scenes')},
         'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch', 'log_prob'),
         'reward': c['reward'],
         'calibration': without(c['calibration'], *FREE_KEYS),
-        'prompts of data.train': content_hash(train), 'servers of rewards': fingerprints([reward]),
-    }  # fmt: skip
+        'prompts of data.train': content_hash(train),
+        'servers of rewards': fingerprints([reward]),
+    }
 
 
 def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, reward) -> dict:
     """The document at `path`, or a fresh one; see `noise.geometry` and `settings`.
 
-    Keys: psi [T], the result so far; start [T]; history [I][T], psi after every iteration; positives, negatives [I][T]; before, after:
-    rewards [T+1][N] of every state (null where it has none), of the same prompts and noise with the start and with the result.
+    Keys: psi [T], the result so far; start [T]; history [I][T], psi after every iteration;
+    positives, negatives [I][T]; before, after: rewards [T+1][N] of every state (null where it has
+    none), of the same prompts and noise with the start and with the result.
     """
     ours = settings(config, train, reward)
     if path.exists():
         document = noise.read(path)
-        document['settings'] = {**ours, **document['settings']}  # an earlier version noted neither prompts nor servers
+        # an earlier version noted neither prompts nor servers
+        document['settings'] = {**ours, **document['settings']}
         if (key := difference(document['settings'], ours)) is not None:
-            raise ValueError(f'{path} was calibrated with other settings ({key}). Use those, name another file, or remove it')
+            raise ValueError(
+                f'{path} was calibrated with other settings ({key}). Use those, name another file, or remove it'
+            )
         return document
     start = np.asarray(schedule.noise_levels, np.float64)
     return {
-        'settings': ours, 'config_hash': hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:12],
-        'geometry': noise.geometry(config, schedule.sigmas, schedule.plan), 'finished': False, 'settled': False,
-        'psi': start.tolist(), 'start': start.tolist(), 'history': [], 'positives': [], 'negatives': [], 'before': None, 'after': None,
-    }  # fmt: skip
+        'settings': ours,
+        'config_hash': hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:12],
+        'geometry': noise.geometry(config, schedule.sigmas, schedule.plan),
+        'finished': False,
+        'settled': False,
+        'psi': start.tolist(),
+        'start': start.tolist(),
+        'history': [],
+        'positives': [],
+        'negatives': [],
+        'before': None,
+        'after': None,
+    }
 
 
 def _bounds(config) -> tuple[float, float]:
@@ -166,40 +233,80 @@ def _ended(document: dict, config) -> bool:
     c, history = config.calibration, np.array(document['history'])
     if not len(history):
         return False
-    settled = has_settled(history[:, np.array(document['geometry']['calibrated'])], c.window, c.tolerance)
+    settled = has_settled(
+        history[:, np.array(document['geometry']['calibrated'])], c.window, c.tolerance
+    )
     document['settled'] = settled
     return settled or len(history) >= c.iterations
 
 
-def _run(document, path, config, pipeline, schedule: Schedule, params, adapters, encoder, train, scorer, mesh, stop) -> None:
-    """Iterations until the end, then the measurement with the result; `document` is kept up to date and written after each."""
+def _run(
+    document,
+    path,
+    config,
+    pipeline,
+    schedule: Schedule,
+    params,
+    adapters,
+    encoder,
+    train,
+    scorer,
+    mesh,
+    stop,
+) -> None:
+    """Iterations until the end, then the measurement with the result; `document` is kept up to date
+    and written after each.
+    """
     c, samples = config.calibration, config.rollout.prompts * config.rollout.group
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
-    collector = Collector(mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch)
+    collector = Collector(
+        mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch
+    )
 
     def rewards(iteration: int, psi) -> np.ndarray:
         """float64 [T+1, N]; NaN where a state was not scored, or a picture has no score."""
-        key, chosen = key_data(stream_key(config.seed, STREAM_CALIBRATION, iteration)), prompts_of_iteration(config, train, iteration)
+        key, chosen = (
+            key_data(stream_key(config.seed, STREAM_CALIBRATION, iteration)),
+            prompts_of_iteration(config, train, iteration),
+        )
         levels = np.asarray(psi, np.float32)
-        rollouts, scores, _ = collector.sample(rollout_fn, params, adapters, encoder, chosen, key, levels)
+        rollouts, scores, _ = collector.sample(
+            rollout_fn, params, adapters, encoder, chosen, key, levels
+        )
         values, valid = collector.gather(scores, samples)
-        return np.asarray(state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].sources), np.float64)
+        return np.asarray(
+            state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].sources), np.float64
+        )
 
     def keep() -> None:
         if stop.hosts.primary:
             noise.write(path, document)
 
-    with ProgressBar(c.iterations, start=len(document['history']), label='calibrate', show=stop.hosts.primary) as bar:
+    with ProgressBar(
+        c.iterations, start=len(document['history']), label='calibrate', show=stop.hosts.primary
+    ) as bar:
         while not _ended(document, config):
             iteration = len(document['history'])
             psi = document['history'][-1] if iteration else document['start']
             found = rewards(iteration, psi)
             positives, negatives = count_gains(np.diff(found, axis=0))
             moved = calibrate_step(
-                psi, positives, negatives, schedule.plan.trained,
-                rule=c.rule, eps1=c.eps1, eps2=c.eps2, z=c.z, bounds=_bounds(config), min_count=c.min_count,
-            )  # fmt: skip
-            for name, row in (('history', moved), ('positives', positives), ('negatives', negatives)):
+                psi,
+                positives,
+                negatives,
+                schedule.plan.trained,
+                rule=c.rule,
+                eps1=c.eps1,
+                eps2=c.eps2,
+                z=c.z,
+                bounds=_bounds(config),
+                min_count=c.min_count,
+            )
+            for name, row in (
+                ('history', moved),
+                ('positives', positives),
+                ('negatives', negatives),
+            ):
                 document[name].append(row.tolist())
             document['before'] = document['before'] or _json(found)
             document['psi'] = np.mean(document['history'][-c.window :], axis=0).tolist()
@@ -207,7 +314,13 @@ def _run(document, path, config, pipeline, schedule: Schedule, params, adapters,
             keep()
             on = schedule.plan.trained
             signs = {'positive': positives[on].sum(), 'negative': negatives[on].sum()}
-            bar.update(iteration + 1, {**{k: v / on.sum() / samples for k, v in signs.items()}, 'psi_mean': moved[on].mean()})
+            bar.update(
+                iteration + 1,
+                {
+                    **{k: v / on.sum() / samples for k, v in signs.items()},
+                    'psi_mean': moved[on].mean(),
+                },
+            )
             stop.check()
         bar.note(f'{_outcome(document)}; sampling the first prompts again, with the result')
         document['after'], document['finished'] = _json(rewards(0, document['psi'])), True

@@ -1,4 +1,6 @@
-"""What commands share: their flags, and mistakes in what was typed, which are said in a line and end with status 2."""
+"""What commands share: their flags, and mistakes in what was typed, which are said in a line and
+end with status 2.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from densegrpo_jax.rewards.build import resolve
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
-REWARDS = ('config.reward', 'config.eval.panel')  # groups of rewards; a configuration names those of their options that it sets
+# groups of rewards; a configuration names those of their options that it sets
+REWARDS = ('config.reward', 'config.eval.panel')
 
-flags.disclaim_key_flags()  # what is defined here belongs to the command that calls, whose --help lists it
+# what is defined here belongs to the command that calls, whose --help lists it
+flags.disclaim_key_flags()
 
 
 def run_main(main: Callable[[list[str]], int | None]) -> None:
-    """Parses the flags and exits with the status that `main(argv)` returns; see the module's docstring."""
+    """Parses the flags and exits with the status that `main(argv)` returns; see the module's
+    docstring.
+    """
 
     def run(argv):
         try:
@@ -37,20 +43,26 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
 def define_config(help_string: str) -> None:
     """The flag --config=FILE.py[:VARIANT], whose keys are set by --config.key=value."""
     config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
-    flags.FLAGS['config'].parser = _Configuration()  # the library's own raises whatever it meets on the way
+    # the library's own raises whatever it meets on the way
+    flags.FLAGS['config'].parser = _Configuration()
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
-    """A flag that names a file or folder of this machine. A bucket's address would make a folder of that name, which nobody looks into."""
+    """A flag that names a file or folder of this machine. A bucket's address would make a folder of
+    that name, which nobody looks into.
+    """
     flags.DEFINE_string(name, default, help_string)
     flags.register_validator(
-        name, lambda value: '://' not in (value or ''),
+        name,
+        lambda value: '://' not in (value or ''),
         'expected a folder of this machine; mount the bucket (launch/tpu.sh setup --bucket=B does, at ~/bucket) and name the folder there',
-    )  # fmt: skip
+    )
 
 
 def define_run_flags() -> None:
-    """The flags of `sampling.execution.execute`. Only a command itself has flags: importing a module defines none."""
+    """The flags of `sampling.execution.execute`. Only a command itself has flags: importing a
+    module defines none.
+    """
     define_config('Configuration file; its keys are listed in densegrpo_jax/config/defaults.py.')
     define_folder('workdir', None, 'Where checkpoints, metrics and pictures go.')
     define_process_flags()
@@ -58,15 +70,36 @@ def define_run_flags() -> None:
 
 def define_process_flags() -> None:
     """Of these flags those that say which devices and processes there are."""
-    from densegrpo_jax.runtime.startup import BACKENDS, HEARTBEAT_SECONDS  # imports jax, which a reward server can do without
+    from densegrpo_jax.runtime.startup import (  # imports jax, which a reward server can do without
+        BACKENDS,
+        HEARTBEAT_SECONDS,
+    )
 
-    flags.DEFINE_enum('device', '', ['', *BACKENDS], 'What the run needs, and ends without; empty: whatever there is.')
-    flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.')
-    flags.DEFINE_enum('distributed', 'auto', ['auto', 'on', 'off'], 'Whether this is one of several processes of the run.')
-    flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.')
+    flags.DEFINE_enum(
+        'device',
+        '',
+        ['', *BACKENDS],
+        'What the run needs, and ends without; empty: whatever there is.',
+    )
+    flags.DEFINE_integer(
+        'cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.'
+    )
+    flags.DEFINE_enum(
+        'distributed',
+        'auto',
+        ['auto', 'on', 'off'],
+        'Whether this is one of several processes of the run.',
+    )
+    flags.DEFINE_string(
+        'coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.'
+    )
     flags.DEFINE_integer('num_processes', 0, 'With --coordinator: how many processes there are.')
     flags.DEFINE_integer('process_id', -1, 'With --coordinator: which one this is, from 0.')
-    flags.DEFINE_integer('heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a process that has died ends the others.')
+    flags.DEFINE_integer(
+        'heartbeat',
+        HEARTBEAT_SECONDS,
+        'Seconds after which a process that has died ends the others.',
+    )
 
 
 def load(argument: str) -> ConfigDict:
@@ -78,19 +111,29 @@ def load(argument: str) -> ConfigDict:
     name, colon, variant = argument.partition(':')
     path = pathlib.Path(name)
     if not path.is_file():
-        close = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob('*.py')], 1)
-        hint = f'did you mean {path.with_name(close[0])}?' if close else f'the current folder is {pathlib.Path.cwd()}'
+        close = difflib.get_close_matches(
+            path.name, [other.name for other in path.parent.glob('*.py')], 1
+        )
+        hint = (
+            f'did you mean {path.with_name(close[0])}?'
+            if close
+            else f'the current folder is {pathlib.Path.cwd()}'
+        )
         raise ValueError(f'--config={argument}: there is no file {name!r}; {hint}')
     spec = importlib.util.spec_from_file_location('configuration', path)
     module = importlib.util.module_from_spec(spec) if spec else None
     if module is None:
-        raise ValueError(f'--config={argument}: expected a Python file with a function get_config(), as configs/tiny_ocr.py')
+        raise ValueError(
+            f'--config={argument}: expected a Python file with a function get_config(), as configs/tiny_ocr.py'
+        )
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
         raise ValueError(f'--config={argument}: the file has no function get_config()')
     if colon and not inspect.signature(module.get_config).parameters:
-        raise ValueError(f"--config={argument}: this configuration has no variants, its get_config() takes none; leave ':{variant}' out")
+        raise ValueError(
+            f"--config={argument}: this configuration has no variants, its get_config() takes none; leave ':{variant}' out"
+        )
     try:
         return module.get_config(variant) if colon else module.get_config()
     except ValueError as error:
@@ -98,7 +141,9 @@ def load(argument: str) -> ConfigDict:
 
 
 class _Configuration(flags.ArgumentParser):
-    """Loads the file, and checks the keys that the command line sets before the library looks for them."""
+    """Loads the file, and checks the keys that the command line sets before the library looks for
+    them.
+    """
 
     def parse(self, argument: str) -> ConfigDict:
         try:
@@ -109,7 +154,8 @@ class _Configuration(flags.ArgumentParser):
         except ValueError as error:
             raise flags.Error(str(error)) from error
         except (TypeError, AttributeError, KeyError):
-            raise flags.Error(traceback.format_exc()) from None  # a mistake in the file: the traceback says where
+            # a mistake in the file: the traceback says where
+            raise flags.Error(traceback.format_exc()) from None
         return config.lock()
 
     def flag_type(self) -> str:
@@ -117,7 +163,9 @@ class _Configuration(flags.ArgumentParser):
 
 
 def check_key(config: ConfigDict, key: str, given: str) -> None:
-    """Raises ValueError where `config` has no such key. An option of a reward that the configuration leaves alone is added."""
+    """Raises ValueError where `config` has no such key. An option of a reward that the
+    configuration leaves alone is added.
+    """
     group, path = config, 'config'
     for name in key.split('.'):
         if not isinstance(group, ConfigDict):
@@ -127,17 +175,29 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
             known = {**_options(group.get('kind', path.rpartition('.')[2])), **known}
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            close += [f'{other}.{name}' for other, inner in config.items() if isinstance(inner, ConfigDict) and name in inner]
+            close += [
+                f'{other}.{name}'
+                for other, inner in config.items()
+                if isinstance(inner, ConfigDict) and name in inner
+            ]
             way_out = f'did you mean {close[0]!r}? ' if close else ''
-            way_out += 'rewards are chosen in the file or together, --config.reward="{...}"; ' if path in REWARDS else ''
-            raise ValueError(f'{given}: {path} has no key {name!r}; {way_out}its keys: {", ".join(known)}')
+            way_out += (
+                'rewards are chosen in the file or together, --config.reward="{...}"; '
+                if path in REWARDS
+                else ''
+            )
+            raise ValueError(
+                f'{given}: {path} has no key {name!r}; {way_out}its keys: {", ".join(known)}'
+            )
         if name not in group:
             group[name] = known[name]
         group, path = group[name], f'{path}.{name}'
 
 
 def _options(kind: str) -> dict:
-    """Option -> default of a reward's class; of any type where the default does not tell the type."""
+    """Option -> default of a reward's class; of any type where the default does not tell the
+    type.
+    """
     options = {'weight': 1.0}
     for name, parameter in inspect.signature(resolve(kind)).parameters.items():
         if not name.startswith('make_'):  # what tests put in

@@ -1,10 +1,12 @@
 """The mathematics of DenseGRPO as pure functions: arrays and static host values in, arrays out.
 
-Reading order: schedules (the noise grid), plan (which steps are stochastic, which are trained), sde_step (the policy),
-ode_rollout (completion of a latent), rollout (trajectories and their completions), dense_reward (credit),
-advantages, combine (of several rewards), grpo_loss, calibration.
+Reading order: schedules (the noise grid), plan (which steps are stochastic, which are trained),
+sde_step (the policy), ode_rollout (completion of a latent), rollout (trajectories and their
+completions), dense_reward (credit), advantages, combine (of several rewards), grpo_loss,
+calibration.
 
-Conventions: x_s = (1 - s) x_0 + s eps and v = eps - x_0, so s = 1 is noise and s = 0 the clean latent; a grid
-sigmas[0] > ... > sigmas[T] is visited from noise to image, and the paper's timestep is t = T - k. Trajectories are time
-first, [T+1, B, ...], with B = P * G in prompt-major order. Everything is float32 (float64 stays float64).
+Conventions: x_s = (1 - s) x_0 + s eps and v = eps - x_0, so s = 1 is noise and s = 0 the clean
+latent; a grid sigmas[0] > ... > sigmas[T] is visited from noise to image, and the paper's timestep
+is t = T - k. Trajectories are time first, [T+1, B, ...], with B = P * G in prompt-major order.
+Everything is float32 (float64 stays float64).
 """

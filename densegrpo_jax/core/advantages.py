@@ -6,22 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 STD_SCOPES = ('group', 'global', 'pooled')
 
 
 class Advantages(NamedTuple):
     values: jax.Array  # [T, B]
-    zero_spread: jax.Array  # int32 [T]: groups whose rewards do not differ; 0 at transitions left out
+    # int32 [T]: groups whose rewards do not differ; 0 at transitions left out
+    zero_spread: jax.Array
 
 
 class GroupStatistics(NamedTuple):
-    """What `group_advantages` knows of each reward's group; population statistics (ddof 0) over the samples in use."""
+    """What `group_advantages` knows of each reward's group; population statistics (ddof 0) over the
+    samples in use.
+    """
 
     rewards: jax.Array  # [T, B], 0 where not in use
     used: jax.Array  # bool [T, B]
     mean: jax.Array  # [T, B], of the sample's group
-    centre: jax.Array  # [T, B] or [T, 1], the mean that `std` is taken around: the group's or the batch's
+    # [T, B] or [T, 1], the mean that `std` is taken around: the group's or the batch's
+    centre: jax.Array
     std: jax.Array  # [T, B], [T, 1] or [1, 1]
     flat: jax.Array  # bool [T, P]: the group's rewards do not differ
     occupied: jax.Array  # bool [T, P]: the group has a sample in use
@@ -40,30 +43,43 @@ def group_advantages(
     valid=None,
     min_spread=1e-6,
 ):
-    """A = (r - group mean) / (std + eps), clipped to [-clip, clip], for each transition on its own (DenseGRPO Eq. 10).
+    """A = (r - group mean) / (std + eps), clipped to [-clip, clip], for each transition on its own
+    (DenseGRPO Eq. 10).
 
-    A group whose largest and smallest reward differ by at most `min_spread` says nothing about its members: its advantages are
-    exactly 0 and it is counted. All statistics are population statistics (ddof 0).
+    A group whose largest and smallest reward differ by at most `min_spread` says nothing about its
+    members: its advantages are exactly 0 and it is counted. All statistics are population
+    statistics (ddof 0).
 
     Args:
         step_rewards: [T, B] per-transition rewards of `dense_reward`.
         num_groups: P, static.
-        std: 'group', the group's own (the paper); 'global', of all rewards of the batch at that transition (Flow-GRPO); 'pooled', one
-            number: the root mean square of r - group mean over all samples and transitions in use. The first two give every
-            transition the same say, and so blow up the ones whose rewards hardly vary, often mere rounding of a picture to 8 bits
-            or a reward's own noise; with 'pooled' a transition counts by how much its rewards differ. (Not taken around one mean of
-            everything: how far transitions or prompts lie apart is nothing that a sample could have done better.)
+        std: 'group', the group's own (the paper); 'global', of all rewards of the batch at that
+            transition (Flow-GRPO); 'pooled', one number: the root mean square of r - group mean
+            over all samples and transitions in use. The first two give every transition the same
+            say, and so blow up the ones whose rewards hardly vary, often mere rounding of a picture
+            to 8 bits or a reward's own noise; with 'pooled' a transition counts by how much its
+            rewards differ. (Not taken around one mean of everything: how far transitions or prompts
+            lie apart is nothing that a sample could have done better.)
         eps: added to the std, outside the root.
         clip: bound on |A|; None for none.
         group_ids: int [B] in 0 ... P-1; default P equal groups in prompt-major order.
-        steps: bool [T], the transitions to normalise, e.g. plan.trained; the others get 0 and may hold NaN. Default all.
+        steps: bool [T], the transitions to normalise, e.g. plan.trained; the others get 0 and may
+            hold NaN. Default all.
         valid: bool [B] or [T, B]; invalid samples get 0 and enter no statistic.
         min_spread: in units of the reward; absorbs the float32 rounding of equal gains.
 
     Returns:
         Advantages.
     """
-    stats = group_statistics(step_rewards, num_groups, std=std, group_ids=group_ids, steps=steps, valid=valid, min_spread=min_spread)
+    stats = group_statistics(
+        step_rewards,
+        num_groups,
+        std=std,
+        group_ids=group_ids,
+        steps=steps,
+        valid=valid,
+        min_spread=min_spread,
+    )
     values = advantage_values(stats, eps)
     if clip is not None:
         values = jnp.clip(values, -clip, clip)
@@ -76,15 +92,28 @@ def advantage_values(stats: GroupStatistics, eps):
     return jnp.where(stats.flat[:, stats.group_ids], 0, centred / (stats.std + eps))
 
 
-def group_statistics(step_rewards, num_groups, *, std='group', group_ids=None, steps=None, valid=None, min_spread=1e-6) -> GroupStatistics:
-    """Statistics of [T, B] rewards at each transition on its own; arguments as of `group_advantages`."""
+def group_statistics(
+    step_rewards,
+    num_groups,
+    *,
+    std='group',
+    group_ids=None,
+    steps=None,
+    valid=None,
+    min_spread=1e-6,
+) -> GroupStatistics:
+    """Statistics of [T, B] rewards at each transition on its own; arguments as of
+    `group_advantages`.
+    """
     step_rewards = jnp.asarray(step_rewards)
     num_steps, batch = step_rewards.shape
     if std not in STD_SCOPES:
         raise ValueError(f'std is {std!r}; expected one of {STD_SCOPES}')
     if group_ids is None:
         if batch % num_groups:
-            raise ValueError(f'{batch} samples do not divide into {num_groups} equal groups; give group_ids')
+            raise ValueError(
+                f'{batch} samples do not divide into {num_groups} equal groups; give group_ids'
+            )
         group_ids = np.arange(batch) // (batch // num_groups)
     used = jnp.ones((num_steps, batch), bool)
     if steps is not None:
@@ -113,5 +142,8 @@ def group_statistics(step_rewards, num_groups, *, std='group', group_ids=None, s
 
     highest = per_group(jax.ops.segment_max, jnp.where(used, rewards, -jnp.inf))
     lowest = per_group(jax.ops.segment_min, jnp.where(used, rewards, jnp.inf))
-    flat = highest - lowest <= min_spread  # also true of an empty group (-inf) and of a single sample
-    return GroupStatistics(rewards, used, mean, centre, scale, flat, jnp.isfinite(highest), group_ids)
+    # also true of an empty group (-inf) and of a single sample
+    flat = highest - lowest <= min_spread
+    return GroupStatistics(
+        rewards, used, mean, centre, scale, flat, jnp.isfinite(highest), group_ids
+    )

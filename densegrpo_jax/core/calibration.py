@@ -1,4 +1,6 @@
-"""Exploration-space calibration: per-step noise levels psi from the signs of the gains (DenseGRPO Sec. 4.2, Algorithm 1)."""
+"""Exploration-space calibration: per-step noise levels psi from the signs of the gains (DenseGRPO
+Sec. 4.2, Algorithm 1).
+"""
 
 import numpy as np
 
@@ -36,12 +38,14 @@ def calibrate_step(
         paper    balanced iff |p - q| < eps1;           psi += eps2, else psi -= eps2      Algorithm 1 as printed
         scaled   balanced iff |p - q| <= z sqrt(p + q); psi *= exp(+eps2), else exp(-eps2); no move when p + q < min_count
 
-    The printed rule depends on N: with perfectly fair gains P(|p - q| < 2) falls with N, and psi sinks to its bound; with a
-    discrete reward ties make p = q = 0, "balanced", and psi climbs to its bound. The scaled rule compares with the standard
-    deviation sqrt(p + q) of p - q under fair gains and rests where it is balanced half of the time.
+    The printed rule depends on N: with perfectly fair gains P(|p - q| < 2) falls with N, and psi
+    sinks to its bound; with a discrete reward ties make p = q = 0, "balanced", and psi climbs to
+    its bound. The scaled rule compares with the standard deviation sqrt(p + q) of p - q under fair
+    gains and rests where it is balanced half of the time.
 
     Args:
-        psi: [T] noise levels; positives, negatives: int [T]; stochastic: bool [T], the transitions that may move.
+        psi: [T] noise levels; positives, negatives: int [T]; stochastic: bool [T], the transitions
+            that may move.
         rule: 'paper' or 'scaled'.
         eps1, eps2, z, min_count: as above.
         bounds: (low, high), 0 < low <= high: limits of a moved psi.
@@ -52,10 +56,16 @@ def calibrate_step(
     low, high = bounds
     if not 0 < low <= high:
         raise ValueError(f'bounds are {bounds}; expected 0 < low <= high')
-    psi, p, q = np.asarray(psi, np.float64), np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
+    psi, p, q = (
+        np.asarray(psi, np.float64),
+        np.asarray(positives, np.float64),
+        np.asarray(negatives, np.float64),
+    )
     stochastic = np.asarray(stochastic, bool)
     if not psi.shape == p.shape == q.shape == stochastic.shape:
-        raise ValueError(f'shapes differ: psi {psi.shape}, positives {p.shape}, negatives {q.shape}, stochastic {stochastic.shape}')
+        raise ValueError(
+            f'shapes differ: psi {psi.shape}, positives {p.shape}, negatives {q.shape}, stochastic {stochastic.shape}'
+        )
     if rule == 'paper':
         moved = psi + np.where(np.abs(p - q) < eps1, eps2, -eps2)
         moves = stochastic
@@ -68,9 +78,11 @@ def calibrate_step(
 
 
 def has_settled(history, window, tolerance):
-    """Whether psi only oscillates: its mean over the last `window` iterations equals that over the `window` before them.
+    """Whether psi only oscillates: its mean over the last `window` iterations equals that over the
+    `window` before them.
 
-    Equal means a mean absolute difference over the transitions below `tolerance` times the mean psi.
+    Equal means a mean absolute difference over the transitions below `tolerance` times the mean
+    psi.
 
     Args:
         history: [I, T] psi after each iteration, oldest first.

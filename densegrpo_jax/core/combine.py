@@ -4,26 +4,45 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from densegrpo_jax.core.advantages import Advantages, advantage_values, group_advantages, group_statistics
+from densegrpo_jax.core.advantages import (
+    Advantages,
+    advantage_values,
+    group_advantages,
+    group_statistics,
+)
 
 COMBINATIONS = ('sum', 'normalised', 'advantages')
 
 
-def combined_advantages(step_rewards: Mapping, weights: Mapping, num_groups, *, combine='sum', eps=1e-4, clip=5.0, **groups) -> Advantages:
-    """Advantages of rewards r_i with weights w_i, for each transition on its own (or all, std='pooled').
+def combined_advantages(
+    step_rewards: Mapping,
+    weights: Mapping,
+    num_groups,
+    *,
+    combine='sum',
+    eps=1e-4,
+    clip=5.0,
+    **groups,
+) -> Advantages:
+    """Advantages of rewards r_i with weights w_i, for each transition on its own (or all,
+    std='pooled').
 
-    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i that of r_i, of what `std` says,
+    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i that of r_i, of what
+    `std` says,
 
         sum         A(sum_i w_i r_i)                  a reward counts as much as it spreads (Flow-GRPO)
         normalised  A(sum_i w_i r_i / (std_i + eps))  rewards count by their weights alone; the size is that of a single reward's
         advantages  sum_i w_i A(r_i)                  the same, but the size is that of the weights (MixGRPO)
 
-    each clipped to [-clip, clip] in the end. 'advantages' is not normalised again: with std='group', doing so gives 'normalised', and
-    dividing by its std over the batch gives GDPO (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's.
-    Where every reward hardly differs within a group (std near eps), 'normalised' enlarges what eps holds back in the other two.
+    each clipped to [-clip, clip] in the end. 'advantages' is not normalised again: with
+    std='group', doing so gives 'normalised', and dividing by its std over the batch gives GDPO
+    (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's. Where every
+    reward hardly differs within a group (std near eps), 'normalised' enlarges what eps holds back
+    in the other two.
 
-    With a single reward of weight 1, 'sum' and 'advantages' are `group_advantages` bit for bit, and 'normalised' is, up to rounding, at
-    eps = 0. With a weight w > 0, 'sum' and 'normalised' stay the same (up to eps), 'advantages' is w times that before it is clipped.
+    With a single reward of weight 1, 'sum' and 'advantages' are `group_advantages` bit for bit, and
+    'normalised' is, up to rounding, at eps = 0. With a weight w > 0, 'sum' and 'normalised' stay
+    the same (up to eps), 'advantages' is w times that before it is clipped.
 
     Args:
         step_rewards: name -> [T, B], per-transition rewards of `dense_reward`.
@@ -34,7 +53,8 @@ def combined_advantages(step_rewards: Mapping, weights: Mapping, num_groups, *, 
         groups: std, group_ids, steps, valid and min_spread of `group_advantages`.
 
     Returns:
-        Advantages; zero_spread counts groups whose weighted sum does not differ, for 'advantages' those in which no reward does.
+        Advantages; zero_spread counts groups whose weighted sum does not differ, for 'advantages'
+        those in which no reward does.
 
     Raises:
         ValueError: unknown `combine`, or no reward of non-zero weight.
@@ -48,7 +68,13 @@ def combined_advantages(step_rewards: Mapping, weights: Mapping, num_groups, *, 
         return group_advantages(_weighted(parts), num_groups, eps=eps, clip=clip, **groups)
     stats = [(weight, group_statistics(r, num_groups, **groups)) for weight, r in parts]
     if combine == 'normalised':
-        return group_advantages(_weighted((w, _normalised(s, eps)) for w, s in stats), num_groups, eps=eps, clip=clip, **groups)
+        return group_advantages(
+            _weighted((w, _normalised(s, eps)) for w, s in stats),
+            num_groups,
+            eps=eps,
+            clip=clip,
+            **groups,
+        )
     values = _weighted((w, advantage_values(s, eps)) for w, s in stats)
     if clip is not None:
         values = jnp.clip(values, -clip, clip)
@@ -61,7 +87,11 @@ def _weighted(parts):
 
 
 def _normalised(stats, eps):
-    """Rewards in units of their std. They are centred first, and flat groups made exactly flat: a tiny std would blow up their rounding."""
+    """Rewards in units of their std. They are centred first, and flat groups made exactly flat: a
+    tiny std would blow up their rounding.
+    """
     rewards = jnp.where(stats.flat[:, stats.group_ids], stats.mean, stats.rewards)
     scale = stats.std + eps
-    return jnp.where(stats.used & (scale > 0), (rewards - stats.centre) / jnp.where(scale > 0, scale, 1), 0)
+    return jnp.where(
+        stats.used & (scale > 0), (rewards - stats.centre) / jnp.where(scale > 0, scale, 1), 0
+    )

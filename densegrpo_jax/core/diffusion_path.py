@@ -1,37 +1,70 @@
-"""Variance-preserving diffusion models on the footing of flow models: a change of variables, after which DDIM *is* the Euler step.
+"""Variance-preserving diffusion models on the footing of flow models: a change of variables, after
+which DDIM *is* the Euler step.
 
-With the model's x = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1, let s = sigma / (alpha + sigma) and z = x / (alpha + sigma). Then
+With the model's x = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1, let s = sigma / (alpha + sigma)
+and z = x / (alpha + sigma). Then
 
     z = (1 - s) x_0 + s eps,    v = eps - x_0,    1 / (alpha + sigma) = sqrt(s^2 + (1 - s)^2)
 
-so the grid of a DDIM scheduler (arXiv 2010.02502) becomes a grid of noise levels, its deterministic step the ODE's Euler step, and DDIM-eta
-the `cps` kernel of `sde_step` with one noise level per step. Only s_0 < 1, and s_T > 0 where the scheduler does not end in clean latents.
+so the grid of a DDIM scheduler (arXiv 2010.02502) becomes a grid of noise levels, its deterministic
+step the ODE's Euler step, and DDIM-eta the `cps` kernel of `sde_step` with one noise level per
+step. Only s_0 < 1, and s_T > 0 where the scheduler does not end in clean latents.
 """
 
 import jax.numpy as jnp
 import numpy as np
 
 _DEFAULTS = {
-    'num_train_timesteps': 1000, 'beta_start': 0.0001, 'beta_end': 0.02, 'beta_schedule': 'linear', 'set_alpha_to_one': True,
-    'steps_offset': 0, 'prediction_type': 'epsilon', 'timestep_spacing': 'leading', 'clip_sample': False, 'trained_betas': None,
-    'rescale_betas_zero_snr': False, 'thresholding': False,
-}  # fmt: skip
-_IRRELEVANT = ('skip_prk_steps', 'clip_sample_range', 'dynamic_thresholding_ratio', 'sample_max_value', 'variance_type')
+    'num_train_timesteps': 1000,
+    'beta_start': 0.0001,
+    'beta_end': 0.02,
+    'beta_schedule': 'linear',
+    'set_alpha_to_one': True,
+    'steps_offset': 0,
+    'prediction_type': 'epsilon',
+    'timestep_spacing': 'leading',
+    'clip_sample': False,
+    'trained_betas': None,
+    'rescale_betas_zero_snr': False,
+    'thresholding': False,
+}
+_IRRELEVANT = (
+    'skip_prk_steps',
+    'clip_sample_range',
+    'dynamic_thresholding_ratio',
+    'sample_max_value',
+    'variance_type',
+)
 
 
 def scheduler_settings(config):
-    """The settings that a DDIM or PNDM scheduler_config.json of Stable Diffusion 1 has. Raises ValueError for what is not supported."""
+    """The settings that a DDIM or PNDM scheduler_config.json of Stable Diffusion 1 has. Raises
+    ValueError for what is not supported.
+    """
     for key in config:
         if key not in _DEFAULTS and key not in _IRRELEVANT and not key.startswith('_'):
             raise ValueError(f'scheduler config: unknown key {key!r} = {config[key]!r}')
-    settings = {key: default if config.get(key) is None else config[key] for key, default in _DEFAULTS.items()}
-    required = {'prediction_type': 'epsilon', 'timestep_spacing': 'leading', 'clip_sample': False, 'trained_betas': None,
-                'rescale_betas_zero_snr': False, 'thresholding': False}  # fmt: skip
+    settings = {
+        key: default if config.get(key) is None else config[key]
+        for key, default in _DEFAULTS.items()
+    }
+    required = {
+        'prediction_type': 'epsilon',
+        'timestep_spacing': 'leading',
+        'clip_sample': False,
+        'trained_betas': None,
+        'rescale_betas_zero_snr': False,
+        'thresholding': False,
+    }
     for key, value in required.items():
         if settings[key] != value:
-            raise ValueError(f'scheduler config: {key} = {settings[key]!r} is not supported, expected {value!r}')
+            raise ValueError(
+                f'scheduler config: {key} = {settings[key]!r} is not supported, expected {value!r}'
+            )
     if settings['beta_schedule'] not in ('linear', 'scaled_linear'):
-        raise ValueError(f"scheduler config: beta_schedule = {settings['beta_schedule']!r} is not 'linear' or 'scaled_linear'")
+        raise ValueError(
+            f"scheduler config: beta_schedule = {settings['beta_schedule']!r} is not 'linear' or 'scaled_linear'"
+        )
     return settings
 
 
@@ -53,9 +86,13 @@ def noise_level(alpha_squared):
 
 
 def ddim_timesteps(config, num_steps):
-    """The training timesteps that Diffusers' DDIMScheduler visits, int [num_steps], noise first ('leading' spacing)."""
+    """The training timesteps that Diffusers' DDIMScheduler visits, int [num_steps], noise first
+    ('leading' spacing).
+    """
     c = scheduler_settings(config)
-    return (np.arange(num_steps) * (c['num_train_timesteps'] // num_steps))[::-1] + c['steps_offset']
+    return (np.arange(num_steps) * (c['num_train_timesteps'] // num_steps))[::-1] + c[
+        'steps_offset'
+    ]
 
 
 def ddim_grid(config, num_steps):
@@ -66,7 +103,9 @@ def ddim_grid(config, num_steps):
     """
     c, products = scheduler_settings(config), alphas_cumprod(config)
     if c['steps_offset'] == 0 and not c['set_alpha_to_one']:
-        raise ValueError('scheduler config: steps_offset = 0 with set_alpha_to_one = false ends in a step that does nothing; use 1')
+        raise ValueError(
+            'scheduler config: steps_offset = 0 with set_alpha_to_one = false ends in a step that does nothing; use 1'
+        )
     visited = products[ddim_timesteps(config, num_steps)]
     final = 1.0 if c['set_alpha_to_one'] else products[0]
     return noise_level(np.append(visited, final)).astype(np.float32)
@@ -89,7 +128,9 @@ def ddim_noise_levels(sigmas, eta):
 
 
 def scale(s):
-    """sqrt(s^2 + (1 - s)^2) = 1 / (alpha + sigma): z = scale(s) x. The standard deviation of z where that of x is 1."""
+    """sqrt(s^2 + (1 - s)^2) = 1 / (alpha + sigma): z = scale(s) x. The standard deviation of z
+    where that of x is 1.
+    """
     return (s**2 + (1 - s) ** 2) ** 0.5
 
 

@@ -1,4 +1,6 @@
-"""The policy objective: clipped surrogate and KL to the reference, as sums with their counts (DenseGRPO Eq. 3-4)."""
+"""The policy objective: clipped surrogate and KL to the reference, as sums with their counts
+(DenseGRPO Eq. 3-4).
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +13,9 @@ KL_FORMS = ('gaussian', 'flow_grpo')
 
 
 class LossSums(NamedTuple):
-    """Sums over the transitions of a batch. Divide once, after merging batches: the maximum merges by max, the rest add."""
+    """Sums over the transitions of a batch. Divide once, after merging batches: the maximum merges
+    by max, the rest add.
+    """
 
     policy_sum: jax.Array  # to be minimised: sum of weight * max(-r A, -clip(r) A)
     policy_count: jax.Array  # transitions in the loss; groups of zero spread are in it with 0
@@ -25,7 +29,9 @@ class LossSums(NamedTuple):
     def merge(self, other):
         """The sums of two batches together."""
         merged = jax.tree.map(jnp.add, self, other)
-        return merged._replace(ratio_deviation_max=jnp.maximum(self.ratio_deviation_max, other.ratio_deviation_max))
+        return merged._replace(
+            ratio_deviation_max=jnp.maximum(self.ratio_deviation_max, other.ratio_deviation_max)
+        )
 
 
 def grpo_loss(
@@ -46,18 +52,22 @@ def grpo_loss(
 
         r = p(x' | x) / p_old(x' | x);   policy = sum w max(-r A, -clip(r, 1 - e, 1 + e) A);   kl = sum KL(p || p_ref)
 
-    The loss of an update is policy_sum / policy_count + beta * kl_sum / kl_count, divided once over all its microbatches and
-    devices. Both counts are sums of `mask` (kl_count only with a reference), so they are known before the gradient is taken.
+    The loss of an update is policy_sum / policy_count + beta * kl_sum / kl_count, divided once over
+    all its microbatches and devices. Both counts are sums of `mask` (kl_count only with a
+    reference), so they are known before the gradient is taken.
 
     Args:
-        step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy that is differentiated; [M, ...].
+        step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy that is
+            differentiated; [M, ...].
         log_prob_old: [M] as the sampler stored it.
         advantage: [M].
-        mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0. Its x must be finite all the same, as
-            `transitions` sees to: a network's backward pass multiplies the gradient 0 by it.
+        mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0. Its x
+            must be finite all the same, as `transitions` sees to: a network's backward pass
+            multiplies the gradient 0 by it.
         clip_range: e.
         weight: optional [M] step weights; they scale the summands, not the count.
-        mean_ref: optional [M, ...] mean of the same step under the reference; no gradient flows into it.
+        mean_ref: optional [M, ...] mean of the same step under the reference; no gradient flows
+            into it.
         kl_form, noise_level, kernel: see `kl_divergence`.
         log_prob: as given to `sde_step`.
 
@@ -65,11 +75,14 @@ def grpo_loss(
         LossSums of float32 scalars.
     """
     mask = jnp.asarray(mask) & (step.std > 0)
-    # Masked entries are replaced before the exponential as well as after: a NaN there would reach the gradient.
+    # Masked entries are replaced before the exponential as well as after: a NaN there would reach
+    # the gradient.
     log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old, log_prob=log_prob), 0)
     advantage = jnp.where(mask, jax.lax.stop_gradient(advantage), 0)
     ratio = jnp.exp(log_ratio)
-    surrogate = jnp.maximum(-ratio * advantage, -jnp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantage)
+    surrogate = jnp.maximum(
+        -ratio * advantage, -jnp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantage
+    )
     if weight is not None:
         surrogate = surrogate * jnp.where(mask, weight, 0)
 
@@ -93,15 +106,18 @@ def grpo_loss(
 
 
 def noise_weights(std, trained, power):
-    """Step weights: how much noise a transition adds, to a power, scaled to a mean of 1 over the trained transitions.
+    """Step weights: how much noise a transition adds, to a power, scaled to a mean of 1 over the
+    trained transitions.
 
         w_k = std_k^power / mean_j std_j^power
 
-    power = 1 is the noise-aware weight of TempFlow-GRPO (arXiv 2508.04324), whose constants are 1 over these means. A log-probability
-    moves by 1 / std per unit of the mean, so that late transitions, which add little noise and decide little, otherwise pull hardest.
+    power = 1 is the noise-aware weight of TempFlow-GRPO (arXiv 2508.04324), whose constants are 1
+    over these means. A log-probability moves by 1 / std per unit of the mean, so that late
+    transitions, which add little noise and decide little, otherwise pull hardest.
 
     Args:
-        std: [T] of the noise, 0 where a transition is deterministic; trained: bool [T]; power: 0 weighs all alike.
+        std: [T] of the noise, 0 where a transition is deterministic; trained: bool [T]; power: 0
+            weighs all alike.
 
     Returns:
         [T] float32; 0 where not trained.
@@ -112,14 +128,16 @@ def noise_weights(std, trained, power):
 
 
 def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='sde'):
-    """KL between the policy's step and the reference's, two Gaussians of the same std, averaged over elements.
+    """KL between the policy's step and the reference's, two Gaussians of the same std, averaged
+    over elements.
 
         gaussian    mean (mean - mean_ref)^2 / (2 std^2),     std = sigma sqrt(-D) for the sde kernel
         flow_grpo   mean (mean - mean_ref)^2 / (2 sigma^2)    Flow-GRPO's code: without D, which its beta is tuned for
 
     Args:
         step: StepOutput; mean_ref: [M, ...].
-        form: 'gaussian' or 'flow_grpo'; the second exists for the sde kernel only and needs noise_level [M] = sigma.
+        form: 'gaussian' or 'flow_grpo'; the second exists for the sde kernel only and needs
+            noise_level [M] = sigma.
 
     Returns:
         [M]; 0 where std is 0.
@@ -128,7 +146,9 @@ def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='
         scale = step.std
     elif form == 'flow_grpo':
         if kernel != 'sde' or noise_level is None:
-            raise ValueError(f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, noise_level {noise_level}")
+            raise ValueError(
+                f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, noise_level {noise_level}"
+            )
         scale = noise_level
     else:
         raise ValueError(f'unknown kl_form {form!r}; expected one of {KL_FORMS}')

@@ -1,4 +1,6 @@
-"""Step plans: which transitions of the grid are stochastic, which of those are trained, and which completions coincide."""
+"""Step plans: which transitions of the grid are stochastic, which of those are trained, and which
+completions coincide.
+"""
 
 from typing import NamedTuple
 
@@ -14,21 +16,26 @@ class StepPlan(NamedTuple):
     trained: np.ndarray  # bool [T]: the transition enters the loss
 
 
-def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, kernel='sde', clean_sigma=0.02):
+def step_plan(
+    sigmas, *, first=0, last=None, noisy_end=False, train_end=False, kernel='sde', clean_sigma=0.02
+):
     """Stochastic and trained transitions of a grid.
 
-    By default every transition is stochastic and trained, except those *into* an (almost) clean latent, sigmas[k+1] within
-    clean_sigma of the last, which are deterministic: noise added there stays in the scored picture. That is the last
-    transition on FLUX grids, the last two on SD3.5's at T = 10, whose grid ends 0.278, 0.0089, 0, and on Stable Diffusion
-    1.5's, which ends 0.257, 0.040, 0.028.
+    By default every transition is stochastic and trained, except those *into* an (almost) clean
+    latent, sigmas[k+1] within clean_sigma of the last, which are deterministic: noise added there
+    stays in the scored picture. That is the last transition on FLUX grids, the last two on SD3.5's
+    at T = 10, whose grid ends 0.278, 0.0089, 0, and on Stable Diffusion 1.5's, which ends 0.257,
+    0.040, 0.028.
 
     Args:
         sigmas: [T+1] grid.
-        first, last: window [first, last) of stochastic transitions (Flow-GRPO-Fast, MixGRPO); last=None means T.
-        noisy_end: add noise in the transitions into clean latents too, without training them (as Flow-GRPO's code does
-            with its last one).
+        first, last: window [first, last) of stochastic transitions (Flow-GRPO-Fast, MixGRPO);
+            last=None means T.
+        noisy_end: add noise in the transitions into clean latents too, without training them (as
+            Flow-GRPO's code does with its last one).
         train_end: add noise there and train it (the DenseGRPO paper). Overrides noisy_end.
-        kernel: of `sde_step`. With 'cps' a transition into s = 0 has no noise whatever its level, and is never stochastic.
+        kernel: of `sde_step`. With 'cps' a transition into s = 0 has no noise whatever its level,
+            and is never stochastic.
         clean_sigma: how far above the grid's last noise level a latent counts as clean.
 
     Returns:
@@ -42,7 +49,9 @@ def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, k
     num_steps = len(sigmas) - 1
     last = num_steps if last is None else last
     if not 0 <= first < last <= num_steps:
-        raise ValueError(f'the stochastic window [first, last) is [{first}, {last}); expected 0 <= first < last <= {num_steps}')
+        raise ValueError(
+            f'the stochastic window [first, last) is [{first}, {last}); expected 0 <= first < last <= {num_steps}'
+        )
     index = np.arange(num_steps)
     window = (index >= first) & (index < last)
     if kernel == 'cps':
@@ -61,9 +70,10 @@ def step_plan(sigmas, *, first=0, last=None, noisy_end=False, train_end=False, k
 def completion_source(plan, k, n=None):
     """The state whose completion equals that of state k, found without computing either.
 
-    With n = None (the ODE uses every remaining grid point) deterministic transitions lie on the completion's own path: state
-    k shares its completion with the next state that a stochastic transition leaves, or with state T, the sample itself. With
-    fewer steps only one case is certain: when at most n transitions remain and all are deterministic.
+    With n = None (the ODE uses every remaining grid point) deterministic transitions lie on the
+    completion's own path: state k shares its completion with the next state that a stochastic
+    transition leaves, or with state T, the sample itself. With fewer steps only one case is
+    certain: when at most n transitions remain and all are deterministic.
 
     Returns:
         int in [k, T]; T means "the sample".

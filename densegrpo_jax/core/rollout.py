@@ -1,7 +1,9 @@
-"""Trajectories of the policy and, for dense rewards, the ODE completion of their states, as one scan over equal jobs.
+"""Trajectories of the policy and, for dense rewards, the ODE completion of their states, as one
+scan over equal jobs.
 
-A completion of state k begins with the very velocity that the stochastic step of state k has just used, so completing all
-states with every remaining grid point costs T + T (T - 1) / 2 velocity evaluations per sample, T of them for the trajectory.
+A completion of state k begins with the very velocity that the stochastic step of state k has just
+used, so completing all states with every remaining grid point costs T + T (T - 1) / 2 velocity
+evaluations per sample, T of them for the trajectory.
 """
 
 import dataclasses
@@ -25,27 +27,34 @@ from densegrpo_jax.core.sde_step import at_least_f32, guided_shift, sde_step
 )
 @dataclasses.dataclass(frozen=True)
 class DenseRollout:
-    """A sampled trajectory, time first, with the clean latents to score. The last three fields are static and survive jit."""
+    """A sampled trajectory, time first, with the clean latents to score. The last three fields are
+    static and survive jit.
+    """
 
     latents: jax.Array  # [T+1, B, ...]
     log_prob: jax.Array  # [T, B]; 0 where std is 0
     std: jax.Array  # [T, B]
     noise_level: jax.Array  # [T, B]; 0 where the plan is deterministic
     completions: jax.Array  # [S, B, ...] distinct clean latents, the sample itself last
-    similarity: jax.Array  # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample; 1 for k = T (CoCA)
+    # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample; 1 for k = T (CoCA)
+    similarity: jax.Array
     states: tuple  # S states that the completions belong to; the last is T
-    sources: tuple  # T+1 rows: the reward of state k is that of completions[sources[k]]; -1 = not asked for
+    # T+1 rows: the reward of state k is that of completions[sources[k]]; -1 = not asked for
+    sources: tuple
     velocity_evals: int  # evaluations per sample
 
 
 class Jobs(NamedTuple):
-    """J evaluations in order of their grid index; int32 [J] each, rows of one buffer or indices of the grid."""
+    """J evaluations in order of their grid index; int32 [J] each, rows of one buffer or indices of
+    the grid.
+    """
 
     read: np.ndarray  # row holding the latent
     write: np.ndarray  # row for the latent after the step
     fork: np.ndarray  # row for the first step of the completion that begins here
     predict: np.ndarray  # row for x0hat
-    velocity: np.ndarray  # row of the velocity of the completion's last step, read and then replaced (ab2)
+    # row of the velocity of the completion's last step, read and then replaced (ab2)
+    velocity: np.ndarray
     k_from: np.ndarray
     k_to: np.ndarray
     k_fork: np.ndarray
@@ -58,34 +67,42 @@ class JobPlan(NamedTuple):
 
     jobs: Jobs
     trajectory_jobs: np.ndarray  # int [T]: position of transition k in the job list
-    rows: int  # buffer rows: T+1 trajectory states, S-1 completions, T predictions, with ab2 S-1 velocities, 1 scrap
+    # buffer rows: T+1 trajectory states, S-1 completions, T predictions, with ab2 S-1 velocities, 1
+    # scrap
+    rows: int
     states: tuple
     sources: tuple
     velocity_evals: int
 
 
 def plan_jobs(plan, complete=(), n=None, *, solver='euler', sigmas=None):
-    """Lays out a dense rollout: which evaluations, in which order, reading and writing which buffer row.
+    """Lays out a dense rollout: which evaluations, in which order, reading and writing which buffer
+    row.
 
-    States whose completion is known to coincide (`completion_source`) share one; state T is always included. With solver='ab2', whose
-    steps are not the sampler's, they share it by definition, for every n: the sampler's own deterministic transitions are followed as far
-    as they go, and the rest of the way is integrated. So a deterministic transition earns nothing, and every state on a deterministic
-    end has the reward of the sample itself, as the policy's path from there is known.
+    States whose completion is known to coincide (`completion_source`) share one; state T is always
+    included. With solver='ab2', whose steps are not the sampler's, they share it by definition, for
+    every n: the sampler's own deterministic transitions are followed as far as they go, and the
+    rest of the way is integrated. So a deterministic transition earns nothing, and every state on a
+    deterministic end has the reward of the sample itself, as the policy's path from there is known.
 
     Args:
         plan: StepPlan of bool [T].
         complete: states 0 ... T whose completion is wanted.
-        n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means all remaining.
+        n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
+            all remaining.
         solver: one of SOLVERS.
         sigmas: optional [T+1] grid, for steps of about equal length as in `completion_grid`.
 
     Returns:
-        JobPlan; `velocity_evals`, the number of jobs, is T + the sum over states k other than T of min(n, T - k) - 1.
+        JobPlan; `velocity_evals`, the number of jobs, is T + the sum over states k other than T of
+        min(n, T - k) - 1.
     """
     num_steps = len(plan.stochastic)
     wanted = sorted({int(k) for k in complete} | {num_steps})
     if wanted[0] < 0 or wanted[-1] > num_steps:
-        raise ValueError(f'states to complete are {wanted}; the trajectory has states 0 ... {num_steps}')
+        raise ValueError(
+            f'states to complete are {wanted}; the trajectory has states 0 ... {num_steps}'
+        )
     if n is not None and n < 1:
         raise ValueError(f'n is {n}; a completion needs at least 1 step')
     source = {k: completion_source(plan, k, None if solver == 'ab2' else n) for k in wanted}
@@ -102,12 +119,15 @@ def plan_jobs(plan, complete=(), n=None, *, solver='euler', sigmas=None):
         if k in own:
             fork = num_steps + 1 + own.index(k)
             kept = velocities + own.index(k) if solver == 'ab2' else scrap
-            grid = completion_grid(num_steps, k, None if n is None else min(n, num_steps - k), sigmas=sigmas)
+            grid = completion_grid(
+                num_steps, k, None if n is None else min(n, num_steps - k), sigmas=sigmas
+            )
             k_fork = grid[1]
             for before, here, there in zip(grid[:-2], grid[1:-1], grid[2:]):
                 jobs.append(Jobs(fork, fork, scrap, scrap, kept, here, there, there, before, -1))
         jobs.append(Jobs(k, k + 1, fork, predictions + k, kept, k, k + 1, k_fork, k, k))
-    jobs.sort(key=lambda job: (job.k_from, job.step < 0))  # waves of equal noise level, the trajectory first
+    # waves of equal noise level, the trajectory first
+    jobs.sort(key=lambda job: (job.k_from, job.step < 0))
     table = Jobs(*np.array(jobs, np.int32).T)
     return JobPlan(table, np.flatnonzero(table.step >= 0), scrap + 1, states, sources, len(jobs))
 
@@ -116,8 +136,8 @@ def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_
     """One velocity evaluation and one step: what every rollout here is a fold of.
 
     Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): the sample follows `guided`, but the policy whose
-            log-prob is kept has the mean of v.
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): the sample follows
+            `guided`, but the policy whose log-prob is kept has the mean of v.
         x: [B, ...] latents; s, s_next, noise_level: scalar or [B]; noise: [B, ...].
 
     Returns:
@@ -130,7 +150,17 @@ def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_
         shift = guided_shift(guided, velocity, x, s, s_next, noise_level, kernel=kernel)
     else:
         velocity = guided = velocity.astype(x.dtype)
-    return sde_step(velocity, x, s, s_next, noise_level, noise=noise, kernel=kernel, log_prob=log_prob, shift=shift), guided
+    return sde_step(
+        velocity,
+        x,
+        s,
+        s_next,
+        noise_level,
+        noise=noise,
+        kernel=kernel,
+        log_prob=log_prob,
+        shift=shift,
+    ), guided
 
 
 def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, plan, noise_fn, *, kernel='sde'):
@@ -149,7 +179,9 @@ def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, plan, noise_fn,
     grid = jnp.asarray(sigmas, x.dtype)
 
     def body(j, x):
-        step, _ = advance(velocity_fn, x, grid[j], grid[j + 1], levels[j], noise_fn(j), kernel=kernel)
+        step, _ = advance(
+            velocity_fn, x, grid[j], grid[j + 1], levels[j], noise_fn(j), kernel=kernel
+        )
         return step.sample
 
     return jax.lax.fori_loop(k, len(levels), body, x)
@@ -170,23 +202,27 @@ def dense_rollout(
     solver='euler',
     spacing='timestep',
 ):
-    """Samples a trajectory and completes the asked states by ODE, without gradient, with the current policy (Eq. 8).
+    """Samples a trajectory and completes the asked states by ODE, without gradient, with the
+    current policy (Eq. 8).
 
     One scan over `plan_jobs`: a single compiled body holds the single call of velocity_fn.
 
     Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; completions follow the guided one.
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; completions
+            follow the guided one.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
-        noise_levels: [T] or [T, B]; psi, sigma or eta per transition. Ignored where the plan is deterministic.
+        noise_levels: [T] or [T, B]; psi, sigma or eta per transition. Ignored where the plan is
+            deterministic.
         plan: StepPlan.
         noise_fn: k (int32 scalar, traced) -> z [B, ...], the standard normal noise of transition k.
         kernel, log_prob: as in `sde_step`.
         complete: states whose completions are wanted, e.g. `needed_states(credit, plan)`.
         n: steps per completion; None means all remaining (the paper's default n = t).
-        solver, spacing: of the completions, as in `ode_rollout`. What a completion of a deterministic transition is, `plan_jobs` says.
-            'ab2' costs as many evaluations and keeps a velocity per completion. It is nearer to the exact ODE, but not to the
-            sampler's own steps: without noise, gains are 0 with 'euler' and n = t alone.
+        solver, spacing: of the completions, as in `ode_rollout`. What a completion of a
+            deterministic transition is, `plan_jobs` says. 'ab2' costs as many evaluations and keeps
+            a velocity per completion. It is nearer to the exact ODE, but not to the sampler's own
+            steps: without noise, gains are 0 with 'euler' and n = t alone.
 
     Returns:
         DenseRollout.
@@ -194,7 +230,9 @@ def dense_rollout(
     check_completion(solver, spacing)
     levels = _masked_levels(noise_levels, plan, sigmas, x_init)
     num_steps = len(plan.stochastic)
-    job_plan = plan_jobs(plan, complete, n, solver=solver, sigmas=sigmas if spacing == 'sigma' else None)
+    job_plan = plan_jobs(
+        plan, complete, n, solver=solver, sigmas=sigmas if spacing == 'sigma' else None
+    )
     x_init = at_least_f32(x_init)
     grid = jnp.asarray(sigmas, x_init.dtype)
     buffer = jnp.zeros((job_plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
@@ -210,16 +248,27 @@ def dense_rollout(
         s, s_next = grid[job.k_from], grid[job.k_to]
         level = jnp.where(job.step >= 0, levels[jnp.maximum(job.step, 0)], 0)
         noise = jax.lax.cond(job.step >= 0, own_noise, no_noise, job.step)
-        step, velocity = advance(velocity_fn, x, s, s_next, level, noise, kernel=kernel, log_prob=log_prob)
-        fork = sde_step(velocity, x, s, grid[job.k_fork], 0.0, noise=no_noise(0), kernel=kernel).sample
+        step, velocity = advance(
+            velocity_fn, x, s, s_next, level, noise, kernel=kernel, log_prob=log_prob
+        )
+        fork = sde_step(
+            velocity, x, s, grid[job.k_fork], 0.0, noise=no_noise(0), kernel=kernel
+        ).sample
         after, kept = step.sample, ()
         if solver == 'ab2':
             before = jax.lax.dynamic_index_in_dim(buffer, job.velocity, keepdims=False)
             ratio = jnp.where(job.k_before < job.k_from, (s_next - s) / (s - grid[job.k_before]), 0)
             followed = two_step_velocity(velocity, before, ratio / 2)
-            completed = sde_step(followed, x, s, s_next, 0.0, noise=no_noise(0), kernel=kernel).sample
+            completed = sde_step(
+                followed, x, s, s_next, 0.0, noise=no_noise(0), kernel=kernel
+            ).sample
             after, kept = jnp.where(job.step >= 0, after, completed), ((job.velocity, velocity),)
-        for row, latents in ((job.write, after), (job.fork, fork), (job.predict, x - s * velocity), *kept):
+        for row, latents in (
+            (job.write, after),
+            (job.fork, fork),
+            (job.predict, x - s * velocity),
+            *kept,
+        ):
             buffer = jax.lax.dynamic_update_index_in_dim(buffer, latents, row, 0)
         return buffer, (step.log_prob, step.std)
 
@@ -234,7 +283,9 @@ def dense_rollout(
         std=std[job_plan.trajectory_jobs],
         noise_level=levels,
         completions=jnp.concatenate([completed, sample[None]]),
-        similarity=jnp.concatenate([_cosine(predicted, sample[None]), jnp.ones((1, len(sample)), sample.dtype)]),
+        similarity=jnp.concatenate(
+            [_cosine(predicted, sample[None]), jnp.ones((1, len(sample)), sample.dtype)]
+        ),
         states=job_plan.states,
         sources=job_plan.sources,
         velocity_evals=job_plan.velocity_evals,
@@ -242,7 +293,9 @@ def dense_rollout(
 
 
 class Transitions(NamedTuple):
-    """A flat record of M trained transitions, the batch of an update: M = (trained steps) * B, step-major."""
+    """A flat record of M trained transitions, the batch of an update: M = (trained steps) * B,
+    step-major.
+    """
 
     x: jax.Array  # [M, ...], 0 where masked
     x_next: jax.Array  # [M, ...], likewise
@@ -268,11 +321,14 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
         valid: optional bool [B] or [T, B]; False leaves the transition out of the loss.
 
     Returns:
-        Transitions with M = plan.trained.sum() * B, ordered k first, then b (so `reshape(K, B, ...)` undoes it).
+        Transitions with M = plan.trained.sum() * B, ordered k first, then b (so
+        `reshape(K, B, ...)` undoes it).
     """
     num_steps, batch = rollout.std.shape
     if advantages.shape != (num_steps, batch):
-        raise ValueError(f'advantages have shape {advantages.shape}; the rollout has (T, B) = {(num_steps, batch)}')
+        raise ValueError(
+            f'advantages have shape {advantages.shape}; the rollout has (T, B) = {(num_steps, batch)}'
+        )
     if batch % num_groups:
         raise ValueError(f'{batch} samples do not divide into {num_groups} groups')
     trained = np.flatnonzero(plan.trained)
@@ -288,7 +344,8 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
     if valid is not None:
         mask = mask & valid
     weight = jnp.ones(num_steps) if weight is None else jnp.asarray(weight, jnp.float32)
-    # What is masked gets no gradient, but the network's backward pass would multiply that 0 by a latent that is not finite.
+    # What is masked gets no gradient, but the network's backward pass would multiply that 0 by a
+    # latent that is not finite.
     mask = flat(mask)
     kept = lambda latents: jnp.where(mask.reshape(-1, *(1,) * (latents.ndim - 2)), flat(latents), 0)
     return Transitions(
@@ -311,7 +368,9 @@ def _masked_levels(noise_levels, plan: StepPlan, sigmas, x_init):
     check_grid(sigmas)
     num_steps, batch = len(sigmas) - 1, x_init.shape[0]
     if len(plan.stochastic) != num_steps or len(noise_levels) != num_steps:
-        raise ValueError(f'the grid has {num_steps} steps, the plan {len(plan.stochastic)}, the noise levels {len(noise_levels)}')
+        raise ValueError(
+            f'the grid has {num_steps} steps, the plan {len(plan.stochastic)}, the noise levels {len(noise_levels)}'
+        )
     levels = jnp.asarray(noise_levels, jnp.float32)
     levels = levels[:, None] if levels.ndim == 1 else levels
     return jnp.broadcast_to(jnp.where(plan.stochastic[:, None], levels, 0), (num_steps, batch))

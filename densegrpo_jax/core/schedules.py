@@ -1,4 +1,6 @@
-"""Noise grids of the Diffusers pipelines, and noise-level tables over them. Host values, computed once."""
+"""Noise grids of the Diffusers pipelines, and noise-level tables over them. Host values, computed
+once.
+"""
 
 import math
 
@@ -14,7 +16,8 @@ _DEFAULTS = dict(
     max_image_seq_len=4096,
     time_shift_type='exponential',
 )
-# Options of the scheduler that change the path and that this package does not implement: only their "off" value is accepted.
+# Options of the scheduler that change the path and that this package does not implement: only their
+# "off" value is accepted.
 _UNSUPPORTED = (
     'invert_sigmas',
     'shift_terminal',
@@ -27,7 +30,8 @@ _UNSUPPORTED = (
 
 
 def flux_shift_mu(num_tokens, base_seq_len=256, max_seq_len=4096, base_shift=0.5, max_shift=1.15):
-    """Resolution-dependent shift of FLUX: linear in the number of image tokens (`calculate_shift` of FluxPipeline).
+    """Resolution-dependent shift of FLUX: linear in the number of image tokens (`calculate_shift`
+    of FluxPipeline).
 
     Args:
         num_tokens: number of packed image tokens, e.g. 1024 at 512 x 512 px.
@@ -40,11 +44,13 @@ def flux_shift_mu(num_tokens, base_seq_len=256, max_seq_len=4096, base_shift=0.5
 
 
 def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
-    """The grid that FluxPipeline or StableDiffusion3Pipeline would visit with a FlowMatchEulerDiscreteScheduler.
+    """The grid that FluxPipeline or StableDiffusion3Pipeline would visit with a
+    FlowMatchEulerDiscreteScheduler.
 
-    FLUX starts from linspace(1, 1/T, T); SD3 from T points between the scheduler's own largest and smallest noise level.
-    Both are then shifted: statically, shift s / (1 + (shift - 1) s), or, with `use_dynamic_shifting`,
-    e^mu / (e^mu + 1/s - 1) with mu from `flux_shift_mu` (FLUX.1-dev); and 0 is appended.
+    FLUX starts from linspace(1, 1/T, T); SD3 from T points between the scheduler's own largest and
+    smallest noise level. Both are then shifted: statically, shift s / (1 + (shift - 1) s), or, with
+    `use_dynamic_shifting`, e^mu / (e^mu + 1/s - 1) with mu from `flux_shift_mu` (FLUX.1-dev); and 0
+    is appended.
 
     Args:
         config: dict, the contents of `scheduler/scheduler_config.json`.
@@ -66,7 +72,8 @@ def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
     shift, steps = settings['shift'], settings['num_train_timesteps']
     dynamic = settings['use_dynamic_shifting']
 
-    # The arithmetic below follows the scheduler's dtypes operation by operation, so that the grids agree to the last bit.
+    # The arithmetic below follows the scheduler's dtypes operation by operation, so that the grids
+    # agree to the last bit.
     if pipeline == 'flux':
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps).astype(np.float32)
     else:
@@ -87,7 +94,8 @@ def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
     else:
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     sigmas = np.append(sigmas.astype(np.float32), np.float32(0))
-    if abs(sigmas[0] - 1) < 1e-6:  # some shifts round the first to a neighbour of 1, and noise tables ask whether it is 1
+    # some shifts round the first to a neighbour of 1, and noise tables ask whether it is 1
+    if abs(sigmas[0] - 1) < 1e-6:
         sigmas[0] = 1
     return sigmas
 
@@ -95,36 +103,51 @@ def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
 def _scheduler_settings(config):
     name = config.get('_class_name', 'FlowMatchEulerDiscreteScheduler')
     if name != 'FlowMatchEulerDiscreteScheduler':
-        raise ValueError(f"scheduler config: _class_name is {name!r}; only 'FlowMatchEulerDiscreteScheduler' is supported")
+        raise ValueError(
+            f"scheduler config: _class_name is {name!r}; only 'FlowMatchEulerDiscreteScheduler' is supported"
+        )
     for key, value in config.items():
         if key in _UNSUPPORTED and value:
-            raise ValueError(f'scheduler config: {key} = {value!r} is not implemented; it must be off (absent, null or false)')
+            raise ValueError(
+                f'scheduler config: {key} = {value!r} is not implemented; it must be off (absent, null or false)'
+            )
         if key not in _DEFAULTS and key not in _UNSUPPORTED and not key.startswith('_'):
             raise ValueError(f'scheduler config: unknown key {key!r} = {value!r}')
-    settings = {key: default if config.get(key) is None else config[key] for key, default in _DEFAULTS.items()}
+    settings = {
+        key: default if config.get(key) is None else config[key]
+        for key, default in _DEFAULTS.items()
+    }
     if settings['time_shift_type'] not in ('exponential', 'linear'):
-        raise ValueError(f"scheduler config: time_shift_type is {settings['time_shift_type']!r}; expected 'exponential' or 'linear'")
+        raise ValueError(
+            f"scheduler config: time_shift_type is {settings['time_shift_type']!r}; expected 'exponential' or 'linear'"
+        )
     return settings
 
 
 def check_grid(sigmas):
-    """Raises ValueError unless `sigmas` [T+1] is finite, strictly decreasing and inside [0, 1], with T >= 1."""
+    """Raises ValueError unless `sigmas` [T+1] is finite, strictly decreasing and inside [0, 1],
+    with T >= 1.
+    """
     sigmas = np.asarray(sigmas)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f'sigmas has shape {sigmas.shape}; expected [T+1] with T >= 1')
     if not (np.all(np.diff(sigmas) < 0) and sigmas[0] <= 1 and sigmas[-1] >= 0):
-        raise ValueError(f'sigmas must decrease strictly from at most 1 to at least 0; got {sigmas.tolist()}')
+        raise ValueError(
+            f'sigmas must decrease strictly from at most 1 to at least 0; got {sigmas.tolist()}'
+        )
 
 
 def flow_grpo_noise_levels(sigmas, a=0.7):
-    """Flow-GRPO's table sigma_k = a sqrt(s_k / (1 - s_k)) (arXiv 2505.05470); where s = 1 the denominator uses sigmas[1].
+    """Flow-GRPO's table sigma_k = a sqrt(s_k / (1 - s_k)) (arXiv 2505.05470); where s = 1 the
+    denominator uses sigmas[1].
 
     Args:
         sigmas: [T+1] grid.
         a: noise scale (0.7 for SD3.5-M, 0.9 for FLUX.1-dev in Flow-GRPO).
 
     Returns:
-        np.float32 [T]; the transition from sigmas[k] to sigmas[k+1] has std = sigma_k sqrt(sigmas[k] - sigmas[k+1]).
+        np.float32 [T]; the transition from sigmas[k] to sigmas[k+1] has std = sigma_k
+        sqrt(sigmas[k] - sigmas[k+1]).
     """
     check_grid(sigmas)
     s = np.asarray(sigmas, np.float64)
@@ -133,7 +156,8 @@ def flow_grpo_noise_levels(sigmas, a=0.7):
 
 
 def constant_noise_levels(sigmas, eta):
-    """The constant table: DanceGRPO's sigma = eta for the `sde` kernel, or one eta in [0, 1] for `cps`.
+    """The constant table: DanceGRPO's sigma = eta for the `sde` kernel, or one eta in [0, 1] for
+    `cps`.
 
     Returns:
         np.float32 [T].
@@ -143,10 +167,16 @@ def constant_noise_levels(sigmas, eta):
 
 
 def check_noise_levels(noise_levels, num_steps, kernel):
-    """Raises ValueError unless the table [T] is finite, non-negative and, for the `cps` kernel, at most 1."""
+    """Raises ValueError unless the table [T] is finite, non-negative and, for the `cps` kernel, at
+    most 1.
+    """
     levels = np.asarray(noise_levels)
     if levels.shape != (num_steps,):
-        raise ValueError(f'noise levels have shape {levels.shape}; the grid has {num_steps} steps, so expected ({num_steps},)')
+        raise ValueError(
+            f'noise levels have shape {levels.shape}; the grid has {num_steps} steps, so expected ({num_steps},)'
+        )
     upper = 1.0 if kernel == 'cps' else np.inf
     if not np.all(np.isfinite(levels) & (levels >= 0) & (levels <= upper)):
-        raise ValueError(f'noise levels of the {kernel!r} kernel must be finite and in [0, {upper}]; got {levels.tolist()}')
+        raise ValueError(
+            f'noise levels of the {kernel!r} kernel must be finite and in [0, {upper}]; got {levels.tolist()}'
+        )

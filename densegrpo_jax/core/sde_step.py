@@ -11,7 +11,9 @@ LOG_PROBS = ('gaussian', 'unscaled')
 
 
 class StepOutput(NamedTuple):
-    """One transition x -> sample. Where std is 0 the transition is deterministic and log_prob is set to 0."""
+    """One transition x -> sample. Where std is 0 the transition is deterministic and log_prob is
+    set to 0.
+    """
 
     sample: jax.Array  # [B, ...] x' = mean + shift + std * noise
     mean: jax.Array  # [B, ...]
@@ -19,11 +21,23 @@ class StepOutput(NamedTuple):
     log_prob: jax.Array  # [B], averaged (not summed) over the elements
 
 
-def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, kernel='sde', log_prob='gaussian', shift=None):
+def sde_step(
+    velocity,
+    x,
+    s,
+    s_next,
+    noise_level,
+    *,
+    noise=None,
+    sample=None,
+    kernel='sde',
+    log_prob='gaussian',
+    shift=None,
+):
     """Samples one transition (give `noise`) or re-scores a given one (give `sample`).
 
-    With D = s_next - s < 0 and the predicted noise end x1hat = x + (1 - s) v, every kernel is the Euler step with part of
-    x1hat taken out and fresh noise put in:
+    With D = s_next - s < 0 and the predicted noise end x1hat = x + (1 - s) v, every kernel is the
+    Euler step with part of x1hat taken out and fresh noise put in:
 
         mean = x + D v - c x1hat,    x' = mean + shift + std z
         sde: std = sigma sqrt(-D),           c = std^2 / (2 s)               DenseGRPO Eq. 6 (Flow-GRPO), Eq. 11 (psi table)
@@ -36,11 +50,13 @@ def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, ke
         velocity: [B, ...] network output v = eps - x_0 at (x, s).
         x: [B, ...] current latent.
         s, s_next: [B] or scalar, noise levels of the grid, s > s_next.
-        noise_level: [B] or scalar; sigma of the `sde` kernel, eta in [0, 1] of `cps`, ignored by `ode`.
+        noise_level: [B] or scalar; sigma of the `sde` kernel, eta in [0, 1] of `cps`, ignored by
+            `ode`.
         noise: [B, ...] standard normal z.
         sample: [B, ...] a stored x' to re-score.
         kernel: 'sde', 'cps' or 'ode'.
-        log_prob: 'gaussian', the log density; or 'unscaled', -mean (x' - mean)^2 (the CPS paper's code).
+        log_prob: 'gaussian', the log density; or 'unscaled', -mean (x' - mean)^2 (the CPS paper's
+            code).
         shift: [B, ...] optional guided drift, added when sampling; it never enters the log-prob.
 
     Returns:
@@ -56,7 +72,9 @@ def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, ke
     if x.shape != velocity.shape:
         raise ValueError(f'velocity has shape {velocity.shape} and x {x.shape}; they must agree')
     velocity, x = at_least_f32(velocity), at_least_f32(x)
-    s, s_next, noise_level = (jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
+    s, s_next, noise_level = (
+        jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level)
+    )
 
     std, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
     mean = x + _over(s_next - s, x) * velocity - _over(taken, x) * (x + _over(1 - s, x) * velocity)
@@ -69,22 +87,28 @@ def sde_step(velocity, x, s, s_next, noise_level, *, noise=None, sample=None, ke
 
 
 def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
-    """The `shift` that moves the mean of `sde_step(velocity, ...)` to the mean of `guided`: (D - c (1 - s)) (guided - velocity).
+    """The `shift` that moves the mean of `sde_step(velocity, ...)` to the mean of `guided`: (D - c
+    (1 - s)) (guided - velocity).
 
-    With it the sampler follows a guided velocity while the policy, whose log-prob is stored, stays the plain network.
-    Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns [B, ...] at least float32.
+    With it the sampler follows a guided velocity while the policy, whose log-prob is stored, stays
+    the plain network. Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns [B,
+    ...] at least float32.
     """
     guided, velocity, x = at_least_f32(guided), at_least_f32(velocity), at_least_f32(x)
-    s, s_next, noise_level = (jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level))
+    s, s_next, noise_level = (
+        jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level)
+    )
     _, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
     return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
 
 
 def log_prob_ratio(step, log_prob_old, *, log_prob='gaussian'):
-    """log p(x') - log p_old(x') of a re-scored step, with x' and p_old's value as the sampler stored them.
+    """log p(x') - log p_old(x') of a re-scored step, with x' and p_old's value as the sampler
+    stored them.
 
-    One expression over the residuals: the constants of the density are taken out of the stored value before the comparison,
-    so that what is subtracted is small and float32 round-off stays near 1e-7 however many elements a latent has.
+    One expression over the residuals: the constants of the density are taken out of the stored
+    value before the comparison, so that what is subtracted is small and float32 round-off stays
+    near 1e-7 however many elements a latent has.
 
     Args:
         step: StepOutput of `sde_step(..., sample=x')` under the current policy.
@@ -104,7 +128,8 @@ def _kernel_coefficients(kernel, s, s_next, noise_level):
         std = noise_level * jnp.sqrt(s - s_next)
         return std, std**2 / (2 * jnp.where(s > 0, s, 1))
     if kernel == 'cps':
-        # s_next^2 = (s_next - c)^2 + std^2; the half angle avoids the cancellation in 1 - cos for a small eta.
+        # s_next^2 = (s_next - c)^2 + std^2; the half angle avoids the cancellation in 1 - cos for a
+        # small eta.
         angle = noise_level * (math.pi / 2)
         return s_next * jnp.sin(angle), 2 * s_next * jnp.sin(angle / 2) ** 2
     if kernel == 'ode':
@@ -115,14 +140,17 @@ def _kernel_coefficients(kernel, s, s_next, noise_level):
 def _log_prob_parts(sample, mean, std, log_prob):
     """(varying part [B], constant [B]) whose sum is the log-prob.
 
-    The squared residual is centred on its expectation before the mean over elements: a sum of zero-mean terms keeps float32
-    round-off near eps in whatever order a backend adds them, a sum of n positive ones does not.
+    The squared residual is centred on its expectation before the mean over elements: a sum of
+    zero-mean terms keeps float32 round-off near eps in whatever order a backend adds them, a sum of
+    n positive ones does not.
     """
     axes = tuple(range(1, sample.ndim))
     safe_std = jnp.where(std > 0, std, 1)
     if log_prob == 'gaussian':
         z = (sample - mean) / _over(safe_std, sample)
-        return -0.5 * jnp.mean(z**2 - 1, axes), -0.5 - jnp.log(safe_std) - 0.5 * math.log(2 * math.pi)
+        return -0.5 * jnp.mean(z**2 - 1, axes), -0.5 - jnp.log(safe_std) - 0.5 * math.log(
+            2 * math.pi
+        )
     if log_prob == 'unscaled':
         variance = safe_std**2
         return -jnp.mean((sample - mean) ** 2 - _over(variance, sample), axes), -variance
@@ -135,6 +163,8 @@ def _over(per_sample, x):
 
 
 def at_least_f32(a):
-    """An array in float32, or in its own dtype where that is wider: arithmetic on latents is never in bfloat16."""
+    """An array in float32, or in its own dtype where that is wider: arithmetic on latents is never
+    in bfloat16.
+    """
     a = jnp.asarray(a)
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

@@ -1,4 +1,6 @@
-"""GenEval prompts (arXiv 2310.11513): what a row asks for, and files with one JSON object a line."""
+"""GenEval prompts (arXiv 2310.11513): what a row asks for, and files with one JSON object a
+line.
+"""
 
 import json
 from pathlib import Path
@@ -10,14 +12,87 @@ COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown'
 RELATIONS = ('left of', 'right of', 'above', 'below')
 # COCO's 80 classes in COCO's order, under the names that the prompts use.
 OBJECTS = (
-    'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light', 'fire hydrant', 'stop sign',
-    'parking meter', 'bench', 'bird', 'cat', 'dog', 'horse', 'sheep', 'cow', 'elephant', 'bear', 'zebra', 'giraffe', 'backpack', 'umbrella',
-    'handbag', 'tie', 'suitcase', 'frisbee', 'skis', 'snowboard', 'sports ball', 'kite', 'baseball bat', 'baseball glove', 'skateboard',
-    'surfboard', 'tennis racket', 'bottle', 'wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple', 'sandwich', 'orange',
-    'broccoli', 'carrot', 'hot dog', 'pizza', 'donut', 'cake', 'chair', 'couch', 'potted plant', 'bed', 'dining table', 'toilet', 'tv',
-    'laptop', 'computer mouse', 'tv remote', 'computer keyboard', 'cell phone', 'microwave', 'oven', 'toaster', 'sink', 'refrigerator',
-    'book', 'clock', 'vase', 'scissors', 'teddy bear', 'hair drier', 'toothbrush',
-)  # fmt: skip
+    'person',
+    'bicycle',
+    'car',
+    'motorcycle',
+    'airplane',
+    'bus',
+    'train',
+    'truck',
+    'boat',
+    'traffic light',
+    'fire hydrant',
+    'stop sign',
+    'parking meter',
+    'bench',
+    'bird',
+    'cat',
+    'dog',
+    'horse',
+    'sheep',
+    'cow',
+    'elephant',
+    'bear',
+    'zebra',
+    'giraffe',
+    'backpack',
+    'umbrella',
+    'handbag',
+    'tie',
+    'suitcase',
+    'frisbee',
+    'skis',
+    'snowboard',
+    'sports ball',
+    'kite',
+    'baseball bat',
+    'baseball glove',
+    'skateboard',
+    'surfboard',
+    'tennis racket',
+    'bottle',
+    'wine glass',
+    'cup',
+    'fork',
+    'knife',
+    'spoon',
+    'bowl',
+    'banana',
+    'apple',
+    'sandwich',
+    'orange',
+    'broccoli',
+    'carrot',
+    'hot dog',
+    'pizza',
+    'donut',
+    'cake',
+    'chair',
+    'couch',
+    'potted plant',
+    'bed',
+    'dining table',
+    'toilet',
+    'tv',
+    'laptop',
+    'computer mouse',
+    'tv remote',
+    'computer keyboard',
+    'cell phone',
+    'microwave',
+    'oven',
+    'toaster',
+    'sink',
+    'refrigerator',
+    'book',
+    'clock',
+    'vase',
+    'scissors',
+    'teddy bear',
+    'hair drier',
+    'toothbrush',
+)
 
 
 def geneval_prompts(path: str | Path) -> PromptSet:
@@ -29,7 +104,8 @@ def geneval_prompts(path: str | Path) -> PromptSet:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a line that is no such object, or a file without prompts; names the file and the line number.
+      ValueError: a line that is no such object, or a file without prompts; names the file and the
+        line number.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,9 +130,10 @@ def check_metadata(metadata: dict, objects: tuple[str, ...] = OBJECTS) -> None:
     """Checks what a GenEval prompt asks for.
 
     Args:
-      metadata: `tag` (one of TAGS); `include`, a list of clauses that must hold: `class` (one of `objects`), `count` (of at least 1) and
-        perhaps `color` (one of COLOURS) and `position`, [relation (one of RELATIONS), index of an earlier clause of `include`]; perhaps
-        `exclude`, a list of {class, count}: so many or more must not be there; perhaps `prompt`.
+      metadata: `tag` (one of TAGS); `include`, a list of clauses that must hold: `class` (one of
+        `objects`), `count` (of at least 1) and perhaps `color` (one of COLOURS) and `position`,
+        [relation (one of RELATIONS), index of an earlier clause of `include`]; perhaps `exclude`, a
+        list of {class, count}: so many or more must not be there; perhaps `prompt`.
       objects: what prompts may name.
 
     Raises:
@@ -67,7 +144,9 @@ def check_metadata(metadata: dict, objects: tuple[str, ...] = OBJECTS) -> None:
     _known_keys('', metadata, ('tag', 'include', 'exclude', 'prompt'))
     _one_of('tag', metadata.get('tag'), TAGS)
     if not isinstance(metadata.get('include'), list) or not metadata['include']:
-        raise ValueError(f'include is {metadata.get("include")!r}; expected a list of at least one clause')
+        raise ValueError(
+            f'include is {metadata.get("include")!r}; expected a list of at least one clause'
+        )
     if not isinstance(metadata.get('exclude', []), list):
         raise ValueError(f'exclude is {metadata["exclude"]!r}; expected a list of clauses')
     for i, clause in enumerate(metadata['include']):
@@ -93,10 +172,14 @@ def _check_clause(where: str, clause, known: tuple[str, ...], objects: tuple[str
 
 def _check_position(where: str, position, before: int) -> None:
     if not isinstance(position, (list, tuple)) or len(position) != 2:
-        raise ValueError(f'{where} is {position!r}; expected [relation, index of an earlier clause]')
+        raise ValueError(
+            f'{where} is {position!r}; expected [relation, index of an earlier clause]'
+        )
     _one_of(f'{where}[0]', position[0], RELATIONS)
     if type(position[1]) is not int or not 0 <= position[1] < before:
-        raise ValueError(f'{where}[1] is {position[1]!r}; expected the index of an earlier clause of include, below {before}')
+        raise ValueError(
+            f'{where}[1] is {position[1]!r}; expected the index of an earlier clause of include, below {before}'
+        )
 
 
 def _known_keys(where: str, found: dict, known: tuple[str, ...]) -> None:

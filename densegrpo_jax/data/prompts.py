@@ -6,7 +6,8 @@ from pathlib import Path
 
 from densegrpo_jax.data.words import ASSETS, held_out_words, train_words
 
-# One look in render.py per scene. At most 6 words before the quote, so that the longest prompt fits 16 T5 tokens.
+# One look in render.py per scene. At most 6 words before the quote, so that the longest prompt fits
+# 16 T5 tokens.
 SCENES: dict[str, str] = {
     'neon': 'A neon sign that says "{}"',
     'chalkboard': 'A chalkboard that reads "{}"',
@@ -53,12 +54,13 @@ class PromptSet(Sequence[Prompt]):
 
         Args:
           path: text file.
-          quoted_target: every line must carry its target between the first pair of straight double quotes, as the OCR
-            reward needs; False reads lines as they are, without targets.
+          quoted_target: every line must carry its target between the first pair of straight double
+            quotes, as the OCR reward needs; False reads lines as they are, without targets.
 
         Raises:
           FileNotFoundError: no such file.
-          ValueError: a line without a quoted target, or a file without prompts; names the file and the line number.
+          ValueError: a line without a quoted target, or a file without prompts; names the file and
+            the line number.
         """
         path = Path(path)
         if not path.is_file():
@@ -66,7 +68,9 @@ class PromptSet(Sequence[Prompt]):
         prompts = []
         for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
             if text := line.strip():
-                prompts.append(ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text))
+                prompts.append(
+                    ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text)
+                )
         if not prompts:
             raise ValueError(f'{path}: the file holds no prompt; write one prompt a line')
         return cls(tuple(prompts))
@@ -79,14 +83,18 @@ def columns(prompts: Iterable[Prompt]) -> tuple[list[str], list[dict]]:
 
 
 def quoted_target(text: str, where: str = 'prompt') -> str:
-    """The text between the first pair of straight double quotes of `text`, spaces at its ends removed.
+    """The text between the first pair of straight double quotes of `text`, spaces at its ends
+    removed.
 
     Raises:
-      ValueError: there is no such pair, or nothing but spaces in it; `where` names the place in the message.
+      ValueError: there is no such pair, or nothing but spaces in it; `where` names the place in the
+        message.
     """
     parts = text.split('"', 2)
     if len(parts) < 3 or not parts[1].strip():
-        raise ValueError(f'{where}: expected a target between straight double quotes, as in A sign that reads "OPEN"; found {text!r}')
+        raise ValueError(
+            f'{where}: expected a target between straight double quotes, as in A sign that reads "OPEN"; found {text!r}'
+        )
     return parts[1].strip()
 
 
@@ -110,11 +118,17 @@ def tiny_train_prompts() -> PromptSet:
 def tiny_eval_prompts() -> PromptSet:
     """Every held-out word once, in file order, the scenes in turn: 320 prompts, 40 per scene."""
     scenes = tuple(SCENES)
-    return PromptSet(tuple(scene_prompt(scenes[i % len(scenes)], word) for i, word in enumerate(held_out_words())))
+    return PromptSet(
+        tuple(
+            scene_prompt(scenes[i % len(scenes)], word) for i, word in enumerate(held_out_words())
+        )
+    )
 
 
 def panel_prompts() -> PromptSet:
-    """Sixty prompts of six categories for what a run was not trained on (assets/panel_prompts.txt); metadata['tag'] is the category."""
+    """Sixty prompts of six categories for what a run was not trained on (assets/panel_prompts.txt);
+    metadata['tag'] is the category.
+    """
     category, prompts = '', []
     for line in (ASSETS / 'panel_prompts.txt').read_text(encoding='utf-8').splitlines():
         if line.startswith('# '):

@@ -1,4 +1,6 @@
-"""Which prompts a training step uses: a pure function of the step number, so that a resumed run needs no generator state."""
+"""Which prompts a training step uses: a pure function of the step number, so that a resumed run
+needs no generator state.
+"""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -11,8 +13,9 @@ T = TypeVar('T')
 def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> list[T]:
     """The prompts of a training step, one group of samples each.
 
-    Every epoch is a fresh seeded permutation cut into floor(len(prompts) / count) steps; the rest of the permutation is
-    left out, so a step never holds a prompt twice (two groups of one prompt would be one group).
+    Every epoch is a fresh seeded permutation cut into floor(len(prompts) / count) steps; the rest
+    of the permutation is left out, so a step never holds a prompt twice (two groups of one prompt
+    would be one group).
 
     Args:
       prompts: the whole set.
@@ -27,7 +30,9 @@ def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> 
       ValueError: fewer prompts than a step needs, or a negative step.
     """
     if not 0 < count <= len(prompts):
-        raise ValueError(f'{count} prompts per step: expected 1 to {len(prompts)}, the number of prompts in the set')
+        raise ValueError(
+            f'{count} prompts per step: expected 1 to {len(prompts)}, the number of prompts in the set'
+        )
     if step < 0:
         raise ValueError(f'step = {step}: expected 0 or more')
     epoch, position = divmod(step, len(prompts) // count)

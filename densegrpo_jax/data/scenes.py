@@ -1,7 +1,9 @@
-"""OCR scenes for large models: a seeded generator of natural prompts, each with one quoted phrase that the picture must spell.
+"""OCR scenes for large models: a seeded generator of natural prompts, each with one quoted phrase
+that the picture must spell.
 
-`python -m densegrpo_jax.data.scenes --count 20000 --out ocr_train.txt` writes a prompt file. The grammar is assets/scenes.toml.
-No phrase of Flow-GRPO's OCR test set is ever generated: assets/ocr_test_hashes.txt holds a hash of each of its targets.
+`python -m densegrpo_jax.data.scenes --count 20000 --out ocr_train.txt` writes a prompt file. The
+grammar is assets/scenes.toml. No phrase of Flow-GRPO's OCR test set is ever generated:
+assets/ocr_test_hashes.txt holds a hash of each of its targets.
 """
 
 import argparse
@@ -17,7 +19,8 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet, ocr_prompt
 from densegrpo_jax.data.words import ASSETS
 
 HASHES = ASSETS / 'ocr_test_hashes.txt'
-MAX_WORDS, MAX_CHARACTERS = 5, 30  # of a phrase; the longest target of the OCR test set has 30 characters
+# of a phrase; the longest target of the OCR test set has 30 characters
+MAX_WORDS, MAX_CHARACTERS = 5, 30
 _SLOT = re.compile(r'\{(?:(\d+)-(\d+)|(\w+))\}')
 
 
@@ -32,7 +35,8 @@ def _pick(entries: list, rng: np.random.Generator):
 
 
 def expand(text: str, slots: dict[str, list[str]], rng: np.random.Generator) -> str:
-    """`text` with every {slot} replaced by a random entry, itself expanded, and every {low-high} by an integer of that range.
+    """`text` with every {slot} replaced by a random entry, itself expanded, and every {low-high} by
+    an integer of that range.
 
     A slot that occurs more than once gets different entries. Raises ValueError for an unknown slot.
     """
@@ -43,7 +47,9 @@ def expand(text: str, slots: dict[str, list[str]], rng: np.random.Generator) -> 
         if name is None:
             return str(rng.integers(int(low), int(high) + 1))
         if name not in slots:
-            raise ValueError(f'scenes.toml: unknown slot {{{name}}} in {text!r}; known slots: {", ".join(sorted(slots))}')
+            raise ValueError(
+                f'scenes.toml: unknown slot {{{name}}} in {text!r}; known slots: {", ".join(sorted(slots))}'
+            )
         entries = [entry for entry in slots[name] if entry not in used.setdefault(name, [])]
         used[name].append(_pick(entries, rng))
         return expand(used[name][-1], slots, rng)
@@ -74,16 +80,26 @@ def random_scene(rng: np.random.Generator) -> Prompt:
     slots = tables['shared'] | domain.get('slots', {})
     while True:
         phrase = expand(_pick(domain['phrases'], rng), slots, rng)
-        if len(phrase.split()) <= MAX_WORDS and len(phrase) <= MAX_CHARACTERS and target_hash(phrase) not in excluded_hashes():
+        if (
+            len(phrase.split()) <= MAX_WORDS
+            and len(phrase) <= MAX_CHARACTERS
+            and target_hash(phrase) not in excluded_hashes()
+        ):
             break
-    parts = {'carrier': domain['carriers'], 'place': domain['places'], 'detail': domain['details'], 'phrase': [phrase]}
+    parts = {
+        'carrier': domain['carriers'],
+        'place': domain['places'],
+        'detail': domain['details'],
+        'phrase': [phrase],
+    }
     text = expand(_pick(tables['frames'], rng), slots | parts, rng)
     prompt = ocr_prompt(text[0].upper() + text[1:])
     return Prompt(prompt.text, prompt.metadata | {'domain': domain['name']})
 
 
 def scene_prompts(count: int, seed: int) -> PromptSet:
-    """`count` distinct scene prompts, a pure function of (count, seed); a longer set starts with the shorter one.
+    """`count` distinct scene prompts, a pure function of (count, seed); a longer set starts with
+    the shorter one.
 
     Raises:
       ValueError: the grammar does not yield `count` distinct prompts (it has millions).
@@ -95,18 +111,27 @@ def scene_prompts(count: int, seed: int) -> PromptSet:
             return PromptSet(tuple(found.values()))
         prompt = random_scene(rng)
         found.setdefault(prompt.text, prompt)
-    raise ValueError(f'count = {count}: the grammar yielded only {len(found)} distinct prompts; ask for fewer')
+    raise ValueError(
+        f'count = {count}: the grammar yielded only {len(found)} distinct prompts; ask for fewer'
+    )
 
 
 def remove_overlap(prompts: PromptSet, test_file: str | Path) -> PromptSet:
-    """`prompts` without those whose target or text occurs in an OCR prompt file, compared by letters and digits alone.
+    """`prompts` without those whose target or text occurs in an OCR prompt file, compared by
+    letters and digits alone.
 
     Raises:
       FileNotFoundError, ValueError: as `PromptSet.from_text`.
     """
     test = PromptSet.from_text(test_file)
     targets, texts = {normalise(p.target) for p in test}, {normalise(p.text) for p in test}
-    return PromptSet(tuple(p for p in prompts if normalise(p.target) not in targets and normalise(p.text) not in texts))
+    return PromptSet(
+        tuple(
+            p
+            for p in prompts
+            if normalise(p.target) not in targets and normalise(p.text) not in texts
+        )
+    )
 
 
 def main() -> None:

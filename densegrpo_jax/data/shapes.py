@@ -1,8 +1,10 @@
-"""Coloured shapes with counts and positions: GenEval's six tasks in miniature, as prompts, metadata rows and drawn pictures.
+"""Coloured shapes with counts and positions: GenEval's six tasks in miniature, as prompts, metadata
+rows and drawn pictures.
 
-A scene is one or two groups of equal shapes. Its *composition* is what it asks for, in whatever words: "a circle left of a square" and
-"a square right of a circle" are one composition. A quarter of all compositions is held out by a hash, so that no training prompt, of the
-base model or of a run on it, ever asks for one; single objects are held out altogether.
+A scene is one or two groups of equal shapes. Its *composition* is what it asks for, in whatever
+words: "a circle left of a square" and "a square right of a circle" are one composition. A quarter
+of all compositions is held out by a hash, so that no training prompt, of the base model or of a run
+on it, ever asks for one; single objects are held out altogether.
 """
 
 import hashlib
@@ -15,22 +17,38 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross')
 COLOURS: dict[str, tuple[int, int, int]] = {
-    'red': (214, 40, 40), 'orange': (245, 135, 20), 'yellow': (240, 210, 20), 'green': (40, 160, 70), 'blue': (40, 90, 215),
-    'purple': (140, 55, 185), 'black': (28, 28, 32),
-}  # fmt: skip
-BACKGROUNDS = ((250, 250, 248), (238, 240, 244), (246, 240, 228), (228, 238, 244), (234, 242, 232), (224, 224, 226))
+    'red': (214, 40, 40),
+    'orange': (245, 135, 20),
+    'yellow': (240, 210, 20),
+    'green': (40, 160, 70),
+    'blue': (40, 90, 215),
+    'purple': (140, 55, 185),
+    'black': (28, 28, 32),
+}
+BACKGROUNDS = (
+    (250, 250, 248),
+    (238, 240, 244),
+    (246, 240, 228),
+    (228, 238, 244),
+    (234, 242, 232),
+    (224, 224, 226),
+)
 OPPOSITE = {'left of': 'right of', 'right of': 'left of', 'above': 'below', 'below': 'above'}
 NUMBERS = ('', 'a', 'two', 'three', 'four')
 PREFIX = 'a photo of '
 SIZE = 48  # pixels, height and width; a multiple of CELL
 
-# How often a task is trained on: Flow-GRPO's proportions for GenEval, single objects never. The base model sees the easy ones more often.
+# How often a task is trained on: Flow-GRPO's proportions for GenEval, single objects never. The
+# base model sees the easy ones more often.
 RUN_WEIGHTS = {'position': 7, 'counting': 5, 'color_attr': 3, 'colors': 1, 'two_object': 1}
 BASE_WEIGHTS = {'position': 3, 'counting': 2, 'color_attr': 2, 'colors': 1, 'two_object': 1}
-TAGS = ('single_object', 'two_object', 'colors', 'counting', 'color_attr', 'position')  # GenEval's names
-EVAL_ROWS = 100  # of each task, as in GenEval: the mean over all rows is then its overall score, the mean over tasks
+# GenEval's names
+TAGS = ('single_object', 'two_object', 'colors', 'counting', 'color_attr', 'position')
+# of each task, as in GenEval: the mean over all rows is then its overall score, the mean over tasks
+EVAL_ROWS = 100
 
-# Objects lie about the middles of cells as large as a token of the network: a small network then draws them after far fewer pictures.
+# Objects lie about the middles of cells as large as a token of the network: a small network then
+# draws them after far fewer pictures.
 CELL = 16  # pixels
 STRAY = 1.5  # pixels from the middle, at most, on each axis
 RADII = (5.2, 6.6)  # pixels
@@ -48,7 +66,11 @@ class Group:
     colour: str | None = None
 
     def words(self) -> str:
-        plural = self.shape if self.count == 1 else self.shape + ('es' if self.shape.endswith('s') else 's')
+        plural = (
+            self.shape
+            if self.count == 1
+            else self.shape + ('es' if self.shape.endswith('s') else 's')
+        )
         noun = f'{self.colour} {plural}' if self.colour else plural
         number = NUMBERS[self.count] + ('n' if self.count == 1 and noun[0] in 'aeiou' else '')
         return f'{number} {noun}'
@@ -56,7 +78,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture should show. relation: of the first group to the second, None where there is none."""
+    """What a picture should show. relation: of the first group to the second, None where there is
+    none.
+    """
 
     tag: str
     groups: tuple[Group, ...]
@@ -80,8 +104,13 @@ class Scene:
         return self.tag == 'single_object' or digest[0] % 4 == 0
 
     def prompt(self) -> Prompt:
-        """The prompt with GenEval's row as metadata: tag, include (the group that a position refers to comes first), exclude, prompt."""
-        include = [{'class': g.shape, 'count': g.count} | ({'color': g.colour} if g.colour else {}) for g in self.groups]
+        """The prompt with GenEval's row as metadata: tag, include (the group that a position refers
+        to comes first), exclude, prompt.
+        """
+        include = [
+            {'class': g.shape, 'count': g.count} | ({'color': g.colour} if g.colour else {})
+            for g in self.groups
+        ]
         if self.relation:
             include = [include[1], include[0] | {'position': [self.relation, 0]}]
         row = {'tag': self.tag, 'include': include}
@@ -109,7 +138,9 @@ def random_scene(tag: str, rng: np.random.Generator) -> Scene:
     if tag == 'position':
         counts = choose(((1, 1), (1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 3)))
         shades = choose(((None, None), colours))
-        return Scene(tag, tuple(map(Group, counts, (first, second), shades)), choose(tuple(OPPOSITE)))
+        return Scene(
+            tag, tuple(map(Group, counts, (first, second), shades)), choose(tuple(OPPOSITE))
+        )
     raise ValueError(f'unknown tag {tag!r}; known tags: {", ".join(TAGS)}')
 
 
@@ -123,15 +154,19 @@ def training_scene(weights: dict[str, int], rng: np.random.Generator) -> Scene:
 
 
 def shapes_train_prompts(count: int = 4096) -> PromptSet:
-    """`count` training prompts, task by `RUN_WEIGHTS`; the rarer tasks have fewer compositions, which come up again and again."""
+    """`count` training prompts, task by `RUN_WEIGHTS`; the rarer tasks have fewer compositions,
+    which come up again and again.
+    """
     rng = np.random.default_rng(0)
     return PromptSet(tuple(training_scene(RUN_WEIGHTS, rng).prompt() for _ in range(count)))
 
 
 def shapes_eval_prompts() -> PromptSet:
-    """600 rows, `EVAL_ROWS` held-out prompts of each task, shuffled; 261 differ, since a task that has fewer repeats them.
+    """600 rows, `EVAL_ROWS` held-out prompts of each task, shuffled; 261 differ, since a task that
+    has fewer repeats them.
 
-    An evaluation draws noise by row, so the rows of one prompt are different pictures, as GenEval's four of each prompt are.
+    An evaluation draws noise by row, so the rows of one prompt are different pictures, as GenEval's
+    four of each prompt are.
     """
     rng, rows = np.random.default_rng(1), []
     for tag in TAGS:
@@ -158,9 +193,11 @@ class Object:
 
 
 def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Object]:
-    """The objects of a scene, group by group, in random cells of a picture of `size` pixels that satisfy its relation.
+    """The objects of a scene, group by group, in random cells of a picture of `size` pixels that
+    satisfy its relation.
 
-    No two of them come closer than `GAP`; in a relation every object of one group is clearly on its side of every one of the other.
+    No two of them come closer than `GAP`; in a relation every object of one group is clearly on its
+    side of every one of the other.
     """
     count = sum(g.count for g in scene.groups)
     group = np.repeat(np.arange(len(scene.groups)), [g.count for g in scene.groups])
@@ -168,7 +205,10 @@ def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Obje
     while True:  # until one of 64 tries is good, which is nearly always the first time
         radius = rng.uniform(*RADII, count)
         cells = rng.permuted(np.tile(np.arange(side**2), (64, 1)), axis=1)[:, :count]
-        centres = (np.stack([cells % side, cells // side], -1) + 0.5) * CELL + rng.uniform(-STRAY, STRAY, (64, count, 2))  # x, y
+        # x, y
+        centres = (np.stack([cells % side, cells // side], -1) + 0.5) * CELL + rng.uniform(
+            -STRAY, STRAY, (64, count, 2)
+        )
         margin = REACH * radius[:, None]
         centres = np.clip(centres, margin, size - margin)
         offset = centres[:, :, None] - centres[:, None]
@@ -176,19 +216,32 @@ def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Obje
         good = (apart | np.eye(count, dtype=bool)).all((1, 2))
         if scene.relation:
             between = offset[:, group == 0][:, :, group == 1]
-            axis, sign = {'left of': (0, -1), 'right of': (0, 1), 'above': (1, -1), 'below': (1, 1)}[scene.relation]
+            axis, sign = {
+                'left of': (0, -1),
+                'right of': (0, 1),
+                'above': (1, -1),
+                'below': (1, 1),
+            }[scene.relation]
             good &= (sign * between[..., axis] > 1.05 * np.abs(between[..., 1 - axis])).all((1, 2))
         if good.any():
             break
     chosen = centres[good.argmax()]
     colours = [g.colour or tuple(COLOURS)[rng.integers(len(COLOURS))] for g in scene.groups]
     tilts = rng.uniform(-TILT, TILT, count)
-    return [Object(scene.groups[g].shape, colours[g], *map(float, (*xy, r, tilt))) for g, xy, r, tilt in zip(group, chosen, radius, tilts)]
+    return [
+        Object(scene.groups[g].shape, colours[g], *map(float, (*xy, r, tilt)))
+        for g, xy, r, tilt in zip(group, chosen, radius, tilts)
+    ]
 
 
 def outline(shape: str) -> np.ndarray:
-    """Corners [n, 2] of a shape of radius 1 around its centre; the circle has none and is drawn as one."""
-    ring = lambda angles, r: np.stack([np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))], 1) * np.asarray(r).reshape(-1, 1)
+    """Corners [n, 2] of a shape of radius 1 around its centre; the circle has none and is drawn as
+    one.
+    """
+    ring = lambda angles, r: (
+        np.stack([np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))], 1)
+        * np.asarray(r).reshape(-1, 1)
+    )
     if shape == 'square':
         return ring(np.arange(45, 360, 90), 0.85 * np.sqrt(2))
     if shape == 'triangle':
@@ -203,13 +256,24 @@ def outline(shape: str) -> np.ndarray:
     raise ValueError(f'{shape!r} has no corners')
 
 
-def draw(objects: list[Object], background: tuple[int, int, int], size: int = SIZE, jitter=lambda colour: colour) -> np.ndarray:
-    """The picture, antialiased: uint8 [size, size, 3]. jitter: changes the colour of each object."""
+def draw(
+    objects: list[Object],
+    background: tuple[int, int, int],
+    size: int = SIZE,
+    jitter=lambda colour: colour,
+) -> np.ndarray:
+    """The picture, antialiased: uint8 [size, size, 3]. jitter: changes the colour of each
+    object.
+    """
     fine = 4
     image = Image.new('RGB', (size * fine, size * fine), background)
     pen = ImageDraw.Draw(image)
     for o in objects:
-        colour, centre, radius = jitter(COLOURS[o.colour]), np.array([o.x, o.y]) * fine, o.radius * fine
+        colour, centre, radius = (
+            jitter(COLOURS[o.colour]),
+            np.array([o.x, o.y]) * fine,
+            o.radius * fine,
+        )
         if o.shape == 'circle':
             pen.ellipse([*(centre - radius), *(centre + radius)], fill=colour)
             continue
@@ -220,14 +284,21 @@ def draw(objects: list[Object], background: tuple[int, int, int], size: int = SI
 
 
 def render(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """Draws a scene: random places, sizes, tilts, shades and background, and colours where it names none. uint8 [size, size, 3]."""
+    """Draws a scene: random places, sizes, tilts, shades and background, and colours where it names
+    none. uint8 [size, size, 3].
+    """
     objects = place(scene, rng, size)
-    shade = lambda colour: tuple(int(v) for v in np.clip(colour + rng.integers(-8, 9) + rng.integers(-5, 6, 3), 0, 255))
+    shade = lambda colour: tuple(
+        int(v) for v in np.clip(colour + rng.integers(-8, 9) + rng.integers(-5, 6, 3), 0, 255)
+    )
     return draw(objects, shade(BACKGROUNDS[rng.integers(len(BACKGROUNDS))]), size, shade)
 
 
-def training_batch(seed: int, step: int, batch_size: int, *, size: int = SIZE) -> tuple[np.ndarray, list[str]]:
-    """Batch `step` of the base model's endless training data, a pure function of (seed, step); every other prompt lacks its prefix.
+def training_batch(
+    seed: int, step: int, batch_size: int, *, size: int = SIZE
+) -> tuple[np.ndarray, list[str]]:
+    """Batch `step` of the base model's endless training data, a pure function of (seed, step);
+    every other prompt lacks its prefix.
 
     Returns:
       images uint8 [batch_size, size, size, 3], prompts.

@@ -1,6 +1,8 @@
-"""Word lists of the miniature: common English words of 3 to 5 letters, split into train and held-out.
+"""Word lists of the miniature: common English words of 3 to 5 letters, split into train and
+held-out.
 
-The split is a pair of committed files, so a model never meets a held-out word before evaluation, whatever seed it is trained with.
+The split is a pair of committed files, so a model never meets a held-out word before evaluation,
+whatever seed it is trained with.
 """
 
 import functools
@@ -17,7 +19,9 @@ def _read_words(path: Path) -> tuple[str, ...]:
     words = tuple(path.read_text(encoding='ascii').split())
     for number, word in enumerate(words, start=1):
         if not (MIN_LETTERS <= len(word) <= MAX_LETTERS and set(word) <= set(ALPHABET)):
-            raise ValueError(f'{path}:{number}: {word!r} is not a word of {MIN_LETTERS} to {MAX_LETTERS} letters A-Z')
+            raise ValueError(
+                f'{path}:{number}: {word!r} is not a word of {MIN_LETTERS} to {MAX_LETTERS} letters A-Z'
+            )
     return words
 
 
@@ -29,7 +33,9 @@ def train_words() -> tuple[str, ...]:
 
 @functools.cache
 def held_out_words() -> tuple[str, ...]:
-    """The 320 held-out words, upper case, sorted: never in a training prompt, alone or in a template."""
+    """The 320 held-out words, upper case, sorted: never in a training prompt, alone or in a
+    template.
+    """
     return _read_words(ASSETS / 'held_out_words.txt')
 
 
@@ -41,10 +47,14 @@ def _held_out_set() -> frozenset[str]:
 def random_word(rng: np.random.Generator) -> str:
     """A string of 3 to 5 letters, length and letters uniform, that is never a held-out word.
 
-    Random strings teach letters rather than words: rare letters and unseen pairs occur as often as common ones.
+    Random strings teach letters rather than words: rare letters and unseen pairs occur as often as
+    common ones.
     """
     while True:
-        word = ''.join(ALPHABET[i] for i in rng.integers(len(ALPHABET), size=rng.integers(MIN_LETTERS, MAX_LETTERS + 1)))
+        word = ''.join(
+            ALPHABET[i]
+            for i in rng.integers(len(ALPHABET), size=rng.integers(MIN_LETTERS, MAX_LETTERS + 1))
+        )
         if word not in _held_out_set():
             return word
 

@@ -12,74 +12,115 @@ from jax.sharding import Mesh
 from densegrpo_jax.core.grpo_loss import kl_divergence
 from densegrpo_jax.core.rollout import DenseRollout, transitions
 from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.runtime.mesh import replicated
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import Encoder
 from densegrpo_jax.sampling.noise import calibrated_table
 from densegrpo_jax.sampling.policy import policy_velocity, rescore
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import Encoder
-from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.sampling.sampler import EXACT, make_rollout, make_schedule
-from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 
 KL = 'kl'
 
 
 class Divergence:
-    """KL(policy || base) along trajectories that the policy samples as in training (`config.rollout`), one per prompt.
+    """KL(policy || base) along trajectories that the policy samples as in training
+    (`config.rollout`), one per prompt.
 
-    Of a prompt it is the mean over the trained transitions of `kl_divergence`, form 'gaussian' whatever `loss.kl_form` says: the squared
-    difference of the two Gaussian steps' means over 2 std^2, averaged over the elements of the latent. The policy is what training takes
-    for it: the guided network, or with `loss.cfg=False` the prompt's own prediction on guided samples. Prompt i has the same noise always.
+    Of a prompt it is the mean over the trained transitions of `kl_divergence`, form 'gaussian'
+    whatever `loss.kl_form` says: the squared difference of the two Gaussian steps' means over 2
+    std^2, averaged over the elements of the latent. The policy is what training takes for it: the
+    guided network, or with `loss.cfg=False` the prompt's own prediction on guided samples. Prompt i
+    has the same noise always.
 
     Args:
       count: how many of the prompts, from the first.
     """
 
-    def __init__(self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder, mesh: Mesh, count: int):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config,
+        prompts: PromptSet,
+        encoder: Encoder,
+        mesh: Mesh,
+        count: int,
+    ):
         self._prompts, self._encoder, self._count = prompts, encoder, min(count, len(prompts))
         self._batch = min(config.eval.batch, self._count)
         single = config.copy_and_resolve_references()
         single.rollout.group = 1
         schedule = make_schedule(pipeline, single)._replace(complete=())
-        self._rollout, self._config, self._schedule = make_rollout(pipeline, single, schedule, mesh), single, schedule
+        self._rollout, self._config, self._schedule = (
+            make_rollout(pipeline, single, schedule, mesh),
+            single,
+            schedule,
+        )
         self._key = key_data(stream_key(config.seed, STREAM_EVAL, 2))
 
-        def divergence(params: dict, adapters: dict, conditioning: Conditioning, rollout: DenseRollout) -> jax.Array:
+        def divergence(
+            params: dict, adapters: dict, conditioning: Conditioning, rollout: DenseRollout
+        ) -> jax.Array:
             batch = rollout.std.shape[1]
-            record = transitions(rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.plan, batch)
+            record = transitions(
+                rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.plan, batch
+            )
             steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
 
             def one_step(t):
-                scored = lambda trained: rescore(config, policy_velocity(pipeline, config, params, trained, conditioning), t)
-                return kl_divergence(scored(adapters), scored(None).mean, kernel=config.rollout.kernel), t.mask
+                scored = lambda trained: rescore(
+                    config, policy_velocity(pipeline, config, params, trained, conditioning), t
+                )
+                return kl_divergence(
+                    scored(adapters), scored(None).mean, kernel=config.rollout.kernel
+                ), t.mask
 
             kl, mask = jax.lax.map(one_step, steps)
             return jnp.where(mask, kl, 0).sum(0) / jnp.maximum(mask.sum(0), 1)
 
-        self._divergence = jax.jit(divergence, out_shardings=replicated(mesh), compiler_options=EXACT)
+        self._divergence = jax.jit(
+            divergence, out_shardings=replicated(mesh), compiler_options=EXACT
+        )
 
     def __call__(
-        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record | None, policy: str, name: str = 'eval',
+        self,
+        params: dict,
+        adapters: dict | None,
+        stop: StopRequest,
+        record: Record | None,
+        policy: str,
+        name: str = 'eval',
         psi: pathlib.Path | None = None,
-    ) -> np.ndarray:  # fmt: skip
-        """float32 [N], NaN for prompts that are not among the first `count`; the base's (adapters None) is 0.
+    ) -> np.ndarray:
+        """float32 [N], NaN for prompts that are not among the first `count`; the base's (adapters
+        None) is 0.
 
         record, policy, name: as in `Evaluator`; what the record has is not computed again.
-        psi: the file of the run that this policy is from, where it calibrated first (`noise.calibrate`).
+        psi: the file of the run that this policy is from, where it calibrated first
+        (`noise.calibrate`).
         """
         kl = np.full(len(self._prompts), np.nan, np.float32)
         if record is not None:
-            kl[: self._count] = [record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)]
+            kl[: self._count] = [
+                record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)
+            ]
         kl = stop.merge({KL: kl})[KL]
         if adapters is None:
             kl[: self._count] = 0
         schedule = self._schedule
-        levels = calibrated_table(self._config, schedule.sigmas, schedule.plan, psi) if psi else schedule.noise_levels
+        levels = (
+            calibrated_table(self._config, schedule.sigmas, schedule.plan, psi)
+            if psi
+            else schedule.noise_levels
+        )
         todo = np.flatnonzero(np.isnan(kl[: self._count]))
         for start in range(0, len(todo), self._batch):
             new = todo[start : start + self._batch]
-            rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count])
+            rows = np.concatenate(
+                [new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count]
+            )
             conditioning = self._encoder([self._prompts[int(i)].text for i in rows])
             rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows, levels)
             found = np.asarray(stop.wait(self._divergence(params, adapters, conditioning, rollout)))

@@ -1,4 +1,6 @@
-"""Diversity of the pictures that a policy draws for one prompt: their mean pairwise distance in an embedding of pictures."""
+"""Diversity of the pictures that a policy draws for one prompt: their mean pairwise distance in an
+embedding of pictures.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def pairwise_diversity(embeddings: np.ndarray) -> np.ndarray:
-    """Mean of 1 - cosine over the G (G - 1) / 2 pairs of every group: 0 where all are equal, 1 where they are orthogonal on average.
+    """Mean of 1 - cosine over the G (G - 1) / 2 pairs of every group: 0 where all are equal, 1
+    where they are orthogonal on average.
 
     Args:
       embeddings: [P, G, D] with G >= 2, of any length but 0.
@@ -28,19 +31,26 @@ def pairwise_diversity(embeddings: np.ndarray) -> np.ndarray:
         raise ValueError(f'groups of {group}: a distance takes at least 2 pictures of a prompt')
     unit = np.asarray(embeddings, np.float64)
     unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
-    # The sum of all cosines is |sum of unit vectors|^2; G of them are those of a picture with itself.
+    # The sum of all cosines is |sum of unit vectors|^2; G of them are those of a picture with
+    # itself.
     cosines = np.square(unit.sum(1)).sum(-1) - group
     return (1 - cosines / (group * (group - 1))).astype(np.float32).reshape(groups)
 
 
 def pixel_embedding(images: np.ndarray) -> np.ndarray:
-    """Pictures uint8 [N, H, W, 3] as 16 x 16 pixels around mid-grey, float32 [N, 768]: colours and layout, nothing of meaning."""
-    small = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.BOX), np.float32) for image in images]
+    """Pictures uint8 [N, H, W, 3] as 16 x 16 pixels around mid-grey, float32 [N, 768]: colours and
+    layout, nothing of meaning.
+    """
+    small = [
+        np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.BOX), np.float32)
+        for image in images
+    ]
     return np.stack(small).reshape(len(images), -1) - 127.5
 
 
 def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
-    """`pixel_embedding` for 'pixels'; else the features of the image tower of the CLIP folder, or Hugging Face id, `name`.
+    """`pixel_embedding` for 'pixels'; else the features of the image tower of the CLIP folder, or
+    Hugging Face id, `name`.
 
     Returns:
       uint8 [N, H, W, 3] -> float32 [N, D]. One program is compiled per number and size of pictures.
@@ -54,7 +64,13 @@ def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
     from densegrpo_jax.pipelines.weights.hub import find_folder
 
     files = (*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES)
-    folder = find_folder(name, option=option, holds=f"'pixels' or {clip.HOLDS}", example='openai/clip-vit-large-patch14', files=files)
+    folder = find_folder(
+        name,
+        option=option,
+        holds=f"'pixels' or {clip.HOLDS}",
+        example='openai/clip-vit-large-patch14',
+        files=files,
+    )
     network = clip.read_clip(folder, text=False)
     features = jax.jit(functools.partial(network.image_features, clip.load_params(network, folder)))
     return lambda images: np.asarray(features(images))

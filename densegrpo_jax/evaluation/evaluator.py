@@ -1,4 +1,6 @@
-"""Seeded evaluation: the plain ODE sampler on a fixed prompt list with fixed noise, scored by the training reward and, if asked, others."""
+"""Seeded evaluation: the plain ODE sampler on a fixed prompt list with fixed noise, scored by the
+training reward and, if asked, others.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +16,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet, columns
-from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.runtime.mesh import batch_shards
-from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.evaluation.diversity import Embed, pairwise_diversity
-from densegrpo_jax.runtime.images import save_grid
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.runtime.progress import ProgressBar
-from densegrpo_jax.sampling.conditioning import Encoder
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.runtime.mesh import batch_shards
+from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import Encoder
 from densegrpo_jax.sampling.conditioning_cache import TextCache
+from densegrpo_jax.sampling.sampler import make_sampler
 
 DIVERSITY = 'diversity'
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of one evaluation: name -> float32 [N] (NaN where nothing could be scored), and the first pictures.
+    """Scores of one evaluation: name -> float32 [N] (NaN where nothing could be scored), and the
+    first pictures.
 
     With several pictures per prompt a score is their mean.
     """
 
     scores: dict[str, np.ndarray]
-    images: np.ndarray  # uint8 [shown, H, W, 3], of each prompt the first; whole in the primary process
+    # uint8 [shown, H, W, 3], of each prompt the first; whole in the primary process
+    images: np.ndarray
     prompts: list[str]
     group: int = 1  # pictures per prompt
 
@@ -54,7 +58,9 @@ class Evaluation:
         return _standard_error(self.scores[name])
 
     def change(self, base: Evaluation, name: str = 'total') -> tuple[float, float]:
-        """Mean difference to another evaluation of the same prompts, and its standard error; of the prompts that both have scores for."""
+        """Mean difference to another evaluation of the same prompts, and its standard error; of the
+        prompts that both have scores for.
+        """
         difference = self.scores[name] - base.scores[name]
         return _mean(difference), _standard_error(difference)
 
@@ -67,7 +73,13 @@ class Evaluation:
         """The pictures with their first score and prompt, as one PNG."""
         width, (first, *_) = self.images.shape[2], self.scores.values()
         captions = [f'{s:.2f}{self.over_group} {p}' for s, p in zip(first, self.prompts)]
-        save_grid(path, self.images, columns=max(1, min(6, 1152 // width)), scale=max(1, 192 // width), captions=captions)
+        save_grid(
+            path,
+            self.images,
+            columns=max(1, min(6, 1152 // width)),
+            scale=max(1, 192 // width),
+            captions=captions,
+        )
 
 
 def _mean(values: np.ndarray) -> float:
@@ -94,40 +106,70 @@ class Sampled(NamedTuple):
 class Evaluator:
     """Samples and scores every prompt of a list.
 
-    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i), its further pictures g = 1, 2, ... that key folded with g:
-    the same pictures are compared before and after, on any number of devices and in any batch.
+    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i), its further pictures
+    g = 1, 2, ... that key folded with g: the same pictures are compared before and after, on any
+    number of devices and in any batch.
 
     Args:
-      scorers: of the training reward, and of others; a picture without a score of one of them may have one of the others.
-      group: pictures per prompt. embed: what the diversity of at least two is measured in, see `diversity.make_embedding`.
+      scorers: of the training reward, and of others; a picture without a score of one of them may
+        have one of the others.
+      group: pictures per prompt. embed: what the diversity of at least two is measured in, see
+        `diversity.make_embedding`.
       name: of the prompt set, for records.
-      sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, where several evaluators shall compile it once.
+      sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, where several evaluators
+        shall compile it once.
     """
 
     def __init__(
-        self, pipeline: Pipeline, config, prompts: PromptSet, encoder: Encoder | TextCache, scorers: Scorer | Sequence[Scorer], mesh: Mesh,
-        *, group: int = 1, embed: Embed | None = None, name: str = 'eval', sample: Callable | None = None,
-    ):  # fmt: skip
+        self,
+        pipeline: Pipeline,
+        config,
+        prompts: PromptSet,
+        encoder: Encoder | TextCache,
+        scorers: Scorer | Sequence[Scorer],
+        mesh: Mesh,
+        *,
+        group: int = 1,
+        embed: Embed | None = None,
+        name: str = 'eval',
+        sample: Callable | None = None,
+    ):
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
-        self._prompts, self._encoder, self._shown = prompts, encoder, min(config.eval.shown, len(prompts))
+        self._prompts, self._encoder, self._shown = (
+            prompts,
+            encoder,
+            min(config.eval.shown, len(prompts)),
+        )
         self._group, self._embed, self._name = group, embed, name
         if group > config.eval.batch:
-            raise ValueError(f'{group} pictures of a prompt are sampled together: raise eval.batch={config.eval.batch} to at least that')
+            raise ValueError(
+                f'{group} pictures of a prompt are sampled together: raise eval.batch={config.eval.batch} to at least that'
+            )
         most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(mesh)
         self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
         self._sample = sample or make_sampler(pipeline, config, config.eval.steps, mesh)
-        self.names = tuple(name for scorer in self._scorers for name in scorer.names) + ((DIVERSITY,) if group > 1 else ())
+        self.names = tuple(name for scorer in self._scorers for name in scorer.names) + (
+            (DIVERSITY,) if group > 1 else ()
+        )
         key = stream_key(config.seed, STREAM_EVAL, 0)
         first = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(prompts)))
         more = [jax.vmap(lambda k: jax.random.fold_in(k, g))(first) for g in range(1, group)]
-        self._keys = np.stack([key_data(keys) for keys in (first, *more)], axis=1)  # uint32 [N, G, 2]
+        # uint32 [N, G, 2]
+        self._keys = np.stack([key_data(keys) for keys in (first, *more)], axis=1)
 
     def __call__(
-        self, params: dict, adapters: dict | None, stop: StopRequest, record: Record | None = None, policy: str = ''
+        self,
+        params: dict,
+        adapters: dict | None,
+        stop: StopRequest,
+        record: Record | None = None,
+        policy: str = '',
     ) -> Evaluation:
-        """Evaluates the adapters (None: the base model). Every process scores its share of each batch. Raises Preempted.
+        """Evaluates the adapters (None: the base model). Every process scores its share of each
+        batch. Raises Preempted.
 
-        record: of the primary process, None in others: where scores are kept as they come, under the key `policy`; prompts that it has
+        record: of the primary process, None in others: where scores are kept as they come, under
+        the key `policy`; prompts that it has
           are not sampled again, and progress is shown.
         """
         count, shown = len(self._prompts), {}
@@ -135,8 +177,18 @@ class Evaluator:
         done = np.zeros(count, bool)
         if record is not None:
             known = [record.get(policy, self._name, i) for i in range(count)]
-            shown = {i: image for i in range(self._shown) if (image := record.image(policy, self._name, i)) is not None}
-            done = np.array([set(self.names) <= set(row) and (i in shown or i >= self._shown) for i, row in enumerate(known)], bool)
+            shown = {
+                i: image
+                for i in range(self._shown)
+                if (image := record.image(policy, self._name, i)) is not None
+            }
+            done = np.array(
+                [
+                    set(self.names) <= set(row) and (i in shown or i >= self._shown)
+                    for i, row in enumerate(known)
+                ],
+                bool,
+            )
             for i in np.flatnonzero(done):
                 for name in self.names:
                     scores[name][i] = known[i][name]
@@ -149,36 +201,59 @@ class Evaluator:
                 scores[name][batch.prompts] = found[name]
             for j, i in enumerate(batch.prompts if record is not None else ()):
                 image = batch.images[j] if i < self._shown else None
-                record.put(policy, self._name, int(i), {name: found[name][j] for name in self.names}, image)
+                record.put(
+                    policy, self._name, int(i), {name: found[name][j] for name in self.names}, image
+                )
 
         def ready() -> bool:
-            # Several processes exchange their scores after the same batches: nobody waits for a program that another has not started.
-            return len(waiting) > 2 if stop.hosts.count > 1 else all(future.done() for future in waiting[0].futures)
+            # Several processes exchange their scores after the same batches: nobody waits for a
+            # program that another has not started.
+            return (
+                len(waiting) > 2
+                if stop.hosts.count > 1
+                else all(future.done() for future in waiting[0].futures)
+            )
 
         waiting, label = collections.deque(), f'{self._name} prompts'
-        with ProgressBar(count, start=count - len(todo), label=label, every_seconds=10, show=record is not None) as bar:
+        with ProgressBar(
+            count, start=count - len(todo), label=label, every_seconds=10, show=record is not None
+        ) as bar:
             for start in range(0, len(todo), self._batch):
                 new = todo[start : start + self._batch]
                 waiting.append(self._sampled(params, adapters, new, stop))
-                shown |= {int(i): image for i, image in zip(new, waiting[-1].images) if i < self._shown}
+                shown |= {
+                    int(i): image for i, image in zip(new, waiting[-1].images) if i < self._shown
+                }
                 while waiting and ready():
                     keep(waiting.popleft())
                 bar.update(count - len(todo) + start + len(new))
             for batch in waiting:
                 keep(batch)
         images = np.array([shown[i] for i in sorted(shown)])
-        return Evaluation(scores, images, [p.text for p in self._prompts[: self._shown]], self._group)
+        return Evaluation(
+            scores, images, [p.text for p in self._prompts[: self._shown]], self._group
+        )
 
     def _sampled(self, params, adapters, new: np.ndarray, stop: StopRequest) -> Sampled:
         """Draws the prompts `new`, and sends this process's share of them to the scorers."""
         # A smaller batch is filled up with other prompts, so that one compiled shape serves all.
-        rows = np.concatenate([new, (new[-1] + 1 + np.arange(self._batch - len(new))) % len(self._prompts)])
-        conditioning = self._encoder([self._prompts[int(i)].text for i in rows for _ in range(self._group)])
-        images, finite = stop.wait(self._sample(params, adapters, conditioning, self._keys[rows].reshape(-1, 2)))
-        images, finite = (np.asarray(a).reshape(-1, self._group, *a.shape[1:]) for a in (images, finite))
+        rows = np.concatenate(
+            [new, (new[-1] + 1 + np.arange(self._batch - len(new))) % len(self._prompts)]
+        )
+        conditioning = self._encoder(
+            [self._prompts[int(i)].text for i in rows for _ in range(self._group)]
+        )
+        images, finite = stop.wait(
+            self._sample(params, adapters, conditioning, self._keys[rows].reshape(-1, 2))
+        )
+        images, finite = (
+            np.asarray(a).reshape(-1, self._group, *a.shape[1:]) for a in (images, finite)
+        )
         diversity = None
         if self._group > 1:
-            embeddings = self._embed(images.reshape(-1, *images.shape[2:])).reshape(*images.shape[:2], -1)
+            embeddings = self._embed(images.reshape(-1, *images.shape[2:])).reshape(
+                *images.shape[:2], -1
+            )
             diversity = np.where(finite.all(1), pairwise_diversity(embeddings), np.nan)[: len(new)]
         images, finite = images[: len(new)], finite[: len(new)]
         mine = np.arange(stop.hosts.index, len(new), stop.hosts.count)
@@ -186,13 +261,16 @@ class Evaluator:
         if len(mine):
             chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
             pictures = images[mine].reshape(-1, *images.shape[2:])
-            # A last batch may be one picture that cannot be scored: whether any can is for the caller to see in the end.
+            # A last batch may be one picture that cannot be scored: whether any can is for the
+            # caller to see in the end.
             how = dict(some_valid=False, while_waiting=stop.check)
             futures = [scorer.submit(pictures, *columns(chosen), **how) for scorer in self._scorers]
         return Sampled(new, mine, finite, futures, diversity, images[:, 0])
 
     def _scores(self, batch: Sampled, stop: StopRequest) -> dict[str, np.ndarray]:
-        """name -> float32 [n], means over the pictures of a prompt that have a score; NaN where none has, or they are not `mine`."""
+        """name -> float32 [n], means over the pictures of a prompt that have a score; NaN where
+        none has, or they are not `mine`.
+        """
         found = {name: np.full(len(batch.prompts), np.nan, np.float32) for name in self.names}
         if batch.diversity is not None:
             found[DIVERSITY] = batch.diversity

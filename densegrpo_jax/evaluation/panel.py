@@ -6,15 +6,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from densegrpo_jax.config.defaults import identifying
 from densegrpo_jax.data.prompts import PromptSet, columns
+from densegrpo_jax.evaluation.divergence import KL
+from densegrpo_jax.evaluation.evaluator import DIVERSITY
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.base import Reward, fingerprints
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.config.defaults import identifying
-from densegrpo_jax.evaluation.divergence import KL
-from densegrpo_jax.evaluation.evaluator import DIVERSITY
-from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts, load_prompts
+from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
 
 
@@ -33,8 +33,11 @@ class Part(NamedTuple):
     rewards: list[Reward]
 
 
-def choose(checkpoints: Sequence[str], workdir: str | None = None, *, base: bool = True) -> list[Policy]:
-    """The base and the checkpoints named 'best', 'latest' or by a step, of `workdir` or, as RUN:NAME, of another run.
+def choose(
+    checkpoints: Sequence[str], workdir: str | None = None, *, base: bool = True
+) -> list[Policy]:
+    """The base and the checkpoints named 'best', 'latest' or by a step, of `workdir` or, as
+    RUN:NAME, of another run.
 
     Raises:
       ValueError, FileNotFoundError: a name without a run, or without a checkpoint.
@@ -43,21 +46,30 @@ def choose(checkpoints: Sequence[str], workdir: str | None = None, *, base: bool
     for name in checkpoints:
         run, _, which = name.rpartition(':')
         if not (run or workdir):
-            raise ValueError(f'--checkpoint={name}: of which run? Give --workdir=RUN, or --checkpoint=RUN:{name}')
+            raise ValueError(
+                f'--checkpoint={name}: of which run? Give --workdir=RUN, or --checkpoint=RUN:{name}'
+            )
         folder = pathlib.Path(run or workdir).expanduser()
         chosen.append((folder, find_step(folder, which)))
     runs = {folder for folder, _ in chosen}
     unique = len({folder.name for folder in runs}) == len(runs)
     prefix = lambda folder: '' if len(runs) == 1 else f'{folder.name if unique else folder} '
-    return [Policy('base')] * base + [Policy(f'{prefix(folder)}step {step}', folder, step) for folder, step in dict.fromkeys(chosen)]
+    return [Policy('base')] * base + [
+        Policy(f'{prefix(folder)}step {step}', folder, step)
+        for folder, step in dict.fromkeys(chosen)
+    ]
 
 
 def parts(config) -> dict[str, Part]:
-    """Prompt set -> what is scored: 'eval', and 'panel' where the panel has prompts of its own. Every reward has checked its prompts."""
+    """Prompt set -> what is scored: 'eval', and 'panel' where the panel has prompts of its own.
+    Every reward has checked its prompts.
+    """
     panel = []
     for name, options in config.eval.panel.items():
         if 'weight' in options:
-            raise ValueError(f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not added up; remove the weight')
+            raise ValueError(
+                f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not added up; remove the weight'
+            )
         panel.append(build_reward({name: options}).parts[0][0])
     result = {'eval': Part(load_prompts(config, 'eval'), [build_reward(config.reward)])}
     if (prompts := load_panel_prompts(config)) is None:
@@ -65,26 +77,52 @@ def parts(config) -> dict[str, Part]:
     elif panel:
         result['panel'] = Part(prompts, panel)
     else:
-        raise ValueError(f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to be scored with: give some as eval.panel')
+        raise ValueError(
+            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to be scored with: give some as eval.panel'
+        )
     for part in result.values():
         names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and {KL!r}; names must differ')
+            raise ValueError(
+                f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and {KL!r}; names must differ'
+            )
         for reward in part.rewards:
             reward.check(*columns(part.prompts))
     return result
 
 
-def settings(config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int) -> dict:
-    """JSON values that scores depend on besides the policy; the base model by the names and sizes of its files."""
+def settings(
+    config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int
+) -> dict:
+    """JSON values that scores depend on besides the policy; the base model by the names and sizes
+    of its files.
+    """
     c = identifying(config)
     served = fingerprints(reward for part in which.values() for reward in part.rewards)
     return {
-        'seed': c['seed'], 'full': c['full'], 'lora': c['lora'], 'model': c['model'], 'cfg': c['loss']['cfg'],
-        'base': {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob('*')) if f.suffix in ('.json', '.safetensors')},
-        'rollout': {key: value for key, value in c['rollout'].items() if key not in ('prompts', 'group', 'prompts_per_batch')},
-        'psi': make_schedule(pipeline, config).noise_levels.tolist() if config.noise.psi_path else None,
-        'reward': c['reward'], 'panel': c['eval']['panel'], 'steps': c['eval']['steps'],
+        'seed': c['seed'],
+        'full': c['full'],
+        'lora': c['lora'],
+        'model': c['model'],
+        'cfg': c['loss']['cfg'],
+        'base': {
+            str(f.relative_to(folder)): f.stat().st_size
+            for f in sorted(folder.rglob('*'))
+            if f.suffix in ('.json', '.safetensors')
+        },
+        'rollout': {
+            key: value
+            for key, value in c['rollout'].items()
+            if key not in ('prompts', 'group', 'prompts_per_batch')
+        },
+        'psi': make_schedule(pipeline, config).noise_levels.tolist()
+        if config.noise.psi_path
+        else None,
+        'reward': c['reward'],
+        'panel': c['eval']['panel'],
+        'steps': c['eval']['steps'],
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
-        **({'servers of rewards': served} if served else {}), 'group': group, 'embedding': c['eval']['embedding'] if group > 1 else None,
-    }  # fmt: skip
+        **({'servers of rewards': served} if served else {}),
+        'group': group,
+        'embedding': c['eval']['embedding'] if group > 1 else None,
+    }

@@ -1,4 +1,6 @@
-"""What an evaluation has found so far, on disk: an evaluation that was stopped continues, one of other settings is not mixed in."""
+"""What an evaluation has found so far, on disk: an evaluation that was stopped continues, one of
+other settings is not mixed in.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from densegrpo_jax.runtime.images import save
 
 
 class Record:
-    """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, a line each, and the first pictures in FOLDER/pictures.
+    """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, a line each, and the first
+    pictures in FOLDER/pictures.
 
     The first line holds the settings. A line that a stopped process left half written is dropped.
 
@@ -47,23 +50,39 @@ class Record:
                     f'{self._file} holds scores of other settings ({key}). Name another folder with --out, or forget them with --restart'
                 )
             for row in rows[1:]:
-                scores = {name: math.nan if value is None else value for name, value in row['scores'].items()}
-                self._scores.setdefault((row['policy'], row['set'], row['prompt']), {}).update(scores)
+                scores = {
+                    name: math.nan if value is None else value
+                    for name, value in row['scores'].items()
+                }
+                self._scores.setdefault((row['policy'], row['set'], row['prompt']), {}).update(
+                    scores
+                )
         if whole != lines:
             replace_file(self._file, b''.join(whole))
         if not whole:
             self._append({'settings': settings})
 
     def get(self, policy: str, prompt_set: str, prompt: int) -> dict[str, float]:
-        """name -> score of a prompt, NaN where it could not be scored; empty if it has not been tried."""
+        """name -> score of a prompt, NaN where it could not be scored; empty if it has not been
+        tried.
+        """
         return self._scores.get((policy, prompt_set, prompt), {})
 
-    def put(self, policy: str, prompt_set: str, prompt: int, scores: Mapping[str, float], image: np.ndarray | None = None) -> None:
+    def put(
+        self,
+        policy: str,
+        prompt_set: str,
+        prompt: int,
+        scores: Mapping[str, float],
+        image: np.ndarray | None = None,
+    ) -> None:
         """Keeps (more) scores of a prompt, and its picture."""
         if image is not None:  # first: a prompt with scores has its picture
             save(self._path(policy, prompt_set, prompt), image)
         self._scores.setdefault((policy, prompt_set, prompt), {}).update(scores)
-        values = {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
+        values = {
+            name: float(value) if math.isfinite(value) else None for name, value in scores.items()
+        }
         self._append({'policy': policy, 'set': prompt_set, 'prompt': prompt, 'scores': values})
 
     def image(self, policy: str, prompt_set: str, prompt: int) -> np.ndarray | None:
@@ -82,14 +101,18 @@ class Record:
         try:
             return json.loads(line)
         except ValueError:
-            raise ValueError(f'{self._file}:{number} is damaged; forget what is there with --restart, or remove that line') from None
+            raise ValueError(
+                f'{self._file}:{number} is damaged; forget what is there with --restart, or remove that line'
+            ) from None
 
 
 def difference(old, new, name: str = '') -> str | None:
     """The first value in which two trees of JSON differ, as 'key: old, now new'."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            if (found := difference(old.get(key), new.get(key), f'{name}.{key}' if name else key)) is not None:
+            if (
+                found := difference(old.get(key), new.get(key), f'{name}.{key}' if name else key)
+            ) is not None:
                 return found
         return None
     return None if old == new else f'{name}: {old!r}, now {new!r}'

@@ -1,16 +1,19 @@
-"""What an evaluation of several policies leaves behind: tables in Markdown and CSV, and contact sheets."""
+"""What an evaluation of several policies leaves behind: tables in Markdown and CSV, and contact
+sheets.
+"""
 
 from __future__ import annotations
 
 import csv
 import pathlib
+
 import numpy as np
 
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation
-from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.images import comparison, save
+from densegrpo_jax.runtime.markdown import table
 
 NOTES = {
     DIVERSITY: 'diversity: mean of 1 - cosine over the pairs of pictures of a prompt, in the embedding {embedding!r}',
@@ -18,8 +21,12 @@ NOTES = {
 }
 
 
-def write(out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[str, dict[str, Evaluation]]) -> None:
-    """summary.md; and of every prompt set, prefixed by its name unless that is 'eval': scores.csv, a sheet per policy, side_by_side.png."""
+def write(
+    out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[str, dict[str, Evaluation]]
+) -> None:
+    """summary.md; and of every prompt set, prefixed by its name unless that is 'eval': scores.csv,
+    a sheet per policy, side_by_side.png.
+    """
     out.mkdir(parents=True, exist_ok=True)
     pages = []
     for name, policies in results.items():
@@ -40,11 +47,15 @@ def write_csv(path: pathlib.Path, prompts: PromptSet, policies: dict[str, Evalua
         lines.writerow(['policy', 'index', 'prompt', *names])
         for policy, result in policies.items():
             for i, prompt in enumerate(prompts):
-                lines.writerow([policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)])
+                lines.writerow(
+                    [policy, i, prompt.text, *(f'{result.scores[n][i]:.6f}' for n in names)]
+                )
 
 
 def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluation]) -> str:
-    """Markdown: means with standard errors, their differences to the base prompt by prompt, and means by task where prompts have one."""
+    """Markdown: means with standard errors, their differences to the base prompt by prompt, and
+    means by task where prompts have one.
+    """
     which, e = config.data.eval if name == 'eval' else config.eval.panel_prompts, config.eval
     first = next(iter(policies.values()))
     names, group = list(first.scores), first.group
@@ -54,11 +65,18 @@ def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluatio
         'mean ± standard error over prompts.',
         *(NOTES[n].format(embedding=e.embedding) for n in names if n in NOTES),
     ]
-    tables = ['  \n'.join(lines), table(['policy', *names], [[p, *(_cell(r, n) for n in names)] for p, r in policies.items()])]
+    tables = [
+        '  \n'.join(lines),
+        table(
+            ['policy', *names], [[p, *(_cell(r, n) for n in names)] for p, r in policies.items()]
+        ),
+    ]
     base, *others = policies
     if base == 'base' and others:
         compared = [n for n in names if n != KL]
-        change = lambda policy, n: '{:+.4f} ± {:.4f}'.format(*policies[policy].change(policies[base], n))
+        change = lambda policy, n: '{:+.4f} ± {:.4f}'.format(
+            *policies[policy].change(policies[base], n)
+        )
         tables += [
             'Difference to the base, of the same prompts and noise (± standard error of the paired difference):',
             table(['policy', *compared], [[p, *(change(p, n) for n in compared)] for p in others]),
@@ -71,19 +89,31 @@ def side_by_side(path: pathlib.Path, policies: dict[str, Evaluation]) -> None:
     results = list(policies.values())
     images = np.stack([result.images for result in results], axis=1)
     name, rows = next(iter(results[0].scores)), range(len(images))
-    captions = [[f'{name} {result.scores[name][i]:.3f}{result.over_group}' for result in results] for i in rows]
+    captions = [
+        [f'{name} {result.scores[name][i]:.3f}{result.over_group}' for result in results]
+        for i in rows
+    ]
     scale = max(1, 192 // images.shape[3])
-    save(path, comparison(images, titles=list(policies), captions=captions, rows=results[0].prompts, scale=scale))
+    save(
+        path,
+        comparison(
+            images, titles=list(policies), captions=captions, rows=results[0].prompts, scale=scale
+        ),
+    )
 
 
 def _cell(result: Evaluation, name: str) -> str:
     values = result.scores[name]
     known = int(np.isfinite(values).sum())
-    return f'{result.mean(name):.4f} ± {result.standard_error(name):.4f}' + (f' ({known} of {len(values)})' if known < len(values) else '')
+    return f'{result.mean(name):.4f} ± {result.standard_error(name):.4f}' + (
+        f' ({known} of {len(values)})' if known < len(values) else ''
+    )
 
 
 def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
-    """Means by the prompts' tag (GenEval's task, the panel's category) and the mean of them, which is GenEval's overall score."""
+    """Means by the prompts' tag (GenEval's task, the panel's category) and the mean of them, which
+    is GenEval's overall score.
+    """
     tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
     tasks = sorted(set(tags) - {''})
     if not tasks:
@@ -92,6 +122,9 @@ def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
     for policy, result in policies.items():
         for name, values in result.scores.items():
             if name != KL:
-                means = [Evaluation({name: values[tags == task]}, result.images, []).mean(name) for task in tasks]
+                means = [
+                    Evaluation({name: values[tags == task]}, result.images, []).mean(name)
+                    for task in tasks
+                ]
                 rows.append([policy, name, *(f'{mean:.4f}' for mean in [*means, np.mean(means)])])
     return ['By task:', table(['policy', 'score', *tasks, 'mean of tasks'], rows)]

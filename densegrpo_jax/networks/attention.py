@@ -1,18 +1,19 @@
-"""Attention without mask, softmax(q k^T / sqrt(d)) v, in three implementations that agree up to rounding.
+"""Attention without mask, softmax(q k^T / sqrt(d)) v, in three implementations that agree up to
+rounding.
 
     xla      plain matrix products; anywhere. Its weights [B, H, N, N] are the largest arrays of a long sequence
     cudnn    cuDNN's fused kernel through `jax.nn.dot_product_attention`; NVIDIA GPUs, bfloat16 or float16
     splash   the Pallas "splash" kernel that ships with JAX, under shard_map; TPUs
 
-All take q, k, v [B, N, H, d] and return [B, N, H * d] in v's dtype, with the softmax in float32. None of them keeps the weights for the
-backward pass.
+All take q, k, v [B, N, H, d] and return [B, N, H * d] in v's dtype, with the softmax in float32.
+None of them keeps the weights for the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,10 @@ TPU_LANES = 128  # its blocks are multiples of this
 @jax.checkpoint
 def xla(q, k, v):
     """Plain matrix products; the weights are recomputed in the backward pass instead of kept."""
-    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    logits = (
+        jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
+        * q.shape[-1] ** -0.5
+    )
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
     return out.reshape(*out.shape[:2], -1)
@@ -39,26 +43,33 @@ def xla(q, k, v):
 def cudnn(q, k, v):
     """cuDNN's fused attention. q, k and v in bfloat16 or float16.
 
-    JAX has no backward pass of it for an odd number of tokens (SD3.5 at 512 px: 1357): one is added that no other sees.
+    JAX has no backward pass of it for an odd number of tokens (SD3.5 at 512 px: 1357): one is added
+    that no other sees.
     """
     batch, tokens, lengths = *q.shape[:2], {}
     if tokens % 2:
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-        lengths = dict.fromkeys(('query_seq_lengths', 'key_value_seq_lengths'), jnp.full(batch, tokens, jnp.int32))
+        lengths = dict.fromkeys(
+            ('query_seq_lengths', 'key_value_seq_lengths'), jnp.full(batch, tokens, jnp.int32)
+        )
     out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn', **lengths)[:, :tokens]
     return out.reshape(batch, tokens, -1)
 
 
 def padded_length(tokens: int) -> tuple[int, int]:
-    """(length, block) that the splash kernel works on: 1536 tokens are three blocks of 512; 1357 (SD3.5 at 512 px) are padded to that."""
+    """(length, block) that the splash kernel works on: 1536 tokens are three blocks of 512; 1357
+    (SD3.5 at 512 px) are padded to that.
+    """
     block = min(SPLASH_BLOCK, -(-tokens // TPU_LANES) * TPU_LANES)
     return -(-tokens // block) * block, block
 
 
 def splash(q, k, v, *, mesh: Mesh, interpret: bool = False):
-    """The splash kernel on each device's own rows and heads: the batch is split over data and fsdp, the heads over tensor.
+    """The splash kernel on each device's own rows and heads: the batch is split over data and fsdp,
+    the heads over tensor.
 
-    Where the kernel's blocks do not divide N, tokens are padded, and segment ids keep the real ones from seeing them.
+    Where the kernel's blocks do not divide N, tokens are padded, and segment ids keep the real ones
+    from seeing them.
 
     Args:
       mesh: of the whole program; the sizes of its axes decide the pieces.
@@ -68,54 +79,77 @@ def splash(q, k, v, *, mesh: Mesh, interpret: bool = False):
       ValueError: the tensor axis does not divide the heads.
     """
     # Imported here: Pallas takes a second that runs without a TPU need not spend.
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels, splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     batch, tokens, heads, depth = q.shape
     if heads % mesh.shape['tensor']:
-        raise ValueError(f'{heads} heads do not divide over config.mesh.tensor={mesh.shape["tensor"]}')
+        raise ValueError(
+            f'{heads} heads do not divide over config.mesh.tensor={mesh.shape["tensor"]}'
+        )
     length, block = padded_length(tokens)
     here = heads // mesh.shape['tensor']
-    forward, backward = ('q', 'kv', 'kv_compute'), ('q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
+    forward, backward = (
+        ('q', 'kv', 'kv_compute'),
+        ('q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq'),
+    )
     sizes = kernels.BlockSizes(**{f'block_{name}': block for name in forward + backward})
 
     def on_device(q, k, v):
         mask = masks.MultiHeadMask([masks.FullMask((length, length))] * here)
-        kernel = kernels.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        kernel = kernels.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
         padded = lambda x: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, length - tokens), (0, 0)))
         segments = None
         if length > tokens:
             ids = (jnp.arange(length) >= tokens).astype(jnp.int32)
             segments = kernels.SegmentIds(ids, ids)
-        out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(padded(q * depth**-0.5), padded(k), padded(v))
+        out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(
+            padded(q * depth**-0.5), padded(k), padded(v)
+        )
         return out[:, :, :tokens].swapaxes(1, 2).astype(v.dtype)
 
     spec = PartitionSpec(_rows(batch, mesh), None, 'tensor', None)
-    out = jax.shard_map(on_device, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+    out = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+    )(q, k, v)
     return out.reshape(batch, tokens, -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """`attend` with its operands split as the splash kernel's are: rows over data and fsdp, heads over tensor.
+    """`attend` with its operands split as the splash kernel's are: rows over data and fsdp, heads
+    over tensor.
 
-    Without it the compiler may follow the split of the weights instead, and send activations of the whole batch to every device. A pin
-    holds for the gradient too. Not every activation should have one: with the hidden layer of the joint blocks' feed-forward pinned as
-    well, XLA (jaxlib 0.10.2, data x fsdp x tensor = 2 x 2 x 2) returned wrong gradients; tests/training/test_meshes.py compares them.
+    Without it the compiler may follow the split of the weights instead, and send activations of the
+    whole batch to every device. A pin holds for the gradient too. Not every activation should have
+    one: with the hidden layer of the joint blocks' feed-forward pinned as well, XLA (jaxlib 0.10.2,
+    data x fsdp x tensor = 2 x 2 x 2) returned wrong gradients; tests/training/test_meshes.py
+    compares them.
     """
 
     attend: Attend
     mesh: Mesh
 
     def __call__(self, q, k, v):
-        return self.pin(self.attend(*(self.pin(x, None, 'tensor') for x in (q, k, v))), None, 'tensor')
+        return self.pin(
+            self.attend(*(self.pin(x, None, 'tensor') for x in (q, k, v))), None, 'tensor'
+        )
 
     def pin(self, x, *rest):
-        """x [B, ...] split over its rows; `rest`: mesh axes of the other dimensions, which stay whole where none is given."""
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(_rows(x.shape[0], self.mesh), *rest)))
+        """x [B, ...] split over its rows; `rest`: mesh axes of the other dimensions, which stay
+        whole where none is given.
+        """
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, PartitionSpec(_rows(x.shape[0], self.mesh), *rest))
+        )
 
 
 def pin(attend: Attend, x, *rest):
-    """`InPlace.pin` where there is a mesh: for activations between layers, in networks that know their `attend` but no mesh."""
+    """`InPlace.pin` where there is a mesh: for activations between layers, in networks that know
+    their `attend` but no mesh.
+    """
     return attend.pin(x, *rest) if isinstance(attend, InPlace) else x
 
 
@@ -130,7 +164,8 @@ def _rows(batch: int, mesh: Mesh) -> tuple[str, ...] | None:
 
 
 def choose(name: str, mesh: Mesh, dtype) -> Attend:
-    """The implementation `config.model.attention` names, for the devices of `mesh`, which may be absent ones.
+    """The implementation `config.model.attention` names, for the devices of `mesh`, which may be
+    absent ones.
 
     Raises:
       ValueError: an unknown name, the wrong kind of device for it, or a dtype it has not.
@@ -139,8 +174,12 @@ def choose(name: str, mesh: Mesh, dtype) -> Attend:
         raise ValueError(f'model.attention={name!r} is not known; choose one of {IMPLEMENTATIONS}')
     platform = mesh.devices.flat[0].platform
     if platform not in PLATFORM.get(name, (platform,)):
-        raise ValueError(f"model.attention={name!r} runs on {PLATFORM[name][0]} devices, and these are {platform}: use 'xla'")
+        raise ValueError(
+            f"model.attention={name!r} runs on {PLATFORM[name][0]} devices, and these are {platform}: use 'xla'"
+        )
     if name == 'cudnn' and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(f"model.attention='cudnn' needs model.dtype='bfloat16', found {jnp.dtype(dtype).name!r}")
+        raise ValueError(
+            f"model.attention='cudnn' needs model.dtype='bfloat16', found {jnp.dtype(dtype).name!r}"
+        )
     attend = {'xla': xla, 'cudnn': cudnn, 'splash': functools.partial(splash, mesh=mesh)}[name]
     return InPlace(attend, mesh) if mesh.devices.size > 1 else attend

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
@@ -18,6 +18,7 @@ from densegrpo_jax.networks.weight_rules import Rule, norm_rules
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig:
     """The text encoder's config.json; names and defaults are Transformers'."""
+
     vocab_size: int = 49408
     hidden_size: int = 512
     intermediate_size: int = 2048
@@ -32,12 +33,22 @@ class ClipTextConfig:
     def __post_init__(self):
         check_tower(self, 'CLIP text config', 'vocab_size', 'max_position_embeddings')
         if not isinstance(self.eos_token_id, int):
-            raise ValueError(f'CLIP text config: eos_token_id={self.eos_token_id!r} is not supported, expected one integer')
+            raise ValueError(
+                f'CLIP text config: eos_token_id={self.eos_token_id!r} is not supported, expected one integer'
+            )
 
     @classmethod
     def from_json(cls, config: dict) -> 'ClipTextConfig':
-        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
-        return read_config(cls, 'CLIP text config', config, only={'model_type': ['clip_text_model']}, ignored=IGNORED_KEYS)
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that
+        names it.
+        """
+        return read_config(
+            cls,
+            'CLIP text config',
+            config,
+            only={'model_type': ['clip_text_model']},
+            ignored=IGNORED_KEYS,
+        )
 
 
 class ClipTextModel(nn.Module):
@@ -46,14 +57,19 @@ class ClipTextModel(nn.Module):
     Attributes:
       config: the checkpoint's constants.
       projected: the pooled state goes through the text projection (CLIPTextModelWithProjection).
-      penultimate: return the states that enter the last block, not normalised, which is what SD3 reads.
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one subtree per block.
+      penultimate: return the states that enter the last block, not normalised, which is what SD3
+        reads.
+      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
+        subtree per block.
       remat: recompute blocks in the backward pass.
-      dtype: of matrix products and of the result; norms, softmax and the residual stream are float32.
+      dtype: of matrix products and of the result; norms, softmax and the residual stream are
+        float32.
 
-    Fresh weights are made for training from scratch: token plus position embedding of unit variance, products that preserve variance,
-    and outputs into the residual stream divided by sqrt(2 layers).
+    Fresh weights are made for training from scratch: token plus position embedding of unit
+    variance, products that preserve variance, and outputs into the residual stream divided by
+    sqrt(2 layers).
     """
+
     config: ClipTextConfig
     scan: bool = False
     remat: bool = False
@@ -63,40 +79,75 @@ class ClipTextModel(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """ids [B, L <= max_position_embeddings] int32 -> (states [B, L, D], pooled [B, D or projection_dim]).
+        """ids [B, L <= max_position_embeddings] int32 -> (states [B, L, D], pooled [B, D or
+        projection_dim]).
 
-        pooled is the state at the first eos_token_id (at position 0 if there is none). A config with eos_token_id 2, as those of FLUX.1
-        and SD3 have, is older than that rule: there it is the state at the largest id.
+        pooled is the state at the first eos_token_id (at position 0 if there is none). A config
+        with eos_token_id 2, as those of FLUX.1 and SD3 have, is older than that rule: there it is
+        the state at the largest id.
         """
         c = self.config
         batch, length = ids.shape
         if length > c.max_position_embeddings:
-            raise ValueError(f'{length} tokens exceed max_position_embeddings={c.max_position_embeddings} of the CLIP text encoder; '
-                             f'truncate the ids to that')
-        embed = lambda count, name: nn.Embed(count, c.hidden_size, embedding_init=nn.initializers.normal(0.5 ** 0.5), name=name)
-        x = embed(c.vocab_size, 'token_embedding')(ids) + embed(c.max_position_embeddings, 'position_embedding')(np.arange(length))
-        causal = np.where(np.tril(np.ones((length, length), bool)), np.float32(0), np.finfo(np.float32).min)
-        x, before = run_blocks(Block, c.num_hidden_layers, 'layers', x.reshape(batch * length, -1).astype(jnp.float32), causal,
-                               scan=self.scan, remat=self.remat, config=c, batch=batch, dtype=self.dtype)
-        x = LayerNorm(c.layer_norm_eps, name='final_layer_norm')(x).reshape(batch, length, -1).astype(self.dtype)
+            raise ValueError(
+                f'{length} tokens exceed max_position_embeddings={c.max_position_embeddings} of the CLIP text encoder; '
+                f'truncate the ids to that'
+            )
+        embed = lambda count, name: nn.Embed(
+            count, c.hidden_size, embedding_init=nn.initializers.normal(0.5**0.5), name=name
+        )
+        x = embed(c.vocab_size, 'token_embedding')(ids) + embed(
+            c.max_position_embeddings, 'position_embedding'
+        )(np.arange(length))
+        causal = np.where(
+            np.tril(np.ones((length, length), bool)), np.float32(0), np.finfo(np.float32).min
+        )
+        x, before = run_blocks(
+            Block,
+            c.num_hidden_layers,
+            'layers',
+            x.reshape(batch * length, -1).astype(jnp.float32),
+            causal,
+            scan=self.scan,
+            remat=self.remat,
+            config=c,
+            batch=batch,
+            dtype=self.dtype,
+        )
+        x = (
+            LayerNorm(c.layer_norm_eps, name='final_layer_norm')(x)
+            .reshape(batch, length, -1)
+            .astype(self.dtype)
+        )
         index = jnp.argmax(ids if c.eos_token_id == 2 else ids == c.eos_token_id, axis=-1)
         pooled = jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
         if self.projected:
-            kernel = self.param('text_projection', nn.initializers.lecun_normal(), (c.hidden_size, c.projection_dim), jnp.float32)
+            kernel = self.param(
+                'text_projection',
+                nn.initializers.lecun_normal(),
+                (c.hidden_size, c.projection_dim),
+                jnp.float32,
+            )
             pooled = pooled @ kernel.astype(self.dtype)
-        return (before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x), pooled
+        return (
+            before.reshape(batch, length, -1).astype(self.dtype) if self.penultimate else x
+        ), pooled
 
 
 def weight_rules(scan: bool) -> list[Rule]:
-    """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack over their index.
+    """The table of Transformers' CLIPTextModel checkpoint (model.safetensors); scanned blocks stack
+    over their index.
 
-    Released checkpoints carry the prefix 'text_model.' before every key and Transformers 5 saves without it: give
-    `prefix='text_model.'` to `load_weights`, which takes both, and to `save_weights` for files that old readers open too.
+    Released checkpoints carry the prefix 'text_model.' before every key and Transformers 5 saves
+    without it: give `prefix='text_model.'` to `load_weights`, which takes both, and to
+    `save_weights` for files that old readers open too.
     """
     return [
         Rule('text_projection.weight', 'text_projection', 'linear', prefixed=False),
         Rule('embeddings.position_ids', None),  # an index buffer of old files
-        Rule('embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'),
+        Rule(
+            'embeddings.{p:token_embedding|position_embedding}.weight', '{p}/embedding', 'embedding'
+        ),
         *norm_rules('final_layer_norm', 'final_layer_norm'),
         *block_rules(scan),
     ]

@@ -1,11 +1,13 @@
-"""CLIP's image encoder (Radford et al., arXiv:2103.00020): port of Transformers' CLIPVisionModel."""
+"""CLIP's image encoder (Radford et al., arXiv:2103.00020): port of Transformers'
+CLIPVisionModel.
+"""
 
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
@@ -16,7 +18,10 @@ from densegrpo_jax.networks.weight_rules import Rule, norm_rules
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisionConfig:
-    """The image encoder's config.json; names and defaults are Transformers'. image_size and patch_size in pixels."""
+    """The image encoder's config.json; names and defaults are Transformers'. image_size and
+    patch_size in pixels.
+    """
+
     hidden_size: int = 768
     intermediate_size: int = 3072
     projection_dim: int = 512
@@ -31,9 +36,13 @@ class ClipVisionConfig:
     def __post_init__(self):
         check_tower(self, 'CLIP vision config', 'image_size', 'patch_size')
         if self.num_channels != 3:
-            raise ValueError(f'CLIP vision config: num_channels={self.num_channels} is not supported, expected 3')
+            raise ValueError(
+                f'CLIP vision config: num_channels={self.num_channels} is not supported, expected 3'
+            )
         if self.image_size < self.patch_size:
-            raise ValueError(f'CLIP vision config: image_size={self.image_size} is smaller than patch_size={self.patch_size}')
+            raise ValueError(
+                f'CLIP vision config: image_size={self.image_size} is smaller than patch_size={self.patch_size}'
+            )
 
     @property
     def grid(self) -> int:
@@ -42,9 +51,13 @@ class ClipVisionConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> 'ClipVisionConfig':
-        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that
+        names it.
+        """
         only = {'model_type': ['clip_vision_model']}
-        return read_config(cls, 'CLIP vision config', config, only=only, ignored=(*IGNORED_KEYS, 'eos_token_id'))
+        return read_config(
+            cls, 'CLIP vision config', config, only=only, ignored=(*IGNORED_KEYS, 'eos_token_id')
+        )
 
 
 class ClipVisionModel(nn.Module):
@@ -52,11 +65,15 @@ class ClipVisionModel(nn.Module):
 
     Attributes:
       config: the checkpoint's constants.
-      projected: the pooled state goes through the visual projection (CLIPVisionModelWithProjection).
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one subtree per block.
+      projected: the pooled state goes through the visual projection
+        (CLIPVisionModelWithProjection).
+      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
+        subtree per block.
       remat: recompute blocks in the backward pass.
-      dtype: of matrix products and of the result; norms, softmax and the residual stream are float32.
+      dtype: of matrix products and of the result; norms, softmax and the residual stream are
+        float32.
     """
+
     config: ClipVisionConfig
     scan: bool = False
     remat: bool = False
@@ -65,29 +82,63 @@ class ClipVisionModel(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """images [B, image_size, image_size, 3] -> (states [B, 1 + grid^2, D], pooled [B, D or projection_dim]).
+        """images [B, image_size, image_size, 3] -> (states [B, 1 + grid^2, D], pooled [B, D or
+        projection_dim]).
 
-        pooled is the normalised state of the class token; the states are not normalised, as in Transformers.
+        pooled is the normalised state of the class token; the states are not normalised, as in
+        Transformers.
         """
         c = self.config
         batch, side, grid, width = images.shape[0], c.patch_size, c.grid, c.hidden_size
         if images.shape[1:] != (c.image_size, c.image_size, 3):
-            raise ValueError(f'images: expected [B, {c.image_size}, {c.image_size}, 3], found {list(images.shape)}')
+            raise ValueError(
+                f'images: expected [B, {c.image_size}, {c.image_size}, 3], found {list(images.shape)}'
+            )
         kernel = self.param('patch_embedding', kernel_init, (side, side, 3, width), jnp.float32)
-        token = self.param('class_embedding', nn.initializers.normal(width ** -0.5), (width,), jnp.float32)
-        positions = self.param('position_embedding', nn.initializers.normal(0.02), (1 + grid ** 2, width), jnp.float32)
+        token = self.param(
+            'class_embedding', nn.initializers.normal(width**-0.5), (width,), jnp.float32
+        )
+        positions = self.param(
+            'position_embedding', nn.initializers.normal(0.02), (1 + grid**2, width), jnp.float32
+        )
         # A convolution whose stride is its kernel's size is one product over whole patches.
-        patches = images[:, :grid * side, :grid * side].reshape(batch, grid, side, grid, side, 3).swapaxes(2, 3)
-        x = patches.reshape(-1, side * side * 3).astype(self.dtype) @ kernel.reshape(-1, width).astype(self.dtype)
-        x = x.reshape(batch, grid ** 2, width).astype(jnp.float32)
-        x = jnp.concatenate([jnp.broadcast_to(token.astype(jnp.float32), (batch, 1, width)), x], axis=1) + positions
+        patches = (
+            images[:, : grid * side, : grid * side]
+            .reshape(batch, grid, side, grid, side, 3)
+            .swapaxes(2, 3)
+        )
+        x = patches.reshape(-1, side * side * 3).astype(self.dtype) @ kernel.reshape(
+            -1, width
+        ).astype(self.dtype)
+        x = x.reshape(batch, grid**2, width).astype(jnp.float32)
+        x = (
+            jnp.concatenate(
+                [jnp.broadcast_to(token.astype(jnp.float32), (batch, 1, width)), x], axis=1
+            )
+            + positions
+        )
         x = LayerNorm(c.layer_norm_eps, name='pre_norm')(x).reshape(-1, width)
-        x, _ = run_blocks(Block, c.num_hidden_layers, 'layers', x, 0.0, scan=self.scan, remat=self.remat, config=c, batch=batch,
-                          dtype=self.dtype)
+        x, _ = run_blocks(
+            Block,
+            c.num_hidden_layers,
+            'layers',
+            x,
+            0.0,
+            scan=self.scan,
+            remat=self.remat,
+            config=c,
+            batch=batch,
+            dtype=self.dtype,
+        )
         x = x.reshape(batch, -1, width)
         pooled = LayerNorm(c.layer_norm_eps, name='post_norm')(x[:, 0]).astype(self.dtype)
         if self.projected:
-            projection = self.param('visual_projection', nn.initializers.lecun_normal(), (width, c.projection_dim), jnp.float32)
+            projection = self.param(
+                'visual_projection',
+                nn.initializers.lecun_normal(),
+                (width, c.projection_dim),
+                jnp.float32,
+            )
             pooled = pooled @ projection.astype(self.dtype)
         return x.astype(self.dtype), pooled
 
@@ -95,7 +146,8 @@ class ClipVisionModel(nn.Module):
 def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' CLIPVisionModel checkpoint; scanned blocks stack over their index.
 
-    As with the text tower, released checkpoints carry a prefix ('vision_model.') before every key but the projection's.
+    As with the text tower, released checkpoints carry a prefix ('vision_model.') before every key
+    but the projection's.
     """
     return [
         Rule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),

@@ -1,25 +1,83 @@
-"""Reading the JSON files of model folders. Every key of a config.json is used, checked or known to be irrelevant, or it is an error."""
+"""Reading the JSON files of model folders. Every key of a config.json is used, checked or known to
+be irrelevant, or it is an error.
+"""
 
-from collections.abc import Collection, Mapping
 import dataclasses
 import json
 import pathlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # Keys of a Transformers config.json that do not touch the forward pass of an encoder at inference.
 IGNORED_KEYS = (
-    'architectures', 'attention_dropout', 'bos_token_id', 'chunk_size_feed_forward', 'classifier_dropout', 'decoder_start_token_id',
-    'dropout', 'dropout_rate', 'dtype', 'gradient_checkpointing', 'id2label', 'initializer_factor', 'initializer_range',
-    'is_encoder_decoder', 'label2id', 'n_positions', 'num_decoder_layers', 'output_attentions', 'output_hidden_states', 'output_past',
-    'pad_token_id', 'problem_type', 'return_dict', 'scale_decoder_outputs', 'task_specific_params',
-    'tie_word_embeddings', 'torch_dtype', 'transformers_version', 'use_cache',
-    # Settings of text generation, which Transformers 4 wrote into every config that is part of another one (CLIPModel's two towers).
-    'add_cross_attention', 'bad_words_ids', 'begin_suppress_tokens', 'cross_attention_hidden_size', 'diversity_penalty', 'do_sample',
-    'early_stopping', 'encoder_no_repeat_ngram_size', 'exponential_decay_length_penalty', 'finetuning_task', 'forced_bos_token_id',
-    'forced_eos_token_id', 'is_decoder', 'length_penalty', 'max_length', 'min_length', 'no_repeat_ngram_size', 'num_beam_groups',
-    'num_beams', 'num_return_sequences', 'output_scores', 'prefix', 'pruned_heads', 'remove_invalid_values', 'repetition_penalty',
-    'return_dict_in_generate', 'sep_token_id', 'suppress_tokens', 'temperature', 'tf_legacy_loss', 'tie_encoder_decoder',
-    'tokenizer_class', 'top_k', 'top_p', 'torchscript', 'typical_p', 'use_bfloat16',
+    'architectures',
+    'attention_dropout',
+    'bos_token_id',
+    'chunk_size_feed_forward',
+    'classifier_dropout',
+    'decoder_start_token_id',
+    'dropout',
+    'dropout_rate',
+    'dtype',
+    'gradient_checkpointing',
+    'id2label',
+    'initializer_factor',
+    'initializer_range',
+    'is_encoder_decoder',
+    'label2id',
+    'n_positions',
+    'num_decoder_layers',
+    'output_attentions',
+    'output_hidden_states',
+    'output_past',
+    'pad_token_id',
+    'problem_type',
+    'return_dict',
+    'scale_decoder_outputs',
+    'task_specific_params',
+    'tie_word_embeddings',
+    'torch_dtype',
+    'transformers_version',
+    'use_cache',
+    # Settings of text generation, which Transformers 4 wrote into every config that is part of
+    # another one (CLIPModel's two towers).
+    'add_cross_attention',
+    'bad_words_ids',
+    'begin_suppress_tokens',
+    'cross_attention_hidden_size',
+    'diversity_penalty',
+    'do_sample',
+    'early_stopping',
+    'encoder_no_repeat_ngram_size',
+    'exponential_decay_length_penalty',
+    'finetuning_task',
+    'forced_bos_token_id',
+    'forced_eos_token_id',
+    'is_decoder',
+    'length_penalty',
+    'max_length',
+    'min_length',
+    'no_repeat_ngram_size',
+    'num_beam_groups',
+    'num_beams',
+    'num_return_sequences',
+    'output_scores',
+    'prefix',
+    'pruned_heads',
+    'remove_invalid_values',
+    'repetition_penalty',
+    'return_dict_in_generate',
+    'sep_token_id',
+    'suppress_tokens',
+    'temperature',
+    'tf_legacy_loss',
+    'tie_encoder_decoder',
+    'tokenizer_class',
+    'top_k',
+    'top_p',
+    'torchscript',
+    'typical_p',
+    'use_bfloat16',
 )
 
 
@@ -40,8 +98,15 @@ def read_json(path: pathlib.Path, holds: str) -> dict[str, Any]:
         raise ValueError(f'{path} is not valid JSON: {error}') from None
 
 
-def read_config(kind: type, name: str, config: Mapping[str, Any], *, only: Mapping[str, Collection], ignored: Collection[str],
-                defaults: Mapping[str, Any] | None = None):
+def read_config(
+    kind: type,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    only: Mapping[str, Collection],
+    ignored: Collection[str],
+    defaults: Mapping[str, Any] | None = None,
+):
     """Builds the dataclass `kind` from a parsed config.json.
 
     Args:
@@ -49,8 +114,10 @@ def read_config(kind: type, name: str, config: Mapping[str, Any], *, only: Mappi
       name: how errors call the file.
       config: the parsed JSON.
       only: key -> the values of it that the port supports.
-      ignored: keys without influence on the forward pass; keys with a leading underscore are ignored too.
-      defaults: what the reference assumes for absent keys where that differs from the defaults of `kind`.
+      ignored: keys without influence on the forward pass; keys with a leading underscore are
+        ignored too.
+      defaults: what the reference assumes for absent keys where that differs from the defaults of
+        `kind`.
     Raises:
       ValueError: an unknown key, or a value that is not supported, by name.
     """
@@ -58,11 +125,15 @@ def read_config(kind: type, name: str, config: Mapping[str, Any], *, only: Mappi
     values = dict(defaults or {})
     for key, value in config.items():
         if key in only and value not in only[key]:
-            raise ValueError(f'{name}: {key}={value!r} is not supported, expected {" or ".join(map(repr, only[key]))}')
+            raise ValueError(
+                f'{name}: {key}={value!r} is not supported, expected {" or ".join(map(repr, only[key]))}'
+            )
         if key in fields:
             values[key] = tuple(value) if isinstance(value, list) else value
         elif key not in only and key not in ignored and not key.startswith('_'):
-            raise ValueError(f'{name}: unknown key {key!r} (value {value!r}); this may not be the plain network that is supported here')
+            raise ValueError(
+                f'{name}: unknown key {key!r} (value {value!r}); this may not be the plain network that is supported here'
+            )
     return kind(**values)
 
 

@@ -1,17 +1,29 @@
-"""What the encoders, CLIP's two towers and T5, share: attention with an additive bias, and a stack of equal blocks."""
+"""What the encoders, CLIP's two towers and T5, share: attention with an additive bias, and a stack
+of equal blocks.
+"""
 
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, batch: int, heads: int, scale: float) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array,
+    *,
+    batch: int,
+    heads: int,
+    scale: float,
+) -> jax.Array:
     """softmax(scale q k^T + bias) v with logits and softmax in float32.
 
     Args:
-      q, k, v: [B * L, H * d]; tokens stay flattened because 2-D products are several times faster on XLA:CPU.
+      q, k, v: [B * L, H * d]; tokens stay flattened because 2-D products are several times faster
+        on XLA:CPU.
       bias: broadcastable to [B, H, L, L], float32.
     Returns:
       [B * L, H * d] in v's dtype.
@@ -24,12 +36,20 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, batc
 
 
 def run_blocks(
-    block: type[nn.Module], length: int, name: str, x: jax.Array, *inputs: Any, scan: bool, remat: bool, **kwargs
+    block: type[nn.Module],
+    length: int,
+    name: str,
+    x: jax.Array,
+    *inputs: Any,
+    scan: bool,
+    remat: bool,
+    **kwargs,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies `length` blocks `(x, *inputs) -> (x, None)`; call it inside a compact method.
 
-    scan: one traced block over parameters with a leading axis, at '<name>'; otherwise subtrees '<name>_0', '<name>_1', ...
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    scan: one traced block over parameters with a leading axis, at '<name>'; otherwise subtrees
+    '<name>_0', '<name>_1', ... remat: recompute each block in the backward pass instead of keeping
+    its activations.
 
     Returns (the last block's result, the last block's input).
     """
@@ -37,7 +57,9 @@ def run_blocks(
         block = nn.remat(block, prevent_cse=not scan)
     if scan:
         step = lambda module, x: (module(x, *inputs)[0], x)
-        scanned = nn.scan(step, variable_axes={'params': 0}, split_rngs={'params': True}, length=length)
+        scanned = nn.scan(
+            step, variable_axes={'params': 0}, split_rngs={'params': True}, length=length
+        )
         x, before = scanned(block(**kwargs, name=name), x)
         return x, before[-1]
     for i in range(length):

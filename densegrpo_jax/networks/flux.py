@@ -1,18 +1,28 @@
-"""FLUX.1's transformer: double-stream then single-stream blocks with adaLN-zero modulation (port of Diffusers' FluxTransformer2DModel)."""
+"""FLUX.1's transformer: double-stream then single-stream blocks with adaLN-zero modulation (port of
+Diffusers' FluxTransformer2DModel).
+"""
 
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax.numpy as jnp
+from flax import linen as nn
 
 from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import read_config
 from densegrpo_jax.networks.mmdit import (
-    Attention, JointBlock, Modulation, TimeTextEmbed, block_paths, block_rules, modulated_norm, path, stack,
-)  # fmt: skip
+    Attention,
+    JointBlock,
+    Modulation,
+    TimeTextEmbed,
+    block_paths,
+    block_rules,
+    modulated_norm,
+    path,
+    stack,
+)
 from densegrpo_jax.networks.weight_rules import Rule, linear_rules
 
 CLASS_NAME = 'FluxTransformer2DModel'
@@ -21,6 +31,7 @@ CLASS_NAME = 'FluxTransformer2DModel'
 @dataclasses.dataclass(frozen=True)
 class FluxConfig:
     """The transformer's config.json; fields, names and defaults are Diffusers'."""
+
     patch_size: int = 1
     in_channels: int = 64
     out_channels: int | None = None
@@ -36,18 +47,35 @@ class FluxConfig:
     def __post_init__(self):
         object.__setattr__(self, 'axes_dims_rope', tuple(self.axes_dims_rope))
         for field in dataclasses.fields(self):
-            value, low = getattr(self, field.name), 0 if field.name in ('num_layers', 'num_single_layers') else 1
+            value, low = (
+                getattr(self, field.name),
+                0 if field.name in ('num_layers', 'num_single_layers') else 1,
+            )
             if field.type is int and (type(value) is not int or value < low):
-                raise ValueError(f'transformer config: {field.name} must be an integer >= {low}, got {value!r}')
-        if self.out_channels is not None and (type(self.out_channels) is not int or self.out_channels < 1):
-            raise ValueError(f'transformer config: out_channels must be null or a positive integer, got {self.out_channels!r}')
+                raise ValueError(
+                    f'transformer config: {field.name} must be an integer >= {low}, got {value!r}'
+                )
+        if self.out_channels is not None and (
+            type(self.out_channels) is not int or self.out_channels < 1
+        ):
+            raise ValueError(
+                f'transformer config: out_channels must be null or a positive integer, got {self.out_channels!r}'
+            )
         if self.patch_size != 1:
-            raise ValueError(f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs latents outside and uses 1')
+            raise ValueError(
+                f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs latents outside and uses 1'
+            )
         if type(self.guidance_embeds) is not bool:
-            raise ValueError(f'transformer config: guidance_embeds must be true or false, got {self.guidance_embeds!r}')
-        if sum(self.axes_dims_rope) != self.attention_head_dim or any(d < 2 or d % 2 for d in self.axes_dims_rope):
-            raise ValueError(f'transformer config: axes_dims_rope {self.axes_dims_rope} must be even and sum to attention_head_dim '
-                             f'{self.attention_head_dim}')
+            raise ValueError(
+                f'transformer config: guidance_embeds must be true or false, got {self.guidance_embeds!r}'
+            )
+        if sum(self.axes_dims_rope) != self.attention_head_dim or any(
+            d < 2 or d % 2 for d in self.axes_dims_rope
+        ):
+            raise ValueError(
+                f'transformer config: axes_dims_rope {self.axes_dims_rope} must be even and sum to attention_head_dim '
+                f'{self.attention_head_dim}'
+            )
 
     @property
     def hidden_dim(self) -> int:
@@ -55,12 +83,17 @@ class FluxConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> 'FluxConfig':
-        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
-        return read_config(cls, 'transformer config', config, only={'_class_name': [CLASS_NAME]}, ignored=())
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that
+        names it.
+        """
+        return read_config(
+            cls, 'transformer config', config, only={'_class_name': [CLASS_NAME]}, ignored=()
+        )
 
 
 class SingleBlock(nn.Module):
     """Attention and feed-forward side by side on the joined stream. Carry: [B, L + N, D]."""
+
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -69,11 +102,19 @@ class SingleBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, cond, rope):
-        shift, scale, gate = Modulation(3, self.adapters, self.dtype, self.kernel_init, name='norm')(cond)
+        shift, scale, gate = Modulation(
+            3, self.adapters, self.dtype, self.kernel_init, name='norm'
+        )(cond)
         normed = modulated_norm(x, shift, scale, self.dtype)
-        hidden = layers.gelu(layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed))
-        attended = Attention(self.heads, self.adapters, self.dtype, out=False, attend=self.attend, name='attn')(normed, None, rope)
-        both = attention.pin(self.attend, jnp.concatenate([attended, hidden], axis=-1), None, 'tensor')
+        hidden = layers.gelu(
+            layers.Dense(4 * x.shape[-1], self.adapters, self.dtype, name='proj_mlp')(normed)
+        )
+        attended = Attention(
+            self.heads, self.adapters, self.dtype, out=False, attend=self.attend, name='attn'
+        )(normed, None, rope)
+        both = attention.pin(
+            self.attend, jnp.concatenate([attended, hidden], axis=-1), None, 'tensor'
+        )
         out = layers.Dense(x.shape[-1], self.adapters, self.dtype, name='proj_out')(both)
         return x + gate[:, None] * out, None
 
@@ -83,15 +124,17 @@ class FluxTransformer(nn.Module):
 
     Attributes:
       config: the checkpoint's constants.
-      scan: blocks as two scanned stacks (parameters with a leading block axis) instead of one subtree per block.
-      remat: what the backward pass keeps of each block: 'none' (no rematerialisation), 'full' (keep nothing), 'dots' (keep the products
-        with weights), 'attention' (keep the attention output).
+      scan: blocks as two scanned stacks (parameters with a leading block axis) instead of one
+        subtree per block.
+      remat: what the backward pass keeps of each block: 'none' (no rematerialisation), 'full' (keep
+        nothing), 'dots' (keep the products with weights), 'attention' (keep the attention output).
       lora: adapters, or None.
       dtype: of matrix products and of the residual stream.
-      zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so a fresh network predicts 0; False
-        draws them as all other layers.
+      zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so
+        a fresh network predicts 0; False draws them as all other layers.
       attend: the implementation of attention, see `networks.attention`.
     """
+
     config: FluxConfig
     scan: bool = False
     remat: str = 'none'
@@ -109,7 +152,8 @@ class FluxTransformer(nn.Module):
           text: [B, L, joint_attention_dim], T5 states.
           pooled: [B, pooled_projection_dim], CLIP's pooled output.
           timestep: [B] float32 in [0, 1], 1 = noise (multiplied by 1000 inside).
-          guidance: [B] float32, the distilled guidance scale, or None if the network has no guidance embedding.
+          guidance: [B] float32, the distilled guidance scale, or None if the network has no
+            guidance embedding.
           img_ids: [N, axes] positions, (0, row, column) for images.
           txt_ids: [L, axes] positions, zeros for text.
         Returns:
@@ -117,36 +161,91 @@ class FluxTransformer(nn.Module):
         """
         config = self.config
         if (guidance is not None) != config.guidance_embeds:
-            raise ValueError(f'guidance is {"given" if guidance is not None else "None"} but the network has '
-                             f'guidance_embeds={config.guidance_embeds}')
+            raise ValueError(
+                f'guidance is {"given" if guidance is not None else "None"} but the network has '
+                f'guidance_embeds={config.guidance_embeds}'
+            )
         adapters = lora_lib.resolve(self.lora, module_paths(config, self.scan))
         init = nn.initializers.zeros if self.zero_init else layers.kernel_init
-        dense = lambda features, name, init=layers.kernel_init: layers.Dense(features, adapters, self.dtype, init, name=name)
+        dense = lambda features, name, init=layers.kernel_init: layers.Dense(
+            features, adapters, self.dtype, init, name=name
+        )
 
-        cond = nn.silu(TimeTextEmbed(config.hidden_dim, adapters, name='time_text_embed')(timestep, guidance, pooled))
+        cond = nn.silu(
+            TimeTextEmbed(config.hidden_dim, adapters, name='time_text_embed')(
+                timestep, guidance, pooled
+            )
+        )
         x = dense(config.hidden_dim, 'x_embedder')(latents)
         text = dense(config.hidden_dim, 'context_embedder')(text)
         rope = layers.rope_tables(jnp.concatenate([txt_ids, img_ids]), config.axes_dims_rope)
 
-        block = dict(heads=config.num_attention_heads, adapters=adapters, dtype=self.dtype, kernel_init=init, attend=self.attend)
+        block = dict(
+            heads=config.num_attention_heads,
+            adapters=adapters,
+            dtype=self.dtype,
+            kernel_init=init,
+            attend=self.attend,
+        )
         compiled = dict(scan=self.scan, remat=self.remat)
-        x, text = stack(JointBlock, config.num_layers, 'transformer_blocks', block, (x, text), cond, rope, **compiled)
+        x, text = stack(
+            JointBlock,
+            config.num_layers,
+            'transformer_blocks',
+            block,
+            (x, text),
+            cond,
+            rope,
+            **compiled,
+        )
         joined = jnp.concatenate([text, x], axis=1)
-        joined = stack(SingleBlock, config.num_single_layers, 'single_transformer_blocks', block, joined, cond, rope, **compiled)
-        x = joined[:, text.shape[1]:]
+        joined = stack(
+            SingleBlock,
+            config.num_single_layers,
+            'single_transformer_blocks',
+            block,
+            joined,
+            cond,
+            rope,
+            **compiled,
+        )
+        x = joined[:, text.shape[1] :]
 
         scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
         x = modulated_norm(x, shift, scale, self.dtype)
-        return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(jnp.float32)
+        return dense(config.out_channels or config.in_channels, 'proj_out', init)(x).astype(
+            jnp.float32
+        )
 
 
-# Linear layers and norms by their names in the checkpoint: the source of the weight table and of the adapters' target names.
+# Linear layers and norms by their names in the checkpoint: the source of the weight table and of
+# the adapters' target names.
 STACKS = ('transformer_blocks', 'single_transformer_blocks')
 _LINEARS = {
     'transformer_blocks': (
-        'norm1.linear', 'norm1_context.linear', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'attn.add_q_proj', 'attn.add_k_proj',
-        'attn.add_v_proj', 'attn.to_out.0', 'attn.to_add_out', 'ff.net.0.proj', 'ff.net.2', 'ff_context.net.0.proj', 'ff_context.net.2'),
-    'single_transformer_blocks': ('norm.linear', 'attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp', 'proj_out'),
+        'norm1.linear',
+        'norm1_context.linear',
+        'attn.to_q',
+        'attn.to_k',
+        'attn.to_v',
+        'attn.add_q_proj',
+        'attn.add_k_proj',
+        'attn.add_v_proj',
+        'attn.to_out.0',
+        'attn.to_add_out',
+        'ff.net.0.proj',
+        'ff.net.2',
+        'ff_context.net.0.proj',
+        'ff_context.net.2',
+    ),
+    'single_transformer_blocks': (
+        'norm.linear',
+        'attn.to_q',
+        'attn.to_k',
+        'attn.to_v',
+        'proj_mlp',
+        'proj_out',
+    ),
     '': ('x_embedder', 'context_embedder', 'norm_out.linear', 'proj_out'),
 }
 _NORMS = {
@@ -156,7 +255,9 @@ _NORMS = {
 
 
 def _linears_outside_blocks(config: FluxConfig) -> list[str]:
-    embedders = ['timestep_embedder', 'text_embedder'] + ['guidance_embedder'] * config.guidance_embeds
+    embedders = ['timestep_embedder', 'text_embedder'] + [
+        'guidance_embedder'
+    ] * config.guidance_embeds
     return [*_LINEARS[''], *(f'time_text_embed.{e}.linear_{i}' for e in embedders for i in (1, 2))]
 
 
@@ -165,8 +266,9 @@ def _stacks(config: FluxConfig) -> list[tuple[str, int]]:
 
 
 def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
-    """Checkpoint name of every linear layer -> its '/'-joined path here, e.g. 'transformer_blocks.0.attn.to_out.0' ->
-    'transformer_blocks_0/attn/to_out_0' (scanned: 'transformer_blocks/attn/to_out_0')."""
+    """Checkpoint name of every linear layer -> its '/'-joined path here, e.g.
+    'transformer_blocks.0.attn.to_out.0' -> 'transformer_blocks_0/attn/to_out_0' (scanned:
+    'transformer_blocks/attn/to_out_0')."""
     names = {name: path(name) for name in _linears_outside_blocks(config)}
     for name, length in _stacks(config):
         names |= block_paths(name, name, range(length), _LINEARS[name], scan)
@@ -174,8 +276,12 @@ def module_paths(config: FluxConfig, scan: bool) -> dict[str, str]:
 
 
 def weight_rules(config: FluxConfig, scan: bool) -> list[Rule]:
-    """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their index."""
-    rules = [rule for name in _linears_outside_blocks(config) for rule in linear_rules(name, path(name))]
+    """The table of Diffusers' FluxTransformer2DModel checkpoint; scanned blocks stack over their
+    index.
+    """
+    rules = [
+        rule for name in _linears_outside_blocks(config) for rule in linear_rules(name, path(name))
+    ]
     for name, length in _stacks(config):
         rules += block_rules(name, name, range(length), _LINEARS[name], _NORMS[name], scan)
     return rules

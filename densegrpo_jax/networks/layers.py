@@ -1,16 +1,18 @@
-"""Layers the networks share: adapted dense layer, norms with float32 statistics, timestep embedding, rotary embedding.
+"""Layers the networks share: adapted dense layer, norms with float32 statistics, timestep
+embedding, rotary embedding.
 
-Every function takes [..., D] and keeps statistics in float32. Matrix products flatten leading axes first: on XLA:CPU a 2-D product and
-its weight gradient are several times faster than the 3-D ones, elsewhere the compiler sees the same program.
+Every function takes [..., D] and keeps statistics in float32. Matrix products flatten leading axes
+first: on XLA:CPU a 2-D product and its weight gradient are several times faster than the 3-D ones,
+elsewhere the compiler sees the same program.
 """
 
 import math
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks import quantize
@@ -19,10 +21,13 @@ kernel_init = nn.initializers.lecun_normal()
 
 
 class Dense(nn.Module):
-    """y = x W + b, plus the adapter (alpha / rank) (x A) B where `adapters` names this layer and the collection 'lora' is given.
+    """y = x W + b, plus the adapter (alpha / rank) (x A) B where `adapters` names this layer and
+    the collection 'lora' is given.
 
-    Input [..., in] of any float dtype, output [..., features] in `dtype`. W may be stored in few bits (`quantize`).
+    Input [..., in] of any float dtype, output [..., features] in `dtype`. W may be stored in few
+    bits (`quantize`).
     """
+
     features: int
     adapters: lora_lib.Adapters | None = None
     dtype: Any = jnp.float32
@@ -35,7 +40,9 @@ class Dense(nn.Module):
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = quantize.matmul(flat, kernel)
         if self.use_bias:
-            y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                self.dtype
+            )
         if self.adapters is not None and '/'.join(self.path) in self.adapters.paths:
             y = self._adapt(flat, y)
         return y.reshape(*x.shape[:-1], self.features)
@@ -44,14 +51,22 @@ class Dense(nn.Module):
         if not (self.has_variable(lora_lib.COLLECTION, 'a') or self.is_initializing()):
             return y  # no adapters given: the reference policy
         rank = self.adapters.rank
-        a = self.variable(lora_lib.COLLECTION, 'a', lambda: lora_lib.gaussian(self.make_rng('params'), (x.shape[-1], rank)))
+        a = self.variable(
+            lora_lib.COLLECTION,
+            'a',
+            lambda: lora_lib.gaussian(self.make_rng('params'), (x.shape[-1], rank)),
+        )
         b = self.variable(lora_lib.COLLECTION, 'b', jnp.zeros, (rank, self.features), jnp.float32)
-        return y + (x @ a.value.astype(self.dtype)) @ b.value.astype(self.dtype) * self.adapters.scale
+        return (
+            y + (x @ a.value.astype(self.dtype)) @ b.value.astype(self.dtype) * self.adapters.scale
+        )
 
 
 @jax.checkpoint
 def gelu(x):
-    """GELU in its tanh approximation. Recomputed in the backward pass: on CPU the saved traffic is a tenth of a training step."""
+    """GELU in its tanh approximation. Recomputed in the backward pass: on CPU the saved traffic is
+    a tenth of a training step.
+    """
     return jax.nn.gelu(x, approximate=True)
 
 
@@ -64,6 +79,7 @@ def layer_norm(x, eps=1e-6):
 
 class LayerNorm(nn.Module):
     """Layer normalisation with scale and bias over the last axis. Returns float32."""
+
     eps: float
 
     @nn.compact
@@ -75,20 +91,30 @@ class LayerNorm(nn.Module):
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last axis. Returns float32."""
+
     eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x):
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale.astype(jnp.float32)
+        return (
+            x
+            * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+            * scale.astype(jnp.float32)
+        )
 
 
 def timestep_embedding(t, dim=256, max_period=10000.0):
-    """[cos(t f), sin(t f)] with f_i = max_period^(-i / (dim / 2)); t [B] float32, up to thousands -> [B, dim] float32."""
+    """[cos(t f), sin(t f)] with f_i = max_period^(-i / (dim / 2)); t [B] float32, up to thousands
+    -> [B, dim] float32.
+    """
     half = dim // 2
-    # t f reaches thousands of radians, where the last bit of f matters: round the exponent to float32 as the reference does.
-    exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    # t f reaches thousands of radians, where the last bit of f matters: round the exponent to
+    # float32 as the reference does.
+    exponent = (
+        np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    )
     frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -101,12 +127,15 @@ def rope_tables(ids, axes_dims, theta=10000.0):
       ids: [N, len(axes_dims)] positions.
       axes_dims: even number of channels per axis; their sum is the head dimension d.
     Returns:
-      (cos, sin), each [N, d] float32, every frequency twice in a row (pairs of neighbouring channels rotate together).
+      (cos, sin), each [N, d] float32, every frequency twice in a row (pairs of neighbouring
+      channels rotate together).
     """
     angles = []
     for axis, dim in enumerate(axes_dims):
         frequencies = (theta ** (-np.arange(0, dim, 2) / dim)).astype(np.float32)
-        angles.append(jnp.repeat(ids[:, axis].astype(jnp.float32)[:, None] * frequencies, 2, axis=-1))
+        angles.append(
+            jnp.repeat(ids[:, axis].astype(jnp.float32)[:, None] * frequencies, 2, axis=-1)
+        )
     angles = jnp.concatenate(angles, axis=-1)
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -1,17 +1,19 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) in a variable collection of their own.
 
-y = x W + b + (alpha / rank) (x A) B, with A Gaussian of std 1/rank (as peft's `init_lora_weights='gaussian'`) and B zero.
-Adapters live in the collection 'lora' beside 'params', at the path of the layer they adapt: {'a': [in, rank], 'b': [rank, out]}, float32.
-`model.apply({'params': p, 'lora': l}, ...)` is the policy, `model.apply({'params': p}, ...)` is the reference.
+y = x W + b + (alpha / rank) (x A) B, with A Gaussian of std 1/rank (as peft's
+`init_lora_weights='gaussian'`) and B zero. Adapters live in the collection 'lora' beside 'params',
+at the path of the layer they adapt: {'a': [in, rank], 'b': [rank, out]}, float32.
+`model.apply({'params': p, 'lora': l}, ...)` is the policy, `model.apply({'params': p}, ...)` is the
+reference.
 """
 
 import dataclasses
 import re
 import zlib
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 COLLECTION = 'lora'
 
@@ -23,9 +25,11 @@ class LoraConfig:
     Args:
       rank: inner dimension, >= 1.
       alpha: the delta is scaled by alpha / rank.
-      targets: regular expressions on checkpoint module names such as 'transformer_blocks.0.attn.to_q'. A pattern matches the whole name
-        or its last components ('attn.to_q', 'proj_out'), as peft's `target_modules` lists do.
+      targets: regular expressions on checkpoint module names such as
+        'transformer_blocks.0.attn.to_q'. A pattern matches the whole name or its last components
+        ('attn.to_q', 'proj_out'), as peft's `target_modules` lists do.
     """
+
     rank: int
     alpha: float
     targets: tuple[str, ...]
@@ -33,7 +37,8 @@ class LoraConfig:
     def __post_init__(self):
         if isinstance(self.targets, str) or not all(isinstance(t, str) for t in self.targets):
             raise ValueError(f'lora.targets must be a sequence of strings, got {self.targets!r}')
-        object.__setattr__(self, 'targets', tuple(self.targets))  # config files hold lists; modules need hashable fields
+        # config files hold lists; modules need hashable fields
+        object.__setattr__(self, 'targets', tuple(self.targets))
         if self.rank < 1:
             raise ValueError(f'lora.rank must be at least 1, got {self.rank}')
         if not self.targets:
@@ -42,24 +47,33 @@ class LoraConfig:
             try:
                 re.compile(target)
             except re.error as error:
-                raise ValueError(f'lora.targets: {target!r} is not a regular expression: {error}') from None
+                raise ValueError(
+                    f'lora.targets: {target!r} is not a regular expression: {error}'
+                ) from None
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
     def select(self, names) -> tuple[str, ...]:
-        """The module names that carry an adapter. Raises ValueError naming every pattern that matches none."""
+        """The module names that carry an adapter. Raises ValueError naming every pattern that
+        matches none.
+        """
         patterns = {target: re.compile(rf'(?:.*\.)?(?:{target})') for target in self.targets}
         unused = [t for t, p in patterns.items() if not any(p.fullmatch(n) for n in names)]
         if unused:
-            raise ValueError(f'lora.targets match no layer: {unused}; layers are named like {sorted(names)[:3]}')
+            raise ValueError(
+                f'lora.targets match no layer: {unused}; layers are named like {sorted(names)[:3]}'
+            )
         return tuple(n for n in names if any(p.fullmatch(n) for p in patterns.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """A LoraConfig resolved against one network: the '/'-joined module paths that carry an adapter."""
+    """A LoraConfig resolved against one network: the '/'-joined module paths that carry an
+    adapter.
+    """
+
     rank: int
     scale: float
     paths: frozenset[str]
@@ -70,7 +84,8 @@ def resolve(config: LoraConfig | None, names: dict[str, str]) -> Adapters | None
 
     Args:
       config: the adapters asked for, or None.
-      names: checkpoint module name -> '/'-joined path of the layer in the parameter tree; scanned blocks share one path.
+      names: checkpoint module name -> '/'-joined path of the layer in the parameter tree; scanned
+        blocks share one path.
     Raises:
       ValueError: a pattern matches nothing, or only some of the blocks that are scanned together.
     """
@@ -82,7 +97,8 @@ def resolve(config: LoraConfig | None, names: dict[str, str]) -> Adapters | None
     if partial:
         raise ValueError(
             f'lora.targets {list(config.targets)} select only some of the scanned blocks ({len(partial)} left out, first {partial[0]!r}): '
-            'select all or none, or build the network with scan=False')
+            'select all or none, or build the network with scan=False'
+        )
     return Adapters(config.rank, config.scale, paths)
 
 
@@ -94,7 +110,8 @@ def gaussian(key, shape):
 def init_adapters(config: LoraConfig, names: dict[str, str], params: dict, key) -> dict:
     """Fresh adapters for a network: the policy starts as the reference, because every B is zero.
 
-    Each layer's draw depends on the key and the layer's name alone, so scanned and unscanned networks start from the same adapters.
+    Each layer's draw depends on the key and the layer's name alone, so scanned and unscanned
+    networks start from the same adapters.
 
     Args:
       config: the adapters asked for.

@@ -1,18 +1,19 @@
-"""What the multimodal diffusion transformers of FLUX.1 and SD3.5 share: adaLN-zero modulation, joint attention, stacks and their tables.
+"""What the multimodal diffusion transformers of FLUX.1 and SD3.5 share: adaLN-zero modulation,
+joint attention, stacks and their tables.
 
-Scalable interpolant transformers with one set of weights per modality (arXiv:2403.03206, section 4). Submodules carry the names of the
-checkpoints, so that the tables below are rules over names.
+Scalable interpolant transformers with one set of weights per modality (arXiv:2403.03206, section
+4). Submodules carry the names of the checkpoints, so that the tables below are rules over names.
 """
 
-from collections.abc import Sequence
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from flax import linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
@@ -28,13 +29,21 @@ REMAT_POLICIES = {
 
 @functools.partial(jax.checkpoint, static_argnums=3)
 def modulated_norm(x, shift, scale, dtype):
-    """LayerNorm(x) (1 + scale) + shift; x [B, N, D], shift and scale [B, D] -> `dtype`. float32 inside, recomputed in the backward pass."""
-    x = layers.layer_norm(x) * (1 + scale.astype(jnp.float32))[:, None] + shift.astype(jnp.float32)[:, None]
+    """LayerNorm(x) (1 + scale) + shift; x [B, N, D], shift and scale [B, D] -> `dtype`. float32
+    inside, recomputed in the backward pass.
+    """
+    x = (
+        layers.layer_norm(x) * (1 + scale.astype(jnp.float32))[:, None]
+        + shift.astype(jnp.float32)[:, None]
+    )
     return x.astype(dtype)
 
 
 class Embedder(nn.Module):
-    """Linear, SiLU, linear: [B, in] -> [B, features], all float32 (one vector per sample: precision costs nothing here)."""
+    """Linear, SiLU, linear: [B, in] -> [B, features], all float32 (one vector per sample: precision
+    costs nothing here).
+    """
+
     features: int
     adapters: lora_lib.Adapters | None
 
@@ -45,7 +54,10 @@ class Embedder(nn.Module):
 
 
 class TimeTextEmbed(nn.Module):
-    """Sum of the embeddings of time, guidance (None if the network has none) and pooled text: [B, features] float32."""
+    """Sum of the embeddings of time, guidance (None if the network has none) and pooled text: [B,
+    features] float32.
+    """
+
     features: int
     adapters: lora_lib.Adapters | None
 
@@ -53,14 +65,22 @@ class TimeTextEmbed(nn.Module):
     def __call__(self, timestep, guidance, pooled):
         def embed(x, name):
             return Embedder(self.features, self.adapters, name=name)(x)
-        total = embed(layers.timestep_embedding(timestep.astype(jnp.float32) * 1000), 'timestep_embedder')
+
+        total = embed(
+            layers.timestep_embedding(timestep.astype(jnp.float32) * 1000), 'timestep_embedder'
+        )
         if guidance is not None:
-            total += embed(layers.timestep_embedding(guidance.astype(jnp.float32) * 1000), 'guidance_embedder')
+            total += embed(
+                layers.timestep_embedding(guidance.astype(jnp.float32) * 1000), 'guidance_embedder'
+            )
         return total + embed(pooled, 'text_embedder')
 
 
 class Modulation(nn.Module):
-    """n shift / scale / gate vectors from the activated conditioning: [B, D] -> n arrays [B, D]. Zero at the start (adaLN-zero)."""
+    """n shift / scale / gate vectors from the activated conditioning: [B, D] -> n arrays [B, D].
+    Zero at the start (adaLN-zero).
+    """
+
     count: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -68,12 +88,15 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, cond):
-        out = layers.Dense(self.count * cond.shape[-1], self.adapters, self.dtype, self.kernel_init, name='linear')(cond)
+        out = layers.Dense(
+            self.count * cond.shape[-1], self.adapters, self.dtype, self.kernel_init, name='linear'
+        )(cond)
         return jnp.split(out, self.count, axis=-1)
 
 
 class FeedForwardIn(nn.Module):
     """First layer of the feed-forward, with its tanh-approximated GELU."""
+
     features: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -85,6 +108,7 @@ class FeedForwardIn(nn.Module):
 
 class FeedForward(nn.Module):
     """D -> 4 D -> D with tanh-approximated GELU."""
+
     adapters: lora_lib.Adapters | None
     dtype: Any
 
@@ -95,15 +119,18 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of one stream, or joint attention over text then image tokens, each stream with its own projections.
+    """Self-attention of one stream, or joint attention over text then image tokens, each stream
+    with its own projections.
 
     Attributes:
       heads: number of heads.
       qk_norm: RMS-normalise queries and keys per head.
       out: the stream x has an output layer.
-      text_out: the text stream has an output layer; False where its result is not used (the last block of SD3.5).
+      text_out: the text stream has an output layer; False where its result is not used (the last
+        block of SD3.5).
       attend: the implementation, see `networks.attention`.
     """
+
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -114,11 +141,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, text=None, rope=None):
-        """x [B, N, D], text [B, L, D] or None, rope (cos, sin) of [L + N, d] or None -> x's result; with text, (x's, text's or None)."""
+        """x [B, N, D], text [B, L, D] or None, rope (cos, sin) of [L + N, d] or None -> x's result;
+        with text, (x's, text's or None).
+        """
+
         def heads(x, name, norm=None):
             x = layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(x)
             x = x.reshape(*x.shape[:2], self.heads, -1)
             return layers.RMSNorm(name=norm)(x) if norm and self.qk_norm else x
+
         q, k, v = heads(x, 'to_q', 'norm_q'), heads(x, 'to_k', 'norm_k'), heads(x, 'to_v')
         if text is not None:
             q = jnp.concatenate([heads(text, 'add_q_proj', 'norm_added_q'), q], axis=1)
@@ -126,24 +157,29 @@ class Attention(nn.Module):
             v = jnp.concatenate([heads(text, 'add_v_proj'), v], axis=1)
         if rope is not None:
             q, k = (layers.apply_rope(t, *rope) for t in (q, k))
-        result = checkpoint_name(self.attend(q.astype(self.dtype), k.astype(self.dtype), v), 'attention')
+        result = checkpoint_name(
+            self.attend(q.astype(self.dtype), k.astype(self.dtype), v), 'attention'
+        )
 
         def project(y, name):
             return layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(y)
+
         if text is None:
             return project(result, 'to_out_0') if self.out else result
-        text_result = project(result[:, :text.shape[1]], 'to_add_out') if self.text_out else None
-        return project(result[:, text.shape[1]:], 'to_out_0'), text_result
+        text_result = project(result[:, : text.shape[1]], 'to_add_out') if self.text_out else None
+        return project(result[:, text.shape[1] :], 'to_out_0'), text_result
 
 
 class JointBlock(nn.Module):
-    """Image and text streams with their own weights and one joint attention. Carry: (image [B, N, D], text [B, L, D]).
+    """Image and text streams with their own weights and one joint attention. Carry: (image [B, N,
+    D], text [B, L, D]).
 
     Attributes:
       qk_norm: as of `Attention`.
       dual: a second self-attention of the image alone, in parallel (SD3.5-M).
       last: the text is only read: no text output, no text feed-forward (SD3.5).
     """
+
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -159,43 +195,86 @@ class JointBlock(nn.Module):
 
         def modulation(count, name):
             return Modulation(count, self.adapters, self.dtype, self.kernel_init, name=name)(cond)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation(9 if self.dual else 6, 'norm1')
+
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = modulation(
+            9 if self.dual else 6, 'norm1'
+        )
         if self.last:
             text_scale, text_shift = modulation(2, 'norm1_context')
         else:
-            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = modulation(6, 'norm1_context')
+            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
+                modulation(6, 'norm1_context')
+            )
 
         def attend(name, **kwargs):
-            return Attention(self.heads, self.adapters, self.dtype, self.qk_norm, **kwargs, attend=self.attend, name=name)
+            return Attention(
+                self.heads,
+                self.adapters,
+                self.dtype,
+                self.qk_norm,
+                **kwargs,
+                attend=self.attend,
+                name=name,
+            )
+
         out, text_out = attend('attn', text_out=not self.last)(
-            modulated_norm(x, shift, scale, self.dtype), modulated_norm(text, text_shift, text_scale, self.dtype), rope)
+            modulated_norm(x, shift, scale, self.dtype),
+            modulated_norm(text, text_shift, text_scale, self.dtype),
+            rope,
+        )
         result = x + gate[:, None] * out
         if self.dual:
             shift2, scale2, gate2 = second
-            result += gate2[:, None] * attend('attn2')(modulated_norm(x, shift2, scale2, self.dtype))
+            result += gate2[:, None] * attend('attn2')(
+                modulated_norm(x, shift2, scale2, self.dtype)
+            )
 
         def feed_forward(x, shift, scale, gate, name):
             normed = modulated_norm(attention.pin(self.attend, x), shift, scale, self.dtype)
             return x + gate[:, None] * FeedForward(self.adapters, self.dtype, name=name)(normed)
+
         x = feed_forward(result, mlp_shift, mlp_scale, mlp_gate, 'ff')
         if not self.last:
-            text = feed_forward(text + text_gate[:, None] * text_out, text_mlp_shift, text_mlp_scale, text_mlp_gate, 'ff_context')
+            text = feed_forward(
+                text + text_gate[:, None] * text_out,
+                text_mlp_shift,
+                text_mlp_scale,
+                text_mlp_gate,
+                'ff_context',
+            )
         return (x, text), None
 
 
-def stack(block: type[nn.Module], length: int, name: str, kwargs: dict, carry, *inputs, scan: bool, remat: str, first: int = 0):
-    """Applies `length` equal blocks `(carry, *inputs) -> (carry, None)`; call it inside a compact method.
+def stack(
+    block: type[nn.Module],
+    length: int,
+    name: str,
+    kwargs: dict,
+    carry,
+    *inputs,
+    scan: bool,
+    remat: str,
+    first: int = 0,
+):
+    """Applies `length` equal blocks `(carry, *inputs) -> (carry, None)`; call it inside a compact
+    method.
 
-    scan: one traced block over parameters with a leading axis, at '<name>'; otherwise subtrees '<name>_<first>', '<name>_<first + 1>', ...
-    remat: 'none', or a key of REMAT_POLICIES: what the backward pass keeps of each block.
+    scan: one traced block over parameters with a leading axis, at '<name>'; otherwise subtrees
+    '<name>_<first>', '<name>_<first + 1>', ... remat: 'none', or a key of REMAT_POLICIES: what the
+    backward pass keeps of each block.
     """
     if remat != 'none':
         if remat not in REMAT_POLICIES:
             raise ValueError(f'remat is {remat!r}, expected one of {["none", *REMAT_POLICIES]}')
         block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     if scan and length:
-        block = nn.scan(block, variable_axes={'params': 0, lora_lib.COLLECTION: 0}, split_rngs={'params': True}, length=length,
-                        in_axes=(nn.broadcast,) * len(inputs))
+        block = nn.scan(
+            block,
+            variable_axes={'params': 0, lora_lib.COLLECTION: 0},
+            split_rngs={'params': True},
+            length=length,
+            in_axes=(nn.broadcast,) * len(inputs),
+        )
         return block(**kwargs, name=name)(carry, *inputs)[0]
     for i in range(first, first + length):
         carry, _ = block(**kwargs, name=f'{name}_{i}')(carry, *inputs)
@@ -203,22 +282,39 @@ def stack(block: type[nn.Module], length: int, name: str, kwargs: dict, carry, *
 
 
 def path(name: str) -> str:
-    """Path in the parameter tree of a module's name in the checkpoint: 'attn.to_out.0' -> 'attn/to_out_0'."""
+    """Path in the parameter tree of a module's name in the checkpoint: 'attn.to_out.0' ->
+    'attn/to_out_0'.
+    """
     return re.sub(r'\.(\d+)', r'_\1', name).replace('.', '/')
 
 
-def block_paths(source: str, target: str, indices: Sequence[int], linears: Sequence[str], scan: bool) -> dict[str, str]:
-    """Checkpoint name -> path of every linear layer of a stack, e.g. 'blocks.0.attn.to_q' -> 'blocks_0/attn/to_q' (scanned: 'blocks/...').
+def block_paths(
+    source: str, target: str, indices: Sequence[int], linears: Sequence[str], scan: bool
+) -> dict[str, str]:
+    """Checkpoint name -> path of every linear layer of a stack, e.g. 'blocks.0.attn.to_q' ->
+    'blocks_0/attn/to_q' (scanned: 'blocks/...').
 
-    source, target: names of the stack in the checkpoint and, scanned, in the tree. indices: of its blocks in the checkpoint.
+    source, target: names of the stack in the checkpoint and, scanned, in the tree. indices: of its
+    blocks in the checkpoint.
     """
-    return {f'{source}.{i}.{n}': f'{target}/{path(n)}' if scan else f'{source}_{i}/{path(n)}' for i in indices for n in linears}
+    return {
+        f'{source}.{i}.{n}': f'{target}/{path(n)}' if scan else f'{source}_{i}/{path(n)}'
+        for i in indices
+        for n in linears
+    }
 
 
 def block_rules(
-    source: str, target: str, indices: Sequence[int], linears: Sequence[str], norms: Sequence[str], scan: bool
+    source: str,
+    target: str,
+    indices: Sequence[int],
+    linears: Sequence[str],
+    norms: Sequence[str],
+    scan: bool,
 ) -> list[Rule]:
-    """The table of a stack; scanned blocks stack over their index, counted from the stack's first."""
+    """The table of a stack; scanned blocks stack over their index, counted from the stack's
+    first.
+    """
     if not indices:
         return []
     field = f'{{i:{"|".join(map(str, indices))}}}'
@@ -226,6 +322,10 @@ def block_rules(
     rule = functools.partial(Rule, first=indices[0] if scan else 0)
     rules = []
     for name in linears:
-        rules += [rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/kernel', 'linear'),
-                  rule(f'{source}.{field}.{name}.bias', f'{target}/{path(name)}/bias')]
-    return rules + [rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/scale') for name in norms]
+        rules += [
+            rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/kernel', 'linear'),
+            rule(f'{source}.{field}.{name}.bias', f'{target}/{path(name)}/bias'),
+        ]
+    return rules + [
+        rule(f'{source}.{field}.{name}.weight', f'{target}/{path(name)}/scale') for name in norms
+    ]

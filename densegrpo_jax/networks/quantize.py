@@ -1,30 +1,34 @@
-"""A quantised base for LoRA on small devices: the matrices of the transformer's blocks in 8 or 4 bits, everything else as it was.
+"""A quantised base for LoRA on small devices: the matrices of the transformer's blocks in 8 or 4
+bits, everything else as it was.
 
 A kernel W [in, out] becomes a `qwix.QArray`, W ~ q * scale with q of 8 or 4 bits:
 
     int8   one float32 scale per output column, absmax / 127.5 (symmetric, round to nearest)
     nf4    4-bit NormalFloat (QLoRA, arXiv:2305.14314, section 3): 16 quantiles of a normal, one bfloat16 scale per block of 64 inputs
 
-It is a pytree that stands where the kernel stood, so that placement, scanning over blocks and checkpoint paths stay what they are. The
-product dequantises one block's matrix at a time, and again in the backward pass, and runs in the network's own dtype.
+It is a pytree that stands where the kernel stood, so that placement, scanning over blocks and
+checkpoint paths stay what they are. The product dequantises one block's matrix at a time, and again
+in the backward pass, and runs in the network's own dtype.
 """
 
 import functools
 import re
 from typing import Any
 
-from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import qwix
+from flax.traverse_util import flatten_dict
 
 FORMATS = ('int8', 'nf4')
 NF4_BLOCK = 64  # inputs per scale
-KERNELS = re.compile(r'(^|.*/)\w*transformer_blocks\w*/.*kernel')  # the blocks of FLUX.1, SD3.5 and the attention of SD1.5
+# the blocks of FLUX.1, SD3.5 and the attention of SD1.5
+KERNELS = re.compile(r'(^|.*/)\w*transformer_blocks\w*/.*kernel')
 
 
 def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
-    """The quantised form of a kernel [..., in, out] of any float dtype; leading axes (scanned blocks) have scales of their own.
+    """The quantised form of a kernel [..., in, out] of any float dtype; leading axes (scanned
+    blocks) have scales of their own.
 
     Raises ValueError for an unknown format, or where nf4's blocks do not divide the inputs.
     """
@@ -36,8 +40,16 @@ def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
     if form == 'int8':
         return qwix.quantize(kernel, jnp.int8, channelwise_axes=channelwise)
     if inputs % NF4_BLOCK:
-        raise ValueError(f'nf4 scales blocks of {NF4_BLOCK} inputs, and a kernel has {inputs}: use int8')
-    return qwix.quantize(kernel, 'nf4', channelwise_axes=channelwise, tiled_axes={ndim - 2: NF4_BLOCK}, scale_dtype=jnp.bfloat16)
+        raise ValueError(
+            f'nf4 scales blocks of {NF4_BLOCK} inputs, and a kernel has {inputs}: use int8'
+        )
+    return qwix.quantize(
+        kernel,
+        'nf4',
+        channelwise_axes=channelwise,
+        tiled_axes={ndim - 2: NF4_BLOCK},
+        scale_dtype=jnp.bfloat16,
+    )
 
 
 def dequantize(kernel: qwix.QArray, dtype: Any) -> jax.Array:
@@ -51,19 +63,24 @@ def _product(x, kernel):
 
 
 def matmul(x: jax.Array, kernel: jax.Array | qwix.QArray) -> jax.Array:
-    """x [n, in] times a kernel [in, out], plain or quantised, in x's dtype. Gradients reach x; a quantised kernel is frozen.
+    """x [n, in] times a kernel [in, out], plain or quantised, in x's dtype. Gradients reach x; a
+    quantised kernel is frozen.
 
     The dequantised matrix is not kept for the backward pass: it would undo the saving."""
     return _product(x, kernel) if isinstance(kernel, qwix.QArray) else x @ kernel.astype(x.dtype)
 
 
 def quantizes(path: str, ndim: int) -> bool:
-    """Whether the parameter at a '/'-joined path of the transformer is stored in few bits: a matrix of a block."""
+    """Whether the parameter at a '/'-joined path of the transformer is stored in few bits: a matrix
+    of a block.
+    """
     return ndim >= 2 and KERNELS.fullmatch(path) is not None
 
 
 def quantized_shapes(tree: dict, form: str) -> dict:
-    """A transformer's tree of shapes (scanned or not) as it will be stored: ShapeDtypeStructs, with QArrays of them in place of kernels."""
+    """A transformer's tree of shapes (scanned or not) as it will be stored: ShapeDtypeStructs, with
+    QArrays of them in place of kernels.
+    """
 
     def leaf(path, shape):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -74,17 +91,21 @@ def quantized_shapes(tree: dict, form: str) -> dict:
 
 
 def converter(shapes: dict, form: str, shardings=None):
-    """`(path, array) -> array or QArray`: quantises each parameter of a transformer as it is read (`weights.load_weights`).
+    """`(path, array) -> array or QArray`: quantises each parameter of a transformer as it is read
+    (`weights.load_weights`).
 
     Args:
       shapes: the transformer's tree of shapes.
       form: one of FORMATS.
-      shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it was put.
+      shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it was
+        put.
     """
     stored = quantized_shapes(shapes, form)
     placed = {} if shardings is None else flatten_dict(shardings(stored), sep='/')
     # One program per placement and shape: the blocks of an unscanned network share them.
-    compiled = functools.cache(lambda place: jax.jit(functools.partial(quantize_kernel, form=form), out_shardings=place))
+    compiled = functools.cache(
+        lambda place: jax.jit(functools.partial(quantize_kernel, form=form), out_shardings=place)
+    )
 
     def convert(path, array):
         if not quantizes(path, array.ndim):

@@ -1,13 +1,15 @@
-"""T5 encoder (Raffel et al., arXiv:1910.10683; v1.1 with gated GELU): port of Transformers' T5EncoderModel."""
+"""T5 encoder (Raffel et al., arXiv:1910.10683; v1.1 with gated GELU): port of Transformers'
+T5EncoderModel.
+"""
 
 import dataclasses
 import math
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, read_config
 from densegrpo_jax.networks.encoder_layers import attention, run_blocks
@@ -19,7 +21,10 @@ _FEED_FORWARD = ('relu', 'gated-gelu')
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The encoder's config.json; names and defaults are Transformers'. `num_heads * d_kv` need not equal `d_model`."""
+    """The encoder's config.json; names and defaults are Transformers'. `num_heads * d_kv` need not
+    equal `d_model`.
+    """
+
     vocab_size: int = 32128
     d_model: int = 512
     d_kv: int = 64
@@ -32,45 +37,77 @@ class T5Config:
     feed_forward_proj: str = 'relu'
 
     def __post_init__(self):
-        check_positive(self, 'T5 config', 'vocab_size', 'd_model', 'd_kv', 'd_ff', 'num_layers', 'num_heads',
-                       'relative_attention_num_buckets', 'relative_attention_max_distance')
+        check_positive(
+            self,
+            'T5 config',
+            'vocab_size',
+            'd_model',
+            'd_kv',
+            'd_ff',
+            'num_layers',
+            'num_heads',
+            'relative_attention_num_buckets',
+            'relative_attention_max_distance',
+        )
         if self.feed_forward_proj not in _FEED_FORWARD:
-            raise ValueError(f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, expected one of {_FEED_FORWARD}')
-        if self.relative_attention_num_buckets % 4 or self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
-            raise ValueError(f'T5 config: relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4, '
-                             f'and relative_attention_max_distance={self.relative_attention_max_distance} more than a quarter of it')
+            raise ValueError(
+                f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, expected one of {_FEED_FORWARD}'
+            )
+        if (
+            self.relative_attention_num_buckets % 4
+            or self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4
+        ):
+            raise ValueError(
+                f'T5 config: relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4, '
+                f'and relative_attention_max_distance={self.relative_attention_max_distance} more than a quarter of it'
+            )
 
     @classmethod
     def from_json(cls, config: dict) -> 'T5Config':
-        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that
+        names it.
+        """
         only = {'model_type': ['t5'], 'is_decoder': [False], 'feed_forward_proj': _FEED_FORWARD}
         # Transformers derives these two from feed_forward_proj and ignores what the file says.
-        return read_config(cls, 'T5 config', config, only=only, ignored=(*IGNORED_KEYS, 'dense_act_fn', 'eos_token_id', 'is_gated_act'))
+        return read_config(
+            cls,
+            'T5 config',
+            config,
+            only=only,
+            ignored=(*IGNORED_KEYS, 'dense_act_fn', 'eos_token_id', 'is_gated_act'),
+        )
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
     """Bucket of every (query, key) pair, int32 [L, L], on the host.
 
-    Half of the buckets are for keys after the query. Of each half, the first half counts single positions and the rest grows
-    logarithmically up to max_distance, beyond which all distances share the last bucket.
+    Half of the buckets are for keys after the query. Of each half, the first half counts single
+    positions and the rest grows logarithmically up to max_distance, beyond which all distances
+    share the last bucket.
     """
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = num_buckets // 2
     exact = half // 2
     distance = np.abs(relative)
-    # float32 in this order, because a boundary such as log(2) / log(16) * 8 = 2 must be truncated as the reference does.
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    # float32 in this order, because a boundary such as log(2) / log(16) * 8 = 2 must be truncated
+    # as the reference does.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
     large = np.minimum(exact + (ratio * np.float32(half - exact)).astype(np.int32), half - 1)
     return (np.where(distance < exact, distance, large) + half * (relative > 0)).astype(np.int32)
 
 
 def _dense(features: int, std: float, dtype: Any, name: str) -> Dense:
     """x W without bias; Gaussian initialisation of the given std."""
-    return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), use_bias=False, name=name)
+    return Dense(
+        features, dtype=dtype, kernel_init=nn.initializers.normal(std), use_bias=False, name=name
+    )
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention without 1/sqrt(d): T5 folds that factor into the initialisation of q."""
+
     config: T5Config
     dtype: Any
 
@@ -79,29 +116,31 @@ class SelfAttention(nn.Module):
         c = self.config
         inner = c.num_heads * c.d_kv
         q = _dense(inner, (c.d_model * c.d_kv) ** -0.5, self.dtype, 'q')(x)
-        k, v = (_dense(inner, c.d_model ** -0.5, self.dtype, name)(x) for name in ('k', 'v'))
+        k, v = (_dense(inner, c.d_model**-0.5, self.dtype, name)(x) for name in ('k', 'v'))
         out = attention(q, k, v, bias, batch=batch, heads=c.num_heads, scale=1.0)
-        return _dense(c.d_model, inner ** -0.5, self.dtype, 'o')(out)
+        return _dense(c.d_model, inner**-0.5, self.dtype, 'o')(out)
 
 
 class FeedForward(nn.Module):
     """relu(x wi) wo, or (gelu(x wi_0) * x wi_1) wo with the tanh approximation."""
+
     config: T5Config
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
         c = self.config
-        expand = lambda name: _dense(c.d_ff, c.d_model ** -0.5, self.dtype, name)(x)
+        expand = lambda name: _dense(c.d_ff, c.d_model**-0.5, self.dtype, name)(x)
         if c.feed_forward_proj == 'relu':
             hidden = nn.relu(expand('wi'))
         else:
             hidden = nn.gelu(expand('wi_0'), approximate=True) * expand('wi_1')
-        return _dense(c.d_model, c.d_ff ** -0.5, self.dtype, 'wo')(hidden)
+        return _dense(c.d_model, c.d_ff**-0.5, self.dtype, 'wo')(hidden)
 
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward. Carry: [B * L, D] float32, the residual stream."""
+
     config: T5Config
     batch: int
     dtype: Any
@@ -109,8 +148,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, bias):
         norm = lambda name: RMSNorm(self.config.layer_norm_epsilon, name=name)(x)
-        x = x + SelfAttention(self.config, self.dtype, name='SelfAttention')(norm('layer_norm_0'), bias, self.batch).astype(jnp.float32)
-        x = x + FeedForward(self.config, self.dtype, name='DenseReluDense')(norm('layer_norm_1')).astype(jnp.float32)
+        x = x + SelfAttention(self.config, self.dtype, name='SelfAttention')(
+            norm('layer_norm_0'), bias, self.batch
+        ).astype(jnp.float32)
+        x = x + FeedForward(self.config, self.dtype, name='DenseReluDense')(
+            norm('layer_norm_1')
+        ).astype(jnp.float32)
         return x, None
 
 
@@ -119,12 +162,16 @@ class T5Encoder(nn.Module):
 
     Attributes:
       config: the checkpoint's constants.
-      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one subtree per block.
+      scan: blocks as one scanned stack (parameters with a leading block axis) instead of one
+        subtree per block.
       remat: recompute blocks in the backward pass.
-      dtype: of matrix products and of the result; norms, biases, softmax and the residual stream are float32.
+      dtype: of matrix products and of the result; norms, biases, softmax and the residual stream
+        are float32.
 
-    Fresh weights follow T5's own initialisation: embeddings of unit variance, every product variance-preserving.
+    Fresh weights follow T5's own initialisation: embeddings of unit variance, every product
+    variance-preserving.
     """
+
     config: T5Config
     scan: bool = False
     remat: bool = False
@@ -132,32 +179,66 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers' pipelines."""
+        """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers'
+        pipelines.
+        """
         c = self.config
         batch, length = ids.shape
-        x = nn.Embed(c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), name='shared')(ids.reshape(-1))
+        x = nn.Embed(
+            c.vocab_size, c.d_model, embedding_init=nn.initializers.normal(1.0), name='shared'
+        )(ids.reshape(-1))
 
         # One bias for all layers: [1, H, L, L].
-        buckets = relative_position_buckets(length, c.relative_attention_num_buckets, c.relative_attention_max_distance)
-        table = nn.Embed(c.relative_attention_num_buckets, c.num_heads, embedding_init=nn.initializers.normal(c.d_model ** -0.5),
-                         name='relative_attention_bias')
+        buckets = relative_position_buckets(
+            length, c.relative_attention_num_buckets, c.relative_attention_max_distance
+        )
+        table = nn.Embed(
+            c.relative_attention_num_buckets,
+            c.num_heads,
+            embedding_init=nn.initializers.normal(c.d_model**-0.5),
+            name='relative_attention_bias',
+        )
         bias = table(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
 
-        x, _ = run_blocks(Block, c.num_layers, 'block', x.astype(jnp.float32), bias, scan=self.scan, remat=self.remat,
-                          config=c, batch=batch, dtype=self.dtype)
+        x, _ = run_blocks(
+            Block,
+            c.num_layers,
+            'block',
+            x.astype(jnp.float32),
+            bias,
+            scan=self.scan,
+            remat=self.remat,
+            config=c,
+            batch=batch,
+            dtype=self.dtype,
+        )
         x = RMSNorm(c.layer_norm_epsilon, name='final_layer_norm')(x)
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
 def weight_rules(scan: bool) -> list[Rule]:
-    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks stack over their index."""
+    """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks
+    stack over their index.
+    """
     source, target = 'encoder.block.{i}.layer', 'block' if scan else 'block_{i}'
     return [
         Rule('shared.weight', 'shared/embedding', 'embedding'),
         Rule('encoder.embed_tokens.weight', None),  # tied to shared.weight; some files hold both
-        Rule('encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight', 'relative_attention_bias/embedding', 'embedding'),
-        Rule(f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight', f'{target}/SelfAttention/{{p}}/kernel', 'linear'),
-        Rule(f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight', f'{target}/DenseReluDense/{{p}}/kernel', 'linear'),
+        Rule(
+            'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+            'relative_attention_bias/embedding',
+            'embedding',
+        ),
+        Rule(
+            f'{source}.0.SelfAttention.{{p:[qkvo]}}.weight',
+            f'{target}/SelfAttention/{{p}}/kernel',
+            'linear',
+        ),
+        Rule(
+            f'{source}.1.DenseReluDense.{{p:wi|wi_0|wi_1|wo}}.weight',
+            f'{target}/DenseReluDense/{{p}}/kernel',
+            'linear',
+        ),
         Rule(f'{source}.{{n:[01]}}.layer_norm.weight', f'{target}/layer_norm_{{n}}/scale'),
         Rule('encoder.final_layer_norm.weight', 'final_layer_norm/scale'),
     ]

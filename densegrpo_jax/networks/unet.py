@@ -1,10 +1,12 @@
-"""Stable Diffusion 1's U-Net, which predicts the noise of a latent (port of Diffusers' UNet2DConditionModel), in NHWC."""
+"""Stable Diffusion 1's U-Net, which predicts the noise of a latent (port of Diffusers'
+UNet2DConditionModel), in NHWC.
+"""
 
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax.numpy as jnp
+from flax import linen as nn
 
 from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
@@ -20,7 +22,10 @@ ATTENTION_UP, PLAIN_UP = 'CrossAttnUpBlock2D', 'UpBlock2D'
 
 @dataclasses.dataclass(frozen=True)
 class UnetConfig:
-    """The network's config.json; fields, names and defaults are Diffusers', of which Stable Diffusion 1 uses these."""
+    """The network's config.json; fields, names and defaults are Diffusers', of which Stable
+    Diffusion 1 uses these.
+    """
+
     sample_size: int = 64
     in_channels: int = 4
     out_channels: int = 4
@@ -31,24 +36,43 @@ class UnetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int = 1280
-    attention_head_dim: int = 8  # the number of heads: a misnomer that Diffusers keeps for old files
+    # the number of heads: a misnomer that Diffusers keeps for old files
+    attention_head_dim: int = 8
 
     def __post_init__(self):
         for name in ('down_block_types', 'up_block_types', 'block_out_channels'):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_positive(self, 'unet config', 'sample_size', 'in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups',
-                       'cross_attention_dim', 'attention_head_dim')
+        check_positive(
+            self,
+            'unet config',
+            'sample_size',
+            'in_channels',
+            'out_channels',
+            'layers_per_block',
+            'norm_num_groups',
+            'cross_attention_dim',
+            'attention_head_dim',
+        )
         count = len(self.block_out_channels)
         if len(self.down_block_types) != count or len(self.up_block_types) != count:
-            raise ValueError(f'unet config: {count} block_out_channels need as many down_block_types and up_block_types, found '
-                             f'{self.down_block_types} and {self.up_block_types}')
-        for name, allowed in (('down_block_types', (ATTENTION_DOWN, PLAIN_DOWN)), ('up_block_types', (ATTENTION_UP, PLAIN_UP))):
+            raise ValueError(
+                f'unet config: {count} block_out_channels need as many down_block_types and up_block_types, found '
+                f'{self.down_block_types} and {self.up_block_types}'
+            )
+        for name, allowed in (
+            ('down_block_types', (ATTENTION_DOWN, PLAIN_DOWN)),
+            ('up_block_types', (ATTENTION_UP, PLAIN_UP)),
+        ):
             if unknown := set(getattr(self, name)) - set(allowed):
-                raise ValueError(f'unet config: {name} has {sorted(unknown)}, supported are {allowed}')
+                raise ValueError(
+                    f'unet config: {name} has {sorted(unknown)}, supported are {allowed}'
+                )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups or channels % self.attention_head_dim:
-                raise ValueError(f'unet config: block_out_channels={self.block_out_channels} must be multiples of norm_num_groups='
-                                 f'{self.norm_num_groups} and of attention_head_dim={self.attention_head_dim} heads; {channels} is not')
+                raise ValueError(
+                    f'unet config: block_out_channels={self.block_out_channels} must be multiples of norm_num_groups='
+                    f'{self.norm_num_groups} and of attention_head_dim={self.attention_head_dim} heads; {channels} is not'
+                )
 
     @property
     def downscale(self) -> int:
@@ -57,30 +81,74 @@ class UnetConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> 'UnetConfig':
-        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that names it."""
+        """Reads a parsed config.json; an unknown key or an unsupported value is a ValueError that
+        names it.
+        """
         off = [None, False]
         only = {
-            '_class_name': [CLASS_NAME], 'act_fn': ['silu'], 'center_input_sample': [False], 'flip_sin_to_cos': [True], 'freq_shift': [0],
-            'downsample_padding': [1], 'mid_block_scale_factor': [1], 'mid_block_type': ['UNetMidBlock2DCrossAttn'],
-            'transformer_layers_per_block': [1], 'time_embedding_type': ['positional'],
+            '_class_name': [CLASS_NAME],
+            'act_fn': ['silu'],
+            'center_input_sample': [False],
+            'flip_sin_to_cos': [True],
+            'freq_shift': [0],
+            'downsample_padding': [1],
+            'mid_block_scale_factor': [1],
+            'mid_block_type': ['UNetMidBlock2DCrossAttn'],
+            'transformer_layers_per_block': [1],
+            'time_embedding_type': ['positional'],
             'resnet_time_scale_shift': ['default'],
-            'resnet_out_scale_factor': [1.0], 'conv_in_kernel': [3], 'conv_out_kernel': [3], 'attention_type': ['default'],
-            'dropout': [0.0], 'resnet_skip_time_act': off,
+            'resnet_out_scale_factor': [1.0],
+            'conv_in_kernel': [3],
+            'conv_out_kernel': [3],
+            'attention_type': ['default'],
+            'dropout': [0.0],
+            'resnet_skip_time_act': off,
             **dict.fromkeys(
-                ('use_linear_projection', 'dual_cross_attention', 'only_cross_attention', 'upcast_attention', 'class_embeddings_concat'),
-                off),
+                (
+                    'use_linear_projection',
+                    'dual_cross_attention',
+                    'only_cross_attention',
+                    'upcast_attention',
+                    'class_embeddings_concat',
+                ),
+                off,
+            ),
             **dict.fromkeys(
-                ('class_embed_type', 'addition_embed_type', 'encoder_hid_dim', 'encoder_hid_dim_type', 'num_class_embeds',
-                 'time_cond_proj_dim', 'time_embedding_act_fn', 'time_embedding_dim', 'timestep_post_act', 'mid_block_only_cross_attention',
-                 'num_attention_heads', 'reverse_transformer_layers_per_block', 'addition_time_embed_dim', 'cross_attention_norm',
-                 'projection_class_embeddings_input_dim'), [None]),
-        }  # fmt: skip
-        return read_config(cls, 'unet config', config, only=only, ignored=('addition_embed_type_num_heads',),
-                           defaults={'cross_attention_dim': 1280})
+                (
+                    'class_embed_type',
+                    'addition_embed_type',
+                    'encoder_hid_dim',
+                    'encoder_hid_dim_type',
+                    'num_class_embeds',
+                    'time_cond_proj_dim',
+                    'time_embedding_act_fn',
+                    'time_embedding_dim',
+                    'timestep_post_act',
+                    'mid_block_only_cross_attention',
+                    'num_attention_heads',
+                    'reverse_transformer_layers_per_block',
+                    'addition_time_embed_dim',
+                    'cross_attention_norm',
+                    'projection_class_embeddings_input_dim',
+                ),
+                [None],
+            ),
+        }
+        return read_config(
+            cls,
+            'unet config',
+            config,
+            only=only,
+            ignored=('addition_embed_type_num_heads',),
+            defaults={'cross_attention_dim': 1280},
+        )
 
 
 class Resnet(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))), with a 1x1 shortcut where the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), with a 1x1 shortcut where the width
+    changes.
+    """
+
     channels: int
     config: UnetConfig
     dtype: Any
@@ -88,9 +156,16 @@ class Resnet(nn.Module):
     @nn.compact
     def __call__(self, x, time):
         c = self.config
-        norm = lambda name, x: nn.silu(GroupNorm(c.norm_num_groups, self.dtype, eps=c.norm_eps, name=name)(x))
+        norm = lambda name, x: nn.silu(
+            GroupNorm(c.norm_num_groups, self.dtype, eps=c.norm_eps, name=name)(x)
+        )
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name='conv1')(norm('norm1', x))
-        h = h + layers.Dense(self.channels, dtype=self.dtype, name='time_emb_proj')(time)[:, None, None]
+        h = (
+            h
+            + layers.Dense(self.channels, dtype=self.dtype, name='time_emb_proj')(time)[
+                :, None, None
+            ]
+        )
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name='conv2')(norm('norm2', h))
         if x.shape[-1] != self.channels:
             x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name='conv_shortcut')(x)
@@ -98,7 +173,10 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [B, N, D] over `context` [B, L, D'] (x itself for self-attention)."""
+    """Multi-head attention of x [B, N, D] over `context` [B, L, D'] (x itself for
+    self-attention).
+    """
+
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -117,18 +195,22 @@ class Attention(nn.Module):
 
 class GatedIn(nn.Module):
     """First layer of the feed-forward: half of it gated by the exact GELU of the other half."""
+
     features: int
     adapters: lora_lib.Adapters | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
-        hidden, gate = jnp.split(layers.Dense(2 * self.features, self.adapters, self.dtype, name='proj')(x), 2, axis=-1)
+        hidden, gate = jnp.split(
+            layers.Dense(2 * self.features, self.adapters, self.dtype, name='proj')(x), 2, axis=-1
+        )
         return hidden * nn.gelu(gate, approximate=False)
 
 
 class FeedForward(nn.Module):
     """D -> 4 D, gated, -> D."""
+
     adapters: lora_lib.Adapters | None
     dtype: Any
 
@@ -139,7 +221,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention over the text, feed-forward; each after a layer norm, each added."""
+    """Self-attention, attention over the text, feed-forward; each after a layer norm, each
+    added.
+    """
+
     heads: int
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -154,7 +239,10 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over all positions of [B, h, w, C], between two 1x1 convolutions, added to its input."""
+    """A transformer block over all positions of [B, h, w, C], between two 1x1 convolutions, added
+    to its input.
+    """
+
     config: UnetConfig
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -163,13 +251,20 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x, text):
         c, channels = self.config, x.shape[-1]
         h = GroupNorm(c.norm_num_groups, self.dtype, eps=1e-6, name='norm')(x)
-        h = nn.Conv(channels, (1, 1), dtype=self.dtype, name='proj_in')(h).reshape(x.shape[0], -1, channels)
-        h = TransformerBlock(c.attention_head_dim, self.adapters, self.dtype, name='transformer_blocks_0')(h, text)
+        h = nn.Conv(channels, (1, 1), dtype=self.dtype, name='proj_in')(h).reshape(
+            x.shape[0], -1, channels
+        )
+        h = TransformerBlock(
+            c.attention_head_dim, self.adapters, self.dtype, name='transformer_blocks_0'
+        )(h, text)
         return x + nn.Conv(channels, (1, 1), dtype=self.dtype, name='proj_out')(h.reshape(x.shape))
 
 
 class Sampler(nn.Module):
-    """The convolution that halves (stride 2) or follows the doubling (nearest neighbour) of the sides."""
+    """The convolution that halves (stride 2) or follows the doubling (nearest neighbour) of the
+    sides.
+    """
+
     channels: int
     up: bool
     dtype: Any
@@ -178,14 +273,24 @@ class Sampler(nn.Module):
     def __call__(self, x):
         if self.up:
             return UpsampleConv(self.channels, dtype=self.dtype, name='conv')(x)
-        return nn.Conv(self.channels, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), dtype=self.dtype, name='conv')(x)
+        return nn.Conv(
+            self.channels,
+            (3, 3),
+            strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            dtype=self.dtype,
+            name='conv',
+        )(x)
 
 
 class Stage(nn.Module):
-    """Residual blocks (each followed by a transformer where `attention`) at one resolution, then a sampler if any.
+    """Residual blocks (each followed by a transformer where `attention`) at one resolution, then a
+    sampler if any.
 
-    Going down it returns every state it passed, for the way up; going up it takes them, newest last.
+    Going down it returns every state it passed, for the way up; going up it takes them, newest
+    last.
     """
+
     channels: int
     layers: int
     attention: bool
@@ -202,7 +307,9 @@ class Stage(nn.Module):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = Resnet(self.channels, self.config, self.dtype, name=f'resnets_{i}')(x, time)
             if self.attention:
-                x = SpatialTransformer(self.config, self.adapters, self.dtype, name=f'attentions_{i}')(x, text)
+                x = SpatialTransformer(
+                    self.config, self.adapters, self.dtype, name=f'attentions_{i}'
+                )(x, text)
             states.append(x)
         if self.sampler:
             x = Sampler(self.channels, skips is not None, self.dtype, name=self.sampler)(x)
@@ -212,6 +319,7 @@ class Stage(nn.Module):
 
 class Middle(nn.Module):
     """Residual block, transformer, residual block."""
+
     config: UnetConfig
     adapters: lora_lib.Adapters | None
     dtype: Any
@@ -226,8 +334,10 @@ class Middle(nn.Module):
 class Unet(nn.Module):
     """The noise network of Stable Diffusion 1.
 
-    Attributes: config, lora, dtype as those of `FluxTransformer`; its blocks differ in shape, so none are scanned.
+    Attributes: config, lora, dtype as those of `FluxTransformer`; its blocks differ in shape, so
+    none are scanned.
     """
+
     config: UnetConfig
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
@@ -245,7 +355,9 @@ class Unet(nn.Module):
         """
         c = self.config
         if any(side % c.downscale for side in latents.shape[1:3]):
-            raise ValueError(f'latents of {latents.shape[1]} x {latents.shape[2]} do not fit: both must be multiples of {c.downscale}')
+            raise ValueError(
+                f'latents of {latents.shape[1]} x {latents.shape[2]} do not fit: both must be multiples of {c.downscale}'
+            )
         adapters = lora_lib.resolve(self.lora, module_paths(c))
         widths, shared = c.block_out_channels, dict(config=c, adapters=adapters, dtype=self.dtype)
         embedded = layers.timestep_embedding(timestep, widths[0])
@@ -255,19 +367,39 @@ class Unet(nn.Module):
         skips = [x]
         for i, kind in enumerate(c.down_block_types):
             sampler = 'downsamplers_0' if i < len(widths) - 1 else None
-            stage = Stage(widths[i], c.layers_per_block, kind == ATTENTION_DOWN, sampler, **shared, name=f'down_blocks_{i}')
+            stage = Stage(
+                widths[i],
+                c.layers_per_block,
+                kind == ATTENTION_DOWN,
+                sampler,
+                **shared,
+                name=f'down_blocks_{i}',
+            )
             x, states = stage(x, time, text)
             skips += states
         x = Middle(**shared, name='mid_block')(x, time, text)
         for i, kind in enumerate(c.up_block_types):
             sampler = 'upsamplers_0' if i < len(widths) - 1 else None
-            stage = Stage(widths[-1 - i], c.layers_per_block + 1, kind == ATTENTION_UP, sampler, **shared, name=f'up_blocks_{i}')
+            stage = Stage(
+                widths[-1 - i],
+                c.layers_per_block + 1,
+                kind == ATTENTION_UP,
+                sampler,
+                **shared,
+                name=f'up_blocks_{i}',
+            )
             x, _ = stage(x, time, text, skips)
-        x = nn.silu(GroupNorm(c.norm_num_groups, self.dtype, eps=c.norm_eps, name='conv_norm_out')(x))
-        return nn.Conv(c.out_channels, (3, 3), dtype=self.dtype, name='conv_out')(x).astype(jnp.float32)
+        x = nn.silu(
+            GroupNorm(c.norm_num_groups, self.dtype, eps=c.norm_eps, name='conv_norm_out')(x)
+        )
+        return nn.Conv(c.out_channels, (3, 3), dtype=self.dtype, name='conv_out')(x).astype(
+            jnp.float32
+        )
 
 
-_ATTENTION = tuple(f'{a}.{p}' for a in ('attn1', 'attn2') for p in ('to_q', 'to_k', 'to_v', 'to_out.0'))
+_ATTENTION = tuple(
+    f'{a}.{p}' for a in ('attn1', 'attn2') for p in ('to_q', 'to_k', 'to_v', 'to_out.0')
+)
 _BLOCK = (*_ATTENTION, 'ff.net.0.proj', 'ff.net.2')
 
 
@@ -275,15 +407,25 @@ def _transformers(config: UnetConfig) -> list[str]:
     """Checkpoint names of the transformer blocks."""
     names = ['mid_block.attentions.0']
     for i, kind in enumerate(config.down_block_types):
-        names += [f'down_blocks.{i}.attentions.{j}' for j in range(config.layers_per_block)] * (kind == ATTENTION_DOWN)
+        names += [f'down_blocks.{i}.attentions.{j}' for j in range(config.layers_per_block)] * (
+            kind == ATTENTION_DOWN
+        )
     for i, kind in enumerate(config.up_block_types):
-        names += [f'up_blocks.{i}.attentions.{j}' for j in range(config.layers_per_block + 1)] * (kind == ATTENTION_UP)
+        names += [f'up_blocks.{i}.attentions.{j}' for j in range(config.layers_per_block + 1)] * (
+            kind == ATTENTION_UP
+        )
     return [f'{name}.transformer_blocks.0' for name in names]
 
 
 def module_paths(config: UnetConfig) -> dict[str, str]:
-    """Checkpoint name of every linear layer that may carry an adapter -> its '/'-joined path here."""
-    return {f'{block}.{layer}': path(f'{block}.{layer}') for block in _transformers(config) for layer in _BLOCK}
+    """Checkpoint name of every linear layer that may carry an adapter -> its '/'-joined path
+    here.
+    """
+    return {
+        f'{block}.{layer}': path(f'{block}.{layer}')
+        for block in _transformers(config)
+        for layer in _BLOCK
+    }
 
 
 def weight_rules() -> list[Rule]:
@@ -292,9 +434,14 @@ def weight_rules() -> list[Rule]:
         *norm_rules('conv_norm_out', 'conv_norm_out'),
         *conv_rules('{c:conv_in|conv_out}', '{c}'),
         *linear_rules('time_embedding.{l:linear_[12]}', 'time_embedding/{l}'),
-        *conv_rules('{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv', '{s}_{i}/{k}_0/conv'),
+        *conv_rules(
+            '{s:down_blocks|up_blocks}.{i}.{k:downsamplers|upsamplers}.0.conv', '{s}_{i}/{k}_0/conv'
+        ),
     ]
-    for source, target in (('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'), ('mid_block', 'mid_block')):
+    for source, target in (
+        ('{s:down_blocks|up_blocks}.{i}', '{s}_{i}'),
+        ('mid_block', 'mid_block'),
+    ):
         resnet, inside = f'{source}.resnets.{{j}}', f'{target}/resnets_{{j}}'
         rules += conv_rules(f'{resnet}.{{c:conv[12]|conv_shortcut}}', f'{inside}/{{c}}')
         rules += linear_rules(f'{resnet}.time_emb_proj', f'{inside}/time_emb_proj')
@@ -304,7 +451,13 @@ def weight_rules() -> list[Rule]:
         rules += conv_rules(f'{transformer}.{{p:proj_in|proj_out}}', f'{inside}/{{p}}')
         block, inside = f'{transformer}.transformer_blocks.0', f'{inside}/transformer_blocks_0'
         rules += norm_rules(f'{block}.{{n:norm[123]}}', f'{inside}/{{n}}')
-        rules.append(Rule(f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight', f'{inside}/{{a}}/{{p}}/kernel', 'linear'))
+        rules.append(
+            Rule(
+                f'{block}.{{a:attn[12]}}.{{p:to_[qkv]}}.weight',
+                f'{inside}/{{a}}/{{p}}/kernel',
+                'linear',
+            )
+        )
         rules += linear_rules(f'{block}.{{a:attn[12]}}.to_out.0', f'{inside}/{{a}}/to_out_0')
         rules += linear_rules(f'{block}.ff.net.0.proj', f'{inside}/ff/net_0/proj')
         rules += linear_rules(f'{block}.ff.net.2', f'{inside}/ff/net_2')

@@ -1,4 +1,5 @@
-"""Which tensor of a file is which parameter: tables of rules, an ordered list each, of which the first whose source matches a key applies.
+"""Which tensor of a file is which parameter: tables of rules, an ordered list each, of which the
+first whose source matches a key applies.
 
 The same table reads and writes (`weights.load_weights`, `weights.save_weights`).
 """
@@ -10,7 +11,7 @@ import re
 # Axis k of a parameter is axis TRANSFORMS[name][k] of the stored tensor; None keeps all axes.
 TRANSFORMS = {
     'copy': None,
-    'linear': (1, 0),      # [out, in] -> [in, out]
+    'linear': (1, 0),  # [out, in] -> [in, out]
     'conv': (2, 3, 1, 0),  # [out, in, h, w] -> [h, w, in, out]
     'embedding': None,
 }
@@ -21,20 +22,24 @@ _FIELD = re.compile(r'\{(\w+)(?::([^{}]+))?\}')
 class Rule:
     """One row of a table.
 
-    Both names are templates whose fields `{name}` stand for one component of the name, or `{name:regex}` for what the regular expression
-    matches; everything else is literal and the whole name must match. A numeric field of the source that is absent from the target is the
-    block index of scanned blocks: the tensors it numbers are stacked along a new leading axis.
+    Both names are templates whose fields `{name}` stand for one component of the name, or
+    `{name:regex}` for what the regular expression matches; everything else is literal and the whole
+    name must match. A numeric field of the source that is absent from the target is the block index
+    of scanned blocks: the tensors it numbers are stacked along a new leading axis.
 
         Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')   # one subtree per block
         Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')       # scanned: leading axis i
 
     Args:
       source: key in the file.
-      target: '/'-joined path in the parameter tree, or None for a key that is known and not a parameter (ignored, never written).
+      target: '/'-joined path in the parameter tree, or None for a key that is known and not a
+        parameter (ignored, never written).
       transform: a key of TRANSFORMS.
-      first: the block index of a stack's first block, where a network has several stacks of one name.
+      first: the block index of a stack's first block, where a network has several stacks of one
+        name.
       prefixed: the key carries the prefix, if any, that `save_weights` is given.
     """
+
     source: str
     target: str | None
     transform: str = 'copy'
@@ -43,12 +48,16 @@ class Rule:
 
     def __post_init__(self):
         if self.transform not in TRANSFORMS:
-            raise ValueError(f'rule {self.source!r}: transform {self.transform!r} is not one of {sorted(TRANSFORMS)}')
+            raise ValueError(
+                f'rule {self.source!r}: transform {self.transform!r} is not one of {sorted(TRANSFORMS)}'
+            )
         if self.target is not None:
             source, target = (set(_fields(t)) for t in (self.source, self.target))
             if target - source or len(source - target) > 1:
-                raise ValueError(f'rule {self.source!r} -> {self.target!r}: the target must use all fields of the source, or all but one '
-                                 f'(the index to stack); fields are {sorted(source)} and {sorted(target)}')
+                raise ValueError(
+                    f'rule {self.source!r} -> {self.target!r}: the target must use all fields of the source, or all but one '
+                    f'(the index to stack); fields are {sorted(source)} and {sorted(target)}'
+                )
 
     @functools.cached_property
     def stack_field(self) -> str | None:
@@ -68,7 +77,9 @@ class Rule:
         return _compile(self.target, _fields(self.source), '/')
 
     def read(self, key: str) -> tuple[str | None, int | None] | None:
-        """(path, stack index or None) of a stored key; (None, None) if it is to be ignored; None if the rule does not apply."""
+        """(path, stack index or None) of a stored key; (None, None) if it is to be ignored; None if
+        the rule does not apply.
+        """
         match = self._source_regex.fullmatch(key)
         if match is None:
             return None
@@ -77,7 +88,9 @@ class Rule:
         index = match[self.stack_field] if self.stack_field else None
         if index is not None and not index.isdigit():
             return None
-        return _fill(self.target, match.groupdict()), None if index is None else int(index) - self.first
+        return _fill(self.target, match.groupdict()), None if index is None else int(
+            index
+        ) - self.first
 
     def write(self, path: str, index: int | None = None) -> str | None:
         """The stored key of a path (and block index), or None if the rule does not apply."""
@@ -92,12 +105,18 @@ class Rule:
 
 def linear_rules(source: str, target: str) -> list[Rule]:
     """Rules of a torch Linear: weight -> kernel (transposed), bias -> bias."""
-    return [Rule(f'{source}.weight', f'{target}/kernel', 'linear'), Rule(f'{source}.bias', f'{target}/bias')]
+    return [
+        Rule(f'{source}.weight', f'{target}/kernel', 'linear'),
+        Rule(f'{source}.bias', f'{target}/bias'),
+    ]
 
 
 def conv_rules(source: str, target: str) -> list[Rule]:
     """Rules of a torch Conv2d: weight -> kernel (channels last), bias -> bias."""
-    return [Rule(f'{source}.weight', f'{target}/kernel', 'conv'), Rule(f'{source}.bias', f'{target}/bias')]
+    return [
+        Rule(f'{source}.weight', f'{target}/kernel', 'conv'),
+        Rule(f'{source}.bias', f'{target}/bias'),
+    ]
 
 
 def norm_rules(source: str, target: str) -> list[Rule]:
@@ -117,7 +136,11 @@ def _compile(template: str, fields: dict[str, str | None], separator: str) -> re
     """Regular expression of a template; a bare field is one component, without `separator`."""
     parts, end = [], 0
     for m in _FIELD.finditer(template):
-        # A name inside a component, as in blocks_{i}/..., must not swallow the rest of it: bare fields there are digits or words alike.
-        parts += [re.escape(template[end:m.start()]), f'(?P<{m[1]}>{fields[m[1]] or rf"[^{re.escape(separator)}]+"})']
+        # A name inside a component, as in blocks_{i}/..., must not swallow the rest of it: bare
+        # fields there are digits or words alike.
+        parts += [
+            re.escape(template[end : m.start()]),
+            f'(?P<{m[1]}>{fields[m[1]] or rf"[^{re.escape(separator)}]+"})',
+        ]
         end = m.end()
     return re.compile(''.join(parts) + re.escape(template[end:]))

@@ -1,7 +1,9 @@
-"""What FLUX, Stable Diffusion 3 and Stable Diffusion 1 pipelines have in common: networks, tokenizers and a scheduler, behind one face.
+"""What FLUX, Stable Diffusion 3 and Stable Diffusion 1 pipelines have in common: networks,
+tokenizers and a scheduler, behind one face.
 
-The rest of the package knows `Pipeline` only; `flux_pipeline`, `sd3_pipeline` and `sd15_pipeline` say how each family tokenises, encodes
-and predicts. Folders are opened and written by `pipeline_folder`.
+The rest of the package knows `Pipeline` only; `flux_pipeline`, `sd3_pipeline` and `sd15_pipeline`
+say how each family tokenises, encodes and predicts. Folders are opened and written by
+`pipeline_folder`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import COLLECTION
 
-NEGATIVE = 'negative'  # beside the weights in a run's parameters: the conditioning of the empty prompt, where guidance needs it
+# beside the weights in a run's parameters: the conditioning of the empty prompt, where guidance
+# needs it
+NEGATIVE = 'negative'
 
 
 class Conditioning(NamedTuple):
-    """What the transformer knows of the prompts: text [B, L, D] and pooled [B, D'], float32 or the model's dtype."""
+    """What the transformer knows of the prompts: text [B, L, D] and pooled [B, D'], float32 or the
+    model's dtype.
+    """
 
     text: jax.Array
     pooled: jax.Array
@@ -52,11 +58,14 @@ class Pipeline:
     configs: dict[str, dict]
 
     CLASS_NAME: ClassVar[str]  # in model_index.json
-    INDEX: ClassVar[dict[str, tuple[str, str]]]  # component -> (library, class), for model_index.json
-    DENOISER: ClassVar[str] = 'transformer'  # the folder of the component that is called 'transformer' here whatever it is
+    # component -> (library, class), for model_index.json
+    INDEX: ClassVar[dict[str, tuple[str, str]]]
+    # the folder of the component that is called 'transformer' here whatever it is
+    DENOISER: ClassVar[str] = 'transformer'
     SCHEDULER: ClassVar[str] = 'FlowMatchEulerDiscreteScheduler'
     TOKENIZERS: ClassVar[tuple[tuple[str, str], ...]]  # (folder, class in transformers)
-    GUIDANCE: ClassVar[str]  # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
+    # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
+    GUIDANCE: ClassVar[str]
 
     @property
     def transformer(self) -> nn.Module:
@@ -72,7 +81,9 @@ class Pipeline:
         return tuple(name for name in self.modules if name.startswith('text_encoder'))
 
     @classmethod
-    def build_modules(cls, configs: dict[str, dict], *, lora, scan: bool, remat: str, dtype: Any, attend: Attend) -> dict[str, nn.Module]:
+    def build_modules(
+        cls, configs: dict[str, dict], *, lora, scan: bool, remat: str, dtype: Any, attend: Attend
+    ) -> dict[str, nn.Module]:
         """Networks of the given component configurations."""
         raise NotImplementedError
 
@@ -107,7 +118,9 @@ class Pipeline:
         )
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """Token ids, int32 [B, L], one array per text encoder, as the Diffusers pipeline makes them."""
+        """Token ids, int32 [B, L], one array per text encoder, as the Diffusers pipeline makes
+        them.
+        """
         raise NotImplementedError
 
     def encode(self, params: dict, *ids: jax.Array) -> Conditioning:
@@ -115,14 +128,27 @@ class Pipeline:
         raise NotImplementedError
 
     def network_fn(
-        self, base: dict, adapters: dict | None, conditioning: Conditioning, guidance: jax.Array | float, height: int, width: int
+        self,
+        base: dict,
+        adapters: dict | None,
+        conditioning: Conditioning,
+        guidance: jax.Array | float,
+        height: int,
+        width: int,
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """One evaluation of the network: `v(x [B, ...], s [B]) -> [B, ...]` float32."""
         raise NotImplementedError
 
-    def apply_transformer(self, base: dict, adapters: dict | None, *inputs: jax.Array | None) -> jax.Array:
-        """What the transformer predicts of `inputs`: the policy, or without adapters the reference. float32."""
-        return self.transformer.apply({'params': base} if adapters is None else {'params': base, COLLECTION: adapters}, *inputs)
+    def apply_transformer(
+        self, base: dict, adapters: dict | None, *inputs: jax.Array | None
+    ) -> jax.Array:
+        """What the transformer predicts of `inputs`: the policy, or without adapters the reference.
+        float32.
+        """
+        return self.transformer.apply(
+            {'params': base} if adapters is None else {'params': base, COLLECTION: adapters},
+            *inputs,
+        )
 
     def spatial(self, latents: jax.Array, height: int, width: int) -> jax.Array:
         """Latents as the autoencoder knows them, [B, height / 8, width / 8, C]."""
@@ -133,7 +159,9 @@ class Pipeline:
         raise NotImplementedError
 
     def original_layout(self, tensors: dict) -> dict:
-        """Tensors of a single-file checkpoint of the transformer, by the names that its table knows."""
+        """Tensors of a single-file checkpoint of the transformer, by the names that its table
+        knows.
+        """
         return tensors
 
     def adapter_names(self) -> dict[str, str]:
@@ -160,44 +188,67 @@ class Pipeline:
 
         Args:
           base: the transformer's parameters.
-          trained: the policy: a LoRA collection or, where the transformer carries no adapters, all of its parameters. None: the base
-            alone, which is the reference policy.
+          trained: the policy: a LoRA collection or, where the transformer carries no adapters, all
+            of its parameters. None: the base alone, which is the reference policy.
           conditioning: of B rows.
-          guidance: scalar or [B]. Input of the guidance embedding where the network has one; else the scale w of classifier-free
-            guidance, v_negative + w (v - v_negative) (arXiv:2207.12598), which needs `negative`.
-          negative: conditioning of the empty prompt, 1 or B rows; None: no classifier-free guidance.
-          both: with `negative`, the function returns the pair (prediction of the prompt alone, guided prediction).
+          guidance: scalar or [B]. Input of the guidance embedding where the network has one; else
+            the scale w of classifier-free guidance, v_negative + w (v - v_negative)
+            (arXiv:2207.12598), which needs `negative`.
+          negative: conditioning of the empty prompt, 1 or B rows; None: no classifier-free
+            guidance.
+          both: with `negative`, the function returns the pair (prediction of the prompt alone,
+            guided prediction).
         """
-        base, adapters = (trained, None) if trained is not None and self.transformer.lora is None else (base, trained)
+        base, adapters = (
+            (trained, None)
+            if trained is not None and self.transformer.lora is None
+            else (base, trained)
+        )
         if negative is None:
             return self.network_fn(base, adapters, conditioning, guidance, height, width)
         # Both predictions in one call: one body to compile, and larger products.
-        joint = Conditioning(*(jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)]) for c, n in zip(conditioning, negative)))
+        joint = Conditioning(
+            *(
+                jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)])
+                for c, n in zip(conditioning, negative)
+            )
+        )
         network = self.network_fn(base, adapters, joint, guidance, height, width)
 
         def velocity(x, s):
-            positive, negative = jnp.split(network(jnp.concatenate([x, x]), jnp.concatenate([s, s])), 2)
-            scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape).reshape(-1, *(1,) * (x.ndim - 1))
+            positive, negative = jnp.split(
+                network(jnp.concatenate([x, x]), jnp.concatenate([s, s])), 2
+            )
+            scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape).reshape(
+                -1, *(1,) * (x.ndim - 1)
+            )
             guided = negative + scale * (positive - negative)
             return (positive, guided) if both else guided
 
         return velocity
 
-    def decode(self, params: dict, latents: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    def decode(
+        self, params: dict, latents: jax.Array, height: int, width: int
+    ) -> tuple[jax.Array, jax.Array]:
         """Pictures of latents [B, ...], rounded as Diffusers' image processor does.
 
         Returns:
-          uint8 [B, height, width, 3], and bool [B]: False where a picture holds NaN or infinity (drawn black).
+          uint8 [B, height, width, 3], and bool [B]: False where a picture holds NaN or infinity
+          (drawn black).
         """
         config = self.vae.config
-        z = self.spatial(latents, height, width) / config.scaling_factor + (config.shift_factor or 0.0)
+        z = self.spatial(latents, height, width) / config.scaling_factor + (
+            config.shift_factor or 0.0
+        )
         images = self.vae.apply({'params': params['vae']}, z, method='decode')
         finite = jnp.isfinite(images).all((1, 2, 3))
         unit = jnp.where(finite[:, None, None, None], jnp.clip(images / 2 + 0.5, 0.0, 1.0), 0.0)
         return jnp.round(unit * 255).astype(jnp.uint8), finite
 
     def abstract_params(self, components: Sequence[str] | None = None) -> dict:
-        """Shapes of the parameters of the named components (None: all): a tree of jax.ShapeDtypeStruct, float32."""
+        """Shapes of the parameters of the named components (None: all): a tree of
+        jax.ShapeDtypeStruct, float32.
+        """
         names = self.modules if components is None else components
         return {name: jax.eval_shape(self._initialiser(name), jax.random.key(0)) for name in names}
 

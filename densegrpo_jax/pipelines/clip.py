@@ -1,4 +1,6 @@
-"""CLIP: both towers of a folder in the Transformers layout (CLIPModel), from pictures and prompts to features of unit length."""
+"""CLIP: both towers of a folder in the Transformers layout (CLIPModel), from pictures and prompts
+to features of unit length.
+"""
 
 import dataclasses
 import pathlib
@@ -9,19 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.pipelines.tokenizers import tokenize
 from densegrpo_jax.networks import clip_text, clip_vision
-from densegrpo_jax.pipelines.weights import open_clip, files as weights
-from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
 from densegrpo_jax.networks.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.networks.clip_vision import ClipVisionConfig, ClipVisionModel
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config, read_json
 from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
+from densegrpo_jax.pipelines.tokenizers import tokenize
+from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights import open_clip
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
 HOLDS_PROCESSOR = 'a folder with preprocessor_config.json and a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)'
 WEIGHT_FILES = ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json')
-PROCESSOR_FILES = ('config.json', 'preprocessor_config.json', 'tokenizer*.json', 'special_tokens_map.json', 'vocab.json', 'merges.txt')
+PROCESSOR_FILES = (
+    'config.json',
+    'preprocessor_config.json',
+    'tokenizer*.json',
+    'special_tokens_map.json',
+    'vocab.json',
+    'merges.txt',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +45,20 @@ class _ClipConfig:
     projection_dim: int = 512
 
     def tower(self, name: str) -> dict:
-        """As Transformers: the old file's repetition wins, and the projection is the whole model's, whatever the tower says."""
-        return {**getattr(self, name), **(getattr(self, f'{name}_dict') or {}), 'projection_dim': self.projection_dim}
+        """As Transformers: the old file's repetition wins, and the projection is the whole model's,
+        whatever the tower says.
+        """
+        return {
+            **getattr(self, name),
+            **(getattr(self, f'{name}_dict') or {}),
+            'projection_dim': self.projection_dim,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Networks and settings without weights; the weights are a dict with 'vision_model' and, where there is text, 'text_model' and
-    'logit_scale' (the logarithm of what multiplies cosines)."""
+    """Networks and settings without weights; the weights are a dict with 'vision_model' and, where
+    there is text, 'text_model' and 'logit_scale' (the logarithm of what multiplies cosines)."""
 
     text: ClipTextModel | None
     vision: ClipVisionModel
@@ -59,13 +75,22 @@ class Clip:
             return _unit(self.text.apply({'params': params['text_model']}, ids)[1])
 
     def image_features(self, params: dict, images: jax.Array) -> jax.Array:
-        """images uint8 or float in [0, 1], [B, H, W, 3] (`preprocess`) -> float32 [B, projection_dim], of unit length."""
+        """images uint8 or float in [0, 1], [B, H, W, 3] (`preprocess`) -> float32 [B,
+        projection_dim], of unit length.
+        """
         with self._precision():
-            return _unit(self.vision.apply({'params': params['vision_model']}, preprocess(images, self.image_spec))[1])
+            return _unit(
+                self.vision.apply(
+                    {'params': params['vision_model']}, preprocess(images, self.image_spec)
+                )[1]
+            )
 
     def _precision(self):
-        # Accelerators round float32 products to fewer bits unless told otherwise; rewards of a group differ little.
-        return jax.default_matmul_precision('highest' if self.vision.dtype == jnp.float32 else 'default')
+        # Accelerators round float32 products to fewer bits unless told otherwise; rewards of a
+        # group differ little.
+        return jax.default_matmul_precision(
+            'highest' if self.vision.dtype == jnp.float32 else 'default'
+        )
 
     def abstract_params(self) -> dict:
         """Shapes of the parameters: a tree of jax.ShapeDtypeStruct, float32."""
@@ -78,7 +103,9 @@ class Clip:
         return params
 
     def weight_rules(self) -> list[Rule]:
-        """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known and ignored."""
+        """The table of Transformers' CLIPModel checkpoint; without a text tower its keys are known
+        and ignored.
+        """
         vision = clip_vision.weight_rules(self.vision.scan)
         rules = _inside('vision_model', vision)
         if self.text is None:
@@ -88,7 +115,12 @@ class Clip:
 
 
 def read_clip(
-    folder: pathlib.Path, processor: pathlib.Path | None = None, *, text: bool = True, pad: bool = False, dtype: Any = jnp.float32
+    folder: pathlib.Path,
+    processor: pathlib.Path | None = None,
+    *,
+    text: bool = True,
+    pad: bool = False,
+    dtype: Any = jnp.float32,
 ) -> Clip:
     """The model without its weights; reads only JSON and the tokenizer.
 
@@ -100,12 +132,17 @@ def read_clip(
       dtype: of matrix products; float32 ones are not rounded to fewer bits on any device.
 
     Raises:
-      FileNotFoundError, ValueError: a file is missing, damaged or of another network; the message names it.
+      FileNotFoundError, ValueError: a file is missing, damaged or of another network; the message
+        names it.
     """
     folder, processor = pathlib.Path(folder), pathlib.Path(processor or folder)
     ignored = (*IGNORED_KEYS, 'logit_scale_init_value')
     config = read_config(
-        _ClipConfig, 'CLIP config', read_json(folder / 'config.json', HOLDS), only={'model_type': ['clip']}, ignored=ignored
+        _ClipConfig,
+        'CLIP config',
+        read_json(folder / 'config.json', HOLDS),
+        only={'model_type': ['clip']},
+        ignored=ignored,
     )
     spec = ImageSpec.from_json(read_json(processor / 'preprocessor_config.json', HOLDS_PROCESSOR))
     vision = ClipVisionConfig.from_json(config.tower('vision_config'))
@@ -113,12 +150,15 @@ def read_clip(
         raise ValueError(
             f'{processor}: pictures of {spec.crop_size} pixels (crop_size), and {folder} takes {vision.image_size} (image_size)'
         )
-    options = dict(scan=True, remat=True, dtype=dtype, projected=True)  # remat changes nothing but gradients
+    # remat changes nothing but gradients
+    options = dict(scan=True, remat=True, dtype=dtype, projected=True)
     tower = tokenizer = None
     if text:
         tower = ClipTextModel(ClipTextConfig.from_json(config.tower('text_config')), **options)
         tokenizer = _load_tokenizer(processor, tower.config)
-    return Clip(tower, ClipVisionModel(vision, **options), dataclasses.replace(spec, pad=pad), tokenizer)
+    return Clip(
+        tower, ClipVisionModel(vision, **options), dataclasses.replace(spec, pad=pad), tokenizer
+    )
 
 
 def check_params(clip: Clip, source: pathlib.Path) -> None:
@@ -126,21 +166,34 @@ def check_params(clip: Clip, source: pathlib.Path) -> None:
     weights.check_weights(source, abstract_params=clip.abstract_params(), **_layout(clip, source))
 
 
-def load_params(clip: Clip, source: pathlib.Path, *, sharding: jax.sharding.Sharding | None = None) -> dict:
+def load_params(
+    clip: Clip, source: pathlib.Path, *, sharding: jax.sharding.Sharding | None = None
+) -> dict:
     """The weights, in the dtype of the model's products; logit_scale stays float32.
 
-    source: a folder in the Transformers layout, or one safetensors file in OpenCLIP's. Missing, unexpected and mis-shaped keys are an
-    error that names them.
+    source: a folder in the Transformers layout, or one safetensors file in OpenCLIP's. Missing,
+    unexpected and mis-shaped keys are an error that names them.
     """
     keep = lambda path, array: array if path == 'logit_scale' else array.astype(clip.vision.dtype)
     shapes = clip.abstract_params()
-    return weights.load_weights(source, abstract_params=shapes, dtype=np.float32, shardings=sharding, convert=keep, **_layout(clip, source))
+    return weights.load_weights(
+        source,
+        abstract_params=shapes,
+        dtype=np.float32,
+        shardings=sharding,
+        convert=keep,
+        **_layout(clip, source),
+    )
 
 
 def _layout(clip: Clip, source: pathlib.Path) -> dict:
     if not source.is_file():
         return {'rules': clip.weight_rules()}
-    return {'rules': open_clip.weight_rules(clip.vision.scan), 'layout': open_clip.split_attention, 'prefix': open_clip.PREFIX}
+    return {
+        'rules': open_clip.weight_rules(clip.vision.scan),
+        'layout': open_clip.split_attention,
+        'prefix': open_clip.PREFIX,
+    }
 
 
 def _inside(name: str, rules: list[Rule]) -> list[Rule]:
@@ -164,10 +217,14 @@ def _load_tokenizer(folder: pathlib.Path, config: ClipTextConfig):
     """Transformers opens a tokenizer without any file as an empty one: check what it found."""
     import transformers
 
-    if not ((folder / 'tokenizer.json').is_file() or ((folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file())):
+    if not (
+        (folder / 'tokenizer.json').is_file()
+        or ((folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file())
+    ):
         raise FileNotFoundError(f'there is no tokenizer in {folder}; expected {HOLDS_PROCESSOR}')
     tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    last = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id  # 2: see ClipTextModel
+    # 2: see ClipTextModel
+    last = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id
     if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != last:
         raise ValueError(
             f'the tokenizer in {folder} has {len(tokenizer)} tokens and ends texts with {tokenizer.eos_token_id}; '

@@ -1,9 +1,11 @@
-"""CLIP's picture preprocessing on the device: bicubic resize with antialiasing, crop or pad, normalise.
+"""CLIP's picture preprocessing on the device: bicubic resize with antialiasing, crop or pad,
+normalise.
 
-8-bit pictures get Pillow's very integers (its fixed-point filter, rounded after each axis), which is what the official processor
-feeds the network. Float pictures get the same filter without rounding, so that gradients reach them; that is about 0.3 of 255 levels
-away (root mean square at 512 x 512). Where torchvision is installed the official processor rounds otherwise, by one level in 0.3 % of the
-values. Pillow 13 filters pictures more than twice as tall as wide in the other order.
+8-bit pictures get Pillow's very integers (its fixed-point filter, rounded after each axis), which
+is what the official processor feeds the network. Float pictures get the same filter without
+rounding, so that gradients reach them; that is about 0.3 of 255 levels away (root mean square at
+512 x 512). Where torchvision is installed the official processor rounds otherwise, by one level in
+0.3 % of the values. Pillow 13 filters pictures more than twice as tall as wide in the other order.
 """
 
 import dataclasses
@@ -15,7 +17,13 @@ import numpy as np
 from densegrpo_jax.networks.config_json import check_positive, read_config
 
 _FRACTION_BITS = 22  # of Pillow's filter weights for 8-bit pictures
-_IGNORED = ('data_format', 'do_convert_rgb', 'feature_extractor_type', 'image_processor_type', 'processor_class')
+_IGNORED = (
+    'data_format',
+    'do_convert_rgb',
+    'feature_extractor_type',
+    'image_processor_type',
+    'processor_class',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +34,8 @@ class ImageSpec:
       size: pixels of the shorter side after resizing.
       crop_size: pixels of both sides of the result, the middle of the resized picture.
       image_mean, image_std: per channel, of values in [0, 1].
-      pad: HPSv2's geometry instead: the longer side becomes crop_size, and black bars fill the square.
+      pad: HPSv2's geometry instead: the longer side becomes crop_size, and black bars fill the
+        square.
     """
 
     size: int = 224
@@ -38,20 +47,32 @@ class ImageSpec:
     def __post_init__(self):
         check_positive(self, 'CLIP preprocessor config', 'size', 'crop_size')
         if self.size < self.crop_size:
-            raise ValueError(f'CLIP preprocessor config: size={self.size} is smaller than crop_size={self.crop_size}')
+            raise ValueError(
+                f'CLIP preprocessor config: size={self.size} is smaller than crop_size={self.crop_size}'
+            )
 
     @classmethod
     def from_json(cls, config: dict) -> 'ImageSpec':
-        """Reads a parsed preprocessor_config.json; an unknown key or an unsupported value is a ValueError that names it."""
+        """Reads a parsed preprocessor_config.json; an unknown key or an unsupported value is a
+        ValueError that names it.
+        """
         config = {key: value for key, value in config.items() if value is not None}
         for key, form in (('size', {'shortest_edge'}), ('crop_size', {'height', 'width'})):
             if isinstance(config.get(key), dict):
                 edges = set(config[key].values())
                 if set(config[key]) != form or len(edges) != 1:
-                    raise ValueError(f'CLIP preprocessor config: {key}={config[key]} is not supported, expected {sorted(form)}, equal')
+                    raise ValueError(
+                        f'CLIP preprocessor config: {key}={config[key]} is not supported, expected {sorted(form)}, equal'
+                    )
                 config[key] = edges.pop()
-        only = {'do_resize': [True], 'do_center_crop': [True], 'do_rescale': [True], 'do_normalize': [True], 'resample': [3],
-                'rescale_factor': [1 / 255]}  # fmt: skip
+        only = {
+            'do_resize': [True],
+            'do_center_crop': [True],
+            'do_rescale': [True],
+            'do_normalize': [True],
+            'resample': [3],
+            'rescale_factor': [1 / 255],
+        }
         return read_config(cls, 'CLIP preprocessor config', config, only=only, ignored=_IGNORED)
 
 
@@ -71,7 +92,9 @@ def preprocess(images: jax.Array, spec: ImageSpec) -> jax.Array:
         resized = [int(spec.size * side / min(height, width)) for side in (height, width)]
     x = images.astype(jnp.float32 if jnp.issubdtype(images.dtype, jnp.floating) else jnp.int32)
     for axis in (2, 1):  # rows first, as Pillow
-        x = _resample(x, axis, *filter_taps(images.shape[axis], max(resized[axis - 1], 1), spec.crop_size))
+        x = _resample(
+            x, axis, *filter_taps(images.shape[axis], max(resized[axis - 1], 1), spec.crop_size)
+        )
     if x.dtype == jnp.int32:
         x = x.astype(jnp.float32) / 255
     return (x - np.float32(spec.image_mean)) / np.float32(spec.image_std)
@@ -82,20 +105,25 @@ def filter_taps(length: int, resized: int, kept: int) -> tuple[np.ndarray, np.nd
 
     Args:
       length, resized: pixels before and after.
-      kept: of the resized pixels, how many in the middle are wanted; if there are fewer, zeros surround them.
+      kept: of the resized pixels, how many in the middle are wanted; if there are fewer, zeros
+        surround them.
 
     Returns:
-      (positions int32 [kept, T], weights float64 [kept, T]): result[i] = sum_t weights[i, t] * input[positions[i, t]].
+      (positions int32 [kept, T], weights float64 [kept, T]): result[i] = sum_t weights[i, t] *
+      input[positions[i, t]].
     """
     scale = length / resized
     width = max(scale, 1.0)
-    out = np.arange(kept) + int((resized - kept) / 2)  # an odd pixel goes to the far side of a crop, and of a pad
+    # an odd pixel goes to the far side of a crop, and of a pad
+    out = np.arange(kept) + int((resized - kept) / 2)
     centre = (out + 0.5) * scale
     first = np.maximum((centre - 2 * width + 0.5).astype(int), 0)
     last = np.minimum((centre + 2 * width + 0.5).astype(int), length)
     positions = first[:, None] + np.arange((last - first).max())
     x = np.abs((positions - centre[:, None] + 0.5) / width)
-    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, -0.5 * (((x - 5) * x + 8) * x - 4), 0))
+    weights = np.where(
+        x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, -0.5 * (((x - 5) * x + 8) * x - 4), 0)
+    )
     weights = np.where(positions < last[:, None], weights, 0)
     inside = (out >= 0) & (out < resized)
     total = np.where(inside, weights.sum(1), 1)
@@ -104,7 +132,9 @@ def filter_taps(length: int, resized: int, kept: int) -> tuple[np.ndarray, np.nd
 
 
 def _resample(x, axis, positions, weights):
-    """Filters one axis of x [N, H, W, 3]: int32 in 0..255 as Pillow does, bit for bit, or float32 in [0, 1]; clipped to that range."""
+    """Filters one axis of x [N, H, W, 3]: int32 in 0..255 as Pillow does, bit for bit, or float32
+    in [0, 1]; clipped to that range.
+    """
     if x.dtype == jnp.float32:
         matrix = np.zeros((len(weights), x.shape[axis]))
         np.add.at(matrix, (np.arange(len(weights))[:, None], positions), weights)

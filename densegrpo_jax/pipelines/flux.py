@@ -1,4 +1,6 @@
-"""FLUX.1 (and the miniature): packed latents, CLIP's pooled state and T5's states, guidance as an input of the network."""
+"""FLUX.1 (and the miniature): packed latents, CLIP's pooled state and T5's states, guidance as an
+input of the network.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
+from densegrpo_jax.networks import clip_text, flux, t5, vae
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid, unpack_latents
 from densegrpo_jax.pipelines.tokenizers import FLUX_TOKENIZERS, tokenize
 from densegrpo_jax.pipelines.weights import bfl
-from densegrpo_jax.networks import clip_text, flux, t5, vae
-from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid, unpack_latents
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 
 
 class FluxPipeline(Pipeline):
@@ -33,10 +35,17 @@ class FluxPipeline(Pipeline):
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         return {
             'transformer': flux.FluxTransformer(
-                flux.FluxConfig.from_json(configs['transformer']), scan=scan, remat=remat, lora=lora, dtype=dtype, attend=attend
+                flux.FluxConfig.from_json(configs['transformer']),
+                scan=scan,
+                remat=remat,
+                lora=lora,
+                dtype=dtype,
+                attend=attend,
             ),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
-            'text_encoder': clip_text.ClipTextModel(clip_text.ClipTextConfig.from_json(configs['text_encoder'])),
+            'text_encoder': clip_text.ClipTextModel(
+                clip_text.ClipTextConfig.from_json(configs['text_encoder'])
+            ),
             'text_encoder_2': t5.T5Encoder(t5.T5Config.from_json(configs['text_encoder_2'])),
         }
 
@@ -54,20 +63,39 @@ class FluxPipeline(Pipeline):
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         clip, t5_tokenizer = self.tokenizers
-        return tokenize(clip, prompts, clip.model_max_length), tokenize(t5_tokenizer, prompts, self.t5_length)
+        return tokenize(clip, prompts, clip.model_max_length), tokenize(
+            t5_tokenizer, prompts, self.t5_length
+        )
 
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
         """T5 sees the padding, as in Diffusers, which passes no mask."""
         _, pooled = self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
-        return Conditioning(self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids), pooled)
+        return Conditioning(
+            self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids),
+            pooled,
+        )
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         img_ids = latent_image_ids(height, width)
         txt_ids = np.zeros((conditioning.text.shape[1], 3), np.float32)
 
         def velocity(x, s):
-            scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape) if self.transformer.config.guidance_embeds else None
-            return self.apply_transformer(base, adapters, x, conditioning.text, conditioning.pooled, s, scale, img_ids, txt_ids)
+            scale = (
+                jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape)
+                if self.transformer.config.guidance_embeds
+                else None
+            )
+            return self.apply_transformer(
+                base,
+                adapters,
+                x,
+                conditioning.text,
+                conditioning.pooled,
+                s,
+                scale,
+                img_ids,
+                txt_ids,
+            )
 
         return velocity
 
@@ -83,7 +111,11 @@ class FluxPipeline(Pipeline):
         }
 
     def original_layout(self, tensors):
-        return bfl.as_diffusers(tensors, self.transformer.config) if bfl.is_original(tensors) else tensors
+        return (
+            bfl.as_diffusers(tensors, self.transformer.config)
+            if bfl.is_original(tensors)
+            else tensors
+        )
 
     def adapter_names(self):
         return flux.module_paths(self.transformer.config, self.transformer.scan)
@@ -92,7 +124,11 @@ class FluxPipeline(Pipeline):
         if name == 'transformer':
             c = self.transformer.config
             x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
-            pooled, s, position = jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1), jnp.zeros((1, len(c.axes_dims_rope)))
+            pooled, s, position = (
+                jnp.zeros((1, c.pooled_projection_dim)),
+                jnp.zeros(1),
+                jnp.zeros((1, len(c.axes_dims_rope))),
+            )
             return x, text, pooled, s, s if c.guidance_embeds else None, position, position
         if name == 'vae':
             side = self.vae.config.downscale * PATCH

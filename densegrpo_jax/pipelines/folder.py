@@ -1,4 +1,6 @@
-"""Pipeline folders in the Diffusers layout: found by name, opened with or without weights, and written."""
+"""Pipeline folders in the Diffusers layout: found by name, opened with or without weights, and
+written.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,25 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from densegrpo_jax.pipelines.tokenizers import load_tokenizers
 from densegrpo_jax.networks import attention
-from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import read_json
-from densegrpo_jax.pipelines.flux import FluxPipeline
-from densegrpo_jax.pipelines.weights.hub import find_folder
 from densegrpo_jax.networks.lora import LoraConfig
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
+from densegrpo_jax.pipelines.tokenizers import load_tokenizers
+from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights.hub import find_folder
 
-PIPELINES: dict[str, type[Pipeline]] = {cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)}
+PIPELINES: dict[str, type[Pipeline]] = {
+    cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)
+}
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
-CLIP_PREFIX = 'text_model.'  # released CLIP folders carry it; Transformers 5 opens both, earlier ones only this
+# released CLIP folders carry it; Transformers 5 opens both, earlier ones only this
+CLIP_PREFIX = 'text_model.'
 
 
 def layout(kind: type[Pipeline] = FluxPipeline) -> str:
@@ -38,18 +43,26 @@ def folders(kind: type[Pipeline]) -> list[str]:
 
 
 def resolve_folder(name: str) -> pathlib.Path:
-    """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that the package ships, or the
-    Hugging Face repository of that id, downloaded or cached.
+    """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that
+    the package ships, or the Hugging Face repository of that id, downloaded or cached.
 
     Raises:
       FileNotFoundError: neither exists; the message says what to do.
     """
-    folder = BUILTIN / name.removeprefix('builtin:') if name.startswith('builtin:') else pathlib.Path(name).expanduser()
+    folder = (
+        BUILTIN / name.removeprefix('builtin:')
+        if name.startswith('builtin:')
+        else pathlib.Path(name).expanduser()
+    )
     if folder.is_dir():
         return folder
     if name.startswith('builtin:'):
-        shipped = sorted(p.name for p in BUILTIN.iterdir() if p.is_dir()) if BUILTIN.is_dir() else []
-        raise FileNotFoundError(f'model.path={name!r}: the package ships {shipped or "no model"} in {BUILTIN}')
+        shipped = (
+            sorted(p.name for p in BUILTIN.iterdir() if p.is_dir()) if BUILTIN.is_dir() else []
+        )
+        raise FileNotFoundError(
+            f'model.path={name!r}: the package ships {shipped or "no model"} in {BUILTIN}'
+        )
     components = {name for kind in PIPELINES.values() for name in folders(kind)}
     return find_folder(
         name,
@@ -73,7 +86,8 @@ def load_pipeline(
     Args:
       folder: Diffusers layout; its model_index.json says which family.
       dtype: of the stored weights and of matrix products.
-      shardings: maps a tree of shapes to a tree of shardings; None places every array on the default device.
+      shardings: maps a tree of shapes to a tree of shardings; None places every array on the
+        default device.
       options: of `build_pipeline`; t5_length is required.
 
     Returns:
@@ -93,10 +107,12 @@ def load_params(
     transformer_file: str | pathlib.Path = '',
     quantize: str = 'none',
 ) -> dict:
-    """The weights of the named components of an opened pipeline (None: all); the rest as in `load_pipeline`.
+    """The weights of the named components of an opened pipeline (None: all); the rest as in
+    `load_pipeline`.
 
-    transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names or those of FLUX.1's original release.
-    quantize: 'none', or the format that the transformer's blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
+    transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names
+    or those of FLUX.1's original release. quantize: 'none', or the format that the transformer's
+    blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
     """
     rules, params = pipeline.weight_rules(), {}
     for name, shapes in pipeline.abstract_params(components).items():
@@ -106,16 +122,22 @@ def load_params(
         if name == 'transformer' and transformer_file:
             source = pathlib.Path(transformer_file).expanduser()
             if not source.is_file():
-                raise FileNotFoundError(f'model.transformer_file={str(transformer_file)!r} does not exist')
+                raise FileNotFoundError(
+                    f'model.transformer_file={str(transformer_file)!r} does not exist'
+                )
             options['layout'] = pipeline.original_layout
         if name == 'transformer' and quantize != 'none':
             options['convert'] = quantize_lib.converter(shapes, quantize, shardings)
-        params[name] = weights.load_weights(source, rules[name], shapes, dtype=dtype, shardings=placed, **options)
+        params[name] = weights.load_weights(
+            source, rules[name], shapes, dtype=dtype, shardings=placed, **options
+        )
     return params
 
 
 def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
-    """The pipeline without its weights: reads only the JSON files and the tokenizers. options: of `build_pipeline`."""
+    """The pipeline without its weights: reads only the JSON files and the tokenizers. options: of
+    `build_pipeline`.
+    """
     folder = pathlib.Path(folder)
 
     def read(path: str, kind: type[Pipeline] = FluxPipeline) -> dict:
@@ -123,9 +145,13 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
 
     name = read('model_index.json').get('_class_name')
     if name not in PIPELINES:
-        raise ValueError(f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}')
+        raise ValueError(
+            f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}'
+        )
     kind = PIPELINES[name]
-    configs = {component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX}
+    configs = {
+        component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX
+    }
     tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
     scheduler = read('scheduler/scheduler_config.json', kind)
     return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
@@ -148,22 +174,40 @@ def build_pipeline(
 
     Args:
       t5_length: T5 tokens per prompt (FLUX.1-dev and SD3.5 are trained here with 128).
-      lora: which layers of the transformer carry adapters; the adapters themselves are not part of the pipeline.
+      lora: which layers of the transformer carry adapters; the adapters themselves are not part of
+        the pipeline.
       scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
       dtype: of matrix products and of the residual stream.
     """
-    modules = kind.build_modules(configs, lora=lora, scan=scan, remat=remat, dtype=dtype, attend=attend)
-    return kind(modules=modules, tokenizers=tuple(tokenizers), scheduler=dict(scheduler), t5_length=t5_length, configs=configs)
+    modules = kind.build_modules(
+        configs, lora=lora, scan=scan, remat=remat, dtype=dtype, attend=attend
+    )
+    return kind(
+        modules=modules,
+        tokenizers=tuple(tokenizers),
+        scheduler=dict(scheduler),
+        t5_length=t5_length,
+        configs=configs,
+    )
 
 
-def save_pipeline(folder: str | pathlib.Path, pipeline: Pipeline, params: dict, *, dtype: Any = None) -> None:
-    """Writes the folder that `load_pipeline` and the Diffusers pipeline open; weights in `dtype` (None keeps theirs)."""
+def save_pipeline(
+    folder: str | pathlib.Path, pipeline: Pipeline, params: dict, *, dtype: Any = None
+) -> None:
+    """Writes the folder that `load_pipeline` and the Diffusers pipeline open; weights in `dtype`
+    (None keeps theirs).
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    entries = {pipeline.folder(name): entry for name, entry in pipeline.INDEX.items()} | {'scheduler': ('diffusers', pipeline.SCHEDULER)}
+    entries = {pipeline.folder(name): entry for name, entry in pipeline.INDEX.items()} | {
+        'scheduler': ('diffusers', pipeline.SCHEDULER)
+    }
     tokenizers = {name: ('transformers', cls) for name, cls in pipeline.TOKENIZERS}
     index = {name: list(entry) for name, entry in sorted({**entries, **tokenizers}.items())}
-    _write_json(folder / 'model_index.json', {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index})
+    _write_json(
+        folder / 'model_index.json',
+        {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index},
+    )
     _write_json(folder / 'scheduler' / 'scheduler_config.json', pipeline.scheduler)
     for (name, _), tokenizer in zip(pipeline.TOKENIZERS, pipeline.tokenizers):
         tokenizer.save_pretrained(folder / name)
@@ -171,9 +215,15 @@ def save_pipeline(folder: str | pathlib.Path, pipeline: Pipeline, params: dict, 
     for name, (library, cls) in pipeline.INDEX.items():
         target = folder / pipeline.folder(name)
         _write_json(target / 'config.json', pipeline.configs[name])
-        filename = 'model.safetensors' if library == 'transformers' else 'diffusion_pytorch_model.safetensors'
+        filename = (
+            'model.safetensors'
+            if library == 'transformers'
+            else 'diffusion_pytorch_model.safetensors'
+        )
         prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
-        weights.save_weights(target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix)
+        weights.save_weights(
+            target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix
+        )
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

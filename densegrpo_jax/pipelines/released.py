@@ -1,6 +1,8 @@
-"""What the released checkpoints look like: component configurations, for plans and benchmarks that need shapes but no weights.
+"""What the released checkpoints look like: component configurations, for plans and benchmarks that
+need shapes but no weights.
 
-The values are those of the config.json files of the Hugging Face repositories; what a class takes by default is left out.
+The values are those of the config.json files of the Hugging Face repositories; what a class takes
+by default is left out.
 """
 
 from __future__ import annotations
@@ -10,53 +12,118 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 
 _VAE = dict(
-    in_channels=3, out_channels=3, latent_channels=16, block_out_channels=[128, 256, 512, 512], layers_per_block=2, norm_num_groups=32,
-    use_quant_conv=False, use_post_quant_conv=False, down_block_types=['DownEncoderBlock2D'] * 4, up_block_types=['UpDecoderBlock2D'] * 4,
-)  # fmt: skip
-_CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, eos_token_id=2, projection_dim=768)
-_CLIP_G = _CLIP_L | dict(
-    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, hidden_act='gelu', projection_dim=1280
+    in_channels=3,
+    out_channels=3,
+    latent_channels=16,
+    block_out_channels=[128, 256, 512, 512],
+    layers_per_block=2,
+    norm_num_groups=32,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+    down_block_types=['DownEncoderBlock2D'] * 4,
+    up_block_types=['UpDecoderBlock2D'] * 4,
 )
-_T5_XXL = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj='gated-gelu')
+_CLIP_L = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_attention_heads=12,
+    eos_token_id=2,
+    projection_dim=768,
+)
+_CLIP_G = _CLIP_L | dict(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act='gelu',
+    projection_dim=1280,
+)
+_T5_XXL = dict(
+    vocab_size=32128,
+    d_model=4096,
+    d_kv=64,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj='gated-gelu',
+)
 _FLUX_VAE = _VAE | dict(scaling_factor=0.3611, shift_factor=0.1159)
 _SD3_PARTS = dict(
-    vae=_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609), text_encoder=_CLIP_L, text_encoder_2=_CLIP_G, text_encoder_3=_T5_XXL
+    vae=_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609),
+    text_encoder=_CLIP_L,
+    text_encoder_2=_CLIP_G,
+    text_encoder_3=_T5_XXL,
 )
 _SD35 = dict(sample_size=128, pos_embed_max_size=192, qk_norm='rms_norm')
 _DYNAMIC_SHIFT = dict(
-    base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15, shift=3.0, use_dynamic_shifting=True
+    base_image_seq_len=256,
+    base_shift=0.5,
+    max_image_seq_len=4096,
+    max_shift=1.15,
+    shift=3.0,
+    use_dynamic_shifting=True,
 )
 
 #: Hugging Face id -> (pipeline class, scheduler_config.json, config.json of every component).
 RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
     'black-forest-labs/FLUX.1-dev': (
-        FluxPipeline, _DYNAMIC_SHIFT,
-        dict(transformer=dict(guidance_embeds=True), vae=_FLUX_VAE, text_encoder=_CLIP_L, text_encoder_2=_T5_XXL),
+        FluxPipeline,
+        _DYNAMIC_SHIFT,
+        dict(
+            transformer=dict(guidance_embeds=True),
+            vae=_FLUX_VAE,
+            text_encoder=_CLIP_L,
+            text_encoder_2=_T5_XXL,
+        ),
     ),
     'black-forest-labs/FLUX.1-schnell': (
-        FluxPipeline, dict(shift=1.0, use_dynamic_shifting=False),
-        dict(transformer=dict(guidance_embeds=False), vae=_FLUX_VAE, text_encoder=_CLIP_L, text_encoder_2=_T5_XXL),
+        FluxPipeline,
+        dict(shift=1.0, use_dynamic_shifting=False),
+        dict(
+            transformer=dict(guidance_embeds=False),
+            vae=_FLUX_VAE,
+            text_encoder=_CLIP_L,
+            text_encoder_2=_T5_XXL,
+        ),
     ),
     'stabilityai/stable-diffusion-3.5-medium': (
-        Sd3Pipeline, dict(shift=3.0),
-        _SD3_PARTS | dict(transformer=_SD35 | dict(num_layers=24, num_attention_heads=24, caption_projection_dim=1536,
-                                                   pos_embed_max_size=384, dual_attention_layers=list(range(13)))),
+        Sd3Pipeline,
+        dict(shift=3.0),
+        _SD3_PARTS
+        | dict(
+            transformer=_SD35
+            | dict(
+                num_layers=24,
+                num_attention_heads=24,
+                caption_projection_dim=1536,
+                pos_embed_max_size=384,
+                dual_attention_layers=list(range(13)),
+            )
+        ),
     ),
     'stabilityai/stable-diffusion-3.5-large': (
-        Sd3Pipeline, dict(shift=3.0),
-        _SD3_PARTS | dict(transformer=_SD35 | dict(num_layers=38, num_attention_heads=38, caption_projection_dim=2432)),
+        Sd3Pipeline,
+        dict(shift=3.0),
+        _SD3_PARTS
+        | dict(
+            transformer=_SD35
+            | dict(num_layers=38, num_attention_heads=38, caption_projection_dim=2432)
+        ),
     ),
-}  # fmt: skip
+}
 
 
-def released_pipeline(name: str, *, scan: bool = True, dtype: Any = jnp.bfloat16, **options) -> Pipeline:
-    """The pipeline of a released checkpoint without weights and tokenizers: for shapes, compilation and random weights.
+def released_pipeline(
+    name: str, *, scan: bool = True, dtype: Any = jnp.bfloat16, **options
+) -> Pipeline:
+    """The pipeline of a released checkpoint without weights and tokenizers: for shapes, compilation
+    and random weights.
 
     options: of `build_pipeline`; t5_length is required.
 
@@ -66,4 +133,6 @@ def released_pipeline(name: str, *, scan: bool = True, dtype: Any = jnp.bfloat16
         raise ValueError(f'{name!r} is not one of the known checkpoints {sorted(RELEASED)}')
     kind, scheduler, configs = RELEASED[name]
     tokenizers = (None,) * len(kind.TOKENIZERS)
-    return build_pipeline(copy.deepcopy(configs), scheduler, tokenizers, kind=kind, scan=scan, dtype=dtype, **options)
+    return build_pipeline(
+        copy.deepcopy(configs), scheduler, tokenizers, kind=kind, scan=scan, dtype=dtype, **options
+    )

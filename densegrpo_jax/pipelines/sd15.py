@@ -1,4 +1,6 @@
-"""Stable Diffusion 1: a diffusion model with a U-Net that predicts noise, brought to flow variables (core/diffusion_path.py)."""
+"""Stable Diffusion 1: a diffusion model with a U-Net that predicts noise, brought to flow variables
+(core/diffusion_path.py).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core import diffusion_path
-from densegrpo_jax.pipelines.tokenizers import tokenize
 from densegrpo_jax.networks import attention, clip_text, unet, vae
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.tokenizers import tokenize
 
 
 class Sd15Pipeline(Pipeline):
-    """Latents are z = x / (alpha + sigma), [B, height / 8, width / 8, 4], where x is what the U-Net knows."""
+    """Latents are z = x / (alpha + sigma), [B, height / 8, width / 8, 4], where x is what the U-Net
+    knows.
+    """
 
     CLASS_NAME = 'StableDiffusionPipeline'
     INDEX = {
@@ -31,17 +35,27 @@ class Sd15Pipeline(Pipeline):
     @classmethod
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         if scan or remat != 'none':
-            raise ValueError("Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False and model.remat='none'")
+            raise ValueError(
+                "Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False and model.remat='none'"
+            )
         if attention.kernel(attend) is not attention.xla:
-            raise ValueError("Stable Diffusion 1's U-Net has attention over few tokens only: set model.attention='xla'")
+            raise ValueError(
+                "Stable Diffusion 1's U-Net has attention over few tokens only: set model.attention='xla'"
+            )
         return {
-            'transformer': unet.Unet(unet.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype),
+            'transformer': unet.Unet(
+                unet.UnetConfig.from_json(configs['transformer']), lora=lora, dtype=dtype
+            ),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
-            'text_encoder': clip_text.ClipTextModel(clip_text.ClipTextConfig.from_json(configs['text_encoder'])),
+            'text_encoder': clip_text.ClipTextModel(
+                clip_text.ClipTextConfig.from_json(configs['text_encoder'])
+            ),
         }
 
     def sigmas(self, num_steps, height, width):
-        """The grid of Diffusers' DDIMScheduler as noise levels; it starts below 1 and may end above 0."""
+        """The grid of Diffusers' DDIMScheduler as noise levels; it starts below 1 and may end above
+        0.
+        """
         return diffusion_path.ddim_grid(self.scheduler, num_steps)
 
     def initial_scale(self, sigmas):
@@ -51,7 +65,9 @@ class Sd15Pipeline(Pipeline):
         unit = self.vae.config.downscale * self.transformer.config.downscale
         for name, value in (('height', height), ('width', width)):
             if value <= 0 or value % unit:
-                raise ValueError(f'{name}={value} is not a positive multiple of {unit}; nearest: {max(1, round(value / unit)) * unit}')
+                raise ValueError(
+                    f'{name}={value} is not a positive multiple of {unit}; nearest: {max(1, round(value / unit)) * unit}'
+                )
         factor = self.vae.config.downscale
         return height // factor, width // factor, self.transformer.config.in_channels
 
@@ -60,20 +76,29 @@ class Sd15Pipeline(Pipeline):
 
     def encode(self, params: dict, clip_ids: jax.Array) -> Conditioning:
         """CLIP's last states; the pooled state has no use here."""
-        return Conditioning(*self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids))
+        return Conditioning(
+            *self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
+        )
 
     def conditioning_shapes(self, batch):
         clip = self.modules['text_encoder'].config
         shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
-        return Conditioning(shape(batch, clip.max_position_embeddings, clip.hidden_size), shape(batch, clip.hidden_size))
+        return Conditioning(
+            shape(batch, clip.max_position_embeddings, clip.hidden_size),
+            shape(batch, clip.hidden_size),
+        )
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
-        noise = lambda x, timestep: self.apply_transformer(base, adapters, x, conditioning.text, timestep)
+        noise = lambda x, timestep: self.apply_transformer(
+            base, adapters, x, conditioning.text, timestep
+        )
         return diffusion_path.velocity_from_noise(noise, self.scheduler)
 
     def spatial(self, latents, height, width):
-        return latents / diffusion_path.scale(float(diffusion_path.ddim_grid(self.scheduler, 1)[-1]))
+        return latents / diffusion_path.scale(
+            float(diffusion_path.ddim_grid(self.scheduler, 1)[-1])
+        )
 
     def weight_rules(self):
         return {

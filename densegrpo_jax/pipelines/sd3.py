@@ -1,4 +1,6 @@
-"""Stable Diffusion 3 and 3.5: latents as pictures, three text encoders in one sequence, classifier-free guidance."""
+"""Stable Diffusion 3 and 3.5: latents as pictures, three text encoders in one sequence,
+classifier-free guidance.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
-from densegrpo_jax.pipelines.tokenizers import tokenize
 from densegrpo_jax.networks import clip_text, sd3, t5, vae
-from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.packing import token_grid
+from densegrpo_jax.pipelines.tokenizers import tokenize
 
 
 class Sd3Pipeline(Pipeline):
@@ -26,15 +28,26 @@ class Sd3Pipeline(Pipeline):
         'text_encoder_2': ('transformers', 'CLIPTextModelWithProjection'),
         'text_encoder_3': ('transformers', 'T5EncoderModel'),
     }
-    TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'CLIPTokenizer'), ('tokenizer_3', 'T5TokenizerFast'))
+    TOKENIZERS = (
+        ('tokenizer', 'CLIPTokenizer'),
+        ('tokenizer_2', 'CLIPTokenizer'),
+        ('tokenizer_3', 'T5TokenizerFast'),
+    )
     GUIDANCE = 'cfg'
 
     @classmethod
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
-        clip = lambda name: clip_text.ClipTextModel(clip_text.ClipTextConfig.from_json(configs[name]), projected=True, penultimate=True)
+        clip = lambda name: clip_text.ClipTextModel(
+            clip_text.ClipTextConfig.from_json(configs[name]), projected=True, penultimate=True
+        )
         return {
             'transformer': sd3.Sd3Transformer(
-                sd3.Sd3Config.from_json(configs['transformer']), scan=scan, remat=remat, lora=lora, dtype=dtype, attend=attend
+                sd3.Sd3Config.from_json(configs['transformer']),
+                scan=scan,
+                remat=remat,
+                lora=lora,
+                dtype=dtype,
+                attend=attend,
             ),
             'vae': vae.AutoencoderKL(vae.VaeConfig.from_json(configs['vae'])),
             'text_encoder': clip('text_encoder'),
@@ -43,7 +56,9 @@ class Sd3Pipeline(Pipeline):
         }
 
     def sigmas(self, num_steps, height, width):
-        return sigmas_from_scheduler(self.scheduler, num_steps, int(np.prod(token_grid(height, width))), pipeline='sd3')
+        return sigmas_from_scheduler(
+            self.scheduler, num_steps, int(np.prod(token_grid(height, width))), pipeline='sd3'
+        )
 
     def latent_shape(self, height, width):
         token_grid(height, width)  # both sides must be divisible by 16
@@ -57,21 +72,33 @@ class Sd3Pipeline(Pipeline):
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first, second, third = self.tokenizers
         length = first.model_max_length  # of both CLIPs, as in Diffusers
-        return tokenize(first, prompts, length), tokenize(second, prompts, length), tokenize(third, prompts, self.t5_length)
+        return (
+            tokenize(first, prompts, length),
+            tokenize(second, prompts, length),
+            tokenize(third, prompts, self.t5_length),
+        )
 
-    def encode(self, params: dict, clip_ids: jax.Array, clip_ids_2: jax.Array, t5_ids: jax.Array) -> Conditioning:
-        """The CLIPs' penultimate states side by side, zero-padded to T5's width, then T5's states; no mask, as in Diffusers."""
+    def encode(
+        self, params: dict, clip_ids: jax.Array, clip_ids_2: jax.Array, t5_ids: jax.Array
+    ) -> Conditioning:
+        """The CLIPs' penultimate states side by side, zero-padded to T5's width, then T5's states;
+        no mask, as in Diffusers.
+        """
         apply = lambda name, ids: self.modules[name].apply({'params': params[name]}, ids)
         states, pooled = apply('text_encoder', clip_ids)
         states_2, pooled_2 = apply('text_encoder_2', clip_ids_2)
         text = apply('text_encoder_3', t5_ids)
         clip = jnp.concatenate([states, states_2], axis=-1).astype(text.dtype)
         clip = jnp.pad(clip, ((0, 0), (0, 0), (0, text.shape[-1] - clip.shape[-1])))
-        return Conditioning(jnp.concatenate([clip, text], axis=1), jnp.concatenate([pooled, pooled_2], axis=-1))
+        return Conditioning(
+            jnp.concatenate([clip, text], axis=1), jnp.concatenate([pooled, pooled_2], axis=-1)
+        )
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
-        return lambda x, s: self.apply_transformer(base, adapters, x, conditioning.text, conditioning.pooled, s)
+        return lambda x, s: self.apply_transformer(
+            base, adapters, x, conditioning.text, conditioning.pooled, s
+        )
 
     def spatial(self, latents, height, width):
         return latents
@@ -81,7 +108,11 @@ class Sd3Pipeline(Pipeline):
             'transformer': sd3.weight_rules(self.transformer.config, self.transformer.scan),
             'vae': vae.weight_rules(),
         }
-        for name, kind in (('text_encoder', clip_text), ('text_encoder_2', clip_text), ('text_encoder_3', t5)):
+        for name, kind in (
+            ('text_encoder', clip_text),
+            ('text_encoder_2', clip_text),
+            ('text_encoder_3', t5),
+        ):
             rules[name] = kind.weight_rules(self.modules[name].scan)
         return rules
 
@@ -91,7 +122,10 @@ class Sd3Pipeline(Pipeline):
     def example_inputs(self, name):
         if name == 'transformer':
             c = self.transformer.config
-            x, text = jnp.zeros((1, c.patch_size, c.patch_size, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
+            x, text = (
+                jnp.zeros((1, c.patch_size, c.patch_size, c.in_channels)),
+                jnp.zeros((1, 1, c.joint_attention_dim)),
+            )
             return x, text, jnp.zeros((1, c.pooled_projection_dim)), jnp.zeros(1)
         if name == 'vae':
             side = self.vae.config.downscale * self.transformer.config.patch_size

@@ -1,10 +1,12 @@
 """The miniatures' two tokenizers, and the calls every FLUX tokenizer is used with.
 
-`python -m densegrpo_jax.pipelines.tokenizers --out DIR` writes `tokenizer` (CLIP's algorithm) and `tokenizer_2` (T5's) in the layout of
-a Diffusers folder. Nothing is random: both vocabularies follow from the words given, here those of the scene templates.
+`python -m densegrpo_jax.pipelines.tokenizers --out DIR` writes `tokenizer` (CLIP's algorithm) and
+`tokenizer_2` (T5's) in the layout of a Diffusers folder. Nothing is random: both vocabularies
+follow from the words given, here those of the scene templates.
 
-T5 ids: 0 <pad>, 1 </s>, 2 <unk>, then a space, an opening quote, the words, and every printable ASCII character. An upper
-case letter or a digit is always a token of its own, so an unseen word is spelled to the model letter by letter.
+T5 ids: 0 <pad>, 1 </s>, 2 <unk>, then a space, an opening quote, the words, and every printable
+ASCII character. An upper case letter or a digit is always a token of its own, so an unseen word is
+spelled to the model letter by letter.
 """
 
 import argparse
@@ -21,12 +23,16 @@ from densegrpo_jax.data.words import ASSETS
 
 FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerFast'))
 TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
-CLIP_LENGTH, T5_LENGTH = 24, 16  # tokens, special ones included; the longest tiny prompt has 15 in T5
+# tokens, special ones included; the longest tiny prompt has 15 in T5
+CLIP_LENGTH, T5_LENGTH = 24, 16
 SPACE = '\u2581'  # the mark that SentencePiece puts in front of a word
 
 
-def load_tokenizers(folder: str | Path, kinds: Sequence[tuple[str, str]] = FLUX_TOKENIZERS) -> tuple:
-    """Opens the tokenizers in `folder`, offline: `kinds` names their folders and their classes in transformers.
+def load_tokenizers(
+    folder: str | Path, kinds: Sequence[tuple[str, str]] = FLUX_TOKENIZERS
+) -> tuple:
+    """Opens the tokenizers in `folder`, offline: `kinds` names their folders and their classes in
+    transformers.
 
     Raises:
       FileNotFoundError: a folder is missing.
@@ -37,7 +43,9 @@ def load_tokenizers(folder: str | Path, kinds: Sequence[tuple[str, str]] = FLUX_
     for name, cls in kinds:
         path = Path(folder) / name
         if not path.is_dir():
-            raise FileNotFoundError(f'{path} does not exist; the folder must hold {", ".join(f"{n}/" for n, _ in kinds)}')
+            raise FileNotFoundError(
+                f'{path} does not exist; the folder must hold {", ".join(f"{n}/" for n, _ in kinds)}'
+            )
         opened.append(getattr(transformers, cls).from_pretrained(str(path), local_files_only=True))
     return tuple(opened)
 
@@ -53,7 +61,13 @@ def tokenize(tokenizer, prompts: Sequence[str], max_length: int) -> np.ndarray:
     Returns:
       int32 [B, L].
     """
-    ids = tokenizer(list(prompts), padding='max_length', max_length=max_length, truncation=True, return_tensors='np').input_ids
+    ids = tokenizer(
+        list(prompts),
+        padding='max_length',
+        max_length=max_length,
+        truncation=True,
+        return_tensors='np',
+    ).input_ids
     return np.asarray(ids, np.int32)
 
 
@@ -63,13 +77,19 @@ def template_words() -> list[str]:
 
 
 def t5_vocabulary(words: Sequence[str]) -> list[tuple[str, float]]:
-    """Unigram pieces with scores; the best segmentation has the fewest tokens, as all scores are about equal."""
-    pieces = [SPACE, f'{SPACE}"'] + [SPACE + word for word in words] + [chr(c) for c in range(33, 127)]
+    """Unigram pieces with scores; the best segmentation has the fewest tokens, as all scores are
+    about equal.
+    """
+    pieces = (
+        [SPACE, f'{SPACE}"'] + [SPACE + word for word in words] + [chr(c) for c in range(33, 127)]
+    )
     return [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0)] + [(piece, -1.0) for piece in pieces]
 
 
 def byte_pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent pair first (ties in alphabetical order), until every word is a single piece."""
+    """Byte-pair merges, most frequent pair first (ties in alphabetical order), until every word is
+    a single piece.
+    """
     pieces = [[*word[:-1], word[-1] + '</w>'] for word in words]
     merges = []
     while any(len(p) > 1 for p in pieces):
@@ -93,17 +113,32 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def clip_vocabulary(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's order: 256 bytes, 256 bytes that end a word, merges, start of text, end of text."""
+    """Vocabulary and merges in CLIP's order: 256 bytes, 256 bytes that end a word, merges, start of
+    text, end of text.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
 
     merges = byte_pair_merges(words)
     symbols = sorted(ByteLevel.alphabet())
-    pieces = symbols + [s + '</w>' for s in symbols] + [a + b for a, b in merges] + ['<|startoftext|>', '<|endoftext|>']
+    pieces = (
+        symbols
+        + [s + '</w>' for s in symbols]
+        + [a + b for a, b in merges]
+        + ['<|startoftext|>', '<|endoftext|>']
+    )
     return {piece: i for i, piece in enumerate(pieces)}, merges
 
 
-def build(out: str | Path, words: Sequence[str], *, clip_length: int = CLIP_LENGTH, t5_length: int = T5_LENGTH) -> None:
-    """Writes both tokenizers below the folder `out`, which is made if it does not exist; every one of `words` is one token."""
+def build(
+    out: str | Path,
+    words: Sequence[str],
+    *,
+    clip_length: int = CLIP_LENGTH,
+    t5_length: int = T5_LENGTH,
+) -> None:
+    """Writes both tokenizers below the folder `out`, which is made if it does not exist; every one
+    of `words` is one token.
+    """
     from transformers import CLIPTokenizer, T5TokenizerFast
 
     vocabulary, merges = clip_vocabulary(words)
@@ -114,12 +149,18 @@ def build(out: str | Path, words: Sequence[str], *, clip_length: int = CLIP_LENG
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Write the tokenizers of the miniature that spells.')
-    parser.add_argument('--out', default=str(TOKENIZERS), help='folder to write into (default: the package itself)')
+    parser = argparse.ArgumentParser(
+        description='Write the tokenizers of the miniature that spells.'
+    )
+    parser.add_argument(
+        '--out', default=str(TOKENIZERS), help='folder to write into (default: the package itself)'
+    )
     out = parser.parse_args().out
     build(out, template_words())
     for tokenizer in load_tokenizers(out):
-        print(f'{type(tokenizer).__name__}: {len(tokenizer)} tokens, at most {tokenizer.model_max_length} in a prompt')
+        print(
+            f'{type(tokenizer).__name__}: {len(tokenizer)} tokens, at most {tokenizer.model_max_length} in a prompt'
+        )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,6 @@
-"""What a compiled program sends between devices, read from its HLO text; bodies of loops count as often as they run."""
+"""What a compiled program sends between devices, read from its HLO text; bodies of loops count as
+often as they run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
 
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
 _OPERATION = re.compile(r'^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>\(.*?\)|\S+) (?P<name>[\w\-]+)\(')
-_CALLED = re.compile(r'(?:body|calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?')
+_CALLED = re.compile(
+    r'(?:body|calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?'
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _CONSTANT = re.compile(r'%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)')
@@ -17,16 +21,32 @@ _COUNTER = re.compile(r'= [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)')
 _NAME = re.compile(r'%([\w.\-]+)')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
-_BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 'bf16': 16, 'f16': 16, 's16': 16, 'u16': 16, 'f32': 32, 's32': 32, 'u32': 32,
-         'f64': 64, 's64': 64, 'u64': 64}  # fmt: skip
+_BITS = {
+    'pred': 8,
+    's4': 4,
+    'u4': 4,
+    's8': 8,
+    'u8': 8,
+    'bf16': 16,
+    'f16': 16,
+    's16': 16,
+    'u16': 16,
+    'f32': 32,
+    's32': 32,
+    'u32': 32,
+    'f64': 64,
+    's64': 64,
+    'u64': 64,
+}
 
 
 def collective_bytes(hlo: str) -> Counter:
     """Bytes that one device receives in one run of the program, by the kind of collective.
 
-    A collective counts the size of its result (the larger of operand and result where it shrinks: reduce-scatter). A loop runs as
-    often as the compiler notes; where it notes nothing (on TPUs), its counter goes from 0 up to the only constant of its condition. One
-    collective that is spread over several fusions, which then share its channel, counts once.
+    A collective counts the size of its result (the larger of operand and result where it shrinks:
+    reduce-scatter). A loop runs as often as the compiler notes; where it notes nothing (on TPUs),
+    its counter goes from 0 up to the only constant of its condition. One collective that is spread
+    over several fusions, which then share its channel, counts once.
 
     Args:
       hlo: `compiled.as_text()`.
@@ -44,7 +64,11 @@ def collective_bytes(hlo: str) -> Counter:
         if match := _TRIPS.search(line):
             return int(match[1])
         condition = _CONDITION.search(line)
-        return _trips(computations.get(condition[1], ()), computations.get(body, ())) if condition else 1
+        return (
+            _trips(computations.get(condition[1], ()), computations.get(body, ()))
+            if condition
+            else 1
+        )
 
     def total(name: str) -> dict:
         """(kind, channel) -> bytes; collectives without a channel are added up."""
@@ -58,7 +82,9 @@ def collective_bytes(hlo: str) -> Counter:
                         trips = rounds(line, called) if ' while(' in line else 1
                         parts += [(key, trips * size) for key, size in total(called).items()]
                 for key, size in parts:
-                    found[key] = found.get(key, 0) + size if key[1] is None else max(found.get(key, 0), size)
+                    found[key] = (
+                        found.get(key, 0) + size if key[1] is None else max(found.get(key, 0), size)
+                    )
         return done[name]
 
     result = Counter()
@@ -68,7 +94,9 @@ def collective_bytes(hlo: str) -> Counter:
 
 
 def _trips(condition: list[str], body: list[str]) -> int:
-    """How often a loop runs whose counter starts at 0: limit / step, 1 where its text does not say."""
+    """How often a loop runs whose counter starts at 0: limit / step, 1 where its text does not
+    say.
+    """
     limits = [int(match[2]) for line in condition if (match := _CONSTANT.search(line))]
     places = [int(match[1]) for line in condition if (match := _COUNTER.search(line))]
     if len(limits) != 1:
@@ -76,11 +104,19 @@ def _trips(condition: list[str], body: list[str]) -> int:
     step = 1
     if len(places) == 1:
         constants = {match[1]: int(match[2]) for line in body if (match := _CONSTANT.search(line))}
-        roots = [_NAME.findall(line.split(' tuple(', 1)[1].split(')', 1)[0]) for line in body if 'ROOT' in line and ' tuple(' in line]
+        roots = [
+            _NAME.findall(line.split(' tuple(', 1)[1].split(')', 1)[0])
+            for line in body
+            if 'ROOT' in line and ' tuple(' in line
+        ]
         counter = roots[0][places[0]] if roots and places[0] < len(roots[0]) else None
         for line in body:
             if f'%{counter} = ' in line and ' add(' in line:
-                added = [constants[name] for name in _NAME.findall(line.split(' add(', 1)[1].split(')', 1)[0]) if name in constants]
+                added = [
+                    constants[name]
+                    for name in _NAME.findall(line.split(' add(', 1)[1].split(')', 1)[0])
+                    if name in constants
+                ]
                 step = added[0] if len(added) == 1 else 1
     return -(-limits[0] // max(step, 1))
 

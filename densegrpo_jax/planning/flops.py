@@ -1,7 +1,9 @@
-"""Floating-point operations of a program, counted from its jaxpr: what utilisation figures start from.
+"""Floating-point operations of a program, counted from its jaxpr: what utilisation figures start
+from.
 
-A product of [m, k] and [k, n] is 2 m k n operations; everything that is not a matrix product or a convolution counts nothing, as is usual.
-XLA's own cost analysis counts the body of a scan once; here it counts `length` times.
+A product of [m, k] and [k, n] is 2 m k n operations; everything that is not a matrix product or a
+convolution counts nothing, as is usual. XLA's own cost analysis counts the body of a scan once;
+here it counts `length` times.
 """
 
 import math
@@ -11,12 +13,14 @@ from jax.extend import core
 
 
 def count_flops(function, *args) -> int:
-    """Operations of `function(*args)`; the arguments may be arrays or ShapeDtypeStructs, nothing runs.
+    """Operations of `function(*args)`; the arguments may be arrays or ShapeDtypeStructs, nothing
+    runs.
 
     Recomputation that the program asks for (`jax.checkpoint`) is counted as often as it happens.
 
     Raises:
-      NotImplementedError: a `while` loop with products in it: how often it runs is not known before it has run.
+      NotImplementedError: a `while` loop with products in it: how often it runs is not known before
+        it has run.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -29,14 +33,19 @@ def _equation(eqn) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
-        return 2 * _size(eqn.outvars[0]) * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
+        return (
+            2 * _size(eqn.outvars[0]) * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
+        )
     if name == 'conv_general_dilated':
         kernel = eqn.invars[1].aval.shape
         outputs = kernel[params['dimension_numbers'].rhs_spec[0]]
-        return 2 * _size(eqn.outvars[0]) * math.prod(kernel) // outputs  # the kernel holds the inputs of one group only
+        # the kernel holds the inputs of one group only
+        return 2 * _size(eqn.outvars[0]) * math.prod(kernel) // outputs
     inner = [_count(_open(value)) for value in _nested(params)]
     if name == 'while' and sum(inner):
-        raise NotImplementedError('the program multiplies matrices in a while loop: how often is not known before it runs')
+        raise NotImplementedError(
+            'the program multiplies matrices in a while loop: how often is not known before it runs'
+        )
     if name == 'cond':
         return max(inner)
     return sum(inner) * (params['length'] if name == 'scan' else 1)
@@ -47,8 +56,14 @@ def _size(var) -> int:
 
 
 def _nested(params):
-    """The jaxprs among an equation's parameters: bodies of scan, jit, checkpoint, custom derivatives, the branches of cond."""
-    values = [v for value in params.values() for v in (value if isinstance(value, (tuple, list)) else (value,))]
+    """The jaxprs among an equation's parameters: bodies of scan, jit, checkpoint, custom
+    derivatives, the branches of cond.
+    """
+    values = [
+        v
+        for value in params.values()
+        for v in (value if isinstance(value, (tuple, list)) else (value,))
+    ]
     return [v for v in values if isinstance(v, (core.Jaxpr, core.ClosedJaxpr))]
 
 

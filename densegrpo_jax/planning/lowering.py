@@ -1,4 +1,6 @@
-"""The programs of an iteration written down from shapes alone, for devices that may be absent: nothing is loaded, nothing runs."""
+"""The programs of an iteration written down from shapes alone, for devices that may be absent:
+nothing is loaded, nothing runs.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from densegrpo_jax.core.rollout import Transitions
-from densegrpo_jax.planning.flops import count_flops
-from densegrpo_jax.pipelines.base import NEGATIVE, Pipeline
 from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.pipelines.base import NEGATIVE, Pipeline
+from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
@@ -23,8 +25,8 @@ class Phase(NamedTuple):
     """One program of an iteration.
 
     lowered: ready to compile. runs: how often an iteration runs it (evaluation: on average).
-    flops: of one run on all devices, counted from the networks: what rematerialisation repeats is not in it.
-    repeated: operations that rematerialisation adds.
+    flops: of one run on all devices, counted from the networks: what rematerialisation repeats is
+    not in it. repeated: operations that rematerialisation adds.
     """
 
     lowered: Any
@@ -34,11 +36,17 @@ class Phase(NamedTuple):
 
 
 def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[str, Phase]:
-    """'rollout' (one batch of prompts with completions and decoding), 'update' and 'evaluation' (one batch) of a configuration."""
+    """'rollout' (one batch of prompts with completions and decoding), 'update' and 'evaluation'
+    (one batch) of a configuration.
+    """
     r, m, dtype = config.rollout, config.model, jnp.dtype(config.model.dtype)
     whole = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d)
-    row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d, sharding=batch_sharding(mesh))
-    shapes = jax.tree.map(lambda leaf: whole(*leaf.shape, d=dtype), pipeline.abstract_params(['transformer', 'vae']))
+    row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(
+        shape, d, sharding=batch_sharding(mesh)
+    )
+    shapes = jax.tree.map(
+        lambda leaf: whole(*leaf.shape, d=dtype), pipeline.abstract_params(['transformer', 'vae'])
+    )
     stored = {**shapes, 'transformer': quantized_shapes(shapes['transformer'], m.quantize)}
     params = with_shardings(stored, shardings(stored, mesh))
     if pipeline.GUIDANCE == 'cfg' and m.guidance != 1:
@@ -54,36 +62,63 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
         negative = params.get(NEGATIVE) if guided else None
 
         def velocity(base, adapters, conditioning, negative, x):
-            network = pipeline.velocity_fn(base, adapters, conditioning, m.guidance, m.height, m.width, negative=negative)
+            network = pipeline.velocity_fn(
+                base, adapters, conditioning, m.guidance, m.height, m.width, negative=negative
+            )
             return network(x, jnp.full(rows, 0.5))
 
         adapters = None if config.full else state.policy
-        return count_flops(velocity, params['transformer'], adapters, conditioning, negative, whole(rows, *latent))
+        return count_flops(
+            velocity, params['transformer'], adapters, conditioning, negative, whole(rows, *latent)
+        )
 
-    decode = lambda rows: count_flops(lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent))
+    decode = lambda rows: count_flops(
+        lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent)
+    )
     rollout = make_rollout(pipeline, config, schedule, mesh)
-    arguments = (params, state.policy, pipeline.conditioning_shapes(r.prompts_per_batch), whole(2, d=jnp.uint32))
+    arguments = (
+        params,
+        state.policy,
+        pipeline.conditioning_shapes(r.prompts_per_batch),
+        whole(2, d=jnp.uint32),
+    )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.velocity_evals * forward(batch) + images.shape[0] * decode(batch)
 
     rows = int(schedule.plan.trained.sum()) * r.prompts * r.group
-    fields = dict(x=row(rows, *latent), x_next=row(rows, *latent), mask=row(rows, d=jnp.bool), prompt_id=row(rows, d=jnp.int32))
+    fields = dict(
+        x=row(rows, *latent),
+        x_next=row(rows, *latent),
+        mask=row(rows, d=jnp.bool),
+        prompt_id=row(rows, d=jnp.int32),
+    )
     record = Transitions(**{f: fields.get(f, row(rows)) for f in Transitions._fields})
-    update = make_update(pipeline, config, tx, mesh).lower(state, params, pipeline.conditioning_shapes(r.prompts), record)
+    update = make_update(pipeline, config, tx, mesh).lower(
+        state, params, pipeline.conditioning_shapes(r.prompts), record
+    )
     micro = config.optim.microbatch
     one = forward(micro, guided=config.loss.cfg) * rows / micro
-    # Backward: through the activations, and through the weights too where they are trained; the reference needs a forward pass of its own.
-    learning = one * (3 if config.full else 2) + (one if config.loss.beta or config.loss.measure_kl else 0)
+    # Backward: through the activations, and through the weights too where they are trained; the
+    # reference needs a forward pass of its own.
+    learning = one * (3 if config.full else 2) + (
+        one if config.loss.beta or config.loss.measure_kl else 0
+    )
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
-    drawn = (params, state.ema, pipeline.conditioning_shapes(config.eval.batch), whole(config.eval.batch, 2, d=jnp.uint32))
+    drawn = (
+        params,
+        state.ema,
+        pipeline.conditioning_shapes(config.eval.batch),
+        whole(config.eval.batch, 2, d=jnp.uint32),
+    )
     batches = (config.data.eval_prompts or 1024) / config.eval.batch
     return {
         'rollout': Phase(rollout.lower(*arguments), r.prompts / r.prompts_per_batch, work),
         'update': Phase(update, 1, learning, one if m.remat == 'full' else 0.0),
         'evaluation': Phase(
-            sampler.lower(*drawn), batches / config.eval.every,
+            sampler.lower(*drawn),
+            batches / config.eval.every,
             config.eval.steps * forward(config.eval.batch) + decode(config.eval.batch),
         ),
-    }  # fmt: skip
+    }

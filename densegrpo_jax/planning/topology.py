@@ -1,6 +1,7 @@
 """Devices that are not here: what a chip has, and topologies to compile for ahead of time.
 
-Figures are the vendors' data sheets; the memory of a TPU is what its compiler lets a program use (asked of libtpu 0.0.42).
+Figures are the vendors' data sheets; the memory of a TPU is what its compiler lets a program use
+(asked of libtpu 0.0.42).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import jax
 class Chip(NamedTuple):
     """One device as JAX counts them (on tpu7x a chip is two devices).
 
-    gib: memory that a program may use. flops: dense bfloat16 operations per second. link: bytes per second out of a device to its
-    neighbours, all links together. per_chip: devices of a chip.
+    gib: memory that a program may use. flops: dense bfloat16 operations per second. link: bytes per
+    second out of a device to its neighbours, all links together. per_chip: devices of a chip.
     """
 
     gib: float
@@ -32,7 +33,8 @@ CHIPS = {
     'v5p': Chip(95.74, 459e12, 600e9),
     'v6e': Chip(31.25, 918e12, 448e9),
     'tpu7x': Chip(94.75, 1153.5e12, 600e9, per_chip=2),
-    'h100': Chip(74.0, 989e12, 450e9),  # of 80 GB; the rest is the driver's, the libraries' and fragmentation
+    # of 80 GB; the rest is the driver's, the libraries' and fragmentation
+    'h100': Chip(74.0, 989e12, 450e9),
 }
 
 # What XLA's GPU compiler asks of a device: an H100 SXM.
@@ -51,7 +53,9 @@ _EFFORT_O0 = 9  # of XLA's EffortLevel
 
 
 class Topology(NamedTuple):
-    """name: as given. kind: a key of CHIPS. shape: of the slice, in chips. compiler: the package that compiles for it."""
+    """name: as given. kind: a key of CHIPS. shape: of the slice, in chips. compiler: the package
+    that compiles for it.
+    """
 
     name: str
     kind: str
@@ -68,9 +72,11 @@ class Topology(NamedTuple):
         return math.prod(self.shape) * self.chip.per_chip
 
     def compiler_options(self, quick: bool = False) -> dict:
-        """For programs that are only looked at: Triton's matrix products are tuned on the GPU itself, which is not here.
+        """For programs that are only looked at: Triton's matrix products are tuned on the GPU
+        itself, which is not here.
 
-        quick: a TPU's program is compiled with the least effort for its speed; GPUs' compile in seconds as they are.
+        quick: a TPU's program is compiled with the least effort for its speed; GPUs' compile in
+        seconds as they are.
         """
         if self.kind == 'h100':
             return {'xla_gpu_enable_triton_gemm': False}
@@ -89,15 +95,20 @@ def parse(name: str) -> Topology:
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+){0,2})', name)
     if match is None or match[1] not in CHIPS:
-        raise ValueError(f'--topology={name!r} is not known: expected KIND:SHAPE, as v5p:2x2x1 or h100:8, KIND one of {sorted(CHIPS)}')
+        raise ValueError(
+            f'--topology={name!r} is not known: expected KIND:SHAPE, as v5p:2x2x1 or h100:8, KIND one of {sorted(CHIPS)}'
+        )
     shape, gpu = tuple(map(int, match[2].split('x'))), match[1] == 'h100'
     if gpu != (len(shape) == 1):
-        raise ValueError(f'--topology={name!r}: {"GPUs are only counted: h100:8" if gpu else "a TPU slice has a shape, such as 2x4"}')
+        raise ValueError(
+            f'--topology={name!r}: {"GPUs are only counted: h100:8" if gpu else "a TPU slice has a shape, such as 2x4"}'
+        )
     return Topology(name, match[1], shape, 'jax_plugins.xla_cuda13' if gpu else 'libtpu')
 
 
 def absent_devices(topology: Topology) -> list:
-    """Devices to compile for, of hardware that is not here. Set JAX_PLATFORMS=cpu for the process: nothing runs on them.
+    """Devices to compile for, of hardware that is not here. Set JAX_PLATFORMS=cpu for the process:
+    nothing runs on them.
 
     Raises RuntimeError where the compiler does not know such a slice.
     """
@@ -106,15 +117,24 @@ def absent_devices(topology: Topology) -> list:
     try:
         if topology.kind == 'h100':
             os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
-            from jax._src import xla_bridge  # loading a plugin for its compiler alone has no public call
+            from jax._src import (
+                xla_bridge,  # loading a plugin for its compiler alone has no public call
+            )
 
             xla_bridge.discover_pjrt_plugins()
             options = dict(topology=f'1x1x{topology.count}', target_config=_H100)
-            return topologies.get_topology_desc(platform='cuda', topology_name='h100', **options).devices
-        os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # else a lock file is left behind and the next process refuses to start
+            return topologies.get_topology_desc(
+                platform='cuda', topology_name='h100', **options
+            ).devices
+        # else a lock file is left behind and the next process refuses to start
+        os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
         os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
         shape = 'x'.join(map(str, topology.shape))
         options = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(topology.shape) == 1 else {}
-        return topologies.get_topology_desc(platform='tpu', topology_name=f'{topology.kind}:{shape}', **options).devices
+        return topologies.get_topology_desc(
+            platform='tpu', topology_name=f'{topology.kind}:{shape}', **options
+        ).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        raise RuntimeError(f'{topology.compiler} does not know --topology={topology.name}: {str(error).splitlines()[0]}') from None
+        raise RuntimeError(
+            f'{topology.compiler} does not know --topology={topology.name}: {str(error).splitlines()[0]}'
+        ) from None

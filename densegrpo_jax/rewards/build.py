@@ -7,13 +7,21 @@ from collections.abc import Callable
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
 
-# Name in a config -> the reward, or 'module:Class' of this package, which is imported when a config asks for it: some need OpenCV or jax.
+# Name in a config -> the reward, or 'module:Class' of this package, which is imported when a config
+# asks for it: some need OpenCV or jax.
 REWARDS: dict[str, str | Callable[..., Reward]] = {
-    'ocr': 'local.ocr:OcrReward', 'jpeg': 'local.jpeg:JpegReward', 'geneval': 'local.geneval:GenevalReward', 'remote': 'remote.client:RemoteReward',
-    'judge': 'remote.judge:JudgeReward', 'shapes': 'local.shapes:ShapesReward', 'preference': 'local.preference:PreferenceReward',
-    'clipscore': 'local.clip_rewards:ClipScoreReward', 'pickscore': 'local.clip_rewards:PickScoreReward', 'hpsv2': 'local.clip_rewards:Hpsv2Reward',
+    'ocr': 'local.ocr:OcrReward',
+    'jpeg': 'local.jpeg:JpegReward',
+    'geneval': 'local.geneval:GenevalReward',
+    'remote': 'remote.client:RemoteReward',
+    'judge': 'remote.judge:JudgeReward',
+    'shapes': 'local.shapes:ShapesReward',
+    'preference': 'local.preference:PreferenceReward',
+    'clipscore': 'local.clip_rewards:ClipScoreReward',
+    'pickscore': 'local.clip_rewards:PickScoreReward',
+    'hpsv2': 'local.clip_rewards:Hpsv2Reward',
     'aesthetic': 'local.aesthetic:AestheticReward',
-}  # fmt: skip
+}
 
 
 # What a class of another package must have; names and range may be set by its constructor.
@@ -21,16 +29,20 @@ FACE = ('name', 'device', 'needs_metadata', 'check', '__call__')
 
 
 def build_reward(spec) -> CompositeReward:
-    """The weighted sum that a config describes, such as {'ocr': {'weight': 1.0, 'mode': 'recognise'}, 'jpeg': {'weight': 0.1}}.
+    """The weighted sum that a config describes, such as {'ocr': {'weight': 1.0, 'mode':
+    'recognise'}, 'jpeg': {'weight': 0.1}}.
 
     Args:
-      spec: dict or ConfigDict, reward name -> options; `weight` (1.0 if absent) is the sum's, the rest the reward's own. Where a reward
-        occurs twice, such as two sets of servers, keys are free and `kind` names the reward: {'deqa': {'kind': 'remote', ...}}.
-        A reward of another package is named by where it is imported from: {'mine': {'kind': 'my_package.my_module:MyReward', ...}}
-        (or by its key, but a ConfigDict takes no key with a dot).
+      spec: dict or ConfigDict, reward name -> options; `weight` (1.0 if absent) is the sum's, the
+        rest the reward's own. Where a reward occurs twice, such as two sets of servers, keys are
+        free and `kind` names the reward: {'deqa': {'kind': 'remote', ...}}. A reward of another
+        package is named by where it is imported from: {'mine': {'kind':
+        'my_package.my_module:MyReward', ...}} (or by its key, but a ConfigDict takes no key with a
+        dot).
 
     Raises:
-      ValueError: an unknown reward or option (the message lists the known ones), a value out of range, or an import that fails.
+      ValueError: an unknown reward or option (the message lists the known ones), a value out of
+        range, or an import that fails.
     """
     parts = []
     for name, options in spec.items():
@@ -40,7 +52,9 @@ def build_reward(spec) -> CompositeReward:
         known = [key for key in inspect.signature(reward).parameters if not key.startswith('make_')]
         weight = options.pop('weight', 1.0)
         if unknown := [key for key in options if key not in known]:
-            raise ValueError(f'reward {name!r} has no option {unknown[0]!r}; known options: {", ".join(["weight", "kind", *known])}')
+            raise ValueError(
+                f'reward {name!r} has no option {unknown[0]!r}; known options: {", ".join(["weight", "kind", *known])}'
+            )
         parts.append((reward(**options), float(weight)))
     return CompositeReward(parts)
 
@@ -51,7 +65,9 @@ def resolve(kind: str) -> Callable[..., Reward]:
         return _imported(kind)
     if kind not in REWARDS:
         known = ', '.join(REWARDS)
-        raise ValueError(f'unknown reward {kind!r}; known rewards: {known}; one of your own is named by package.module:Class')
+        raise ValueError(
+            f'unknown reward {kind!r}; known rewards: {known}; one of your own is named by package.module:Class'
+        )
     reward = REWARDS[kind]
     if not isinstance(reward, str):
         return reward
@@ -67,9 +83,13 @@ def _imported(path: str) -> Callable[..., Reward]:
     except ModuleNotFoundError as error:
         if error.name is None or not f'{module}.'.startswith(f'{error.name}.'):
             raise  # the module is there, and something that it needs is not
-        raise ValueError(f'reward {path!r}: there is no module {error.name!r} on the import path (PYTHONPATH)') from None
+        raise ValueError(
+            f'reward {path!r}: there is no module {error.name!r} on the import path (PYTHONPATH)'
+        ) from None
     if reward is None:
         raise ValueError(f'reward {path!r}: the module {module!r} has no {name!r}')
     if missing := [field for field in FACE if not hasattr(reward, field)]:
-        raise ValueError(f'reward {path!r} has no {missing[0]!r}; a reward class has {", ".join(FACE)} (rewards/base.py, class Reward)')
+        raise ValueError(
+            f'reward {path!r} has no {missing[0]!r}; a reward class has {", ".join(FACE)} (rewards/base.py, class Reward)'
+        )
     return reward

@@ -1,4 +1,6 @@
-"""Several rewards as one: the weighted sum of their raw scores, each also returned under its own name."""
+"""Several rewards as one: the weighted sum of their raw scores, each also returned under its own
+name.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,36 +15,49 @@ TOTAL = 'total'
 class CompositeReward:
     """total = sum_i weight_i * score_i, where score_i is the first of reward i's scores.
 
-    Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid for every reward of non-zero weight.
-    The names in `log_only`, of the scores of the others, may be NaN in a valid picture too: what is not trained on decides nothing.
+    Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid
+    for every reward of non-zero weight. The names in `log_only`, of the scores of the others, may
+    be NaN in a valid picture too: what is not trained on decides nothing.
 
-    `weights` maps the names of the score_i, without those of weight 0, to the weight_i: what other ways of combining them go by.
+    `weights` maps the names of the score_i, without those of weight 0, to the weight_i: what other
+    ways of combining them go by.
 
     Args:
       parts: (reward, weight) pairs; a weight may be negative, and 0 only logs the score.
 
     Raises:
-      ValueError: no part, only zero weights, a weight that is not finite, or two scores of one name.
+      ValueError: no part, only zero weights, a weight that is not finite, or two scores of one
+        name.
     """
 
     name = 'composite'
 
     def __init__(self, parts: Sequence[tuple[Reward, float]]):
         if not any(weight for _, weight in parts):
-            raise ValueError('the reward is a sum over no part of non-zero weight; give at least one')
+            raise ValueError(
+                'the reward is a sum over no part of non-zero weight; give at least one'
+            )
         for reward, weight in parts:
             if not math.isfinite(weight):
-                raise ValueError(f'the weight of reward {reward.name!r} is {weight}; expected a finite number')
+                raise ValueError(
+                    f'the weight of reward {reward.name!r} is {weight}; expected a finite number'
+                )
         names = [TOTAL, *(name for reward, _ in parts for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f'score names {sorted(twice)} occur twice among the parts of the reward; names must differ')
+            raise ValueError(
+                f'score names {sorted(twice)} occur twice among the parts of the reward; names must differ'
+            )
         self.parts = tuple(parts)
         self.names = tuple(names)
         self.weights = {reward.names[0]: weight for reward, weight in parts if weight}
-        self.log_only = frozenset(name for reward, weight in parts if not weight for name in reward.names)
+        self.log_only = frozenset(
+            name for reward, weight in parts if not weight for name in reward.names
+        )
         ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
-        self.device = 'accelerator' if any(reward.device == 'accelerator' for reward, _ in parts) else 'host'
+        self.device = (
+            'accelerator' if any(reward.device == 'accelerator' for reward, _ in parts) else 'host'
+        )
         self.needs_metadata = any(reward.needs_metadata for reward, _ in parts)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
@@ -54,7 +69,9 @@ class CompositeReward:
         """Implements `Interruptible`."""
         interrupt(reward for reward, _ in self.parts)
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
         """Implements `Reward`."""
         total, valid, values = np.zeros(len(images), np.float32), np.ones(len(images), bool), {}
         for reward, weight in self.parts:
@@ -63,10 +80,23 @@ class CompositeReward:
             except RewardError:
                 raise
             except Exception as error:  # the sum's caller could not tell whose it is
-                raise RewardError(f'reward {reward.name!r} failed: {type(error).__name__}: {error}') from error
+                raise RewardError(
+                    f'reward {reward.name!r} failed: {type(error).__name__}: {error}'
+                ) from error
             check_scores(scores, reward, len(images))
-            values.update({name: np.where(scores.valid, value, np.float32(np.nan)) for name, value in scores.values.items()})
+            values.update(
+                {
+                    name: np.where(scores.valid, value, np.float32(np.nan))
+                    for name, value in scores.values.items()
+                }
+            )
             if weight:
                 valid &= scores.valid
                 total += np.float32(weight) * scores.values[reward.names[0]]
-        return Scores({name: np.where(valid, value, np.float32(np.nan)) for name, value in {TOTAL: total, **values}.items()}, valid)
+        return Scores(
+            {
+                name: np.where(valid, value, np.float32(np.nan))
+                for name, value in {TOTAL: total, **values}.items()
+            },
+            valid,
+        )

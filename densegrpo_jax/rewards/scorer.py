@@ -1,4 +1,6 @@
-"""Scoring on worker threads, so that the host scores one batch of pictures while the device samples the next."""
+"""Scoring on worker threads, so that the host scores one batch of pictures while the device samples
+the next.
+"""
 
 import hashlib
 import threading
@@ -9,15 +11,23 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from densegrpo_jax.rewards.base import (
+    Reward,
+    RewardError,
+    Scores,
+    check_batch,
+    check_scores,
+    interrupt,
+)
 from densegrpo_jax.runtime.cores import cpu_cores
-from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_batch, check_scores, interrupt
 
 
 class ScorerCounts(NamedTuple):
     """Running totals since the scorer was made.
 
-    images: pictures submitted. scored: of these, the distinct ones, which a reward was asked about. invalid: pictures that
-    came back without a valid score. cpu_seconds: processor time of the worker threads.
+    images: pictures submitted. scored: of these, the distinct ones, which a reward was asked about.
+    invalid: pictures that came back without a valid score. cpu_seconds: processor time of the
+    worker threads.
     """
 
     images: int = 0
@@ -29,21 +39,29 @@ class ScorerCounts(NamedTuple):
 class Scorer:
     """Scores batches of pictures on a bounded pool of threads.
 
-    Identical (picture, prompt, metadata) triples of one batch are scored once: a dense rollout has many.
+    Identical (picture, prompt, metadata) triples of one batch are scored once: a dense rollout has
+    many.
 
     Args:
       reward: called from every worker thread at once.
       workers: threads; 0 = one per core that this process may use.
-      chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the end.
+      chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the
+        end.
       max_pending: batches that may be unfinished; `submit` waits beyond that.
 
     Raises:
       ValueError: an argument below 1 (`workers`: below 0).
     """
 
-    def __init__(self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4):
+    def __init__(
+        self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4
+    ):
         workers = workers or cpu_cores()
-        for name, value in {'workers': workers, 'chunk_size': chunk_size, 'max_pending': max_pending}.items():
+        for name, value in {
+            'workers': workers,
+            'chunk_size': chunk_size,
+            'max_pending': max_pending,
+        }.items():
             if value < 1:
                 raise ValueError(f'scorer.{name} is {value}; expected at least 1')
         self._reward = reward
@@ -64,21 +82,29 @@ class Scorer:
         return self._counts
 
     def submit(
-        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict] | None = None, *, some_valid: bool = True,
+        self,
+        images: np.ndarray,
+        prompts: Sequence[str],
+        metadata: Sequence[dict] | None = None,
+        *,
+        some_valid: bool = True,
         while_waiting: Callable[[], None] = lambda: None,
-    ) -> Future[Scores]:  # fmt: skip
+    ) -> Future[Scores]:
         """Starts scoring; the future's result is the `Scores` of all N pictures in the order given.
 
-        The future raises RewardError: the reward's own, or one that names what else the reward raised.
+        The future raises RewardError: the reward's own, or one that names what else the reward
+        raised.
 
         Args:
           images: uint8 [N, H, W, 3]; not copied, so leave them alone until the future is done.
           prompts, metadata: N each; metadata None stands for empty dicts.
           some_valid: whether it is an error if not one picture gets a valid score.
-          while_waiting: called again and again while `max_pending` batches are unfinished; may raise.
+          while_waiting: called again and again while `max_pending` batches are unfinished; may
+            raise.
 
         Raises:
-          TypeError, ValueError: malformed arguments, or a prompt that the reward cannot score. RuntimeError: closed.
+          TypeError, ValueError: malformed arguments, or a prompt that the reward cannot score.
+            RuntimeError: closed.
         """
         images, prompts = np.asarray(images), list(prompts)
         metadata = [{}] * len(prompts) if metadata is None else list(metadata)
@@ -87,15 +113,21 @@ class Scorer:
         first, inverse = _distinct(images, prompts, metadata)
         if not len(first):
             raise ValueError('there are no pictures to score')
-        chunks = np.array_split(first, -(-len(first) // min(self._chunk_size, -(-len(first) // self.workers))))
+        chunks = np.array_split(
+            first, -(-len(first) // min(self._chunk_size, -(-len(first) // self.workers)))
+        )
 
         result = Future()
-        result.set_running_or_notify_cancel()  # a batch is not cancelled by its future, only by close(cancel=True)
+        # a batch is not cancelled by its future, only by close(cancel=True)
+        result.set_running_or_notify_cancel()
         failed = threading.Event()
         while not self._slots.acquire(timeout=0.05):
             while_waiting()
         try:
-            futures = [self._pool.submit(self._score, rows, images, prompts, metadata, failed) for rows in chunks]
+            futures = [
+                self._pool.submit(self._score, rows, images, prompts, metadata, failed)
+                for rows in chunks
+            ]
         except RuntimeError:  # closed
             self._slots.release()
             raise
@@ -103,7 +135,9 @@ class Scorer:
         return result
 
     def close(self, cancel: bool = False) -> None:
-        """Waits for what was submitted (or cancels what has not begun, and interrupts what waits) and ends the threads."""
+        """Waits for what was submitted (or cancels what has not begun, and interrupts what waits)
+        and ends the threads.
+        """
         if cancel:
             interrupt([self._reward])
         self._pool.shutdown(wait=True, cancel_futures=cancel)
@@ -119,19 +153,25 @@ class Scorer:
             return None
         start = time.thread_time()
         try:
-            scores = self._reward(images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
+            scores = self._reward(
+                images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows]
+            )
             check_scores(scores, self._reward, len(rows))
         except RewardError:
             failed.set()
             raise
         except Exception as error:
             failed.set()
-            raise RewardError(f'reward {self._reward.name!r} failed: {type(error).__name__}: {error}') from error
+            raise RewardError(
+                f'reward {self._reward.name!r} failed: {type(error).__name__}: {error}'
+            ) from error
         finally:
             self._count(scored=len(rows), cpu_seconds=time.thread_time() - start)
         return scores
 
-    def _finish(self, result: Future, futures: list[Future], inverse: np.ndarray, some_valid: bool) -> None:
+    def _finish(
+        self, result: Future, futures: list[Future], inverse: np.ndarray, some_valid: bool
+    ) -> None:
         self._slots.release()
         try:
             if any(future.cancelled() for future in futures):
@@ -141,21 +181,32 @@ class Scorer:
                     raise error
             parts = [future.result() for future in futures]
             valid = np.concatenate([part.valid for part in parts])[inverse]
-            values = {name: np.concatenate([part.values[name] for part in parts])[inverse] for name in self._reward.names}
+            values = {
+                name: np.concatenate([part.values[name] for part in parts])[inverse]
+                for name in self._reward.names
+            }
             self._count(images=len(valid), invalid=int((~valid).sum()))
             if some_valid and not valid.any():
-                raise RewardError(f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why')
+                raise RewardError(
+                    f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why'
+                )
             result.set_result(Scores(values, valid))
         except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)
             result.set_exception(error)
 
     def _count(self, **more: float) -> None:
         with self._lock:
-            self._counts = ScorerCounts(**{key: value + more.get(key, 0) for key, value in self._counts._asdict().items()})
+            self._counts = ScorerCounts(
+                **{key: value + more.get(key, 0) for key, value in self._counts._asdict().items()}
+            )
 
 
-def _distinct(images: np.ndarray, prompts: list[str], metadata: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the distinct (picture, prompt, metadata) triples, and for every row the position of its triple among them."""
+def _distinct(
+    images: np.ndarray, prompts: list[str], metadata: list[dict]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the distinct (picture, prompt, metadata) triples, and for every row the position of
+    its triple among them.
+    """
     seen, first, inverse = {}, [], []
     for i, (image, prompt, extra) in enumerate(zip(images, prompts, metadata)):
         digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()

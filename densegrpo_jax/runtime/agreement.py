@@ -13,7 +13,8 @@ class OtherProcessFailed(RuntimeError):
 
 
 class Agreement:
-    """A conversation among the processes of a run; all of them must call its methods equally often, in the same order.
+    """A conversation among the processes of a run; all of them must call its methods equally often,
+    in the same order.
 
     Args:
       hosts: the processes.
@@ -23,16 +24,26 @@ class Agreement:
     """
 
     def __init__(self, hosts: Hosts, name: str, fatal: tuple[type[Exception], ...] = (), brief=str):
-        self._hosts, self._name, self._fatal, self._brief, self._asked = hosts, name, fatal, brief, 0
+        self._hosts, self._name, self._fatal, self._brief, self._asked = (
+            hosts,
+            name,
+            fatal,
+            brief,
+            0,
+        )
 
     def gather(self, value) -> list:
         """The JSON values of all processes, in their order."""
         self._asked += 1
-        return [json.loads(one) for one in self._hosts.gather(f'{self._name}/{self._asked}', json.dumps(value).encode())]
+        return [
+            json.loads(one)
+            for one in self._hosts.gather(f'{self._name}/{self._asked}', json.dumps(value).encode())
+        ]
 
     @contextlib.contextmanager
     def alike(self):
-        """What is done inside ends alike everywhere: an error of one process is an error of all. No collective may be inside.
+        """What is done inside ends alike everywhere: an error of one process is an error of all. No
+        collective may be inside.
 
         Raises:
           OtherProcessFailed: another process met a fatal error, and this one did not.
@@ -41,9 +52,12 @@ class Agreement:
         error = None
         try:
             yield
-        except Exception as raised:  # a process that leaves in another way ends the others through JAX's heartbeat
+        # a process that leaves in another way ends the others through JAX's heartbeat
+        except Exception as raised:
             error = raised
-        said = self.gather(None if error is None else [isinstance(error, self._fatal), self._brief(error)])
+        said = self.gather(
+            None if error is None else [isinstance(error, self._fatal), self._brief(error)]
+        )
         failed = {index: one for index, one in enumerate(said) if one}
         fatal = [index for index, (ends, _) in failed.items() if ends]
         if error is not None and (not fatal or self._hosts.index in fatal):

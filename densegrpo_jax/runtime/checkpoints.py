@@ -1,7 +1,8 @@
 """Checkpoints: asynchronous, atomic, verified, and explicit about what does not fit.
 
-A thin layer over orbax. The state is stored as a flat table {path: array}, so a checkpoint holds no class of any library, beside a
-JSON document: the caller's ``meta``, the shapes and digests of all arrays, the fingerprint of the model, the score.
+A thin layer over orbax. The state is stored as a flat table {path: array}, so a checkpoint holds no
+class of any library, beside a JSON document: the caller's ``meta``, the shapes and digests of all
+arrays, the fingerprint of the model, the score.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ from absl import logging
 from etils import epath
 
 from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
-from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.files import may_pass
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
+from densegrpo_jax.runtime.hosts import Hosts
 
 
 class CheckpointMismatch(ValueError):
@@ -46,10 +47,17 @@ class Restored(NamedTuple):
 
 
 class _Keep:
-    """Preservation policy: the newest ``count`` checkpoints, the best one, the pinned ones and those that may be the best."""
+    """Preservation policy: the newest ``count`` checkpoints, the best one, the pinned ones and
+    those that may be the best.
+    """
 
     def __init__(self, count: int, best_step, pinned: Sequence[int], unscored: set[int]):
-        self._count, self._best_step, self._pinned, self._unscored = count, best_step, pinned, unscored
+        self._count, self._best_step, self._pinned, self._unscored = (
+            count,
+            best_step,
+            pinned,
+            unscored,
+        )
 
     def should_preserve(self, checkpoints, *, context):
         del context
@@ -65,12 +73,14 @@ class Checkpoints:
       directory: local folder (a mounted bucket is one); created where absent.
       max_to_keep: how many of the newest checkpoints stay; the best one stays too.
       pinned: steps whose checkpoints stay for good.
-      fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored (model configuration, adapters, ...).
+      fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored
+        (model configuration, adapters, ...).
       defaults: values of fingerprint keys that did not exist when an older checkpoint was written.
       best_mode: 'max' or 'min': which scores are better.
-      hosts: the processes that call every method of this class together, in the same order; the folder is one for all of them. None: this
-        one alone.
-      read_only: for tools that look into the folder of a run that may still be writing: nothing is created, cleaned or moved.
+      hosts: the processes that call every method of this class together, in the same order; the
+        folder is one for all of them. None: this one alone.
+      read_only: for tools that look into the folder of a run that may still be writing: nothing is
+        created, cleaned or moved.
     """
 
     def __init__(
@@ -91,8 +101,13 @@ class Checkpoints:
             raise ValueError(f"best_mode must be 'max' or 'min', found {best_mode!r}.")
         self.directory = epath.Path(directory).expanduser().absolute()
         if read_only and not self.directory.is_dir():
-            raise FileNotFoundError(f'No checkpoint folder {self.directory}. Give the --workdir of a run that has saved one.')
-        self._fingerprint, self._defaults = json.loads(json.dumps(fingerprint)), _dotted(json.loads(json.dumps(defaults)))
+            raise FileNotFoundError(
+                f'No checkpoint folder {self.directory}. Give the --workdir of a run that has saved one.'
+            )
+        self._fingerprint, self._defaults = (
+            json.loads(json.dumps(fingerprint)),
+            _dotted(json.loads(json.dumps(defaults))),
+        )
         self._best_of = max if best_mode == 'max' else min
         self._read_only, self._hosts = read_only, hosts or Hosts()
         self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, _brief)
@@ -101,13 +116,19 @@ class Checkpoints:
         if not read_only and self.directory.is_dir() and self._hosts.primary:
             for path in sorted(self.directory.iterdir()):
                 if path.name.endswith('-tmp'):
-                    logging.warning('Removing a half-written checkpoint: %s (the run was cut off while saving it).', path)
+                    logging.warning(
+                        'Removing a half-written checkpoint: %s (the run was cut off while saving it).',
+                        path,
+                    )
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
         together = _together(self._hosts)
         self._unscored = set()  # steps whose score could not be read
-        # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds, would pay for it in time and memory.
-        state_handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=together)
+        # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds,
+        # would pay for it in time and memory.
+        state_handler = ocp.PyTreeCheckpointHandler(
+            use_compression=False, multiprocessing_options=together
+        )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -117,11 +138,17 @@ class Checkpoints:
                 create=False,  # orbax refuses to, for several processes
                 multiprocessing_options=together,
             ),
-            item_handlers={'state': state_handler, 'meta': ocp.JsonCheckpointHandler(multiprocessing_options=together)},
+            item_handlers={
+                'state': state_handler,
+                'meta': ocp.JsonCheckpointHandler(multiprocessing_options=together),
+            },
         )
-        # Reads as if alone: after an error in one process, orbax's barriers would join reads of different checkpoints.
+        # Reads as if alone: after an error in one process, orbax's barriers would join reads of
+        # different checkpoints.
         alone = _alone(self._hosts)
-        composite = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+        composite = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
         self._reader = ocp.Checkpointer(composite, multiprocessing_options=alone)
         self._scores = {}
         for step in self.steps():
@@ -129,7 +156,11 @@ class Checkpoints:
                 self._note_score(step, self._document(step)['score'])
             except Exception as error:  # restoring it is where damage is dealt with
                 self._unscored.add(step)
-                logging.warning('The score of the checkpoint of step %d is unknown, so it is kept: %s', step, _brief(error))
+                logging.warning(
+                    'The score of the checkpoint of step %d is unknown, so it is kept: %s',
+                    step,
+                    _brief(error),
+                )
         scores, unscored = self._agreement.gather([self._scores, sorted(self._unscored)])[0]
         self._scores = {int(step): score for step, score in scores.items()}
         self._unscored.clear()
@@ -138,24 +169,45 @@ class Checkpoints:
     # Saving
 
     def digests(self, state) -> dict[str, int]:
-        """What `save` needs to compute on the devices: hashes by the state's paths. Waits for the state."""
-        # On a CPU that plays several devices, a program started beside one that waits in a collective can take the last thread: deadlock.
+        """What `save` needs to compute on the devices: hashes by the state's paths. Waits for the
+        state.
+        """
+        # On a CPU that plays several devices, a program started beside one that waits in a
+        # collective can take the last thread: deadlock.
         flat = flatten(jax.block_until_ready(state))
-        return {name: int(value) for name, value in jax.device_get({name: digest(leaf) for name, leaf in flat.items()}).items()}
+        return {
+            name: int(value)
+            for name, value in jax.device_get(
+                {name: digest(leaf) for name, leaf in flat.items()}
+            ).items()
+        }
 
-    def save(self, step: int, state, meta: Mapping, *, score: float | None = None, digests: Mapping[str, int] | None = None) -> None:
-        """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or donated.
+    def save(
+        self,
+        step: int,
+        state,
+        meta: Mapping,
+        *,
+        score: float | None = None,
+        digests: Mapping[str, int] | None = None,
+    ) -> None:
+        """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or
+        donated.
 
-        The previous save is waited for. A checkpoint exists only once it is complete, and only then is an older one removed.
+        The previous save is waited for. A checkpoint exists only once it is complete, and only then
+        is an older one removed.
 
         Args:
-          state: pytree of jax or numpy arrays; typed PRNG keys are refused (derive them from the seed and the step).
+          state: pytree of jax or numpy arrays; typed PRNG keys are refused (derive them from the
+            seed and the step).
           meta: dict of JSON values.
-          score: value that decides which checkpoint is best; None or non-finite: this one does not compete.
+          score: value that decides which checkpoint is best; None or non-finite: this one does not
+            compete.
           digests: `digests(state)`, where the devices are busy with something else by now.
 
         Raises:
-          OSError: this or the previous checkpoint could not be written, e.g. for lack of space. Older ones are untouched.
+          OSError: this or the previous checkpoint could not be written, e.g. for lack of space.
+            Older ones are untouched.
         """
         flat = flatten(state)
         digests = self.digests(state) if digests is None else digests
@@ -171,7 +223,12 @@ class Checkpoints:
         self.wait_until_finished()
         self._saving = step
         with self._explained():
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(document)))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(document)
+                ),
+            )
 
     def wait_until_finished(self) -> None:
         """Returns when every started save is complete. Raises OSError where one failed."""
@@ -184,7 +241,8 @@ class Checkpoints:
         try:
             self.wait_until_finished()
         finally:
-            with contextlib.suppress(Exception):  # a failed save has been reported by the line above
+            # a failed save has been reported by the line above
+            with contextlib.suppress(Exception):
                 self._manager.close()
                 self._reader.close()
 
@@ -221,11 +279,13 @@ class Checkpoints:
     def restore_latest(self, abstract_state) -> Restored | None:
         """The newest checkpoint that is whole; None where there is none at all.
 
-        One that is half-written or damaged is reported, the one before it is used, and the damaged one is moved to
-        ``<directory>_corrupt`` so that its step can be saved again. What a single process cannot read is damaged for all of them.
+        One that is half-written or damaged is reported, the one before it is used, and the damaged
+        one is moved to ``<directory>_corrupt`` so that its step can be saved again. What a single
+        process cannot read is damaged for all of them.
 
         Args:
-          abstract_state: pytree of ShapeDtypeStructs with shardings (or of arrays): what to restore, and onto which devices.
+          abstract_state: pytree of ShapeDtypeStructs with shardings (or of arrays): what to
+            restore, and onto which devices.
 
         Raises:
           CheckpointMismatch: the newest whole checkpoint belongs to another model.
@@ -234,7 +294,8 @@ class Checkpoints:
           OtherProcessFailed: this process could have restored, and another one raises an error.
         """
         damaged = {}
-        # The steps that the primary process sees: a folder on a network may show every process another list.
+        # The steps that the primary process sees: a folder on a network may show every process
+        # another list.
         for step in reversed(self._agreement.gather(self.steps())[0]):
             try:
                 restored = self.restore(step, abstract_state)
@@ -242,18 +303,24 @@ class Checkpoints:
                 raise
             except Exception as error:
                 damaged[step] = _brief(error)
-                logging.error('CHECKPOINT OF STEP %d IS DAMAGED and is skipped: %s', step, damaged[step])
+                logging.error(
+                    'CHECKPOINT OF STEP %d IS DAMAGED and is skipped: %s', step, damaged[step]
+                )
                 continue
             for bad in damaged:
                 self._set_aside(bad)
             return restored
         if damaged:
             listed = '\n'.join(f'  step {step}: {why}' for step, why in damaged.items())
-            raise ValueError(f'All checkpoints in {self.directory} are damaged:\n{listed}\nMove that folder away to start anew.')
+            raise ValueError(
+                f'All checkpoints in {self.directory} are damaged:\n{listed}\nMove that folder away to start anew.'
+            )
         return None
 
     def restore(self, step: int, abstract_state, *, partial: bool = False) -> Restored:
-        """The checkpoint of ``step``. ``partial``: ``abstract_state`` may leave out arrays that the checkpoint has."""
+        """The checkpoint of ``step``. ``partial``: ``abstract_state`` may leave out arrays that the
+        checkpoint has.
+        """
         with self._agreement.alike():
             document = self._document(step)
             self._check(document, abstract_state, step, partial)
@@ -262,13 +329,18 @@ class Checkpoints:
             item = ocp.args.PyTreeRestore(flat, restore_args=restore_args, partial_restore=partial)
             with _no_coroutine_dumps():
                 arrays = self._read(step, state=item).state
-        digests = jax.device_get({name: digest(leaf) for name, leaf in arrays.items()})  # all processes together
+        # all processes together
+        digests = jax.device_get({name: digest(leaf) for name, leaf in arrays.items()})
         with self._agreement.alike():
-            wrong = [name for name, value in digests.items() if int(value) != document['digests'][name]]
+            wrong = [
+                name for name, value in digests.items() if int(value) != document['digests'][name]
+            ]
             if wrong:
                 raise ValueError(f'the bytes of {_some(wrong)} are not those that were saved')
         leaves = [arrays[name] for name in flat]
-        return Restored(jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), document['meta'], step)
+        return Restored(
+            jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), document['meta'], step
+        )
 
     # Inside
 
@@ -288,7 +360,12 @@ class Checkpoints:
                         f'The checkpoint {path} could not be read: {_brief(error)}. It stays where it is. Mend the disk or the network, '
                         'then run the same command again; to go on from the one before instead, move that folder away.'
                     ) from None
-                logging.warning('%s could not be read and is tried again in %g s: %s', path, _PAUSE, _brief(error))
+                logging.warning(
+                    '%s could not be read and is tried again in %g s: %s',
+                    path,
+                    _PAUSE,
+                    _brief(error),
+                )
                 time.sleep(_PAUSE)
 
     def _note_score(self, step: int, score: float | None) -> None:
@@ -302,29 +379,49 @@ class Checkpoints:
         return self._best_of(scored, key=self._scores.get, default=None)
 
     def _check(self, document, abstract_state, step, partial) -> None:
-        """Raises CheckpointMismatch where the checkpoint is of another model, naming every difference."""
+        """Raises CheckpointMismatch where the checkpoint is of another model, naming every
+        difference.
+        """
         where = f'The checkpoint of step {step} in {self.directory}'
         if self._fingerprint:
             saved, ours = _dotted(document['fingerprint']), _dotted(self._fingerprint)
             saved = {key: value for key, value in self._defaults.items() if key in ours} | saved
             absent = object()
-            differing = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key, absent) != ours.get(key, absent)]
+            differing = [
+                key
+                for key in sorted(saved.keys() | ours.keys())
+                if saved.get(key, absent) != ours.get(key, absent)
+            ]
             if differing:
-                lines = '\n'.join(f'  {key}: {saved.get(key, "absent")!r} there, {ours.get(key, "absent")!r} here' for key in differing)
+                lines = '\n'.join(
+                    f'  {key}: {saved.get(key, "absent")!r} there, {ours.get(key, "absent")!r} here'
+                    for key in differing
+                )
                 raise CheckpointMismatch(
                     f'{where} belongs to another model:\n{lines}\nUse the configuration it was made with, or another --workdir.'
                 )
         saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in document['arrays'].items()}
-        wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(abstract_state).items()}
-        problems = [f'lacks {_some(wanted.keys() - saved.keys())}'] if wanted.keys() - saved.keys() else []
+        wanted = {
+            name: (tuple(leaf.shape), str(leaf.dtype))
+            for name, leaf in flatten(abstract_state).items()
+        }
+        problems = (
+            [f'lacks {_some(wanted.keys() - saved.keys())}'] if wanted.keys() - saved.keys() else []
+        )
         if saved.keys() - wanted.keys() and not partial:
             problems.append(f'has {_some(saved.keys() - wanted.keys())}, which this model has not')
         for name in sorted(saved.keys() & wanted.keys()):
             if saved[name] != wanted[name]:
-                problems.append(f'has {name} as {saved[name][1]}{list(saved[name][0])}, here {wanted[name][1]}{list(wanted[name][0])}')
+                problems.append(
+                    f'has {name} as {saved[name][1]}{list(saved[name][0])}, here {wanted[name][1]}{list(wanted[name][0])}'
+                )
         if problems:
-            shown = '\n'.join(f'  it {problem}' for problem in problems[:8]) + ('\n  ...' if len(problems) > 8 else '')
-            raise CheckpointMismatch(f'{where} does not fit:\n{shown}\nUse the configuration it was made with, or another --workdir.')
+            shown = '\n'.join(f'  it {problem}' for problem in problems[:8]) + (
+                '\n  ...' if len(problems) > 8 else ''
+            )
+            raise CheckpointMismatch(
+                f'{where} does not fit:\n{shown}\nUse the configuration it was made with, or another --workdir.'
+            )
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:
@@ -333,7 +430,11 @@ class Checkpoints:
         with self._agreement.alike():
             if self._hosts.primary:
                 folder.mkdir(parents=True, exist_ok=True)
-                target = next(path for path in (folder / f'{step}.{i}' for i in range(sys.maxsize)) if not path.exists())
+                target = next(
+                    path
+                    for path in (folder / f'{step}.{i}' for i in range(sys.maxsize))
+                    if not path.exists()
+                )
                 (self.directory / str(step)).rename(target)
                 logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
         self._manager.reload()
@@ -348,7 +449,11 @@ class Checkpoints:
             raise
         except Exception as error:
             on_disk = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
-            left = f'The last complete one is of step {max(on_disk)}.' if on_disk else 'There is no earlier one.'
+            left = (
+                f'The last complete one is of step {max(on_disk)}.'
+                if on_disk
+                else 'There is no earlier one.'
+            )
             raise OSError(
                 f'The checkpoint of step {self._saving} could not be written to {self.directory}: {_brief(error)}. {left} '
                 'Make room or mend the disk, then run the same command again: it continues from there.'
@@ -356,10 +461,14 @@ class Checkpoints:
 
 
 def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
-    """Several processes meet at barriers of the coordination service: the devices may be busy with a rollout nobody will finish."""
+    """Several processes meet at barriers of the coordination service: the devices may be busy with
+    a rollout nobody will finish.
+    """
     if hosts.count == 1:
         return ocp.options.MultiprocessingOptions()
-    return ocp.options.MultiprocessingOptions(active_processes=set(range(hosts.count)), barrier_sync_key_prefix='checkpoints')
+    return ocp.options.MultiprocessingOptions(
+        active_processes=set(range(hosts.count)), barrier_sync_key_prefix='checkpoints'
+    )
 
 
 def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
@@ -367,13 +476,19 @@ def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
     if hosts.count == 1:
         return ocp.options.MultiprocessingOptions()
     own = hosts.index
-    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'checkpoints_{own}')
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'checkpoints_{own}'
+    )
 
 
 def _dotted(tree, prefix: str = '') -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _dotted(value, f'{prefix}.{key}' if prefix else str(key)).items()}
+    return {
+        k: v
+        for key, value in tree.items()
+        for k, v in _dotted(value, f'{prefix}.{key}' if prefix else str(key)).items()
+    }
 
 
 def _some(names) -> str:
@@ -382,7 +497,9 @@ def _some(names) -> str:
 
 
 def _brief(error: BaseException, limit: int = 240) -> str:
-    """Start and end of the first line of the innermost cause: tensorstore's first line is long, and pages follow."""
+    """Start and end of the first line of the innermost cause: tensorstore's first line is long, and
+    pages follow.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     text = (str(error).strip().splitlines() or [''])[0].rstrip('.')
@@ -392,14 +509,18 @@ def _brief(error: BaseException, limit: int = 240) -> str:
 
 
 def _without_orbax_chatter(record) -> bool:
-    """Logging filter. Orbax logs one failed write four times, each with pages of traceback; we report it once, in a sentence. And it warns
-    that what is opened to be read is only read."""
-    return 'orbax' not in record.pathname or not (record.exc_info or any(words in str(record.msg) for words in ('read only', 'read_only')))
+    """Logging filter. Orbax logs one failed write four times, each with pages of traceback; we
+    report it once, in a sentence. And it warns that what is opened to be read is only read."""
+    return 'orbax' not in record.pathname or not (
+        record.exc_info or any(words in str(record.msg) for words in ('read only', 'read_only'))
+    )
 
 
 @contextlib.contextmanager
 def _no_coroutine_dumps():
-    """After a failed read orbax drops unfinished coroutines, and Python prints each one's pages of detail: keep stderr readable."""
+    """After a failed read orbax drops unfinished coroutines, and Python prints each one's pages of
+    detail: keep stderr readable.
+    """
     hook = sys.unraisablehook
     sys.unraisablehook = lambda info: None if asyncio.iscoroutine(info.object) else hook(info)
     try:

@@ -1,4 +1,6 @@
-"""What the commands print: their own lines, plainly; warnings and errors of anybody; no chatter of the libraries underneath."""
+"""What the commands print: their own lines, plainly; warnings and errors of anybody; no chatter of
+the libraries underneath.
+"""
 
 import logging as std_logging
 
@@ -12,11 +14,15 @@ class _Plain(std_logging.Formatter):
 
     def format(self, record: std_logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.levelno < std_logging.WARNING else f'{record.levelname.lower()}: {text}'
+        return (
+            text if record.levelno < std_logging.WARNING else f'{record.levelname.lower()}: {text}'
+        )
 
 
 def _worth_showing(record: std_logging.LogRecord) -> bool:
-    """False for information logged from a file of one of the CHATTER packages (orbax logs through absl, under absl's own name)."""
+    """False for information logged from a file of one of the CHATTER packages (orbax logs through
+    absl, under absl's own name).
+    """
     parts = record.pathname.replace('\\', '/').split('/')
     return record.levelno >= std_logging.WARNING or not any(name in parts for name in CHATTER)
 

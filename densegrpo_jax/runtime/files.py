@@ -1,4 +1,6 @@
-"""Files that others rely on are whole: the old content or the new one, whatever happens meanwhile; and a folder has one writer."""
+"""Files that others rely on are whole: the old content or the new one, whatever happens meanwhile;
+and a folder has one writer.
+"""
 
 import contextlib
 import errno
@@ -13,20 +15,27 @@ from absl import logging
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.hosts import Hosts
 
-LOCK = 'lock'  # in a folder that is being written to, or was; the system's lock on it counts, not that it is there
+# in a folder that is being written to, or was; the system's lock on it counts, not that it is there
+LOCK = 'lock'
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-# Seconds to wait for the holder. One that was killed here may still be giving back its memory; for a machine that is gone a file server
-# waits until its lease has run out.
+# Seconds to wait for the holder. One that was killed here may still be giving back its memory; for
+# a machine that is gone a file server waits until its lease has run out.
 _PATIENCE_HERE, _PATIENCE_ELSEWHERE = 5.0, 120.0
 
 # tensorstore raises ValueError whatever happened; what the system said is in its text.
-_SYSTEM_SAID = tuple(map(os.strerror, (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)))
+_SYSTEM_SAID = tuple(
+    map(
+        os.strerror,
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE),
+    )
+)
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path):
-    """A binary file to write to, which takes its name in one step: a process that is killed, or a machine that stops, leaves the old file
-    or the new one. Where the writing fails the old one stays."""
+    """A binary file to write to, which takes its name in one step: a process that is killed, or a
+    machine that stops, leaves the old file or the new one. Where the writing fails the old one
+    stays."""
     temporary = path.with_name(path.name + '.tmp')
     with open(temporary, 'wb') as file:
         yield file
@@ -43,7 +52,8 @@ def replace_file(path: pathlib.Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, hosts: Hosts):
-    """While this lasts no other run writes to `folder`; the primary process holds FOLDER/lock. It is free again however the process ends.
+    """While this lasts no other run writes to `folder`; the primary process holds FOLDER/lock. It
+    is free again however the process ends.
 
     Raises:
       ValueError: another run writes there; in all processes.
@@ -66,7 +76,9 @@ def lock(folder: pathlib.Path):
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or 'an unnamed process'
-            if time.monotonic() - began >= (_PATIENCE_HERE if holder.endswith(f' on {here}') else _PATIENCE_ELSEWHERE):
+            if time.monotonic() - began >= (
+                _PATIENCE_HERE if holder.endswith(f' on {here}') else _PATIENCE_ELSEWHERE
+            ):
                 file.close()
                 raise ValueError(
                     f'{folder} is being written to by another run: {holder} holds {file.name}. Wait until it has ended, end it, or give '
@@ -79,7 +91,11 @@ def lock(folder: pathlib.Path):
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            logging.warning('%s: this file system has no locks (%s); see to it that no second run writes to that folder', folder, error)
+            logging.warning(
+                '%s: this file system has no locks (%s); see to it that no second run writes to that folder',
+                folder,
+                error,
+            )
             break
     file.truncate(0)
     file.write(f'process {os.getpid()} on {here}\n')

@@ -1,7 +1,8 @@
-"""What the processes of a run tell each other outside compiled programs: bytes under names, through JAX's coordination service.
+"""What the processes of a run tell each other outside compiled programs: bytes under names, through
+JAX's coordination service.
 
-Compiled programs talk over the chips' own network, and wait there for as long as it takes. What must be able to give up waiting (scores,
-the wish to stop) goes this way.
+Compiled programs talk over the chips' own network, and wait there for as long as it takes. What
+must be able to give up waiting (scores, the wish to stop) goes this way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 
 
 class Hosts:
-    """This process among `count`; `index` 0 is the primary one, which alone writes logs and pictures."""
+    """This process among `count`; `index` 0 is the primary one, which alone writes logs and
+    pictures.
+    """
 
     def __init__(self, index: int = 0, count: int = 1, client=None):
         self.index, self.count, self._client = index, count, client
@@ -21,7 +24,9 @@ class Hosts:
     @classmethod
     def current(cls) -> Hosts:
         """The processes that `startup.start_processes` has joined, or this one alone."""
-        from jax._src import distributed  # the service has no public face; every use of it is in this class
+        from jax._src import (
+            distributed,  # the service has no public face; every use of it is in this class
+        )
 
         return cls(jax.process_index(), jax.process_count(), distributed.global_state.client)
 
@@ -56,10 +61,11 @@ class Hosts:
             raise
 
     def gather(self, folder: str, value: bytes) -> list[bytes]:
-        """The values of all processes, in their order, once all have given theirs. A folder is used once.
+        """The values of all processes, in their order, once all have given theirs. A folder is used
+        once.
 
-        The primary process puts them together, so that N processes read 2 N values and not N^2. There is no limit of time: a process
-        that has died ends this one through JAX's heartbeat.
+        The primary process puts them together, so that N processes read 2 N values and not N^2.
+        There is no limit of time: a process that has died ends this one through JAX's heartbeat.
         """
         if self.count == 1:
             return [value]
@@ -80,7 +86,9 @@ class Hosts:
         return value
 
     def meet(self, name: str, seconds: float) -> bool:
-        """Waits until all processes are here; False where some did not come in time. A name is used once."""
+        """Waits until all processes are here; False where some did not come in time. A name is used
+        once.
+        """
         try:
             self._client.wait_at_barrier(name, int(seconds * 1000))
         except jax.errors.JaxRuntimeError:

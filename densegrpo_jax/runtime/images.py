@@ -14,7 +14,9 @@ GAP, LINE, INK, PAPER = 4, 13, (30, 30, 30), (250, 250, 250)
 MAX_LINES = 3  # of a caption
 
 
-def grid(images: np.ndarray, *, columns: int, scale: int = 1, captions: Sequence[str] | None = None) -> np.ndarray:
+def grid(
+    images: np.ndarray, *, columns: int, scale: int = 1, captions: Sequence[str] | None = None
+) -> np.ndarray:
     """Arranges pictures in rows.
 
     Args:
@@ -33,7 +35,9 @@ def grid(images: np.ndarray, *, columns: int, scale: int = 1, captions: Sequence
     texts = [wrap(caption, w, font) for caption in captions or ()]
     text_height = LINE * max(map(len, texts)) + 1 if texts else 0
     rows = -(-n // columns)
-    sheet = Image.new('RGB', (columns * (w + GAP) + GAP, rows * (h + text_height + GAP) + GAP), PAPER)
+    sheet = Image.new(
+        'RGB', (columns * (w + GAP) + GAP, rows * (h + text_height + GAP) + GAP), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(images):
         x, y = GAP + (i % columns) * (w + GAP), GAP + (i // columns) * (h + text_height + GAP)
@@ -43,7 +47,14 @@ def grid(images: np.ndarray, *, columns: int, scale: int = 1, captions: Sequence
     return np.asarray(sheet)
 
 
-def comparison(images: np.ndarray, *, titles: Sequence[str], captions: Sequence[Sequence[str]], rows: Sequence[str], scale: int = 1):
+def comparison(
+    images: np.ndarray,
+    *,
+    titles: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    scale: int = 1,
+):
     """Pictures side by side: a column per title, a row per text, which stands above the row.
 
     Args:
@@ -63,7 +74,9 @@ def comparison(images: np.ndarray, *, titles: Sequence[str], captions: Sequence[
     tops = [LINE * len(text) + 2 for text in texts]
     bottoms = [LINE * max(map(len, row)) + 2 for row in unders]
     head = GAP + 16 * max(map(len, heads)) + GAP
-    sheet = Image.new('RGB', (width, head + sum(tops) + sum(bottoms) + len(images) * (h + 2 * GAP)), PAPER)
+    sheet = Image.new(
+        'RGB', (width, head + sum(tops) + sum(bottoms) + len(images) * (h + 2 * GAP)), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
 
     def write(lines, x, y, font=font, line=LINE):
@@ -84,7 +97,9 @@ def comparison(images: np.ndarray, *, titles: Sequence[str], captions: Sequence[
 
 
 def wrap(text: str, width: int, font) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, or inside one that is too long; what MAX_LINES do not hold becomes '…'."""
+    """Lines of at most `width` pixels, broken between words, or inside one that is too long; what
+    MAX_LINES do not hold becomes '…'.
+    """
     fits = lambda line: font.getlength(line) <= width
     lines = ['']
     for word in text.split():
@@ -109,7 +124,9 @@ def wrap(text: str, width: int, font) -> list[str]:
 
 
 def save(path: pathlib.Path, sheet: np.ndarray) -> pathlib.Path:
-    """Writes uint8 [rows, cols, 3] as PNG, whole or not at all, folders made as needed; returns the path."""
+    """Writes uint8 [rows, cols, 3] as PNG, whole or not at all, folders made as needed; returns the
+    path.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

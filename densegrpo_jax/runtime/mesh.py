@@ -6,7 +6,8 @@ Three named axes, always all three (a size of 1 costs nothing):
 * ``fsdp``    also splits the batch, and splits every large parameter, which is gathered where it is used;
 * ``tensor``  splits the matrix multiplications themselves.
 
-All axes are of type Auto: programs are written for whole arrays, and the compiler (GSPMD) places the collectives.
+All axes are of type Auto: programs are written for whole arrays, and the compiler (GSPMD) places
+the collectives.
 """
 
 import math
@@ -21,7 +22,8 @@ BATCH_AXES = ('data', 'fsdp')
 
 
 def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, int]:
-    """The mesh's (data, fsdp, tensor) sizes; at most one of ``sizes`` may be -1, for 'all devices that are left'.
+    """The mesh's (data, fsdp, tensor) sizes; at most one of ``sizes`` may be -1, for 'all devices
+    that are left'.
 
     Raises ValueError where the sizes do not use exactly ``num_devices`` devices.
     """
@@ -30,9 +32,13 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, in
     shape = [int(sizes[axis]) for axis in AXES]
     shown = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, shape))
     if any(size < 1 and size != -1 for size in shape):
-        raise ValueError(f'config.mesh ({shown}): every size must be a positive number, or -1 for all devices that are left.')
+        raise ValueError(
+            f'config.mesh ({shown}): every size must be a positive number, or -1 for all devices that are left.'
+        )
     if shape.count(-1) > 1:
-        raise ValueError(f'config.mesh ({shown}): only one axis can be -1 (all devices that are left).')
+        raise ValueError(
+            f'config.mesh ({shown}): only one axis can be -1 (all devices that are left).'
+        )
     known = math.prod(size for size in shape if size != -1)
     if -1 in shape:
         if num_devices % known:
@@ -54,14 +60,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
     Args:
       sizes: ``config.mesh``: one int per axis, -1 for 'all devices that are left'.
-      devices: restrict the mesh to these, e.g. ``jax.devices()[:1]`` or the devices of an absent topology.
+      devices: restrict the mesh to these, e.g. ``jax.devices()[:1]`` or the devices of an absent
+        topology.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(sizes, len(devices))
     axis_types = (AxisType.Auto,) * len(AXES)
     try:
-        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)  # neighbours on the chips' own network
-    except NotImplementedError:  # no such layout of this physical topology: any order is right, only slower
+        # neighbours on the chips' own network
+        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    # no such layout of this physical topology: any order is right, only slower
+    except NotImplementedError:
         return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=axis_types)
 
 
@@ -71,7 +80,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Sharding of an array whose dimension ``axis`` is the batch (``axis=1`` for time-first trajectories [T+1, B, ...])."""
+    """Sharding of an array whose dimension ``axis`` is the batch (``axis=1`` for time-first
+    trajectories [T+1, B, ...]).
+    """
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
@@ -81,7 +92,9 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch(mesh: Mesh, size: int, name: str) -> None:
-    """Raises ValueError, naming ``name``, where a batch of ``size`` rows cannot be cut into equal pieces."""
+    """Raises ValueError, naming ``name``, where a batch of ``size`` rows cannot be cut into equal
+    pieces.
+    """
     shards = batch_shards(mesh)
     if size % shards:
         raise ValueError(
@@ -91,7 +104,8 @@ def check_batch(mesh: Mesh, size: int, name: str) -> None:
 
 
 def local_rows(x: jax.Array, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows along ``axis`` that this process is to work on, and their indices; every row belongs to exactly one process.
+    """The rows along ``axis`` that this process is to work on, and their indices; every row belongs
+    to exactly one process.
 
     Args:
       x: split over the batch axes along ``axis`` and not along any other.
@@ -107,6 +121,10 @@ def local_rows(x: jax.Array, axis: int) -> tuple[np.ndarray, np.ndarray]:
             rows.append(np.arange(*shard.index[axis].indices(x.shape[axis])))
             values.append(np.asarray(shard.data))
     if not rows:  # another process holds the first copies of all rows
-        return np.arange(0), np.zeros([0 if k == axis else n for k, n in enumerate(x.shape)], x.dtype)
+        return np.arange(0), np.zeros(
+            [0 if k == axis else n for k, n in enumerate(x.shape)], x.dtype
+        )
     order = np.argsort([part[0] for part in rows])
-    return np.concatenate([rows[i] for i in order]), np.concatenate([values[i] for i in order], axis)
+    return np.concatenate([rows[i] for i in order]), np.concatenate(
+        [values[i] for i in order], axis
+    )

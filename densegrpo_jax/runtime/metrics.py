@@ -1,7 +1,9 @@
-"""Metric writers behind clu's interface, without TensorFlow and without torch: a JSONL and TensorBoard event files.
+"""Metric writers behind clu's interface, without TensorFlow and without torch: a JSONL and
+TensorBoard event files.
 
-Both are exact across restarts: everything after the step that training resumes from is removed before the first new line, every
-write has left the process when it returns and is on disk after `flush`, and a record that was cut off by a kill is dropped.
+Both are exact across restarts: everything after the step that training resumes from is removed
+before the first new line, every write has left the process when it returns and is on disk after
+`flush`, and a record that was cut off by a kill is dropped.
 """
 
 import importlib.util
@@ -28,14 +30,17 @@ class _NeedsTensorFlow:
     """What ``clu.metric_writers.SummaryWriter`` is where TensorFlow is not installed."""
 
     def __init__(self, *args, **kwargs):
-        raise ImportError('clu.metric_writers.SummaryWriter needs TensorFlow; use densegrpo_jax.runtime.metrics.MetricWriter.')
+        raise ImportError(
+            'clu.metric_writers.SummaryWriter needs TensorFlow; use densegrpo_jax.runtime.metrics.MetricWriter.'
+        )
 
 
 def _import_writers():
     """(clu.metric_writers, tensorboardX) with neither TensorFlow nor torch imported on the way.
 
-    clu imports TensorFlow for the one writer that needs it: without TensorFlow a stand-in takes that module's place. tensorboardX imports
-    torch wherever it is installed, only to recognise tensors: for the moment of the import it is made to look absent.
+    clu imports TensorFlow for the one writer that needs it: without TensorFlow a stand-in takes
+    that module's place. tensorboardX imports torch wherever it is installed, only to recognise
+    tensors: for the moment of the import it is made to look absent.
     """
     if 'tensorflow' not in sys.modules and importlib.util.find_spec('tensorflow') is None:
         stand_in = types.ModuleType('clu.metric_writers.summary_writer')
@@ -66,7 +71,9 @@ class _Writer(metric_writers.MetricWriter):
     """The parts of clu's interface that no writer here offers."""
 
     def _refuse(self, kind):
-        raise ValueError(f'{type(self).__name__} does not write {kind}; scalars, images, texts and histograms are written.')
+        raise ValueError(
+            f'{type(self).__name__} does not write {kind}; scalars, images, texts and histograms are written.'
+        )
 
     def write_summaries(self, step, values, metadata=None):
         self._refuse('raw summaries')
@@ -79,9 +86,11 @@ class _Writer(metric_writers.MetricWriter):
 
 
 class JsonlWriter(_Writer):
-    """One JSON object a step: {"name": value, ..., "step": k}, keys sorted; NaN and infinities become null.
+    """One JSON object a step: {"name": value, ..., "step": k}, keys sorted; NaN and infinities
+    become null.
 
-    Several writes of one step are merged into its line. Only scalars are kept. Records of steps > last_step are removed at the start.
+    Several writes of one step are merged into its line. Only scalars are kept. Records of steps >
+    last_step are removed at the start.
     """
 
     def __init__(self, path, *, last_step: int = -1):
@@ -89,7 +98,8 @@ class JsonlWriter(_Writer):
         _prune_jsonl(self._path, last_step)
         self._file = open(self._path, 'ab')
         self._step, self._values, self._start = None, {}, self._file.tell()
-        if lines := self._path.read_bytes().splitlines():  # the last step may not be complete: it is written on
+        # the last step may not be complete: it is written on
+        if lines := self._path.read_bytes().splitlines():
             self._values = json.loads(lines[-1])
             self._step, self._start = self._values.pop('step'), self._start - len(lines[-1]) - 1
 
@@ -98,7 +108,8 @@ class JsonlWriter(_Writer):
             self._step, self._values, self._start = step, {}, self._file.tell()
         self._values |= {name: _json_number(value) for name, value in scalars.items()}
         line = json.dumps({**self._values, 'step': int(step)}, sort_keys=True, allow_nan=False)
-        self._file.truncate(self._start)  # the file is in append mode: the step's line is written anew, at the same place
+        # the file is in append mode: the step's line is written anew, at the same place
+        self._file.truncate(self._start)
         self._file.write(line.encode() + b'\n')
         self._file.flush()
 
@@ -123,7 +134,9 @@ class JsonlWriter(_Writer):
 
 
 class TensorBoardWriter(_Writer):
-    """TensorBoard event files by tensorboardX's record writer, written in the calling thread: an error is seen where it happens."""
+    """TensorBoard event files by tensorboardX's record writer, written in the calling thread: an
+    error is seen where it happens.
+    """
 
     def __init__(self, folder, *, last_step: int = -1):
         folder = Path(folder)
@@ -132,7 +145,9 @@ class TensorBoardWriter(_Writer):
         for path in existing:
             _prune_events(path, last_step)
         # The suffix keeps two starts within one second apart.
-        self._events = tensorboardX.event_file_writer.EventsWriter(str(folder / 'events'), f'.{os.getpid()}.{len(existing)}')
+        self._events = tensorboardX.event_file_writer.EventsWriter(
+            str(folder / 'events'), f'.{os.getpid()}.{len(existing)}'
+        )
         if existing:  # tells a TensorBoard that has read the removed part already to forget it
             self._write(last_step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -149,8 +164,14 @@ class TensorBoardWriter(_Writer):
         for name, batch in images.items():
             batch = np.asarray(batch)
             if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
-                raise ValueError(f'Images {name!r} must be uint8 [N, H, W, 3], found {batch.dtype} {list(batch.shape)}.')
-            sheet = batch[0] if len(batch) == 1 else pictures.grid(batch, columns=math.ceil(math.sqrt(len(batch))))
+                raise ValueError(
+                    f'Images {name!r} must be uint8 [N, H, W, 3], found {batch.dtype} {list(batch.shape)}.'
+                )
+            sheet = (
+                batch[0]
+                if len(batch) == 1
+                else pictures.grid(batch, columns=math.ceil(math.sqrt(len(batch))))
+            )
             self._write(step, summary=tensorboardX.summary.image(name, sheet, dataformats='HWC'))
         self.flush()
 
@@ -162,11 +183,22 @@ class TensorBoardWriter(_Writer):
     def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray], num_buckets=None):
         for name, array in arrays.items():
             bins = (num_buckets or {}).get(name) or 30
-            self._write(step, summary=tensorboardX.summary.histogram(name, np.asarray(array), bins=bins))
+            self._write(
+                step, summary=tensorboardX.summary.histogram(name, np.asarray(array), bins=bins)
+            )
         self.flush()
 
     def write_hparams(self, hparams: Mapping):
-        self.write_texts(0, {'config': table(('key', 'value'), ((name, f'`{value}`') for name, value in sorted(hparams.items()))) + '\n'})
+        self.write_texts(
+            0,
+            {
+                'config': table(
+                    ('key', 'value'),
+                    ((name, f'`{value}`') for name, value in sorted(hparams.items())),
+                )
+                + '\n'
+            },
+        )
 
     def flush(self):
         self._events.flush()
@@ -176,11 +208,13 @@ class TensorBoardWriter(_Writer):
 
 
 class MetricWriter(metric_writers.MultiWriter):
-    """The writers of a run: ``workdir/metrics.jsonl`` and ``workdir/tensorboard/``. A context manager that closes them.
+    """The writers of a run: ``workdir/metrics.jsonl`` and ``workdir/tensorboard/``. A context
+    manager that closes them.
 
     Args:
       workdir: local folder, created where absent. On every host but the first nothing is written.
-      resume_step: training continues after this many updates: records of later steps are removed. 0: a run begins, all are removed.
+      resume_step: training continues after this many updates: records of later steps are removed.
+        0: a run begins, all are removed.
     """
 
     def __init__(self, workdir, *, resume_step: int = 0):
@@ -206,7 +240,9 @@ def _json_number(value) -> int | float | None:
 
 
 def _prune_jsonl(path: Path, last_step: int) -> None:
-    """Keeps the lines of steps <= last_step; what is not a whole line of JSON is dropped with a warning."""
+    """Keeps the lines of steps <= last_step; what is not a whole line of JSON is dropped with a
+    warning.
+    """
     if not path.exists():
         return
     kept = []
@@ -220,7 +256,9 @@ def _prune_jsonl(path: Path, last_step: int) -> None:
 
 
 def _prune_events(path: Path, last_step: int) -> None:
-    """Keeps the whole records of steps <= last_step, byte for byte (TFRecord: length, its checksum, data, its checksum)."""
+    """Keeps the whole records of steps <= last_step, byte for byte (TFRecord: length, its checksum,
+    data, its checksum).
+    """
     raw, kept, start = path.read_bytes(), [], 0
     while start + 12 <= len(raw):
         (length,) = struct.unpack_from('<Q', raw, start)

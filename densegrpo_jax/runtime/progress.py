@@ -1,4 +1,6 @@
-"""Progress on the console: a bar on a terminal, plain lines in a log file; both with rate and time left."""
+"""Progress on the console: a bar on a terminal, plain lines in a log file; both with rate and time
+left.
+"""
 
 import collections
 import sys
@@ -17,10 +19,12 @@ class ProgressBar:
     Args:
       total: steps of the whole run.
       start: steps that were done before this process.
-      every_seconds: least time between two lines of a log; the last step always gets one. A terminal's bar always moves.
+      every_seconds: least time between two lines of a log; the last step always gets one. A
+        terminal's bar always moves.
       file: where to write, default sys.stderr.
       show: False shows nothing: not the process that reports.
-      together: how many steps are under way at a time. They may end together, so that the rate is measured over as many.
+      together: how many steps are under way at a time. They may end together, so that the rate is
+        measured over as many.
     """
 
     def __init__(
@@ -35,17 +39,34 @@ class ProgressBar:
         together: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._done, self._label, self._every, self._clock = total, start, label, every_seconds, clock
+        self._total, self._done, self._label, self._every, self._clock = (
+            total,
+            start,
+            label,
+            every_seconds,
+            clock,
+        )
         self._seconds_per_step = None
         self._updates, self._last_line = 0, None
-        self._measured = collections.deque([(clock(), start)], maxlen=together)  # when so many steps were done
+        # when so many steps were done
+        self._measured = collections.deque([(clock(), start)], maxlen=together)
         self._console, self._show = Console(file=file or sys.stderr), show
         self._bar = None
         if show and self._console.is_terminal:
-            fields = ('{task.completed:.0f}/{task.total:.0f}', '{task.fields[rate]}', '{task.fields[metrics]}')
-            columns = [TextColumn(label), BarColumn(bar_width=24), *(TextColumn(field, markup=False) for field in fields)]
+            fields = (
+                '{task.completed:.0f}/{task.total:.0f}',
+                '{task.fields[rate]}',
+                '{task.fields[metrics]}',
+            )
+            columns = [
+                TextColumn(label),
+                BarColumn(bar_width=24),
+                *(TextColumn(field, markup=False) for field in fields),
+            ]
             self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task(label, total=total, completed=start, rate='', metrics='')
+            self._task = self._bar.add_task(
+                label, total=total, completed=start, rate='', metrics=''
+            )
 
     def __enter__(self):
         if self._bar:
@@ -66,7 +87,13 @@ class ProgressBar:
         now = self._clock()
         if self._last_line is None or now - self._last_line >= self._every or done >= self._total:
             self._last_line = now
-            self._line('  '.join(part for part in (f'{self._label} {done}/{self._total}', shown, self._rate()) if part))
+            self._line(
+                '  '.join(
+                    part
+                    for part in (f'{self._label} {done}/{self._total}', shown, self._rate())
+                    if part
+                )
+            )
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
@@ -84,7 +111,8 @@ class ProgressBar:
     def _measure(self, done: int) -> None:
         (since, before), now = self._measured[0], self._clock()
         seconds = (now - since) / max(done - before, 1)
-        if self._updates < 2:  # the first step compiles: its time stands in only until there is a second
+        # the first step compiles: its time stands in only until there is a second
+        if self._updates < 2:
             self._seconds_per_step = seconds
         else:
             self._seconds_per_step += _SMOOTHING * (seconds - self._seconds_per_step)

@@ -1,10 +1,12 @@
 """Where parameters live on the mesh: an ordered table of (regex, spec), the first match wins.
 
-A parameter is named by its path, e.g. ``transformer_blocks/attn/to_q/kernel``. A spec is written for the *last* dimensions of
-the array, so one rule serves a block's kernel [in, out] and the same kernel of all scanned blocks [layers, in, out].
+A parameter is named by its path, e.g. ``transformer_blocks/attn/to_q/kernel``. A spec is written
+for the *last* dimensions of the array, so one rule serves a block's kernel [in, out] and the same
+kernel of all scanned blocks [layers, in, out].
 
-Column-parallel matrices split their outputs over ``tensor``, the row-parallel ones that follow them split their inputs, so that
-a pair costs one all-reduce (Megatron-LM, arXiv:1909.08053, section 3). ``fsdp`` takes the other dimension.
+Column-parallel matrices split their outputs over ``tensor``, the row-parallel ones that follow them
+split their inputs, so that a pair costs one all-reduce (Megatron-LM, arXiv:1909.08053, section 3).
+``fsdp`` takes the other dimension.
 """
 
 import math
@@ -19,9 +21,11 @@ MIN_SHARD_BYTES = 4 << 20  # splitting less than this saves no memory worth a co
 
 
 class Rule(NamedTuple):
-    """``pattern`` is searched in the parameter's path; ``spec`` gives the mesh axes of its last dimensions.
+    """``pattern`` is searched in the parameter's path; ``spec`` gives the mesh axes of its last
+    dimensions.
 
-    uneven: what to do where the axes do not divide a dimension: 'error', or 'replicate' that dimension.
+    uneven: what to do where the axes do not divide a dimension: 'error', or 'replicate' that
+    dimension.
     """
 
     pattern: str
@@ -29,12 +33,14 @@ class Rule(NamedTuple):
     uneven: str = 'error'
 
 
-# Both leave fsdp to a dimension that is summed over. On the outputs of a row-parallel matrix it would meet the rows of the batch, which are
-# split over fsdp too, and XLA (jaxlib 0.10.2, data x fsdp x tensor = 2 x 2 x 2, few tokens) hands some rows to the wrong device.
+# Both leave fsdp to a dimension that is summed over. On the outputs of a row-parallel matrix it
+# would meet the rows of the batch, which are split over fsdp too, and XLA (jaxlib 0.10.2, data x
+# fsdp x tensor = 2 x 2 x 2, few tokens) hands some rows to the wrong device.
 COLUMN = ('fsdp', 'tensor')
 ROW = (('tensor', 'fsdp'), None)
 
-# FLUX and SD3 transformers, T5, CLIP text and the autoencoder, by the names of their Diffusers and Transformers modules.
+# FLUX and SD3 transformers, T5, CLIP text and the autoencoder, by the names of their Diffusers and
+# Transformers modules.
 _COLUMN_LAYERS = (
     r'(to_q|to_k|to_v|add_[qkv]_proj|proj_mlp|net_0/proj|norm\w*/linear|linear_1|[xt]_embedder|context_embedder'
     r'|SelfAttention/[qkv]|wi(_[01])?|[qkv]_proj|fc1)'
@@ -42,14 +48,16 @@ _COLUMN_LAYERS = (
 _ROW_LAYERS = r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|SelfAttention/o|wo|out_proj|fc2)'
 
 RULES = (
-    # Adapters: whole where an axis does not divide them. fsdp takes a dimension that is summed over: from the outputs of b it would spread
-    # to the activations, and the compiler would gather those instead of the weights.
+    # Adapters: whole where an axis does not divide them. fsdp takes a dimension that is summed
+    # over: from the outputs of b it would spread to the activations, and the compiler would gather
+    # those instead of the weights.
     Rule(rf'(^|/){_COLUMN_LAYERS}/a$', ('fsdp', None), uneven='replicate'),
     Rule(rf'(^|/){_COLUMN_LAYERS}/b$', ('fsdp', 'tensor'), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/b$', ('fsdp', None), uneven='replicate'),
     Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
-    # A quantised kernel's bits lie as the kernel would; its scales, a sixteenth of their bytes at most, stay whole.
+    # A quantised kernel's bits lie as the kernel would; its scales, a sixteenth of their bytes at
+    # most, stay whole.
     Rule(rf'(^|/){_COLUMN_LAYERS}/kernel(/qvalue)?$', COLUMN),
     Rule(rf'(^|/){_ROW_LAYERS}/kernel(/qvalue)?$', ROW),
     Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
@@ -67,23 +75,30 @@ def path_name(path) -> str:
 def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
     """The PartitionSpec that the first matching rule gives an array of ``shape``.
 
-    Raises ValueError where no rule matches, the spec has more entries than the array has dimensions, or its axes do not divide a
-    dimension and the rule does not say ``uneven='replicate'``.
+    Raises ValueError where no rule matches, the spec has more entries than the array has
+    dimensions, or its axes do not divide a dimension and the rule does not say
+    ``uneven='replicate'``.
     """
     rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
     if rule is None:
-        raise ValueError(f'No sharding rule matches {name!r} of shape {tuple(shape)}. Add a rule for it to the table.')
+        raise ValueError(
+            f'No sharding rule matches {name!r} of shape {tuple(shape)}. Add a rule for it to the table.'
+        )
     where = f'sharding rule {rule.pattern!r} -> {rule.spec}'
     if rule.uneven not in ('error', 'replicate'):
         raise ValueError(f"{where}: uneven must be 'error' or 'replicate', found {rule.uneven!r}.")
     if len(rule.spec) > len(shape):
-        raise ValueError(f'{where} has {len(rule.spec)} entries, but {name!r} has shape {tuple(shape)}.')
+        raise ValueError(
+            f'{where} has {len(rule.spec)} entries, but {name!r} has shape {tuple(shape)}.'
+        )
     entries = [None] * (len(shape) - len(rule.spec)) + list(rule.spec)
     for i, entry in enumerate(entries):
         axes = (entry,) if isinstance(entry, str) else entry or ()
         unknown = [axis for axis in axes if axis not in mesh.shape]
         if unknown:
-            raise ValueError(f'{where} names the axes {unknown}; the mesh has {list(mesh.axis_names)}.')
+            raise ValueError(
+                f'{where} names the axes {unknown}; the mesh has {list(mesh.axis_names)}.'
+            )
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if shape[i] % parts == 0:
             continue
@@ -99,34 +114,54 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
 
 
 def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int | None = None):
-    """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same structure.
+    """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same
+    structure.
 
-    Works for anything whose paths end like the parameters': optimiser moments and averages follow the same rules. Scalars, and arrays
-    of fewer than ``min_bytes`` bytes, are replicated and need no rule.
+    Works for anything whose paths end like the parameters': optimiser moments and averages follow
+    the same rules. Scalars, and arrays of fewer than ``min_bytes`` bytes, are replicated and need
+    no rule.
     """
 
     def leaf_sharding(path, leaf):
-        small = leaf.ndim == 0 or leaf.size * leaf.dtype.itemsize < (MIN_SHARD_BYTES if min_bytes is None else min_bytes)
-        return NamedSharding(mesh, PartitionSpec() if small else spec_for(path_name(path), leaf.shape, mesh, rules))
+        small = leaf.ndim == 0 or leaf.size * leaf.dtype.itemsize < (
+            MIN_SHARD_BYTES if min_bytes is None else min_bytes
+        )
+        return NamedSharding(
+            mesh, PartitionSpec() if small else spec_for(path_name(path), leaf.shape, mesh, rules)
+        )
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def with_shardings(tree, tree_shardings):
-    """ShapeDtypeStructs of ``tree`` that carry the given shardings: what loaders and checkpoints restore into."""
-    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, tree_shardings)
+    """ShapeDtypeStructs of ``tree`` that carry the given shardings: what loaders and checkpoints
+    restore into.
+    """
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        tree,
+        tree_shardings,
+    )
 
 
-def init_sharded(init: Callable, mesh: Mesh, *args, rules: Sequence[Rule] = RULES, min_bytes: int | None = None):
-    """``init(*args)`` computed in pieces, where each piece lives: no device or host ever holds the whole tree.
+def init_sharded(
+    init: Callable, mesh: Mesh, *args, rules: Sequence[Rule] = RULES, min_bytes: int | None = None
+):
+    """``init(*args)`` computed in pieces, where each piece lives: no device or host ever holds the
+    whole tree.
 
-    Returns the tree of arrays. Its values do not depend on the mesh (JAX's threefry bits are partitionable).
+    Returns the tree of arrays. Its values do not depend on the mesh (JAX's threefry bits are
+    partitionable).
     """
     abstract = jax.eval_shape(init, *args)
     return jax.jit(init, out_shardings=shardings(abstract, mesh, rules, min_bytes=min_bytes))(*args)
 
 
 def bytes_per_device(tree, tree_shardings) -> int:
-    """Bytes that one device holds of ``tree`` (arrays or ShapeDtypeStructs) under the given shardings."""
-    bits = lambda leaf, s: math.prod(s.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype)
+    """Bytes that one device holds of ``tree`` (arrays or ShapeDtypeStructs) under the given
+    shardings.
+    """
+    bits = lambda leaf, s: (
+        math.prod(s.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype)
+    )
     return sum(jax.tree.leaves(jax.tree.map(bits, tree, tree_shardings))) // 8

@@ -15,16 +15,19 @@ BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # what is asked for -> J
 
 
 def cpu_devices(batch: int, cores: int | None = None) -> int:
-    """Virtual CPU devices for a host with `cores` cores: the largest number up to it that divides `batch` rows.
+    """Virtual CPU devices for a host with `cores` cores: the largest number up to it that divides
+    `batch` rows.
 
-    XLA runs most element-wise loops and convolutions of one CPU device on a single thread: two devices on two cores halve the time.
+    XLA runs most element-wise loops and convolutions of one CPU device on a single thread: two
+    devices on two cores halve the time.
     """
     cores = cpu_cores() if cores is None else cores
     return max(d for d in range(1, max(1, min(cores, batch)) + 1) if batch % d == 0)
 
 
 def start_devices(batch: int, count: int = 0) -> None:
-    """Sets the number of CPU devices before JAX starts; without effect where an accelerator is used.
+    """Sets the number of CPU devices before JAX starts; without effect where an accelerator is
+    used.
 
     Args:
       batch: rows that the mesh's data axes will split.
@@ -42,7 +45,8 @@ def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:
       tpu: this host has TPU devices.
     """
     several = lambda name: environ.get(name, '').isdigit() and int(environ[name]) > 1
-    if several('SLURM_STEP_NUM_TASKS'):  # set by srun only: a shell inside an allocation is on its own
+    # set by srun only: a shell inside an allocation is on its own
+    if several('SLURM_STEP_NUM_TASKS'):
         return 'Slurm'
     if several('OMPI_COMM_WORLD_SIZE'):
         return 'Open MPI'
@@ -52,29 +56,46 @@ def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:
 
 
 def start_processes(
-    mode: str, coordinator: str = '', processes: int = 0, process: int = -1, *, heartbeat_seconds: int = HEARTBEAT_SECONDS
+    mode: str,
+    coordinator: str = '',
+    processes: int = 0,
+    process: int = -1,
+    *,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
     """Joins the other processes of the run, before any device is used.
 
     Args:
-      mode: 'on': this is one of several processes, and TPU metadata, Slurm or Open MPI know the others; 'auto': only if they say so;
-        'off': alone.
-      coordinator, processes, process: where nobody knows: HOST:PORT of process 0, how many there are, and which this is (from 0).
-      heartbeat_seconds: a process that has died is noticed after this time, and the others end with a message.
+      mode: 'on': this is one of several processes, and TPU metadata, Slurm or Open MPI know the
+        others; 'auto': only if they say so; 'off': alone.
+      coordinator, processes, process: where nobody knows: HOST:PORT of process 0, how many there
+        are, and which this is (from 0).
+      heartbeat_seconds: a process that has died is noticed after this time, and the others end with
+        a message.
 
     Raises:
       ValueError: some of the three are missing, or no launcher was found in mode 'on'.
     """
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) and not all(given):
-        raise ValueError('--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all three, or none')
+        raise ValueError(
+            '--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all three, or none'
+        )
     if all(given) and process >= processes:
-        raise ValueError(f'--process_id={process} must be below --num_processes={processes}: processes are counted from 0')
-    if mode == 'off' or (mode == 'auto' and not any(given) and not detect_cluster(os.environ, _has_tpu())):
+        raise ValueError(
+            f'--process_id={process} must be below --num_processes={processes}: processes are counted from 0'
+        )
+    if mode == 'off' or (
+        mode == 'auto' and not any(given) and not detect_cluster(os.environ, _has_tpu())
+    ):
         return
     # JAX would take SIGTERM for itself; here a stop is agreed on by `runtime.stop`.
     jax.config.update('jax_enable_preemption_service', False)
-    known = dict(coordinator_address=coordinator, num_processes=processes, process_id=process) if all(given) else {}
+    known = (
+        dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+        if all(given)
+        else {}
+    )
     if known:
         known['cluster_detection_method'] = 'deactivate'
     try:
@@ -87,9 +108,11 @@ def start_processes(
 
 
 def check_device(wanted: str) -> None:
-    """Raises ValueError where JAX does not run on `wanted` ('cpu', 'cuda', 'tpu'; '' = anything); call it after `start_processes`.
+    """Raises ValueError where JAX does not run on `wanted` ('cpu', 'cuda', 'tpu'; '' = anything);
+    call it after `start_processes`.
 
-    Without a driver that it can use JAX falls back to the CPU, and a large model would be loaded there.
+    Without a driver that it can use JAX falls back to the CPU, and a large model would be loaded
+    there.
     """
     found = jax.default_backend()
     if wanted and found != BACKENDS[wanted]:
@@ -98,19 +121,26 @@ def check_device(wanted: str) -> None:
             'cuda': 'nvidia-smi must list the GPU, with a driver for CUDA 13, and requirements-cuda.txt must be installed',
             'tpu': 'requirements-tpu.txt must be installed, on a TPU VM whose chips no other process holds',
         }[wanted]
-        raise ValueError(f'--device={wanted}, and JAX found {jax.devices()[0].device_kind} ({found}): {way_out}')
+        raise ValueError(
+            f'--device={wanted}, and JAX found {jax.devices()[0].device_kind} ({found}): {way_out}'
+        )
 
 
 def keep_compiled(folder: str) -> None:
-    """Keeps compiled programs in `folder`, so that a run that continues, or starts again after a change of its prompts, starts at once.
+    """Keeps compiled programs in `folder`, so that a run that continues, or starts again after a
+    change of its prompts, starts at once.
 
-    Not on CPUs: XLA rounds differently there in a program that it reads back than in the one it has just compiled, and a continued run
-    would no longer equal an uninterrupted one bit for bit. Nor where JAX_COMPILATION_CACHE_DIR already says where to keep them. Call it
-    after `start_processes`.
+    Not on CPUs: XLA rounds differently there in a program that it reads back than in the one it has
+    just compiled, and a continued run would no longer equal an uninterrupted one bit for bit. Nor
+    where JAX_COMPILATION_CACHE_DIR already says where to keep them. Call it after
+    `start_processes`.
     """
     if jax.default_backend() != 'cpu' and not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def _has_tpu() -> bool:
-    return bool(glob.glob('/dev/accel[0-9]*') or (glob.glob('/dev/vfio/[0-9]*') and os.path.exists('/usr/share/tpu')))
+    return bool(
+        glob.glob('/dev/accel[0-9]*')
+        or (glob.glob('/dev/vfio/[0-9]*') and os.path.exists('/usr/share/tpu'))
+    )

@@ -1,4 +1,6 @@
-"""Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the group and transition."""
+"""Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the
+group and transition.
+"""
 
 import jax
 import numpy as np
@@ -8,10 +10,14 @@ STREAM_PROBE = 4  # measurements without training: experiments/reproduction/prob
 
 
 def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
-    """The typed key [] of a stream at an iteration: no two of (seed, stream, step) share their randomness."""
+    """The typed key [] of a stream at an iteration: no two of (seed, stream, step) share their
+    randomness.
+    """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 def key_data(keys: jax.Array) -> np.ndarray:
-    """uint32 [..., 2] of typed keys: a host array means the same to every process of a run, an array on a device does not."""
+    """uint32 [..., 2] of typed keys: a host array means the same to every process of a run, an
+    array on a device does not.
+    """
     return np.asarray(jax.random.key_data(keys))

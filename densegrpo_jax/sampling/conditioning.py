@@ -1,4 +1,6 @@
-"""The prompt sets that a configuration names, and their conditioning: encoded once, then gathered by index."""
+"""The prompt sets that a configuration names, and their conditioning: encoded once, then gathered
+by index.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +16,54 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.geneval import geneval_prompts
-from densegrpo_jax.data.prompts import PromptSet, panel_prompts, tiny_eval_prompts, tiny_train_prompts
+from densegrpo_jax.data.prompts import (
+    PromptSet,
+    panel_prompts,
+    tiny_eval_prompts,
+    tiny_train_prompts,
+)
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
 from densegrpo_jax.pipelines.base import NEGATIVE, Conditioning, Pipeline
 from densegrpo_jax.pipelines.folder import load_params
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
-from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 
 EVAL_SCENES = 1024  # size of the generated evaluation set
 
 
 def load_prompts(config, split: str) -> PromptSet:
-    """The prompt set `config.data.train` or `.eval`, see `named_prompts`; of the second, `data.eval_prompts`.
+    """The prompt set `config.data.train` or `.eval`, see `named_prompts`; of the second,
+    `data.eval_prompts`.
 
-    Where the OCR reward is used, a text file's lines each hold their target in straight double quotes.
+    Where the OCR reward is used, a text file's lines each hold their target in straight double
+    quotes.
     """
     prompts = named_prompts(config, config.data[split], split, quoted_target='ocr' in config.reward)
     return PromptSet(prompts[: config.data.eval_prompts or None]) if split == 'eval' else prompts
 
 
 def load_panel_prompts(config) -> PromptSet | None:
-    """The prompt set `config.eval.panel_prompts`; None where it is empty: the panel then scores the evaluation's pictures."""
+    """The prompt set `config.eval.panel_prompts`; None where it is empty: the panel then scores the
+    evaluation's pictures.
+    """
     name = config.eval.panel_prompts
-    return named_prompts(config, name, 'eval', quoted_target='ocr' in config.eval.panel) if name else None
+    return (
+        named_prompts(config, name, 'eval', quoted_target='ocr' in config.eval.panel)
+        if name
+        else None
+    )
 
 
 def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> PromptSet:
     """A prompt set by its name.
 
-    'tiny' is the spelling miniature's (train words, or held-out words), 'tiny_shapes' the other one's (coloured shapes), 'scenes' the
-    generated OCR scenes (the two splits of each are disjoint), 'panel' our own set for what was not trained on, NAME.jsonl a file of
-    GenEval prompts, anything else a text file with one prompt a line.
+    'tiny' is the spelling miniature's (train words, or held-out words), 'tiny_shapes' the other
+    one's (coloured shapes), 'scenes' the generated OCR scenes (the two splits of each are
+    disjoint), 'panel' our own set for what was not trained on, NAME.jsonl a file of GenEval
+    prompts, anything else a text file with one prompt a line.
 
     Raises:
       ValueError, FileNotFoundError: from reading the file; or an empty set.
@@ -70,29 +86,51 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
 
 def content_hash(prompts: PromptSet) -> str:
     """A short hash of the prompts' texts and metadata, in their order."""
-    return hashlib.sha256(json.dumps([[p.text, p.metadata] for p in prompts], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        json.dumps([[p.text, p.metadata] for p in prompts], sort_keys=True).encode()
+    ).hexdigest()[:12]
 
 
 def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder | TextCache) -> dict:
-    """`params` with the conditioning of the empty prompt, where classifier-free guidance is asked for."""
+    """`params` with the conditioning of the empty prompt, where classifier-free guidance is asked
+    for.
+    """
     if pipeline.GUIDANCE != 'cfg' or config.model.guidance == 1:
         return params
     return {**params, NEGATIVE: encoder([''])}
 
 
 def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
-    """The conditioning of `texts` for a program over the mesh; each process reads the prompts that its own devices hold."""
+    """The conditioning of `texts` for a program over the mesh; each process reads the prompts that
+    its own devices hold.
+    """
     if jax.process_count() == 1:
         return jax.tree.map(jnp.asarray, cache(texts))
     sharding = replicated(mesh) if len(texts) % batch_shards(mesh) else batch_sharding(mesh)
     one = cache(texts[:1])
-    read = lambda field: lambda index: getattr(cache(texts[index[0]]), field)[(slice(None), *index[1:])]
+    read = lambda field: (
+        lambda index: getattr(cache(texts[index[0]]), field)[(slice(None), *index[1:])]
+    )
     arrays = ((getattr(one, field), read(field)) for field in Conditioning._fields)
-    return Conditioning(*(jax.make_array_from_callback((len(texts), *a.shape[1:]), sharding, callback) for a, callback in arrays))
+    return Conditioning(
+        *(
+            jax.make_array_from_callback((len(texts), *a.shape[1:]), sharding, callback)
+            for a, callback in arrays
+        )
+    )
 
 
-def text_conditioning(config, workdir: pathlib.Path, folder, pipeline: Pipeline, prompts: Iterable[str], mesh: Mesh, stop) -> TextCache:
-    """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by encoders that are then let go.
+def text_conditioning(
+    config,
+    workdir: pathlib.Path,
+    folder,
+    pipeline: Pipeline,
+    prompts: Iterable[str],
+    mesh: Mesh,
+    stop,
+) -> TextCache:
+    """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by
+    encoders that are then let go.
 
     Args:
       workdir: the cache is WORKDIR/text, or `config.text_cache`.
@@ -100,19 +138,28 @@ def text_conditioning(config, workdir: pathlib.Path, folder, pipeline: Pipeline,
       mesh: the encoders' weights are split over it.
       stop: StopRequest; a stop between two batches loses nothing.
     """
-    dtype, directory = jnp.dtype(config.model.dtype), pathlib.Path(config.text_cache or workdir / 'text').expanduser()
+    dtype, directory = (
+        jnp.dtype(config.model.dtype),
+        pathlib.Path(config.text_cache or workdir / 'text').expanduser(),
+    )
     cache = TextCache(directory, fingerprint(folder, pipeline, dtype), dtype)
     prompts = list(dict.fromkeys(prompts))
     here = set(cache.missing(prompts))
-    # Processes on one disk miss the same prompts, processes with disks of their own may not; all encode what any of them misses.
-    masks = [np.frombuffer(mask, bool) for mask in stop.gather(np.array([p in here for p in prompts]).tobytes())]
+    # Processes on one disk miss the same prompts, processes with disks of their own may not; all
+    # encode what any of them misses.
+    masks = [
+        np.frombuffer(mask, bool)
+        for mask in stop.gather(np.array([p in here for p in prompts]).tobytes())
+    ]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
         logging.info('encoding %d prompts into %s', len(missing), directory)
         split = lambda tree: shardings(tree, mesh)
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
         encoder = Encoder(pipeline, params, max_bytes=0, mesh=mesh)
-        with ProgressBar(len(missing), label='prompts', every_seconds=10, show=stop.hosts.primary) as bar:
+        with ProgressBar(
+            len(missing), label='prompts', every_seconds=10, show=stop.hosts.primary
+        ) as bar:
 
             def done(count: int) -> None:
                 bar.update(count)
@@ -123,15 +170,30 @@ def text_conditioning(config, workdir: pathlib.Path, folder, pipeline: Pipeline,
 
 
 class Encoder:
-    """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of them.
+    """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of
+    them.
 
-    Prompts that were encoded lately are taken from the host's memory, of which `max_bytes` are used (T5-XXL states of one prompt of
-    128 tokens take 2 MiB). In a run of several processes all give the same prompts, and the `mesh`.
+    Prompts that were encoded lately are taken from the host's memory, of which `max_bytes` are used
+    (T5-XXL states of one prompt of 128 tokens take 2 MiB). In a run of several processes all give
+    the same prompts, and the `mesh`.
     """
 
-    def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, max_bytes: int = 4 << 30, mesh: Mesh | None = None):
-        self._pipeline, self._params, self.batch = pipeline, {k: params[k] for k in pipeline.text_encoders}, batch
-        self._encode = jax.jit(pipeline.encode, **({'out_shardings': replicated(mesh)} if mesh else {}))
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        params: dict,
+        batch: int = 32,
+        max_bytes: int = 4 << 30,
+        mesh: Mesh | None = None,
+    ):
+        self._pipeline, self._params, self.batch = (
+            pipeline,
+            {k: params[k] for k in pipeline.text_encoders},
+            batch,
+        )
+        self._encode = jax.jit(
+            pipeline.encode, **({'out_shardings': replicated(mesh)} if mesh else {})
+        )
         self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
         self._max_bytes = max_bytes
 

@@ -1,4 +1,6 @@
-"""Conditioning of prompts, computed once and kept on disk, so that no text encoder is in memory while a run trains."""
+"""Conditioning of prompts, computed once and kept on disk, so that no text encoder is in memory
+while a run trains.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,21 @@ FORMAT = 1  # of the files; another number is another cache
 
 
 def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
-    """Hash of everything a prompt's conditioning depends on besides the prompt: encoders (config and weights), tokenizers, lengths, dtype.
+    """Hash of everything a prompt's conditioning depends on besides the prompt: encoders (config
+    and weights), tokenizers, lengths, dtype.
 
     Reads every byte of the text encoders' files: some seconds for FLUX.1's ten gigabytes.
     """
-    total = hashlib.sha256(f'{FORMAT} {pipeline.CLASS_NAME} {pipeline.t5_length} {jnp.dtype(dtype).name}'.encode())
+    total = hashlib.sha256(
+        f'{FORMAT} {pipeline.CLASS_NAME} {pipeline.t5_length} {jnp.dtype(dtype).name}'.encode()
+    )
     for name in (*pipeline.text_encoders, *(name for name, _ in pipeline.TOKENIZERS)):
         for path in sorted((folder / name).rglob('*')):
             if path.suffix in ('.json', '.safetensors', '.txt', '.model'):
                 with open(path, 'rb') as file:
-                    total.update(f'{name}/{path.name} {hashlib.file_digest(file, "sha256").hexdigest()}'.encode())
+                    total.update(
+                        f'{name}/{path.name} {hashlib.file_digest(file, "sha256").hexdigest()}'.encode()
+                    )
     return total.hexdigest()
 
 
@@ -35,15 +42,20 @@ class TextCache:
     """Prompts -> conditioning, read from one file per prompt.
 
     Args:
-      directory: created when something is stored. Files of other models, tokenizers, lengths or dtypes may lie beside: the key of a
-        file is a hash of `key` and the prompt.
+      directory: created when something is stored. Files of other models, tokenizers, lengths or
+        dtypes may lie beside: the key of a file is a hash of `key` and the prompt.
       key: `fingerprint` of the encoders.
       dtype: what the text states are stored in; the pooled state stays float32.
       max_bytes: of conditioning held in the host's memory.
     """
 
     def __init__(self, directory: pathlib.Path, key: str, dtype, max_bytes: int = 4 << 30):
-        self._directory, self._key, self._dtype, self._max_bytes = pathlib.Path(directory), key, jnp.dtype(dtype), max_bytes
+        self._directory, self._key, self._dtype, self._max_bytes = (
+            pathlib.Path(directory),
+            key,
+            jnp.dtype(dtype),
+            max_bytes,
+        )
         self._held: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
 
     def path(self, prompt: str) -> pathlib.Path:
@@ -54,8 +66,16 @@ class TextCache:
         """The distinct prompts that are not stored yet, in order."""
         return [p for p in dict.fromkeys(prompts) if not self.path(p).exists()]
 
-    def fill(self, prompts: Sequence[str], encode: Callable[[list[str]], Conditioning], batch: int, done: Callable[[int], None]) -> None:
-        """Encodes and stores `prompts`, `batch` at a time; `done(count)` is called after each batch. Stopped, it continues where it was."""
+    def fill(
+        self,
+        prompts: Sequence[str],
+        encode: Callable[[list[str]], Conditioning],
+        batch: int,
+        done: Callable[[int], None],
+    ) -> None:
+        """Encodes and stores `prompts`, `batch` at a time; `done(count)` is called after each
+        batch. Stopped, it continues where it was.
+        """
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
             rows = encode(part)
@@ -64,7 +84,9 @@ class TextCache:
                 if path.exists():
                     continue  # another process got here first
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(path, {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)})
+                write_file(
+                    path, {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)}
+                )
             done(min(start + batch, len(prompts)))
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
@@ -75,7 +97,10 @@ class TextCache:
           ValueError: a damaged file, by name.
         """
         rows = [self._row(prompt) for prompt in prompts]
-        while len(self._held) > len(rows) and len(self._held) * sum(a.nbytes for a in rows[0]) > self._max_bytes:
+        while (
+            len(self._held) > len(rows)
+            and len(self._held) * sum(a.nbytes for a in rows[0]) > self._max_bytes
+        ):
             del self._held[next(iter(self._held))]
         return Conditioning(*(np.stack(column) for column in zip(*rows)))
 
@@ -86,7 +111,11 @@ class TextCache:
                 stored = safetensors.numpy.load_file(path)
                 self._held[prompt] = stored['text'], stored['pooled']
             except FileNotFoundError:
-                raise KeyError(f'the prompt {prompt!r} has no stored conditioning in {self._directory}') from None
+                raise KeyError(
+                    f'the prompt {prompt!r} has no stored conditioning in {self._directory}'
+                ) from None
             except (safetensors.SafetensorError, KeyError) as error:
-                raise ValueError(f'{path} is damaged ({error}); delete it and start again: it will be computed anew') from None
+                raise ValueError(
+                    f'{path} is damaged ({error}); delete it and start again: it will be computed anew'
+                ) from None
         return self._held[prompt]

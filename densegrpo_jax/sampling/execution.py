@@ -1,4 +1,6 @@
-"""What every command that works on devices does around its work: devices, processes, signals, one writer, the exit status."""
+"""What every command that works on devices does around its work: devices, processes, signals, one
+writer, the exit status.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,24 @@ from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.files import only_writer
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.startup import check_device, keep_compiled, start_devices, start_processes
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest, handle_stop_signals
+from densegrpo_jax.runtime.startup import (
+    check_device,
+    keep_compiled,
+    start_devices,
+    start_processes,
+)
+from densegrpo_jax.runtime.stop import (
+    FINISHED,
+    RESUMABLE,
+    Preempted,
+    StopRequest,
+    handle_stop_signals,
+)
 
 
-def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any], folder: str = '') -> tuple[int, Any]:
+def execute(
+    flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any], folder: str = ''
+) -> tuple[int, Any]:
     """Starts devices and processes as the flags say and does `work(folder, mesh, stop)`.
 
     Args:
@@ -36,7 +51,13 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
     config, workdir = flag.config, pathlib.Path(folder or flag.workdir).expanduser().absolute()
     start_devices(batch, flag.cpu_devices)
     try:
-        start_processes(flag.distributed, flag.coordinator, flag.num_processes, flag.process_id, heartbeat_seconds=flag.heartbeat)
+        start_processes(
+            flag.distributed,
+            flag.coordinator,
+            flag.num_processes,
+            flag.process_id,
+            heartbeat_seconds=flag.heartbeat,
+        )
         check_device(flag.device)
         hosts = Hosts.current()
         if not hosts.primary:
@@ -48,7 +69,10 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):
             logging.error('%s', reason)
-        logging.warning('%s; the same command continues', 'stopped' if isinstance(reason, RewardError) else reason)
+        logging.warning(
+            '%s; the same command continues',
+            'stopped' if isinstance(reason, RewardError) else reason,
+        )
         if hosts.count > 1:
             hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
         return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
@@ -57,14 +81,20 @@ def execute(flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], 
         return _leave(2), None
     except Exception:
         if jax.process_count() > 1:
-            logging.exception('this process (%d of %d) failed; the others stop when they notice', jax.process_index(), jax.process_count())
+            logging.exception(
+                'this process (%d of %d) failed; the others stop when they notice',
+                jax.process_index(),
+                jax.process_count(),
+            )
         else:
             raise
         return _leave(1), None
 
 
 def _leave(status: int) -> int:
-    """The exit status. One of several processes goes at once: the usual way out would wait for programs that need the others."""
+    """The exit status. One of several processes goes at once: the usual way out would wait for
+    programs that need the others.
+    """
     if jax.process_count() > 1:
         logging.flush()
         sys.stdout.flush()

@@ -1,4 +1,6 @@
-"""Opening a base model, with or without the adapters of a finished or running training run, for tools that only read."""
+"""Opening a base model, with or without the adapters of a finished or running training run, for
+tools that only read.
+"""
 
 from __future__ import annotations
 
@@ -15,42 +17,71 @@ from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import load_params, open_pipeline, resolve_folder
 from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
-from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.flat_state import digest, flatten
+from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.state import lora_config, optimiser, state_shapes
 
 
 def network_options(config, mesh: Mesh) -> dict:
-    """What `config` says about the networks besides their shapes: options of `pipeline_folder.build_pipeline`."""
+    """What `config` says about the networks besides their shapes: options of
+    `pipeline_folder.build_pipeline`.
+    """
     m, dtype = config.model, jnp.dtype(config.model.dtype)
     attend = choose(m.attention, mesh, dtype)
-    return dict(t5_length=m.t5_length, lora=lora_config(config), scan=m.scan, remat=m.remat, dtype=dtype, attend=attend)
+    return dict(
+        t5_length=m.t5_length,
+        lora=lora_config(config),
+        scan=m.scan,
+        remat=m.remat,
+        dtype=dtype,
+        attend=attend,
+    )
 
 
 def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
-    """The folder that `config.model` names and its pipeline, with room for what `config` trains; no weight is read."""
+    """The folder that `config.model` names and its pipeline, with room for what `config` trains; no
+    weight is read.
+    """
     options, folder = network_options(config, mesh), resolve_folder(config.model.path)
     return folder, open_pipeline(folder, **options)
 
 
 def open_shapes(config, mesh: Mesh) -> Pipeline:
-    """The pipeline that `config.model` names, for what needs no weights: a released model's is known without its files."""
+    """The pipeline that `config.model` names, for what needs no weights: a released model's is
+    known without its files.
+    """
     options, name = network_options(config, mesh), config.model.path
-    return released_pipeline(name, **options) if name in RELEASED else open_pipeline(resolve_folder(name), **options)
+    return (
+        released_pipeline(name, **options)
+        if name in RELEASED
+        else open_pipeline(resolve_folder(name), **options)
+    )
 
 
-def load_components(config, folder: pathlib.Path, pipeline: Pipeline, mesh: Mesh, components: Sequence[str] | None = None) -> dict:
+def load_components(
+    config,
+    folder: pathlib.Path,
+    pipeline: Pipeline,
+    mesh: Mesh,
+    components: Sequence[str] | None = None,
+) -> dict:
     """Weights of the named components (None: all) of an opened base model, placed on the mesh."""
     place, m = lambda tree: shardings(tree, mesh), config.model
     return load_params(
-        folder, pipeline, components, dtype=jnp.dtype(m.dtype), shardings=place, transformer_file=m.transformer_file, quantize=m.quantize
+        folder,
+        pipeline,
+        components,
+        dtype=jnp.dtype(m.dtype),
+        shardings=place,
+        transformer_file=m.transformer_file,
+        quantize=m.quantize,
     )
 
 
 def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:
-    """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the weights of the named components
-    (None: all), placed on the mesh."""
+    """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the
+    weights of the named components (None: all), placed on the mesh."""
     folder, pipeline = open_base(config, mesh)
     return pipeline, load_components(config, folder, pipeline, mesh, components)
 
@@ -61,7 +92,9 @@ def find_step(workdir: pathlib.Path, which: str) -> int:
         return _step(checkpoints, which)
 
 
-def load_adapters(pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best') -> tuple[dict, int]:
+def load_adapters(
+    pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best'
+) -> tuple[dict, int]:
     """The moving average of the adapters from a run's checkpoints.
 
     Args:
@@ -86,15 +119,24 @@ def identity(adapters: dict | None) -> str:
     """A short hash of a policy's weights; 'base' where there are none."""
     if adapters is None:
         return 'base'
-    hashes = {name: int(value) for name, value in jax.device_get({k: digest(leaf) for k, leaf in flatten(adapters).items()}).items()}
+    hashes = {
+        name: int(value)
+        for name, value in jax.device_get(
+            {k: digest(leaf) for k, leaf in flatten(adapters).items()}
+        ).items()
+    }
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _step(checkpoints: Checkpoints, which: str) -> int:
     named = {'best': checkpoints.best_step, 'latest': checkpoints.latest_step}
     if which not in named and not which.isdigit():
-        raise ValueError(f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps {checkpoints.steps()}")
+        raise ValueError(
+            f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps {checkpoints.steps()}"
+        )
     step = named[which]() if which in named else int(which)
     if step is None or step not in checkpoints.steps():
-        raise FileNotFoundError(f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}')
+        raise FileNotFoundError(
+            f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}'
+        )
     return step

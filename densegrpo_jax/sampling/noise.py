@@ -1,4 +1,6 @@
-"""Where a run's noise table comes from: its own configuration, or psi of a JSON file that `densegrpo_jax.calibrate` has made."""
+"""Where a run's noise table comes from: its own configuration, or psi of a JSON file that
+`densegrpo_jax.calibrate` has made.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,20 @@ import numpy as np
 
 from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.plan import StepPlan
-from densegrpo_jax.core.schedules import check_noise_levels, constant_noise_levels, flow_grpo_noise_levels
+from densegrpo_jax.core.schedules import (
+    check_noise_levels,
+    constant_noise_levels,
+    flow_grpo_noise_levels,
+)
 from densegrpo_jax.runtime.files import replace_file
 
 FORMAT = 1  # of psi.json
 FILE = 'psi.json'  # in the work directory of a run that calibrates first
-NOISE_TABLES = {'flow_grpo': flow_grpo_noise_levels, 'constant': constant_noise_levels, 'ddim': ddim_noise_levels}
+NOISE_TABLES = {
+    'flow_grpo': flow_grpo_noise_levels,
+    'constant': constant_noise_levels,
+    'ddim': ddim_noise_levels,
+}
 SAME_SIGMA = 1e-6
 
 
@@ -24,26 +34,34 @@ def own_table(config, sigmas: np.ndarray) -> np.ndarray:
 
 
 def noise_table(config, sigmas: np.ndarray, plan: StepPlan) -> np.ndarray:
-    """float32 [T] for the grid `sigmas` [T+1]: psi of `noise.psi_path`, or the configuration's own table where that is empty."""
+    """float32 [T] for the grid `sigmas` [T+1]: psi of `noise.psi_path`, or the configuration's own
+    table where that is empty.
+    """
     if config.noise.psi_path:
-        return calibrated_table(config, sigmas, plan, pathlib.Path(config.noise.psi_path).expanduser())
+        return calibrated_table(
+            config, sigmas, plan, pathlib.Path(config.noise.psi_path).expanduser()
+        )
     return own_table(config, sigmas)
 
 
 def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.Path) -> np.ndarray:
     """psi of a file for the transitions of `sigmas` [T+1], float32 [T].
 
-    On the grid and the picture size that it was calibrated for psi is taken as it is. On others `noise.interpolate` must be set: then
-    psi is linear in s between the noise levels that the calibrated transitions leave from, and constant beyond the outermost.
+    On the grid and the picture size that it was calibrated for psi is taken as it is. On others
+    `noise.interpolate` must be set: then psi is linear in s between the noise levels that the
+    calibrated transitions leave from, and constant beyond the outermost.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or not a finished calibration; another kernel; another grid, picture size, or a trained
-        transition that was not calibrated, without `noise.interpolate`.
+      FileNotFoundError, ValueError: no such file, or not a finished calibration; another kernel;
+        another grid, picture size, or a trained transition that was not calibrated, without
+        `noise.interpolate`.
     """
     document = read(path)
     if not document['finished']:
         done = len(document['history'])
-        raise ValueError(f'{path} is a calibration after {done} iterations, not finished; continue it with densegrpo_jax.calibrate')
+        raise ValueError(
+            f'{path} is a calibration after {done} iterations, not finished; continue it with densegrpo_jax.calibrate'
+        )
     there, here = document['geometry'], geometry(config, sigmas, plan)
     if there['kernel'] != here['kernel']:
         raise ValueError(
@@ -66,16 +84,26 @@ def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.P
 
 
 def geometry(config, sigmas: np.ndarray, plan: StepPlan) -> dict:
-    """What psi belongs to, as JSON values: kernel, picture size, grid [T+1] and which transitions are calibrated [T]."""
+    """What psi belongs to, as JSON values: kernel, picture size, grid [T+1] and which transitions
+    are calibrated [T].
+    """
     return {
-        'kernel': config.rollout.kernel, 'height': config.model.height, 'width': config.model.width,
-        'sigmas': [float(s) for s in sigmas], 'calibrated': [bool(on) for on in plan.trained],
-    }  # fmt: skip
+        'kernel': config.rollout.kernel,
+        'height': config.model.height,
+        'width': config.model.width,
+        'sigmas': [float(s) for s in sigmas],
+        'calibrated': [bool(on) for on in plan.trained],
+    }
 
 
 def same_geometry(there: dict, here: dict) -> bool:
-    """Whether psi of `there` can be taken as it is: the same pictures and grid, and every transition that is trained `here` calibrated."""
-    if len(there['sigmas']) != len(here['sigmas']) or (there['height'], there['width']) != (here['height'], here['width']):
+    """Whether psi of `there` can be taken as it is: the same pictures and grid, and every
+    transition that is trained `here` calibrated.
+    """
+    if len(there['sigmas']) != len(here['sigmas']) or (there['height'], there['width']) != (
+        here['height'],
+        here['width'],
+    ):
         return False
     close = np.allclose(there['sigmas'], here['sigmas'], rtol=0, atol=SAME_SIGMA)
     return bool(close and np.all(np.array(there['calibrated']) >= np.array(here['calibrated'])))
@@ -89,16 +117,24 @@ def _shown(g: dict) -> str:
 def read(path: pathlib.Path) -> dict:
     """A psi file. FileNotFoundError where there is none; ValueError where it is none."""
     if not path.is_file():
-        raise FileNotFoundError(f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names it)')
+        raise FileNotFoundError(
+            f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names it)'
+        )
     try:
         document = json.loads(path.read_text())
         found = document['format']
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f'{path} is no psi file of densegrpo_jax.calibrate; name another one, or remove it') from None
+        raise ValueError(
+            f'{path} is no psi file of densegrpo_jax.calibrate; name another one, or remove it'
+        ) from None
     if found != FORMAT:
-        raise ValueError(f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into another file')
+        raise ValueError(
+            f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into another file'
+        )
     if absent := [key for key in ('psi', 'geometry', 'finished', 'history') if key not in document]:
-        raise ValueError(f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another file, or remove it')
+        raise ValueError(
+            f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another file, or remove it'
+        )
     return document
 
 
@@ -112,7 +148,9 @@ def describe(config) -> str:
     """The source of the noise table in a few words."""
     own = f'{config.rollout.noise} {config.rollout.level:g}'
     if config.noise.psi_path:
-        return f'calibrated ({config.noise.psi_path}' + (', interpolated)' if config.noise.interpolate else ')')
+        return f'calibrated ({config.noise.psi_path}' + (
+            ', interpolated)' if config.noise.interpolate else ')'
+        )
     return f'calibrated first, from {own}' if config.noise.calibrate else f'{own}, uncalibrated'
 
 

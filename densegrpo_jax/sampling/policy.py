@@ -1,5 +1,5 @@
-"""The policy and the network that moves the samples. One place says what they are: where sampler and update disagreed, the first
-ratio would not be 1."""
+"""The policy and the network that moves the samples. One place says what they are: where sampler
+and update disagreed, the first ratio would not be 1."""
 
 from __future__ import annotations
 
@@ -13,27 +13,53 @@ from densegrpo_jax.pipelines.base import NEGATIVE, Conditioning, Pipeline
 
 
 def policy_velocity(
-    pipeline: Pipeline, config, params: dict, trained: dict | None, conditioning: Conditioning, *, sampling: bool = False
+    pipeline: Pipeline,
+    config,
+    params: dict,
+    trained: dict | None,
+    conditioning: Conditioning,
+    *,
+    sampling: bool = False,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`v(x [B, ...], s [B]) -> [B, ...]` float32, see `Pipeline.velocity_fn`.
 
-    With `loss.cfg` the policy is the guided network, as in Flow-GRPO. Without it guidance moves the samples, but the policy is the
-    prompt's own prediction.
+    With `loss.cfg` the policy is the guided network, as in Flow-GRPO. Without it guidance moves the
+    samples, but the policy is the prompt's own prediction.
 
     Args:
-      params: the transformer's and, where classifier-free guidance is asked for, the negative prompt's conditioning (`with_negative`).
+      params: the transformer's and, where classifier-free guidance is asked for, the negative
+        prompt's conditioning (`with_negative`).
       trained: the policy's parameters; None: the reference policy.
       conditioning: of B rows.
-      sampling: without `loss.cfg` the function returns the pair (prediction of the prompt alone, guided prediction).
+      sampling: without `loss.cfg` the function returns the pair (prediction of the prompt alone,
+        guided prediction).
     """
     m, cfg = config.model, config.loss.cfg
     negative = params.get(NEGATIVE) if cfg or sampling else None
     return pipeline.velocity_fn(
-        params['transformer'], trained, conditioning, m.guidance, m.height, m.width, negative=negative, both=not cfg
+        params['transformer'],
+        trained,
+        conditioning,
+        m.guidance,
+        m.height,
+        m.width,
+        negative=negative,
+        both=not cfg,
     )
 
 
 def rescore(config, velocity: Callable, t: Transitions) -> StepOutput:
-    """Mean, std and log-probability of the transitions t [B, ...] that were sampled, under the policy of `velocity`."""
+    """Mean, std and log-probability of the transitions t [B, ...] that were sampled, under the
+    policy of `velocity`.
+    """
     r = config.rollout
-    return sde_step(velocity(t.x, t.s), t.x, t.s, t.s_next, t.noise_level, sample=t.x_next, kernel=r.kernel, log_prob=r.log_prob)
+    return sde_step(
+        velocity(t.x, t.s),
+        t.x,
+        t.s,
+        t.s_next,
+        t.noise_level,
+        sample=t.x_next,
+        kernel=r.kernel,
+        log_prob=r.log_prob,
+    )

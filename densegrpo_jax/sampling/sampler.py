@@ -1,4 +1,6 @@
-"""The sampling half of an iteration: a jitted dense rollout with decoding, and a jitted plain-ODE sampler for evaluation."""
+"""The sampling half of an iteration: a jitted dense rollout with decoding, and a jitted plain-ODE
+sampler for evaluation.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
 from densegrpo_jax.sampling.policy import policy_velocity
 
-# By default XLA may keep more than bfloat16 between fused operations, differently in every program: the update would then re-score
-# the sampler's transitions with another rounding, and the ratio of the first update would leave 1 by more than the clip range.
+# By default XLA may keep more than bfloat16 between fused operations, differently in every program:
+# the update would then re-score the sampler's transitions with another rounding, and the ratio of
+# the first update would leave 1 by more than the clip range.
 EXACT = {'xla_allow_excess_precision': False}
 
 
-# A decoder's activations at full resolution are the largest arrays of a rollout: 1.3 GiB for a picture of 512 x 512 on a TPU.
+# A decoder's activations at full resolution are the largest arrays of a rollout: 1.3 GiB for a
+# picture of 512 x 512 on a TPU.
 DECODED_PIXELS = 4 * 512 * 512
 
 
@@ -40,35 +44,66 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
-    """Grid, noise table, masks and completed states of a configuration. With `noise.calibrate` the table is where that starts."""
+    """Grid, noise table, masks and completed states of a configuration. With `noise.calibrate` the
+    table is where that starts.
+    """
     r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
-    plan = step_plan(sigmas, first=r.first, last=r.last or None, noisy_end=r.noisy_end, train_end=r.train_end, kernel=r.kernel)
-    levels, complete = noise_table(config, sigmas, plan), every_state(needed_states(c.rule, plan), c.completion_every)
-    return Schedule(sigmas, levels, plan, complete, c.completion_steps or None, c.completion_solver, c.completion_grid)
+    plan = step_plan(
+        sigmas,
+        first=r.first,
+        last=r.last or None,
+        noisy_end=r.noisy_end,
+        train_end=r.train_end,
+        kernel=r.kernel,
+    )
+    levels, complete = (
+        noise_table(config, sigmas, plan),
+        every_state(needed_states(c.rule, plan), c.completion_every),
+    )
+    return Schedule(
+        sigmas,
+        levels,
+        plan,
+        complete,
+        c.completion_steps or None,
+        c.completion_solver,
+        c.completion_grid,
+    )
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
-    """One key per sample, [P * G] prompt-major: folded with the prompt's place in the iteration and the slot in its group."""
+    """One key per sample, [P * G] prompt-major: folded with the prompt's place in the iteration and
+    the slot in its group.
+    """
     per_prompt = jax.vmap(lambda p: jax.random.fold_in(key, p))(prompts)
     slots = jnp.arange(group)
-    return jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(slots))(per_prompt).reshape(-1)
+    return jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(slots))(
+        per_prompt
+    ).reshape(-1)
 
 
 def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[B, *shape] standard normal, row b from fold_in(keys[b], index): the same whatever the batch or the devices."""
+    """[B, *shape] standard normal, row b from fold_in(keys[b], index): the same whatever the batch
+    or the devices.
+    """
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), shape))(keys)
 
 
 def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
-    """Splits an axis over the mesh's batch axes; where it does not divide, the compiler places the array."""
+    """Splits an axis over the mesh's batch axes; where it does not divide, the compiler places the
+    array.
+    """
     if x.shape[axis] % batch_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, axis))
 
 
-def decode_few(pipeline: Pipeline, params: dict, latents: jax.Array, height: int, width: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Pictures of latents [S, B, ...], B split over the mesh: uint8 [S, B, height, width, 3] and finite [S, B].
+def decode_few(
+    pipeline: Pipeline, params: dict, latents: jax.Array, height: int, width: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Pictures of latents [S, B, ...], B split over the mesh: uint8 [S, B, height, width, 3] and
+    finite [S, B].
 
     One decoder body for all states, and in it at most DECODED_PIXELS per device.
     """
@@ -79,9 +114,13 @@ def decode_few(pipeline: Pipeline, params: dict, latents: jax.Array, height: int
     here = batch // shards
     few = max(d for d in range(1, min(here, most) + 1) if here % d == 0)
     # Part n holds the n-th few rows of every device: rows stay where they are.
-    parts = jnp.swapaxes(latents.reshape(states, shards, here // few, few, *latents.shape[2:]), 1, 2)
+    parts = jnp.swapaxes(
+        latents.reshape(states, shards, here // few, few, *latents.shape[2:]), 1, 2
+    )
     parts = parts.reshape(-1, shards * few, *latents.shape[2:])
-    decoded = jax.lax.map(lambda z: pipeline.decode(params, split_rows(z, mesh), height, width), parts)
+    decoded = jax.lax.map(
+        lambda z: pipeline.decode(params, split_rows(z, mesh), height, width), parts
+    )
 
     def back(x):
         x = jnp.swapaxes(x.reshape(states, here // few, shards, few, *x.shape[2:]), 1, 2)
@@ -94,20 +133,29 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
     Returns:
-      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels [T]) -> (DenseRollout of p * G samples,
-      pictures uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the sample itself last. Batches are split over
-      the mesh. The noise levels, a host array, are an argument, and not `schedule`'s, so that one program serves any table.
+      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels
+      [T]) -> (DenseRollout of p * G samples, pictures uint8 [S, p * G, H, W, 3], finite bool [S, p
+      * G])`; S distinct completions, the sample itself last. Batches are split over the mesh. The
+      noise levels, a host array, are an argument, and not `schedule`'s, so that one program serves
+      any table.
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
 
-    def rollout(params, adapters, conditioning: Conditioning, key, places, noise_levels) -> tuple[DenseRollout, jax.Array, jax.Array]:
+    def rollout(
+        params, adapters, conditioning: Conditioning, key, places, noise_levels
+    ) -> tuple[DenseRollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
         repeated = jax.tree.map(split, conditioning.repeat(group))
         velocity = policy_velocity(pipeline, config, params, adapters, repeated, sampling=True)
-        # Index 0 is the initial noise, k + 1 the noise of transition k. Shared initial noise is that of the group's first sample.
-        first = jnp.repeat(keys.reshape(-1, group)[:, 0], group) if config.rollout.shared_noise else keys
+        # Index 0 is the initial noise, k + 1 the noise of transition k. Shared initial noise is
+        # that of the group's first sample.
+        first = (
+            jnp.repeat(keys.reshape(-1, group)[:, 0], group)
+            if config.rollout.shared_noise
+            else keys
+        )
         result = dense_rollout(
             velocity,
             pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),
@@ -128,33 +176,54 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
 
 
 def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh, count: int):
-    """The jitted continuation of trajectories by the policy, `count` times with fresh noise, from any state.
+    """The jitted continuation of trajectories by the policy, `count` times with fresh noise, from
+    any state.
 
     Returns:
-      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels [T], latents [p * G, ...] of state k,
-      k) -> (pictures uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other continuations.
+      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels
+      [T], latents [p * G, ...] of state k, k) -> (pictures uint8 [count, p * G, H, W, 3], finite
+      bool [count, p * G])`. Another key gives other continuations.
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
 
-    def continuations(params, adapters, conditioning: Conditioning, key, places, noise_levels, latents, k) -> tuple[jax.Array, jax.Array]:
+    def continuations(
+        params, adapters, conditioning: Conditioning, key, places, noise_levels, latents, k
+    ) -> tuple[jax.Array, jax.Array]:
         split = lambda x: split_rows(x, mesh)
-        velocity = policy_velocity(pipeline, config, params, adapters, jax.tree.map(split, conditioning.repeat(group)), sampling=True)
+        velocity = policy_velocity(
+            pipeline,
+            config,
+            params,
+            adapters,
+            jax.tree.map(split, conditioning.repeat(group)),
+            sampling=True,
+        )
 
         def one(c):
             keys = sample_keys(jax.random.fold_in(jax.random.wrap_key_data(key), c), places, group)
             noise = lambda j: split(_normal(keys, j, shape))
             return continue_trajectory(
-                velocity, split(latents), k, schedule.sigmas, noise_levels, schedule.plan, noise, kernel=config.rollout.kernel
+                velocity,
+                split(latents),
+                k,
+                schedule.sigmas,
+                noise_levels,
+                schedule.plan,
+                noise,
+                kernel=config.rollout.kernel,
             )
 
-        return decode_few(pipeline, params, jax.lax.map(one, jnp.arange(count)), m.height, m.width, mesh)
+        return decode_few(
+            pipeline, params, jax.lax.map(one, jnp.arange(count)), m.height, m.width, mesh
+        )
 
     return jax.jit(continuations, compiler_options=EXACT)
 
 
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
-    """The jitted plain-ODE sampler: `(params, adapters or None, conditioning [B, ...], key_data of keys [B]) -> (uint8 [B, H, W, 3],
+    """The jitted plain-ODE sampler:
+    `(params, adapters or None, conditioning [B, ...], key_data of keys [B]) -> (uint8 [B, H, W, 3],
     finite [B])`, whole on every device."""
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)
@@ -163,7 +232,13 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
     def sample(params, adapters, conditioning: Conditioning, keys):
         split = lambda x: split_rows(x, mesh)
         velocity = pipeline.velocity_fn(
-            params['transformer'], adapters, jax.tree.map(split, conditioning), m.guidance, m.height, m.width, negative=params.get(NEGATIVE)
+            params['transformer'],
+            adapters,
+            jax.tree.map(split, conditioning),
+            m.guidance,
+            m.height,
+            m.width,
+            negative=params.get(NEGATIVE),
         )
         noise = split(_normal(jax.random.wrap_key_data(keys), 0, shape))
         x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)

@@ -1,4 +1,6 @@
-"""What training changes: adapters, their moving average, the optimiser and the step. Everything else is derived from the config."""
+"""What training changes: adapters, their moving average, the optimiser and the step. Everything
+else is derived from the config.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ import optax
 from jax.sharding import Mesh
 
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
-from densegrpo_jax.pipelines.weights.lora_files import from_layers, read_peft
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.weights.lora_files import from_layers, read_peft
 from densegrpo_jax.runtime.sharding import init_sharded
 from densegrpo_jax.runtime.streams import STREAM_INIT, stream_key
 
 
 class TrainState(NamedTuple):
-    """One pytree, checkpointed whole. What is trained is named by its role; methods that need more roles add fields."""
+    """One pytree, checkpointed whole. What is trained is named by its role; methods that need more
+    roles add fields.
+    """
 
     policy: dict  # LoRA collection, or all parameters of the transformer (`full`); float32
     ema: dict  # its moving average, which is evaluated and exported
@@ -27,7 +31,9 @@ class TrainState(NamedTuple):
 
 
 def learning_rate(config) -> optax.Schedule:
-    """Rate of update k = 0, 1, ...: a linear rise over `optim.warmup` iterations, then `optim.decay` down to 0 at the run's last one."""
+    """Rate of update k = 0, 1, ...: a linear rise over `optim.warmup` iterations, then
+    `optim.decay` down to 0 at the run's last one.
+    """
     o = config.optim
     warm, rest = o.warmup * o.updates, (config.iterations - o.warmup) * o.updates
     after = {
@@ -45,21 +51,38 @@ def learning_rate(config) -> optax.Schedule:
 def optimiser(config) -> optax.GradientTransformation:
     """AdamW with global-norm clipping, at `learning_rate`."""
     o = config.optim
-    adamw = optax.adamw(learning_rate(config), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=_decays)
+    adamw = optax.adamw(
+        learning_rate(config),
+        b1=o.b1,
+        b2=o.b2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        mask=_decays,
+    )
     return optax.chain(optax.clip_by_global_norm(o.grad_clip), adamw)
 
 
 def _decays(tree):
-    """Which leaves weight decay shrinks: all but SD3.5's position table, a buffer that never gets a gradient."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], 'key', None) != 'pos_embed', tree)
+    """Which leaves weight decay shrinks: all but SD3.5's position table, a buffer that never gets a
+    gradient.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], 'key', None) != 'pos_embed', tree
+    )
 
 
 def lora_config(config) -> LoraConfig | None:
     """The adapters of a configuration; None where all weights are trained."""
-    return None if config.full else LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
+    return (
+        None
+        if config.full
+        else LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
+    )
 
 
-def init_state(pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Array, base: dict) -> TrainState:
+def init_state(
+    pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Array, base: dict
+) -> TrainState:
     """The policy as it starts, equal to the reference; to be jitted with the shardings of the mesh.
 
     Args:
@@ -80,21 +103,39 @@ def state_shapes(pipeline: Pipeline, tx: optax.GradientTransformation) -> TrainS
     return jax.eval_shape(lambda base: init_state(pipeline, tx, jax.random.key(0), base), base)
 
 
-def start_state(config, pipeline: Pipeline, tx: optax.GradientTransformation, mesh: Mesh, base: dict) -> TrainState:
-    """The state that a run begins with, placed on the mesh: fresh adapters, or those of `lora.init_from`."""
-    state = init_sharded(lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base), mesh, base)
-    return start_from(state, read_peft(config.lora.init_from), pipeline) if config.lora.init_from else state
+def start_state(
+    config, pipeline: Pipeline, tx: optax.GradientTransformation, mesh: Mesh, base: dict
+) -> TrainState:
+    """The state that a run begins with, placed on the mesh: fresh adapters, or those of
+    `lora.init_from`.
+    """
+    state = init_sharded(
+        lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base),
+        mesh,
+        base,
+    )
+    return (
+        start_from(state, read_peft(config.lora.init_from), pipeline)
+        if config.lora.init_from
+        else state
+    )
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:
-    """The fresh state with its policy, and moving average, taken from an adapter file (`lora_files.read_peft`)."""
+    """The fresh state with its policy, and moving average, taken from an adapter file
+    (`lora_files.read_peft`).
+    """
     given = from_layers(layers, pipeline.adapter_names(), pipeline.transformer.lora, state.policy)
-    placed = lambda: jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), given, state.policy)
+    placed = lambda: jax.tree.map(
+        lambda value, leaf: jax.device_put(value, leaf.sharding), given, state.policy
+    )
     return state._replace(policy=placed(), ema=placed())
 
 
 def ema_update(ema: dict, policy: dict, step: jax.Array, *, decay: float, every: int) -> dict:
-    """`ema <- d ema + (1 - d) policy` with d = min(decay, (1 + step) / (10 + step)), at every `every`-th step (Flow-GRPO's code)."""
+    """`ema <- d ema + (1 - d) policy` with d = min(decay, (1 + step) / (10 + step)), at every
+    `every`-th step (Flow-GRPO's code).
+    """
     d = jnp.where((step + 1) % every == 0, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0)
     return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, policy)
 

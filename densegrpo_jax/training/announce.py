@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
@@ -27,15 +27,21 @@ LOWERED_BY = {  # part of `memory` -> keys that make it smaller
 }
 
 
-def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state) -> dict[str, float]:
-    """Bytes per device of what stays or is large: weights, adapters with optimiser and moving average, rollout latents, pictures.
+def memory(
+    config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state
+) -> dict[str, float]:
+    """Bytes per device of what stays or is large: weights, adapters with optimiser and moving
+    average, rollout latents, pictures.
 
     Activations inside a network are not in it: they depend on the compiler (and on `model.remat`).
     """
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
     # The text encoders have left before training starts.
-    stored = {n: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes[n]) for n in ('transformer', 'vae')}
+    stored = {
+        n: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes[n])
+        for n in ('transformer', 'vae')
+    }
     stored['transformer'] = quantized_shapes(stored['transformer'], m.quantize)
     weights = bytes_per_device(stored, shardings(stored, mesh))
     adapters = bytes_per_device(state, shardings(state, mesh))
@@ -43,19 +49,27 @@ def memory(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: d
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
     kept = (r.steps + 1 + states) * samples * row / devices
-    completing = states * (2 if schedule.completion_solver == 'ab2' else 1)  # and their last velocities
+    # and their last velocities
+    completing = states * (2 if schedule.completion_solver == 'ab2' else 1)
     buffer = (2 * r.steps + 1 + completing) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
     return {'weights': weights, TRAINED: adapters, 'latents': kept + buffer, 'pictures': pictures}
 
 
 def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
-    """What to say where `memory` is more than the device has; '' where it is not, or the device (a CPU) does not tell."""
+    """What to say where `memory` is more than the device has; '' where it is not, or the device (a
+    CPU) does not tell.
+    """
     limit = (device.memory_stats() or {}).get('bytes_limit')
     if not limit or sum(need.values()) <= limit:
         return ''
     largest = sorted(need, key=need.get, reverse=True)
-    keys = dict.fromkeys(key for name in largest for key in LOWERED_BY[name] if not (full and key in ('model.quantize', 'lora.rank')))
+    keys = dict.fromkeys(
+        key
+        for name in largest
+        for key in LOWERED_BY[name]
+        if not (full and key in ('model.quantize', 'lora.rank'))
+    )
     return (
         f'this needs {sum(need.values()) / GIB:.2f} GiB per device before activations, and JAX has {limit / GIB:.2f} GiB on '
         f'{device.device_kind}: it will not fit. Most are {largest[0]}, {need[largest[0]] / GIB:.2f} GiB. '
@@ -64,9 +78,20 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
 
 
 def plan(
-    config, folder, pipeline: Pipeline, schedule: Schedule, state: TrainState, mesh: Mesh, accumulation: int, train: int, test: int, workdir
+    config,
+    folder,
+    pipeline: Pipeline,
+    schedule: Schedule,
+    state: TrainState,
+    mesh: Mesh,
+    accumulation: int,
+    train: int,
+    test: int,
+    workdir,
 ) -> None:
-    """Prints model, trainable parameters, geometry, expected device memory and where results go. state: shapes will do."""
+    """Prints model, trainable parameters, geometry, expected device memory and where results go.
+    state: shapes will do.
+    """
     r, m, o = config.rollout, config.model, config.optim
     base = pipeline.abstract_params()
     need = memory(config, pipeline, schedule, mesh, base, state)
@@ -98,7 +123,10 @@ def plan(
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
         'results': f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
     }
-    lines = [title(config, pathlib.Path(folder).name), *(f'{name:12s} {text}' for name, text in table.items())]
+    lines = [
+        title(config, pathlib.Path(folder).name),
+        *(f'{name:12s} {text}' for name, text in table.items()),
+    ]
     for line in lines:
         logging.info('%s', line)
     if warning := too_much(need, mesh.local_devices[0], config.full):

@@ -1,4 +1,6 @@
-"""The learning half of an iteration: credit and advantages of a whole iteration, then accumulated gradients and one or more updates."""
+"""The learning half of an iteration: credit and advantages of a whole iteration, then accumulated
+gradients and one or more updates.
+"""
 
 from __future__ import annotations
 
@@ -15,49 +17,79 @@ from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
 from densegrpo_jax.runtime.sharding import shardings
-from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.sampling.policy import policy_velocity, rescore
 from densegrpo_jax.sampling.sampler import EXACT, Schedule
 from densegrpo_jax.sampling.state import TrainState, ema_update
 
 
 def join(rollouts: list[DenseRollout]) -> DenseRollout:
-    """Rollouts of different prompts as one: every array is concatenated along its batch axis (axis 1)."""
+    """Rollouts of different prompts as one: every array is concatenated along its batch axis (axis
+    1).
+    """
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *rollouts)
 
 
-def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None):
-    """Jitted `(rollouts, rewards [S, B], valid [S, B], scores) -> (Transitions, metrics of [T] or [] arrays)` for a whole iteration.
+def make_credit(
+    config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None
+):
+    """Jitted `(rollouts, rewards [S, B], valid [S, B], scores) -> (Transitions, metrics of [T] or
+    [] arrays)` for a whole iteration.
 
-    `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single ones and `weights` theirs; both may be left
-    out with credit.combine='sum', which goes by `rewards` alone. Metrics without a score's name are of `rewards`, whatever is combined.
-    A sample is left out where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
+    `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single ones and
+    `weights` theirs; both may be left out with credit.combine='sum', which goes by `rewards` alone.
+    Metrics without a score's name are of `rewards`, whatever is combined. A sample is left out
+    where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
     """
     c, plan, groups = config.credit, schedule.plan, config.rollout.prompts
 
-    def credit(rollouts: list[DenseRollout], rewards: jax.Array, valid: jax.Array, scores: Mapping[str, jax.Array] | None = None):
+    def credit(
+        rollouts: list[DenseRollout],
+        rewards: jax.Array,
+        valid: jax.Array,
+        scores: Mapping[str, jax.Array] | None = None,
+    ):
         rollout = join(rollouts)
         keep = valid.all(0)
         by_rule = lambda values, rule: dense_reward(
-            values, rule, similarity=rollout.similarity, window=c.coca_window, alpha=c.coca_alpha, gae_lambda=c.gae_lambda
+            values,
+            rule,
+            similarity=rollout.similarity,
+            window=c.coca_window,
+            alpha=c.coca_alpha,
+            gae_lambda=c.gae_lambda,
         )
         shared_out = c.coca_signed and c.rule.startswith('coca')
         assign = lambda values: by_rule(values, 'sparse' if shared_out else c.rule)
-        of_states = lambda scored: state_rewards(scored, rollout.sources, interpolate=c.completion_every > 1)
+        of_states = lambda scored: state_rewards(
+            scored, rollout.sources, interpolate=c.completion_every > 1
+        )
         values = of_states(rewards)
         steps = assign(values)
         steps_of = {name: assign(of_states(score)) for name, score in (scores or {}).items()}
         parts, by = ({TOTAL: steps}, {TOTAL: 1.0}) if c.combine == 'sum' else (steps_of, weights)
         result = combined_advantages(
-            parts, by, groups, combine=c.combine, std=c.std, eps=c.std_eps, clip=c.clip, steps=plan.trained, valid=keep
+            parts,
+            by,
+            groups,
+            combine=c.combine,
+            std=c.std,
+            eps=c.std_eps,
+            clip=c.clip,
+            steps=plan.trained,
+            valid=keep,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
-            terminal = jnp.broadcast_to(result.values[np.argmax(plan.trained)], rollout.similarity.shape)
+            terminal = jnp.broadcast_to(
+                result.values[np.argmax(plan.trained)], rollout.similarity.shape
+            )
             result = result._replace(values=by_rule(terminal, c.rule))
         weight = noise_weights(rollout.std[:, 0], plan.trained, config.loss.noise_power)
-        record = transitions(rollout, result.values, schedule.sigmas, plan, groups, weight=weight, valid=keep)
+        record = transitions(
+            rollout, result.values, schedule.sigmas, plan, groups, weight=weight, valid=keep
+        )
         on = jnp.asarray(plan.trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
@@ -84,24 +116,39 @@ def make_credit(config, schedule: Schedule, mesh: Mesh | None = None, weights: M
 
 
 def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
-    """Jitted `(state, params, conditioning [P, ...], Transitions) -> (state, metrics)`: `optim.updates` optimiser steps.
+    """Jitted `(state, params, conditioning [P, ...], Transitions) -> (state, metrics)`:
+    `optim.updates` optimiser steps.
 
-    Update u trains on the samples of its own share of the prompts, all their trained steps, in microbatches whose gradients are
-    accumulated in one scan. The loss is divided once, by the number of transitions in the update. A non-finite gradient leaves
-    adapters, optimiser and moving average as they were and counts in `state.skipped`. The state given is gone where `donates_state`.
+    Update u trains on the samples of its own share of the prompts, all their trained steps, in
+    microbatches whose gradients are accumulated in one scan. The loss is divided once, by the
+    number of transitions in the update. A non-finite gradient leaves adapters, optimiser and moving
+    average as they were and counts in `state.skipped`. The state given is gone where
+    `donates_state`.
     """
     o, loss, r = config.optim, config.loss, config.rollout
-    rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))  # [updates, accumulation, microbatch, ...]
+    # [updates, accumulation, microbatch, ...]
+    rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
     def microbatch_loss(policy, params, conditioning, batch: Transitions, count):
         rows_of = Conditioning(*(a[batch.prompt_id] for a in conditioning))
-        scored = lambda trained: rescore(config, policy_velocity(pipeline, config, params, trained, rows_of), batch)
+        scored = lambda trained: rescore(
+            config, policy_velocity(pipeline, config, params, trained, rows_of), batch
+        )
         step = scored(policy)
         mean_ref = scored(None).mean if loss.beta or loss.measure_kl else None
         sums = grpo_loss(
-            step, batch.log_prob, batch.advantage, mask=batch.mask, weight=batch.weight, clip_range=loss.clip_range, mean_ref=mean_ref,
-            kl_form=loss.kl_form, noise_level=batch.noise_level, kernel=r.kernel, log_prob=r.log_prob,
-        )  # fmt: skip
+            step,
+            batch.log_prob,
+            batch.advantage,
+            mask=batch.mask,
+            weight=batch.weight,
+            clip_range=loss.clip_range,
+            mean_ref=mean_ref,
+            kl_form=loss.kl_form,
+            noise_level=batch.noise_level,
+            kernel=r.kernel,
+            log_prob=r.log_prob,
+        )
         return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums
 
     def one_update(carry, batch: Transitions, params, conditioning):
@@ -109,11 +156,15 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         count = jnp.maximum(batch.mask.sum(), 1)
 
         def accumulate(total, micro):
-            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(policy, params, conditioning, micro, count)
+            (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(
+                policy, params, conditioning, micro, count
+            )
             return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
 
         zeros = jax.tree.map(jnp.zeros_like, policy)
-        (grads, sums), _ = jax.lax.scan(accumulate, (zeros, LossSums(*(jnp.zeros(()),) * len(LossSums._fields))), batch)
+        (grads, sums), _ = jax.lax.scan(
+            accumulate, (zeros, LossSums(*(jnp.zeros(()),) * len(LossSums._fields))), batch
+        )
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm)
         updates, new_opt = tx.update(grads, opt, policy)
@@ -122,14 +173,20 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         return (policy, opt, skipped + ~finite), (sums, norm, finite)
 
     def update(state: TrainState, params, conditioning: Conditioning, batch: Transitions):
-        parts = jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config))
+        parts = jax.tree.map(
+            lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config)
+        )
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
-            carry, result = one_update(carry, jax.tree.map(lambda a: a[u], parts), params, conditioning)
+            carry, result = one_update(
+                carry, jax.tree.map(lambda a: a[u], parts), params, conditioning
+            )
             results.append(result)
         policy, opt, skipped = carry
         progressed = jnp.stack([finite for *_, finite in results]).any()
-        ema = ema_update(state.ema, policy, state.step, decay=config.ema.decay, every=config.ema.every)
+        ema = ema_update(
+            state.ema, policy, state.step, decay=config.ema.decay, every=config.ema.every
+        )
         ema = jax.tree.map(lambda a, b: jnp.where(progressed, a, b), ema, state.ema)
         sums = results[0][0]
         for later, *_ in results[1:]:
@@ -140,9 +197,11 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             'kl': sums.kl_sum / jnp.maximum(sums.kl_count, 1),
             'clip_fraction': sums.clip_sum / count,
             'ratio_deviation': sums.ratio_deviation_sum / count,
-            # Before anything has changed, the re-scored ratio must be 1: this compares with the sampler's stored log-probability.
+            # Before anything has changed, the re-scored ratio must be 1: this compares with the
+            # sampler's stored log-probability.
             'ratio_deviation_first': results[0][0].ratio_deviation_max,
-            # Half the mean of (log r)^2. As log r is a mean over n elements, the KL of the update is about n times that per element.
+            # Half the mean of (log r)^2. As log r is a mean over n elements, the KL of the update
+            # is about n times that per element.
             'approx_kl_old': 0.5 * sums.log_ratio_square_sum / count,
             'grad_norm': results[-1][1],
             'transitions': sums.policy_count,
@@ -150,20 +209,31 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         }
         metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
         new = TrainState(policy, ema, opt, state.step + 1, skipped)
-        # Where the state lives must not drift: a different placement would compile everything again.
+        # Where the state lives must not drift: a different placement would compile everything
+        # again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
 
-    return jax.jit(update, donate_argnums=0 if donates_state(config) else (), compiler_options=EXACT)
+    return jax.jit(
+        update, donate_argnums=0 if donates_state(config) else (), compiler_options=EXACT
+    )
 
 
 def donates_state(config) -> bool:
-    """Whether the new state takes the old one's memory. Adapters are small: there the old state stays until the update is complete."""
+    """Whether the new state takes the old one's memory. Adapters are small: there the old state
+    stays until the update is complete.
+    """
     return config.full
 
 
 def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
-    """Accumulation steps per update; ValueError where a batch does not divide over the mesh, or an update not into microbatches."""
-    check_batch(mesh, config.rollout.prompts_per_batch * config.rollout.group, 'rollout.prompts_per_batch * rollout.group')
+    """Accumulation steps per update; ValueError where a batch does not divide over the mesh, or an
+    update not into microbatches.
+    """
+    check_batch(
+        mesh,
+        config.rollout.prompts_per_batch * config.rollout.group,
+        'rollout.prompts_per_batch * rollout.group',
+    )
     check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
     trained_steps = int(schedule.plan.trained.sum())
     size = trained_steps * config.rollout.prompts * config.rollout.group // config.optim.updates
@@ -178,7 +248,9 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
 
 
 def _split(batch: Transitions, config) -> Transitions:
-    """[M] step-major -> [updates, accumulation, microbatch]; the samples of one prompt stay in one update."""
+    """[M] step-major -> [updates, accumulation, microbatch]; the samples of one prompt stay in one
+    update.
+    """
     o, samples = config.optim, config.rollout.prompts * config.rollout.group
     steps = batch.x.shape[0] // samples
 

@@ -1,4 +1,6 @@
-"""What a run shows: scalars of an iteration, pictures, the reward curve, and the closing summary."""
+"""What a run shows: scalars of an iteration, pictures, the reward curve, and the closing
+summary.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,24 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.evaluation.evaluator import Evaluation
+from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.runtime.files import replace_file, replacing
-from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.sampling.noise import title
 
 
 def scalars(
-    metrics: dict, values: dict[str, np.ndarray], valid: np.ndarray, seconds: dict[str, float], progress, skipped: int
+    metrics: dict,
+    values: dict[str, np.ndarray],
+    valid: np.ndarray,
+    seconds: dict[str, float],
+    progress,
+    skipped: int,
 ) -> dict[str, float]:
-    """One flat dict per iteration; step-wise arrays become name/step_k, NaN entries (untrained steps) are left out."""
+    """One flat dict per iteration; step-wise arrays become name/step_k, NaN entries (untrained
+    steps) are left out.
+    """
     out = {}
     for name, value in metrics.items():
         value = np.asarray(value, np.float64)
@@ -26,8 +35,8 @@ def scalars(
             out[f'train/{name}'] = float(value)
         else:
             out |= {f'{name}/step_{k}': float(v) for k, v in enumerate(value) if np.isfinite(v)}
-    # The terminal reward by its parts, over the samples that the update sees; the last row of every score is the sample itself. A score
-    # that is only logged may be missing.
+    # The terminal reward by its parts, over the samples that the update sees; the last row of every
+    # score is the sample itself. A score that is only logged may be missing.
     keep = valid.all(0)
     for name, rows in values.items():
         known = rows[-1][keep & np.isfinite(rows[-1])]
@@ -46,11 +55,24 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
     """The few numbers beside the progress bar."""
     gains = np.asarray(metrics['gain'], np.float64)
     few = {'reward': metrics['reward'], 'gain': np.nanmean(gains), 'grad': metrics['grad_norm']}
-    return {**{k: float(v) for k, v in few.items()}, **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')}}
+    return {
+        **{k: float(v) for k, v in few.items()},
+        **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')},
+    }
 
 
-def evaluation(config, workdir: pathlib.Path, writer, step: int, result: Evaluation, seconds: float, *, write: bool) -> tuple[float, float]:
-    """Logs the scores and the fixed pictures of an evaluation, keeps these in the work directory (unless told not to).
+def evaluation(
+    config,
+    workdir: pathlib.Path,
+    writer,
+    step: int,
+    result: Evaluation,
+    seconds: float,
+    *,
+    write: bool,
+) -> tuple[float, float]:
+    """Logs the scores and the fixed pictures of an evaluation, keeps these in the work directory
+    (unless told not to).
 
     Returns:
       (mean, standard error) of the score that picks the best checkpoint.
@@ -61,11 +83,20 @@ def evaluation(config, workdir: pathlib.Path, writer, step: int, result: Evaluat
     best = config.eval.best
     count, scored = len(result.scores[best]), result.scored(best)
     if not scored:
-        raise RewardError(f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; the log tells why')
+        raise RewardError(
+            f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; the log tells why'
+        )
     if scored < count:
-        logging.warning('%d of %d evaluation prompts have no score %s, and the mean is over the others', count - scored, count, best)
+        logging.warning(
+            '%d of %d evaluation prompts have no score %s, and the mean is over the others',
+            count - scored,
+            count,
+            best,
+        )
     mean, error = result.mean(best), result.standard_error(best)
-    scalars = {f'eval/{name}': result.mean(name) for name in result.scores} | {'eval/valid_share': scored / count}
+    scalars = {f'eval/{name}': result.mean(name) for name in result.scores} | {
+        'eval/valid_share': scored / count
+    }
     writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': seconds})
     writer.write_images(step, {'eval/pictures': result.images})
     if write:
@@ -74,10 +105,16 @@ def evaluation(config, workdir: pathlib.Path, writer, step: int, result: Evaluat
 
 
 def keep_pictures(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
-    """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the final comparison, as an array."""
+    """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the
+    final comparison, as an array.
+    """
     folder = workdir / 'samples'
     result.save_sheet(folder / f'step_{step:06d}.png')
-    arrays = {'images': result.images, 'scores': result.scores['total'][: len(result.images)], 'prompts': result.prompts}
+    arrays = {
+        'images': result.images,
+        'scores': result.scores['total'][: len(result.images)],
+        'prompts': result.prompts,
+    }
     with replacing(folder / f'step_{step:06d}.npz') as file:
         np.savez(file, **arrays)
 
@@ -87,16 +124,28 @@ def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) 
     load = lambda step: np.load(workdir / 'samples' / f'step_{step:06d}.npz', allow_pickle=False)
     before, after = load(first), load(last)
     n = min(pairs, len(before['images']))
-    images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(-1, *before['images'].shape[1:])
+    images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(
+        -1, *before['images'].shape[1:]
+    )
     rows = zip(before['prompts'][:n], before['scores'], after['scores'], strict=False)
-    captions = [caption for prompt, b, a in rows for caption in (f'{b:.2f} {prompt}', f'{a:.2f} after')]
+    captions = [
+        caption for prompt, b, a in rows for caption in (f'{b:.2f} {prompt}', f'{a:.2f} after')
+    ]
     width = images.shape[2]
     columns = 4 if width < 300 else 2
-    return save_grid(workdir / 'before_after.png', images, columns=columns, scale=max(1, 288 // width), captions=captions)
+    return save_grid(
+        workdir / 'before_after.png',
+        images,
+        columns=columns,
+        scale=max(1, 288 // width),
+        captions=captions,
+    )
 
 
 def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
-    """The score `name` ('total' or one of the reward's) of evaluations, with standard errors, and of training samples, against updates."""
+    """The score `name` ('total' or one of the reward's) of evaluations, with standard errors, and
+    of training samples, against updates.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
@@ -109,11 +158,25 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=120)
     if train:
         steps, values = np.array(train, float).T
-        window = max(1, len(values) // 10)  # a few prompts an update: what rises is hidden in which prompts they are
+        # a few prompts an update: what rises is hidden in which prompts they are
+        window = max(1, len(values) // 10)
         smooth = np.convolve(values, np.full(window, 1 / window), 'valid')
         axes.plot(steps, values, color='0.85', linewidth=0.8)
-        axes.plot(steps[window - 1 :], smooth, color='0.5', label=f'training samples (noisy policy), mean of {window} updates')
-    axes.errorbar(step, mean, yerr=error, marker='o', capsize=3, color='tab:blue', label='held-out prompts (ODE, moving average)')
+        axes.plot(
+            steps[window - 1 :],
+            smooth,
+            color='0.5',
+            label=f'training samples (noisy policy), mean of {window} updates',
+        )
+    axes.errorbar(
+        step,
+        mean,
+        yerr=error,
+        marker='o',
+        capsize=3,
+        color='tab:blue',
+        label='held-out prompts (ODE, moving average)',
+    )
     axes.set_xlabel('updates')
     axes.set_ylabel(f'reward ({name})')
     axes.grid(alpha=0.3)
@@ -126,7 +189,9 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
 
 
 def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool = True) -> dict:
-    """Writes summary.json, the curve and the before/after picture (unless told not to), logs the closing lines, returns the summary."""
+    """Writes summary.json, the curve and the before/after picture (unless told not to), logs the
+    closing lines, returns the summary.
+    """
     first, last = progress.evaluations[0], progress.evaluations[-1]
     best = max(progress.evaluations, key=lambda e: e[1])
     summary = {
@@ -143,10 +208,23 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool 
     if not write:
         return summary
     replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
-    made = [curve(workdir, progress.evaluations, config.eval.best), before_after(workdir, first[0], last[0])]
-    logging.info('made %s; checkpoints %s in %s', ', '.join(map(str, made)), checkpoints.steps(), checkpoints.directory)
+    made = [
+        curve(workdir, progress.evaluations, config.eval.best),
+        before_after(workdir, first[0], last[0]),
+    ]
+    logging.info(
+        'made %s; checkpoints %s in %s',
+        ', '.join(map(str, made)),
+        checkpoints.steps(),
+        checkpoints.directory,
+    )
     logging.info(
         'evaluation score before %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; standard errors over prompts)',
-        first[1], first[2], last[0], last[1], last[2], last[1] - first[1],
-    )  # fmt: skip
+        first[1],
+        first[2],
+        last[0],
+        last[1],
+        last[2],
+        last[1] - first[1],
+    )
     return summary

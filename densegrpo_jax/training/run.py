@@ -1,4 +1,6 @@
-"""The training run, in reading order: set up, restore, then sample -> score -> credit -> update -> evaluate -> save."""
+"""The training run, in reading order: set up, restore, then sample -> score -> credit -> update ->
+evaluate -> save.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +8,54 @@ import dataclasses
 import pathlib
 import time
 
-from absl import logging
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
+from densegrpo_jax.config.defaults import default_config, identifying, validate
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import prompts_for_step
+from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.pipelines.base import NEGATIVE
-from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.training import announce, report
-from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.config.defaults import default_config, identifying, validate
-from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.runtime.metrics import MetricWriter
-from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.sharding import shardings, with_shardings
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
+from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.sampling.conditioning import (
+    content_hash,
+    load_prompts,
+    text_conditioning,
+    with_negative,
+)
+from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.conditioning import content_hash, load_prompts, text_conditioning, with_negative
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
 from densegrpo_jax.sampling.state import optimiser, start_state, state_shapes
-from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
+from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
 
-# Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the noise its values are compared, of the
-# evaluation what `_scored_as` names.
-FREE_KEYS = ('iterations', 'label', 'eval', 'checkpoint', 'mesh', 'reward_workers', 'text_cache', 'noise', 'calibration')
+# Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the
+# noise its values are compared, of the evaluation what `_scored_as` names.
+FREE_KEYS = (
+    'iterations',
+    'label',
+    'eval',
+    'checkpoint',
+    'mesh',
+    'reward_workers',
+    'text_cache',
+    'noise',
+    'calibration',
+)
 
 
 class TrainingDiverged(RuntimeError):
@@ -63,7 +80,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
     Raises:
       Preempted: a stop was requested; the last completed update has been saved.
-      RewardError: scores could not be computed; it has been saved too. RewardsGone: for want of servers, so that trying again may help.
+      RewardError: scores could not be computed; it has been saved too. RewardsGone: for want of
+        servers, so that trying again may help.
       TrainingDiverged: see `optim.max_bad`.
       ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
     """
@@ -78,35 +96,71 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
     reward = build_reward(config.reward)
     if config.eval.best not in reward.names:
-        raise ValueError(f'eval.best={config.eval.best!r} is no score of this reward; choose one of {", ".join(reward.names)}')
+        raise ValueError(
+            f'eval.best={config.eval.best!r} is no score of this reward; choose one of {", ".join(reward.names)}'
+        )
     for prompts in (train, test):
         reward.check(*columns(prompts))
     tx = optimiser(config)
     shapes = state_shapes(pipeline, tx)
-    announce.plan(config, folder, pipeline, schedule, shapes, mesh, accumulation, len(train), len(test), workdir)
+    announce.plan(
+        config,
+        folder,
+        pipeline,
+        schedule,
+        shapes,
+        mesh,
+        accumulation,
+        len(train),
+        len(test),
+        workdir,
+    )
 
     # Weights, adapters and the newest checkpoint.
     chosen = lambda step: prompts_for_step(train, r.prompts, step, config.seed)
     visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
-    needed = ['', *(p.text for p in test), *(p.text for p in train if p.text in visited), *(p.text for p in calibrated)]
+    needed = [
+        '',
+        *(p.text for p in test),
+        *(p.text for p in train if p.text in visited),
+        *(p.text for p in calibrated),
+    ]
     encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     fresh = lambda: start_state(config, pipeline, tx, mesh, params['transformer'])
     params = with_negative(pipeline, config, params, encoder)
     if config.noise.calibrate:
         policy = fresh().policy if config.lora.init_from else None
-        psi = calibrate(config, workdir / FILE, folder, pipeline, params, policy, encoder, train, reward, mesh, stop)
+        psi = calibrate(
+            config,
+            workdir / FILE,
+            folder,
+            pipeline,
+            params,
+            policy,
+            encoder,
+            train,
+            reward,
+            mesh,
+            stop,
+        )
         schedule = schedule._replace(noise_levels=psi)
     scored_as = _scored_as(config, train, test, reward)
     checkpoints = Checkpoints(
-        workdir / 'checkpoints', max_to_keep=config.checkpoint.keep, pinned=config.checkpoint.pin, hosts=hosts,
+        workdir / 'checkpoints',
+        max_to_keep=config.checkpoint.keep,
+        pinned=config.checkpoint.pin,
+        hosts=hosts,
         fingerprint=_fingerprint(config, schedule) | scored_as,
-        defaults=_fingerprint(default_config(), None, 'reward') | scored_as,  # of a checkpoint without them nothing is known
-    )  # fmt: skip
+        # of a checkpoint without them nothing is known
+        defaults=_fingerprint(default_config(), None, 'reward') | scored_as,
+    )
     progress, start = Progress(), 0
     # Into shapes: beside a fresh state there need not be room for another.
-    if (restored := checkpoints.restore_latest(with_shardings(shapes, shardings(shapes, mesh)))) is None:
+    if (
+        restored := checkpoints.restore_latest(with_shardings(shapes, shardings(shapes, mesh)))
+    ) is None:
         state = fresh()
     else:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)
@@ -116,9 +170,17 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         replace_file(workdir / 'config.json', config.to_json_best_effort(indent=2) + '\n')
 
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
-    credit_fn, update_fn = make_credit(config, schedule, mesh, reward.weights), make_update(pipeline, config, tx, mesh)
+    credit_fn, update_fn = (
+        make_credit(config, schedule, mesh, reward.weights),
+        make_update(pipeline, config, tx, mesh),
+    )
     bar = ProgressBar(config.iterations, start=start, show=hosts.primary)
-    with Scorer(reward, config.reward_workers) as scorer, MetricWriter(workdir, resume_step=start) as writer, checkpoints, bar:
+    with (
+        Scorer(reward, config.reward_workers) as scorer,
+        MetricWriter(workdir, resume_step=start) as writer,
+        checkpoints,
+        bar,
+    ):
         evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
         collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         step = saved = start
@@ -126,14 +188,17 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         def evaluate(step: int, ema: dict) -> float:
             began = time.monotonic()
             result = evaluator(params, ema, stop)
-            mean, error = report.evaluation(config, workdir, writer, step, result, time.monotonic() - began, write=hosts.primary)
+            mean, error = report.evaluation(
+                config, workdir, writer, step, result, time.monotonic() - began, write=hosts.primary
+            )
             progress.evaluations.append([step, mean, error])
             shown = f'{config.eval.best} {mean:.4f} +- {error:.4f} over {result.scored(config.eval.best)} prompts'
             bar.note(f'evaluation after {step} updates: {shown}')
             return mean
 
         try:
-            # At the start, and where the last process was stopped between an update and its evaluation.
+            # At the start, and where the last process was stopped between an update and its
+            # evaluation.
             due = start % config.eval.every == 0 or start == config.iterations
             if due and start not in [evaluated for evaluated, *_ in progress.evaluations]:
                 evaluate(start, state.ema)
@@ -141,22 +206,36 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 # 1. Sample, complete by ODE, decode, score.
                 began = time.monotonic()
                 key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
-                sampling = collector.sample(rollout_fn, params, state.policy, encoder, chosen(step), key, schedule.noise_levels)
+                sampling = collector.sample(
+                    rollout_fn,
+                    params,
+                    state.policy,
+                    encoder,
+                    chosen(step),
+                    key,
+                    schedule.noise_levels,
+                )
                 rollouts, scores, conditioning = sampling
                 sampled = time.monotonic()
                 values, valid = collector.gather(scores, r.prompts * r.group)
                 scored = time.monotonic()
                 # 2. Credit, advantages, update.
-                batch, credit_metrics = credit_fn(rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights})
+                batch, credit_metrics = credit_fn(
+                    rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights}
+                )
                 calls = 1 + (NEGATIVE in params)  # of the network per velocity
-                evals = sum(calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts)
+                evals = sum(
+                    calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts
+                )
                 updated, update_metrics = update_fn(state, params, conditioning, batch)
-                if not donates_state(config):  # a stop need not wait for an update either, which may take minutes
+                # a stop need not wait for an update either, which may take minutes
+                if not donates_state(config):
                     stop.wait(update_metrics)
                     stop.gather()  # all processes have this update, or none takes it
                 state = updated
                 metrics = jax.device_get({**credit_metrics, **update_metrics})
-                # What saving this update needs of the devices, now: a stop may come while they are busy with something longer.
+                # What saving this update needs of the devices, now: a stop may come while they are
+                # busy with something longer.
                 digests = checkpoints.digests(state)
                 now = time.monotonic()
                 # 3. Account for it.
@@ -164,11 +243,21 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 progress.velocity_evals += evals
                 progress.seconds += now - began
                 progress.bad_in_a_row = 0 if metrics['finite'] else progress.bad_in_a_row + 1
-                seconds = {'sample': sampled - began, 'score_wait': scored - sampled, 'update': now - scored, 'iteration': now - began}
-                writer.write_scalars(step, report.scalars(metrics, values, valid, seconds, progress, int(state.skipped)))
+                seconds = {
+                    'sample': sampled - began,
+                    'score_wait': scored - sampled,
+                    'update': now - scored,
+                    'iteration': now - began,
+                }
+                writer.write_scalars(
+                    step,
+                    report.scalars(metrics, values, valid, seconds, progress, int(state.skipped)),
+                )
                 bar.update(step, report.shown(metrics, seconds))
                 if step == start + 1:
-                    bar.note(f'first update {now - started:.0f} s after the start, compilation included')
+                    bar.note(
+                        f'first update {now - started:.0f} s after the start, compilation included'
+                    )
                 if progress.bad_in_a_row >= config.optim.max_bad:
                     raise TrainingDiverged(
                         f'the last {progress.bad_in_a_row} updates had a non-finite gradient and were left out '
@@ -179,9 +268,16 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 score = None
                 if step % config.eval.every == 0 or step == config.iterations:
                     score = evaluate(step, state.ema)
-                if score is not None or step % config.checkpoint.every == 0 or step in config.checkpoint.pin:
-                    writer.flush()  # a run that continues from the checkpoint does not write its metrics again
-                    checkpoints.save(step, state, dataclasses.asdict(progress), score=score, digests=digests)
+                if (
+                    score is not None
+                    or step % config.checkpoint.every == 0
+                    or step in config.checkpoint.pin
+                ):
+                    # a run that continues from the checkpoint does not write its metrics again
+                    writer.flush()
+                    checkpoints.save(
+                        step, state, dataclasses.asdict(progress), score=score, digests=digests
+                    )
                     saved = step
                 stop.check()
         except (Preempted, RewardError) as reason:
@@ -199,13 +295,25 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
 def _fingerprint(config, schedule: Schedule | None, *free: str) -> dict:
     """What must be equal for a checkpoint to be continued."""
-    kept = {key: value for key, value in identifying(config).items() if key not in (*FREE_KEYS, *free)}
+    kept = {
+        key: value for key, value in identifying(config).items() if key not in (*FREE_KEYS, *free)
+    }
     calibrated = config.noise.psi_path or config.noise.calibrate
-    return {**kept, 'psi': [float(level) for level in schedule.noise_levels] if calibrated else None}
+    return {
+        **kept,
+        'psi': [float(level) for level in schedule.noise_levels] if calibrated else None,
+    }
 
 
 def _scored_as(config, train: PromptSet, test: PromptSet, reward: CompositeReward) -> dict:
-    """More of it: prompts may have changed under a file's name and a reward under a server's, and scores stand side by side only if they
-    were made alike."""
-    prompts = {'prompts of data.train': content_hash(train), 'prompts of data.eval': content_hash(test)}
-    return {**prompts, 'eval': {'steps': config.eval.steps, 'best': config.eval.best}, 'servers of rewards': fingerprints([reward])}
+    """More of it: prompts may have changed under a file's name and a reward under a server's, and
+    scores stand side by side only if they were made alike."""
+    prompts = {
+        'prompts of data.train': content_hash(train),
+        'prompts of data.eval': content_hash(test),
+    }
+    return {
+        **prompts,
+        'eval': {'steps': config.eval.steps, 'best': config.eval.best},
+        'servers of rewards': fingerprints([reward]),
+    }

@@ -1,11 +1,15 @@
-"""How well one update's gradient points where the expected gradient points, for every credit rule on the same trajectories.
+"""How well one update's gradient points where the expected gradient points, for every credit rule
+on the same trajectories.
 
-Trajectories of the base policy are sampled, every state is completed and scored once, and each rule makes its gradient from the same
-rewards. Nothing is trained, so the rules differ in nothing but credit. A gradient from 24 samples of the miniature has a cosine of about
-0.04 with its expectation: to tell rules apart takes thousands of samples, minutes on an accelerator, half an hour or more on two cores.
+Trajectories of the base policy are sampled, every state is completed and scored once, and each rule
+makes its gradient from the same rewards. Nothing is trained, so the rules differ in nothing but
+credit. A gradient from 24 samples of the miniature has a cosine of about 0.04 with its expectation:
+to tell rules apart takes thousands of samples, minutes on an accelerator, half an hour or more on
+two cores.
 
-Gradients are kept as count sketches (Charikar et al. 2002): every parameter is added, with a random sign, to one of SKETCH buckets. Inner
-products survive that with a relative error of about 1 / sqrt(SKETCH), which has no bias.
+Gradients are kept as count sketches (Charikar et al. 2002): every parameter is added, with a random
+sign, to one of SKETCH buckets. Inner products survive that with a relative error of about 1 /
+sqrt(SKETCH), which has no bias.
 """
 
 from __future__ import annotations
@@ -21,23 +25,29 @@ import optax
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.sampler import prompts_for_step
-from experiments.reproduction.figures import VARIANTS
-from experiments.reproduction.measuring import Store, every_state_completed, measured_config, with_overrides
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.loading import load_components, open_base
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
+from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import start_state
-from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.training.learner import make_credit, make_update
+from experiments.reproduction.figures import VARIANTS
+from experiments.reproduction.measuring import (
+    Store,
+    every_state_completed,
+    measured_config,
+    with_overrides,
+)
 
 SKETCH = 1 << 16
-REFERENCE = 'sparse'  # its expectation is the policy gradient of the terminal reward, up to the whitening
+# its expectation is the policy gradient of the terminal reward, up to the whitening
+REFERENCE = 'sparse'
 # The variants that read the rewards of complete completions and differ in credit alone.
 CREDITS = {
     name: changes
@@ -46,26 +56,47 @@ CREDITS = {
 }
 
 
-def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, updates: int = 96) -> list[dict]:
-    """A row per credit rule of CREDITS, see `direction_rows`, from `updates` batches of an iteration's size, each of other prompts.
+def direction(
+    config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, updates: int = 96
+) -> list[dict]:
+    """A row per credit rule of CREDITS, see `direction_rows`, from `updates` batches of an
+    iteration's size, each of other prompts.
 
     Args:
-      config: noise, batch, reward and what is trained. workdir: where sketches are kept, a file per batch; the same call continues.
+      config: noise, batch, reward and what is trained. workdir: where sketches are kept, a file per
+        batch; the same call continues.
 
     Raises:
-      Preempted: a stop was requested. ValueError, FileNotFoundError: what cannot be used. RewardError.
+      Preempted: a stop was requested. ValueError, FileNotFoundError: what cannot be used.
+        RewardError.
     """
     config = measured_config(config, stop, {'optim.updates': 1})
-    settings = json.loads(config.to_json_best_effort()) | {'credits': {name: dict(changes) for name, changes in CREDITS.items()}}
-    for key in ('iterations', 'label', 'eval', 'checkpoint', 'reward_workers', 'text_cache', 'optim', 'ema'):
+    settings = json.loads(config.to_json_best_effort()) | {
+        'credits': {name: dict(changes) for name, changes in CREDITS.items()}
+    }
+    for key in (
+        'iterations',
+        'label',
+        'eval',
+        'checkpoint',
+        'reward_workers',
+        'text_cache',
+        'optim',
+        'ema',
+    ):
         settings.pop(key)
     store = Store(workdir / 'direction', settings)
     todo = [number for number in range(updates) if number not in store]
     if todo:
         reward = build_reward(config.reward)
         measure = _prepare(config, workdir, mesh, stop, updates, reward.weights)
-        with ProgressBar(updates, start=updates - len(todo), label='gradients') as bar, Scorer(reward) as scorer:
-            collector = Collector(mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch)
+        with (
+            ProgressBar(updates, start=updates - len(todo), label='gradients') as bar,
+            Scorer(reward) as scorer,
+        ):
+            collector = Collector(
+                mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch
+            )
             for number in todo:
                 store.put(number, **measure(number, collector))
                 bar.update(sum(n in store for n in range(updates)))
@@ -75,26 +106,43 @@ def direction(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, u
     return direction_rows(sketches, config.rollout.prompts * config.rollout.group)
 
 
-def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int, weights: Mapping[str, float]):
+def _prepare(
+    config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    stop: StopRequest,
+    updates: int,
+    weights: Mapping[str, float],
+):
     """(number of a batch, Collector) -> credit rule -> sketch of its gradient."""
     folder, pipeline = open_base(config, mesh)
     schedule = every_state_completed(make_schedule(pipeline, config))
     train = load_prompts(config, 'train')
-    chosen = [prompts_for_step(train, config.rollout.prompts, n, config.seed) for n in range(updates)]
+    chosen = [
+        prompts_for_step(train, config.rollout.prompts, n, config.seed) for n in range(updates)
+    ]
     needed = ['', *dict.fromkeys(p.text for prompts in chosen for p in prompts)]
     encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     tx = optax.sgd(1.0)  # an update is then the gradient itself
     state = start_state(config, pipeline, tx, mesh, params['transformer'])
     params = with_negative(pipeline, config, params, encoder)
-    rollout_fn, update_fn = make_rollout(pipeline, config, schedule, mesh), make_update(pipeline, config, tx, mesh)
-    credits = {name: make_credit(with_overrides(config, changes), schedule, mesh, weights) for name, changes in CREDITS.items()}
+    rollout_fn, update_fn = (
+        make_rollout(pipeline, config, schedule, mesh),
+        make_update(pipeline, config, tx, mesh),
+    )
+    credits = {
+        name: make_credit(with_overrides(config, changes), schedule, mesh, weights)
+        for name, changes in CREDITS.items()
+    }
     difference = jax.jit(lambda after, before: sketch(jax.tree.map(jnp.subtract, after, before)))
     samples = config.rollout.prompts * config.rollout.group
 
     def measure(number: int, collector: Collector) -> dict[str, np.ndarray]:
         key = key_data(stream_key(config.seed, STREAM_PROBE, number))
-        sampled = collector.sample(rollout_fn, params, state.policy, encoder, chosen[number], key, schedule.noise_levels)
+        sampled = collector.sample(
+            rollout_fn, params, state.policy, encoder, chosen[number], key, schedule.noise_levels
+        )
         rollouts, scores, conditioning = sampled
         values, valid = collector.gather(scores, samples)
         found = {}
@@ -108,7 +156,9 @@ def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updat
 
 
 def sketch(tree, size: int = SKETCH) -> jax.Array:
-    """float32 [size]: the count sketch of all leaves, the same hash for every tree of the same shapes."""
+    """float32 [size]: the count sketch of all leaves, the same hash for every tree of the same
+    shapes.
+    """
     total = jnp.zeros(size)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         buckets, signs = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
@@ -119,36 +169,58 @@ def sketch(tree, size: int = SKETCH) -> jax.Array:
 
 
 def direction_rows(sketches: Mapping[str, np.ndarray], samples: int) -> list[dict]:
-    """What the gradients [K, D] of K batches say of each rule. Intervals are 1.96 standard errors of the jackknife over batches.
+    """What the gradients [K, D] of K batches say of each rule. Intervals are 1.96 standard errors
+    of the jackknife over batches.
 
     Columns, with g a rule's gradient from one batch and h that of REFERENCE:
 
-    * `alignment`: |E g| / sqrt(E |g|^2), about the mean cosine between a gradient and its own expectation: what the noise leaves.
-    * `progress`: E g . E h / (sqrt(E |g|^2) |E h|), about the mean cosine between a gradient and the expected policy gradient of the
-      terminal reward: what noise and bias leave. To first order, a step of given length raises that reward in proportion to it.
-    * `bias`: E g . E h / (|E g| |E h|), the cosine of the two expectations: what is left without noise.
+    * `alignment`: |E g| / sqrt(E |g|^2), about the mean cosine between a gradient and its own
+      expectation: what the noise leaves.
+    * `progress`: E g . E h / (sqrt(E |g|^2) |E h|), about the mean cosine between a gradient and
+      the expected policy gradient of the terminal reward: what noise and bias leave. To first
+      order, a step of given length raises that reward in proportion to it.
+    * `bias`: E g . E h / (|E g| |E h|), the cosine of the two expectations: what is left without
+      noise.
 
-    Products of expectations are means over pairs of different batches, so that no noise is counted as signal.
+    Products of expectations are means over pairs of different batches, so that no noise is counted
+    as signal.
     """
     rows, h = [], np.asarray(sketches[REFERENCE], np.float64)
     reference = h @ h.T
     for name, sketched in sketches.items():
         g = np.asarray(sketched, np.float64)
         products = g @ g.T, g @ h.T, reference
-        values, errors = _jackknife(lambda kept: _columns(*(m[np.ix_(kept, kept)] for m in products)), len(g))
+        values, errors = _jackknife(
+            lambda kept: _columns(*(m[np.ix_(kept, kept)] for m in products)), len(g)
+        )
         row = {'credit': name}
         for column, value, error in zip(('alignment', 'progress', 'bias'), values, errors):
-            row |= {column: value, f'{column}_low': value - 1.96 * error, f'{column}_high': value + 1.96 * error}
+            row |= {
+                column: value,
+                f'{column}_low': value - 1.96 * error,
+                f'{column}_high': value + 1.96 * error,
+            }
         rows.append(row | {'samples': samples, 'batches': len(g)})
     return rows
 
 
-def _columns(own: np.ndarray, shared: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
-    """(alignment, progress, bias) from the products of all pairs of batches, [K, K] each: of the rule with itself, with the reference, of
-    that with itself."""
-    size, own, shared, reference = np.trace(own) / len(own), _pairs(own), _pairs(shared), _pairs(reference)
+def _columns(
+    own: np.ndarray, shared: np.ndarray, reference: np.ndarray
+) -> tuple[float, float, float]:
+    """(alignment, progress, bias) from the products of all pairs of batches, [K, K] each: of the
+    rule with itself, with the reference, of that with itself."""
+    size, own, shared, reference = (
+        np.trace(own) / len(own),
+        _pairs(own),
+        _pairs(shared),
+        _pairs(reference),
+    )
     root = lambda square: np.sqrt(square) if square > 0 else np.nan
-    return root(own) / np.sqrt(size), shared / (np.sqrt(size) * root(reference)), shared / (root(own) * root(reference))
+    return (
+        root(own) / np.sqrt(size),
+        shared / (np.sqrt(size) * root(reference)),
+        shared / (root(own) * root(reference)),
+    )
 
 
 def _pairs(products: np.ndarray) -> float:
@@ -158,7 +230,9 @@ def _pairs(products: np.ndarray) -> float:
 
 
 def _jackknife(statistics, count: int) -> tuple[list[float], list[float]]:
-    """(values, standard errors) of several statistics of the batches kept, from leaving out one batch at a time."""
+    """(values, standard errors) of several statistics of the batches kept, from leaving out one
+    batch at a time.
+    """
     every = np.arange(count)
     left = np.array([statistics(np.delete(every, i)) for i in every])
     errors = np.sqrt((count - 1) * np.mean((left - left.mean(0)) ** 2, 0))

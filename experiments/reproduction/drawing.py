@@ -9,23 +9,33 @@ import numpy as np
 
 from experiments.reproduction.statistics import summary
 
-LABELS = {'updates': 'updates', 'velocity_evals': 'network calls (millions)', 'seconds': 'seconds in iterations'}
+LABELS = {
+    'updates': 'updates',
+    'velocity_evals': 'network calls (millions)',
+    'seconds': 'seconds in iterations',
+}
 SCALES = {'velocity_evals': 1e-6}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
 
 
 def draw_curves(
-    curves: Mapping[str, Sequence[Sequence[Mapping]]], path: pathlib.Path, *, axes: Sequence[str] = tuple(LABELS), quantity: str = 'score',
+    curves: Mapping[str, Sequence[Sequence[Mapping]]],
+    path: pathlib.Path,
+    *,
+    axes: Sequence[str] = tuple(LABELS),
+    quantity: str = 'score',
     totals: bool = False,
-) -> None:  # fmt: skip
-    """One panel per axis: the mean over seeds with the range of the seeds shaded, thin lines per seed.
+) -> None:
+    """One panel per axis: the mean over seeds with the range of the seeds shaded, thin lines per
+    seed.
 
     Args:
       curves: label -> runs -> evaluations (rows of `records.EVALUATION`).
       path: PNG.
       axes: keys of LABELS.
       quantity: a key of QUANTITIES; rows where it is NaN are left out.
-      totals: one more panel: a run in one number (`statistics.summary`), mean and standard deviation over seeds, against its network calls.
+      totals: one more panel: a run in one number (`statistics.summary`), mean and standard
+        deviation over seeds, against its network calls.
     """
     import matplotlib
 
@@ -33,25 +43,49 @@ def draw_curves(
     import matplotlib.pyplot as plt
 
     columns = len(axes) + totals
-    figure, panels = plt.subplots(1, columns, figsize=(1 + 4.6 * columns, 4), dpi=110, sharey=not totals, squeeze=False)
+    figure, panels = plt.subplots(
+        1, columns, figsize=(1 + 4.6 * columns, 4), dpi=110, sharey=not totals, squeeze=False
+    )
     for panel, cost in zip(panels[0], axes):
         for i, (label, runs) in enumerate(curves.items()):
             runs = [[row for row in run if np.isfinite(row[quantity])] for run in runs]
             shared = min(map(len, runs))
-            x = np.array([[row[cost] * SCALES.get(cost, 1.0) for row in run[:shared]] for run in runs])
+            x = np.array(
+                [[row[cost] * SCALES.get(cost, 1.0) for row in run[:shared]] for run in runs]
+            )
             y = np.array([[row[quantity] for row in run[:shared]] for run in runs])
             for xs, ys in zip(x, y):
                 panel.plot(xs, ys, color=f'C{i}', linewidth=0.6, alpha=0.35)
             text = f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})'
-            panel.plot(x.mean(0), y.mean(0), color=f'C{i}', linewidth=2, marker='o', markersize=3, label=text)
-            panel.fill_between(x.mean(0), y.min(0), y.max(0), color=f'C{i}', alpha=0.12, linewidth=0)
+            panel.plot(
+                x.mean(0),
+                y.mean(0),
+                color=f'C{i}',
+                linewidth=2,
+                marker='o',
+                markersize=3,
+                label=text,
+            )
+            panel.fill_between(
+                x.mean(0), y.min(0), y.max(0), color=f'C{i}', alpha=0.12, linewidth=0
+            )
         panel.set_xlabel(LABELS[cost])
         panel.grid(alpha=0.3)
     if totals:
         for i, runs in enumerate(curves.values()):
-            calls, values = np.mean([run[-1]['velocity_evals'] for run in runs]), [summary(run, quantity) for run in runs]
+            calls, values = (
+                np.mean([run[-1]['velocity_evals'] for run in runs]),
+                [summary(run, quantity) for run in runs],
+            )
             spread = np.std(values, ddof=1) if len(values) > 1 else 0
-            panels[0][-1].errorbar(calls * SCALES['velocity_evals'], np.mean(values), spread, fmt='o', color=f'C{i}', capsize=3)
+            panels[0][-1].errorbar(
+                calls * SCALES['velocity_evals'],
+                np.mean(values),
+                spread,
+                fmt='o',
+                color=f'C{i}',
+                capsize=3,
+            )
         panels[0][-1].set_xlabel(f'{LABELS["velocity_evals"]} of a run')
         panels[0][-1].set_ylabel('mean of the curve after the start')
         panels[0][-1].grid(alpha=0.3)

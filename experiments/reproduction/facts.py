@@ -8,16 +8,31 @@ import sys
 
 
 def device() -> str:
-    """The devices that the runs will see, asked in a process of its own so that this one does not hold them."""
+    """The devices that the runs will see, asked in a process of its own so that this one does not
+    hold them.
+    """
     code = 'import jax; print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")'
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def commit() -> str:
-    """The commit of this code, with '+' where files differ from it; 'unknown' outside a repository."""
-    git = lambda *args: subprocess.run(['git', '-C', str(pathlib.Path(__file__).parent), *args], capture_output=True, text=True)
+    """The commit of this code, with '+' where files differ from it; 'unknown' outside a
+    repository.
+    """
+    git = lambda *args: subprocess.run(
+        ['git', '-C', str(pathlib.Path(__file__).parent), *args], capture_output=True, text=True
+    )
     try:
-        head, changed = git('rev-parse', '--short', 'HEAD'), git('status', '--porcelain', '--untracked-files=no')
+        head, changed = (
+            git('rev-parse', '--short', 'HEAD'),
+            git('status', '--porcelain', '--untracked-files=no'),
+        )
     except FileNotFoundError:
         return 'unknown'
-    return head.stdout.strip() + ('+' if changed.stdout.strip() else '') if head.returncode == 0 else 'unknown'
+    return (
+        head.stdout.strip() + ('+' if changed.stdout.strip() else '')
+        if head.returncode == 0
+        else 'unknown'
+    )

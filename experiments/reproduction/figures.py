@@ -1,6 +1,7 @@
 """What each figure of the paper claims, and the runs that would show it.
 
-A run is a variant (changes to one base configuration) with a seed; figures share variants, so the runs of one figure serve the others.
+A run is a variant (changes to one base configuration) with a seed; figures share variants, so the
+runs of one figure serve the others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-PSI = '{psi}'  # in a variant: the noise table that `densegrpo_jax.calibrate` makes for the base configuration
+# in a variant: the noise table that `densegrpo_jax.calibrate` makes for the base configuration
+PSI = '{psi}'
 
 # Changes to the base configuration, which has dense credit, n = t and uniform noise a = 0.7.
 VARIANTS: dict[str, dict[str, object]] = {
@@ -43,7 +45,9 @@ GATE = ('dense', 'sparse', 'psi')
 
 
 class Comparison(NamedTuple):
-    """A part of a claim: in the mean of a run over its evaluations (see `statistics.summary`), `more` lies above `less`."""
+    """A part of a claim: in the mean of a run over its evaluations (see `statistics.summary`),
+    `more` lies above `less`.
+    """
 
     more: str
     less: str
@@ -79,7 +83,11 @@ FIGURES: Mapping[str, Figure] = {
             'Learning curves',
             'dense credit learns faster than CoCA, and CoCA faster than sparse credit',
             'Fig. 4: DenseGRPO above Flow-GRPO + CoCA above Flow-GRPO throughout, on three tasks',
-            (Comparison('dense', 'sparse'), Comparison('dense', 'coca_to_go_signed'), Comparison('coca_to_go_signed', 'sparse')),
+            (
+                Comparison('dense', 'sparse'),
+                Comparison('dense', 'coca_to_go_signed'),
+                Comparison('coca_to_go_signed', 'sparse'),
+            ),
             also=('coca_share_signed', 'coca_to_go', 'coca_share'),
         ),
         Figure(
@@ -129,7 +137,11 @@ FIGURES: Mapping[str, Figure] = {
             'GAE(lambda) over the completions',
             "the paper's greedy end, lambda = 0, learns fastest",
             'not in the paper: it has lambda = 0 only',
-            (Comparison('dense', 'gae_0.5'), Comparison('dense', 'gae_0.9'), Comparison('dense', 'gae_1')),
+            (
+                Comparison('dense', 'gae_0.5'),
+                Comparison('dense', 'gae_0.9'),
+                Comparison('dense', 'gae_1'),
+            ),
         ),
         Figure(
             'whitening',
@@ -160,5 +172,7 @@ def select(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
     wanted = list(dict.fromkeys(known if 'all' in names else names))
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f'--figure={",".join(unknown)} is not known; choose from {", ".join(known)}, or all')
+        raise ValueError(
+            f'--figure={",".join(unknown)} is not known; choose from {", ".join(known)}, or all'
+        )
     return wanted

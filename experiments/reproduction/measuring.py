@@ -1,4 +1,6 @@
-"""What measurements without training share: their configuration, and a store of raw results that survives a stop."""
+"""What measurements without training share: their configuration, and a store of raw results that
+survives a stop.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,24 @@ from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.sampler import Schedule
 
-# The keys of config.credit that say how states are completed, with what they are for complete completions.
-COMPLETE = {key: value for key, value in default_config().credit.items() if key.startswith('completion')}
+# The keys of config.credit that say how states are completed, with what they are for complete
+# completions.
+COMPLETE = {
+    key: value for key, value in default_config().credit.items() if key.startswith('completion')
+}
 
 
 def with_overrides(config, overrides: Mapping):
-    """A copy of a configuration with other values of some keys, checked; a key that it does not have is an error."""
+    """A copy of a configuration with other values of some keys, checked; a key that it does not
+    have is an error.
+    """
     changed = config.copy_and_resolve_references().lock()
     try:
         changed.update_from_flattened_dict(dict(overrides))
     except (KeyError, AttributeError) as error:
-        raise ValueError(f'a method changes {sorted(overrides)}, which are not all keys of a configuration: {error}') from None
+        raise ValueError(
+            f'a method changes {sorted(overrides)}, which are not all keys of a configuration: {error}'
+        ) from None
     validate(changed)
     return changed
 
@@ -37,7 +46,14 @@ def measured_config(config, stop: StopRequest, overrides: Mapping):
     """
     if stop.hosts.count > 1:
         raise ValueError(f'this measures in one process, and {stop.hosts.count} were started')
-    return with_overrides(config, {'credit.rule': 'dense', **{f'credit.{key}': value for key, value in COMPLETE.items()}, **overrides})
+    return with_overrides(
+        config,
+        {
+            'credit.rule': 'dense',
+            **{f'credit.{key}': value for key, value in COMPLETE.items()},
+            **overrides,
+        },
+    )
 
 
 def every_state_completed(schedule: Schedule) -> Schedule:
@@ -46,7 +62,9 @@ def every_state_completed(schedule: Schedule) -> Schedule:
 
 
 class Store:
-    """Arrays of batches in FOLDER/HASH/batch_N.npz, HASH that of the settings, which lie beside them; a file is whole or absent."""
+    """Arrays of batches in FOLDER/HASH/batch_N.npz, HASH that of the settings, which lie beside
+    them; a file is whole or absent.
+    """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping):
         text = json.dumps(settings, sort_keys=True, indent=1)

@@ -1,13 +1,16 @@
 """Measurements of a policy that need no training, on its own trajectories:
 
-* `latent_rewards`: how well the reward of every state's completion foretells the terminal reward (the paper's Fig. 8).
-* `bias`: how far that reward, the value of the deterministic policy, is from the policy's own value, and what it means for credit.
+* `latent_rewards`: how well the reward of every state's completion foretells the terminal reward
+  (the paper's Fig. 8).
+* `bias`: how far that reward, the value of the deterministic policy, is from the policy's own
+  value, and what it means for credit.
 * `cost`: what cheaper completions keep of the rewards and gains of complete ones.
 
-Each takes `(config, workdir, mesh, stop)` and returns rows, a dict per line of a table (`probe_statistics`). Prompts are those that
-training begins with, noise levels are the configuration's; the policy is the base, or a checkpoint as `densegrpo_jax.evaluate` chooses
-it. Raw rewards lie in WORKDIR/probe, a file per batch in a folder per setting: a measurement that was stopped continues, and one of other
-settings (or of other weights) is not mixed in. For one process.
+Each takes `(config, workdir, mesh, stop)` and returns rows, a dict per line of a table
+(`probe_statistics`). Prompts are those that training begins with, noise levels are the
+configuration's; the policy is the base, or a checkpoint as `densegrpo_jax.evaluate` chooses it. Raw
+rewards lie in WORKDIR/probe, a file per batch in a folder per setting: a measurement that was
+stopped continues, and one of other settings (or of other weights) is not mixed in. For one process.
 """
 
 from __future__ import annotations
@@ -25,19 +28,36 @@ from jax.sharding import Mesh
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
+from densegrpo_jax.evaluation.panel import Part, Policy, settings
 from densegrpo_jax.pipelines.base import NEGATIVE
-from experiments.reproduction.measuring import COMPLETE, Store, every_state_completed, measured_config, with_overrides
-from experiments.reproduction.probe_statistics import Method, bias_rows, cost_rows, latent_reward_rows
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
-from densegrpo_jax.evaluation.panel import Part, Policy, settings
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.progress import ProgressBar
-from densegrpo_jax.sampling.conditioning import content_hash, load_prompts, place, text_conditioning, with_negative
-from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_rollout, make_schedule
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import (
+    content_hash,
+    load_prompts,
+    place,
+    text_conditioning,
+    with_negative,
+)
+from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_rollout, make_schedule
+from experiments.reproduction.measuring import (
+    COMPLETE,
+    Store,
+    every_state_completed,
+    measured_config,
+    with_overrides,
+)
+from experiments.reproduction.probe_statistics import (
+    Method,
+    bias_rows,
+    cost_rows,
+    latent_reward_rows,
+)
 
 BASE = Policy('base')
 EXACT_METHOD = 'n = t'  # every remaining grid point
@@ -47,20 +67,39 @@ METHODS = {
     'n = t, ab2': {'credit.completion_solver': 'ab2'},
     'n = 3': {'credit.completion_steps': 3},
     'n = 3, even σ': {'credit.completion_steps': 3, 'credit.completion_grid': 'sigma'},
-    'n = 3, even σ, ab2': {'credit.completion_steps': 3, 'credit.completion_grid': 'sigma', 'credit.completion_solver': 'ab2'},
+    'n = 3, even σ, ab2': {
+        'credit.completion_steps': 3,
+        'credit.completion_grid': 'sigma',
+        'credit.completion_solver': 'ab2',
+    },
     'n = 2': {'credit.completion_steps': 2},
     'n = 2, even σ': {'credit.completion_steps': 2, 'credit.completion_grid': 'sigma'},
-    'n = 2, even σ, ab2': {'credit.completion_steps': 2, 'credit.completion_grid': 'sigma', 'credit.completion_solver': 'ab2'},
+    'n = 2, even σ, ab2': {
+        'credit.completion_steps': 2,
+        'credit.completion_grid': 'sigma',
+        'credit.completion_solver': 'ab2',
+    },
     'n = 1': {'credit.completion_steps': 1},
     'every 2nd state': {'credit.completion_every': 2},
     'every 2nd state, n = 2': {'credit.completion_every': 2, 'credit.completion_steps': 2},
 }
-_MARKS = 64  # elements of every latent that are kept to see that two methods completed the same trajectories
-_SAME = 0.05  # of the latents' size: other noise differs by its whole size, another rounding by far less
+# elements of every latent that are kept to see that two methods completed the same trajectories
+_MARKS = 64
+# of the latents' size: other noise differs by its whole size, another rounding by far less
+_SAME = 0.05
 
 
-def latent_rewards(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, policy: Policy = BASE, prompts: int = 32) -> list[dict]:
-    """A row per state of `rollout.group` trajectories of each prompt, see `probe_statistics.latent_reward_rows`.
+def latent_rewards(
+    config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    stop: StopRequest,
+    *,
+    policy: Policy = BASE,
+    prompts: int = 32,
+) -> list[dict]:
+    """A row per state of `rollout.group` trajectories of each prompt, see
+    `probe_statistics.latent_reward_rows`.
 
     Args:
       config: the noise, the group, the reward and the training prompts; its credit does not matter.
@@ -69,19 +108,30 @@ def latent_rewards(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest,
       prompts: how many.
 
     Raises:
-      Preempted: a stop was requested; the same call continues. ValueError, FileNotFoundError: what cannot be used. RewardError.
+      Preempted: a stop was requested; the same call continues. ValueError, FileNotFoundError: what
+        cannot be used. RewardError.
     """
     probe = _Probe(config, workdir, mesh, stop, policy, prompts)
     schedule = every_state_completed(probe.schedule)
-    return latent_reward_rows(probe.measure('latent rewards', probe.config, schedule).rewards, schedule.sigmas)
+    return latent_reward_rows(
+        probe.measure('latent rewards', probe.config, schedule).rewards, schedule.sigmas
+    )
 
 
 def bias(
-    config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, policy: Policy = BASE, prompts: int = 32, samples: int = 4,
+    config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    stop: StopRequest,
+    *,
+    policy: Policy = BASE,
+    prompts: int = 32,
+    samples: int = 4,
     continuations: int = 8,
-) -> list[dict]:  # fmt: skip
-    """A row per state, see `probe_statistics.bias_rows`, from `samples` trajectories of each prompt and stochastic continuations of each of
-    their states; the other arguments and errors as in `latent_rewards`."""
+) -> list[dict]:
+    """A row per state, see `probe_statistics.bias_rows`, from `samples` trajectories of each prompt
+    and stochastic continuations of each of their states; the other arguments and errors as in
+    `latent_rewards`."""
     probe = _Probe(config, workdir, mesh, stop, policy, prompts, {'rollout.group': samples})
     schedule = every_state_completed(probe.schedule)
     found = probe.measure('bias', probe.config, schedule, continuations)
@@ -89,14 +139,22 @@ def bias(
 
 
 def cost(
-    config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, policy: Policy = BASE, prompts: int = 32,
+    config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    stop: StopRequest,
+    *,
+    policy: Policy = BASE,
+    prompts: int = 32,
     methods: Mapping[str, Mapping] = METHODS,
-) -> list[dict]:  # fmt: skip
-    """A row per method of completion, see `probe_statistics.cost_rows`; the other arguments and errors as in `latent_rewards`.
+) -> list[dict]:
+    """A row per method of completion, see `probe_statistics.cost_rows`; the other arguments and
+    errors as in `latent_rewards`.
 
     Args:
-      methods: name -> overrides of configuration keys, on top of dense credit with complete completions; `METHODS` has examples. That
-        itself, `EXACT_METHOD`, is always measured. More steps than a trajectory has are left out.
+      methods: name -> overrides of configuration keys, on top of dense credit with complete
+        completions; `METHODS` has examples. That itself, `EXACT_METHOD`, is always measured. More
+        steps than a trajectory has are left out.
 
     Raises:
       ValueError: a method that has not completed the same trajectories.
@@ -113,8 +171,13 @@ def cost(
 
 
 def check_same_trajectories(name: str, marks: np.ndarray, expected: np.ndarray) -> None:
-    """Raises ValueError where latents [..., T+1, B] are not those of the method they are compared with."""
-    difference, size = float(np.abs(marks - expected).max()), float(np.sqrt(np.mean(np.square(expected))))
+    """Raises ValueError where latents [..., T+1, B] are not those of the method they are compared
+    with.
+    """
+    difference, size = (
+        float(np.abs(marks - expected).max()),
+        float(np.sqrt(np.mean(np.square(expected)))),
+    )
     if not difference <= _SAME * size:
         raise ValueError(
             f'method {name!r} changed the trajectories themselves, not only their completions: latents of size {size:.3g} differ by '
@@ -126,18 +189,32 @@ class _Found(NamedTuple):
     """Raw results of a measurement."""
 
     rewards: np.ndarray  # [T+1, P, G]; NaN where a state was not completed or not scored
-    continued: np.ndarray | None  # [T+1, P, G, C]; where nothing random is left, the terminal reward
+    # [T+1, P, G, C]; where nothing random is left, the terminal reward
+    continued: np.ndarray | None
     states: tuple[int, ...]  # whose completions are distinct and not the sample
     calls: int  # of the network per sample, continuations not counted
     marks: np.ndarray  # [_MARKS, T+1, B] elements of the latents
 
 
 class _Probe:
-    """A policy, its prompts and where their raw rewards are kept. Weights are loaded when the first batch is not there yet."""
+    """A policy, its prompts and where their raw rewards are kept. Weights are loaded when the first
+    batch is not there yet.
+    """
 
-    def __init__(self, config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, policy: Policy, prompts: int, overrides: Mapping = {}):
+    def __init__(
+        self,
+        config,
+        workdir: pathlib.Path,
+        mesh: Mesh,
+        stop: StopRequest,
+        policy: Policy,
+        prompts: int,
+        overrides: Mapping = {},
+    ):
         if config.noise.calibrate:
-            raise ValueError('noise.calibrate=True makes a noise table in training: to measure with it give noise.psi_path=RUN/psi.json')
+            raise ValueError(
+                'noise.calibrate=True makes a noise table in training: to measure with it give noise.psi_path=RUN/psi.json'
+            )
         self.config = measured_config(config, stop, overrides)
         self._workdir, self._mesh, self._stop = pathlib.Path(workdir), mesh, stop
         self._folder, self.pipeline = open_base(self.config, mesh)
@@ -147,17 +224,25 @@ class _Probe:
         self._reward.check(*columns(self._prompts))
         self._adapters = None
         if policy.workdir is not None:
-            self._adapters, _ = load_adapters(self.pipeline, self.config, mesh, policy.workdir, str(policy.step))
+            self._adapters, _ = load_adapters(
+                self.pipeline, self.config, mesh, policy.workdir, str(policy.step)
+            )
         # As many rows at once as in training, whatever the group is here.
-        most = max(1, config.rollout.prompts_per_batch * config.rollout.group // self.config.rollout.group)
+        most = max(
+            1, config.rollout.prompts_per_batch * config.rollout.group // self.config.rollout.group
+        )
         self._batch = max(n for n in range(1, min(most, prompts) + 1) if prompts % n == 0)
 
     @functools.cached_property
     def _weights(self) -> tuple:
         """(weights, text conditioning)."""
         needed = ['', *(p.text for p in self._prompts)]
-        encoder = text_conditioning(self.config, self._workdir, self._folder, self.pipeline, needed, self._mesh, self._stop)
-        params = load_components(self.config, self._folder, self.pipeline, self._mesh, ('transformer', 'vae'))
+        encoder = text_conditioning(
+            self.config, self._workdir, self._folder, self.pipeline, needed, self._mesh, self._stop
+        )
+        params = load_components(
+            self.config, self._folder, self.pipeline, self._mesh, ('transformer', 'vae')
+        )
         return with_negative(self.pipeline, self.config, params, encoder), encoder
 
     def measure(self, label: str, config, schedule: Schedule, continuations: int = 0) -> _Found:
@@ -174,16 +259,26 @@ class _Probe:
                 def keep(start: int, arrays: dict, future, finite: np.ndarray) -> None:
                     scores = self._stop.wait(future)
                     valid = scores.valid.reshape(finite.shape) & finite
-                    scored = np.where(valid, scores.values[TOTAL].reshape(finite.shape), np.nan).astype(np.float32)
+                    scored = np.where(
+                        valid, scores.values[TOTAL].reshape(finite.shape), np.nan
+                    ).astype(np.float32)
                     own = len(scored) - continuations * (len(arrays['states']) - 1)
                     store.put(start, **arrays, values=scored[:own], continued=scored[own:])
-                    bar.update(sum(s in store for s in starts), {'reward': float(np.nanmean(scored[own - 1]))})
+                    bar.update(
+                        sum(s in store for s in starts),
+                        {'reward': float(np.nanmean(scored[own - 1]))},
+                    )
 
                 for start in todo:
                     arrays, images, finite = sample(np.arange(start, start + self._batch))
-                    chosen = [self._prompts[start + i // config.rollout.group] for i in range(images.shape[1])] * len(images)
+                    chosen = [
+                        self._prompts[start + i // config.rollout.group]
+                        for i in range(images.shape[1])
+                    ] * len(images)
                     pictures = images.reshape(-1, *images.shape[2:])
-                    future = scorer.submit(pictures, *columns(chosen), while_waiting=self._stop.check)
+                    future = scorer.submit(
+                        pictures, *columns(chosen), while_waiting=self._stop.check
+                    )
                     if waiting is not None:
                         keep(*waiting)
                     waiting = (start, arrays, future, finite)
@@ -191,50 +286,98 @@ class _Probe:
         return self._assemble(config, [store.get(start) for start in starts], continuations)
 
     def _sampler(self, config, schedule: Schedule, continuations: int):
-        """places [p] -> (arrays to keep, pictures uint8 [S + (S-1) C, B, H, W, 3], finite): of the S completions, then of every completed
-        state's continuations."""
+        """places [p] -> (arrays to keep, pictures uint8 [S + (S-1) C, B, H, W, 3], finite): of the
+        S completions, then of every completed state's continuations."""
         params, encoder = self._weights
         rollout = make_rollout(self.pipeline, config, schedule, self._mesh)
-        follow = make_continuations(self.pipeline, config, schedule, self._mesh, continuations) if continuations else None
+        follow = (
+            make_continuations(self.pipeline, config, schedule, self._mesh, continuations)
+            if continuations
+            else None
+        )
         key = lambda number: key_data(stream_key(config.seed, STREAM_PROBE, number))
 
         def sample(places: np.ndarray):
             conditioning = place(encoder, [self._prompts[i].text for i in places], self._mesh)
-            result, *drawn = rollout(params, self._adapters, conditioning, key(0), places, schedule.noise_levels)
+            result, *drawn = rollout(
+                params, self._adapters, conditioning, key(0), places, schedule.noise_levels
+            )
             drawn = [jax.device_get(self._stop.wait(drawn))]
             for k in result.states[:-1] if continuations else ():
-                more = follow(params, self._adapters, conditioning, key(1 + k), places, schedule.noise_levels, result.latents[k], k)
+                more = follow(
+                    params,
+                    self._adapters,
+                    conditioning,
+                    key(1 + k),
+                    places,
+                    schedule.noise_levels,
+                    result.latents[k],
+                    k,
+                )
                 drawn.append(jax.device_get(self._stop.wait(more)))
             images, finite = (np.concatenate(parts) for parts in zip(*drawn))
             flat = result.latents.reshape(*result.latents.shape[:2], -1)
             arrays = {
-                'marks': np.moveaxis(np.asarray(flat[..., :: math.ceil(flat.shape[-1] / _MARKS)]), -1, 0),
-                'states': np.array(result.states), 'sources': np.array(result.sources),
+                'marks': np.moveaxis(
+                    np.asarray(flat[..., :: math.ceil(flat.shape[-1] / _MARKS)]), -1, 0
+                ),
+                'states': np.array(result.states),
+                'sources': np.array(result.sources),
                 'calls': np.array(result.velocity_evals * (1 + (NEGATIVE in params))),
-            }  # fmt: skip
+            }
             return arrays, images, finite
 
         return sample
 
     def _assemble(self, config, batches: list[dict], continuations: int) -> _Found:
-        whole = {name: np.concatenate([b[name] for b in batches], axis=-1) for name in ('values', 'continued', 'marks')}
+        whole = {
+            name: np.concatenate([b[name] for b in batches], axis=-1)
+            for name in ('values', 'continued', 'marks')
+        }
         first, shape = batches[0], (len(self._prompts), config.rollout.group)
         states, sources = first['states'][:-1], first['sources']
-        rewards = np.asarray(state_rewards(whole['values'], sources, interpolate=config.credit.completion_every > 1)).reshape(-1, *shape)
+        rewards = np.asarray(
+            state_rewards(whole['values'], sources, interpolate=config.credit.completion_every > 1)
+        ).reshape(-1, *shape)
         continued = None
         if continuations:
-            of_state = np.moveaxis(whole['continued'].reshape(len(states), continuations, *shape), 1, -1)
-            of_state = np.concatenate([of_state, np.broadcast_to(rewards[-1][None, ..., None], (1, *of_state.shape[1:]))])
+            of_state = np.moveaxis(
+                whole['continued'].reshape(len(states), continuations, *shape), 1, -1
+            )
+            of_state = np.concatenate(
+                [of_state, np.broadcast_to(rewards[-1][None, ..., None], (1, *of_state.shape[1:]))]
+            )
             continued = of_state[sources]
-        return _Found(rewards, continued, tuple(int(k) for k in states), int(first['calls']), whole['marks'])
+        return _Found(
+            rewards, continued, tuple(int(k) for k in states), int(first['calls']), whole['marks']
+        )
 
     def _settings(self, config, schedule: Schedule, continuations: int) -> dict:
         """Everything that the raw rewards of a batch depend on."""
-        common = settings(config, self._folder, self.pipeline, {'train': Part(self._prompts[:0], [self._reward])}, 1)
-        kept = {key: common[key] for key in ('seed', 'full', 'lora', 'model', 'cfg', 'base', 'rollout', 'reward')}
+        common = settings(
+            config,
+            self._folder,
+            self.pipeline,
+            {'train': Part(self._prompts[:0], [self._reward])},
+            1,
+        )
+        kept = {
+            key: common[key]
+            for key in ('seed', 'full', 'lora', 'model', 'cfg', 'base', 'rollout', 'reward')
+        }
         return {
-            **kept, 'policy': identity(self._adapters), 'train': config.data.train, 'group': config.rollout.group, 'batch': self._batch,
-            'completion': {key: config.credit[key] for key, value in COMPLETE.items() if config.credit[key] != value},
-            'complete': list(schedule.complete), 'noise_levels': np.asarray(schedule.noise_levels).tolist(), 'continuations': continuations,
+            **kept,
+            'policy': identity(self._adapters),
+            'train': config.data.train,
+            'group': config.rollout.group,
+            'batch': self._batch,
+            'completion': {
+                key: config.credit[key]
+                for key, value in COMPLETE.items()
+                if config.credit[key] != value
+            },
+            'complete': list(schedule.complete),
+            'noise_levels': np.asarray(schedule.noise_levels).tolist(),
+            'continuations': continuations,
             'prompts': content_hash(self._prompts),
-        }  # fmt: skip
+        }

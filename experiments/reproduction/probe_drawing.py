@@ -1,4 +1,6 @@
-"""One figure for each table of `probe`; bands and bars are the tables' 95 % intervals over prompts."""
+"""One figure for each table of `probe`; bands and bars are the tables' 95 % intervals over
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from experiments.reproduction.probe_statistics import LAMBDAS
 
 
 def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """The paper's Fig. 8 from `latent_rewards`: level and order of the predicted rewards against the timesteps left."""
+    """The paper's Fig. 8 from `latent_rewards`: level and order of the predicted rewards against
+    the timesteps left.
+    """
     figure, (level, order) = _panels(2)
     x = [row['timesteps_left'] for row in rows]
     _line(level, x, rows, 'reward', 'C0', 'mean predicted reward $R_t$')
@@ -17,7 +21,13 @@ def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
     _line(order, x, rows, 'rank_correlation', 'C0', 'all samples')
     _line(order, x, rows, 'group_rank_correlation', 'C2', 'within a group')
     _finish(level, 'reward of the completion', 'timesteps left $t$', 'reward', rows)
-    _finish(order, 'rank correlation with the terminal reward', 'timesteps left $t$', 'Spearman correlation', rows)
+    _finish(
+        order,
+        'rank correlation with the terminal reward',
+        'timesteps left $t$',
+        'Spearman correlation',
+        rows,
+    )
     for axes in (level, order):
         axes.set_xticks(x)
         axes.invert_xaxis()  # as sampled: from noise to the picture
@@ -26,7 +36,10 @@ def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
 
 def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
     """From `bias`: the mean bias, its size beside the gains, and what it does to GAE."""
-    states, (whole,) = [row for row in rows if row['state'] != 'all'], [row for row in rows if row['state'] == 'all']
+    states, (whole,) = (
+        [row for row in rows if row['state'] != 'all'],
+        [row for row in rows if row['state'] == 'all'],
+    )
     figure, (mean, size, credit) = _panels(3)
     x = [row['timesteps_left'] for row in states]
     _line(mean, x, states, 'bias', 'C0', '$E[R_0|x_t] - R_t$')
@@ -42,16 +55,36 @@ def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
         axes.invert_xaxis()
     for i, row in enumerate(states):
         y = [row[f'advantage_correlation_{lam:g}'] for lam in LAMBDAS]
-        credit.plot(LAMBDAS, y, '.-', color=_shade(i, len(states)), linewidth=1, label=f't = {row["timesteps_left"]}')
+        credit.plot(
+            LAMBDAS,
+            y,
+            '.-',
+            color=_shade(i, len(states)),
+            linewidth=1,
+            label=f't = {row["timesteps_left"]}',
+        )
     names = [f'advantage_correlation_{lam:g}' for lam in LAMBDAS]
     _band(credit, LAMBDAS, whole, names, 'C3', 'mean over t')
-    credit.axhline(whole['advantage_correlation_sparse'], color='0.4', linestyle=':', label='terminal reward alone (mean over t)')
-    _finish(credit, 'GAE(λ) and the true advantage, as measured', 'λ', 'correlation within groups', states)
+    credit.axhline(
+        whole['advantage_correlation_sparse'],
+        color='0.4',
+        linestyle=':',
+        label='terminal reward alone (mean over t)',
+    )
+    _finish(
+        credit,
+        'GAE(λ) and the true advantage, as measured',
+        'λ',
+        'correlation within groups',
+        states,
+    )
     _save(figure, path)
 
 
 def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """From `cost`: rank correlations within groups against network calls, of gains and of rewards."""
+    """From `cost`: rank correlations within groups against network calls, of gains and of
+    rewards.
+    """
     figure, panels = _panels(3)
     titles = {
         'group_gain_correlation': 'gains, with those of complete ODEs',
@@ -63,11 +96,28 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
     for axes, (name, title) in zip(panels, titles.items()):
         for i, row in enumerate(rows):
             # Methods that cost the same stand side by side.
-            x = row['calls'] + width * (calls[:i].count(row['calls']) - (calls.count(row['calls']) - 1) / 2)
+            x = row['calls'] + width * (
+                calls[:i].count(row['calls']) - (calls.count(row['calls']) - 1) / 2
+            )
             y, low, high = (row[f'{name}{end}'] for end in ('', '_low', '_high'))
             marker = 'osD^vP*X<>h'[i % 11]  # eleven: with ten colours no pair comes twice
-            axes.errorbar(x, y, [[max(y - low, 0)], [max(high - y, 0)]], fmt=marker, color=f'C{i % 10}', label=row['method'], capsize=2)
-        _finish(axes, title, 'network calls per sample', 'mean rank correlation within a group', rows, legend=False)
+            axes.errorbar(
+                x,
+                y,
+                [[max(y - low, 0)], [max(high - y, 0)]],
+                fmt=marker,
+                color=f'C{i % 10}',
+                label=row['method'],
+                capsize=2,
+            )
+        _finish(
+            axes,
+            title,
+            'network calls per sample',
+            'mean rank correlation within a group',
+            rows,
+            legend=False,
+        )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right center', frameon=False, fontsize=8)
     _save(figure, path)
@@ -77,11 +127,18 @@ def draw_direction(rows: Sequence[dict], path: pathlib.Path) -> None:
     """What noise and bias leave of every rule's gradient, from the best rule to the worst."""
     rows = sorted(rows, key=lambda row: row['progress'])
     figure, panels = _panels(3)
-    titles = ('alignment with the policy gradient', 'with its own expectation (noise)', 'of the expectations (bias)')
+    titles = (
+        'alignment with the policy gradient',
+        'with its own expectation (noise)',
+        'of the expectations (bias)',
+    )
     for axes, name, title in zip(panels, ('progress', 'alignment', 'bias'), titles):
         for y, row in enumerate(rows):
             _interval_bar(axes, y, row, name)
-        axes.set_yticks(range(len(rows)), [row['credit'] for row in rows] if axes is panels[0] else [''] * len(rows))
+        axes.set_yticks(
+            range(len(rows)),
+            [row['credit'] for row in rows] if axes is panels[0] else [''] * len(rows),
+        )
         axes.axvline(0, color='0.4', linewidth=0.8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel('cosine')
@@ -93,7 +150,13 @@ def draw_direction(rows: Sequence[dict], path: pathlib.Path) -> None:
 def _interval_bar(axes, y: int, row: dict, name: str) -> None:
     value = row[name]
     axes.errorbar(
-        value, y, xerr=[[value - row[f'{name}_low']], [row[f'{name}_high'] - value]], fmt='o', color='tab:blue', markersize=4, capsize=2
+        value,
+        y,
+        xerr=[[value - row[f'{name}_low']], [row[f'{name}_high'] - value]],
+        fmt='o',
+        color='tab:blue',
+        markersize=4,
+        capsize=2,
     )
 
 
@@ -108,12 +171,34 @@ def _panels(count: int):
 
 def _line(axes, x, rows, name: str, colour: str, label: str, style: str = 'o-') -> None:
     axes.plot(x, [row[name] for row in rows], style, color=colour, markersize=4, label=label)
-    axes.fill_between(x, [row[f'{name}_low'] for row in rows], [row[f'{name}_high'] for row in rows], color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        x,
+        [row[f'{name}_low'] for row in rows],
+        [row[f'{name}_high'] for row in rows],
+        color=colour,
+        alpha=0.15,
+        linewidth=0,
+    )
 
 
 def _band(axes, x, row: dict, names: Sequence[str], colour: str, label: str) -> None:
-    axes.plot(x, [row[name] for name in names], 'o-', color=colour, linewidth=2.5, markersize=4, label=label)
-    axes.fill_between(x, [row[f'{n}_low'] for n in names], [row[f'{n}_high'] for n in names], color=colour, alpha=0.15, linewidth=0)
+    axes.plot(
+        x,
+        [row[name] for name in names],
+        'o-',
+        color=colour,
+        linewidth=2.5,
+        markersize=4,
+        label=label,
+    )
+    axes.fill_between(
+        x,
+        [row[f'{n}_low'] for n in names],
+        [row[f'{n}_high'] for n in names],
+        color=colour,
+        alpha=0.15,
+        linewidth=0,
+    )
 
 
 def _shade(i: int, count: int) -> str:

@@ -1,8 +1,10 @@
-"""What the probes report: rank correlations and the bias of the ODE as a value, from raw rewards; numpy arrays in, tables out.
+"""What the probes report: rank correlations and the bias of the ODE as a value, from raw rewards;
+numpy arrays in, tables out.
 
-Axes: state k = 0 ... T first, then prompts P, the samples G of a prompt, and continuations C. A reward that is missing is NaN. A value is
-reported with a 95 % interval as NAME, NAME_low and NAME_high: percentiles of a bootstrap that draws prompts, because the samples of one
-prompt are no independent observations.
+Axes: state k = 0 ... T first, then prompts P, the samples G of a prompt, and continuations C. A
+reward that is missing is NaN. A value is reported with a 95 % interval as NAME, NAME_low and
+NAME_high: percentiles of a bootstrap that draws prompts, because the samples of one prompt are no
+independent observations.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ class Method(NamedTuple):
 
 
 def correlation(predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = True) -> float:
-    """Correlation of all pairs without a NaN; of their ranks it is Spearman's, with average ranks for ties.
+    """Correlation of all pairs without a NaN; of their ranks it is Spearman's, with average ranks
+    for ties.
 
-    A constant prediction says nothing about the order and counts 0; a constant reference, or fewer than two pairs, gives NaN.
+    A constant prediction says nothing about the order and counts 0; a constant reference, or fewer
+    than two pairs, gives NaN.
     """
     both = np.isfinite(predicted) & np.isfinite(reference)
     x, y = predicted[both].astype(float), reference[both].astype(float)
@@ -42,13 +46,20 @@ def correlation(predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = T
     return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
-def group_correlations(predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = True) -> np.ndarray:
-    """`correlation` within every group: [P, G], [P, G] -> [P]; NaN where a group's reference has no spread."""
+def group_correlations(
+    predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = True
+) -> np.ndarray:
+    """`correlation` within every group: [P, G], [P, G] -> [P]; NaN where a group's reference has no
+    spread.
+    """
     return np.array([correlation(x, y, ranks=ranks) for x, y in zip(predicted, reference)])
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], prompts: int, draws: int, *, seed: int = 0) -> np.ndarray:
-    """95 % percentile interval [2] of `statistic(drawn)`, int [P] drawn from the prompts with replacement.
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], prompts: int, draws: int, *, seed: int = 0
+) -> np.ndarray:
+    """95 % percentile interval [2] of `statistic(drawn)`, int [P] drawn from the prompts with
+    replacement.
 
     Draws in which the statistic does not exist (NaN) are left out.
     """
@@ -57,10 +68,16 @@ def bootstrap(statistic: Callable[[np.ndarray], float], prompts: int, draws: int
     return np.full(2, np.nan) if np.isnan(values).all() else np.nanpercentile(values, (2.5, 97.5))
 
 
-def _interval(name: str, statistic: Callable[[np.ndarray], float], prompts: int) -> dict[str, float]:
+def _interval(
+    name: str, statistic: Callable[[np.ndarray], float], prompts: int
+) -> dict[str, float]:
     """Columns NAME, NAME_low and NAME_high."""
     low, high = bootstrap(statistic, prompts, DRAWS)
-    return {name: float(statistic(np.arange(prompts))), f'{name}_low': float(low), f'{name}_high': float(high)}
+    return {
+        name: float(statistic(np.arange(prompts))),
+        f'{name}_low': float(low),
+        f'{name}_high': float(high),
+    }
 
 
 def _mean(values: np.ndarray) -> float:
@@ -68,19 +85,32 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float('nan')
 
 
-def _compare(name: str, predicted: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> dict[str, float]:
-    """Rank correlations of pairs of [P, G], overall (NAME) and within groups (group_NAME), as means over the pairs."""
-    prompts, within = len(reference[0]), np.stack([group_correlations(x, y) for x, y in zip(predicted, reference)])
-    overall = lambda drawn: _mean(np.array([correlation(x[drawn].ravel(), y[drawn].ravel()) for x, y in zip(predicted, reference)]))
+def _compare(
+    name: str, predicted: Sequence[np.ndarray], reference: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Rank correlations of pairs of [P, G], overall (NAME) and within groups (group_NAME), as means
+    over the pairs.
+    """
+    prompts, within = (
+        len(reference[0]),
+        np.stack([group_correlations(x, y) for x, y in zip(predicted, reference)]),
+    )
+    overall = lambda drawn: _mean(
+        np.array(
+            [correlation(x[drawn].ravel(), y[drawn].ravel()) for x, y in zip(predicted, reference)]
+        )
+    )
     grouped = lambda drawn: _mean(np.array([_mean(of_pair[drawn]) for of_pair in within]))
     return {**_interval(name, overall, prompts), **_interval(f'group_{name}', grouped, prompts)}
 
 
 def latent_reward_rows(rewards: np.ndarray, sigmas: np.ndarray) -> list[dict]:
-    """How well the reward of a state's completion foretells the terminal reward (the paper's Fig. 8), a row per state 0 ... T.
+    """How well the reward of a state's completion foretells the terminal reward (the paper's Fig.
+    8), a row per state 0 ... T.
 
-    Columns: the mean reward; `difference`, mean |R_k - R_T|; `rank_correlation` with the terminal reward over all samples, and
-    `group_rank_correlation`, the mean over the `groups` whose terminal rewards have spread.
+    Columns: the mean reward; `difference`, mean |R_k - R_T|; `rank_correlation` with the terminal
+    reward over all samples, and `group_rank_correlation`, the mean over the `groups` whose terminal
+    rewards have spread.
 
     Args:
       rewards: [T+1, P, G].
@@ -89,25 +119,36 @@ def latent_reward_rows(rewards: np.ndarray, sigmas: np.ndarray) -> list[dict]:
     terminal, prompts, rows = rewards[-1], rewards.shape[1], []
     for k, (of_state, s) in enumerate(zip(rewards, sigmas)):
         difference = np.abs(of_state - terminal)
-        rows.append({
-            'state': k, 's': float(s), 'timesteps_left': len(rewards) - 1 - k,
-            **_interval('reward', lambda drawn: _mean(of_state[drawn]), prompts),
-            **_interval('difference', lambda drawn: _mean(difference[drawn]), prompts),
-            **_compare('rank_correlation', [of_state], [terminal]),
-            'groups': int(np.isfinite(group_correlations(of_state, terminal)).sum()), 'prompts': prompts, 'samples': int(terminal.size),
-        })  # fmt: skip
+        rows.append(
+            {
+                'state': k,
+                's': float(s),
+                'timesteps_left': len(rewards) - 1 - k,
+                **_interval('reward', lambda drawn: _mean(of_state[drawn]), prompts),
+                **_interval('difference', lambda drawn: _mean(difference[drawn]), prompts),
+                **_compare('rank_correlation', [of_state], [terminal]),
+                'groups': int(np.isfinite(group_correlations(of_state, terminal)).sum()),
+                'prompts': prompts,
+                'samples': int(terminal.size),
+            }
+        )
     return rows
 
 
-def cost_rows(methods: Mapping[str, Method], reference: str, trained: np.ndarray, states: Sequence[int]) -> list[dict]:
-    """What each method's rewards are worth beside those of the method `reference`, a row per method.
+def cost_rows(
+    methods: Mapping[str, Method], reference: str, trained: np.ndarray, states: Sequence[int]
+) -> list[dict]:
+    """What each method's rewards are worth beside those of the method `reference`, a row per
+    method.
 
-    The reference is the paper's choice, not the truth: a method can differ from it and be no worse a value (`bias_rows`).
+    The reference is the paper's choice, not the truth: a method can differ from it and be no worse
+    a value (`bias_rows`).
 
-    Columns: network `calls` per sample; rank correlations overall and within groups (`group_...`), each a mean over `states` or trained
-    transitions: `reward_correlation` of the latent rewards with the reference's, `gain_correlation` of the gains with the reference's,
-    which is what credit sees, `terminal_correlation` of the latent rewards with the terminal reward. `group_gain_correlation_K` is that
-    of transition K alone.
+    Columns: network `calls` per sample; rank correlations overall and within groups (`group_...`),
+    each a mean over `states` or trained transitions: `reward_correlation` of the latent rewards
+    with the reference's, `gain_correlation` of the gains with the reference's, which is what credit
+    sees, `terminal_correlation` of the latent rewards with the terminal reward.
+    `group_gain_correlation_K` is that of transition K alone.
 
     Args:
       trained: bool [T].
@@ -118,46 +159,71 @@ def cost_rows(methods: Mapping[str, Method], reference: str, trained: np.ndarray
     rows = []
     for name, (calls, rewards) in methods.items():
         mine = np.diff(rewards, axis=0)
-        rows.append({
-            'method': name, 'calls': calls,
-            **_compare('reward_correlation', [rewards[k] for k in states], [whole[k] for k in states]),
-            **_compare('gain_correlation', [mine[k] for k in steps], [gain[k] for k in steps]),
-            **_compare('terminal_correlation', [rewards[k] for k in states], [whole[-1]] * len(states)),
-            **{f'group_gain_correlation_{k}': _mean(group_correlations(mine[k], gain[k])) for k in steps},
-            'prompts': whole.shape[1], 'samples': int(whole[0].size),
-        })  # fmt: skip
+        rows.append(
+            {
+                'method': name,
+                'calls': calls,
+                **_compare(
+                    'reward_correlation', [rewards[k] for k in states], [whole[k] for k in states]
+                ),
+                **_compare('gain_correlation', [mine[k] for k in steps], [gain[k] for k in steps]),
+                **_compare(
+                    'terminal_correlation', [rewards[k] for k in states], [whole[-1]] * len(states)
+                ),
+                **{
+                    f'group_gain_correlation_{k}': _mean(group_correlations(mine[k], gain[k]))
+                    for k in steps
+                },
+                'prompts': whole.shape[1],
+                'samples': int(whole[0].size),
+            }
+        )
     return rows
 
 
-def bias_rows(values: np.ndarray, continued: np.ndarray, sigmas: np.ndarray, states: Sequence[int]) -> list[dict]:
-    """The completion V_k as an estimate of the policy's own value E[R_T | x_k], which is the mean over stochastic continuations.
+def bias_rows(
+    values: np.ndarray, continued: np.ndarray, sigmas: np.ndarray, states: Sequence[int]
+) -> list[dict]:
+    """The completion V_k as an estimate of the policy's own value E[R_T | x_k], which is the mean
+    over stochastic continuations.
 
-    A row per state, and one, state 'all', of the advantages' correlations averaged over the transitions. Columns:
+    A row per state, and one, state 'all', of the advantages' correlations averaged over the
+    transitions. Columns:
 
-    * `value`, `expected` (means of V_k and of the continuations), `bias` = mean(E[R_T | x_k] - V_k) with its `standard_error` over x_k
-      (the x_k of a prompt taken together); `rms_bias`, root of the mean squared bias, the noise of a mean over few continuations taken
-      off; `group_rms_bias`, the same of what is left of the bias within a group, where its mean cancels.
-    * `continuation_std`: of R_T around E[R_T | x_k], the error of a single continuation as an estimate (what lambda = 1 pays);
-      `gain_std`: of the gain V_{k+1} - V_k within groups; `bias_to_gain` = group_rms_bias / gain_std.
-    * `value_correlation` and `continuation_correlation`: V_k, and one continuation, with the mean of the other continuations.
-    * The transition from k: its true advantage is A = E[R_T | x_{k+1}] - E[R_T | x_k]. For a lambda of `LAMBDAS`,
-      `advantage_correlation_L` is the within-group correlation of GAE(L) with A as it was measured, whose noise makes all of them smaller
-      by the same factor, about `advantage_reliability`; `advantage_error_L` the mean squared difference from A within groups, corrected
-      for that noise; `..._sparse` those of R_T alone. `best_lambda` has the largest correlation.
+    * `value`, `expected` (means of V_k and of the continuations), `bias` = mean(E[R_T | x_k] - V_k)
+      with its `standard_error` over x_k (the x_k of a prompt taken together); `rms_bias`, root of
+      the mean squared bias, the noise of a mean over few continuations taken off; `group_rms_bias`,
+      the same of what is left of the bias within a group, where its mean cancels.
+    * `continuation_std`: of R_T around E[R_T | x_k], the error of a single continuation as an
+      estimate (what lambda = 1 pays); `gain_std`: of the gain V_{k+1} - V_k within groups;
+      `bias_to_gain` = group_rms_bias / gain_std.
+    * `value_correlation` and `continuation_correlation`: V_k, and one continuation, with the mean
+      of the other continuations.
+    * The transition from k: its true advantage is A = E[R_T | x_{k+1}] - E[R_T | x_k]. For a lambda
+      of `LAMBDAS`, `advantage_correlation_L` is the within-group correlation of GAE(L) with A as it
+      was measured, whose noise makes all of them smaller by the same factor, about
+      `advantage_reliability`; `advantage_error_L` the mean squared difference from A within groups,
+      corrected for that noise; `..._sparse` those of R_T alone. `best_lambda` has the largest
+      correlation.
 
     Args:
       values: [T+1, P, G].
-      continued: [T+1, P, G, C >= 3] terminal rewards of continuations from each state; where nothing random is left, the terminal reward.
+      continued: [T+1, P, G, C >= 3] terminal rewards of continuations from each state; where
+        nothing random is left, the terminal reward.
       sigmas: [T+1].
       states: the states to report, of which nothing coincides.
     """
     num_steps, prompts = len(values) - 1, values.shape[1]
     count = np.isfinite(continued).sum(-1)
     if continued.shape[-1] < 3 or continued.shape[:-1] != values.shape:
-        raise ValueError(f'continuations have shape {continued.shape}; expected {values.shape} and at least 3 more')
+        raise ValueError(
+            f'continuations have shape {continued.shape}; expected {values.shape} and at least 3 more'
+        )
     with np.errstate(invalid='ignore', divide='ignore'):
         expected = np.where(count > 0, np.nansum(continued, -1) / count, np.nan)
-        variance = np.nansum(np.square(continued - expected[..., None]), -1) / np.where(count > 1, count - 1, np.nan)
+        variance = np.nansum(np.square(continued - expected[..., None]), -1) / np.where(
+            count > 1, count - 1, np.nan
+        )
         noise = variance / count
     rows, advantages = [], _Advantages(values, expected, noise)
     for k in states:
@@ -167,25 +233,56 @@ def bias_rows(values: np.ndarray, continued: np.ndarray, sigmas: np.ndarray, sta
         # Of G differences around their mean, independent noise leaves G - 1 parts.
         within = lambda drawn: _root(_variance_within(bias[drawn]) - _mean(noise[k][drawn]))
         spread = lambda drawn: _root(_variance_within(gain[drawn]))
-        others = (count[k][..., None] * expected[k][..., None] - continued[k]) / (count[k][..., None] - 1)
+        others = (count[k][..., None] * expected[k][..., None] - continued[k]) / (
+            count[k][..., None] - 1
+        )
         each = np.moveaxis(others, -1, 0)
         pearson = lambda x, y: correlation(x.ravel(), y.ravel(), ranks=False)
-        against = lambda drawn, of: _mean(np.array([pearson(x[drawn], y[drawn]) for x, y in zip(of, each)]))
-        rows.append({
-            'state': k, 's': float(sigmas[k]), 'timesteps_left': num_steps - k,
-            'value': _mean(values[k]), 'expected': _mean(expected[k]),
-            **_interval('bias', lambda drawn: _mean(bias[drawn]), prompts),
-            'standard_error': float(np.nanstd(per_prompt, ddof=1) / np.sqrt(np.isfinite(per_prompt).sum())),
-            **_interval('rms_bias', corrected, prompts), **_interval('group_rms_bias', within, prompts),
-            **_interval('continuation_std', lambda drawn: _root(_mean(variance[k][drawn])), prompts),
-            **_interval('gain_std', spread, prompts),
-            'bias_to_gain': within(np.arange(prompts)) / spread(np.arange(prompts)) if spread(np.arange(prompts)) else float('nan'),
-            **_interval('value_correlation', lambda drawn: against(drawn, [values[k]] * len(each)), prompts),
-            **_interval('continuation_correlation', lambda drawn: against(drawn, np.moveaxis(continued[k], -1, 0)), prompts),
-            **advantages.columns([k]),
-            'prompts': prompts, 'samples': int(values[k].size), 'continuations': continued.shape[-1],
-        })  # fmt: skip
-    whole = {'state': 'all', **advantages.columns(list(states)), 'prompts': prompts, 'samples': int(values[0].size)}
+        against = lambda drawn, of: _mean(
+            np.array([pearson(x[drawn], y[drawn]) for x, y in zip(of, each)])
+        )
+        rows.append(
+            {
+                'state': k,
+                's': float(sigmas[k]),
+                'timesteps_left': num_steps - k,
+                'value': _mean(values[k]),
+                'expected': _mean(expected[k]),
+                **_interval('bias', lambda drawn: _mean(bias[drawn]), prompts),
+                'standard_error': float(
+                    np.nanstd(per_prompt, ddof=1) / np.sqrt(np.isfinite(per_prompt).sum())
+                ),
+                **_interval('rms_bias', corrected, prompts),
+                **_interval('group_rms_bias', within, prompts),
+                **_interval(
+                    'continuation_std', lambda drawn: _root(_mean(variance[k][drawn])), prompts
+                ),
+                **_interval('gain_std', spread, prompts),
+                'bias_to_gain': within(np.arange(prompts)) / spread(np.arange(prompts))
+                if spread(np.arange(prompts))
+                else float('nan'),
+                **_interval(
+                    'value_correlation',
+                    lambda drawn: against(drawn, [values[k]] * len(each)),
+                    prompts,
+                ),
+                **_interval(
+                    'continuation_correlation',
+                    lambda drawn: against(drawn, np.moveaxis(continued[k], -1, 0)),
+                    prompts,
+                ),
+                **advantages.columns([k]),
+                'prompts': prompts,
+                'samples': int(values[k].size),
+                'continuations': continued.shape[-1],
+            }
+        )
+    whole = {
+        'state': 'all',
+        **advantages.columns(list(states)),
+        'prompts': prompts,
+        'samples': int(values[0].size),
+    }
     return [*rows, {**dict.fromkeys(rows[0]), **whole, 'continuations': continued.shape[-1]}]
 
 
@@ -195,16 +292,25 @@ class _Advantages:
     def __init__(self, values: np.ndarray, expected: np.ndarray, noise: np.ndarray):
         measured, self._noise = np.diff(expected, axis=0), noise[1:] + noise[:-1]
         terminal = np.broadcast_to(values[-1], measured.shape)
-        estimates = {**{lam: gae(values, lam) for lam in {*LAMBDAS, *_FINE.tolist()}}, 'sparse': terminal}
+        estimates = {
+            **{lam: gae(values, lam) for lam in {*LAMBDAS, *_FINE.tolist()}},
+            'sparse': terminal,
+        }
         # Sums over the groups' deviations: [T, P].
         centred = lambda x, y: _centred(np.where(np.isnan(y), np.nan, x))
         truth = {name: centred(measured, x) for name, x in estimates.items()}
         mine = {name: centred(x, measured) for name, x in estimates.items()}
         total = lambda x, y: np.nansum(x * y, -1)
         self._sums = {
-            name: (total(mine[name], truth[name]), total(mine[name], mine[name]), total(truth[name], truth[name])) for name in estimates
+            name: (
+                total(mine[name], truth[name]),
+                total(mine[name], mine[name]),
+                total(truth[name], truth[name]),
+            )
+            for name in estimates
         }
-        self._free = np.maximum(np.isfinite(mine[0.0]).sum(-1) - 1, 0)  # degrees of freedom of a group
+        # degrees of freedom of a group
+        self._free = np.maximum(np.isfinite(mine[0.0]).sum(-1) - 1, 0)
         self._noise = np.where(np.isfinite(mine[0.0]), self._noise, np.nan)
 
     def _correlation(self, name, k: int, drawn) -> float:
@@ -219,27 +325,53 @@ class _Advantages:
         return _root(1 - free * _mean(self._noise[k][drawn]) / true) if true > 0 else float('nan')
 
     def _error(self, name, k: int, drawn) -> float:
-        (cross, own, true), free = (s[k][drawn].sum() for s in self._sums[name]), self._free[k][drawn].sum()
-        return float((own - 2 * cross + true) / free - _mean(self._noise[k][drawn])) if free else float('nan')
+        (cross, own, true), free = (
+            (s[k][drawn].sum() for s in self._sums[name]),
+            self._free[k][drawn].sum(),
+        )
+        return (
+            float((own - 2 * cross + true) / free - _mean(self._noise[k][drawn]))
+            if free
+            else float('nan')
+        )
 
     def _best(self, steps: list[int], drawn) -> float:
-        found = np.array([_mean(np.array([self._correlation(lam, k, drawn) for k in steps])) for lam in _FINE.tolist()])
-        return float('nan') if not np.ptp(found) > 1e-9 else float(_FINE[np.argmax(found)])  # in the last transition there is no lambda
+        found = np.array(
+            [
+                _mean(np.array([self._correlation(lam, k, drawn) for k in steps]))
+                for lam in _FINE.tolist()
+            ]
+        )
+        # in the last transition there is no lambda
+        return float('nan') if not np.ptp(found) > 1e-9 else float(_FINE[np.argmax(found)])
 
     def columns(self, steps: list[int]) -> dict[str, float]:
         """Columns of transitions `steps`, averaged over them."""
         prompts = self._free.shape[1]
-        result = {'advantage_reliability': _mean(np.array([self._reliability(0.0, k, np.arange(prompts)) for k in steps]))}
+        result = {
+            'advantage_reliability': _mean(
+                np.array([self._reliability(0.0, k, np.arange(prompts)) for k in steps])
+            )
+        }
         for name in (*LAMBDAS, 'sparse'):
             label = name if name == 'sparse' else f'{name:g}'
             mean = lambda drawn, of, name=name: _mean(np.array([of(name, k, drawn) for k in steps]))
-            result |= _interval(f'advantage_correlation_{label}', lambda drawn: mean(drawn, self._correlation), prompts)
+            result |= _interval(
+                f'advantage_correlation_{label}',
+                lambda drawn: mean(drawn, self._correlation),
+                prompts,
+            )
             result[f'advantage_error_{label}'] = mean(np.arange(prompts), self._error)
-        return {**result, **_interval('best_lambda', lambda drawn: self._best(steps, drawn), prompts)}
+        return {
+            **result,
+            **_interval('best_lambda', lambda drawn: self._best(steps, drawn), prompts),
+        }
 
 
 def gae(values: np.ndarray, lam: float) -> np.ndarray:
-    """GAE(lam) [T, P, G] of values [T+1, P, G]: `dense_reward(values, 'gae')` of any shape, and nothing to compile for each lambda."""
+    """GAE(lam) [T, P, G] of values [T+1, P, G]: `dense_reward(values, 'gae')` of any shape, and
+    nothing to compile for each lambda.
+    """
     advantages = np.diff(values, axis=0)
     for k in range(len(advantages) - 2, -1, -1):
         advantages[k] += lam * advantages[k + 1]
@@ -259,5 +391,7 @@ def _variance_within(x: np.ndarray) -> float:
 
 
 def _root(square: float) -> float:
-    """Square root of an unbiased estimate of something that is not negative, which noise can make so."""
+    """Square root of an unbiased estimate of something that is not negative, which noise can make
+    so.
+    """
     return float(np.sqrt(max(square, 0.0)))

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from experiments.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
 from densegrpo_jax.runtime.markdown import table
+from experiments.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
 
 KEPT = 0.5  # a rank correlation below this does not keep the ranking
 
@@ -46,40 +46,61 @@ def read(out: pathlib.Path) -> dict[str, Section]:
             continue
         with open(path, newline='') as file:
             rows = list(csv.DictReader(file))
-        shown = table(list(measure.columns), ([_cell(row, column) for column in measure.columns.values()] for row in rows))
+        shown = table(
+            list(measure.columns),
+            ([_cell(row, column) for column in measure.columns.values()] for row in rows),
+        )
         text = f'Claim: {measure.claim}. {_sample(rows[0])}\n\n![{measure.title}](fig_{name}.png)\n\n{shown}'
         sections[name] = Section(*measure[:3], measure.verdict(rows), text)
     return sections
 
 
 def ranking_verdict(rows: Sequence[Row]) -> str:
-    """Whether the rank correlation with the terminal reward is at least KEPT at every state before the sample itself."""
+    """Whether the rank correlation with the terminal reward is at least KEPT at every state before
+    the sample itself.
+    """
     states = [row for row in rows if row['timesteps_left'] != '0']
     if any(_number(row, 'rank_correlation_high') < KEPT for row in states):
         return FAILS
-    return HOLDS if all(_number(row, 'rank_correlation_low') >= KEPT for row in states) else UNDECIDED
+    return (
+        HOLDS if all(_number(row, 'rank_correlation_low') >= KEPT for row in states) else UNDECIDED
+    )
 
 
 def bias_verdict(rows: Sequence[Row]) -> str:
-    """Whether the bias within groups, all that credit can see of it, is 0; an interval that excludes 0 at a state refutes it."""
+    """Whether the bias within groups, all that credit can see of it, is 0; an interval that
+    excludes 0 at a state refutes it.
+    """
     lows = [_number(row, 'group_rms_bias_low') for row in rows if row['state'] != 'all']
     return FAILS if any(low > 0 for low in lows) else UNDECIDED
 
 
 def cost_verdict(rows: Sequence[Row]) -> str:
-    """Whether some method with fewer calls than the first keeps the ranking of its gains within groups."""
+    """Whether some method with fewer calls than the first keeps the ranking of its gains within
+    groups.
+    """
     cheaper = [row for row in rows[1:] if float(row['calls']) < float(rows[0]['calls'])]
     if any(_number(row, 'group_gain_correlation_low') >= KEPT for row in cheaper):
         return HOLDS
-    return FAILS if cheaper and all(_number(row, 'group_gain_correlation_high') < KEPT for row in cheaper) else UNDECIDED
+    return (
+        FAILS
+        if cheaper and all(_number(row, 'group_gain_correlation_high') < KEPT for row in cheaper)
+        else UNDECIDED
+    )
 
 
 def direction_verdict(rows: Sequence[Row]) -> str:
-    """Whether dense credit makes more progress than sparse credit, by intervals that do not meet."""
+    """Whether dense credit makes more progress than sparse credit, by intervals that do not
+    meet.
+    """
     of = {row['credit']: row for row in rows}
     if _number(of['dense'], 'progress_low') > _number(of['sparse'], 'progress_high'):
         return HOLDS
-    return FAILS if _number(of['dense'], 'progress_high') < _number(of['sparse'], 'progress_low') else UNDECIDED
+    return (
+        FAILS
+        if _number(of['dense'], 'progress_high') < _number(of['sparse'], 'progress_low')
+        else UNDECIDED
+    )
 
 
 def _number(row: Row, column: str) -> float:
@@ -112,8 +133,12 @@ MEASURES: Mapping[str, Measure] = {
         'Fig. 8: predicted rewards stay close to the terminal ones and keep the ranking',
         ranking_verdict,
         {
-            't': 'timesteps_left', 's': 's', 'mean R_t': 'reward', 'mean distance to R_0': 'difference',
-            'rank correlation': 'rank_correlation', 'within groups': 'group_rank_correlation',
+            't': 'timesteps_left',
+            's': 's',
+            'mean R_t': 'reward',
+            'mean distance to R_0': 'difference',
+            'rank correlation': 'rank_correlation',
+            'within groups': 'group_rank_correlation',
         },
     ),
     'bias': Measure(
@@ -122,10 +147,18 @@ MEASURES: Mapping[str, Measure] = {
         'not in the paper',
         bias_verdict,
         {
-            'state': 'state', 'R_t': 'value', 'E[R_0 given x_t]': 'expected', 'bias': 'bias', 'rms bias within groups': 'group_rms_bias',
-            'std of a continuation': 'continuation_std', 'std of the gain': 'gain_std',
-            'correlation with the true advantage, lambda = 0': 'advantage_correlation_0', '0.5': 'advantage_correlation_0.5',
-            '1': 'advantage_correlation_1', 'terminal reward': 'advantage_correlation_sparse', 'best lambda': 'best_lambda',
+            'state': 'state',
+            'R_t': 'value',
+            'E[R_0 given x_t]': 'expected',
+            'bias': 'bias',
+            'rms bias within groups': 'group_rms_bias',
+            'std of a continuation': 'continuation_std',
+            'std of the gain': 'gain_std',
+            'correlation with the true advantage, lambda = 0': 'advantage_correlation_0',
+            '0.5': 'advantage_correlation_0.5',
+            '1': 'advantage_correlation_1',
+            'terminal reward': 'advantage_correlation_sparse',
+            'best lambda': 'best_lambda',
         },
     ),
     'cost': Measure(
@@ -134,8 +167,12 @@ MEASURES: Mapping[str, Measure] = {
         'not in the paper; its Fig. 6c trains with n = 1 and 2',
         cost_verdict,
         {
-            'method': 'method', 'network calls per sample': 'calls', 'gains within groups': 'group_gain_correlation',
-            'gains': 'gain_correlation', 'latent rewards': 'reward_correlation', 'with the terminal reward': 'terminal_correlation',
+            'method': 'method',
+            'network calls per sample': 'calls',
+            'gains within groups': 'group_gain_correlation',
+            'gains': 'gain_correlation',
+            'latent rewards': 'reward_correlation',
+            'with the terminal reward': 'terminal_correlation',
         },
     ),
     'direction': Measure(
@@ -144,8 +181,10 @@ MEASURES: Mapping[str, Measure] = {
         'not in the paper',
         direction_verdict,
         {
-            'credit': 'credit', 'cosine with the policy gradient': 'progress', 'with its own expectation (noise)': 'alignment',
+            'credit': 'credit',
+            'cosine with the policy gradient': 'progress',
+            'with its own expectation (noise)': 'alignment',
             'of the expectations (bias)': 'bias',
         },
     ),
-}  # fmt: skip
+}

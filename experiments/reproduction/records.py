@@ -1,4 +1,6 @@
-"""What is known of the runs of a sweep: two small CSV files that are kept, joined with what the runs' own folders say now."""
+"""What is known of the runs of a sweep: two small CSV files that are kept, joined with what the
+runs' own folders say now.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,28 @@ from collections.abc import Sequence
 
 from densegrpo_jax.runtime.files import replace_file
 
-EVALUATION = ('variant', 'seed', 'updates', 'velocity_evals', 'seconds', 'score', 'standard_error', 'kl', 'reward')
-RUN = ('variant', 'seed', 'base', 'updates', 'score_name', 'device', 'side_by_side', 'commit', 'command')
+EVALUATION = (
+    'variant',
+    'seed',
+    'updates',
+    'velocity_evals',
+    'seconds',
+    'score',
+    'standard_error',
+    'kl',
+    'reward',
+)
+RUN = (
+    'variant',
+    'seed',
+    'base',
+    'updates',
+    'score_name',
+    'device',
+    'side_by_side',
+    'commit',
+    'command',
+)
 RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without what only the end tells
 
 Key = tuple[str, str]  # variant, seed
@@ -41,14 +63,19 @@ class Records:
         with open(folder / 'evaluations.csv', newline='') as file:
             for row in csv.DictReader(file):
                 numbers = {name: float(row[name]) for name in EVALUATION[2:]}
-                records.evaluations.setdefault((row['variant'], row['seed']), []).append(row | numbers)
+                records.evaluations.setdefault((row['variant'], row['seed']), []).append(
+                    row | numbers
+                )
         return records
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes runs.csv and evaluations.csv, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for key in self.runs for row in self.evaluations[key]]
-        for name, fields, content in (('evaluations.csv', EVALUATION, rows), ('runs.csv', RUN, self.runs.values())):
+        for name, fields, content in (
+            ('evaluations.csv', EVALUATION, rows),
+            ('runs.csv', RUN, self.runs.values()),
+        ):
             text = io.StringIO()
             table = csv.DictWriter(text, fields, lineterminator='\n')
             table.writeheader()
@@ -61,7 +88,10 @@ class Records:
         Raises:
           ValueError: it belongs to another base configuration than the runs already here.
         """
-        run, summary = json.loads((workdir / RUN_FILE).read_text()), json.loads((workdir / 'summary.json').read_text())
+        run, summary = (
+            json.loads((workdir / RUN_FILE).read_text()),
+            json.loads((workdir / 'summary.json').read_text()),
+        )
         others = {row['base'] for row in self.runs.values()} - {run['base']}
         if others:
             raise ValueError(
@@ -71,7 +101,8 @@ class Records:
         key = run['variant'], run['seed']
         self.runs[key] = run | {'updates': summary['updates'], 'score_name': summary['score']}
         self.evaluations[key] = [
-            {'variant': key[0], 'seed': key[1], **row} for row in read_evaluations(workdir / 'metrics.jsonl', summary['score'])
+            {'variant': key[0], 'seed': key[1], **row}
+            for row in read_evaluations(workdir / 'metrics.jsonl', summary['score'])
         ]
 
     def seeds(self, variant: str) -> list[str]:
@@ -90,21 +121,32 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
       score: name of the score, as in `eval/{score}`.
 
     Returns:
-      Rows of EVALUATION without variant and seed: cost so far (velocity_evals: network calls of all samples; seconds in iterations), the
-      score with its standard error, and kl and reward of the training samples as means over the updates since the last evaluation.
+      Rows of EVALUATION without variant and seed: cost so far (velocity_evals: network calls of all
+      samples; seconds in iterations), the score with its standard error, and kl and reward of the
+      training samples as means over the updates since the last evaluation.
     """
-    rows, spent, since = [], {'train/velocity_evals': 0.0, 'train/seconds': 0.0}, {'train/kl': [], 'train/reward': []}
+    rows, spent, since = (
+        [],
+        {'train/velocity_evals': 0.0, 'train/seconds': 0.0},
+        {'train/kl': [], 'train/reward': []},
+    )
     for line in path.read_text().splitlines():
         row = json.loads(line)
         spent |= {name: row[name] for name in spent if name in row}
         for name, values in since.items():
             values += [row[name]] if name in row else []
         if f'eval/{score}' in row:
-            rows.append({
-                'updates': row['step'], 'velocity_evals': spent['train/velocity_evals'], 'seconds': round(spent['train/seconds'], 2),
-                'score': row[f'eval/{score}'], 'standard_error': row['eval/standard_error'],
-                'kl': _mean(since['train/kl']), 'reward': _mean(since['train/reward']),
-            })  # fmt: skip
+            rows.append(
+                {
+                    'updates': row['step'],
+                    'velocity_evals': spent['train/velocity_evals'],
+                    'seconds': round(spent['train/seconds'], 2),
+                    'score': row[f'eval/{score}'],
+                    'standard_error': row['eval/standard_error'],
+                    'kl': _mean(since['train/kl']),
+                    'reward': _mean(since['train/reward']),
+                }
+            )
             since = {name: [] for name in since}
     return rows
 

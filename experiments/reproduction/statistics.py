@@ -1,4 +1,6 @@
-"""From runs with seeds to verdicts: paired differences, intervals over seeds, and what they allow to say."""
+"""From runs with seeds to verdicts: paired differences, intervals over seeds, and what they allow
+to say.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """HOLDS where both intervals lie above 0, FAILS where both lie below, UNDECIDED otherwise or below MIN_SEEDS seeds.
+        """HOLDS where both intervals lie above 0, FAILS where both lie below, UNDECIDED otherwise
+        or below MIN_SEEDS seeds.
 
-        Both, because the bootstrap of so few values is too narrow: at five seeds it covers the true mean in 83 % of cases, not 95 %.
+        Both, because the bootstrap of so few values is too narrow: at five seeds it covers the true
+        mean in 83 % of cases, not 95 %.
         """
         if not self.seeds:
             return NOT_RUN
@@ -47,15 +51,25 @@ def summary(evaluations: Sequence[Mapping[str, float]], quantity: str = 'score')
 
 def paired(more: Mapping[str, float], less: Mapping[str, float]) -> Difference:
     """`more` - `less` over the seeds that both have; NaN without any."""
-    seeds = sorted(seed for seed in set(more) & set(less) if math.isfinite(more[seed]) and math.isfinite(less[seed]))
+    seeds = sorted(
+        seed
+        for seed in set(more) & set(less)
+        if math.isfinite(more[seed]) and math.isfinite(less[seed])
+    )
     values = np.array([more[seed] - less[seed] for seed in seeds])
     if not seeds:
         return Difference(math.nan, (math.nan, math.nan), (math.nan, math.nan), 0)
-    return Difference(float(values.mean()), bootstrap_interval(values), student_interval(values), len(seeds))
+    return Difference(
+        float(values.mean()), bootstrap_interval(values), student_interval(values), len(seeds)
+    )
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, resamples: int = 10000) -> tuple[float, float]:
-    """Percentile interval of the mean of [N] values under resampling with replacement; the same for the same values."""
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, resamples: int = 10000
+) -> tuple[float, float]:
+    """Percentile interval of the mean of [N] values under resampling with replacement; the same for
+    the same values.
+    """
     rows = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(np.asarray(values)[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -65,12 +79,18 @@ def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
     """Student's t interval of the mean of [N] values; infinite for N = 1."""
     if len(values) < 2:
         return -math.inf, math.inf
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    half = (
+        stats.t.ppf((1 + level) / 2, len(values) - 1)
+        * np.std(values, ddof=1)
+        / math.sqrt(len(values))
+    )
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def claim_verdict(verdicts: Sequence[str]) -> str:
-    """Of a claim with several parts: it holds when all hold, fails when one fails, and is not run when none has been."""
+    """Of a claim with several parts: it holds when all hold, fails when one fails, and is not run
+    when none has been.
+    """
     if FAILS in verdicts:
         return FAILS
     if all(v == NOT_RUN for v in verdicts):

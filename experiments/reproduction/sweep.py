@@ -1,4 +1,6 @@
-"""Runs trainings that differ in a few settings, some at a time, each in a process and a folder of its own."""
+"""Runs trainings that differ in a few settings, some at a time, each in a process and a folder of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,23 @@ from collections.abc import Mapping, Sequence
 
 from absl import logging
 
-from experiments.reproduction.records import RUN_FILE
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
+from experiments.reproduction.records import RUN_FILE
 
 # Settings of the machine, not of what is learned: results with different ones may be put together.
-MACHINE_KEYS = ('mesh', 'reward_workers', 'checkpoint', 'model.scan', 'model.remat', 'model.attention', 'optim.microbatch')
+MACHINE_KEYS = (
+    'mesh',
+    'reward_workers',
+    'checkpoint',
+    'model.scan',
+    'model.remat',
+    'model.attention',
+    'optim.microbatch',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,15 @@ class Run:
     def command(self) -> list[str]:
         """What a person would type, without where things go."""
         changes = [f'--config.{key}={value}' for key, value in self.changes]
-        return ['python', '-m', 'densegrpo_jax.main', f'--config={self.config}', *self.extra, *changes, f'--config.seed={self.seed}']
+        return [
+            'python',
+            '-m',
+            'densegrpo_jax.main',
+            f'--config={self.config}',
+            *self.extra,
+            *changes,
+            f'--config.seed={self.seed}',
+        ]
 
     @property
     def finished(self) -> bool:
@@ -55,15 +73,25 @@ class Run:
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
-    """Name of a base configuration: its file's name, and a digest of the arguments and of where it differs from the defaults.
+    """Name of a base configuration: its file's name, and a digest of the arguments and of where it
+    differs from the defaults.
 
-    Left out is what changes nothing that is learned: MACHINE_KEYS and the label. A new key with a default makes no other base.
+    Left out is what changes nothing that is learned: MACHINE_KEYS and the label. A new key with a
+    default makes no other base.
     """
     default, chosen = _flat(default_config()), _flat(load(config))
     ignored = ('label', *MACHINE_KEYS)
-    learned = sorted(f'{key}={value!r}' for key, value in chosen.items() if default.get(key) != value and not key.startswith(ignored))
+    learned = sorted(
+        f'{key}={value!r}'
+        for key, value in chosen.items()
+        if default.get(key) != value and not key.startswith(ignored)
+    )
     machine = tuple(f'--config.{key}' for key in ignored)
-    arguments = sorted(argument for argument in extra if argument.startswith('--config.') and not argument.startswith(machine))
+    arguments = sorted(
+        argument
+        for argument in extra
+        if argument.startswith('--config.') and not argument.startswith(machine)
+    )
     name = pathlib.Path(config.partition(':')[0]).stem
     return f'{name}-{hashlib.sha256(chr(0).join(learned + arguments).encode()).hexdigest()[:8]}'
 
@@ -72,12 +100,19 @@ def _flat(config) -> dict:
     """'group.key' -> value."""
     flat = {}
     for key, value in json.loads(config.to_json_best_effort()).items():
-        flat |= {f'{key}.{inner}': v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= (
+            {f'{key}.{inner}': v for inner, v in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
     return flat
 
 
-def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> list[Run]:
-    """Runs what is not finished, at most `jobs` at a time, in the order given; a run that was begun is continued.
+def run_all(
+    runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[str, str]
+) -> list[Run]:
+    """Runs what is not finished, at most `jobs` at a time, in the order given; a run that was begun
+    is continued.
 
     Args:
       facts: of every run, kept in its folder: base, device, commit.
@@ -89,7 +124,13 @@ def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[st
       Preempted: a stop was requested. Runs under way have saved and will be continued.
     """
     left = [run for run in runs if not run.finished]
-    logging.info('%d of %d runs are finished, %d to do, %d at a time', len(runs) - len(left), len(runs), len(left), jobs)
+    logging.info(
+        '%d of %d runs are finished, %d to do, %d at a time',
+        len(runs) - len(left),
+        len(runs),
+        len(left),
+        jobs,
+    )
     failed = []
     bar = ProgressBar(len(runs), start=len(runs) - len(left), label='runs', together=jobs)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, bar:
@@ -100,7 +141,13 @@ def run_all(runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[st
                 bar.update(sum(run.finished for run in runs))
             elif code != RESUMABLE:
                 failed.append(run)
-                logging.error('%s, seed %s, ended with status %d; see %s', run.variant, run.seed, code, run.folder / 'log.txt')
+                logging.error(
+                    '%s, seed %s, ended with status %d; see %s',
+                    run.variant,
+                    run.seed,
+                    code,
+                    run.folder / 'log.txt',
+                )
     if stop.requested:
         raise Preempted(f'stopped by {stop.signal_name}')
     return failed
@@ -111,8 +158,15 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
     if stop.requested:
         return RESUMABLE
     run.folder.mkdir(parents=True, exist_ok=True)
-    row = {'variant': run.variant, 'seed': run.seed, **facts, 'side_by_side': jobs, 'command': ' '.join(run.command)}
-    (run.folder / 'summary.json').unlink(missing_ok=True)  # the end of a run with another command is not the end of this one
+    row = {
+        'variant': run.variant,
+        'seed': run.seed,
+        **facts,
+        'side_by_side': jobs,
+        'command': ' '.join(run.command),
+    }
+    # the end of a run with another command is not the end of this one
+    (run.folder / 'summary.json').unlink(missing_ok=True)
     replace_file(run.folder / RUN_FILE, json.dumps(row, indent=2) + '\n')
     # Several processes share a device's memory when none of them takes most of it beforehand.
     env = {} if jobs == 1 else {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
@@ -120,7 +174,12 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
     return watch([*run.command, *places], run.folder / 'log.txt', stop, env)
 
 
-def watch(command: Sequence[str], log: pathlib.Path, stop: StopRequest, env: Mapping[str, str] | None = None) -> int:
+def watch(
+    command: Sequence[str],
+    log: pathlib.Path,
+    stop: StopRequest,
+    env: Mapping[str, str] | None = None,
+) -> int:
     """Exit status of a command of this package, which is told to save when a stop is requested.
 
     Args:
@@ -131,12 +190,19 @@ def watch(command: Sequence[str], log: pathlib.Path, stop: StopRequest, env: Map
     with open(log, 'a') as file:
         # A session of its own: Ctrl-C reaches this process only, which passes it on once.
         process = subprocess.Popen(
-            [sys.executable, *command[1:]], stdout=file, stderr=file, env={**(env or {}), **os.environ}, start_new_session=True
+            [sys.executable, *command[1:]],
+            stdout=file,
+            stderr=file,
+            env={**(env or {}), **os.environ},
+            start_new_session=True,
         )
         told = False
         while process.poll() is None:
             if stop.requested and not told:
-                process.send_signal(signal.SIGUSR1)  # not a second SIGTERM where the whole scope gets one: that would end it without saving
+                # not a second SIGTERM where the whole scope gets one: that would end it without
+                # saving
+                process.send_signal(signal.SIGUSR1)
                 told = True
             time.sleep(0.2)
-    return RESUMABLE if told and process.returncode == -signal.SIGUSR1 else process.returncode  # it had not begun to listen
+    # it had not begun to listen
+    return RESUMABLE if told and process.returncode == -signal.SIGUSR1 else process.returncode

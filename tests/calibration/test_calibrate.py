@@ -1,4 +1,6 @@
-"""Calibration of a random miniature: its file, stopping and continuing, and what training does with psi and with a wrong one."""
+"""Calibration of a random miniature: its file, stopping and continuing, and what training does with
+psi and with a wrong one.
+"""
 
 import json
 
@@ -9,25 +11,40 @@ from PIL import Image
 
 from configs import tiny_ocr
 from densegrpo_jax import calibrate as command
-from densegrpo_jax.core.plan import step_plan
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.calibration import loop as calibration
-from densegrpo_jax.sampling import noise
-from densegrpo_jax.training import run as run_module
+from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.conditioning import load_prompts
+from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.training.small_run import Brightness
 
-
 SMALL = {
-    'iterations': 1, 'model.height': 16, 'model.width': 32, 'lora.rank': 2, 'lora.alpha': 4.0, 'rollout.prompts': 2, 'rollout.group': 4,
-    'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 16, 'eval.every': 5, 'eval.batch': 4, 'eval.steps': 1,
-    'eval.shown': 4, 'data.eval_prompts': 4, 'calibration.prompts': 4, 'calibration.group': 2, 'calibration.iterations': 3,
-    'calibration.min_count': 1, 'calibration.window': 2,
-}  # fmt: skip
+    'iterations': 1,
+    'model.height': 16,
+    'model.width': 32,
+    'lora.rank': 2,
+    'lora.alpha': 4.0,
+    'rollout.prompts': 2,
+    'rollout.group': 4,
+    'rollout.prompts_per_batch': 2,
+    'rollout.steps': 3,
+    'optim.microbatch': 16,
+    'eval.every': 5,
+    'eval.batch': 4,
+    'eval.steps': 1,
+    'eval.shown': 4,
+    'data.eval_prompts': 4,
+    'calibration.prompts': 4,
+    'calibration.group': 2,
+    'calibration.iterations': 3,
+    'calibration.min_count': 1,
+    'calibration.window': 2,
+}
 SIGMAS = np.float32([1, 0.8, 0.5, 0])
 PLAN = step_plan(SIGMAS)  # trained: the first two
 
@@ -64,28 +81,38 @@ def calibrated(config, workdir, stop=None):
     return psi, noise.read(workdir / 'psi.json')
 
 
-def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(folder, texts, tmp_path, monkeypatch):
+def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
+    folder, texts, tmp_path, monkeypatch
+):
     config = make_config(folder, texts)
     psi, document = calibrated(config, tmp_path / 'straight')
     history, p, q = (np.array(document[name]) for name in ('history', 'positives', 'negatives'))
     assert history.shape == p.shape == q.shape == (3, 3) and document['finished']
-    # Every trained transition moved by one relative step an iteration, in the direction that its counts ask for.
+    # Every trained transition moved by one relative step an iteration, in the direction that its
+    # counts ask for.
     before = np.concatenate([[document['start']], history[:-1]])
     up = np.abs(p - q) <= np.sqrt(p + q)
     np.testing.assert_allclose(history[:, :2], (before * np.exp(np.where(up, 0.05, -0.05)))[:, :2])
     assert (p + q)[:, :2].max() <= 8 and (p + q)[:, :2].min() > 0 and not (p + q)[:, 2].any()
-    np.testing.assert_array_equal(history[:, 2], document['start'][2])  # the deterministic last step
+    # the deterministic last step
+    np.testing.assert_array_equal(history[:, 2], document['start'][2])
     np.testing.assert_allclose(psi, history[-2:].mean(0), rtol=1e-6)
     # The counts of the first iteration are those of the rewards that are kept for the figure.
     gains = np.diff(np.array(document['before'], float), axis=0)
-    assert ((gains > 0).sum(1)[:2] == p[0][:2]).all() and np.shape(document['after']) == (4, 8) and document['after'] != document['before']
+    assert (
+        ((gains > 0).sum(1)[:2] == p[0][:2]).all()
+        and np.shape(document['after']) == (4, 8)
+        and document['after'] != document['before']
+    )
     assert np.array(Image.open(tmp_path / 'straight' / 'psi.png')).std() > 1
 
     # Stopped after every iteration; the same command continues.
     stop = StopRequest()
     write = noise.write
     monkeypatch.setattr(
-        calibration.noise, 'write', lambda path, document: (write(path, document), stop.__setattr__('signal_name', 'SIGTERM'))
+        calibration.noise,
+        'write',
+        lambda path, document: (write(path, document), stop.__setattr__('signal_name', 'SIGTERM')),
     )
     for done in (1, 2):
         with pytest.raises(Preempted):
@@ -104,10 +131,16 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(folder, texts, 
     # Finished, it is only read; with other settings it is refused; with more iterations it goes on.
     monkeypatch.setattr(calibration, 'make_rollout', None)
     np.testing.assert_array_equal(calibrated(config, tmp_path / 'broken')[0], psi)
-    with pytest.raises(ValueError, match=r'psi.json was calibrated with other settings \(calibration.eps2: 0.05, now 0.1\)'):
+    with pytest.raises(
+        ValueError,
+        match=r'psi.json was calibrated with other settings \(calibration.eps2: 0.05, now 0.1\)',
+    ):
         calibrated(make_config(folder, texts, **{'calibration.eps2': 0.1}), tmp_path / 'broken')
-    # The prompts of a file may change under its name; an earlier version did not note what they were.
-    monkeypatch.setattr(command, 'load_prompts', lambda config, split: load_prompts(config, split)[:1000])
+    # The prompts of a file may change under its name; an earlier version did not note what they
+    # were.
+    monkeypatch.setattr(
+        command, 'load_prompts', lambda config, split: load_prompts(config, split)[:1000]
+    )
     with pytest.raises(ValueError, match=r'other settings \(prompts of data.train: '):
         calibrated(config, tmp_path / 'broken')
     del document['settings']['prompts of data.train'], document['format']
@@ -115,31 +148,57 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(folder, texts, 
     np.testing.assert_array_equal(calibrated(config, tmp_path / 'older')[0], psi)
     monkeypatch.undo()
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    longer = calibrated(make_config(folder, texts, **{'calibration.iterations': 4}), tmp_path / 'broken')[1]
-    assert longer['history'][:3] == document['history'] and len(longer['history']) == 4 and longer['finished']
+    longer = calibrated(
+        make_config(folder, texts, **{'calibration.iterations': 4}), tmp_path / 'broken'
+    )[1]
+    assert (
+        longer['history'][:3] == document['history']
+        and len(longer['history']) == 4
+        and longer['finished']
+    )
 
 
 def test_eta_of_cps_stays_at_most_one(folder, texts, tmp_path):
-    cps = {'rollout.kernel': 'cps', 'rollout.noise': 'constant', 'rollout.level': 0.9, 'calibration.eps2': 3.0, 'calibration.z': 10.0}
+    cps = {
+        'rollout.kernel': 'cps',
+        'rollout.noise': 'constant',
+        'rollout.level': 0.9,
+        'calibration.eps2': 3.0,
+        'calibration.z': 10.0,
+    }
     psi, document = calibrated(make_config(folder, texts, **cps), tmp_path)
-    np.testing.assert_array_equal(np.array(document['history'])[:, :2], 1)  # z = 10 finds everything balanced, so every step is upwards
+    # z = 10 finds everything balanced, so every step is upwards
+    np.testing.assert_array_equal(np.array(document['history'])[:, :2], 1)
     np.testing.assert_array_equal(psi, np.float32([1, 1, 0.9]))
 
 
-def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(folder, texts, tmp_path, monkeypatch):
+def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(
+    folder, texts, tmp_path, monkeypatch
+):
     monkeypatch.setattr(command, 'load_components', None)
-    with pytest.raises(ValueError, match=r"rollout.noise='flow_grpo', level 0.7.*bounds 0.02 to 0.5; change calibration.low"):
+    with pytest.raises(
+        ValueError,
+        match=r"rollout.noise='flow_grpo', level 0.7.*bounds 0.02 to 0.5; change calibration.low",
+    ):
         calibrated(make_config(folder, texts, **{'calibration.high': 0.5}), tmp_path)
-    with pytest.raises(ValueError, match=r'calibration.prompts \* calibration.group = 3 does not divide'):
+    with pytest.raises(
+        ValueError, match=r'calibration.prompts \* calibration.group = 3 does not divide'
+    ):
         config = make_config(folder, texts, **{'calibration.prompts': 3, 'calibration.group': 1})
         command.run(
-            config, tmp_path, tmp_path / 'psi.json', make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]), StopRequest()
+            config,
+            tmp_path,
+            tmp_path / 'psi.json',
+            make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
+            StopRequest(),
         )
     with pytest.raises(ValueError, match=r'calibration.prompts=5000000'):
         calibrated(make_config(folder, texts, **{'calibration.prompts': 5000000}), tmp_path)
 
 
-def test_training_calibrates_first_or_reads_psi_and_holds_to_it(folder, texts, tmp_path, caplog, monkeypatch):
+def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
+    folder, texts, tmp_path, caplog, monkeypatch
+):
     caplog.set_level('INFO')
     levels, make = [], run_module.make_rollout
 
@@ -153,14 +212,19 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(folder, texts, t
     train(config, tmp_path / 'a', one_device(), StopRequest())
     document = noise.read(tmp_path / 'a' / 'psi.json')
     assert document['finished'] and 'noise calibrated first, from flow_grpo 0.7' in caplog.text
-    assert calibrated(make_config(folder, texts), tmp_path / 'b')[1] == document  # the command makes the same
+    # the command makes the same
+    assert calibrated(make_config(folder, texts), tmp_path / 'b')[1] == document
 
     # The same psi from a file trains alike; with another psi, or none, the run does not continue.
     config.noise.update(calibrate=False, psi_path=str(tmp_path / 'a' / 'psi.json'))
     train(config, tmp_path / 'c', one_device(), StopRequest())
     rows = [(tmp_path / name / 'metrics.jsonl').read_text().splitlines()[-1] for name in ('a', 'c')]
     first, same = (json.loads(row) for row in rows)
-    assert all(first[key] == same[key] for key in first if key.startswith(('gain', 'train/reward', 'train/loss', 'train/grad_norm')))
+    assert all(
+        first[key] == same[key]
+        for key in first
+        if key.startswith(('gain', 'train/reward', 'train/loss', 'train/grad_norm'))
+    )
     np.testing.assert_array_equal(levels, [np.float32(document['psi'])] * 2)
     assert not np.allclose(document['psi'], document['start'])
     other = {**document, 'psi': [value / 4 for value in document['psi']]}
@@ -175,7 +239,13 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(folder, texts, t
 
 
 def write_psi(path, config, sigmas=SIGMAS, plan=PLAN, psi=(2.0, 1.0, 0.5), **changes):
-    document = {'finished': True, 'history': [], 'psi': list(psi), 'geometry': noise.geometry(config, sigmas, plan), **changes}
+    document = {
+        'finished': True,
+        'history': [],
+        'psi': list(psi),
+        'geometry': noise.geometry(config, sigmas, plan),
+        **changes,
+    }
     noise.write(path, document)
 
 
@@ -187,7 +257,10 @@ def test_psi_of_another_grid_is_refused_unless_interpolated(tmp_path):
     write_psi(tmp_path / 'psi.json', config)
     np.testing.assert_array_equal(noise.noise_table(config, SIGMAS, PLAN), np.float32([2, 1, 0.5]))
     finer = np.float32([1, 0.95, 0.9, 0.8, 0.5, 0.2, 0])
-    with pytest.raises(ValueError, match=r'(?s)another grid:\n  there .*T = 3.*\n  here  .*T = 6.*noise.interpolate=True'):
+    with pytest.raises(
+        ValueError,
+        match=r'(?s)another grid:\n  there .*T = 3.*\n  here  .*T = 6.*noise.interpolate=True',
+    ):
         noise.noise_table(config, finer, step_plan(finer))
     with pytest.raises(ValueError, match=r'trained xx\.\n  here .*trained xxx'):
         noise.noise_table(config, SIGMAS, step_plan(SIGMAS, train_end=True))
@@ -195,8 +268,11 @@ def test_psi_of_another_grid_is_refused_unless_interpolated(tmp_path):
     with pytest.raises(ValueError, match='there 96 x 32 px.*\n  here  64 x 32 px'):
         noise.noise_table(config, SIGMAS, PLAN)
     config.noise.interpolate = True
-    # Linear between s = 1 (psi 2) and s = 0.8 (psi 1), the two calibrated transitions; constant below.
-    np.testing.assert_allclose(noise.noise_table(config, finer, step_plan(finer)), [2, 1.75, 1.5, 1, 1, 1], rtol=1e-6)
+    # Linear between s = 1 (psi 2) and s = 0.8 (psi 1), the two calibrated transitions; constant
+    # below.
+    np.testing.assert_allclose(
+        noise.noise_table(config, finer, step_plan(finer)), [2, 1.75, 1.5, 1, 1, 1], rtol=1e-6
+    )
     config.rollout.kernel = 'cps'
     with pytest.raises(ValueError, match=r"kernel 'sde', and rollout.kernel='cps'"):
         noise.noise_table(config, SIGMAS, PLAN)
@@ -206,8 +282,10 @@ def test_files_that_are_no_psi_are_refused(tmp_path):
     config = tiny_ocr.get_config()
     texts = {
         '[]': 'is no psi file',
-        '{"format": 1': 'is no psi file', '{"format": 7}': 'has format 7', '{"format": 1, "psi": []}': 'lacks geometry',
-    }  # fmt: skip
+        '{"format": 1': 'is no psi file',
+        '{"format": 7}': 'has format 7',
+        '{"format": 1, "psi": []}': 'lacks geometry',
+    }
     for text, message in texts.items():
         (tmp_path / 'psi.json').write_text(text)
         with pytest.raises(ValueError, match=message):

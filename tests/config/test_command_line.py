@@ -1,4 +1,6 @@
-"""What is typed wrong is said in a line that names it and the way out, with status 2; options of rewards are set by their names."""
+"""What is typed wrong is said in a line that names it and the way out, with status 2; options of
+rewards are set by their names.
+"""
 
 import functools
 import pathlib
@@ -9,9 +11,9 @@ import sys
 import pytest
 from absl import app, flags
 
-from experiments import reproduce
-from densegrpo_jax.rewards import build_reward
 from densegrpo_jax.config import command_line
+from densegrpo_jax.rewards import build_reward
+from experiments import reproduce
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = str(ROOT / 'configs' / 'tiny_ocr.py')
@@ -23,7 +25,8 @@ COMMANDS = sorted(
     if 'run_main(main)' in p.read_text()
 )
 
-# Flags are defined once in a process: one process imports what all commands need, and a copy of it runs each.
+# Flags are defined once in a process: one process imports what all commands need, and a copy of it
+# runs each.
 HELP = """
 import importlib, os, runpy, sys
 for name in sys.argv[1:]:
@@ -39,7 +42,9 @@ for name in sys.argv[1:]:
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """(exit status, what was printed as an error, the configuration) of a command that was called with these arguments."""
+    """(exit status, what was printed as an error, the configuration) of a command that was called
+    with these arguments.
+    """
 
     def typed(*arguments, main=None):
         values = flags.FlagValues()
@@ -58,28 +63,63 @@ def typed(monkeypatch, capsys):
 @pytest.mark.parametrize(
     'arguments, said',
     [
-        ([f'--config={TINY}', '--config.rollout.banana=1'], "--config.rollout.banana=1: config.rollout has no key 'banana'; its keys: f"),
-        ([f'--config={TINY}', '--config.rolout.steps', '6'], "--config.rolout.steps: config has no key 'rolout'; did you mean 'rollout'?"),
-        ([f'--config={TINY}', '--config.learning_rate=1'], "no key 'learning_rate'; did you mean 'optim.learning_rate'?"),
-        ([f'--config={TINY}', '--noconfig.lora.ful'], "--noconfig.lora.ful: config.lora has no key 'ful'"),
-        ([f'--config={TINY}', '--config.rollout.steps.x=3'], '--config.rollout.steps.x=3: config.rollout.steps is a value (6)'),
-        ([f'--config={TINY}', '--config.rollout.steps=six'], '--config.rollout.steps=six: invalid literal for int()'),
-        ([f'--config={TINY}', '--config.reward.ocr.batch_sise=8'], "has no key 'batch_sise'; did you mean 'batch_size'? its keys: weight"),
-        ([f'--config={TINY}', '--config.reward.jpeg.weight=1'], "config.reward has no key 'jpeg'; rewards are chosen in the file or"),
-        ([f'--config={TINY[:-5]}c.py'], f'tiny_oc.py\'; did you mean {TINY}?'),
-        (['--config=nowhere/some.py'], "--config=nowhere/some.py: there is no file 'nowhere/some.py'; the current folder is"),
+        (
+            [f'--config={TINY}', '--config.rollout.banana=1'],
+            "--config.rollout.banana=1: config.rollout has no key 'banana'; its keys: f",
+        ),
+        (
+            [f'--config={TINY}', '--config.rolout.steps', '6'],
+            "--config.rolout.steps: config has no key 'rolout'; did you mean 'rollout'?",
+        ),
+        (
+            [f'--config={TINY}', '--config.learning_rate=1'],
+            "no key 'learning_rate'; did you mean 'optim.learning_rate'?",
+        ),
+        (
+            [f'--config={TINY}', '--noconfig.lora.ful'],
+            "--noconfig.lora.ful: config.lora has no key 'ful'",
+        ),
+        (
+            [f'--config={TINY}', '--config.rollout.steps.x=3'],
+            '--config.rollout.steps.x=3: config.rollout.steps is a value (6)',
+        ),
+        (
+            [f'--config={TINY}', '--config.rollout.steps=six'],
+            '--config.rollout.steps=six: invalid literal for int()',
+        ),
+        (
+            [f'--config={TINY}', '--config.reward.ocr.batch_sise=8'],
+            "has no key 'batch_sise'; did you mean 'batch_size'? its keys: weight",
+        ),
+        (
+            [f'--config={TINY}', '--config.reward.jpeg.weight=1'],
+            "config.reward has no key 'jpeg'; rewards are chosen in the file or",
+        ),
+        ([f'--config={TINY[:-5]}c.py'], f"tiny_oc.py'; did you mean {TINY}?"),
+        (
+            ['--config=nowhere/some.py'],
+            "--config=nowhere/some.py: there is no file 'nowhere/some.py'; the current folder is",
+        ),
         ([f'--config={ROOT / "README.md"}'], 'expected a Python file with a function get_config()'),
-        ([f'--config={TINY}:devices=8'], "this configuration has no variants, its get_config() takes none; leave ':devices=8' out"),
-        ([f'--config={TINY.replace("tiny", "flux")}:devices=7'], 'flux_ocr.py:devices=7: devices=7: an iteration of 48 prompts x 24'),
+        (
+            [f'--config={TINY}:devices=8'],
+            "this configuration has no variants, its get_config() takes none; leave ':devices=8' out",
+        ),
+        (
+            [f'--config={TINY.replace("tiny", "flux")}:devices=7'],
+            'flux_ocr.py:devices=7: devices=7: an iteration of 48 prompts x 24',
+        ),
         ([f'--config={TINY}', '--workdri=x'], "Unknown command line flag 'workdri'"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named(typed, arguments, said):
     status, printed, _ = typed(*arguments)
     assert status == 2 and said in printed and 'Traceback' not in printed
 
 
-@pytest.mark.parametrize('error', [app.UsageError('too many'), ValueError('too many'), FileNotFoundError('too many')])
+@pytest.mark.parametrize(
+    'error', [app.UsageError('too many'), ValueError('too many'), FileNotFoundError('too many')]
+)
 def test_what_a_command_cannot_use_is_said_too(typed, error):
     def main(argv):
         raise error
@@ -91,7 +131,9 @@ def test_what_a_command_cannot_use_is_said_too(typed, error):
 
 
 def test_an_unknown_figure_is_said(typed, monkeypatch):
-    flag = type('Flags', (), dict(workdir='w', out='o', figure=['5'], psi='', config=TINY, seeds=['0']))
+    flag = type(
+        'Flags', (), dict(workdir='w', out='o', figure=['5'], psi='', config=TINY, seeds=['0'])
+    )
     monkeypatch.setattr(reproduce, 'flags', type('Module', (), dict(FLAGS=flag)))
     status, printed, _ = typed(f'--config={TINY}', main=reproduce.main)
     assert status == 2 and printed.startswith('error: --figure=5 is not known; choose from 4, 6a')
@@ -99,13 +141,25 @@ def test_an_unknown_figure_is_said(typed, monkeypatch):
 
 def test_an_option_of_a_reward_need_not_stand_in_the_file(typed):
     status, printed, config = typed(
-        f'--config={TINY}', '--config.reward.ocr.batch_size=8', '--config.reward.ocr.extra_text_penalty=0.5', '--config.rollout.steps=3'
+        f'--config={TINY}',
+        '--config.reward.ocr.batch_size=8',
+        '--config.reward.ocr.extra_text_penalty=0.5',
+        '--config.rollout.steps=3',
     )
     assert status == 0, printed
-    assert dict(config.reward.ocr) == {'weight': 1.0, 'mode': 'recognise', 'smooth': 0.0, 'batch_size': 8, 'extra_text_penalty': 0.5}
+    assert dict(config.reward.ocr) == {
+        'weight': 1.0,
+        'mode': 'recognise',
+        'smooth': 0.0,
+        'batch_size': 8,
+        'extra_text_penalty': 0.5,
+    }
     assert config.rollout.steps == 3 and config.is_locked
     build_reward(config.reward)
-    _, _, config = typed(f'--config={TINY}', "--config.reward={'ocr': {'mode': 'recognise'}, 'jpeg': {'weight': 0.1}}")
+    _, _, config = typed(
+        f'--config={TINY}',
+        "--config.reward={'ocr': {'mode': 'recognise'}, 'jpeg': {'weight': 0.1}}",
+    )
     assert {part.name for part, _ in build_reward(config.reward).parts} == {'ocr', 'jpeg'}
 
 
@@ -116,7 +170,12 @@ def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
         'def get_config():\n    c = default_config()\n    c.rollout.stepz = 3\n    return c\n'
     )
     status, printed, _ = typed(f'--config={file}')
-    assert status == 2 and f'{file}", line 6' in printed and 'c.rollout.stepz = 3' in printed and '"stepz" does not exist' in printed
+    assert (
+        status == 2
+        and f'{file}", line 6' in printed
+        and 'c.rollout.stepz = 3' in printed
+        and '"stepz" does not exist' in printed
+    )
 
 
 def test_options_without_a_default_take_any_value(typed, tmp_path):
@@ -126,7 +185,9 @@ def test_options_without_a_default_take_any_value(typed, tmp_path):
         "def get_config():\n    c = default_config()\n    c.reward = {'asked': {'kind': 'judge'}}\n    return c\n"
     )
     options = ['urls=http://a:1', 'range=(0.0, 5.0)', 'timeout_s=7']
-    status, printed, config = typed(f'--config={file}', *(f'--config.reward.asked.{option}' for option in options))
+    status, printed, config = typed(
+        f'--config={file}', *(f'--config.reward.asked.{option}' for option in options)
+    )
     assert status == 0, printed
     expected = {'kind': 'judge', 'urls': 'http://a:1', 'range': (0.0, 5.0), 'timeout_s': 7.0}
     assert dict(config.reward.asked) == expected
@@ -135,24 +196,44 @@ def test_options_without_a_default_take_any_value(typed, tmp_path):
 @pytest.mark.parametrize('name', ['workdir', 'out'])
 def test_a_bucket_is_not_taken_for_a_folder(name, monkeypatch):
     values = flags.FlagValues()
-    monkeypatch.setattr(flags, 'DEFINE_string', functools.partial(flags.DEFINE_string, flag_values=values))
-    monkeypatch.setattr(flags, 'register_validator', functools.partial(flags.register_validator, flag_values=values))
+    monkeypatch.setattr(
+        flags, 'DEFINE_string', functools.partial(flags.DEFINE_string, flag_values=values)
+    )
+    monkeypatch.setattr(
+        flags, 'register_validator', functools.partial(flags.register_validator, flag_values=values)
+    )
     command_line.define_folder(name, None, 'A folder.')
     values(['command', f'--{name}=~/bucket/run'])
-    with pytest.raises(flags.Error, match=rf'flag --{name}=gs://b/run: expected a folder of this machine; mount the bucket'):
+    with pytest.raises(
+        flags.Error,
+        match=rf'flag --{name}=gs://b/run: expected a folder of this machine; mount the bucket',
+    ):
         values(['command', f'--{name}=gs://b/run'])
     for command in COMMANDS:
-        assert f"flags.DEFINE_string('{name}'" not in (ROOT / f'{command.replace(".", "/")}.py').read_text(), command
+        assert (
+            f"flags.DEFINE_string('{name}'"
+            not in (ROOT / f'{command.replace(".", "/")}.py').read_text()
+        ), command
 
 
 def test_help_lists_the_flags_that_a_command_speaks_of():
-    assert {'main', 'calibrate', 'evaluate'} < {name.removeprefix('densegrpo_jax.') for name in COMMANDS}
+    assert {'main', 'calibrate', 'evaluate'} < {
+        name.removeprefix('densegrpo_jax.') for name in COMMANDS
+    }
     assert {'experiments.probe', 'tools.pretrain'} < set(COMMANDS)
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', HELP, *COMMANDS], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', HELP, *COMMANDS],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     pages = dict(page.split('\n', 1) for page in done.stdout.split('### ')[1:])
     assert list(pages) == COMMANDS, done.stderr
     for name, page in pages.items():
         description, listed = page.split('\nflags:\n')
         known = set(re.findall(r'^  --(?:\[no\])?(\w+):', listed, re.MULTILINE))
-        spoken_of = {flag if flag in known else flag.removeprefix('no') for flag in re.findall(r'--(\w+)(?![\w.])', description)}
+        spoken_of = {
+            flag if flag in known else flag.removeprefix('no')
+            for flag in re.findall(r'--(\w+)(?![\w.])', description)
+        }
         assert 'config' in spoken_of and spoken_of <= known, (name, spoken_of - known)

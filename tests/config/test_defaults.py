@@ -1,12 +1,14 @@
-"""Configurations: what ships validates, and every impossible value is refused by name before anything is loaded."""
+"""Configurations: what ships validates, and every impossible value is refused by name before
+anything is loaded.
+"""
 
 import importlib.util
 import pathlib
 
 import pytest
 
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.config.defaults import default_config, validate
+from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.sampling.noise import title
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -19,14 +21,22 @@ def load(name, *variant):
     return module.get_config(*variant)
 
 
-@pytest.mark.parametrize('name', sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if not p.stem.endswith('_pretrain')))
+@pytest.mark.parametrize(
+    'name',
+    sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if not p.stem.endswith('_pretrain')),
+)
 def test_shipped_configurations_validate(name, monkeypatch):
-    monkeypatch.setattr('densegrpo_jax.rewards.local.geneval.GenevalDetector', lambda *_, **__: None)  # no weights here
+    # no weights here
+    monkeypatch.setattr(
+        'densegrpo_jax.rewards.local.geneval.GenevalDetector', lambda *_, **__: None
+    )
     config = load(name)
     validate(config)
     if 'pickscore' in config.reward:
         config.reward.pickscore.path = '/absent'
-        with pytest.raises(FileNotFoundError, match=r"reward\.pickscore\.path='/absent' is not a folder"):
+        with pytest.raises(
+            FileNotFoundError, match=r"reward\.pickscore\.path='/absent' is not a folder"
+        ):
             build_reward(config.reward)
     else:
         assert config.eval.best in build_reward(config.reward).names
@@ -43,7 +53,9 @@ def test_variants_divide_over_their_devices(name, devices):
 
 
 def test_variants_that_cannot_be_are_explained():
-    with pytest.raises(ValueError, match=r'48 prompts x 24 samples = 1152.*numbers that do: .*8, 9, 12'):
+    with pytest.raises(
+        ValueError, match=r'48 prompts x 24 samples = 1152.*numbers that do: .*8, 9, 12'
+    ):
         load('flux_ocr', 'devices=7')
     with pytest.raises(ValueError, match='devices=N'):
         load('flux_ocr', 'gpus=8')
@@ -51,9 +63,19 @@ def test_variants_that_cannot_be_are_explained():
 
 def test_flux_ocr_has_the_recipe_of_its_issue():
     c = load('flux_ocr')
-    assert (c.model.height, c.model.width, c.model.guidance, c.model.t5_length) == (512, 512, 3.5, 128)
+    assert (c.model.height, c.model.width, c.model.guidance, c.model.t5_length) == (
+        512,
+        512,
+        3.5,
+        128,
+    )
     assert (c.rollout.steps, c.eval.steps, c.rollout.group, c.rollout.prompts) == (6, 28, 24, 48)
-    assert (c.rollout.kernel, c.rollout.level, c.credit.rule, c.loss.beta) == ('cps', 0.8, 'dense', 0.0)
+    assert (c.rollout.kernel, c.rollout.level, c.credit.rule, c.loss.beta) == (
+        'cps',
+        0.8,
+        'dense',
+        0.0,
+    )
     assert (c.lora.rank, c.lora.alpha, c.optim.learning_rate) == (64, 128.0, 3e-4)
     assert 'uncalibrated' in title(c)
 
@@ -64,7 +86,11 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('rollout.kernel', 'ode', r"rollout.kernel='ode'"),
         ('rollout.noise', 'pink', r"rollout.noise='pink'"),
         ('rollout.group', 1, r'rollout.group=1'),
-        ('rollout.prompts_per_batch', 5, r'rollout.prompts_per_batch=5 does not divide rollout.prompts=48'),
+        (
+            'rollout.prompts_per_batch',
+            5,
+            r'rollout.prompts_per_batch=5 does not divide rollout.prompts=48',
+        ),
         ('rollout.level', 0.0, r'rollout.level=0.0: expected a positive noise level'),
         ('rollout.level', 1.5, r'0 < rollout.level <= 1'),
         ('noise.interpolate', True, r'noise.interpolate=True .*noise.psi_path'),
@@ -80,7 +106,11 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('credit.completion_steps', 7, r'credit.completion_steps=7'),
         ('credit.completion_every', 0, r'credit.completion_every=0 must be at least 1'),
         ('credit.completion_grid', 'even', r"credit.completion_grid='even'.*'sigma', 'timestep'"),
-        ('credit.completion_grid', 'sigma', r"credit.completion_grid='sigma'.*set a number of steps"),
+        (
+            'credit.completion_grid',
+            'sigma',
+            r"credit.completion_grid='sigma'.*set a number of steps",
+        ),
         ('credit.completion_solver', 'heun', r"credit.completion_solver='heun'.*'ab2', 'euler'"),
         ('credit.std', 'batch', r"credit.std='batch'.*'global', 'group', 'pooled'"),
         ('credit.gae_lambda', 1.5, r'credit.gae_lambda=1.5'),
@@ -88,9 +118,17 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('loss.kl_form', 'flow_grpo', r'loss.kl_form'),
         ('model.dtype', 'float16', r"model.dtype='float16'"),
         ('ema.decay', 1.0, r'ema.decay=1.0'),
-        ('text_cache', 'gs://bucket/text', r"text_cache='gs://bucket/text': expected a folder of this machine"),
+        (
+            'text_cache',
+            'gs://bucket/text',
+            r"text_cache='gs://bucket/text': expected a folder of this machine",
+        ),
         ('optim.decay', 'step', r"optim.decay='step'"),
-        ('optim.warmup', 800, r'optim.warmup=800: expected 0 or more, and fewer than iterations=800'),
+        (
+            'optim.warmup',
+            800,
+            r'optim.warmup=800: expected 0 or more, and fewer than iterations=800',
+        ),
     ],
 )
 def test_impossible_values_are_named(key, value, message):

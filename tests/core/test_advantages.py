@@ -11,18 +11,23 @@ STEP = np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 4.0]], np.float32)
 def test_hand_computed_group_std():
     values, zero = group_advantages(STEP, 2, eps=0.0)
     a, b = np.sqrt(2 / 3), np.sqrt(32 / 9)
-    np.testing.assert_allclose(values, [[-1 / a, 0, 1 / a, -4 / 3 / b, -4 / 3 / b, 8 / 3 / b]], rtol=1e-6)
+    np.testing.assert_allclose(
+        values, [[-1 / a, 0, 1 / a, -4 / 3 / b, -4 / 3 / b, 8 / 3 / b]], rtol=1e-6
+    )
     assert zero.tolist() == [0]
 
 
 def test_hand_computed_global_std():
     values, _ = group_advantages(STEP, 2, std='global', eps=1e-4)
     std = np.sqrt(np.mean((STEP - STEP.mean()) ** 2))  # around the batch mean, population
-    np.testing.assert_allclose(values, np.array([[-1, 0, 1, -4 / 3, -4 / 3, 8 / 3]]) / (std + 1e-4), rtol=1e-6)
+    np.testing.assert_allclose(
+        values, np.array([[-1, 0, 1, -4 / 3, -4 / 3, 8 / 3]]) / (std + 1e-4), rtol=1e-6
+    )
 
 
 def test_hand_computed_pooled_std():
-    # Group means 2, 4/3 and 4, 10: squares 2, 32/3 and 8 + 18 over 12 rewards. Where the steps lie is nobody's merit.
+    # Group means 2, 4/3 and 4, 10: squares 2, 32/3 and 8 + 18 over 12 rewards. Where the steps lie
+    # is nobody's merit.
     steps = np.concatenate([STEP, [[4, 2, 6, 7, 10, 13]]]).astype(np.float32)
     std = np.sqrt((2 + 32 / 3 + 8 + 18) / 12)
     centred = np.array([[-1, 0, 1, -4 / 3, -4 / 3, 8 / 3], [0, -2, 2, -3, 0, 3]])
@@ -36,7 +41,10 @@ def test_hand_computed_pooled_std():
 
 def test_pooled_std_keeps_a_step_that_hardly_varies_small():
     steps = np.concatenate([STEP, 1e-3 * STEP])
-    small = {std: np.abs(group_advantages(steps, 2, std=std).values[1]).max() for std in ('group', 'global', 'pooled')}
+    small = {
+        std: np.abs(group_advantages(steps, 2, std=std).values[1]).max()
+        for std in ('group', 'global', 'pooled')
+    }
     assert small['group'] > 1 and small['global'] > 1 and small['pooled'] < 5e-3
 
 
@@ -66,7 +74,9 @@ def test_each_transition_is_normalised_on_its_own():
 @pytest.mark.parametrize('std', STD_SCOPES)
 def test_zero_spread_groups_are_zero_and_counted(std):
     # 0.1 three times has a float32 mean that need not be 0.1; equal gains may differ by rounding.
-    steps = np.array([[0.1, 0.1, 0.1, 0.0, 1.0, 0.5], [0.3, 0.3 + 5e-8, 0.3, 0.7, 0.7, 0.7]], np.float32)
+    steps = np.array(
+        [[0.1, 0.1, 0.1, 0.0, 1.0, 0.5], [0.3, 0.3 + 5e-8, 0.3, 0.7, 0.7, 0.7]], np.float32
+    )
     values, zero = group_advantages(steps, 2, std=std, eps=0.0)
     assert zero.tolist() == [1, 2]
     np.testing.assert_array_equal(values[0, :3], 0)
@@ -85,12 +95,20 @@ def test_untrained_steps_and_invalid_samples_leave_the_statistics():
     steps = np.array([[np.nan] * 6, [1, 2, 3, 5, 5, np.nan]], np.float32)
     valid = np.array([True, True, True, True, True, False])
     for std in STD_SCOPES:
-        values, zero = group_advantages(steps, 2, std=std, eps=0.0, steps=np.array([False, True]), valid=valid)
+        values, zero = group_advantages(
+            steps, 2, std=std, eps=0.0, steps=np.array([False, True]), valid=valid
+        )
         assert np.isfinite(values).all() and zero.tolist() == [0, 1]
         np.testing.assert_array_equal(values[0], 0)
-        scale = {'group': np.sqrt(2 / 3), 'global': np.std([1, 2, 3, 5, 5]), 'pooled': np.sqrt(2 / 5)}[std]
+        scale = {
+            'group': np.sqrt(2 / 3),
+            'global': np.std([1, 2, 3, 5, 5]),
+            'pooled': np.sqrt(2 / 5),
+        }[std]
         np.testing.assert_allclose(values[1], np.array([-1, 0, 1, 0, 0, 0]) / scale, rtol=1e-6)
-    _, zero = group_advantages(steps[1:], 2, valid=np.array([True, True, True, False, False, False]))
+    _, zero = group_advantages(
+        steps[1:], 2, valid=np.array([True, True, True, False, False, False])
+    )
     assert zero.tolist() == [0]  # a group without a valid sample is no group
 
 

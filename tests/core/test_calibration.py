@@ -1,10 +1,12 @@
-"""Where each calibration rule ends on synthetic gains: fair, biased by the noise level, and all tied."""
+"""Where each calibration rule ends on synthetic gains: fair, biased by the noise level, and all
+tied.
+"""
 
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 
 ALL = np.ones(1, bool)
 BOUNDS = (0.05, 1.5)
@@ -29,14 +31,18 @@ def tied(rng, psi, samples):
 
 
 def harmful_above(limit):
-    """Gains that turn negative as the noise level rises past `limit`, as the paper's Figure 3 shows."""
+    """Gains that turn negative as the noise level rises past `limit`, as the paper's Figure 3
+    shows.
+    """
     return lambda rng, psi, samples: rng.standard_normal(samples) - 4 * np.maximum(psi - limit, 0)
 
 
 def test_one_step_by_hand():
     psi, p, q = np.full(4, 0.5), np.array([12, 14, 2, 0]), np.array([11, 10, 22, 0])
     stochastic = np.array([True, True, True, True])
-    np.testing.assert_allclose(calibrate_step(psi, p, q, stochastic, rule='paper'), [0.51, 0.49, 0.49, 0.51])
+    np.testing.assert_allclose(
+        calibrate_step(psi, p, q, stochastic, rule='paper'), [0.51, 0.49, 0.49, 0.51]
+    )
     up, down = 0.5 * np.exp(0.01), 0.5 * np.exp(-0.01)
     np.testing.assert_allclose(calibrate_step(psi, p, q, stochastic), [up, up, down, 0.5])
     stochastic[2] = False
@@ -86,20 +92,31 @@ def test_bad_arguments():
 
 
 def balanced_share(rule, samples, lean=0.0, rounds=4000):
-    """How often a transition is found balanced when a gain is positive with probability (1 + lean) / 2."""
+    """How often a transition is found balanced when a gain is positive with probability (1 + lean)
+    / 2.
+    """
     rng, psi, on = np.random.default_rng(1), np.full(rounds, 0.5), np.ones(rounds, bool)
     positives = rng.binomial(samples, (1 + lean) / 2, rounds)
     return np.mean(calibrate_step(psi, positives, samples - positives, on, rule=rule) > psi)
 
 
 def test_the_scaled_threshold_grows_with_the_root_of_n_and_the_printed_one_does_not():
-    """Fair gains: P(|p - q| < 2) = P(p = N/2) falls as sqrt(2 / (pi N)); P(|p - q| <= sqrt(N)) stays near 0.68 whatever N is."""
+    """Fair gains: P(|p - q| < 2) = P(p = N/2) falls as sqrt(2 / (pi N)); P(|p - q| <= sqrt(N))
+    stays near 0.68 whatever N is.
+    """
     for samples in (24, 96, 1536):
-        assert balanced_share('paper', samples) == pytest.approx(np.sqrt(2 / (np.pi * samples)), abs=0.02)
+        assert balanced_share('paper', samples) == pytest.approx(
+            np.sqrt(2 / (np.pi * samples)), abs=0.02
+        )
         assert balanced_share('scaled', samples) == pytest.approx(0.68, abs=0.07)
-    # A lean of one in ten drowns in 24 gains, shows in 96 and is certain in 1536: what rests depends on N only through this.
+    # A lean of one in ten drowns in 24 gains, shows in 96 and is certain in 1536: what rests
+    # depends on N only through this.
     found = [balanced_share('scaled', samples, lean=0.1) for samples in (24, 96, 1536)]
-    assert found[0] > 0.5 > found[1] - 0.05 and found[2] < 0.01 and found == sorted(found, reverse=True)
+    assert (
+        found[0] > 0.5 > found[1] - 0.05
+        and found[2] < 0.01
+        and found == sorted(found, reverse=True)
+    )
 
 
 @pytest.mark.parametrize('samples', [24, 96, 384])
@@ -114,17 +131,24 @@ def test_the_mean_of_a_window_is_steadier_than_where_psi_stands():
 
 
 def test_the_default_tolerance_tells_a_walk_from_a_drift():
-    """Window means of a driftless walk of steps e differ by e sqrt(2 / pi) sqrt((2 w^2 + 1) / (3 w)) on average: 0.10 at the defaults."""
+    """Window means of a driftless walk of steps e differ by e sqrt(2 / pi) sqrt((2 w^2 + 1) / (3
+    w)) on average: 0.10 at the defaults.
+    """
     c = default_config().calibration
     steps = c.eps2 * np.random.default_rng(0).choice([-1, 1], (400, 20 * c.window))
     means = steps.cumsum(1).reshape(400, -1, c.window).mean(2)
     assert np.abs(np.diff(means, axis=1)).mean() == pytest.approx(c.tolerance, rel=0.05)
     drifting = 0.7 * np.exp(c.eps2 * np.arange(2 * c.window))[:, None]
     assert not has_settled(drifting, c.window, c.tolerance)
-    for bias, settled in ((4, True), (0, False)):  # of 200 transitions: gains that lean as psi leaves 0.5, and fair ones, which drift up
+    # of 200 transitions: gains that lean as psi leaves 0.5, and fair ones, which drift up
+    for bias, settled in ((4, True), (0, False)):
         rng, psi, history = np.random.default_rng(0), np.full(200, 0.5), []
         for _ in range(4 * c.window):
-            p, q = count_gains(rng.standard_normal((200, 96)) - bias * np.maximum(psi - 0.5, 0)[:, None])
-            psi = calibrate_step(psi, p, q, np.ones(200, bool), rule='scaled', eps2=c.eps2, z=c.z, bounds=(0.02, 50))
+            p, q = count_gains(
+                rng.standard_normal((200, 96)) - bias * np.maximum(psi - 0.5, 0)[:, None]
+            )
+            psi = calibrate_step(
+                psi, p, q, np.ones(200, bool), rule='scaled', eps2=c.eps2, z=c.z, bounds=(0.02, 50)
+            )
             history.append(psi)
         assert has_settled(history, c.window, c.tolerance) == settled

@@ -2,7 +2,14 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.dense_reward import CREDIT_RULES, coca_shares, dense_reward, every_state, needed_states, state_rewards
+from densegrpo_jax.core.dense_reward import (
+    CREDIT_RULES,
+    coca_shares,
+    dense_reward,
+    every_state,
+    needed_states,
+    state_rewards,
+)
 from densegrpo_jax.core.plan import StepPlan
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
@@ -26,35 +33,53 @@ def test_needed_states():
 
 
 def test_hand_computed_rules():
-    np.testing.assert_allclose(dense_reward(REWARDS, 'dense'), [[0.2, 0], [-0.1, 0.4], [0.6, -0.5]], atol=1e-7)
+    np.testing.assert_allclose(
+        dense_reward(REWARDS, 'dense'), [[0.2, 0], [-0.1, 0.4], [0.6, -0.5]], atol=1e-7
+    )
     np.testing.assert_array_equal(dense_reward(REWARDS), dense_reward(REWARDS, 'dense'))
     np.testing.assert_array_equal(dense_reward(REWARDS, 'dense_baseline'), REWARDS[1:])
     np.testing.assert_array_equal(dense_reward(REWARDS, 'sparse'), REWARDS[[3, 3, 3]])
     # Shares: (0.2, 0.4, 0.2) / 0.8 and (-0.1, 0.5, 0.1) / 0.5.
     np.testing.assert_allclose(
-        dense_reward(REWARDS, 'coca_share', similarity=SIMILARITY), [[0.2, -0.08], [0.4, 0.4], [0.2, 0.08]], atol=1e-6
+        dense_reward(REWARDS, 'coca_share', similarity=SIMILARITY),
+        [[0.2, -0.08], [0.4, 0.4], [0.2, 0.08]],
+        atol=1e-6,
     )
     np.testing.assert_allclose(
-        dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY), [[0.8, 0.4], [0.6, 0.48], [0.2, 0.08]], atol=1e-6
+        dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY),
+        [[0.8, 0.4], [0.6, 0.48], [0.2, 0.08]],
+        atol=1e-6,
     )
-    np.testing.assert_allclose(dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY, alpha=1.0), [[0.8, 0.4]] * 3, atol=1e-6)
+    np.testing.assert_allclose(
+        dense_reward(REWARDS, 'coca_to_go', similarity=SIMILARITY, alpha=1.0),
+        [[0.8, 0.4]] * 3,
+        atol=1e-6,
+    )
 
 
 def test_gae_by_hand():
     # Gains (0.2, 0), (-0.1, 0.4), (0.6, -0.5) from the end, lambda = 0.5.
     expected = [[0.2 + 0.5 * 0.2, 0 + 0.5 * 0.15], [-0.1 + 0.5 * 0.6, 0.4 - 0.5 * 0.5], [0.6, -0.5]]
     np.testing.assert_allclose(dense_reward(REWARDS, 'gae', gae_lambda=0.5), expected, atol=1e-6)
-    np.testing.assert_array_equal(dense_reward(REWARDS, 'gae'), dense_reward(REWARDS, 'gae', gae_lambda=0.5))
+    np.testing.assert_array_equal(
+        dense_reward(REWARDS, 'gae'), dense_reward(REWARDS, 'gae', gae_lambda=0.5)
+    )
 
 
 def test_gae_ends_are_the_gain_and_the_terminal_reward_over_the_value():
-    np.testing.assert_array_equal(dense_reward(REWARDS, 'gae', gae_lambda=0.0), dense_reward(REWARDS, 'dense'))
-    np.testing.assert_allclose(dense_reward(REWARDS, 'gae', gae_lambda=1.0), REWARDS[-1] - REWARDS[:-1], atol=1e-6)
+    np.testing.assert_array_equal(
+        dense_reward(REWARDS, 'gae', gae_lambda=0.0), dense_reward(REWARDS, 'dense')
+    )
+    np.testing.assert_allclose(
+        dense_reward(REWARDS, 'gae', gae_lambda=1.0), REWARDS[-1] - REWARDS[:-1], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('decay', [0.0, 0.3, 0.9, 1.0])
 def test_gae_telescopes_as_a_mixture_of_longer_and_longer_gains(decay):
-    """A_k = (1 - lambda) sum_i lambda^(i-1) (V_{k+i} - V_k), with all the weight that is left on V_T - V_k."""
+    """A_k = (1 - lambda) sum_i lambda^(i-1) (V_{k+i} - V_k), with all the weight that is left on
+    V_T - V_k.
+    """
     rewards = np.random.default_rng(0).standard_normal((8, 3))
     expected = np.zeros((7, 3))
     for k in range(7):
@@ -114,7 +139,8 @@ def test_every_state():
     assert every_state((0, 1, 2, 3, 4, 5, 6), 1) == (0, 1, 2, 3, 4, 5, 6)
     assert every_state((0, 1, 2, 3, 4, 5, 6), 2) == (0, 2, 4, 5, 6)
     assert every_state((0, 1, 2, 3, 4, 5, 6), 3) == (0, 3, 5, 6)
-    assert every_state((2, 3, 4, 5, 10), 2) == (2, 4, 5, 10)  # a window: its last state bounds what is shared
+    # a window: its last state bounds what is shared
+    assert every_state((2, 3, 4, 5, 10), 2) == (2, 4, 5, 10)
     assert every_state((2, 3, 10), 9) == (2, 3, 10)
     assert every_state((10,), 2) == (10,)  # sparse
     with pytest.raises(ValueError, match='every is 0'):
@@ -124,15 +150,20 @@ def test_every_state():
 def test_rewards_between_completed_states_lie_on_a_line():
     values = np.array([[1.0, 2.0], [4.0, 0.0], [0.0, 1.0]], np.float32)
     rewards = state_rewards(values, (-1, 0, -1, -1, 1, -1, 2), interpolate=True)
-    np.testing.assert_allclose(rewards[1:], [[1, 2], [2, 4 / 3], [3, 2 / 3], [4, 0], [2, 0.5], [0, 1]], atol=1e-6)
+    np.testing.assert_allclose(
+        rewards[1:], [[1, 2], [2, 4 / 3], [3, 2 / 3], [4, 0], [2, 0.5], [0, 1]], atol=1e-6
+    )
     assert np.isnan(rewards[0]).all()
-    np.testing.assert_array_equal(rewards[np.array([1, 4, 6])], values)  # what was scored stays exactly that
+    # what was scored stays exactly that
+    np.testing.assert_array_equal(rewards[np.array([1, 4, 6])], values)
     gains = dense_reward(rewards, 'dense')[1:]
     np.testing.assert_allclose(gains[:3], np.tile(gains[:1], (3, 1)), atol=1e-6)  # shared evenly
     np.testing.assert_allclose(gains.sum(0), values[-1] - values[0], atol=1e-6)
     # Nothing is between: the same, also where completions are shared.
     for sources in ((0, 0, 1, 2), (-1, 0, 1, 2, 2)):
-        np.testing.assert_array_equal(state_rewards(values, sources, interpolate=True), state_rewards(values, sources))
+        np.testing.assert_array_equal(
+            state_rewards(values, sources, interpolate=True), state_rewards(values, sources)
+        )
 
 
 def test_bad_arguments():
@@ -147,4 +178,11 @@ def test_bad_arguments():
         dense_reward(REWARDS[0], 'dense')
     with pytest.raises(ValueError, match='window'):
         coca_shares(SIMILARITY, 4)
-    assert set(CREDIT_RULES) == {'sparse', 'dense_baseline', 'dense', 'gae', 'coca_share', 'coca_to_go'}
+    assert set(CREDIT_RULES) == {
+        'sparse',
+        'dense_baseline',
+        'dense',
+        'gae',
+        'coca_share',
+        'coca_to_go',
+    }

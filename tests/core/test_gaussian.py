@@ -1,7 +1,9 @@
-"""Closed forms on Gaussian data x_0 ~ N(m, tau^2), where the exact velocity is affine and every answer is known.
+"""Closed forms on Gaussian data x_0 ~ N(m, tau^2), where the exact velocity is affine and every
+answer is known.
 
-With V(s) = (1 - s)^2 tau^2 + s^2 the marginal at s is N((1 - s) m, V), the ODE maps a quantile onto the same quantile, and every
-step of the sampler is affine plus Gaussian noise, so its marginal follows a two-number recursion exactly.
+With V(s) = (1 - s)^2 tau^2 + s^2 the marginal at s is N((1 - s) m, V), the ODE maps a quantile onto
+the same quantile, and every step of the sampler is affine plus Gaussian noise, so its marginal
+follows a two-number recursion exactly.
 """
 
 import jax
@@ -30,11 +32,21 @@ def uniform_grid(num_steps):
 
 
 def moments(sigmas, levels, kernel='sde'):
-    """Mean and variance at the end of the chain, from the affine coefficients of all steps (the batch axis is k)."""
+    """Mean and variance at the end of the chain, from the affine coefficients of all steps (the
+    batch axis is k).
+    """
 
     @jax.jit
     def step(x):
-        return sde_step(velocity(x, sigmas[:-1]), x, sigmas[:-1], sigmas[1:], levels, noise=jnp.zeros_like(x), kernel=kernel)
+        return sde_step(
+            velocity(x, sigmas[:-1]),
+            x,
+            sigmas[:-1],
+            sigmas[1:],
+            levels,
+            noise=jnp.zeros_like(x),
+            kernel=kernel,
+        )
 
     zero, one = (step(np.full((len(sigmas) - 1, 1), value, np.float32)) for value in (0, 1))
     offset = np.asarray(zero.mean, np.float64)[:, 0]
@@ -52,7 +64,10 @@ def measured_orders(errors):
 
 def test_ode_converges_to_the_exact_solution_at_order_one():
     x = np.linspace(-2, 2, 9, dtype=np.float32)[:, None]
-    errors = [np.abs(ode_rollout(velocity, x, uniform_grid(n)) - (M + TAU * x)).max() for n in (16, 32, 64, 128)]
+    errors = [
+        np.abs(ode_rollout(velocity, x, uniform_grid(n)) - (M + TAU * x)).max()
+        for n in (16, 32, 64, 128)
+    ]
     assert errors[-1] < 0.03
     np.testing.assert_allclose(measured_orders(errors), 1, atol=0.1)
 
@@ -64,7 +79,9 @@ def test_completion_from_the_middle_converges_to_the_exact_solution(solver, orde
     for n in (32, 64, 128):
         s = 0.5
         exact = M + TAU * (x - (1 - s) * M) / np.sqrt((1 - s) ** 2 * TAU**2 + s**2)
-        errors.append(np.abs(ode_rollout(velocity, x, uniform_grid(n), n // 2, solver=solver) - exact).max())
+        errors.append(
+            np.abs(ode_rollout(velocity, x, uniform_grid(n), n // 2, solver=solver) - exact).max()
+        )
     np.testing.assert_allclose(measured_orders(errors), order, atol=0.1)
 
 
@@ -75,13 +92,24 @@ def test_two_step_solver_converges_at_order_two_and_needs_fewer_calls(warp):
     counts, errors = (8, 16, 32, 64), {}
     for solver in ('euler', 'ab2'):
         grids = [warp(uniform_grid(n)).astype(np.float32) for n in counts]
-        errors[solver] = [float(np.abs(ode_rollout(velocity, x, g, solver=solver) - (M + TAU * x)).max()) for g in grids]
+        errors[solver] = [
+            float(np.abs(ode_rollout(velocity, x, g, solver=solver) - (M + TAU * x)).max())
+            for g in grids
+        ]
     np.testing.assert_allclose(measured_orders(errors['ab2'])[1:], 2, atol=0.15)
-    assert all(two_step < euler / 3 for euler, two_step in zip(errors['euler'], errors['ab2']))  # at equal calls
+    # at equal calls
+    assert all(two_step < euler / 3 for euler, two_step in zip(errors['euler'], errors['ab2']))
     assert errors['ab2'][0] < errors['euler'][1]  # better than Euler with twice the calls
 
 
-@pytest.mark.parametrize('table', [lambda g: constant_noise_levels(g, 0.7), lambda g: 0.7 * np.sqrt(g[:-1]), lambda g: 0 * g[:-1]])
+@pytest.mark.parametrize(
+    'table',
+    [
+        lambda g: constant_noise_levels(g, 0.7),
+        lambda g: 0.7 * np.sqrt(g[:-1]),
+        lambda g: 0 * g[:-1],
+    ],
+)
 def test_bounded_noise_tables_converge_at_order_one(table):
     ends = [moments(g, table(g)) for g in map(uniform_grid, (32, 64, 128, 256))]
     np.testing.assert_allclose([mean for mean, _ in ends], M, atol=1e-5)
@@ -104,9 +132,14 @@ def test_flow_grpo_table_follows_its_discrete_recursion_and_does_not_converge_at
             dt = s[k + 1] - s[k]
             on_x = 1 + level**2 / (2 * s[k]) * dt
             on_v = (1 + level**2 * (1 - s[k]) / (2 * s[k])) * dt
-            mean, variance = (on_x + on_v * p) * mean + on_v * q, (on_x + on_v * p) ** 2 * variance + level**2 * -dt
+            mean, variance = (
+                (on_x + on_v * p) * mean + on_v * q,
+                (on_x + on_v * p) ** 2 * variance + level**2 * -dt,
+            )
         grid = uniform_grid(num_steps)
-        np.testing.assert_allclose(moments(grid, flow_grpo_noise_levels(grid, a)), (mean, variance), atol=2e-5)
+        np.testing.assert_allclose(
+            moments(grid, flow_grpo_noise_levels(grid, a)), (mean, variance), atol=2e-5
+        )
         errors.append(variance - TAU**2)
     assert np.all(np.abs(measured_orders(errors) - 1) > 0.4)
 
@@ -115,14 +148,20 @@ def test_flow_grpo_table_follows_its_discrete_recursion_and_does_not_converge_at
 def test_sampled_trajectories_have_the_moments_of_the_recursion(kernel, level):
     grid = uniform_grid(6)
     plan = step_plan(grid, train_end=True)
-    levels = flow_grpo_noise_levels(grid, level) if kernel == 'sde' else constant_noise_levels(grid, level)
+    levels = (
+        flow_grpo_noise_levels(grid, level)
+        if kernel == 'sde'
+        else constant_noise_levels(grid, level)
+    )
     shape, key = (100_000, 1), jax.random.key(0)
     x_init = jax.random.normal(jax.random.fold_in(key, 99), shape)
 
     def noise(k):
         return jax.random.normal(jax.random.fold_in(key, k), shape)
 
-    run = jax.jit(lambda x: dense_rollout(velocity, x, grid, levels, plan, noise, kernel=kernel).latents[-1])
+    run = jax.jit(
+        lambda x: dense_rollout(velocity, x, grid, levels, plan, noise, kernel=kernel).latents[-1]
+    )
     sample = np.asarray(run(x_init), np.float64)
     mean, variance = moments(grid, levels, kernel)
     assert abs(sample.mean() - mean) < 4 * np.sqrt(variance / len(sample))

@@ -1,4 +1,6 @@
-"""The loss: against a hand-written Flow-GRPO in numpy, finite differences, masks, counts, and jit."""
+"""The loss: against a hand-written Flow-GRPO in numpy, finite differences, masks, counts, and
+jit.
+"""
 
 import functools
 
@@ -36,7 +38,13 @@ def velocity(theta, x, s):
 def rollout(complete=(T,)):
     levels = flow_grpo_noise_levels(GRID, A)
     return dense_rollout(
-        lambda x, s: velocity(THETA, x, s), X_INIT, GRID, levels, PLAN, lambda k: jnp.asarray(NOISE)[k], complete=complete
+        lambda x, s: velocity(THETA, x, s),
+        X_INIT,
+        GRID,
+        levels,
+        PLAN,
+        lambda k: jnp.asarray(NOISE)[k],
+        complete=complete,
     )
 
 
@@ -72,14 +80,19 @@ jitted_loss = jax.jit(loss_of, static_argnames=('kl_form', 'clip_range'))
 
 
 def flow_grpo_in_numpy(theta):
-    """Flow-GRPO written out step by step in float64: sample, score the end, normalise, clip, add the KL without dt."""
+    """Flow-GRPO written out step by step in float64: sample, score the end, normalise, clip, add
+    the KL without dt.
+    """
     sigma = GRID.astype(np.float64)
 
     def step(theta, x, k):
         v = velocity(theta.astype(np.float64), x, np.full(len(x), sigma[k]))
         std_dev = np.sqrt(sigma[k] / (1 - (sigma[1] if sigma[k] == 1 else sigma[k]))) * A
         dt = sigma[k + 1] - sigma[k]
-        mean = x * (1 + std_dev**2 / (2 * sigma[k]) * dt) + v * (1 + std_dev**2 * (1 - sigma[k]) / (2 * sigma[k])) * dt
+        mean = (
+            x * (1 + std_dev**2 / (2 * sigma[k]) * dt)
+            + v * (1 + std_dev**2 * (1 - sigma[k]) / (2 * sigma[k])) * dt
+        )
         return mean, std_dev, std_dev * np.sqrt(-dt)
 
     def log_prob(x_next, mean, std):
@@ -93,13 +106,17 @@ def flow_grpo_in_numpy(theta):
         path.append((x, x_next, log_prob(x_next, mean, std)))
         x = x_next
     rewards = np.sin(3 * x).mean(axis=(1, 2)).reshape(P, G)
-    advantage = np.clip(((rewards - rewards.mean(1, keepdims=True)) / (rewards.std() + 1e-4)).reshape(-1), -5, 5)
+    advantage = np.clip(
+        ((rewards - rewards.mean(1, keepdims=True)) / (rewards.std() + 1e-4)).reshape(-1), -5, 5
+    )
     policy, kl = [], []
     for k, (x, x_next, old) in enumerate(path):
         mean, std_dev, std = step(theta, x, k)
         reference, _, _ = step(THETA_REF, x, k)
         ratio = np.exp(log_prob(x_next, mean, std) - old)
-        policy.append(np.maximum(-advantage * ratio, -advantage * np.clip(ratio, 1 - CLIP, 1 + CLIP)))
+        policy.append(
+            np.maximum(-advantage * ratio, -advantage * np.clip(ratio, 1 - CLIP, 1 + CLIP))
+        )
         kl.append(((mean - reference) ** 2).mean(axis=(1, 2)) / (2 * std_dev**2))
     return np.mean(policy), np.mean(kl)
 
@@ -113,7 +130,8 @@ def test_all_steps_stochastic_and_sparse_credit_equal_a_hand_written_flow_grpo()
         assert float(sums.policy_sum / sums.policy_count) == pytest.approx(policy, abs=2e-6)
         assert float(sums.kl_sum / sums.kl_count) == pytest.approx(kl, rel=1e-4)
         assert float(loss) == pytest.approx(policy + BETA * kl, abs=2e-6)
-    assert 0.1 < float(sums.clip_sum / sums.policy_count) < 0.95  # the comparison reached both branches
+    # the comparison reached both branches
+    assert 0.1 < float(sums.clip_sum / sums.policy_count) < 0.95
 
 
 @pytest.mark.parametrize('credit', ['sparse', 'dense'])
@@ -129,10 +147,18 @@ def test_first_update_ratio_is_one(credit):
 def test_gradient_against_finite_differences(kl_form):
     record = jax.tree.map(np.asarray, record_of(rollout()))
     with jax.enable_x64(True):
-        record = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) if a.dtype == np.float32 else jnp.asarray(a), record)
-        # float64 all the way: the stored log-prob is taken again, so that ratios are 1 at THETA to double precision.
+        record = jax.tree.map(
+            lambda a: jnp.asarray(a, jnp.float64) if a.dtype == np.float32 else jnp.asarray(a),
+            record,
+        )
+        # float64 all the way: the stored log-prob is taken again, so that ratios are 1 at THETA to
+        # double precision.
         where = (record.x, record.s, record.s_next, record.noise_level)
-        step = jax.jit(sde_step)(velocity(jnp.asarray(THETA, jnp.float64), record.x, record.s), *where, sample=record.x_next)
+        step = jax.jit(sde_step)(
+            velocity(jnp.asarray(THETA, jnp.float64), record.x, record.s),
+            *where,
+            sample=record.x_next,
+        )
         record = record._replace(log_prob=step.log_prob)
         theta = jnp.asarray(THETA_NEW, jnp.float64)
         direction = jnp.asarray(np.random.default_rng(3).standard_normal((5, 5)))
@@ -149,7 +175,10 @@ def test_gradient_against_finite_differences(kl_form):
 
 def test_jit_equals_no_jit():
     record = record_of(rollout())
-    plain, jitted = jax.grad(loss_of, has_aux=True)(THETA_NEW, record), jax.jit(jax.grad(loss_of, has_aux=True))(THETA_NEW, record)
+    plain, jitted = (
+        jax.grad(loss_of, has_aux=True)(THETA_NEW, record),
+        jax.jit(jax.grad(loss_of, has_aux=True))(THETA_NEW, record),
+    )
     for ours, expected in zip(jax.tree.leaves(jitted), jax.tree.leaves(plain)):
         np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-6)
 
@@ -157,7 +186,10 @@ def test_jit_equals_no_jit():
 def test_microbatches_merge_to_the_whole():
     record = record_of(rollout())
     _, whole = jitted_loss(THETA_NEW, record)
-    parts = [jitted_loss(THETA_NEW, jax.tree.map(lambda a: a[i : i + 8], record))[1] for i in range(0, T * P * G, 8)]
+    parts = [
+        jitted_loss(THETA_NEW, jax.tree.map(lambda a: a[i : i + 8], record))[1]
+        for i in range(0, T * P * G, 8)
+    ]
     merged = parts[0].merge(parts[1]).merge(parts[2])
     assert isinstance(merged, LossSums)
     for name, ours, expected in zip(whole._fields, merged, whole):
@@ -170,7 +202,9 @@ def steps_of(log_ratios, std=0.05):
     std = np.broadcast_to(np.float32(std), (m,))
     constant = -np.log(std) - 0.5 * np.log(2 * np.pi)
     sample = np.sqrt(2 * (constant - log_ratios))[:, None] * std[:, None]
-    return StepOutput(jnp.asarray(sample), jnp.zeros((m, 1)), jnp.asarray(std), jnp.asarray(log_ratios))
+    return StepOutput(
+        jnp.asarray(sample), jnp.zeros((m, 1)), jnp.asarray(std), jnp.asarray(log_ratios)
+    )
 
 
 def test_clipped_surrogate_by_hand():
@@ -179,8 +213,11 @@ def test_clipped_surrogate_by_hand():
     weight = np.array([1, 1, 1, 1, 1, 2], np.float32)
     step = steps_of(np.log(ratios))
     np.testing.assert_allclose(log_prob_ratio(step, jnp.zeros(6)), np.log(ratios), atol=2e-6)
-    sums = grpo_loss(step, jnp.zeros(6), advantages, mask=np.ones(6, bool), weight=weight, clip_range=0.2)
-    expected = [-2.0, -1.2, 1.3, -0.7, 0.8, -6.3]  # pessimistic: only moves that would help too much are clipped
+    sums = grpo_loss(
+        step, jnp.zeros(6), advantages, mask=np.ones(6, bool), weight=weight, clip_range=0.2
+    )
+    # pessimistic: only moves that would help too much are clipped
+    expected = [-2.0, -1.2, 1.3, -0.7, 0.8, -6.3]
     assert float(sums.policy_sum) == pytest.approx(sum(expected), abs=1e-5)
     assert sums.policy_count == 6 and sums.clip_sum == 4
     assert float(sums.ratio_deviation_max) == pytest.approx(0.3, abs=1e-5)
@@ -193,18 +230,32 @@ def test_masked_and_deterministic_transitions_leave_sums_counts_and_gradients():
     def policy_sum(sample, mask, std):
         step = StepOutput(sample, jnp.zeros_like(sample), std, jnp.zeros(len(std)))
         reference = jnp.full_like(sample, jnp.nan).at[:2].set(0.1)
-        sums = grpo_loss(step, jnp.zeros(4), jnp.array([1.0, -1.0, jnp.nan, jnp.nan]), mask=mask, clip_range=10.0, mean_ref=reference)
+        sums = grpo_loss(
+            step,
+            jnp.zeros(4),
+            jnp.array([1.0, -1.0, jnp.nan, jnp.nan]),
+            mask=mask,
+            clip_range=10.0,
+            mean_ref=reference,
+        )
         return sums.policy_sum + sums.kl_sum, sums
 
     sample = jnp.array([[0.1], [0.2], [jnp.nan], [1e30]])
     std = jnp.array([1.0, 1.0, 1.0, 0.0])
-    gradient, sums = jax.jit(jax.grad(policy_sum, has_aux=True))(sample, jnp.array([True, True, False, True]), std)
+    gradient, sums = jax.jit(jax.grad(policy_sum, has_aux=True))(
+        sample, jnp.array([True, True, False, True]), std
+    )
     assert sums.policy_count == sums.kl_count == 2
     assert np.isfinite(jax.tree.leaves(sums)).all()
-    assert np.isfinite(gradient[:2]).all() and np.abs(gradient[:2]).min() > 0  # row 2 is NaN: why `transitions` masks x as well
+    # row 2 is NaN: why `transitions` masks x as well
+    assert np.isfinite(gradient[:2]).all() and np.abs(gradient[:2]).min() > 0
     np.testing.assert_array_equal(gradient[3], 0)
     empty = grpo_loss(
-        StepOutput(sample[:2], sample[:2], std[:2], jnp.zeros(2)), jnp.zeros(2), jnp.ones(2), mask=jnp.zeros(2, bool), clip_range=0.1
+        StepOutput(sample[:2], sample[:2], std[:2], jnp.zeros(2)),
+        jnp.zeros(2),
+        jnp.ones(2),
+        mask=jnp.zeros(2, bool),
+        clip_range=0.1,
     )
     assert empty.policy_sum == empty.policy_count == empty.ratio_deviation_max == 0
 
@@ -224,19 +275,28 @@ def test_kl_forms():
     step = StepOutput(mean, mean, jnp.array([0.5, 0.0]), jnp.zeros(2))
     np.testing.assert_allclose(kl_divergence(step, reference), [0.5 / (2 * 0.25), 0.0])
     levels = jnp.array([2.0, 2.0])
-    np.testing.assert_allclose(kl_divergence(step, reference, form='flow_grpo', noise_level=levels), [0.5 / (2 * 4.0), 0.0])
+    np.testing.assert_allclose(
+        kl_divergence(step, reference, form='flow_grpo', noise_level=levels), [0.5 / (2 * 4.0), 0.0]
+    )
     # On a whole step the two differ by the factor -dt.
     rng = np.random.default_rng(2)
     v, v_ref, x = (rng.standard_normal((3, 6)).astype(np.float32) for _ in range(3))
     ours, ref = (sde_step(u, x, 0.8, 0.55, 0.7, noise=x) for u in (v, v_ref))
     gaussian = kl_divergence(ours, ref.mean)
-    np.testing.assert_allclose(gaussian * 0.25, kl_divergence(ours, ref.mean, form='flow_grpo', noise_level=0.7), rtol=1e-5)
+    np.testing.assert_allclose(
+        gaussian * 0.25, kl_divergence(ours, ref.mean, form='flow_grpo', noise_level=0.7), rtol=1e-5
+    )
     # The Gaussian form is the divergence: E_p[log p - log p_ref], by sampling.
     z = rng.standard_normal((3, 200_000)).astype(np.float32)
     difference = np.asarray((ours.mean - ref.mean) / ours.std[:, None], np.float64)
-    sampled = [np.mean([((z[b] + d) ** 2 - z[b] ** 2).mean() / 2 for d in difference[b]]) for b in range(3)]
+    sampled = [
+        np.mean([((z[b] + d) ** 2 - z[b] ** 2).mean() / 2 for d in difference[b]]) for b in range(3)
+    ]
     np.testing.assert_allclose(gaussian, sampled, rtol=0.05)
-    for options in (dict(form='flow_grpo', kernel='cps', noise_level=levels), dict(form='flow_grpo')):
+    for options in (
+        dict(form='flow_grpo', kernel='cps', noise_level=levels),
+        dict(form='flow_grpo'),
+    ):
         with pytest.raises(ValueError, match='sde kernel'):
             kl_divergence(step, reference, **options)
     with pytest.raises(ValueError, match='k3'):
@@ -245,13 +305,25 @@ def test_kl_forms():
 
 def test_noise_weights():
     trained = np.array([True, True, True, False])
-    np.testing.assert_array_equal(noise_weights(jnp.array([0.9, 0.6, 0.3, 0.0]), trained, 0.0), [1, 1, 1, 0])
-    np.testing.assert_allclose(noise_weights(jnp.array([0.9, 0.6, 0.3, 0.0]), trained, 1.0), [1.5, 1.0, 0.5, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(noise_weights(jnp.array([2.0, 1.0, 1.0, 9.0]), trained, 2.0), [2.0, 0.5, 0.5, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(
+        noise_weights(jnp.array([0.9, 0.6, 0.3, 0.0]), trained, 0.0), [1, 1, 1, 0]
+    )
+    np.testing.assert_allclose(
+        noise_weights(jnp.array([0.9, 0.6, 0.3, 0.0]), trained, 1.0),
+        [1.5, 1.0, 0.5, 0.0],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        noise_weights(jnp.array([2.0, 1.0, 1.0, 9.0]), trained, 2.0),
+        [2.0, 0.5, 0.5, 0.0],
+        rtol=1e-6,
+    )
 
 
 def test_noise_weights_have_tempflows_constant():
-    """Its code multiplies sigma_k sqrt(s_k - s_k+1) by 2.25 on SD3.5-M: T = 10, a = 0.7, all transitions but the last trained."""
+    """Its code multiplies sigma_k sqrt(s_k - s_k+1) by 2.25 on SD3.5-M: T = 10, a = 0.7, all
+    transitions but the last trained.
+    """
     s = np.array([1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0])
     std = flow_grpo_noise_levels(s, 0.7) * np.sqrt(s[:-1] - s[1:])
     weights = np.asarray(noise_weights(jnp.asarray(std), np.arange(10) < 9, 1.0))

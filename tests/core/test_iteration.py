@@ -29,13 +29,21 @@ def iteration(theta, key, credit):
         return jax.random.normal(jax.random.fold_in(key, k), (P * G, *SHAPE))
 
     dense = dense_rollout(
-        lambda x, s: velocity(theta, x, s), noise(99), GRID, LEVELS, PLAN, noise, complete=needed_states(credit, PLAN)
+        lambda x, s: velocity(theta, x, s),
+        noise(99),
+        GRID,
+        LEVELS,
+        PLAN,
+        noise,
+        complete=needed_states(credit, PLAN),
     )
     values = -jnp.abs(dense.completions - 1).mean((2, 3))  # the reward: latents near 1
     rewards = state_rewards(values, dense.sources)
     if credit.startswith('coca'):  # CoCA's own order: the shares of a normalised terminal reward
         terminal = group_advantages(rewards[-1:], P).values
-        advantages = len(LEVELS) * dense_reward(jnp.broadcast_to(terminal, rewards.shape), credit, similarity=dense.similarity)
+        advantages = len(LEVELS) * dense_reward(
+            jnp.broadcast_to(terminal, rewards.shape), credit, similarity=dense.similarity
+        )
     else:
         advantages = group_advantages(dense_reward(rewards, credit), P, steps=PLAN.trained).values
     batch = transitions(dense, advantages, GRID, PLAN, P)
@@ -43,7 +51,14 @@ def iteration(theta, key, credit):
     def loss(theta):
         v = velocity(theta, batch.x, batch.s)
         step = sde_step(v, batch.x, batch.s, batch.s_next, batch.noise_level, sample=batch.x_next)
-        sums = grpo_loss(step, batch.log_prob, batch.advantage, mask=batch.mask, weight=batch.weight, clip_range=0.2)
+        sums = grpo_loss(
+            step,
+            batch.log_prob,
+            batch.advantage,
+            mask=batch.mask,
+            weight=batch.weight,
+            clip_range=0.2,
+        )
         return sums.policy_sum / sums.policy_count, sums
 
     gradient, sums = jax.grad(loss, has_aux=True)(theta)
@@ -57,5 +72,6 @@ def test_iterations_raise_the_reward(credit):
     for i in range(40):
         theta, reward, deviation = run(theta, jax.random.key(i))
         rewards.append(float(reward))
-        assert deviation <= 1e-6  # one update per rollout: the ratio is 1 when the gradient is taken
+        # one update per rollout: the ratio is 1 when the gradient is taken
+        assert deviation <= 1e-6
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.15, rewards

@@ -12,8 +12,14 @@ def indices(mask):
 
 
 def test_transitions_into_clean_latents_are_deterministic_by_default():
-    assert indices(step_plan(FLUX6).stochastic) == indices(step_plan(FLUX6).trained) == [0, 1, 2, 3, 4]
-    assert indices(step_plan(SD3_10).stochastic) == indices(step_plan(SD3_10).trained) == list(range(8))
+    assert (
+        indices(step_plan(FLUX6).stochastic) == indices(step_plan(FLUX6).trained) == [0, 1, 2, 3, 4]
+    )
+    assert (
+        indices(step_plan(SD3_10).stochastic)
+        == indices(step_plan(SD3_10).trained)
+        == list(range(8))
+    )
 
 
 def test_a_grid_that_ends_above_zero_has_clean_latents_too():
@@ -23,7 +29,8 @@ def test_a_grid_that_ends_above_zero_has_clean_latents_too():
 
 @pytest.mark.parametrize('end', [{'noisy_end': True}, {'train_end': True}])
 def test_no_noise_is_added_into_the_end_by_the_kernel_that_has_none_there(end):
-    # cps: std = s' sin(eta pi / 2), which is 0 where s' = 0. Such a transition has no density and would only dilute the loss.
+    # cps: std = s' sin(eta pi / 2), which is 0 where s' = 0. Such a transition has no density and
+    # would only dilute the loss.
     assert indices(step_plan(FLUX6, kernel='cps', **end).stochastic) == [0, 1, 2, 3, 4]
     assert indices(step_plan(SD3_10, kernel='cps', **end).stochastic) == list(range(9))
     assert indices(step_plan(SD3_10, kernel='cps', train_end=True).trained) == list(range(9))
@@ -53,7 +60,10 @@ def test_bad_plans_are_refused():
 
 
 def test_completion_source():
-    plan = StepPlan(np.array([False, True, False, True, False, False]), np.array([False, True, False, True, False, False]))
+    plan = StepPlan(
+        np.array([False, True, False, True, False, False]),
+        np.array([False, True, False, True, False, False]),
+    )
     assert [completion_source(plan, k) for k in range(7)] == [1, 1, 3, 3, 6, 6, 6]
     assert [completion_source(plan, k, n=1) for k in range(7)] == [0, 1, 2, 3, 4, 6, 6]
     assert [completion_source(plan, k, n=2) for k in range(7)] == [0, 1, 2, 3, 6, 6, 6]

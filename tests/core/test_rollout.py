@@ -1,7 +1,9 @@
-"""Rollouts: the dense scan against separate completions, its exact cost, reuse, randomness, sharding and the flat record."""
+"""Rollouts: the dense scan against separate completions, its exact cost, reuse, randomness,
+sharding and the flat record.
+"""
 
-import dataclasses
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +14,13 @@ import pytest
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
-from densegrpo_jax.core.rollout import advance, continue_trajectory, dense_rollout, plan_jobs, transitions
+from densegrpo_jax.core.rollout import (
+    advance,
+    continue_trajectory,
+    dense_rollout,
+    plan_jobs,
+    transitions,
+)
 from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
 
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
@@ -58,13 +66,18 @@ def completion_in_numpy(x, indices, grid=GRID):
 
 
 def two_step_completion_in_numpy(x, indices):
-    """The same by Adams and Bashforth: the integral of the line through the last two velocities, after a step of Euler."""
+    """The same by Adams and Bashforth: the integral of the line through the last two velocities,
+    after a step of Euler.
+    """
     x, s = np.asarray(x, np.float64), GRID.astype(np.float64)
     before = None
     for here, there in zip(indices[:-1], indices[1:]):
         v = np.asarray(velocity(x, np.full(len(x), s[here])), np.float64)
         slope = 0 if before is None else (v - before[0]) / (s[here] - before[1])
-        x, before = x + (s[there] - s[here]) * v + (s[there] - s[here]) ** 2 / 2 * slope, (v, s[here])
+        x, before = (
+            x + (s[there] - s[here]) * v + (s[there] - s[here]) ** 2 / 2 * slope,
+            (v, s[here]),
+        )
     return x
 
 
@@ -79,7 +92,12 @@ def test_completion_grid():
         for k in range(num_steps):
             for n in range(1, num_steps - k + 1):
                 grid = completion_grid(num_steps, k, n)
-                assert len(grid) == n + 1 and grid[0] == k and grid[-1] == num_steps and list(grid) == sorted(set(grid))
+                assert (
+                    len(grid) == n + 1
+                    and grid[0] == k
+                    and grid[-1] == num_steps
+                    and list(grid) == sorted(set(grid))
+                )
     for k, n in ((0, 0), (0, 11), (8, 3), (11, None), (-1, None), (10, 1)):
         with pytest.raises(ValueError, match='state'):
             completion_grid(10, k, n)
@@ -89,18 +107,25 @@ def test_completion_grid_of_even_steps():
     sd3 = [1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0]
     even = functools.partial(completion_grid, 10, sigmas=np.float32(sd3))
     assert even(0, 1) == (0, 10)
-    assert even(0, 2) == (0, 7, 10)  # half of 1 is nearest to 0.4649; the paper's timestep 5 is at 0.7073
+    # half of 1 is nearest to 0.4649; the paper's timestep 5 is at 0.7073
+    assert even(0, 2) == (0, 7, 10)
     assert even(0, 3) == (0, 5, 8, 10)  # 0.6667, 0.3333
     assert even(0, 5) == (0, 4, 6, 7, 8, 10)  # 0.8, 0.6, 0.4, 0.2
     assert even(6, 2) == (6, 8, 10)  # 0.3011
     assert even(8, 2) == (8, 9, 10) and even(10) == (10,)
     assert completion_grid(4, 0, 2, sigmas=[1, 0.75, 0.5, 0.25, 0]) == (0, 2, 4)
-    assert completion_grid(3, 0, 2, sigmas=[1, 0.75, 0.25, 0]) == (0, 1, 3)  # of two equally near, the earlier
+    # of two equally near, the earlier
+    assert completion_grid(3, 0, 2, sigmas=[1, 0.75, 0.25, 0]) == (0, 1, 3)
     for k in range(10):
         assert even(k) == even(k, 10 - k) == tuple(range(k, 11))
         for n in range(1, 11 - k):  # always n steps, also where the nearest points coincide
             grid = even(k, n)
-            assert len(grid) == n + 1 and grid[0] == k and grid[-1] == 10 and list(grid) == sorted(set(grid))
+            assert (
+                len(grid) == n + 1
+                and grid[0] == k
+                and grid[-1] == 10
+                and list(grid) == sorted(set(grid))
+            )
 
 
 @pytest.mark.parametrize('n', [None, 1, 2])
@@ -110,24 +135,40 @@ def test_completions_are_those_of_a_separate_integration(name, n):
     for k in range(T + 1):
         indices = completion_grid(T, k, None if n is None or k == T else min(n, T - k))
         expected = completion_in_numpy(dense.latents[k], indices)
-        np.testing.assert_allclose(dense.completions[dense.sources[k]], expected, atol=2e-6, err_msg=f'state {k}')
+        np.testing.assert_allclose(
+            dense.completions[dense.sources[k]], expected, atol=2e-6, err_msg=f'state {k}'
+        )
     np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
 
 
-@pytest.mark.parametrize('n, spacing', [(None, 'timestep'), (2, 'timestep'), (2, 'sigma'), (3, 'sigma')])
+@pytest.mark.parametrize(
+    'n, spacing', [(None, 'timestep'), (2, 'timestep'), (2, 'sigma'), (3, 'sigma')]
+)
 def test_two_step_completions_are_those_of_a_separate_integration(n, spacing):
-    """In the plan with a window too: from state 0 the sampler's own step to state 1, and the states after the window are the sample."""
+    """In the plan with a window too: from state 0 the sampler's own step to state 1, and the states
+    after the window are the sample.
+    """
     sigmas = GRID if spacing == 'sigma' else None
     for name in ('paper', 'window'):
         dense = rollout(PLANS[name], complete=range(T + 1), n=n, solver='ab2', spacing=spacing)
         for k in dense.states[:-1]:
             indices = completion_grid(T, k, None if n is None else min(n, T - k), sigmas=sigmas)
             expected = two_step_completion_in_numpy(dense.latents[k], indices)
-            np.testing.assert_allclose(dense.completions[dense.sources[k]], expected, atol=3e-6, err_msg=f'{name}, state {k}')
-            alone = ode_rollout(velocity, dense.latents[k], GRID, k, len(indices) - 1, solver='ab2', spacing=spacing)
+            np.testing.assert_allclose(
+                dense.completions[dense.sources[k]],
+                expected,
+                atol=3e-6,
+                err_msg=f'{name}, state {k}',
+            )
+            alone = ode_rollout(
+                velocity, dense.latents[k], GRID, k, len(indices) - 1, solver='ab2', spacing=spacing
+            )
             np.testing.assert_allclose(alone, expected, atol=3e-6)
             if len(indices) > 2:
-                assert np.abs(expected - completion_in_numpy(dense.latents[k], indices)).max() > 1e-3  # not Euler's
+                # not Euler's
+                assert (
+                    np.abs(expected - completion_in_numpy(dense.latents[k], indices)).max() > 1e-3
+                )
         np.testing.assert_allclose(dense.latents, all_states(name).latents, atol=2e-6)
         assert dense.sources == ((0, 1, 2, 3, 4, 5) if name == 'paper' else (0, 0, 1, 2, 2, 2))
 
@@ -135,14 +176,18 @@ def test_two_step_completions_are_those_of_a_separate_integration(n, spacing):
 def test_two_step_completions_reuse_a_first_velocity():
     v = velocity(X_INIT, np.ones(4, np.float32))
     expected = two_step_completion_in_numpy(X_INIT, range(T + 1))
-    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID, first_velocity=v, solver='ab2'), expected, atol=3e-6)
+    np.testing.assert_allclose(
+        ode_rollout(velocity, X_INIT, GRID, first_velocity=v, solver='ab2'), expected, atol=3e-6
+    )
 
 
 def test_even_steps_are_taken_by_euler_too():
     dense = rollout(PAPER, complete=(0,), n=2, spacing='sigma', sigmas=STEEP)
     expected = completion_in_numpy(X_INIT, (0, 4, 5), STEEP)
     np.testing.assert_allclose(dense.completions[0], expected, atol=2e-6)
-    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, STEEP, 0, 2, spacing='sigma'), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        ode_rollout(velocity, X_INIT, STEEP, 0, 2, spacing='sigma'), expected, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize('name', PLANS)
@@ -151,13 +196,21 @@ def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
     plain = rollout(plan)
     assert plain.velocity_evals == T and len(plain.completions) == 1
     for field in ('latents', 'log_prob', 'std', 'noise_level'):
-        np.testing.assert_allclose(getattr(dense, field), getattr(plain, field), atol=2e-6, err_msg=field)
+        np.testing.assert_allclose(
+            getattr(dense, field), getattr(plain, field), atol=2e-6, err_msg=field
+        )
     np.testing.assert_array_equal(np.asarray(dense.std > 0).all(1), plan.stochastic)
     x = X_INIT
     for k in range(T):  # a host loop over the public step is the same sampler
-        step, _ = advance(velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * plan.stochastic[k], NOISE[k])
+        step, _ = advance(
+            velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * plan.stochastic[k], NOISE[k]
+        )
         x = step.sample
-        for found, expected in ((dense.latents[k + 1], x), (dense.log_prob[k], step.log_prob), (dense.std[k], step.std)):
+        for found, expected in (
+            (dense.latents[k + 1], x),
+            (dense.log_prob[k], step.log_prob),
+            (dense.std[k], step.std),
+        ):
             np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
@@ -170,7 +223,9 @@ def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
         jax.debug.callback(lambda: calls.append(1))
         return velocity(x, s)
 
-    follow = jax.jit(lambda x, k: continue_trajectory(counted, x, k, GRID, LEVELS, PLANS[name], noise))
+    follow = jax.jit(
+        lambda x, k: continue_trajectory(counted, x, k, GRID, LEVELS, PLANS[name], noise)
+    )
     for k in range(T + 1):
         calls.clear()
         found = jax.block_until_ready(follow(whole.latents[k], k))
@@ -178,7 +233,9 @@ def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
         np.testing.assert_allclose(found, whole.latents[-1], atol=2e-6)
         assert len(calls) == T - k
     assert follow._cache_size() == 1  # one body for all states
-    other = continue_trajectory(velocity, whole.latents[1], 1, GRID, LEVELS, PLANS[name], lambda j: -noise(j))
+    other = continue_trajectory(
+        velocity, whole.latents[1], 1, GRID, LEVELS, PLANS[name], lambda j: -noise(j)
+    )
     assert np.abs(other - whole.latents[-1]).max() > 0.1
 
 
@@ -186,8 +243,12 @@ def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
     expected = completion_in_numpy(X_INIT, range(T + 1))
     v = velocity(X_INIT, np.ones(4, np.float32))
     np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID), expected, atol=2e-6)
-    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID, first_velocity=v), expected, atol=2e-6)
-    np.testing.assert_allclose(ode_rollout(velocity, X_INIT, GRID, 1, 2), completion_in_numpy(X_INIT, (1, 3, 5)), atol=2e-6)
+    np.testing.assert_allclose(
+        ode_rollout(velocity, X_INIT, GRID, first_velocity=v), expected, atol=2e-6
+    )
+    np.testing.assert_allclose(
+        ode_rollout(velocity, X_INIT, GRID, 1, 2), completion_in_numpy(X_INIT, (1, 3, 5)), atol=2e-6
+    )
     np.testing.assert_array_equal(ode_rollout(velocity, X_INIT, GRID, T), X_INIT)
     one_step = ode_rollout(None, X_INIT, GRID, n=1, first_velocity=v)  # no further evaluation
     np.testing.assert_allclose(one_step, X_INIT - v, atol=1e-6)
@@ -204,8 +265,10 @@ def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
         (PAPER, needed_states('dense', PAPER), None, T + T * (T - 1) // 2),
         (PAPER, needed_states('dense_baseline', PAPER), None, T + (T - 1) * (T - 2) // 2),
         (DEFAULT, range(T + 1), None, T + T * (T - 1) // 2),
-        (WINDOW, needed_states('dense', WINDOW), None, T + 3 + 2),  # states 1 and 2; state 3 is the sample
-        (WINDOW, needed_states('gae', WINDOW), None, T + 3 + 2),  # states 3 and 4, after the window, are the sample
+        # states 1 and 2; state 3 is the sample
+        (WINDOW, needed_states('dense', WINDOW), None, T + 3 + 2),
+        # states 3 and 4, after the window, are the sample
+        (WINDOW, needed_states('gae', WINDOW), None, T + 3 + 2),
         (PAPER, needed_states('gae', PAPER), None, T + T * (T - 1) // 2),
         (WINDOW, range(T + 1), None, T + 3 + 2),  # states 0 and 1 share a completion
     ],
@@ -227,9 +290,14 @@ def test_velocity_evaluations_are_counted_as_they_happen(plan, complete, n, expe
     assert plan_jobs(plan, complete, n).velocity_evals == expected
 
 
-@pytest.mark.parametrize('every, states, expected', [(1, (1, 2, 3, 4), 36), (2, (1, 3), 24), (3, (1, 4), 23), (9, (1,), 18)])
+@pytest.mark.parametrize(
+    'every, states, expected',
+    [(1, (1, 2, 3, 4), 36), (2, (1, 3), 24), (3, (1, 4), 23), (9, (1,), 18)],
+)
 def test_an_sde_window_completes_states_inside_it_alone(every, states, expected):
-    """Of T = 10: 10 calls for the trajectory, 10 - k - 1 for a completed state k; state 5, where the window ends, is the sample."""
+    """Of T = 10: 10 calls for the trajectory, 10 - k - 1 for a completed state k; state 5, where
+    the window ends, is the sample.
+    """
     grid = np.linspace(1, 0, 11)
     plan = step_plan(grid, first=1, last=5)
     needed = needed_states('dense', plan)
@@ -244,7 +312,9 @@ def test_completing_every_second_state_at_the_sizes_of_the_paper_and_of_flux():
     for num_steps, every, cost in ((10, 2, 35), (10, 3, 28), (6, 2, 15), (6, 3, 13)):
         grid = np.linspace(1, 0, num_steps + 1)
         plan = step_plan(grid)
-        assert plan_jobs(plan, every_state(needed_states('dense', plan), every)).velocity_evals == cost
+        assert (
+            plan_jobs(plan, every_state(needed_states('dense', plan), every)).velocity_evals == cost
+        )
         completed = range(0, num_steps - 1, every)
         assert cost == num_steps + sum(num_steps - k - 1 for k in completed)
 
@@ -254,10 +324,16 @@ def test_cost_at_the_sizes_of_the_paper_and_of_flux():
         grid = np.linspace(1, 0, num_steps + 1)
         plan = step_plan(grid, train_end=True)
         assert plan_jobs(plan, needed_states('dense', plan)).velocity_evals == cost
-        assert plan_jobs(step_plan(grid), needed_states('dense', step_plan(grid))).velocity_evals == cost
+        assert (
+            plan_jobs(step_plan(grid), needed_states('dense', step_plan(grid))).velocity_evals
+            == cost
+        )
         assert plan_jobs(plan, needed_states('dense', plan), n=1).velocity_evals == num_steps
-        two = StepPlan(plan.stochastic, np.arange(num_steps) == 2)  # one trained step: its own state and its right neighbour
-        assert plan_jobs(two, needed_states('dense', two)).velocity_evals == num_steps + (num_steps - 3) + (num_steps - 4)
+        # one trained step: its own state and its right neighbour
+        two = StepPlan(plan.stochastic, np.arange(num_steps) == 2)
+        assert plan_jobs(two, needed_states('dense', two)).velocity_evals == num_steps + (
+            num_steps - 3
+        ) + (num_steps - 4)
 
 
 def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
@@ -273,14 +349,20 @@ def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
     assert calls['all'] == dense.velocity_evals == T + T * (T - 1) // 2
     # The network is the only matrix product here: one copy of it in the whole program.
     for solver in ('euler', 'ab2'):
-        program = jax.make_jaxpr(lambda solver=solver: rollout(complete=range(T + 1), solver=solver).latents)()
+        program = jax.make_jaxpr(
+            lambda solver=solver: rollout(complete=range(T + 1), solver=solver).latents
+        )()
         assert str(program).count('dot_general') == 1
     # jit = no jit, and the static fields survive it.
     with jax.disable_jit():
         plain = rollout(complete=range(T + 1))
-    assert (dense.states, dense.sources) == (plain.states, plain.sources) == (tuple(range(T + 1)),) * 2
+    assert (
+        (dense.states, dense.sources) == (plain.states, plain.sources) == (tuple(range(T + 1)),) * 2
+    )
     for name in ('latents', 'completions', 'log_prob', 'similarity'):
-        np.testing.assert_allclose(getattr(dense, name), getattr(plain, name), atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(dense, name), getattr(plain, name), atol=2e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize('kernel', ['sde', 'cps'])
@@ -294,9 +376,13 @@ def test_zero_noise_gives_exactly_zero_gains(kernel):
 
 @pytest.mark.parametrize('n', [None, 1, 2])
 def test_deterministic_transitions_have_zero_gain_with_two_step_completions(n):
-    """What is completed otherwise than sampled would give a deterministic transition a gain: its start shares the value of its end."""
+    """What is completed otherwise than sampled would give a deterministic transition a gain: its
+    start shares the value of its end.
+    """
     dense = rollout(WINDOW, complete=range(T + 1), n=n, solver='ab2')
-    gains = np.asarray(dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense'))
+    gains = np.asarray(
+        dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense')
+    )
     np.testing.assert_array_equal(gains[[0, 3, 4]], 0)
     assert np.abs(gains[[1, 2]]).min() > 0
     np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
@@ -313,7 +399,9 @@ def test_gains_telescope():
 def test_deterministic_transitions_have_zero_gain_by_reuse():
     dense = all_states('window')
     assert dense.states == (1, 2, 5) and dense.sources == (0, 0, 1, 2, 2, 2)
-    gains = np.asarray(dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense'))
+    gains = np.asarray(
+        dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense')
+    )
     np.testing.assert_array_equal(gains[[0, 3, 4]], 0)
     assert np.abs(gains[[1, 2]]).min() > 0
 
@@ -323,8 +411,14 @@ def test_similarity_is_the_cosine_of_the_predicted_clean_latent_with_the_sample(
     sample = np.asarray(dense.latents[-1]).reshape(4, -1)
     for k in range(T):
         s = np.full(4, GRID[k])
-        predicted = np.asarray(dense.latents[k] - GRID[k] * velocity(dense.latents[k], s)).reshape(4, -1)
-        cosine = (predicted * sample).sum(1) / np.linalg.norm(predicted, axis=1) / np.linalg.norm(sample, axis=1)
+        predicted = np.asarray(dense.latents[k] - GRID[k] * velocity(dense.latents[k], s)).reshape(
+            4, -1
+        )
+        cosine = (
+            (predicted * sample).sum(1)
+            / np.linalg.norm(predicted, axis=1)
+            / np.linalg.norm(sample, axis=1)
+        )
         np.testing.assert_allclose(dense.similarity[k], cosine, atol=1e-6)
     np.testing.assert_array_equal(dense.similarity[T], 1)
 
@@ -373,9 +467,20 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
         np.testing.assert_array_equal(record.x[m], dense.latents[k, b])
         np.testing.assert_array_equal(record.x_next[m], dense.latents[k + 1, b])
         assert (record.s[m], record.s_next[m]) == (GRID[k], GRID[k + 1])
-        assert record.advantage[m] == advantages[k, b] and record.weight[m] == k and record.mask[m] == (b != 2)
+        assert (
+            record.advantage[m] == advantages[k, b]
+            and record.weight[m] == k
+            and record.mask[m] == (b != 2)
+        )
         assert record.prompt_id[m] == b // 2
-    step = sde_step(velocity(record.x, record.s), record.x, record.s, record.s_next, record.noise_level, sample=record.x_next)
+    step = sde_step(
+        velocity(record.x, record.s),
+        record.x,
+        record.s,
+        record.s_next,
+        record.noise_level,
+        sample=record.x_next,
+    )
     np.testing.assert_array_equal(step.std, record.std)
     assert np.abs(np.exp(log_prob_ratio(step, record.log_prob)) - 1)[record.mask].max() <= 1e-6
 
@@ -383,7 +488,9 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
 def test_what_is_masked_holds_nothing_that_is_not_finite():
     dense = all_states('default')
     dense = dataclasses.replace(dense, latents=dense.latents.at[2:, 2].set(jnp.nan))
-    record = transitions(dense, np.ones((T, 4)), GRID, DEFAULT, 2, valid=np.array([True, True, False, True]))
+    record = transitions(
+        dense, np.ones((T, 4)), GRID, DEFAULT, 2, valid=np.array([True, True, False, True])
+    )
     assert np.isfinite(record.x).all() and np.isfinite(record.x_next).all()
     assert (np.abs(record.x).max((1, 2)) > 0).tolist() == record.mask.tolist()
 
@@ -399,14 +506,19 @@ def test_guidance_moves_the_samples_but_not_the_policy(kernel):
     # Re-scored by the plain network, every stored log-prob comes back; the guided one's is another.
     for k in range(T - (kernel == 'cps')):
         x, s, s_next = both.latents[k], np.full(4, GRID[k]), GRID[k + 1]
-        step = sde_step(velocity(x, s), x, s, s_next, LEVELS[k], sample=both.latents[k + 1], kernel=kernel)
+        step = sde_step(
+            velocity(x, s), x, s, s_next, LEVELS[k], sample=both.latents[k + 1], kernel=kernel
+        )
         assert np.abs(np.exp(log_prob_ratio(step, both.log_prob[k])) - 1).max() <= 1e-6
         assert np.abs(both.log_prob[k] - guided.log_prob[k]).max() > 1e-3
 
 
 def test_transitions_with_zero_std_are_masked():
-    record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GRID, PAPER, 2)  # cps ends with std 0
-    np.testing.assert_array_equal(np.asarray(record.mask).reshape(T, 4).all(1), [True] * (T - 1) + [False])
+    # cps ends with std 0
+    record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GRID, PAPER, 2)
+    np.testing.assert_array_equal(
+        np.asarray(record.mask).reshape(T, 4).all(1), [True] * (T - 1) + [False]
+    )
 
 
 def test_bad_arguments_are_named():

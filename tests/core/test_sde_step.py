@@ -1,4 +1,6 @@
-"""One step: its density against scipy, its kernels against the formulas as published, sampling against re-scoring."""
+"""One step: its density against scipy, its kernels against the formulas as published, sampling
+against re-scoring.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,9 @@ def arrays(*shape, seed=0):
 
 
 def published(kernel, v, x, s, s_next, level):
-    """(mean, std) in float64 as the papers write them: Flow-GRPO's expanded form, CPS by predicted ends, Euler."""
+    """(mean, std) in float64 as the papers write them: Flow-GRPO's expanded form, CPS by predicted
+    ends, Euler.
+    """
     v, x = v.astype(np.float64), x.astype(np.float64)
     s, s_next = (a.astype(np.float64)[:, None, None] for a in (s, s_next))
     dt = s_next - s
@@ -45,7 +49,9 @@ def test_mean_std_and_log_prob_match_the_published_formulas(kernel):
         if std[b] == 0:
             assert step.log_prob[b] == 0
         else:
-            expected = stats.norm.logpdf(np.asarray(step.sample[b], np.float64), mean[b], std[b, 0, 0]).mean()
+            expected = stats.norm.logpdf(
+                np.asarray(step.sample[b], np.float64), mean[b], std[b, 0, 0]
+            ).mean()
             assert step.log_prob[b] == pytest.approx(expected, abs=2e-5 if std[b] < 0.05 else 2e-6)
     assert (np.asarray(step.std) == 0).tolist() == [kernel == 'ode'] * 3 + [kernel != 'sde']
 
@@ -61,11 +67,14 @@ def test_zero_noise_is_the_euler_step(kernel):
 
 
 def test_cps_keeps_the_noise_coefficient():
-    """For a network whose predicted noise end is x itself, mean^2 coefficient + std^2 = s_next^2 at every eta."""
+    """For a network whose predicted noise end is x itself, mean^2 coefficient + std^2 = s_next^2 at
+    every eta.
+    """
     eta = np.linspace(0, 1, 4).astype(np.float32)
     s_next = np.array([0.9, 0.5, 0.3, 0.05], np.float32)
     ones = np.ones((4, 1), np.float32)
-    # x = 1 and v = 1 at s = 1 make x0hat = 0 and x1hat = 1, so the mean is the coefficient of the noise end.
+    # x = 1 and v = 1 at s = 1 make x0hat = 0 and x1hat = 1, so the mean is the coefficient of the
+    # noise end.
     step = sde_step(ones, ones, np.ones(4, np.float32), s_next, eta, noise=ones, kernel='cps')
     np.testing.assert_allclose(step.mean[:, 0] ** 2 + step.std**2, s_next**2, atol=1e-6)
 
@@ -93,7 +102,9 @@ def test_rescoring_a_sample_gives_its_log_prob(kernel, log_prob):
 
 
 def test_log_prob_is_exact_for_large_latents():
-    """A million elements: the float32 mean stays within 3e-7 of float64, so ratios can be held to a 1e-5 clip range."""
+    """A million elements: the float32 mean stays within 3e-7 of float64, so ratios can be held to a
+    1e-5 clip range.
+    """
     rng = np.random.default_rng(1)
     v, x, z = (rng.standard_normal((1, 4096, 256)).astype(np.float32) for _ in range(3))
     step = sde_step(v, x, 0.7, 0.5, 0.8, noise=z)
@@ -104,16 +115,22 @@ def test_log_prob_is_exact_for_large_latents():
 
 
 def test_log_ratio_of_a_small_change_is_resolved():
-    """A policy change far below float32 resolution of the log-probs themselves still gives the right log-ratio."""
+    """A policy change far below float32 resolution of the log-probs themselves still gives the
+    right log-ratio.
+    """
     v, x, z = arrays(64, 64)
     old = sde_step(v, x, S, S_NEXT, 0.7, noise=z)
     direction = np.random.default_rng(5).standard_normal(v.shape).astype(np.float32) + z
     changed = v + 1e-3 * direction
-    log_ratio = log_prob_ratio(sde_step(changed, x, S, S_NEXT, 0.7, sample=old.sample), old.log_prob)
+    log_ratio = log_prob_ratio(
+        sde_step(changed, x, S, S_NEXT, 0.7, sample=old.sample), old.log_prob
+    )
     mean_old, std = published('sde', v, x, S, S_NEXT, 0.7)
     mean_new, _ = published('sde', changed, x, S, S_NEXT, 0.7)
     sample = np.asarray(old.sample, np.float64)
-    expected = np.mean(((sample - mean_old) ** 2 - (sample - mean_new) ** 2) / (2 * std**2), axis=(1, 2))
+    expected = np.mean(
+        ((sample - mean_old) ** 2 - (sample - mean_new) ** 2) / (2 * std**2), axis=(1, 2)
+    )
     assert np.abs(expected).min() > 1e-5
     np.testing.assert_allclose(log_ratio, expected, atol=5e-7)
 
@@ -145,7 +162,9 @@ def test_half_precision_inputs_are_raised_to_float32():
     v, x, z = (jnp.asarray(a, jnp.bfloat16) for a in arrays(6))
     step = sde_step(v, x, S, S_NEXT, 0.7, noise=z)
     assert all(a.dtype == jnp.float32 for a in step)
-    wide = sde_step(*(a.astype(jnp.float32) for a in (v, x)), S, S_NEXT, 0.7, noise=z.astype(jnp.float32))
+    wide = sde_step(
+        *(a.astype(jnp.float32) for a in (v, x)), S, S_NEXT, 0.7, noise=z.astype(jnp.float32)
+    )
     np.testing.assert_array_equal(step.log_prob, wide.log_prob)
 
 

@@ -18,7 +18,9 @@ def test_tiny_sets_hold_every_word_and_no_held_out_word_is_trained():
     assert len(train) == len(P.SCENES) * len(train_words())
     assert len({p.text for p in train}) == len(train)
     assert sorted(p.target for p in evaluation) == sorted(held_out_words())
-    assert {s: sum(p.metadata['scene'] == s for p in evaluation) for s in P.SCENES} == dict.fromkeys(P.SCENES, 40)
+    assert {
+        s: sum(p.metadata['scene'] == s for p in evaluation) for s in P.SCENES
+    } == dict.fromkeys(P.SCENES, 40)
     assert P.tiny_eval_prompts() == evaluation
     held_out = set(held_out_words())
     for prompt in train:
@@ -46,7 +48,9 @@ def test_text_file_with_targets(tmp_path):
 def test_line_without_target_is_named(tmp_path, line):
     path = tmp_path / 'prompts.txt'
     path.write_text(f'A sign "OK"\n\n{line}\n', encoding='utf-8')
-    with pytest.raises(ValueError, match=r'prompts\.txt:3: expected a target between straight double quotes'):
+    with pytest.raises(
+        ValueError, match=r'prompts\.txt:3: expected a target between straight double quotes'
+    ):
         P.PromptSet.from_text(path)
     assert P.PromptSet.from_text(path, quoted_target=False)[1] == P.Prompt(line)
 

@@ -28,8 +28,12 @@ def test_depends_on_step_and_seed_alone():
 
 
 def test_the_order_is_the_one_that_earlier_runs_had():
-    # Resumed runs and published commands depend on it: numpy's PCG64 seeded with [seed, epoch], a permutation.
-    assert prompts_for_step(range(10), 4, 3, seed=5) == np.random.default_rng([5, 1]).permutation(10)[4:8].tolist()
+    # Resumed runs and published commands depend on it: numpy's PCG64 seeded with [seed, epoch], a
+    # permutation.
+    assert (
+        prompts_for_step(range(10), 4, 3, seed=5)
+        == np.random.default_rng([5, 1]).permutation(10)[4:8].tolist()
+    )
 
 
 def test_errors_name_the_numbers():

@@ -8,7 +8,8 @@ import pytest
 from densegrpo_jax.data import scenes as S
 from densegrpo_jax.data.prompts import PromptSet, ocr_prompt, quoted_target
 
-OCR_TEST = Path(__file__).parents[3] / 'shared' / 'data' / 'ocr_test.txt'  # Flow-GRPO's test set, where a copy lies beside the repository
+# Flow-GRPO's test set, where a copy lies beside the repository
+OCR_TEST = Path(__file__).parents[3] / 'shared' / 'data' / 'ocr_test.txt'
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +27,10 @@ def test_twenty_thousand_distinct_varied_prompts(generated):
 
 def test_each_prompt_has_one_pair_of_quotes_and_a_clean_target(generated):
     for prompt in generated:
-        assert prompt.text.count('"') == 2 and quoted_target(prompt.text) == prompt.target == prompt.metadata['target']
+        assert (
+            prompt.text.count('"') == 2
+            and quoted_target(prompt.text) == prompt.target == prompt.metadata['target']
+        )
         assert re.fullmatch(r'[A-Za-z0-9]+( [A-Za-z0-9]+)*', prompt.target)
         assert len(prompt.target) <= S.MAX_CHARACTERS
         assert '{' not in prompt.text and prompt.text[0].isupper()
@@ -42,7 +46,11 @@ def test_every_phrase_of_the_grammar_can_be_used():
     for domain in S.grammar()['domain']:
         slots = S.grammar()['shared'] | domain.get('slots', {})
         for phrase in domain['phrases']:
-            fits = [p for p in (S.expand(phrase, slots, rng) for _ in range(40)) if len(p.split()) <= 5 and len(p) <= 30]
+            fits = [
+                p
+                for p in (S.expand(phrase, slots, rng) for _ in range(40))
+                if len(p.split()) <= 5 and len(p) <= 30
+            ]
             assert fits, f'{domain["name"]}: {phrase}'
 
 
@@ -57,7 +65,9 @@ def test_expand():
     slots = {'name': ['Ada', 'Bo'], 'pair': ['{name} and {name}'], 'only': ['x']}
     seen = {S.expand('{pair} {1-3}', slots, rng) for _ in range(200)}
     assert seen == {f'{pair} {n}' for pair in ('Ada and Bo', 'Bo and Ada') for n in (1, 2, 3)}
-    with pytest.raises(ValueError, match=r'unknown slot \{nam\} in .*known slots: name, only, pair'):
+    with pytest.raises(
+        ValueError, match=r'unknown slot \{nam\} in .*known slots: name, only, pair'
+    ):
         S.expand('{nam}', slots, rng)
 
 
@@ -71,13 +81,26 @@ def test_excluded_targets_are_never_generated(monkeypatch):
 def test_remove_overlap(tmp_path):
     test_file = tmp_path / 'test.txt'
     test_file.write_text('A sign that reads "OPEN late!"\n')
-    prompts = PromptSet((ocr_prompt('A cup with "Open Late"'), ocr_prompt('A cup with "Open Later"')))
+    prompts = PromptSet(
+        (ocr_prompt('A cup with "Open Late"'), ocr_prompt('A cup with "Open Later"'))
+    )
     assert [p.target for p in S.remove_overlap(prompts, test_file)] == ['Open Later']
 
 
 def test_too_many_prompts_is_an_error(monkeypatch):
-    tiny = {'frames': ['a {carrier} "{phrase}"'], 'shared': {},
-            'domain': [{'name': 'd', 'carriers': ['cup'], 'places': [''], 'details': [''], 'phrases': ['Hi', 'Ho']}]}  # fmt: skip
+    tiny = {
+        'frames': ['a {carrier} "{phrase}"'],
+        'shared': {},
+        'domain': [
+            {
+                'name': 'd',
+                'carriers': ['cup'],
+                'places': [''],
+                'details': [''],
+                'phrases': ['Hi', 'Ho'],
+            }
+        ],
+    }
     monkeypatch.setattr(S, 'grammar', lambda: tiny)
     assert {p.text for p in S.scene_prompts(2, 0)} == {'A cup "Hi"', 'A cup "Ho"'}
     with pytest.raises(ValueError, match='count = 3: the grammar yielded only 2'):

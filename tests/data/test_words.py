@@ -16,7 +16,8 @@ def test_lists_are_disjoint_and_of_the_stated_shape():
 
 
 def test_random_word_never_yields_a_held_out_word(monkeypatch):
-    # With an alphabet of four letters and half of all its words held out, an unfiltered draw would soon hit one.
+    # With an alphabet of four letters and half of all its words held out, an unfiltered draw would
+    # soon hit one.
     every = [a + b + c for a in 'ABCD' for b in 'ABCD' for c in 'ABCD']
     held_out = frozenset(every[::2])
     monkeypatch.setattr(words, 'ALPHABET', 'ABCD')

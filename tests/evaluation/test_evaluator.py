@@ -1,4 +1,6 @@
-"""Evaluations that are stopped and continue, what they keep on disk, the diversity of a group, and contact sheets."""
+"""Evaluations that are stopped and continue, what they keep on disk, the diversity of a group, and
+contact sheets.
+"""
 
 import functools
 import io
@@ -12,22 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.data.prompts import Prompt, PromptSet
-from densegrpo_jax.pipelines.base import Conditioning
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.rewards import JpegReward, Scorer
-from densegrpo_jax.sampling import noise
-from densegrpo_jax.runtime import images as pictures
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import Evaluator
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.rewards import JpegReward, Scorer
+from densegrpo_jax.runtime import images as pictures
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling import noise
 from tests.clip_folder import random_clip
 from tests.fake_hosts import on_hosts
-
 
 PROMPTS = PromptSet(tuple(Prompt(f'prompt {i}') for i in range(10)))
 CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps=2, shown=3))
@@ -36,7 +37,9 @@ CONFIG = types.SimpleNamespace(seed=3, eval=types.SimpleNamespace(batch=8, steps
 def test_diversity_by_hand():
     right, left, up = [1.0, 0.0], [-3.0, 0.0], [0.0, 2.0]
     groups = np.array([[right, left, up], [right, right, right], [right, right, up]])
-    np.testing.assert_allclose(pairwise_diversity(groups), [(2 + 1 + 1) / 3, 0, (0 + 1 + 1) / 3], atol=1e-7)
+    np.testing.assert_allclose(
+        pairwise_diversity(groups), [(2 + 1 + 1) / 3, 0, (0 + 1 + 1) / 3], atol=1e-7
+    )
     np.testing.assert_allclose(pairwise_diversity(groups[:, 1:]), [1, 0, 1], atol=1e-7)
     with pytest.raises(ValueError, match='groups of 1'):
         pairwise_diversity(groups[:, :1])
@@ -47,7 +50,8 @@ def test_embeddings_tell_pictures_apart():
     features = make_embedding('pixels')(np.stack([black, white, grey]))
     assert features.shape == (3, 16 * 16 * 3)
     np.testing.assert_allclose(pairwise_diversity(features[None, :2]), 2)  # opposite
-    np.testing.assert_allclose(pairwise_diversity(features[None, ::2]), 0, atol=1e-6)  # both darker than mid-grey
+    # both darker than mid-grey
+    np.testing.assert_allclose(pairwise_diversity(features[None, ::2]), 0, atol=1e-6)
     with pytest.raises(FileNotFoundError, match="eval.embedding='nowhere'"):
         make_embedding('nowhere')
 
@@ -57,7 +61,9 @@ def test_a_clip_folder_as_embedding(tmp_path):
     random_clip(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
     found = pairwise_diversity(make_embedding(str(tmp_path))(images)[None])
-    inputs = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path)(list(images), return_tensors='pt')
+    inputs = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path)(
+        list(images), return_tensors='pt'
+    )
     model = transformers.CLIPModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         features = model.visual_projection(model.vision_model(**inputs).pooler_output).numpy()
@@ -74,7 +80,9 @@ class At(Scorer):
 
 
 class Sampler:
-    """Pictures that depend on the noise alone, and a list of what was drawn; fails at call number `fail`."""
+    """Pictures that depend on the noise alone, and a list of what was drawn; fails at call number
+    `fail`.
+    """
 
     def __init__(self, fail=None):
         self.calls, self.drawn, self.fail = 0, [], fail
@@ -84,7 +92,11 @@ class Sampler:
         if self.calls == self.fail:
             raise KeyboardInterrupt
         self.drawn += [tuple(key) for key in keys]
-        images = [np.random.default_rng([*key]).integers(0, 256, (16, 16, 3), np.uint8) // (1 + int(key[1]) % 3) for key in keys]
+        images = [
+            np.random.default_rng([*key]).integers(0, 256, (16, 16, 3), np.uint8)
+            // (1 + int(key[1]) % 3)
+            for key in keys
+        ]
         return np.stack(images) // 8 * 8, np.ones(len(keys), bool)
 
 
@@ -92,7 +104,15 @@ def run(sampler, record, group=2, hosts=None, scorer=At):
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     with scorer(JpegReward(), 1) as scorer:
         evaluator = Evaluator(
-            None, CONFIG, PROMPTS, lambda texts: texts, scorer, mesh, group=group, embed=make_embedding('pixels'), sample=sampler
+            None,
+            CONFIG,
+            PROMPTS,
+            lambda texts: texts,
+            scorer,
+            mesh,
+            group=group,
+            embed=make_embedding('pixels'),
+            sample=sampler,
         )
         return evaluator(None, None, StopRequest(hosts), record, 'base')
 
@@ -100,7 +120,8 @@ def run(sampler, record, group=2, hosts=None, scorer=At):
 def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
     whole, first, second = Sampler(), Sampler(fail=3), Sampler()
     expected = run(whole, Record(tmp_path / 'whole', {}))
-    assert whole.calls == 3 and len(set(whole.drawn)) == 20  # 4 prompts of 2 pictures a batch, the last one filled up
+    # 4 prompts of 2 pictures a batch, the last one filled up
+    assert whole.calls == 3 and len(set(whole.drawn)) == 20
     with pytest.raises(KeyboardInterrupt):
         run(first, Record(tmp_path / 'part', {}))
     found = run(second, Record(tmp_path / 'part', {}))
@@ -108,8 +129,12 @@ def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
     assert 'eval prompts 10/10' in capsys.readouterr().err
     for name, values in expected.scores.items():
         np.testing.assert_array_equal(found.scores[name], values)
-    assert list(expected.scores) == ['jpeg', 'diversity'] and np.isfinite(expected.scores['diversity']).all()
-    np.testing.assert_array_equal(found.images, expected.images)  # the three shown come from the disk
+    assert (
+        list(expected.scores) == ['jpeg', 'diversity']
+        and np.isfinite(expected.scores['diversity']).all()
+    )
+    # the three shown come from the disk
+    np.testing.assert_array_equal(found.images, expected.images)
     third = Sampler()
     run(third, Record(tmp_path / 'part', {}))
     assert not third.calls
@@ -148,10 +173,13 @@ class Share(Scorer):
 
 
 def test_several_processes_share_an_evaluation_and_its_record(tmp_path):
-    """Each scores a part of every batch; the first one keeps all of it, and what it has none of them draws again."""
+    """Each scores a part of every batch; the first one keeps all of it, and what it has none of
+    them draws again.
+    """
     expected = run(Sampler(), Record(tmp_path / 'one', {}))
     lines = (tmp_path / 'one' / 'scores.jsonl').read_text().splitlines(keepends=True)
-    for begun, calls in ((lines[:1], 3), (lines[:6], 2), (lines, 0)):  # of all, of five and of no prompts
+    # of all, of five and of no prompts
+    for begun, calls in ((lines[:1], 3), (lines[:6], 2), (lines, 0)):
         folder = tmp_path / f'of {len(begun)}'
         shutil.copytree(tmp_path / 'one', folder)
         (folder / 'scores.jsonl').write_text(''.join(begun))
@@ -159,16 +187,25 @@ def test_several_processes_share_an_evaluation_and_its_record(tmp_path):
 
         def evaluate(hosts):
             scorer = functools.partial(Share, counted=counted[hosts.index])
-            return run(samplers[hosts.index], Record(folder, {}) if hosts.primary else None, hosts=hosts, scorer=scorer)
+            return run(
+                samplers[hosts.index],
+                Record(folder, {}) if hosts.primary else None,
+                hosts=hosts,
+                scorer=scorer,
+            )
 
         results = on_hosts(evaluate, 3)
         assert [sampler.calls for sampler in samplers] == [calls] * 3
-        assert sum(map(sum, counted)) == 2 * (len(lines) - len(begun)) and (not calls or all(counted))
+        assert sum(map(sum, counted)) == 2 * (len(lines) - len(begun)) and (
+            not calls or all(counted)
+        )
         for result in results:
             for name, values in expected.scores.items():
                 np.testing.assert_array_equal(result.scores[name], values)
         np.testing.assert_array_equal(results[0].images, expected.images)
-        assert sorted((folder / 'scores.jsonl').read_text().splitlines()) == sorted(''.join(lines).splitlines())
+        assert sorted((folder / 'scores.jsonl').read_text().splitlines()) == sorted(
+            ''.join(lines).splitlines()
+        )
 
 
 def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
@@ -179,43 +216,75 @@ def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
 
 
 class Line:
-    """A pipeline whose policy differs from the base by a velocity that is constant in x and s: trained * pooled."""
+    """A pipeline whose policy differs from the base by a velocity that is constant in x and s:
+    trained * pooled.
+    """
 
     initial_scale = staticmethod(lambda sigmas: 1.0)
     sigmas = staticmethod(lambda steps, height, width: SIGMAS)
     latent_shape = staticmethod(lambda height, width: (4,))
-    decode = staticmethod(lambda params, z, height, width: (jnp.zeros((len(z), 8, 8, 3), jnp.uint8), jnp.ones(len(z), bool)))
+    decode = staticmethod(
+        lambda params, z, height, width: (
+            jnp.zeros((len(z), 8, 8, 3), jnp.uint8),
+            jnp.ones(len(z), bool),
+        )
+    )
 
-    def velocity_fn(self, base, trained, conditioning, guidance, height, width, *, negative=None, both=False):
+    def velocity_fn(
+        self, base, trained, conditioning, guidance, height, width, *, negative=None, both=False
+    ):
         assert negative is None
-        return lambda x, s: 0.3 * x + s[:, None] + (0 if trained is None else trained) * conditioning.pooled
+        return lambda x, s: (
+            0.3 * x + s[:, None] + (0 if trained is None else trained) * conditioning.pooled
+        )
 
 
 SIGMAS = np.float32([1, 0.9, 0.6, 0.3, 0])
 
 
 def test_kl_in_closed_form(tmp_path):
-    """A velocity that moves by dv moves a step's mean by (1 + a^2 (1 - s) / (2 s)) dv dt (Flow-GRPO's Eq. 9); its std is a sqrt(dt)."""
+    """A velocity that moves by dv moves a step's mean by (1 + a^2 (1 - s) / (2 s)) dv dt
+    (Flow-GRPO's Eq. 9); its std is a sqrt(dt).
+    """
     config = default_config()
     config.rollout.update(steps=4, kernel='sde', noise='constant', level=0.7, first=1)
     config.eval.batch = 8
-    encoder = lambda texts: Conditioning(np.zeros((len(texts), 1, 1)), np.float32([[1 + int(t.split()[1])] for t in texts]))
-    divergence = Divergence(Line(), config, PROMPTS, encoder, make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1}), 9)
+    encoder = lambda texts: Conditioning(
+        np.zeros((len(texts), 1, 1)), np.float32([[1 + int(t.split()[1])] for t in texts])
+    )
+    divergence = Divergence(
+        Line(), config, PROMPTS, encoder, make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1}), 9
+    )
     record, params = Record(tmp_path, {}), {'transformer': None}
     found = divergence(params, np.float32(0.2), StopRequest(), record, 'x')
-    s, dt = SIGMAS[1:3], np.diff(SIGMAS)[1:3]  # the last transition, into clean latents, is not trained
+    # the last transition, into clean latents, is not trained
+    s, dt = SIGMAS[1:3], np.diff(SIGMAS)[1:3]
     per_velocity = np.mean(np.square((1 + 0.7**2 * (1 - s) / (2 * s)) * dt) / (2 * 0.7**2 * -dt))
-    np.testing.assert_allclose(found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4)
+    np.testing.assert_allclose(
+        found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4
+    )
     assert np.isnan(found[9])
-    np.testing.assert_array_equal(divergence(None, np.float32(0.2), StopRequest(), record, 'x'), found)  # from the record
+    # from the record
+    np.testing.assert_array_equal(
+        divergence(None, np.float32(0.2), StopRequest(), record, 'x'), found
+    )
     assert not divergence(None, None, StopRequest(), record, 'base')[:9].any()
     # A run that calibrated first: its own trajectories have its psi, here at k = 1 and 2.
     plan, psi = step_plan(SIGMAS, first=1), np.array([0.9, 0.4])
-    document = {'finished': True, 'history': [], 'psi': [0.7, *psi, 0.7], 'geometry': noise.geometry(config, SIGMAS, plan)}
+    document = {
+        'finished': True,
+        'history': [],
+        'psi': [0.7, *psi, 0.7],
+        'geometry': noise.geometry(config, SIGMAS, plan),
+    }
     noise.write(tmp_path / 'psi.json', document)
-    found = divergence(params, np.float32(0.2), StopRequest(), record, 'y', psi=tmp_path / 'psi.json')
+    found = divergence(
+        params, np.float32(0.2), StopRequest(), record, 'y', psi=tmp_path / 'psi.json'
+    )
     per_velocity = np.mean(np.square((1 + psi**2 * (1 - s) / (2 * s)) * dt) / (2 * psi**2 * -dt))
-    np.testing.assert_allclose(found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4)
+    np.testing.assert_allclose(
+        found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4
+    )
 
 
 def test_records_of_other_settings_are_refused(tmp_path):
@@ -226,29 +295,49 @@ def test_records_of_other_settings_are_refused(tmp_path):
         file.write('{"policy": "base", "set": "ev')  # the process was killed here
     again = Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'detect'}}})
     row = again.get('base', 'eval', 4)
-    assert row['total'] == 0.5 and np.isnan(row['clip']) and row['kl'] == 0.25 and again.get('step 1 x', 'eval', 4) == {}
+    assert (
+        row['total'] == 0.5
+        and np.isnan(row['clip'])
+        and row['kl'] == 0.25
+        and again.get('step 1 x', 'eval', 4) == {}
+    )
     again.put('base', 'eval', 5, {'total': 1.0})
     assert all(json.loads(line) for line in (tmp_path / 'scores.jsonl').read_text().splitlines())
-    with pytest.raises(ValueError, match=r"reward.ocr.mode: 'detect', now 'recognise'.*--out.*--restart"):
+    with pytest.raises(
+        ValueError, match=r"reward.ocr.mode: 'detect', now 'recognise'.*--out.*--restart"
+    ):
         Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'recognise'}}})
     assert Record(tmp_path, {'seed': 2}, restart=True).get('base', 'eval', 4) == {}
     Record(tmp_path, {'seed': 2})
 
 
 def test_captions_are_wrapped_to_the_pictures_width():
-    font, text = ImageFont.load_default(11), '0.75 A wooden board with the word "unbelievablyextraordinarilylongword" on it'
+    font, text = (
+        ImageFont.load_default(11),
+        '0.75 A wooden board with the word "unbelievablyextraordinarilylongword" on it',
+    )
     lines = pictures.wrap(text, 190, font)
-    assert 1 < len(lines) <= pictures.MAX_LINES and all(font.getlength(line) <= 190 for line in lines)
+    assert 1 < len(lines) <= pictures.MAX_LINES and all(
+        font.getlength(line) <= 190 for line in lines
+    )
     assert ''.join(lines).replace(' ', '') == text.replace(' ', '')
     cut = pictures.wrap(text * 4, 150, font)
-    assert len(cut) == pictures.MAX_LINES and cut[-1].endswith('…') and font.getlength(cut[-1]) <= 150
+    assert (
+        len(cut) == pictures.MAX_LINES and cut[-1].endswith('…') and font.getlength(cut[-1]) <= 150
+    )
     assert pictures.wrap('', 150, font) == ['']
 
 
 def test_a_comparison_has_a_column_per_policy():
     images = np.zeros((2, 3, 20, 60, 3), np.uint8)
     images[1, 2] = [255, 0, 0]
-    sheet = pictures.comparison(images, titles=['base', 'a', 'b'], captions=[['1', '2', '3']] * 2, rows=['first', 'second'], scale=2)
+    sheet = pictures.comparison(
+        images,
+        titles=['base', 'a', 'b'],
+        captions=[['1', '2', '3']] * 2,
+        rows=['first', 'second'],
+        scale=2,
+    )
     red = (sheet == [255, 0, 0]).all(-1)
     assert red.sum() == 40 * 120 and sheet.shape[1] == 3 * 124 + 4
     ys, xs = np.nonzero(red)

@@ -8,7 +8,8 @@ from experiments.reproduction.sweep import Run
 
 FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
 
-# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGUSR1 before the end makes it exit with 75.
+# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGUSR1
+# before the end makes it exit with 75.
 TRAINING = """
     import json, pathlib, signal, sys, time
     args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:] if '=' in a)
@@ -37,4 +38,6 @@ def training(tmp_path, monkeypatch):
     script = tmp_path / 'training.py'
     script.write_text(textwrap.dedent(TRAINING))
     command = Run.command.fget
-    monkeypatch.setattr(Run, 'command', property(lambda run: ['python', str(script), *command(run)[3:]]))
+    monkeypatch.setattr(
+        Run, 'command', property(lambda run: ['python', str(script), *command(run)[3:]])
+    )

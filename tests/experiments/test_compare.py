@@ -1,4 +1,6 @@
-"""The ad-hoc comparison: its runs, its tables and its page; trainings are played by the script of conftest.py."""
+"""The ad-hoc comparison: its runs, its tables and its page; trainings are played by the script of
+conftest.py.
+"""
 
 import types
 
@@ -18,7 +20,13 @@ def run(tmp_path, training, monkeypatch):
     config.write_text(CONFIG)
 
     def run(vary, seeds=()):
-        flag = types.SimpleNamespace(config=str(config), vary=vary, seeds=seeds, workdir=tmp_path / 'work', out=tmp_path / 'out')
+        flag = types.SimpleNamespace(
+            config=str(config),
+            vary=vary,
+            seeds=seeds,
+            workdir=tmp_path / 'work',
+            out=tmp_path / 'out',
+        )
         monkeypatch.setattr(compare, 'flags', types.SimpleNamespace(FLAGS=flag))
         return compare.main(['compare'])
 
@@ -28,7 +36,10 @@ def run(tmp_path, training, monkeypatch):
 def test_values_are_compared_over_seeds_and_added_to(tmp_path, run):
     assert run('credit.rule=dense,sparse', '01') == 0
     page = (tmp_path / 'out' / 'README.md').read_text()
-    assert '| **dense** | mean |  |  |  |  | **0.8050** ± 0.0071 (standard deviation over seeds) |' in page
+    assert (
+        '| **dense** | mean |  |  |  |  | **0.8050** ± 0.0071 (standard deviation over seeds) |'
+        in page
+    )
     assert '| sparse | 1 | 2 | 0.000 | 4 | 0.5100 | 0.7100 ± 0.0200 |' in page
     assert (tmp_path / 'out' / 'curves.png').stat().st_size > 5000
     before = (tmp_path / 'work' / 'dense' / '0' / 'summary.json').stat().st_mtime_ns
@@ -50,6 +61,9 @@ def test_nothing_to_vary_is_refused(run):
 
 
 def test_a_key_that_is_not_there_is_refused_before_anything_runs(tmp_path, run):
-    with pytest.raises(ValueError, match="--vary=credit.role=dense,sparse: config.credit has no key 'role'; did you mean 'rule'"):
+    with pytest.raises(
+        ValueError,
+        match="--vary=credit.role=dense,sparse: config.credit has no key 'role'; did you mean 'rule'",
+    ):
         run('credit.role=dense,sparse', '0')
     assert not (tmp_path / 'work').exists()

@@ -1,4 +1,6 @@
-"""The probes on a random miniature with a cheap reward: tables and figures, the same rows after a stop, the same trajectories for all."""
+"""The probes on a random miniature with a cheap reward: tables and figures, the same rows after a
+stop, the same trajectories for all.
+"""
 
 import pathlib
 
@@ -7,24 +9,40 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.evaluation.panel import Policy
 from densegrpo_jax.pipelines import folder as pipeline_folder
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling.loading import load_components
+from densegrpo_jax.sampling.state import init_state, optimiser
 from experiments.reproduction import probe, probe_drawing, probe_statistics
 from experiments.reproduction.measuring import with_overrides
-from densegrpo_jax.sampling.loading import load_components
-from densegrpo_jax.evaluation.panel import Policy
-from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling.state import init_state, optimiser
 from tests import miniature
 
-
 OVERRIDES = {
-    'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 1, 'rollout.steps': 3, 'lora.rank': 2, 'model.height': 16,
-    'model.width': 32, 'reward_workers': 1,
-}  # fmt: skip
-DRAW = {'latent_rewards': probe_drawing.draw_latent_rewards, 'bias': probe_drawing.draw_bias, 'cost': probe_drawing.draw_cost}
-METHODS = {name: probe.METHODS[name] for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1', 'every 2nd state')}
-OPTIONS = {'latent_rewards': {}, 'bias': {'samples': 4, 'continuations': 3}, 'cost': {'methods': METHODS}}
+    'rollout.prompts': 2,
+    'rollout.group': 4,
+    'rollout.prompts_per_batch': 1,
+    'rollout.steps': 3,
+    'lora.rank': 2,
+    'model.height': 16,
+    'model.width': 32,
+    'reward_workers': 1,
+}
+DRAW = {
+    'latent_rewards': probe_drawing.draw_latent_rewards,
+    'bias': probe_drawing.draw_bias,
+    'cost': probe_drawing.draw_cost,
+}
+METHODS = {
+    name: probe.METHODS[name]
+    for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1', 'every 2nd state')
+}
+OPTIONS = {
+    'latent_rewards': {},
+    'bias': {'samples': 4, 'continuations': 3},
+    'cost': {'methods': METHODS},
+}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -37,7 +55,9 @@ def few_draws():
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict({**OVERRIDES, 'model.path': str(miniature.random_flux(tmp_path_factory.mktemp('flux')))})
+    config.update_from_flattened_dict(
+        {**OVERRIDES, 'model.path': str(miniature.random_flux(tmp_path_factory.mktemp('flux')))}
+    )
     config.reward = {'jpeg': {'weight': 1.0}}  # a fast reward that differs between any two pictures
     return config
 
@@ -51,7 +71,9 @@ def whole(config, tmp_path_factory):
 
 def measure(name, config, workdir, stop=None, **options):
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    return getattr(probe, name)(config, workdir, mesh, stop or StopRequest(), prompts=3, **{**OPTIONS[name], **options})
+    return getattr(probe, name)(
+        config, workdir, mesh, stop or StopRequest(), prompts=3, **{**OPTIONS[name], **options}
+    )
 
 
 def equal(rows, expected):
@@ -69,9 +91,18 @@ def test_tables_and_figures(whole, tmp_path):
     assert [row['difference'] == 0 for row in latent] == [False, False, True, True]
     assert latent[2]['rank_correlation'] == pytest.approx(1)
     assert [row['state'] for row in bias] == [0, 1, 'all'] and bias[0]['continuation_std'] > 0
-    # 3 of the trajectory; to complete states 0 and 1, whose first velocities are known, all steps take 2 + 1 more, two steps 1 + 1.
-    assert {row['method']: row['calls'] for row in cost} == {'n = t': 6, 'n = t, ab2': 6, 'n = 2': 5, 'n = 1': 3, 'every 2nd state': 5}
-    assert [cost[0][f'{name}_correlation'] for name in ('reward', 'gain', 'group_gain')] == pytest.approx([1, 1, 1])
+    # 3 of the trajectory; to complete states 0 and 1, whose first velocities are known, all steps
+    # take 2 + 1 more, two steps 1 + 1.
+    assert {row['method']: row['calls'] for row in cost} == {
+        'n = t': 6,
+        'n = t, ab2': 6,
+        'n = 2': 5,
+        'n = 1': 3,
+        'every 2nd state': 5,
+    }
+    assert [
+        cost[0][f'{name}_correlation'] for name in ('reward', 'gain', 'group_gain')
+    ] == pytest.approx([1, 1, 1])
     assert all(row['group_gain_correlation'] < 1 for row in cost[1:] if row['method'] == 'n = 1')
     for name, draw in DRAW.items():
         draw(tables[name], tmp_path / f'{name}.png')
@@ -80,7 +111,9 @@ def test_tables_and_figures(whole, tmp_path):
 
 def test_what_has_been_measured_is_not_sampled_again(whole, config, monkeypatch):
     tables, workdir = whole
-    monkeypatch.setattr(probe, 'make_rollout', lambda *_: pytest.fail('everything has been sampled'))
+    monkeypatch.setattr(
+        probe, 'make_rollout', lambda *_: pytest.fail('everything has been sampled')
+    )
     for name in DRAW:
         equal(measure(name, config, workdir), tables[name])
 
@@ -108,7 +141,11 @@ def test_other_settings_and_other_policies_do_not_meet(whole, config):
     _, workdir = whole
     folders = lambda: {path.name for path in (workdir / 'probe').iterdir()}
     before = folders()
-    measure('latent_rewards', with_overrides(config, {'credit.std': 'group', 'optim.learning_rate': 1.0}), workdir)
+    measure(
+        'latent_rewards',
+        with_overrides(config, {'credit.std': 'group', 'optim.learning_rate': 1.0}),
+        workdir,
+    )
     assert folders() == before  # neither touches a reward
     measure('latent_rewards', with_overrides(config, {'rollout.level': 0.3}), workdir)
     assert len(folders()) == len(before) + 1
@@ -120,12 +157,20 @@ def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
 
     def load(pipeline, config, mesh, folder, which):
         asked.append((folder, which))
-        base = load_components(config, pipeline_folder.resolve_folder(config.model.path), pipeline, mesh, ['transformer'])['transformer']
+        base = load_components(
+            config,
+            pipeline_folder.resolve_folder(config.model.path),
+            pipeline,
+            mesh,
+            ['transformer'],
+        )['transformer']
         trained = init_state(pipeline, optimiser(config), jax.random.key(0), base).ema
         return jax.tree.map(lambda leaf: leaf + 0.3, trained), int(which)
 
     monkeypatch.setattr(probe, 'load_adapters', load)
-    rows = measure('latent_rewards', config, workdir, policy=Policy('step 7', pathlib.Path('elsewhere'), 7))
+    rows = measure(
+        'latent_rewards', config, workdir, policy=Policy('step 7', pathlib.Path('elsewhere'), 7)
+    )
     assert asked == [(pathlib.Path('elsewhere'), '7')]
     assert all(row['reward'] != base['reward'] for row, base in zip(rows, tables['latent_rewards']))
 

@@ -3,30 +3,68 @@
 import pytest
 
 from experiments.probe import write_rows
-from experiments.reproduction.probed import MEASURES, bias_verdict, cost_verdict, direction_verdict, ranking_verdict, read
+from experiments.reproduction.probed import (
+    MEASURES,
+    bias_verdict,
+    cost_verdict,
+    direction_verdict,
+    ranking_verdict,
+    read,
+)
 from experiments.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
 
 
 def states(*intervals):
-    row = lambda left, low, high: {'timesteps_left': str(left), 'rank_correlation_low': low, 'rank_correlation_high': high}
-    return [*(row(len(intervals) - i, *interval) for i, interval in enumerate(intervals)), row(0, '1', '1')]
+    row = lambda left, low, high: {
+        'timesteps_left': str(left),
+        'rank_correlation_low': low,
+        'rank_correlation_high': high,
+    }
+    return [
+        *(row(len(intervals) - i, *interval) for i, interval in enumerate(intervals)),
+        row(0, '1', '1'),
+    ]
 
 
 @pytest.mark.parametrize(
     ('intervals', 'verdict'),
-    [([('0.6', '0.8'), ('0.7', '0.9')], HOLDS), ([('0.4', '0.8'), ('0.7', '0.9')], UNDECIDED), ([('0.1', '0.4'), ('0.7', '0.9')], FAILS)],
+    [
+        ([('0.6', '0.8'), ('0.7', '0.9')], HOLDS),
+        ([('0.4', '0.8'), ('0.7', '0.9')], UNDECIDED),
+        ([('0.1', '0.4'), ('0.7', '0.9')], FAILS),
+    ],
 )
 def test_the_ranking_is_kept_where_every_state_keeps_it(intervals, verdict):
     assert ranking_verdict(states(*intervals)) == verdict
 
 
 def test_a_bias_at_one_state_refutes_its_absence():
-    assert bias_verdict([{'state': '0', 'group_rms_bias_low': '0.0'}, {'state': '1', 'group_rms_bias_low': '0.1'}]) == FAILS
-    assert bias_verdict([{'state': '0', 'group_rms_bias_low': '0.0'}, {'state': 'all', 'group_rms_bias_low': ''}]) == UNDECIDED
+    assert (
+        bias_verdict(
+            [
+                {'state': '0', 'group_rms_bias_low': '0.0'},
+                {'state': '1', 'group_rms_bias_low': '0.1'},
+            ]
+        )
+        == FAILS
+    )
+    assert (
+        bias_verdict(
+            [
+                {'state': '0', 'group_rms_bias_low': '0.0'},
+                {'state': 'all', 'group_rms_bias_low': ''},
+            ]
+        )
+        == UNDECIDED
+    )
 
 
 def test_a_cheaper_method_must_be_cheaper_and_keep_the_ranking():
-    row = lambda calls, low, high: {'calls': calls, 'group_gain_correlation_low': low, 'group_gain_correlation_high': high}
+    row = lambda calls, low, high: {
+        'calls': calls,
+        'group_gain_correlation_low': low,
+        'group_gain_correlation_high': high,
+    }
     whole = row('21', '1', '1')
     assert cost_verdict([whole, row('21', '0.9', '0.95'), row('15', '0.2', '0.3')]) == FAILS
     assert cost_verdict([whole, row('15', '0.6', '0.7')]) == HOLDS
@@ -35,16 +73,33 @@ def test_a_cheaper_method_must_be_cheaper_and_keep_the_ranking():
 
 def test_sections_come_from_the_tables_that_are_there(tmp_path):
     rows = [
-        {'state': k, 's': 1.0 - k / 2, 'timesteps_left': 2 - k, 'reward': 0.5, 'reward_low': 0.4, 'reward_high': 0.6, 'difference': 0.1,
-         'rank_correlation': 0.8, 'rank_correlation_low': 0.7, 'rank_correlation_high': 0.9, 'group_rank_correlation': 0.5,
-         'prompts': 3, 'samples': 12}
+        {
+            'state': k,
+            's': 1.0 - k / 2,
+            'timesteps_left': 2 - k,
+            'reward': 0.5,
+            'reward_low': 0.4,
+            'reward_high': 0.6,
+            'difference': 0.1,
+            'rank_correlation': 0.8,
+            'rank_correlation_low': 0.7,
+            'rank_correlation_high': 0.9,
+            'group_rank_correlation': 0.5,
+            'prompts': 3,
+            'samples': 12,
+        }
         for k in range(3)
-    ]  # fmt: skip
+    ]
     write_rows(tmp_path / 'fig_8.csv', rows)
     sections = read(tmp_path)
     assert list(sections) == list(MEASURES)
-    assert sections['8'].verdict == HOLDS and all(s.verdict == NOT_RUN for name, s in sections.items() if name != '8')
-    assert '| 2 | 1.000 | 0.500 [0.400, 0.600] | 0.100 | 0.800 [0.700, 0.900] | 0.500 |' in sections['8'].text
+    assert sections['8'].verdict == HOLDS and all(
+        s.verdict == NOT_RUN for name, s in sections.items() if name != '8'
+    )
+    assert (
+        '| 2 | 1.000 | 0.500 [0.400, 0.600] | 0.100 | 0.800 [0.700, 0.900] | 0.500 |'
+        in sections['8'].text
+    )
     assert '12 trajectories of 3 training prompts' in sections['8'].text
 
 
@@ -52,4 +107,6 @@ def test_directions_must_not_meet():
     row = lambda credit, low, high: {'credit': credit, 'progress_low': low, 'progress_high': high}
     assert direction_verdict([row('dense', '0.3', '0.4'), row('sparse', '0.1', '0.2')]) == HOLDS
     assert direction_verdict([row('dense', '0.1', '0.2'), row('sparse', '0.3', '0.4')]) == FAILS
-    assert direction_verdict([row('dense', '0.15', '0.4'), row('sparse', '0.1', '0.2')]) == UNDECIDED
+    assert (
+        direction_verdict([row('dense', '0.15', '0.4'), row('sparse', '0.1', '0.2')]) == UNDECIDED
+    )

@@ -1,4 +1,6 @@
-"""Verdicts from paired differences: intervals against known answers, and what few or contradicting seeds allow to say."""
+"""Verdicts from paired differences: intervals against known answers, and what few or contradicting
+seeds allow to say.
+"""
 
 import math
 
@@ -7,8 +9,16 @@ import pytest
 from scipy import stats
 
 from experiments.reproduction.statistics import (
-    FAILS, HOLDS, NOT_RUN, UNDECIDED, bootstrap_interval, claim_verdict, paired, student_interval, summary,
-)  # fmt: skip
+    FAILS,
+    HOLDS,
+    NOT_RUN,
+    UNDECIDED,
+    bootstrap_interval,
+    claim_verdict,
+    paired,
+    student_interval,
+    summary,
+)
 
 
 def test_a_run_is_the_mean_of_its_evaluations_after_the_start():
@@ -20,7 +30,9 @@ def test_a_run_is_the_mean_of_its_evaluations_after_the_start():
 
 
 def test_only_shared_finite_seeds_are_paired():
-    d = paired({'0': 0.5, '1': 0.9, '2': 0.4, '3': math.nan}, {'0': 0.4, '2': 0.2, '3': 0.1, '9': 0.0})
+    d = paired(
+        {'0': 0.5, '1': 0.9, '2': 0.4, '3': math.nan}, {'0': 0.4, '2': 0.2, '3': 0.1, '9': 0.0}
+    )
     assert d.seeds == 2 and d.mean == pytest.approx(0.15)
 
 
@@ -32,14 +44,18 @@ def test_the_student_interval_is_scipys():
 
 def test_the_bootstrap_interval_is_scipys_up_to_resampling():
     values = np.random.default_rng(3).normal(size=12)
-    expected = stats.bootstrap((values,), np.mean, method='percentile', n_resamples=20000, rng=1).confidence_interval
+    expected = stats.bootstrap(
+        (values,), np.mean, method='percentile', n_resamples=20000, rng=1
+    ).confidence_interval
     np.testing.assert_allclose(bootstrap_interval(values), expected, atol=0.02)
     assert bootstrap_interval(values) == bootstrap_interval(values)
 
 
 def test_the_bootstrap_of_five_seeds_covers_less_than_it_says():
     draws = np.random.default_rng(0).normal(size=(400, 5))
-    covered = np.mean([low < 0 < high for low, high in (bootstrap_interval(v, resamples=1000) for v in draws)])
+    covered = np.mean(
+        [low < 0 < high for low, high in (bootstrap_interval(v, resamples=1000) for v in draws)]
+    )
     assert 0.78 < covered < 0.88  # why a verdict asks for Student's interval too
 
 
@@ -55,7 +71,10 @@ def test_the_bootstrap_of_five_seeds_covers_less_than_it_says():
     ],
 )
 def test_verdicts(differences, verdict):
-    d = paired({str(i): x for i, x in enumerate(differences)}, {str(i): 0.0 for i in range(len(differences))})
+    d = paired(
+        {str(i): x for i, x in enumerate(differences)},
+        {str(i): 0.0 for i in range(len(differences))},
+    )
     assert d.verdict == verdict
 
 

@@ -1,4 +1,6 @@
-"""The runs of a figure, running them, and what is kept of them; trainings are played by a small script."""
+"""The runs of a figure, running them, and what is kept of them; trainings are played by a small
+script.
+"""
 
 import json
 import math
@@ -13,20 +15,28 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from experiments import reproduce
 from experiments.reproduction import page
 from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.figures import FIGURES, VARIANTS, select
 from experiments.reproduction.records import Records, read_evaluations
 from experiments.reproduction.sweep import Run, base_digest, run_all
-from densegrpo_jax.config.defaults import default_config
-from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from tests.experiments.conftest import FACTS
 
 
 def runs(tmp_path, variants=('dense', 'sparse'), seeds=('0', '1', '2')):
-    changes = {'dense': (), 'sparse': (('credit.rule', 'sparse'),), 'fails': (('credit.rule', 'fails'),)}
-    return [Run('c.py', v, changes[v], s, tmp_path / 'work' / v / s, tmp_path / 'text') for s in seeds for v in variants]
+    changes = {
+        'dense': (),
+        'sparse': (('credit.rule', 'sparse'),),
+        'fails': (('credit.rule', 'fails'),),
+    }
+    return [
+        Run('c.py', v, changes[v], s, tmp_path / 'work' / v / s, tmp_path / 'text')
+        for s in seeds
+        for v in variants
+    ]
 
 
 def test_every_variant_sets_keys_that_exist():
@@ -44,15 +54,30 @@ def test_every_figure_is_made_of_known_variants():
 
 
 def test_figures_share_their_runs_and_the_gate_comes_first():
-    planned = reproduce.plan_runs(['6a', '6b'], 'c.py', ['3', '1'], pathlib.Path('w'), pathlib.Path('w/psi.json'), ['--x=1'])
+    planned = reproduce.plan_runs(
+        ['6a', '6b'], 'c.py', ['3', '1'], pathlib.Path('w'), pathlib.Path('w/psi.json'), ['--x=1']
+    )
     names = [(run.variant, run.seed) for run in planned]
     assert names[:6] == [(variant, seed) for seed in '31' for variant in ('dense', 'sparse', 'psi')]
-    assert names[6:10] == [('dense_baseline', '3'), ('noise_0.5', '3'), ('noise_0.8', '3'), ('dense_baseline', '1')]
-    assert len(names) == len(set(names)) == 2 * len({*FIGURES['6a'].variants, *FIGURES['6b'].variants})
+    assert names[6:10] == [
+        ('dense_baseline', '3'),
+        ('noise_0.5', '3'),
+        ('noise_0.8', '3'),
+        ('dense_baseline', '1'),
+    ]
+    assert (
+        len(names) == len(set(names)) == 2 * len({*FIGURES['6a'].variants, *FIGURES['6b'].variants})
+    )
     psi = planned[2]
     assert psi.command == [
-        'python', '-m', 'densegrpo_jax.main', '--config=c.py', '--x=1', '--config.noise.psi_path=w/psi.json', '--config.seed=3',
-    ]  # fmt: skip
+        'python',
+        '-m',
+        'densegrpo_jax.main',
+        '--config=c.py',
+        '--x=1',
+        '--config.noise.psi_path=w/psi.json',
+        '--config.seed=3',
+    ]
 
 
 def test_an_unknown_figure_is_named():
@@ -70,7 +95,9 @@ def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
     first = base_digest(str(config), [])
     assert first.startswith('some-') and first == base_digest(str(config), [])
     assert first != base_digest(str(config), ['--config.x=1'])
-    assert first == base_digest(str(config), ['--config.model.scan=True', '--config.mesh.data=2', '--cpu_devices=1'])
+    assert first == base_digest(
+        str(config), ['--config.model.scan=True', '--config.mesh.data=2', '--cpu_devices=1']
+    )
     config.write_text('# The same.\n' + text.format(1) + '    # End.\n')
     assert first == base_digest(str(config), [])
     config.write_text(text.format(2))
@@ -85,7 +112,9 @@ def test_a_sweep_runs_what_is_missing_and_keeps_what_is_there(tmp_path, training
     run_all(runs(tmp_path), 2, StopRequest(), FACTS)
     assert all(run.finished for run in runs(tmp_path))
     assert times == [(run.folder / 'summary.json').stat().st_mtime_ns for run in some]
-    changed = Run('c.py', 'dense', (('credit.rule', 'sparse'),), '0', some[0].folder, tmp_path / 'text')
+    changed = Run(
+        'c.py', 'dense', (('credit.rule', 'sparse'),), '0', some[0].folder, tmp_path / 'text'
+    )
     assert not changed.finished  # the folder holds the end of another run
 
 
@@ -156,7 +185,9 @@ def test_runs_on_another_base_are_refused(tmp_path, training):
     run_all([two], 1, StopRequest(), FACTS | {'base': 'base-2'})
     records = Records()
     records.add(one.folder)
-    with pytest.raises(ValueError, match='base configuration base-2, the results so far on base-1.*--out'):
+    with pytest.raises(
+        ValueError, match='base configuration base-2, the results so far on base-1.*--out'
+    ):
         records.add(two.folder)
 
 
@@ -171,12 +202,23 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
     made = page.write(out, records, {}, {variant: 5 for variant in FIGURES['4'].variants})
     text = (out / 'README.md').read_text()
     assert out / 'fig_4.png' in made and (out / 'fig_4.png').stat().st_size > 5000
-    assert '- dense above sparse: +0.0750, bootstrap [+0.0750, +0.0750], t [+0.0750, +0.0750], 3 seeds: **holds**' in text
+    assert (
+        '- dense above sparse: +0.0750, bootstrap [+0.0750, +0.0750], t [+0.0750, +0.0750], 3 seeds: **holds**'
+        in text
+    )
     assert 'Not run: coca_to_go_signed, coca_share_signed, coca_to_go, coca_share.' in text
     assert 'Fewer seeds than asked for: dense (3 of 5), sparse (3 of 5).' in text
     assert 'Why CoCA is missing.' in text
-    verdicts = {line.split('|')[1].strip(): line.split('|')[4].strip() for line in text.splitlines() if line.count('|') == 6}
-    parts = ['dense above sparse: holds', 'dense above coca_to_go_signed: not run', 'coca_to_go_signed above sparse: not run']
+    verdicts = {
+        line.split('|')[1].strip(): line.split('|')[4].strip()
+        for line in text.splitlines()
+        if line.count('|') == 6
+    }
+    parts = [
+        'dense above sparse: holds',
+        'dense above coca_to_go_signed: not run',
+        'coca_to_go_signed above sparse: not run',
+    ]
     assert verdicts['[Learning curves](#learning-curves)'] == '; '.join(['**undecided**', *parts])
     assert verdicts['GAE(lambda) over the completions'] == '**not run**' and '## GAE' not in text
 
@@ -184,17 +226,32 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
 def test_the_page_goes_into_the_work_directory_unless_told_otherwise(tmp_path):
     """Not into docs/reproduction, where the results that are shipped would be mixed with it."""
     root = pathlib.Path(reproduce.__file__).parents[1]
-    command = [sys.executable, '-m', 'experiments.reproduce', '--figure=4', '--norun', f'--config={root / "configs" / "claims_ocr.py"}']
+    command = [
+        sys.executable,
+        '-m',
+        'experiments.reproduce',
+        '--figure=4',
+        '--norun',
+        f'--config={root / "configs" / "claims_ocr.py"}',
+    ]
     env = {**os.environ, 'PYTHONPATH': str(root)}
     assert subprocess.run([*command, '--workdir=work'], cwd=tmp_path, env=env).returncode == 0
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob('README.md')] == ['work/report/README.md']
-    assert subprocess.run([*command, '--workdir=work', '--out=other'], cwd=tmp_path, env=env).returncode == 0
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob('README.md')] == [
+        'work/report/README.md'
+    ]
+    assert (
+        subprocess.run(
+            [*command, '--workdir=work', '--out=other'], cwd=tmp_path, env=env
+        ).returncode
+        == 0
+    )
     assert (tmp_path / 'other' / 'README.md').is_file()
 
 
 def test_a_run_is_drawn_in_one_number_against_its_network_calls(tmp_path, monkeypatch):
     run = lambda last, calls: [
-        {'updates': n, 'velocity_evals': calls * n / 2, 'score': score, 'kl': math.nan} for n, score in enumerate((0.5, 0.6, last))
+        {'updates': n, 'velocity_evals': calls * n / 2, 'score': score, 'kl': math.nan}
+        for n, score in enumerate((0.5, 0.6, last))
     ]
     monkeypatch.setattr('matplotlib.pyplot.close', lambda figure: None)
     curves = {'dense': [run(0.8, 4e6), run(1.0, 4e6)], 'sparse': [run(0.6, 2e6)]}
@@ -211,13 +268,30 @@ def test_a_run_is_drawn_in_one_number_against_its_network_calls(tmp_path, monkey
 def test_evaluations_are_read_with_their_costs(tmp_path):
     rows = [
         {'step': 0, 'eval/ocr': 0.5, 'eval/standard_error': 0.1},
-        {'step': 1, 'train/velocity_evals': 10.0, 'train/seconds': 1.0, 'train/kl': 1.0, 'train/reward': 0.2},
-        {'step': 2, 'train/velocity_evals': 20.0, 'train/seconds': 2.0, 'train/kl': 3.0, 'train/reward': 0.4},
+        {
+            'step': 1,
+            'train/velocity_evals': 10.0,
+            'train/seconds': 1.0,
+            'train/kl': 1.0,
+            'train/reward': 0.2,
+        },
+        {
+            'step': 2,
+            'train/velocity_evals': 20.0,
+            'train/seconds': 2.0,
+            'train/kl': 3.0,
+            'train/reward': 0.4,
+        },
         {'step': 2, 'eval/ocr': 0.6, 'eval/standard_error': 0.1},
     ]
     path = tmp_path / 'metrics.jsonl'
     path.write_text('\n'.join(map(json.dumps, rows)) + '\n')
     first, last = read_evaluations(path, 'ocr')
-    assert (last['updates'], last['velocity_evals'], last['seconds'], last['score']) == (2, 20.0, 2.0, 0.6)
+    assert (last['updates'], last['velocity_evals'], last['seconds'], last['score']) == (
+        2,
+        20.0,
+        2.0,
+        0.6,
+    )
     assert (last['kl'], last['reward']) == (2.0, pytest.approx(0.3))
     assert math.isnan(first['kl'])

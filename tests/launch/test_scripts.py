@@ -1,4 +1,6 @@
-"""The two commands against a stand-in interpreter that records how it was called: nothing is installed here."""
+"""The two commands against a stand-in interpreter that records how it was called: nothing is
+installed here.
+"""
 
 import os
 import shutil
@@ -9,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Answers as a Python of $FAKE_VERSION would; `-m venv DIR` copies it into DIR; pip and modules only write down their arguments.
+# Answers as a Python of $FAKE_VERSION would; `-m venv DIR` copies it into DIR; pip and modules only
+# write down their arguments.
 STAND_IN = """#!/bin/bash
 case "$*" in
   "-c import sys; sys.exit(sys.version_info"*) [ "$FAKE_VERSION" != old ]; exit ;;
@@ -33,7 +36,9 @@ PYTEST = ['-m', 'pytest', '-q', '-n', '3', '--dist', 'loadfile']
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the scripts, with requirement files of its own. Returns run(script, *args, **env) -> CompletedProcess, and the folder."""
+    """A copy of the scripts, with requirement files of its own. Returns run(script, *args, **env)
+    -> CompletedProcess, and the folder.
+    """
     folder = tmp_path / 'project with a space'
     shutil.copytree(ROOT / 'launch', folder / 'launch')
     (folder / 'requirements.txt').write_text('jax\n')
@@ -43,13 +48,26 @@ def project(tmp_path):
     fake.chmod(0o755)
 
     def run(script, *args, **env):
-        env = {**os.environ, 'PYTHON': str(fake), 'CALLS': str(tmp_path / 'calls'), 'FAKE_VERSION': 'new', 'PYTEST_WORKERS': '3', **env}
+        env = {
+            **os.environ,
+            'PYTHON': str(fake),
+            'CALLS': str(tmp_path / 'calls'),
+            'FAKE_VERSION': 'new',
+            'PYTEST_WORKERS': '3',
+            **env,
+        }
         env.pop('VENV', None)
         done = subprocess.run(
-            ['bash', str(folder / 'launch' / script), *args], env=env, cwd=tmp_path, capture_output=True, text=True,
+            ['bash', str(folder / 'launch' / script), *args],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        calls = (tmp_path / 'calls').read_text().splitlines() if (tmp_path / 'calls').exists() else []
+        )
+        calls = (
+            (tmp_path / 'calls').read_text().splitlines() if (tmp_path / 'calls').exists() else []
+        )
         (tmp_path / 'calls').unlink(missing_ok=True)
         return done, [call[:-1].split('|') for call in calls]
 
@@ -76,7 +94,10 @@ def test_a_failed_installation_is_shown_and_tried_again(project):
     run, _ = project
     done, calls = run('demo.sh', FAKE_PIP='1')
     assert done.returncode == 1 and len(calls) == 1
-    assert 'ERROR: No matching distribution' in done.stderr and 'error: pip could not install requirements.txt' in done.stderr
+    assert (
+        'ERROR: No matching distribution' in done.stderr
+        and 'error: pip could not install requirements.txt' in done.stderr
+    )
     assert len(run('demo.sh')[1]) == 2
 
 
@@ -100,7 +121,10 @@ def test_arguments_of_the_test_command(project, given, passed):
     assert calls[-1] == [*PYTEST, *passed]
 
 
-@pytest.mark.parametrize('code, message', [(0, 'Results in runs/other'), (75, 'the same command continues'), (3, 'failed (exit code 3)')])
+@pytest.mark.parametrize(
+    'code, message',
+    [(0, 'Results in runs/other'), (75, 'the same command continues'), (3, 'failed (exit code 3)')],
+)
 def test_the_demo_hands_on_the_exit_code(project, code, message):
     run, folder = project
     (folder / 'runs' / 'other').mkdir(parents=True)
@@ -115,6 +139,8 @@ def test_the_demo_hands_on_the_exit_code(project, code, message):
 def test_scripts_pass_shellcheck():
     if not shutil.which('shellcheck'):
         pytest.skip('shellcheck is not installed')
-    scripts = [str(path) for path in sorted((ROOT / 'launch').glob('*.sh'))] + [str(ROOT / '.ci' / 'run')]
+    scripts = [str(path) for path in sorted((ROOT / 'launch').glob('*.sh'))] + [
+        str(ROOT / '.ci' / 'run')
+    ]
     done = subprocess.run(['shellcheck', '-x', *scripts], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,6 @@
-"""CLIP against Transformers' torch CLIPModel: image tower, both towers from a folder, OpenCLIP's layout, and the picture preprocessing."""
+"""CLIP against Transformers' torch CLIPModel: image tower, both towers from a folder, OpenCLIP's
+layout, and the picture preprocessing.
+"""
 
 import json
 import re
@@ -9,20 +11,43 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densegrpo_jax.pipelines import clip
 from densegrpo_jax.networks import clip_vision
-from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines import clip
 from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
+from densegrpo_jax.pipelines.weights import files as weights
 from tests.clip_folder import photo, random_clip
 
-# vision_config of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, with some of the keys that Transformers 4 put into every nested config.
+# vision_config of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, with some of the keys that Transformers 4
+# put into every nested config.
 VIT_H_JSON = {
-    '_name_or_path': '', 'add_cross_attention': False, 'architectures': None, 'attention_dropout': 0.0, 'bad_words_ids': None,
-    'bos_token_id': None, 'chunk_size_feed_forward': 0, 'do_sample': False, 'dropout': 0.0, 'eos_token_id': None, 'hidden_act': 'gelu',
-    'hidden_size': 1280, 'image_size': 224, 'initializer_factor': 1.0, 'initializer_range': 0.02, 'intermediate_size': 5120,
-    'layer_norm_eps': 1e-05, 'model_type': 'clip_vision_model', 'num_attention_heads': 16, 'num_channels': 3, 'num_hidden_layers': 32,
-    'patch_size': 14, 'projection_dim': 1024, 'pruned_heads': {}, 'top_k': 50, 'torch_dtype': None, 'use_bfloat16': False,
-}  # fmt: skip
+    '_name_or_path': '',
+    'add_cross_attention': False,
+    'architectures': None,
+    'attention_dropout': 0.0,
+    'bad_words_ids': None,
+    'bos_token_id': None,
+    'chunk_size_feed_forward': 0,
+    'do_sample': False,
+    'dropout': 0.0,
+    'eos_token_id': None,
+    'hidden_act': 'gelu',
+    'hidden_size': 1280,
+    'image_size': 224,
+    'initializer_factor': 1.0,
+    'initializer_range': 0.02,
+    'intermediate_size': 5120,
+    'layer_norm_eps': 1e-05,
+    'model_type': 'clip_vision_model',
+    'num_attention_heads': 16,
+    'num_channels': 3,
+    'num_hidden_layers': 32,
+    'patch_size': 14,
+    'projection_dim': 1024,
+    'pruned_heads': {},
+    'top_k': 50,
+    'torch_dtype': None,
+    'use_bfloat16': False,
+}
 
 
 def relative_error(ours, theirs):
@@ -34,27 +59,58 @@ def relative_error(ours, theirs):
 @pytest.mark.parametrize(
     ('scan', 'shape'),
     [
-        (True, dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=28, patch_size=7)),
+        (
+            True,
+            dict(
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=3,
+                image_size=28,
+                patch_size=7,
+            ),
+        ),
         # A last strip of pixels that no patch covers.
-        (False, dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=1, image_size=30, patch_size=14,
-                     hidden_act='gelu')),
+        (
+            False,
+            dict(
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=1,
+                image_size=30,
+                patch_size=14,
+                hidden_act='gelu',
+            ),
+        ),
     ],
     ids=['quick_gelu', 'gelu'],
-)  # fmt: skip
+)
 def test_image_tower_equals_torch(scan, shape, tmp_path):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     torch.manual_seed(0)
-    reference = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(projection_dim=12, **shape)).eval()
+    reference = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(projection_dim=12, **shape)
+    ).eval()
     with torch.no_grad():
-        for parameter in reference.parameters():  # the initial scale 0.02 would hide mistakes behind the norms
+        # the initial scale 0.02 would hide mistakes behind the norms
+        for parameter in reference.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     reference.save_pretrained(tmp_path)
     model = clip_vision.ClipVisionModel(
-        clip_vision.ClipVisionConfig.from_json(json.loads((tmp_path / 'config.json').read_text())), scan=scan, projected=True
+        clip_vision.ClipVisionConfig.from_json(json.loads((tmp_path / 'config.json').read_text())),
+        scan=scan,
+        projected=True,
     )
-    images = np.random.default_rng(0).standard_normal((3, shape['image_size'], shape['image_size'], 3)).astype(np.float32)
+    images = (
+        np.random.default_rng(0)
+        .standard_normal((3, shape['image_size'], shape['image_size'], 3))
+        .astype(np.float32)
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-    params = weights.load_weights(tmp_path, clip_vision.weight_rules(scan), shapes, prefix='vision_model.')
+    params = weights.load_weights(
+        tmp_path, clip_vision.weight_rules(scan), shapes, prefix='vision_model.'
+    )
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         expected = reference(pixels), reference.vision_model(pixels)
@@ -67,7 +123,12 @@ def test_image_tower_equals_torch(scan, shape, tmp_path):
 
 def test_released_configurations_are_read():
     config = clip_vision.ClipVisionConfig.from_json(VIT_H_JSON)
-    assert (config.grid, config.hidden_size, config.projection_dim, config.hidden_act) == (16, 1280, 1024, 'gelu')
+    assert (config.grid, config.hidden_size, config.projection_dim, config.hidden_act) == (
+        16,
+        1280,
+        1024,
+        'gelu',
+    )
     with pytest.raises(ValueError, match="unknown key 'window'"):
         clip_vision.ClipVisionConfig.from_json(VIT_H_JSON | {'window': 7})
     with pytest.raises(ValueError, match="hidden_act='relu'"):
@@ -85,37 +146,59 @@ def test_both_towers_from_a_folder_equal_torch(folder):
     assert len(list(folder.glob('model-*.safetensors'))) > 1
     params = clip.load_params(model, folder)
     reference = transformers.CLIPModel.from_pretrained(folder).eval()
-    prompts = ['A neon sign that says "HELLO"', 'x', 'a taxi ' * 30]  # the last one is longer than the tower
+    # the last one is longer than the tower
+    prompts = ['A neon sign that says "HELLO"', 'x', 'a taxi ' * 30]
     ids = model.tokenize(prompts)
     assert ids.shape == (3, 24)
     pixels = np.random.default_rng(1).integers(0, 256, (2, 28, 28, 3), np.uint8)
     normalised = np.asarray(preprocess(pixels, model.image_spec)).transpose(0, 3, 1, 2)
     with torch.no_grad():
-        expected = reference(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(normalised.copy()))
+        expected = reference(
+            input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(normalised.copy())
+        )
     assert relative_error(jax.jit(model.text_features)(params, ids), expected.text_embeds) < 1e-5
-    assert relative_error(jax.jit(model.image_features)(params, pixels), expected.image_embeds) < 1e-5
+    assert (
+        relative_error(jax.jit(model.image_features)(params, pixels), expected.image_embeds) < 1e-5
+    )
     assert float(params['logit_scale']) == reference.logit_scale.item()
 
 
 def test_the_image_tower_alone_and_its_dtype(folder):
     both, alone = clip.read_clip(folder), clip.read_clip(folder, text=False, dtype=jnp.bfloat16)
     params, half = clip.load_params(both, folder), clip.load_params(alone, folder)
-    assert set(half) == {'vision_model'} and half['vision_model']['patch_embedding'].dtype == jnp.bfloat16
+    assert (
+        set(half) == {'vision_model'}
+        and half['vision_model']['patch_embedding'].dtype == jnp.bfloat16
+    )
     pixels = np.random.default_rng(2).integers(0, 256, (2, 28, 28, 3), np.uint8)
-    exact, rounded = jax.jit(both.image_features)(params, pixels), jax.jit(alone.image_features)(half, pixels)
+    exact, rounded = (
+        jax.jit(both.image_features)(params, pixels),
+        jax.jit(alone.image_features)(half, pixels),
+    )
     assert rounded.dtype == jnp.float32
     assert 1e-5 < np.abs(exact - rounded).max() < 0.03
     in_bfloat16 = clip.load_params(clip.read_clip(folder, dtype=jnp.bfloat16), folder)
-    assert in_bfloat16['logit_scale'] == params['logit_scale']  # its exponential multiplies the score: rounded it would be off by 1 %
+    # its exponential multiplies the score: rounded it would be off by 1 %
+    assert in_bfloat16['logit_scale'] == params['logit_scale']
 
 
 OPEN_CLIP_NAMES = (  # in OpenCLIP's module, from Transformers'
-    (r'encoder\.layers', 'transformer.resblocks'), ('self_attn', 'attn'), ('fc1', 'c_fc'), ('fc2', 'c_proj'), 
-    ('final_layer_norm', 'ln_final'), ('layer_norm(.)', r'ln_\1'),
-    ('pre_layrnorm', 'ln_pre'), ('post_layernorm', 'ln_post'), (r'embeddings\.', ''),
-    (r'position_embedding\.weight', 'positional_embedding'), (r'patch_embedding', 'conv1'), (r'^text_model\.', ''),
-    (r'^vision_model\.', 'visual.'), (r'^text_projection\.weight', 'text_projection'), (r'^visual_projection\.weight', 'visual.proj'),
-)  # fmt: skip
+    (r'encoder\.layers', 'transformer.resblocks'),
+    ('self_attn', 'attn'),
+    ('fc1', 'c_fc'),
+    ('fc2', 'c_proj'),
+    ('final_layer_norm', 'ln_final'),
+    ('layer_norm(.)', r'ln_\1'),
+    ('pre_layrnorm', 'ln_pre'),
+    ('post_layernorm', 'ln_post'),
+    (r'embeddings\.', ''),
+    (r'position_embedding\.weight', 'positional_embedding'),
+    (r'patch_embedding', 'conv1'),
+    (r'^text_model\.', ''),
+    (r'^vision_model\.', 'visual.'),
+    (r'^text_projection\.weight', 'text_projection'),
+    (r'^visual_projection\.weight', 'visual.proj'),
+)
 
 
 def in_open_clip_s_layout(tensors):
@@ -123,7 +206,10 @@ def in_open_clip_s_layout(tensors):
     for key, value in tensors.items():
         if joint := re.fullmatch(r'(.*\.)q_proj\.(weight|bias)', key):
             stem, kind = joint.groups()
-            key, value = f'{stem}in_proj_{kind}', np.concatenate([tensors[f'{stem}{n}_proj.{kind}'] for n in 'qkv'])
+            key, value = (
+                f'{stem}in_proj_{kind}',
+                np.concatenate([tensors[f'{stem}{n}_proj.{kind}'] for n in 'qkv']),
+            )
         elif re.search(r'\.[kv]_proj\.', key):
             continue
         elif '_projection' in key:
@@ -141,15 +227,24 @@ def test_open_clip_s_layout_holds_the_same_weights(prefix, tmp_path):
     folder = random_clip(tmp_path)
     tensors = load_file(folder / 'model.safetensors')
     theirs = {prefix + key: value for key, value in in_open_clip_s_layout(tensors).items()}
-    buffers = {f'{tower}.embeddings.position_ids': np.arange(17)[None] for tower in ('text_model', 'vision_model')}
+    buffers = {
+        f'{tower}.embeddings.position_ids': np.arange(17)[None]
+        for tower in ('text_model', 'vision_model')
+    }
     save_file(tensors | buffers, folder / 'model.safetensors')  # old files hold them
     save_file(theirs, tmp_path / 'open_clip.safetensors')
     model = clip.read_clip(folder)
-    expected, params = clip.load_params(model, folder), clip.load_params(model, tmp_path / 'open_clip.safetensors')
+    expected, params = (
+        clip.load_params(model, folder),
+        clip.load_params(model, tmp_path / 'open_clip.safetensors'),
+    )
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
     del theirs[f'{prefix}visual.proj']
-    save_file(theirs | {f'{prefix}score_head': np.zeros(3, np.float32)}, tmp_path / 'open_clip.safetensors')
+    save_file(
+        theirs | {f'{prefix}score_head': np.zeros(3, np.float32)},
+        tmp_path / 'open_clip.safetensors',
+    )
     for read in (clip.check_params, clip.load_params):
         with pytest.raises(ValueError, match=r'(?s)missing.*visual\.proj.*unexpected.*score_head'):
             read(model, tmp_path / 'open_clip.safetensors')
@@ -171,30 +266,47 @@ def test_a_wrong_folder_is_named(folder, tmp_path):
     copy = broken('resample', preprocessor_config=lambda c: c | {'resample': 2})
     with pytest.raises(ValueError, match='resample=2 is not supported, expected 3'):
         clip.read_clip(copy)
-    copy = broken('words', config=lambda c: c | {'text_config': c['text_config'] | {'eos_token_id': 7}})
+    copy = broken(
+        'words', config=lambda c: c | {'text_config': c['text_config'] | {'eos_token_id': 7}}
+    )
     with pytest.raises(ValueError, match='ends texts with 585.*ends them with 7'):
         clip.read_clip(copy)
     for file in ('tokenizer.json', 'vocab.json', 'merges.txt'):
         (copy / file).unlink(missing_ok=True)
-    with pytest.raises(FileNotFoundError, match='there is no tokenizer'):  # Transformers would make an empty one
+    # Transformers would make an empty one
+    with pytest.raises(FileNotFoundError, match='there is no tokenizer'):
         clip.read_clip(copy)
     wide = broken('wide', config=lambda c: c | {'projection_dim': 13})
-    with pytest.raises(ValueError, match=r'visual_projection\.weight is \[12, 24\], expected \[13, 24\]'):
+    with pytest.raises(
+        ValueError, match=r'visual_projection\.weight is \[12, 24\], expected \[13, 24\]'
+    ):
         clip.check_params(clip.read_clip(wide), wide)
 
 
-@pytest.mark.parametrize(('height', 'width'), [(512, 512), (96, 160), (101, 67), (40, 50), (56, 56)])
+@pytest.mark.parametrize(
+    ('height', 'width'), [(512, 512), (96, 160), (101, 67), (40, 50), (56, 56)]
+)
 def test_preprocessing_equals_the_official_processor(height, width):
-    """8-bit pictures: every value. Float pictures, which are not rounded in between: within about one of 255 levels, 0.5 on average."""
+    """8-bit pictures: every value. Float pictures, which are not rounded in between: within about
+    one of 255 levels, 0.5 on average.
+    """
     transformers = pytest.importorskip('transformers')
     rng, spec = np.random.default_rng(0), ImageSpec(size=56, crop_size=48)
     pictures = np.stack([photo(rng, height, width) for _ in range(2)])
-    official = transformers.CLIPImageProcessorPil(size={'shortest_edge': 56}, crop_size={'height': 48, 'width': 48})
-    expected = official(images=[Image.fromarray(p) for p in pictures], return_tensors='np')['pixel_values'].transpose(0, 2, 3, 1)
+    official = transformers.CLIPImageProcessorPil(
+        size={'shortest_edge': 56}, crop_size={'height': 48, 'width': 48}
+    )
+    expected = official(images=[Image.fromarray(p) for p in pictures], return_tensors='np')[
+        'pixel_values'
+    ].transpose(0, 2, 3, 1)
     ours = np.asarray(preprocess(pictures, spec))
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=1e-6)
-    difference = 255 * (np.asarray(preprocess(np.float32(pictures) / 255, spec)) - expected) * np.float32(spec.image_std)
+    difference = (
+        255
+        * (np.asarray(preprocess(np.float32(pictures) / 255, spec)) - expected)
+        * np.float32(spec.image_std)
+    )
     assert np.abs(difference).max() < 1.3 and np.sqrt(np.square(difference).mean()) < 0.5
 
 
@@ -204,15 +316,25 @@ def test_padding_shows_the_whole_picture():
     picture = photo(np.random.default_rng(1), 100, 67)
     expected = np.zeros((48, 48, 3), np.uint8)
     expected[:, 8:40] = Image.fromarray(picture).resize((32, 48), Image.Resampling.BICUBIC)
-    ours = np.asarray(preprocess(picture[None], spec))[0] * np.float32(spec.image_std) + np.float32(spec.image_mean)
+    ours = np.asarray(preprocess(picture[None], spec))[0] * np.float32(spec.image_std) + np.float32(
+        spec.image_mean
+    )
     np.testing.assert_allclose(ours * 255, expected, atol=1e-3)
 
 
 def test_preprocessor_config_of_both_generations():
     old = {
-        'crop_size': 224, 'do_center_crop': True, 'do_convert_rgb': True, 'do_normalize': True, 'do_resize': True, 'resample': 3,
-        'size': 224, 'feature_extractor_type': 'CLIPFeatureExtractor', 'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.25, 0.25, 0.25],
-    }  # fmt: skip
+        'crop_size': 224,
+        'do_center_crop': True,
+        'do_convert_rgb': True,
+        'do_normalize': True,
+        'do_resize': True,
+        'resample': 3,
+        'size': 224,
+        'feature_extractor_type': 'CLIPFeatureExtractor',
+        'image_mean': [0.5, 0.5, 0.5],
+        'image_std': [0.25, 0.25, 0.25],
+    }
     assert ImageSpec.from_json(old) == ImageSpec(image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
     assert ImageSpec.from_json(old | {'size': {'shortest_edge': 256}}).size == 256
     with pytest.raises(ValueError, match="size=.*expected.*'shortest_edge'"):

@@ -1,4 +1,6 @@
-"""FluxTransformer against Diffusers' torch module, scanned against unscanned, every rematerialisation policy, and its config."""
+"""FluxTransformer against Diffusers' torch module, scanned against unscanned, every
+rematerialisation policy, and its config.
+"""
 
 import dataclasses
 
@@ -6,28 +8,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.networks.block_stacks import stack_blocks, unstack_blocks
 
 from densegrpo_jax.networks import flux, mmdit
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks.block_stacks import stack_blocks, unstack_blocks
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
-BASE = dict(in_channels=8, num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
-            pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=[4, 6, 6])
-WIDE = BASE | dict(num_layers=1, num_single_layers=2, attention_head_dim=24, num_attention_heads=3, axes_dims_rope=[8, 6, 10],
-                   guidance_embeds=False, out_channels=4)
+BASE = dict(
+    in_channels=8,
+    num_layers=2,
+    num_single_layers=3,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+    guidance_embeds=True,
+    axes_dims_rope=[4, 6, 6],
+)
+WIDE = BASE | dict(
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=24,
+    num_attention_heads=3,
+    axes_dims_rope=[8, 6, 10],
+    guidance_embeds=False,
+    out_channels=4,
+)
 #          config, batch, (rows, columns), text tokens
-CASES = {'guidance': (BASE, 2, (4, 4), 6), 'odd': (BASE, 3, (3, 7), 5), 'no guidance': (WIDE, 3, (5, 3), 1),
-         'large': (BASE, 1, (11, 23), 33)}
+CASES = {
+    'guidance': (BASE, 2, (4, 4), 6),
+    'odd': (BASE, 3, (3, 7), 5),
+    'no guidance': (WIDE, 3, (5, 3), 1),
+    'large': (BASE, 1, (11, 23), 33),
+}
 
 
 def reference(config, folder=None, seed=0):
     """A torch module none of whose parameters is zero or one.
 
-    The noise is kept small: torch's float32 exp misrounds two of the 128 timestep frequencies by one unit in the last place, which at
-    guidance 5 (5,000 radians) and with larger weights alone moves the output by 1e-5.
+    The noise is kept small: torch's float32 exp misrounds two of the 128 timestep frequencies by
+    one unit in the last place, which at guidance 5 (5,000 radians) and with larger weights alone
+    moves the output by 1e-5.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -46,17 +69,31 @@ def inputs(config, batch, grid, length, seed=0):
     tokens = grid[0] * grid[1]
     rows, columns = np.indices(grid).reshape(2, tokens)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    return (normal(batch, tokens, config['in_channels']), normal(batch, length, config['joint_attention_dim']),
-            normal(batch, config['pooled_projection_dim']), rng.uniform(0, 1, batch).astype(np.float32),
-            rng.uniform(1, 5, batch).astype(np.float32) if config['guidance_embeds'] else None,
-            np.stack([np.zeros(tokens), rows, columns], axis=1).astype(np.float32), np.zeros((length, 3), np.float32))
+    return (
+        normal(batch, tokens, config['in_channels']),
+        normal(batch, length, config['joint_attention_dim']),
+        normal(batch, config['pooled_projection_dim']),
+        rng.uniform(0, 1, batch).astype(np.float32),
+        rng.uniform(1, 5, batch).astype(np.float32) if config['guidance_embeds'] else None,
+        np.stack([np.zeros(tokens), rows, columns], axis=1).astype(np.float32),
+        np.zeros((length, 3), np.float32),
+    )
 
 
 def torch_output(module, args):
-    latents, text, pooled, timestep, guidance, img_ids, txt_ids = (None if a is None else torch.from_numpy(a) for a in args)
+    latents, text, pooled, timestep, guidance, img_ids, txt_ids = (
+        None if a is None else torch.from_numpy(a) for a in args
+    )
     with torch.no_grad():
-        return module(hidden_states=latents, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep, guidance=guidance,
-                      img_ids=img_ids, txt_ids=txt_ids).sample.numpy()
+        return module(
+            hidden_states=latents,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=timestep,
+            guidance=guidance,
+            img_ids=img_ids,
+            txt_ids=txt_ids,
+        ).sample.numpy()
 
 
 def load(folder, config, scan, **kwargs):
@@ -94,9 +131,13 @@ def test_input_gradient_equals_torch(tmp_path):
     module, args = reference(config, tmp_path), inputs(config, 2, (2, 3), 4)
     latents = torch.from_numpy(args[0]).requires_grad_()
     text, pooled, timestep, guidance, img_ids, txt_ids = map(torch.from_numpy, args[1:])
-    module(latents, text, pooled, timestep, img_ids, txt_ids, guidance).sample.square().sum().backward()
+    module(
+        latents, text, pooled, timestep, img_ids, txt_ids, guidance
+    ).sample.square().sum().backward()
     net, params = load(tmp_path, config, False)
-    grad = jax.jit(jax.grad(lambda x: jnp.sum(net.apply({'params': params}, x, *args[1:]) ** 2)))(args[0])
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(net.apply({'params': params}, x, *args[1:]) ** 2)))(
+        args[0]
+    )
     assert relative_error(grad, latents.grad.numpy()) <= 1e-5
 
 
@@ -108,12 +149,19 @@ def test_remat_changes_neither_values_nor_gradients(scan):
     def value_and_grad(remat):
         net = flux.FluxTransformer(flux.FluxConfig.from_json(config), scan=scan, remat=remat)
         params = random_params(net, config)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply({'params': p}, *args) ** 2)))(params)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply({'params': p}, *args) ** 2)))(
+            params
+        )
+
     value, grad = value_and_grad('none')
     for remat in mmdit.REMAT_POLICIES:
         other_value, other = value_and_grad(remat)
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())), other, grad)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())),
+            other,
+            grad,
+        )
 
 
 def test_scanned_and_unscanned_trees_convert():
@@ -132,7 +180,9 @@ def test_scanned_and_unscanned_trees_convert():
 def test_fresh_network_predicts_zero():
     args = inputs(BASE, 1, (2, 2), 3)
     config = flux.FluxConfig.from_json(BASE)
-    fresh = lambda **kwargs: jax.jit(flux.FluxTransformer(config, scan=True, **kwargs).init_with_output)(jax.random.key(0), *args)[0]
+    fresh = lambda **kwargs: jax.jit(
+        flux.FluxTransformer(config, scan=True, **kwargs).init_with_output
+    )(jax.random.key(0), *args)[0]
     assert not fresh().any()
     assert fresh(zero_init=False).std() > 0.1
 
@@ -140,42 +190,75 @@ def test_fresh_network_predicts_zero():
 def test_bfloat16_stays_close_and_returns_float32(tmp_path):
     module, args = reference(BASE, tmp_path), inputs(BASE, 2, (3, 4), 5)
     net, params = load(tmp_path, BASE, True, dtype=jnp.bfloat16)
-    out = jax.jit(net.apply)({'params': jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)}, *args)
+    out = jax.jit(net.apply)(
+        {'params': jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)}, *args
+    )
     assert out.dtype == jnp.float32
-    assert 1e-4 < relative_error(out, torch_output(module, args)) < 0.1  # bf16 was used, and no more than rounding happened
+    # bf16 was used, and no more than rounding happened
+    assert 1e-4 < relative_error(out, torch_output(module, args)) < 0.1
 
 
 def test_embedding_of_time_and_guidance():
-    # cos(3500 f): a table rounded once from float64 is off by up to 2e-4 here, because the reference rounds the exponent to float32 first.
+    # cos(3500 f): a table rounded once from float64 is off by up to 2e-4 here, because the
+    # reference rounds the exponent to float32 first.
     from diffusers.models.embeddings import get_timestep_embedding
+
     from densegrpo_jax.networks import layers
+
     t = np.array([0, 0.5, 999.5, 3500], np.float32)
-    want = get_timestep_embedding(torch.from_numpy(t), 256, flip_sin_to_cos=True, downscale_freq_shift=0).numpy()
+    want = get_timestep_embedding(
+        torch.from_numpy(t), 256, flip_sin_to_cos=True, downscale_freq_shift=0
+    ).numpy()
     np.testing.assert_allclose(layers.timestep_embedding(t), want, atol=1.2e-4)
 
 
 def test_rope_uses_base_ten_thousand_per_axis():
     from densegrpo_jax.networks import layers
+
     cos, sin = layers.rope_tables(np.array([[0, 3, 5]], np.float32), (4, 2, 4))
-    angles = np.repeat([0, 0, 3, 5, 5 / 100], 2)  # second frequency of a 4-channel axis: 10000^(-2/4)
+    # second frequency of a 4-channel axis: 10000^(-2/4)
+    angles = np.repeat([0, 0, 3, 5, 5 / 100], 2)
     np.testing.assert_allclose(cos[0], np.cos(angles), atol=1e-6)
     np.testing.assert_allclose(sin[0], np.sin(angles), atol=1e-6)
 
 
 def test_config_round_trip_and_defaults():
     full = diffusers.FluxTransformer2DModel(**BASE).config
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(full).items() if not k.startswith('_')}
+    stored = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in dict(full).items()
+        if not k.startswith('_')
+    }
     assert dataclasses.asdict(flux.FluxConfig.from_json(BASE)) == stored
-    assert flux.FluxConfig.from_json({'_class_name': 'FluxTransformer2DModel', **stored}) == flux.FluxConfig.from_json(BASE)
+    assert flux.FluxConfig.from_json(
+        {'_class_name': 'FluxTransformer2DModel', **stored}
+    ) == flux.FluxConfig.from_json(BASE)
     # FLUX.1-dev's file leaves out what Diffusers defaults
-    dev = flux.FluxConfig.from_json({'_class_name': 'FluxTransformer2DModel', 'guidance_embeds': True})
-    assert (dev.hidden_dim, dev.axes_dims_rope, dev.num_layers, dev.num_single_layers) == (3072, (16, 56, 56), 19, 38)
+    dev = flux.FluxConfig.from_json(
+        {'_class_name': 'FluxTransformer2DModel', 'guidance_embeds': True}
+    )
+    assert (dev.hidden_dim, dev.axes_dims_rope, dev.num_layers, dev.num_single_layers) == (
+        3072,
+        (16, 56, 56),
+        19,
+        38,
+    )
 
 
-@pytest.mark.parametrize('change, words', [
-    ({'qk_norm': 'x'}, 'qk_norm'), ({'_class_name': 'SD3Transformer2DModel'}, 'SD3Transformer2DModel'), ({'num_layers': -1}, 'num_layers'),
-    ({'attention_head_dim': 18}, 'axes_dims_rope'), ({'axes_dims_rope': [5, 5, 6]}, 'axes_dims_rope'), ({'patch_size': 2}, 'patch_size'),
-    ({'in_channels': '64'}, 'in_channels'), ({'guidance_embeds': 1}, 'guidance_embeds'), ({'out_channels': 0}, 'out_channels')])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'qk_norm': 'x'}, 'qk_norm'),
+        ({'_class_name': 'SD3Transformer2DModel'}, 'SD3Transformer2DModel'),
+        ({'num_layers': -1}, 'num_layers'),
+        ({'attention_head_dim': 18}, 'axes_dims_rope'),
+        ({'axes_dims_rope': [5, 5, 6]}, 'axes_dims_rope'),
+        ({'patch_size': 2}, 'patch_size'),
+        ({'in_channels': '64'}, 'in_channels'),
+        ({'guidance_embeds': 1}, 'guidance_embeds'),
+        ({'out_channels': 0}, 'out_channels'),
+    ],
+)
 def test_unsupported_configs_name_the_key(change, words):
     with pytest.raises(ValueError, match=words):
         flux.FluxConfig.from_json(BASE | change)
@@ -188,4 +271,8 @@ def test_guidance_must_fit_the_network():
     with pytest.raises(ValueError, match='guidance_embeds=True'):
         jax.eval_shape(net.init, jax.random.key(0), *args)
     with pytest.raises(ValueError, match="remat is 'some'"):
-        jax.eval_shape(flux.FluxTransformer(net.config, remat='some').init, jax.random.key(0), *inputs(BASE, 1, (1, 2), 1))
+        jax.eval_shape(
+            flux.FluxTransformer(net.config, remat='some').init,
+            jax.random.key(0),
+            *inputs(BASE, 1, (1, 2), 1),
+        )

@@ -1,4 +1,6 @@
-"""The quantised base: what is stored, that the network is the plain one on the dequantised matrices, and a training run on it."""
+"""The quantised base: what is stored, that the network is the plain one on the dequantised
+matrices, and a training run on it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,39 @@ from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.training.small_run import make_config, one_device
 
-
-CONFIG = flux.FluxConfig(in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2,
-                         joint_attention_dim=24, pooled_projection_dim=20, guidance_embeds=False, axes_dims_rope=(8, 12, 12))
+CONFIG = flux.FluxConfig(
+    in_channels=8,
+    num_layers=2,
+    num_single_layers=2,
+    attention_head_dim=32,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+    guidance_embeds=False,
+    axes_dims_rope=(8, 12, 12),
+)
 LORA = lora.LoraConfig(rank=2, alpha=4.0, targets=('attn.to_q', 'ff.net.2'))
 # The sixteen levels of 4-bit NormalFloat, QLoRA's appendix E.
-NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-                -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-                0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])  # fmt: skip
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ]
+)
 
 
 def normal(*shape, seed=0):
@@ -44,11 +71,20 @@ def test_nf4_takes_the_nearest_level_of_its_block():
     stored = quantize.quantize_kernel(jnp.asarray(kernel), 'nf4')
     blocks = kernel.reshape(2, 2, 64, 5)
     scale = np.abs(blocks).max(2)
-    assert stored.scale.shape == (2, 2, 5) and stored.scale.dtype == jnp.bfloat16 and jax.dtypes.itemsize_bits(stored.qvalue.dtype) == 4
+    assert (
+        stored.scale.shape == (2, 2, 5)
+        and stored.scale.dtype == jnp.bfloat16
+        and jax.dtypes.itemsize_bits(stored.qvalue.dtype) == 4
+    )
     np.testing.assert_allclose(stored.scale.astype(np.float32), scale, rtol=2**-8)
     levels = np.abs(blocks[..., None] / scale[:, :, None, :, None] - NF4).argmin(-1)
     expected = NF4[levels] * np.asarray(stored.scale, np.float32)[:, :, None]
-    np.testing.assert_allclose(quantize.dequantize(stored, jnp.float32), expected.reshape(kernel.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        quantize.dequantize(stored, jnp.float32),
+        expected.reshape(kernel.shape),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_impossible_requests_are_named():
@@ -61,12 +97,23 @@ def test_impossible_requests_are_named():
 def network(scan, remat='none'):
     net = flux.FluxTransformer(CONFIG, scan=scan, remat=remat, lora=LORA)
     tokens, length = 6, 4
-    ids = np.stack([np.zeros(tokens), np.arange(tokens) // 3, np.arange(tokens) % 3], 1).astype(np.float32)
-    args = (normal(2, tokens, 8), normal(2, length, 24), normal(2, 20), np.array([0.2, 0.9], np.float32), None, ids,
-            np.zeros((length, 3), np.float32))  # fmt: skip
+    ids = np.stack([np.zeros(tokens), np.arange(tokens) // 3, np.arange(tokens) % 3], 1).astype(
+        np.float32
+    )
+    args = (
+        normal(2, tokens, 8),
+        normal(2, length, 24),
+        normal(2, 20),
+        np.array([0.2, 0.9], np.float32),
+        None,
+        ids,
+        np.zeros((length, 3), np.float32),
+    )
     shapes = jax.eval_shape(net.init, jax.random.key(0), *args)
     rng = np.random.default_rng(2)
-    tree = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 8, jnp.float32), shapes)
+    tree = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 8, jnp.float32), shapes
+    )
     return net, args, tree['params'], tree['lora']
 
 
@@ -74,16 +121,30 @@ def is_stored(leaf):
     return isinstance(leaf, qwix.QArray)
 
 
-@pytest.mark.parametrize('form, scan, remat', [('int8', False, 'none'), ('nf4', True, 'full'), ('int8', True, 'dots')])
+@pytest.mark.parametrize(
+    'form, scan, remat', [('int8', False, 'none'), ('nf4', True, 'full'), ('int8', True, 'dots')]
+)
 def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
     net, args, params, adapters = network(scan, remat)
     convert = quantize.converter(params, form)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
-    stored = jax.tree_util.tree_map_with_path(lambda path, leaf: convert(name(path), jnp.copy(leaf)), params)
+    stored = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: convert(name(path), jnp.copy(leaf)), params
+    )
     assert jax.tree.structure(stored) == jax.tree.structure(quantize.quantized_shapes(params, form))
-    plain = jax.tree.map(lambda leaf: quantize.dequantize(leaf, jnp.float32) if is_stored(leaf) else leaf, stored, is_leaf=is_stored)
-    kinds = {name(path): is_stored(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(stored, is_leaf=is_stored)[0]}
-    assert all(kind == ('transformer_blocks' in path and path.endswith('kernel')) for path, kind in kinds.items()) and any(kinds.values())
+    plain = jax.tree.map(
+        lambda leaf: quantize.dequantize(leaf, jnp.float32) if is_stored(leaf) else leaf,
+        stored,
+        is_leaf=is_stored,
+    )
+    kinds = {
+        name(path): is_stored(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(stored, is_leaf=is_stored)[0]
+    }
+    assert all(
+        kind == ('transformer_blocks' in path and path.endswith('kernel'))
+        for path, kind in kinds.items()
+    ) and any(kinds.values())
 
     def loss(adapters, params):
         return jnp.sum(jnp.square(net.apply({'params': params, 'lora': adapters}, *args)))
@@ -92,7 +153,11 @@ def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
     expected, expected_grad = jax.jit(jax.value_and_grad(loss))(adapters, plain)
     original, _ = jax.jit(jax.value_and_grad(loss))(adapters, params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5) != float(original)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), grad, expected_grad)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()),
+        grad,
+        expected_grad,
+    )
 
 
 def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
@@ -100,26 +165,41 @@ def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     place = lambda tree: shardings(tree, mesh, min_bytes=0)
     pipeline, plain = load_pipeline(folder, t5_length=8, scan=True, shardings=place)
-    stored = load_params(folder, pipeline, ('transformer',), shardings=place, quantize='int8')['transformer']
-    kernels = lambda tree: [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_stored) if is_stored(leaf)]
+    stored = load_params(folder, pipeline, ('transformer',), shardings=place, quantize='int8')[
+        'transformer'
+    ]
+    kernels = lambda tree: [
+        leaf for leaf in jax.tree.leaves(tree, is_leaf=is_stored) if is_stored(leaf)
+    ]
     assert kernels(stored) and not kernels(plain)
 
     def check(path, leaf, before):
         if is_stored(leaf):
             assert leaf.qvalue.sharding.is_equivalent_to(before.sharding, before.ndim), path
             assert leaf.scale.sharding.is_fully_replicated
-            np.testing.assert_allclose(quantize.dequantize(leaf, jnp.float32), before, atol=np.abs(before).max() / 250)
+            np.testing.assert_allclose(
+                quantize.dequantize(leaf, jnp.float32), before, atol=np.abs(before).max() / 250
+            )
         else:
             np.testing.assert_array_equal(leaf, before)
 
     jax.tree_util.tree_map_with_path(check, stored, plain['transformer'], is_leaf=is_stored)
     shapes = quantize.quantized_shapes(plain['transformer'], 'int8')
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(stored) for shard in leaf.addressable_shards if shard.device.id == 0)
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(stored)
+        for shard in leaf.addressable_shards
+        if shard.device.id == 0
+    )
     assert bytes_per_device(shapes, place(shapes)) == held
 
 
 def test_a_run_trains_on_it(tmp_path):
-    config = make_config(miniature.random_flux(tmp_path / 'flux'), **{'model.quantize': 'int8', 'iterations': 2})
+    config = make_config(
+        miniature.random_flux(tmp_path / 'flux'), **{'model.quantize': 'int8', 'iterations': 2}
+    )
     config.checkpoint.every = 1
     summary = run(config, tmp_path / 'run', one_device(), StopRequest())
-    assert summary['updates'] == 2 and all(np.isfinite(score) for _, score, *_ in map(tuple, summary['evaluations']))
+    assert summary['updates'] == 2 and all(
+        np.isfinite(score) for _, score, *_ in map(tuple, summary['evaluations'])
+    )

@@ -6,25 +6,68 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.networks.block_stacks import stack_blocks
 
 from densegrpo_jax.networks import t5
 from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks.block_stacks import stack_blocks
 
 # text_encoder_2/config.json of FLUX.1.
 FLUX_JSON = {
-    '_name_or_path': 'google/t5-v1_1-xxl', 'architectures': ['T5EncoderModel'], 'classifier_dropout': 0.0, 'd_ff': 10240, 'd_kv': 64,
-    'd_model': 4096, 'decoder_start_token_id': 0, 'dense_act_fn': 'gelu_new', 'dropout_rate': 0.1, 'eos_token_id': 1,
-    'feed_forward_proj': 'gated-gelu', 'initializer_factor': 1.0, 'is_encoder_decoder': True, 'is_gated_act': True,
-    'layer_norm_epsilon': 1e-06, 'model_type': 't5', 'num_decoder_layers': 24, 'num_heads': 64, 'num_layers': 24, 'output_past': True,
-    'pad_token_id': 0, 'relative_attention_max_distance': 128, 'relative_attention_num_buckets': 32, 'tie_word_embeddings': False,
-    'torch_dtype': 'bfloat16', 'transformers_version': '4.43.3', 'use_cache': True, 'vocab_size': 32128,
+    '_name_or_path': 'google/t5-v1_1-xxl',
+    'architectures': ['T5EncoderModel'],
+    'classifier_dropout': 0.0,
+    'd_ff': 10240,
+    'd_kv': 64,
+    'd_model': 4096,
+    'decoder_start_token_id': 0,
+    'dense_act_fn': 'gelu_new',
+    'dropout_rate': 0.1,
+    'eos_token_id': 1,
+    'feed_forward_proj': 'gated-gelu',
+    'initializer_factor': 1.0,
+    'is_encoder_decoder': True,
+    'is_gated_act': True,
+    'layer_norm_epsilon': 1e-06,
+    'model_type': 't5',
+    'num_decoder_layers': 24,
+    'num_heads': 64,
+    'num_layers': 24,
+    'output_past': True,
+    'pad_token_id': 0,
+    'relative_attention_max_distance': 128,
+    'relative_attention_num_buckets': 32,
+    'tie_word_embeddings': False,
+    'torch_dtype': 'bfloat16',
+    'transformers_version': '4.43.3',
+    'use_cache': True,
+    'vocab_size': 32128,
 }
 CASES = {
-    'gated': (dict(d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=2, feed_forward_proj='gated-gelu'), (2, 40)),
-    'relu': (dict(d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, feed_forward_proj='relu',
-                  relative_attention_num_buckets=8, relative_attention_max_distance=20), (3, 33)),
-    'one_token': (dict(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=1, feed_forward_proj='gated-gelu'), (1, 1)),
+    'gated': (
+        dict(
+            d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=2, feed_forward_proj='gated-gelu'
+        ),
+        (2, 40),
+    ),
+    'relu': (
+        dict(
+            d_model=16,
+            d_kv=4,
+            d_ff=32,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj='relu',
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=20,
+        ),
+        (3, 33),
+    ),
+    'one_token': (
+        dict(
+            d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=1, feed_forward_proj='gated-gelu'
+        ),
+        (1, 1),
+    ),
 }
 
 
@@ -75,8 +118,12 @@ def test_buckets_equal_torch(num_buckets, max_distance):
     torch = pytest.importorskip('torch')
     modeling = pytest.importorskip('transformers.models.t5.modeling_t5')
     positions = torch.arange(512)
-    expected = modeling.T5Attention._relative_position_bucket(positions[None, :] - positions[:, None], True, num_buckets, max_distance)
-    np.testing.assert_array_equal(t5.relative_position_buckets(512, num_buckets, max_distance), expected.numpy())
+    expected = modeling.T5Attention._relative_position_bucket(
+        positions[None, :] - positions[:, None], True, num_buckets, max_distance
+    )
+    np.testing.assert_array_equal(
+        t5.relative_position_buckets(512, num_buckets, max_distance), expected.numpy()
+    )
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
@@ -84,9 +131,13 @@ def test_saved_layout_is_that_of_torch(scan, tmp_path):
     _, reference = torch_model(CASES['gated'][0])
     reference.save_pretrained(tmp_path / 'theirs')
     _, params = load(tmp_path / 'theirs', scan)
-    weights.save_weights(tmp_path / 'ours', t5.weight_rules(scan), params, filename='model.safetensors')
+    weights.save_weights(
+        tmp_path / 'ours', t5.weight_rules(scan), params, filename='model.safetensors'
+    )
     numpy_io = pytest.importorskip('safetensors.numpy')
-    theirs, ours = (numpy_io.load_file(tmp_path / side / 'model.safetensors') for side in ('theirs', 'ours'))
+    theirs, ours = (
+        numpy_io.load_file(tmp_path / side / 'model.safetensors') for side in ('theirs', 'ours')
+    )
     assert sorted(ours) == sorted(theirs) and 'shared.weight' in ours
     for key in theirs:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
@@ -97,18 +148,32 @@ def test_a_tied_copy_of_the_embedding_is_ignored(tmp_path):
     reference.save_pretrained(tmp_path)
     numpy_io = pytest.importorskip('safetensors.numpy')
     tensors = numpy_io.load_file(tmp_path / 'model.safetensors')
-    numpy_io.save_file(tensors | {'encoder.embed_tokens.weight': tensors['shared.weight'].copy()}, tmp_path / 'model.safetensors')
+    numpy_io.save_file(
+        tensors | {'encoder.embed_tokens.weight': tensors['shared.weight'].copy()},
+        tmp_path / 'model.safetensors',
+    )
     _, params = load(tmp_path, scan=False)
     np.testing.assert_array_equal(params['shared']['embedding'], tensors['shared.weight'])
 
 
 def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
-    config = t5.T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj='gated-gelu')
+    config = t5.T5Config(
+        vocab_size=60,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj='gated-gelu',
+    )
     ids = jax.random.randint(jax.random.key(0), (4, 16), 0, 60)
-    params = jax.jit(t5.T5Encoder(config).init)(jax.random.key(1, impl='rbg'), ids)['params']  # rbg compiles faster
+    # rbg compiles faster
+    params = jax.jit(t5.T5Encoder(config).init)(jax.random.key(1, impl='rbg'), ids)['params']
 
     def value_and_grad(params, **options):
-        loss = lambda p: jnp.sin(3 * t5.T5Encoder(config, **options).apply({'params': p}, ids)).mean()
+        loss = lambda p: jnp.sin(
+            3 * t5.T5Encoder(config, **options).apply({'params': p}, ids)
+        ).mean()
         return jax.jit(jax.value_and_grad(loss))(params)
 
     value, grads = value_and_grad(params)
@@ -118,9 +183,13 @@ def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
     for options in (dict(scan=True), dict(scan=True, remat=True)):
         other, other_grads = value_and_grad(stacked, **options)
         np.testing.assert_allclose(other, value, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max())),
-                     other_grads, stack_blocks(grads, 'block'))
-    # Products preserve variance and attention starts soft: the block outputs are comparable with the embeddings.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max())),
+            other_grads,
+            stack_blocks(grads, 'block'),
+        )
+    # Products preserve variance and attention starts soft: the block outputs are comparable with
+    # the embeddings.
     hidden = jax.jit(t5.T5Encoder(config).apply)({'params': params}, ids)
     assert 0.5 < float(hidden.std()) < 2
 
@@ -141,14 +210,22 @@ def test_bfloat16_keeps_float32_bias_and_stream(tmp_path):
 
 def test_flux_config():
     config = t5.T5Config.from_json(FLUX_JSON)
-    assert config == t5.T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj='gated-gelu')
+    assert config == t5.T5Config(
+        d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj='gated-gelu'
+    )
 
 
-@pytest.mark.parametrize('change, named', [
-    ({'feed_forward_proj': 'gated-silu'}, 'feed_forward_proj'), ({'model_type': 'umt5'}, 'model_type'),
-    ({'is_decoder': True}, 'is_decoder'), ({'num_layers': 0}, 'num_layers'),
-    ({'relative_attention_num_buckets': 30}, 'relative_attention_num_buckets'), ({'sparse_step': 2}, 'sparse_step'),
-])
+@pytest.mark.parametrize(
+    'change, named',
+    [
+        ({'feed_forward_proj': 'gated-silu'}, 'feed_forward_proj'),
+        ({'model_type': 'umt5'}, 'model_type'),
+        ({'is_decoder': True}, 'is_decoder'),
+        ({'num_layers': 0}, 'num_layers'),
+        ({'relative_attention_num_buckets': 30}, 'relative_attention_num_buckets'),
+        ({'sparse_step': 2}, 'sparse_step'),
+    ],
+)
 def test_unsupported_config_values_are_named(change, named):
     with pytest.raises(ValueError, match=named):
         t5.T5Config.from_json(FLUX_JSON | change)

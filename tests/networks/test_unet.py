@@ -11,12 +11,23 @@ from densegrpo_jax.pipelines.weights import files as weights
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
-SMALL = dict(sample_size=8, block_out_channels=[8, 16, 16],
-             down_block_types=['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],
-             up_block_types=['UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'], layers_per_block=2, norm_num_groups=4,
-             cross_attention_dim=12, attention_head_dim=2)  # fmt: skip
-SHALLOW = SMALL | dict(block_out_channels=[12, 24], down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D'],
-                       up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D'], layers_per_block=1, attention_head_dim=3)  # fmt: skip
+SMALL = dict(
+    sample_size=8,
+    block_out_channels=[8, 16, 16],
+    down_block_types=['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],
+    up_block_types=['UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
+    layers_per_block=2,
+    norm_num_groups=4,
+    cross_attention_dim=12,
+    attention_head_dim=2,
+)
+SHALLOW = SMALL | dict(
+    block_out_channels=[12, 24],
+    down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D'],
+    up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D'],
+    layers_per_block=1,
+    attention_head_dim=3,
+)
 CASES = {'small': (SMALL, 2, (8, 12), 5), 'shallow': (SHALLOW, 3, (6, 4), 1)}
 
 
@@ -34,7 +45,11 @@ def reference(config, folder):
 def inputs(config, batch, grid, length):
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    return normal(batch, *grid, 4), normal(batch, length, config['cross_attention_dim']), rng.integers(0, 1000, batch).astype(np.float32)
+    return (
+        normal(batch, *grid, 4),
+        normal(batch, length, config['cross_attention_dim']),
+        rng.integers(0, 1000, batch).astype(np.float32),
+    )
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -43,7 +58,9 @@ def test_equals_torch(case, tmp_path):
     module = reference(config, tmp_path)
     x, text, t = inputs(config, *shape)
     with torch.no_grad():
-        out = module(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), torch.from_numpy(text)).sample
+        out = module(
+            torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), torch.from_numpy(text)
+        ).sample
     want = out.permute(0, 2, 3, 1).numpy()
     net = unet.Unet(unet.UnetConfig.from_json(dict(module.config)))
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, text, t)['params']
@@ -57,7 +74,9 @@ def test_equals_torch(case, tmp_path):
 def test_stable_diffusion_1_has_its_published_size():
     config = unet.UnetConfig(cross_attention_dim=768)
     net = unet.Unet(config)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 768)), jnp.zeros(1))['params']
+    shapes = jax.eval_shape(
+        net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 768)), jnp.zeros(1)
+    )['params']
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 859_520_964
     assert len(unet.module_paths(config)) == 16 * 10
 
@@ -67,13 +86,22 @@ def test_adapters_reach_the_attention_layers():
     net = unet.Unet(config, lora=lora.LoraConfig(2, 4.0, ('attn1.to_q', 'attn2.to_k', 'to_out.0')))
     args = inputs(SHALLOW, 1, (4, 4), 2)
     variables = jax.jit(net.init)(jax.random.key(0), *args)
-    adapters = lora.init_adapters(net.lora, unet.module_paths(config), variables['params'], jax.random.key(1))
+    adapters = lora.init_adapters(
+        net.lora, unet.module_paths(config), variables['params'], jax.random.key(1)
+    )
     assert jax.tree.map(jnp.shape, adapters) == jax.tree.map(jnp.shape, variables['lora'])
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(act_fn='gelu'), 'act_fn'), (dict(use_linear_projection=True), 'use_linear_projection'), (dict(colour=1), 'colour'),
-    (dict(block_out_channels=[8, 15, 16]), '15'), (dict(down_block_types=['DownBlock2D']), 'down_block_types')])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(act_fn='gelu'), 'act_fn'),
+        (dict(use_linear_projection=True), 'use_linear_projection'),
+        (dict(colour=1), 'colour'),
+        (dict(block_out_channels=[8, 15, 16]), '15'),
+        (dict(down_block_types=['DownBlock2D']), 'down_block_types'),
+    ],
+)
 def test_wrong_configuration_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         unet.UnetConfig.from_json(SMALL | change)

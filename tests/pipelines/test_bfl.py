@@ -1,13 +1,16 @@
-"""FLUX.1's original single-file layout against Diffusers' own conversion, and loading a network from such a file."""
+"""FLUX.1's original single-file layout against Diffusers' own conversion, and loading a network
+from such a file.
+"""
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from densegrpo_jax.pipelines.weights import bfl, files as weights
 from densegrpo_jax.networks import flux
 from densegrpo_jax.pipelines.folder import load_params, load_pipeline
+from densegrpo_jax.pipelines.weights import bfl
+from densegrpo_jax.pipelines.weights import files as weights
 from tests import miniature
 
 
@@ -26,31 +29,59 @@ class Held:
 
 def original_shapes(width, columns, double, single, head):
     """Key -> shape of an original checkpoint; `columns` stands for every input width."""
-    rows = {'img_in': width, 'txt_in': width, 'final_layer.linear': 64, 'final_layer.adaLN_modulation.1': 2 * width}
-    rows |= {f'{e}_in.{part}_layer': width for e in ('time', 'guidance', 'vector') for part in ('in', 'out')}
+    rows = {
+        'img_in': width,
+        'txt_in': width,
+        'final_layer.linear': 64,
+        'final_layer.adaLN_modulation.1': 2 * width,
+    }
+    rows |= {
+        f'{e}_in.{part}_layer': width
+        for e in ('time', 'guidance', 'vector')
+        for part in ('in', 'out')
+    }
     norms = {}
     for i in range(double):
         for s in ('img', 'txt'):
             block = f'double_blocks.{i}.{s}'
-            rows |= {f'{block}_mod.lin': 6 * width, f'{block}_attn.qkv': 3 * width, f'{block}_attn.proj': width,
-                     f'{block}_mlp.0': 4 * width, f'{block}_mlp.2': width}  # fmt: skip
+            rows |= {
+                f'{block}_mod.lin': 6 * width,
+                f'{block}_attn.qkv': 3 * width,
+                f'{block}_attn.proj': width,
+                f'{block}_mlp.0': 4 * width,
+                f'{block}_mlp.2': width,
+            }
             norms |= {f'{block}_attn.norm.{n}_norm.scale': (head,) for n in ('query', 'key')}
     for i in range(single):
         block = f'single_blocks.{i}'
-        rows |= {f'{block}.modulation.lin': 3 * width, f'{block}.linear1': 7 * width, f'{block}.linear2': width}
+        rows |= {
+            f'{block}.modulation.lin': 3 * width,
+            f'{block}.linear1': 7 * width,
+            f'{block}.linear2': width,
+        }
         norms |= {f'{block}.norm.{n}_norm.scale': (head,) for n in ('query', 'key')}
-    return {f'{k}.weight': (n, columns) for k, n in rows.items()} | {f'{k}.bias': (n,) for k, n in rows.items()} | norms
+    return (
+        {f'{k}.weight': (n, columns) for k, n in rows.items()}
+        | {f'{k}.bias': (n,) for k, n in rows.items()}
+        | norms
+    )
 
 
 def test_equals_the_conversion_of_diffusers():
     torch = pytest.importorskip('torch')
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
-    # Diffusers converts only the released width; two columns stand for every input width, because only rows are split.
+    # Diffusers converts only the released width; two columns stand for every input width, because
+    # only rows are split.
     config = flux.FluxConfig(num_layers=1, num_single_layers=2, guidance_embeds=True)
     rng = np.random.default_rng(0)
-    original = {k: rng.standard_normal(s, np.float32) for k, s in original_shapes(config.hidden_dim, 2, 1, 2, 128).items()}
-    want = convert_flux_transformer_checkpoint_to_diffusers({k: torch.from_numpy(v) for k, v in original.items()})
+    original = {
+        k: rng.standard_normal(s, np.float32)
+        for k, s in original_shapes(config.hidden_dim, 2, 1, 2, 128).items()
+    }
+    want = convert_flux_transformer_checkpoint_to_diffusers(
+        {k: torch.from_numpy(v) for k, v in original.items()}
+    )
     got = bfl.as_diffusers({bfl.PREFIX + k: Held(v) for k, v in original.items()}, config)
     assert got.keys() == want.keys()
     for key, tensor in got.items():
@@ -63,7 +94,9 @@ def test_equals_the_conversion_of_diffusers():
 def test_a_network_loads_from_one_file(tmp_path):
     folder = miniature.random_flux(tmp_path / 'flux', double=2, single=2)
     pipeline, params = load_pipeline(folder, t5_length=16, scan=True)
-    stored = safetensors.numpy.load_file(folder / 'transformer' / 'diffusion_pytorch_model.safetensors')
+    stored = safetensors.numpy.load_file(
+        folder / 'transformer' / 'diffusion_pytorch_model.safetensors'
+    )
     shapes = original_shapes(pipeline.transformer.config.hidden_dim, 1, 2, 2, 16)
     # Every Diffusers tensor is written to the rows that it stands for.
     original = {}
@@ -75,20 +108,39 @@ def test_a_network_loads_from_one_file(tmp_path):
         def get_shape(self):
             return list(shapes[self.key])
 
-    for name, view in bfl.as_diffusers({k: Recorder(k) for k in shapes}, pipeline.transformer.config).items():
-        source, ranges = (view._tensor.key, view._ranges) if isinstance(view, weights.Rows) else (view.key, [(0, view.get_shape()[0])])
+    for name, view in bfl.as_diffusers(
+        {k: Recorder(k) for k in shapes}, pipeline.transformer.config
+    ).items():
+        source, ranges = (
+            (view._tensor.key, view._ranges)
+            if isinstance(view, weights.Rows)
+            else (view.key, [(0, view.get_shape()[0])])
+        )
         value, row = stored[name], 0
-        target = original.setdefault(source, np.zeros((shapes[source][0], *value.shape[1:]), np.float32))
+        target = original.setdefault(
+            source, np.zeros((shapes[source][0], *value.shape[1:]), np.float32)
+        )
         for start, stop in ranges:
             target[start:stop] = value[row : row + stop - start]
             row += stop - start
     safetensors.numpy.save_file(original, tmp_path / 'flux1.safetensors')
-    again = load_params(folder, pipeline, ('transformer',), transformer_file=tmp_path / 'flux1.safetensors')
+    again = load_params(
+        folder, pipeline, ('transformer',), transformer_file=tmp_path / 'flux1.safetensors'
+    )
     jax.tree.map(np.testing.assert_array_equal, again['transformer'], params['transformer'])
 
     del original['single_blocks.1.linear1.weight']
-    safetensors.numpy.save_file(original | {'odd.weight': np.zeros(1)}, tmp_path / 'broken.safetensors')
-    with pytest.raises(ValueError, match=r'(?s)missing.*single_transformer_blocks\.1\.attn\.to_k.*unexpected.*odd\.weight'):
-        load_params(folder, pipeline, ('transformer',), transformer_file=tmp_path / 'broken.safetensors')
+    safetensors.numpy.save_file(
+        original | {'odd.weight': np.zeros(1)}, tmp_path / 'broken.safetensors'
+    )
+    with pytest.raises(
+        ValueError,
+        match=r'(?s)missing.*single_transformer_blocks\.1\.attn\.to_k.*unexpected.*odd\.weight',
+    ):
+        load_params(
+            folder, pipeline, ('transformer',), transformer_file=tmp_path / 'broken.safetensors'
+        )
     with pytest.raises(FileNotFoundError, match='model.transformer_file'):
-        load_params(folder, pipeline, ('transformer',), transformer_file=tmp_path / 'absent.safetensors')
+        load_params(
+            folder, pipeline, ('transformer',), transformer_file=tmp_path / 'absent.safetensors'
+        )

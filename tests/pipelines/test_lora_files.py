@@ -1,17 +1,18 @@
-"""Adapter files: what is written opens in torch Diffusers and draws the same picture, in every layout; and what is read back is equal."""
+"""Adapter files: what is written opens in torch Diffusers and draws the same picture, in every
+layout; and what is read back is equal.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.config.defaults import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
-from densegrpo_jax.config.defaults import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
+from densegrpo_jax.pipelines.weights import lora_files
 from tests import miniature
-
 
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
@@ -22,8 +23,12 @@ def opened(kind, folder, scan=False, targets=None):
     targets = targets or (FLUX_LORA_TARGETS if kind == 'flux' else SD35_LORA_TARGETS)
     config = LoraConfig(3, 6.0, targets)
     pipeline, params = load_pipeline(folder, t5_length=16, lora=config, scan=scan)
-    adapters = init_adapters(config, pipeline.adapter_names(), params['transformer'], jax.random.key(0))
-    draw = lambda path, leaf: leaf + 0.5 * jax.random.normal(jax.random.key(len(str(path))), leaf.shape)
+    adapters = init_adapters(
+        config, pipeline.adapter_names(), params['transformer'], jax.random.key(0)
+    )
+    draw = lambda path, leaf: (
+        leaf + 0.5 * jax.random.normal(jax.random.key(len(str(path))), leaf.shape)
+    )
     return pipeline, params, jax.tree_util.tree_map_with_path(draw, adapters), config
 
 
@@ -50,9 +55,21 @@ def torch_latents(kind, folder, noise, lora=None):
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:
         pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
-    given = torch.tensor(np.asarray(noise)) if kind == 'flux' else torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
-    out = pipe(prompt=PROMPT, height=SIZE[0], width=SIZE[1], num_inference_steps=3, guidance_scale=1.0, max_sequence_length=16,
-               latents=given, output_type='latent').images  # fmt: skip
+    given = (
+        torch.tensor(np.asarray(noise))
+        if kind == 'flux'
+        else torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
+    )
+    out = pipe(
+        prompt=PROMPT,
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        max_sequence_length=16,
+        latents=given,
+        output_type='latent',
+    ).images
     return out.numpy() if kind == 'flux' else out.permute(0, 2, 3, 1).numpy()
 
 
@@ -62,8 +79,13 @@ def close(got, want):
 
 @pytest.mark.parametrize('kind, layout', [('flux', 'peft'), ('flux', 'kohya'), ('sd3', 'peft')])
 def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_path):
-    # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers looks at those.
-    targets = tuple(rf'transformer_blocks\.\d+\.{t}' for t in FLUX_LORA_TARGETS) if layout == 'kohya' else None
+    # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers
+    # looks at those.
+    targets = (
+        tuple(rf'transformer_blocks\.\d+\.{t}' for t in FLUX_LORA_TARGETS)
+        if layout == 'kohya'
+        else None
+    )
     pipeline, params, adapters, config = opened(kind, folders[kind], targets=targets)
     noise = jax.random.normal(jax.random.key(1), (1, *pipeline.latent_shape(*SIZE)))
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
@@ -79,7 +101,9 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
 
 
 def test_kohya_joins_layers(folders):
-    """linear1 of a single block is q, k, v and the first layer of the feed-forward; the last is not adapted and gets zeros."""
+    """linear1 of a single block is q, k, v and the first layer of the feed-forward; the last is not
+    adapted and gets zeros.
+    """
     pipeline, params, adapters, config = opened('flux', folders['flux'])
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
     widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
@@ -89,7 +113,8 @@ def test_kohya_joins_layers(folders):
     parts = [up @ down for down, up in (layers[f'{block}.attn.to_{p}'] for p in 'qkv')]
     want = np.concatenate([*parts, np.zeros((widths[f'{block}.proj_mlp'], parts[0].shape[1]))])
     np.testing.assert_allclose(joined, want, atol=1e-6)
-    assert tensors[f'{key}.alpha'] == tensors[f'{key}.lora_down.weight'].shape[0]  # the scale is in the weights
+    # the scale is in the weights
+    assert tensors[f'{key}.alpha'] == tensors[f'{key}.lora_down.weight'].shape[0]
 
 
 @pytest.mark.parametrize('scan', [False, True])
@@ -97,7 +122,10 @@ def test_merged_weights_are_the_adapted_network(scan, folders, tmp_path):
     pipeline, params, adapters, config = opened('flux', folders['flux'], scan)
     noise = jax.random.normal(jax.random.key(1), (1, *pipeline.latent_shape(*SIZE)))
     want = our_latents(pipeline, params, adapters, noise)
-    merged = {**params, 'transformer': lora_files.merge(params['transformer'], adapters, config.scale)}
+    merged = {
+        **params,
+        'transformer': lora_files.merge(params['transformer'], adapters, config.scale),
+    }
     assert close(our_latents(pipeline, merged, None, noise), want)
     save_pipeline(tmp_path / 'merged', pipeline, merged)
     again, read = load_pipeline(tmp_path / 'merged', t5_length=16)
@@ -117,14 +145,26 @@ def test_reads_what_it_writes(kind, scan, folders, tmp_path):
 
 def test_reads_the_files_of_others(tmp_path):
     a, b = np.ones((2, 3), np.float32), np.ones((4, 2), np.float32)
-    keys = lambda prefix, suffix='': {f'{prefix}x.to_q.lora_A{suffix}.weight': a, f'{prefix}x.to_q.lora_B{suffix}.weight': b}
+    keys = lambda prefix, suffix='': {
+        f'{prefix}x.to_q.lora_A{suffix}.weight': a,
+        f'{prefix}x.to_q.lora_B{suffix}.weight': b,
+    }
     cases = {
-        'plain': (keys('transformer.'), {}, 1.0), 'peft': (keys('base_model.model.', '.default'), {}, 1.0),
+        'plain': (keys('transformer.'), {}, 1.0),
+        'peft': (keys('base_model.model.', '.default'), {}, 1.0),
         'alpha': (keys('transformer.') | {'transformer.x.to_q.alpha': np.float32(8)}, {}, 4.0),
-        'metadata': (keys('transformer.'), {'lora_adapter_metadata': {'transformer.lora_alpha': 6, 'transformer.r': 2}}, 3.0),
-    }  # fmt: skip
+        'metadata': (
+            keys('transformer.'),
+            {'lora_adapter_metadata': {'transformer.lora_alpha': 6, 'transformer.r': 2}},
+            3.0,
+        ),
+    }
     for name, (tensors, notes, scale) in cases.items():
-        lora_files.write(tmp_path / f'{name}.safetensors', {k: np.asarray(v) for k, v in tensors.items()}, metadata=notes)
+        lora_files.write(
+            tmp_path / f'{name}.safetensors',
+            {k: np.asarray(v) for k, v in tensors.items()},
+            metadata=notes,
+        )
         layers = lora_files.read_peft(tmp_path / f'{name}.safetensors')
         np.testing.assert_array_equal(layers['x.to_q'][1], scale * b)
 
@@ -135,12 +175,16 @@ def test_what_does_not_fit_is_named(folders, tmp_path):
     layers = lora_files.to_layers(adapters, names, config.scale)
     with pytest.raises(FileNotFoundError, match='absent'):
         lora_files.read_peft(tmp_path / 'absent')
-    lora_files.write(tmp_path / 'odd.safetensors', {'lora_unet_blocks_0.lora_down.weight': jnp.ones((1, 1))})
+    lora_files.write(
+        tmp_path / 'odd.safetensors', {'lora_unet_blocks_0.lora_down.weight': jnp.ones((1, 1))}
+    )
     with pytest.raises(ValueError, match='another layout'):
         lora_files.read_peft(tmp_path / 'odd.safetensors')
     first = sorted(layers)[0]
     with pytest.raises(ValueError, match=first):
-        lora_files.from_layers({k: v for k, v in layers.items() if k != first}, names, config, adapters)
+        lora_files.from_layers(
+            {k: v for k, v in layers.items() if k != first}, names, config, adapters
+        )
     with pytest.raises(ValueError, match='lora.rank=2'):
         lora_files.from_layers(layers, names, LoraConfig(2, 4.0, config.targets), adapters)
     with pytest.raises(ValueError, match='peft layout'):

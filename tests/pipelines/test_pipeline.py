@@ -1,4 +1,6 @@
-"""The whole chain against the official torch FluxPipeline: same folder, prompt and latents, same picture; and the folder's errors."""
+"""The whole chain against the official torch FluxPipeline: same folder, prompt and latents, same
+picture; and the folder's errors.
+"""
 
 import json
 import shutil
@@ -9,13 +11,25 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.pipelines.packing import latent_image_ids, pack_latents, token_grid, unpack_latents
 from densegrpo_jax.pipelines.folder import BUILTIN, load_pipeline, resolve_folder, save_pipeline
+from densegrpo_jax.pipelines.packing import (
+    latent_image_ids,
+    pack_latents,
+    token_grid,
+    unpack_latents,
+)
 from tests import miniature
 
-
-PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
-SHAPES = ['a photo of three red circles left of a blue square', 'a photo of a star', 'two orange crosses']
+PROMPTS = [
+    'A neon sign that says "HELLO"',
+    'A chalkboard that reads "JAX"',
+    'A road sign that reads "OPEN"',
+]
+SHAPES = [
+    'a photo of three red circles left of a blue square',
+    'a photo of a star',
+    'two orange crosses',
+]
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +40,9 @@ def folder(tmp_path_factory):
 def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
     pipeline, params = load_pipeline(folder, t5_length=t5_length)
     conditioning = pipeline.encode(params, *pipeline.tokenize(batch))
-    velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, height, width)
+    velocity = pipeline.velocity_fn(
+        params['transformer'], None, conditioning, guidance, height, width
+    )
     latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
     images, finite = pipeline.decode(params, latents, height, width)
     assert finite.all()
@@ -41,9 +57,14 @@ def torch_pictures(folder, height, width, steps, guidance, noise, *, batch=PROMP
     pipe = FluxPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     call = dict(
-        prompt=batch, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=t5_length,
+        prompt=batch,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        max_sequence_length=t5_length,
         latents=torch.tensor(noise),
-    )  # fmt: skip
+    )
     latents = pipe(**call, output_type='latent').images.numpy()
     images = pipe(**call, output_type='np').images
     return latents, np.round(images * 255).astype(np.uint8)
@@ -56,7 +77,9 @@ def psnr(a, b):
 
 @pytest.mark.parametrize('height, width', [(32, 96), (48, 80)])
 def test_random_folder_makes_the_official_picture(folder, height, width):
-    noise = np.random.default_rng(0).standard_normal((3, height * width // 256, 64)).astype(np.float32)
+    noise = (
+        np.random.default_rng(0).standard_normal((3, height * width // 256, 64)).astype(np.float32)
+    )
     expected, expected_images = torch_pictures(folder, height, width, 4, 2.5, noise)
     latents, images = ours(folder, height, width, 4, 2.5, noise)
     assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -67,7 +90,11 @@ def test_random_folder_makes_the_official_picture(folder, height, width):
 def test_schnell_makes_the_official_picture(tmp_path):
     """No guidance embedding, no dynamic shift, another number of heads."""
     folder = miniature.random_flux(
-        tmp_path / 'schnell', heads=3, head_dim=12, guidance_embeds=False, scheduler=miniature.SCHNELL_SCHEDULER
+        tmp_path / 'schnell',
+        heads=3,
+        head_dim=12,
+        guidance_embeds=False,
+        scheduler=miniature.SCHNELL_SCHEDULER,
     )
     noise = np.random.default_rng(0).standard_normal((3, 3 * 7, 64)).astype(np.float32)
     expected, expected_images = torch_pictures(folder, 48, 112, 4, 0.0, noise)
@@ -77,10 +104,13 @@ def test_schnell_makes_the_official_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name, height, width, t5_length, batch', [('tiny', 32, 96, 16, PROMPTS), ('tiny_shapes', 48, 48, 12, SHAPES)]
-)  # fmt: skip
+    'name, height, width, t5_length, batch',
+    [('tiny', 32, 96, 16, PROMPTS), ('tiny_shapes', 48, 48, 12, SHAPES)],
+)
 def test_shipped_miniature_makes_the_official_picture(name, height, width, t5_length, batch):
-    noise = np.random.default_rng(1).standard_normal((3, height * width // 256, 64)).astype(np.float32)
+    noise = (
+        np.random.default_rng(1).standard_normal((3, height * width // 256, 64)).astype(np.float32)
+    )
     options = dict(batch=batch, t5_length=t5_length)
     _, expected = torch_pictures(BUILTIN / name, height, width, 6, 1.5, noise, **options)
     _, images = ours(BUILTIN / name, height, width, 6, 1.5, noise, **options)
@@ -92,7 +122,10 @@ def test_saves_what_it_loads(folder, tmp_path):
     save_pipeline(tmp_path / 'copy', pipeline, params)
     again, params_again = load_pipeline(tmp_path / 'copy', t5_length=16)
     jax.tree.map(np.testing.assert_array_equal, params, params_again)
-    assert again.scheduler == pipeline.scheduler and again.tokenize(PROMPTS)[1].tolist() == pipeline.tokenize(PROMPTS)[1].tolist()
+    assert (
+        again.scheduler == pipeline.scheduler
+        and again.tokenize(PROMPTS)[1].tolist() == pipeline.tokenize(PROMPTS)[1].tolist()
+    )
 
 
 def test_packing_round_trip_and_geometry():
@@ -126,9 +159,13 @@ def test_bad_folders_name_what_is_wrong(folder, tmp_path):
 
 @pytest.mark.parametrize(
     'error, message',
-    [('GatedRepoError', 'accept its licence.*hf auth login'), ('RepositoryNotFoundError', 'does not exist.*check the id'),
-     ('LocalEntryNotFoundError', 'hf download some/model --local-dir'), ('OfflineModeIsEnabled', 'no network, or offline')],
-)  # fmt: skip
+    [
+        ('GatedRepoError', 'accept its licence.*hf auth login'),
+        ('RepositoryNotFoundError', 'does not exist.*check the id'),
+        ('LocalEntryNotFoundError', 'hf download some/model --local-dir'),
+        ('OfflineModeIsEnabled', 'no network, or offline'),
+    ],
+)
 def test_hub_errors_say_the_way_out(error, message, monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors

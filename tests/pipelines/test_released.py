@@ -1,4 +1,6 @@
-"""Shapes of the released checkpoints against their published sizes, and of the conditioning against what the encoders return."""
+"""Shapes of the released checkpoints against their published sizes, and of the conditioning against
+what the encoders return.
+"""
 
 import jax
 import numpy as np
@@ -8,13 +10,17 @@ from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
 from tests import miniature
 
-
 # Parameters in billions, as the model cards and files have them.
 SIZES = {
-    'black-forest-labs/FLUX.1-dev': dict(transformer=11.901, vae=0.0838, text_encoder=0.1231, text_encoder_2=4.762),
+    'black-forest-labs/FLUX.1-dev': dict(
+        transformer=11.901, vae=0.0838, text_encoder=0.1231, text_encoder_2=4.762
+    ),
     'black-forest-labs/FLUX.1-schnell': dict(transformer=11.891),
-    'stabilityai/stable-diffusion-3.5-medium': dict(transformer=2.470, vae=0.0838, text_encoder_2=0.6947, text_encoder_3=4.762),
-    'stabilityai/stable-diffusion-3.5-large': dict(transformer=8.146),  # 8.057 without its position table
+    'stabilityai/stable-diffusion-3.5-medium': dict(
+        transformer=2.470, vae=0.0838, text_encoder_2=0.6947, text_encoder_3=4.762
+    ),
+    # 8.057 without its position table
+    'stabilityai/stable-diffusion-3.5-large': dict(transformer=8.146),
 }
 
 
@@ -26,12 +32,18 @@ def test_sizes_are_the_published_ones(name):
         assert billions == pytest.approx(SIZES[name][component], rel=2e-3), component
 
 
-@pytest.mark.parametrize('write', [miniature.random_flux, miniature.random_sd3, miniature.random_sd15])
+@pytest.mark.parametrize(
+    'write', [miniature.random_flux, miniature.random_sd3, miniature.random_sd15]
+)
 def test_conditioning_shapes_are_those_of_encoded_prompts(write, tmp_path):
     pipeline, params = load_pipeline(write(tmp_path / 'model'), t5_length=16)
-    conditioning = jax.jit(pipeline.encode)(params, *map(np.asarray, pipeline.tokenize(['A sign that says "ONE"', 'two', 'three'])))
+    conditioning = jax.jit(pipeline.encode)(
+        params, *map(np.asarray, pipeline.tokenize(['A sign that says "ONE"', 'two', 'three']))
+    )
     found = jax.tree.map(lambda a: (a.shape, a.dtype), tuple(conditioning))
-    assert found == jax.tree.map(lambda a: (a.shape, a.dtype), tuple(pipeline.conditioning_shapes(3)))
+    assert found == jax.tree.map(
+        lambda a: (a.shape, a.dtype), tuple(pipeline.conditioning_shapes(3))
+    )
 
 
 def test_unknown_names_are_refused():

@@ -1,4 +1,6 @@
-"""The whole chain of Stable Diffusion 1 against the official torch pipeline with its DDIM scheduler; and one training iteration."""
+"""The whole chain of Stable Diffusion 1 against the official torch pipeline with its DDIM
+scheduler; and one training iteration.
+"""
 
 import json
 
@@ -11,11 +13,10 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks import attention
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
-
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
 
@@ -36,15 +37,23 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     assert isinstance(pipe.scheduler, DDIMScheduler)
     pipe.set_progress_bar_config(disable=True)
     noise = np.random.default_rng(0).standard_normal((2, 4, 6, 4)).astype(np.float32)
-    call = dict(prompt=PROMPTS, height=32, width=48, num_inference_steps=5, guidance_scale=guidance,
-                latents=torch.tensor(noise).permute(0, 3, 1, 2))  # fmt: skip
+    call = dict(
+        prompt=PROMPTS,
+        height=32,
+        width=48,
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        latents=torch.tensor(noise).permute(0, 3, 1, 2),
+    )
     expected = pipe(**call, output_type='latent').images.permute(0, 2, 3, 1).numpy()
     expected_images = np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
 
     pipeline, params = load_pipeline(folder, t5_length=1)
     conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
     negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
-    velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, 32, 48, negative=negative)
+    velocity = pipeline.velocity_fn(
+        params['transformer'], None, conditioning, guidance, 32, 48, negative=negative
+    )
     sigmas = pipeline.sigmas(5, 32, 48)
     latents = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
     images, finite = pipeline.decode(params, latents, 32, 48)
@@ -67,12 +76,35 @@ def test_opens_for_any_mesh_with_plain_attention_alone(folder):
 def test_trains_with_ddim_noise(folder, tmp_path):
     config = tiny_ocr.get_config()
     config.reward = {'jpeg': {'weight': 1.0}}
-    config.update_from_flattened_dict({
-        'model.path': str(folder), 'model.height': 32, 'model.width': 32, 'model.guidance': 3.0, 'iterations': 1, 'rollout.prompts': 2,
-        'rollout.group': 2, 'rollout.prompts_per_batch': 2, 'rollout.steps': 4, 'rollout.kernel': 'cps', 'rollout.noise': 'ddim',
-        'rollout.level': 1.0, 'optim.microbatch': 4, 'eval.batch': 2, 'eval.steps': 2, 'eval.shown': 2, 'data.eval_prompts': 2,
-        'lora.targets': tuple(f'attn{i}.to_{part}' for i in (1, 2) for part in ('q', 'k', 'v', 'out.0')),
-    })  # fmt: skip
-    run(config, tmp_path, make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]), StopRequest())
+    config.update_from_flattened_dict(
+        {
+            'model.path': str(folder),
+            'model.height': 32,
+            'model.width': 32,
+            'model.guidance': 3.0,
+            'iterations': 1,
+            'rollout.prompts': 2,
+            'rollout.group': 2,
+            'rollout.prompts_per_batch': 2,
+            'rollout.steps': 4,
+            'rollout.kernel': 'cps',
+            'rollout.noise': 'ddim',
+            'rollout.level': 1.0,
+            'optim.microbatch': 4,
+            'eval.batch': 2,
+            'eval.steps': 2,
+            'eval.shown': 2,
+            'data.eval_prompts': 2,
+            'lora.targets': tuple(
+                f'attn{i}.to_{part}' for i in (1, 2) for part in ('q', 'k', 'v', 'out.0')
+            ),
+        }
+    )
+    run(
+        config,
+        tmp_path,
+        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
+        StopRequest(),
+    )
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0

@@ -1,4 +1,6 @@
-"""The whole chain of SD3.5 against the official torch StableDiffusion3Pipeline, with and without classifier-free guidance."""
+"""The whole chain of SD3.5 against the official torch StableDiffusion3Pipeline, with and without
+classifier-free guidance.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,11 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
 from tests import miniature
 
-
-PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"', 'A road sign that reads "OPEN"']
+PROMPTS = [
+    'A neon sign that says "HELLO"',
+    'A chalkboard that reads "JAX"',
+    'A road sign that reads "OPEN"',
+]
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +27,9 @@ def ours(folder, height, width, steps, guidance, noise, *, scan=False):
     pipeline, params = load_pipeline(folder, t5_length=16, scan=scan)
     conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
     negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
-    velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, height, width, negative=negative)
+    velocity = pipeline.velocity_fn(
+        params['transformer'], None, conditioning, guidance, height, width, negative=negative
+    )
     latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
     images, finite = pipeline.decode(params, latents, height, width)
     assert finite.all()
@@ -39,8 +46,15 @@ def torch_pictures(folder):
     pipe.set_progress_bar_config(disable=True)
 
     def pictures(height, width, steps, guidance, noise):
-        call = dict(prompt=PROMPTS, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=16,
-                    latents=torch.tensor(noise).permute(0, 3, 1, 2))
+        call = dict(
+            prompt=PROMPTS,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=16,
+            latents=torch.tensor(noise).permute(0, 3, 1, 2),
+        )
         latents = pipe(**call, output_type='latent').images.permute(0, 2, 3, 1).numpy()
         return latents, np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
 
@@ -49,7 +63,11 @@ def torch_pictures(folder):
 
 @pytest.mark.parametrize('height, width, guidance', [(32, 96, 1.0), (48, 80, 4.5)])
 def test_random_folder_makes_the_official_picture(folder, torch_pictures, height, width, guidance):
-    noise = np.random.default_rng(0).standard_normal((3, height // 8, width // 8, 16)).astype(np.float32)
+    noise = (
+        np.random.default_rng(0)
+        .standard_normal((3, height // 8, width // 8, 16))
+        .astype(np.float32)
+    )
     expected, expected_images = torch_pictures(height, width, 4, guidance, noise)
     for scan in (False, True):
         latents, images = ours(folder, height, width, 4, guidance, noise, scan=scan)
@@ -65,7 +83,9 @@ def test_saves_what_it_loads(folder, tmp_path):
     for name, filename in (('transformer', 'diffusion_pytorch_model'), ('text_encoder_2', 'model')):
         copy, original = (f / name / f'{filename}.safetensors' for f in (tmp_path / 'copy', folder))
         assert copy.read_bytes() == original.read_bytes()
-    assert (tmp_path / 'copy' / 'model_index.json').read_text() == (folder / 'model_index.json').read_text()
+    assert (tmp_path / 'copy' / 'model_index.json').read_text() == (
+        folder / 'model_index.json'
+    ).read_text()
 
 
 def test_guidance_one_is_the_plain_network(folder):
@@ -76,7 +96,9 @@ def test_guidance_one_is_the_plain_network(folder):
     negative = pipeline.encode(params, *pipeline.tokenize(['']))
 
     def v(guidance, negative):
-        return pipeline.velocity_fn(params['transformer'], None, conditioning, guidance, 32, 32, negative=negative)(x, s)
+        return pipeline.velocity_fn(
+            params['transformer'], None, conditioning, guidance, 32, 32, negative=negative
+        )(x, s)
 
     np.testing.assert_allclose(v(1.0, negative), v(7.0, None), atol=1e-5)
     assert np.abs(v(3.0, negative) - v(1.0, negative)).max() > 1e-3

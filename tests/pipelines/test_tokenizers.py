@@ -6,12 +6,37 @@ import sys
 import numpy as np
 import pytest
 
-from densegrpo_jax.pipelines import tokenizers as K
 from densegrpo_jax.data.prompts import SCENES, scene_prompt, tiny_eval_prompts
+from densegrpo_jax.pipelines import tokenizers as K
 
 # A neon sign that says "CAB": any change breaks the shipped model.
 T5_IDS = [3, 59, 8, 19, 21, 16, 4, 61, 59, 60, 28, 1, 0, 0, 0, 0]
-CLIP_IDS = [584, 320, 559, 574, 578, 576, 257, 66, 64, 321, 257, 585, 585, 585, 585, 585, 585, 585, 585, 585, 585, 585, 585, 585]
+CLIP_IDS = [
+    584,
+    320,
+    559,
+    574,
+    578,
+    576,
+    257,
+    66,
+    64,
+    321,
+    257,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+    585,
+]
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +48,11 @@ def test_special_ids_and_sizes(clip_and_t5):
     clip, t5 = clip_and_t5
     assert (t5.pad_token_id, t5.eos_token_id, t5.unk_token_id) == (0, 1, 2)
     assert len(t5) < 512 and t5.model_max_length == K.T5_LENGTH
-    assert (clip.bos_token_id, clip.eos_token_id, clip.pad_token_id) == (len(clip) - 2, len(clip) - 1, len(clip) - 1)
+    assert (clip.bos_token_id, clip.eos_token_id, clip.pad_token_id) == (
+        len(clip) - 2,
+        len(clip) - 1,
+        len(clip) - 1,
+    )
     assert len(clip) < 1024 and clip.model_max_length == K.CLIP_LENGTH
 
 
@@ -74,8 +103,14 @@ def test_flux_pipeline_call_form(clip_and_t5):
     prompts = [p.text for p in tiny_eval_prompts()][:3] + ['', 'x' * 99]
     for tokenizer, length in zip(clip_and_t5, (K.CLIP_LENGTH, K.T5_LENGTH)):
         inputs = tokenizer(
-            prompts, padding='max_length', max_length=length, truncation=True, return_length=False,
-            return_overflowing_tokens=False, return_tensors='np')  # fmt: skip
+            prompts,
+            padding='max_length',
+            max_length=length,
+            truncation=True,
+            return_length=False,
+            return_overflowing_tokens=False,
+            return_tensors='np',
+        )
         assert inputs.input_ids.shape == (5, length)
         np.testing.assert_array_equal(K.tokenize(tokenizer, prompts, length), inputs.input_ids)
         assert (inputs.input_ids[3] == tokenizer.pad_token_id).sum() >= length - 2
@@ -85,7 +120,10 @@ def test_flux_pipeline_call_form(clip_and_t5):
 def test_committed_files_are_what_the_command_writes(tmp_path):
     K.build(tmp_path, K.template_words())
     for name in ('tokenizer', 'tokenizer_2'):
-        model = [json.loads((folder / name / 'tokenizer.json').read_text())['model'] for folder in (tmp_path, K.TOKENIZERS)]
+        model = [
+            json.loads((folder / name / 'tokenizer.json').read_text())['model']
+            for folder in (tmp_path, K.TOKENIZERS)
+        ]
         assert model[0]['vocab'] == model[1]['vocab']
         assert model[0].get('merges') == model[1].get('merges')
 

@@ -1,27 +1,38 @@
-"""Weight tables: round trips against files torch wrote, shards, prefixes, shardings, and errors that name what is wrong."""
+"""Weight tables: round trips against files torch wrote, shards, prefixes, shardings, and errors
+that name what is wrong.
+"""
 
 import json
 import shutil
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.networks.block_stacks import unstack_blocks
 import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from densegrpo_jax.networks import flux
-from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.pipelines.weights import files as weights
+from tests.networks.block_stacks import unstack_blocks
 
 NAME = 'diffusion_pytorch_model.safetensors'
-RULES = [Rule('in.weight', 'in/kernel', 'linear'), Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
-         Rule('blocks.{i}.{p:up|down}.weight', 'blocks/{p}/kernel', 'linear'), Rule('blocks.{i}.scale', 'blocks/scale'),
-         Rule('position_ids', None)]
-UNSCANNED = [Rule('in.weight', 'in/kernel', 'linear'), Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
-             Rule('blocks.{i}.{p:up|down}.weight', 'blocks_{i}/{p}/kernel', 'linear'), Rule('blocks.{i}.scale', 'blocks_{i}/scale')]
+RULES = [
+    Rule('in.weight', 'in/kernel', 'linear'),
+    Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
+    Rule('blocks.{i}.{p:up|down}.weight', 'blocks/{p}/kernel', 'linear'),
+    Rule('blocks.{i}.scale', 'blocks/scale'),
+    Rule('position_ids', None),
+]
+UNSCANNED = [
+    Rule('in.weight', 'in/kernel', 'linear'),
+    Rule('conv.{k:weight|bias}', 'conv/{k}', 'conv'),
+    Rule('blocks.{i}.{p:up|down}.weight', 'blocks_{i}/{p}/kernel', 'linear'),
+    Rule('blocks.{i}.scale', 'blocks_{i}/scale'),
+]
 
 
 def tensors(blocks=12):
@@ -29,14 +40,25 @@ def tensors(blocks=12):
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
     result = {'in.weight': normal(8, 3), 'conv.weight': normal(2, 3, 5, 4)}
     for i in range(blocks):
-        result |= {f'blocks.{i}.up.weight': normal(16, 8), f'blocks.{i}.down.weight': normal(8, 16), f'blocks.{i}.scale': normal(8)}
+        result |= {
+            f'blocks.{i}.up.weight': normal(16, 8),
+            f'blocks.{i}.down.weight': normal(8, 16),
+            f'blocks.{i}.scale': normal(8),
+        }
     return result
 
 
 def abstract(blocks=12):
     leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    return {'in': {'kernel': leaf(3, 8)}, 'conv': {'weight': leaf(5, 4, 3, 2)},
-            'blocks': {'up': {'kernel': leaf(blocks, 8, 16)}, 'down': {'kernel': leaf(blocks, 16, 8)}, 'scale': leaf(blocks, 8)}}
+    return {
+        'in': {'kernel': leaf(3, 8)},
+        'conv': {'weight': leaf(5, 4, 3, 2)},
+        'blocks': {
+            'up': {'kernel': leaf(blocks, 8, 16)},
+            'down': {'kernel': leaf(blocks, 16, 8)},
+            'scale': leaf(blocks, 8),
+        },
+    }
 
 
 def write(folder, arrays, name=NAME):
@@ -47,37 +69,67 @@ def write(folder, arrays, name=NAME):
 
 def test_values_and_block_order(tmp_path):
     stored = tensors()
-    params = weights.load_weights(write(tmp_path, stored | {'position_ids': np.arange(3)}), RULES, abstract())
+    params = weights.load_weights(
+        write(tmp_path, stored | {'position_ids': np.arange(3)}), RULES, abstract()
+    )
     np.testing.assert_array_equal(params['in']['kernel'], stored['in.weight'].T)
-    np.testing.assert_array_equal(params['conv']['weight'][1, 2], stored['conv.weight'][:, :, 1, 2].T)
+    np.testing.assert_array_equal(
+        params['conv']['weight'][1, 2], stored['conv.weight'][:, :, 1, 2].T
+    )
     for i in range(12):  # numeric order, not that of strings
-        np.testing.assert_array_equal(params['blocks']['up']['kernel'][i], stored[f'blocks.{i}.up.weight'].T)
+        np.testing.assert_array_equal(
+            params['blocks']['up']['kernel'][i], stored[f'blocks.{i}.up.weight'].T
+        )
     assert isinstance(params['in']['kernel'], jax.Array)
 
 
 def test_scanned_and_unscanned_tables_agree(tmp_path):
     params = weights.load_weights(write(tmp_path, tensors()), RULES, abstract())
     flat = unstack_blocks(params, 'blocks')
-    jax.tree.map(np.testing.assert_array_equal, weights.load_weights(tmp_path, UNSCANNED, flat), flat)
+    jax.tree.map(
+        np.testing.assert_array_equal, weights.load_weights(tmp_path, UNSCANNED, flat), flat
+    )
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
 def test_round_trip_of_a_file_torch_wrote(scan, tmp_path):
     pytest.importorskip('torch')
     diffusers = pytest.importorskip('diffusers')
-    config = dict(in_channels=8, num_layers=2, num_single_layers=11, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12,
-                  pooled_projection_dim=10, guidance_embeds=True, axes_dims_rope=[4, 2, 2])
+    config = dict(
+        in_channels=8,
+        num_layers=2,
+        num_single_layers=11,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        guidance_embeds=True,
+        axes_dims_rope=[4, 2, 2],
+    )
     module = diffusers.FluxTransformer2DModel(**config)
     module.save_pretrained(tmp_path / 'single')
     module.save_pretrained(tmp_path / 'sharded', max_shard_size='100KB')
     assert len(list((tmp_path / 'sharded').glob('*.safetensors'))) > 1
     net = flux.FluxTransformer(flux.FluxConfig.from_json(config), scan=scan)
     zeros = lambda *shape: jnp.zeros(shape)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), zeros(1, 1, 8), zeros(1, 1, 12), zeros(1, 10), zeros(1), zeros(1), zeros(1, 3),
-                            zeros(1, 3))['params']
+    shapes = jax.eval_shape(
+        net.init,
+        jax.random.key(0),
+        zeros(1, 1, 8),
+        zeros(1, 1, 12),
+        zeros(1, 10),
+        zeros(1),
+        zeros(1),
+        zeros(1, 3),
+        zeros(1, 3),
+    )['params']
     rules = flux.weight_rules(net.config, scan)
     params = weights.load_weights(tmp_path / 'single', rules, shapes)
-    jax.tree.map(np.testing.assert_array_equal, weights.load_weights(tmp_path / 'sharded', rules, shapes), params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        weights.load_weights(tmp_path / 'sharded', rules, shapes),
+        params,
+    )
     weights.save_weights(tmp_path / 'ours', rules, params)
     assert (tmp_path / 'ours' / NAME).read_bytes() == (tmp_path / 'single' / NAME).read_bytes()
     weights.save_weights(tmp_path / 'ours', rules, params, max_shard_bytes=50_000)
@@ -92,12 +144,15 @@ def test_shards_and_index(tmp_path):
     params = weights.load_weights(write(tmp_path / 'a', stored), RULES, abstract())
     target = write(tmp_path / 'b', stored)  # an earlier single file of the same name
     written = weights.save_weights(target, RULES, params, max_shard_bytes=2000)
-    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in written)  # no stale file, no partial file
+    # no stale file, no partial file
+    assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in written)
     assert all(p.stat().st_size < 2000 + 2000 for p in written[:-1]) and len(written) > 5
     index = json.loads((target / f'{NAME}.index.json').read_text())
     assert set(index['weight_map']) == set(stored)
     assert index['metadata']['total_size'] == sum(a.nbytes for a in stored.values())
-    jax.tree.map(np.testing.assert_array_equal, weights.load_weights(target, RULES, abstract()), params)
+    jax.tree.map(
+        np.testing.assert_array_equal, weights.load_weights(target, RULES, abstract()), params
+    )
     weights.save_weights(target, RULES, params)
     assert [p.name for p in target.iterdir()] == [NAME]
 
@@ -108,22 +163,39 @@ def test_bfloat16_without_torch(tmp_path):
     assert params['in']['kernel'].dtype == jnp.bfloat16
     np.testing.assert_array_equal(params['in']['kernel'], stored['in.weight'].T)
     wide = weights.load_weights(tmp_path, RULES, abstract(), dtype=jnp.float32)
-    np.testing.assert_array_equal(wide['blocks']['scale'][3], stored['blocks.3.scale'].astype(np.float32))
+    np.testing.assert_array_equal(
+        wide['blocks']['scale'][3], stored['blocks.3.scale'].astype(np.float32)
+    )
     weights.save_weights(tmp_path / 'back', RULES, wide, dtype=jnp.bfloat16)
     again = safetensors.numpy.load_file(tmp_path / 'back' / NAME)
-    assert set(again) == set(stored) and all((again[k] == stored[k]).all() and again[k].dtype == ml_dtypes.bfloat16 for k in stored)
+    assert set(again) == set(stored) and all(
+        (again[k] == stored[k]).all() and again[k].dtype == ml_dtypes.bfloat16 for k in stored
+    )
 
 
 def test_shardings(tmp_path):
     write(tmp_path, tensors())
     plain = weights.load_weights(tmp_path, RULES, abstract())
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ('data', 'fsdp'))
-    specs = {'in': {'kernel': P(None, 'fsdp')}, 'conv': {'weight': P()},
-             'blocks': {'up': {'kernel': P('data', 'fsdp')}, 'down': {'kernel': P(None, ('data', 'fsdp'))}, 'scale': P('fsdp')}}
-    shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
-    params = weights.load_weights(tmp_path, RULES, abstract(), shardings=shardings, dtype=jnp.float32)
+    specs = {
+        'in': {'kernel': P(None, 'fsdp')},
+        'conv': {'weight': P()},
+        'blocks': {
+            'up': {'kernel': P('data', 'fsdp')},
+            'down': {'kernel': P(None, ('data', 'fsdp'))},
+            'scale': P('fsdp'),
+        },
+    }
+    shardings = jax.tree.map(
+        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P)
+    )
+    params = weights.load_weights(
+        tmp_path, RULES, abstract(), shardings=shardings, dtype=jnp.float32
+    )
     jax.tree.map(np.testing.assert_array_equal, params, plain)
-    jax.tree.map(lambda p, s: p.sharding == s or pytest.fail(f'{p.sharding} is not {s}'), params, shardings)
+    jax.tree.map(
+        lambda p, s: p.sharding == s or pytest.fail(f'{p.sharding} is not {s}'), params, shardings
+    )
     assert params['blocks']['up']['kernel'].addressable_shards[0].data.shape == (6, 2, 16)
     weights.save_weights(tmp_path / 'back', RULES, params)  # a sharded tree saves like any other
     assert safetensors.numpy.load_file(tmp_path / 'back' / NAME).keys() == tensors().keys()
@@ -132,10 +204,18 @@ def test_shardings(tmp_path):
 
 
 def test_prefix_is_optional(tmp_path):
-    plain = weights.load_weights(write(tmp_path, tensors()), RULES, abstract(), prefix='text_model.')
+    plain = weights.load_weights(
+        write(tmp_path, tensors()), RULES, abstract(), prefix='text_model.'
+    )
     weights.save_weights(tmp_path / 'p', RULES, plain, prefix='text_model.')
-    assert all(k.startswith('text_model.') for k in safetensors.numpy.load_file(tmp_path / 'p' / NAME))
-    jax.tree.map(np.testing.assert_array_equal, weights.load_weights(tmp_path / 'p', RULES, abstract(), prefix='text_model.'), plain)
+    assert all(
+        k.startswith('text_model.') for k in safetensors.numpy.load_file(tmp_path / 'p' / NAME)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        weights.load_weights(tmp_path / 'p', RULES, abstract(), prefix='text_model.'),
+        plain,
+    )
     write(tmp_path, tensors() | {'text_model.in.weight': tensors()['in.weight']})
     with pytest.raises(ValueError, match='doubled .1.: in.weight and text_model.in.weight'):
         weights.load_weights(tmp_path, RULES, abstract(), prefix='text_model.')
@@ -145,16 +225,29 @@ def test_everything_that_does_not_fit_is_in_one_error(tmp_path):
     stored = tensors()
     del stored['blocks.5.up.weight'], stored['in.weight']
     zeros = lambda *shape: np.zeros(shape, np.float32)
-    stored |= {'extra.weight': zeros(2), 'blocks.12.scale': zeros(8), 'blocks.3.scale': zeros(9), 'blocks.4.down.weight': zeros(16, 8)}
+    stored |= {
+        'extra.weight': zeros(2),
+        'blocks.12.scale': zeros(8),
+        'blocks.3.scale': zeros(9),
+        'blocks.4.down.weight': zeros(16, 8),
+    }
     with pytest.raises(ValueError) as error:
         weights.load_weights(write(tmp_path, stored), RULES, abstract())
     message = str(error.value)
     assert str(tmp_path) in message
-    for line in ('missing (2): in.weight, blocks.5.up.weight', 'unexpected (2): blocks.12.scale, extra.weight',
-                 'blocks.3.scale is [9], expected [8]', 'blocks.4.down.weight is [16, 8], expected [8, 16]'):
+    for line in (
+        'missing (2): in.weight, blocks.5.up.weight',
+        'unexpected (2): blocks.12.scale, extra.weight',
+        'blocks.3.scale is [9], expected [8]',
+        'blocks.4.down.weight is [16, 8], expected [8, 16]',
+    ):
         assert line in message
     with pytest.raises(ValueError, match='without a rule .1.: other'):
-        weights.load_weights(write(tmp_path, tensors()), RULES, abstract() | {'other': jax.ShapeDtypeStruct((1,), jnp.float32)})
+        weights.load_weights(
+            write(tmp_path, tensors()),
+            RULES,
+            abstract() | {'other': jax.ShapeDtypeStruct((1,), jnp.float32)},
+        )
     with pytest.raises(ValueError, match='no rule writes these parameters: other'):
         weights.save_weights(tmp_path, RULES, {'other': jnp.zeros(1)})
 
@@ -168,7 +261,9 @@ def test_damaged_and_absent_files(tmp_path):
     data = (write(tmp_path, tensors()) / NAME).read_bytes()
     for size in (0, 5, 100, len(data) // 2, len(data) - 1):
         (tmp_path / NAME).write_bytes(data[:size])
-        with pytest.raises(ValueError, match=rf'{NAME} \({size} bytes\) is not a complete safetensors file'):
+        with pytest.raises(
+            ValueError, match=rf'{NAME} \({size} bytes\) is not a complete safetensors file'
+        ):
             weights.load_weights(tmp_path, RULES, abstract())
     (tmp_path / NAME).write_bytes(data)
     params = weights.load_weights(tmp_path, RULES, abstract())
@@ -209,18 +304,28 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     def full_disk(arrays, path, metadata):
         path.write_bytes(b'half')
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(safetensors.numpy, 'save_file', full_disk)
     with pytest.raises(OSError, match='could not write.*No space left'):
         weights.save_weights(tmp_path, RULES, params)
-    assert [p.name for p in tmp_path.iterdir()] == [NAME] and (tmp_path / NAME).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [NAME] and (
+        tmp_path / NAME
+    ).read_bytes() == before
 
 
 def test_rules_are_checked():
     assert Rule('a.{i}.b', 'a_{i}/b').read('a.3.b') == ('a_3/b', None)
     assert Rule('a.{i}.b', 'a/b').read('a.3.b') == ('a/b', 3)
-    assert Rule('a.{i}.b', 'a/b').read('a.x.b') is None and Rule('a.{i}.b', 'a/b').read('xa.3.b') is None
-    assert Rule('axb', 'q').read('a.b') is None and Rule('a.b', 'q').read('axb') is None  # a dot is a dot
-    assert Rule('a.{i}.{p:x|y}', 'a/{p}').write('a/y', 4) == 'a.4.y' and Rule('a.{p:x|y}', 'a/{p}').write('a/z') is None
+    assert (
+        Rule('a.{i}.b', 'a/b').read('a.x.b') is None
+        and Rule('a.{i}.b', 'a/b').read('xa.3.b') is None
+    )
+    # a dot is a dot
+    assert Rule('axb', 'q').read('a.b') is None and Rule('a.b', 'q').read('axb') is None
+    assert (
+        Rule('a.{i}.{p:x|y}', 'a/{p}').write('a/y', 4) == 'a.4.y'
+        and Rule('a.{p:x|y}', 'a/{p}').write('a/z') is None
+    )
     with pytest.raises(ValueError, match='transform'):
         Rule('a', 'b', 'transpose')
     for source, target in (('a.{i}.{j}', 'b'), ('a', 'b/{i}')):

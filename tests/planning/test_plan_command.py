@@ -1,4 +1,6 @@
-"""The plan command's arithmetic and its two answers, on the miniature with the CPU's compiler standing in."""
+"""The plan command's arithmetic and its two answers, on the miniature with the CPU's compiler
+standing in.
+"""
 
 import pathlib
 import shlex
@@ -9,12 +11,12 @@ from ml_collections.config_flags import config_path
 
 from configs import tiny_ocr
 from densegrpo_jax import plan
-from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
-from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.defaults import validate
-from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.planning.lowering import phases
+from densegrpo_jax.planning.topology import CHIPS, parse
+from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
+from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.sampling.sampler import make_schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,30 +24,60 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def small():
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict({
-        'rollout.steps': 2, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'optim.microbatch': 8,
-        'eval.batch': 8, 'eval.steps': 2, 'data.eval_prompts': 16, 'model.height': 16, 'model.width': 32, 'model.scan': True,
-    })  # fmt: skip
+    config.update_from_flattened_dict(
+        {
+            'rollout.steps': 2,
+            'rollout.prompts': 2,
+            'rollout.group': 4,
+            'rollout.prompts_per_batch': 2,
+            'optim.microbatch': 8,
+            'eval.batch': 8,
+            'eval.steps': 2,
+            'data.eval_prompts': 16,
+            'model.height': 16,
+            'model.width': 32,
+            'model.scan': True,
+        }
+    )
     return config
 
 
 @pytest.fixture(scope='module')
 def result():
-    return plan.plan(small(), parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
+    return plan.plan(
+        small(), parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5
+    )
 
 
 def test_a_plan_adds_up(result):
-    assert result['estimated_on_cpu'] and result['devices'] == 8 and result['fits'] and result['advice'] == []
+    assert (
+        result['estimated_on_cpu']
+        and result['devices'] == 8
+        and result['fits']
+        and result['advice'] == []
+    )
     assert set(result['phases']) == {'rollout', 'update', 'evaluation'}
     chip = CHIPS['v5e']
     for row in result['phases'].values():
         assert 0 < result['resident_gib'] < row['gib'] < chip.gib and row['tflop'] > 0
     rollout = result['phases']['rollout']
-    assert rollout['compute_s'] == pytest.approx(rollout['tflop'] * 1e12 / chip.flops / 0.5)  # one batch an iteration, nothing repeated
+    # one batch an iteration, nothing repeated
+    assert rollout['compute_s'] == pytest.approx(rollout['tflop'] * 1e12 / chip.flops / 0.5)
     low, high = result['chip_hours']
-    assert low <= high == pytest.approx((result['seconds_per_iteration'] + result['collective_seconds']) * 60 * 8 / 3600)
+    assert (
+        low
+        <= high
+        == pytest.approx(
+            (result['seconds_per_iteration'] + result['collective_seconds']) * 60 * 8 / 3600
+        )
+    )
     text = plan.table(result)
-    assert 'it fits' in text and 'an estimate only' in text and 'rollout' in text and 'little effort' not in text
+    assert (
+        'it fits' in text
+        and 'an estimate only' in text
+        and 'rollout' in text
+        and 'little effort' not in text
+    )
     assert 'little effort' in plan.table({**result, 'quick': True})
 
 
@@ -53,33 +85,51 @@ def test_what_does_not_fit_is_said_with_a_way_out(result):
     rows = {name: plan.Row(**row) for name, row in result['phases'].items()}
     config = small()
     rows['update'] = rows['update']._replace(gib=40.0)
-    lines = plan.advice(config, parse('v5e:2x4'), rows, resident=2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1})
-    assert lines[0] == 'update: config.optim.microbatch=2 instead of 8' and "config.model.remat='full'" in lines[1] and 'splash' in lines[2]
-    lines = plan.advice(config, parse('h100:2'), {}, resident=70 * 2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1})
-    assert lines == ['weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.data=1 config.mesh.fsdp=2']
+    lines = plan.advice(
+        config, parse('v5e:2x4'), rows, resident=2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1}
+    )
+    assert (
+        lines[0] == 'update: config.optim.microbatch=2 instead of 8'
+        and "config.model.remat='full'" in lines[1]
+        and 'splash' in lines[2]
+    )
+    lines = plan.advice(
+        config, parse('h100:2'), {}, resident=70 * 2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1}
+    )
+    assert lines == [
+        'weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.data=1 config.mesh.fsdp=2'
+    ]
     text = plan.table({**result, 'fits': False, 'advice': lines})
     assert 'IT DOES NOT FIT' in text and lines[0] in text
 
 
 def test_advice_is_what_a_plan_takes(result):
-    """Batches that divide over the mesh, a mesh of the devices that there are, no key that another one forbids, no line twice."""
+    """Batches that divide over the mesh, a mesh of the devices that there are, no key that another
+    one forbids, no line twice.
+    """
     config, v5e, shape = small(), parse('v5e:2x4'), {'data': 4, 'fsdp': 2, 'tensor': 1}
-    config.rollout.update(prompts=8, prompts_per_batch=8)  # of 4 samples: over 8 pieces, 2 prompts at a time
+    # of 4 samples: over 8 pieces, 2 prompts at a time
+    config.rollout.update(prompts=8, prompts_per_batch=8)
     config.optim.microbatch = config.eval.batch = 32
     rows = {name: plan.Row(**row)._replace(gib=1000.0) for name, row in result['phases'].items()}
     lines = plan.advice(config, v5e, rows, resident=2**30, mesh=shape)
     assert [line for line in lines if 'instead of' in line and 'remat' not in line] == [
-        'rollout: config.rollout.prompts_per_batch=2 instead of 8', 'update: config.optim.microbatch=8 instead of 32',
+        'rollout: config.rollout.prompts_per_batch=2 instead of 8',
+        'update: config.optim.microbatch=8 instead of 32',
         'evaluation: config.eval.batch=8 instead of 32',
-    ]  # fmt: skip
+    ]
     assert len(lines) == len(set(lines)) == 5
     assert plan.advice(config, v5e, rows, resident=20 * 2**30, mesh=shape) == [
         'weights, optimiser and latents alone take 20.0 of 15.75 GiB: config.mesh.data=1 config.mesh.fsdp=8'
     ]
     alone = dict.fromkeys(shape, 1)
-    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith("more devices, or config.model.quantize='int8'")
+    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(
+        "more devices, or config.model.quantize='int8'"
+    )
     config.full = True
-    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(': more devices')
+    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(
+        ': more devices'
+    )
 
 
 def test_operations_follow_the_configuration():
@@ -88,12 +138,19 @@ def test_operations_follow_the_configuration():
         config.update_from_flattened_dict(overrides)
         mesh = make_mesh(config.mesh, jax.devices()[:1])
         _, pipeline = open_base(config, mesh)
-        return {name: phase.flops for name, phase in phases(config, pipeline, make_schedule(pipeline, config), mesh).items()}
+        return {
+            name: phase.flops
+            for name, phase in phases(
+                config, pipeline, make_schedule(pipeline, config), mesh
+            ).items()
+        }
 
     dense, sparse = flops(), flops(**{'credit.rule': 'sparse'})
-    assert dense['rollout'] > 1.4 * sparse['rollout'] and dense['update'] == sparse['update']  # 3 velocities and 2 decodes against 2 and 1
+    # 3 velocities and 2 decodes against 2 and 1
+    assert dense['rollout'] > 1.4 * sparse['rollout'] and dense['update'] == sparse['update']
     full, referenced = flops(full=True), flops(**{'loss.beta': 0.1})
-    assert 1.3 < full['update'] / dense['update'] < 1.5  # 3 passes instead of 2, without the adapters' own products
+    # 3 passes instead of 2, without the adapters' own products
+    assert 1.3 < full['update'] / dense['update'] < 1.5
     assert referenced['update'] == pytest.approx(1.5 * dense['update'])
 
 
@@ -105,11 +162,19 @@ def test_geometry_is_checked_first():
 
 
 def test_the_slices_to_copy_are_those_of_the_plans():
-    """docs/scaling.md: a type's chips, the variant, the mesh and the batches belong together, and a row of the plans says that it fits."""
+    """docs/scaling.md: a type's chips, the variant, the mesh and the batches belong together, and a
+    row of the plans says that it fits.
+    """
     page = (ROOT / 'docs' / 'scaling.md').read_text()
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith('    bash launch/tpu.sh watch')]
+    commands = [
+        shlex.split(line)
+        for line in page.splitlines()
+        if line.startswith('    bash launch/tpu.sh watch')
+    ]
     slices = {'v5litepod-8': 'v5e:2x4', 'v5litepod-64': 'v5e:8x8', 'v5p-8': 'v5p:2x2x1'}
-    of = lambda arguments: dict(argument[2:].split('=', 1) for argument in arguments if '=' in argument)
+    of = lambda arguments: dict(
+        argument[2:].split('=', 1) for argument in arguments if '=' in argument
+    )
     assert [of(command)['type'] for command in commands] == list(slices)
     for command in commands:
         given = of(command)
@@ -121,7 +186,19 @@ def test_the_slices_to_copy_are_those_of_the_plans():
                 config_path.set_value(key.removeprefix('config.'), config, kind(value))
         validate(config)
         data, fsdp, _ = mesh_shape(config.mesh, topology.count)
-        for batch in (config.rollout.prompts_per_batch * config.rollout.group, config.optim.microbatch, config.eval.batch):
+        for batch in (
+            config.rollout.prompts_per_batch * config.rollout.group,
+            config.optim.microbatch,
+            config.eval.batch,
+        ):
             assert batch % (data * fsdp) == 0
-        row = next(r for r in page.splitlines() if f'`{topology.name}`' in r and f'flux_ocr.py:devices={topology.count}`' in r)
-        assert config.model.attention in row and 'yes, of' in row and (fsdp == 1 or f'fsdp {fsdp}' in row)
+        row = next(
+            r
+            for r in page.splitlines()
+            if f'`{topology.name}`' in r and f'flux_ocr.py:devices={topology.count}`' in r
+        )
+        assert (
+            config.model.attention in row
+            and 'yes, of' in row
+            and (fsdp == 1 or f'fsdp {fsdp}' in row)
+        )

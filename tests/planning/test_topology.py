@@ -3,18 +3,24 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from densegrpo_jax.planning.collectives import collective_bytes
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.planning.topology import parse
+from densegrpo_jax.runtime.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
     ('name', 'count', 'compiler'),
-    [('v5e:2x4', 8, 'libtpu'), ('v5p:2x2x1', 4, 'libtpu'), ('v6e:1x1', 1, 'libtpu'), ('tpu7x:2x2x1', 8, 'libtpu'),
-     ('h100:8', 8, 'jax_plugins.xla_cuda13')],
-)  # fmt: skip
+    [
+        ('v5e:2x4', 8, 'libtpu'),
+        ('v5p:2x2x1', 4, 'libtpu'),
+        ('v6e:1x1', 1, 'libtpu'),
+        ('tpu7x:2x2x1', 8, 'libtpu'),
+        ('h100:8', 8, 'jax_plugins.xla_cuda13'),
+    ],
+)
 def test_topologies(name, count, compiler):
     topology = parse(name)
     assert (topology.count, topology.compiler) == (count, compiler) and topology.chip.gib > 10
@@ -37,8 +43,16 @@ def mesh():
 
 
 def compiled(function, mesh, *specs_and_shapes):
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)) for spec, shape in specs_and_shapes]
-    return jax.jit(function, out_shardings=NamedSharding(mesh, P())).lower(*arguments).compile().as_text()
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for spec, shape in specs_and_shapes
+    ]
+    return (
+        jax.jit(function, out_shardings=NamedSharding(mesh, P()))
+        .lower(*arguments)
+        .compile()
+        .as_text()
+    )
 
 
 def test_bytes_of_one_all_gather(mesh):
@@ -57,7 +71,8 @@ def test_a_loop_counts_as_often_as_it_runs(mesh):
 
     hlo = compiled(scanned, mesh, (P(), (4, 64)), (P(None, None, 'fsdp'), (5, 64, 64)))
     total = sum(collective_bytes(hlo).values())
-    activation, matrix = 4 * 64 * 4, 64 * 64 * 4  # the compiler gathers one or the other in each round, and perhaps the last result
+    # the compiler gathers one or the other in each round, and perhaps the last result
+    activation, matrix = 4 * 64 * 4, 64 * 64 * 4
     assert total in (5 * activation, 6 * activation, 5 * matrix, 5 * matrix + activation)
 
 
@@ -67,7 +82,7 @@ def test_text_without_collectives_and_without_a_program():
 
 
 def test_asynchronous_and_shrinking_collectives_by_hand():
-    hlo = '''
+    hlo = """
 %body (p: f32[8]) -> f32[8] {
   %ag = (bf16[2,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(bf16[2,4]{1,0} %p), dimensions={0}
 }
@@ -81,13 +96,18 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"19"}}
   %v = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body
 }
-'''
-    assert collective_bytes(hlo) == {'reduce-scatter': 16 * 4 * 4, 'all-gather': (19 + 7) * 16 * 4 * 2}
+"""
+    assert collective_bytes(hlo) == {
+        'reduce-scatter': 16 * 4 * 4,
+        'all-gather': (19 + 7) * 16 * 4 * 2,
+    }
 
 
 def test_collectives_of_the_tpu_compiler_by_hand():
-    """A product that passes pieces of a matrix around in a loop with a step of 2, and a gather spread over two fusions."""
-    hlo = '''
+    """A product that passes pieces of a matrix around in a loop with a step of 2, and a gather
+    spread over two fusions.
+    """
+    hlo = """
 %part.1 (p: bf16[2,4]) -> bf16[16,4] {
   ROOT %ag.1 = bf16[16,4]{1,0} all-gather(%p), channel_id=5, dimensions={0}
 }
@@ -130,5 +150,8 @@ def test_collectives_of_the_tpu_compiler_by_hand():
 ENTRY %main (p: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0}) while(%t), condition=%cond, body=%body
 }
-'''
-    assert collective_bytes(hlo) == {'all-gather': 19 * 16 * 4 * 2, 'collective-permute': 19 * 2 * 8 * 4 * 2}
+"""
+    assert collective_bytes(hlo) == {
+        'all-gather': 19 * 16 * 4 * 2,
+        'collective-permute': 19 * 2 * 8 * 4 * 2,
+    }

@@ -22,15 +22,24 @@ def test_weights_are_gathered_and_not_activations():
     size = (128, 256)
 
     def sent(batch):
-        rows = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), tree)
+        rows = lambda tree: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), tree
+        )
 
         @jax.jit
         @jax.grad
         def gradient(adapters, base, conditioning, x):
-            return pipeline.velocity_fn(base, adapters, conditioning, 1.0, *size)(x, jnp.full(batch, 0.5)).sum()
+            return pipeline.velocity_fn(base, adapters, conditioning, 1.0, *size)(
+                x, jnp.full(batch, 0.5)
+            ).sum()
 
         latents = jax.ShapeDtypeStruct((batch, *pipeline.latent_shape(*size)), jnp.float32)
-        arguments = placed(adapters), placed(base), rows(pipeline.conditioning_shapes(batch)), rows(latents)
+        arguments = (
+            placed(adapters),
+            placed(base),
+            rows(pipeline.conditioning_shapes(batch)),
+            rows(latents),
+        )
         return collective_bytes(gradient.lower(*arguments).compile().as_text())
 
     few, many = sum(sent(16).values()), sum(sent(32).values())

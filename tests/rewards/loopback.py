@@ -1,4 +1,6 @@
-"""Real HTTP servers on the loopback interface, well behaved and faulty, and a reward whose scores say which picture they are of."""
+"""Real HTTP servers on the loopback interface, well behaved and faulty, and a reward whose scores
+say which picture they are of.
+"""
 
 import asyncio
 import collections
@@ -17,9 +19,17 @@ from densegrpo_jax.rewards.base import Scores, check_batch
 
 
 class PixelReward:
-    """A number in [0, 1) that depends on every pixel and the prompt, and the picture's mean. A picture that begins with 255 is invalid."""
+    """A number in [0, 1) that depends on every pixel and the prompt, and the picture's mean. A
+    picture that begins with 255 is invalid.
+    """
 
-    name, names, range, device, needs_metadata = 'pixel', ('pixel', 'mean'), (0.0, 1.0), 'host', True
+    name, names, range, device, needs_metadata = (
+        'pixel',
+        ('pixel', 'mean'),
+        (0.0, 1.0),
+        'host',
+        True,
+    )
 
     def __init__(self, hook=None):
         self.hook = hook
@@ -34,10 +44,19 @@ class PixelReward:
         if self.hook:
             self.hook(images)
         triples = zip(images, prompts, metadata)
-        pixel = [zlib.crc32(image.tobytes() + f'{prompt}{extra}'.encode()) % 9973 / 9973 for image, prompt, extra in triples]
+        pixel = [
+            zlib.crc32(image.tobytes() + f'{prompt}{extra}'.encode()) % 9973 / 9973
+            for image, prompt, extra in triples
+        ]
         valid = images[:, 0, 0, 0] != 255
-        values = {'pixel': np.array(pixel, np.float32), 'mean': images.mean((1, 2, 3)).astype(np.float32)}
-        return Scores({name: np.where(valid, value, np.float32(np.nan)) for name, value in values.items()}, valid)
+        values = {
+            'pixel': np.array(pixel, np.float32),
+            'mean': images.mean((1, 2, 3)).astype(np.float32),
+        }
+        return Scores(
+            {name: np.where(valid, value, np.float32(np.nan)) for name, value in values.items()},
+            valid,
+        )
 
 
 class Steady:
@@ -58,7 +77,15 @@ def serving(app, port=0, **options):
     """The address of `app` on a real server in a thread."""
     sock = socket.create_server(('127.0.0.1', port))
     sock.settimeout(None)
-    settings = uvicorn.Config(app, http='h11', ws='none', log_config=None, log_level='critical', timeout_graceful_shutdown=10, **options)
+    settings = uvicorn.Config(
+        app,
+        http='h11',
+        ws='none',
+        log_config=None,
+        log_level='critical',
+        timeout_graceful_shutdown=10,
+        **options,
+    )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={'sockets': [sock]})
     thread.start()
@@ -80,12 +107,29 @@ def unused_port():
 
 
 class Faulty:
-    """An ASGI application around a good one, which answers the next requests to /score as `faults` says, then well again."""
+    """An ASGI application around a good one, which answers the next requests to /score as `faults`
+    says, then well again.
+    """
 
     KINDS = (
-        '500', 'busy', 'slow', 'truncated', 'cut', 'garbage', 'wrong count', 'swapped', 'nan', 'infinite', 'text', 'out of range',
-        'duplicate', 'wrong version', 'other reward', 'other names', 'extra key',
-    )  # fmt: skip
+        '500',
+        'busy',
+        'slow',
+        'truncated',
+        'cut',
+        'garbage',
+        'wrong count',
+        'swapped',
+        'nan',
+        'infinite',
+        'text',
+        'out of range',
+        'duplicate',
+        'wrong version',
+        'other reward',
+        'other names',
+        'extra key',
+    )
 
     def __init__(self, app):
         self.app, self.faults, self.asked, self._earlier = app, collections.deque(), 0, b''
@@ -107,7 +151,10 @@ class Faulty:
         earlier, self._earlier = self._earlier, body
         headers, cut = [], None
         if fault == '500':
-            status, body = 500, json.dumps({'error': 'the reward failed: CUDA out of memory'}).encode()
+            status, body = (
+                500,
+                json.dumps({'error': 'the reward failed: CUDA out of memory'}).encode(),
+            )
         elif fault == 'busy':
             status, body, headers = 429, b'{}', [(b'retry-after', b'0')]
         elif fault == 'slow':
@@ -122,7 +169,9 @@ class Faulty:
             body = earlier
         elif fault is not None:
             body = _tampered(fault, body)
-        headers += [(b'content-length', str(len(body)).encode())] + [header for header in sent[0]['headers'] if header[0] == b'retry-after']
+        headers += [(b'content-length', str(len(body)).encode())] + [
+            header for header in sent[0]['headers'] if header[0] == b'retry-after'
+        ]
         await send({'type': 'http.response.start', 'status': status, 'headers': headers})
         await send({'type': 'http.response.body', 'body': body[:cut]})
 
@@ -137,7 +186,10 @@ def _tampered(fault, body):
         if len(scores) == 1:
             scores[0][0] = b'x' * 16
     elif fault in ('nan', 'infinite', 'text', 'out of range'):
-        scores[0][1] = [{'nan': float('nan'), 'infinite': 1e300, 'text': '1', 'out of range': 1.5}[fault], 0.0]
+        scores[0][1] = [
+            {'nan': float('nan'), 'infinite': 1e300, 'text': '1', 'out of range': 1.5}[fault],
+            0.0,
+        ]
     elif fault == 'wrong version':
         message['protocol'] = 2
     elif fault == 'other reward':

@@ -1,4 +1,6 @@
-"""CLIP rewards against torch: the whole chain from pictures and prompts to scores, gradients, batches and what missing files say."""
+"""CLIP rewards against torch: the whole chain from pictures and prompts to scores, gradients,
+batches and what missing files say.
+"""
 
 import re
 import runpy
@@ -14,7 +16,13 @@ from densegrpo_jax.rewards.local.aesthetic import LAYERS, AestheticReward
 from densegrpo_jax.rewards.local.clip_rewards import ClipScoreReward, Hpsv2Reward, PickScoreReward
 from tests.clip_folder import photo, random_clip
 
-PROMPTS = ['A neon sign that says "HELLO"', 'a red taxi', 'A neon sign that says "HELLO"', 'x ' * 40, '']
+PROMPTS = [
+    'A neon sign that says "HELLO"',
+    'a red taxi',
+    'A neon sign that says "HELLO"',
+    'x ' * 40,
+    '',
+]
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +57,9 @@ def head(folder):
 
 
 def in_torch(folder, pictures, prompts):
-    """(image features, text features), unit length, and exp(logit_scale): Transformers' processor, tokenizer and model."""
+    """(image features, text features), unit length, and exp(logit_scale): Transformers' processor,
+    tokenizer and model.
+    """
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
@@ -71,20 +81,25 @@ def test_scores_equal_torch(folder, pictures, head, clipscore):
     image, text, scale = in_torch(folder, pictures, PROMPTS)
     cosine, nothing = (image * text).sum(-1), [{}] * len(PROMPTS)
     assert cosine.std() > 0.05
-    pick = PickScoreReward(str(folder), processor=str(folder), batch_size=4)(pictures, PROMPTS, nothing)
+    pick = PickScoreReward(str(folder), processor=str(folder), batch_size=4)(
+        pictures, PROMPTS, nothing
+    )
     assert pick.valid.all()
     close(pick.values['pickscore'], scale * cosine / 26)
     close(pick.values['pickscore_raw'], scale * cosine)
     score = clipscore(pictures, PROMPTS, nothing)
     close(score.values['clipscore'], scale * cosine / 30)
     close(score.values['clipscore_cosine'], cosine)
-    aesthetic = AestheticReward(str(folder), head=str(folder / 'head.safetensors'), batch_size=4)(pictures, PROMPTS, nothing)
+    aesthetic = AestheticReward(str(folder), head=str(folder / 'head.safetensors'), batch_size=4)(
+        pictures, PROMPTS, nothing
+    )
     close(aesthetic.values['aesthetic'], head(image)[:, 0].detach())
 
 
 def test_hpsv2_shows_the_whole_picture(folder, pictures, clipscore):
     square = np.zeros((len(pictures), 64, 64, 3), np.uint8)
-    square[:, :, 8:56] = pictures  # black bars before resizing instead of after: the same but for the pixels at the edges
+    # black bars before resizing instead of after: the same but for the pixels at the edges
+    square[:, :, 8:56] = pictures
     reward = Hpsv2Reward(str(folder), weights=str(folder), batch_size=5)
     ours, near = (reward(p, PROMPTS, [{}] * 5).values['hpsv2'] for p in (pictures, square))
     image, text, _ = in_torch(folder, square, PROMPTS)
@@ -96,7 +111,9 @@ def test_hpsv2_shows_the_whole_picture(folder, pictures, clipscore):
 def test_batches_and_devices_do_not_change_scores(folder, pictures, clipscore):
     expected = clipscore(pictures, PROMPTS, [{}] * 5).values['clipscore']
     eight = ClipScoreReward(str(folder), batch_size=8)  # one picture on each of eight devices
-    np.testing.assert_allclose(eight(pictures, PROMPTS, [{}] * 5).values['clipscore'], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        eight(pictures, PROMPTS, [{}] * 5).values['clipscore'], expected, atol=1e-6
+    )
     few = clipscore(pictures[1:2], PROMPTS[1:2], [{}])
     np.testing.assert_allclose(few.values['clipscore'], expected[1:2], atol=1e-6)
     assert clipscore._score._cache_size() == 1  # a batch that is not full runs the same program
@@ -111,7 +128,8 @@ def test_gradients_equal_finite_differences(kind, folder, pictures, head):
         'hpsv2': lambda: Hpsv2Reward(str(folder), weights=str(folder)),
         'aesthetic': lambda: AestheticReward(str(folder), head=str(folder / 'head.safetensors')),
     }[kind]()
-    images = 0.2 + 0.6 * pictures[:2].astype(np.float32) / 255  # away from the ends, where values are clipped
+    # away from the ends, where values are clipped
+    images = 0.2 + 0.6 * pictures[:2].astype(np.float32) / 255
     text = np.random.default_rng(3).standard_normal((2, 12)).astype(np.float32)
     params = jax.device_put(reward.params(), jax.devices()[0])
     score = jax.jit(lambda images: reward.scores(params, images, text))
@@ -127,15 +145,21 @@ def test_gradients_equal_finite_differences(kind, folder, pictures, head):
 
 
 def test_a_score_that_is_not_finite_is_invalid(clipscore, pictures, monkeypatch):
-    monkeypatch.setattr(clipscore, '_params', clipscore.params() | {'logit_scale': np.float32(np.inf)})
+    monkeypatch.setattr(
+        clipscore, '_params', clipscore.params() | {'logit_scale': np.float32(np.inf)}
+    )
     scores = clipscore(pictures, PROMPTS, [{}] * 5)
     assert not scores.valid.any() and np.isnan(scores.values['clipscore']).all()
 
 
 def test_built_from_a_config_before_any_weight_is_read(folder, pictures):
-    shipped = runpy.run_path(Path(__file__).parents[2] / 'configs' / 'flux_pickscore.py')['get_config']().reward
+    shipped = runpy.run_path(Path(__file__).parents[2] / 'configs' / 'flux_pickscore.py')[
+        'get_config'
+    ]().reward
     shipped.pickscore.update(path=str(folder), processor=str(folder), dtype='bfloat16')
-    reward = build_reward({**shipped, 'clipscore': {'weight': 0.0, 'path': str(folder), 'batch_size': 5}})
+    reward = build_reward(
+        {**shipped, 'clipscore': {'weight': 0.0, 'path': str(folder), 'batch_size': 5}}
+    )
     assert reward.names == ('total', 'pickscore', 'pickscore_raw', 'clipscore', 'clipscore_cosine')
     assert reward.device == 'accelerator' and not reward.needs_metadata
     reward.check(PROMPTS, [{}] * 5)
@@ -144,15 +168,26 @@ def test_built_from_a_config_before_any_weight_is_read(folder, pictures):
     scores = reward(pictures, PROMPTS, [{}] * 5)
     assert scores.valid.all()
     np.testing.assert_array_equal(scores.values['total'], scores.values['pickscore'])
-    np.testing.assert_allclose(scores.values['pickscore'] * 26 / 30, scores.values['clipscore'], atol=0.05)  # bfloat16
+    # bfloat16
+    np.testing.assert_allclose(
+        scores.values['pickscore'] * 26 / 30, scores.values['clipscore'], atol=0.05
+    )
 
 
 def test_options_and_files_are_checked_by_the_constructor(folder, head, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"reward\.pickscore\.path='/absent/clip' is not a folder.*model\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"reward\.pickscore\.path='/absent/clip' is not a folder.*model\.safetensors",
+    ):
         PickScoreReward('/absent/clip')
-    with pytest.raises(FileNotFoundError, match=r'not on this machine.*--config\.reward\.clipscore\.path=DIR'):
+    with pytest.raises(
+        FileNotFoundError, match=r'not on this machine.*--config\.reward\.clipscore\.path=DIR'
+    ):
         ClipScoreReward('someone/clip')  # the tests run offline
-    with pytest.raises(FileNotFoundError, match=r"reward\.pickscore\.processor='/absent'.*preprocessor_config\.json"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"reward\.pickscore\.processor='/absent'.*preprocessor_config\.json",
+    ):
         PickScoreReward(str(folder), processor='/absent')
     with pytest.raises(ValueError, match='dtype is'):
         ClipScoreReward(str(folder), dtype='float16')
@@ -160,9 +195,14 @@ def test_options_and_files_are_checked_by_the_constructor(folder, head, tmp_path
         ClipScoreReward(str(folder), batch_size=0)
     with pytest.raises(FileNotFoundError, match=r'reward\.aesthetic\.head=.*does not exist'):
         AestheticReward(str(folder), head=str(tmp_path / 'absent.safetensors'))
-    with pytest.raises(ValueError, match=r'(?s)missing.*layers\.0\.weight.*unexpected.*logit_scale'):
+    with pytest.raises(
+        ValueError, match=r'(?s)missing.*layers\.0\.weight.*unexpected.*logit_scale'
+    ):
         AestheticReward(str(folder), head=str(folder / 'model.safetensors'))
-    with pytest.raises(ValueError, match=r"(?s)reward\.hpsv2\.weights is ''; .*HPS_v2\.1_compressed\.pt.*\['state_dict'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)reward\.hpsv2\.weights is ''; .*HPS_v2\.1_compressed\.pt.*\['state_dict'\]",
+    ):
         Hpsv2Reward(str(folder))
 
 
@@ -172,7 +212,9 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(folder, head, tmp
     with pytest.raises(ValueError, match='which is a pickle') as error:
         AestheticReward(str(folder), head=str(pickled))
     exec(re.search('python -c "(.*)"$', str(error.value))[1], {})
-    assert AestheticReward(str(folder), head=str(pickled.with_suffix('.safetensors'))).names == ('aesthetic',)
+    assert AestheticReward(str(folder), head=str(pickled.with_suffix('.safetensors'))).names == (
+        'aesthetic',
+    )
 
 
 def test_worker_threads_share_weights_and_text(folder, pictures, clipscore):
@@ -181,5 +223,7 @@ def test_worker_threads_share_weights_and_text(folder, pictures, clipscore):
     with Scorer(reward, workers=3, chunk_size=1) as scorer:
         futures = [scorer.submit(pictures, PROMPTS) for _ in range(3)]
         for future in futures:
-            np.testing.assert_allclose(future.result().values['clipscore'], expected.values['clipscore'], atol=1e-6)
+            np.testing.assert_allclose(
+                future.result().values['clipscore'], expected.values['clipscore'], atol=1e-6
+            )
     assert len(reward._texts) == len(set(PROMPTS))

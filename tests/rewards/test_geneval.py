@@ -1,4 +1,6 @@
-"""GenEval reward: scores from an injected detector, failures, prompt files; the detector with small random networks."""
+"""GenEval reward: scores from an injected detector, failures, prompt files; the detector with small
+random networks.
+"""
 
 import json
 import os
@@ -10,12 +12,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.data.geneval import COLOURS, OBJECTS, geneval_prompts
 from densegrpo_jax.rewards import GenevalReward, Scorer, build_reward
-from densegrpo_jax.rewards.local import geneval_detector as D
 from densegrpo_jax.rewards.base import check_scores
+from densegrpo_jax.rewards.local import geneval_detector as D
 from densegrpo_jax.rewards.local.geneval_rule import Detection
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.sampling.conditioning import load_prompts
 
 # One row a tag, in the format of the published files.
@@ -41,27 +43,47 @@ def blank(count):
 
 
 def perfect(images, metadata):
-    """A detector that sees what was asked for; a picture whose first pixel is 1 makes it fail, one with a 2 is empty."""
+    """A detector that sees what was asked for; a picture whose first pixel is 1 makes it fail, one
+    with a 2 is empty.
+    """
     if (images[:, 0, 0, 0] == 1).any():
         raise RuntimeError('detector trouble')
     found = []
     for image, wanted in zip(images, metadata):
-        clauses = [(i, clause) for i, clause in enumerate(wanted['include']) for _ in range(clause['count'])]
-        seen = [Detection(c['class'], (0, 90 - 90 * i, 20, 99 - 90 * i), 0.95, c.get('color')) for i, c in clauses]
+        clauses = [
+            (i, clause)
+            for i, clause in enumerate(wanted['include'])
+            for _ in range(clause['count'])
+        ]
+        seen = [
+            Detection(c['class'], (0, 90 - 90 * i, 20, 99 - 90 * i), 0.95, c.get('color'))
+            for i, c in clauses
+        ]
         found.append([] if image[0, 0, 0] == 2 else seen)
     return found
 
 
 def test_rows_of_every_tag_are_read(prompts):
-    assert [p.metadata['tag'] for p in prompts] == ['single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr']
+    assert [p.metadata['tag'] for p in prompts] == [
+        'single_object',
+        'two_object',
+        'counting',
+        'colors',
+        'position',
+        'color_attr',
+    ]
     assert prompts[1].text == 'a photo of a bowl and a skis' and prompts[1].target is None
     assert prompts[2].metadata == json.loads(ROWS.splitlines()[2])
 
 
-@pytest.mark.skipif('DENSEGRPO_GENEVAL' not in os.environ, reason='DENSEGRPO_GENEVAL names no published file')
+@pytest.mark.skipif(
+    'DENSEGRPO_GENEVAL' not in os.environ, reason='DENSEGRPO_GENEVAL names no published file'
+)
 def test_every_row_of_a_published_file_is_read():
     path = Path(os.environ['DENSEGRPO_GENEVAL'])
-    assert [p.metadata for p in geneval_prompts(path)] == [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    assert [p.metadata for p in geneval_prompts(path)] == [
+        json.loads(line) for line in path.read_text().splitlines() if line.strip()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +91,14 @@ def test_every_row_of_a_published_file_is_read():
     [
         ('a photo of a cup', 'Expecting value'),
         ('["cup"]', 'expected an object'),
-        ('{"tag": "colors", "include": [{"class": "mug", "count": 1}], "prompt": "a mug"}', r"include\[0\].class is 'mug'"),
-        ('{"tag": "colors", "include": [{"class": "cup", "count": 1}]}', 'prompt is None; expected text'),
+        (
+            '{"tag": "colors", "include": [{"class": "mug", "count": 1}], "prompt": "a mug"}',
+            r"include\[0\].class is 'mug'",
+        ),
+        (
+            '{"tag": "colors", "include": [{"class": "cup", "count": 1}]}',
+            'prompt is None; expected text',
+        ),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
@@ -94,46 +122,79 @@ def test_a_configuration_names_such_a_file(tmp_path):
     config.data.eval_prompts = 2
     (tmp_path / 'rows.jsonl').write_text(ROWS)
     assert len(load_prompts(config, 'train')) == 6
-    assert [p.text for p in load_prompts(config, 'eval')] == ['a photo of a bowl', 'a photo of a bowl and a skis']
+    assert [p.text for p in load_prompts(config, 'eval')] == [
+        'a photo of a bowl',
+        'a photo of a bowl and a skis',
+    ]
 
 
 def test_scores_of_every_tag(prompts):
     reward = GenevalReward(make_detector=lambda: perfect, batch_size=4)
-    images, texts, metadata = blank(12), [p.text for p in prompts] * 2, [p.metadata for p in prompts] * 2
+    images, texts, metadata = (
+        blank(12),
+        [p.text for p in prompts] * 2,
+        [p.metadata for p in prompts] * 2,
+    )
     images[6:] = 2
     scores = reward(images, texts, metadata)
     check_scores(scores, reward, 12)
     for name in reward.names:
         assert scores.values[name].dtype == np.float32
         assert scores.values[name].tolist() == [1.0] * 6 + [0.0] * 6
-    with Scorer(reward) as scorer:  # rows differ only in their metadata here, and are scored one by one
-        assert scorer.submit(images, texts, metadata).result().values['geneval'].tolist() == [1.0] * 6 + [0.0] * 6
+    # rows differ only in their metadata here, and are scored one by one
+    with Scorer(reward) as scorer:
+        assert (
+            scorer.submit(images, texts, metadata).result().values['geneval'].tolist()
+            == [1.0] * 6 + [0.0] * 6
+        )
 
 
 def test_a_failure_makes_only_its_picture_invalid(prompts, caplog):
     images = blank(6)
     images[4] = 1
-    scores = GenevalReward(make_detector=lambda: perfect)(images, [p.text for p in prompts], [p.metadata for p in prompts])
+    scores = GenevalReward(make_detector=lambda: perfect)(
+        images, [p.text for p in prompts], [p.metadata for p in prompts]
+    )
     assert scores.valid.tolist() == [True, True, True, True, False, True]
-    np.testing.assert_array_equal(scores.values['geneval_strict'], np.float32([1, 1, 1, 1, np.nan, 1]))
+    np.testing.assert_array_equal(
+        scores.values['geneval_strict'], np.float32([1, 1, 1, 1, np.nan, 1])
+    )
     assert 'picture 4' in caplog.text and 'detector trouble' in caplog.text
 
 
 def test_build_from_a_config(monkeypatch, prompts):
     asked = {}
-    seen = lambda images, metadata: [[Detection('cup', (0, 0, 9, 9), 1.0), Detection('cow', (0, 50, 9, 59), 1.0)]] * len(images)
+    seen = lambda images, metadata: (
+        [[Detection('cup', (0, 0, 9, 9), 1.0), Detection('cow', (0, 50, 9, 59), 1.0)]] * len(images)
+    )
     make = lambda *names, **options: asked.update(names=names, **options) or seen
     monkeypatch.setattr('densegrpo_jax.rewards.local.geneval.GenevalDetector', make)
-    spec = {'geneval': {'weight': 2.0, 'clip': 'my/clip', 'torch_device': 'cpu', 'half_for_wrong_position': False}}
+    spec = {
+        'geneval': {
+            'weight': 2.0,
+            'clip': 'my/clip',
+            'torch_device': 'cpu',
+            'half_for_wrong_position': False,
+        }
+    }
     reward = build_reward(ConfigDict(spec))
     assert asked == {'names': (D.MASK2FORMER, 'my/clip'), 'torch_device': 'cpu', 'side': 800}
-    assert (reward.names, reward.device, reward.needs_metadata) == (('total', *GenevalReward.names), 'host', True)
+    assert (reward.names, reward.device, reward.needs_metadata) == (
+        ('total', *GenevalReward.names),
+        'host',
+        True,
+    )
     assert reward.range == (-28.0, 2.0)
     scores = reward(blank(1), ['p'], [prompts[4].metadata])
     assert scores.values['total'][0] == pytest.approx(2 * 2 / 3)  # a cow below, not above
-    with pytest.raises(ValueError, match=r"prompt 1, 'a sign', is no GenEval prompt \(tag is None.*\.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"prompt 1, 'a sign', is no GenEval prompt \(tag is None.*\.jsonl"
+    ):
         reward.check(['p', 'a sign'], [prompts[4].metadata, {}])
-    with pytest.raises(ValueError, match="no option 'make_detector'; known options: weight.* mask2former, clip, torch_device, side"):
+    with pytest.raises(
+        ValueError,
+        match="no option 'make_detector'; known options: weight.* mask2former, clip, torch_device, side",
+    ):
         build_reward({'geneval': {'make_detector': perfect}})
     with pytest.raises(ValueError, match='batch_size 0'):
         GenevalReward(batch_size=0)
@@ -144,17 +205,33 @@ def test_build_from_a_config(monkeypatch, prompts):
 
 def released_labels():
     """COCO's classes as id2label of the released networks spells them."""
-    other = {'motorcycle': 'motorbike', 'airplane': 'aeroplane', 'couch': 'sofa', 'potted plant': 'pottedplant', 'tv': 'tvmonitor'}
-    other |= {'dining table': 'diningtable', 'computer mouse': 'mouse', 'tv remote': 'remote', 'computer keyboard': 'keyboard'}
+    other = {
+        'motorcycle': 'motorbike',
+        'airplane': 'aeroplane',
+        'couch': 'sofa',
+        'potted plant': 'pottedplant',
+        'tv': 'tvmonitor',
+    }
+    other |= {
+        'dining table': 'diningtable',
+        'computer mouse': 'mouse',
+        'tv remote': 'remote',
+        'computer keyboard': 'keyboard',
+    }
     return {i: other.get(name, name) for i, name in enumerate(OBJECTS)}
 
 
-@pytest.mark.parametrize('labels', [dict(enumerate(OBJECTS)), released_labels()], ids=['geneval', 'released'])
+@pytest.mark.parametrize(
+    'labels', [dict(enumerate(OBJECTS)), released_labels()], ids=['geneval', 'released']
+)
 def test_labels_become_geneval_s_names(labels):
     assert D.object_names(labels) == dict(enumerate(OBJECTS))
     assert D.object_names({**labels, 80: 'street sign'}) == dict(enumerate(OBJECTS))
     del labels[41]
-    with pytest.raises(ValueError, match=r"no class 'cup' \(1 of 80 are missing; labels without a use: \['LABEL_41'\]\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"no class 'cup' \(1 of 80 are missing; labels without a use: \['LABEL_41'\]\)",
+    ):
         D.object_names({**labels, 41: 'LABEL_41'})
 
 
@@ -165,7 +242,9 @@ def test_size_of_the_detector_s_input():
 
 
 def test_instances_agree_with_the_official_processor():
-    """Classes, confidences and masks against transformers' own post-processing, where scaling does not matter (384 px throughout)."""
+    """Classes, confidences and masks against transformers' own post-processing, where scaling does
+    not matter (384 px throughout).
+    """
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     rng = np.random.default_rng(0)
     class_logits = torch.tensor(rng.normal(size=(20, 81)) * 4, dtype=torch.float32)
@@ -174,13 +253,23 @@ def test_instances_agree_with_the_official_processor():
     mask_logits = torch.nn.functional.interpolate(coarse[None], (96, 96), mode='bilinear')[0]
     size = (384, 384)
     ours = D.find_instances(class_logits, mask_logits, size, size, size, dict(enumerate(OBJECTS)))
-    outputs = transformers.modeling_outputs.ModelOutput(class_queries_logits=class_logits[None], masks_queries_logits=mask_logits[None])
+    outputs = transformers.modeling_outputs.ModelOutput(
+        class_queries_logits=class_logits[None], masks_queries_logits=mask_logits[None]
+    )
     processor = transformers.Mask2FormerImageProcessorPil()
-    [theirs] = processor.post_process_instance_segmentation(outputs, threshold=0.3, target_sizes=[size], return_binary_maps=True)
+    [theirs] = processor.post_process_instance_segmentation(
+        outputs, threshold=0.3, target_sizes=[size], return_binary_maps=True
+    )
     assert len(ours) == len(theirs['segments_info']) > 5
     key = lambda pair: (pair[0], round(pair[1], 4))
     mine = sorted(((i.detection.name, i.detection.score, i) for i in ours), key=key)
-    official = sorted(((OBJECTS[s['label_id']], s['score'], m) for s, m in zip(theirs['segments_info'], theirs['segmentation'])), key=key)
+    official = sorted(
+        (
+            (OBJECTS[s['label_id']], s['score'], m)
+            for s, m in zip(theirs['segments_info'], theirs['segmentation'])
+        ),
+        key=key,
+    )
     for (name, score, instance), (label, confidence, mask) in zip(mine, official):
         assert name == label and score == pytest.approx(confidence, abs=2e-6)
         np.testing.assert_array_equal(instance.mask, mask.numpy() == 1)
@@ -188,20 +277,34 @@ def test_instances_agree_with_the_official_processor():
 
 
 def test_masks_are_cut_to_the_picture_and_scaled_back():
-    """A 40 x 56 picture seen at 80 x 112 in an input of 96 x 128: what the padding holds does not count, and a box ends behind its mask."""
+    """A 40 x 56 picture seen at 80 x 112 in an input of 96 x 128: what the padding holds does not
+    count, and a box ends behind its mask.
+    """
     torch = pytest.importorskip('torch')
     masks = torch.full((3, 24, 32), -9.0)
-    masks[0, 5:10, 10:20] = 9.0  # input rows 20-40 and columns 40-80: the picture's rows 10-20, columns 20-40
+    # input rows 20-40 and columns 40-80: the picture's rows 10-20, columns 20-40
+    masks[0, 5:10, 10:20] = 9.0
     masks[1, 20:, :] = 9.0  # padding alone
     masks[2, :, 28:] = 9.0
     logits = torch.full((3, 81), -20.0)
     logits[[0, 1, 2], [41, 19, 27]] = 20.0
-    [cup] = D.find_instances(logits, masks, (96, 128), (80, 112), (40, 56), dict(enumerate(OBJECTS)))
-    assert cup.detection.name == 'cup' and cup.detection.colour is None and cup.detection.score > 0.9
+    [cup] = D.find_instances(
+        logits, masks, (96, 128), (80, 112), (40, 56), dict(enumerate(OBJECTS))
+    )
+    assert (
+        cup.detection.name == 'cup' and cup.detection.colour is None and cup.detection.score > 0.9
+    )
     np.testing.assert_allclose(cup.detection.box, (20, 10, 40, 20), atol=1)
     x0, y0, x1, y1 = map(int, cup.detection.box)
-    assert cup.mask.shape == (40, 56) and cup.mask[y0:y1, x0:x1].all() and cup.mask.sum() == (y1 - y0) * (x1 - x0)
-    assert D.find_instances(logits - torch.eye(81)[41] * 40, masks, (96, 128), (80, 112), (40, 56), {}) == []
+    assert (
+        cup.mask.shape == (40, 56)
+        and cup.mask[y0:y1, x0:x1].all()
+        and cup.mask.sum() == (y1 - y0) * (x1 - x0)
+    )
+    assert (
+        D.find_instances(logits - torch.eye(81)[41] * 40, masks, (96, 128), (80, 112), (40, 56), {})
+        == []
+    )
 
 
 def test_around_an_object_all_is_grey():
@@ -209,7 +312,9 @@ def test_around_an_object_all_is_grey():
     mask = np.zeros((40, 56), bool)
     mask[10:20, 20:40] = True
     mask[12, 25] = False
-    crop = np.asarray(D.cut_out(image, D.Instance(Detection('cup', (20.0, 10.0, 40.0, 20.0), 0.9), mask)))
+    crop = np.asarray(
+        D.cut_out(image, D.Instance(Detection('cup', (20.0, 10.0, 40.0, 20.0), 0.9), mask))
+    )
     expected = image[10:20, 20:40].copy()
     expected[2, 5] = 0x99
     np.testing.assert_array_equal(crop, expected)
@@ -219,41 +324,66 @@ def test_around_an_object_all_is_grey():
 def test_clip_input_agrees_with_the_official_processor(shape):
     transformers = pytest.importorskip('transformers')
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    processor = transformers.CLIPImageProcessorPil(size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32})
+    processor = transformers.CLIPImageProcessorPil(
+        size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32}
+    )
     ours = D.clip_input(D.Image.fromarray(image), 32)
     np.testing.assert_allclose(ours, processor(images=image)['pixel_values'][0], atol=1e-5)
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    """Small random networks in the layout of the released ones: every query of this Mask2Former is sure to see a cup."""
+    """Small random networks in the layout of the released ones: every query of this Mask2Former is
+    sure to see a cup.
+    """
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp('geneval')
     swin = transformers.SwinConfig(
-        embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, image_size=64, out_features=[f'stage{i}' for i in range(1, 5)]
+        embed_dim=8,
+        depths=[1] * 4,
+        num_heads=[1] * 4,
+        window_size=4,
+        image_size=64,
+        out_features=[f'stage{i}' for i in range(1, 5)],
     )
     mask2former = transformers.Mask2FormerForUniversalSegmentation(
         transformers.Mask2FormerConfig(
-            backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, dim_feedforward=16,
-            encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=3, id2label=released_labels(),
+            backbone_config=swin,
+            feature_size=32,
+            mask_feature_size=32,
+            hidden_dim=32,
+            encoder_feedforward_dim=16,
+            dim_feedforward=16,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_attention_heads=2,
+            num_queries=3,
+            id2label=released_labels(),
         )
-    )  # fmt: skip
+    )
     with torch.no_grad():
         mask2former.class_predictor.weight.zero_()
         mask2former.class_predictor.bias[OBJECTS.index('cup')] = 20.0
     mask2former.save_pretrained(root / 'mask2former')
     tower = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    words, looks = {**tower, 'vocab_size': 586, 'eos_token_id': 585}, {**tower, 'image_size': 32, 'patch_size': 8}
+    words, looks = (
+        {**tower, 'vocab_size': 586, 'eos_token_id': 585},
+        {**tower, 'image_size': 32, 'patch_size': 8},
+    )
     clip = transformers.CLIPConfig(text_config=words, vision_config=looks, projection_dim=8)
     transformers.CLIPModel(clip).save_pretrained(root / 'clip')
-    shutil.copytree(Path(D.__file__).parents[2] / 'assets/tiny/tokenizer', root / 'clip', dirs_exist_ok=True)
+    shutil.copytree(
+        Path(D.__file__).parents[2] / 'assets/tiny/tokenizer', root / 'clip', dirs_exist_ok=True
+    )
     return root
 
 
 @pytest.fixture(scope='module')
 def detector(folders):
-    return D.GenevalDetector(str(folders / 'mask2former'), str(folders / 'clip'), torch_device='cpu', side=64)
+    return D.GenevalDetector(
+        str(folders / 'mask2former'), str(folders / 'clip'), torch_device='cpu', side=64
+    )
 
 
 CUPS = {'tag': 'colors', 'include': [{'class': 'cup', 'count': 2, 'color': 'red'}]}
@@ -264,29 +394,52 @@ def pictures(count):
 
 
 def test_detects_with_networks_in_folders(detector, folders):
-    """Objects, boxes and colours of a batch; the colours against CLIP's own forward pass and the recipe written out."""
+    """Objects, boxes and colours of a batch; the colours against CLIP's own forward pass and the
+    recipe written out.
+    """
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     images = pictures(3)
-    found = detector(images, [CUPS, {**CUPS, 'tag': 'counting'}, {'tag': 'single_object', 'include': [{'class': 'cup', 'count': 1}]}])
+    found = detector(
+        images,
+        [
+            CUPS,
+            {**CUPS, 'tag': 'counting'},
+            {'tag': 'single_object', 'include': [{'class': 'cup', 'count': 1}]},
+        ],
+    )
     assert [len(objects) for objects in found] == [3, 3, 3]
     assert {d.name for objects in found for d in objects} == {'cup'}
-    assert [sum(d.colour is not None for d in objects) for objects in found] == [2, 0, 0]  # no cup passes 0.9, and no colour is asked for
+    # no cup passes 0.9, and no colour is asked for
+    assert [sum(d.colour is not None for d in objects) for objects in found] == [2, 0, 0]
 
     model = transformers.CLIPModel.from_pretrained(folders / 'clip')
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders / 'clip')
-    processor = transformers.CLIPImageProcessorPil(size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32})
+    processor = transformers.CLIPImageProcessorPil(
+        size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32}
+    )
     with torch.inference_mode():
         [instances] = detector._instances(images[:1])
         for instance, seen in zip(instances, found[0], strict=True):
             assert instance.detection == seen._replace(colour=None)
-            pixels = torch.tensor(np.stack(processor(images=D.cut_out(images[0], instance))['pixel_values']))
+            pixels = torch.tensor(
+                np.stack(processor(images=D.cut_out(images[0], instance))['pixel_values'])
+            )
             likeness = []
             for colour in COLOURS:
-                texts = [f'a photo of a {colour} cup', f'a photo of a {colour}-colored cup', f'a photo of a {colour} object']
-                out = model(**tokenizer(texts, padding=True, return_tensors='pt'), pixel_values=pixels)
-                centre = out.text_embeds.mean(0)  # the embeddings of the forward pass are of unit length
+                texts = [
+                    f'a photo of a {colour} cup',
+                    f'a photo of a {colour}-colored cup',
+                    f'a photo of a {colour} object',
+                ]
+                out = model(
+                    **tokenizer(texts, padding=True, return_tensors='pt'), pixel_values=pixels
+                )
+                # the embeddings of the forward pass are of unit length
+                centre = out.text_embeds.mean(0)
                 likeness.append(float(out.image_embeds[0] @ centre / centre.norm()))
-            assert seen.colour in (None, COLOURS[int(np.argmax(likeness))]) and np.ptp(likeness) > 1e-3
+            assert (
+                seen.colour in (None, COLOURS[int(np.argmax(likeness))]) and np.ptp(likeness) > 1e-3
+            )
 
 
 def test_threads_and_batches_do_not_change_what_is_found(detector, folders):
@@ -308,7 +461,9 @@ def test_threads_and_batches_do_not_change_what_is_found(detector, folders):
     for one, many in zip(alone, detector(images, [CUPS] * 4)):
         assert [(d.name, d.box, d.colour) for d in one] == [(d.name, d.box, d.colour) for d in many]
         np.testing.assert_allclose([d.score for d in one], [d.score for d in many], rtol=1e-5)
-    reward = GenevalReward(str(folders / 'mask2former'), str(folders / 'clip'), torch_device='cpu', side=64)
+    reward = GenevalReward(
+        str(folders / 'mask2former'), str(folders / 'clip'), torch_device='cpu', side=64
+    )
     scores = reward(images, ['two red cups'] * 4, [CUPS] * 4)
     assert scores.valid.all()
     assert scores.values['geneval'].tolist() == [0.25] * 4  # three cups for two: parts 1/2 and 0
@@ -317,7 +472,10 @@ def test_threads_and_batches_do_not_change_what_is_found(detector, folders):
 def test_models_that_cannot_be_used_are_named(folders, tmp_path, monkeypatch):
     pytest.importorskip('torch')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    with pytest.raises(FileNotFoundError, match="no Mask2FormerForUniversalSegmentation at '.*nowhere': give a folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="no Mask2FormerForUniversalSegmentation at '.*nowhere': give a folder",
+    ):
         D.GenevalDetector(str(tmp_path / 'nowhere'))
     with pytest.raises(FileNotFoundError, match='no CLIPModel at'):
         D.GenevalDetector(str(folders / 'mask2former'), str(tmp_path))
@@ -329,11 +487,16 @@ def test_models_that_cannot_be_used_are_named(folders, tmp_path, monkeypatch):
     weights = load_file(tmp_path / 'clip/model.safetensors')
     del weights['visual_projection.weight']
     save_file(weights, tmp_path / 'clip/model.safetensors', {'format': 'pt'})
-    with pytest.raises(ValueError, match=r'clip.* lacks 1 weights of CLIPModel, such as visual_projection\.weight'):
+    with pytest.raises(
+        ValueError, match=r'clip.* lacks 1 weights of CLIPModel, such as visual_projection\.weight'
+    ):
         D.GenevalDetector(str(folders / 'mask2former'), str(tmp_path / 'clip'))
 
 
 def test_a_missing_torch_is_explained(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'torch', None)
-    with pytest.raises(ModuleNotFoundError, match=r'torch is not installed: pip install -r requirements-geneval\.txt'):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r'torch is not installed: pip install -r requirements-geneval\.txt',
+    ):
         GenevalReward()

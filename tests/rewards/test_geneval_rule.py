@@ -3,7 +3,12 @@
 import pytest
 
 from densegrpo_jax.data.geneval import check_metadata
-from densegrpo_jax.rewards.local.geneval_rule import Detection, colours_needed, geneval_scores, relations
+from densegrpo_jax.rewards.local.geneval_rule import (
+    Detection,
+    colours_needed,
+    geneval_scores,
+    relations,
+)
 
 
 def at(name, x, y, colour=None, *, size=20, score=0.95):
@@ -20,19 +25,32 @@ def one(name, **more):
 
 
 SINGLE = {'tag': 'single_object', 'include': [one('bowl')], 'prompt': 'a photo of a bowl'}
-TWO = {'tag': 'two_object', 'include': [one('bowl'), one('skis')], 'prompt': 'a photo of a bowl and a skis'}
+TWO = {
+    'tag': 'two_object',
+    'include': [one('bowl'), one('skis')],
+    'prompt': 'a photo of a bowl and a skis',
+}
 COUNTING = {
-    'tag': 'counting', 'include': [{'class': 'wine glass', 'count': 2}], 'exclude': [{'class': 'wine glass', 'count': 3}],
+    'tag': 'counting',
+    'include': [{'class': 'wine glass', 'count': 2}],
+    'exclude': [{'class': 'wine glass', 'count': 3}],
     'prompt': 'a photo of two wine glasses',
-}  # fmt: skip
-COLORS = {'tag': 'colors', 'include': [one('cup', color='purple')], 'prompt': 'a photo of a purple cup'}
+}
+COLORS = {
+    'tag': 'colors',
+    'include': [one('cup', color='purple')],
+    'prompt': 'a photo of a purple cup',
+}
 POSITION = {
-    'tag': 'position', 'include': [one('laptop'), one('cow', position=['right of', 0])], 'prompt': 'a photo of a cow right of a laptop',
-}  # fmt: skip
+    'tag': 'position',
+    'include': [one('laptop'), one('cow', position=['right of', 0])],
+    'prompt': 'a photo of a cow right of a laptop',
+}
 COLOR_ATTR = {
-    'tag': 'color_attr', 'include': [one('handbag', color='pink'), one('scissors', color='black')],
+    'tag': 'color_attr',
+    'include': [one('handbag', color='pink'), one('scissors', color='black')],
     'prompt': 'a photo of a pink handbag and a black scissors',
-}  # fmt: skip
+}
 ROWS = (SINGLE, TWO, COUNTING, COLORS, POSITION, COLOR_ATTR)
 
 laptop, cow_right, cow_left = at('laptop', 100, 100), at('cow', 200, 100), at('cow', 0, 100)
@@ -42,11 +60,21 @@ pink_bag, black_scissors = at('handbag', 50, 50, 'pink'), at('scissors', 150, 50
 @pytest.mark.parametrize(
     ('metadata', 'detections', 'score', 'strict', 'correct', 'reason'),
     [
-        (SINGLE, many('bowl', 1) + many('dog', 3), 1, True, True, ''),  # what nobody asked for is free
-        (SINGLE, [], 0, False, False, 'expected 1 bowl, found 0; expected at least 1 bowl, found 0'),
-        (SINGLE, many('bowl', 2), 0, False, True, 'expected 1 bowl, found 2'),  # 1 - |1 - 2| / 1; GenEval asks for at least one
+        # what nobody asked for is free
+        (SINGLE, many('bowl', 1) + many('dog', 3), 1, True, True, ''),
+        (
+            SINGLE,
+            [],
+            0,
+            False,
+            False,
+            'expected 1 bowl, found 0; expected at least 1 bowl, found 0',
+        ),
+        # 1 - |1 - 2| / 1; GenEval asks for at least one
+        (SINGLE, many('bowl', 2), 0, False, True, 'expected 1 bowl, found 2'),
         (SINGLE, many('bowl', 4), -2, False, True, 'expected 1 bowl, found 4'),
-        (SINGLE, many('bowl', 40), 1 - 15, False, True, 'expected 1 bowl, found 16'),  # no more than 16 of a class
+        # no more than 16 of a class
+        (SINGLE, many('bowl', 40), 1 - 15, False, True, 'expected 1 bowl, found 16'),
         (SINGLE, many('bowl', 1, score=0.3), 0, False, False, None),  # not above the threshold
         (SINGLE, many('bowl', 1, score=0.31), 1, True, True, ''),
         (TWO, many('bowl', 1) + many('skis', 1), 1, True, True, ''),
@@ -54,26 +82,68 @@ pink_bag, black_scissors = at('handbag', 50, 50, 'pink'), at('scissors', 150, 50
         (TWO, many('bowl', 1) + many('skis', 2), 0.5, False, True, 'expected 1 skis, found 2'),
         (COUNTING, many('wine glass', 2), 1, True, True, ''),
         (COUNTING, many('wine glass', 1), 0.5, False, False, None),
-        (COUNTING, many('wine glass', 3), 0.5, False, False, 'expected 2 wine glass, found 3; expected fewer than 3 wine glass, found 3'),
+        (
+            COUNTING,
+            many('wine glass', 3),
+            0.5,
+            False,
+            False,
+            'expected 2 wine glass, found 3; expected fewer than 3 wine glass, found 3',
+        ),
         (COUNTING, many('wine glass', 5), -0.5, False, False, None),
-        (COUNTING, many('wine glass', 2) + many('wine glass', 3, score=0.9), 1, True, True, ''),  # 0.9 must be passed where one counts
+        # 0.9 must be passed where one counts
+        (COUNTING, many('wine glass', 2) + many('wine glass', 3, score=0.9), 1, True, True, ''),
         (COLORS, [at('cup', 0, 0, 'purple')], 1, True, True, ''),
-        (COLORS, [at('cup', 0, 0, 'blue')], 0.5, False, False, 'expected 1 purple cup, found blue'),  # (1 + 0) / 2
+        # (1 + 0) / 2
+        (COLORS, [at('cup', 0, 0, 'blue')], 0.5, False, False, 'expected 1 purple cup, found blue'),
         (COLORS, [], 0, False, False, None),
-        # Two cups: the count gives 0, the colour 0 with it; GenEval looks at the more confident one alone, wherever it stands.
-        (COLORS, [at('cup', 0, 0, score=0.5), at('cup', 50, 0, 'purple')], 0, False, True, 'expected 1 cup, found 2'),
-        (COLORS, [at('cup', 50, 0, 'red'), at('cup', 0, 0, 'purple', score=0.5)], 0, False, False, None),
+        # Two cups: the count gives 0, the colour 0 with it; GenEval looks at the more confident one
+        # alone, wherever it stands.
+        (
+            COLORS,
+            [at('cup', 0, 0, score=0.5), at('cup', 50, 0, 'purple')],
+            0,
+            False,
+            True,
+            'expected 1 cup, found 2',
+        ),
+        (
+            COLORS,
+            [at('cup', 50, 0, 'red'), at('cup', 0, 0, 'purple', score=0.5)],
+            0,
+            False,
+            False,
+            None,
+        ),
         (POSITION, [laptop, cow_right], 1, True, True, ''),
-        (POSITION, [laptop, cow_left], 3 / 4, False, False, 'expected cow right of laptop'),  # parts 1, 1, 0 and 1
+        # parts 1, 1, 0 and 1
+        (POSITION, [laptop, cow_left], 3 / 4, False, False, 'expected cow right of laptop'),
         (POSITION, [laptop], 1 / 3, False, False, None),  # parts 1, 0, 0
         (POSITION, [cow_right], 1 / 3, False, False, None),  # parts 0, 1, 0: nothing to be right of
-        (POSITION, [laptop, laptop, cow_right], 1 / 3, False, True, None),  # the same, but one laptop is enough for GenEval
-        (POSITION, [laptop, cow_right, cow_left], 1 / 3, False, True, 'expected 1 cow, found 2'),  # parts 1, 0, 0
-        (POSITION, [laptop, cow_left, cow_right], 1 / 3, False, False, None),  # of equals the first counts
+        # the same, but one laptop is enough for GenEval
+        (POSITION, [laptop, laptop, cow_right], 1 / 3, False, True, None),
+        # parts 1, 0, 0
+        (POSITION, [laptop, cow_right, cow_left], 1 / 3, False, True, 'expected 1 cow, found 2'),
+        # of equals the first counts
+        (POSITION, [laptop, cow_left, cow_right], 1 / 3, False, False, None),
         (COLOR_ATTR, [pink_bag, black_scissors], 1, True, True, ''),
-        (COLOR_ATTR, [pink_bag, black_scissors._replace(colour='red')], 3 / 4, False, False, 'expected 1 black scissors, found red'),
+        (
+            COLOR_ATTR,
+            [pink_bag, black_scissors._replace(colour='red')],
+            3 / 4,
+            False,
+            False,
+            'expected 1 black scissors, found red',
+        ),
         (COLOR_ATTR, [pink_bag], 1 / 2, False, False, None),  # parts 1, 1, 0, 0
-        (COLOR_ATTR, [pink_bag._replace(colour='black'), black_scissors._replace(colour='pink')], 1 / 2, False, False, None),
+        (
+            COLOR_ATTR,
+            [pink_bag._replace(colour='black'), black_scissors._replace(colour='pink')],
+            1 / 2,
+            False,
+            False,
+            None,
+        ),
     ],
 )
 def test_every_tag_by_hand(metadata, detections, score, strict, correct, reason):
@@ -100,10 +170,24 @@ def test_several_of_a_colour_count_one_by_one():
 
 
 def test_a_position_must_hold_for_every_pair():
-    metadata = {'tag': 'position', 'include': [{'class': 'dog', 'count': 2}, {'class': 'kite', 'count': 2, 'position': ['above', 0]}]}
+    metadata = {
+        'tag': 'position',
+        'include': [
+            {'class': 'dog', 'count': 2},
+            {'class': 'kite', 'count': 2, 'position': ['above', 0]},
+        ],
+    }
     dogs = [at('dog', 0, 100), at('dog', 20, 100)]
-    assert geneval_scores([*dogs, at('kite', 0, 0), at('kite', 20, 0)], metadata)[:3] == (1, True, True)
-    assert geneval_scores([*dogs, at('kite', 0, 0), at('kite', 20, 200)], metadata)[:3] == (3 / 4, False, False)
+    assert geneval_scores([*dogs, at('kite', 0, 0), at('kite', 20, 0)], metadata)[:3] == (
+        1,
+        True,
+        True,
+    )
+    assert geneval_scores([*dogs, at('kite', 0, 0), at('kite', 20, 200)], metadata)[:3] == (
+        3 / 4,
+        False,
+        False,
+    )
 
 
 def test_exclude_holds_for_any_class_and_only_in_the_official_rule():
@@ -115,7 +199,10 @@ def test_exclude_holds_for_any_class_and_only_in_the_official_rule():
 @pytest.mark.parametrize(
     ('x', 'y', 'size', 'expected'),
     [
-        (100, 0, 20, {'right of'}), (-100, 0, 20, {'left of'}), (0, -100, 20, {'above'}), (0, 100, 20, {'below'}),
+        (100, 0, 20, {'right of'}),
+        (-100, 0, 20, {'left of'}),
+        (0, -100, 20, {'above'}),
+        (0, 100, 20, {'below'}),
         (100, 100, 20, {'right of', 'below'}),  # (100 - 4) / 141 = 0.68 on both axes
         (100, 80, 20, {'right of', 'below'}),  # 96 / 128 = 0.75, 76 / 128 = 0.59
         (100, 50, 20, {'right of'}),  # 46 / 112 = 0.41
@@ -124,7 +211,7 @@ def test_exclude_holds_for_any_class_and_only_in_the_official_rule():
         (40, 0, 80, {'right of'}),  # overlapping: (40 - 16) / 40 = 0.6
         (0, 0, 20, set()),
     ],
-)  # fmt: skip
+)
 def test_relative_positions_by_hand(x, y, size, expected):
     assert relations(at('cow', x, y, size=size), at('dog', 0, 0, size=size)) == expected
 
@@ -144,7 +231,8 @@ def test_colours_are_asked_for_only_where_they_matter():
 def test_rows_of_every_tag_are_in_order():
     for row in ROWS:
         check_metadata(row)
-    check_metadata({'tag': 'single_object', 'include': [one('computer mouse')]})  # the prompt is the reader's business
+    # the prompt is the reader's business
+    check_metadata({'tag': 'single_object', 'include': [one('computer mouse')]})
 
 
 @pytest.mark.parametrize(
@@ -156,14 +244,29 @@ def test_rows_of_every_tag_are_in_order():
         ({**SINGLE, 'include': []}, r'include is \[\]; expected a list of at least one clause'),
         ({**SINGLE, 'exclude': {}}, r'exclude is \{\}; expected a list'),
         ({**SINGLE, 'include': ['bowl']}, r"include\[0\] is 'bowl'"),
-        ({**SINGLE, 'include': [one('mouse')]}, r"include\[0\].class is 'mouse'; expected one of: person"),
+        (
+            {**SINGLE, 'include': [one('mouse')]},
+            r"include\[0\].class is 'mouse'; expected one of: person",
+        ),
         ({**SINGLE, 'include': [one('bowl', count=0)]}, r'include\[0\].count is 0'),
         ({**SINGLE, 'exclude': [one('bowl', count=True)]}, r'exclude\[0\].count is True'),
-        ({**SINGLE, 'include': [one('bowl', colour='red')]}, r'unknown key include\[0\].colour; known keys: class, count, color, position'),
+        (
+            {**SINGLE, 'include': [one('bowl', colour='red')]},
+            r'unknown key include\[0\].colour; known keys: class, count, color, position',
+        ),
         ({**SINGLE, 'include': [one('bowl', color='grey')]}, r"include\[0\].color is 'grey'"),
-        ({**TWO, 'include': [one('bowl'), one('cow', position='above')]}, r"include\[1\].position is 'above'"),
-        ({**TWO, 'include': [one('bowl'), one('cow', position=['on', 0])]}, r"include\[1\].position\[0\] is 'on'"),
-        ({**TWO, 'include': [one('bowl'), one('cow', position=['above', 1])]}, r'include\[1\].position\[1\] is 1; .* below 1'),
+        (
+            {**TWO, 'include': [one('bowl'), one('cow', position='above')]},
+            r"include\[1\].position is 'above'",
+        ),
+        (
+            {**TWO, 'include': [one('bowl'), one('cow', position=['on', 0])]},
+            r"include\[1\].position\[0\] is 'on'",
+        ),
+        (
+            {**TWO, 'include': [one('bowl'), one('cow', position=['above', 1])]},
+            r'include\[1\].position\[1\] is 1; .* below 1',
+        ),
     ],
 )
 def test_malformed_metadata_is_named(metadata, message):

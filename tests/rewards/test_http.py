@@ -1,4 +1,6 @@
-"""Requests over plain and encrypted connections: whole answers, and an end to every wait when the caller is going."""
+"""Requests over plain and encrypted connections: whole answers, and an end to every wait when the
+caller is going.
+"""
 
 import concurrent.futures
 import shutil
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 from loopback import PixelReward, Steady, pictures, serving
 
-from densegrpo_jax.rewards.remote.connection import Interrupted, request
 from densegrpo_jax.rewards.remote.client import RemoteReward
+from densegrpo_jax.rewards.remote.connection import Interrupted, request
 from densegrpo_jax.rewards.remote.service import RewardService
 
 
@@ -23,7 +25,18 @@ def certificate(tmp_path_factory):
         pytest.skip('needs the command openssl, to make a certificate')
     folder = tmp_path_factory.mktemp('tls')
     key, chain = str(folder / 'key.pem'), str(folder / 'certificate.pem')
-    made = ['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2']
+    made = [
+        'openssl',
+        'req',
+        '-x509',
+        '-newkey',
+        'ec',
+        '-pkeyopt',
+        'ec_paramgen_curve:prime256v1',
+        '-nodes',
+        '-days',
+        '2',
+    ]
     names = ['-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1']
     subprocess.run([*made, *names, '-keyout', key, '-out', chain], check=True, capture_output=True)
     return chain, key
@@ -33,13 +46,17 @@ def test_scores_come_over_tls_from_a_server_that_is_trusted(certificate, monkeyp
     chain, key = certificate
     images, prompts, metadata = pictures(5), ['p'] * 5, [{}] * 5
     options = {'names': ('pixel', 'mean'), 'timeout_s': 20.0, 'give_up_s': 0.0, 'make_rng': Steady}
-    with serving(RewardService(PixelReward(), 'f00', '0').app, ssl_certfile=chain, ssl_keyfile=key) as url:
+    with serving(
+        RewardService(PixelReward(), 'f00', '0').app, ssl_certfile=chain, ssl_keyfile=key
+    ) as url:
         url = url.replace('http:', 'https:')
         with pytest.raises(ssl.SSLCertVerificationError):
             request('GET', url + '/info', timeout_s=20.0, stop=threading.Event())
         monkeypatch.setenv('SSL_CERT_FILE', chain)
         scores = RemoteReward(url, **options)(images, prompts, metadata)
-    np.testing.assert_array_equal(scores.values['pixel'], PixelReward()(images, prompts, metadata).values['pixel'])
+    np.testing.assert_array_equal(
+        scores.values['pixel'], PixelReward()(images, prompts, metadata).values['pixel']
+    )
 
 
 STAGES = ('handshake', 'sending', 'waiting', 'reading')
@@ -47,13 +64,17 @@ CASES = [('http', stage) for stage in STAGES[1:]] + [('https', stage) for stage 
 
 
 @pytest.mark.parametrize(('scheme', 'stage'), CASES)
-def test_a_stop_ends_every_wait_for_a_server_that_has_gone_silent(scheme, stage, certificate, monkeypatch):
+def test_a_stop_ends_every_wait_for_a_server_that_has_gone_silent(
+    scheme, stage, certificate, monkeypatch
+):
     chain, key = certificate
     monkeypatch.setenv('SSL_CERT_FILE', chain)
     stop, over = threading.Event(), threading.Event()
 
     def serve(listening):
-        """Goes along with a client up to `stage`, says that it is to stop, and nothing to the client any more."""
+        """Goes along with a client up to `stage`, says that it is to stop, and nothing to the
+        client any more.
+        """
         taken, _ = listening.accept()
         with taken:
             if stage != 'handshake' and scheme == 'https':
@@ -69,12 +90,22 @@ def test_a_stop_ends_every_wait_for_a_server_that_has_gone_silent(scheme, stage,
             over.wait(60)
             taken.close()
 
-    with socket.create_server(('127.0.0.1', 0)) as listening, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with (
+        socket.create_server(('127.0.0.1', 0)) as listening,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
         server = pool.submit(serve, listening)
         try:
-            body = bytes(32 << 20 if stage == 'sending' else 100) + b'end'  # more than fits into the buffers of a connection
+            # more than fits into the buffers of a connection
+            body = bytes(32 << 20 if stage == 'sending' else 100) + b'end'
             with pytest.raises(Interrupted):
-                request('POST', f'{scheme}://127.0.0.1:{listening.getsockname()[1]}/score', body, timeout_s=10.0, stop=stop)
+                request(
+                    'POST',
+                    f'{scheme}://127.0.0.1:{listening.getsockname()[1]}/score',
+                    body,
+                    timeout_s=10.0,
+                    stop=stop,
+                )
         finally:
             over.set()
         server.result(20)
@@ -82,4 +113,9 @@ def test_a_stop_ends_every_wait_for_a_server_that_has_gone_silent(scheme, stage,
 
 def test_a_wait_ends_at_its_time_limit_without_a_stop():
     with socket.create_server(('127.0.0.1', 0)) as listening, pytest.raises(TimeoutError):
-        request('GET', f'http://127.0.0.1:{listening.getsockname()[1]}/', timeout_s=0.3, stop=threading.Event())
+        request(
+            'GET',
+            f'http://127.0.0.1:{listening.getsockname()[1]}/',
+            timeout_s=0.3,
+            stop=threading.Event(),
+        )

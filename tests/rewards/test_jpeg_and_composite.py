@@ -7,7 +7,15 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, Scores, build_reward, to_uint8
+from densegrpo_jax.rewards import (
+    CompositeReward,
+    JpegReward,
+    RewardError,
+    Scorer,
+    Scores,
+    build_reward,
+    to_uint8,
+)
 from densegrpo_jax.rewards.base import check_scores
 
 
@@ -41,7 +49,9 @@ def test_jpeg_is_the_file_size_over_500_kb():
     Image.fromarray(images(2)[1]).save(buffer, format='JPEG', quality=95)
     scores = call(JpegReward(), 2)
     assert scores.values['jpeg'][1] == pytest.approx(-len(buffer.getvalue()) / 1000 / 500, rel=1e-6)
-    np.testing.assert_array_equal(call(JpegReward('incompressible'), 2).values['jpeg'], -scores.values['jpeg'])
+    np.testing.assert_array_equal(
+        call(JpegReward('incompressible'), 2).values['jpeg'], -scores.values['jpeg']
+    )
     flat = JpegReward()(np.zeros((1, 16, 24, 3), np.uint8), [''], [{}]).values['jpeg']
     assert scores.values['jpeg'].max() < flat[0] < 0
 
@@ -53,7 +63,12 @@ def test_jpeg_options_out_of_range(options):
 
 
 def test_weighted_sum_by_hand():
-    reward = CompositeReward([(Constant('a', [1, 0.5, 0]), 2.0), (Constant('b', [0, 1, 1], names=('b', 'b_detail')), -0.5)])
+    reward = CompositeReward(
+        [
+            (Constant('a', [1, 0.5, 0]), 2.0),
+            (Constant('b', [0, 1, 1], names=('b', 'b_detail')), -0.5),
+        ]
+    )
     assert reward.names == ('total', 'a', 'b', 'b_detail')
     assert reward.range == (-0.5, 2.0)
     scores = call(reward, 3)
@@ -85,17 +100,30 @@ def test_a_reward_of_weight_zero_decides_nothing():
     with Scorer(reward, 1) as scorer:  # which checks what it is given
         scores = scorer.submit(images(3), [''] * 3).result(20)
     assert scores.valid.tolist() == [True, True, False] and reward.log_only == {'b', 'b_detail'}
-    for name, expected in {'total': [1, 0, np.nan], 'a': [1, 0, np.nan], 'b': [5, np.nan, np.nan], 'b_detail': [5, np.nan, np.nan]}.items():
+    for name, expected in {
+        'total': [1, 0, np.nan],
+        'a': [1, 0, np.nan],
+        'b': [5, np.nan, np.nan],
+        'b_detail': [5, np.nan, np.nan],
+    }.items():
         np.testing.assert_array_equal(scores.values[name], np.array(expected, np.float32))
     nothing = Constant('b', [np.nan] * 3, valid=[False] * 3)
-    assert call(CompositeReward([(nothing, 0.0), (trained, 1.0)]), 3).valid.tolist() == [True, True, False]
+    assert call(CompositeReward([(nothing, 0.0), (trained, 1.0)]), 3).valid.tolist() == [
+        True,
+        True,
+        False,
+    ]
     endless = Scores({**scores.values, 'b': np.array([np.inf, 1, 1], np.float32)}, scores.valid)
     with pytest.raises(RewardError, match="'b' is not finite"):  # missing is not wrong
         check_scores(endless, reward, 3)
 
 
 def test_weights_by_the_names_of_the_scores_that_are_trained_on():
-    parts = [(Constant('a', [1], names=('a_soft', 'a')), 0.5), (Constant('b', [5]), 0.0), (Constant('c', [5]), -2.0)]
+    parts = [
+        (Constant('a', [1], names=('a_soft', 'a')), 0.5),
+        (Constant('b', [5]), 0.0),
+        (Constant('c', [5]), -2.0),
+    ]
     assert CompositeReward(parts).weights == {'a_soft': 0.5, 'c': -2.0}
 
 
@@ -119,7 +147,9 @@ def test_names_must_differ():
 
 @pytest.mark.parametrize('wrap', [dict, ConfigDict])
 def test_build_from_a_config(wrap):
-    reward = build_reward(wrap({'jpeg': {'weight': 2.0, 'direction': 'incompressible'}, 'ocr': {'mode': 'recognise'}}))
+    reward = build_reward(
+        wrap({'jpeg': {'weight': 2.0, 'direction': 'incompressible'}, 'ocr': {'mode': 'recognise'}})
+    )
     assert reward.names == ('total', 'jpeg', 'ocr')
     scores = reward(np.zeros((1, 32, 96, 3), np.uint8), ['"A"'], [{}])
     assert scores.values['total'][0] == pytest.approx(2 * scores.values['jpeg'][0])

@@ -1,4 +1,6 @@
-"""The judge on a real server that speaks the chat completions protocol: what cannot be parsed is no score."""
+"""The judge on a real server that speaks the chat completions protocol: what cannot be parsed is no
+score.
+"""
 
 import base64
 import collections
@@ -77,11 +79,16 @@ def test_final_score_answers(text, score):
 
 
 class Chat:
-    """A server of chat completions: answers with the mean of the picture it is sent, or with what is queued in `faults`."""
+    """A server of chat completions: answers with the mean of the picture it is sent, or with what
+    is queued in `faults`.
+    """
 
     def __init__(self):
         self.faults, self.bodies = collections.deque(), []
-        routes = [Route('/v1/models', self.models), Route('/v1/chat/completions', self.completions, methods=['POST'])]
+        routes = [
+            Route('/v1/models', self.models),
+            Route('/v1/chat/completions', self.completions, methods=['POST']),
+        ]
         self.app = Starlette(routes=routes)
 
     async def models(self, request):
@@ -94,7 +101,11 @@ class Chat:
         assert header == 'data:image/png;base64'
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         score = picture.mean() / 25.5
-        answer = {'choices': [{'message': {'content': json.dumps({'score': score})}, 'finish_reason': 'stop'}]}
+        answer = {
+            'choices': [
+                {'message': {'content': json.dumps({'score': score})}, 'finish_reason': 'stop'}
+            ]
+        }
         fault = self.faults.popleft() if self.faults else None
         if fault == '500':
             return JSONResponse({'error': 'engine died'}, 500)
@@ -116,7 +127,13 @@ def chat():
 
 
 def judge(chat, **options):
-    options = {'model': 'judge-7b', 'timeout_s': 5.0, 'give_up_s': 5.0, 'make_rng': Steady, **options}
+    options = {
+        'model': 'judge-7b',
+        'timeout_s': 5.0,
+        'give_up_s': 5.0,
+        'make_rng': Steady,
+        **options,
+    }
     return JudgeReward(chat.url, **options)
 
 
@@ -132,7 +149,9 @@ def test_pictures_arrive_losslessly_and_prompts_in_the_rubric(chat):
     scores = reward(images, prompts, [{}] * 9)
     np.testing.assert_allclose(scores.values['judge'], expected(images), rtol=1e-6)
     assert scores.valid.all() and scores.values['judge'].dtype == np.float32
-    assert {body['temperature'] for body in chat.bodies} == {0} and {body['model'] for body in chat.bodies} == {'judge-7b'}
+    assert {body['temperature'] for body in chat.bodies} == {0} and {
+        body['model'] for body in chat.bodies
+    } == {'judge-7b'}
     texts = sorted(body['messages'][0]['content'][1]['text'] for body in chat.bodies)
     assert texts == [PRESETS['json'].rubric.replace('{prompt}', prompt) for prompt in prompts]
 
@@ -145,7 +164,8 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 4
     assert "no score in 4 answers for a picture of 'p'" in caplog.text
     varied = [(body.pop('temperature') > 0, body.pop('seed', None)) for body in chat.bodies]
-    assert varied == [(False, None), (True, 1), (True, 2), (True, 3)]  # what always answers a request alike is asked another
+    # what always answers a request alike is asked another
+    assert varied == [(False, None), (True, 1), (True, 2), (True, 3)]
     assert all(body == chat.bodies[0] for body in chat.bodies)
     chat.faults.extend(['?', '500', 'no choices'])
     scores = judge(chat, concurrency=1)(images, ['p', 'q'], [{}] * 2)
@@ -154,7 +174,10 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     chat.faults.extend(['?'] * 3)
     options = {'urls': chat.url, 'model': 'judge-7b', 'concurrency': 1}
     scores = build_reward({'judge': options, 'jpeg': {'weight': 0.1}})(images, ['p', 'q'], [{}] * 2)
-    assert scores.valid.tolist() == [False, True] and np.isnan(scores.values['total']).tolist() == [True, False]
+    assert scores.valid.tolist() == [False, True] and np.isnan(scores.values['total']).tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_unified_reward(chat):
@@ -169,10 +192,14 @@ def test_errors_and_absence(chat):
     chat.faults.extend(['500'] * 3)
     with pytest.raises(RewardError, match='3 answers that cannot be used.*engine died'):
         judge(chat, retries=2)(pictures(1), ['p'], [{}])
-    with pytest.raises(ValueError, match=re.escape("does not list judge.model='judge-70b'; it lists ['judge-7b']")):
+    with pytest.raises(
+        ValueError, match=re.escape("does not list judge.model='judge-70b'; it lists ['judge-7b']")
+    ):
         judge(chat, model='judge-70b').check(['p'], [{}])
     with pytest.raises(RewardsGone, match='refused'):
-        JudgeReward(f'http://127.0.0.1:{unused_port()}', 'm', give_up_s=0.1, make_rng=Steady)(pictures(3), ['p'] * 3, [{}] * 3)
+        JudgeReward(f'http://127.0.0.1:{unused_port()}', 'm', give_up_s=0.1, make_rng=Steady)(
+            pictures(3), ['p'] * 3, [{}] * 3
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tools.make_miniature.render import render, render_scene
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.rewards import OcrReward, ocr_score
 from densegrpo_jax.rewards.local import readers
 from densegrpo_jax.rewards.local.readers import Line, ctc_greedy, ctc_likelihood, line_width
+from tools.make_miniature.render import render, render_scene
 
-WORDS = (('STONE', 'neon'), ('RIVER', 'paper'), ('LAMP', 'taxi'), ('QUIET', 'screen'), ('FOX', 'poster'))
+WORDS = (
+    ('STONE', 'neon'),
+    ('RIVER', 'paper'),
+    ('LAMP', 'taxi'),
+    ('QUIET', 'screen'),
+    ('FOX', 'poster'),
+)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +50,9 @@ def stub(lines):
 
 def scored(lines, targets, **options):
     reward = OcrReward(make_reader=stub(lines), **options)
-    scores = reward(blank(len(targets)), [''] * len(targets), [{'target': target} for target in targets])
+    scores = reward(
+        blank(len(targets)), [''] * len(targets), [{'target': target} for target in targets]
+    )
     assert scores.valid.all()
     assert scores.values['ocr'].dtype == np.float32
     return scores.values['ocr'].tolist()
@@ -90,7 +98,9 @@ def test_target_comes_from_metadata_or_the_first_straight_quotes():
     assert scores.values['ocr'].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize('bad', ['A sign without a target', 'One lonely " quote', 'Nothing in "  "', '“Curly” quotes'])
+@pytest.mark.parametrize(
+    'bad', ['A sign without a target', 'One lonely " quote', 'Nothing in "  "', '“Curly” quotes']
+)
 def test_a_prompt_without_target_is_an_error_that_names_it(bad):
     reward = OcrReward(make_reader=stub([]))
     with pytest.raises(ValueError, match='prompt 1:') as error:
@@ -116,7 +126,13 @@ def test_an_engine_failure_makes_only_its_picture_invalid(caplog):
 
 
 @pytest.mark.parametrize(
-    'images', [np.zeros((1, 32, 96, 3), np.float32), np.full((1, 32, 96, 3), np.nan), np.zeros((1, 32, 96), np.uint8), blank(2)]
+    'images',
+    [
+        np.zeros((1, 32, 96, 3), np.float32),
+        np.full((1, 32, 96, 3), np.nan),
+        np.zeros((1, 32, 96), np.uint8),
+        blank(2),
+    ],
 )
 def test_malformed_pictures_are_refused(images):
     with pytest.raises((TypeError, ValueError), match='images'):
@@ -126,8 +142,13 @@ def test_malformed_pictures_are_refused(images):
 @pytest.mark.parametrize(
     'options',
     [
-        {'mode': 'guess'}, {'extra_text_penalty': 1.5}, {'smooth': 2.0}, {'smooth': 0.5, 'mode': 'detect'}, {'drop_score': -1},
-        {'batch_size': 0}, {'width_scale': 0.0},
+        {'mode': 'guess'},
+        {'extra_text_penalty': 1.5},
+        {'smooth': 2.0},
+        {'smooth': 0.5, 'mode': 'detect'},
+        {'drop_score': -1},
+        {'batch_size': 0},
+        {'width_scale': 0.0},
     ],
 )
 def test_options_out_of_range_are_refused(options):
@@ -143,7 +164,10 @@ def test_a_missing_model_is_reported_at_once(monkeypatch):
 
 def test_ctc_decoding_by_hand():
     table = ['', 'A', 'B', ' ']
-    ids, probs = np.array([0, 1, 1, 0, 1, 2, 2, 3, 0]), np.array([0.9, 0.8, 0.1, 0.9, 0.6, 0.4, 0.1, 0.2, 0.9])
+    ids, probs = (
+        np.array([0, 1, 1, 0, 1, 2, 2, 3, 0]),
+        np.array([0.9, 0.8, 0.1, 0.9, 0.6, 0.4, 0.1, 0.2, 0.9]),
+    )
     text, confidence, _ = ctc_greedy(ids, probs, table)
     assert text == 'AAB '  # a repeat merges, a blank separates
     assert confidence == pytest.approx((0.8 + 0.6 + 0.4 + 0.2) / 4)
@@ -151,34 +175,53 @@ def test_ctc_decoding_by_hand():
 
 
 def test_ctc_likelihood_sums_over_every_alignment():
-    """Against the definition: the sum over all paths of classes whose collapse is the target, by enumeration."""
-    probs = np.random.default_rng(0).dirichlet(np.ones(4), (3, 5))  # 3 pictures, 5 frames, blank and 3 classes
-    targets = [[[1], [2]], [[1], [1], [3]], [[2, 3]]]  # two letters, a double letter, a letter in both cases
+    """Against the definition: the sum over all paths of classes whose collapse is the target, by
+    enumeration.
+    """
+    # 3 pictures, 5 frames, blank and 3 classes
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), (3, 5))
+    # two letters, a double letter, a letter in both cases
+    targets = [[[1], [2]], [[1], [1], [3]], [[2, 3]]]
 
     def collapses_to(path, target):
-        same = {c: min(classes) for classes in target for c in classes}  # both cases are one letter before repeats are merged
+        # both cases are one letter before repeats are merged
+        same = {c: min(classes) for classes in target for c in classes}
         path = [same.get(c, c) for c in path]
-        return [c for i, c in enumerate(path) if c and (i == 0 or c != path[i - 1])] == [min(classes) for classes in target]
+        return [c for i, c in enumerate(path) if c and (i == 0 or c != path[i - 1])] == [
+            min(classes) for classes in target
+        ]
 
     for picture, target, got in zip(probs, targets, ctc_likelihood(probs, targets)):
         paths = itertools.product(range(4), repeat=5)
-        total = sum(np.prod(picture[np.arange(5), path]) for path in map(list, paths) if collapses_to(path, target))
+        total = sum(
+            np.prod(picture[np.arange(5), path])
+            for path in map(list, paths)
+            if collapses_to(path, target)
+        )
         np.testing.assert_allclose(got, total ** (1 / len(target)), rtol=1e-12)
 
 
 def test_ctc_likelihood_of_what_cannot_be_written_is_zero():
     probs = np.full((2, 2, 3), 1 / 3)
-    np.testing.assert_array_equal(ctc_likelihood(probs, [[[1], [2], [1]], [[], [1]]]), [0, 0])  # three letters in two frames; no class
+    # three letters in two frames; no class
+    np.testing.assert_array_equal(ctc_likelihood(probs, [[[1], [2], [1]], [[], [1]]]), [0, 0])
 
 
 def test_smooth_reward_moves_where_the_score_stands_still(pictures):
     said, nothing = prompts(), [{}] * len(WORDS)
     faded = [(0.5 * image + 64).astype(np.uint8) for image in pictures]
-    blurred = np.stack([np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(2.5))) for image in faded])
+    blurred = np.stack(
+        [
+            np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(2.5)))
+            for image in faded
+        ]
+    )
     smooth, plain = OcrReward(smooth=0.25), OcrReward()
     clear, worse = smooth(pictures, said, nothing).values, smooth(blurred, said, nothing).values
     np.testing.assert_array_equal(clear['ocr'], plain(pictures, said, nothing).values['ocr'])
-    np.testing.assert_allclose(clear['ocr_smooth'], 0.75 * clear['ocr'] + 0.25 * clear['ocr_likelihood'], rtol=1e-6)
+    np.testing.assert_allclose(
+        clear['ocr_smooth'], 0.75 * clear['ocr'] + 0.25 * clear['ocr_likelihood'], rtol=1e-6
+    )
     assert smooth.names[0] == 'ocr_smooth' and set(smooth.names) == set(clear)
     still = clear['ocr'] == worse['ocr']
     assert still.any() and np.all(clear['ocr_likelihood'][still] != worse['ocr_likelihood'][still])
@@ -224,12 +267,17 @@ def test_batches_do_not_change_the_text(pictures):
 
 def test_agrees_with_the_package_s_own_recogniser(pictures):
     rapidocr = pytest.importorskip('rapidocr')
-    engine = rapidocr.RapidOCR(params={'Global.log_level': 'critical', 'EngineConfig.onnxruntime.intra_op_num_threads': 1})
+    engine = rapidocr.RapidOCR(
+        params={'Global.log_level': 'critical', 'EngineConfig.onnxruntime.intra_op_num_threads': 1}
+    )
     ours = readers.LineReader(width_scale=1.0)(pictures)
     for image, [line] in zip(pictures, ours):
-        theirs = engine(np.ascontiguousarray(image[..., ::-1]), use_det=False, use_cls=False, use_rec=True)
+        theirs = engine(
+            np.ascontiguousarray(image[..., ::-1]), use_det=False, use_cls=False, use_rec=True
+        )
         assert line.text == theirs.txts[0]
-        assert line.confidence == pytest.approx(theirs.scores[0], abs=0.05)  # another resize filter and padding
+        # another resize filter and padding
+        assert line.confidence == pytest.approx(theirs.scores[0], abs=0.05)
 
 
 def test_score_declines_smoothly_with_noise_and_blur(reward, pictures):
@@ -242,7 +290,10 @@ def test_score_declines_smoothly_with_noise_and_blur(reward, pictures):
         return scores.values['ocr'].mean()
 
     eps = rng.standard_normal(words.shape)
-    noise = [mean(np.uint8(np.clip(((1 - s) * (words / 127.5 - 1) + s * eps + 1) * 127.5, 0, 255))) for s in (0, 0.2, 0.4, 0.6, 1)]
+    noise = [
+        mean(np.uint8(np.clip(((1 - s) * (words / 127.5 - 1) + s * eps + 1) * 127.5, 0, 255)))
+        for s in (0, 0.2, 0.4, 0.6, 1)
+    ]
     assert noise[0] == 1.0
     assert noise[1] > 0.9
     assert 0.4 < noise[2] <= noise[1]
@@ -250,7 +301,12 @@ def test_score_declines_smoothly_with_noise_and_blur(reward, pictures):
     assert noise[4] < 0.15
 
     def blur(radius):
-        return np.stack([np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))) for image in words])
+        return np.stack(
+            [
+                np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+                for image in words
+            ]
+        )
 
     soft = [mean(blur(radius)) for radius in (1, 2, 4, 12)]
     assert soft[0] > 0.95
@@ -271,7 +327,9 @@ def test_detects_and_reads_two_lines_on_a_large_picture():
     rng = np.random.default_rng(0)
     scene = np.full((512, 512, 3), 130, np.uint8)
     for top, word in ((60, 'QUIET'), (300, 'RIVER')):
-        scene[top : top + 96, 112:400] = np.asarray(Image.fromarray(render(word, 'paper', rng)).resize((288, 96)))
+        scene[top : top + 96, 112:400] = np.asarray(
+            Image.fromarray(render(word, 'paper', rng)).resize((288, 96))
+        )
     reward = OcrReward('detect')
     images = np.stack([scene, np.full_like(scene, 130)])
     assert [text.upper() for text in reward.read(images)] == ['QUIET RIVER', '']
@@ -281,12 +339,19 @@ def test_detects_and_reads_two_lines_on_a_large_picture():
 
 
 def test_reads_cluttered_scenes_and_charges_for_text_beside_the_target():
-    """Clean signs on 512-px pictures of shapes, gradients and grain; the last four have a second sign."""
+    """Clean signs on 512-px pictures of shapes, gradients and grain; the last four have a second
+    sign.
+    """
     rng, targets = np.random.default_rng(3), [prompt.target for prompt in scene_prompts(12, seed=7)]
     extra = [''] * 8 + ['open daily', 'sale today', 'visit our shop', 'since 1984']
-    images = np.stack([render_scene(target, rng, extra=more) for target, more in zip(targets, extra)])
+    images = np.stack(
+        [render_scene(target, rng, extra=more) for target, more in zip(targets, extra)]
+    )
     texts = OcrReward('detect').read(images)
-    plain, strict = (np.array([ocr_score(*pair, penalty) for pair in zip(texts, targets)]) for penalty in (0.0, 1.0))
+    plain, strict = (
+        np.array([ocr_score(*pair, penalty) for pair in zip(texts, targets)])
+        for penalty in (0.0, 1.0)
+    )
     assert plain.mean() >= 0.9
     np.testing.assert_array_equal(plain[:8], strict[:8])
     assert (strict[8:] < plain[8:] - 0.2).all()
@@ -298,5 +363,7 @@ def test_recognising_needs_neither_opencv_nor_jax():
         'build_reward({"ocr": {}})(np.zeros((1, 32, 96, 3), np.uint8), [\'"A"\'], [{}])\n'
         'print([m for m in ("cv2", "rapidocr", "torch", "flax", "jax") if m in sys.modules])'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == '[]'

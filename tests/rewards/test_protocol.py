@@ -1,4 +1,6 @@
-"""The wire format: lossless both ways, and whatever is not exactly right is refused by the name of its field."""
+"""The wire format: lossless both ways, and whatever is not exactly right is refused by the name of
+its field.
+"""
 
 import math
 
@@ -8,25 +10,46 @@ import pytest
 from loopback import PixelReward, pictures
 
 from densegrpo_jax.rewards.remote.protocol import (
-    ProtocolError, Request, decode_check, decode_request, decode_response, encode_check, encode_request, encode_response,
-)  # fmt: skip
+    ProtocolError,
+    Request,
+    decode_check,
+    decode_request,
+    decode_response,
+    encode_check,
+    encode_request,
+    encode_response,
+)
 
-REQUEST = Request('a1', pictures(3), ['"A"', 'ß\n', ''], [{}, {'tag': 'counting', 'include': [{'class': 'cup', 'count': 2}], 'x': 0.1}, {}])
+REQUEST = Request(
+    'a1',
+    pictures(3),
+    ['"A"', 'ß\n', ''],
+    [{}, {'tag': 'counting', 'include': [{'class': 'cup', 'count': 2}], 'x': 0.1}, {}],
+)
 NAMES = ('pixel', 'mean')
 
 
 def answer(request=REQUEST, **changes):
     scores = PixelReward()(request.images, request.prompts, request.metadata)
     message = msgpack.unpackb(encode_response(request, NAMES, scores.values, scores.valid, 'f00'))
-    return msgpack.packb({key: value for key, value in {**message, **changes}.items() if value is not None}), message['scores']
+    return msgpack.packb(
+        {key: value for key, value in {**message, **changes}.items() if value is not None}
+    ), message['scores']
 
 
 def test_a_request_arrives_as_it_was_sent():
     found = decode_request(encode_request(REQUEST))
     np.testing.assert_array_equal(found.images, REQUEST.images)
     assert found.images.dtype == np.uint8 and found.images.flags.writeable
-    assert (found.id, found.prompts, found.metadata) == (REQUEST.id, REQUEST.prompts, REQUEST.metadata)
-    assert decode_check(encode_check(REQUEST.prompts, REQUEST.metadata)) == (REQUEST.prompts, REQUEST.metadata)
+    assert (found.id, found.prompts, found.metadata) == (
+        REQUEST.id,
+        REQUEST.prompts,
+        REQUEST.metadata,
+    )
+    assert decode_check(encode_check(REQUEST.prompts, REQUEST.metadata)) == (
+        REQUEST.prompts,
+        REQUEST.metadata,
+    )
 
 
 def test_scores_arrive_to_the_bit_and_what_has_none_is_nan():
@@ -59,16 +82,33 @@ def test_scores_arrive_to_the_bit_and_what_has_none_is_nan():
         ({'prompts': ['a', 'b', 3]}, r'prompts\[2\]: expected a string'),
         ({'metadata': [{}, {}, 'x']}, r'metadata\[2\]: expected a map'),
         ({'metadata': [{}, {}, {'x': b'raw'}]}, r'metadata\[2\]: expected a map of JSON values'),
-        ({'metadata': [{}, {}, {'x': msgpack.Timestamp(1)}]}, r'metadata\[2\]: expected a map of JSON values'),
+        (
+            {'metadata': [{}, {}, {'x': msgpack.Timestamp(1)}]},
+            r'metadata\[2\]: expected a map of JSON values',
+        ),
     ],
 )
 def test_a_malformed_request_is_refused_by_field(changes, words):
     message = {**msgpack.unpackb(encode_request(REQUEST)), **changes}
     with pytest.raises(ProtocolError, match=words):
-        decode_request(msgpack.packb({key: value for key, value in message.items() if value is not None}))
+        decode_request(
+            msgpack.packb({key: value for key, value in message.items() if value is not None})
+        )
 
 
-@pytest.mark.parametrize('data', [b'', b'\xc1', b'\x93', b'\x80\x80', b'\x81\x01\x01', b'\xa1\xff', b'\x91' * 5000, b'\xdd' + b'\xff' * 4])
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'',
+        b'\xc1',
+        b'\x93',
+        b'\x80\x80',
+        b'\x81\x01\x01',
+        b'\xa1\xff',
+        b'\x91' * 5000,
+        b'\xdd' + b'\xff' * 4,
+    ],
+)
 def test_what_is_no_message_is_refused(data):
     with pytest.raises(ProtocolError, match=r'not one msgpack message|protocol'):
         decode_request(data)
@@ -98,16 +138,25 @@ def test_an_answer_to_anything_else_is_refused():
         r'names: expected': {'names': ['mean', 'pixel']},
         r'scores: expected a list of 3': {'scores': scores[:2]},
         r'scores\[0\]\[0\]: expected the digest': {'scores': scores[::-1]},
-        r'scores\[1\]\[1\]: expected 2 numbers': {'scores': [scores[0], [scores[1][0], [0.5]], scores[2]]},
-        r'scores\[1\]\[1\]: expected finite': {'scores': [scores[0], [scores[1][0], [0.5, math.nan]], scores[2]]},
-        r'scores\[1\]\[1\]: expected numbers': {'scores': [scores[0], [scores[1][0], [True, 0.5]], scores[2]]},
+        r'scores\[1\]\[1\]: expected 2 numbers': {
+            'scores': [scores[0], [scores[1][0], [0.5]], scores[2]]
+        },
+        r'scores\[1\]\[1\]: expected finite': {
+            'scores': [scores[0], [scores[1][0], [0.5, math.nan]], scores[2]]
+        },
+        r'scores\[1\]\[1\]: expected numbers': {
+            'scores': [scores[0], [scores[1][0], [True, 0.5]], scores[2]]
+        },
         r'pixel in \[0, 1\]': {'scores': [scores[0], [scores[1][0], [1.5, 0.5]], scores[2]]},
     }
     for words, changes in wrong.items():
         with pytest.raises(ProtocolError, match=words):
             decode_response(answer(**changes)[0], REQUEST, NAMES, 'f00', (0, 1))
     # An answer to the same pictures in another request, or to another prompt of the same picture.
-    for other in (REQUEST._replace(id='b1'), REQUEST._replace(prompts=['"B"', *REQUEST.prompts[1:]])):
+    for other in (
+        REQUEST._replace(id='b1'),
+        REQUEST._replace(prompts=['"B"', *REQUEST.prompts[1:]]),
+    ):
         with pytest.raises(ProtocolError, match=r'digest|id: expected'):
             decode_response(answer(other, id='a1')[0], REQUEST, NAMES, 'f00')
     decode_response(body, REQUEST, NAMES, 'f00', (0, 1))

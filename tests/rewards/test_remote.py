@@ -1,4 +1,6 @@
-"""The reward server and its client over real sockets, well and ill: every picture gets its own score, or the run is told why not."""
+"""The reward server and its client over real sockets, well and ill: every picture gets its own
+score, or the run is told why not.
+"""
 
 import contextlib
 import http.client
@@ -23,10 +25,10 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax.reward_server import served
 from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, build_reward
-from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.base import RewardsGone
-from densegrpo_jax.rewards.remote.protocol import Request, encode_request
+from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.remote.client import RemoteReward, TooLarge
+from densegrpo_jax.rewards.remote.protocol import Request, encode_request
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,12 +39,23 @@ def service(reward=None, name='f00', **options):
 
 
 def client(*urls, **options):
-    options = {'names': ('pixel', 'mean'), 'range': (0, 1), 'timeout_s': 5.0, 'give_up_s': 5.0, 'make_rng': Steady, **options}
+    options = {
+        'names': ('pixel', 'mean'),
+        'range': (0, 1),
+        'timeout_s': 5.0,
+        'give_up_s': 5.0,
+        'make_rng': Steady,
+        **options,
+    }
     return RemoteReward(','.join(urls), **options)
 
 
 def batch(count, seed=0):
-    return pictures(count, seed), [f'prompt {i % 3}' for i in range(count)], [{'i': i} for i in range(count)]
+    return (
+        pictures(count, seed),
+        [f'prompt {i % 3}' for i in range(count)],
+        [{'i': i} for i in range(count)],
+    )
 
 
 def assert_own_scores(scores, asked):
@@ -70,23 +83,31 @@ def test_remote_scores_equal_local_ones(healthy):
     asked = batch(11)
     asked[0][4, 0, 0, 0] = 255
     assert_own_scores(client(healthy, batch_size=4)(*asked), asked)
-    alone = [part[4:5] for part in asked]  # not one valid picture: no error here, the run's own Scorer sees whole batches
+    # not one valid picture: no error here, the run's own Scorer sees whole batches
+    alone = [part[4:5] for part in asked]
     assert_own_scores(client(healthy)(*alone), alone)
     renamed = client(healthy, prefix='deqa_')
-    assert renamed.names == ('deqa_pixel', 'deqa_mean') and set(renamed(*asked).values) == set(renamed.names)
+    assert renamed.names == ('deqa_pixel', 'deqa_mean') and set(renamed(*asked).values) == set(
+        renamed.names
+    )
     with Scorer(client(healthy, batch_size=3), 3, chunk_size=2) as scorer:
         assert_own_scores(scorer.submit(*asked).result(20), asked)
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_whatever_the_faults_every_picture_gets_its_own_score(faulty, healthy, seed):
-    """Two faulty servers and threads that score at once: all faults in a random order, nothing lost, nothing swapped."""
+    """Two faulty servers and threads that score at once: all faults in a random order, nothing
+    lost, nothing swapped.
+    """
     chance = random.Random(seed)
     with serving(other := Faulty(service().app)) as url:
         for app in (faulty, other):
             kinds = [kind for kind in Faulty.KINDS if kind != 'slow'] + ['slow'] * (app is other)
             app.faults.extend(chance.sample(kinds, len(kinds)))
-        reward, asked = client(faulty.url, url, retries=40, timeout_s=0.3, batch_size=3), batch(48, seed)
+        reward, asked = (
+            client(faulty.url, url, retries=40, timeout_s=0.3, batch_size=3),
+            batch(48, seed),
+        )
         with Scorer(reward, 4, chunk_size=3) as scorer:
             for start in range(0, 48, 24):
                 part = [p[start : start + 24] for p in asked]
@@ -95,13 +116,24 @@ def test_whatever_the_faults_every_picture_gets_its_own_score(faulty, healthy, s
 
 
 REASONS = {
-    '500': 'status 500.*CUDA out of memory', 'busy': 'status 429', 'slow': 'TimeoutError', 'truncated': 'IncompleteRead|ends after',
-    'cut': 'status 500|RemoteDisconnected', 'garbage': 'not one msgpack message', 'wrong count': 'scores: expected a list of 2',
-    'swapped': r'scores\[0\]\[0\]: expected the digest', 'nan': 'expected finite', 'infinite': 'expected finite',
-    'text': 'expected numbers', 'out of range': r'pixel in \[0, 1\]', 'duplicate': 'id: expected',
+    '500': 'status 500.*CUDA out of memory',
+    'busy': 'status 429',
+    'slow': 'TimeoutError',
+    'truncated': 'IncompleteRead|ends after',
+    'cut': 'status 500|RemoteDisconnected',
+    'garbage': 'not one msgpack message',
+    'wrong count': 'scores: expected a list of 2',
+    'swapped': r'scores\[0\]\[0\]: expected the digest',
+    'nan': 'expected finite',
+    'infinite': 'expected finite',
+    'text': 'expected numbers',
+    'out of range': r'pixel in \[0, 1\]',
+    'duplicate': 'id: expected',
     'wrong version': 'protocol: expected 1, found 2',
-    'other reward': "fingerprint: expected 'f00'", 'other names': 'names: expected', 'extra key': r'unknown \[',
-}  # fmt: skip
+    'other reward': "fingerprint: expected 'f00'",
+    'other names': 'names: expected',
+    'extra key': r'unknown \[',
+}
 
 
 @pytest.mark.parametrize('fault', Faulty.KINDS)
@@ -118,7 +150,9 @@ def test_each_fault_is_recognised_and_asked_again(faulty, caplog, fault):
 def test_retries_after_wrong_answers_are_bounded(faulty):
     faulty.faults.extend(['500'] * 9)
     before = faulty.asked
-    with pytest.raises(RewardError, match=rf'3 answers that cannot be used, the last from {faulty.url}: .*CUDA') as caught:
+    with pytest.raises(
+        RewardError, match=rf'3 answers that cannot be used, the last from {faulty.url}: .*CUDA'
+    ) as caught:
         client(faulty.url, retries=2)(*batch(2))
     faulty.faults.clear()
     assert faulty.asked == before + 3 and not isinstance(caught.value, RewardsGone)
@@ -126,7 +160,9 @@ def test_retries_after_wrong_answers_are_bounded(faulty):
 
 def test_a_dead_server_is_passed_over(healthy, caplog):
     asked = batch(12)
-    reward = client(f'http://127.0.0.1:{unused_port()}', healthy, batch_size=2, make_rng=random.Random)
+    reward = client(
+        f'http://127.0.0.1:{unused_port()}', healthy, batch_size=2, make_rng=random.Random
+    )
     assert_own_scores(reward(*asked), asked)
     assert caplog.text.count('ConnectionRefusedError') in (1, 2)  # then it is left alone
 
@@ -134,7 +170,9 @@ def test_a_dead_server_is_passed_over(healthy, caplog):
 def test_gone_servers_end_the_wait_with_what_each_of_them_did():
     urls = [f'http://127.0.0.1:{unused_port()}' for _ in range(2)]
     began = time.monotonic()
-    with pytest.raises(RewardsGone, match=f'for 0.2 s.*{urls[0]} .*refused.*{urls[1]} .*refused.*same command'):
+    with pytest.raises(
+        RewardsGone, match=f'for 0.2 s.*{urls[0]} .*refused.*{urls[1]} .*refused.*same command'
+    ):
         client(*urls, give_up_s=0.2)(*batch(1))
     assert 0.2 <= time.monotonic() - began < 3
 
@@ -142,17 +180,21 @@ def test_gone_servers_end_the_wait_with_what_each_of_them_did():
 def test_turns_and_patience(healthy):
     servers = client(healthy, 'http://x', give_up_s=100)._servers
     first, second = servers._next(0, None), servers._next(0, None)
-    assert first is not second and servers._next(0, first) is second  # whose turn it is, but not again the one that has just failed
+    # whose turn it is, but not again the one that has just failed
+    assert first is not second and servers._next(0, first) is second
     reward = client(healthy, give_up_s=100)
     reward(*batch(1))
-    now = time.monotonic()  # a call that has waited for its place among others is not one that has waited for servers
+    # a call that has waited for its place among others is not one that has waited for servers
+    now = time.monotonic()
     assert now < reward._servers._limit(now - 1000) <= now + 100
 
 
 def test_closing_the_scorer_ends_a_wait_for_servers_that_are_gone(faulty):
-    for url in (f'http://127.0.0.1:{unused_port()}', faulty.url):  # in a pause; while the server computes
+    # in a pause; while the server computes
+    for url in (f'http://127.0.0.1:{unused_port()}', faulty.url):
         reward = client(url, give_up_s=600, timeout_s=60, make_rng=random.Random)
-        reward._met, reward.check = True, lambda *_: None  # a run that has begun has checked its prompts
+        # a run that has begun has checked its prompts
+        reward._met, reward.check = True, lambda *_: None
         faulty.faults.extend(['slow'] * 2)
         began = time.monotonic()
         with contextlib.suppress(KeyError), Scorer(CompositeReward([(reward, 1.0)]), 1) as scorer:
@@ -183,7 +225,10 @@ def test_a_server_restarted_with_another_reward_is_refused():
     reward = client(f'http://127.0.0.1:{port}', retries=1)
     with serving(service().app, port):
         reward(*batch(1))
-    with serving(service(name='f01').app, port), pytest.raises(RewardError, match="fingerprint: expected 'f00', the reward of this run"):
+    with (
+        serving(service(name='f01').app, port),
+        pytest.raises(RewardError, match="fingerprint: expected 'f00', the reward of this run"),
+    ):
         reward(*batch(1))
 
 
@@ -200,14 +245,18 @@ def test_a_served_sum_has_no_score_where_one_that_is_only_logged_is_missing():
     asked = batch(3)
     asked[0][1, 0, 0, 0] = 255
     with serving(service(CompositeReward([(JpegReward(), 1.0), (PixelReward(), 0.0)])).app) as url:
-        scores = client(url, names=('total', 'jpeg', 'pixel', 'mean'), range=(-np.inf, 0), retries=0)(*asked)
+        scores = client(
+            url, names=('total', 'jpeg', 'pixel', 'mean'), range=(-np.inf, 0), retries=0
+        )(*asked)
     assert scores.valid.tolist() == [True, False, True]
 
 
 def ask(url, body=None, **headers):
     """Status, headers and JSON of an answer."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, headers), timeout=10
+        ) as answer:
             return answer.status, answer.headers, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, error.headers, json.loads(error.read())
@@ -218,7 +267,9 @@ def test_an_endless_request_is_refused_before_it_is_all_in_memory():
         host, port = url.removeprefix('http://').split(':')
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
         parts = (b'x' * 50_000 for _ in range(7))
-        connection.request('POST', '/score', parts, {'Transfer-Encoding': 'chunked'}, encode_chunked=True)
+        connection.request(
+            'POST', '/score', parts, {'Transfer-Encoding': 'chunked'}, encode_chunked=True
+        )
         answer = connection.getresponse()
         assert answer.status == 413 and 'larger than 100000 bytes' in answer.read().decode()
         connection, sent = http.client.HTTPConnection(host, int(port), timeout=10), []
@@ -233,13 +284,23 @@ def test_info_health_and_token(monkeypatch):
     monkeypatch.setenv('TOKEN_OF_THE_TEST', 'secret')
     with serving(service(token='secret').app) as url:
         status, _, health = ask(url + '/health')
-        assert status == 200 and health == {'status': 'ok', 'pending': 0, 'max_queue': 16, 'images': 0, 'invalid': 0}
+        assert status == 200 and health == {
+            'status': 'ok',
+            'pending': 0,
+            'max_queue': 16,
+            'images': 0,
+            'invalid': 0,
+        }
         for headers in ({}, {'Authorization': 'Bearer secre'}, {'Authorization': 'secret'}):
             assert ask(url + '/info', **headers)[0] == 401
             assert ask(url + '/score', b'x', **headers)[0] == 401
         status, _, info = ask(url + '/info', Authorization='Bearer secret')
         assert (status, info['protocol'], info['fingerprint']) == (200, 1, 'f00')
-        assert info['names'] == ['pixel', 'mean'] and info['range'] == [0.0, 1.0] and info['needs_metadata'] is True
+        assert (
+            info['names'] == ['pixel', 'mean']
+            and info['range'] == [0.0, 1.0]
+            and info['needs_metadata'] is True
+        )
         asked = batch(2)
         assert_own_scores(client(url, token_env='TOKEN_OF_THE_TEST')(*asked), asked)
         with pytest.raises(RewardError, match='status 401.*token'):
@@ -250,7 +311,11 @@ def test_info_health_and_token(monkeypatch):
 
 def test_bad_requests_are_refused_by_field(healthy):
     message = msgpack.unpackb(encode_request(Request('a', *batch(1))))
-    for changes, words in (({'prompts': []}, 'metadata'), ({'shape': [1, 2, 3]}, 'shape'), ({'prompts': ['unscorable']}, 'prompt 0')):
+    for changes, words in (
+        ({'prompts': []}, 'metadata'),
+        ({'shape': [1, 2, 3]}, 'shape'),
+        ({'prompts': ['unscorable']}, 'prompt 0'),
+    ):
         status, _, refusal = ask(healthy + '/score', msgpack.packb({**message, **changes}))
         assert status == 422 and words in refusal['error']
 
@@ -282,7 +347,8 @@ def test_a_full_queue_is_told_to_come_back_and_does():
     with serving(service(reward, max_queue=1).app) as url, Scorer(client(url), 2) as scorer:
         first = scorer.submit(*asked)
         assert inside.wait(10)
-        status, headers, refusal = ask(url + '/score', bytes(8_000_000))  # more than fits into the buffers of a connection
+        # more than fits into the buffers of a connection
+        status, headers, refusal = ask(url + '/score', bytes(8_000_000))
         assert status == 429 and headers['Retry-After'] == '1' and '1 requests' in refusal['error']
         second = scorer.submit(*batch(1, seed=1))
         gate.set()
@@ -292,7 +358,9 @@ def test_a_full_queue_is_told_to_come_back_and_does():
 
 def test_a_request_whose_sender_has_gone_is_not_scored(monkeypatch):
     gate, inside, read, scored = threading.Event(), threading.Event(), threading.Semaphore(0), []
-    reward = PixelReward(lambda images: (scored.append(int(images[0, 0, 0, 1])), inside.set(), gate.wait(20)))
+    reward = PixelReward(
+        lambda images: (scored.append(int(images[0, 0, 0, 1])), inside.set(), gate.wait(20))
+    )
     decode = protocol.decode_request
     monkeypatch.setattr(protocol, 'decode_request', lambda body: (decode(body), read.release())[0])
     first, gone, last = (batch(1, seed) for seed in range(3))
@@ -304,7 +372,8 @@ def test_a_request_whose_sender_has_gone_is_not_scored(monkeypatch):
         connection.request('POST', '/score', encode_request(Request('gone', *gone)))
         assert read.acquire(timeout=10)  # it has arrived, and waits for its turn
         connection.close()
-        assert ask(url + '/health')[2]['pending'] == 2  # what is answered after that has been seen after that
+        # what is answered after that has been seen after that
+        assert ask(url + '/health')[2]['pending'] == 2
         gate.set()
         assert_own_scores(answer.result(20), first)
         assert_own_scores(client(url)(*last), last)
@@ -353,8 +422,16 @@ def test_options_that_cannot_be_are_named(options, words):
 
 
 def test_two_sets_of_servers_in_one_sum():
-    servers = lambda name: {'kind': 'remote', 'urls': ('http://x', 'http://y/path/'), 'names': (name,)}
-    reward = build_reward(ConfigDict({'deqa': {'weight': 0.5, **servers('deqa')}, 'imagereward': servers('imagereward')}))
+    servers = lambda name: {
+        'kind': 'remote',
+        'urls': ('http://x', 'http://y/path/'),
+        'names': (name,),
+    }
+    reward = build_reward(
+        ConfigDict(
+            {'deqa': {'weight': 0.5, **servers('deqa')}, 'imagereward': servers('imagereward')}
+        )
+    )
     assert reward.names == ('total', 'deqa', 'imagereward')
 
 
@@ -363,21 +440,44 @@ def test_what_is_served_and_its_fingerprint():
     assert served({'jpeg': {'weight': 2.0}}).names == ('total', 'jpeg')
     name = fingerprint(PixelReward(), {'pixel': {}}, '1')
     assert len(name) == 16 and name == fingerprint(PixelReward(), {'pixel': {}}, '1')
-    assert len({name, fingerprint(PixelReward(), {'pixel': {'x': 1}}, '1'), fingerprint(PixelReward(), {'pixel': {}}, '2')}) == 3
+    assert (
+        len(
+            {
+                name,
+                fingerprint(PixelReward(), {'pixel': {'x': 1}}, '1'),
+                fingerprint(PixelReward(), {'pixel': {}}, '2'),
+            }
+        )
+        == 3
+    )
 
 
 def test_the_command_serves_and_stops_on_sigterm(tmp_path):
     config = tmp_path / 'jpeg.py'
-    config.write_text("from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'reward': {'jpeg': {'quality': 90}}})\n")
-    command = [sys.executable, '-m', 'densegrpo_jax.reward_server', f'--config={config}', '--workers=1']
-    process = subprocess.Popen([*command, '--port=0'], cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True)
+    config.write_text(
+        "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'reward': {'jpeg': {'quality': 90}}})\n"
+    )
+    command = [
+        sys.executable,
+        '-m',
+        'densegrpo_jax.reward_server',
+        f'--config={config}',
+        '--workers=1',
+    ]
+    process = subprocess.Popen(
+        [*command, '--port=0'], cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True
+    )
     try:
         url = re.search(r'http://\S+', process.stderr.readline())[0]
         asked = batch(3)
         found = client(url, names='jpeg', range=(-np.inf, 0))(*asked)
-        np.testing.assert_array_equal(found.values['jpeg'], build_reward({'jpeg': {'quality': 90}})(*asked).values['jpeg'])
+        np.testing.assert_array_equal(
+            found.values['jpeg'], build_reward({'jpeg': {'quality': 90}})(*asked).values['jpeg']
+        )
         port = url.rsplit(':', 1)[1]
-        second = subprocess.run([*command, f'--port={port}'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        second = subprocess.run(
+            [*command, f'--port={port}'], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert second.returncode == 2 and f'cannot listen on 127.0.0.1 port {port}' in second.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0 and 'stopped' in process.stderr.read()

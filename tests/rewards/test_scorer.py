@@ -27,8 +27,14 @@ class Pixel:
         self.threads.add(threading.get_ident())
         if self._hook:
             self._hook(images)
-        values = [int(image[0, 0, 0]) + len(prompt) + extra.get('plus', 0) for image, prompt, extra in zip(images, prompts, metadata)]
-        return Scores({'pixel': np.array(values, np.float32)}, np.array([image[0, 0, 0] != 255 for image in images]))
+        values = [
+            int(image[0, 0, 0]) + len(prompt) + extra.get('plus', 0)
+            for image, prompt, extra in zip(images, prompts, metadata)
+        ]
+        return Scores(
+            {'pixel': np.array(values, np.float32)},
+            np.array([image[0, 0, 0] != 255 for image in images]),
+        )
 
 
 def pictures(*pixels):
@@ -45,7 +51,9 @@ def test_scores_come_back_in_order_and_once_per_distinct_pair(workers, chunk_siz
     reward = Pixel()
     with Scorer(reward, workers, chunk_size=chunk_size) as scorer:
         scores = scorer.submit(pictures(*pixels), prompts).result(10)
-    assert scores.values['pixel'].tolist() == [pixel + len(prompt) for pixel, prompt in zip(pixels, prompts)]
+    assert scores.values['pixel'].tolist() == [
+        pixel + len(prompt) for pixel, prompt in zip(pixels, prompts)
+    ]
     assert scores.valid.all()
     distinct = len(set(zip(pixels.tolist(), prompts)))
     assert sum(reward.calls) == distinct < 60
@@ -72,7 +80,8 @@ def test_invalid_pictures_keep_their_place_and_are_counted():
 
 
 def test_chunks_are_scored_by_all_workers_at_once():
-    barrier = threading.Barrier(2, timeout=10)  # passes only if two threads are inside the reward together
+    # passes only if two threads are inside the reward together
+    barrier = threading.Barrier(2, timeout=10)
     reward = Pixel(lambda images: barrier.wait())
     with Scorer(reward, 2) as scorer:
         scorer.submit(pictures(1, 2), ['a'] * 2).result(10)
@@ -163,11 +172,15 @@ def test_waiting_for_a_place_can_be_given_up():
 
     gate = threading.Event()
     with Scorer(Pixel(lambda images: gate.wait(10)), 1, max_pending=1) as scorer:
-        first = scorer.submit(pictures(0), ['a'], while_waiting=stop)  # has a place: nothing to give up
+        # has a place: nothing to give up
+        first = scorer.submit(pictures(0), ['a'], while_waiting=stop)
         with pytest.raises(Stopped):
             scorer.submit(pictures(1), ['a'], while_waiting=stop)
         gate.set()
-        assert first.result(10).valid.all() and scorer.submit(pictures(2), ['a']).result(10).values['pixel'][0] == 3
+        assert (
+            first.result(10).valid.all()
+            and scorer.submit(pictures(2), ['a']).result(10).values['pixel'][0] == 3
+        )
 
 
 def test_a_batch_without_a_valid_score_is_an_error_unless_told_otherwise():

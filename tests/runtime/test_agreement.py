@@ -10,11 +10,16 @@ from tests.fake_hosts import on_hosts
 def test_values_of_all_in_their_order():
     def twice(hosts):
         agreement = Agreement(hosts, 'test')
-        return agreement.gather({'index': hosts.index}), agreement.gather('' if hosts.index else None)
+        return agreement.gather({'index': hosts.index}), agreement.gather(
+            '' if hosts.index else None
+        )
 
     assert on_hosts(twice, 3) == [([{'index': 0}, {'index': 1}, {'index': 2}], [None, '', ''])] * 3
     assert Agreement(Hosts(), 'test').gather([1.5]) == [[1.5]]
-    assert on_hosts(lambda hosts: hosts.gather('raw', bytes([hosts.index]) * 2 * hosts.index), 3) == [[b'', b'\1\1', b'\2\2\2\2']] * 3
+    assert (
+        on_hosts(lambda hosts: hosts.gather('raw', bytes([hosts.index]) * 2 * hosts.index), 3)
+        == [[b'', b'\1\1', b'\2\2\2\2']] * 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,8 +28,14 @@ def test_values_of_all_in_their_order():
         ([None, None], ['went on', 'went on']),
         ([None, KeyError('b')], ["ValueError: process 1 of the run: 'b'", "KeyError: 'b'"]),
         ([OSError('a'), KeyError('b')], ['OSError: a', "KeyError: 'b'"]),
-        ([OSError('a'), MemoryError('b')], ['OtherProcessFailed: process 1 of the run: b', 'MemoryError: b']),
-        ([MemoryError('a'), None], ['MemoryError: a', 'OtherProcessFailed: process 0 of the run: a']),
+        (
+            [OSError('a'), MemoryError('b')],
+            ['OtherProcessFailed: process 1 of the run: b', 'MemoryError: b'],
+        ),
+        (
+            [MemoryError('a'), None],
+            ['MemoryError: a', 'OtherProcessFailed: process 0 of the run: a'],
+        ),
     ],
 )
 def test_an_error_of_one_is_an_error_of_all(errors, expected):
@@ -38,4 +49,6 @@ def test_an_error_of_one_is_an_error_of_all(errors, expected):
         return 'went on'
 
     found = on_hosts(attempt)
-    assert [one if isinstance(one, str) else f'{type(one).__name__}: {one}' for one in found] == expected
+    assert [
+        one if isinstance(one, str) else f'{type(one).__name__}: {one}' for one in found
+    ] == expected

@@ -18,20 +18,32 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from densegrpo_jax.runtime import checkpoints as checkpoints_module
 from densegrpo_jax.runtime import mesh as mesh_lib
 from densegrpo_jax.runtime.agreement import OtherProcessFailed
-from densegrpo_jax.runtime import checkpoints as checkpoints_module
 from densegrpo_jax.runtime.checkpoints import CheckpointMismatch, Checkpoints, CheckpointUnreadable
 from tests.fake_hosts import on_hosts
 
 ROOT = Path(__file__).parents[2]
-FINGERPRINT = {'model': {'layers': 2, 'hidden': 256}, 'lora': {'rank': 8, 'targets': ('to_q', 'to_k')}}
+FINGERPRINT = {
+    'model': {'layers': 2, 'hidden': 256},
+    'lora': {'rank': 8, 'targets': ('to_q', 'to_k')},
+}
 
 
 def make_state(seed=0, width=8):
-    """Everything a trainer keeps: nested adapters, optimiser state in named tuples, odd dtypes and bit patterns."""
+    """Everything a trainer keeps: nested adapters, optimiser state in named tuples, odd dtypes and
+    bit patterns.
+    """
     rng = np.random.default_rng(seed)
-    adapters = {'attn': {'to_q': {'a': jnp.asarray(rng.normal(size=(width, 4)), jnp.float32), 'b': jnp.zeros((4, width))}}}
+    adapters = {
+        'attn': {
+            'to_q': {
+                'a': jnp.asarray(rng.normal(size=(width, 4)), jnp.float32),
+                'b': jnp.zeros((4, width)),
+            }
+        }
+    }
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return {
         'adapters': adapters,
@@ -63,22 +75,30 @@ def save_steps(folder, steps, **kwargs):
 
 def data_file(folder, step):
     """The file that holds the arrays' bytes."""
-    return max((path for path in (folder / str(step)).rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in (folder / str(step)).rglob('*') if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
 
 
 def test_round_trip_is_bit_exact(tmp_path):
     state, meta = make_state(3), {'psi': [0.1, 0.2], 'seed': 1, 'prompt': {'position': 7}}
     with Checkpoints(tmp_path / 'ckpt', fingerprint=FINGERPRINT) as checkpoints:
-        assert checkpoints.restore_latest(abstract_of(state)) is None and checkpoints.latest_step() is None
+        assert (
+            checkpoints.restore_latest(abstract_of(state)) is None
+            and checkpoints.latest_step() is None
+        )
         checkpoints.save(3, state, meta)
         checkpoints.wait_until_finished()
         restored = checkpoints.restore_latest(abstract_of(state))
     assert_bits_equal(restored.state, state)
     assert restored.meta == meta and restored.step == 3
 
-    with Checkpoints(tmp_path / 'ckpt', fingerprint=FINGERPRINT, read_only=True) as checkpoints:  # another process, later
+    # another process, later
+    with Checkpoints(tmp_path / 'ckpt', fingerprint=FINGERPRINT, read_only=True) as checkpoints:
         assert checkpoints.meta(3) == meta
-        assert_bits_equal(checkpoints.restore_latest(state).state, state)  # arrays serve as the template too
+        # arrays serve as the template too
+        assert_bits_equal(checkpoints.restore_latest(state).state, state)
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -96,10 +116,14 @@ def test_restores_onto_another_mesh(tmp_path):
     values = np.arange(64, dtype=np.float32).reshape(8, 8)
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, {'w': jax.device_put(values, NamedSharding(mesh, P('fsdp', 'tensor')))}, {})
+        checkpoints.save(
+            1, {'w': jax.device_put(values, NamedSharding(mesh, P('fsdp', 'tensor')))}, {}
+        )
         checkpoints.wait_until_finished()
         other = mesh_lib.make_mesh(dict(data=1, fsdp=8, tensor=1))
-        wanted = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(other, P(None, 'fsdp')))
+        wanted = jax.ShapeDtypeStruct(
+            (8, 8), jnp.float32, sharding=NamedSharding(other, P(None, 'fsdp'))
+        )
         found = checkpoints.restore_latest({'w': wanted}).state['w']
     assert found.sharding == wanted.sharding
     np.testing.assert_array_equal(found, values)
@@ -111,8 +135,13 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         for step, score in scores.items():
             checkpoints.save(step, make_state(step), {}, score=score)
         checkpoints.wait_until_finished()
-        assert checkpoints.steps() == [2, 5, 6] and checkpoints.best_step() == 2 and checkpoints.latest_step() == 6
-    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:  # scores are known again after a restart
+        assert (
+            checkpoints.steps() == [2, 5, 6]
+            and checkpoints.best_step() == 2
+            and checkpoints.latest_step() == 6
+        )
+    # scores are known again after a restart
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         assert checkpoints.best_step() == 2
         checkpoints.save(7, make_state(7), {}, score=0.95)
         checkpoints.wait_until_finished()
@@ -135,28 +164,47 @@ def test_part_of_a_checkpoint(tmp_path, caplog):
     caplog.clear()
     wanted = {'adapters': abstract_of(make_state()['adapters'])}
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert_bits_equal(checkpoints.restore(1, wanted, partial=True).state, {'adapters': make_state(1)['adapters']})
+        assert_bits_equal(
+            checkpoints.restore(1, wanted, partial=True).state,
+            {'adapters': make_state(1)['adapters']},
+        )
         with pytest.raises(CheckpointMismatch, match='it has .*flags'):
             checkpoints.restore(1, wanted)
-    assert not [record for record in caplog.records if record.levelname != 'INFO']  # orbax warns of what is only read
+    # orbax warns of what is only read
+    assert not [record for record in caplog.records if record.levelname != 'INFO']
 
 
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     save_steps(tmp_path, [1], fingerprint=FINGERPRINT)
-    other = {'model': {'layers': 2, 'hidden': 512}, 'lora': {'rank': 8, 'targets': ('to_q',)}, 'new': 1}
+    other = {
+        'model': {'layers': 2, 'hidden': 512},
+        'lora': {'rank': 8, 'targets': ('to_q',)},
+        'new': 1,
+    }
     with Checkpoints(tmp_path, fingerprint=other) as checkpoints:
         with pytest.raises(CheckpointMismatch) as caught:
             checkpoints.restore_latest(make_state())
     message = str(caught.value)
-    assert 'model.hidden: 256 there, 512 here' in message and "lora.targets: ['to_q', 'to_k'] there, ['to_q'] here" in message
-    assert "new: 'absent' there, 1 here" in message and 'layers' not in message and '--workdir' in message
+    assert (
+        'model.hidden: 256 there, 512 here' in message
+        and "lora.targets: ['to_q', 'to_k'] there, ['to_q'] here" in message
+    )
+    assert (
+        "new: 'absent' there, 1 here" in message
+        and 'layers' not in message
+        and '--workdir' in message
+    )
     assert (tmp_path / '1').is_dir()  # not treated as damaged
 
 
 def test_a_key_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_path):
     save_steps(tmp_path, [1], fingerprint=FINGERPRINT)
     for value, known in ((False, True), (True, False)):
-        with Checkpoints(tmp_path, fingerprint={**FINGERPRINT, 'full': value}, defaults={'full': False, 'elsewhere': 3}) as checkpoints:
+        with Checkpoints(
+            tmp_path,
+            fingerprint={**FINGERPRINT, 'full': value},
+            defaults={'full': False, 'elsewhere': 3},
+        ) as checkpoints:
             if known:
                 assert checkpoints.restore_latest(make_state()).step == 1
             else:
@@ -169,7 +217,10 @@ def test_a_key_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_path)
     [
         (lambda s: s['adapters']['attn'].update(to_k=jnp.zeros(2)), 'it lacks adapters/attn/to_k'),
         (lambda s: s.pop('odd'), 'it has odd, which this model has not'),
-        (lambda s: s.update(psi=np.zeros(6, np.float32)), r'it has psi as float32\[5\], here float32\[6\]'),
+        (
+            lambda s: s.update(psi=np.zeros(6, np.float32)),
+            r'it has psi as float32\[5\], here float32\[6\]',
+        ),
         (lambda s: s.update(step=jnp.float32(0)), r'it has step as int32\[\], here float32\[\]'),
     ],
 )
@@ -189,7 +240,9 @@ def flip_a_bit(path):
 
 DAMAGE = {
     'flipped bit': lambda folder: flip_a_bit(data_file(folder, 2)),
-    'truncated': lambda folder: data_file(folder, 2).write_bytes(data_file(folder, 2).read_bytes()[:100]),
+    'truncated': lambda folder: data_file(folder, 2).write_bytes(
+        data_file(folder, 2).read_bytes()[:100]
+    ),
     'no meta': lambda folder: shutil.rmtree(folder / '2' / 'meta'),
     'no arrays': lambda folder: shutil.rmtree(folder / '2' / 'state'),
     'empty folder': lambda folder: [shutil.rmtree(folder / '2'), (folder / '2').mkdir()],
@@ -207,7 +260,8 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, cap
         assert restored.step == 1
         assert_bits_equal(restored.state, make_state(1))
         assert 'CHECKPOINT OF STEP 2 IS DAMAGED' in caplog.text
-        assert (tmp_path / 'ckpt_corrupt' / '2.0').is_dir()  # kept for whoever wants to look, and out of the way
+        # kept for whoever wants to look, and out of the way
+        assert (tmp_path / 'ckpt_corrupt' / '2.0').is_dir()
         checkpoints.save(2, make_state(2), {})
         checkpoints.wait_until_finished()
         assert_bits_equal(checkpoints.restore_latest(make_state()).state, make_state(2))
@@ -217,14 +271,19 @@ def test_all_damaged_is_an_error_and_nothing_is_moved(tmp_path):
     save_steps(tmp_path, [1, 2])
     for step in (1, 2):
         flip_a_bit(data_file(tmp_path, step))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match='(?s)All checkpoints in .* damaged:.*step 2:.*step 1:'):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match='(?s)All checkpoints in .* damaged:.*step 2:.*step 1:'),
+    ):
         checkpoints.restore_latest(make_state())
     assert (tmp_path / '1').is_dir() and (tmp_path / '2').is_dir()
 
 
 @pytest.mark.parametrize('kind', ['truncated', 'flipped bit'])
 def test_what_one_host_cannot_read_no_host_uses(tmp_path, caplog, kind):
-    """Each host has a folder of its own here, so that the bytes of one of them alone can be damaged."""
+    """Each host has a folder of its own here, so that the bytes of one of them alone can be
+    damaged.
+    """
     folders = [tmp_path / 'first' / 'ckpt', tmp_path / 'second' / 'ckpt']
     save_steps(folders[0], [1, 2])
     shutil.copytree(folders[0], folders[1])
@@ -237,8 +296,12 @@ def test_what_one_host_cannot_read_no_host_uses(tmp_path, caplog, kind):
     for restored in on_hosts(restore):
         assert restored.step == 1
         assert_bits_equal(restored.state, make_state(1))
-    assert 'CHECKPOINT OF STEP 2 IS DAMAGED and is skipped: ValueError: process 1 of the run: ' in caplog.text
-    assert (tmp_path / 'first' / 'ckpt_corrupt' / '2.0').is_dir()  # moved by the first host, whose folder is everybody's in a real run
+    assert (
+        'CHECKPOINT OF STEP 2 IS DAMAGED and is skipped: ValueError: process 1 of the run: '
+        in caplog.text
+    )
+    # moved by the first host, whose folder is everybody's in a real run
+    assert (tmp_path / 'first' / 'ckpt_corrupt' / '2.0').is_dir()
 
 
 def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
@@ -255,7 +318,10 @@ def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
 
     first, second = on_hosts(restore)
     assert isinstance(second, PermissionError)
-    assert isinstance(first, OtherProcessFailed) and str(first) == 'process 1 of the run: PermissionError: not yours'
+    assert (
+        isinstance(first, OtherProcessFailed)
+        and str(first) == 'process 1 of the run: PermissionError: not yours'
+    )
     assert (tmp_path / '2').is_dir()
 
 
@@ -274,7 +340,9 @@ def failing_reads(monkeypatch, step, count, error):
 
 IO_ERRORS = [
     OSError(errno.EIO, 'Input/output error'),
-    ValueError('UNKNOWN: Error opening "zarr" driver: Error reading local file "/runs/2/manifest.ocdbt": Stale file handle [source ...'),
+    ValueError(
+        'UNKNOWN: Error opening "zarr" driver: Error reading local file "/runs/2/manifest.ocdbt": Stale file handle [source ...'
+    ),
 ]
 
 
@@ -286,7 +354,10 @@ def test_a_read_that_fails_is_tried_again_and_is_no_damage(tmp_path, monkeypatch
         failing_reads(monkeypatch, 2, 1, error)
         assert checkpoints.restore_latest(make_state()).step == 2 and 'tried again' in caplog.text
         failing_reads(monkeypatch, 2, 2, error)
-        with pytest.raises(CheckpointUnreadable, match='(?s)ckpt/2 could not be read: .*stays where it is.*run the same command again'):
+        with pytest.raises(
+            CheckpointUnreadable,
+            match='(?s)ckpt/2 could not be read: .*stays where it is.*run the same command again',
+        ):
             checkpoints.restore_latest(make_state())
     assert (folder / '2').is_dir() and not (tmp_path / 'ckpt_corrupt').exists()
 
@@ -298,15 +369,21 @@ def test_a_checkpoint_whose_score_could_not_be_read_is_kept(tmp_path, monkeypatc
     failing_reads(monkeypatch, 1, 2, OSError(errno.EIO, 'Input/output error'))
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(3, make_state(3), {}, score=0.2)
-    assert 'score of the checkpoint of step 1 is unknown, so it is kept: CheckpointUnreadable' in caplog.text
+    assert (
+        'score of the checkpoint of step 1 is unknown, so it is kept: CheckpointUnreadable'
+        in caplog.text
+    )
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         assert checkpoints.steps() == [1, 3] and checkpoints.best_step() == 1
-        checkpoints.save(4, make_state(4), {}, score=0.95)  # now that the scores are known, nothing is kept for want of them
+        # now that the scores are known, nothing is kept for want of them
+        checkpoints.save(4, make_state(4), {}, score=0.95)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['4']
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(tmp_path):
-    """A limit on the size of files stands in for a full disk: the same writes fail, in the same threads."""
+    """A limit on the size of files stands in for a full disk: the same writes fail, in the same
+    threads.
+    """
     noise = np.random.default_rng(0).integers(0, 2**32, (1 << 18,), np.uint32)
     checkpoints = Checkpoints(tmp_path, max_to_keep=1)
     checkpoints.save(1, {'x': noise}, {})
@@ -314,7 +391,10 @@ def test_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
-        with pytest.raises(OSError, match='checkpoint of step 2 could not be written.*last complete one is of step 1.*Make room'):
+        with pytest.raises(
+            OSError,
+            match='checkpoint of step 2 could not be written.*last complete one is of step 1.*Make room',
+        ):
             checkpoints.save(2, {'x': noise + 1}, {})
             checkpoints.wait_until_finished()
     finally:
@@ -342,7 +422,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_killed_while_saving(tmp_path, caplog):
     folder = tmp_path / 'ckpt'
-    child = subprocess.run([sys.executable, '-c', KILLED, str(folder)], cwd=ROOT, env=os.environ, capture_output=True, timeout=120)
+    child = subprocess.run(
+        [sys.executable, '-c', KILLED, str(folder)],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        timeout=120,
+    )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert any(path.name != '1' for path in folder.iterdir())  # it was in the middle of the second
     with Checkpoints(folder) as checkpoints:

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime import files
 from densegrpo_jax.runtime.files import only_writer, replace_file
+from densegrpo_jax.runtime.hosts import Hosts
 from tests.fake_hosts import on_hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,10 +29,13 @@ def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatc
     monkeypatch.setattr(os, 'fsync', fails)
     with pytest.raises(OSError, match='stops here'):
         replace_file(path, 'new – ü\n')
-    assert path.read_text() == 'old\n' and synced == ['new – ü\n']  # all of it was synced before anything was renamed
+    # all of it was synced before anything was renamed
+    assert path.read_text() == 'old\n' and synced == ['new – ü\n']
     monkeypatch.undo()
     replace_file(path, 'new – ü\n')
-    assert path.read_text(encoding='utf-8') == 'new – ü\n' and sorted(p.name for p in tmp_path.iterdir()) == ['a.json']
+    assert path.read_text(encoding='utf-8') == 'new – ü\n' and sorted(
+        p.name for p in tmp_path.iterdir()
+    ) == ['a.json']
 
 
 HOLDER = """
@@ -46,7 +49,9 @@ time.sleep(600)
 
 def test_a_folder_has_one_writer_and_is_free_once_that_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
-    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, '-c', HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == 'held\n'
         message = f'{tmp_path} is being written to by another run: process {holder.pid} on .* holds {tmp_path}/lock. Wait .*--workdir'
@@ -60,7 +65,9 @@ def test_a_folder_has_one_writer_and_is_free_once_that_was_killed(tmp_path, monk
         holder.kill()
 
 
-def test_of_several_processes_the_first_holds_the_folder_and_all_of_them_give_up(tmp_path, monkeypatch):
+def test_of_several_processes_the_first_holds_the_folder_and_all_of_them_give_up(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
 
     def work(hosts):

@@ -20,7 +20,9 @@ def lines(workdir):
 
 def events(workdir):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    found = accumulator.EventAccumulator(str(workdir / metrics.EVENTS_NAME), size_guidance={'scalars': 0, 'images': 0})
+    found = accumulator.EventAccumulator(
+        str(workdir / metrics.EVENTS_NAME), size_guidance={'scalars': 0, 'images': 0}
+    )
     return found.Reload()
 
 
@@ -32,12 +34,17 @@ def write_steps(workdir, steps, *, value=0.0, **kwargs):
 
 def test_one_line_per_step_with_sorted_keys(tmp_path):
     with metrics.MetricWriter(tmp_path) as writer:
-        writer.write_scalars(1, {'loss': jnp.float32(0.5), 'kl': np.float32(0.25), 'skipped': np.int32(2)})
+        writer.write_scalars(
+            1, {'loss': jnp.float32(0.5), 'kl': np.float32(0.25), 'skipped': np.int32(2)}
+        )
         assert len(lines(tmp_path)) == 1  # on disk as soon as the call returns
         writer.write_scalars(1, {'eval/ocr': float('nan'), 'kl': 1})
         writer.write_scalars(2, {'loss': float('inf')})
     text = (tmp_path / metrics.JSONL_NAME).read_text()
-    assert text == '{"eval/ocr": null, "kl": 1, "loss": 0.5, "skipped": 2, "step": 1}\n{"loss": null, "step": 2}\n'
+    assert (
+        text
+        == '{"eval/ocr": null, "kl": 1, "loss": 0.5, "skipped": 2, "step": 1}\n{"loss": null, "step": 2}\n'
+    )
 
 
 def test_resume_removes_later_steps_and_continues_without_duplicates(tmp_path):
@@ -67,7 +74,10 @@ def test_a_run_that_begins_again_leaves_nothing_of_the_earlier_try(tmp_path):
     write_steps(tmp_path, range(0, 4))
     write_steps(tmp_path, range(0, 2), value=10.0, resume_step=0)
     assert [(line['step'], line['reward']) for line in lines(tmp_path)] == [(0, 10), (1, 11)]
-    assert [(event.step, event.value) for event in events(tmp_path).Scalars('reward')] == [(0, 10), (1, 11)]
+    assert [(event.step, event.value) for event in events(tmp_path).Scalars('reward')] == [
+        (0, 10),
+        (1, 11),
+    ]
 
 
 def test_records_cut_off_by_a_kill_are_dropped(tmp_path, caplog):
@@ -93,30 +103,57 @@ def test_images_texts_histograms_and_the_configuration(tmp_path):
         writer.write_histograms(1, {'reward': np.linspace(0, 1, 100)})
     found = events(tmp_path)
     (event,) = found.Images('one')
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), picture[0])
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), picture[0]
+    )
     (sheet,) = found.Images('sheet')
     assert sheet.width > 3 * 24 and sheet.height > 2 * 8
-    assert found.Tensors('prompt/text_summary')[0].tensor_proto.string_val[0] == b'A sign that says "HELLO"'
-    assert b'| lr | `0.0003` |' in found.Tensors('config/text_summary')[0].tensor_proto.string_val[0]
+    assert (
+        found.Tensors('prompt/text_summary')[0].tensor_proto.string_val[0]
+        == b'A sign that says "HELLO"'
+    )
+    assert (
+        b'| lr | `0.0003` |' in found.Tensors('config/text_summary')[0].tensor_proto.string_val[0]
+    )
     assert found.Histograms('reward')[0].histogram_value.num == 100
     assert (tmp_path / metrics.JSONL_NAME).read_text() == ''
 
 
-@pytest.mark.parametrize('bad', [np.zeros((1, 4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    'bad',
+    [
+        np.zeros((1, 4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((1, 3, 4, 4), np.uint8),
+    ],
+)
 def test_bad_images_are_named(tmp_path, bad):
-    with metrics.MetricWriter(tmp_path) as writer, pytest.raises(ValueError, match=r"Images 'grid' must be uint8 \[N, H, W, 3\], found"):
+    with (
+        metrics.MetricWriter(tmp_path) as writer,
+        pytest.raises(ValueError, match=r"Images 'grid' must be uint8 \[N, H, W, 3\], found"),
+    ):
         writer.write_images(1, {'grid': bad})
 
 
 def test_what_is_not_written_is_said(tmp_path):
-    with metrics.MetricWriter(tmp_path) as writer, pytest.raises(ValueError, match='does not write videos'):
+    with (
+        metrics.MetricWriter(tmp_path) as writer,
+        pytest.raises(ValueError, match='does not write videos'),
+    ):
         writer.write_videos(1, {'clip': np.zeros((1, 2, 4, 4, 3))})
 
 
 def test_neither_tensorflow_nor_torch_is_imported():
     program = 'import sys, densegrpo_jax.runtime.metrics; print([m for m in ("tensorflow", "torch") if m in sys.modules])'
     root = Path(__file__).parents[2]
-    out = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, text=True, timeout=120, check=True)
+    out = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert out.stdout == '[]\n'
 
 
@@ -144,7 +181,14 @@ def test_progress_in_a_log_is_not_more_often_than_asked():
         for done in range(1, 101):
             now[0] += 0.5
             bar.update(done)
-    assert [line.split()[1] for line in file.getvalue().splitlines()] == ['1/100', '21/100', '41/100', '61/100', '81/100', '100/100']
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == [
+        '1/100',
+        '21/100',
+        '41/100',
+        '61/100',
+        '81/100',
+        '100/100',
+    ]
 
 
 def test_steps_that_end_together_are_measured_together():
@@ -152,7 +196,10 @@ def test_steps_that_end_together_are_measured_together():
     with ProgressBar(6, label='runs', file=file, together=2, clock=lambda: now[0]) as bar:
         for done, now[0] in [(1, 10.0), (2, 10.1), (3, 20.0), (4, 20.1), (5, 30.0)]:
             bar.update(done)
-    assert [line.split('  ')[1] for line in file.getvalue().splitlines()] == ['10.0 s/step', *['5.0 s/step'] * 4]
+    assert [line.split('  ')[1] for line in file.getvalue().splitlines()] == [
+        '10.0 s/step',
+        *['5.0 s/step'] * 4,
+    ]
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
@@ -162,4 +209,8 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     with ProgressBar(4, file=file) as bar:
         bar.update(2, {'reward': 0.25})
         bar.note('saved [checkpoint]')
-    assert '2/4' in file.getvalue() and 'reward 0.25' in file.getvalue() and 'saved [checkpoint]' in file.getvalue()
+    assert (
+        '2/4' in file.getvalue()
+        and 'reward 0.25' in file.getvalue()
+        and 'saved [checkpoint]' in file.getvalue()
+    )

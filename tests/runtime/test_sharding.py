@@ -39,10 +39,22 @@ def specs(tree, mesh, rules=sharding_lib.RULES, min_bytes=0):
         ('transformer_blocks_0/attn/add_k_proj/kernel', (3072, 3072), P('fsdp', 'tensor')),
         ('transformer_blocks/attn/to_out_0/kernel', (19, 3072, 3072), P(None, ('tensor', 'fsdp'))),
         ('transformer_blocks/ff/net_0/proj/kernel', (19, 3072, 12288), P(None, 'fsdp', 'tensor')),
-        ('transformer_blocks/ff_context/net_2/kernel', (19, 12288, 3072), P(None, ('tensor', 'fsdp'))),
-        ('transformer_blocks/norm1_context/linear/kernel', (19, 3072, 18432), P(None, 'fsdp', 'tensor')),
+        (
+            'transformer_blocks/ff_context/net_2/kernel',
+            (19, 12288, 3072),
+            P(None, ('tensor', 'fsdp')),
+        ),
+        (
+            'transformer_blocks/norm1_context/linear/kernel',
+            (19, 3072, 18432),
+            P(None, 'fsdp', 'tensor'),
+        ),
         ('single_transformer_blocks/proj_mlp/kernel', (38, 3072, 12288), P(None, 'fsdp', 'tensor')),
-        ('single_transformer_blocks/proj_out/kernel', (38, 15360, 3072), P(None, ('tensor', 'fsdp'))),
+        (
+            'single_transformer_blocks/proj_out/kernel',
+            (38, 15360, 3072),
+            P(None, ('tensor', 'fsdp')),
+        ),
         ('single_transformer_blocks/proj_mlp/bias', (38, 12288), P()),
         ('x_embedder/kernel', (64, 3072), P('fsdp', 'tensor')),
         ('block/layer_0/SelfAttention/o/kernel', (24, 4096, 4096), P(None, ('tensor', 'fsdp'))),
@@ -67,7 +79,10 @@ def test_first_match_wins():
     tree = abstract(**{'block/special/kernel': (8, 8), 'block/plain/kernel': (8, 8)})
     rules = (Rule('special/kernel', ('tensor', None)), Rule('kernel', ('fsdp', 'tensor')))
     mesh = mesh_lib.make_mesh(MESH)
-    assert specs(tree, mesh, rules) == {'block/special/kernel': P('tensor'), 'block/plain/kernel': P('fsdp', 'tensor')}
+    assert specs(tree, mesh, rules) == {
+        'block/special/kernel': P('tensor'),
+        'block/plain/kernel': P('fsdp', 'tensor'),
+    }
     assert specs(tree, mesh, rules[::-1])['block/special/kernel'] == P('fsdp', 'tensor')
 
 
@@ -75,16 +90,26 @@ def test_small_arrays_and_scalars_stay_whole():
     tree = abstract(**{'to_q/kernel': (64, 64), 'to_k/kernel': (63, 64), 'unknown': (7,)})
     tree['count'] = jax.ShapeDtypeStruct((), jnp.int32)
     found = specs(tree, mesh_lib.make_mesh(MESH), min_bytes=64 * 64 * 4)
-    assert found == {'to_q/kernel': P('fsdp', 'tensor'), 'to_k/kernel': P(), 'unknown': P(), 'count': P()}
+    assert found == {
+        'to_q/kernel': P('fsdp', 'tensor'),
+        'to_k/kernel': P(),
+        'unknown': P(),
+        'count': P(),
+    }
     assert specs({'count': tree['count']}, mesh_lib.make_mesh(MESH), min_bytes=0) == {'count': P()}
 
 
 def test_uneven_dimension_is_an_error_unless_the_rule_says_replicate():
     mesh = mesh_lib.make_mesh(MESH)
     tree = abstract(**{'layer/kernel': (6, 9)})
-    with pytest.raises(ValueError, match=r"'layer/kernel': dimension 1 of shape \(6, 9\) does not divide over 'tensor' = 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"'layer/kernel': dimension 1 of shape \(6, 9\) does not divide over 'tensor' = 2",
+    ):
         specs(tree, mesh, (Rule('kernel', ('fsdp', 'tensor')),))
-    assert specs(tree, mesh, (Rule('kernel', ('fsdp', 'tensor'), uneven='replicate'),)) == {'layer/kernel': P('fsdp')}
+    assert specs(tree, mesh, (Rule('kernel', ('fsdp', 'tensor'), uneven='replicate'),)) == {
+        'layer/kernel': P('fsdp')
+    }
 
 
 @pytest.mark.parametrize(
@@ -93,7 +118,10 @@ def test_uneven_dimension_is_an_error_unless_the_rule_says_replicate():
         (Rule('other', ()), "No sharding rule matches 'layer/kernel' of shape"),
         (Rule('kernel', (None, None, 'fsdp')), 'has 3 entries'),
         (Rule('kernel', ('model',)), r"names the axes \['model'\]; the mesh has"),
-        (Rule('kernel', (), uneven='ignore'), "uneven must be 'error' or 'replicate', found 'ignore'"),
+        (
+            Rule('kernel', (), uneven='ignore'),
+            "uneven must be 'error' or 'replicate', found 'ignore'",
+        ),
     ],
 )
 def test_bad_rules_are_explained(rule, message):
@@ -105,7 +133,10 @@ def init_chain(key):
     keys = jax.random.split(key, 3)
     return {
         'blocks': {
-            'proj_mlp': {'kernel': jax.random.normal(keys[0], (4, 16, 32)) / 4, 'bias': jnp.ones((4, 32))},
+            'proj_mlp': {
+                'kernel': jax.random.normal(keys[0], (4, 16, 32)) / 4,
+                'bias': jnp.ones((4, 32)),
+            },
             'proj_out': {'kernel': jax.random.normal(keys[1], (4, 32, 16)) / 4},
         },
         'norm_out': {'linear': {'kernel': jax.random.normal(keys[2], (16, 8))}},
@@ -114,7 +145,9 @@ def init_chain(key):
 
 def apply_chain(params, x):
     def block(x, p):
-        return x + jnp.tanh(x @ p['proj_mlp']['kernel'] + p['proj_mlp']['bias']) @ p['proj_out']['kernel'], None
+        return x + jnp.tanh(x @ p['proj_mlp']['kernel'] + p['proj_mlp']['bias']) @ p['proj_out'][
+            'kernel'
+        ], None
 
     x, _ = jax.lax.scan(block, x, params['blocks'])
     return x @ params['norm_out']['linear']['kernel']
@@ -143,7 +176,8 @@ def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
     key, x, params, expected = one_device
     mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
     placed = sharding_lib.init_sharded(init_chain, mesh, key, min_bytes=0)
-    jax.tree.map(np.testing.assert_array_equal, placed, params)  # born sharded, with the same values
+    # born sharded, with the same values
+    jax.tree.map(np.testing.assert_array_equal, placed, params)
     opt_state = sharding_lib.init_sharded(OPTIMISER.init, mesh, placed, min_bytes=0)
     kernel = placed['blocks']['proj_mlp']['kernel']
     moment = opt_state[0].mu['blocks']['proj_mlp']['kernel']
@@ -151,7 +185,9 @@ def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 16 // sizes[1], 32 // sizes[2])
 
     found = jax.jit(train_step)(placed, opt_state, jax.device_put(x, mesh_lib.batch_sharding(mesh)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+    )
 
 
 def test_memory_per_device():
@@ -160,11 +196,15 @@ def test_memory_per_device():
     placed = sharding_lib.shardings(tree, mesh, min_bytes=0)
     assert sharding_lib.bytes_per_device(tree, placed) == 8 * 8 * 4 // 4 + 8 * 4
     wanted = sharding_lib.with_shardings(tree, placed)
-    assert wanted['a']['kernel'].sharding.spec == P('fsdp', 'tensor') and wanted['a']['kernel'].shape == (8, 8)
+    assert wanted['a']['kernel'].sharding.spec == P('fsdp', 'tensor') and wanted['a'][
+        'kernel'
+    ].shape == (8, 8)
 
 
 def real_flux():
-    """Parameter and adapter shapes of FLUX.1-dev (fewer layers for the text encoders: their blocks are not stacked)."""
+    """Parameter and adapter shapes of FLUX.1-dev (fewer layers for the text encoders: their blocks
+    are not stacked).
+    """
     from densegrpo_jax.networks import clip_text, flux, lora, t5, vae
 
     def floats(*shape):
@@ -177,15 +217,31 @@ def real_flux():
         return jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
 
     transformer = flux.FluxTransformer(flux.FluxConfig(guidance_embeds=True), scan=True)
-    inputs = floats(1, 4, 64), floats(1, 2, 4096), floats(1, 768), floats(1), floats(1), floats(4, 3), floats(2, 3)
+    inputs = (
+        floats(1, 4, 64),
+        floats(1, 2, 4096),
+        floats(1, 768),
+        floats(1),
+        floats(1),
+        floats(4, 3),
+        floats(2, 3),
+    )
     params = shapes(transformer, *inputs)
-    adapters = lora.LoraConfig(rank=64, alpha=128, targets=('attn.to_q', 'attn.to_out.0', 'ff.net.0.proj', 'ff.net.2'))
+    adapters = lora.LoraConfig(
+        rank=64, alpha=128, targets=('attn.to_q', 'attn.to_out.0', 'ff.net.0.proj', 'ff.net.2')
+    )
     names = flux.module_paths(transformer.config, True)
-    t5_config = t5.T5Config(d_model=4096, d_ff=10240, num_layers=2, num_heads=64, feed_forward_proj='gated-gelu')
-    clip_config = clip_text.ClipTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=1, num_attention_heads=12)
+    t5_config = t5.T5Config(
+        d_model=4096, d_ff=10240, num_layers=2, num_heads=64, feed_forward_proj='gated-gelu'
+    )
+    clip_config = clip_text.ClipTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=1, num_attention_heads=12
+    )
     return {
         'transformer': params,
-        'lora': jax.eval_shape(lambda key: lora.init_adapters(adapters, names, params, key), jax.random.key(0)),
+        'lora': jax.eval_shape(
+            lambda key: lora.init_adapters(adapters, names, params, key), jax.random.key(0)
+        ),
         'text_encoder_2': shapes(t5.T5Encoder(t5_config), ids(1, 4)),
         'text_encoder': shapes(clip_text.ClipTextModel(clip_config), ids(1, 77)),
         'vae': shapes(vae.AutoencoderKL(vae.VaeConfig()), floats(1, 16, 16, 3)),
@@ -195,7 +251,8 @@ def real_flux():
 def test_flux_dev_is_spread_evenly():
     tree = real_flux()
     whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(tree))
-    assert sum(leaf.size for leaf in jax.tree.leaves(tree['transformer'])) == 11_901_408_320  # FLUX.1-dev, as published
+    # FLUX.1-dev, as published
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree['transformer'])) == 11_901_408_320
     for sizes, overhead in [((1, 8, 1), 1.02), ((1, 4, 2), 1.02), ((1, 1, 8), 1.08)]:
         mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
         placed = sharding_lib.shardings(tree, mesh)

@@ -8,15 +8,17 @@ import jax
 import pytest
 
 from densegrpo_jax import main
-from densegrpo_jax.sampling import execution
-from densegrpo_jax.runtime.startup import check_device, cpu_devices
 from densegrpo_jax.rewards import Scorer
+from densegrpo_jax.runtime.startup import check_device, cpu_devices
+from densegrpo_jax.sampling import execution
 
 
 def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
     check_device('')
     check_device('cpu')
-    with pytest.raises(ValueError, match=r'--device=cuda, and JAX found cpu \(cpu\): nvidia-smi must list'):
+    with pytest.raises(
+        ValueError, match=r'--device=cuda, and JAX found cpu \(cpu\): nvidia-smi must list'
+    ):
         check_device('cuda')
     with pytest.raises(ValueError, match=r'--device=tpu, .*requirements-tpu.txt'):
         check_device('tpu')
@@ -29,9 +31,16 @@ def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
 def test_a_run_ends_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(execution.console, 'start', lambda: None)
     flag = types.SimpleNamespace(
-        config=None, workdir=str(tmp_path), device='tpu', cpu_devices=0, heartbeat=0, distributed='off', coordinator='', num_processes=0,
+        config=None,
+        workdir=str(tmp_path),
+        device='tpu',
+        cpu_devices=0,
+        heartbeat=0,
+        distributed='off',
+        coordinator='',
+        num_processes=0,
         process_id=-1,
-    )  # fmt: skip
+    )
     assert execution.execute(flag, 8, lambda *_: pytest.fail('it has begun')) == (2, None)
 
 
@@ -46,4 +55,6 @@ def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
     monkeypatch.setattr(os, 'cpu_count', lambda: None)
     assert cpu_devices(12) == 1
     package = pathlib.Path(main.__file__).parent
-    assert [p.name for p in package.rglob('*.py') if 'sched_getaffinity' in p.read_text()] == ['cores.py']
+    assert [p.name for p in package.rglob('*.py') if 'sched_getaffinity' in p.read_text()] == [
+        'cores.py'
+    ]

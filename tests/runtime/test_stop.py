@@ -49,7 +49,13 @@ def test_the_last_completed_update_is_what_gets_saved():
 def test_wait_returns_arrays_and_results():
     stop = preemption.StopRequest()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        out = stop.wait({'x': jax.jit(lambda: jnp.arange(3.0).sum())(), 'scores': pool.submit(lambda: 7), 'plain': 5})
+        out = stop.wait(
+            {
+                'x': jax.jit(lambda: jnp.arange(3.0).sum())(),
+                'scores': pool.submit(lambda: 7),
+                'plain': 5,
+            }
+        )
         assert out['x'] == 3 and out['scores'] == 7 and out['plain'] == 5
         with pytest.raises(ZeroDivisionError):
             stop.wait([pool.submit(lambda: 1 / 0)])
@@ -83,7 +89,8 @@ def test_a_process_that_leaves_for_its_own_reason_stops_the_others_in_the_same_r
     assert why == 'its rewards are gone' and heard == 'another process of the run'
 
 
-# What runs the tests may ignore signals, as nohup and a shell's background jobs do, and what it starts then ignores them too.
+# What runs the tests may ignore signals, as nohup and a shell's background jobs do, and what it
+# starts then ignores them too.
 LISTENING = ['env', '--default-signal=HUP,INT']
 
 PROGRAM = """
@@ -99,7 +106,12 @@ sys.exit(preemption.RESUMABLE)
 
 @pytest.mark.parametrize('times, code', [('once', 75), ('twice', -signal.SIGTERM)])
 def test_exit_status_of_a_real_process(times, code):
-    child = subprocess.Popen([*LISTENING, sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*LISTENING, sys.executable, '-c', PROGRAM, times],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == 'ready\n'
     child.send_signal(signal.SIGTERM)
     assert 'SIGTERM: saving what is complete, then exit 75' in child.stderr.readline()
@@ -126,11 +138,17 @@ sys.exit(preemption.RESUMABLE)
     [
         (['SIGTERM', 'SIGHUP', 'SIGUSR1'], 75),  # the end of a session, under a supervisor
         (['SIGUSR1', 'SIGHUP', 'SIGHUP', 'SIGTERM'], 75),
-        (['SIGUSR1', 'SIGINT', 'SIGUSR1', 'SIGINT'], -signal.SIGINT),  # Ctrl-C twice, under a supervisor
+        # Ctrl-C twice, under a supervisor
+        (['SIGUSR1', 'SIGINT', 'SIGUSR1', 'SIGINT'], -signal.SIGINT),
     ],
 )
 def test_hangup_and_a_supervisors_signal_ask_for_a_stop_and_never_end_the_process(names, code):
-    done = subprocess.run([*LISTENING, sys.executable, '-c', SIGNALS, *names], stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        [*LISTENING, sys.executable, '-c', SIGNALS, *names],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == code, done.stderr
     assert f'{names[0]}: saving what is complete, then exit 75.' in done.stderr
 
@@ -148,7 +166,12 @@ def test_an_ignored_hangup_stays_ignored():
 def test_a_terminal_that_is_gone_does_not_change_the_exit_status():
     program = PROGRAM.replace('sys.exit', "print('saved', file=sys.stderr, flush=True)\nsys.exit")
     ours, terminal = pty.openpty()
-    with subprocess.Popen([*LISTENING, sys.executable, '-c', program, 'once'], stdout=subprocess.PIPE, stderr=terminal, text=True) as child:
+    with subprocess.Popen(
+        [*LISTENING, sys.executable, '-c', program, 'once'],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+    ) as child:
         assert child.stdout.readline() == 'ready\n'
         os.close(terminal)
         os.close(ours)

@@ -1,7 +1,9 @@
-"""Scoring beside sampling, proved by who waits for whom: the device and the reward of this test wait for each other's other batch."""
+"""Scoring beside sampling, proved by who waits for whom: the device and the reward of this test
+wait for each other's other batch.
+"""
 
-from concurrent.futures import Future, ThreadPoolExecutor
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,10 @@ import pytest
 
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.pipelines.base import Conditioning
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.rewards import Scorer, Scores
-from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.collector import Collector
 
 BATCHES, PER_BATCH, GROUP, STATES = 4, 2, 3, 2
 PATIENCE = 2  # seconds after which one that waits for another gives up
@@ -29,16 +31,22 @@ class Events:
         self._events[batch].set()
 
     def wait(self, batch: int, what: str) -> None:
-        assert self._events[batch].wait(PATIENCE), f'{what} of batch {batch} did not happen meanwhile'
+        assert self._events[batch].wait(PATIENCE), (
+            f'{what} of batch {batch} did not happen meanwhile'
+        )
 
 
 class Device:
-    """Computes batches one after the other. It finishes one only when the next is queued and the one before has been scored."""
+    """Computes batches one after the other. It finishes one only when the next is queued and the
+    one before has been scored.
+    """
 
     def __init__(self, scored: Events):
         self._thread, self._queued, self._scored = ThreadPoolExecutor(1), Events(), scored
 
-    def rollout(self, params, adapters, conditioning, key, places, noise_levels) -> tuple[int, Future, Future]:
+    def rollout(
+        self, params, adapters, conditioning, key, places, noise_levels
+    ) -> tuple[int, Future, Future]:
         batch = int(places[0]) // PER_BATCH
         self._queued.set(batch)
         done = self._thread.submit(self._compute, batch, places)
@@ -48,11 +56,18 @@ class Device:
 
     def _compute(self, batch: int, places: np.ndarray) -> jax.Array:
         if batch + 1 < BATCHES:
-            self._queued.wait(batch + 1, 'dispatch')  # else the device would stand still while the host fetches pictures
+            # else the device would stand still while the host fetches pictures
+            self._queued.wait(batch + 1, 'dispatch')
         if batch:
             self._scored.wait(batch - 1, 'scoring')
-        pixel = 16 * np.repeat(places, GROUP) + 4 * np.tile(np.arange(GROUP), len(places)) + np.arange(STATES)[:, None]
-        return jnp.broadcast_to(jnp.asarray(pixel, jnp.uint8)[..., None, None, None], (*pixel.shape, 8, 8, 3))
+        pixel = (
+            16 * np.repeat(places, GROUP)
+            + 4 * np.tile(np.arange(GROUP), len(places))
+            + np.arange(STATES)[:, None]
+        )
+        return jnp.broadcast_to(
+            jnp.asarray(pixel, jnp.uint8)[..., None, None, None], (*pixel.shape, 8, 8, 3)
+        )
 
 
 class Pixel:
@@ -61,7 +76,11 @@ class Pixel:
     name, names, range, device, needs_metadata = 'pixel', ('pixel',), (0.0, 255.0), 'host', False
 
     def __init__(self, scored: Events):
-        self._scored, self._left, self._lock = scored, [STATES * PER_BATCH * GROUP] * BATCHES, threading.Lock()
+        self._scored, self._left, self._lock = (
+            scored,
+            [STATES * PER_BATCH * GROUP] * BATCHES,
+            threading.Lock(),
+        )
 
     def check(self, prompts, metadata):
         pass
@@ -81,13 +100,26 @@ class Pixel:
 def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(workers):
     scored = Events()
     device = Device(scored)
-    encoder = lambda texts: Conditioning(*(np.zeros((len(texts), 1), np.float32) for _ in Conditioning._fields))
+    encoder = lambda texts: Conditioning(
+        *(np.zeros((len(texts), 1), np.float32) for _ in Conditioning._fields)
+    )
     prompts = [Prompt(str(i)) for i in range(BATCHES * PER_BATCH)]
     with Scorer(Pixel(scored), workers) as scorer:
-        collector = Collector(make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), scorer, StopRequest(), GROUP, PER_BATCH)
-        rollouts, scores, _ = collector.sample(device.rollout, None, None, encoder, prompts, np.zeros(2, np.uint32), np.zeros(1))
+        collector = Collector(
+            make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+            scorer,
+            StopRequest(),
+            GROUP,
+            PER_BATCH,
+        )
+        rollouts, scores, _ = collector.sample(
+            device.rollout, None, None, encoder, prompts, np.zeros(2, np.uint32), np.zeros(1)
+        )
         values, valid = collector.gather(scores, len(prompts) * GROUP)
     assert rollouts == list(range(BATCHES)) and valid.all()
     # Every score stands where its picture belongs: [state, prompt-major sample].
-    expected = [[16 * p + 4 * g + state for p in range(len(prompts)) for g in range(GROUP)] for state in range(STATES)]
+    expected = [
+        [16 * p + 4 * g + state for p in range(len(prompts)) for g in range(GROUP)]
+        for state in range(STATES)
+    ]
     np.testing.assert_array_equal(values['pixel'], expected)

@@ -1,4 +1,6 @@
-"""The prompts' conditioning on disk: computed once, found again, never stale, and without text encoders in memory."""
+"""The prompts' conditioning on disk: computed once, found again, never stale, and without text
+encoders in memory.
+"""
 
 import shutil
 
@@ -7,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.conditioning import text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from tests import miniature
-
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 
@@ -29,7 +30,9 @@ def stored(folder, directory, prompts=PROMPTS, stop=None):
     config.model.dtype, config.text_cache = 'float32', str(directory)
     pipeline = open_pipeline(folder, t5_length=16)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    return text_conditioning(config, folder.parent, folder, pipeline, prompts, mesh, stop or StopRequest())
+    return text_conditioning(
+        config, folder.parent, folder, pipeline, prompts, mesh, stop or StopRequest()
+    )
 
 
 def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
@@ -40,7 +43,10 @@ def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
     got = cache(order)
     np.testing.assert_allclose(got.text, want.text, atol=1e-5)
     np.testing.assert_allclose(got.pooled, want.pooled, atol=1e-5)
-    monkeypatch.setattr('densegrpo_jax.sampling.conditioning.load_params', lambda *a, **k: pytest.fail('the encoders were loaded again'))
+    monkeypatch.setattr(
+        'densegrpo_jax.sampling.conditioning.load_params',
+        lambda *a, **k: pytest.fail('the encoders were loaded again'),
+    )
     again = stored(folder, tmp_path)
     np.testing.assert_array_equal(again(order).text, got.text)
     with pytest.raises(KeyError, match='SIX'):
@@ -48,13 +54,21 @@ def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
 
 
 def test_another_length_tokenizer_model_or_dtype_is_another_key(folder, tmp_path):
-    key = lambda folder, length=16, dtype=jnp.float32: fingerprint(folder, open_pipeline(folder, t5_length=length), dtype)
+    key = lambda folder, length=16, dtype=jnp.float32: fingerprint(
+        folder, open_pipeline(folder, t5_length=length), dtype
+    )
     shutil.copytree(folder, tmp_path / 'same')
     shutil.copytree(folder, tmp_path / 'tokenizer')
     file = tmp_path / 'tokenizer' / 'tokenizer_2' / 'tokenizer_config.json'
     file.write_text(file.read_text() + ' ')
     other = miniature.random_flux(tmp_path / 'other', seed=5)
-    keys = [key(folder), key(folder, 12), key(folder, dtype=jnp.bfloat16), key(tmp_path / 'tokenizer'), key(other)]
+    keys = [
+        key(folder),
+        key(folder, 12),
+        key(folder, dtype=jnp.bfloat16),
+        key(tmp_path / 'tokenizer'),
+        key(other),
+    ]
     assert len(set(keys)) == 5 and key(tmp_path / 'same') == keys[0]
     first, second = (TextCache(tmp_path / 'cache', k, jnp.float32) for k in keys[:2])
     first.fill(PROMPTS[:1], lambda part: _rows(len(part)), 1, lambda n: None)

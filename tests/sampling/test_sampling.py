@@ -1,4 +1,6 @@
-"""The jitted rollout of a batch: which noise is shared, and that pictures do not depend on the batch they are sampled in."""
+"""The jitted rollout of a batch: which noise is shared, and that pictures do not depend on the
+batch they are sampled in.
+"""
 
 import jax
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
+from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling import sampler as sampling
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
-from densegrpo_jax.runtime.streams import key_data, stream_key
 from tests import miniature
 
 
@@ -21,22 +23,40 @@ def opened(tmp_path_factory):
 def sample(opened, prompts, places, **changes):
     pipeline, params = opened
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict({'model.height': 16, 'model.width': 32, 'rollout.steps': 2, 'rollout.group': 3, **changes})
+    config.update_from_flattened_dict(
+        {'model.height': 16, 'model.width': 32, 'rollout.steps': 2, 'rollout.group': 3, **changes}
+    )
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     schedule = make_schedule(pipeline, config)
     rollout = make_rollout(pipeline, config, schedule, mesh)
     conditioning = pipeline.encode(params, *pipeline.tokenize(prompts))
-    return rollout(params, None, conditioning, key_data(stream_key(0, 1, 0)), np.array(places), schedule.noise_levels)[0]
+    return rollout(
+        params,
+        None,
+        conditioning,
+        key_data(stream_key(0, 1, 0)),
+        np.array(places),
+        schedule.noise_levels,
+    )[0]
 
 
 def test_shared_noise_is_shared_by_a_group_and_only_at_the_start(opened):
     prompts = ['A neon sign that says "ONE"', 'A neon sign that says "TWO"']
-    own, shared = (np.asarray(sample(opened, prompts, [0, 1], **{'rollout.shared_noise': s}).latents) for s in (False, True))
+    own, shared = (
+        np.asarray(sample(opened, prompts, [0, 1], **{'rollout.shared_noise': s}).latents)
+        for s in (False, True)
+    )
     groups = lambda latents: latents.reshape(2, 3, -1)
-    assert (groups(shared[0]) == groups(shared[0])[:, :1]).all() and (groups(shared[0])[0] != groups(shared[0])[1]).all()
-    assert (groups(shared[0])[:, 0] == groups(own[0])[:, 0]).all()  # the group's first sample is as it was
+    assert (groups(shared[0]) == groups(shared[0])[:, :1]).all() and (
+        groups(shared[0])[0] != groups(shared[0])[1]
+    ).all()
+    # the group's first sample is as it was
+    assert (groups(shared[0])[:, 0] == groups(own[0])[:, 0]).all()
     for latents in (own[0], own[1], shared[1]):
-        assert all((groups(latents)[:, i] != groups(latents)[:, j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+        assert all(
+            (groups(latents)[:, i] != groups(latents)[:, j]).any()
+            for i, j in ((0, 1), (0, 2), (1, 2))
+        )
 
 
 def test_a_prompt_gets_its_noise_by_its_place_not_by_its_batch(opened):
@@ -47,8 +67,15 @@ def test_a_prompt_gets_its_noise_by_its_place_not_by_its_batch(opened):
 
 def test_how_states_are_completed_changes_the_completions_alone(opened):
     changes = {'rollout.steps': 6, 'rollout.group': 2, 'credit.completion_steps': 2}
-    ways = {'paper': {}, 'sigma': {'credit.completion_grid': 'sigma'}, 'ab2': {'credit.completion_solver': 'ab2'}}
-    found = {way: sample(opened, ['A neon sign that says "ONE"'], [0], **changes, **more) for way, more in ways.items()}
+    ways = {
+        'paper': {},
+        'sigma': {'credit.completion_grid': 'sigma'},
+        'ab2': {'credit.completion_solver': 'ab2'},
+    }
+    found = {
+        way: sample(opened, ['A neon sign that says "ONE"'], [0], **changes, **more)
+        for way, more in ways.items()
+    }
     for way in ('sigma', 'ab2'):
         np.testing.assert_allclose(found[way].latents, found['paper'].latents, atol=1e-4)
         assert found[way].sources == found['paper'].sources == (0, 1, 2, 3, 4, 5, 5)
@@ -56,22 +83,37 @@ def test_how_states_are_completed_changes_the_completions_alone(opened):
         assert np.abs(found[way].completions - found['paper'].completions)[:4].max() > 1e-3
     changes = {'rollout.steps': 6, 'rollout.group': 2, 'credit.completion_every': 2}
     fewer = sample(opened, ['A neon sign that says "ONE"'], [0], **changes)
-    assert (fewer.states, fewer.sources, fewer.velocity_evals) == ((0, 2, 4, 6), (0, -1, 1, -1, 2, 3, 3), 6 + 5 + 3 + 1)
+    assert (fewer.states, fewer.sources, fewer.velocity_evals) == (
+        (0, 2, 4, 6),
+        (0, -1, 1, -1, 2, 3, 3),
+        6 + 5 + 3 + 1,
+    )
 
 
 def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
     pipeline, params = opened
     latents = jax.random.normal(jax.random.key(0), (2, 8, *pipeline.latent_shape(16, 32)))
-    expected, _ = jax.jit(lambda z: pipeline.decode(params, z, 16, 32))(latents.reshape(16, *latents.shape[2:]))
+    expected, _ = jax.jit(lambda z: pipeline.decode(params, z, 16, 32))(
+        latents.reshape(16, *latents.shape[2:])
+    )
     mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
     latents = jax.device_put(latents.at[1, 5, 0].set(np.nan), batch_sharding(mesh, 1))
     for rows in (4, 2, 1):  # of the four that each device has
         monkeypatch.setattr(sampling, 'DECODED_PIXELS', rows * 16 * 32)
-        program = jax.jit(lambda z: sampling.decode_few(pipeline, params, z, 16, 32, mesh)).lower(latents).compile()
+        program = (
+            jax.jit(lambda z: sampling.decode_few(pipeline, params, z, 16, 32, mesh))
+            .lower(latents)
+            .compile()
+        )
         pictures, finite = program(latents)
-        assert pictures.sharding.is_equivalent_to(latents.sharding, pictures.ndim) and 'all-gather' not in program.as_text()
+        assert (
+            pictures.sharding.is_equivalent_to(latents.sharding, pictures.ndim)
+            and 'all-gather' not in program.as_text()
+        )
         assert np.argwhere(~np.asarray(finite)).tolist() == [[1, 5]]
-        differences = np.abs(np.asarray(pictures, int) - np.asarray(expected, int).reshape(pictures.shape))
+        differences = np.abs(
+            np.asarray(pictures, int) - np.asarray(expected, int).reshape(pictures.shape)
+        )
         differences[1, 5] = 0
         assert differences.max() <= 1, rows
 
@@ -79,17 +121,32 @@ def test_decoding_a_few_at_a_time_changes_nothing(opened, monkeypatch):
 def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_constant(opened):
     pipeline, params = opened
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict({'model.height': 16, 'model.width': 32, 'rollout.steps': 3, 'rollout.group': 2})
+    config.update_from_flattened_dict(
+        {'model.height': 16, 'model.width': 32, 'rollout.steps': 3, 'rollout.group': 2}
+    )
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     schedule = make_schedule(pipeline, config)
     rollout = make_rollout(pipeline, config, schedule, mesh)
     conditioning = pipeline.encode(params, *pipeline.tokenize(['A neon sign that says "ONE"']))
     arguments = (params, None, conditioning, key_data(stream_key(0, 1, 0)), np.arange(1))
-    given = [rollout(*arguments, levels)[0] for levels in (schedule.noise_levels, 0 * schedule.noise_levels)]
+    given = [
+        rollout(*arguments, levels)[0]
+        for levels in (schedule.noise_levels, 0 * schedule.noise_levels)
+    ]
     assert rollout._cache_size() == 1
-    np.testing.assert_array_equal(given[0].noise_level, np.where(schedule.plan.stochastic, schedule.noise_levels, 0)[:, None].repeat(2, 1))
-    closed_over = jax.jit(lambda *a: rollout.__wrapped__(*a, schedule.noise_levels), compiler_options=sampling.EXACT)(*arguments)[0]
+    np.testing.assert_array_equal(
+        given[0].noise_level,
+        np.where(schedule.plan.stochastic, schedule.noise_levels, 0)[:, None].repeat(2, 1),
+    )
+    closed_over = jax.jit(
+        lambda *a: rollout.__wrapped__(*a, schedule.noise_levels), compiler_options=sampling.EXACT
+    )(*arguments)[0]
     np.testing.assert_array_equal(given[0].latents, closed_over.latents)
     np.testing.assert_array_equal(given[0].log_prob, closed_over.log_prob)
-    # Without noise every state lies on the ODE path that its completion follows, so all completions are the sample.
-    np.testing.assert_allclose(given[1].completions, np.broadcast_to(given[1].latents[-1], given[1].completions.shape), atol=1e-5)
+    # Without noise every state lies on the ODE path that its completion follows, so all completions
+    # are the sample.
+    np.testing.assert_allclose(
+        given[1].completions,
+        np.broadcast_to(given[1].latents[-1], given[1].completions.shape),
+        atol=1e-5,
+    )

@@ -24,4 +24,6 @@ def test_learning_rate_of_every_update(warmup, decay, updates, expected):
     config.iterations = 4
     config.optim.update(learning_rate=8.0, warmup=warmup, decay=decay, updates=updates)
     rate = learning_rate(config)
-    np.testing.assert_allclose([rate(jnp.asarray(k)) for k in range(len(expected))], expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        [rate(jnp.asarray(k)) for k in range(len(expected))], expected, rtol=1e-6, atol=1e-6
+    )

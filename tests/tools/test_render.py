@@ -3,9 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from tools.make_miniature import render as R
 from densegrpo_jax.data.prompts import SCENES, quoted_target
 from densegrpo_jax.data.words import held_out_words
+from tools.make_miniature import render as R
 
 
 def luminance(colour):
@@ -42,7 +42,9 @@ def test_the_widest_word_fits_inside_the_border(font):
     for scene in ('road', 'chalkboard'):
         image = R.render('WWWWW', scene, rng, font=font)
         for ring in (image[2:4, 3:-3], image[-4:-2, 3:-3], image[3:-3, 2:4], image[3:-3, -4:-2]):
-            assert (ring == image[2, 2]).all() or (ring == image[3, 3]).all(), 'ink touches the border'
+            assert (ring == image[2, 2]).all() or (ring == image[3, 3]).all(), (
+                'ink touches the border'
+            )
         assert (image[5:-5, 5:-5] != image[4, 4]).any()
 
 
@@ -54,7 +56,9 @@ def test_a_word_that_cannot_fit_is_an_error():
 
 
 def test_scenes_depend_on_the_generator_alone_and_keep_the_second_sign_below():
-    draw = lambda seed, **options: R.render_scene('Out for Lunch', np.random.default_rng(seed), side=256, **options)
+    draw = lambda seed, **options: R.render_scene(
+        'Out for Lunch', np.random.default_rng(seed), side=256, **options
+    )
     first = draw(0)
     assert first.shape == (256, 256, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, draw(0))
@@ -74,12 +78,16 @@ def test_training_batch_is_a_function_of_seed_and_step():
     assert (prompts, targets) == again[1:]
     assert images.shape == (24, 32, 96, 3) and images.dtype == np.uint8
     assert [quoted_target(p) for p in prompts] == targets
-    digests = {hashlib.sha1(R.training_batch(s, t, 24)[0]).digest() for s, t in ((5, 7), (5, 8), (6, 7), (7, 5))}
+    digests = {
+        hashlib.sha1(R.training_batch(s, t, 24)[0]).digest()
+        for s, t in ((5, 7), (5, 8), (6, 7), (7, 5))
+    }
     assert len(digests) == 4
 
 
 def test_training_batches_hold_no_held_out_word(monkeypatch):
-    monkeypatch.setattr(R, 'render', lambda *args, **kwargs: np.zeros((32, 96, 3), np.uint8))  # words only
+    # words only
+    monkeypatch.setattr(R, 'render', lambda *args, **kwargs: np.zeros((32, 96, 3), np.uint8))
     seen = set()
     for step in range(20):
         seen.update(R.training_batch(0, step, 256)[2])
@@ -100,11 +108,15 @@ def test_clean_renderings_are_read_by_the_ocr_engine():
     distance = pytest.importorskip('rapidfuzz').distance.Levenshtein.distance
     options = {'intra_op_num_threads': 1, 'inter_op_num_threads': 1}
     engine = rapidocr.RapidOCR(
-        params={'Global.log_level': 'critical'} | {f'EngineConfig.onnxruntime.{k}': v for k, v in options.items()})  # fmt: skip
+        params={'Global.log_level': 'critical'}
+        | {f'EngineConfig.onnxruntime.{k}': v for k, v in options.items()}
+    )
     images, _, targets = R.training_batch(0, 0, 64)
     scores = []
     for image, target in zip(images, targets):
-        texts = engine(image.repeat(2, 0).repeat(2, 1), use_det=False, use_cls=False, use_rec=True).txts
+        texts = engine(
+            image.repeat(2, 0).repeat(2, 1), use_det=False, use_cls=False, use_rec=True
+        ).txts
         text = ''.join(texts or ()).replace(' ', '').lower()
         wrong = 0 if target.lower() in text else min(distance(text, target.lower()), len(target))
         scores.append(1 - wrong / len(target))

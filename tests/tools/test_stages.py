@@ -1,4 +1,6 @@
-"""Pretraining: exact folding of the latent scale, labels read off prompts, losses with known values, and a stage that resumes exactly."""
+"""Pretraining: exact folding of the latent scale, labels read off prompts, losses with known
+values, and a stage that resumes exactly.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +8,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from densegrpo_jax.pipelines.tokenizers import build, load_tokenizers
-from densegrpo_jax.pipelines.packing import pack_latents
 from densegrpo_jax.pipelines.folder import load_pipeline
-from densegrpo_jax.runtime.mesh import make_mesh
-from tools.make_miniature import datasets, flow_stage, stage, text_stage, vae_stage
+from densegrpo_jax.pipelines.packing import pack_latents
+from densegrpo_jax.pipelines.tokenizers import build, load_tokenizers
 from densegrpo_jax.runtime.checkpoints import CheckpointMismatch
+from densegrpo_jax.runtime.mesh import make_mesh
 from tests import miniature
+from tools.make_miniature import datasets, flow_stage, stage, text_stage, vae_stage
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +32,9 @@ def test_folded_channel_scale_changes_latents_and_nothing_else(flux):
     np.testing.assert_allclose(new_mean, mean / scale, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(0.5 * new_logvar), jnp.exp(0.5 * logvar) / scale, rtol=1e-5)
     decode = lambda p, z: vae.apply({'params': p}, z, method='decode')
-    np.testing.assert_allclose(decode(folded, new_mean), decode(params['vae'], mean), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        decode(folded, new_mean), decode(params['vae'], mean), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_text_labels_are_read_off_the_prompt(flux):
@@ -39,7 +43,8 @@ def test_text_labels_are_read_off_the_prompt(flux):
     assert batch['t5_ids'].shape == (8, 16) and batch['clip_ids'].shape == (8, 24)
     for place, length in zip(batch['place'], batch['length']):
         inside = place[place > 0]
-        np.testing.assert_array_equal(inside, np.arange(1, length + 1))  # one token per letter, counted from 1
+        # one token per letter, counted from 1
+        np.testing.assert_array_equal(inside, np.arange(1, length + 1))
     again = text_stage.batch_fn(0, 8, pipeline, text_stage.quote_ids(pipeline))(3)
     jax.tree.map(np.testing.assert_array_equal, batch, again)
 
@@ -57,15 +62,27 @@ def test_flow_loss_of_a_zero_velocity_is_the_second_moment_of_its_target(flux):
 def test_distillation_is_solved_by_the_teacher_where_guidance_is_one(flux):
     """With w = 1 the target is the conditional velocity, and the teacher at guidance 1 is it."""
     pipeline, params = flux
-    clip_ids, t5_ids = pipeline.tokenize(['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"'])
+    clip_ids, t5_ids = pipeline.tokenize(
+        ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
+    )
     empty = dict(zip(('clip_ids', 't5_ids'), (ids[0] for ids in pipeline.tokenize(['']))))
-    batch = {'latents': jax.random.normal(jax.random.key(1), (2, 4, 12, 16)), 'clip_ids': clip_ids, 't5_ids': t5_ids}
-    at = lambda most: flow_stage.distil_loss(pipeline, params, empty, 32, 96, 0.5, most)(params['transformer'], batch, jax.random.key(0))[0]
+    batch = {
+        'latents': jax.random.normal(jax.random.key(1), (2, 4, 12, 16)),
+        'clip_ids': clip_ids,
+        't5_ids': t5_ids,
+    }
+    at = lambda most: flow_stage.distil_loss(pipeline, params, empty, 32, 96, 0.5, most)(
+        params['transformer'], batch, jax.random.key(0)
+    )[0]
     assert float(at(1.0)) < 1e-9 < 1e-4 < float(at(5.0))
 
 
-@pytest.mark.parametrize('name, height, width, t5_length', [('words', 32, 96, 16), ('shapes', 48, 48, 12)])
-def test_data_sets_give_pictures_prompts_and_tokens_for_every_word(name, height, width, t5_length, tmp_path):
+@pytest.mark.parametrize(
+    'name, height, width, t5_length', [('words', 32, 96, 16), ('shapes', 48, 48, 12)]
+)
+def test_data_sets_give_pictures_prompts_and_tokens_for_every_word(
+    name, height, width, t5_length, tmp_path
+):
     config = ml_collections.ConfigDict(dict(height=height, width=width, flow_fonts=('DejaVuSans',)))
     data = datasets.DATASETS[name](config)
     images, prompts = data.flow_batch(0, 1, 8)
@@ -76,7 +93,9 @@ def test_data_sets_give_pictures_prompts_and_tokens_for_every_word(name, height,
     clip, t5 = load_tokenizers(tmp_path)
     for prompt in (*prompts, *(p.text for p in data.eval_prompts)):
         words = prompt.split('"')[0].split()
-        assert clip.tokenize(prompt.lower())[: len(words)] == [f'{word.lower()}</w>' for word in words]
+        assert clip.tokenize(prompt.lower())[: len(words)] == [
+            f'{word.lower()}</w>' for word in words
+        ]
         ids = t5(prompt).input_ids
         assert len(ids) <= t5_length and t5.unk_token_id not in ids
 
@@ -115,6 +134,24 @@ def test_stage_resumes_exactly(tmp_path):
 
     # Those checkpoints do not say what they were made from, as those of an earlier version.
     config.steps = 7
-    stage.run_stage('s', config, params, loss_fn, batches, tmp_path / 'parts', **options, made_from={'stages': {'s': {'lr': 0.1}}})
+    stage.run_stage(
+        's',
+        config,
+        params,
+        loss_fn,
+        batches,
+        tmp_path / 'parts',
+        **options,
+        made_from={'stages': {'s': {'lr': 0.1}}},
+    )
     with pytest.raises(CheckpointMismatch, match=r'stages.s.lr: 0.1 there, 0.2 here'):
-        stage.run_stage('s', config, params, loss_fn, batches, tmp_path / 'parts', **options, made_from={'stages': {'s': {'lr': 0.2}}})
+        stage.run_stage(
+            's',
+            config,
+            params,
+            loss_fn,
+            batches,
+            tmp_path / 'parts',
+            **options,
+            made_from={'stages': {'s': {'lr': 0.2}}},
+        )

@@ -1,4 +1,6 @@
-"""What a run says before it loads anything: a need that the device cannot meet is a warning with the keys that lower it."""
+"""What a run says before it loads anything: a need that the device cannot meet is a warning with
+the keys that lower it.
+"""
 
 import types
 
@@ -6,13 +8,17 @@ import jax
 
 from configs import tiny_ocr
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.training import announce
 from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.training import announce
 
-
-NEED = {'weights': 22.0 * announce.GIB, announce.TRAINED: 3.0 * announce.GIB, 'latents': 0.5 * announce.GIB, 'pictures': 0.5 * announce.GIB}
+NEED = {
+    'weights': 22.0 * announce.GIB,
+    announce.TRAINED: 3.0 * announce.GIB,
+    'latents': 0.5 * announce.GIB,
+    'pictures': 0.5 * announce.GIB,
+}
 
 
 def device(stats):
@@ -21,7 +27,9 @@ def device(stats):
 
 def test_more_than_the_device_has_is_said_with_what_lowers_it():
     said = announce.too_much(NEED, device({'bytes_limit': 15.75 * announce.GIB}), full=False)
-    assert said.startswith('this needs 26.00 GiB per device before activations, and JAX has 15.75 GiB on TPU v5 lite: it will not fit')
+    assert said.startswith(
+        'this needs 26.00 GiB per device before activations, and JAX has 15.75 GiB on TPU v5 lite: it will not fit'
+    )
     assert 'weights, 22.00 GiB' in said and said.endswith(
         'mesh.fsdp, mesh.tensor, model.quantize, lora.rank, rollout.prompts_per_batch, rollout.prompts, credit.completion_every'
     )
@@ -42,8 +50,21 @@ def test_a_run_says_so_beside_its_plan(monkeypatch, caplog, tmp_path):
     config, seen = tiny_ocr.get_config(), []
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     folder, pipeline = open_base(config, mesh)
-    monkeypatch.setattr(announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit')
+    monkeypatch.setattr(
+        announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit'
+    )
     state = state_shapes(pipeline, optimiser(config))
-    announce.plan(config, folder, pipeline, make_schedule(pipeline, config), state, mesh, 5, 300, 320, tmp_path)
+    announce.plan(
+        config,
+        folder,
+        pipeline,
+        make_schedule(pipeline, config),
+        state,
+        mesh,
+        5,
+        300,
+        320,
+        tmp_path,
+    )
     assert seen == [set(announce.LOWERED_BY)]
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']

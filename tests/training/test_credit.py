@@ -1,4 +1,6 @@
-"""From the scores of several rewards to the advantages of an iteration, as `credit.combine` says."""
+"""From the scores of several rewards to the advantages of an iteration, as `credit.combine`
+says.
+"""
 
 import dataclasses
 
@@ -6,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.core.rollout import DenseRollout
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training.learner import make_credit
 
@@ -21,14 +23,24 @@ def rollout(states=(0, 1, 3), sources=(0, 1, 2, 2)):
     """T = 3, of which the last step is not trained: states 0, 1 and the sample are scored."""
     steps = jnp.ones((3, P * G), jnp.float32)
     return DenseRollout(
-        latents=jnp.zeros((4, P * G, 2)), log_prob=0 * steps, std=steps, noise_level=steps, completions=jnp.zeros((len(states), P * G, 2)),
-        similarity=jnp.ones((4, P * G)), states=states, sources=sources, velocity_evals=6,
-    )  # fmt: skip
+        latents=jnp.zeros((4, P * G, 2)),
+        log_prob=0 * steps,
+        std=steps,
+        noise_level=steps,
+        completions=jnp.zeros((len(states), P * G, 2)),
+        similarity=jnp.ones((4, P * G)),
+        states=states,
+        sources=sources,
+        velocity_evals=6,
+    )
 
 
 def scores():
     rng = np.random.default_rng(0)
-    return {'a': rng.random((3, P * G)).astype(np.float32), 'b': (100 * rng.random((3, P * G))).astype(np.float32)}
+    return {
+        'a': rng.random((3, P * G)).astype(np.float32),
+        'b': (100 * rng.random((3, P * G))).astype(np.float32),
+    }
 
 
 def credit(combine, total, *single, weights=WEIGHTS, sampled=None, **changes):
@@ -36,13 +48,17 @@ def credit(combine, total, *single, weights=WEIGHTS, sampled=None, **changes):
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
     schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
-    batch, metrics = make_credit(config, schedule, weights=weights)([sampled or rollout()], total, np.ones(total.shape, bool), *single)
+    batch, metrics = make_credit(config, schedule, weights=weights)(
+        [sampled or rollout()], total, np.ones(total.shape, bool), *single
+    )
     return np.asarray(batch.advantage).reshape(2, P * G), metrics
 
 
 def advantages(gains):
     groups = gains.reshape(2, P, G).astype(np.float64)
-    return ((groups - groups.mean(2, keepdims=True)) / groups.std(2, keepdims=True)).reshape(2, P * G)
+    return ((groups - groups.mean(2, keepdims=True)) / groups.std(2, keepdims=True)).reshape(
+        2, P * G
+    )
 
 
 @pytest.fixture(scope='module')
@@ -62,9 +78,14 @@ def test_combinations(combine, expected):
     total = single['a'] + np.float32(2) * single['b']
     found, metrics = credit(combine, total, single)
     np.testing.assert_allclose(found, expected[combine], atol=2e-4)
-    assert all(np.abs(found - other).max() > 0.1 for name, other in expected.items() if name != combine)
+    assert all(
+        np.abs(found - other).max() > 0.1 for name, other in expected.items() if name != combine
+    )
     # Each reward on its own, and the raw total whatever is combined.
-    for name, gains in (('gain_of_a', np.diff(single['a'], axis=0)), ('gain_of_b', np.diff(single['b'], axis=0))):
+    for name, gains in (
+        ('gain_of_a', np.diff(single['a'], axis=0)),
+        ('gain_of_b', np.diff(single['b'], axis=0)),
+    ):
         np.testing.assert_allclose(metrics[name], [*gains.mean(1), np.nan], rtol=1e-4)
     np.testing.assert_allclose(metrics['reward'], total[-1].mean(), rtol=1e-6)
 
@@ -79,7 +100,9 @@ def test_the_sum_needs_the_total_alone():
 
 @pytest.mark.parametrize('decay', [0.0, 0.25, 1.0])
 def test_gae(decay):
-    """The last transition, which is deterministic and untrained, adds nothing: its states share a reward."""
+    """The last transition, which is deterministic and untrained, adds nothing: its states share a
+    reward.
+    """
     values = scores()['a']
     gains = np.diff(values, axis=0)
     gains = np.stack([gains[0] + decay * gains[1], gains[1]])
@@ -90,12 +113,23 @@ def test_gae(decay):
 
 @pytest.mark.parametrize('combine', ['sum', 'advantages'])
 def test_gains_between_completed_states_are_shared_evenly(combine):
-    """Every second state: 0 and the sample, which is state 2's too. Both trained steps earn half of what lies between."""
+    """Every second state: 0 and the sample, which is state 2's too. Both trained steps earn half of
+    what lies between.
+    """
     single = {name: rows[[0, 2]] for name, rows in scores().items()}
     total = single['a'] + np.float32(2) * single['b']
-    found, metrics = credit(combine, total, single, sampled=rollout((0, 3), (0, -1, 1, 1)), completion_every=2)
-    halves = {name: np.repeat(np.diff(rows, axis=0), 2, axis=0) / 2 for name, rows in {'total': total, **single}.items()}
-    expected = advantages(halves['total']) if combine == 'sum' else advantages(halves['a']) + 2 * advantages(halves['b'])
+    found, metrics = credit(
+        combine, total, single, sampled=rollout((0, 3), (0, -1, 1, 1)), completion_every=2
+    )
+    halves = {
+        name: np.repeat(np.diff(rows, axis=0), 2, axis=0) / 2
+        for name, rows in {'total': total, **single}.items()
+    }
+    expected = (
+        advantages(halves['total'])
+        if combine == 'sum'
+        else advantages(halves['a']) + 2 * advantages(halves['b'])
+    )
     np.testing.assert_allclose(found, expected, atol=2e-4)
     np.testing.assert_allclose(metrics['gain'], [*halves['total'].mean(1), np.nan], rtol=1e-4)
     np.testing.assert_allclose(metrics['gain_of_a'], [*halves['a'].mean(1), np.nan], rtol=1e-4)
@@ -105,23 +139,36 @@ def test_transitions_weigh_what_their_noise_says():
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
-    sampled = dataclasses.replace(rollout(), std=jnp.asarray(np.repeat([[0.6], [0.2], [0.0]], P * G, 1), jnp.float32))
+    sampled = dataclasses.replace(
+        rollout(), std=jnp.asarray(np.repeat([[0.6], [0.2], [0.0]], P * G, 1), jnp.float32)
+    )
     for power, expected in ((0.0, [1, 1]), (1.0, [1.5, 0.5])):
         config.loss.noise_power = power
-        batch, _ = make_credit(config, schedule)([sampled], scores()['a'], np.ones((3, P * G), bool))
-        np.testing.assert_allclose(np.asarray(batch.weight).reshape(2, P * G), np.repeat([expected], P * G, 0).T, rtol=1e-6)
+        batch, _ = make_credit(config, schedule)(
+            [sampled], scores()['a'], np.ones((3, P * G), bool)
+        )
+        np.testing.assert_allclose(
+            np.asarray(batch.weight).reshape(2, P * G), np.repeat([expected], P * G, 0).T, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize('rule', ['coca_share', 'coca_to_go'])
 def test_coca_shares_out_the_normalised_terminal_reward(rule):
-    """CoCA's code: the group advantage of the terminal reward times the share, so that a bad sample's large share is a large blame."""
+    """CoCA's code: the group advantage of the terminal reward times the share, so that a bad
+    sample's large share is a large blame.
+    """
     similarity = np.array([[0.0] * 8, [0.5] * 4 + [0.2] * 4, [0.9] * 8, [1.0] * 8], np.float32)
-    sampled = dataclasses.replace(rollout(states=(3,), sources=(-1, -1, -1, 0)), similarity=jnp.asarray(similarity))
+    sampled = dataclasses.replace(
+        rollout(states=(3,), sources=(-1, -1, -1, 0)), similarity=jnp.asarray(similarity)
+    )
     total = scores()['a'][-1:]
     found, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule, coca_signed=True)
     terminal = advantages(np.repeat(total, 2, 0))[0]
     shares = np.diff(similarity, axis=0)
-    expected = {'coca_share': shares[:2], 'coca_to_go': np.stack([shares.sum(0), shares[1:].sum(0)])}[rule]
+    expected = {
+        'coca_share': shares[:2],
+        'coca_to_go': np.stack([shares.sum(0), shares[1:].sum(0)]),
+    }[rule]
     np.testing.assert_allclose(found, terminal * expected, atol=2e-5)
     raw, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule)
     assert np.abs(raw - found).max() > 0.1

@@ -1,4 +1,6 @@
-"""configs/flux_ocr.py on a small random FLUX folder: scanned, rematerialised, bfloat16, CPS, detector and recogniser."""
+"""configs/flux_ocr.py on a small random FLUX folder: scanned, rematerialised, bfloat16, CPS,
+detector and recogniser.
+"""
 
 import json
 import pathlib
@@ -16,9 +18,20 @@ from tests import miniature
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
-    'iterations': 1, 'model.height': 64, 'model.width': 64, 'rollout.prompts': 2, 'rollout.group': 2, 'rollout.prompts_per_batch': 2,
-    'rollout.steps': 3, 'optim.microbatch': 4, 'eval.batch': 2, 'eval.steps': 2, 'eval.shown': 2, 'data.eval_prompts': 2, 'data.scenes': 50,
-}  # fmt: skip
+    'iterations': 1,
+    'model.height': 64,
+    'model.width': 64,
+    'rollout.prompts': 2,
+    'rollout.group': 2,
+    'rollout.prompts_per_batch': 2,
+    'rollout.steps': 3,
+    'optim.microbatch': 4,
+    'eval.batch': 2,
+    'eval.steps': 2,
+    'eval.shown': 2,
+    'data.eval_prompts': 2,
+    'data.scenes': 50,
+}
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +43,12 @@ def test_runs_on_a_small_folder(folder, tmp_path):
     config = flux_ocr.get_config()
     config.model.path = str(folder)
     config.update_from_flattened_dict(SMALL)
-    run(config, tmp_path, make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]), StopRequest())
+    run(
+        config,
+        tmp_path,
+        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
+        StopRequest(),
+    )
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     # bfloat16: the re-scored ratio may deviate by a tenth of the clip range.
     assert first['train/ratio_deviation_first'] <= 0.1 * config.loss.clip_range
@@ -39,14 +57,30 @@ def test_runs_on_a_small_folder(folder, tmp_path):
 
 
 def test_absent_weights_are_a_clear_message(tmp_path):
-    command = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/flux_ocr.py', f'--workdir={tmp_path}']
+    command = [
+        sys.executable,
+        '-m',
+        'densegrpo_jax.main',
+        '--config=configs/flux_ocr.py',
+        f'--workdir={tmp_path}',
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert 'black-forest-labs/FLUX.1-dev' in done.stderr and '--config.model.path=' in done.stderr and 'hf auth login' in done.stderr
+    assert (
+        'black-forest-labs/FLUX.1-dev' in done.stderr
+        and '--config.model.path=' in done.stderr
+        and 'hf auth login' in done.stderr
+    )
 
 
 def test_a_mistyped_key_is_refused(tmp_path):
-    command = [sys.executable, '-m', 'densegrpo_jax.main', '--config=configs/flux_ocr.py', f'--workdir={tmp_path}']
+    command = [
+        sys.executable,
+        '-m',
+        'densegrpo_jax.main',
+        '--config=configs/flux_ocr.py',
+        f'--workdir={tmp_path}',
+    ]
     command.append('--config.rollout.stepz=4')
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode not in (0, 75) and 'stepz' in done.stderr

@@ -1,4 +1,6 @@
-"""Training all weights: the same loop with the base as the trained tree and a frozen copy as the reference; and its export."""
+"""Training all weights: the same loop with the base as the trained tree and a frozen copy as the
+reference; and its export.
+"""
 
 import gc
 import json
@@ -11,19 +13,31 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.export import export
 from densegrpo_jax.pipelines.folder import load_pipeline
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.loading import load_adapters, load_base
 from densegrpo_jax.training.run import run
 from tests import miniature
 
-
 SMALL = {
-    'iterations': 2, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 8,
-    'eval.every': 2, 'eval.batch': 4, 'eval.steps': 2, 'eval.shown': 2, 'data.eval_prompts': 4, 'model.height': 16, 'model.width': 32,
-    'full': True, 'loss.beta': 0.1, 'ema.decay': 0.0,
-}  # fmt: skip
+    'iterations': 2,
+    'rollout.prompts': 2,
+    'rollout.group': 4,
+    'rollout.prompts_per_batch': 2,
+    'rollout.steps': 3,
+    'optim.microbatch': 8,
+    'eval.every': 2,
+    'eval.batch': 4,
+    'eval.steps': 2,
+    'eval.shown': 2,
+    'data.eval_prompts': 4,
+    'model.height': 16,
+    'model.width': 32,
+    'full': True,
+    'loss.beta': 0.1,
+    'ema.decay': 0.0,
+}
 
 
 @pytest.fixture(scope='module')
@@ -33,14 +47,22 @@ def trained(tmp_path_factory):
     config.model.path = str(miniature.random_flux(root / 'flux'))
     config.update_from_flattened_dict(SMALL)
     config.reward = {'jpeg': {'weight': 1.0}}
-    run(config, root / 'run', make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), StopRequest())
+    run(
+        config,
+        root / 'run',
+        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+        StopRequest(),
+    )
     return config, root / 'run'
 
 
 def test_trains_every_weight_against_a_frozen_reference(trained):
     config, workdir = trained
-    first, second = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()][1:]
-    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] <= 1e-10  # the policy starts as the reference
+    first, second = [
+        json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+    ][1:]
+    # the policy starts as the reference
+    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] <= 1e-10
     assert second['train/kl'] > 100 * first['train/kl']  # and leaves it
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     pipeline, params = load_base(config, mesh)
@@ -59,14 +81,22 @@ def test_goes_on_without_a_second_state_beside_the_restored_one(trained, tmp_pat
 
     def measuring(self, wanted):
         before, restored = live(), restore(self, wanted)
-        sizes.append((before - others, sum(leaf.nbytes for leaf in jax.tree.leaves(restored.state))))
+        sizes.append(
+            (before - others, sum(leaf.nbytes for leaf in jax.tree.leaves(restored.state)))
+        )
         return restored
 
     monkeypatch.setattr(Checkpoints, 'restore_latest', measuring)
     others = live()
-    run(config, tmp_path / 'run', make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), StopRequest())
+    run(
+        config,
+        tmp_path / 'run',
+        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+        StopRequest(),
+    )
     [(before, state)] = sizes
-    assert before < state / 2  # the base's weights alone; policy, average and both moments are four times the transformer's
+    # the base's weights alone; policy, average and both moments are four times the transformer's
+    assert before < state / 2
 
 
 def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):

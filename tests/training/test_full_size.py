@@ -1,16 +1,17 @@
-"""Every program of FLUX.1-dev and SD3.5-M at full size, compiled ahead of time for eight devices from shapes alone (slow)."""
+"""Every program of FLUX.1-dev and SD3.5-M at full size, compiled ahead of time for eight devices
+from shapes alone (slow).
+"""
 
 import time
 
 import numpy as np
 import pytest
 
-from configs import flux_ocr
-from configs import sd35_ocr
+from configs import flux_ocr, sd35_ocr
 from densegrpo_jax.pipelines.released import released_pipeline
+from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.loading import network_options
-from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.sampling.sampler import make_schedule
 
 
@@ -30,6 +31,11 @@ def test_compiles_for_eight_devices(module):
 def report(phase, name, compiled, seconds):
     """One line with what a device holds; the arguments must be a fraction of the whole."""
     memory = compiled.memory_analysis()
-    gib = {k: np.round(getattr(memory, f'{k}_size_in_bytes') / 2**30, 2) for k in ('argument', 'temp', 'output')}
-    print(f'{name} {phase}: compiled in {seconds:.0f} s; per device {gib} GiB (temporaries as the CPU compiler lays them out)')
+    gib = {
+        k: np.round(getattr(memory, f'{k}_size_in_bytes') / 2**30, 2)
+        for k in ('argument', 'temp', 'output')
+    }
+    print(
+        f'{name} {phase}: compiled in {seconds:.0f} s; per device {gib} GiB (temporaries as the CPU compiler lays them out)'
+    )
     assert gib['argument'] < 24 / 4

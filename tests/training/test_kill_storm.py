@@ -1,4 +1,6 @@
-"""A run killed with -9 at many random moments ends with the bits of an uninterrupted one (slow: `bash launch/test.sh --all`)."""
+"""A run killed with -9 at many random moments ends with the bits of an uninterrupted one (slow:
+`bash launch/test.sh --all`).
+"""
 
 import random
 import time
@@ -9,20 +11,29 @@ import pytest
 from tests import miniature
 from tests.training.small_run import command, final_state, rows
 
-# Every kill meets a process that has saved up to FURTHEST iterations, and saves again and again; and some meet one that starts.
+# Every kill meets a process that has saved up to FURTHEST iterations, and saves again and again;
+# and some meet one that starts.
 KILLS, FURTHEST, EARLY_KILLS = 20, 7, 5
 ITERATIONS = KILLS * (FURTHEST + 3)
 
 
 def newest(workdir):
-    return max((int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()), default=0)
+    return max(
+        (int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()),
+        default=0,
+    )
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path):
     folder = miniature.random_flux(tmp_path / 'flux')
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
-    start = lambda workdir: command(folder, workdir, f'--config.iterations={ITERATIONS}', flags='--xla_backend_optimization_level=0')
+    start = lambda workdir: command(
+        folder,
+        workdir,
+        f'--config.iterations={ITERATIONS}',
+        flags='--xla_backend_optimization_level=0',
+    )
     process = start(straight)
     assert process.wait() == 0, process.stderr.read()
     moments, reached = random.Random(0), [0]
@@ -31,7 +42,9 @@ def test_twenty_kills_change_nothing(tmp_path):
         if kill % 5:
             goal = reached[-1] + moments.randint(1, FURTHEST)
             while newest(broken) < goal:
-                assert process.poll() is None and time.monotonic() < began + 600, process.stderr.read()
+                assert process.poll() is None and time.monotonic() < began + 600, (
+                    process.stderr.read()
+                )
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.5))
         else:
@@ -45,7 +58,10 @@ def test_twenty_kills_change_nothing(tmp_path):
     assert len(set(reached)) > KILLS and reached[-1] < ITERATIONS
     process = start(broken)
     assert process.wait() == 0, process.stderr.read()
-    (step, expected, progress), (found_step, found, found_progress) = final_state(straight), final_state(broken)
+    (step, expected, progress), (found_step, found, found_progress) = (
+        final_state(straight),
+        final_state(broken),
+    )
     assert step == found_step == ITERATIONS and set(expected) == set(found)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)

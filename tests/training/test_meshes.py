@@ -1,4 +1,6 @@
-"""An iteration over eight devices, data and parameters split in every way, equals one device: pictures, loss, gradients, the update."""
+"""An iteration over eight devices, data and parameters split in every way, equals one device:
+pictures, loss, gradients, the update.
+"""
 
 import jax
 import numpy as np
@@ -8,24 +10,32 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import load_base
+from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.conditioning import Encoder
+from densegrpo_jax.sampling.loading import load_base
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import init_state
-from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.training.learner import make_credit, make_update
 from tests import miniature
 
-
 SMALL = {
-    'rollout.prompts': 2, 'rollout.group': 8, 'rollout.prompts_per_batch': 2, 'rollout.steps': 3, 'optim.microbatch': 16,
-    'lora.rank': 2, 'lora.alpha': 4.0, 'model.height': 16, 'model.width': 32,
-}  # fmt: skip
+    'rollout.prompts': 2,
+    'rollout.group': 8,
+    'rollout.prompts_per_batch': 2,
+    'rollout.steps': 3,
+    'optim.microbatch': 16,
+    'lora.rank': 2,
+    'lora.alpha': 4.0,
+    'model.height': 16,
+    'model.width': 32,
+}
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 
 
 class Iteration:
-    """The parts of `training.run` on one mesh, with plain gradient descent of rate 1: the policy moves by minus the gradient."""
+    """The parts of `training.run` on one mesh, with plain gradient descent of rate 1: the policy
+    moves by minus the gradient.
+    """
 
     def __init__(self, config, sizes, devices):
         mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor'), sizes)), devices)
@@ -34,13 +44,23 @@ class Iteration:
         self.fresh = lambda base: init_state(self.pipeline, self.tx, jax.random.key(0), base)
         self.start = lambda: sharding.init_sharded(self.fresh, mesh, self.params['transformer'])
         self.conditioning = Encoder(self.pipeline, self.params, batch=2)(PROMPTS)
-        self._rollout, self._levels = make_rollout(self.pipeline, config, schedule, mesh), schedule.noise_levels
-        self._credit, self._update = make_credit(config, schedule, mesh), make_update(self.pipeline, config, self.tx, mesh)
+        self._rollout, self._levels = (
+            make_rollout(self.pipeline, config, schedule, mesh),
+            schedule.noise_levels,
+        )
+        self._credit, self._update = (
+            make_credit(config, schedule, mesh),
+            make_update(self.pipeline, config, self.tx, mesh),
+        )
 
     def sample(self):
-        """Pictures [S, B, H, W, 3] and the scored transitions; the reward is the brightness of the left half."""
+        """Pictures [S, B, H, W, 3] and the scored transitions; the reward is the brightness of the
+        left half.
+        """
         key = key_data(jax.random.key(1))
-        rollout, images, finite = self._rollout(self.params, self.start().policy, self.conditioning, key, np.arange(2), self._levels)
+        rollout, images, finite = self._rollout(
+            self.params, self.start().policy, self.conditioning, key, np.arange(2), self._levels
+        )
         images = np.asarray(images)
         rewards = images[:, :, :, : images.shape[3] // 2].mean((2, 3, 4)).astype(np.float32) / 255
         return images, self._credit([rollout], rewards, np.asarray(finite))[0]
@@ -49,7 +69,9 @@ class Iteration:
         """Loss, and the gradient of every adapter."""
         before = jax.device_get(self.start().policy)
         state, metrics = self._update(self.start(), self.params, self.conditioning, batch)
-        return float(metrics['loss']), jax.tree.map(lambda a, b: a - b, before, jax.device_get(state.policy))
+        return float(metrics['loss']), jax.tree.map(
+            lambda a, b: a - b, before, jax.device_get(state.policy)
+        )
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +92,9 @@ def close(found, expected, tolerance):
         have = found
         for key in path:
             have = have[key.key]
-        assert np.abs(have - want).max() <= tolerance * np.abs(want).max() + 1e-9, jax.tree_util.keystr(path)
+        assert np.abs(have - want).max() <= tolerance * np.abs(want).max() + 1e-9, (
+            jax.tree_util.keystr(path)
+        )
 
 
 slow = lambda *sizes: pytest.param(sizes, marks=pytest.mark.slow)
@@ -81,15 +105,21 @@ def test_equals_one_device(one, sizes, monkeypatch):
     monkeypatch.setattr(sharding, 'MIN_SHARD_BYTES', 1024)  # the miniature's matrices are split too
     config, images, batch, loss, gradients = one
     mesh = Iteration(config, sizes, jax.devices()[:8])
-    split = [leaf for leaf in jax.tree.leaves(mesh.params['transformer']) if not leaf.sharding.is_fully_replicated]
+    split = [
+        leaf
+        for leaf in jax.tree.leaves(mesh.params['transformer'])
+        if not leaf.sharding.is_fully_replicated
+    ]
     assert len(split) > 10 or sizes == (8, 1, 1)
     # The same transitions: loss and gradients.
     found_loss, found = mesh.update(batch)
-    np.testing.assert_allclose(found_loss, loss, atol=1e-6)  # 0 up to rounding: the ratios are 1 and the advantages of a group sum to 0
+    # 0 up to rounding: the ratios are 1 and the advantages of a group sum to 0
+    np.testing.assert_allclose(found_loss, loss, atol=1e-6)
     close(found, gradients, 1e-4)
     assert max(np.abs(g).max() for g in jax.tree.leaves(gradients)) > 1e-4
     # Its own samples, scored and credited: the whole iteration.
     found_images, found_batch = mesh.sample()
     assert np.abs(found_images.astype(int) - images.astype(int)).max() <= 1
     np.testing.assert_allclose(found_batch.log_prob, batch.log_prob, rtol=1e-4, atol=1e-5)
-    close(mesh.update(found_batch)[1], gradients, 2e-2)  # a pixel that rounds the other way moves a reward by 1e-5
+    # a pixel that rounds the other way moves a reward by 1e-5
+    close(mesh.update(found_batch)[1], gradients, 2e-2)

@@ -1,4 +1,6 @@
-"""Two real processes with four fake devices each, on loopback: the same run as one process with eight, stopped and killed."""
+"""Two real processes with four fake devices each, on loopback: the same run as one process with
+eight, stopped and killed.
+"""
 
 import contextlib
 import csv
@@ -15,11 +17,11 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.evaluate import evaluate
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.startup import detect_cluster, start_processes
+from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.evaluation.panel import choose
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.startup import detect_cluster, start_processes
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
@@ -27,8 +29,8 @@ from tests.training.small_run import final_state, rows, wait_for_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# A group of four samples per batch, one on each piece of the data axis: it is spread over both processes.
-# SPOILED names a checkpoint that the second process alone cannot read.
+# A group of four samples per batch, one on each piece of the data axis: it is spread over both
+# processes. SPOILED names a checkpoint that the second process alone cannot read.
 CONFIG = """
 import os, sys
 from densegrpo_jax.rewards.build import REWARDS
@@ -76,21 +78,47 @@ def load(config_file, **overrides):
 
 @contextlib.contextmanager
 def processes(config_file, workdir, *options, command='main', heartbeat=60, spoiled=''):
-    """Both processes of a command that writes to `workdir`, started; whatever happens they are gone afterwards."""
+    """Both processes of a command that writes to `workdir`, started; whatever happens they are gone
+    afterwards.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     # Compiled as the run in this process that they are compared with (see tests/conftest.py).
     flags = '--xla_backend_optimization_level=0'
-    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'JAX_DEFAULT_MATMUL_PRECISION': 'highest', 'SPOILED': spoiled}
+    environment = {
+        **os.environ,
+        'XLA_FLAGS': flags,
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+        'SPOILED': spoiled,
+    }
     folder = f'--workdir={workdir}' if command == 'main' else f'--out={workdir}'
-    common = [sys.executable, '-m', f'densegrpo_jax.{command}', f'--config={config_file}', folder, '--cpu_devices=4',
-              f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--heartbeat={heartbeat}', *options]  # fmt: skip
+    common = [
+        sys.executable,
+        '-m',
+        f'densegrpo_jax.{command}',
+        f'--config={config_file}',
+        folder,
+        '--cpu_devices=4',
+        f'--coordinator=127.0.0.1:{port}',
+        '--num_processes=2',
+        f'--heartbeat={heartbeat}',
+        *options,
+    ]
     started = []
     try:
         for i in range(2):
             log = open(f'{workdir}.{i}.log', 'wb')  # noqa: SIM115 (the process keeps it)
-            started.append(subprocess.Popen([*common, f'--process_id={i}'], cwd=ROOT, env=environment, stderr=log, stdout=log))
+            started.append(
+                subprocess.Popen(
+                    [*common, f'--process_id={i}'],
+                    cwd=ROOT,
+                    env=environment,
+                    stderr=log,
+                    stdout=log,
+                )
+            )
         yield started
     finally:
         for process in started:
@@ -115,9 +143,16 @@ def same_run(found, expected):
             np.testing.assert_allclose(arrays[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
     for row, other in zip(rows(found), rows(expected), strict=True):
         assert row['step'] == other['step'] and set(row) == set(other)
-        for key in ('train/reward', 'eval/total', 'train/grad_norm', 'gain/step_0', 'advantage_abs/step_1'):
+        for key in (
+            'train/reward',
+            'eval/total',
+            'train/grad_norm',
+            'gain/step_0',
+            'advantage_abs/step_1',
+        ):
             if key in other:
-                rtol = 5e-4 if row['step'] <= 1 else 3e-3  # Adam's first steps enlarge rounding where a gradient is next to zero
+                # Adam's first steps enlarge rounding where a gradient is next to zero
+                rtol = 5e-4 if row['step'] <= 1 else 3e-3
                 np.testing.assert_allclose(row[key], other[key], rtol=rtol, atol=1e-6, err_msg=key)
 
 
@@ -131,19 +166,24 @@ def alone(config_file, tmp_path_factory):
 
 
 def test_two_processes_are_one_run(config_file, alone, tmp_path):
-    """SIGTERM to one of them stops both after the same update; started again, where one of them cannot read the newest checkpoint both
-    take the one before it, and end as one process does."""
+    """SIGTERM to one of them stops both after the same update; started again, where one of them
+    cannot read the newest checkpoint both take the one before it, and end as one process does."""
     workdir = tmp_path / 'two'
     with processes(config_file, workdir) as started:
         wait_for_checkpoint(workdir, 2, started[0])
         started[1].send_signal(signal.SIGTERM)
         codes = ended(started, workdir)
     assert codes in ([75, 75], [0, 0])  # 0: they had finished before the signal arrived
-    newest = max((path.name for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()), key=int)
+    newest = max(
+        (path.name for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()), key=int
+    )
     with processes(config_file, workdir, spoiled=newest) as started:
         assert ended(started, workdir) == [0, 0]
     found = f'CHECKPOINT OF STEP {newest} IS DAMAGED and is skipped: ValueError: process 1 of the run: ValueError: spoiled'
-    assert found in pathlib.Path(f'{workdir}.0.log').read_text() and (workdir / 'checkpoints_corrupt' / f'{newest}.0').is_dir()
+    assert (
+        found in pathlib.Path(f'{workdir}.0.log').read_text()
+        and (workdir / 'checkpoints_corrupt' / f'{newest}.0').is_dir()
+    )
     same_run(workdir, alone)
     assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
@@ -152,16 +192,31 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
 def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
     """A checkpoint, with diversity and KL; one of them writes."""
     out = tmp_path / 'two'
-    options = [f'--workdir={alone}', '--checkpoint=latest', '--nobase', '--group=2', '--kl_prompts=3']
+    options = [
+        f'--workdir={alone}',
+        '--checkpoint=latest',
+        '--nobase',
+        '--group=2',
+        '--kl_prompts=3',
+    ]
     with processes(config_file, out, *options, command='evaluate') as started:
         assert ended(started, out) == [0, 0]
     config = load(config_file)
     [policy] = choose(['latest'], alone, base=False)
-    evaluated = evaluate(config, [policy], tmp_path / 'one', group=2, kl_prompts=3, mesh=make_mesh(config.mesh))
-    expected, table = evaluated['eval'][policy.label].scores, list(csv.DictReader((out / 'scores.csv').read_text().splitlines()))
+    evaluated = evaluate(
+        config, [policy], tmp_path / 'one', group=2, kl_prompts=3, mesh=make_mesh(config.mesh)
+    )
+    expected, table = (
+        evaluated['eval'][policy.label].scores,
+        list(csv.DictReader((out / 'scores.csv').read_text().splitlines())),
+    )
     for name in ('total', 'diversity', 'kl'):
-        np.testing.assert_allclose([float(row[name]) for row in table], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
-    assert {path.name for path in (tmp_path / 'one').iterdir()} == {path.name for path in out.iterdir()} - {'compiled', 'lock'}
+        np.testing.assert_allclose(
+            [float(row[name]) for row in table], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
+        )
+    assert {path.name for path in (tmp_path / 'one').iterdir()} == {
+        path.name for path in out.iterdir()
+    } - {'compiled', 'lock'}
     assert 'prompts' not in pathlib.Path(f'{out}.1.log').read_text()
 
 
@@ -191,20 +246,39 @@ def test_a_dead_process_ends_the_other_with_a_message(config_file, tmp_path, vic
 
 
 def test_nobody_to_join_is_said(config_file, tmp_path):
-    command = [sys.executable, '-m', 'densegrpo_jax.main', f'--config={config_file}', f'--workdir={tmp_path}', '--distributed=on']
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(('SLURM_', 'OMPI_'))}
+    command = [
+        sys.executable,
+        '-m',
+        'densegrpo_jax.main',
+        f'--config={config_file}',
+        f'--workdir={tmp_path}',
+        '--distributed=on',
+    ]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(('SLURM_', 'OMPI_'))
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and 'no cluster was found' in done.stderr and '--coordinator=HOST:PORT' in done.stderr
+    assert (
+        done.returncode == 2
+        and 'no cluster was found' in done.stderr
+        and '--coordinator=HOST:PORT' in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ('environ', 'tpu', 'found'),
     [
-        ({}, False, None), ({}, True, 'TPU'), ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4'}, False, None),
-        ({'SLURM_STEP_NUM_TASKS': '4'}, False, 'Slurm'), ({'SLURM_STEP_NUM_TASKS': '1'}, False, None),
-        ({'OMPI_COMM_WORLD_SIZE': '2'}, False, 'Open MPI'), ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, False, 'JAX_COORDINATOR_ADDRESS'),
+        ({}, False, None),
+        ({}, True, 'TPU'),
+        ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4'}, False, None),
+        ({'SLURM_STEP_NUM_TASKS': '4'}, False, 'Slurm'),
+        ({'SLURM_STEP_NUM_TASKS': '1'}, False, None),
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, False, 'Open MPI'),
+        ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, False, 'JAX_COORDINATOR_ADDRESS'),
     ],
-)  # fmt: skip
+)
 def test_launchers_are_recognised(environ, tpu, found):
     assert detect_cluster(environ, tpu) == found
 
@@ -212,9 +286,11 @@ def test_launchers_are_recognised(environ, tpu, found):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (('auto', 'a:1'), 'belong together'), (('auto', 'a:1', 2), 'belong together'), (('on', 'a:1', 2, 2), 'counted from 0'),
+        (('auto', 'a:1'), 'belong together'),
+        (('auto', 'a:1', 2), 'belong together'),
+        (('on', 'a:1', 2, 2), 'counted from 0'),
     ],
-)  # fmt: skip
+)
 def test_processes_that_cannot_be_joined(options, message):
     with pytest.raises(ValueError, match=message):
         start_processes(*options)

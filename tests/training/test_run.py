@@ -1,4 +1,6 @@
-"""The training loop on a random miniature: runs, resumes bit for bit after kill -9, stops on SIGTERM, does not depend on the mesh."""
+"""The training loop on a random miniature: runs, resumes bit for bit after kill -9, stops on
+SIGTERM, does not depend on the mesh.
+"""
 
 import contextlib
 import json
@@ -14,22 +16,30 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax import main
 from densegrpo_jax.data.prompts import tiny_eval_prompts, tiny_train_prompts
-from densegrpo_jax.runtime.hosts import Hosts
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.rewards.remote.service import RewardService
-from densegrpo_jax.sampling import collector as collect
 from densegrpo_jax.runtime import files
-from densegrpo_jax.training import run as run_module
 from densegrpo_jax.runtime.checkpoints import CheckpointMismatch, Checkpoints
 from densegrpo_jax.runtime.files import only_writer
+from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling import collector as collect
+from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.run import TrainingDiverged, run
 from tests import miniature
 from tests.rewards.loopback import serving
-from tests.training.small_run import Brightness, command, final_state, make_config, one_device, rows, wait_for_checkpoint
+from tests.training.small_run import (
+    Brightness,
+    command,
+    final_state,
+    make_config,
+    one_device,
+    rows,
+    wait_for_checkpoint,
+)
 
 
 @pytest.fixture(scope='module')
@@ -42,32 +52,55 @@ def test_runs_and_reports(folder, tmp_path):
     assert summary['updates'] == 3 and len(summary['evaluations']) == 3  # at 0, 2 and 3
     table = rows(tmp_path)
     assert [row['step'] for row in table] == [0, 1, 2, 3]
-    # The policy has not moved when the first update re-scores its samples: the ratio with the stored log-probability is 1.
+    # The policy has not moved when the first update re-scores its samples: the ratio with the
+    # stored log-probability is 1.
     assert 0 <= table[1]['train/ratio_deviation_first'] <= 1e-6
-    assert table[1]['train/transitions'] == 2 * 16 and table[1]['train/velocity_evals'] == 16 * (3 + 2 + 1)
-    assert {'gain/step_0', 'gain/step_1', 'gain_positive/step_0', 'zero_spread/step_1', 'seconds/sample'} <= set(table[1])
+    assert table[1]['train/transitions'] == 2 * 16 and table[1]['train/velocity_evals'] == 16 * (
+        3 + 2 + 1
+    )
+    assert {
+        'gain/step_0',
+        'gain/step_1',
+        'gain_positive/step_0',
+        'zero_spread/step_1',
+        'seconds/sample',
+    } <= set(table[1])
     assert 'gain/step_2' not in table[1]  # the deterministic last step is not trained
     step, state, _ = final_state(tmp_path)
-    assert step == 3 and any(np.abs(v).max() > 0 for k, v in state.items() if k.startswith('policy') and k.endswith('/b'))
-    for name in ('reward_curve.png', 'before_after.png', 'summary.json', 'config.json', 'samples/step_000000.png'):
+    assert step == 3 and any(
+        np.abs(v).max() > 0 for k, v in state.items() if k.startswith('policy') and k.endswith('/b')
+    )
+    for name in (
+        'reward_curve.png',
+        'before_after.png',
+        'summary.json',
+        'config.json',
+        'samples/step_000000.png',
+    ):
         assert (tmp_path / name).stat().st_size > 0
 
 
 def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
-    """One iteration on 8 devices, data and parameters split in several ways, equals one device within f32 rounding."""
+    """One iteration on 8 devices, data and parameters split in several ways, equals one device
+    within f32 rounding.
+    """
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)
     config = make_config(folder, iterations=1)
     config.reward = {'brightness': {'weight': 1.0}}
     run(config, tmp_path / 'one', one_device(), StopRequest())
     _, expected, _ = final_state(tmp_path / 'one')
     for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2)):
-        mesh, workdir = make_mesh({'data': data, 'fsdp': fsdp, 'tensor': tensor}), tmp_path / f'{data}{fsdp}{tensor}'
+        mesh, workdir = (
+            make_mesh({'data': data, 'fsdp': fsdp, 'tensor': tensor}),
+            tmp_path / f'{data}{fsdp}{tensor}',
+        )
         run(config, workdir, mesh, StopRequest())
         _, found, _ = final_state(workdir)
         reference, sharded = rows(tmp_path / 'one')[1], rows(workdir)[1]
         for key in ('train/reward', 'train/grad_norm', 'gain/step_0'):
             np.testing.assert_allclose(sharded[key], reference[key], rtol=2e-4, atol=1e-6)
-        # Adam's first step is the sign of the gradient times the rate: rounding flips it only where the gradient is next to zero.
+        # Adam's first step is the sign of the gradient times the rate: rounding flips it only where
+        # the gradient is next to zero.
         for name in expected:
             if name.startswith('policy'):
                 close = np.isclose(found[name], expected[name], rtol=1e-3, atol=1e-6)
@@ -75,7 +108,9 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
 
 
 def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
-    """Killed twice with -9, stopped once with SIGTERM, the run ends with the very bits of an uninterrupted one."""
+    """Killed twice with -9, stopped once with SIGTERM, the run ends with the very bits of an
+    uninterrupted one.
+    """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
     process = command(folder, straight, '--config.iterations=4')
     assert process.wait() == 0, process.stderr.read()
@@ -96,11 +131,17 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     assert code in (75, 0), process.stderr.read()  # 0: it had finished before the signal arrived
     process = command(folder, broken, '--config.iterations=4')
     assert process.wait() == 0, process.stderr.read()
-    (step, expected, progress), (found_step, found, found_progress) = final_state(straight), final_state(broken)
+    (step, expected, progress), (found_step, found, found_progress) = (
+        final_state(straight),
+        final_state(broken),
+    )
     assert step == found_step == 4 and set(expected) == set(found)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    assert progress['evaluations'] == found_progress['evaluations'] and progress['velocity_evals'] == found_progress['velocity_evals']
+    assert (
+        progress['evaluations'] == found_progress['evaluations']
+        and progress['velocity_evals'] == found_progress['velocity_evals']
+    )
     steps = [row['step'] for row in rows(broken)]
     assert steps == [0, 1, 2, 3, 4]
     timeless = lambda row: {k: v for k, v in row.items() if 'seconds' not in k}
@@ -109,7 +150,9 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
 
 @pytest.fixture
 def metrics_on_disk():
-    """No checkpoint is saved while a metric of its steps is not on disk: nothing would write that again."""
+    """No checkpoint is saved while a metric of its steps is not on disk: nothing would write that
+    again.
+    """
     synced, saved, flush, save = {}, [], JsonlWriter.flush, Checkpoints.save
 
     def noting(self):
@@ -129,13 +172,18 @@ def metrics_on_disk():
     assert saved == [1, 2, 3]
 
 
-@pytest.mark.parametrize('where', ['before the evaluation', 'in the next rollout', 'in the next update'])
+@pytest.mark.parametrize(
+    'where', ['before the evaluation', 'in the next rollout', 'in the next update']
+)
 @pytest.mark.usefixtures('metrics_on_disk')
-def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, monkeypatch, caplog, where):
+def test_a_stop_between_checkpoints_saves_the_last_update_whole(
+    folder, tmp_path, monkeypatch, caplog, where
+):
     stop, calls = StopRequest(), []
     target, name, moment = {
         'before the evaluation': (run_module.report, 'shown', 1),
-        'in the next rollout': (collect, 'place', 5),  # an iteration asks three times: for all prompts and for two batches
+        # an iteration asks three times: for all prompts and for two batches
+        'in the next rollout': (collect, 'place', 5),
         'in the next update': (run_module, 'donates_state', 2),
     }[where]
     original = getattr(target, name)
@@ -155,8 +203,12 @@ def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path
     monkeypatch.undo()
     summary = run(config, tmp_path, one_device(), StopRequest())
     assert summary['updates'] == 3 and 'DAMAGED' not in caplog.text
-    assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2, 3] and all('eval/total' in row for row in rows(tmp_path))
-    assert [step for step, *_ in summary['evaluations']] == [0, 1, 2, 3] and 'train/reward' in rows(tmp_path)[1]
+    assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2, 3] and all(
+        'eval/total' in row for row in rows(tmp_path)
+    )
+    assert [step for step, *_ in summary['evaluations']] == [0, 1, 2, 3] and 'train/reward' in rows(
+        tmp_path
+    )[1]
 
 
 def test_stops_after_non_finite_gradients(folder, tmp_path):
@@ -172,58 +224,91 @@ def test_stops_after_non_finite_gradients(folder, tmp_path):
 def test_the_score_to_choose_by_must_exist(folder, tmp_path):
     config = make_config(folder)
     config.eval.best = 'orc'
-    with pytest.raises(ValueError, match=r"eval\.best='orc' is no score of this reward; choose one of total, "):
+    with pytest.raises(
+        ValueError, match=r"eval\.best='orc' is no score of this reward; choose one of total, "
+    ):
         run(config, tmp_path, one_device(), StopRequest())
 
 
 def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
     run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     with pytest.raises(ValueError, match='learning_rate'):
-        run(make_config(folder, iterations=2, **{'optim.learning_rate': 5e-4}), tmp_path, one_device(), StopRequest())
+        run(
+            make_config(folder, iterations=2, **{'optim.learning_rate': 5e-4}),
+            tmp_path,
+            one_device(),
+            StopRequest(),
+        )
 
 
 def test_a_run_goes_on_only_with_the_prompts_and_the_evaluation_it_began_with(folder, tmp_path):
-    """Names are not enough: its first and its last evaluation stand side by side in summary.json."""
-    texts = {name: [p.text for p in prompts] for name, prompts in (('train', tiny_train_prompts()), ('eval', tiny_eval_prompts()))}
+    """Names are not enough: its first and its last evaluation stand side by side in
+    summary.json.
+    """
+    texts = {
+        name: [p.text for p in prompts]
+        for name, prompts in (('train', tiny_train_prompts()), ('eval', tiny_eval_prompts()))
+    }
     files = {f'data.{name}': str(tmp_path / f'{name}.txt') for name in texts}
     write = lambda name, lines: (tmp_path / f'{name}.txt').write_text('\n'.join(lines) + '\n')
     for name, lines in texts.items():
         write(name, lines)
-    again = lambda **changes: run(make_config(folder, iterations=1, **files, **changes), tmp_path, one_device(), StopRequest())
+    again = lambda **changes: run(
+        make_config(folder, iterations=1, **files, **changes), tmp_path, one_device(), StopRequest()
+    )
     before = again()
     for name, lines in texts.items():
         write(name, lines[::-1])
-        with pytest.raises(CheckpointMismatch, match=f"(?s)prompts of data.{name}: '.*' there, '.*' here.*another --workdir"):
+        with pytest.raises(
+            CheckpointMismatch,
+            match=f"(?s)prompts of data.{name}: '.*' there, '.*' here.*another --workdir",
+        ):
             again()
         write(name, lines)
-    for key, value, message in (('steps', 3, '2 there, 3 here'), ('best', 'jpeg', "'total' there, 'jpeg' here")):
+    for key, value, message in (
+        ('steps', 3, '2 there, 3 here'),
+        ('best', 'jpeg', "'total' there, 'jpeg' here"),
+    ):
         with pytest.raises(CheckpointMismatch, match=f'eval.{key}: {message}'):
             again(**{f'eval.{key}': value})
     document = tmp_path / 'checkpoints' / '1' / 'meta' / 'metadata'
     stored = json.loads(document.read_text())
-    for key in ('prompts of data.train', 'prompts of data.eval', 'eval'):  # as before they were stored
+    # as before they were stored
+    for key in ('prompts of data.train', 'prompts of data.eval', 'eval'):
         del stored['fingerprint'][key]
     document.write_text(json.dumps(stored))
     assert again()['evaluations'] == before['evaluations']
 
 
 def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, monkeypatch):
-    """The reward server dies after the first update. The run saves that update, and goes on with a server at another address."""
+    """The reward server dies after the first update. The run saves that update, and goes on with a
+    server at another address.
+    """
     config = make_config(folder, **{'iterations': 2, 'checkpoint.every': 10, 'eval.every': 10})
-    config.reward = {'remote': {'urls': '', 'names': ('brightness',), 'range': (0.0, 1.0), 'give_up_s': 0.0}}
+    config.reward = {
+        'remote': {'urls': '', 'names': ('brightness',), 'range': (0.0, 1.0), 'give_up_s': 0.0}
+    }
     with contextlib.ExitStack() as server:
-        config.reward.remote.urls = server.enter_context(serving(RewardService(Brightness(), 'f00', '0').app))
+        config.reward.remote.urls = server.enter_context(
+            serving(RewardService(Brightness(), 'f00', '0').app)
+        )
         shown = run_module.report.shown
-        monkeypatch.setattr(run_module.report, 'shown', lambda *args: server.close() or shown(*args))
+        monkeypatch.setattr(
+            run_module.report, 'shown', lambda *args: server.close() or shown(*args)
+        )
         with pytest.raises(RewardsGone, match=f'{config.reward.remote.urls} .*refused'):
             run(config, tmp_path, one_device(), StopRequest())
     monkeypatch.undo()
     assert final_state(tmp_path)[0] == 1
     with serving(RewardService(Brightness(), 'f00', '0').app) as config.reward.remote.urls:
         summary = run(config, tmp_path, one_device(), StopRequest())
-    assert summary['updates'] == 2 and [row['step'] for row in rows(tmp_path)] == [0, 1, 2] and final_state(tmp_path)[0] == 2
+    assert (
+        summary['updates'] == 2
+        and [row['step'] for row in rows(tmp_path)] == [0, 1, 2]
+        and final_state(tmp_path)[0] == 2
+    )
     with serving(RewardService(Brightness(), 'f01', '0').app) as config.reward.remote.urls:
-        with pytest.raises(ValueError, match="servers of rewards.*f00.*f01"):
+        with pytest.raises(ValueError, match='servers of rewards.*f00.*f01'):
             run(config, tmp_path, one_device(), StopRequest())
 
 
@@ -238,37 +323,64 @@ def test_whatever_a_reward_raises_the_last_update_is_saved(folder, tmp_path, mon
     config = make_config(folder, iterations=3, **{'checkpoint.every': 10, 'eval.every': 10})
     config.reward = {'brightness': {'weight': 1.0}}
     shown = run_module.report.shown  # called after an update
-    monkeypatch.setattr(run_module.report, 'shown', lambda *args: (tmp_path / 'broken').touch() or shown(*args))
+    monkeypatch.setattr(
+        run_module.report, 'shown', lambda *args: (tmp_path / 'broken').touch() or shown(*args)
+    )
     with pytest.raises(RewardError, match="'brightness' failed: ValueError: out of memory"):
         run(config, tmp_path, one_device(), StopRequest())
     assert final_state(tmp_path)[0] == 1
 
 
-def test_an_evaluation_picture_without_a_score_is_left_out_and_said(folder, tmp_path, monkeypatch, caplog):
+def test_an_evaluation_picture_without_a_score_is_left_out_and_said(
+    folder, tmp_path, monkeypatch, caplog
+):
     class Picky(Brightness):
         def __call__(self, images, prompts, metadata):
-            scores, valid = super().__call__(images, prompts, metadata).values['brightness'], np.array([p != 'the ninth' for p in prompts])
+            scores, valid = (
+                super().__call__(images, prompts, metadata).values['brightness'],
+                np.array([p != 'the ninth' for p in prompts]),
+            )
             return Scores({'brightness': np.where(valid, scores, np.nan)}, valid)
 
     monkeypatch.setitem(REWARDS, 'brightness', Picky)
-    (tmp_path / 'prompts.txt').write_text('\n'.join([*(f'the picture {i}' for i in range(8)), 'the ninth']) + '\n')
-    config = make_config(folder, iterations=1, **{'eval.batch': 8, 'data.eval': str(tmp_path / 'prompts.txt'), 'data.eval_prompts': 0})
+    (tmp_path / 'prompts.txt').write_text(
+        '\n'.join([*(f'the picture {i}' for i in range(8)), 'the ninth']) + '\n'
+    )
+    config = make_config(
+        folder,
+        iterations=1,
+        **{'eval.batch': 8, 'data.eval': str(tmp_path / 'prompts.txt'), 'data.eval_prompts': 0},
+    )
     config.reward = {'brightness': {'weight': 1.0}}
     run(config, tmp_path / 'run', one_device(), StopRequest())
     first = rows(tmp_path / 'run')[0]
-    assert first['eval/valid_share'] == pytest.approx(8 / 9) and np.isfinite(first['eval/brightness'])
+    assert first['eval/valid_share'] == pytest.approx(8 / 9) and np.isfinite(
+        first['eval/brightness']
+    )
     assert '1 of 9 evaluation prompts have no score' in caplog.text
 
 
-@pytest.mark.parametrize('error, status', [(Preempted('SIGTERM'), 75), (RewardsGone('all gone'), 75), (RewardError('nonsense'), 1)])
-def test_exit_status_tells_a_supervisor_whether_to_try_again(tmp_path, monkeypatch, caplog, error, status):
+@pytest.mark.parametrize(
+    'error, status',
+    [(Preempted('SIGTERM'), 75), (RewardsGone('all gone'), 75), (RewardError('nonsense'), 1)],
+)
+def test_exit_status_tells_a_supervisor_whether_to_try_again(
+    tmp_path, monkeypatch, caplog, error, status
+):
     def run(*args):
         raise error
 
     flag = SimpleNamespace(
-        config=tiny_ocr.get_config(), workdir=str(tmp_path), device='', cpu_devices=0, heartbeat=0,
-        distributed='off', coordinator='', num_processes=0, process_id=-1,
-    )  # fmt: skip
+        config=tiny_ocr.get_config(),
+        workdir=str(tmp_path),
+        device='',
+        cpu_devices=0,
+        heartbeat=0,
+        distributed='off',
+        coordinator='',
+        num_processes=0,
+        process_id=-1,
+    )
     monkeypatch.setattr(main.flags, 'FLAGS', flag)
     monkeypatch.setattr(main, 'run', run)
     for name in ('start_devices', 'keep_compiled'):
@@ -277,5 +389,8 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(tmp_path, monkeypat
     assert main.main(['main']) == status
     with only_writer(tmp_path, Hosts()):  # which the run has given back
         monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
-        assert main.main(['main']) == 2 and f'{tmp_path} is being written to by another run' in caplog.text
+        assert (
+            main.main(['main']) == 2
+            and f'{tmp_path} is being written to by another run' in caplog.text
+        )
     assert isinstance(error, Preempted) or str(error) in caplog.text

@@ -1,4 +1,6 @@
-"""configs/sd35_ocr.py on a small random SD3.5 folder: guidance in sampling and in training, or in sampling alone, or none."""
+"""configs/sd35_ocr.py on a small random SD3.5 folder: guidance in sampling and in training, or in
+sampling alone, or none.
+"""
 
 import json
 
@@ -11,12 +13,25 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
 
-
 SMALL = {
-    'iterations': 1, 'model.height': 32, 'model.width': 64, 'model.t5_length': 16, 'model.dtype': 'float32', 'rollout.prompts': 2,
-    'rollout.group': 2, 'rollout.prompts_per_batch': 2, 'rollout.steps': 4, 'optim.microbatch': 4, 'eval.batch': 2, 'eval.steps': 2,
-    'eval.shown': 2, 'data.train': 'tiny', 'data.eval': 'tiny', 'data.eval_prompts': 2, 'reward': {'jpeg': {'weight': 1.0}},
-}  # fmt: skip
+    'iterations': 1,
+    'model.height': 32,
+    'model.width': 64,
+    'model.t5_length': 16,
+    'model.dtype': 'float32',
+    'rollout.prompts': 2,
+    'rollout.group': 2,
+    'rollout.prompts_per_batch': 2,
+    'rollout.steps': 4,
+    'optim.microbatch': 4,
+    'eval.batch': 2,
+    'eval.steps': 2,
+    'eval.shown': 2,
+    'data.train': 'tiny',
+    'data.eval': 'tiny',
+    'data.eval_prompts': 2,
+    'reward': {'jpeg': {'weight': 1.0}},
+}
 
 
 @pytest.fixture(scope='module')
@@ -37,9 +52,15 @@ def test_runs_on_a_small_folder(folder, changes, calls, tmp_path):
     config.model.path = str(folder)
     config.reward = SMALL['reward']
     config.update_from_flattened_dict({k: v for k, v in SMALL.items() if k != 'reward'} | changes)
-    run(config, tmp_path, make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]), StopRequest())
+    run(
+        config,
+        tmp_path,
+        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
+        StopRequest(),
+    )
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     assert first['train/ratio_deviation_first'] <= 1e-6
-    # The grid of shift 3 ends in an almost clean state: of four transitions the last two are deterministic, so two states are completed.
+    # The grid of shift 3 ends in an almost clean state: of four transitions the last two are
+    # deterministic, so two states are completed.
     assert first['train/velocity_evals'] == calls * 4 * (4 + 3 + 2)
     assert first['train/grad_norm'] > 0

@@ -1,4 +1,6 @@
-"""The read-only tools on a random miniature: sampling and evaluation with and without a run's adapters, and their errors."""
+"""The read-only tools on a random miniature: sampling and evaluation with and without a run's
+adapters, and their errors.
+"""
 
 import csv
 import json
@@ -11,17 +13,17 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax import evaluate, export, sample
-from densegrpo_jax.pipelines.weights.lora_files import read_peft
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.rewards import REWARDS, RewardError, Scores
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluator import Evaluation
-from densegrpo_jax.sampling.loading import load_adapters, load_base, open_shapes
 from densegrpo_jax.evaluation.panel import choose, parts
+from densegrpo_jax.pipelines.weights.lora_files import read_peft
+from densegrpo_jax.rewards import REWARDS, RewardError, Scores
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
-from densegrpo_jax.training.run import run
+from densegrpo_jax.sampling.loading import load_adapters, load_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
+from densegrpo_jax.training.run import run
 from tests import miniature
 
 
@@ -32,14 +34,32 @@ def trained(tmp_path_factory):
     config.model.path = str(miniature.random_flux(tmp_path_factory.mktemp('flux')))
     config.update_from_flattened_dict(
         {
-            'iterations': 1, 'rollout.prompts': 2, 'rollout.group': 4, 'rollout.prompts_per_batch': 2, 'rollout.steps': 2,
-            'optim.microbatch': 8, 'optim.learning_rate': 0.1, 'lora.rank': 2, 'lora.alpha': 4.0, 'eval.batch': 8, 'eval.steps': 2,
-            'eval.shown': 4, 'data.eval_prompts': 10, 'model.height': 16, 'model.width': 32, 'ema.decay': 0.0,
+            'iterations': 1,
+            'rollout.prompts': 2,
+            'rollout.group': 4,
+            'rollout.prompts_per_batch': 2,
+            'rollout.steps': 2,
+            'optim.microbatch': 8,
+            'optim.learning_rate': 0.1,
+            'lora.rank': 2,
+            'lora.alpha': 4.0,
+            'eval.batch': 8,
+            'eval.steps': 2,
+            'eval.shown': 4,
+            'data.eval_prompts': 10,
+            'model.height': 16,
+            'model.width': 32,
+            'ema.decay': 0.0,
         }
-    )  # fmt: skip
+    )
     config.reward = {'jpeg': {'weight': 1.0}}
     workdir = tmp_path_factory.mktemp('run')
-    run(config, workdir, make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]), StopRequest())
+    run(
+        config,
+        workdir,
+        make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+        StopRequest(),
+    )
     return config, workdir
 
 
@@ -47,7 +67,10 @@ def test_sample_with_and_without_adapters(trained):
     config, workdir = trained
     prompts = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
     both, captions = sample.sample(config, prompts, workdir=workdir, copies=2, compare=True)
-    assert both.shape == (8, 16, 32, 3) and captions[:2] == [f'base: {prompts[0]}', f'step 1: {prompts[0]}']
+    assert both.shape == (8, 16, 32, 3) and captions[:2] == [
+        f'base: {prompts[0]}',
+        f'step 1: {prompts[0]}',
+    ]
     alone, _ = sample.sample(config, prompts, copies=2)
     np.testing.assert_array_equal(both[0::2], alone)  # same noise, same base
     assert np.any(both[1::2] != alone)  # the adapters do something
@@ -59,19 +82,37 @@ def test_sample_with_and_without_adapters(trained):
 def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step, after):
     evaluations = [[0, 0.5, 0.01], [4, 0.9, 0.02], [8, 0.7, 0.03]]
     scores = lambda step, mean, error: {'mean': mean, 'standard_error': error}
-    summary = {'before': scores(*evaluations[0]), 'after': scores(*evaluations[-1]), 'evaluations': evaluations}
+    summary = {
+        'before': scores(*evaluations[0]),
+        'after': scores(*evaluations[-1]),
+        'evaluations': evaluations,
+    }
     (tmp_path / 'summary.json').write_text(json.dumps(summary))
     pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline')
-    card = export.model_card(tiny_ocr.get_config(), pipeline, tmp_path, tmp_path, 'peft', 'lora.safetensors', step)
+    card = export.model_card(
+        tiny_ocr.get_config(), pipeline, tmp_path, tmp_path, 'peft', 'lora.safetensors', step
+    )
     assert f'{step} updates.' in card
-    expected = [f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the prompts).'] if after else []
+    expected = (
+        [
+            f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the prompts).'
+        ]
+        if after
+        else []
+    )
     assert [line for line in card.splitlines() if 'Evaluation score' in line] == expected
 
 
 class Brightness:
     """Mean of the picture in [0, 1]; pictures of every third prompt stay without a score."""
 
-    name, names, range, device, needs_metadata = 'brightness', ('brightness',), (0.0, 1.0), 'host', False
+    name, names, range, device, needs_metadata = (
+        'brightness',
+        ('brightness',),
+        (0.0, 1.0),
+        'host',
+        False,
+    )
 
     def check(self, prompts, metadata):
         pass
@@ -91,7 +132,9 @@ def panel(trained, monkeypatch):
     return config
 
 
-def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(trained, panel, tmp_path):
+def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
+    trained, panel, tmp_path
+):
     _, workdir = trained
     policies = choose(['best', 'latest'], str(workdir))
     assert [p.label for p in policies] == ['base', 'step 1']
@@ -100,24 +143,37 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(t
     (tmp_path / 'four.txt').write_text('a red cat\na blue dog\ntwo green birds\na lamp\n')
     panel.eval.panel_prompts = str(tmp_path / 'four.txt')
     apart = evaluate.evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)
-    assert {name: len(result.prompts) for name, result in apart['panel'].items()} == {'base': 4, 'step 1': 4}
-    assert list(apart['panel']['base'].scores) == ['brightness', 'diversity'] and (tmp_path / 'one' / 'panel_scores.csv').is_file()
+    assert {name: len(result.prompts) for name, result in apart['panel'].items()} == {
+        'base': 4,
+        'step 1': 4,
+    }
+    assert (
+        list(apart['panel']['base'].scores) == ['brightness', 'diversity']
+        and (tmp_path / 'one' / 'panel_scores.csv').is_file()
+    )
     assert '4 prompts (' in (tmp_path / 'one' / 'summary.md').read_text()
     for policy, result in results.items():
         assert list(result.scores) == ['total', 'jpeg', 'brightness', 'diversity', 'kl']
         for name, values in apart['eval'][policy].scores.items():
-            np.testing.assert_allclose(result.scores[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                result.scores[name], values, rtol=1e-3, atol=1e-5, err_msg=name
+            )
 
     rows = list(csv.DictReader((tmp_path / 'eight' / 'scores.csv').open()))
-    assert len(rows) == 2 * 10 and sorted(int(r['index']) for r in rows if r['policy'] == 'base') == list(range(10))
+    assert len(rows) == 2 * 10 and sorted(
+        int(r['index']) for r in rows if r['policy'] == 'base'
+    ) == list(range(10))
     column = lambda policy, name: np.array([float(r[name]) for r in rows if r['policy'] == policy])
     base = column('base', 'total')
     assert np.isclose(base.mean(), results['base'].mean(), atol=1e-5)
     assert np.isclose(results['base'].standard_error(), base.std(ddof=1) / np.sqrt(10), atol=1e-5)
     missing = np.isnan(column('base', 'brightness'))
-    assert 0 < missing.sum() < 10 and np.isfinite(base[missing]).all()  # without a panel score, not without the others
+    # without a panel score, not without the others
+    assert 0 < missing.sum() < 10 and np.isfinite(base[missing]).all()
     kl = column('step 1', 'kl')
-    assert (kl[:3] > 0).all() and np.isnan(kl[3:]).all() and not results['base'].scores['kl'][:3].any()
+    assert (
+        (kl[:3] > 0).all() and np.isnan(kl[3:]).all() and not results['base'].scores['kl'][:3].any()
+    )
     assert (column('base', 'diversity') > 0).all()
 
     summary = (tmp_path / 'eight' / 'summary.md').read_text()
@@ -132,13 +188,21 @@ def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
     panel.data.eval_prompts, panel.eval.panel_prompts = 2, str(tmp_path / 'one.txt')
     (tmp_path / 'one.txt').write_text('abc\n')  # 97 + 98 + 99 is a multiple of 3
     with pytest.raises(RewardError, match="base, panel: not one picture has a score 'brightness'"):
-        evaluate.evaluate(panel, choose([]), tmp_path / 'out', mesh=make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]))
+        evaluate.evaluate(
+            panel,
+            choose([]),
+            tmp_path / 'out',
+            mesh=make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+        )
 
 
 def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
     config, workdir = trained
     other = shutil.copytree(workdir / 'checkpoints', tmp_path / 'other' / 'checkpoints').parent
-    labels = [p.label for p in choose([f'{workdir}:best', f'{other}:1', 'latest'], str(workdir), base=False)]
+    labels = [
+        p.label
+        for p in choose([f'{workdir}:best', f'{other}:1', 'latest'], str(workdir), base=False)
+    ]
     assert labels == [f'{workdir.name} step 1', 'other step 1']
     with pytest.raises(ValueError, match='of which run'):
         choose(['best'])
@@ -149,8 +213,14 @@ def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
 def test_a_panel_is_checked_before_anything_is_loaded(panel, tmp_path):
     panel.eval.panel_prompts = 'panel'
     which = parts(panel)
-    assert {name: [r.name for r in part.rewards] for name, part in which.items()} == {'eval': ['composite'], 'panel': ['brightness']}
-    assert len(which['panel'].prompts) == 60 and len({p.metadata['tag'] for p in which['panel'].prompts}) == 6
+    assert {name: [r.name for r in part.rewards] for name, part in which.items()} == {
+        'eval': ['composite'],
+        'panel': ['brightness'],
+    }
+    assert (
+        len(which['panel'].prompts) == 60
+        and len({p.metadata['tag'] for p in which['panel'].prompts}) == 6
+    )
     panel.eval.panel.brightness.weight = 2.0
     with pytest.raises(ValueError, match='eval.panel.brightness.weight=2.0'):
         parts(panel)
@@ -171,7 +241,10 @@ def test_evaluate_reports_geneval_by_task(tmp_path):
     result = Evaluation(scores, np.zeros((1, 8, 8, 3), np.uint8), ['a photo of a cup'])
     summary = tables.summary(config, 'eval', load_prompts(config, 'eval'), {'base': result})
     assert '| policy | score | colors | counting | mean of tasks |' in summary
-    assert '| base | total | 0.7500 | 1.0000 | 0.8750 |' in summary and '| base | geneval_correct | 1.0000 | 0.0000 | 0.5000 |' in summary
+    assert (
+        '| base | total | 0.7500 | 1.0000 | 0.8750 |' in summary
+        and '| base | geneval_correct | 1.0000 | 0.0000 | 0.5000 |' in summary
+    )
 
 
 @pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
@@ -180,14 +253,20 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     made = export.export(config, workdir, tmp_path / 'out', layout=layout)
     assert made.exists()
     card = (tmp_path / 'out' / 'README.md').read_text()
-    assert ('load_lora_weights' in card) == (layout != 'merged') and config.model.path in card and '1 updates' in card
-    assert (tmp_path / 'out' / 'config.json').is_file() and (tmp_path / 'out' / 'reward_curve.png').is_file()
+    assert (
+        ('load_lora_weights' in card) == (layout != 'merged')
+        and config.model.path in card
+        and '1 updates' in card
+    )
+    assert (tmp_path / 'out' / 'config.json').is_file() and (
+        tmp_path / 'out' / 'reward_curve.png'
+    ).is_file()
 
 
 def test_adapters_are_exported_without_the_base_and_a_missing_run_is_said_first(tmp_path):
     config = tiny_ocr.get_config()
     config.model.update(path='black-forest-labs/FLUX.1-dev', attention='splash')  # neither is here
-    with pytest.raises(FileNotFoundError, match=f"No checkpoint folder {tmp_path / 'no-run'}"):
+    with pytest.raises(FileNotFoundError, match=f'No checkpoint folder {tmp_path / "no-run"}'):
         export.export(config, tmp_path / 'no-run', tmp_path / 'out')
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     config.model.attention = 'xla'
@@ -200,11 +279,19 @@ def test_adapters_of_a_quantised_run_are_merged_into_the_exact_base(trained, tmp
     quantized.model.quantize = 'int8'
     export.export(config, workdir, tmp_path / 'exact', layout='merged')
     export.export(quantized, workdir, tmp_path / 'quantized', layout='merged')
-    files = sorted(f.relative_to(tmp_path / 'exact') for f in (tmp_path / 'exact').rglob('*.safetensors'))
+    files = sorted(
+        f.relative_to(tmp_path / 'exact') for f in (tmp_path / 'exact').rglob('*.safetensors')
+    )
     assert files
     for file in files:
-        assert (tmp_path / 'exact' / file).read_bytes() == (tmp_path / 'quantized' / file).read_bytes()
-    assert json.loads((tmp_path / 'quantized' / 'config.json').read_text())['model']['quantize'] == 'int8'  # what the run was
+        assert (tmp_path / 'exact' / file).read_bytes() == (
+            tmp_path / 'quantized' / file
+        ).read_bytes()
+    # what the run was
+    assert (
+        json.loads((tmp_path / 'quantized' / 'config.json').read_text())['model']['quantize']
+        == 'int8'
+    )
 
 
 def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):

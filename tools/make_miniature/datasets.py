@@ -1,4 +1,6 @@
-"""What a miniature is trained on, by name: its pictures and prompts, the words its tokenizers know, and how it is judged."""
+"""What a miniature is trained on, by name: its pictures and prompts, the words its tokenizers know,
+and how it is judged.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.make_miniature import render
 from densegrpo_jax.data import shapes
 from densegrpo_jax.data.prompts import PromptSet, tiny_eval_prompts
 from densegrpo_jax.pipelines.tokenizers import template_words
+from tools.make_miniature import render
 
 Batches = Callable[[int, int, int], tuple[np.ndarray, Sequence[str]]]
 
 
 class Dataset(NamedTuple):
-    """vocabulary: words that become one token each. batch, flow_batch: `(seed, step, size) -> (images uint8 [size, H, W, 3], prompts)`,
-    pure functions, for the autoencoder and for the flow. eval_prompts: never among them. reward: specification of what they are scored by.
+    """vocabulary: words that become one token each. batch, flow_batch:
+    `(seed, step, size) -> (images uint8 [size, H, W, 3], prompts)`, pure functions, for the
+    autoencoder and for the flow. eval_prompts: never among them. reward: specification of what they
+    are scored by.
     """
 
     vocabulary: list[str]
@@ -30,15 +34,23 @@ class Dataset(NamedTuple):
 
 def words(config) -> Dataset:
     """Signs that show a word (render.py); the flow sees only `config.flow_fonts`."""
-    draw = lambda fonts: lambda *key: render.training_batch(*key, height=config.height, width=config.width, fonts=fonts)[:2]
+    draw = lambda fonts: (
+        lambda *key: render.training_batch(
+            *key, height=config.height, width=config.width, fonts=fonts
+        )[:2]
+    )
     ocr = {'ocr': {'mode': 'recognise'}}
-    return Dataset(template_words(), draw(render.FONTS), draw(config.flow_fonts), tiny_eval_prompts(), ocr)
+    return Dataset(
+        template_words(), draw(render.FONTS), draw(config.flow_fonts), tiny_eval_prompts(), ocr
+    )
 
 
 def coloured_shapes(config) -> Dataset:
     """Coloured shapes with counts and positions (data/shapes.py)."""
     if config.height != config.width:
-        raise ValueError(f'height={config.height}, width={config.width}: pictures of shapes are square')
+        raise ValueError(
+            f'height={config.height}, width={config.width}: pictures of shapes are square'
+        )
     draw = functools.partial(shapes.training_batch, size=config.height)
     return Dataset(shapes.vocabulary(), draw, draw, shapes.shapes_eval_prompts(), {'shapes': {}})
 

@@ -1,6 +1,8 @@
-"""A miniature FLUX from random weights: a function per stage (autoencoder, text encoders, flow, guidance), and the folder that they make.
+"""A miniature FLUX from random weights: a function per stage (autoencoder, text encoders, flow,
+guidance), and the folder that they make.
 
-Every stage resumes from its own checkpoints, WORKDIR/checkpoints/STAGE; a finished one is only read.
+Every stage resumes from its own checkpoints, WORKDIR/checkpoints/STAGE; a finished one is only
+read.
 """
 
 from __future__ import annotations
@@ -19,21 +21,30 @@ from jax.sharding import Mesh
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.schedules import flux_shift_mu
 from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.pipelines.tokenizers import build as build_tokenizers, load_tokenizers
-from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import build_pipeline, load_params, resolve_folder, save_pipeline
-from tools.make_miniature import flow_stage, pool as pools, stage as stages, text_stage, vae_stage
-from tools.make_miniature.components import SCHEDULER, component_configs
-from tools.make_miniature.datasets import DATASETS, Dataset
+from densegrpo_jax.pipelines.folder import (
+    build_pipeline,
+    load_params,
+    resolve_folder,
+    save_pipeline,
+)
+from densegrpo_jax.pipelines.packing import token_grid
+from densegrpo_jax.pipelines.tokenizers import build as build_tokenizers
+from densegrpo_jax.pipelines.tokenizers import load_tokenizers
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.images import save_grid
+from tools.make_miniature import flow_stage, text_stage, vae_stage
+from tools.make_miniature import pool as pools
+from tools.make_miniature import stage as stages
+from tools.make_miniature.components import SCHEDULER, component_configs
+from tools.make_miniature.datasets import DATASETS, Dataset
 
 FOLDER = 'flux'  # in the work directory, in the Diffusers layout
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
 FLOW = ('transformer', *TEXT_ENCODERS)  # what the flow trains
-FREE = ('steps', 'grid_steps', 'eval_every', 'eval_prompts', 'eval_guidance')  # of a stage: how long it goes on, and how it is watched
+# of a stage: how long it goes on, and how it is watched
+FREE = ('steps', 'grid_steps', 'eval_every', 'eval_prompts', 'eval_guidance')
 _WORDS = (*TEXT_ENCODERS, 'clip_length', 't5_length')
 _FLOW = ('vae', 'transformer', 'flow_fonts', *_WORDS)
 DEPENDS = {  # stage -> settings it depends on besides its own, earlier stages
@@ -46,7 +57,9 @@ DEPENDS = {  # stage -> settings it depends on besides its own, earlier stages
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What the stages of one pretraining share: its configuration, where it writes, what it learns from, networks and devices."""
+    """What the stages of one pretraining share: its configuration, where it writes, what it learns
+    from, networks and devices.
+    """
 
     config: object
     workdir: pathlib.Path
@@ -54,12 +67,27 @@ class Work:
     pipeline: Pipeline
     mesh: Mesh
 
-    def train(self, name: str, start: dict, loss_fn: Callable, batch_fn: Callable, on_eval: Callable | None = None) -> dict:
+    def train(
+        self,
+        name: str,
+        start: dict,
+        loss_fn: Callable,
+        batch_fn: Callable,
+        on_eval: Callable | None = None,
+    ) -> dict:
         """The averaged weights of stage `name`, see `stage.run_stage`."""
         c = self.config
-        options = dict(seed=c.seed, log_every=c.log_every, save_seconds=c.save_seconds, keep=c.keep_checkpoints, on_eval=on_eval)
+        options = dict(
+            seed=c.seed,
+            log_every=c.log_every,
+            save_seconds=c.save_seconds,
+            keep=c.keep_checkpoints,
+            on_eval=on_eval,
+        )
         options['made_from'] = made_from(c, name)
-        return stages.run_stage(name, c.stages[name], start, loss_fn, batch_fn, self.workdir, self.mesh, **options)
+        return stages.run_stage(
+            name, c.stages[name], start, loss_fn, batch_fn, self.workdir, self.mesh, **options
+        )
 
     def shift(self) -> float:
         """Logit of the shift of FLUX's grid at this size of picture."""
@@ -73,36 +101,55 @@ class Work:
 def validate(config) -> None:
     """Raises ValueError, naming the key, for what would otherwise end a pretraining after hours."""
     if config.dataset not in DATASETS:
-        raise ValueError(f'dataset={config.dataset!r} is not known; choose one of {sorted(DATASETS)}')
+        raise ValueError(
+            f'dataset={config.dataset!r} is not known; choose one of {sorted(DATASETS)}'
+        )
     token_grid(config.height, config.width)
     pools.check_size(config.stages.flow.pool)
 
 
 def rows(config) -> int:
-    """Rows that a number of devices must divide to split every stage's batches and the pool's chunks."""
+    """Rows that a number of devices must divide to split every stage's batches and the pool's
+    chunks.
+    """
     return math.gcd(pools.CHUNK, *(stage.batch for stage in config.stages.values()))
 
 
 def made_from(config, name: str) -> dict:
-    """All settings that the checkpoints of a stage depend on, those of the stages before it included, as values that JSON holds."""
+    """All settings that the checkpoints of a stage depend on, those of the stages before it
+    included, as values that JSON holds.
+    """
     c, (keys, earlier) = config.to_dict(), DEPENDS[name]
     own = {key: value for key, value in c['stages'][name].items() if key not in FREE}
     before = {stage: c['stages'][stage] for stage in earlier if stage in c['stages']}
-    settings = {key: c[key] for key in ('dataset', 'height', 'width', 'seed', 'render_seed', *keys) if key in c}
+    settings = {
+        key: c[key]
+        for key in ('dataset', 'height', 'width', 'seed', 'render_seed', *keys)
+        if key in c
+    }
     return settings | {'stages': before | {name: own}}
 
 
 def prepare(config, workdir: pathlib.Path, mesh: Mesh) -> Work:
     """Opens the data set, writes WORKDIR/tokenizers and builds the networks, without weights."""
     data = DATASETS[config.dataset](config)
-    build_tokenizers(workdir / 'tokenizers', data.vocabulary, clip_length=config.clip_length, t5_length=config.t5_length)
+    build_tokenizers(
+        workdir / 'tokenizers',
+        data.vocabulary,
+        clip_length=config.clip_length,
+        t5_length=config.t5_length,
+    )
     tokenizers = load_tokenizers(workdir / 'tokenizers')
-    pipeline = build_pipeline(component_configs(config, *tokenizers), SCHEDULER, tokenizers, t5_length=config.t5_length)
+    pipeline = build_pipeline(
+        component_configs(config, *tokenizers), SCHEDULER, tokenizers, t5_length=config.t5_length
+    )
     return Work(config, workdir, data, pipeline, mesh)
 
 
 def train_autoencoder(work: Work, start: dict) -> dict:
-    """The autoencoder's weights, from `start` or from those of the pipeline folder `stages.vae.init`."""
+    """The autoencoder's weights, from `start` or from those of the pipeline folder
+    `stages.vae.init`.
+    """
     s, seed = work.config.stages.vae, work.config.render_seed
     if s.init:
         start = load_params(resolve_folder(s.init), work.pipeline, ['vae'])['vae']
@@ -111,22 +158,42 @@ def train_autoencoder(work: Work, start: dict) -> dict:
 
 
 def normalise(work: Work, autoencoder: dict) -> dict:
-    """The autoencoder with latents of about unit variance; draws pictures and their reconstructions into WORKDIR/samples/vae.png."""
-    vae, probe = work.pipeline.vae, vae_stage.to_model_range(work.data.batch(work.config.render_seed, 10**6, 512)[0])
+    """The autoencoder with latents of about unit variance; draws pictures and their reconstructions
+    into WORKDIR/samples/vae.png.
+    """
+    vae, probe = (
+        work.pipeline.vae,
+        vae_stage.to_model_range(work.data.batch(work.config.render_seed, 10**6, 512)[0]),
+    )
     mean, std = vae_stage.latent_moments(vae, autoencoder, probe)
     logging.info('latent channels: mean %s, std %s', np.round(mean, 2), np.round(std, 2))
     # Channels that carry nothing (posterior = prior) are not blown up to unit variance.
     scaled = vae_stage.fold_channel_scale(autoencoder, np.maximum(std, 0.25 * std.max()))
-    save_grid(work.workdir / 'samples' / 'vae.png', vae_stage.reconstructions(vae, scaled, probe[:24]), columns=6, scale=2)
+    save_grid(
+        work.workdir / 'samples' / 'vae.png',
+        vae_stage.reconstructions(vae, scaled, probe[:24]),
+        columns=6,
+        scale=2,
+    )
     return scaled
 
 
 def train_text(work: Work, params: dict) -> dict:
-    """Both text encoders' weights, from those in `params`; the heads they were read with are left out."""
+    """Both text encoders' weights, from those in `params`; the heads they were read with are left
+    out.
+    """
     config, pipeline = work.config, work.pipeline
-    widths = config.text_encoder_2.d_model, config.text_encoder.hidden_size, len(pipeline.tokenizers[1])
-    start = {name: params[name] for name in TEXT_ENCODERS} | {'heads': text_stage.init_heads(jax.random.key(config.seed), *widths)}
-    batches = text_stage.batch_fn(config.render_seed, config.stages.text.batch, pipeline, text_stage.quote_ids(pipeline))
+    widths = (
+        config.text_encoder_2.d_model,
+        config.text_encoder.hidden_size,
+        len(pipeline.tokenizers[1]),
+    )
+    start = {name: params[name] for name in TEXT_ENCODERS} | {
+        'heads': text_stage.init_heads(jax.random.key(config.seed), *widths)
+    }
+    batches = text_stage.batch_fn(
+        config.render_seed, config.stages.text.batch, pipeline, text_stage.quote_ids(pipeline)
+    )
     trained = work.train('text', start, text_stage.make_loss(pipeline), batches)
     return {name: trained[name] for name in TEXT_ENCODERS}
 
@@ -145,7 +212,14 @@ def make_pool(work: Work, raw: dict, autoencoder: dict) -> dict[str, np.ndarray]
     made_from = pools.origin(config, raw)
     pool = pools.read(path, made_from)
     if pool is None:
-        pool = pools.encode(work.pipeline, autoencoder, work.data.flow_batch, config.render_seed + 1, config.stages.flow.pool, work.mesh)
+        pool = pools.encode(
+            work.pipeline,
+            autoencoder,
+            work.data.flow_batch,
+            config.render_seed + 1,
+            config.stages.flow.pool,
+            work.mesh,
+        )
         pools.write(path, pool, made_from)
     return pool
 
@@ -154,23 +228,41 @@ def train_flow(work: Work, params: dict, pool: dict[str, np.ndarray]) -> dict:
     """The weights of `FLOW`, trained together from those in `params`."""
     config, s = work.config, work.config.stages.flow
     loss = flow_stage.flow_loss(work.pipeline, config.height, config.width, work.shift())
-    batches = flow_stage.batch_fn(config.render_seed + 2, s.batch, pool, work.empty_ids(), s.text_dropout)
+    batches = flow_stage.batch_fn(
+        config.render_seed + 2, s.batch, pool, work.empty_ids(), s.text_dropout
+    )
     judge = evaluator(work, 'flow', 1.0, {'vae': params['vae']})
     return work.train('flow', {name: params[name] for name in FLOW}, loss, batches, judge)
 
 
 def distil(work: Work, params: dict, pool: dict[str, np.ndarray]) -> dict:
-    """The transformer's weights after classifier-free guidance has gone into its guidance embedding; the others of `params` stay."""
+    """The transformer's weights after classifier-free guidance has gone into its guidance
+    embedding; the others of `params` stay.
+    """
     config, s, empty = work.config, work.config.stages.distil, work.empty_ids()
     teacher = {name: params[name] for name in FLOW}
-    loss = flow_stage.distil_loss(work.pipeline, teacher, empty, config.height, config.width, work.shift(), s.guidance_max)
+    loss = flow_stage.distil_loss(
+        work.pipeline, teacher, empty, config.height, config.width, work.shift(), s.guidance_max
+    )
     batches = flow_stage.batch_fn(config.render_seed + 3, s.batch, pool, empty, 0.0)
-    judge = evaluator(work, 'distil', s.eval_guidance, {name: params[name] for name in work.pipeline.modules if name != 'transformer'})
-    return work.train('distil', params['transformer'], loss, batches, lambda step, ema: judge(step, {'transformer': ema}))
+    judge = evaluator(
+        work,
+        'distil',
+        s.eval_guidance,
+        {name: params[name] for name in work.pipeline.modules if name != 'transformer'},
+    )
+    return work.train(
+        'distil',
+        params['transformer'],
+        loss,
+        batches,
+        lambda step, ema: judge(step, {'transformer': ema}),
+    )
 
 
 def evaluator(work: Work, name: str, guidance: float, rest: dict) -> Callable[[int, dict], str]:
-    """`(step, ema) -> line`: samples held-out prompts by the plain ODE, scores them and saves WORKDIR/samples/NAME_STEP.png.
+    """`(step, ema) -> line`: samples held-out prompts by the plain ODE, scores them and saves
+    WORKDIR/samples/NAME_STEP.png.
 
     Args:
       name: of the stage, whose grid_steps and eval_prompts are used.
@@ -181,26 +273,42 @@ def evaluator(work: Work, name: str, guidance: float, rest: dict) -> Callable[[i
     (texts, metadata), height, width = columns(prompts), config.height, config.width
     clip_ids, t5_ids = pipeline.tokenize(texts)
     sigmas = pipeline.sigmas(s.grid_steps, height, width)
-    noise = jax.random.normal(jax.random.key(config.seed + 1), (len(texts), *pipeline.latent_shape(height, width)))
+    noise = jax.random.normal(
+        jax.random.key(config.seed + 1), (len(texts), *pipeline.latent_shape(height, width))
+    )
     reward = build_reward(work.data.reward)
 
     @jax.jit
     def pictures(params):
-        velocity = pipeline.velocity_fn(params['transformer'], None, pipeline.encode(params, clip_ids, t5_ids), guidance, height, width)
+        velocity = pipeline.velocity_fn(
+            params['transformer'],
+            None,
+            pipeline.encode(params, clip_ids, t5_ids),
+            guidance,
+            height,
+            width,
+        )
         return pipeline.decode(params, ode_rollout(velocity, noise, sigmas), height, width)[0]
 
     def evaluate(step: int, ema: dict) -> str:
         images = np.asarray(pictures({**rest, **ema}))
         scores = reward(images, texts, metadata)
-        save_grid(work.workdir / 'samples' / f'{name}_{step:06d}.png', images[:48], columns=6, scale=2)
-        means = ', '.join(f'{score} {np.nanmean(values):.4f}' for score, values in scores.values.items() if score != TOTAL)
+        save_grid(
+            work.workdir / 'samples' / f'{name}_{step:06d}.png', images[:48], columns=6, scale=2
+        )
+        means = ', '.join(
+            f'{score} {np.nanmean(values):.4f}'
+            for score, values in scores.values.items()
+            if score != TOTAL
+        )
         return f'{name} {step}: held-out {means} over {len(texts)} prompts (guidance {guidance:g}, {s.grid_steps} ODE steps)'
 
     return evaluate
 
 
 def pretrain(config, workdir: pathlib.Path, mesh: Mesh) -> pathlib.Path:
-    """Runs or continues the stages of `config` in `workdir` and writes the pipeline, bfloat16, to its folder FOLDER.
+    """Runs or continues the stages of `config` in `workdir` and writes the pipeline, bfloat16, to
+    its folder FOLDER.
 
     Args:
       mesh: plain data parallelism; its axis 'data' must divide `rows(config)`.
@@ -209,7 +317,8 @@ def pretrain(config, workdir: pathlib.Path, mesh: Mesh) -> pathlib.Path:
       That folder, which `load_pipeline` and Diffusers open.
 
     Raises:
-      ValueError: what `validate` refuses; checkpoints or a pool in `workdir` that belong to another configuration.
+      ValueError: what `validate` refuses; checkpoints or a pool in `workdir` that belong to another
+        configuration.
       FileNotFoundError: `stages.vae.init` is no pipeline folder.
     """
     validate(config)

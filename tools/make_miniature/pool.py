@@ -1,4 +1,6 @@
-"""What the flow learns from: pictures as latents with their token ids, encoded once, kept in a file that says what it was made from."""
+"""What the flow learns from: pictures as latents with their token ids, encoded once, kept in a file
+that says what it was made from.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.runtime.files import replacing
+from densegrpo_jax.sampling import loading
 from tools.make_miniature.datasets import Batches
 from tools.make_miniature.vae_stage import to_model_range
-from densegrpo_jax.sampling import loading
-from densegrpo_jax.runtime.files import replacing
 
-CHUNK = 1024  # pictures drawn at a time; part of the random stream, so that another number would be another pool
+# pictures drawn at a time; part of the random stream, so that another number would be another pool
+CHUNK = 1024
 ORIGIN = 'origin'  # the array, a JSON text, that says what a stored pool was made from
 EARLIER = {'latents', 'clip_ids', 't5_ids'}  # all that a file held before it said so
 
@@ -27,7 +30,9 @@ def check_size(size: int) -> None:
     """Raises ValueError unless `size`, config.stages.flow.pool, is a positive multiple of CHUNK."""
     if size <= 0 or size % CHUNK:
         nearest = max(1, round(size / CHUNK)) * CHUNK
-        raise ValueError(f'stages.flow.pool={size} pictures: expected a positive multiple of {CHUNK}, such as {nearest}')
+        raise ValueError(
+            f'stages.flow.pool={size} pictures: expected a positive multiple of {CHUNK}, such as {nearest}'
+        )
 
 
 def origin(config, autoencoder: dict) -> dict:
@@ -35,18 +40,27 @@ def origin(config, autoencoder: dict) -> dict:
 
     Args:
       config: of the pretraining.
-      autoencoder: weights as their stage left them. Its scales per channel are measured anew by every process, and may differ by rounding.
+      autoencoder: weights as their stage left them. Its scales per channel are measured anew by
+        every process, and may differ by rounding.
     """
     facts = {
-        'dataset': config.dataset, 'height': config.height, 'width': config.width, 'flow_fonts': config.get('flow_fonts', ()),
-        'render_seed': config.render_seed, 'stages.flow.pool': config.stages.flow.pool, 'clip_length': config.clip_length,
-        't5_length': config.t5_length, **{f'vae.{key}': value for key, value in config.vae.to_dict().items()},
+        'dataset': config.dataset,
+        'height': config.height,
+        'width': config.width,
+        'flow_fonts': config.get('flow_fonts', ()),
+        'render_seed': config.render_seed,
+        'stages.flow.pool': config.stages.flow.pool,
+        'clip_length': config.clip_length,
+        't5_length': config.t5_length,
+        **{f'vae.{key}': value for key, value in config.vae.to_dict().items()},
         'the autoencoder': loading.identity(autoencoder),
-    }  # fmt: skip
+    }
     return json.loads(json.dumps(facts))
 
 
-def encode(pipeline: Pipeline, autoencoder: dict, draw: Batches, seed: int, size: int, mesh: Mesh) -> dict[str, np.ndarray]:
+def encode(
+    pipeline: Pipeline, autoencoder: dict, draw: Batches, seed: int, size: int, mesh: Mesh
+) -> dict[str, np.ndarray]:
     """`size` pictures through the autoencoder.
 
     Args:
@@ -56,7 +70,8 @@ def encode(pipeline: Pipeline, autoencoder: dict, draw: Batches, seed: int, size
       mesh: its axis 'data' splits every chunk.
 
     Returns:
-      latents (posterior means) float16 [S, h, w, 16], clip_ids int32 [S, Lc] and t5_ids int32 [S, Lt].
+      latents (posterior means) float16 [S, h, w, 16], clip_ids int32 [S, Lc] and t5_ids int32 [S,
+      Lt].
     """
     check_size(size)
     means = jax.jit(lambda p, x: pipeline.vae.apply({'params': p}, x, method='encode')[0])
@@ -64,7 +79,11 @@ def encode(pipeline: Pipeline, autoencoder: dict, draw: Batches, seed: int, size
     parts: dict[str, list] = {'latents': [], 'clip_ids': [], 't5_ids': []}
     for i in range(size // CHUNK):
         images, prompts = draw(seed, i, CHUNK)
-        parts['latents'].append(np.asarray(means(autoencoder, jax.device_put(to_model_range(images), split)), np.float16))
+        parts['latents'].append(
+            np.asarray(
+                means(autoencoder, jax.device_put(to_model_range(images), split)), np.float16
+            )
+        )
         for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
             parts[name].append(ids)
         if i % 8 == 7:
@@ -79,7 +98,8 @@ def read(path: pathlib.Path, made_from: dict) -> dict[str, np.ndarray] | None:
       made_from: what it must have been made from, see `origin`.
 
     Returns:
-      None where there is no file; also, with a warning, where an earlier version left one that does not say what it was made from.
+      None where there is no file; also, with a warning, where an earlier version left one that does
+      not say what it was made from.
 
     Raises:
       ValueError: it was made from something else, or is damaged.
@@ -90,15 +110,27 @@ def read(path: pathlib.Path, made_from: dict) -> dict[str, np.ndarray] | None:
         with np.load(path, allow_pickle=False) as stored:
             pool = dict(stored)
         if pool.keys() == EARLIER:
-            logging.warning('%s does not say what it was made from (an earlier version wrote it): it is made anew', path)
+            logging.warning(
+                '%s does not say what it was made from (an earlier version wrote it): it is made anew',
+                path,
+            )
             return None
         there = json.loads(str(pool.pop(ORIGIN)))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{path} is damaged ({error}); remove it, and the same command makes it anew') from None
+        raise ValueError(
+            f'{path} is damaged ({error}); remove it, and the same command makes it anew'
+        ) from None
     if there != made_from:
         absent = object()
-        names = [name for name in made_from | there if there.get(name, absent) != made_from.get(name, absent)]
-        lines = '\n'.join(f'  {name}: {there.get(name, "absent")!r} there, {made_from.get(name, "absent")!r} here' for name in names)
+        names = [
+            name
+            for name in made_from | there
+            if there.get(name, absent) != made_from.get(name, absent)
+        ]
+        lines = '\n'.join(
+            f'  {name}: {there.get(name, "absent")!r} there, {made_from.get(name, "absent")!r} here'
+            for name in names
+        )
         raise ValueError(
             f'{path} was made from something else:\n{lines}\nUse the configuration it was made with, or another --workdir; or remove it '
             'and the checkpoints of the stages that learned from it (flow, distil), and the same command makes all of them anew.'

@@ -1,4 +1,6 @@
-"""Rendered words, the training data of the miniature: crisp two-colour signs of 32 x 96 pixels, one look per scene."""
+"""Rendered words, the training data of the miniature: crisp two-colour signs of 32 x 96 pixels, one
+look per scene.
+"""
 
 import functools
 import importlib.util
@@ -13,13 +15,26 @@ from densegrpo_jax.data.words import train_word
 
 Colour = tuple[int, int, int]
 
-# Upright and slanted faces that stay legible at 32 x 96 px. They come with matplotlib (DejaVu and STIX licences).
+# Upright and slanted faces that stay legible at 32 x 96 px. They come with matplotlib (DejaVu and
+# STIX licences).
 FONTS = (
-    'DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-Oblique', 'DejaVuSans-BoldOblique',
-    'DejaVuSansMono', 'DejaVuSansMono-Bold', 'DejaVuSansMono-Oblique', 'DejaVuSansMono-BoldOblique',
-    'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-Italic', 'DejaVuSerif-BoldItalic',
-    'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralItalic', 'STIXGeneralBolIta',
-)  # fmt: skip
+    'DejaVuSans',
+    'DejaVuSans-Bold',
+    'DejaVuSans-Oblique',
+    'DejaVuSans-BoldOblique',
+    'DejaVuSansMono',
+    'DejaVuSansMono-Bold',
+    'DejaVuSansMono-Oblique',
+    'DejaVuSansMono-BoldOblique',
+    'DejaVuSerif',
+    'DejaVuSerif-Bold',
+    'DejaVuSerif-Italic',
+    'DejaVuSerif-BoldItalic',
+    'STIXGeneral',
+    'STIXGeneralBol',
+    'STIXGeneralItalic',
+    'STIXGeneralBolIta',
+)
 SIZES = (20, 24)  # pixels, inclusive; shrunk where the word would not fit
 MIN_SIZE = 8
 BRIGHTNESS_JITTER, HUE_JITTER = 10, 4  # added to all channels alike, and to each, of 255
@@ -35,7 +50,9 @@ class Palette:
 
 @dataclass(frozen=True)
 class Look:
-    """How a scene is drawn. border: None, 'line' (1 px, the ink's colour, inset) or 'frame' (2 px at the edge)."""
+    """How a scene is drawn. border: None, 'line' (1 px, the ink's colour, inset) or 'frame' (2 px
+    at the edge).
+    """
 
     palettes: tuple[Palette, ...]
     border: str | None = None
@@ -44,39 +61,94 @@ class Look:
 
 LOOKS: dict[str, Look] = {
     'neon': Look(
-        (Palette(((14, 10, 30), (10, 14, 24), (28, 8, 34), (10, 10, 12)),
-                 ((255, 70, 170), (60, 235, 255), (120, 255, 120), (255, 225, 80), (255, 130, 60), (200, 140, 255))),),
-        border='line'),
+        (
+            Palette(
+                ((14, 10, 30), (10, 14, 24), (28, 8, 34), (10, 10, 12)),
+                (
+                    (255, 70, 170),
+                    (60, 235, 255),
+                    (120, 255, 120),
+                    (255, 225, 80),
+                    (255, 130, 60),
+                    (200, 140, 255),
+                ),
+            ),
+        ),
+        border='line',
+    ),
     'chalkboard': Look(
-        (Palette(((34, 66, 52), (26, 56, 46), (44, 74, 58)),
-                 ((242, 242, 234), (250, 240, 190), (250, 212, 218), (206, 230, 242))),),
-        border='frame', frames=((150, 105, 62), (116, 78, 44))),
+        (
+            Palette(
+                ((34, 66, 52), (26, 56, 46), (44, 74, 58)),
+                ((242, 242, 234), (250, 240, 190), (250, 212, 218), (206, 230, 242)),
+            ),
+        ),
+        border='frame',
+        frames=((150, 105, 62), (116, 78, 44)),
+    ),
     'wood': Look(
-        (Palette(((198, 152, 102), (186, 136, 84), (212, 172, 124)), ((48, 26, 12), (70, 20, 14), (24, 30, 22))),
-         Palette(((112, 68, 38), (92, 54, 30), (126, 80, 48)), ((252, 238, 208), (255, 220, 140), (240, 240, 236))))),
-    'taxi': Look((Palette(((252, 204, 22), (255, 216, 44), (246, 190, 12)), ((18, 18, 18), (44, 28, 16))),), border='line'),
+        (
+            Palette(
+                ((198, 152, 102), (186, 136, 84), (212, 172, 124)),
+                ((48, 26, 12), (70, 20, 14), (24, 30, 22)),
+            ),
+            Palette(
+                ((112, 68, 38), (92, 54, 30), (126, 80, 48)),
+                ((252, 238, 208), (255, 220, 140), (240, 240, 236)),
+            ),
+        )
+    ),
+    'taxi': Look(
+        (Palette(((252, 204, 22), (255, 216, 44), (246, 190, 12)), ((18, 18, 18), (44, 28, 16))),),
+        border='line',
+    ),
     'road': Look(
-        (Palette(((0, 100, 66), (10, 116, 80)), ((250, 250, 250),)), Palette(((0, 70, 150), (16, 88, 176)), ((250, 250, 250),))),
-        border='line'),
+        (
+            Palette(((0, 100, 66), (10, 116, 80)), ((250, 250, 250),)),
+            Palette(((0, 70, 150), (16, 88, 176)), ((250, 250, 250),)),
+        ),
+        border='line',
+    ),
     'paper': Look(
-        (Palette(((250, 244, 226), (244, 234, 206), (252, 250, 242)),
-                 ((20, 22, 30), (24, 44, 110), (130, 22, 30), (20, 78, 50))),)),
+        (
+            Palette(
+                ((250, 244, 226), (244, 234, 206), (252, 250, 242)),
+                ((20, 22, 30), (24, 44, 110), (130, 22, 30), (20, 78, 50)),
+            ),
+        )
+    ),
     'poster': Look(
-        (Palette(((190, 28, 40), (160, 18, 34), (202, 42, 38)),
-                 ((255, 250, 238), (255, 226, 110), (255, 236, 200))),),
-        border='line'),
+        (
+            Palette(
+                ((190, 28, 40), (160, 18, 34), (202, 42, 38)),
+                ((255, 250, 238), (255, 226, 110), (255, 236, 200)),
+            ),
+        ),
+        border='line',
+    ),
     'screen': Look(
-        (Palette(((12, 18, 22), (10, 22, 42), (24, 26, 30)), ((90, 255, 130), (255, 194, 70), (124, 220, 255), (236, 238, 240))),),
-        border='frame', frames=((120, 126, 134), (176, 180, 186))),
-}  # fmt: skip
+        (
+            Palette(
+                ((12, 18, 22), (10, 22, 42), (24, 26, 30)),
+                ((90, 255, 130), (255, 194, 70), (124, 220, 255), (236, 238, 240)),
+            ),
+        ),
+        border='frame',
+        frames=((120, 126, 134), (176, 180, 186)),
+    ),
+}
 
 
 @functools.cache
 def font_folder() -> Path:
-    """The folder of TrueType files inside the installed matplotlib package (which is not imported)."""
+    """The folder of TrueType files inside the installed matplotlib package (which is not
+    imported).
+    """
     spec = importlib.util.find_spec('matplotlib')
     if spec is None:
-        raise FileNotFoundError('rendering words needs the fonts that come with matplotlib: pip install matplotlib')
+        raise FileNotFoundError(
+            'rendering words needs the fonts that come with matplotlib: pip install matplotlib'
+        )
     return Path(spec.origin).parent / 'mpl-data' / 'fonts' / 'ttf'
 
 
@@ -84,7 +156,9 @@ def font_folder() -> Path:
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     path = font_folder() / f'{name}.ttf'
     if not path.is_file():
-        raise FileNotFoundError(f'font file {path} does not exist; pip install --force-reinstall matplotlib')
+        raise FileNotFoundError(
+            f'font file {path} does not exist; pip install --force-reinstall matplotlib'
+        )
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -99,19 +173,30 @@ def glyph_mask(word: str, font: str, size: int, width: int, height: int) -> np.n
             mask = Image.new('L', (right - left, bottom - top))
             ImageDraw.Draw(mask).text((-left, -top), word, fill=255, font=_font(font, s))
             return np.asarray(mask)
-    raise ValueError(f'{word!r} does not fit {height} x {width} pixels in {font} at size {MIN_SIZE}')
+    raise ValueError(
+        f'{word!r} does not fit {height} x {width} pixels in {font} at size {MIN_SIZE}'
+    )
 
 
 def _colour(colours: tuple[Colour, ...], rng: np.random.Generator) -> np.ndarray:
     colour = np.array(colours[rng.integers(len(colours))])
-    shift = rng.integers(-BRIGHTNESS_JITTER, BRIGHTNESS_JITTER + 1) + rng.integers(-HUE_JITTER, HUE_JITTER + 1, size=3)
+    shift = rng.integers(-BRIGHTNESS_JITTER, BRIGHTNESS_JITTER + 1) + rng.integers(
+        -HUE_JITTER, HUE_JITTER + 1, size=3
+    )
     return np.clip(colour + shift, 0, 255).astype(np.uint8)
 
 
 def render(
-    word: str, scene: str, rng: np.random.Generator, height: int = 32, width: int = 96, *, font: str | None = None
+    word: str,
+    scene: str,
+    rng: np.random.Generator,
+    height: int = 32,
+    width: int = 96,
+    *,
+    font: str | None = None,
 ) -> np.ndarray:
-    """Draws `word` in the look of `scene`: random colours of its palette, font, size (20 to 24 px) and position.
+    """Draws `word` in the look of `scene`: random colours of its palette, font, size (20 to 24 px)
+    and position.
 
     Args:
       word: printable text; the miniature uses 3 to 5 letters A-Z.
@@ -162,11 +247,18 @@ def _jitter(free: int, most: int, rng: np.random.Generator) -> int:
 
 
 def training_batch(
-    seed: int, step: int, batch_size: int, *, height: int = 32, width: int = 96, fonts: tuple[str, ...] = FONTS
+    seed: int,
+    step: int,
+    batch_size: int,
+    *,
+    height: int = 32,
+    width: int = 96,
+    fonts: tuple[str, ...] = FONTS,
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Batch `step` of the miniature's endless training data, a pure function of (seed, step).
 
-    Half of the targets are training words, half random strings; no held-out word ever occurs. Each picture draws one of `fonts`.
+    Half of the targets are training words, half random strings; no held-out word ever occurs. Each
+    picture draws one of `fonts`.
 
     Returns:
       images uint8 [batch_size, height, width, 3], prompts, targets (upper case).
@@ -183,11 +275,15 @@ def training_batch(
     return images, prompts, targets
 
 
-def render_scene(text: str, rng: np.random.Generator, *, extra: str = '', side: int = 512) -> np.ndarray:
-    """A picture of known text for judging readers: a cluttered background and a sign, on one line or two; `extra` on a second sign below.
+def render_scene(
+    text: str, rng: np.random.Generator, *, extra: str = '', side: int = 512
+) -> np.ndarray:
+    """A picture of known text for judging readers: a cluttered background and a sign, on one line
+    or two; `extra` on a second sign below.
 
-    Backgrounds are gradients, grain or coloured shapes; letters are in one of `FONTS`, 1/14 to 1/7 of the side high (smaller where they
-    would not fit), in any readable pair of colours of `LOOKS`, on a panel or bare with an outline.
+    Backgrounds are gradients, grain or coloured shapes; letters are in one of `FONTS`, 1/14 to 1/7
+    of the side high (smaller where they would not fit), in any readable pair of colours of `LOOKS`,
+    on a panel or bare with an outline.
 
     Returns:
       uint8 [side, side, 3].
@@ -212,14 +308,18 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
         share = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
         return np.uint8(low + share * (high - low))
     if kind == 1:  # grain
-        coarse = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(
+            rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)
+        ).resize((side, side), Image.Resampling.BICUBIC)
         return np.uint8(0.6 * low + 0.4 * np.asarray(coarse))
     image = Image.new('RGB', (side, side), tuple(map(int, low)))
     draw = ImageDraw.Draw(image)
     for _ in range(12):
         corner, size = rng.integers(-side // 8, side, 2), rng.integers(side // 16, side // 3, 2)
         box = (*map(int, corner), *map(int, corner + size))
-        getattr(draw, ('rectangle', 'ellipse')[rng.integers(2)])(box, fill=tuple(map(int, rng.integers(0, 256, 3))))
+        getattr(draw, ('rectangle', 'ellipse')[rng.integers(2)])(
+            box, fill=tuple(map(int, rng.integers(0, 256, 3)))
+        )
     return np.asarray(image)
 
 
@@ -229,13 +329,17 @@ def _sign(image: Image.Image, text: str, rng: np.random.Generator, top: int, bot
     looks = list(LOOKS.values())
     palettes = looks[rng.integers(len(looks))].palettes
     palette = palettes[rng.integers(len(palettes))]
-    ground, ink = (tuple(map(int, _colour(colours, rng))) for colours in (palette.backgrounds, palette.inks))
+    ground, ink = (
+        tuple(map(int, _colour(colours, rng))) for colours in (palette.backgrounds, palette.inks)
+    )
     name = FONTS[rng.integers(len(FONTS))]
     size, split = int(rng.integers(side // 14, side // 7 + 1)), (len(words) + 1) // 2
     lines = text
     while True:
         font, stroke = _font(name, size), size // 16 + 1
-        left, upper, right, lower = ImageDraw.Draw(image).multiline_textbbox((0, 0), lines, font=font, stroke_width=stroke)
+        left, upper, right, lower = ImageDraw.Draw(image).multiline_textbbox(
+            (0, 0), lines, font=font, stroke_width=stroke
+        )
         margin = size // 3
         width, height = int(right - left) + 2 * margin, int(lower - upper) + 2 * margin
         if width <= side - 8 and height <= bottom - top - 8:
@@ -252,5 +356,10 @@ def _sign(image: Image.Image, text: str, rng: np.random.Generator, top: int, bot
     if panel:
         draw.rectangle((x, y, x + width, y + height), fill=ground, outline=ink, width=3)
     draw.multiline_text(
-        (x + margin - left, y + margin - upper), lines, font=font, fill=ink, stroke_width=0 if panel else stroke, stroke_fill=ground
-    )  # fmt: skip
+        (x + margin - left, y + margin - upper),
+        lines,
+        font=font,
+        fill=ink,
+        stroke_width=0 if panel else stroke,
+        stroke_fill=ground,
+    )

@@ -1,4 +1,6 @@
-"""One resumable training stage: optimiser, EMA, prefetch, progress and checkpoints shared by every pretraining stage."""
+"""One resumable training stage: optimiser, EMA, prefetch, progress and checkpoints shared by every
+pretraining stage.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,17 @@ from densegrpo_jax.runtime.progress import ProgressBar
 
 
 def optimiser(stage) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to 2 % of the peak rate, and gradient clipping at global norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, stage.lr, stage.warmup, stage.steps, end_value=0.02 * stage.lr)
+    """AdamW with linear warm-up, cosine decay to 2 % of the peak rate, and gradient clipping at
+    global norm 1.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, stage.lr, stage.warmup, stage.steps, end_value=0.02 * stage.lr
+    )
     decay_mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01, mask=decay_mask))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.99, weight_decay=0.01, mask=decay_mask),
+    )
 
 
 def ema_update(ema, params, step: jax.Array, decay: float):
@@ -47,19 +56,22 @@ def run_stage(
     made_from: Mapping = {},
     on_eval: Callable[[int, dict], str] | None = None,
 ) -> dict:
-    """Trains `params` for `stage.steps` steps and returns their EMA; a second call continues from the newest checkpoint.
+    """Trains `params` for `stage.steps` steps and returns their EMA; a second call continues from
+    the newest checkpoint.
 
     Args:
       name: stage name, used for the checkpoint folder and the log.
       stage: ConfigDict with steps, lr, warmup, ema and, when `on_eval` is given, eval_every.
       params: parameter tree to start from, float32.
       loss_fn: `(params, batch, key) -> (loss [], dict of scalars)`.
-      batch_fn: `step -> dict of numpy arrays`; must depend on the step alone, so that a resumed stage sees the same data.
+      batch_fn: `step -> dict of numpy arrays`; must depend on the step alone, so that a resumed
+        stage sees the same data.
       workdir: checkpoints go to its checkpoints/NAME.
-      mesh: its axis 'data' splits the rows of a batch; the weights are whole on every device. On a CPU that is one device per core
-        (`runtime.startup.start_devices`).
+      mesh: its axis 'data' splits the rows of a batch; the weights are whole on every device. On a
+        CPU that is one device per core (`runtime.startup.start_devices`).
       made_from: JSON values that must be those of the checkpoint that is continued.
-      on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to show.
+      on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to
+        show.
 
     Raises:
       CheckpointMismatch: the checkpoints are of other settings; names what differs.
@@ -74,13 +86,23 @@ def run_stage(
         updates, opt = tx.update(grads, state['opt'], state['params'])
         new = optax.apply_updates(state['params'], updates)
         ema = ema_update(state['ema'], new, state['step'], stage.ema)
-        return {'params': new, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, {'loss': loss, **aux}
+        return {'params': new, 'ema': ema, 'opt': opt, 'step': state['step'] + 1}, {
+            'loss': loss,
+            **aux,
+        }
 
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
-    state = {'params': params, 'ema': params, 'opt': tx.init(params), 'step': jnp.zeros((), jnp.int32)}
+    state = {
+        'params': params,
+        'ema': params,
+        'opt': tx.init(params),
+        'step': jnp.zeros((), jnp.int32),
+    }
     state = jax.device_put(state, whole)
     # An earlier version noted nothing: what is absent there is taken to be the same.
-    checkpoints = Checkpoints(workdir / 'checkpoints' / name, max_to_keep=keep, fingerprint=made_from, defaults=made_from)
+    checkpoints = Checkpoints(
+        workdir / 'checkpoints' / name, max_to_keep=keep, fingerprint=made_from, defaults=made_from
+    )
     restored = checkpoints.restore_latest(state)
     if restored is not None:
         state = jax.device_put(restored.state, whole)
@@ -99,7 +121,9 @@ def run_stage(
             losses.append(metrics)
             done = step + 1
             if done % log_every == 0 or done == stage.steps:
-                bar.update(done, {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]})
+                bar.update(
+                    done, {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]}
+                )
                 losses = []
             if on_eval is not None and (done % stage.eval_every == 0 or done == stage.steps):
                 bar.note(on_eval(done, jax.block_until_ready(state)['ema']))  # see Checkpoints.save

@@ -1,7 +1,9 @@
-"""Text stage: both text encoders learn to say what a prompt says, so that the flow starts from a readable conditioning.
+"""Text stage: both text encoders learn to say what a prompt says, so that the flow starts from a
+readable conditioning.
 
-T5 predicts at every token its place inside the quotes, the character and the length of the word; CLIP's pooled vector predicts the
-scene (the prompt with the word removed). The linear heads that read this off are thrown away.
+T5 predicts at every token its place inside the quotes, the character and the length of the word;
+CLIP's pooled vector predicts the scene (the prompt with the word removed). The linear heads that
+read this off are thrown away.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def quote_ids(pipeline) -> tuple[int, ...]:
 def batch_fn(seed: int, batch: int, pipeline, quotes: tuple[int, ...]):
     """`step -> dict` of token ids and labels; texts only, nothing is rendered.
 
-    Labels: place [B, L] within the quotes (0 = outside), length [B] of the word, scene [B]; the character labels are the tokens.
+    Labels: place [B, L] within the quotes (0 = outside), length [B] of the word, scene [B]; the
+    character labels are the tokens.
     """
     scenes = tuple(SCENES)
 
@@ -41,7 +44,13 @@ def batch_fn(seed: int, batch: int, pipeline, quotes: tuple[int, ...]):
         place = np.where(inside, np.cumsum(inside, axis=1), 0).clip(0, MAX_LETTERS)
         length = np.array([len(word) for word in words])
         ids = {'clip_ids': clip_ids, 't5_ids': t5_ids}
-        return {**ids, **{k: v.astype(np.int32) for k, v in (('place', place), ('length', length), ('scene', scene))}}
+        return {
+            **ids,
+            **{
+                k: v.astype(np.int32)
+                for k, v in (('place', place), ('length', length), ('scene', scene))
+            },
+        }
 
     return build
 
@@ -54,11 +63,16 @@ def init_heads(key: jax.Array, t5_dim: int, clip_dim: int, vocabulary: int) -> d
         'length': (t5_dim, MAX_LETTERS + 1),
         'scene': (clip_dim, len(SCENES)),
     }
-    return {n: jax.random.normal(jax.random.fold_in(key, i), s) / np.sqrt(s[0]) for i, (n, s) in enumerate(sizes.items())}
+    return {
+        n: jax.random.normal(jax.random.fold_in(key, i), s) / np.sqrt(s[0])
+        for i, (n, s) in enumerate(sizes.items())
+    }
 
 
 def make_loss(pipeline):
-    """Sum of the four mean cross-entropies; params = {'text_encoder', 'text_encoder_2', 'heads'}."""
+    """Sum of the four mean cross-entropies; params = {'text_encoder', 'text_encoder_2',
+    'heads'}.
+    """
 
     def loss_fn(params, batch, key):
         del key
@@ -69,8 +83,18 @@ def make_loss(pipeline):
         on_letters = lambda values: jnp.sum(values * inside) / jnp.maximum(jnp.sum(inside), 1.0)
         place = jnp.mean(cross(hidden @ heads['place'], batch['place']))
         char = on_letters(cross(hidden @ heads['char'], batch['t5_ids']))
-        length = on_letters(cross(hidden @ heads['length'], jnp.broadcast_to(batch['length'][:, None], batch['place'].shape)))
+        length = on_letters(
+            cross(
+                hidden @ heads['length'],
+                jnp.broadcast_to(batch['length'][:, None], batch['place'].shape),
+            )
+        )
         scene = jnp.mean(cross(pooled @ heads['scene'], batch['scene']))
-        return place + char + length + scene, {'place': place, 'char': char, 'length': length, 'scene': scene}
+        return place + char + length + scene, {
+            'place': place,
+            'char': char,
+            'length': length,
+            'scene': scene,
+        }
 
     return loss_fn

@@ -1,4 +1,6 @@
-"""Autoencoder stage: Gaussian posterior, squared error plus a small KL term, then a scale per latent channel folded into the weights."""
+"""Autoencoder stage: Gaussian posterior, squared error plus a small KL term, then a scale per
+latent channel folded into the weights.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ def batch_fn(draw, seed: int, batch: int):
 
 
 def make_loss(vae, kl_weight: float):
-    """Negative ELBO per pixel, `mean (x - D(z))^2 + w KL(q(z|x) || N(0, I))` with z ~ q (arXiv 1312.6114, Eq. 10), KL a mean over latents.
+    """Negative ELBO per pixel, `mean (x - D(z))^2 + w KL(q(z|x) || N(0, I))` with z ~ q (arXiv
+    1312.6114, Eq. 10), KL a mean over latents.
 
-    A decoder of pixel deviation tau corresponds to w = 2 tau^2 (latents / pixels): 5e-4 is tau = 0.055 at 8x reduction with 16 channels.
+    A decoder of pixel deviation tau corresponds to w = 2 tau^2 (latents / pixels): 5e-4 is tau =
+    0.055 at 8x reduction with 16 channels.
     """
 
     def loss_fn(params, batch, key):
@@ -36,17 +40,23 @@ def make_loss(vae, kl_weight: float):
     return loss_fn
 
 
-def latent_moments(vae, params, images: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def latent_moments(
+    vae, params, images: np.ndarray, chunk: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [16] of the posterior mean over images and positions."""
     encode = jax.jit(lambda p, x: vae.apply({'params': p}, x, method='encode')[0])
-    latents = np.concatenate([np.asarray(encode(params, images[i : i + chunk])) for i in range(0, len(images), chunk)])
+    latents = np.concatenate(
+        [np.asarray(encode(params, images[i : i + chunk])) for i in range(0, len(images), chunk)]
+    )
     return latents.mean((0, 1, 2)), latents.std((0, 1, 2))
 
 
 def fold_channel_scale(params, scale: np.ndarray):
-    """Divides latent channel c by scale[c] exactly: the encoder's last convolution shrinks, the decoder's first grows by the same factor.
+    """Divides latent channel c by scale[c] exactly: the encoder's last convolution shrinks, the
+    decoder's first grows by the same factor.
 
-    Diffusers pipelines know one scaling factor only; with this every channel has unit variance under it.
+    Diffusers pipelines know one scaling factor only; with this every channel has unit variance
+    under it.
     """
     params = jax.tree.map(lambda p: p, params)
     out, first = dict(params['encoder']['conv_out']), dict(params['decoder']['conv_in'])
@@ -61,7 +71,9 @@ def fold_channel_scale(params, scale: np.ndarray):
 
 
 def reconstructions(vae, params, images: np.ndarray) -> np.ndarray:
-    """Pictures and their reconstructions through the posterior mean, in turn: float [-1, 1] [B, H, W, 3] -> uint8 [2 B, H, W, 3]."""
+    """Pictures and their reconstructions through the posterior mean, in turn: float [-1, 1] [B, H,
+    W, 3] -> uint8 [2 B, H, W, 3].
+    """
     mean, _ = vae.apply({'params': params}, images, method='encode')
     decoded = np.asarray(vae.apply({'params': params}, mean, method='decode'))
     both = np.stack([images, np.clip(decoded, -1, 1)], axis=1).reshape(-1, *images.shape[1:])

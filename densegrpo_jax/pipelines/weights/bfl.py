@@ -1,6 +1,8 @@
-"""FLUX.1's original single-file checkpoint (flux1-dev.safetensors), read as if its tensors had Diffusers' names and shapes.
+"""FLUX.1's original single-file checkpoint (flux1-dev.safetensors), read as if its tensors had
+Diffusers' names and shapes.
 
-Nothing is copied or converted up front: each name stands for some rows of a stored tensor, and only what a device asks for is read.
+Nothing is copied or converted up front: each name stands for some rows of a stored tensor, and only
+what a device asks for is read.
 """
 
 from __future__ import annotations
@@ -14,36 +16,50 @@ PREFIX = 'model.diffusion_model.'  # of files that ComfyUI wrote
 
 # Original name -> Diffusers name, for layers that are the same in both.
 _OUTSIDE = {
-    'img_in': 'x_embedder', 'txt_in': 'context_embedder', 'final_layer.linear': 'proj_out',
-    'time_in.in_layer': 'time_text_embed.timestep_embedder.linear_1', 'time_in.out_layer': 'time_text_embed.timestep_embedder.linear_2',
+    'img_in': 'x_embedder',
+    'txt_in': 'context_embedder',
+    'final_layer.linear': 'proj_out',
+    'time_in.in_layer': 'time_text_embed.timestep_embedder.linear_1',
+    'time_in.out_layer': 'time_text_embed.timestep_embedder.linear_2',
     'guidance_in.in_layer': 'time_text_embed.guidance_embedder.linear_1',
     'guidance_in.out_layer': 'time_text_embed.guidance_embedder.linear_2',
-    'vector_in.in_layer': 'time_text_embed.text_embedder.linear_1', 'vector_in.out_layer': 'time_text_embed.text_embedder.linear_2',
-}  # fmt: skip
-# The blocks: stack there -> (stack in Diffusers, {layer there: the layers that it is in Diffusers, by rows}, {norm: norm}).
+    'vector_in.in_layer': 'time_text_embed.text_embedder.linear_1',
+    'vector_in.out_layer': 'time_text_embed.text_embedder.linear_2',
+}
+# The blocks: stack there -> (stack in Diffusers, {layer there: the layers that it is in Diffusers,
+# by rows}, {norm: norm}).
 STACKS = {
     'double_blocks': (
         'transformer_blocks',
         {
-            'img_mod.lin': ('norm1.linear',), 'txt_mod.lin': ('norm1_context.linear',),
-            'img_attn.qkv': ('attn.to_q', 'attn.to_k', 'attn.to_v'), 'img_attn.proj': ('attn.to_out.0',),
-            'txt_attn.qkv': ('attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj'), 'txt_attn.proj': ('attn.to_add_out',),
-            'img_mlp.0': ('ff.net.0.proj',), 'img_mlp.2': ('ff.net.2',), 'txt_mlp.0': ('ff_context.net.0.proj',),
+            'img_mod.lin': ('norm1.linear',),
+            'txt_mod.lin': ('norm1_context.linear',),
+            'img_attn.qkv': ('attn.to_q', 'attn.to_k', 'attn.to_v'),
+            'img_attn.proj': ('attn.to_out.0',),
+            'txt_attn.qkv': ('attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj'),
+            'txt_attn.proj': ('attn.to_add_out',),
+            'img_mlp.0': ('ff.net.0.proj',),
+            'img_mlp.2': ('ff.net.2',),
+            'txt_mlp.0': ('ff_context.net.0.proj',),
             'txt_mlp.2': ('ff_context.net.2',),
         },
         {
-            'img_attn.norm.query_norm': 'attn.norm_q', 'img_attn.norm.key_norm': 'attn.norm_k',
-            'txt_attn.norm.query_norm': 'attn.norm_added_q', 'txt_attn.norm.key_norm': 'attn.norm_added_k',
+            'img_attn.norm.query_norm': 'attn.norm_q',
+            'img_attn.norm.key_norm': 'attn.norm_k',
+            'txt_attn.norm.query_norm': 'attn.norm_added_q',
+            'txt_attn.norm.key_norm': 'attn.norm_added_k',
         },
     ),
     'single_blocks': (
         'single_transformer_blocks',
         {
-            'linear1': ('attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp'), 'linear2': ('proj_out',), 'modulation.lin': ('norm.linear',),
+            'linear1': ('attn.to_q', 'attn.to_k', 'attn.to_v', 'proj_mlp'),
+            'linear2': ('proj_out',),
+            'modulation.lin': ('norm.linear',),
         },
         {'norm.query_norm': 'attn.norm_q', 'norm.key_norm': 'attn.norm_k'},
     ),
-}  # fmt: skip
+}
 
 
 def is_original(keys) -> bool:
@@ -54,7 +70,8 @@ def is_original(keys) -> bool:
 def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
     """Diffusers' key -> what to read, for every tensor of an original checkpoint.
 
-    Keys that no layer of the original has keep their names, so that the table of the network reports them.
+    Keys that no layer of the original has keep their names, so that the table of the network
+    reports them.
     """
     rest = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
     result, width = {}, config.hidden_dim
@@ -62,7 +79,9 @@ def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
     def move(source: str, target: str, kinds=('weight', 'bias')):
         for kind in kinds:
             if f'{source}.{kind}' in rest:
-                result[f'{target}.{"weight" if kind == "scale" else kind}'] = rest.pop(f'{source}.{kind}')
+                result[f'{target}.{"weight" if kind == "scale" else kind}'] = rest.pop(
+                    f'{source}.{kind}'
+                )
 
     def split(source: str, targets: list[str]):
         for kind in ('weight', 'bias'):
@@ -77,7 +96,9 @@ def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
     for kind in ('weight', 'bias'):  # shift and scale change places
         if (tensor := rest.pop(f'final_layer.adaLN_modulation.1.{kind}', None)) is not None:
             result[f'norm_out.linear.{kind}'] = Rows(tensor, (width, 2 * width), (0, width))
-    for (stack, (ours, layers, norms)), length in zip(STACKS.items(), (config.num_layers, config.num_single_layers)):
+    for (stack, (ours, layers, norms)), length in zip(
+        STACKS.items(), (config.num_layers, config.num_single_layers)
+    ):
         for i in range(length):
             source, target = f'{stack}.{i}', f'{ours}.{i}'
             for name, members in layers.items():

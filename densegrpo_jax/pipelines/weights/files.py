@@ -1,6 +1,8 @@
-"""Weights on disk (safetensors, Diffusers / Transformers layout) to parameter trees and back, by a table of rules (`weight_rules`).
+"""Weights on disk (safetensors, Diffusers / Transformers layout) to parameter trees and back, by a
+table of rules (`weight_rules`).
 
-Tensors are streamed one by one, a sharded parameter reads only the bytes its devices hold, and no torch or pickle is involved.
+Tensors are streamed one by one, a sharded parameter reads only the bytes its devices hold, and no
+torch or pickle is involved.
 """
 
 import dataclasses
@@ -12,13 +14,13 @@ import pathlib
 import secrets
 from typing import Any
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (gives numpy bfloat16, which safetensors needs)
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
 from densegrpo_jax.networks.weight_rules import Rule
 
@@ -27,8 +29,10 @@ BASE_NAMES = ('diffusion_pytorch_model', 'model')
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, read when it is indexed. The file is mapped for that long only: the pages of a shard that stayed mapped would
-    count as this process's memory, and a large checkpoint would seem to be held whole."""
+    """A tensor in a file, read when it is indexed. The file is mapped for that long only: the pages
+    of a shard that stayed mapped would count as this process's memory, and a large checkpoint would
+    seem to be held whole."""
+
     path: pathlib.Path
     key: str
     shape: tuple[int, ...]
@@ -42,7 +46,9 @@ class Stored:
 
 
 class Rows:
-    """Some ranges of the first axis of a stored tensor, one after another, as a tensor; read as `Stored` is."""
+    """Some ranges of the first axis of a stored tensor, one after another, as a tensor; read as
+    `Stored` is.
+    """
 
     def __init__(self, tensor: Any, *ranges: tuple[int, int]):
         self._tensor, self._ranges = tensor, ranges
@@ -62,30 +68,48 @@ class Rows:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def load_weights(folder, rules, abstract_params, *, dtype=None, shardings=None, prefix: str = '', layout=None,
-                 convert=None) -> dict:
+def load_weights(
+    folder,
+    rules,
+    abstract_params,
+    *,
+    dtype=None,
+    shardings=None,
+    prefix: str = '',
+    layout=None,
+    convert=None,
+) -> dict:
     """Reads the weights of one network.
 
     Args:
-      folder: holds diffusion_pytorch_model.safetensors or model.safetensors, or the `.safetensors.index.json` of a sharded checkpoint;
-        or one safetensors file.
+      folder: holds diffusion_pytorch_model.safetensors or model.safetensors, or the
+        `.safetensors.index.json` of a sharded checkpoint; or one safetensors file.
       rules: the network's table.
-      abstract_params: nested dict whose leaves have `.shape`, e.g. `jax.eval_shape(model.init, ...)['params']`.
+      abstract_params: nested dict whose leaves have `.shape`, e.g.
+        `jax.eval_shape(model.init, ...)['params']`.
       dtype: of the result; None keeps the stored dtypes.
-      shardings: None (default device), one Sharding for all, or a tree of them shaped like abstract_params.
-      prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and without.
-      layout: None, or a function from the stored tensors by key to those that the rules know, for checkpoints with other names.
-      convert: None, or a function from (path, array) to what is kept in the array's place, called as each parameter arrives.
+      shardings: None (default device), one Sharding for all, or a tree of them shaped like
+        abstract_params.
+      prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and
+        without.
+      layout: None, or a function from the stored tensors by key to those that the rules know, for
+        checkpoints with other names.
+      convert: None, or a function from (path, array) to what is kept in the array's place, called
+        as each parameter arrives.
     Returns:
       Nested dict of jax arrays with the structure and shapes of abstract_params.
     Raises:
       FileNotFoundError: no weights, or a shard of the index is absent.
-      ValueError: a damaged file; or one error that names all missing, unexpected, doubled and mis-shaped keys.
+      ValueError: a damaged file; or one error that names all missing, unexpected, doubled and
+        mis-shaped keys.
     """
     flat = traverse_util.flatten_dict(abstract_params, sep='/')
     if shardings is not None:
-        shardings = (dict.fromkeys(flat, shardings) if isinstance(shardings, jax.sharding.Sharding)
-                     else traverse_util.flatten_dict(shardings, sep='/'))
+        shardings = (
+            dict.fromkeys(flat, shardings)
+            if isinstance(shardings, jax.sharding.Sharding)
+            else traverse_util.flatten_dict(shardings, sep='/')
+        )
     tensors, sources = _sources(folder, rules, flat, prefix, layout)
     params = {}
     for path, leaf in flat.items():
@@ -105,18 +129,28 @@ def check_weights(folder, rules, abstract_params, *, prefix: str = '', layout=No
     _sources(folder, rules, traverse_util.flatten_dict(abstract_params, sep='/'), prefix, layout)
 
 
-def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_model.safetensors', dtype=None,
-                 max_shard_bytes: int | None = None, prefix: str = '') -> list[pathlib.Path]:
+def save_weights(
+    folder,
+    rules,
+    params,
+    *,
+    filename: str = 'diffusion_pytorch_model.safetensors',
+    dtype=None,
+    max_shard_bytes: int | None = None,
+    prefix: str = '',
+) -> list[pathlib.Path]:
     """Writes params into the layout that `load_weights` reads: the inverse of the same table.
 
-    Each file appears under its name only when it is complete; weights of the same name from an earlier save are then removed.
+    Each file appears under its name only when it is complete; weights of the same name from an
+    earlier save are then removed.
 
     Args:
       folder: created if absent.
       rules, params: as above; every leaf must have a rule.
       filename: of the single file; shards and their index derive their names from it.
       dtype: to store in; None keeps the leaves' dtypes.
-      max_shard_bytes: None for one file; otherwise files of at most this size (a larger tensor gets a file of its own) and an index.
+      max_shard_bytes: None for one file; otherwise files of at most this size (a larger tensor gets
+        a file of its own) and an index.
       prefix: put before every key whose rule is `prefixed`.
     Returns:
       The paths written.
@@ -128,18 +162,37 @@ def save_weights(folder, rules, params, *, filename: str = 'diffusion_pytorch_mo
     size = lambda entry: math.prod(entry[3]) * np.dtype(dtype or entry[1].dtype).itemsize
     shards = [[]]
     for entry in entries:
-        if max_shard_bytes and shards[-1] and sum(map(size, shards[-1])) + size(entry) > max_shard_bytes:
+        if (
+            max_shard_bytes
+            and shards[-1]
+            and sum(map(size, shards[-1])) + size(entry) > max_shard_bytes
+        ):
             shards.append([])
         shards[-1].append(entry)
-    names = [filename] if len(shards) == 1 else [f'{base}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
-    written = [write_file(folder / name, {key: _stored(leaf, index, axes, dtype) for key, leaf, index, _, axes in shard})
-               for name, shard in zip(names, shards)]
+    names = (
+        [filename]
+        if len(shards) == 1
+        else [f'{base}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
+    )
+    written = [
+        write_file(
+            folder / name,
+            {key: _stored(leaf, index, axes, dtype) for key, leaf, index, _, axes in shard},
+        )
+        for name, shard in zip(names, shards)
+    ]
     if len(shards) > 1:
-        index = {'metadata': {'total_size': sum(map(size, entries))},
-                 'weight_map': {entry[0]: name for name, shard in zip(names, shards) for entry in shard}}
+        index = {
+            'metadata': {'total_size': sum(map(size, entries))},
+            'weight_map': {entry[0]: name for name, shard in zip(names, shards) for entry in shard},
+        }
         written.append(folder / f'{filename}.index.json')
         written[-1].write_text(json.dumps(index, indent=2) + '\n')
-    for old in [folder / filename, folder / f'{filename}.index.json', *folder.glob(f'{base}-*-of-*.safetensors')]:
+    for old in [
+        folder / filename,
+        folder / f'{filename}.index.json',
+        *folder.glob(f'{base}-*-of-*.safetensors'),
+    ]:
         if old not in written:
             old.unlink(missing_ok=True)
     return written
@@ -165,35 +218,58 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
             try:
                 weight_map = json.loads(index.read_text())['weight_map']
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f'{index} is damaged: expected JSON with a "weight_map" object ({error})') from None
+                raise ValueError(
+                    f'{index} is damaged: expected JSON with a "weight_map" object ({error})'
+                ) from None
             absent = sorted({name for name in weight_map.values() if not (folder / name).exists()})
             if absent:
-                raise FileNotFoundError(f'{index} names files that are not in {folder}: {absent}; fetch them again')
+                raise FileNotFoundError(
+                    f'{index} names files that are not in {folder}: {absent}; fetch them again'
+                )
             for name in sorted(set(weight_map.values())):
                 tensors |= _open_file(folder / name)
             lost = sorted(set(weight_map) - set(tensors))
             if lost:
-                raise ValueError(f'{index} promises tensors that its files do not hold: {_some(lost)}')
+                raise ValueError(
+                    f'{index} promises tensors that its files do not hold: {_some(lost)}'
+                )
             return tensors
         if (folder / f'{base}.safetensors').exists():
             return _open_file(folder / f'{base}.safetensors')
     found = sorted(p.name for p in folder.iterdir())
-    raise FileNotFoundError(f'no weights in {folder}: expected one of {[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
-                            f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors')
+    raise FileNotFoundError(
+        f'no weights in {folder}: expected one of {[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
+        f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors'
+    )
 
 
 def _open_file(path: pathlib.Path) -> dict[str, Any]:
     try:
         file = safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; fetch it again') from None
+        raise ValueError(
+            f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; fetch it again'
+        ) from None
     with file:
-        return {key: Stored(path, key, tuple(file.get_slice(key).get_shape())) for key in file.keys()}
+        return {
+            key: Stored(path, key, tuple(file.get_slice(key).get_shape())) for key in file.keys()
+        }
 
 
 def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[str]]]:
-    """Path -> (rule, its keys in block order); raises one error for everything that does not fit."""
-    found, problems = {}, {'missing': [], 'unexpected': [], 'doubled': [], 'mis-shaped': [], 'parameters without a rule': []}
+    """Path -> (rule, its keys in block order); raises one error for everything that does not
+    fit.
+    """
+    found, problems = (
+        {},
+        {
+            'missing': [],
+            'unexpected': [],
+            'doubled': [],
+            'mis-shaped': [],
+            'parameters without a rule': [],
+        },
+    )
     for key in sorted(tensors):
         name = key.removeprefix(prefix)
         rule, hit = next(((r, h) for r in rules if (h := r.read(name)) is not None), (None, None))
@@ -221,12 +297,21 @@ def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[s
             rule, key = found[path, index]
             stored = tuple(tensors[key].get_shape())
             keys.append(key)
-            if len(stored) != len(shape) or tuple(stored[a] for a in rule.axes or range(len(shape))) != shape:
-                expected = shape if rule.axes is None or len(rule.axes) != len(shape) else tuple(shape[a] for a in np.argsort(rule.axes))
+            if (
+                len(stored) != len(shape)
+                or tuple(stored[a] for a in rule.axes or range(len(shape))) != shape
+            ):
+                expected = (
+                    shape
+                    if rule.axes is None or len(rule.axes) != len(shape)
+                    else tuple(shape[a] for a in np.argsort(rule.axes))
+                )
                 problems['mis-shaped'].append(f'{key} is {list(stored)}, expected {list(expected)}')
         sources[path] = rule, keys
     if any(problems.values()):
-        lines = [f'  {kind} ({len(names)}): {_some(names)}' for kind, names in problems.items() if names]
+        lines = [
+            f'  {kind} ({len(names)}): {_some(names)}' for kind, names in problems.items() if names
+        ]
         raise ValueError('\n'.join([f'the weights in {folder} do not fit this network', *lines]))
     return sources
 
@@ -234,7 +319,9 @@ def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[s
 def _read(rule, slices, shape, dtype, index):
     """The part `index` (one slice per axis of `shape`) of a parameter, as a numpy array."""
     if rule.stack_field:
-        blocks = [_read_one(rule.axes, slices[i], index[1:]) for i in range(*index[0].indices(shape[0]))]
+        blocks = [
+            _read_one(rule.axes, slices[i], index[1:]) for i in range(*index[0].indices(shape[0]))
+        ]
         array = np.stack(blocks)
     else:
         array = _read_one(rule.axes, slices[0], index)
@@ -255,6 +342,7 @@ def _read_sharded(read, shape, sharding):
         if key not in parts:
             parts[key] = read(index)
         return parts[key]
+
     return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
@@ -270,7 +358,9 @@ def _entries(rules, params, prefix):
         axes = None if rule.axes is None else tuple(int(a) for a in np.argsort(rule.axes))
         stored = shape if axes is None else tuple(shape[a] for a in axes)
         for index in range(leaf.shape[0]) if rule.stack_field else [None]:
-            entries.append((prefix * rule.prefixed + rule.write(path, index), leaf, index, stored, axes))
+            entries.append(
+                (prefix * rule.prefixed + rule.write(path, index), leaf, index, stored, axes)
+            )
     if homeless:
         raise ValueError(f'no rule writes these parameters: {_some(homeless)}')
     return sorted(entries, key=lambda entry: entry[0])
@@ -282,9 +372,14 @@ def _stored(leaf, index, axes, dtype):
     return np.asarray(array if dtype is None else array.astype(dtype), order='C')
 
 
-def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> pathlib.Path:
-    """Writes one safetensors file; it appears under its name only when it is complete. Raises OSError, saying what to check."""
-    # Not named by the process: on two hosts that share the folder, in containers above all, both may have the same number.
+def write_file(
+    path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> pathlib.Path:
+    """Writes one safetensors file; it appears under its name only when it is complete. Raises
+    OSError, saying what to check.
+    """
+    # Not named by the process: on two hosts that share the folder, in containers above all, both
+    # may have the same number.
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.partial')
     try:
         safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt', **(metadata or {})})
@@ -296,4 +391,6 @@ def write_file(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dic
 
 
 def _some(names, count: int = 12) -> str:
-    return ', '.join(names[:count]) + (f', ... ({len(names) - count} more)' if len(names) > count else '')
+    return ', '.join(names[:count]) + (
+        f', ... ({len(names) - count} more)' if len(names) > count else ''
+    )

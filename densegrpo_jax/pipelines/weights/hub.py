@@ -5,27 +5,41 @@ from collections.abc import Sequence
 
 
 def find_folder(
-    name: str, *, option: str, holds: str, example: str, files: Sequence[str], ignored: Sequence[str] = ()
+    name: str,
+    *,
+    option: str,
+    holds: str,
+    example: str,
+    files: Sequence[str],
+    ignored: Sequence[str] = (),
 ) -> pathlib.Path:
     """The folder `name` itself, or a local copy of the Hugging Face repository of that id.
 
     Args:
-      option: the configuration key that `name` came from; with `holds` (what the folder must be) and `example` (an id) for messages.
+      option: the configuration key that `name` came from; with `holds` (what the folder must be)
+        and `example` (an id) for messages.
       files, ignored: glob patterns of what to download, and of what not.
 
     Raises:
-      FileNotFoundError: neither exists, or the repository cannot be read; the message says what to do.
+      FileNotFoundError: neither exists, or the repository cannot be read; the message says what to
+        do.
     """
     folder = pathlib.Path(name).expanduser()
     if name and folder.is_dir():
         return folder
     if name.count('/') != 1 or name.startswith(('.', '/', '~')):
-        raise FileNotFoundError(f'{option}={name!r} is not a folder. Give {holds}, or a Hugging Face id such as {example}')
+        raise FileNotFoundError(
+            f'{option}={name!r} is not a folder. Give {holds}, or a Hugging Face id such as {example}'
+        )
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), ignore_patterns=list(ignored)))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=list(files), ignore_patterns=list(ignored)
+            )
+        )
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
         gated = isinstance(error, errors.GatedRepoError)
         raise FileNotFoundError(
@@ -36,7 +50,12 @@ def find_folder(
                 else 'does not exist on Hugging Face, or is private: check the id, or run `hf auth login` with an account that may read it'
             )
         ) from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+    except (
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        OSError,
+    ) as error:
         raise FileNotFoundError(
             f'the weights {name!r} are not on this machine and could not be fetched ({type(error).__name__}: no network, or offline mode). '
             f'Fetch them where there is one (accept the licence on its page, `hf auth login`, `hf download {name} --local-dir DIR`) and '

@@ -1,7 +1,9 @@
-"""Adapters as files that other tools open: PEFT / Diffusers and kohya / ComfyUI layouts, and merged into the base weights.
+"""Adapters as files that other tools open: PEFT / Diffusers and kohya / ComfyUI layouts, and merged
+into the base weights.
 
-A file holds no scale of its own: A as trained, and B times alpha / rank, so that readers which know of alpha and readers which do not
-(they take alpha = rank) compute the same layer. Everything is float32 unless a dtype is given.
+A file holds no scale of its own: A as trained, and B times alpha / rank, so that readers which know
+of alpha and readers which do not (they take alpha = rank) compute the same layer. Everything is
+float32 unless a dtype is given.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
-from densegrpo_jax.pipelines.weights import bfl, files as weights
 from densegrpo_jax.networks.lora import LoraConfig
+from densegrpo_jax.pipelines.weights import bfl
+from densegrpo_jax.pipelines.weights import files as weights
 
 PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
 FILENAME = 'pytorch_lora_weights.safetensors'  # what `load_lora_weights` looks for
 
 
-def to_layers(adapters: dict, names: dict[str, str], scale: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The LoRA collection as checkpoint name -> (down [rank, in], up [out, rank] times `scale`), float32.
+def to_layers(
+    adapters: dict, names: dict[str, str], scale: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The LoRA collection as checkpoint name -> (down [rank, in], up [out, rank] times `scale`),
+    float32.
 
     Args:
       adapters: the collection 'lora', scanned or not.
@@ -46,11 +52,17 @@ def to_layers(adapters: dict, names: dict[str, str], scale: float) -> dict[str, 
     return {name: tuple(map(np.ascontiguousarray, pair)) for name, pair in sorted(layers.items())}
 
 
-def from_layers(layers: dict[str, tuple[np.ndarray, np.ndarray]], names: dict[str, str], config: LoraConfig, like: dict) -> dict:
+def from_layers(
+    layers: dict[str, tuple[np.ndarray, np.ndarray]],
+    names: dict[str, str],
+    config: LoraConfig,
+    like: dict,
+) -> dict:
     """The inverse of `to_layers`, for a network whose fresh adapters are `like`.
 
     Raises:
-      ValueError: layers that the configuration does not adapt, layers that are absent, or another rank; names them.
+      ValueError: layers that the configuration does not adapt, layers that are absent, or another
+        rank; names them.
     """
     chosen = set(config.select(names))
     absent, extra = sorted(chosen - set(layers)), sorted(set(layers) - chosen)
@@ -64,7 +76,9 @@ def from_layers(layers: dict[str, tuple[np.ndarray, np.ndarray]], names: dict[st
         if name in chosen:
             down, up = layers[name]
             if down.shape[0] != config.rank:
-                raise ValueError(f'the adapter of {name} has rank {down.shape[0]}, the configuration lora.rank={config.rank}')
+                raise ValueError(
+                    f'the adapter of {name} has rank {down.shape[0]}, the configuration lora.rank={config.rank}'
+                )
             blocks.setdefault(path, []).append((down.T, up.T / config.scale))
     flat = {}
     for path, leaf in traverse_util.flatten_dict(like, sep='/').items():
@@ -72,14 +86,20 @@ def from_layers(layers: dict[str, tuple[np.ndarray, np.ndarray]], names: dict[st
         parts = [pair['ab'.index(part)] for pair in blocks[layer]]
         value = np.stack(parts) if len(leaf.shape) == 3 else parts[0]
         if value.shape != tuple(leaf.shape):
-            raise ValueError(f'the adapter of {layer} has shape {value.shape}, the network needs {tuple(leaf.shape)}')
+            raise ValueError(
+                f'the adapter of {layer} has shape {value.shape}, the network needs {tuple(leaf.shape)}'
+            )
         flat[path] = np.asarray(value, np.float32)
     return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def peft_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Keys as Diffusers' `save_lora_weights` writes them: transformer.<layer>.lora_A.weight, .lora_B.weight."""
-    parts = ((name, kind, array) for name, pair in layers.items() for kind, array in zip('AB', pair))
+    """Keys as Diffusers' `save_lora_weights` writes them: transformer.<layer>.lora_A.weight,
+    .lora_B.weight.
+    """
+    parts = (
+        (name, kind, array) for name, pair in layers.items() for kind, array in zip('AB', pair)
+    )
     return {f'{PREFIX}{name}.lora_{kind}.weight': array for name, kind, array in parts}
 
 
@@ -94,11 +114,15 @@ def output_widths(names: dict[str, str], base: dict) -> dict[str, int]:
     return {name: flat[f'{path}/kernel'].shape[-1] for name, path in names.items()}
 
 
-def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict[str, int]) -> dict[str, np.ndarray]:
-    """Keys as kohya's FLUX scripts write them: lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
+def kohya_tensors(
+    layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """Keys as kohya's FLUX scripts write them:
+    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
-    They are the names of FLUX's original release (`bfl.STACKS`) with underscores. Layers that are one there are joined: downs stacked,
-    ups on the diagonal of one matrix, zeros for those that are not adapted. alpha is the joined rank.
+    They are the names of FLUX's original release (`bfl.STACKS`) with underscores. Layers that are
+    one there are joined: downs stacked, ups on the diagonal of one matrix, zeros for those that are
+    not adapted. alpha is the joined rank.
 
     Args:
       layers: of a FLUX transformer.
@@ -117,7 +141,10 @@ def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict
                 used |= set(names)
                 rank = next(layers[n][0].shape[0] for n in names if n in layers)
                 inputs = next(layers[n][0].shape[1] for n in names if n in layers)
-                blank = lambda n: (np.zeros((rank, inputs), np.float32), np.zeros((widths[n], rank), np.float32))
+                blank = lambda n: (
+                    np.zeros((rank, inputs), np.float32),
+                    np.zeros((widths[n], rank), np.float32),
+                )
                 downs, ups = zip(*(layers.get(n) or blank(n) for n in names))
                 joined = np.zeros((sum(u.shape[0] for u in ups), rank * len(ups)), np.float32)
                 row = 0
@@ -129,32 +156,55 @@ def kohya_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict
                 tensors[f'{key}.lora_up.weight'] = joined
                 tensors[f'{key}.alpha'] = np.array(float(rank * len(ups)), np.float32)
     if strangers := sorted(set(layers) - used):
-        raise ValueError(f'the kohya layout is written for the blocks of FLUX; it has no name for {strangers[:5]}: use the peft layout')
+        raise ValueError(
+            f'the kohya layout is written for the blocks of FLUX; it has no name for {strangers[:5]}: use the peft layout'
+        )
     return tensors
 
 
 def merge(base: dict, adapters: dict, scale: float) -> dict:
-    """Base parameters with W + scale A B in place of every adapted kernel; the sum is taken in float32, the dtype stays."""
+    """Base parameters with W + scale A B in place of every adapted kernel; the sum is taken in
+    float32, the dtype stays.
+    """
     flat = traverse_util.flatten_dict(base, sep='/')
     lora = traverse_util.flatten_dict(adapters, sep='/')
     for path in {p.rsplit('/', 1)[0] for p in lora}:
         kernel = flat[f'{path}/kernel']
-        delta = scale * jnp.matmul(lora[f'{path}/a'], lora[f'{path}/b'], precision=jax.lax.Precision.HIGHEST)
+        delta = scale * jnp.matmul(
+            lora[f'{path}/a'], lora[f'{path}/b'], precision=jax.lax.Precision.HIGHEST
+        )
         flat[f'{path}/kernel'] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
     return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def write(path: pathlib.Path, tensors: dict[str, np.ndarray], *, dtype: Any = None, metadata: dict[str, Any] | None = None) -> None:
-    """Writes the file in one piece: it appears under its name only when it is complete. metadata values become JSON strings."""
+def write(
+    path: pathlib.Path,
+    tensors: dict[str, np.ndarray],
+    *,
+    dtype: Any = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Writes the file in one piece: it appears under its name only when it is complete. metadata
+    values become JSON strings.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    cast = {k: np.ascontiguousarray(v if dtype is None else v.astype(jnp.dtype(dtype))) for k, v in tensors.items()}
-    weights.write_file(path, cast, {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()})
+    cast = {
+        k: np.ascontiguousarray(v if dtype is None else v.astype(jnp.dtype(dtype)))
+        for k, v in tensors.items()
+    }
+    weights.write_file(
+        path,
+        cast,
+        {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
+    )
 
 
 def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Layers of a PEFT / Diffusers file, or of a folder that holds `FILENAME`; ups are multiplied by alpha / rank.
+    """Layers of a PEFT / Diffusers file, or of a folder that holds `FILENAME`; ups are multiplied
+    by alpha / rank.
 
-    alpha comes from '<layer>.alpha' tensors, or the 'lora_adapter_metadata' that Diffusers writes; without either it is the rank.
+    alpha comes from '<layer>.alpha' tensors, or the 'lora_adapter_metadata' that Diffusers writes;
+    without either it is the rank.
 
     Raises:
       FileNotFoundError: no such file.
@@ -163,17 +213,23 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
     path = pathlib.Path(path).expanduser()
     path = path / FILENAME if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; expected a safetensors file with PEFT keys, or a folder with {FILENAME}')
+        raise FileNotFoundError(
+            f'{path} does not exist; expected a safetensors file with PEFT keys, or a folder with {FILENAME}'
+        )
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
     settings = json.loads(notes.get('lora_adapter_metadata', '{}'))
-    pattern = re.compile(rf'(?:{re.escape(PREFIX)}|base_model\.model\.)?(.+)\.(lora_A|lora_B)(?:\.default)?\.weight|(.+)\.alpha')
+    pattern = re.compile(
+        rf'(?:{re.escape(PREFIX)}|base_model\.model\.)?(.+)\.(lora_A|lora_B)(?:\.default)?\.weight|(.+)\.alpha'
+    )
     strangers = [k for k in tensors if not pattern.fullmatch(k)]
     if strangers:
-        raise ValueError(f'{path} has keys of another layout: {strangers[:3]}; expected {PREFIX}<layer>.lora_A.weight and .lora_B.weight')
+        raise ValueError(
+            f'{path} has keys of another layout: {strangers[:3]}; expected {PREFIX}<layer>.lora_A.weight and .lora_B.weight'
+        )
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for key, value in tensors.items():
         match = pattern.fullmatch(key)
@@ -184,7 +240,9 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
     layers = {}
     for name, parts in pairs.items():
         if not {'lora_A', 'lora_B'} <= parts.keys():
-            raise ValueError(f'{path}: the layer {name} has only {sorted(parts)}; expected lora_A and lora_B')
+            raise ValueError(
+                f'{path}: the layer {name} has only {sorted(parts)}; expected lora_A and lora_B'
+            )
         rank = parts['lora_A'].shape[0]
         alpha = parts.get('alpha', _alpha_of(settings, name, rank))
         layers[name] = parts['lora_A'], parts['lora_B'] * np.float32(alpha / rank)
@@ -193,5 +251,12 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
 
 def _alpha_of(settings: dict, name: str, rank: int) -> float:
     patterns = settings.get(f'{PREFIX}alpha_pattern') or {}
-    special = next((alpha for pattern, alpha in patterns.items() if re.fullmatch(rf'(.*\.)?({pattern})', name)), None)
+    special = next(
+        (
+            alpha
+            for pattern, alpha in patterns.items()
+            if re.fullmatch(rf'(.*\.)?({pattern})', name)
+        ),
+        None,
+    )
     return float(special if special is not None else settings.get(f'{PREFIX}lora_alpha', rank))

@@ -1,15 +1,19 @@
-"""The weight table of a CLIP in OpenCLIP's own layout (open_clip_pytorch_model), which HPSv2's checkpoints have."""
+"""The weight table of a CLIP in OpenCLIP's own layout (open_clip_pytorch_model), which HPSv2's
+checkpoints have.
+"""
 
 from typing import Any
 
-from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.networks.weight_rules import Rule, linear_rules, norm_rules
+from densegrpo_jax.pipelines.weights import files as weights
 
 PREFIX = 'model.'  # of files that were saved from inside another module
 
 
 def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The joint input projections of attention as three each: '.in_proj_weight' [3 D, D] -> '.q_proj.weight', ... [D, D]."""
+    """The joint input projections of attention as three each: '.in_proj_weight' [3 D, D] ->
+    '.q_proj.weight', ... [D, D].
+    """
     result = {}
     for key, tensor in tensors.items():
         stem, joint, kind = key.rpartition('.in_proj_')
@@ -23,7 +27,9 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def weight_rules(scan: bool) -> list[Rule]:
-    """The table for what `split_attention` returns, into the parameters of `clip.Clip`. Projections are not transposed here."""
+    """The table for what `split_attention` returns, into the parameters of `clip.Clip`. Projections
+    are not transposed here.
+    """
     rules = [
         Rule('logit_scale', 'logit_scale'),
         Rule('token_embedding.weight', 'text_model/token_embedding/embedding', 'embedding'),
@@ -39,9 +45,14 @@ def weight_rules(scan: bool) -> list[Rule]:
         *norm_rules('visual.ln_post', 'vision_model/post_norm'),
     ]
     for tower, ours in (('transformer', 'text_model'), ('visual.transformer', 'vision_model')):
-        source, target = f'{tower}.resblocks.{{i}}', f'{ours}/layers' if scan else f'{ours}/layers_{{i}}'
+        source, target = (
+            f'{tower}.resblocks.{{i}}',
+            f'{ours}/layers' if scan else f'{ours}/layers_{{i}}',
+        )
         rules += norm_rules(f'{source}.ln_{{p:[12]}}', f'{target}/layer_norm{{p}}')
-        rules += linear_rules(f'{source}.attn.{{p:[qkv]_proj|out_proj}}', f'{target}/self_attn/{{p}}')
+        rules += linear_rules(
+            f'{source}.attn.{{p:[qkv]_proj|out_proj}}', f'{target}/self_attn/{{p}}'
+        )
         rules += linear_rules(f'{source}.mlp.c_fc', f'{target}/mlp/fc1')
         rules += linear_rules(f'{source}.mlp.c_proj', f'{target}/mlp/fc2')
     return rules

@@ -1,4 +1,6 @@
-"""The LAION aesthetic predictor: a small network on CLIP's image feature that guesses how people rate a picture, from 1 to 10."""
+"""The LAION aesthetic predictor: a small network on CLIP's image feature that guesses how people
+rate a picture, from 1 to 10.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +8,15 @@ import numpy as np
 
 from densegrpo_jax.rewards.local.clip_rewards import CLIP_L, ClipReward, safetensors_file
 
-# The linear layers' places in the published network (between them is dropout, which scoring does not apply) and their widths.
+# The linear layers' places in the published network (between them is dropout, which scoring does
+# not apply) and their widths.
 LAYERS = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}
 
 
 class AestheticReward(ClipReward):
-    """Five linear layers on the image feature of unit length of CLIP ViT-L/14 (christophschuhmann/improved-aesthetic-predictor,
-    sac+logos+ava1-l14-linearMSE), raw: about 5 to 6.5 for good pictures. The prompt plays no part.
+    """Five linear layers on the image feature of unit length of CLIP ViT-L/14
+    (christophschuhmann/improved-aesthetic-predictor, sac+logos+ava1-l14-linearMSE), raw: about 5 to
+    6.5 for good pictures. The prompt plays no part.
 
     Args:
       path: CLIP ViT-L/14; only its image tower is loaded.
@@ -22,11 +26,15 @@ class AestheticReward(ClipReward):
     name = 'aesthetic'
     names = ('aesthetic',)
 
-    def __init__(self, path: str = CLIP_L, *, head: str = '', dtype: str = 'float32', batch_size: int = 16):
-        from densegrpo_jax.pipelines.weights import files as weights
+    def __init__(
+        self, path: str = CLIP_L, *, head: str = '', dtype: str = 'float32', batch_size: int = 16
+    ):
         from densegrpo_jax.networks.weight_rules import linear_rules
+        from densegrpo_jax.pipelines.weights import files as weights
 
-        file = safetensors_file(f'{self.name}.head', head, origin='sac+logos+ava1-l14-linearMSE.pth')
+        file = safetensors_file(
+            f'{self.name}.head', head, origin='sac+logos+ava1-l14-linearMSE.pth'
+        )
         super().__init__(path, dtype=dtype, batch_size=batch_size, text=False)
         width, shapes = self.clip.vision.config.projection_dim, {}
         for place, out in LAYERS.items():

@@ -1,7 +1,8 @@
 """Rewards that CLIP computes on the accelerator: CLIPScore, PickScore and HPSv2.
 
-All are cosines of an image feature and a text feature, differently scaled, so one class holds the machinery: where the weights are, fixed
-batches, cached text. `scores` of each is pure and differentiable in the pictures.
+All are cosines of an image feature and a text feature, differently scaled, so one class holds the
+machinery: where the weights are, fixed batches, cached text. `scores` of each is pure and
+differentiable in the pictures.
 """
 
 import math
@@ -21,12 +22,14 @@ CLIP_H = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'
 
 
 class ClipReward:
-    """What the CLIP rewards share. Pictures are prepared on the device as the official processor prepares them (`clip_images`), prompts
-    are cut to the text tower's length; text features are kept per prompt (4 KiB each for CLIP-H).
+    """What the CLIP rewards share. Pictures are prepared on the device as the official processor
+    prepares them (`clip_images`), prompts are cut to the text tower's length; text features are
+    kept per prompt (4 KiB each for CLIP-H).
 
-    A call runs one compiled program per picture size, over batches that are filled up to `batch_size` and split over as many of this
-    process's devices as divide it; each of them holds the weights (CLIP-H: 3.7 GiB in float32, half of that in bfloat16). Weights are
-    read at the first use; what is missing or does not fit is reported by the constructor.
+    A call runs one compiled program per picture size, over batches that are filled up to
+    `batch_size` and split over as many of this process's devices as divide it; each of them holds
+    the weights (CLIP-H: 3.7 GiB in float32, half of that in bfloat16). Weights are read at the
+    first use; what is missing or does not fit is reported by the constructor.
 
     Args:
       path: folder in the Transformers layout of CLIP, or a Hugging Face id.
@@ -37,7 +40,8 @@ class ClipReward:
       text, pad: see `clip.read_clip`.
 
     Raises:
-      ValueError, FileNotFoundError: an option out of range, or files that are missing, damaged or of another network.
+      ValueError, FileNotFoundError: an option out of range, or files that are missing, damaged or
+        of another network.
     """
 
     name: str
@@ -47,10 +51,19 @@ class ClipReward:
     needs_metadata = False
 
     def __init__(
-        self, path: str, *, processor: str = '', weights: pathlib.Path | None = None, dtype: str = 'float32', batch_size: int = 16,
-        text: bool = True, pad: bool = False,
-    ):  # fmt: skip
-        from densegrpo_jax.pipelines import clip  # Flax takes a second of import that other rewards need not spend
+        self,
+        path: str,
+        *,
+        processor: str = '',
+        weights: pathlib.Path | None = None,
+        dtype: str = 'float32',
+        batch_size: int = 16,
+        text: bool = True,
+        pad: bool = False,
+    ):
+        from densegrpo_jax.pipelines import (
+            clip,  # Flax takes a second of import that other rewards need not spend
+        )
 
         if dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"{self.name}.dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
@@ -58,13 +71,20 @@ class ClipReward:
             raise ValueError(f'{self.name}.batch_size is {batch_size}; expected at least 1')
         files = clip.PROCESSOR_FILES if weights else (*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES)
         folder = self._find('path', path, clip.HOLDS, files)
-        tokenizer = self._find('processor', processor, clip.HOLDS_PROCESSOR, clip.PROCESSOR_FILES) if processor else folder
+        tokenizer = (
+            self._find('processor', processor, clip.HOLDS_PROCESSOR, clip.PROCESSOR_FILES)
+            if processor
+            else folder
+        )
         self.clip = clip.read_clip(folder, tokenizer, text=text, pad=pad, dtype=jnp.dtype(dtype))
         self._source, self._load = weights or folder, clip.load_params
         clip.check_params(self.clip, self._source)
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices[: math.gcd(batch_size, len(devices))]), ('batch',))
-        self._whole, self._rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('batch'))
+        self._whole, self._rows = (
+            NamedSharding(mesh, PartitionSpec()),
+            NamedSharding(mesh, PartitionSpec('batch')),
+        )
         self._batch_size = batch_size
         self._lock = threading.Lock()
         self._params, self._texts = None, {}
@@ -101,7 +121,9 @@ class ClipReward:
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Every prompt will do."""
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
         """Implements `Reward`. A picture whose score is not finite is invalid."""
         check_batch(images, prompts, metadata)
         if not len(images):
@@ -110,14 +132,22 @@ class ClipReward:
             text = self._text(prompts)
             parts = [self._score(self._loaded(), *batch) for batch in self._batches(images, text)]
         parts = jax.device_get(parts)
-        values = {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in self.names}
+        values = {
+            name: np.concatenate([part[name] for part in parts])[: len(images)]
+            for name in self.names
+        }
         valid = np.logical_and.reduce([np.isfinite(value) for value in values.values()])
-        return Scores({name: np.where(valid, value, np.float32(np.nan)) for name, value in values.items()}, valid)
+        return Scores(
+            {name: np.where(valid, value, np.float32(np.nan)) for name, value in values.items()},
+            valid,
+        )
 
     def _find(self, option: str, name: str, holds: str, files: Sequence[str]) -> pathlib.Path:
         from densegrpo_jax.pipelines.weights.hub import find_folder
 
-        return find_folder(name, option=f'reward.{self.name}.{option}', holds=holds, example=CLIP_H, files=files)
+        return find_folder(
+            name, option=f'reward.{self.name}.{option}', holds=holds, example=CLIP_H, files=files
+        )
 
     def _loaded(self) -> dict:
         if self._params is None:
@@ -128,12 +158,17 @@ class ClipReward:
         if self.clip.text is None:
             return np.zeros((len(prompts), 0), np.float32)
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
-            parts = [self._encode(self._loaded(), *batch) for batch in self._batches(self.clip.tokenize(new))]
+            parts = [
+                self._encode(self._loaded(), *batch)
+                for batch in self._batches(self.clip.tokenize(new))
+            ]
             self._texts.update(zip(new, map(np.copy, np.concatenate(jax.device_get(parts)))))
         return np.stack([self._texts[prompt] for prompt in prompts])
 
     def _batches(self, *arrays: np.ndarray):
-        """Rows of the arrays, `batch_size` at a time on the devices; the last batch repeats its last row."""
+        """Rows of the arrays, `batch_size` at a time on the devices; the last batch repeats its
+        last row.
+        """
         for start in range(0, len(arrays[0]), self._batch_size):
             rows = np.minimum(np.arange(start, start + self._batch_size), len(arrays[0]) - 1)
             yield [jax.device_put(array[rows], self._rows) for array in arrays]
@@ -144,7 +179,8 @@ def _cosine(clip, params, images, text):
 
 
 class ClipScoreReward(ClipReward):
-    """CLIP's logit, exp(logit_scale) * cosine, over 30 as in Flow-GRPO; 'clipscore_cosine' is the cosine alone.
+    """CLIP's logit, exp(logit_scale) * cosine, over 30 as in Flow-GRPO; 'clipscore_cosine' is the
+    cosine alone.
 
     Flow-GRPO resizes pictures bilinearly here; this is CLIP's own processor, which is bicubic.
     """
@@ -160,19 +196,31 @@ class ClipScoreReward(ClipReward):
         return jnp.exp(params['logit_scale']) * _cosine(self.clip, params, images, text) / 30
 
     def named(self, params, scores):
-        return {'clipscore': scores, 'clipscore_cosine': scores * 30 / jnp.exp(params['logit_scale'])}
+        return {
+            'clipscore': scores,
+            'clipscore_cosine': scores * 30 / jnp.exp(params['logit_scale']),
+        }
 
 
 class PickScoreReward(ClipReward):
-    """PickScore (arXiv 2305.01569): exp(logit_scale) * cosine of a CLIP-H that was trained on people's choices.
+    """PickScore (arXiv 2305.01569): exp(logit_scale) * cosine of a CLIP-H that was trained on
+    people's choices.
 
-    'pickscore' is that over 26, about 0.8 to 0.9, as Flow-GRPO trains on it; 'pickscore_raw' is what papers report, about 20 to 24.
+    'pickscore' is that over 26, about 0.8 to 0.9, as Flow-GRPO trains on it; 'pickscore_raw' is
+    what papers report, about 20 to 24.
     """
 
     name = 'pickscore'
     names = ('pickscore', 'pickscore_raw')
 
-    def __init__(self, path: str = 'yuvalkirstain/PickScore_v1', *, processor: str = CLIP_H, dtype: str = 'float32', batch_size: int = 16):
+    def __init__(
+        self,
+        path: str = 'yuvalkirstain/PickScore_v1',
+        *,
+        processor: str = CLIP_H,
+        dtype: str = 'float32',
+        batch_size: int = 16,
+    ):
         super().__init__(path, processor=processor, dtype=dtype, batch_size=batch_size)
 
     def scores(self, params, images, text):
@@ -184,23 +232,31 @@ class PickScoreReward(ClipReward):
 
 
 class Hpsv2Reward(ClipReward):
-    """HPSv2.1 (arXiv 2306.09341): the cosine of a CLIP-H that was trained on people's rankings, about 0.25 to 0.35.
+    """HPSv2.1 (arXiv 2306.09341): the cosine of a CLIP-H that was trained on people's rankings,
+    about 0.25 to 0.35.
 
-    Its own geometry: the whole picture is shown, with black bars if it is not square. Its tokenizer also repairs broken Unicode and HTML
-    entities, which CLIP's does not.
+    Its own geometry: the whole picture is shown, with black bars if it is not square. Its tokenizer
+    also repairs broken Unicode and HTML entities, which CLIP's does not.
 
     Args:
       path: CLIP-H; gives config.json, the tokenizer and preprocessor_config.json.
-      weights: HPSv2.1's as a safetensors file in OpenCLIP's layout, or as a folder in Transformers'.
+      weights: HPSv2.1's as a safetensors file in OpenCLIP's layout, or as a folder in
+        Transformers'.
     """
 
     name = 'hpsv2'
     names = ('hpsv2',)
     range = (-1.0, 1.0)
 
-    def __init__(self, path: str = CLIP_H, *, weights: str = '', dtype: str = 'float32', batch_size: int = 16):
+    def __init__(
+        self, path: str = CLIP_H, *, weights: str = '', dtype: str = 'float32', batch_size: int = 16
+    ):
         weights = safetensors_file(
-            f'{self.name}.weights', weights, origin='HPS_v2.1_compressed.pt of xswu/HPSv2', entry="['state_dict']", folder=True
+            f'{self.name}.weights',
+            weights,
+            origin='HPS_v2.1_compressed.pt of xswu/HPSv2',
+            entry="['state_dict']",
+            folder=True,
         )
         super().__init__(path, weights=weights, dtype=dtype, batch_size=batch_size, pad=True)
 
@@ -209,15 +265,19 @@ class Hpsv2Reward(ClipReward):
         return _cosine(self.clip, params, images, text)
 
 
-def safetensors_file(option: str, value: str, *, origin: str, entry: str = '', folder: bool = False) -> pathlib.Path:
+def safetensors_file(
+    option: str, value: str, *, origin: str, entry: str = '', folder: bool = False
+) -> pathlib.Path:
     """The path `value` of weights that are published as a pickle only, which is never opened here.
 
     Args:
-      option: its configuration key. origin: the published file. entry: where in the pickle the tensors are.
+      option: its configuration key. origin: the published file. entry: where in the pickle the
+        tensors are.
       folder: whether a folder will do too.
 
     Raises:
-      ValueError: not given, or a pickle; the message says how to make a safetensors file. FileNotFoundError: it does not exist.
+      ValueError: not given, or a pickle; the message says how to make a safetensors file.
+        FileNotFoundError: it does not exist.
     """
     path = pathlib.Path(value).expanduser()
     if value and path.suffix not in ('.pt', '.pth', '.bin', '.ckpt'):

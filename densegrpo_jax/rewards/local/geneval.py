@@ -8,7 +8,12 @@ import numpy as np
 from densegrpo_jax.data.geneval import check_metadata
 from densegrpo_jax.rewards.base import Scores, check_batch
 from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER, SIDE, GenevalDetector
-from densegrpo_jax.rewards.local.geneval_rule import MAX_OBJECTS, Detection, GenevalScores, geneval_scores
+from densegrpo_jax.rewards.local.geneval_rule import (
+    MAX_OBJECTS,
+    Detection,
+    GenevalScores,
+    geneval_scores,
+)
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +23,10 @@ Detector = Callable[[np.ndarray, Sequence[dict]], list[list[Detection]]]
 class GenevalReward:
     """Finds objects with Mask2Former, names their colours with CLIP and applies `geneval_scores`.
 
-    Trained on is Flow-GRPO's partial score; logged besides are its strict verdict and GenEval's accuracy, 0 or 1. A picture on which the
-    detector fails is invalid (and logged), never 0. The models are torch's: with JAX in the same process they compete for the GPU's
-    memory, in a reward server they do not.
+    Trained on is Flow-GRPO's partial score; logged besides are its strict verdict and GenEval's
+    accuracy, 0 or 1. A picture on which the detector fails is invalid (and logged), never 0. The
+    models are torch's: with JAX in the same process they compete for the GPU's memory, in a reward
+    server they do not.
 
     Args:
       mask2former, clip: folders or Hugging Face ids of the models.
@@ -28,11 +34,13 @@ class GenevalReward:
       side: the detector sees a picture with its shorter side scaled to this many pixels.
       batch_size: pictures per call of the detector.
       half_for_wrong_position: see `geneval_scores`.
-      make_detector: makes a detector, called once; images uint8 [n, H, W, 3] and metadata [n] -> n lists of `Detection`, with colours
-        where `colours_needed` asks for them. It may be called by several threads at once. For other models.
+      make_detector: makes a detector, called once; images uint8 [n, H, W, 3] and metadata [n] -> n
+        lists of `Detection`, with colours where `colours_needed` asks for them. It may be called by
+        several threads at once. For other models.
 
     Raises:
-      ValueError: an option out of range. ModuleNotFoundError, FileNotFoundError: see `GenevalDetector`.
+      ValueError: an option out of range. ModuleNotFoundError, FileNotFoundError: see
+        `GenevalDetector`.
     """
 
     name = 'geneval'
@@ -52,23 +60,38 @@ class GenevalReward:
         make_detector: Callable[[], Detector] | None = None,
     ):
         if side < 32 or batch_size < 1:
-            raise ValueError(f'geneval: side {side}, batch_size {batch_size}; expected side >= 32 and batch_size >= 1')
-        # Made here, so that a model that is not there is reported before a run starts, not by a worker thread in the middle of it.
-        self._detect = make_detector() if make_detector else GenevalDetector(mask2former, clip, torch_device=torch_device, side=side)
+            raise ValueError(
+                f'geneval: side {side}, batch_size {batch_size}; expected side >= 32 and batch_size >= 1'
+            )
+        # Made here, so that a model that is not there is reported before a run starts, not by a
+        # worker thread in the middle of it.
+        self._detect = (
+            make_detector()
+            if make_detector
+            else GenevalDetector(mask2former, clip, torch_device=torch_device, side=side)
+        )
         self.device = 'host' if torch_device == 'cpu' else 'accelerator'
         self._batch_size = batch_size
         self._half_for_wrong_position = half_for_wrong_position
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Raises ValueError, naming the prompt, if its metadata do not say what should be in the picture."""
+        """Raises ValueError, naming the prompt, if its metadata do not say what should be in the
+        picture.
+        """
         for i, (prompt, extra) in enumerate(zip(prompts, metadata, strict=True)):
             try:
                 check_metadata(extra)
             except ValueError as error:
-                raise ValueError(f'prompt {i}, {prompt!r}, is no GenEval prompt ({error}); those come from a .jsonl file') from None
+                raise ValueError(
+                    f'prompt {i}, {prompt!r}, is no GenEval prompt ({error}); those come from a .jsonl file'
+                ) from None
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
-        """Implements `Reward`. Raises ValueError, naming the prompt, if its metadata are malformed."""
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
+        """Implements `Reward`. Raises ValueError, naming the prompt, if its metadata are
+        malformed.
+        """
         check_batch(images, prompts, metadata)
         self.check(prompts, metadata)
         results: list[GenevalScores | None] = []
@@ -77,18 +100,29 @@ class GenevalReward:
             try:
                 results += self._score(images[start:stop], metadata[start:stop])
             except Exception:  # noqa: BLE001 (whatever went wrong: one picture must not take its neighbours along)
-                results += [self._score_one(i, images, metadata) for i in range(start, min(stop, len(images)))]
+                results += [
+                    self._score_one(i, images, metadata)
+                    for i in range(start, min(stop, len(images)))
+                ]
         valid = np.array([result is not None for result in results], bool)
-        column = lambda field: np.array([np.nan if r is None else getattr(r, field) for r in results], np.float32)
+        column = lambda field: np.array(
+            [np.nan if r is None else getattr(r, field) for r in results], np.float32
+        )
         return Scores(dict(zip(self.names, map(column, ('score', 'strict', 'correct')))), valid)
 
     def _score(self, images: np.ndarray, metadata: Sequence[dict]) -> list[GenevalScores]:
-        judge = lambda found, wanted: geneval_scores(found, wanted, half_for_wrong_position=self._half_for_wrong_position)
+        judge = lambda found, wanted: geneval_scores(
+            found, wanted, half_for_wrong_position=self._half_for_wrong_position
+        )
         return [judge(*one) for one in zip(self._detect(images, metadata), metadata, strict=True)]
 
-    def _score_one(self, index: int, images: np.ndarray, metadata: Sequence[dict]) -> GenevalScores | None:
+    def _score_one(
+        self, index: int, images: np.ndarray, metadata: Sequence[dict]
+    ) -> GenevalScores | None:
         try:
             return self._score(images[index : index + 1], metadata[index : index + 1])[0]
         except Exception:
-            log.exception('GenEval failed on picture %d of the batch; it stays without a score', index)
+            log.exception(
+                'GenEval failed on picture %d of the batch; it stays without a score', index
+            )
             return None

@@ -1,7 +1,8 @@
-"""GenEval's rules: what was found in a picture against what its prompt asks for. Pure functions, no model.
+"""GenEval's rules: what was found in a picture against what its prompt asks for. Pure functions, no
+model.
 
-Three verdicts: Flow-GRPO's partial score, which is trained on, its strict rule (both of the reward server of arXiv 2505.05470), and the
-accuracy that GenEval reports (arXiv 2310.11513).
+Three verdicts: Flow-GRPO's partial score, which is trained on, its strict rule (both of the reward
+server of arXiv 2505.05470), and the accuracy that GenEval reports (arXiv 2310.11513).
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ POSITION_THRESHOLD = 0.1  # share of the summed sizes by which centres must diff
 class Detection(NamedTuple):
     """An object in a picture.
 
-    name: one of `data.geneval.OBJECTS`. box: x0, y0, x1, y1 in pixels, y downwards. score: confidence in [0, 1]. colour: one of
-    `data.geneval.COLOURS`, or None where nobody looked; `colours_needed` tells where somebody must.
+    name: one of `data.geneval.OBJECTS`. box: x0, y0, x1, y1 in pixels, y downwards. score:
+    confidence in [0, 1]. colour: one of `data.geneval.COLOURS`, or None where nobody looked;
+    `colours_needed` tells where somebody must.
     """
 
     name: str
@@ -33,9 +35,10 @@ class Detection(NamedTuple):
 class GenevalScores(NamedTuple):
     """Verdicts on one picture.
 
-    score: Flow-GRPO's partial score in [2 - MAX_OBJECTS, 1]. strict: every count, colour and position exactly as asked (`exclude` is not
-    looked at). correct: GenEval's accuracy: at least so many objects, the most confident ones as asked, and nothing of `exclude`.
-    reason: what failed, for a log; '' if nothing did.
+    score: Flow-GRPO's partial score in [2 - MAX_OBJECTS, 1]. strict: every count, colour and
+    position exactly as asked (`exclude` is not looked at). correct: GenEval's accuracy: at least so
+    many objects, the most confident ones as asked, and nothing of `exclude`. reason: what failed,
+    for a log; '' if nothing did.
     """
 
     score: float
@@ -45,20 +48,27 @@ class GenevalScores(NamedTuple):
 
 
 def geneval_scores(
-    detections: Sequence[Detection], metadata: dict, *, half_for_wrong_position: bool = True, objects: tuple[str, ...] = OBJECTS
+    detections: Sequence[Detection],
+    metadata: dict,
+    *,
+    half_for_wrong_position: bool = True,
+    objects: tuple[str, ...] = OBJECTS,
 ) -> GenevalScores:
     """Scores one picture by what was found in it.
 
-    The partial score is the mean of parts. Each clause of `include` that asks for n objects of which m are found gives 1 - |n - m| / n,
-    which falls below 0 for m > 2n. A clause with a colour or a position has a second part: 0 if m != n; the share of objects that have
-    the colour; 1 or 0 for the position (0 as well if the clause that it refers to fails).
+    The partial score is the mean of parts. Each clause of `include` that asks for n objects of
+    which m are found gives 1 - |n - m| / n, which falls below 0 for m > 2n. A clause with a colour
+    or a position has a second part: 0 if m != n; the share of objects that have the colour; 1 or 0
+    for the position (0 as well if the clause that it refers to fails).
 
     Args:
-      detections: all objects found, in any order. Those at or below the threshold of the prompt's tag do not count, nor do more than
-        MAX_OBJECTS of a class. Overlapping boxes are not merged (GenEval: max_overlap 1).
+      detections: all objects found, in any order. Those at or below the threshold of the prompt's
+        tag do not count, nor do more than MAX_OBJECTS of a class. Overlapping boxes are not merged
+        (GenEval: max_overlap 1).
       metadata: see `check_metadata`.
-      half_for_wrong_position: a wrong position counts as two parts, 0 and 1, as in Flow-GRPO's code, so that published scores are
-        reproduced; False counts 0, which is what the rule means. Only `score` depends on it.
+      half_for_wrong_position: a wrong position counts as two parts, 0 and 1, as in Flow-GRPO's
+        code, so that published scores are reproduced; False counts 0, which is what the rule means.
+        Only `score` depends on it.
       objects: the classes that a prompt may name.
 
     Raises:
@@ -67,21 +77,28 @@ def geneval_scores(
     check_metadata(metadata, objects)
     for i in colours_needed(detections, metadata):
         if detections[i].colour is None:
-            raise ValueError(f'detection {i} ({detections[i].name}) has no colour, and the prompt asks for one')
-    found = {name: [detections[i] for i in rows] for name, rows in _kept(detections, metadata['tag']).items()}
+            raise ValueError(
+                f'detection {i} ({detections[i].name}) has no colour, and the prompt asks for one'
+            )
+    found = {
+        name: [detections[i] for i in rows]
+        for name, rows in _kept(detections, metadata['tag']).items()
+    }
     wrong_position = [0.0, 1.0] if half_for_wrong_position else [0.0]
     parts, failures = _judge(found, metadata['include'], wrong_position, exact=True)
     _, misses = _judge(found, metadata['include'], wrong_position, exact=False)
     for clause in metadata.get('exclude', []):
         if (number := len(found.get(clause['class'], []))) >= clause['count']:
-            misses.append(f'expected fewer than {clause["count"]} {clause["class"]}, found {number}')
+            misses.append(
+                f'expected fewer than {clause["count"]} {clause["class"]}, found {number}'
+            )
     reason = '; '.join(dict.fromkeys(failures + misses))
     return GenevalScores(float(np.mean(parts)), not failures, not misses, reason)
 
 
 def colours_needed(detections: Sequence[Detection], metadata: dict) -> list[int]:
-    """Indices of the detections whose colour the verdicts depend on: the n most confident of a clause that asks for n of a colour,
-    and none if there are fewer than n."""
+    """Indices of the detections whose colour the verdicts depend on: the n most confident of a
+    clause that asks for n of a colour, and none if there are fewer than n."""
     kept, rows = _kept(detections, metadata['tag']), set()
     for clause in metadata['include']:
         found = kept.get(clause['class'], [])
@@ -93,8 +110,8 @@ def colours_needed(detections: Sequence[Detection], metadata: dict) -> list[int]
 def relations(a: Detection, b: Detection) -> set[str]:
     """Where a lies relative to b: a subset of RELATIONS, at most one of each axis.
 
-    The distance between the centres is shortened on each axis by POSITION_THRESHOLD of the summed sizes; what remains counts where it is
-    more than half of the whole distance.
+    The distance between the centres is shortened on each axis by POSITION_THRESHOLD of the summed
+    sizes; what remains counts where it is more than half of the whole distance.
     """
     box_a, box_b = (np.asarray(d.box, float).reshape(2, 2) for d in (a, b))
     offset = box_a.mean(0) - box_b.mean(0)
@@ -112,20 +129,30 @@ def _kept(detections: Sequence[Detection], tag: str) -> dict[str, list[int]]:
     threshold = COUNTING_THRESHOLD if tag == 'counting' else THRESHOLD
     kept: dict[str, list[int]] = {}
     for i in sorted(range(len(detections)), key=lambda i: -detections[i].score):
-        if detections[i].score > threshold and len(kept.setdefault(detections[i].name, [])) < MAX_OBJECTS:
+        if (
+            detections[i].score > threshold
+            and len(kept.setdefault(detections[i].name, [])) < MAX_OBJECTS
+        ):
             kept[detections[i].name].append(i)
     return kept
 
 
-def _judge(objects: dict[str, list[Detection]], include, wrong_position: list[float], *, exact: bool) -> tuple[list[float], list[str]]:
-    """The parts of the partial score and what failed, where a clause wants exactly its count of objects, or at least so many."""
-    parts, failures, matches = [], [], []  # matches: the objects of each clause, None where it failed
+def _judge(
+    objects: dict[str, list[Detection]], include, wrong_position: list[float], *, exact: bool
+) -> tuple[list[float], list[str]]:
+    """The parts of the partial score and what failed, where a clause wants exactly its count of
+    objects, or at least so many.
+    """
+    # matches: the objects of each clause, None where it failed
+    parts, failures, matches = [], [], []
     for clause in include:
         name, n, found = clause['class'], clause['count'], objects.get(clause['class'], [])
         parts.append(1 - abs(n - len(found)) / n)
         before = len(failures)
         if len(found) != n if exact else len(found) < n:
-            failures.append(f'expected {"" if exact else "at least "}{n} {name}, found {len(found)}')
+            failures.append(
+                f'expected {"" if exact else "at least "}{n} {name}, found {len(found)}'
+            )
             if 'color' in clause or 'position' in clause:
                 parts.append(0.0)
         else:
@@ -134,12 +161,16 @@ def _judge(objects: dict[str, list[Detection]], include, wrong_position: list[fl
                 colours = [d.colour for d in found]
                 parts.append(colours.count(clause['color']) / n)
                 if parts[-1] < 1:
-                    failures.append(f'expected {n} {clause["color"]} {name}, found {", ".join(colours)}')
+                    failures.append(
+                        f'expected {n} {clause["color"]} {name}, found {", ".join(colours)}'
+                    )
             if 'position' in clause and len(failures) == before:
                 relation, target = clause['position']
                 if matches[target] is None:
                     parts.append(0.0)
-                    failures.append(f'no {include[target]["class"]} as asked for {name} to be {relation}')
+                    failures.append(
+                        f'no {include[target]["class"]} as asked for {name} to be {relation}'
+                    )
                 elif all(relation in relations(a, b) for a in found for b in matches[target]):
                     parts.append(1.0)
                 else:

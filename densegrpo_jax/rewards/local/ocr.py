@@ -10,7 +10,14 @@ from rapidfuzz.distance import Levenshtein
 
 from densegrpo_jax.data.prompts import quoted_target
 from densegrpo_jax.rewards.base import Scores, check_batch
-from densegrpo_jax.rewards.local.readers import DETECTOR, RECOGNISER, Line, LineReader, SceneReader, model_file
+from densegrpo_jax.rewards.local.readers import (
+    DETECTOR,
+    RECOGNISER,
+    Line,
+    LineReader,
+    SceneReader,
+    model_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +32,10 @@ def normalise(text: str) -> str:
 def ocr_score(recognised: str, target: str, extra_text_penalty: float = 0.0) -> float:
     """Flow-GRPO's OCR reward (arXiv 2505.05470, section 4.1): 1 - min(d, |target|) / |target|.
 
-    d is 0 if the target occurs in the recognised text, else their Levenshtein distance; both are normalised first. Text
-    around the target is therefore free, a known loophole. `extra_text_penalty` = p closes it: where the target occurs,
-    d = p * (|recognised| - |target|). So p = 0 is Flow-GRPO's reward, and p = 1 the plain capped edit distance.
+    d is 0 if the target occurs in the recognised text, else their Levenshtein distance; both are
+    normalised first. Text around the target is therefore free, a known loophole.
+    `extra_text_penalty` = p closes it: where the target occurs, d = p * (|recognised| - |target|).
+    So p = 0 is Flow-GRPO's reward, and p = 1 the plain capped edit distance.
 
     Raises:
       ValueError: the target is empty or nothing but spaces.
@@ -43,7 +51,8 @@ def ocr_score(recognised: str, target: str, extra_text_penalty: float = 0.0) -> 
 
 
 def targets_of(prompts: Sequence[str], metadata: Sequence[dict]) -> list[str]:
-    """metadata[i]['target'] where given, else the text between the first pair of straight double quotes of prompts[i].
+    """metadata[i]['target'] where given, else the text between the first pair of straight double
+    quotes of prompts[i].
 
     Raises:
       ValueError: a prompt has neither; names its index and text.
@@ -62,26 +71,34 @@ def targets_of(prompts: Sequence[str], metadata: Sequence[dict]) -> list[str]:
 class OcrReward:
     """Reads pictures with PP-OCRv6 and scores the text with `ocr_score`; range [0, 1].
 
-    A picture on which the engine fails is invalid (and logged), never 0. A blank picture is read as '' and scores 0.
+    A picture on which the engine fails is invalid (and logged), never 0. A blank picture is read as
+    '' and scores 0.
 
     Args:
-      mode: 'recognise' reads the whole picture as one line of text (the miniature); 'detect' finds lines first.
+      mode: 'recognise' reads the whole picture as one line of text (the miniature); 'detect' finds
+        lines first.
       extra_text_penalty: in [0, 1], see `ocr_score`.
-      smooth: share of the likelihood in what is trained on, in [0, 1] ('recognise'): (1 - smooth) * `ocr_score` + smooth * the
-        probability per character that the recogniser gives the target (`readers.ctc_likelihood`). The score alone has as many values as
-        the word has letters and stands still under most steps; the likelihood moves with every stroke. Both are logged on their own,
-        and `eval.best='ocr'` keeps measuring the score.
-      drop_score: lines of lower confidence are ignored by the engine. None: 0.5 when detecting, as PaddleOCR does before
-        Flow-GRPO sees its lines, and 0 when recognising, where an uncertain reading of the only line is all there is. Of
-        what is left, lines of confidence > 0 are joined.
+      smooth: share of the likelihood in what is trained on, in [0, 1] ('recognise'): (1 - smooth) *
+        `ocr_score` + smooth * the probability per character that the recogniser gives the target
+        (`readers.ctc_likelihood`). The score alone has as many values as the word has letters and
+        stands still under most steps; the likelihood moves with every stroke. Both are logged on
+        their own, and `eval.best='ocr'` keeps measuring the score.
+      drop_score: lines of lower confidence are ignored by the engine. None: 0.5 when detecting, as
+        PaddleOCR does before Flow-GRPO sees its lines, and 0 when recognising, where an uncertain
+        reading of the only line is all there is. Of what is left, lines of confidence > 0 are
+        joined.
       batch_size: pictures per call of the engine ('recognise').
-      width_scale: the recogniser sees a picture at this fraction of its natural width ('recognise'). 5/6 costs 5/6 of the
-        time and read 320 clean, noisy and blurred miniature pictures as well as 1 did; below that, noise costs accuracy.
-      detect_side: the detector sees a picture with its longer side scaled down to this many pixels ('detect').
-      make_reader: makes a reader, images uint8 [n, H, W, 3] -> n lists of `Line`; called once per thread. For other engines.
+      width_scale: the recogniser sees a picture at this fraction of its natural width
+        ('recognise'). 5/6 costs 5/6 of the time and read 320 clean, noisy and blurred miniature
+        pictures as well as 1 did; below that, noise costs accuracy.
+      detect_side: the detector sees a picture with its longer side scaled down to this many pixels
+        ('detect').
+      make_reader: makes a reader, images uint8 [n, H, W, 3] -> n lists of `Line`; called once per
+        thread. For other engines.
 
     Raises:
-      ValueError: an option out of range. FileNotFoundError, ModuleNotFoundError: the models are not there.
+      ValueError: an option out of range. FileNotFoundError, ModuleNotFoundError: the models are not
+        there.
     """
 
     name = 'ocr'
@@ -104,11 +121,15 @@ class OcrReward:
         if mode not in ('recognise', 'detect'):
             raise ValueError(f"ocr.mode is {mode!r}; expected 'recognise' or 'detect'")
         if not 0 <= extra_text_penalty <= 1:
-            raise ValueError(f'ocr.extra_text_penalty is {extra_text_penalty}; expected a number in [0, 1]')
+            raise ValueError(
+                f'ocr.extra_text_penalty is {extra_text_penalty}; expected a number in [0, 1]'
+            )
         if not 0 <= smooth <= 1:
             raise ValueError(f'ocr.smooth is {smooth}; expected a number in [0, 1]')
         if smooth and mode != 'recognise':
-            raise ValueError(f"ocr.smooth is {smooth}: only mode 'recognise' knows how likely the target is")
+            raise ValueError(
+                f"ocr.smooth is {smooth}: only mode 'recognise' knows how likely the target is"
+            )
         if drop_score is None:
             drop_score = 0.5 if mode == 'detect' else 0.0
         if not 0 <= drop_score <= 1:
@@ -118,7 +139,8 @@ class OcrReward:
                 f'ocr: batch_size {batch_size}, detect_side {detect_side}, width_scale {width_scale}; '
                 'expected batch_size >= 1, detect_side >= 32 and width_scale in [0.25, 4]'
             )
-        if make_reader is None:  # missing models are reported here, not by a worker thread in the middle of a run
+        # missing models are reported here, not by a worker thread in the middle of a run
+        if make_reader is None:
             for file in (RECOGNISER,) if mode == 'recognise' else (DETECTOR, RECOGNISER):
                 model_file(file)
             if mode == 'recognise':
@@ -138,7 +160,9 @@ class OcrReward:
         targets_of(prompts, metadata)
 
     def read(self, images: np.ndarray) -> list[str | None]:
-        """The text of each picture, its lines joined by spaces; None where the engine failed. images uint8 [N, H, W, 3]."""
+        """The text of each picture, its lines joined by spaces; None where the engine failed.
+        images uint8 [N, H, W, 3].
+        """
         return [None if lines is None else self._join(lines) for lines in self._lines(images)]
 
     def _lines(self, images: np.ndarray, *targets: Sequence[str]) -> list[list[Line] | None]:
@@ -151,20 +175,33 @@ class OcrReward:
             try:
                 found += self._local.reader(*batch)
             except Exception:  # noqa: BLE001 (whatever went wrong in the engine: one picture must not take its neighbours along)
-                found += [self._read_one(start + i, *(part[i : i + 1] for part in batch)) for i in range(len(batch[0]))]
+                found += [
+                    self._read_one(start + i, *(part[i : i + 1] for part in batch))
+                    for i in range(len(batch[0]))
+                ]
         return found
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
         """Implements `Reward`. Raises ValueError, naming the prompt, if one has no target."""
         check_batch(images, prompts, metadata)
         targets = targets_of(prompts, metadata)
         found = self._lines(images, *([list(map(normalise, targets))] if self._smooth else []))
         valid = np.array([lines is not None for lines in found], bool)
-        per_picture = lambda score: np.array([np.nan if f is None else score(f, t) for f, t in zip(found, targets)], np.float32)
-        values = {'ocr': per_picture(lambda lines, target: ocr_score(self._join(lines), target, self._extra_text_penalty))}
+        per_picture = lambda score: np.array(
+            [np.nan if f is None else score(f, t) for f, t in zip(found, targets)], np.float32
+        )
+        values = {
+            'ocr': per_picture(
+                lambda lines, target: ocr_score(self._join(lines), target, self._extra_text_penalty)
+            )
+        }
         if self._smooth:
             values['ocr_likelihood'] = per_picture(lambda lines, _: lines[0].likelihood)
-            values['ocr_smooth'] = (1 - self._smooth) * values['ocr'] + self._smooth * values['ocr_likelihood']
+            values['ocr_smooth'] = (1 - self._smooth) * values['ocr'] + self._smooth * values[
+                'ocr_likelihood'
+            ]
         return Scores(values, valid)
 
     def _read_one(self, index: int, *one) -> list[Line] | None:
@@ -175,4 +212,8 @@ class OcrReward:
             return None
 
     def _join(self, lines: list[Line]) -> str:
-        return ' '.join(line.text for line in lines if line.confidence > 0 and line.confidence >= self._drop_score)
+        return ' '.join(
+            line.text
+            for line in lines
+            if line.confidence > 0 and line.confidence >= self._drop_score
+        )

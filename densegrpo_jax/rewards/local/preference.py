@@ -1,7 +1,8 @@
-"""Preference reward: a smooth score of a picture of shapes, the miniature's stand-in for a learned preference model such as PickScore.
+"""Preference reward: a smooth score of a picture of shapes, the miniature's stand-in for a learned
+preference model such as PickScore.
 
-Like PickScore it depends on the prompt and on looks, every small change of a picture moves it, and its scale means nothing by itself.
-Unlike PickScore it is made by hand and costs milliseconds.
+Like PickScore it depends on the prompt and on looks, every small change of a picture moves it, and
+its scale means nothing by itself. Unlike PickScore it is made by hand and costs milliseconds.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,16 @@ from densegrpo_jax.rewards.local.shapes import check_rows
 
 SHAPE_SPREAD = 0.12  # distance of signatures, and ...
 COLOUR_SPREAD = 60.0  # ... of colours in RGB, at which a similarity has fallen to exp(-1/2)
-FULL_AREA = 20.0  # pixels; blots of that size count as less than an object, the smallest star has twice as many
+# pixels; blots of that size count as less than an object, the smallest star has twice as many
+FULL_AREA = 20.0
 DECIBELS = 20.0  # per unit of clarity
 DIRECTIONS = {'left of': (-1, 0), 'right of': (1, 0), 'above': (0, -1), 'below': (0, 1)}
 
 
 class Found(NamedTuple):
-    """A piece of one colour. shapes: its distance to every shape. colour: its mean, RGB. weight: below 1 if it is small."""
+    """A piece of one colour. shapes: its distance to every shape. colour: its mean, RGB. weight:
+    below 1 if it is small.
+    """
 
     shapes: np.ndarray
     colour: np.ndarray
@@ -34,11 +38,13 @@ class Found(NamedTuple):
 class PreferenceReward:
     """preference = match * (clarity + contrast), all three also returned.
 
-    match in [0, 1]: objects of the prompt and of the picture are paired so that the sum of their similarities, exp(-d^2/2) in shape and
-    colour, is largest; the sum is divided by the objects asked for plus those that are too many; a relation multiplies it by the mean of
-    (1 + cos)/2 over its pairs, of the angle between the direction asked for and the direction found.
-    clarity: how well the picture is explained by flat shapes with sharp edges on a flat ground, PSNR / 20 dB, at most 2.4.
-    contrast in [0, 1]: mean distance of the objects' colours from the ground, over that of black from white.
+    match in [0, 1]: objects of the prompt and of the picture are paired so that the sum of their
+    similarities, exp(-d^2/2) in shape and colour, is largest; the sum is divided by the objects
+    asked for plus those that are too many; a relation multiplies it by the mean of (1 + cos)/2 over
+    its pairs, of the angle between the direction asked for and the direction found. clarity: how
+    well the picture is explained by flat shapes with sharp edges on a flat ground, PSNR / 20 dB, at
+    most 2.4. contrast in [0, 1]: mean distance of the objects' colours from the ground, over that
+    of black from white.
     """
 
     name = 'preference'
@@ -51,7 +57,9 @@ class PreferenceReward:
         """Raises ValueError, naming the prompt, if its metadata is no GenEval row about shapes."""
         check_rows(self.name, prompts, metadata)
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
         """Implements `Reward`. Raises ValueError as `check` does."""
         check_batch(images, prompts, metadata)
         self.check(prompts, metadata)
@@ -71,22 +79,39 @@ def look(image: np.ndarray) -> tuple[list[Found], float, float]:
     flat, found = np.broadcast_to(ground, pixels.shape).copy(), []
     for _, coverage in segments(image):
         height, width = coverage.shape
-        sharp = outline_mask(coverage).reshape(height, FINE, width, FINE).mean((1, 3))  # edges as sharp as pixels allow
+        # edges as sharp as pixels allow
+        sharp = outline_mask(coverage).reshape(height, FINE, width, FINE).mean((1, 3))
         colour = (pixels * sharp[..., None]).sum((0, 1)) / sharp.sum()
         flat += sharp[..., None] * (colour - flat)
         ys, xs = np.indices(sharp.shape)
         centre = np.array([(xs * sharp).sum(), (ys * sharp).sum()]) / sharp.sum()
-        found.append(Found(distances(coverage), colour, centre, float(1 - np.exp(-np.square(sharp.sum() / FULL_AREA)))))
-    # One squared grey level is what rounding and the like cost; it also keeps a perfect picture finite.
+        found.append(
+            Found(
+                distances(coverage),
+                colour,
+                centre,
+                float(1 - np.exp(-np.square(sharp.sum() / FULL_AREA))),
+            )
+        )
+    # One squared grey level is what rounding and the like cost; it also keeps a perfect picture
+    # finite.
     clarity = 10 * np.log10(255.0**2 / (1 + np.square(pixels - flat).mean())) / DECIBELS
-    contrast = np.mean([np.linalg.norm(f.colour - ground) for f in found]) / np.linalg.norm([255.0] * 3) if found else 0.0
+    contrast = (
+        np.mean([np.linalg.norm(f.colour - ground) for f in found]) / np.linalg.norm([255.0] * 3)
+        if found
+        else 0.0
+    )
     return found, float(clarity), float(contrast)
 
 
 def match_of(found: list[Found], include: list[dict]) -> float:
-    """How well what was found fits what a GenEval row includes, in [0, 1]; see `PreferenceReward`."""
+    """How well what was found fits what a GenEval row includes, in [0, 1]; see
+    `PreferenceReward`.
+    """
     wanted = [(i, clause) for i, clause in enumerate(include) for _ in range(clause['count'])]
-    similarity = np.array([[similar(f, clause) for f in found] for _, clause in wanted]).reshape(len(wanted), len(found))
+    similarity = np.array([[similar(f, clause) for f in found] for _, clause in wanted]).reshape(
+        len(wanted), len(found)
+    )
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     spare = sum(f.weight for j, f in enumerate(found) if j not in columns)
     match = similarity[rows, columns].sum() / (len(wanted) + spare)

@@ -1,4 +1,6 @@
-"""Text readers: pictures in, lines of text with confidences out. PP-OCRv6 from the installed `rapidocr` package, nothing is fetched."""
+"""Text readers: pictures in, lines of text with confidences out. PP-OCRv6 from the installed
+`rapidocr` package, nothing is fetched.
+"""
 
 import importlib.util
 import math
@@ -19,8 +21,8 @@ _building = threading.Lock()
 
 
 class Line(NamedTuple):
-    """A line of text, the mean probability of its characters, in [0, 1] (0 for an empty text), and the likelihood of the text that was
-    asked for (NaN where none was), see `ctc_likelihood`."""
+    """A line of text, the mean probability of its characters, in [0, 1] (0 for an empty text), and
+    the likelihood of the text that was asked for (NaN where none was), see `ctc_likelihood`."""
 
     text: str
     confidence: float
@@ -28,7 +30,8 @@ class Line(NamedTuple):
 
 
 def model_file(name: str) -> Path:
-    """Path of a model inside the installed rapidocr package, which is not imported (that would load OpenCV).
+    """Path of a model inside the installed rapidocr package, which is not imported (that would load
+    OpenCV).
 
     Raises:
       ModuleNotFoundError: rapidocr is not installed.
@@ -36,15 +39,21 @@ def model_file(name: str) -> Path:
     """
     spec = importlib.util.find_spec('rapidocr')
     if spec is None:
-        raise ModuleNotFoundError('the OCR reward reads with models from the package rapidocr: pip install rapidocr onnxruntime')
+        raise ModuleNotFoundError(
+            'the OCR reward reads with models from the package rapidocr: pip install rapidocr onnxruntime'
+        )
     path = Path(spec.origin).parent / 'models' / name
     if not path.is_file():
-        raise FileNotFoundError(f'OCR model {path} does not exist; pip install --force-reinstall rapidocr==3.10.0')
+        raise FileNotFoundError(
+            f'OCR model {path} does not exist; pip install --force-reinstall rapidocr==3.10.0'
+        )
     return path
 
 
 def line_width(height: int, width: int, width_scale: float) -> int:
-    """Columns of the recogniser's input for a picture: its width at `LINE_HEIGHT` times `width_scale`, up to a whole frame."""
+    """Columns of the recogniser's input for a picture: its width at `LINE_HEIGHT` times
+    `width_scale`, up to a whole frame.
+    """
     return STRIDE * max(2, math.ceil(LINE_HEIGHT * width / height * width_scale / STRIDE - 1e-6))
 
 
@@ -63,19 +72,22 @@ def ctc_greedy(ids: np.ndarray, probs: np.ndarray, characters: list[str]) -> Lin
 
 
 def ctc_likelihood(probs: np.ndarray, targets: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
-    """P(target | picture)^(1 / length) by the forward algorithm of CTC (Graves et al. 2006, section 4.1), in [0, 1].
+    """P(target | picture)^(1 / length) by the forward algorithm of CTC (Graves et al. 2006, section
+    4.1), in [0, 1].
 
     Args:
       probs: [N, frames, classes]; class 0 is the blank.
-      targets: for each picture and each character of its target, the classes that count as that character (upper and lower case); they are
-        one class before repeats are merged.
+      targets: for each picture and each character of its target, the classes that count as that
+        character (upper and lower case); they are one class before repeats are merged.
 
     Returns:
-      float64 [N]; 0 where the target has more characters than there are frames, or a character without a class.
+      float64 [N]; 0 where the target has more characters than there are frames, or a character
+      without a class.
     """
     count, frames = probs.shape[:2]
     longest = 2 * max(map(len, targets)) + 1
-    # Labels are blank, character, blank, ..., blank. A character may follow the one before it directly, unless they are the same.
+    # Labels are blank, character, blank, ..., blank. A character may follow the one before it
+    # directly, unless they are the same.
     emission = np.zeros((count, frames, longest))
     emission[:, :, 0::2] = probs[:, :, :1]
     skips = np.zeros((count, longest), bool)
@@ -89,7 +101,9 @@ def ctc_likelihood(probs: np.ndarray, targets: Sequence[Sequence[Sequence[int]]]
     alpha[:, :2] = emission[:, 0, :2]
     for t in range(1, frames):
         one = np.pad(alpha, ((0, 0), (1, 0)), constant_values=-np.inf)[:, :-1]
-        two = np.where(skips, np.pad(alpha, ((0, 0), (2, 0)), constant_values=-np.inf)[:, :-2], -np.inf)
+        two = np.where(
+            skips, np.pad(alpha, ((0, 0), (2, 0)), constant_values=-np.inf)[:, :-2], -np.inf
+        )
         alpha = np.logaddexp(np.logaddexp(alpha, one), two) + emission[:, t]
     lengths, rows = np.array([len(target) for target in targets]), np.arange(count)
     total = np.logaddexp(alpha[rows, 2 * lengths], alpha[rows, 2 * lengths - 1])
@@ -97,7 +111,8 @@ def ctc_likelihood(probs: np.ndarray, targets: Sequence[Sequence[Sequence[int]]]
 
 
 class LineReader:
-    """Reads each picture as one line of text, with the recogniser alone: no text detection, no OpenCV.
+    """Reads each picture as one line of text, with the recogniser alone: no text detection, no
+    OpenCV.
 
     One instance belongs to one thread and computes on that thread only.
     """
@@ -106,9 +121,12 @@ class LineReader:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # parallel over pictures instead: pools spin
+        # parallel over pictures instead: pools spin
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(model_file(RECOGNISER)), options, providers=['CPUExecutionProvider'])
+        self._session = ort.InferenceSession(
+            str(model_file(RECOGNISER)), options, providers=['CPUExecutionProvider']
+        )
         table = self._session.get_modelmeta().custom_metadata_map['character'].split('\n')
         self._characters = ['', *table, ' ']
         self._classes: dict[str, list[int]] = {}  # lower-case character -> its classes
@@ -116,27 +134,43 @@ class LineReader:
             self._classes.setdefault(character.lower(), []).append(i)
         self._width_scale = width_scale
 
-    def __call__(self, images: np.ndarray, targets: Sequence[str] | None = None) -> list[list[Line]]:
-        """images uint8 [N, H, W, 3] -> N lists of one line; with targets, each with the likelihood of its own."""
+    def __call__(
+        self, images: np.ndarray, targets: Sequence[str] | None = None
+    ) -> list[list[Line]]:
+        """images uint8 [N, H, W, 3] -> N lists of one line; with targets, each with the likelihood
+        of its own.
+        """
         size = (line_width(*images.shape[1:3], self._width_scale), LINE_HEIGHT)
-        resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images])
-        bgr = resized[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1  # the model was trained on BGR in [-1, 1]
+        resized = np.stack(
+            [
+                np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+                for image in images
+            ]
+        )
+        # the model was trained on BGR in [-1, 1]
+        bgr = resized[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         (probs,) = self._session.run(None, {'x': np.ascontiguousarray(bgr)})  # [N, frames, classes]
         if probs.shape[-1] != len(self._characters):
-            raise ValueError(f'{RECOGNISER} has {probs.shape[-1]} classes and a table of {len(self._characters)} characters')
+            raise ValueError(
+                f'{RECOGNISER} has {probs.shape[-1]} classes and a table of {len(self._characters)} characters'
+            )
         ids = probs.argmax(-1)
         best = np.take_along_axis(probs, ids[..., None], -1)[..., 0]
         lines = [ctc_greedy(i, p, self._characters) for i, p in zip(ids, best)]
         if targets is not None:
-            likely = ctc_likelihood(probs, [[self._classes.get(c, []) for c in target.lower()] for target in targets])
+            likely = ctc_likelihood(
+                probs, [[self._classes.get(c, []) for c in target.lower()] for target in targets]
+            )
             lines = [line._replace(likelihood=float(value)) for line, value in zip(lines, likely)]
         return [[line] for line in lines]
 
 
 class SceneReader:
-    """Finds lines of text in each picture and reads them: detector + recogniser, for pictures of any content.
+    """Finds lines of text in each picture and reads them: detector + recogniser, for pictures of
+    any content.
 
-    One instance belongs to one thread and computes on that thread only. Lines come top to bottom, left to right.
+    One instance belongs to one thread and computes on that thread only. Lines come top to bottom,
+    left to right.
     """
 
     def __init__(self, detect_side: int, drop_score: float):
@@ -150,7 +184,8 @@ class SceneReader:
             'Det.limit_type': 'max',
             'Det.limit_side_len': detect_side,
             'Rec.model_path': str(recogniser),
-            'Rec.rec_img_shape': [3, LINE_HEIGHT, LINE_HEIGHT],  # pad lines to the widest of their batch, not to 320 columns
+            # pad lines to the widest of their batch, not to 320 columns
+            'Rec.rec_img_shape': [3, LINE_HEIGHT, LINE_HEIGHT],
         }
         with _building:  # its configuration loader was not written for threads
             from rapidocr import RapidOCR
@@ -159,5 +194,16 @@ class SceneReader:
 
     def __call__(self, images: np.ndarray) -> list[list[Line]]:
         """images uint8 [N, H, W, 3] -> N lists of lines, empty where no text was found."""
-        results = [self._engine(np.ascontiguousarray(image[..., ::-1]), use_det=True, use_cls=False, use_rec=True) for image in images]
-        return [[Line(text, float(score)) for text, score in zip(result.txts or (), result.scores or ())] for result in results]
+        results = [
+            self._engine(
+                np.ascontiguousarray(image[..., ::-1]), use_det=True, use_cls=False, use_rec=True
+            )
+            for image in images
+        ]
+        return [
+            [
+                Line(text, float(score))
+                for text, score in zip(result.txts or (), result.scores or ())
+            ]
+            for result in results
+        ]

@@ -1,4 +1,6 @@
-"""Shapes reward: are the coloured shapes there that the prompt asks for? GenEval's rules with a detector that a laptop runs."""
+"""Shapes reward: are the coloured shapes there that the prompt asks for? GenEval's rules with a
+detector that a laptop runs.
+"""
 
 from collections.abc import Sequence
 
@@ -12,13 +14,16 @@ from densegrpo_jax.rewards.local.shape_detector import detect
 
 
 class ShapesReward:
-    """Looks for shapes (`shape_detector.detect`) and judges them by GenEval's rules (`geneval_rule.geneval_scores`).
+    """Looks for shapes (`shape_detector.detect`) and judges them by GenEval's rules
+    (`geneval_rule.geneval_scores`).
 
-    Three scores: 'shapes', Flow-GRPO's partial score, is trained on; 'shapes_strict' is 1 where every count, colour and position is exactly
-    as asked, else 0; 'shapes_correct' is GenEval's accuracy, which forgives objects too many (except where the task is counting).
+    Three scores: 'shapes', Flow-GRPO's partial score, is trained on; 'shapes_strict' is 1 where
+    every count, colour and position is exactly as asked, else 0; 'shapes_correct' is GenEval's
+    accuracy, which forgives objects too many (except where the task is counting).
 
     Args:
-      half_for_wrong_position: see `geneval_scores`; as in Flow-GRPO's code a wrong position then still earns something.
+      half_for_wrong_position: see `geneval_scores`; as in Flow-GRPO's code a wrong position then
+        still earns something.
     """
 
     name = 'shapes'
@@ -34,20 +39,32 @@ class ShapesReward:
         """Raises ValueError, naming the prompt, if its metadata is no GenEval row about shapes."""
         check_rows(self.name, prompts, metadata)
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
         """Implements `Reward`. Raises ValueError as `check` does."""
         check_batch(images, prompts, metadata)
         self.check(prompts, metadata)
-        verdicts = [geneval_scores(detect(image), row, **self._options) for image, row in zip(images, metadata)]
+        verdicts = [
+            geneval_scores(detect(image), row, **self._options)
+            for image, row in zip(images, metadata)
+        ]
         columns = zip(self.names, ('score', 'strict', 'correct'))
-        values = {name: np.array([getattr(v, column) for v in verdicts], np.float32) for name, column in columns}
+        values = {
+            name: np.array([getattr(v, column) for v in verdicts], np.float32)
+            for name, column in columns
+        }
         return Scores(values, np.ones(len(images), bool))
 
 
 def check_rows(reward: str, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-    """Raises ValueError, naming the prompt, if one of the rows is not GenEval's, or asks for something else than shapes."""
+    """Raises ValueError, naming the prompt, if one of the rows is not GenEval's, or asks for
+    something else than shapes.
+    """
     for i, (prompt, row) in enumerate(zip(prompts, metadata, strict=True)):
         try:
             check_metadata(row, SHAPES)
         except ValueError as error:
-            raise ValueError(f'prompt {i} ({prompt!r}): reward {reward!r} needs a GenEval row as its metadata: {error}') from None
+            raise ValueError(
+                f'prompt {i} ({prompt!r}): reward {reward!r} needs a GenEval row as its metadata: {error}'
+            ) from None

@@ -1,7 +1,9 @@
-"""Remote reward: pictures are scored by reward servers elsewhere, over the protocol of rewards/protocol.py.
+"""Remote reward: pictures are scored by reward servers elsewhere, over the protocol of
+rewards/protocol.py.
 
-`python -m densegrpo_jax.reward_server` serves any reward of this package. A model that lives in an environment of its own (ImageReward,
-DeQA and other torch models) is served there by anything that answers GET /info and POST /score as rewards/protocol.py says.
+`python -m densegrpo_jax.reward_server` serves any reward of this package. A model that lives in an
+environment of its own (ImageReward, DeQA and other torch models) is served there by anything that
+answers GET /info and POST /score as rewards/protocol.py says.
 """
 
 import json
@@ -13,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.base import RewardError, Scores, check_batch
+from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.remote.connection import Answer
 from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Servers, describe, ok, read_json
 
@@ -28,20 +30,23 @@ class TooLarge(RewardError):
 class RemoteReward:
     """Scores of servers that all serve one reward; calls of different threads go to them in turn.
 
-    Every answer is checked against its request, see `protocol.decode_response`. One that does not pass is discarded and asked for again,
-    so a picture gets its own scores or none. The reward is what the first server to answer says of itself: an answer of another reward
-    or version of it (a server that was restarted with something else) is refused.
+    Every answer is checked against its request, see `protocol.decode_response`. One that does not
+    pass is discarded and asked for again, so a picture gets its own scores or none. The reward is
+    what the first server to answer says of itself: an answer of another reward or version of it (a
+    server that was restarted with something else) is refused.
 
     Args:
       urls: base URLs of the servers, comma-separated or a sequence.
       names: names of the scores; names[0] is trained on. All servers must return exactly these.
       range: (lowest, highest) value of names[0]; values outside are refused.
       prefix: set before every name, where two parts of a sum return scores of the same name.
-      fingerprint: what the servers' /info must show; '' = whatever the first one shows. A run that continues, and an evaluation, refuse
-        servers of another than they began with all the same; set it to keep a reward over several runs.
+      fingerprint: what the servers' /info must show; '' = whatever the first one shows. A run that
+        continues, and an evaluation, refuse servers of another than they began with all the same;
+        set it to keep a reward over several runs.
       batch_size: pictures per request; halved when a server answers that it is too large.
-      timeout_s: of one request. retries: after answers that cannot be used. give_up_s: how long to wait for servers that are gone, before
-        RewardsGone. token_env: the environment variable with the servers' token, '' = none. See `Servers`.
+      timeout_s: of one request. retries: after answers that cannot be used. give_up_s: how long to
+        wait for servers that are gone, before RewardsGone. token_env: the environment variable with
+        the servers' token, '' = none. See `Servers`.
       make_rng: makes the source of the jitter.
 
     Raises:
@@ -69,40 +74,65 @@ class RemoteReward:
     ):
         names = (names,) if isinstance(names, str) else tuple(names)
         if not all(names) or not names or len(set(names)) < len(names):
-            raise ValueError(f'remote.names is {names}; expected the names of the scores as the servers list them under /info')
+            raise ValueError(
+                f'remote.names is {names}; expected the names of the scores as the servers list them under /info'
+            )
         if len(range) != 2 or not range[0] < range[1]:
-            raise ValueError(f'remote.range is {range}; expected (lowest, highest) value of {names[0]!r}')
+            raise ValueError(
+                f'remote.range is {range}; expected (lowest, highest) value of {names[0]!r}'
+            )
         if batch_size < 1:
             raise ValueError(f'remote.batch_size is {batch_size}; expected at least 1')
-        self._remote_names, self.names, self.range = names, tuple(prefix + name for name in names), (float(range[0]), float(range[1]))
+        self._remote_names, self.names, self.range = (
+            names,
+            tuple(prefix + name for name in names),
+            (float(range[0]), float(range[1])),
+        )
         self._fingerprint, self._batch_size = fingerprint, batch_size
         self._servers = Servers(
-            'remote', urls, timeout_s=timeout_s, retries=retries, give_up_s=give_up_s, token_env=token_env, rng=make_rng()
+            'remote',
+            urls,
+            timeout_s=timeout_s,
+            retries=retries,
+            give_up_s=give_up_s,
+            token_env=token_env,
+            rng=make_rng(),
         )
         self._met, self._meeting, self._checked = False, threading.Lock(), set()
 
     @property
     def fingerprint(self) -> str:
-        """What the servers call their reward; asks one where none has been asked. Raises as `check`."""
+        """What the servers call their reward; asks one where none has been asked. Raises as
+        `check`.
+        """
         self._meet()
         return self._fingerprint
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Asks a server about the prompts that no server has accepted yet.
 
-        Raises ValueError: a prompt that the server's reward cannot score, or a server of another reward. RewardError: as `__call__`.
+        Raises ValueError: a prompt that the server's reward cannot score, or a server of another
+        reward. RewardError: as `__call__`.
         """
         self._meet()
-        new = {repr(pair): pair for pair in zip(prompts, metadata) if repr(pair) not in self._checked}
+        new = {
+            repr(pair): pair for pair in zip(prompts, metadata) if repr(pair) not in self._checked
+        }
         pairs = list(new.values())
         for start in range(0, len(pairs), 256):
             part = pairs[start : start + 256]
-            body = protocol.encode_check([prompt for prompt, _ in part], [extra for _, extra in part])
+            body = protocol.encode_check(
+                [prompt for prompt, _ in part], [extra for _, extra in part]
+            )
             self._servers.call('POST', '/check', body, protocol.MEDIA_TYPE, self._read_check)
         self._checked.update(new)
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
-        """Implements `Reward`. Raises RewardsGone where no server answers for `give_up_s`, RewardError where none answers rightly."""
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
+        """Implements `Reward`. Raises RewardsGone where no server answers for `give_up_s`,
+        RewardError where none answers rightly.
+        """
         check_batch(images, prompts, metadata)
         self._meet()
         parts, start = [], 0
@@ -114,28 +144,43 @@ class RemoteReward:
                 if len(images[rows]) == 1:
                     raise
                 self._batch_size = len(images[rows]) // 2
-                log.warning('remote: the servers take no %d pictures at once; from now on %d', len(images[rows]), self._batch_size)
+                log.warning(
+                    'remote: the servers take no %d pictures at once; from now on %d',
+                    len(images[rows]),
+                    self._batch_size,
+                )
             else:
                 start = rows.stop
-        values = {name: np.concatenate([values[remote] for values, _ in parts]) for name, remote in zip(self.names, self._remote_names)}
+        values = {
+            name: np.concatenate([values[remote] for values, _ in parts])
+            for name, remote in zip(self.names, self._remote_names)
+        }
         return Scores(values, np.concatenate([valid for _, valid in parts]))
 
     def interrupt(self) -> None:
         """Implements `Interruptible`."""
         self._servers.interrupt()
 
-    def _score(self, images: np.ndarray, prompts: list[str], metadata: list[dict]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _score(
+        self, images: np.ndarray, prompts: list[str], metadata: list[dict]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         request = protocol.Request(secrets.token_hex(8), images, prompts, metadata)
 
         def read(answer: Answer):
             if answer.status == 413:
-                raise TooLarge(f'{answer.url} takes no request with {len(images)} pictures: {describe(answer)}')
+                raise TooLarge(
+                    f'{answer.url} takes no request with {len(images)} pictures: {describe(answer)}'
+                )
             try:
-                return protocol.decode_response(ok(answer).body, request, self._remote_names, self._fingerprint, self.range)
+                return protocol.decode_response(
+                    ok(answer).body, request, self._remote_names, self._fingerprint, self.range
+                )
             except protocol.ProtocolError as error:
                 raise BadAnswer(str(error)) from error
 
-        return self._servers.call('POST', '/score', protocol.encode_request(request), protocol.MEDIA_TYPE, read)
+        return self._servers.call(
+            'POST', '/score', protocol.encode_request(request), protocol.MEDIA_TYPE, read
+        )
 
     def _meet(self) -> None:
         """Once: what the servers serve is what the configuration expects."""
@@ -145,21 +190,28 @@ class RemoteReward:
                 self._met = True
 
     def _read_info(self, answer: Answer) -> str:
-        """The server's fingerprint. Raises ValueError where the server is of another kind than the configuration says."""
-        found, names, number = read_json(answer, lambda info: (str(info['fingerprint']), tuple(info['names']), info['protocol']))
+        """The server's fingerprint. Raises ValueError where the server is of another kind than the
+        configuration says.
+        """
+        found, names, number = read_json(
+            answer, lambda info: (str(info['fingerprint']), tuple(info['names']), info['protocol'])
+        )
         for field, expected, value in (
             ('protocol', protocol.PROTOCOL, number),
             ('names', self._remote_names, names),
             ('fingerprint', self._fingerprint or found, found),
         ):
             if value != expected:
-                raise ValueError(f'{answer.url} has {field} {value!r}; this run expects {expected!r} (remote.{field})')
+                raise ValueError(
+                    f'{answer.url} has {field} {value!r}; this run expects {expected!r} (remote.{field})'
+                )
         return found
 
     def _read_check(self, answer: Answer) -> None:
         if answer.status == 422:
             raise ValueError(f'{answer.url} cannot score the prompts: {_error(answer)}')
-        if answer.status != 404:  # /check is for convenience: where it is absent, what cannot be scored shows later
+        # /check is for convenience: where it is absent, what cannot be scored shows later
+        if answer.status != 404:
             ok(answer)
 
 

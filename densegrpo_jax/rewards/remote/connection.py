@@ -1,7 +1,8 @@
 """One HTTP request within a time limit, on the standard library.
 
-A connection per request: against pictures of megabytes it costs nothing, and no answer can be left over from an earlier request.
-Redirects and proxy settings of the environment are not followed: pictures and tokens go to the server that the configuration names.
+A connection per request: against pictures of megabytes it costs nothing, and no answer can be left
+over from an earlier request. Redirects and proxy settings of the environment are not followed:
+pictures and tokens go to the server that the configuration names.
 """
 
 import functools
@@ -15,9 +16,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-TRANSPORT_ERRORS = (OSError, http.client.HTTPException)  # what `request` raises when there was no whole answer
+# what `request` raises when there was no whole answer
+TRANSPORT_ERRORS = (OSError, http.client.HTTPException)
 MAX_ANSWER_BYTES = 64 << 20
-CONNECT_SECONDS = 10.0  # most that a server may take to accept a connection, which `stop` does not end
+# most that a server may take to accept a connection, which `stop` does not end
+CONNECT_SECONDS = 10.0
 
 
 class Interrupted(Exception):
@@ -25,7 +28,9 @@ class Interrupted(Exception):
 
 
 class Answer(NamedTuple):
-    """An answer as it came, and whence; retry_after in seconds, None where the server names none."""
+    """An answer as it came, and whence; retry_after in seconds, None where the server names
+    none.
+    """
 
     url: str
     status: int
@@ -34,7 +39,13 @@ class Answer(NamedTuple):
 
 
 def request(
-    method: str, url: str, body: bytes = b'', headers: dict[str, str] | None = None, *, timeout_s: float, stop: threading.Event
+    method: str,
+    url: str,
+    body: bytes = b'',
+    headers: dict[str, str] | None = None,
+    *,
+    timeout_s: float,
+    stop: threading.Event,
 ) -> Answer:
     """Sends a request and reads the whole answer, whatever its status.
 
@@ -43,25 +54,38 @@ def request(
       stop: gives up soon after it is set, except where the host is looked up or connected to.
 
     Raises:
-      OSError: refused, reset, unknown host, TLS, TimeoutError. http.client.HTTPException: not HTTP, or a body that ends too early.
+      OSError: refused, reset, unknown host, TLS, TimeoutError. http.client.HTTPException: not HTTP,
+        or a body that ends too early.
       Interrupted: `stop` was set.
     """
     deadline, where = time.monotonic() + timeout_s, urlsplit(url)
     secure = ssl.create_default_context() if where.scheme == 'https' else None
-    make = functools.partial(http.client.HTTPSConnection, context=secure) if secure else http.client.HTTPConnection
+    make = (
+        functools.partial(http.client.HTTPSConnection, context=secure)
+        if secure
+        else http.client.HTTPConnection
+    )
     connection = make(where.hostname, where.port)
-    sock = socket.create_connection((connection.host, connection.port), min(timeout_s, CONNECT_SECONDS))
+    sock = socket.create_connection(
+        (connection.host, connection.port), min(timeout_s, CONNECT_SECONDS)
+    )
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if secure:
-            sock = secure.wrap_socket(sock, server_hostname=connection.host, do_handshake_on_connect=False)
+            sock = secure.wrap_socket(
+                sock, server_hostname=connection.host, do_handshake_on_connect=False
+            )
         connection.sock = _Patient(sock, deadline, stop)
         if secure:
             connection.sock.wait(sock.do_handshake)
         try:
-            connection.request(method, where.path or '/', body or None, {**(headers or {}), 'Connection': 'close'})
+            connection.request(
+                method, where.path or '/', body or None, {**(headers or {}), 'Connection': 'close'}
+            )
         except (BrokenPipeError, ConnectionResetError):
-            pass  # a server may refuse before it has read everything; if it said why, that can still be read
+            # a server may refuse before it has read everything; if it said why, that can still be
+            # read
+            pass
         response = connection.getresponse()
         parts, size = [], 0
         while chunk := response.read1(1 << 20):
@@ -73,19 +97,25 @@ def request(
         expected = response.getheader('Content-Length')
         if expected is not None and (not expected.isdigit() or int(expected) != size):
             raise http.client.HTTPException(f'the answer ends after {size} of {expected} bytes')
-        return Answer(url, response.status, b''.join(parts), _seconds(response.getheader('Retry-After')))
+        return Answer(
+            url, response.status, b''.join(parts), _seconds(response.getheader('Retry-After'))
+        )
     finally:
         sock.close()
 
 
 class _Patient(io.RawIOBase):
-    """What http.client needs of a socket. Every wait, over TLS too, ends at the deadline and soon after `stop` is set."""
+    """What http.client needs of a socket. Every wait, over TLS too, ends at the deadline and soon
+    after `stop` is set.
+    """
 
     def __init__(self, sock: socket.socket, deadline: float, stop: threading.Event):
         self._sock, self._deadline, self._stop = sock, deadline, stop
 
     def wait(self, operation: Callable, *args):
-        """What the socket's operation returns; it is begun again after short time limits, which leave a socket as it was."""
+        """What the socket's operation returns; it is begun again after short time limits, which
+        leave a socket as it was.
+        """
         while (left := self._deadline - time.monotonic()) > 0:
             self._sock.settimeout(min(left, 0.2))
             try:
@@ -110,7 +140,9 @@ class _Patient(io.RawIOBase):
         return self.wait(self._sock.recv_into, buffer)
 
     def close(self) -> None:
-        """Nothing: http.client closes its socket before it has read the answer. `request` closes the real one."""
+        """Nothing: http.client closes its socket before it has read the answer. `request` closes
+        the real one.
+        """
 
 
 def _seconds(header: str | None) -> float | None:

@@ -1,8 +1,10 @@
-"""Several servers that can do the same: retries with back-off and jitter, failover, and an end when all are gone.
+"""Several servers that can do the same: retries with back-off and jitter, failover, and an end when
+all are gone.
 
-Two kinds of failure are told apart. A server that does not answer (refused, timed out, cut off, busy) is an outage: it is waited for, on
-all servers together, for `give_up_s`. A server that answers nonsense or an error is up and wrong: that is tried `retries` more times,
-on another server where there is one, since waiting cannot be expected to help.
+Two kinds of failure are told apart. A server that does not answer (refused, timed out, cut off,
+busy) is an outage: it is waited for, on all servers together, for `give_up_s`. A server that
+answers nonsense or an error is up and wrong: that is tried `retries` more times, on another server
+where there is one, since waiting cannot be expected to help.
 """
 
 import json
@@ -21,16 +23,21 @@ from densegrpo_jax.rewards.remote.connection import TRANSPORT_ERRORS, Answer, In
 log = logging.getLogger(__name__)
 
 T = TypeVar('T')
-BUSY = (408, 429, 502, 503, 504)  # try again later: the server, or a proxy before it, has nothing against the request itself
+# try again later: the server, or a proxy before it, has nothing against the request itself
+BUSY = (408, 429, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class BadAnswer(Exception):
-    """A whole answer arrived and cannot be used; another server, or the same one later, may do better."""
+    """A whole answer arrived and cannot be used; another server, or the same one later, may do
+    better.
+    """
 
 
 class _Server:
-    """One server: until when it is left alone, after how many failures in a row, and what the last one was."""
+    """One server: until when it is left alone, after how many failures in a row, and what the last
+    one was.
+    """
 
     def __init__(self, url: str):
         self.url, self.resting_until, self.failures, self.error = url, 0.0, 0, 'not asked yet'
@@ -44,7 +51,8 @@ class Servers:
       urls: base URLs, comma-separated or a sequence.
       timeout_s: of one request, from its start to the last byte of the answer.
       retries: how often a call is repeated after an answer that cannot be used.
-      give_up_s: how long a call may last with no server giving any of this reward's calls a usable answer.
+      give_up_s: how long a call may last with no server giving any of this reward's calls a usable
+        answer.
       token_env: name of the environment variable with the bearer token; '' = none.
       rng: source of the jitter.
 
@@ -53,15 +61,32 @@ class Servers:
     """
 
     def __init__(
-        self, key: str, urls: str | Sequence[str], *, timeout_s: float, retries: int, give_up_s: float, token_env: str, rng: random.Random
+        self,
+        key: str,
+        urls: str | Sequence[str],
+        *,
+        timeout_s: float,
+        retries: int,
+        give_up_s: float,
+        token_env: str,
+        rng: random.Random,
     ):
         urls = [url.strip() for url in (urls.split(',') if isinstance(urls, str) else urls)]
         if not any(urls):
-            raise ValueError(f'reward {key!r} has no servers; name them in its option urls: http://HOST:PORT,http://HOST:PORT,...')
+            raise ValueError(
+                f'reward {key!r} has no servers; name them in its option urls: http://HOST:PORT,http://HOST:PORT,...'
+            )
         self._servers = [_Server(_base_url(key, url)) for url in urls]
         if not (timeout_s > 0 and retries >= 0 and give_up_s >= 0):
-            raise ValueError(f'{key}: timeout_s {timeout_s}, retries {retries}, give_up_s {give_up_s}; expected > 0, >= 0 and >= 0')
-        self._key, self._timeout_s, self._retries, self._give_up_s = key, timeout_s, retries, give_up_s
+            raise ValueError(
+                f'{key}: timeout_s {timeout_s}, retries {retries}, give_up_s {give_up_s}; expected > 0, >= 0 and >= 0'
+            )
+        self._key, self._timeout_s, self._retries, self._give_up_s = (
+            key,
+            timeout_s,
+            retries,
+            give_up_s,
+        )
         self._headers = {}
         if token_env:
             self._headers['Authorization'] = f'Bearer {read_token(token_env)}'
@@ -69,14 +94,18 @@ class Servers:
         self._lock, self._interrupted = threading.Lock(), threading.Event()
         self._turn, self._last_good = 0, 0.0
 
-    def call(self, method: str, path: str, body: bytes, media_type: str, read: Callable[[Answer], T]) -> T:
+    def call(
+        self, method: str, path: str, body: bytes, media_type: str, read: Callable[[Answer], T]
+    ) -> T:
         """`read` of the first answer that it accepts.
 
         Args:
-          read: turns an answer of any status outside BUSY into the result, or raises BadAnswer. What else it raises ends the call.
+          read: turns an answer of any status outside BUSY into the result, or raises BadAnswer.
+            What else it raises ends the call.
 
         Raises:
-          RewardsGone: no usable answer for `give_up_s`. RewardError: too many unusable ones, or `interrupt` was called.
+          RewardsGone: no usable answer for `give_up_s`. RewardError: too many unusable ones, or
+            `interrupt` was called.
         """
         started, wrong, last = time.monotonic(), 0, None
         headers = {**self._headers, 'Content-Type': media_type} if body else self._headers
@@ -84,7 +113,14 @@ class Servers:
             server = last = self._next(started, last)
             retry_after = None
             try:
-                answer = request(method, server.url + path, body, headers, timeout_s=self._timeout_s, stop=self._interrupted)
+                answer = request(
+                    method,
+                    server.url + path,
+                    body,
+                    headers,
+                    timeout_s=self._timeout_s,
+                    stop=self._interrupted,
+                )
                 if answer.status not in BUSY:
                     result = read(answer)
                     self._succeeded(server)
@@ -93,12 +129,18 @@ class Servers:
             except Interrupted:
                 continue  # and `_next` raises
             except TRANSPORT_ERRORS as failure:
-                error = f'{type(failure).__name__}: {failure}' if str(failure) else type(failure).__name__
+                error = (
+                    f'{type(failure).__name__}: {failure}'
+                    if str(failure)
+                    else type(failure).__name__
+                )
             except BadAnswer as failure:
                 error, wrong = str(failure), wrong + 1
             self._failed(server, error, retry_after)
             if wrong > self._retries:
-                raise RewardError(f'reward {self._key!r}: {wrong} answers that cannot be used, the last from {server.url}: {error}')
+                raise RewardError(
+                    f'reward {self._key!r}: {wrong} answers that cannot be used, the last from {server.url}: {error}'
+                )
             if time.monotonic() >= self._limit(started):
                 raise RewardsGone(
                     f'reward {self._key!r}: no usable answer for {self._give_up_s:g} s ({self._key}.give_up_s) from '
@@ -107,14 +149,18 @@ class Servers:
                 )
 
     def interrupt(self) -> None:
-        """Ends the calls under way, and all later ones, with a RewardError: soon, once a connection that is being made stands."""
+        """Ends the calls under way, and all later ones, with a RewardError: soon, once a connection
+        that is being made stands.
+        """
         self._interrupted.set()
 
     def _limit(self, started: float) -> float:
         return max(started, self._last_good) + self._give_up_s
 
     def _next(self, started: float, last: _Server | None) -> _Server:
-        """A server that does not rest, in turn, `last` only if it is the only one; waits for one, at most until the limit."""
+        """A server that does not rest, in turn, `last` only if it is the only one; waits for one,
+        at most until the limit.
+        """
         while True:
             if self._interrupted.is_set():
                 raise RewardError(f'reward {self._key!r}: scoring was interrupted')
@@ -135,7 +181,9 @@ class Servers:
             server.resting_until, server.failures, self._last_good = 0.0, 0, time.monotonic()
 
     def _failed(self, server: _Server, error: str, retry_after: float | None) -> None:
-        """Lets the server rest: as long as it asked for, or for exponential back-off with full jitter."""
+        """Lets the server rest: as long as it asked for, or for exponential back-off with full
+        jitter.
+        """
         with self._lock:
             server.error, now = error, time.monotonic()
             if server.resting_until > now:
@@ -143,7 +191,9 @@ class Servers:
             if retry_after is not None:
                 pause = min(retry_after, LONGEST_PAUSE_S) + self._rng.uniform(0, FIRST_PAUSE_S)
             else:
-                pause = self._rng.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(server.failures, 10)))
+                pause = self._rng.uniform(
+                    0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(server.failures, 10))
+                )
                 server.failures += 1
             server.resting_until = now + pause
         log.warning('reward %r: %s: %s; left alone for %.1f s', self._key, server.url, error, pause)
@@ -167,23 +217,36 @@ def read_json(answer: Answer, pick: Callable[[Any], T]) -> T:
     try:
         return pick(json.loads(ok(answer).body))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BadAnswer(f'{answer.url} does not answer as it should: {error!r} in {answer.body[:200]!r}') from error
+        raise BadAnswer(
+            f'{answer.url} does not answer as it should: {error!r} in {answer.body[:200]!r}'
+        ) from error
 
 
 def read_token(variable: str) -> str:
-    """The token in an environment variable. Raises ValueError where there is none, or one that no header can carry."""
+    """The token in an environment variable. Raises ValueError where there is none, or one that no
+    header can carry.
+    """
     token = os.environ.get(variable, '').strip()
     if not token or not token.isascii() or not token.isprintable():
-        raise ValueError(f'the environment variable {variable} (token_env) must hold a token of printable ASCII; it is empty or does not')
+        raise ValueError(
+            f'the environment variable {variable} (token_env) must hold a token of printable ASCII; it is empty or does not'
+        )
     return token
 
 
 def _base_url(key: str, url: str) -> str:
     try:
         parts = urlsplit(url)
-        right = parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0 and '@' not in url
+        right = (
+            parts.scheme in ('http', 'https')
+            and parts.hostname
+            and parts.port != 0
+            and '@' not in url
+        )
     except ValueError:  # a port that is no number
         right = False
     if not right or parts.query or parts.fragment:
-        raise ValueError(f'{key}.urls: {url!r} is no base URL; expected http://HOST:PORT or https://HOST/PATH, without credentials')
+        raise ValueError(
+            f'{key}.urls: {url!r} is no base URL; expected http://HOST:PORT or https://HOST/PATH, without credentials'
+        )
     return url.rstrip('/')

@@ -1,6 +1,8 @@
-"""A vision-language model as judge: one picture, one rubric, one number, over the OpenAI chat completions protocol (vLLM, SGLang).
+"""A vision-language model as judge: one picture, one rubric, one number, over the OpenAI chat
+completions protocol (vLLM, SGLang).
 
-Serve the model in its own environment, for example with `vllm serve MODEL --port 8000`, and name http://HOST:8000/v1 in `judge.urls`.
+Serve the model in its own environment, for example with `vllm serve MODEL --port 8000`, and name
+http://HOST:8000/v1 in `judge.urls`.
 """
 
 import base64
@@ -25,11 +27,14 @@ from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Servers, read_json
 log = logging.getLogger(__name__)
 
 PROMPT = '{prompt}'  # where a rubric takes the picture's prompt
-AGAIN_TEMPERATURE = 0.7  # of the second request for a picture and later ones; at 0 a server would answer the same again
+# of the second request for a picture and later ones; at 0 a server would answer the same again
+AGAIN_TEMPERATURE = 0.7
 
 
 def parse_json(text: str, high: float) -> float | None:
-    """The `score` of the JSON object in an answer, not of one inside it; None without one, or with several that differ."""
+    """The `score` of the JSON object in an answer, not of one inside it; None without one, or with
+    several that differ.
+    """
     del high
     found, start = set(), text.find('{')
     while start >= 0:
@@ -58,10 +63,13 @@ def _closed(text: str, start: int) -> int:
 def parse_final_score(text: str, high: float) -> float | None:
     """The number after 'Final Score:'; None without one, or with several that differ.
 
-    It may be called one out of `high`. With any other number on its line, such as 4/10 or 3 to 4, it is not known what it means.
+    It may be called one out of `high`. With any other number on its line, such as 4/10 or 3 to 4,
+    it is not known what it means.
     """
     found, out_of_high = set(), rf'^[\s*]*(/|out of)\s*{re.escape(f"{high:g}")}(?!\.?\d)'
-    for number, rest in re.findall(r'Final Score:[\s*]*(-?\d+(?:\.\d+)?)(.*?)(?=Final Score:|$)', text, re.MULTILINE):
+    for number, rest in re.findall(
+        r'Final Score:[\s*]*(-?\d+(?:\.\d+)?)(.*?)(?=Final Score:|$)', text, re.MULTILINE
+    ):
         rest = re.sub(out_of_high, '', rest)
         found.add(float(number) if re.fullmatch(r'[*.,;)\]}]*(\s\D*)?', rest) else None)
     return found.pop() if len(found) == 1 else None
@@ -87,7 +95,8 @@ PRESETS = {
         parse_json,
         (0.0, 10.0),
     ),
-    # UnifiedReward answers in this form; for the wording that a release was trained with, copy its model card into `rubric`.
+    # UnifiedReward answers in this form; for the wording that a release was trained with, copy its
+    # model card into `rubric`.
     'unified_reward': Preset(
         'You are given a text caption and an image generated from it. Evaluate the image on two criteria: how well it agrees with the '
         'caption (objects, their relations and attributes), and its overall visual quality (clarity, detail, colour, aesthetic appeal). '
@@ -99,22 +108,27 @@ PRESETS = {
 
 
 class JudgeReward:
-    """The score that a vision-language model gives a picture, raw, in the range of the rubric (scale it with `weight`).
+    """The score that a vision-language model gives a picture, raw, in the range of the rubric
+    (scale it with `weight`).
 
-    Pictures are sent as PNG, one per request, at temperature 0. An answer without exactly one score in the range, or one that was cut off,
-    is asked for again, at AGAIN_TEMPERATURE and with a `seed` that counts on; after `asks` of them the picture is invalid, never 0.
+    Pictures are sent as PNG, one per request, at temperature 0. An answer without exactly one score
+    in the range, or one that was cut off, is asked for again, at AGAIN_TEMPERATURE and with a
+    `seed` that counts on; after `asks` of them the picture is invalid, never 0.
 
     Args:
-      urls: base URLs of servers that serve the same model, comma-separated or a sequence, such as http://HOST:8000/v1.
+      urls: base URLs of servers that serve the same model, comma-separated or a sequence, such as
+        http://HOST:8000/v1.
       model: its name there.
       preset: 'json' or 'unified_reward', the rubric, the form of the answer and the range.
-      rubric: other instructions for the preset's form of answer; holds {prompt} where the prompt is to stand.
+      rubric: other instructions for the preset's form of answer; holds {prompt} where the prompt is
+        to stand.
       range: (lowest, highest) score of that rubric; None = the preset's.
       score: name of the score.
       asks: requests per picture until one is answered with a score.
       max_tokens: longest answer.
       concurrency: requests under way at once, all threads together.
-      timeout_s, retries, give_up_s, token_env: see `Servers`. make_rng: makes the source of the jitter.
+      timeout_s, retries, give_up_s, token_env: see `Servers`. make_rng: makes the source of the
+        jitter.
 
     Raises:
       ValueError: an option missing or out of range.
@@ -145,20 +159,36 @@ class JudgeReward:
         if preset not in PRESETS:
             raise ValueError(f'judge.preset is {preset!r}; expected one of {", ".join(PRESETS)}')
         if not model:
-            raise ValueError('judge.model is empty; name the model as the server lists it under /models')
+            raise ValueError(
+                'judge.model is empty; name the model as the server lists it under /models'
+            )
         rubric, range = rubric or PRESETS[preset].rubric, range or PRESETS[preset].range
         if PROMPT not in rubric:
-            raise ValueError(f'judge.rubric does not contain {PROMPT}, so the judge would not know what the picture should show')
+            raise ValueError(
+                f'judge.rubric does not contain {PROMPT}, so the judge would not know what the picture should show'
+            )
         if len(range) != 2 or not range[0] < range[1]:
-            raise ValueError(f'judge.range is {range}; expected (lowest, highest) score of the rubric')
-        for option, value in {'asks': asks, 'max_tokens': max_tokens, 'concurrency': concurrency}.items():
+            raise ValueError(
+                f'judge.range is {range}; expected (lowest, highest) score of the rubric'
+            )
+        for option, value in {
+            'asks': asks,
+            'max_tokens': max_tokens,
+            'concurrency': concurrency,
+        }.items():
             if value < 1:
                 raise ValueError(f'judge.{option} is {value}; expected at least 1')
         self.names, self.range = (score,), (float(range[0]), float(range[1]))
         self._model, self._rubric, self._parse = model, rubric, PRESETS[preset].parse
         self._asks, self._max_tokens = asks, max_tokens
         self._servers = Servers(
-            'judge', urls, timeout_s=timeout_s, retries=retries, give_up_s=give_up_s, token_env=token_env, rng=make_rng()
+            'judge',
+            urls,
+            timeout_s=timeout_s,
+            retries=retries,
+            give_up_s=give_up_s,
+            token_env=token_env,
+            rng=make_rng(),
         )
         self._pool = concurrent.futures.ThreadPoolExecutor(concurrency, thread_name_prefix='judge')
         self._met, self._meeting = False, threading.Lock()
@@ -170,8 +200,12 @@ class JudgeReward:
                 self._servers.call('GET', '/models', b'', '', self._read_models)
                 self._met = True
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> Scores:
-        """Implements `Reward`. Raises RewardsGone where no server answers for `give_up_s`, RewardError where none answers rightly."""
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
+    ) -> Scores:
+        """Implements `Reward`. Raises RewardsGone where no server answers for `give_up_s`,
+        RewardError where none answers rightly.
+        """
         check_batch(images, prompts, metadata)
         scores = np.array(list(self._pool.map(self._judge, images, prompts)), np.float32)
         return Scores({self.names[0]: scores}, ~np.isnan(scores))
@@ -185,16 +219,32 @@ class JudgeReward:
         png = io.BytesIO()
         Image.fromarray(image).save(png, format='PNG', compress_level=1)
         url = 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode()
-        content = [{'type': 'image_url', 'image_url': {'url': url}}, {'type': 'text', 'text': self._rubric.replace(PROMPT, prompt)}]
-        question = {'model': self._model, 'messages': [{'role': 'user', 'content': content}], 'max_tokens': self._max_tokens}
+        content = [
+            {'type': 'image_url', 'image_url': {'url': url}},
+            {'type': 'text', 'text': self._rubric.replace(PROMPT, prompt)},
+        ]
+        question = {
+            'model': self._model,
+            'messages': [{'role': 'user', 'content': content}],
+            'max_tokens': self._max_tokens,
+        }
         for ask in range(self._asks):
-            sampling = {'temperature': AGAIN_TEMPERATURE, 'seed': ask} if ask else {'temperature': 0}
+            sampling = (
+                {'temperature': AGAIN_TEMPERATURE, 'seed': ask} if ask else {'temperature': 0}
+            )
             body = json.dumps({**question, **sampling}).encode()
-            text, whole = self._servers.call('POST', '/chat/completions', body, 'application/json', _read_completion)
+            text, whole = self._servers.call(
+                'POST', '/chat/completions', body, 'application/json', _read_completion
+            )
             score = self._parse(text, self.range[1]) if whole else None
             if score is not None and self.range[0] <= score <= self.range[1]:
                 return score
-        log.warning('judge: no score in %d answers for a picture of %r; the last one: %.300r', self._asks, prompt, text)
+        log.warning(
+            'judge: no score in %d answers for a picture of %r; the last one: %.300r',
+            self._asks,
+            prompt,
+            text,
+        )
         return math.nan
 
     def _read_models(self, answer: Answer) -> None:
@@ -202,7 +252,9 @@ class JudgeReward:
             return  # optional in this protocol
         models = read_json(answer, lambda document: [model['id'] for model in document['data']])
         if self._model not in models:
-            raise ValueError(f'{answer.url} does not list judge.model={self._model!r}; it lists {models}')
+            raise ValueError(
+                f'{answer.url} does not list judge.model={self._model!r}; it lists {models}'
+            )
 
 
 def _read_completion(answer: Answer) -> tuple[str, bool]:

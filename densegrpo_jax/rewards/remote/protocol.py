@@ -1,19 +1,24 @@
-"""The wire format between a training run and a reward server: pure functions, bytes out and bytes in.
+"""The wire format between a training run and a reward server: pure functions, bytes out and bytes
+in.
 
 POST /score carries a msgpack map, and so does its answer (status 200):
 
     request   {protocol: 1, id: str, shape: [N, H, W, 3], images: [N x bytes], prompts: [N x str], metadata: [N x map]}
     answer    {protocol: 1, id: str, fingerprint: str, names: [K x str], scores: [N x [digest, [K x float] or nil]]}
 
-Every picture is the raw bytes of uint8 [H, W, 3] (RGB, row by row): lossless by construction, nothing to decode. PNG, lossless too, would
-halve the bytes for tens of milliseconds of a core per picture; base64 in JSON would add a third. Nothing on either side is ever unpickled.
+Every picture is the raw bytes of uint8 [H, W, 3] (RGB, row by row): lossless by construction,
+nothing to decode. PNG, lossless too, would halve the bytes for tens of milliseconds of a core per
+picture; base64 in JSON would add a third. Nothing on either side is ever unpickled.
 
-An answer cannot be credited to the wrong picture: it repeats the request's id, and holds each picture's scores together with the digest
-that the server took of what it scored, `digest(id, index, prompt, image)`. nil stands for a picture that could not be scored, so no NaN
-is sent, and one that arrives is an error. `fingerprint` names the reward: servers of one run must show the same.
+An answer cannot be credited to the wrong picture: it repeats the request's id, and holds each
+picture's scores together with the digest that the server took of what it scored,
+`digest(id, index, prompt, image)`. nil stands for a picture that could not be scored, so no NaN is
+sent, and one that arrives is an error. `fingerprint` names the reward: servers of one run must show
+the same.
 
-POST /check carries {protocol, prompts, metadata}. Decoding is strict: a missing or unknown key, a wrong type, shape, number or value raises
-ProtocolError naming the field. This file needs NumPy and msgpack alone and may be copied next to a reward model of another environment.
+POST /check carries {protocol, prompts, metadata}. Decoding is strict: a missing or unknown key, a
+wrong type, shape, number or value raises ProtocolError naming the field. This file needs NumPy and
+msgpack alone and may be copied next to a reward model of another environment.
 """
 
 import hashlib
@@ -43,7 +48,9 @@ class Request(NamedTuple):
 
 
 def digest(request_id: str, index: int, prompt: str, image: bytes | np.ndarray) -> bytes:
-    """What ties a score to picture `index` of a request: blake2b of 16 bytes over 'id/index/prompt', a zero byte and the raw picture."""
+    """What ties a score to picture `index` of a request: blake2b of 16 bytes over
+    'id/index/prompt', a zero byte and the raw picture.
+    """
     state = hashlib.blake2b(f'{request_id}/{index}/{prompt}\0'.encode(), digest_size=16)
     state.update(image)
     return state.digest()
@@ -56,38 +63,70 @@ def digests(request: Request) -> list[bytes]:
 
 
 def encode_request(request: Request) -> bytes:
-    """Raises ProtocolError for what a server could not decode, such as metadata that JSON does not know."""
+    """Raises ProtocolError for what a server could not decode, such as metadata that JSON does not
+    know.
+    """
     _texts(request.prompts, request.metadata)
     images = request.images
-    _require(images.dtype == np.uint8 and images.ndim == 4, 'images', 'uint8 [N, H, W, 3]', f'{images.dtype}{images.shape}')
-    return msgpack.packb({
-        'protocol': PROTOCOL, 'id': request.id, 'shape': list(images.shape), 'images': [image.tobytes() for image in images],
-        'prompts': request.prompts, 'metadata': request.metadata,
-    })  # fmt: skip
+    _require(
+        images.dtype == np.uint8 and images.ndim == 4,
+        'images',
+        'uint8 [N, H, W, 3]',
+        f'{images.dtype}{images.shape}',
+    )
+    return msgpack.packb(
+        {
+            'protocol': PROTOCOL,
+            'id': request.id,
+            'shape': list(images.shape),
+            'images': [image.tobytes() for image in images],
+            'prompts': request.prompts,
+            'metadata': request.metadata,
+        }
+    )
 
 
 def decode_request(data: bytes) -> Request:
     """Raises ProtocolError."""
     message = _open(data, ('protocol', 'id', 'shape', 'images', 'prompts', 'metadata'))
     name, shape, images = message['id'], message['shape'], message['images']
-    _require(isinstance(name, str) and 0 < len(name) <= 64, 'id', 'a string of 1 to 64 characters', name)
-    sizes = isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size > 0 for size in shape)
+    _require(
+        isinstance(name, str) and 0 < len(name) <= 64, 'id', 'a string of 1 to 64 characters', name
+    )
+    sizes = (
+        isinstance(shape, list)
+        and len(shape) == 4
+        and all(type(size) is int and size > 0 for size in shape)
+    )
     _require(sizes and shape[3] == 3, 'shape', '[N, H, W, 3] of positive integers', shape)
     _texts(message['prompts'], message['metadata'])
     _require(isinstance(images, list), 'images', 'a list', type(images).__name__)
     for field in ('images', 'prompts', 'metadata'):
-        _require(len(message[field]) == shape[0], field, f'{shape[0]} items, as shape says', len(message[field]))
+        _require(
+            len(message[field]) == shape[0],
+            field,
+            f'{shape[0]} items, as shape says',
+            len(message[field]),
+        )
     for i, image in enumerate(images):
         right = isinstance(image, bytes) and len(image) == math.prod(shape[1:])
-        _require(right, f'images[{i}]', f'{math.prod(shape[1:])} bytes, as shape says', len(image) if isinstance(image, bytes) else image)
-    pictures = np.frombuffer(bytearray().join(images), np.uint8).reshape(shape)  # writable, unlike one of bytes
+        _require(
+            right,
+            f'images[{i}]',
+            f'{math.prod(shape[1:])} bytes, as shape says',
+            len(image) if isinstance(image, bytes) else image,
+        )
+    # writable, unlike one of bytes
+    pictures = np.frombuffer(bytearray().join(images), np.uint8).reshape(shape)
     return Request(name, pictures, message['prompts'], message['metadata'])
 
 
 def encode_check(prompts: Sequence[str], metadata: Sequence[dict]) -> bytes:
     """The body of POST /check: could these be scored? Raises ProtocolError."""
     _texts(prompts, metadata)
-    return msgpack.packb({'protocol': PROTOCOL, 'prompts': list(prompts), 'metadata': list(metadata)})
+    return msgpack.packb(
+        {'protocol': PROTOCOL, 'prompts': list(prompts), 'metadata': list(metadata)}
+    )
 
 
 def decode_check(data: bytes) -> tuple[list[str], list[dict]]:
@@ -97,47 +136,108 @@ def decode_check(data: bytes) -> tuple[list[str], list[dict]]:
     return message['prompts'], message['metadata']
 
 
-def encode_response(request: Request, names: Sequence[str], values: dict[str, np.ndarray], valid: np.ndarray, fingerprint: str) -> bytes:
+def encode_response(
+    request: Request,
+    names: Sequence[str],
+    values: dict[str, np.ndarray],
+    valid: np.ndarray,
+    fingerprint: str,
+) -> bytes:
     """The answer to a request: values name -> float32 [N], valid bool [N]."""
     rows = np.stack([values[name] for name in names], axis=1).astype(np.float32).tolist()
-    scores = [[mark, row if good else None] for mark, row, good in zip(digests(request), rows, valid.tolist(), strict=True)]
-    message = {'protocol': PROTOCOL, 'id': request.id, 'fingerprint': fingerprint, 'names': list(names), 'scores': scores}
+    scores = [
+        [mark, row if good else None]
+        for mark, row, good in zip(digests(request), rows, valid.tolist(), strict=True)
+    ]
+    message = {
+        'protocol': PROTOCOL,
+        'id': request.id,
+        'fingerprint': fingerprint,
+        'names': list(names),
+        'scores': scores,
+    }
     return msgpack.packb(message, use_single_float=True)
 
 
 def decode_response(
-    data: bytes, request: Request, names: Sequence[str], fingerprint: str, bounds: tuple[float, float] = (-math.inf, math.inf)
+    data: bytes,
+    request: Request,
+    names: Sequence[str],
+    fingerprint: str,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Scores of `request`, from an answer that is proved to be the answer to it.
 
     Args:
-      names, fingerprint: what the reward must call its scores and itself. bounds: lowest and highest value of names[0].
+      names, fingerprint: what the reward must call its scores and itself. bounds: lowest and
+        highest value of names[0].
 
     Returns:
-      name -> float32 [N], NaN where the picture could not be scored, and bool [N]: whether it could.
+      name -> float32 [N], NaN where the picture could not be scored, and bool [N]: whether it
+      could.
 
     Raises:
       ProtocolError: anything else than that.
     """
     message = _open(data, ('protocol', 'id', 'fingerprint', 'names', 'scores'))
-    _require(message['id'] == request.id, 'id', f'{request.id!r}, the request that was sent', message['id'])
-    _require(message['fingerprint'] == fingerprint, 'fingerprint', f'{fingerprint!r}, the reward of this run', message['fingerprint'])
+    _require(
+        message['id'] == request.id,
+        'id',
+        f'{request.id!r}, the request that was sent',
+        message['id'],
+    )
+    _require(
+        message['fingerprint'] == fingerprint,
+        'fingerprint',
+        f'{fingerprint!r}, the reward of this run',
+        message['fingerprint'],
+    )
     _require(message['names'] == list(names), 'names', str(list(names)), message['names'])
     scores, marks = message['scores'], digests(request)
-    _require(isinstance(scores, list) and len(scores) == len(marks), 'scores', f'a list of {len(marks)}', scores)
+    _require(
+        isinstance(scores, list) and len(scores) == len(marks),
+        'scores',
+        f'a list of {len(marks)}',
+        scores,
+    )
     table = np.full((len(marks), len(names)), np.nan, np.float32)
     low, high = np.float32(bounds)
     for i, (score, mark) in enumerate(zip(scores, marks)):
-        _require(isinstance(score, list) and len(score) == 2, f'scores[{i}]', '[digest, values]', score)
-        _require(score[0] == mark, f'scores[{i}][0]', f'the digest {mark.hex()} of picture {i}', score[0])
+        _require(
+            isinstance(score, list) and len(score) == 2, f'scores[{i}]', '[digest, values]', score
+        )
+        _require(
+            score[0] == mark, f'scores[{i}][0]', f'the digest {mark.hex()} of picture {i}', score[0]
+        )
         if score[1] is None:
             continue
-        _require(isinstance(score[1], list) and len(score[1]) == len(names), f'scores[{i}][1]', f'{len(names)} numbers', score[1])
-        _require(all(type(value) in (float, int) for value in score[1]), f'scores[{i}][1]', 'numbers', score[1])
-        with np.errstate(over='ignore'):  # what is too large for float32 becomes infinite, and is refused
+        _require(
+            isinstance(score[1], list) and len(score[1]) == len(names),
+            f'scores[{i}][1]',
+            f'{len(names)} numbers',
+            score[1],
+        )
+        _require(
+            all(type(value) in (float, int) for value in score[1]),
+            f'scores[{i}][1]',
+            'numbers',
+            score[1],
+        )
+        # what is too large for float32 becomes infinite, and is refused
+        with np.errstate(over='ignore'):
             table[i] = score[1]
-        _require(np.isfinite(table[i]).all(), f'scores[{i}][1]', 'finite numbers (nil where there is no score)', score[1])
-        _require(low <= table[i, 0] <= high, f'scores[{i}][1]', f'{names[0]} in [{low:g}, {high:g}]', score[1])
+        _require(
+            np.isfinite(table[i]).all(),
+            f'scores[{i}][1]',
+            'finite numbers (nil where there is no score)',
+            score[1],
+        )
+        _require(
+            low <= table[i, 0] <= high,
+            f'scores[{i}][1]',
+            f'{names[0]} in [{low:g}, {high:g}]',
+            score[1],
+        )
     valid = np.array([score[1] is not None for score in scores], bool)
     return {name: table[:, k].copy() for k, name in enumerate(names)}, valid
 
@@ -147,13 +247,22 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
     try:
         message = msgpack.unpackb(data, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ProtocolError(f'{len(data)} bytes are not one msgpack message: {error or type(error).__name__}') from error
+        raise ProtocolError(
+            f'{len(data)} bytes are not one msgpack message: {error or type(error).__name__}'
+        ) from error
     _require(isinstance(message, dict), 'message', 'a map', type(message).__name__)
     if message.get('protocol') != PROTOCOL:  # first: another version may well have other keys
-        raise ProtocolError(f'protocol: expected {PROTOCOL}, found {message.get("protocol")!r}; server and run need the same version')
-    missing, unknown = [key for key in keys if key not in message], [key for key in message if key not in keys]
+        raise ProtocolError(
+            f'protocol: expected {PROTOCOL}, found {message.get("protocol")!r}; server and run need the same version'
+        )
+    missing, unknown = (
+        [key for key in keys if key not in message],
+        [key for key in message if key not in keys],
+    )
     if missing or unknown:
-        raise ProtocolError(f'message: expected the keys {", ".join(keys)}; missing {missing}, unknown {reprlib.repr(unknown)}')
+        raise ProtocolError(
+            f'message: expected the keys {", ".join(keys)}; missing {missing}, unknown {reprlib.repr(unknown)}'
+        )
     return message
 
 
@@ -161,18 +270,34 @@ def _texts(prompts, metadata) -> None:
     """Raises ProtocolError unless these are lists of as many strings as dicts of JSON values."""
     for field, value in (('prompts', prompts), ('metadata', metadata)):
         _require(isinstance(value, list | tuple), field, 'a list', type(value).__name__)
-    _require(len(prompts) == len(metadata), 'metadata', f'{len(prompts)} items, one per prompt', len(metadata))
+    _require(
+        len(prompts) == len(metadata),
+        'metadata',
+        f'{len(prompts)} items, one per prompt',
+        len(metadata),
+    )
     for i, (prompt, extra) in enumerate(zip(prompts, metadata)):
         _require(isinstance(prompt, str), f'prompts[{i}]', 'a string', prompt)
-        _require(isinstance(extra, dict) and _is_json(extra), f'metadata[{i}]', 'a map of JSON values', extra)
+        _require(
+            isinstance(extra, dict) and _is_json(extra),
+            f'metadata[{i}]',
+            'a map of JSON values',
+            extra,
+        )
 
 
 def _is_json(value, depth: int = 32) -> bool:
     if isinstance(value, dict):
-        return depth > 0 and all(isinstance(key, str) and _is_json(item, depth - 1) for key, item in value.items())
+        return depth > 0 and all(
+            isinstance(key, str) and _is_json(item, depth - 1) for key, item in value.items()
+        )
     if isinstance(value, list | tuple):
         return depth > 0 and all(_is_json(item, depth - 1) for item in value)
-    return value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and -(2**63) <= value < 2**64)
+    return (
+        value is None
+        or isinstance(value, bool | float | str)
+        or (isinstance(value, int) and -(2**63) <= value < 2**64)
+    )
 
 
 def _require(met: bool, field: str, expected: str, found) -> None:

@@ -5,8 +5,9 @@
     POST /check   can these prompts be scored? 200, or 422 with a message that names the prompt
     POST /score   see rewards/protocol.py
 
-Refusals are JSON, {"error": message}: 401 wrong token, 408 a request that does not arrive, 413 too large, 422 malformed or not scorable
-(the field is named), 429 as many requests as the queue holds (with Retry-After), 500 the reward failed.
+Refusals are JSON, {"error": message}: 401 wrong token, 408 a request that does not arrive, 413 too
+large, 422 malformed or not scorable (the field is named), 429 as many requests as the queue holds
+(with Retry-After), 500 the reward failed.
 """
 
 import asyncio
@@ -24,18 +25,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.base import Reward
+from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
-READ_SECONDS = 60.0  # in which a request must arrive: a place in the queue is not held by a sender that has died
+# in which a request must arrive: a place in the queue is not held by a sender that has died
+READ_SECONDS = 60.0
 RETRY_AFTER_SECONDS = 1
 
 
 def fingerprint(reward: Reward, spec: dict, version: str) -> str:
-    """Names a reward: its configuration (JSON values), scores and range, and the version of the package that computes it; 16 hex digits."""
+    """Names a reward: its configuration (JSON values), scores and range, and the version of the
+    package that computes it; 16 hex digits.
+    """
     facts = [version, spec, list(reward.names), [repr(float(end)) for end in reward.range]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -43,10 +47,12 @@ def fingerprint(reward: Reward, spec: dict, version: str) -> str:
 class RewardService:
     """One reward behind HTTP. `app` is the ASGI application.
 
-    Memory is bounded by about 3 * max_queue * max_request_bytes (raw, decoded, as an array): a place in the queue comes before the body.
+    Memory is bounded by about 3 * max_queue * max_request_bytes (raw, decoded, as an array): a
+    place in the queue comes before the body.
 
     Args:
-      reward: what scores; called from `workers` threads, for as many requests at a time. The others wait for their turn.
+      reward: what scores; called from `workers` threads, for as many requests at a time. The others
+        wait for their turn.
       name: its `fingerprint`. version: of the package.
       token: bearer token that every request but /health must carry; '' = none.
       max_queue: requests that may be waiting or under way; more are refused with 429.
@@ -65,7 +71,9 @@ class RewardService:
         max_request_bytes: int = 64 << 20,
     ):
         if max_queue < 1 or max_request_bytes < 1:
-            raise ValueError(f'max_queue is {max_queue} and max_request_bytes {max_request_bytes}; expected at least 1')
+            raise ValueError(
+                f'max_queue is {max_queue} and max_request_bytes {max_request_bytes}; expected at least 1'
+            )
         self._reward, self._name, self._version, self._token = reward, name, version, token.encode()
         self._max_queue, self._max_request_bytes, self._pending = max_queue, max_request_bytes, 0
         self._scorer = Scorer(reward, workers, max_pending=max_queue)
@@ -84,27 +92,43 @@ class RewardService:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app):
         yield
-        await asyncio.to_thread(self._scorer.close)  # what was accepted is scored before the process ends
+        # what was accepted is scored before the process ends
+        await asyncio.to_thread(self._scorer.close)
 
     async def _health(self, request: Request) -> Response:
         counts = self._scorer.counts
-        return JSONResponse({
-            'status': 'ok', 'pending': self._pending, 'max_queue': self._max_queue, 'images': counts.images, 'invalid': counts.invalid,
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                'status': 'ok',
+                'pending': self._pending,
+                'max_queue': self._max_queue,
+                'images': counts.images,
+                'invalid': counts.invalid,
+            }
+        )
 
     async def _info(self, request: Request) -> Response:
         self._authorise(request)
         ends = [end if math.isfinite(end) else None for end in map(float, self._reward.range)]
-        return JSONResponse({
-            'protocol': protocol.PROTOCOL, 'package': 'densegrpo_jax', 'version': self._version, 'fingerprint': self._name,
-            'names': list(self._reward.names), 'range': ends, 'needs_metadata': self._reward.needs_metadata,
-            'max_request_bytes': self._max_request_bytes,
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                'protocol': protocol.PROTOCOL,
+                'package': 'densegrpo_jax',
+                'version': self._version,
+                'fingerprint': self._name,
+                'names': list(self._reward.names),
+                'range': ends,
+                'needs_metadata': self._reward.needs_metadata,
+                'max_request_bytes': self._max_request_bytes,
+            }
+        )
 
     async def _check(self, request: Request) -> Response:
         async with self._place(request):
             with _unprocessable():
-                prompts, metadata = await asyncio.to_thread(protocol.decode_check, await self._read(request))
+                prompts, metadata = await asyncio.to_thread(
+                    protocol.decode_check, await self._read(request)
+                )
                 await asyncio.to_thread(self._reward.check, prompts, metadata)
         return JSONResponse({})
 
@@ -113,19 +137,39 @@ class RewardService:
             with _unprocessable():
                 asked = await asyncio.to_thread(protocol.decode_request, await self._read(request))
             async with self._turns:
-                # A sender whose time limit has passed has gone, and asks again: scoring for nobody would make that one wait too long too.
+                # A sender whose time limit has passed has gone, and asks again: scoring for nobody
+                # would make that one wait too long too.
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 with _unprocessable():
-                    future = await asyncio.to_thread(self._scorer.submit, asked.images, asked.prompts, asked.metadata, some_valid=False)
+                    future = await asyncio.to_thread(
+                        self._scorer.submit,
+                        asked.images,
+                        asked.prompts,
+                        asked.metadata,
+                        some_valid=False,
+                    )
                 try:
                     scores = await asyncio.wrap_future(future)
-                except Exception as error:  # whatever went wrong in a reward: the caller is told, and the server goes on
-                    log.exception('the reward failed on a request of %d pictures', len(asked.images))
-                    raise HTTPException(500, f'the reward failed: {type(error).__name__}: {error}') from error
-            # The protocol knows pictures with all of their scores or with none: one that is only logged cannot be missing alone.
+                # whatever went wrong in a reward: the caller is told, and the server goes on
+                except Exception as error:
+                    log.exception(
+                        'the reward failed on a request of %d pictures', len(asked.images)
+                    )
+                    raise HTTPException(
+                        500, f'the reward failed: {type(error).__name__}: {error}'
+                    ) from error
+            # The protocol knows pictures with all of their scores or with none: one that is only
+            # logged cannot be missing alone.
             valid = scores.valid & np.isfinite(list(scores.values.values())).all(0)
-            answer = await asyncio.to_thread(protocol.encode_response, asked, self._reward.names, scores.values, valid, self._name)
+            answer = await asyncio.to_thread(
+                protocol.encode_response,
+                asked,
+                self._reward.names,
+                scores.values,
+                valid,
+                self._name,
+            )
         return Response(answer, media_type=protocol.MEDIA_TYPE)
 
     @contextlib.asynccontextmanager
@@ -134,7 +178,11 @@ class RewardService:
         try:
             self._authorise(request)
             if self._pending >= self._max_queue:
-                raise HTTPException(429, f'{self._pending} requests are waiting or under way', {'Retry-After': str(RETRY_AFTER_SECONDS)})
+                raise HTTPException(
+                    429,
+                    f'{self._pending} requests are waiting or under way',
+                    {'Retry-After': str(RETRY_AFTER_SECONDS)},
+                )
         except HTTPException:
             await self._receive(request, keep=-1)
             raise
@@ -152,14 +200,17 @@ class RewardService:
     async def _read(self, request: Request) -> bytearray:
         body = await self._receive(request, keep=self._max_request_bytes)
         if body is None:
-            raise HTTPException(413, f'the request is larger than {self._max_request_bytes} bytes; send fewer pictures at once')
+            raise HTTPException(
+                413,
+                f'the request is larger than {self._max_request_bytes} bytes; send fewer pictures at once',
+            )
         return body
 
     async def _receive(self, request: Request, keep: int) -> bytearray | None:
         """The body, or None where it is larger than `keep` bytes.
 
-        What will be refused is read on and thrown away, within limits: closing a connection with data unread would reset it, and the sender
-        would not see the refusal.
+        What will be refused is read on and thrown away, within limits: closing a connection with
+        data unread would reset it, and the sender would not see the refusal.
         """
         body, size = bytearray(), 0
         try:
@@ -171,7 +222,9 @@ class RewardService:
                     elif size > 4 * self._max_request_bytes:
                         break
         except TimeoutError as error:
-            raise HTTPException(408, f'the request did not arrive within {READ_SECONDS:g} s') from error
+            raise HTTPException(
+                408, f'the request did not arrive within {READ_SECONDS:g} s'
+            ) from error
         return body if size <= keep else None
 
 
@@ -189,4 +242,5 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
 
 
 async def _nobody(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # the sender has gone, in the middle of its request or while that waited: this goes nowhere
+    # the sender has gone, in the middle of its request or while that waited: this goes nowhere
+    return Response(status_code=400)
