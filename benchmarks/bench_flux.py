@@ -1,10 +1,13 @@
 """Time, memory and utilisation of an iteration's phases on FLUX.1-dev's own shapes, with random
 weights made on the device.
 
-    python -m benchmarks.bench_flux                                      # 512 px, bfloat16, one accelerator
+    # 512 px, bfloat16, one accelerator
+    python -m benchmarks.bench_flux
     python -m benchmarks.bench_flux --side=1024 --batch=4 --attention=cudnn
-    python -m benchmarks.bench_flux --torch                              # Diffusers' network and decoder first: same shapes, compiled
-    python -m benchmarks.bench_flux --size=small --side=64 --batch=2 --torch   # anywhere
+    # Diffusers' network and decoder first: same shapes, compiled
+    python -m benchmarks.bench_flux --torch
+    # anywhere
+    python -m benchmarks.bench_flux --size=small --side=64 --batch=2 --torch
 
 Utilisation (MFU) is the operations of the model over what the chip's data sheet promises in
 bfloat16 in that time. The operations are counted from the program (`planning.flops`): the forward
@@ -93,7 +96,8 @@ def timed(name: str, function, flops: float, peak: float | None, memory=None) ->
     share = '' if peak is None else f'  MFU {100 * row["mfu"]:5.1f} %'
     held = '' if memory is None else f'  {row["gib"]:6.2f} GiB'
     print(
-        f'{name:34s} {seconds:9.4f} s (spread {row["spread"]:.4f})  {row["tflops_per_s"]:8.3f} TFLOP/s{share}{held}',
+        f'{name:34s} {seconds:9.4f} s (spread {row["spread"]:.4f})  {row["tflops_per_s"]:8.3f} '
+        f'TFLOP/s{share}{held}',
         flush=True,
     )
     return row
@@ -146,7 +150,8 @@ def main(argv) -> None:
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(params['transformer']))
     print(
-        f'{device.device_kind}, jax {jax.__version__}: {count / 1e9:.2f} B parameters, {m.width} x {m.height} px, batch {batch}, {dtype}'
+        f'{device.device_kind}, jax {jax.__version__}: {count / 1e9:.2f} B parameters, {m.width} x '
+        f'{m.height} px, batch {batch}, {dtype}'
     )
 
     repeated = conditioning.repeat(batch)
@@ -203,7 +208,8 @@ def main(argv) -> None:
     for name, ours in (('one velocity', rows[0]), ('decode', rows[1])):
         if name in reference:
             print(
-                f'torch {reference["torch"]} {name}: {reference[name]:.4f} s; ours takes {ours["seconds"] / reference[name]:.2f} of it'
+                f'torch {reference["torch"]} {name}: {reference[name]:.4f} s; ours takes '
+                f'{ours["seconds"] / reference[name]:.2f} of it'
             )
     summary = {
         'device': device.device_kind,

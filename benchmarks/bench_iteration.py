@@ -45,7 +45,8 @@ def timed(name: str, function, repeat: int) -> None:
         walls.append(time.perf_counter() - start)
     processor = (time.process_time() - processor) / repeat
     print(
-        f'{name:32s} min {min(walls):7.3f} s   median {statistics.median(walls):7.3f} s   processor {processor:7.3f} s',
+        f'{name:32s} min {min(walls):7.3f} s   median {statistics.median(walls):7.3f} s   '
+        f'processor {processor:7.3f} s',
         flush=True,
     )
 
@@ -87,7 +88,8 @@ def main(argv) -> None:
     pictures = np.concatenate([np.asarray(images) for _, images, _ in results], axis=1)
     states, samples = pictures.shape[:2]
     print(
-        f'{jax.device_count()} x {jax.devices()[0].device_kind}; {samples} samples, {states} states scored, T = {r.steps}'
+        f'{jax.device_count()} x {jax.devices()[0].device_kind}; {samples} samples, {states} '
+        f'states scored, T = {r.steps}'
     )
     repeated = [p for p in chosen for _ in range(r.group)] * states
     flat = pictures.reshape(-1, *pictures.shape[2:])

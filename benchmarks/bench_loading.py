@@ -1,7 +1,8 @@
 """How much host memory loading takes besides the arrays themselves: a synthetic multi-shard FLUX
 transformer of several GiB.
 
-    python -m benchmarks.bench_loading --gib=4 --shard_gib=1 [--devices=8] [--folder=/tmp/bench_loading]
+    python -m benchmarks.bench_loading --gib=4 --shard_gib=1 [--devices=8] \\
+        [--folder=/tmp/bench_loading]
 
 Writes random bfloat16 weights in shards (kept for the next call), loads them in a process of its
 own, and prints the peak of that process's memory (VmHWM, mapped files included) beyond what it held
@@ -136,10 +137,12 @@ def load(folder: pathlib.Path) -> None:
     largest = max(p.stat().st_size for p in folder.glob('*.safetensors'))
     gib = lambda n: f'{n / 2**30:.2f} GiB'
     print(
-        f'checkpoint {gib(held)} in {len(list(folder.glob("*.safetensors")))} files, the largest {gib(largest)}; {DEVICES.value} devices'
+        f'checkpoint {gib(held)} in {len(list(folder.glob("*.safetensors")))} files, the largest '
+        f'{gib(largest)}; {DEVICES.value} devices'
     )
     print(
-        f'peak beyond the arrays {gib(peak - before - held)}; allowed: largest file + 2 GiB = {gib(largest + 2 * 2**30)}'
+        f'peak beyond the arrays {gib(peak - before - held)}; allowed: largest file + 2 GiB = '
+        f'{gib(largest + 2 * 2**30)}'
     )
     print(f'{seconds:.1f} s, {held / 2**30 / seconds:.2f} GiB/s')
 

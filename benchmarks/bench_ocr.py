@@ -61,8 +61,9 @@ def throughput(images, prompts, mode, workers) -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         count = scorer.counts.scored - before.scored
     print(
-        f'workers {workers}: {wall:6.2f} s wall, {count / wall:6.1f} pictures/s, {1000 * cpu / count:6.2f} CPU-ms/picture '
-        f'(CPU time / workers: {cpu / workers:.2f} s), mean score {scores.values["ocr"].mean():.3f}',
+        f'workers {workers}: {wall:6.2f} s wall, {count / wall:6.1f} pictures/s, '
+        f'{1000 * cpu / count:6.2f} CPU-ms/picture (CPU time / workers: {cpu / workers:.2f} s), '
+        f'mean score {scores.values["ocr"].mean():.3f}',
         flush=True,
     )
 
@@ -105,7 +106,8 @@ def scenes(count: int, seed: int = 0) -> None:
     texts = reward.read(images)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(
-        f'{count} scenes of 512 x 512 px: {count / wall:.1f} pictures/s, {1000 * cpu / count:.0f} CPU-ms/picture'
+        f'{count} scenes of 512 x 512 px: {count / wall:.1f} pictures/s, {1000 * cpu / count:.0f} '
+        'CPU-ms/picture'
     )
     for name, second in (('one sign', False), ('a second sign', True)):
         pairs = [
@@ -117,8 +119,9 @@ def scenes(count: int, seed: int = 0) -> None:
             [ocr_score(text, target, penalty) for text, target in pairs] for penalty in (0.0, 1.0)
         )
         print(
-            f'{name} ({len(pairs)} scenes): mean score {np.mean(plain):.3f}, {np.mean(np.equal(plain, 1)):.0%} read in full; '
-            f'with extra_text_penalty 1: {np.mean(strict):.3f}'
+            f'{name} ({len(pairs)} scenes): mean score {np.mean(plain):.3f}, '
+            f'{np.mean(np.equal(plain, 1)):.0%} read in full; with extra_text_penalty 1: '
+            f'{np.mean(strict):.3f}'
         )
     worst = sorted((ocr_score(text, target), target, text) for text, target in zip(texts, targets))[
         :5

@@ -111,12 +111,14 @@ def main(argv) -> None:
     shares = [square * w**2 / np.sum(square * w**2) for w in weights]
     to_go = np.concatenate(shares_to_go, 1)
     print(
-        f'    s   std of the noise   size of the gradient   share of its square with noise_power {POWERS}   CoCA to go'
+        '    s   std of the noise   size of the gradient   share of its square with noise_power '
+        f'{POWERS}   CoCA to go'
     )
     for i, k in enumerate(trained):
         row = ' '.join(f'{share[i]:6.1%}' for share in shares)
         print(
-            f'{schedule.sigmas[k]:.3f} {std[k]:18.3f} {np.sqrt(square[i]):22.5f}   {row}   {to_go[k].mean():.2f} +- {to_go[k].std():.2f}'
+            f'{schedule.sigmas[k]:.3f} {std[k]:18.3f} {np.sqrt(square[i]):22.5f}   {row}   '
+            f'{to_go[k].mean():.2f} +- {to_go[k].std():.2f}'
         )
 
 

@@ -104,7 +104,10 @@ def main(argv) -> None:
         print(
             f'{name:9s} {one["bytes"] / 2**20:6.2f} MiB  '
             + ' '.join(f'{e:.5f}' for e in errors)
-            + f'  PSNR {psnr(score.images, half["evaluation"].images):5.1f} dB  OCR {score.mean():.4f} +- {score.standard_error():.4f}'
+            + (
+                f'  PSNR {psnr(score.images, half["evaluation"].images):5.1f} dB  OCR '
+                f'{score.mean():.4f} +- {score.standard_error():.4f}'
+            )
         )
 
 

@@ -19,7 +19,10 @@ import numpy as np
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.rewards.remote.client import RemoteReward
 
-CONFIG = "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'reward': {'jpeg': {}}})\n"
+CONFIG = (
+    'from ml_collections import ConfigDict\n'
+    "get_config = lambda: ConfigDict({'reward': {'jpeg': {}}})\n"
+)
 
 
 def throughput(label: str, reward, images: np.ndarray, workers: int) -> np.ndarray:
@@ -32,7 +35,8 @@ def throughput(label: str, reward, images: np.ndarray, workers: int) -> np.ndarr
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     rate = len(images) / wall
     print(
-        f'{label}: {rate:7.1f} pictures/s ({rate * images[0].nbytes / 1e6:.0f} MB/s), {1000 * cpu / len(images):6.2f} CPU-ms/picture',
+        f'{label}: {rate:7.1f} pictures/s ({rate * images[0].nbytes / 1e6:.0f} MB/s), '
+        f'{1000 * cpu / len(images):6.2f} CPU-ms/picture',
         flush=True,
     )
     return scores.values['jpeg']

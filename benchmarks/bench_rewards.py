@@ -1,8 +1,9 @@
 """What scoring costs, and how much of it sampling hides: python -m benchmarks.bench_rewards
 --config=configs/tiny_ocr.py [--repeat=3]
 
-    python -m benchmarks.bench_rewards --config=configs/flux_ocr.py --random --config.rollout.group=4 --config.rollout.prompts=12 \\
-        --config.rollout.prompts_per_batch=1                             # an accelerator, no checkpoint
+    python -m benchmarks.bench_rewards --config=configs/flux_ocr.py --random \\
+        --config.rollout.group=4 --config.rollout.prompts=12 \\
+        --config.rollout.prompts_per_batch=1    # an accelerator, no checkpoint
 
 Takes the pictures of a real iteration (all completed states of all its samples) and prints, as
 medians over `repeat` runs after one that compiles and loads: distinct pictures scored per second
@@ -214,7 +215,8 @@ def main(argv) -> None:
     validate(config)
     if STAND_IN.value and not RANDOM.value:
         raise app.UsageError(
-            '--stand_in samples nothing that could be scored: give --random too, which scores rendered scenes'
+            '--stand_in samples nothing that could be scored: give --random too, which scores '
+            'rendered scenes'
         )
     start_devices(config.rollout.prompts_per_batch * config.rollout.group)
     mesh = make_mesh(config.mesh)
@@ -227,14 +229,16 @@ def main(argv) -> None:
         else f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     )
     print(
-        f'{device}; reward {", ".join(config.reward)}; weights in {time.perf_counter() - start:.1f} s',
+        f'{device}; reward {", ".join(config.reward)}; weights in '
+        f'{time.perf_counter() - start:.1f} s',
         flush=True,
     )
     print(f'first iteration, with compilation: {timed(recorder):.1f} s', flush=True)
     sampling = statistics.median(timed(Recorder(reward.names)) for _ in range(repeat))
     height, width = recorder.batches[0][0].shape[1:3]
     print(
-        f'sampling alone: {sampling:.3f} s in {len(recorder.batches)} batches of {width} x {height} px',
+        f'sampling alone: {sampling:.3f} s in {len(recorder.batches)} batches of {width} x '
+        f'{height} px',
         flush=True,
     )
     pictures = (
@@ -250,13 +254,16 @@ def main(argv) -> None:
         with Scorer(reward, workers) as scorer:
             m = measure(scorer, batches, pictures, timed, repeat)
         print(
-            f'{scorer.workers} scoring threads, {m.images:.0f} pictures, {m.images - m.scored:.0f} duplicates, '
-            f'{m.invalid:.0f} invalid: alone {m.scored / m.scoring:.1f} distinct pictures/s, {1000 * m.cpu / m.scored:.2f} CPU-ms of the '
-            f'threads per picture\n'
-            f'wall: sampling {sampling:.3f} s + scoring {m.scoring:.3f} s = {sampling + m.scoring:.3f} s; overlapped {m.both:.3f} s, of '
-            f'which {m.waited:.3f} s after the last batch was sampled\n'
-            f'hidden: {(sampling + m.scoring - m.both) / m.scoring:.0%} of the scoring; at most {1 - m.last / m.scoring:.0%} in '
-            f'{len(batches)} batches (the last batch alone takes {m.last:.3f} s)',
+            f'{scorer.workers} scoring threads, {m.images:.0f} pictures, '
+            f'{m.images - m.scored:.0f} duplicates, {m.invalid:.0f} invalid: alone '
+            f'{m.scored / m.scoring:.1f} distinct pictures/s, {1000 * m.cpu / m.scored:.2f} '
+            'CPU-ms of the threads per picture\n'
+            f'wall: sampling {sampling:.3f} s + scoring {m.scoring:.3f} s = '
+            f'{sampling + m.scoring:.3f} s; overlapped {m.both:.3f} s, of which {m.waited:.3f} s '
+            'after the last batch was sampled\n'
+            f'hidden: {(sampling + m.scoring - m.both) / m.scoring:.0%} of the scoring; at most '
+            f'{1 - m.last / m.scoring:.0%} in {len(batches)} batches (the last batch alone takes '
+            f'{m.last:.3f} s)',
             flush=True,
         )
 

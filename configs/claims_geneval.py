@@ -1,7 +1,8 @@
 """What the runs of `experiments.reproduce` share on the compositional task: coloured shapes, all
 weights trained, 24 samples an update.
 
-    python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
+    python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py \\
+        --workdir=runs/claims_geneval
 
 The page that is shipped: `--out=docs/reproduction/geneval`.
 """

@@ -1,6 +1,7 @@
 """`configs/claims_ocr.py` with the demo's 96 samples an update, where the credit rules learn alike.
 
-    python -m experiments.reproduce --figure=4 --config=configs/claims_ocr_96.py --workdir=runs/claims_ocr_96
+    python -m experiments.reproduce --figure=4 --config=configs/claims_ocr_96.py \\
+        --workdir=runs/claims_ocr_96
 
 The page that is shipped: `--out=docs/reproduction/96_samples`.
 """

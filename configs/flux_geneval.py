@@ -1,6 +1,7 @@
 """FLUX.1-dev learns to compose: DenseGRPO with GenEval at 512 px.
 
-    python -m densegrpo_jax.main --config=configs/flux_geneval.py:devices=8 --workdir=runs/flux_geneval \
+    python -m densegrpo_jax.main --config=configs/flux_geneval.py:devices=8 \\
+        --workdir=runs/flux_geneval \\
         --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
@@ -8,11 +9,13 @@ Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`
 folders of them are named with --config.reward.geneval.mask2former and .clip). They want a GPU of
 their own: serve this very file there,
 
-    python -m densegrpo_jax.reward_server --config=configs/flux_geneval.py --host=0.0.0.0 --token_env=REWARD_TOKEN
+    python -m densegrpo_jax.reward_server --config=configs/flux_geneval.py \\
+        --host=0.0.0.0 --token_env=REWARD_TOKEN
 
 and in a copy of it, to train with:
 
-    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names, 'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
+    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names,
+                           'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
 
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the
 first three steps, LoRA 64/128, beta 0. Hardware: written for devices with 80 GiB; not measured on

@@ -1,6 +1,7 @@
 """FLUX.1-dev learns to write: DenseGRPO with OCR at 512 px.
 
-    python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8 --workdir=runs/flux_ocr --config.model.path=/path/to/FLUX.1-dev
+    python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8 \\
+        --workdir=runs/flux_ocr --config.model.path=/path/to/FLUX.1-dev
 
 Settings follow the peers' FLUX recipes (Flow-GRPO pickscore_flux, TP-GRPO): T = 6, evaluation 28,
 guidance 3.5, LoRA 64/128, lr 3e-4, beta 0. The noise is CPS with a uniform eta = 0.8: uncalibrated,

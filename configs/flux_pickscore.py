@@ -1,7 +1,8 @@
 """FLUX.1-dev learns what people prefer: DenseGRPO with PickScore at 512 px, one of the paper's
 extra runs.
 
-    python -m densegrpo_jax.main --config=configs/flux_pickscore.py:devices=8 --workdir=runs/flux_pickscore \
+    python -m densegrpo_jax.main --config=configs/flux_pickscore.py:devices=8 \\
+        --workdir=runs/flux_pickscore \\
         --config.data.train=pickscore_train.txt --config.data.eval=pickscore_test.txt
 
 The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from
@@ -12,7 +13,8 @@ Flow-SDE noise with a = 0.9. Hardware: written for devices with 80 GiB; not meas
 Expected cost: 0.48 H100-hours an iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured). Memory: 22 GiB of weights in bfloat16, split over the devices by
 `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training),
-  and 3.7 GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16).
+and 3.7 GiB of PickScore on every device (half with
+--config.reward.pickscore.dtype=bfloat16).
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """
 

@@ -2,11 +2,13 @@
 size. An example to copy.
 
     export REWARD_TOKEN=...
-    python -m densegrpo_jax.reward_server --config=configs/reward_server.py --host=0.0.0.0 --token_env=REWARD_TOKEN
+    python -m densegrpo_jax.reward_server --config=configs/reward_server.py \\
+        --host=0.0.0.0 --token_env=REWARD_TOKEN
 
 and in the configuration of the training run, whose environment holds the same token:
 
-    c.reward = {'remote': {'urls': 'http://a:18100,http://b:18100', 'names': ('ocr',), 'range': (0.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
+    c.reward = {'remote': {'urls': 'http://a:18100,http://b:18100', 'names': ('ocr',),
+                           'range': (0.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
     c.reward_workers = 8  # requests under way at once
 
 Any reward may be served (densegrpo_jax/rewards/build.py lists them), also several at once as their

@@ -1,6 +1,7 @@
 """SD3.5-M learns to compose: DenseGRPO with GenEval at 512 px, the paper's first task.
 
-    python -m densegrpo_jax.main --config=configs/sd35_geneval.py:devices=8 --workdir=runs/sd35_geneval \
+    python -m densegrpo_jax.main --config=configs/sd35_geneval.py:devices=8 \\
+        --workdir=runs/sd35_geneval \\
         --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
@@ -8,11 +9,13 @@ Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`
 folders of them are named with --config.reward.geneval.mask2former and .clip). They want a GPU of
 their own: serve this very file there,
 
-    python -m densegrpo_jax.reward_server --config=configs/sd35_geneval.py --host=0.0.0.0 --token_env=REWARD_TOKEN
+    python -m densegrpo_jax.reward_server --config=configs/sd35_geneval.py \\
+        --host=0.0.0.0 --token_env=REWARD_TOKEN
 
 and in a copy of it, to train with:
 
-    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names, 'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
+    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names,
+                           'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
 
 Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py but for the reward, the prompts and
 4,500 iterations. Hardware: the paper used 16 A100; not measured here on any.

@@ -1,6 +1,7 @@
 """SD3.5-M learns to write: DenseGRPO with OCR at 512 px, the paper's second task.
 
-    python -m densegrpo_jax.main --config=configs/sd35_ocr.py:devices=8 --workdir=runs/sd35_ocr --config.model.path=/path/to/sd3.5-medium
+    python -m densegrpo_jax.main --config=configs/sd35_ocr.py:devices=8 \\
+        --workdir=runs/sd35_ocr --config.model.path=/path/to/sd3.5-medium
 
 Settings: the paper's (arXiv 2601.20218, section 5) on Flow-GRPO's general_ocr_sd3: T = 10,
 evaluation 40, classifier-free guidance 4.5 in sampling, completion and training, G = 24, LoRA 32/64

@@ -1,6 +1,7 @@
 """SD3.5-M learns what people prefer: DenseGRPO with PickScore at 512 px, the paper's third task.
 
-    python -m densegrpo_jax.main --config=configs/sd35_pickscore.py:devices=8 --workdir=runs/sd35_pickscore \
+    python -m densegrpo_jax.main --config=configs/sd35_pickscore.py:devices=8 \\
+        --workdir=runs/sd35_pickscore \\
         --config.data.train=pickscore_train.txt --config.data.eval=pickscore_test.txt
 
 The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from
@@ -11,7 +12,8 @@ paper's on Flow-GRPO's pickscore_sd3; as sd35_ocr.py but for the reward, the pro
 H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak, scoring not counted;
 not measured). Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before
 training),
-  and 3.7 GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16).
+and 3.7 GiB of PickScore on every device (half with
+--config.reward.pickscore.dtype=bfloat16).
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
 

@@ -1,6 +1,7 @@
 """SD3.5-M at 1024 px with PickScore, one of the paper's extra runs.
 
-    python -m densegrpo_jax.main --config=configs/sd35_pickscore_1024.py:devices=8 --workdir=runs/sd35_pickscore_1024 \
+    python -m densegrpo_jax.main --config=configs/sd35_pickscore_1024.py:devices=8 \\
+        --workdir=runs/sd35_pickscore_1024 \\
         --config.data.train=pickscore_train.txt --config.data.eval=pickscore_test.txt
 
 The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from
@@ -10,7 +11,8 @@ of sd35_pickscore.py at four times the tokens (4,096), so a quarter of the pictu
 time. Hardware: not measured here on any; extrapolated, four to five times the cost of 512 px.
 Expected cost: 1.6 H100-hours an iteration (extrapolated from 512 px: 4.9 times the operations of a
 velocity). Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before training),
-  and 3.7 GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16).
+and 3.7 GiB of PickScore on every device (half with
+--config.reward.pickscore.dtype=bfloat16).
 Expected score: above the base's (the paper shows a curve and no table).
 """
 

@@ -1,6 +1,7 @@
 """Trains the miniature FLUX that draws coloured shapes and writes a Diffusers folder.
 
-    python -m tools.pretrain --config=configs/tiny_shapes_pretrain.py --workdir=runs/tiny_shapes_pretrain
+    python -m tools.pretrain --config=configs/tiny_shapes_pretrain.py \\
+        --workdir=runs/tiny_shapes_pretrain
 
 Hardware: two CPU cores, 4 GiB of memory, about an hour; every stage resumes where it stopped.
 Stages: `vae` (starts from the autoencoder of the miniature that spells), `flow` (transformer and

@@ -2,7 +2,8 @@
 configuration, before it is trained.
 
     python -m densegrpo_jax.calibrate --config=configs/tiny_ocr.py --workdir=runs/psi
-    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_psi --config.noise.psi_path=runs/psi/psi.json
+    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_psi \\
+        --config.noise.psi_path=runs/psi/psi.json
 
 Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every iteration) and
 beside it a PNG: psi against the start, the shares of positive and negative gains before and after,

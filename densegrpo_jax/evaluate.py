@@ -2,8 +2,10 @@
 same prompts and the same noise.
 
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py
-    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --checkpoint=best --checkpoint=latest
-    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --checkpoint=runs/a:best --checkpoint=runs/b:120 --group=4 --kl_prompts=32
+    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
+        --checkpoint=best --checkpoint=latest
+    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py \\
+        --checkpoint=runs/a:best --checkpoint=runs/b:120 --group=4 --kl_prompts=32
 
 Besides the reward that is trained on: the rewards of `eval.panel`, on the evaluation's prompts or
 on `eval.panel_prompts`; with --group=G the diversity of G pictures of a prompt; with --kl_prompts=N
@@ -132,7 +134,8 @@ def evaluate(
                     result.scores[KL] = divergence(params, adapters, stop, record, key, psi=psi)
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
-                        f'{policy.label}, {name}: not one picture has a score {empty[0]!r}; the log tells why. --restart tries again'
+                        f'{policy.label}, {name}: not one picture has a score {empty[0]!r}; the '
+                        'log tells why. --restart tries again'
                     )
                 logging.info('%s, %s: %s', policy.label, name, _line(result))
     if stop.hosts.primary:

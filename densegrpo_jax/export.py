@@ -1,7 +1,9 @@
 """Command: writes what a run has learned in the layouts that other tools open.
 
-    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr --out=exported/flux_ocr
-    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr --layout=merged --out=exported/flux_ocr_full
+    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr \\
+        --out=exported/flux_ocr
+    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr \\
+        --layout=merged --out=exported/flux_ocr_full
 
 Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (kohya's scripts and
 ComfyUI; FLUX only), `merged` (a whole pipeline folder with the adapters added to the weights). A
@@ -49,7 +51,8 @@ Trained with densegrpo_jax (DenseGRPO, arXiv 2601.20218) from `{base}`, {step} u
 {scores}
 {settings}
 
-The weights inherit the licence of the base model. `config.json` beside this card is the run's whole configuration.
+The weights inherit the licence of the base model. `config.json` beside this card is the run's whole
+configuration.
 """
 
 
@@ -86,7 +89,10 @@ def model_card(
         # not what the run ended with: these weights may be of an earlier step, or of one that was
         # not evaluated
         if step in of_step:
-            scores = f'Evaluation score before {line(*first[1:])}, after {line(*of_step[step])} (standard errors over the prompts).\n'
+            scores = (
+                f'Evaluation score before {line(*first[1:])}, after {line(*of_step[step])} '
+                '(standard errors over the prompts).\n'
+            )
     if (workdir / CURVE).is_file():
         shutil.copyfile(workdir / CURVE, out / CURVE)
         scores += f'\n![reward curve]({CURVE})\n'
@@ -130,7 +136,8 @@ def export(
         raise ValueError(f'--layout={layout!r} is not known; choose one of {LAYOUTS}')
     if config.full and layout != 'merged':
         raise ValueError(
-            f'--layout={layout} holds adapters, and this run trains all weights: use --layout=merged'
+            f'--layout={layout} holds adapters, and this run trains all weights: use '
+            '--layout=merged'
         )
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     exact = config.copy_and_resolve_references()
@@ -207,7 +214,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         'dtype',
         '',
-        "'float32', 'bfloat16' or 'float16' to store in; '' keeps float32 adapters and the base's dtype.",
+        "'float32', 'bfloat16' or 'float16' to store in; '' keeps float32 adapters and the base's "
+        'dtype.',
     )
 
 

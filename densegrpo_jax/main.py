@@ -1,6 +1,7 @@
 """Command: aligns a flow model with DenseGRPO.
 
-    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr [--config.iterations=100 ...]
+    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
+        [--config.iterations=100 ...]
 
 On several hosts every one runs this command; TPU slices, Slurm steps and Open MPI are recognised,
 elsewhere name the others with --coordinator, --num_processes and --process_id. The work directory

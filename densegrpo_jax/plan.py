@@ -1,9 +1,12 @@
 """Command: does a configuration fit a machine that is not here, and what would it cost? Asked of
 the compiler, before renting anything.
 
-    python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=8 --topology=v5e:2x4 --config.mesh.fsdp=8
-    python -m densegrpo_jax.plan --config=configs/sd35_ocr.py:devices=8 --topology=h100:8 --out=plan.json
-    python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=32 --topology=v5p:2x4x4 --quick
+    python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=8 \\
+        --topology=v5e:2x4 --config.mesh.fsdp=8
+    python -m densegrpo_jax.plan --config=configs/sd35_ocr.py:devices=8 \\
+        --topology=h100:8 --out=plan.json
+    python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=32 \\
+        --topology=v5p:2x4x4 --quick
 
 Compiles the real rollout (with completions and decoding), update and evaluation for that topology
 and prints per device: the memory of each phase against what the chip has, operations (counted from
@@ -121,7 +124,8 @@ def advice(
         if not more and config.model.quantize == 'none' and not config.full:
             way_out += ", or config.model.quantize='int8'"
         lines.append(
-            f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: {way_out}'
+            f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: '
+            f'{way_out}'
         )
     if resident / GIB > limit:
         return lines  # no batch is small enough
@@ -158,12 +162,14 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     devices = jax.devices('cpu')[: topology.count] if estimated else absent_devices(topology)
     if len(devices) < topology.count:
         raise ValueError(
-            f'{topology.name} needs {topology.count} stand-in CPU devices, and there are {len(devices)}'
+            f'{topology.name} needs {topology.count} stand-in CPU devices, and there are '
+            f'{len(devices)}'
         )
     mesh = make_mesh(config.mesh, devices)
     if estimated and config.model.attention != 'xla':
         raise ValueError(
-            f"model.attention={config.model.attention!r} needs {topology.compiler}, which is not installed; or use 'xla'"
+            f'model.attention={config.model.attention!r} needs {topology.compiler}, which is not '
+            "installed; or use 'xla'"
         )
     pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
@@ -219,21 +225,24 @@ def table(result: dict) -> str:
     source += ', with little effort: a run may need less memory' if r['quick'] else ''
     axes = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
     lines = [
-        f'{r["topology"]}: {r["devices"]} devices ({axes}), {r["samples_per_device"]} samples each, attention {r["attention"]}',
+        f'{r["topology"]}: {r["devices"]} devices ({axes}), {r["samples_per_device"]} samples '
+        f'each, attention {r["attention"]}',
         f'compiled by {source}',
-        f'always resident (weights, optimiser, latents): {r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
+        f'always resident (weights, optimiser, latents): {r["resident_gib"]:.2f} GiB of '
+        f'{r["limit_gib"]:g} GiB',
         'phase        GiB/device  fits  TFLOP/device  received GiB  s/iteration  collectives s',
     ]
     for name, row in r['phases'].items():
         fits = 'yes' if row['gib'] <= r['limit_gib'] else 'NO'
         lines.append(
-            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} {row["collective_gib"]:13.2f} {row["compute_s"]:12.1f} '
-            f'{row["collective_s"]:14.1f}'
+            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} '
+            f'{row["collective_gib"]:13.2f} {row["compute_s"]:12.1f} {row["collective_s"]:14.1f}'
         )
     low, high = r['chip_hours']
     lines += [
-        f'an iteration: {r["seconds_per_iteration"]:.0f} s of arithmetic at {100 * r["utilisation"]:.0f} % of the peak, '
-        f'{r["collective_seconds"]:.0f} s of collectives if nothing hides them',
+        f'an iteration: {r["seconds_per_iteration"]:.0f} s of arithmetic at '
+        f'{100 * r["utilisation"]:.0f} % of the peak, {r["collective_seconds"]:.0f} s of '
+        'collectives if nothing hides them',
         f'{r["iterations"]} iterations: {low:.0f} to {high:.0f} chip-hours',
         'it fits' if r['fits'] else 'IT DOES NOT FIT; try:',
         *(f'  {line}' for line in r['advice']),
@@ -278,7 +287,8 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         'quick',
         False,
-        'Compile for TPUs with the least effort: faster, and more memory in the plan than in a run.',
+        'Compile for TPUs with the least effort: faster, and more memory in the plan than in a '
+        'run.',
     )
     define_folder('out', '', 'JSON file for the result.')
 

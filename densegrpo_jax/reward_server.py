@@ -1,7 +1,8 @@
 """Command: serves the reward of a configuration over HTTP, for training runs on other machines
 (reward `remote`).
 
-    python -m densegrpo_jax.reward_server --config=configs/reward_server.py --host=0.0.0.0 --port=18100 --token_env=REWARD_TOKEN
+    python -m densegrpo_jax.reward_server --config=configs/reward_server.py \\
+        --host=0.0.0.0 --port=18100 --token_env=REWARD_TOKEN
 
 Only `config.reward` is read, so the configuration of a training run does as well. A reward of one
 part with weight 1 is served under its own names; of several, their weighted sum `total` comes
@@ -80,7 +81,8 @@ def main(argv) -> int:
             'anybody who reaches %s can use this server; give it a token with --token_env',
             flag.host,
         )
-    where = f'http://{f"[{flag.host}]" if family == socket.AF_INET6 else flag.host}:{listening.getsockname()[1]}'
+    host = f'[{flag.host}]' if family == socket.AF_INET6 else flag.host
+    where = f'http://{host}:{listening.getsockname()[1]}'
     logging.info('serving %s, fingerprint %s, on %s', ', '.join(reward.names), name, where)
     # uvicorn hands the signal that stopped it on to the handlers found here: having stopped is what
     # it asked for.

@@ -1,7 +1,9 @@
 """Command: pictures from a base model, or from what a training run made of it.
 
-    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --prompt='A neon sign that says "HELLO"' --out=hello.png
-    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --prompts=prompts.txt --copies=4
+    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py \\
+        --prompt='A neon sign that says "HELLO"' --out=hello.png
+    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
+        --prompts=prompts.txt --copies=4
 
 With --workdir the sheet shows the run's adapters; add --compare to see the base model's pictures
 from the same noise beside them.

@@ -1,8 +1,8 @@
 """Command: trains variants of a configuration over several seeds and draws their evaluation curves
 with spread.
 
-    python -m experiments.compare --config=configs/tiny_ocr.py --vary=credit.rule=dense,sparse --seeds=0,1,2 \\
-        --workdir=runs/credit --out=runs/credit/report
+    python -m experiments.compare --config=configs/tiny_ocr.py \\
+        --vary=credit.rule=dense,sparse --seeds=0,1,2 --workdir=runs/credit --out=runs/credit/report
 
 Every run is a `densegrpo_jax.main` of its own in WORKDIR/VALUE/SEED; run again, unfinished ones
 continue and finished ones are kept. Writes OUT/curves.png (score against updates, network calls and

@@ -1,8 +1,10 @@
 """Command: measures credit without training: latent rewards, their bias, cheaper completions, and
 the direction of the gradients.
 
-    python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=8,bias,cost,direction
-    python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe --measure=bias --checkpoint=runs/a:best
+    python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe \\
+        --measure=8,bias,cost,direction
+    python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe \\
+        --measure=bias --checkpoint=runs/a:best
 
 What is measured, and the columns of the tables, are in experiments/reproduction/probe.py,
 probe_statistics.py and direction.py. Writes fig_NAME.csv and fig_NAME.png of every measure to OUT
@@ -57,7 +59,8 @@ def run(
     """Measures, and writes a table and a picture of each."""
     if checkpoint and 'direction' in names:
         raise ValueError(
-            'the direction of gradients is measured of the base; leave --checkpoint or --measure=direction out'
+            'the direction of gradients is measured of the base; leave --checkpoint or '
+            '--measure=direction out'
         )
     policy = choose([checkpoint], base=False)[0] if checkpoint else probe.BASE
     out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,15 @@
 """Command: runs what a figure of the paper needs, on the miniature or any configuration, draws it,
 and says which claims hold.
 
-    python -m experiments.reproduce --figure=4,6b                      # on two cores: many hours; stop it and run it again at will
-    python -m experiments.reproduce --figure=all --jobs=14             # several runs side by side on one GPU
-    python -m experiments.reproduce --figure=all --norun               # only draws what has run
-    python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py --workdir=runs/claims_geneval
+    # on two cores: many hours; stop it and run it again at will
+    python -m experiments.reproduce --figure=4,6b
+    # several runs side by side on one GPU
+    python -m experiments.reproduce --figure=all --jobs=14
+    # only draws what has run
+    python -m experiments.reproduce --figure=all --norun
+    # another configuration
+    python -m experiments.reproduce --figure=4 \\
+        --config=configs/claims_geneval.py --workdir=runs/claims_geneval
 
 Figures are named in experiments/reproduction/figures.py. Every training is a `densegrpo_jax.main`
 of its own in WORKDIR/VARIANT/SEED; seed after seed, so that a sweep that is cut off can be compared
@@ -160,7 +165,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         'psi',
         '',
-        'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into WORKDIR/psi.json.',
+        'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into '
+        'WORKDIR/psi.json.',
     )
     flags.DEFINE_string('commit', '', 'Commit of this code, where git cannot tell.')
 

@@ -141,8 +141,9 @@ def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
     start = schedule.noise_levels[schedule.plan.trained]
     if np.any((start < low) | (start > high)):
         raise ValueError(
-            f'calibration starts from rollout.noise={r.noise!r}, level {r.level:g}: {start.tolist()}, which is not within the bounds '
-            f'{low:g} to {high:g}; change calibration.low and calibration.high, or rollout.level'
+            f'calibration starts from rollout.noise={r.noise!r}, level {r.level:g}: '
+            f'{start.tolist()}, which is not within the bounds {low:g} to {high:g}; change '
+            'calibration.low and calibration.high, or rollout.level'
         )
     return sized, schedule
 
@@ -203,7 +204,8 @@ def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, re
         document['settings'] = {**ours, **document['settings']}
         if (key := difference(document['settings'], ours)) is not None:
             raise ValueError(
-                f'{path} was calibrated with other settings ({key}). Use those, name another file, or remove it'
+                f'{path} was calibrated with other settings ({key}). Use those, name another file, '
+                'or remove it'
             )
         return document
     start = np.asarray(schedule.noise_levels, np.float64)
@@ -332,13 +334,17 @@ def _json(rewards: np.ndarray) -> list:
 
 
 def _outcome(document: dict) -> str:
-    return f'{"settled" if document["settled"] else "stopped, not settled,"} after {len(document["history"])} iterations'
+    return (
+        f'{"settled" if document["settled"] else "stopped, not settled,"} after '
+        f'{len(document["history"])} iterations'
+    )
 
 
 def _plan(config, schedule: Schedule) -> str:
     c, r, (low, high) = config.calibration, config.rollout, _bounds(config)
     steps = ''.join('x' if on else '.' for on in schedule.plan.trained)
     return (
-        f'rule {c.rule}, {r.prompts} prompts x {r.group} = {r.prompts * r.group} trajectories an iteration, at most {c.iterations}; '
-        f'T = {r.steps}, kernel {r.kernel}, calibrated transitions {steps}, psi from {r.noise} {r.level:g} within {low:g} to {high:g}'
+        f'rule {c.rule}, {r.prompts} prompts x {r.group} = {r.prompts * r.group} trajectories an '
+        f'iteration, at most {c.iterations}; T = {r.steps}, kernel {r.kernel}, calibrated '
+        f'transitions {steps}, psi from {r.noise} {r.level:g} within {low:g} to {high:g}'
     )

@@ -55,7 +55,8 @@ def define_folder(name: str, default: str | None, help_string: str) -> None:
     flags.register_validator(
         name,
         lambda value: '://' not in (value or ''),
-        'expected a folder of this machine; mount the bucket (launch/tpu.sh setup --bucket=B does, at ~/bucket) and name the folder there',
+        'expected a folder of this machine; mount the bucket (launch/tpu.sh setup --bucket=B '
+        'does, at ~/bucket) and name the folder there',
     )
 
 
@@ -124,7 +125,8 @@ def load(argument: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec) if spec else None
     if module is None:
         raise ValueError(
-            f'--config={argument}: expected a Python file with a function get_config(), as configs/tiny_ocr.py'
+            f'--config={argument}: expected a Python file with a function get_config(), as '
+            'configs/tiny_ocr.py'
         )
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -132,7 +134,8 @@ def load(argument: str) -> ConfigDict:
         raise ValueError(f'--config={argument}: the file has no function get_config()')
     if colon and not inspect.signature(module.get_config).parameters:
         raise ValueError(
-            f"--config={argument}: this configuration has no variants, its get_config() takes none; leave ':{variant}' out"
+            f'--config={argument}: this configuration has no variants, its get_config() takes '
+            f"none; leave ':{variant}' out"
         )
     try:
         return module.get_config(variant) if colon else module.get_config()

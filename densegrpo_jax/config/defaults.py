@@ -313,26 +313,31 @@ def validate(config) -> None:
             raise ValueError(f'{key}={value} must be at least 1')
     if r.group < 2:
         raise ValueError(
-            f'rollout.group={r.group}: an advantage compares the pictures of one prompt; use at least 2'
+            f'rollout.group={r.group}: an advantage compares the pictures of one prompt; use at '
+            'least 2'
         )
     _divides('rollout.prompts', r.prompts, 'rollout.prompts_per_batch', r.prompts_per_batch)
     _divides('rollout.prompts', r.prompts, 'optim.updates', config.optim.updates)
     if not 0 <= config.credit.completion_steps <= r.steps:
         raise ValueError(
-            f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to rollout.steps={r.steps}'
+            f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to '
+            f'rollout.steps={r.steps}'
         )
     if config.credit.completion_grid != 'timestep' and not config.credit.completion_steps:
         raise ValueError(
-            f'credit.completion_grid={config.credit.completion_grid!r} chooses among the remaining grid points, and '
+            f'credit.completion_grid={config.credit.completion_grid!r} chooses among the remaining '
+            'grid points, and '
             'credit.completion_steps=0 takes them all: set a number of steps'
         )
     if config.credit.completion_solver == 'ab2' and config.credit.completion_steps == 1:
         raise ValueError(
-            "credit.completion_solver='ab2' starts with an Euler step; credit.completion_steps=1 ends there: use 2 or more"
+            "credit.completion_solver='ab2' starts with an Euler step; credit.completion_steps=1 "
+            'ends there: use 2 or more'
         )
     if not 0 <= config.credit.gae_lambda <= 1:
         raise ValueError(
-            f'credit.gae_lambda={config.credit.gae_lambda}: expected 0 (dense) to 1 (the terminal reward over the value)'
+            f'credit.gae_lambda={config.credit.gae_lambda}: expected 0 (dense) to 1 (the terminal '
+            'reward over the value)'
         )
     if not 0 <= config.loss.noise_power <= 4:
         raise ValueError(
@@ -340,15 +345,18 @@ def validate(config) -> None:
         )
     if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
         raise ValueError(
-            "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with rollout.kernel='cps' use 'gaussian'"
+            "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with "
+            "rollout.kernel='cps' use 'gaussian'"
         )
     if not r.level > 0:
         raise ValueError(
-            f'rollout.level={r.level}: expected a positive noise level; without noise no transition can be trained'
+            f'rollout.level={r.level}: expected a positive noise level; without noise no '
+            'transition can be trained'
         )
     if r.kernel == 'cps' and not (r.noise in ('constant', 'ddim') and 0 < r.level <= 1):
         raise ValueError(
-            f"rollout.kernel='cps' takes rollout.noise='constant' or 'ddim' and 0 < rollout.level <= 1, found {r.noise!r}, {r.level}"
+            "rollout.kernel='cps' takes rollout.noise='constant' or 'ddim' and 0 < rollout.level "
+            f'<= 1, found {r.noise!r}, {r.level}'
         )
     if r.noise == 'ddim' and r.kernel != 'cps':
         raise ValueError(
@@ -357,19 +365,23 @@ def validate(config) -> None:
     _check_noise(config)
     if config.full and config.lora.init_from:
         raise ValueError(
-            'lora.init_from is set and full=True: merge the adapters into the base first (densegrpo_jax.export, merged)'
+            'lora.init_from is set and full=True: merge the adapters into the base first '
+            '(densegrpo_jax.export, merged)'
         )
     if config.full and m.quantize != 'none':
         raise ValueError(
-            f'model.quantize={m.quantize!r} freezes the base, and full=True trains it: use one of them'
+            f'model.quantize={m.quantize!r} freezes the base, and full=True trains it: use one of '
+            'them'
         )
     if not 0 <= config.optim.warmup < config.iterations:
         raise ValueError(
-            f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than iterations={config.iterations}'
+            f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than '
+            f'iterations={config.iterations}'
         )
     if '://' in config.text_cache:
         raise ValueError(
-            f'text_cache={config.text_cache!r}: expected a folder of this machine, such as one in a bucket that is mounted'
+            f'text_cache={config.text_cache!r}: expected a folder of this machine, such as one in '
+            'a bucket that is mounted'
         )
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
@@ -379,7 +391,8 @@ def _check_noise(config) -> None:
     noise, c = config.noise, config.calibration
     if noise.psi_path and noise.calibrate:
         raise ValueError(
-            f'noise.psi_path={noise.psi_path!r} and noise.calibrate=True: take the table of that file, or make one; not both'
+            f'noise.psi_path={noise.psi_path!r} and noise.calibrate=True: take the table of that '
+            'file, or make one; not both'
         )
     if noise.interpolate and not noise.psi_path:
         raise ValueError(

@@ -42,8 +42,9 @@ def fit(config, variant: str = '', *, samples: int, transitions: int):
             n for n in range(1, total + 1) if total % n == 0 and (total // o.updates) % n == 0
         ]
         raise ValueError(
-            f'devices={devices}: an iteration of {r.prompts} prompts x {r.group} samples = {total}, in {o.updates} update(s), does not '
-            f'divide over {devices} devices; numbers that do: {fitting}, or change rollout.prompts or rollout.group'
+            f'devices={devices}: an iteration of {r.prompts} prompts x {r.group} samples = '
+            f'{total}, in {o.updates} update(s), does not divide over {devices} devices; numbers '
+            f'that do: {fitting}, or change rollout.prompts or rollout.group'
         )
     r.prompts_per_batch = max(
         [p for p in whole if p * r.group <= samples * devices], default=whole[0]
@@ -59,6 +60,7 @@ def _parse(variant: str) -> int:
     name, _, value = variant.partition('=')
     if name != 'devices' or not value.isdigit() or int(value) < 1:
         raise ValueError(
-            f"configuration variant {variant!r} is not known; expected 'devices=N' with N of at least 1, or nothing"
+            f"configuration variant {variant!r} is not known; expected 'devices=N' with N of at "
+            'least 1, or nothing'
         )
     return int(value)

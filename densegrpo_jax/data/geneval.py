@@ -98,7 +98,8 @@ OBJECTS = (
 def geneval_prompts(path: str | Path) -> PromptSet:
     """Reads one JSON object a line (UTF-8, blank lines skipped), such as
 
-        {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}], "prompt": "a photo of a red cup"}
+        {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}],
+         "prompt": "a photo of a red cup"}   (on one line)
 
     The object is the prompt's metadata, see `check_metadata`.
 
@@ -178,7 +179,8 @@ def _check_position(where: str, position, before: int) -> None:
     _one_of(f'{where}[0]', position[0], RELATIONS)
     if type(position[1]) is not int or not 0 <= position[1] < before:
         raise ValueError(
-            f'{where}[1] is {position[1]!r}; expected the index of an earlier clause of include, below {before}'
+            f'{where}[1] is {position[1]!r}; expected the index of an earlier clause of include, '
+            f'below {before}'
         )
 
 

@@ -93,7 +93,8 @@ def quoted_target(text: str, where: str = 'prompt') -> str:
     parts = text.split('"', 2)
     if len(parts) < 3 or not parts[1].strip():
         raise ValueError(
-            f'{where}: expected a target between straight double quotes, as in A sign that reads "OPEN"; found {text!r}'
+            f'{where}: expected a target between straight double quotes, as in A sign that reads '
+            f'"OPEN"; found {text!r}'
         )
     return parts[1].strip()
 

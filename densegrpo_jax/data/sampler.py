@@ -31,7 +31,8 @@ def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> 
     """
     if not 0 < count <= len(prompts):
         raise ValueError(
-            f'{count} prompts per step: expected 1 to {len(prompts)}, the number of prompts in the set'
+            f'{count} prompts per step: expected 1 to {len(prompts)}, the number of prompts in the '
+            'set'
         )
     if step < 0:
         raise ValueError(f'step = {step}: expected 0 or more')

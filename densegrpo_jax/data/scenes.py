@@ -48,7 +48,8 @@ def expand(text: str, slots: dict[str, list[str]], rng: np.random.Generator) -> 
             return str(rng.integers(int(low), int(high) + 1))
         if name not in slots:
             raise ValueError(
-                f'scenes.toml: unknown slot {{{name}}} in {text!r}; known slots: {", ".join(sorted(slots))}'
+                f'scenes.toml: unknown slot {{{name}}} in {text!r}; known slots: '
+                f'{", ".join(sorted(slots))}'
             )
         entries = [entry for entry in slots[name] if entry not in used.setdefault(name, [])]
         used[name].append(_pick(entries, rng))

@@ -20,7 +20,8 @@ def _read_words(path: Path) -> tuple[str, ...]:
     for number, word in enumerate(words, start=1):
         if not (MIN_LETTERS <= len(word) <= MAX_LETTERS and set(word) <= set(ALPHABET)):
             raise ValueError(
-                f'{path}:{number}: {word!r} is not a word of {MIN_LETTERS} to {MAX_LETTERS} letters A-Z'
+                f'{path}:{number}: {word!r} is not a word of {MIN_LETTERS} to {MAX_LETTERS} '
+                'letters A-Z'
             )
     return words
 

@@ -143,7 +143,8 @@ class Evaluator:
         self._group, self._embed, self._name = group, embed, name
         if group > config.eval.batch:
             raise ValueError(
-                f'{group} pictures of a prompt are sampled together: raise eval.batch={config.eval.batch} to at least that'
+                f'{group} pictures of a prompt are sampled together: raise '
+                f'eval.batch={config.eval.batch} to at least that'
             )
         most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(mesh)
         self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)

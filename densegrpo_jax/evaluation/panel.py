@@ -68,7 +68,8 @@ def parts(config) -> dict[str, Part]:
     for name, options in config.eval.panel.items():
         if 'weight' in options:
             raise ValueError(
-                f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not added up; remove the weight'
+                f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not '
+                'added up; remove the weight'
             )
         panel.append(build_reward({name: options}).parts[0][0])
     result = {'eval': Part(load_prompts(config, 'eval'), [build_reward(config.reward)])}
@@ -78,13 +79,15 @@ def parts(config) -> dict[str, Part]:
         result['panel'] = Part(prompts, panel)
     else:
         raise ValueError(
-            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to be scored with: give some as eval.panel'
+            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to be scored with: '
+            'give some as eval.panel'
         )
     for part in result.values():
         names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
-                f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and {KL!r}; names must differ'
+                f'score names {sorted(twice)} occur twice in reward, eval.panel, {DIVERSITY!r} and '
+                f'{KL!r}; names must differ'
             )
         for reward in part.rewards:
             reward.check(*columns(part.prompts))

@@ -47,7 +47,8 @@ class Record:
             rows = [self._parse(line, number) for number, line in enumerate(whole, start=1)]
             if (key := difference(rows[0].get('settings', {}), settings)) is not None:
                 raise ValueError(
-                    f'{self._file} holds scores of other settings ({key}). Name another folder with --out, or forget them with --restart'
+                    f'{self._file} holds scores of other settings ({key}). Name another folder '
+                    'with --out, or forget them with --restart'
                 )
             for row in rows[1:]:
                 scores = {
@@ -102,7 +103,8 @@ class Record:
             return json.loads(line)
         except ValueError:
             raise ValueError(
-                f'{self._file}:{number} is damaged; forget what is there with --restart, or remove that line'
+                f'{self._file}:{number} is damaged; forget what is there with --restart, or remove '
+                'that line'
             ) from None
 
 

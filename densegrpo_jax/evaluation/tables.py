@@ -16,8 +16,14 @@ from densegrpo_jax.runtime.images import comparison, save
 from densegrpo_jax.runtime.markdown import table
 
 NOTES = {
-    DIVERSITY: 'diversity: mean of 1 - cosine over the pairs of pictures of a prompt, in the embedding {embedding!r}',
-    KL: 'kl: of the policy from the base, per element of the latent and trained transition, along noisy trajectories as in training',
+    DIVERSITY: (
+        'diversity: mean of 1 - cosine over the pairs of pictures of a prompt, in the embedding '
+        '{embedding!r}'
+    ),
+    KL: (
+        'kl: of the policy from the base, per element of the latent and trained transition, along '
+        'noisy trajectories as in training'
+    ),
 }
 
 
@@ -61,7 +67,8 @@ def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluatio
     names, group = list(first.scores), first.group
     pictures = f', {group} pictures of each' if group > 1 else ''
     lines = [
-        f'{len(prompts)} prompts ({which}){pictures}, {e.steps} ODE steps, guidance {config.model.guidance:g}, seed {config.seed}; '
+        f'{len(prompts)} prompts ({which}){pictures}, {e.steps} ODE steps, guidance '
+        f'{config.model.guidance:g}, seed {config.seed}; '
         'mean ± standard error over prompts.',
         *(NOTES[n].format(embedding=e.embedding) for n in names if n in NOTES),
     ]
@@ -78,7 +85,8 @@ def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluatio
             *policies[policy].change(policies[base], n)
         )
         tables += [
-            'Difference to the base, of the same prompts and noise (± standard error of the paired difference):',
+            'Difference to the base, of the same prompts and noise (± standard error of the '
+            'paired difference):',
             table(['policy', *compared], [[p, *(change(p, n) for n in compared)] for p in others]),
         ]
     return '\n\n'.join([*tables, *_by_task(prompts, policies)])

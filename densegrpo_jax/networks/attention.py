@@ -1,8 +1,10 @@
 """Attention without mask, softmax(q k^T / sqrt(d)) v, in three implementations that agree up to
 rounding.
 
-    xla      plain matrix products; anywhere. Its weights [B, H, N, N] are the largest arrays of a long sequence
-    cudnn    cuDNN's fused kernel through `jax.nn.dot_product_attention`; NVIDIA GPUs, bfloat16 or float16
+    xla      plain matrix products; anywhere. The weights [B, H, N, N] are the largest arrays of a
+             long sequence
+    cudnn    cuDNN's fused kernel through `jax.nn.dot_product_attention`; NVIDIA GPUs, bfloat16 or
+             float16
     splash   the Pallas "splash" kernel that ships with JAX, under shard_map; TPUs
 
 All take q, k, v [B, N, H, d] and return [B, N, H * d] in v's dtype, with the softmax in float32.
@@ -175,7 +177,8 @@ def choose(name: str, mesh: Mesh, dtype) -> Attend:
     platform = mesh.devices.flat[0].platform
     if platform not in PLATFORM.get(name, (platform,)):
         raise ValueError(
-            f"model.attention={name!r} runs on {PLATFORM[name][0]} devices, and these are {platform}: use 'xla'"
+            f'model.attention={name!r} runs on {PLATFORM[name][0]} devices, and these are '
+            f"{platform}: use 'xla'"
         )
     if name == 'cudnn' and jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         raise ValueError(

@@ -39,7 +39,8 @@ def check_tower(config, name: str, *keys: str) -> None:
         )
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(
-            f'{name}: hidden_act={config.hidden_act!r} is not supported, expected one of {sorted(ACTIVATIONS)}'
+            f'{name}: hidden_act={config.hidden_act!r} is not supported, expected one of '
+            f'{sorted(ACTIVATIONS)}'
         )
 
 

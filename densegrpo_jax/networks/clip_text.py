@@ -34,7 +34,8 @@ class ClipTextConfig:
         check_tower(self, 'CLIP text config', 'vocab_size', 'max_position_embeddings')
         if not isinstance(self.eos_token_id, int):
             raise ValueError(
-                f'CLIP text config: eos_token_id={self.eos_token_id!r} is not supported, expected one integer'
+                f'CLIP text config: eos_token_id={self.eos_token_id!r} is not supported, expected '
+                'one integer'
             )
 
     @classmethod
@@ -90,8 +91,8 @@ class ClipTextModel(nn.Module):
         batch, length = ids.shape
         if length > c.max_position_embeddings:
             raise ValueError(
-                f'{length} tokens exceed max_position_embeddings={c.max_position_embeddings} of the CLIP text encoder; '
-                f'truncate the ids to that'
+                f'{length} tokens exceed max_position_embeddings={c.max_position_embeddings} of '
+                'the CLIP text encoder; truncate the ids to that'
             )
         embed = lambda count, name: nn.Embed(
             count, c.hidden_size, embedding_init=nn.initializers.normal(0.5**0.5), name=name

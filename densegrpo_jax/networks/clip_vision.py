@@ -41,7 +41,8 @@ class ClipVisionConfig:
             )
         if self.image_size < self.patch_size:
             raise ValueError(
-                f'CLIP vision config: image_size={self.image_size} is smaller than patch_size={self.patch_size}'
+                f'CLIP vision config: image_size={self.image_size} is smaller than '
+                f'patch_size={self.patch_size}'
             )
 
     @property
@@ -92,7 +93,8 @@ class ClipVisionModel(nn.Module):
         batch, side, grid, width = images.shape[0], c.patch_size, c.grid, c.hidden_size
         if images.shape[1:] != (c.image_size, c.image_size, 3):
             raise ValueError(
-                f'images: expected [B, {c.image_size}, {c.image_size}, 3], found {list(images.shape)}'
+                f'images: expected [B, {c.image_size}, {c.image_size}, 3], found '
+                f'{list(images.shape)}'
             )
         kernel = self.param('patch_embedding', kernel_init, (side, side, 3, width), jnp.float32)
         token = self.param(

@@ -126,13 +126,15 @@ def read_config(
     for key, value in config.items():
         if key in only and value not in only[key]:
             raise ValueError(
-                f'{name}: {key}={value!r} is not supported, expected {" or ".join(map(repr, only[key]))}'
+                f'{name}: {key}={value!r} is not supported, expected '
+                f'{" or ".join(map(repr, only[key]))}'
             )
         if key in fields:
             values[key] = tuple(value) if isinstance(value, list) else value
         elif key not in only and key not in ignored and not key.startswith('_'):
             raise ValueError(
-                f'{name}: unknown key {key!r} (value {value!r}); this may not be the plain network that is supported here'
+                f'{name}: unknown key {key!r} (value {value!r}); this may not be the plain network '
+                'that is supported here'
             )
     return kind(**values)
 

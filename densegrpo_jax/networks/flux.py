@@ -59,22 +59,25 @@ class FluxConfig:
             type(self.out_channels) is not int or self.out_channels < 1
         ):
             raise ValueError(
-                f'transformer config: out_channels must be null or a positive integer, got {self.out_channels!r}'
+                'transformer config: out_channels must be null or a positive integer, got '
+                f'{self.out_channels!r}'
             )
         if self.patch_size != 1:
             raise ValueError(
-                f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs latents outside and uses 1'
+                f'transformer config: patch_size {self.patch_size} is not supported; FLUX.1 packs '
+                'latents outside and uses 1'
             )
         if type(self.guidance_embeds) is not bool:
             raise ValueError(
-                f'transformer config: guidance_embeds must be true or false, got {self.guidance_embeds!r}'
+                'transformer config: guidance_embeds must be true or false, got '
+                f'{self.guidance_embeds!r}'
             )
         if sum(self.axes_dims_rope) != self.attention_head_dim or any(
             d < 2 or d % 2 for d in self.axes_dims_rope
         ):
             raise ValueError(
-                f'transformer config: axes_dims_rope {self.axes_dims_rope} must be even and sum to attention_head_dim '
-                f'{self.attention_head_dim}'
+                f'transformer config: axes_dims_rope {self.axes_dims_rope} must be even and sum to '
+                f'attention_head_dim {self.attention_head_dim}'
             )
 
     @property

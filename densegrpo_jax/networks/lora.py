@@ -96,7 +96,8 @@ def resolve(config: LoraConfig | None, names: dict[str, str]) -> Adapters | None
     partial = [n for n, path in names.items() if path in paths and n not in chosen]
     if partial:
         raise ValueError(
-            f'lora.targets {list(config.targets)} select only some of the scanned blocks ({len(partial)} left out, first {partial[0]!r}): '
+            f'lora.targets {list(config.targets)} select only some of the scanned blocks '
+            f'({len(partial)} left out, first {partial[0]!r}): '
             'select all or none, or build the network with scan=False'
         )
     return Adapters(config.rank, config.scale, paths)

@@ -4,7 +4,8 @@ bits, everything else as it was.
 A kernel W [in, out] becomes a `qwix.QArray`, W ~ q * scale with q of 8 or 4 bits:
 
     int8   one float32 scale per output column, absmax / 127.5 (symmetric, round to nearest)
-    nf4    4-bit NormalFloat (QLoRA, arXiv:2305.14314, section 3): 16 quantiles of a normal, one bfloat16 scale per block of 64 inputs
+    nf4    4-bit NormalFloat (QLoRA, arXiv:2305.14314, section 3): 16 quantiles of a
+           normal, one bfloat16 scale per block of 64 inputs
 
 It is a pytree that stands where the kernel stood, so that placement, scanning over blocks and
 checkpoint paths stay what they are. The product dequantises one block's matrix at a time, and again

@@ -54,23 +54,25 @@ class Sd3Config:
         )
         if self.hidden_dim != self.caption_projection_dim:
             raise ValueError(
-                f'transformer config: caption_projection_dim={self.caption_projection_dim} must be num_attention_heads x '
-                f'attention_head_dim = {self.hidden_dim}'
+                f'transformer config: caption_projection_dim={self.caption_projection_dim} must be '
+                f'num_attention_heads x attention_head_dim = {self.hidden_dim}'
             )
         if self.hidden_dim % 4:
             raise ValueError(
-                f'transformer config: the width {self.hidden_dim} must be divisible by 4 for its position table'
+                f'transformer config: the width {self.hidden_dim} must be divisible by 4 for its '
+                'position table'
             )
         if any(
             type(i) is not int or not 0 <= i < self.num_layers for i in self.dual_attention_layers
         ):
             raise ValueError(
-                f'transformer config: dual_attention_layers {self.dual_attention_layers} must be block numbers below '
-                f'num_layers={self.num_layers}'
+                f'transformer config: dual_attention_layers {self.dual_attention_layers} must be '
+                f'block numbers below num_layers={self.num_layers}'
             )
         if self.qk_norm not in (None, 'rms_norm'):
             raise ValueError(
-                f"transformer config: qk_norm={self.qk_norm!r} is not supported, expected null or 'rms_norm'"
+                f'transformer config: qk_norm={self.qk_norm!r} is not supported, expected null or '
+                "'rms_norm'"
             )
 
     @property
@@ -124,8 +126,8 @@ class PatchEmbed(nn.Module):
         size = c.pos_embed_max_size
         if height % c.patch_size or width % c.patch_size or max(rows, columns) > size:
             raise ValueError(
-                f'latents of {height} x {width} do not fit: both must be multiples of patch_size={c.patch_size}, and at most '
-                f'pos_embed_max_size={size} patches'
+                f'latents of {height} x {width} do not fit: both must be multiples of '
+                f'patch_size={c.patch_size}, and at most pos_embed_max_size={size} patches'
             )
         kernel = self.param(
             'kernel',

@@ -51,15 +51,18 @@ class T5Config:
         )
         if self.feed_forward_proj not in _FEED_FORWARD:
             raise ValueError(
-                f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, expected one of {_FEED_FORWARD}'
+                f'T5 config: feed_forward_proj={self.feed_forward_proj!r} is not supported, '
+                f'expected one of {_FEED_FORWARD}'
             )
         if (
             self.relative_attention_num_buckets % 4
             or self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4
         ):
             raise ValueError(
-                f'T5 config: relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4, '
-                f'and relative_attention_max_distance={self.relative_attention_max_distance} more than a quarter of it'
+                f'T5 config: relative_attention_num_buckets={self.relative_attention_num_buckets} '
+                'must be a multiple of 4, and '
+                f'relative_attention_max_distance={self.relative_attention_max_distance} more than '
+                'a quarter of it'
             )
 
     @classmethod

@@ -56,8 +56,8 @@ class UnetConfig:
         count = len(self.block_out_channels)
         if len(self.down_block_types) != count or len(self.up_block_types) != count:
             raise ValueError(
-                f'unet config: {count} block_out_channels need as many down_block_types and up_block_types, found '
-                f'{self.down_block_types} and {self.up_block_types}'
+                f'unet config: {count} block_out_channels need as many down_block_types and '
+                f'up_block_types, found {self.down_block_types} and {self.up_block_types}'
             )
         for name, allowed in (
             ('down_block_types', (ATTENTION_DOWN, PLAIN_DOWN)),
@@ -70,8 +70,9 @@ class UnetConfig:
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups or channels % self.attention_head_dim:
                 raise ValueError(
-                    f'unet config: block_out_channels={self.block_out_channels} must be multiples of norm_num_groups='
-                    f'{self.norm_num_groups} and of attention_head_dim={self.attention_head_dim} heads; {channels} is not'
+                    f'unet config: block_out_channels={self.block_out_channels} must be multiples '
+                    f'of norm_num_groups={self.norm_num_groups} and of '
+                    f'attention_head_dim={self.attention_head_dim} heads; {channels} is not'
                 )
 
     @property
@@ -356,7 +357,8 @@ class Unet(nn.Module):
         c = self.config
         if any(side % c.downscale for side in latents.shape[1:3]):
             raise ValueError(
-                f'latents of {latents.shape[1]} x {latents.shape[2]} do not fit: both must be multiples of {c.downscale}'
+                f'latents of {latents.shape[1]} x {latents.shape[2]} do not fit: both must be '
+                f'multiples of {c.downscale}'
             )
         adapters = lora_lib.resolve(self.lora, module_paths(c))
         widths, shared = c.block_out_channels, dict(config=c, adapters=adapters, dtype=self.dtype)

@@ -47,8 +47,8 @@ class VaeConfig:
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
-                    f'VAE config: block_out_channels={self.block_out_channels} must all be multiples of '
-                    f'norm_num_groups={self.norm_num_groups}; {channels} is not'
+                    f'VAE config: block_out_channels={self.block_out_channels} must all be '
+                    f'multiples of norm_num_groups={self.norm_num_groups}; {channels} is not'
                 )
 
     @property

@@ -27,8 +27,10 @@ class Rule:
     name must match. A numeric field of the source that is absent from the target is the block index
     of scanned blocks: the tensors it numbers are stacked along a new leading axis.
 
-        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')   # one subtree per block
-        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')       # scanned: leading axis i
+        # one subtree per block
+        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')
+        # scanned: leading axis i
+        Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks/{p}/kernel', 'linear')
 
     Args:
       source: key in the file.
@@ -49,14 +51,16 @@ class Rule:
     def __post_init__(self):
         if self.transform not in TRANSFORMS:
             raise ValueError(
-                f'rule {self.source!r}: transform {self.transform!r} is not one of {sorted(TRANSFORMS)}'
+                f'rule {self.source!r}: transform {self.transform!r} is not one of '
+                f'{sorted(TRANSFORMS)}'
             )
         if self.target is not None:
             source, target = (set(_fields(t)) for t in (self.source, self.target))
             if target - source or len(source - target) > 1:
                 raise ValueError(
-                    f'rule {self.source!r} -> {self.target!r}: the target must use all fields of the source, or all but one '
-                    f'(the index to stack); fields are {sorted(source)} and {sorted(target)}'
+                    f'rule {self.source!r} -> {self.target!r}: the target must use all fields of '
+                    f'the source, or all but one (the index to stack); fields are {sorted(source)} '
+                    f'and {sorted(target)}'
                 )
 
     @functools.cached_property

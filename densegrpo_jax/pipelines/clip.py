@@ -22,7 +22,10 @@ from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights import open_clip
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
-HOLDS_PROCESSOR = 'a folder with preprocessor_config.json and a CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)'
+HOLDS_PROCESSOR = (
+    'a folder with preprocessor_config.json and a CLIP tokenizer (tokenizer.json, or vocab.json '
+    'and merges.txt)'
+)
 WEIGHT_FILES = ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json')
 PROCESSOR_FILES = (
     'config.json',
@@ -148,7 +151,8 @@ def read_clip(
     vision = ClipVisionConfig.from_json(config.tower('vision_config'))
     if spec.crop_size != vision.image_size:
         raise ValueError(
-            f'{processor}: pictures of {spec.crop_size} pixels (crop_size), and {folder} takes {vision.image_size} (image_size)'
+            f'{processor}: pictures of {spec.crop_size} pixels (crop_size), and {folder} takes '
+            f'{vision.image_size} (image_size)'
         )
     # remat changes nothing but gradients
     options = dict(scan=True, remat=True, dtype=dtype, projected=True)
@@ -227,7 +231,8 @@ def _load_tokenizer(folder: pathlib.Path, config: ClipTextConfig):
     last = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id
     if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != last:
         raise ValueError(
-            f'the tokenizer in {folder} has {len(tokenizer)} tokens and ends texts with {tokenizer.eos_token_id}; '
-            f'the network has {config.vocab_size} and ends them with {last}'
+            f'the tokenizer in {folder} has {len(tokenizer)} tokens and ends texts with '
+            f'{tokenizer.eos_token_id}; the network has {config.vocab_size} and ends them with '
+            f'{last}'
         )
     return tokenizer

@@ -48,7 +48,8 @@ class ImageSpec:
         check_positive(self, 'CLIP preprocessor config', 'size', 'crop_size')
         if self.size < self.crop_size:
             raise ValueError(
-                f'CLIP preprocessor config: size={self.size} is smaller than crop_size={self.crop_size}'
+                f'CLIP preprocessor config: size={self.size} is smaller than '
+                f'crop_size={self.crop_size}'
             )
 
     @classmethod
@@ -62,7 +63,8 @@ class ImageSpec:
                 edges = set(config[key].values())
                 if set(config[key]) != form or len(edges) != 1:
                     raise ValueError(
-                        f'CLIP preprocessor config: {key}={config[key]} is not supported, expected {sorted(form)}, equal'
+                        f'CLIP preprocessor config: {key}={config[key]} is not supported, expected '
+                        f'{sorted(form)}, equal'
                     )
                 config[key] = edges.pop()
         only = {

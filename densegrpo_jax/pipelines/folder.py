@@ -146,7 +146,8 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
     name = read('model_index.json').get('_class_name')
     if name not in PIPELINES:
         raise ValueError(
-            f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of {sorted(PIPELINES)}'
+            f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of '
+            f'{sorted(PIPELINES)}'
         )
     kind = PIPELINES[name]
     configs = {

@@ -19,7 +19,8 @@ def token_grid(height: int, width: int) -> tuple[int, int]:
     for name, value in (('height', height), ('width', width)):
         if value <= 0 or value % PIXELS_PER_TOKEN:
             raise ValueError(
-                f'{name}={value} is not a positive multiple of {PIXELS_PER_TOKEN}; nearest: {max(1, round(value / 16)) * 16}'
+                f'{name}={value} is not a positive multiple of {PIXELS_PER_TOKEN}; nearest: '
+                f'{max(1, round(value / 16)) * 16}'
             )
     return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
 

@@ -36,11 +36,13 @@ class Sd15Pipeline(Pipeline):
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
         if scan or remat != 'none':
             raise ValueError(
-                "Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False and model.remat='none'"
+                "Stable Diffusion 1's U-Net has blocks of different shapes: set model.scan=False "
+                "and model.remat='none'"
             )
         if attention.kernel(attend) is not attention.xla:
             raise ValueError(
-                "Stable Diffusion 1's U-Net has attention over few tokens only: set model.attention='xla'"
+                "Stable Diffusion 1's U-Net has attention over few tokens only: set "
+                "model.attention='xla'"
             )
         return {
             'transformer': unet.Unet(
@@ -66,7 +68,8 @@ class Sd15Pipeline(Pipeline):
         for name, value in (('height', height), ('width', width)):
             if value <= 0 or value % unit:
                 raise ValueError(
-                    f'{name}={value} is not a positive multiple of {unit}; nearest: {max(1, round(value / unit)) * unit}'
+                    f'{name}={value} is not a positive multiple of {unit}; nearest: '
+                    f'{max(1, round(value / unit)) * unit}'
                 )
         factor = self.vae.config.downscale
         return height // factor, width // factor, self.transformer.config.in_channels

@@ -44,7 +44,8 @@ def load_tokenizers(
         path = Path(folder) / name
         if not path.is_dir():
             raise FileNotFoundError(
-                f'{path} does not exist; the folder must hold {", ".join(f"{n}/" for n, _ in kinds)}'
+                f'{path} does not exist; the folder must hold '
+                f'{", ".join(f"{n}/" for n, _ in kinds)}'
             )
         opened.append(getattr(transformers, cls).from_pretrained(str(path), local_files_only=True))
     return tuple(opened)
@@ -159,7 +160,8 @@ def main() -> None:
     build(out, template_words())
     for tokenizer in load_tokenizers(out):
         print(
-            f'{type(tokenizer).__name__}: {len(tokenizer)} tokens, at most {tokenizer.model_max_length} in a prompt'
+            f'{type(tokenizer).__name__}: {len(tokenizer)} tokens, at most '
+            f'{tokenizer.model_max_length} in a prompt'
         )
 
 

@@ -40,13 +40,18 @@ CHIPS = {
 # What XLA's GPU compiler asks of a device: an H100 SXM.
 _H100 = """
 gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84942979072
-  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536
   registers_per_block_limit: 65536
 }
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 patch: 0 } runtime_version { major: 13 minor: 0 patch: 0 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 patch: 0 }
+runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _EFFORT_O0 = 9  # of XLA's EffortLevel
@@ -96,12 +101,14 @@ def parse(name: str) -> Topology:
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+){0,2})', name)
     if match is None or match[1] not in CHIPS:
         raise ValueError(
-            f'--topology={name!r} is not known: expected KIND:SHAPE, as v5p:2x2x1 or h100:8, KIND one of {sorted(CHIPS)}'
+            f'--topology={name!r} is not known: expected KIND:SHAPE, as v5p:2x2x1 or h100:8, KIND '
+            f'one of {sorted(CHIPS)}'
         )
     shape, gpu = tuple(map(int, match[2].split('x'))), match[1] == 'h100'
     if gpu != (len(shape) == 1):
         raise ValueError(
-            f'--topology={name!r}: {"GPUs are only counted: h100:8" if gpu else "a TPU slice has a shape, such as 2x4"}'
+            f'--topology={name!r}: '
+            f'{"GPUs are only counted: h100:8" if gpu else "a TPU slice has a shape, such as 2x4"}'
         )
     return Topology(name, match[1], shape, 'jax_plugins.xla_cuda13' if gpu else 'libtpu')
 
@@ -136,5 +143,6 @@ def absent_devices(topology: Topology) -> list:
         ).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise RuntimeError(
-            f'{topology.compiler} does not know --topology={topology.name}: {str(error).splitlines()[0]}'
+            f'{topology.compiler} does not know --topology={topology.name}: '
+            f'{str(error).splitlines()[0]}'
         ) from None

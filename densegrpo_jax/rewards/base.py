@@ -93,13 +93,15 @@ def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[d
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = f'{type(images).__name__} of {getattr(images, "dtype", "no dtype")}'
         raise TypeError(
-            f'images: expected a numpy array of uint8, found {found}; convert model output with rewards.to_uint8'
+            f'images: expected a numpy array of uint8, found {found}; convert model output with '
+            'rewards.to_uint8'
         )
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f'images: expected shape [N, H, W, 3], found {images.shape}')
     if not len(images) == len(prompts) == len(metadata):
         raise ValueError(
-            f'{len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata: expected equal numbers'
+            f'{len(images)} images, {len(prompts)} prompts and {len(metadata)} metadata: expected '
+            'equal numbers'
         )
 
 
@@ -112,23 +114,27 @@ def check_scores(scores: Scores, reward: Reward, count: int) -> None:
     """
     if set(scores.values) != set(reward.names):
         raise RewardError(
-            f'reward {reward.name!r} returned scores {sorted(scores.values)}; it declares {sorted(reward.names)}'
+            f'reward {reward.name!r} returned scores {sorted(scores.values)}; it declares '
+            f'{sorted(reward.names)}'
         )
     if scores.valid.shape != (count,) or scores.valid.dtype != np.bool_:
         raise RewardError(
-            f'reward {reward.name!r}: valid is {scores.valid.dtype}{scores.valid.shape}; expected bool({count},)'
+            f'reward {reward.name!r}: valid is {scores.valid.dtype}{scores.valid.shape}; expected '
+            f'bool({count},)'
         )
     for name, value in scores.values.items():
         if value.shape != (count,):
             raise RewardError(
-                f'reward {reward.name!r}: score {name!r} has shape {value.shape}; expected ({count},)'
+                f'reward {reward.name!r}: score {name!r} has shape {value.shape}; expected '
+                f'({count},)'
             )
         known = value[scores.valid]
         if name in getattr(reward, 'log_only', ()):
             known = known[~np.isnan(known)]
         if not np.isfinite(known).all():
             raise RewardError(
-                f'reward {reward.name!r}: score {name!r} is not finite but marked valid; mark it invalid'
+                f'reward {reward.name!r}: score {name!r} is not finite but marked valid; mark it '
+                'invalid'
             )
 
 

@@ -53,7 +53,8 @@ def build_reward(spec) -> CompositeReward:
         weight = options.pop('weight', 1.0)
         if unknown := [key for key in options if key not in known]:
             raise ValueError(
-                f'reward {name!r} has no option {unknown[0]!r}; known options: {", ".join(["weight", "kind", *known])}'
+                f'reward {name!r} has no option {unknown[0]!r}; known options: '
+                f'{", ".join(["weight", "kind", *known])}'
             )
         parts.append((reward(**options), float(weight)))
     return CompositeReward(parts)
@@ -66,7 +67,8 @@ def resolve(kind: str) -> Callable[..., Reward]:
     if kind not in REWARDS:
         known = ', '.join(REWARDS)
         raise ValueError(
-            f'unknown reward {kind!r}; known rewards: {known}; one of your own is named by package.module:Class'
+            f'unknown reward {kind!r}; known rewards: {known}; one of your own is named by '
+            'package.module:Class'
         )
     reward = REWARDS[kind]
     if not isinstance(reward, str):
@@ -90,6 +92,7 @@ def _imported(path: str) -> Callable[..., Reward]:
         raise ValueError(f'reward {path!r}: the module {module!r} has no {name!r}')
     if missing := [field for field in FACE if not hasattr(reward, field)]:
         raise ValueError(
-            f'reward {path!r} has no {missing[0]!r}; a reward class has {", ".join(FACE)} (rewards/base.py, class Reward)'
+            f'reward {path!r} has no {missing[0]!r}; a reward class has {", ".join(FACE)} '
+            '(rewards/base.py, class Reward)'
         )
     return reward

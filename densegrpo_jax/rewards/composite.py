@@ -45,7 +45,8 @@ class CompositeReward:
         names = [TOTAL, *(name for reward, _ in parts for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
-                f'score names {sorted(twice)} occur twice among the parts of the reward; names must differ'
+                f'score names {sorted(twice)} occur twice among the parts of the reward; names '
+                'must differ'
             )
         self.parts = tuple(parts)
         self.names = tuple(names)

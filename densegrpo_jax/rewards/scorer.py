@@ -188,7 +188,8 @@ class Scorer:
             self._count(images=len(valid), invalid=int((~valid).sum()))
             if some_valid and not valid.any():
                 raise RewardError(
-                    f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; the log tells why'
+                    f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; '
+                    'the log tells why'
                 )
             result.set_result(Scores(values, valid))
         except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)

@@ -102,7 +102,8 @@ class Checkpoints:
         self.directory = epath.Path(directory).expanduser().absolute()
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(
-                f'No checkpoint folder {self.directory}. Give the --workdir of a run that has saved one.'
+                f'No checkpoint folder {self.directory}. Give the --workdir of a run that has '
+                'saved one.'
             )
         self._fingerprint, self._defaults = (
             json.loads(json.dumps(fingerprint)),
@@ -117,7 +118,8 @@ class Checkpoints:
             for path in sorted(self.directory.iterdir()):
                 if path.name.endswith('-tmp'):
                     logging.warning(
-                        'Removing a half-written checkpoint: %s (the run was cut off while saving it).',
+                        'Removing a half-written checkpoint: %s (the run was cut off while saving '
+                        'it).',
                         path,
                     )
         if not read_only:
@@ -313,7 +315,9 @@ class Checkpoints:
         if damaged:
             listed = '\n'.join(f'  step {step}: {why}' for step, why in damaged.items())
             raise ValueError(
-                f'All checkpoints in {self.directory} are damaged:\n{listed}\nMove that folder away to start anew.'
+                f'All checkpoints in {self.directory} are damaged:\n'
+                f'{listed}\n'
+                'Move that folder away to start anew.'
             )
         return None
 
@@ -357,8 +361,10 @@ class Checkpoints:
                     raise
                 if not again:
                     raise CheckpointUnreadable(
-                        f'The checkpoint {path} could not be read: {_brief(error)}. It stays where it is. Mend the disk or the network, '
-                        'then run the same command again; to go on from the one before instead, move that folder away.'
+                        f'The checkpoint {path} could not be read: {_brief(error)}. It stays where '
+                        'it is. Mend the disk or the network, '
+                        'then run the same command again; to go on from the one before instead, '
+                        'move that folder away.'
                     ) from None
                 logging.warning(
                     '%s could not be read and is tried again in %g s: %s',
@@ -398,7 +404,9 @@ class Checkpoints:
                     for key in differing
                 )
                 raise CheckpointMismatch(
-                    f'{where} belongs to another model:\n{lines}\nUse the configuration it was made with, or another --workdir.'
+                    f'{where} belongs to another model:\n'
+                    f'{lines}\n'
+                    'Use the configuration it was made with, or another --workdir.'
                 )
         saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in document['arrays'].items()}
         wanted = {
@@ -413,14 +421,17 @@ class Checkpoints:
         for name in sorted(saved.keys() & wanted.keys()):
             if saved[name] != wanted[name]:
                 problems.append(
-                    f'has {name} as {saved[name][1]}{list(saved[name][0])}, here {wanted[name][1]}{list(wanted[name][0])}'
+                    f'has {name} as {saved[name][1]}{list(saved[name][0])}, here '
+                    f'{wanted[name][1]}{list(wanted[name][0])}'
                 )
         if problems:
             shown = '\n'.join(f'  it {problem}' for problem in problems[:8]) + (
                 '\n  ...' if len(problems) > 8 else ''
             )
             raise CheckpointMismatch(
-                f'{where} does not fit:\n{shown}\nUse the configuration it was made with, or another --workdir.'
+                f'{where} does not fit:\n'
+                f'{shown}\n'
+                'Use the configuration it was made with, or another --workdir.'
             )
 
     def _set_aside(self, step: int) -> None:
@@ -455,8 +466,10 @@ class Checkpoints:
                 else 'There is no earlier one.'
             )
             raise OSError(
-                f'The checkpoint of step {self._saving} could not be written to {self.directory}: {_brief(error)}. {left} '
-                'Make room or mend the disk, then run the same command again: it continues from there.'
+                f'The checkpoint of step {self._saving} could not be written to {self.directory}: '
+                f'{_brief(error)}. {left} '
+                'Make room or mend the disk, then run the same command again: it continues from '
+                'there.'
             ) from None
 
 

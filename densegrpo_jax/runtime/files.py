@@ -81,8 +81,10 @@ def lock(folder: pathlib.Path):
             ):
                 file.close()
                 raise ValueError(
-                    f'{folder} is being written to by another run: {holder} holds {file.name}. Wait until it has ended, end it, or give '
-                    "another --workdir (--out); two runs in one folder would remove each other's files"
+                    f'{folder} is being written to by another run: {holder} holds {file.name}. '
+                    'Wait until it has ended, end it, or give '
+                    "another --workdir (--out); two runs in one folder would remove each other's "
+                    'files'
                 ) from None
             if not waits:
                 logging.warning('%s is in use by %s; waiting for it to end', folder, holder)
@@ -92,7 +94,8 @@ def lock(folder: pathlib.Path):
             if error.errno not in _NO_LOCKS:
                 raise
             logging.warning(
-                '%s: this file system has no locks (%s); see to it that no second run writes to that folder',
+                '%s: this file system has no locks (%s); see to it that no second run writes to '
+                'that folder',
                 folder,
                 error,
             )

@@ -24,11 +24,13 @@ def flatten(tree) -> dict[str, Any]:
         name = path_name(path)
         if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
             raise ValueError(
-                f'State leaf {name!r} is a {type(leaf).__name__}; a checkpoint stores arrays (put other values into meta).'
+                f'State leaf {name!r} is a {type(leaf).__name__}; a checkpoint stores arrays (put '
+                'other values into meta).'
             )
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise ValueError(
-                f'State leaf {name!r} is a typed PRNG key; keys are derived from the seed and the step, not stored.'
+                f'State leaf {name!r} is a typed PRNG key; keys are derived from the seed and the '
+                'step, not stored.'
             )
         if name in flat:
             raise ValueError(f'Two state leaves have the same path {name!r}.')

@@ -3,7 +3,8 @@
 Three named axes, always all three (a size of 1 costs nothing):
 
 * ``data``    copies of the model, each with its own rows of the batch;
-* ``fsdp``    also splits the batch, and splits every large parameter, which is gathered where it is used;
+* ``fsdp``    also splits the batch, and splits every large parameter, which is
+              gathered where it is used;
 * ``tensor``  splits the matrix multiplications themselves.
 
 All axes are of type Auto: programs are written for whole arrays, and the compiler (GSPMD) places
@@ -33,7 +34,8 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, in
     shown = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, shape))
     if any(size < 1 and size != -1 for size in shape):
         raise ValueError(
-            f'config.mesh ({shown}): every size must be a positive number, or -1 for all devices that are left.'
+            f'config.mesh ({shown}): every size must be a positive number, or -1 for all devices '
+            'that are left.'
         )
     if shape.count(-1) > 1:
         raise ValueError(
@@ -43,14 +45,15 @@ def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, in
     if -1 in shape:
         if num_devices % known:
             raise ValueError(
-                f'config.mesh ({shown}): the given sizes multiply to {known}, which does not divide the {num_devices} devices found. '
-                f'Choose sizes whose product divides {num_devices}.'
+                f'config.mesh ({shown}): the given sizes multiply to {known}, which does not '
+                f'divide the {num_devices} devices found. Choose sizes whose product divides '
+                f'{num_devices}.'
             )
         shape[shape.index(-1)] = num_devices // known
     elif known != num_devices:
         raise ValueError(
-            f'config.mesh ({shown}) describes {known} devices, but {num_devices} were found. '
-            f'Set one axis to -1 to use all of them, or choose sizes whose product is {num_devices}.'
+            f'config.mesh ({shown}) describes {known} devices, but {num_devices} were found. Set '
+            f'one axis to -1 to use all of them, or choose sizes whose product is {num_devices}.'
         )
     return tuple(shape)
 
@@ -98,8 +101,9 @@ def check_batch(mesh: Mesh, size: int, name: str) -> None:
     shards = batch_shards(mesh)
     if size % shards:
         raise ValueError(
-            f'{name} = {size} does not divide over the mesh: data x fsdp = {mesh.shape["data"]} x {mesh.shape["fsdp"]} = {shards}. '
-            f'Use a multiple of {shards} (e.g. {math.ceil(size / shards) * shards}), or move devices to config.mesh.tensor.'
+            f'{name} = {size} does not divide over the mesh: data x fsdp = {mesh.shape["data"]} x '
+            f'{mesh.shape["fsdp"]} = {shards}. Use a multiple of {shards} (e.g. '
+            f'{math.ceil(size / shards) * shards}), or move devices to config.mesh.tensor.'
         )
 
 

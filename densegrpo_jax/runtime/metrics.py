@@ -31,7 +31,8 @@ class _NeedsTensorFlow:
 
     def __init__(self, *args, **kwargs):
         raise ImportError(
-            'clu.metric_writers.SummaryWriter needs TensorFlow; use densegrpo_jax.runtime.metrics.MetricWriter.'
+            'clu.metric_writers.SummaryWriter needs TensorFlow; use '
+            'densegrpo_jax.runtime.metrics.MetricWriter.'
         )
 
 
@@ -72,7 +73,8 @@ class _Writer(metric_writers.MetricWriter):
 
     def _refuse(self, kind):
         raise ValueError(
-            f'{type(self).__name__} does not write {kind}; scalars, images, texts and histograms are written.'
+            f'{type(self).__name__} does not write {kind}; scalars, images, texts and histograms '
+            'are written.'
         )
 
     def write_summaries(self, step, values, metadata=None):
@@ -165,7 +167,8 @@ class TensorBoardWriter(_Writer):
             batch = np.asarray(batch)
             if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
                 raise ValueError(
-                    f'Images {name!r} must be uint8 [N, H, W, 3], found {batch.dtype} {list(batch.shape)}.'
+                    f'Images {name!r} must be uint8 [N, H, W, 3], found {batch.dtype} '
+                    f'{list(batch.shape)}.'
                 )
             sheet = (
                 batch[0]

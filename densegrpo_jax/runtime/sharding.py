@@ -82,7 +82,8 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
     rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
     if rule is None:
         raise ValueError(
-            f'No sharding rule matches {name!r} of shape {tuple(shape)}. Add a rule for it to the table.'
+            f'No sharding rule matches {name!r} of shape {tuple(shape)}. Add a rule for it to the '
+            'table.'
         )
     where = f'sharding rule {rule.pattern!r} -> {rule.spec}'
     if rule.uneven not in ('error', 'replicate'):
@@ -104,8 +105,10 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
             continue
         if rule.uneven == 'error':
             raise ValueError(
-                f'{name!r}: dimension {i} of shape {tuple(shape)} does not divide over {entry!r} = {parts} devices ({where}). '
-                "Choose another size for that axis of config.mesh, or mark the rule uneven='replicate'."
+                f'{name!r}: dimension {i} of shape {tuple(shape)} does not divide over {entry!r} = '
+                f'{parts} devices ({where}). '
+                'Choose another size for that axis of config.mesh, or mark the rule '
+                "uneven='replicate'."
             )
         entries[i] = None
     while entries and entries[-1] is None:

@@ -79,11 +79,13 @@ def start_processes(
     given = (bool(coordinator), processes > 0, process >= 0)
     if any(given) and not all(given):
         raise ValueError(
-            '--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all three, or none'
+            '--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all '
+            'three, or none'
         )
     if all(given) and process >= processes:
         raise ValueError(
-            f'--process_id={process} must be below --num_processes={processes}: processes are counted from 0'
+            f'--process_id={process} must be below --num_processes={processes}: processes are '
+            'counted from 0'
         )
     if mode == 'off' or (
         mode == 'auto' and not any(given) and not detect_cluster(os.environ, _has_tpu())
@@ -102,7 +104,8 @@ def start_processes(
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError as error:
         raise ValueError(
-            f'no cluster was found ({error}). Start one process per host with srun, mpirun or on TPU VMs, or name the others: '
+            f'no cluster was found ({error}). Start one process per host with srun, mpirun or on '
+            'TPU VMs, or name the others: '
             '--coordinator=HOST:PORT --num_processes=N --process_id=I'
         ) from None
 
@@ -118,8 +121,14 @@ def check_device(wanted: str) -> None:
     if wanted and found != BACKENDS[wanted]:
         way_out = {
             'cpu': 'set JAX_PLATFORMS=cpu to leave the accelerator alone',
-            'cuda': 'nvidia-smi must list the GPU, with a driver for CUDA 13, and requirements-cuda.txt must be installed',
-            'tpu': 'requirements-tpu.txt must be installed, on a TPU VM whose chips no other process holds',
+            'cuda': (
+                'nvidia-smi must list the GPU, with a driver for CUDA 13, and '
+                'requirements-cuda.txt must be installed'
+            ),
+            'tpu': (
+                'requirements-tpu.txt must be installed, on a TPU VM whose chips no other process '
+                'holds'
+            ),
         }[wanted]
         raise ValueError(
             f'--device={wanted}, and JAX found {jax.devices()[0].device_kind} ({found}): {way_out}'

@@ -32,9 +32,8 @@ def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
         for path in sorted((folder / name).rglob('*')):
             if path.suffix in ('.json', '.safetensors', '.txt', '.model'):
                 with open(path, 'rb') as file:
-                    total.update(
-                        f'{name}/{path.name} {hashlib.file_digest(file, "sha256").hexdigest()}'.encode()
-                    )
+                    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+                total.update(f'{name}/{path.name} {digest}'.encode())
     return total.hexdigest()
 
 
@@ -116,6 +115,7 @@ class TextCache:
                 ) from None
             except (safetensors.SafetensorError, KeyError) as error:
                 raise ValueError(
-                    f'{path} is damaged ({error}); delete it and start again: it will be computed anew'
+                    f'{path} is damaged ({error}); delete it and start again: it will be computed '
+                    'anew'
                 ) from None
         return self._held[prompt]

@@ -132,11 +132,13 @@ def _step(checkpoints: Checkpoints, which: str) -> int:
     named = {'best': checkpoints.best_step, 'latest': checkpoints.latest_step}
     if which not in named and not which.isdigit():
         raise ValueError(
-            f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps {checkpoints.steps()}"
+            f"checkpoint {which!r} is unknown: expected 'best', 'latest' or one of the steps "
+            f'{checkpoints.steps()}'
         )
     step = named[which]() if which in named else int(which)
     if step is None or step not in checkpoints.steps():
         raise FileNotFoundError(
-            f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps {checkpoints.steps()}'
+            f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps '
+            f'{checkpoints.steps()}'
         )
     return step

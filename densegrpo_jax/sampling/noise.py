@@ -60,20 +60,25 @@ def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.P
     if not document['finished']:
         done = len(document['history'])
         raise ValueError(
-            f'{path} is a calibration after {done} iterations, not finished; continue it with densegrpo_jax.calibrate'
+            f'{path} is a calibration after {done} iterations, not finished; continue it with '
+            'densegrpo_jax.calibrate'
         )
     there, here = document['geometry'], geometry(config, sigmas, plan)
     if there['kernel'] != here['kernel']:
         raise ValueError(
-            f'{path} is of the kernel {there["kernel"]!r}, and rollout.kernel={here["kernel"]!r}: their noise levels mean different '
+            f'{path} is of the kernel {there["kernel"]!r}, and rollout.kernel={here["kernel"]!r}: '
+            'their noise levels mean different '
             'things. Calibrate this configuration, or change rollout.kernel'
         )
     psi = np.array(document['psi'])
     if not same_geometry(there, here):
         if not config.noise.interpolate:
             raise ValueError(
-                f'{path} is of another grid:\n  there {_shown(there)}\n  here  {_shown(here)}\n'
-                'Set noise.interpolate=True to take psi linearly in s, or calibrate this configuration'
+                f'{path} is of another grid:\n'
+                f'  there {_shown(there)}\n'
+                f'  here  {_shown(here)}\n'
+                'Set noise.interpolate=True to take psi linearly in s, or calibrate this '
+                'configuration'
             )
         on = np.array(there['calibrated'])
         known = np.array(there['sigmas'])[:-1][on]
@@ -111,14 +116,18 @@ def same_geometry(there: dict, here: dict) -> bool:
 
 def _shown(g: dict) -> str:
     steps = ''.join('x' if on else '.' for on in g['calibrated'])
-    return f'{g["width"]} x {g["height"]} px, T = {len(g["sigmas"]) - 1}, s = {[round(s, 4) for s in g["sigmas"]]}, trained {steps}'
+    return (
+        f'{g["width"]} x {g["height"]} px, T = {len(g["sigmas"]) - 1}, s = '
+        f'{[round(s, 4) for s in g["sigmas"]]}, trained {steps}'
+    )
 
 
 def read(path: pathlib.Path) -> dict:
     """A psi file. FileNotFoundError where there is none; ValueError where it is none."""
     if not path.is_file():
         raise FileNotFoundError(
-            f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names it)'
+            f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names '
+            'it)'
         )
     try:
         document = json.loads(path.read_text())
@@ -129,11 +138,13 @@ def read(path: pathlib.Path) -> dict:
         ) from None
     if found != FORMAT:
         raise ValueError(
-            f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into another file'
+            f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into '
+            'another file'
         )
     if absent := [key for key in ('psi', 'geometry', 'finished', 'history') if key not in document]:
         raise ValueError(
-            f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another file, or remove it'
+            f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another '
+            'file, or remove it'
         )
     return document
 

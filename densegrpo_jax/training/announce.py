@@ -71,9 +71,9 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
         if not (full and key in ('model.quantize', 'lora.rank'))
     )
     return (
-        f'this needs {sum(need.values()) / GIB:.2f} GiB per device before activations, and JAX has {limit / GIB:.2f} GiB on '
-        f'{device.device_kind}: it will not fit. Most are {largest[0]}, {need[largest[0]] / GIB:.2f} GiB. '
-        f'Keys that lower it: {", ".join(keys)}'
+        f'this needs {sum(need.values()) / GIB:.2f} GiB per device before activations, and JAX has '
+        f'{limit / GIB:.2f} GiB on {device.device_kind}: it will not fit. Most are {largest[0]}, '
+        f'{need[largest[0]] / GIB:.2f} GiB. Keys that lower it: {", ".join(keys)}'
     )
 
 
@@ -98,7 +98,10 @@ def plan(
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    n = f'{schedule.completion_steps or "all remaining"} ({schedule.completion_solver}, grid by {schedule.completion_grid})'
+    n = (
+        f'{schedule.completion_steps or "all remaining"} ({schedule.completion_solver}, grid by '
+        f'{schedule.completion_grid})'
+    )
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = f'stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}'
@@ -107,21 +110,42 @@ def plan(
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'
     held = ', '.join(f'{name} {size / GIB:.2f}' for name, size in need.items())
     table = {
-        'model': f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts {parts:.1f} M parameters, {m.dtype}'
+        'model': (
+            f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts '
+            f'{parts:.1f} M parameters, {m.dtype}'
+        )
         + (f', blocks of the transformer in {m.quantize}' if m.quantize != 'none' else ''),
         'trained': f'{trained}: {count(state.policy) / 1e6:.3f} M parameters, float32',
-        'devices': f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} process(es), attention {m.attention}',
-        'pictures': f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} evaluation prompts',
+        'devices': (
+            f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} '
+            f'process(es), attention {m.attention}'
+        ),
+        'pictures': (
+            f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} '
+            'evaluation prompts'
+        ),
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}',
         'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
-        'credit': f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; {config.credit.std} std'
+        'credit': (
+            f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; '
+            f'{config.credit.std} std'
+        )
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
-        'update': f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr {o.learning_rate:g} ({o.decay}), '
-        f'clip {config.loss.clip_range:g}, beta {config.loss.beta:g}',
-        'evaluation': f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average of the '
+        'update': (
+            f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr '
+            f'{o.learning_rate:g} ({o.decay}), clip {config.loss.clip_range:g}, beta '
+            f'{config.loss.beta:g}'
+        ),
+        'evaluation': (
+            f'every {config.eval.every} iterations, {config.eval.steps} ODE steps, moving average '
+            'of the '
+        )
         + ('weights' if config.full else 'adapters'),
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
-        'results': f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest {config.checkpoint.keep} and the best)',
+        'results': (
+            f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest '
+            f'{config.checkpoint.keep} and the best)'
+        ),
     }
     lines = [
         title(config, pathlib.Path(folder).name),

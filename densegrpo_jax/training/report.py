@@ -84,7 +84,8 @@ def evaluation(
     count, scored = len(result.scores[best]), result.scored(best)
     if not scored:
         raise RewardError(
-            f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; the log tells why'
+            f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; '
+            'the log tells why'
         )
     if scored < count:
         logging.warning(
@@ -219,7 +220,8 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool 
         checkpoints.directory,
     )
     logging.info(
-        'evaluation score before %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; standard errors over prompts)',
+        'evaluation score before %.4f +- %.4f, after %d updates %.4f +- %.4f (change %+.4f; '
+        'standard errors over prompts)',
         first[1],
         first[2],
         last[0],

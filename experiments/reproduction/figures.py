@@ -93,15 +93,18 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             '6a',
             'The dense reward',
-            'the gain of a step is a better reward than the score after it, and that than the terminal score',
+            'the gain of a step is a better reward than the score after it, and that than the '
+            'terminal score',
             'Fig. 6a: dense > dense-baseline > sparse',
             (Comparison('dense', 'dense_baseline'), Comparison('dense_baseline', 'sparse')),
         ),
         Figure(
             '6b',
             'The noise level',
-            'calibrated noise learns faster than the uniform level, and that faster than sparse credit',
-            'Fig. 6b: psi(t) > uniform a = 0.7 > Flow-GRPO; a = 0.5 explores too little, a = 0.8 unbalances the last steps',
+            'calibrated noise learns faster than the uniform level, and that faster than sparse '
+            'credit',
+            'Fig. 6b: psi(t) > uniform a = 0.7 > Flow-GRPO; a = 0.5 explores too little, a = 0.8 '
+            'unbalances the last steps',
             (Comparison('psi', 'dense'), Comparison('dense', 'sparse')),
             also=('noise_0.5', 'noise_0.8'),
         ),
@@ -116,7 +119,8 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             'cheaper',
             'Training with cheaper completions',
-            'completions of three steps, or of every second state, learn faster than sparse credit still',
+            'completions of three steps, or of every second state, learn faster than sparse '
+            'credit still',
             'not in the paper, which stays with n = t',
             (Comparison('n_3', 'sparse'), Comparison('every_2', 'sparse')),
             also=('dense', 'n_2', 'n_1'),
@@ -126,7 +130,8 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             '7',
             'Distance from the base',
-            'dense credit moves a little farther from the base than sparse credit in the same number of updates',
+            'dense credit moves a little farther from the base than sparse credit in the same '
+            'number of updates',
             'Fig. 7: KL of DenseGRPO slightly above that of Flow-GRPO',
             (Comparison('dense', 'sparse', 'kl'),),
             axes=('updates',),
@@ -146,15 +151,18 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             'whitening',
             'What the gains are divided by',
-            'the std over the batch at each step (Flow-GRPO) beats the std of the group (Eq. 10) and one std pooled over the steps',
+            'the std over the batch at each step (Flow-GRPO) beats the std of the group (Eq. 10) '
+            'and one std pooled over the steps',
             'not in the paper: Eq. 10 has the group',
             (Comparison('dense', 'std_group'), Comparison('dense', 'std_pooled')),
         ),
         Figure(
             'weights',
             'Transitions weighed by their noise',
-            'weights by the square of the noise that a transition adds, with which all pull alike, help sparse and dense credit',
-            'not in the paper, which weighs all transitions alike; TempFlow-GRPO weighs them by the noise itself',
+            'weights by the square of the noise that a transition adds, with which all pull '
+            'alike, help sparse and dense credit',
+            'not in the paper, which weighs all transitions alike; TempFlow-GRPO weighs them by '
+            'the noise itself',
             (Comparison('sparse_weighted_2', 'sparse'), Comparison('dense_weighted_2', 'dense')),
             also=('sparse_weighted', 'dense_weighted', 'coca_to_go_signed'),
         ),

@@ -32,7 +32,8 @@ def with_overrides(config, overrides: Mapping):
         changed.update_from_flattened_dict(dict(overrides))
     except (KeyError, AttributeError) as error:
         raise ValueError(
-            f'a method changes {sorted(overrides)}, which are not all keys of a configuration: {error}'
+            f'a method changes {sorted(overrides)}, which are not all keys of a configuration: '
+            f'{error}'
         ) from None
     validate(changed)
     return changed

@@ -97,11 +97,14 @@ def _introduction(out: pathlib.Path, records: Records) -> str:
         runs = list(records.runs.values())
         each = lambda field: ', '.join(sorted({str(run[field]) for run in runs}))
         text.append(
-            f'{len(runs)} runs on the base configuration {each("base")}, code {each("commit")}, {each("device")}; '
-            f'score: {each("score_name")} on held-out prompts. '
-            'A comparison is the difference, seed by seed, of the mean of a run over its evaluations after the start; a claim holds where '
-            "the 95 % intervals over seeds, by bootstrap and by Student's t, both exclude 0 for all its parts. "
-            '[runs.csv](runs.csv) has the command of every run, [evaluations.csv](evaluations.csv) the curves.'
+            f'{len(runs)} runs on the base configuration {each("base")}, code {each("commit")}, '
+            f'{each("device")}; score: {each("score_name")} on held-out prompts. '
+            'A comparison is the difference, seed by seed, of the mean of a run over its '
+            'evaluations after the start; a claim holds where '
+            "the 95 % intervals over seeds, by bootstrap and by Student's t, both exclude 0 for "
+            'all its parts. '
+            '[runs.csv](runs.csv) has the command of every run, [evaluations.csv](evaluations.csv) '
+            'the curves.'
         )
     return '\n\n'.join(text) or 'Nothing has run yet.'
 
@@ -144,9 +147,13 @@ def _section(
     for c, d in differences.items():
         if d.seeds:
             f = FORMATS[c.quantity].format
-            intervals = f'bootstrap [{f(d.bootstrap[0])}, {f(d.bootstrap[1])}], t [{f(d.student[0])}, {f(d.student[1])}], {d.seeds} seeds'
+            intervals = (
+                f'bootstrap [{f(d.bootstrap[0])}, {f(d.bootstrap[1])}], t [{f(d.student[0])}, '
+                f'{f(d.student[1])}], {d.seeds} seeds'
+            )
             lines.append(
-                f'- {c.more} above {c.less}: {f(d.mean)}, {intervals if d.seeds > 1 else "one seed"}: **{d.verdict}**'
+                f'- {c.more} above {c.less}: {f(d.mean)}, '
+                f'{intervals if d.seeds > 1 else "one seed"}: **{d.verdict}**'
             )
     return '\n'.join(lines).rstrip() + _notes(out, figure.name)
 

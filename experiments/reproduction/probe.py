@@ -180,8 +180,9 @@ def check_same_trajectories(name: str, marks: np.ndarray, expected: np.ndarray) 
     )
     if not difference <= _SAME * size:
         raise ValueError(
-            f'method {name!r} changed the trajectories themselves, not only their completions: latents of size {size:.3g} differ by '
-            f'{difference:.3g}. A method may override how states are completed (credit.completion_...), and nothing that samples'
+            f'method {name!r} changed the trajectories themselves, not only their completions: '
+            f'latents of size {size:.3g} differ by {difference:.3g}. A method may override how '
+            'states are completed (credit.completion_...), and nothing that samples'
         )
 
 
@@ -213,7 +214,8 @@ class _Probe:
     ):
         if config.noise.calibrate:
             raise ValueError(
-                'noise.calibrate=True makes a noise table in training: to measure with it give noise.psi_path=RUN/psi.json'
+                'noise.calibrate=True makes a noise table in training: to measure with it give '
+                'noise.psi_path=RUN/psi.json'
             )
         self.config = measured_config(config, stop, overrides)
         self._workdir, self._mesh, self._stop = pathlib.Path(workdir), mesh, stop

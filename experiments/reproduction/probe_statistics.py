@@ -217,7 +217,8 @@ def bias_rows(
     count = np.isfinite(continued).sum(-1)
     if continued.shape[-1] < 3 or continued.shape[:-1] != values.shape:
         raise ValueError(
-            f'continuations have shape {continued.shape}; expected {values.shape} and at least 3 more'
+            f'continuations have shape {continued.shape}; expected {values.shape} and at least 3 '
+            'more'
         )
     with np.errstate(invalid='ignore', divide='ignore'):
         expected = np.where(count > 0, np.nansum(continued, -1) / count, np.nan)

@@ -50,7 +50,13 @@ def read(out: pathlib.Path) -> dict[str, Section]:
             list(measure.columns),
             ([_cell(row, column) for column in measure.columns.values()] for row in rows),
         )
-        text = f'Claim: {measure.claim}. {_sample(rows[0])}\n\n![{measure.title}](fig_{name}.png)\n\n{shown}'
+        text = (
+            f'Claim: {measure.claim}. {_sample(rows[0])}\n'
+            '\n'
+            f'![{measure.title}](fig_{name}.png)\n'
+            '\n'
+            f'{shown}'
+        )
         sections[name] = Section(*measure[:3], measure.verdict(rows), text)
     return sections
 
@@ -109,8 +115,14 @@ def _number(row: Row, column: str) -> float:
 
 def _sample(row: Row) -> str:
     if 'batches' in row:
-        return f'{row["batches"]} updates of {row["samples"]} samples; intervals: jackknife over the updates, 95 %.'
-    return f'{row["samples"]} trajectories of {row["prompts"]} training prompts; intervals: bootstrap over prompts, 95 %.'
+        return (
+            f'{row["batches"]} updates of {row["samples"]} samples; intervals: jackknife over the '
+            'updates, 95 %.'
+        )
+    return (
+        f'{row["samples"]} trajectories of {row["prompts"]} training prompts; intervals: bootstrap '
+        'over prompts, 95 %.'
+    )
 
 
 def _cell(row: Row, column: str) -> str:
@@ -119,7 +131,10 @@ def _cell(row: Row, column: str) -> str:
     if value == 'nan':  # nothing to measure, or too little
         return ''
     if f'{column}_low' in row and value:
-        return f'{float(value):.3f} [{_number(row, column + "_low"):.3f}, {_number(row, column + "_high"):.3f}]'
+        return (
+            f'{float(value):.3f} [{_number(row, column + "_low"):.3f}, '
+            f'{_number(row, column + "_high"):.3f}]'
+        )
     try:
         return value if value.lstrip('-').isdigit() else f'{float(value):.3f}'
     except ValueError:
@@ -129,7 +144,8 @@ def _cell(row: Row, column: str) -> str:
 MEASURES: Mapping[str, Measure] = {
     '8': Measure(
         'Accuracy of latent rewards',
-        f'the latent rewards keep the ranking of the samples at all t (rank correlation of at least {KEPT} with the terminal reward)',
+        'the latent rewards keep the ranking of the samples at all t (rank correlation of at '
+        f'least {KEPT} with the terminal reward)',
         'Fig. 8: predicted rewards stay close to the terminal ones and keep the ranking',
         ranking_verdict,
         {
@@ -143,7 +159,8 @@ MEASURES: Mapping[str, Measure] = {
     ),
     'bias': Measure(
         'The completion as a value',
-        'the reward of the completion is the value of the state under the noisy policy, so that lambda = 0 has no bias',
+        'the reward of the completion is the value of the state under the noisy policy, so that '
+        'lambda = 0 has no bias',
         'not in the paper',
         bias_verdict,
         {
@@ -163,7 +180,8 @@ MEASURES: Mapping[str, Measure] = {
     ),
     'cost': Measure(
         'Cheaper completions',
-        f'fewer network calls than n = t can keep the ranking of the gains within a group (rank correlation of at least {KEPT})',
+        'fewer network calls than n = t can keep the ranking of the gains within a group (rank '
+        f'correlation of at least {KEPT})',
         'not in the paper; its Fig. 6c trains with n = 1 and 2',
         cost_verdict,
         {
@@ -177,7 +195,8 @@ MEASURES: Mapping[str, Measure] = {
     ),
     'direction': Measure(
         'Direction of the gradients',
-        "one update's gradient by dense credit points nearer to the policy gradient of the terminal reward than one by sparse credit",
+        "one update's gradient by dense credit points nearer to the policy gradient of the "
+        'terminal reward than one by sparse credit',
         'not in the paper',
         direction_verdict,
         {

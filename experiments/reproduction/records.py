@@ -95,7 +95,8 @@ class Records:
         others = {row['base'] for row in self.runs.values()} - {run['base']}
         if others:
             raise ValueError(
-                f'{workdir} was run on the base configuration {run["base"]}, the results so far on {", ".join(others)}: '
+                f'{workdir} was run on the base configuration {run["base"]}, the results so far on '
+                f'{", ".join(others)}: '
                 'they cannot be compared; give the new ones another --out'
             )
         key = run['variant'], run['seed']

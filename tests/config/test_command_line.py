@@ -103,7 +103,8 @@ def typed(monkeypatch, capsys):
         ([f'--config={ROOT / "README.md"}'], 'expected a Python file with a function get_config()'),
         (
             [f'--config={TINY}:devices=8'],
-            "this configuration has no variants, its get_config() takes none; leave ':devices=8' out",
+            "this configuration has no variants, its get_config() takes none; leave ':devices=8' "
+            'out',
         ),
         (
             [f'--config={TINY.replace("tiny", "flux")}:devices=7'],
@@ -181,8 +182,13 @@ def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
 def test_options_without_a_default_take_any_value(typed, tmp_path):
     file = tmp_path / 'some.py'
     file.write_text(
-        'from densegrpo_jax.config.defaults import default_config\n\n\n'
-        "def get_config():\n    c = default_config()\n    c.reward = {'asked': {'kind': 'judge'}}\n    return c\n"
+        'from densegrpo_jax.config.defaults import default_config\n'
+        '\n'
+        '\n'
+        'def get_config():\n'
+        '    c = default_config()\n'
+        "    c.reward = {'asked': {'kind': 'judge'}}\n"
+        '    return c\n'
     )
     options = ['urls=http://a:1', 'range=(0.0, 5.0)', 'timeout_s=7']
     status, printed, config = typed(

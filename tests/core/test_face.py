@@ -18,9 +18,9 @@ def test_the_face_of_the_package_is_functions_and_stays_so(name):
 
 def test_import_from_after_importing_the_modules():
     code = (
-        'import densegrpo_jax.core.sde_step, densegrpo_jax.core.grpo_loss; '
-        'from densegrpo_jax import dense_reward, grpo_loss, ode_rollout, sde_step; '
-        'assert all(type(f).__name__ == "function" for f in (dense_reward, grpo_loss, ode_rollout, sde_step))'
+        'import densegrpo_jax.core.sde_step, densegrpo_jax.core.grpo_loss; from densegrpo_jax '
+        'import dense_reward, grpo_loss, ode_rollout, sde_step; assert all(type(f).__name__ == '
+        '"function" for f in (dense_reward, grpo_loss, ode_rollout, sde_step))'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
 

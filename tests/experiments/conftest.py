@@ -24,10 +24,12 @@ TRAINING = """
     with open(folder / 'metrics.jsonl', 'w') as file:
         for step in (0, 1, 2):
             if step:
-                row = {'step': step, 'train/velocity_evals': 100.0 * step, 'train/seconds': 2.0 * step, 'train/kl': 0.1}
+                row = {'step': step, 'train/velocity_evals': 100.0 * step, 'train/kl': 0.1}
+                row['train/seconds'] = 2.0 * step
                 file.write(json.dumps(row) + chr(10))
             score = 0.5 + rise * step / 2 + 0.01 * seed
-            file.write(json.dumps({'step': step, 'eval/ocr': score, 'eval/standard_error': 0.02}) + chr(10))
+            row = {'step': step, 'eval/ocr': score, 'eval/standard_error': 0.02}
+            file.write(json.dumps(row) + chr(10))
     (folder / 'summary.json').write_text(json.dumps({'updates': 2, 'score': 'ocr'}))
 """
 

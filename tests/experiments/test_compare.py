@@ -10,7 +10,13 @@ from absl import app
 from experiments import compare
 from experiments.reproduction.records import Records
 
-CONFIG = 'from densegrpo_jax.config.defaults import default_config\n\n\ndef get_config():\n    return default_config()\n'
+CONFIG = (
+    'from densegrpo_jax.config.defaults import default_config\n'
+    '\n'
+    '\n'
+    'def get_config():\n'
+    '    return default_config()\n'
+)
 
 
 @pytest.fixture
@@ -63,7 +69,8 @@ def test_nothing_to_vary_is_refused(run):
 def test_a_key_that_is_not_there_is_refused_before_anything_runs(tmp_path, run):
     with pytest.raises(
         ValueError,
-        match="--vary=credit.role=dense,sparse: config.credit has no key 'role'; did you mean 'rule'",
+        match='--vary=credit.role=dense,sparse: '
+        "config.credit has no key 'role'; did you mean 'rule'",
     ):
         run('credit.role=dense,sparse', '0')
     assert not (tmp_path / 'work').exists()

@@ -196,7 +196,10 @@ def test_a_bucket_that_cannot_rename_folders_is_refused_before_anything_is_made(
     )
     assert done.returncode == 1 and len(calls) == 1 and calls[0][-1] == '--project=p'
     assert f'--bucket=b {message}' in done.stderr
-    create = 'buckets create gs://NAME --location=us-east5 --enable-hierarchical-namespace --uniform-bucket-level-access --project=p'
+    create = (
+        'buckets create gs://NAME --location=us-east5 --enable-hierarchical-namespace '
+        '--uniform-bucket-level-access --project=p'
+    )
     assert create in done.stderr
 
 
@@ -222,16 +225,20 @@ def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
 def test_settings_go_to_every_worker_and_are_never_shown(scripts, tmp_path):
     file, sent = tmp_path / 'my:settings', tmp_path / 'sent'
     file.write_text('# for the run\n\nHF_TOKEN=hush\n')
-    copy = f'#!/bin/bash\ncase "$*" in *run.env*scp*|*scp*run.env*) stat -c %a "$5" >{sent}; cat "$5" >>{sent} ;; esac\n'
+    copy = (
+        '#!/bin/bash\n'
+        f'case "$*" in *run.env*scp*|*scp*run.env*) stat -c %a "$5" >{sent}; cat "$5" >>{sent} ;; '
+        'esac\n'
+    )
     (tmp_path / 'bin' / 'gcloud').write_text(STAND_IN.replace('#!/bin/bash\n', copy))
     done, calls = scripts('tpu.sh', 'train', *VM, f'--env={file}', '--', '--config=c')
     assert done.returncode == 0, done.stderr
     scp, ssh = calls
     assert scp[4] == 'scp' and scp[6:] == ['n:densegrpo_jax/run.env', '--worker=all', *TAIL]
     assert sent.read_text() == '600\n' + file.read_text() and not Path(scp[5]).exists()
-    assert (
-        ssh[7]
-        == '--command=cd densegrpo_jax && chmod 600 run.env && ENV_FILE=run.env bash launch/tpu_worker.sh train --config=c'
+    assert ssh[7] == (
+        '--command=cd densegrpo_jax && chmod 600 run.env && ENV_FILE=run.env bash '
+        'launch/tpu_worker.sh train --config=c'
     )
     assert 'hush' not in done.stdout + done.stderr + str(calls)
 
@@ -669,7 +676,10 @@ def test_a_worker_says_how_its_run_is(scripts, tmp_path):
 
 
 def test_the_supervisor_restarts_what_can_be_resumed_and_nothing_else(tmp_path):
-    job = 'n=$(cat n 2>/dev/null || echo 0); echo $((n + 1)) >n; if [ "$n" -lt 2 ]; then exit 75; fi; exit "$0"'
+    job = (
+        'n=$(cat n 2>/dev/null || echo 0); echo $((n + 1)) >n; if [ "$n" -lt 2 ]; then exit 75; '
+        'fi; exit "$0"'
+    )
     for wanted in (0, 3):
         (tmp_path / 'n').unlink(missing_ok=True)
         command = ['bash', str(ROOT / 'launch/supervise.sh'), 'bash', '-c', job, str(wanted)]

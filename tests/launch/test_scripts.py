@@ -24,7 +24,8 @@ esac
 printf '%s|' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
   "-m pip install"*)
-    echo "Collecting jax"; echo "Installing collected packages: numpy, jax"; echo "ERROR: No matching distribution" >&2
+    echo "Collecting jax"; echo "Installing collected packages: numpy, jax"
+    echo "ERROR: No matching distribution" >&2
     exit "${FAKE_PIP:-0}" ;;
   "-m densegrpo_jax.main"*) exit "${FAKE_MAIN:-0}" ;;
 esac

@@ -97,7 +97,8 @@ def test_what_does_not_fit_is_said_with_a_way_out(result):
         config, parse('h100:2'), {}, resident=70 * 2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1}
     )
     assert lines == [
-        'weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.data=1 config.mesh.fsdp=2'
+        'weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.data=1 '
+        'config.mesh.fsdp=2'
     ]
     text = plan.table({**result, 'fits': False, 'advice': lines})
     assert 'IT DOES NOT FIT' in text and lines[0] in text
@@ -120,7 +121,8 @@ def test_advice_is_what_a_plan_takes(result):
     ]
     assert len(lines) == len(set(lines)) == 5
     assert plan.advice(config, v5e, rows, resident=20 * 2**30, mesh=shape) == [
-        'weights, optimiser and latents alone take 20.0 of 15.75 GiB: config.mesh.data=1 config.mesh.fsdp=8'
+        'weights, optimiser and latents alone take 20.0 of 15.75 GiB: config.mesh.data=1 '
+        'config.mesh.fsdp=8'
     ]
     alone = dict.fromkeys(shape, 1)
     assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(

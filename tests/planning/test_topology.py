@@ -93,7 +93,8 @@ def test_asynchronous_and_shrinking_collectives_by_hand():
 
 ENTRY %main (p: f32[8]) -> f32[8] {
   %rs = f32[2,4]{1,0} reduce-scatter(f32[16,4]{1,0} %p), dimensions={0}
-  %w = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"19"}}
+  %w = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"19"}}
   %v = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%cond, body=%body
 }
 """
@@ -121,7 +122,8 @@ def test_collectives_of_the_tpu_compiler_by_hand():
   %piece = bf16[8,4]{1,0} get-tuple-element(%q), index=0
   %i = u32[]{:T(128)} get-tuple-element(%q), index=1
   %next = u32[]{:T(128)} add(%i, %two)
-  %cp = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}) collective-permute-start(%piece), channel_id=6
+  %cp = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}) collective-permute-start(%piece), \
+channel_id=6
   ROOT %tuple.1 = (bf16[8,4]{1,0}, u32[]{:T(128)}) tuple(%piece, %next)
 }
 

@@ -23,12 +23,17 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 # One row a tag, in the format of the published files.
 ROWS = """\
 {"tag": "single_object", "include": [{"class": "bowl", "count": 1}], "prompt": "a photo of a bowl"}
-{"tag": "two_object", "include": [{"class": "bowl", "count": 1}, {"class": "skis", "count": 1}], "prompt": "a photo of a bowl and a skis"}
-{"tag": "counting", "include": [{"class": "cup", "count": 2}], "exclude": [{"class": "cup", "count": 3}], "prompt": "a photo of two cups"}
+{"tag": "two_object", "include": [{"class": "bowl", "count": 1}, {"class": "skis", "count": 1}], \
+"prompt": "a photo of a bowl and a skis"}
+{"tag": "counting", "include": [{"class": "cup", "count": 2}], \
+"exclude": [{"class": "cup", "count": 3}], "prompt": "a photo of two cups"}
 
-{"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}], "prompt": "a photo of a red cup"}
-{"tag": "position", "include": [{"class": "cup", "count": 1}, {"class": "cow", "count": 1, "position": ["above", 0]}], "prompt": "p"}
-{"tag": "color_attr","include": [{"class": "cup","count": 1,"color": "red"},{"class": "tie","count": 1,"color": "blue"}],"prompt": "c"}
+{"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}], \
+"prompt": "a photo of a red cup"}
+{"tag": "position", "include": [{"class": "cup", "count": 1}, \
+{"class": "cow", "count": 1, "position": ["above", 0]}], "prompt": "p"}
+{"tag": "color_attr","include": [{"class": "cup","count": 1,"color": "red"},\
+{"class": "tie","count": 1,"color": "blue"}],"prompt": "c"}
 """
 
 
@@ -193,7 +198,10 @@ def test_build_from_a_config(monkeypatch, prompts):
         reward.check(['p', 'a sign'], [prompts[4].metadata, {}])
     with pytest.raises(
         ValueError,
-        match="no option 'make_detector'; known options: weight.* mask2former, clip, torch_device, side",
+        match=(
+            "no option 'make_detector'; known options: weight.* mask2former, clip, torch_device, "
+            'side'
+        ),
     ):
         build_reward({'geneval': {'make_detector': perfect}})
     with pytest.raises(ValueError, match='batch_size 0'):

@@ -455,7 +455,8 @@ def test_what_is_served_and_its_fingerprint():
 def test_the_command_serves_and_stops_on_sigterm(tmp_path):
     config = tmp_path / 'jpeg.py'
     config.write_text(
-        "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'reward': {'jpeg': {'quality': 90}}})\n"
+        'from ml_collections import ConfigDict\n'
+        "get_config = lambda: ConfigDict({'reward': {'jpeg': {'quality': 90}}})\n"
     )
     command = [
         sys.executable,

@@ -341,7 +341,8 @@ def failing_reads(monkeypatch, step, count, error):
 IO_ERRORS = [
     OSError(errno.EIO, 'Input/output error'),
     ValueError(
-        'UNKNOWN: Error opening "zarr" driver: Error reading local file "/runs/2/manifest.ocdbt": Stale file handle [source ...'
+        'UNKNOWN: Error opening "zarr" driver: Error reading local file "/runs/2/manifest.ocdbt": '
+        'Stale file handle [source ...'
     ),
 ]
 
@@ -393,7 +394,10 @@ def test_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     try:
         with pytest.raises(
             OSError,
-            match='checkpoint of step 2 could not be written.*last complete one is of step 1.*Make room',
+            match=(
+                'checkpoint of step 2 could not be written.*last complete one is of step 1.*Make '
+                'room'
+            ),
         ):
             checkpoints.save(2, {'x': noise + 1}, {})
             checkpoints.wait_until_finished()

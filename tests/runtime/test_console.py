@@ -13,7 +13,8 @@ def main(_):
     logging.info('ours %d', 1)
     logging.error('wrong')
     for level in (std.INFO, std.WARNING):
-        record = std.LogRecord('absl', level, '/x/site-packages/orbax/a.py', 1, f'library {level}', (), None)
+        path = '/x/site-packages/orbax/a.py'
+        record = std.LogRecord('absl', level, path, 1, f'library {level}', (), None)
         logging.get_absl_handler().handle(record)
 
 app.run(main)

@@ -54,7 +54,10 @@ def test_a_folder_has_one_writer_and_is_free_once_that_was_killed(tmp_path, monk
     )
     try:
         assert holder.stdout.readline() == 'held\n'
-        message = f'{tmp_path} is being written to by another run: process {holder.pid} on .* holds {tmp_path}/lock. Wait .*--workdir'
+        message = (
+            f'{tmp_path} is being written to by another run: process {holder.pid} on .* holds '
+            f'{tmp_path}/lock. Wait .*--workdir'
+        )
         with pytest.raises(ValueError, match=message), only_writer(tmp_path, Hosts()):
             pass
         holder.send_signal(signal.SIGKILL)

@@ -41,9 +41,9 @@ def test_one_line_per_step_with_sorted_keys(tmp_path):
         writer.write_scalars(1, {'eval/ocr': float('nan'), 'kl': 1})
         writer.write_scalars(2, {'loss': float('inf')})
     text = (tmp_path / metrics.JSONL_NAME).read_text()
-    assert (
-        text
-        == '{"eval/ocr": null, "kl": 1, "loss": 0.5, "skipped": 2, "step": 1}\n{"loss": null, "step": 2}\n'
+    assert text == (
+        '{"eval/ocr": null, "kl": 1, "loss": 0.5, "skipped": 2, "step": 1}\n'
+        '{"loss": null, "step": 2}\n'
     )
 
 
@@ -144,7 +144,10 @@ def test_what_is_not_written_is_said(tmp_path):
 
 
 def test_neither_tensorflow_nor_torch_is_imported():
-    program = 'import sys, densegrpo_jax.runtime.metrics; print([m for m in ("tensorflow", "torch") if m in sys.modules])'
+    program = (
+        'import sys, densegrpo_jax.runtime.metrics; print([m for m in ("tensorflow", "torch") if m '
+        'in sys.modules])'
+    )
     root = Path(__file__).parents[2]
     out = subprocess.run(
         [sys.executable, '-c', program],

@@ -75,7 +75,11 @@ def test_a_pool_is_read_as_it_was_written(stored):
 def test_a_pool_of_another_configuration_is_refused(stored, changes, line):
     with pytest.raises(
         ValueError,
-        match=rf'pool\.npz was made from something else:\n  {line}\nUse the configuration it was made with',
+        match=(
+            rf'pool\.npz was made from something else:\n'
+            rf'  {line}\n'
+            rf'Use the configuration it was made with'
+        ),
     ):
         pool.read(stored[0], pool.origin(config(**changes), AUTOENCODER))
 
@@ -110,7 +114,10 @@ def test_a_damaged_pool_is_refused(stored, keep):
 def test_pictures_are_drawn_in_whole_chunks(size, such):
     with pytest.raises(
         ValueError,
-        match=f'stages.flow.pool={size} pictures: expected a positive multiple of 1024, such as {such}',
+        match=(
+            f'stages.flow.pool={size} pictures: expected a positive multiple of 1024, such as '
+            f'{such}'
+        ),
     ):
         pool.check_size(size)
     pool.check_size(such)

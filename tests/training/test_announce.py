@@ -28,10 +28,12 @@ def device(stats):
 def test_more_than_the_device_has_is_said_with_what_lowers_it():
     said = announce.too_much(NEED, device({'bytes_limit': 15.75 * announce.GIB}), full=False)
     assert said.startswith(
-        'this needs 26.00 GiB per device before activations, and JAX has 15.75 GiB on TPU v5 lite: it will not fit'
+        'this needs 26.00 GiB per device before activations, and JAX has 15.75 GiB on TPU v5 lite: '
+        'it will not fit'
     )
     assert 'weights, 22.00 GiB' in said and said.endswith(
-        'mesh.fsdp, mesh.tensor, model.quantize, lora.rank, rollout.prompts_per_batch, rollout.prompts, credit.completion_every'
+        'mesh.fsdp, mesh.tensor, model.quantize, lora.rank, rollout.prompts_per_batch, '
+        'rollout.prompts, credit.completion_every'
     )
     said = announce.too_much(NEED, device({'bytes_limit': 1}), full=True)
     assert 'quantize' not in said and 'lora' not in said  # all weights are trained

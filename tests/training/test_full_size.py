@@ -36,6 +36,7 @@ def report(phase, name, compiled, seconds):
         for k in ('argument', 'temp', 'output')
     }
     print(
-        f'{name} {phase}: compiled in {seconds:.0f} s; per device {gib} GiB (temporaries as the CPU compiler lays them out)'
+        f'{name} {phase}: compiled in {seconds:.0f} s; per device {gib} GiB (temporaries as the '
+        'CPU compiler lays them out)'
     )
     assert gib['argument'] < 24 / 4

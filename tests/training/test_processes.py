@@ -46,7 +46,9 @@ Checkpoints._read = read
 
 def get_config():
     REWARDS['brightness'] = Brightness
-    config = make_config({folder!r}, **{{'rollout.prompts_per_batch': 1, 'mesh.data': 4, 'mesh.tensor': 2, 'optim.microbatch': 8}})
+    mesh = {{'mesh.data': 4, 'mesh.tensor': 2}}
+    batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8}}
+    config = make_config({folder!r}, **mesh, **batches)
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config
 """
@@ -179,7 +181,10 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     )
     with processes(config_file, workdir, spoiled=newest) as started:
         assert ended(started, workdir) == [0, 0]
-    found = f'CHECKPOINT OF STEP {newest} IS DAMAGED and is skipped: ValueError: process 1 of the run: ValueError: spoiled'
+    found = (
+        f'CHECKPOINT OF STEP {newest} IS DAMAGED and is skipped: ValueError: process 1 of the run: '
+        'ValueError: spoiled'
+    )
     assert (
         found in pathlib.Path(f'{workdir}.0.log').read_text()
         and (workdir / 'checkpoints_corrupt' / f'{newest}.0').is_dir()

@@ -95,7 +95,8 @@ def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step,
     assert f'{step} updates.' in card
     expected = (
         [
-            f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the prompts).'
+            f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the '
+            'prompts).'
         ]
         if after
         else []

@@ -301,7 +301,10 @@ def evaluator(work: Work, name: str, guidance: float, rest: dict) -> Callable[[i
             for score, values in scores.values.items()
             if score != TOTAL
         )
-        return f'{name} {step}: held-out {means} over {len(texts)} prompts (guidance {guidance:g}, {s.grid_steps} ODE steps)'
+        return (
+            f'{name} {step}: held-out {means} over {len(texts)} prompts (guidance {guidance:g}, '
+            f'{s.grid_steps} ODE steps)'
+        )
 
     return evaluate
 

@@ -31,7 +31,8 @@ def check_size(size: int) -> None:
     if size <= 0 or size % CHUNK:
         nearest = max(1, round(size / CHUNK)) * CHUNK
         raise ValueError(
-            f'stages.flow.pool={size} pictures: expected a positive multiple of {CHUNK}, such as {nearest}'
+            f'stages.flow.pool={size} pictures: expected a positive multiple of {CHUNK}, such as '
+            f'{nearest}'
         )
 
 
@@ -111,7 +112,8 @@ def read(path: pathlib.Path, made_from: dict) -> dict[str, np.ndarray] | None:
             pool = dict(stored)
         if pool.keys() == EARLIER:
             logging.warning(
-                '%s does not say what it was made from (an earlier version wrote it): it is made anew',
+                '%s does not say what it was made from (an earlier version wrote it): it is made '
+                'anew',
                 path,
             )
             return None
@@ -132,8 +134,11 @@ def read(path: pathlib.Path, made_from: dict) -> dict[str, np.ndarray] | None:
             for name in names
         )
         raise ValueError(
-            f'{path} was made from something else:\n{lines}\nUse the configuration it was made with, or another --workdir; or remove it '
-            'and the checkpoints of the stages that learned from it (flow, distil), and the same command makes all of them anew.'
+            f'{path} was made from something else:\n'
+            f'{lines}\n'
+            'Use the configuration it was made with, or another --workdir; or remove it '
+            'and the checkpoints of the stages that learned from it (flow, distil), and the same '
+            'command makes all of them anew.'
         )
     return pool
 

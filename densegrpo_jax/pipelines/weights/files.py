@@ -238,7 +238,8 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
             return _open_file(folder / f'{base}.safetensors')
     found = sorted(p.name for p in folder.iterdir())
     raise FileNotFoundError(
-        f'no weights in {folder}: expected one of {[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
+        f'no weights in {folder}: expected one of '
+        f'{[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
         f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors'
     )
 
@@ -248,7 +249,8 @@ def _open_file(path: pathlib.Path) -> dict[str, Any]:
         file = safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; fetch it again'
+            f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; '
+            'fetch it again'
         ) from None
     with file:
         return {

@@ -29,7 +29,8 @@ def find_folder(
         return folder
     if name.count('/') != 1 or name.startswith(('.', '/', '~')):
         raise FileNotFoundError(
-            f'{option}={name!r} is not a folder. Give {holds}, or a Hugging Face id such as {example}'
+            f'{option}={name!r} is not a folder. Give {holds}, or a Hugging Face id such as '
+            f'{example}'
         )
     import huggingface_hub
     from huggingface_hub import errors
@@ -45,9 +46,15 @@ def find_folder(
         raise FileNotFoundError(
             f'the repository {name!r} '
             + (
-                'asks you to accept its licence first: do so on its page, run `hf auth login`, and retry'
+                (
+                    'asks you to accept its licence first: do so on its page, run `hf auth login`, '
+                    'and retry'
+                )
                 if gated
-                else 'does not exist on Hugging Face, or is private: check the id, or run `hf auth login` with an account that may read it'
+                else (
+                    'does not exist on Hugging Face, or is private: check the id, or run `hf auth '
+                    'login` with an account that may read it'
+                )
             )
         ) from None
     except (
@@ -57,7 +64,8 @@ def find_folder(
         OSError,
     ) as error:
         raise FileNotFoundError(
-            f'the weights {name!r} are not on this machine and could not be fetched ({type(error).__name__}: no network, or offline mode). '
-            f'Fetch them where there is one (accept the licence on its page, `hf auth login`, `hf download {name} --local-dir DIR`) and '
-            f'pass --config.{option}=DIR, {holds}'
+            f'the weights {name!r} are not on this machine and could not be fetched '
+            f'({type(error).__name__}: no network, or offline mode). Fetch them where there is one '
+            f'(accept the licence on its page, `hf auth login`, `hf download {name} --local-dir '
+            f'DIR`) and pass --config.{option}=DIR, {holds}'
         ) from None

@@ -68,8 +68,9 @@ def from_layers(
     absent, extra = sorted(chosen - set(layers)), sorted(set(layers) - chosen)
     if absent or extra:
         raise ValueError(
-            f'the adapter does not fit lora.targets: {len(absent)} layers are absent ({absent[:3]}), {len(extra)} are not adapted here '
-            f'({extra[:3]}); set lora.targets to what the file holds'
+            f'the adapter does not fit lora.targets: {len(absent)} layers are absent '
+            f'({absent[:3]}), {len(extra)} are not adapted here ({extra[:3]}); set lora.targets to '
+            'what the file holds'
         )
     blocks: dict[str, list] = {}
     for name, path in names.items():
@@ -77,7 +78,8 @@ def from_layers(
             down, up = layers[name]
             if down.shape[0] != config.rank:
                 raise ValueError(
-                    f'the adapter of {name} has rank {down.shape[0]}, the configuration lora.rank={config.rank}'
+                    f'the adapter of {name} has rank {down.shape[0]}, the configuration '
+                    f'lora.rank={config.rank}'
                 )
             blocks.setdefault(path, []).append((down.T, up.T / config.scale))
     flat = {}
@@ -87,7 +89,8 @@ def from_layers(
         value = np.stack(parts) if len(leaf.shape) == 3 else parts[0]
         if value.shape != tuple(leaf.shape):
             raise ValueError(
-                f'the adapter of {layer} has shape {value.shape}, the network needs {tuple(leaf.shape)}'
+                f'the adapter of {layer} has shape {value.shape}, the network needs '
+                f'{tuple(leaf.shape)}'
             )
         flat[path] = np.asarray(value, np.float32)
     return traverse_util.unflatten_dict(flat, sep='/')
@@ -157,7 +160,8 @@ def kohya_tensors(
                 tensors[f'{key}.alpha'] = np.array(float(rank * len(ups)), np.float32)
     if strangers := sorted(set(layers) - used):
         raise ValueError(
-            f'the kohya layout is written for the blocks of FLUX; it has no name for {strangers[:5]}: use the peft layout'
+            'the kohya layout is written for the blocks of FLUX; it has no name for '
+            f'{strangers[:5]}: use the peft layout'
         )
     return tensors
 
@@ -214,7 +218,8 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
     path = path / FILENAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f'{path} does not exist; expected a safetensors file with PEFT keys, or a folder with {FILENAME}'
+            f'{path} does not exist; expected a safetensors file with PEFT keys, or a folder with '
+            f'{FILENAME}'
         )
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
@@ -228,7 +233,8 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
     strangers = [k for k in tensors if not pattern.fullmatch(k)]
     if strangers:
         raise ValueError(
-            f'{path} has keys of another layout: {strangers[:3]}; expected {PREFIX}<layer>.lora_A.weight and .lora_B.weight'
+            f'{path} has keys of another layout: {strangers[:3]}; expected '
+            f'{PREFIX}<layer>.lora_A.weight and .lora_B.weight'
         )
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for key, value in tensors.items():

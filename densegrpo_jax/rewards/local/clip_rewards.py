@@ -286,8 +286,10 @@ def safetensors_file(
         return path
     source = str(path) if value else origin.split(' of ')[0]
     raise ValueError(
-        f'reward.{option} is {value!r}; expected a safetensors file, made of {origin}, which is a pickle and could run anything, by\n'
-        f'    python -c "import torch; from safetensors.torch import save_file; '
-        f"save_file({{k: v.contiguous() for k, v in torch.load('{source}', map_location='cpu', weights_only=True){entry}.items()}}, "
+        f'reward.{option} is {value!r}; expected a safetensors file, made of {origin}, which is a '
+        'pickle and could run anything, by\n'
+        '    python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file({{k: v.contiguous() for k, v in torch.load('{source}', map_location='cpu', "
+        f'weights_only=True){entry}.items()}}, '
         f"'{pathlib.Path(source).with_suffix('.safetensors')}')\""
     )

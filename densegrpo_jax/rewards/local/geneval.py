@@ -61,7 +61,8 @@ class GenevalReward:
     ):
         if side < 32 or batch_size < 1:
             raise ValueError(
-                f'geneval: side {side}, batch_size {batch_size}; expected side >= 32 and batch_size >= 1'
+                f'geneval: side {side}, batch_size {batch_size}; expected side >= 32 and '
+                'batch_size >= 1'
             )
         # Made here, so that a model that is not there is reported before a run starts, not by a
         # worker thread in the middle of it.
@@ -83,7 +84,8 @@ class GenevalReward:
                 check_metadata(extra)
             except ValueError as error:
                 raise ValueError(
-                    f'prompt {i}, {prompt!r}, is no GenEval prompt ({error}); those come from a .jsonl file'
+                    f'prompt {i}, {prompt!r}, is no GenEval prompt ({error}); those come from a '
+                    '.jsonl file'
                 ) from None
 
     def __call__(

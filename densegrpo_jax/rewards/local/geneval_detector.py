@@ -72,7 +72,8 @@ def object_names(labels: dict[int, str]) -> dict[int, str]:
     if missing := [name for name in OBJECTS if name not in names.values()]:
         others = sorted(set(labels.values()) - {labels[index] for index in names})
         raise ValueError(
-            f'the detector has no class {missing[0]!r} ({len(missing)} of {len(OBJECTS)} are missing; labels without a use: {others[:5]}); '
+            f'the detector has no class {missing[0]!r} ({len(missing)} of {len(OBJECTS)} are '
+            f'missing; labels without a use: {others[:5]}); '
             'geneval needs a network trained on the instances of COCO'
         )
     return names
@@ -185,7 +186,8 @@ class GenevalDetector:
             import transformers
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'the geneval reward looks at pictures with torch models and {error.name} is not installed: pip install -r '
+                f'the geneval reward looks at pictures with torch models and {error.name} is not '
+                'installed: pip install -r '
                 'requirements-geneval.txt, here or in the environment of a reward server'
             ) from None
         if torch_device == 'auto':
@@ -289,8 +291,9 @@ def _explained(what: str, name: str):
         yield
     except OSError as error:
         raise FileNotFoundError(
-            f'geneval: no {what} at {name!r}: give a folder as transformers saves it, with model.safetensors, or a Hugging Face id '
-            f'(for a machine without network: `hf download {name} --local-dir DIR` elsewhere). {str(error).splitlines()[0]}'
+            f'geneval: no {what} at {name!r}: give a folder as transformers saves it, with '
+            'model.safetensors, or a Hugging Face id (for a machine without network: `hf download '
+            f'{name} --local-dir DIR` elsewhere). {str(error).splitlines()[0]}'
         ) from None
 
 

@@ -136,7 +136,8 @@ class OcrReward:
             raise ValueError(f'ocr.drop_score is {drop_score}; expected a number in [0, 1]')
         if batch_size < 1 or detect_side < 32 or not 0.25 <= width_scale <= 4:
             raise ValueError(
-                f'ocr: batch_size {batch_size}, detect_side {detect_side}, width_scale {width_scale}; '
+                f'ocr: batch_size {batch_size}, detect_side {detect_side}, width_scale '
+                f'{width_scale}; '
                 'expected batch_size >= 1, detect_side >= 32 and width_scale in [0.25, 4]'
             )
         # missing models are reported here, not by a worker thread in the middle of a run

@@ -40,7 +40,8 @@ def model_file(name: str) -> Path:
     spec = importlib.util.find_spec('rapidocr')
     if spec is None:
         raise ModuleNotFoundError(
-            'the OCR reward reads with models from the package rapidocr: pip install rapidocr onnxruntime'
+            'the OCR reward reads with models from the package rapidocr: pip install rapidocr '
+            'onnxruntime'
         )
     path = Path(spec.origin).parent / 'models' / name
     if not path.is_file():
@@ -152,7 +153,8 @@ class LineReader:
         (probs,) = self._session.run(None, {'x': np.ascontiguousarray(bgr)})  # [N, frames, classes]
         if probs.shape[-1] != len(self._characters):
             raise ValueError(
-                f'{RECOGNISER} has {probs.shape[-1]} classes and a table of {len(self._characters)} characters'
+                f'{RECOGNISER} has {probs.shape[-1]} classes and a table of '
+                f'{len(self._characters)} characters'
             )
         ids = probs.argmax(-1)
         best = np.take_along_axis(probs, ids[..., None], -1)[..., 0]

@@ -66,5 +66,6 @@ def check_rows(reward: str, prompts: Sequence[str], metadata: Sequence[dict]) ->
             check_metadata(row, SHAPES)
         except ValueError as error:
             raise ValueError(
-                f'prompt {i} ({prompt!r}): reward {reward!r} needs a GenEval row as its metadata: {error}'
+                f'prompt {i} ({prompt!r}): reward {reward!r} needs a GenEval row as its metadata: '
+                f'{error}'
             ) from None

@@ -75,7 +75,8 @@ class RemoteReward:
         names = (names,) if isinstance(names, str) else tuple(names)
         if not all(names) or not names or len(set(names)) < len(names):
             raise ValueError(
-                f'remote.names is {names}; expected the names of the scores as the servers list them under /info'
+                f'remote.names is {names}; expected the names of the scores as the servers list '
+                'them under /info'
             )
         if len(range) != 2 or not range[0] < range[1]:
             raise ValueError(
@@ -203,7 +204,8 @@ class RemoteReward:
         ):
             if value != expected:
                 raise ValueError(
-                    f'{answer.url} has {field} {value!r}; this run expects {expected!r} (remote.{field})'
+                    f'{answer.url} has {field} {value!r}; this run expects {expected!r} '
+                    f'(remote.{field})'
                 )
         return found
 

@@ -74,12 +74,14 @@ class Servers:
         urls = [url.strip() for url in (urls.split(',') if isinstance(urls, str) else urls)]
         if not any(urls):
             raise ValueError(
-                f'reward {key!r} has no servers; name them in its option urls: http://HOST:PORT,http://HOST:PORT,...'
+                f'reward {key!r} has no servers; name them in its option urls: '
+                'http://HOST:PORT,http://HOST:PORT,...'
             )
         self._servers = [_Server(_base_url(key, url)) for url in urls]
         if not (timeout_s > 0 and retries >= 0 and give_up_s >= 0):
             raise ValueError(
-                f'{key}: timeout_s {timeout_s}, retries {retries}, give_up_s {give_up_s}; expected > 0, >= 0 and >= 0'
+                f'{key}: timeout_s {timeout_s}, retries {retries}, give_up_s {give_up_s}; expected '
+                '> 0, >= 0 and >= 0'
             )
         self._key, self._timeout_s, self._retries, self._give_up_s = (
             key,
@@ -139,13 +141,15 @@ class Servers:
             self._failed(server, error, retry_after)
             if wrong > self._retries:
                 raise RewardError(
-                    f'reward {self._key!r}: {wrong} answers that cannot be used, the last from {server.url}: {error}'
+                    f'reward {self._key!r}: {wrong} answers that cannot be used, the last from '
+                    f'{server.url}: {error}'
                 )
             if time.monotonic() >= self._limit(started):
+                failures = '; '.join(f'{server.url} ({server.error})' for server in self._servers)
                 raise RewardsGone(
-                    f'reward {self._key!r}: no usable answer for {self._give_up_s:g} s ({self._key}.give_up_s) from '
-                    + '; '.join(f'{server.url} ({server.error})' for server in self._servers)
-                    + '. Start the servers, or name others in the option urls, and run the same command again'
+                    f'reward {self._key!r}: no usable answer for {self._give_up_s:g} s '
+                    f'({self._key}.give_up_s) from {failures}. Start the servers, or name others '
+                    'in the option urls, and run the same command again'
                 )
 
     def interrupt(self) -> None:
@@ -229,7 +233,8 @@ def read_token(variable: str) -> str:
     token = os.environ.get(variable, '').strip()
     if not token or not token.isascii() or not token.isprintable():
         raise ValueError(
-            f'the environment variable {variable} (token_env) must hold a token of printable ASCII; it is empty or does not'
+            f'the environment variable {variable} (token_env) must hold a token of printable '
+            'ASCII; it is empty or does not'
         )
     return token
 
@@ -247,6 +252,7 @@ def _base_url(key: str, url: str) -> str:
         right = False
     if not right or parts.query or parts.fragment:
         raise ValueError(
-            f'{key}.urls: {url!r} is no base URL; expected http://HOST:PORT or https://HOST/PATH, without credentials'
+            f'{key}.urls: {url!r} is no base URL; expected http://HOST:PORT or https://HOST/PATH, '
+            'without credentials'
         )
     return url.rstrip('/')

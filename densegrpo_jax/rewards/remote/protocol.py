@@ -3,8 +3,10 @@ in.
 
 POST /score carries a msgpack map, and so does its answer (status 200):
 
-    request   {protocol: 1, id: str, shape: [N, H, W, 3], images: [N x bytes], prompts: [N x str], metadata: [N x map]}
-    answer    {protocol: 1, id: str, fingerprint: str, names: [K x str], scores: [N x [digest, [K x float] or nil]]}
+    request   {protocol: 1, id: str, shape: [N, H, W, 3], images: [N x bytes],
+               prompts: [N x str], metadata: [N x map]}
+    answer    {protocol: 1, id: str, fingerprint: str, names: [K x str],
+               scores: [N x [digest, [K x float] or nil]]}
 
 Every picture is the raw bytes of uint8 [H, W, 3] (RGB, row by row): lossless by construction,
 nothing to decode. PNG, lossless too, would halve the bytes for tens of milliseconds of a core per
@@ -253,7 +255,8 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
     _require(isinstance(message, dict), 'message', 'a map', type(message).__name__)
     if message.get('protocol') != PROTOCOL:  # first: another version may well have other keys
         raise ProtocolError(
-            f'protocol: expected {PROTOCOL}, found {message.get("protocol")!r}; server and run need the same version'
+            f'protocol: expected {PROTOCOL}, found {message.get("protocol")!r}; server and run '
+            'need the same version'
         )
     missing, unknown = (
         [key for key in keys if key not in message],
@@ -261,7 +264,8 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
     )
     if missing or unknown:
         raise ProtocolError(
-            f'message: expected the keys {", ".join(keys)}; missing {missing}, unknown {reprlib.repr(unknown)}'
+            f'message: expected the keys {", ".join(keys)}; missing {missing}, unknown '
+            f'{reprlib.repr(unknown)}'
         )
     return message
 

@@ -1,9 +1,10 @@
 """The reward server: an ASGI application that scores batches of pictures with any `Reward`.
 
     GET  /health  {status, pending, max_queue, images, invalid}; needs no token
-    GET  /info    {protocol, package, version, fingerprint, names, range, needs_metadata, max_request_bytes}
+    GET  /info    {protocol, package, version, fingerprint, names, range, needs_metadata,
+                   max_request_bytes}
     POST /check   can these prompts be scored? 200, or 422 with a message that names the prompt
-    POST /score   see rewards/protocol.py
+    POST /score   see rewards/remote/protocol.py
 
 Refusals are JSON, {"error": message}: 401 wrong token, 408 a request that does not arrive, 413 too
 large, 422 malformed or not scorable (the field is named), 429 as many requests as the queue holds
@@ -72,7 +73,8 @@ class RewardService:
     ):
         if max_queue < 1 or max_request_bytes < 1:
             raise ValueError(
-                f'max_queue is {max_queue} and max_request_bytes {max_request_bytes}; expected at least 1'
+                f'max_queue is {max_queue} and max_request_bytes {max_request_bytes}; expected at '
+                'least 1'
             )
         self._reward, self._name, self._version, self._token = reward, name, version, token.encode()
         self._max_queue, self._max_request_bytes, self._pending = max_queue, max_request_bytes, 0
@@ -202,7 +204,8 @@ class RewardService:
         if body is None:
             raise HTTPException(
                 413,
-                f'the request is larger than {self._max_request_bytes} bytes; send fewer pictures at once',
+                f'the request is larger than {self._max_request_bytes} bytes; send fewer pictures '
+                'at once',
             )
         return body
 
