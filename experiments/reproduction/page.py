@@ -100,11 +100,10 @@ def _introduction(out: pathlib.Path, records: Records) -> str:
             f'{len(runs)} runs on the base configuration {each("base")}, code {each("commit")}, '
             f'{each("device")}; score: {each("score_name")} on held-out prompts. '
             'A comparison is the difference, seed by seed, of the mean of a run over its '
-            'evaluations after the start; a claim holds where '
-            "the 95 % intervals over seeds, by bootstrap and by Student's t, both exclude 0 for "
-            'all its parts. '
-            '[runs.csv](runs.csv) has the command of every run, [evaluations.csv](evaluations.csv) '
-            'the curves.'
+            'evaluations after the start; a claim holds where the 95 % intervals over seeds, by '
+            "BCa bootstrap and by Student's t, both exclude 0 for all its parts. "
+            '[runs.csv](runs.csv) has the command of every run, '
+            '[evaluations.csv](evaluations.csv) the curves.'
         )
     return '\n\n'.join(text) or 'Nothing has run yet.'
 
@@ -147,9 +146,9 @@ def _section(
     for c, d in differences.items():
         if d.seeds:
             f = FORMATS[c.quantity].format
+            interval = lambda name, ends: f'{name} [{f(ends[0])}, {f(ends[1])}]'
             intervals = (
-                f'bootstrap [{f(d.bootstrap[0])}, {f(d.bootstrap[1])}], t [{f(d.student[0])}, '
-                f'{f(d.student[1])}], {d.seeds} seeds'
+                f'{interval("BCa", d.bootstrap)}, {interval("t", d.student)}, {d.seeds} seeds'
             )
             lines.append(
                 f'- {c.more} above {c.less}: {f(d.mean)}, '

@@ -19,7 +19,7 @@ class Difference(NamedTuple):
     """A paired difference over seeds."""
 
     mean: float
-    bootstrap: tuple[float, float]  # 95 % interval, percentiles of resampled means
+    bootstrap: tuple[float, float]  # 95 % interval, bias-corrected and accelerated (BCa)
     student: tuple[float, float]  # 95 % interval of Student's t
     seeds: int
 
@@ -29,7 +29,7 @@ class Difference(NamedTuple):
         or below MIN_SEEDS seeds.
 
         Both, because the bootstrap of so few values is too narrow: at five seeds it covers the true
-        mean in 83 % of cases, not 95 %.
+        mean of normal values in 84 % of cases, not in 95 %.
         """
         if not self.seeds:
             return NOT_RUN
@@ -56,35 +56,39 @@ def paired(more: Mapping[str, float], less: Mapping[str, float]) -> Difference:
         for seed in set(more) & set(less)
         if math.isfinite(more[seed]) and math.isfinite(less[seed])
     )
-    values = np.array([more[seed] - less[seed] for seed in seeds])
     if not seeds:
         return Difference(math.nan, (math.nan, math.nan), (math.nan, math.nan), 0)
+    high, low = (np.array([of[seed] for seed in seeds]) for of in (more, less))
+    values = high - low
     return Difference(
-        float(values.mean()), bootstrap_interval(values), student_interval(values), len(seeds)
+        float(values.mean()), bootstrap_interval(values), student_interval(high, low), len(seeds)
     )
 
 
 def bootstrap_interval(
     values: np.ndarray, level: float = 0.95, resamples: int = 10000
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of [N] values under resampling with replacement; the same for
-    the same values.
+    """BCa bootstrap interval of the mean of [N] values (Efron, 1987, by scipy); the same for the
+    same values. Equal values have no spread to resample: the interval is that value.
     """
-    rows = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(np.asarray(values)[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    low, high = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=resamples, method='BCa', rng=0
+    ).confidence_interval
     return float(low), float(high)
 
 
-def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of [N] values; infinite for N = 1."""
-    if len(values) < 2:
+def student_interval(
+    more: np.ndarray, less: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Student's t interval of the mean of `more` - `less`, both [N] and paired; infinite for
+    N = 1.
+    """
+    if len(more) < 2:
         return -math.inf, math.inf
-    half = (
-        stats.t.ppf((1 + level) / 2, len(values) - 1)
-        * np.std(values, ddof=1)
-        / math.sqrt(len(values))
-    )
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    low, high = stats.ttest_rel(more, less).confidence_interval(level)
+    return float(low), float(high)
 
 
 def claim_verdict(verdicts: Sequence[str]) -> str:

@@ -203,9 +203,9 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
     text = (out / 'README.md').read_text()
     assert out / 'fig_4.png' in made and (out / 'fig_4.png').stat().st_size > 5000
     assert (
-        '- dense above sparse: +0.0750, bootstrap [+0.0750, +0.0750], t [+0.0750, +0.0750], 3 '
-        'seeds: **holds**'
-    ) in text
+        '- dense above sparse: +0.0750, BCa [+0.0750, +0.0750], t [+0.0750, +0.0750], '
+        '3 seeds: **holds**' in text
+    )
     assert 'Not run: coca_to_go_signed, coca_share_signed, coca_to_go, coca_share.' in text
     assert 'Fewer seeds than asked for: dense (3 of 5), sparse (3 of 5).' in text
     assert 'Why CoCA is missing.' in text
