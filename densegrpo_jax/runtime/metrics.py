@@ -1,16 +1,16 @@
 """Metric writers behind clu's interface, without TensorFlow and without torch: a JSONL and
 TensorBoard event files.
 
-Both are exact across restarts: everything after the step that training resumes from is removed
-before the first new line, every write has left the process when it returns and is on disk after
-`flush`, and a record that was cut off by a kill is dropped.
+Every write has left the process when it returns and is on disk after `flush`. After a restart the
+JSONL is exact: everything after the step that training resumes from is removed before the first new
+line, and a record that was cut off by a kill is dropped. Event files are only ever added to: a mark
+tells TensorBoard which of their records no longer count.
 """
 
 import importlib.util
 import json
 import math
 import os
-import struct
 import sys
 import time
 import types
@@ -136,22 +136,26 @@ class JsonlWriter(_Writer):
 
 
 class TensorBoardWriter(_Writer):
-    """TensorBoard event files by tensorboardX's record writer, written in the calling thread: an
-    error is seen where it happens.
+    """TensorBoard event files, one for each start of the run.
+
+    A file begins with the mark of tensorboardX's `SummaryWriter(purge_step=last_step + 1)`, at
+    which TensorBoard forgets later steps of the files before it. The records are written by
+    tensorboardX's `EventsWriter` in the calling thread, so that an error is seen where it happens.
+    `SummaryWriter` would hand them to a thread: its `flush` does not wait for that thread, and once
+    a full disk has ended the thread, the next writes fill a queue and then wait for ever.
     """
 
     def __init__(self, folder, *, last_step: int = -1):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        existing = sorted(folder.glob('events.out.tfevents.*'))
-        for path in existing:
-            _prune_events(path, last_step)
-        # The suffix keeps two starts within one second apart.
+        # TensorBoard reads the files in the order of their names. A name begins with the time in
+        # seconds; the number orders two starts within one.
+        starts = len(list(folder.glob('events.out.tfevents.*')))
         self._events = tensorboardX.event_file_writer.EventsWriter(
-            str(folder / 'events'), f'.{os.getpid()}.{len(existing)}'
+            str(folder / 'events'), f'.{starts:05d}.{os.getpid()}'
         )
-        if existing:  # tells a TensorBoard that has read the removed part already to forget it
-            self._write(last_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._write(last_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.flush()
 
     def _write(self, step: int, **content):
         self._events.write_event(Event(wall_time=time.time(), step=int(step), **content))
@@ -216,8 +220,8 @@ class MetricWriter(metric_writers.MultiWriter):
 
     Args:
       workdir: local folder, created where absent. On every host but the first nothing is written.
-      resume_step: training continues after this many updates: records of later steps are removed.
-        0: a run begins, all are removed.
+      resume_step: training continues after this many updates: records of later steps no longer
+        count. 0: a run begins, none of the earlier ones counts.
     """
 
     def __init__(self, workdir, *, resume_step: int = 0):
@@ -255,21 +259,4 @@ def _prune_jsonl(path: Path, last_step: int) -> None:
                 kept.append(line + b'\n')
         except (ValueError, KeyError, TypeError):
             logging.warning('%s: line %d is not a complete record and is dropped.', path, number)
-    replace_file(path, b''.join(kept))
-
-
-def _prune_events(path: Path, last_step: int) -> None:
-    """Keeps the whole records of steps <= last_step, byte for byte (TFRecord: length, its checksum,
-    data, its checksum).
-    """
-    raw, kept, start = path.read_bytes(), [], 0
-    while start + 12 <= len(raw):
-        (length,) = struct.unpack_from('<Q', raw, start)
-        end = start + 12 + length + 4
-        if end > len(raw):
-            break  # cut off by a kill
-        event = Event.FromString(raw[start + 12 : end - 4])
-        if event.HasField('file_version') or event.step <= last_step:
-            kept.append(raw[start:end])
-        start = end
     replace_file(path, b''.join(kept))

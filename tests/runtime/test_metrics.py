@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -56,18 +57,50 @@ def test_resume_removes_later_steps_and_continues_without_duplicates(tmp_path):
     assert [(event.step, event.value) for event in events(tmp_path).Scalars('reward')] == expected
 
 
-def test_the_files_themselves_hold_each_step_once(tmp_path):
-    """Readers other than TensorBoard know nothing of its session marks."""
-    loader = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader')
+def test_a_tensorboard_that_is_reading_forgets_what_no_longer_counts(tmp_path):
     write_steps(tmp_path, range(1, 8))
-    write_steps(tmp_path, range(5, 10), resume_step=4)
-    steps = [
-        event.step
-        for path in sorted((tmp_path / metrics.EVENTS_NAME).iterdir())
-        for event in loader.EventFileLoader(str(path)).Load()
-        if event.HasField('summary')
+    found = events(tmp_path)
+    assert [event.step for event in found.Scalars('reward')] == list(range(1, 8))
+    write_steps(tmp_path, [5], value=100.0, resume_step=4)
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars('reward')] == [
+        *((step, step) for step in range(1, 5)),
+        (5, 105),
     ]
-    assert sorted(steps) == list(range(1, 10))
+
+
+def test_event_files_are_added_to_and_never_rewritten(tmp_path):
+    folder = tmp_path / metrics.EVENTS_NAME
+    before = {}
+    for start in range(3):
+        write_steps(tmp_path, range(start, start + 3), resume_step=start)
+        now = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert len(now) == start + 1 and now.items() >= before.items()
+        before = now
+
+
+def test_starts_within_one_second_are_read_in_their_order(tmp_path, monkeypatch):
+    """Also where a later process has a smaller number."""
+    monkeypatch.setattr('tensorboardX.event_file_writer.time.time', lambda: 1.6e9)
+    for start, process in enumerate([900, 80, 7]):
+        monkeypatch.setattr(metrics.os, 'getpid', lambda: process)
+        write_steps(tmp_path, range(1, 5 - start), value=10.0 * start, resume_step=0)
+    assert [(event.step, event.value) for event in events(tmp_path).Scalars('reward')] == [
+        (1, 21),
+        (2, 22),
+    ]
+
+
+def test_a_full_disk_is_an_error_of_the_write_that_meets_it(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                writer.write_texts(1, {'long': 'word ' * 1000})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        writer.write_scalars(2, {'reward': 1.0})  # and the run may go on
 
 
 def test_a_run_that_begins_again_leaves_nothing_of_the_earlier_try(tmp_path):
