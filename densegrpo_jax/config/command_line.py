@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
@@ -122,12 +123,12 @@ def load(argument: str) -> ConfigDict:
         )
         raise ValueError(f'--config={argument}: there is no file {name!r}; {hint}')
     spec = importlib.util.spec_from_file_location('configuration', path)
-    module = importlib.util.module_from_spec(spec) if spec else None
-    if module is None:
+    if spec is None or spec.loader is None:
         raise ValueError(
             f'--config={argument}: expected a Python file with a function get_config(), as '
             'configs/tiny_ocr.py'
         )
+    module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
@@ -216,6 +217,6 @@ def _parse(args: list[str]) -> list[str]:
         _refuse(f'{error}\n(--help lists the flags)')
 
 
-def _refuse(reason: object) -> None:
+def _refuse(reason: object) -> NoReturn:
     print(f'error: {reason}', file=sys.stderr)
     sys.exit(UNUSABLE)

@@ -1,4 +1,4 @@
-"""The two commands against a stand-in interpreter that records how it was called: nothing is
+"""The scripts against a stand-in interpreter that records how it was called: nothing is
 installed here.
 """
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -27,6 +28,7 @@ case "$*" in
     echo "Collecting jax"; echo "Installing collected packages: numpy, jax"
     echo "ERROR: No matching distribution" >&2
     exit "${FAKE_PIP:-0}" ;;
+  "-m ruff"*) exit "${FAKE_RUFF:-0}" ;;
   "-m densegrpo_jax.main"*) exit "${FAKE_MAIN:-0}" ;;
 esac
 """
@@ -44,6 +46,7 @@ def project(tmp_path):
     shutil.copytree(ROOT / 'launch', folder / 'launch')
     (folder / 'requirements.txt').write_text('jax\n')
     (folder / 'requirements-test.txt').write_text('scipy\n')
+    (folder / 'requirements-check.txt').write_text('ruff\n')
     fake = tmp_path / 'fake-python'
     fake.write_text(STAND_IN)
     fake.chmod(0o755)
@@ -137,11 +140,22 @@ def test_the_demo_hands_on_the_exit_code(project, code, message):
     assert ('runs/other/curve.png' in done.stderr) == (code == 0)
 
 
-def test_scripts_pass_shellcheck():
-    if not shutil.which('shellcheck'):
-        pytest.skip('shellcheck is not installed')
-    scripts = [str(path) for path in sorted((ROOT / 'launch').glob('*.sh'))] + [
-        str(ROOT / '.ci' / 'run')
-    ]
-    done = subprocess.run(['shellcheck', '-x', *scripts], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+def test_every_check_runs_also_after_one_that_fails(project):
+    run, folder = project
+    done, calls = run('check.sh')
+    assert done.returncode == 1 and 'error: shellcheck failed' in done.stderr  # none is there
+    shellcheck = folder / '.venv' / 'bin' / 'shellcheck'
+    shellcheck.write_text('#!/bin/bash\necho "shellcheck saw $*"\n')
+    shellcheck.chmod(0o755)
+
+    done, calls = run('check.sh')
+    assert done.returncode == 0, done.stderr
+    assert [call[1:3] for call in calls] == [['ruff', 'check'], ['ruff', 'format'], ['mypy', ANY]]
+    assert 'shellcheck saw -x launch/check.sh' in done.stderr and done.stdout == ''
+
+    done, calls = run('check.sh', FAKE_RUFF='1')
+    assert done.returncode == 1 and len(calls) == 3
+    assert 'error: ruff check, ruff format failed' in done.stderr and 'mypy: ok' in done.stderr
+
+    assert run('check.sh', '--fix')[1][0][:5] == ['-m', 'ruff', 'check', '--quiet', '--fix-only']
+    assert run('check.sh', '--all')[1] == []

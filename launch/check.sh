@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Sets up the virtual environment and runs every check that needs no test: about half a minute.
+#   bash launch/check.sh          says what is wrong
+#   bash launch/check.sh --fix    mends what ruff can mend (layout, imports) and says what is left
+# All checks run, also after one that fails. What each of them looks at stands in pyproject.toml.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/setup_env.sh
+source launch/setup_env.sh
+
+fix=
+case "${1:-}" in
+  '') ;;
+  --fix) fix=yes ;;
+  *) die "unknown option $1: bash launch/check.sh [--fix]" ;;
+esac
+
+setup_env requirements.txt requirements-check.txt
+failed=()
+check() { # check NAME COMMAND...
+  local name="$1"
+  shift
+  if "$@" >&2; then say "$name: ok"; else failed+=("$name"); fi
+}
+if [ -n "$fix" ]; then
+  "$PYTHON" -m ruff check --quiet --fix-only . >&2
+  "$PYTHON" -m ruff format --quiet . >&2
+fi
+check 'ruff check' "$PYTHON" -m ruff check --quiet .
+check 'ruff format' "$PYTHON" -m ruff format --quiet --diff .
+check 'mypy' "$PYTHON" -m mypy --no-error-summary
+check 'shellcheck' "${PYTHON%/*}/shellcheck" -x launch/*.sh .ci/run
+if [ "${#failed[@]}" -gt 0 ]; then die "$(printf '%s, ' "${failed[@]}" | sed 's/, $//') failed; the lines above say where"; fi
