@@ -111,6 +111,33 @@ def test_a_stop_ends_every_wait_for_a_server_that_has_gone_silent(
         server.result(20)
 
 
+def test_a_refusal_is_read_although_the_body_was_not():
+    """A proxy answers when it has seen the headers, and closes: 413 must not look like an
+    outage.
+    """
+
+    def refuse(listening):
+        taken, _ = listening.accept()
+        with taken:
+            taken.recv(4096)
+            taken.sendall(b'HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nsmall')
+
+    with (
+        socket.create_server(('127.0.0.1', 0)) as listening,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        server = pool.submit(refuse, listening)
+        answer = request(
+            'POST',
+            f'http://127.0.0.1:{listening.getsockname()[1]}/score',
+            bytes(32 << 20),
+            timeout_s=20.0,
+            stop=threading.Event(),
+        )
+        server.result(20)
+    assert (answer.status, answer.body) == (413, b'small')
+
+
 def test_a_wait_ends_at_its_time_limit_without_a_stop():
     with socket.create_server(('127.0.0.1', 0)) as listening, pytest.raises(TimeoutError):
         request(
