@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 import jax
 import jax.numpy as jnp
 
-from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.released import RELEASED
 from densegrpo_jax.runtime.stop import StopRequest
@@ -45,7 +44,11 @@ def random_base(config, mesh, small: bool = False):
     """
     kind, scheduler, parts = shapes_of(config.model.path, small)
     pipeline = build_pipeline(
-        parts, scheduler, (None,) * len(kind.TOKENIZERS), kind=kind, **network_options(config, mesh)
+        parts,
+        scheduler,
+        (None,) * len(kind.TEXT_ENCODERS),
+        kind=kind,
+        **network_options(config, mesh),
     )
     params = random_weights(
         pipeline.abstract_params(['transformer', 'vae']), jnp.dtype(config.model.dtype)
@@ -53,9 +56,10 @@ def random_base(config, mesh, small: bool = False):
     return (
         pipeline,
         params,
-        Conditioning(
-            *(random_weights(leaf, leaf.dtype) for leaf in pipeline.conditioning_shapes(1))
-        ),
+        {
+            name: random_weights(leaf, leaf.dtype)
+            for name, leaf in pipeline.conditioning_shapes(1).items()
+        },
     )
 
 

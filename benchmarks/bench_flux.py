@@ -30,6 +30,7 @@ from absl import app, flags
 from benchmarks.bases import random_base, random_weights, shapes_of
 from configs import flux_ocr
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
+from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
@@ -154,7 +155,7 @@ def main(argv) -> None:
         f'{m.height} px, batch {batch}, {dtype}'
     )
 
-    repeated = conditioning.repeat(batch)
+    repeated = repeat_rows(conditioning, batch)
     x = random_weights(
         jax.ShapeDtypeStruct((batch, *pipeline.latent_shape(m.height, m.width)), jnp.float32),
         jnp.float32,
@@ -182,7 +183,8 @@ def main(argv) -> None:
     for rule, name in (('sparse', 'rollout'), ('dense', 'rollout with completions')):
         config.credit.rule = rule
         schedule = make_schedule(pipeline, config)
-        arguments = (params, state.policy, conditioning, key, np.arange(1), schedule.noise_levels)
+        text = conditioning, None  # guidance is an input of the network
+        arguments = (params, state.policy, *text, key, np.arange(1), schedule.noise_levels)
         sample = make_rollout(pipeline, config, schedule, mesh).lower(*arguments).compile()
         rollout, images, _ = sample(*arguments)
         work = rollout.velocity_evals * forward + len(images) * decoding
@@ -192,11 +194,11 @@ def main(argv) -> None:
     record, _ = make_credit(config, schedule)([rollout], values, jnp.ones_like(values, bool))
     update = (
         jax.jit(make_update(pipeline, config, tx, mesh).__wrapped__)
-        .lower(state, params, conditioning, record)
+        .lower(state, params, conditioning, None, record)
         .compile()
     )
     count = record.x.shape[0]
-    learn = lambda: update(state, params, conditioning, record)[1]
+    learn = lambda: update(state, params, conditioning, None, record)[1]
     rows.append(
         timed(
             f'update, {count} transitions', learn, 2 * forward * count / batch, peak, needs(update)

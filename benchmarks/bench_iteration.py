@@ -16,12 +16,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from densegrpo_jax.data.prompts import columns
+from densegrpo_jax.pipelines.base import take_rows
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import Encoder, load_prompts
+from densegrpo_jax.sampling.conditioning import Encoder, load_prompts, negative_conditioning
 from densegrpo_jax.sampling.loading import load_base
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import init_state, optimiser
@@ -63,7 +64,9 @@ def main(argv) -> None:
     )
     prompts = load_prompts(config, 'train')
     chosen = [prompts[i] for i in range(r.prompts)]
-    conditioning = Encoder(pipeline, params)([p.text for p in chosen])
+    encoder = Encoder(pipeline, params)
+    conditioning = encoder([p.text for p in chosen])
+    negative = negative_conditioning(pipeline, config, encoder)
     rollout_fn, credit_fn = (
         make_rollout(pipeline, config, schedule, mesh),
         make_credit(config, schedule),
@@ -75,9 +78,9 @@ def main(argv) -> None:
         batches = [
             np.arange(i, i + r.prompts_per_batch) for i in range(0, r.prompts, r.prompts_per_batch)
         ]
-        parts = [jax.tree.map(lambda a, b=b: a[b], conditioning) for b in batches]
+        parts = [take_rows(conditioning, b) for b in batches]
         return [
-            rollout_fn(params, state.policy, part, key, b, schedule.noise_levels)
+            rollout_fn(params, state.policy, part, negative, key, b, schedule.noise_levels)
             for part, b in zip(parts, batches)
         ]
 
@@ -109,7 +112,7 @@ def main(argv) -> None:
         )
         batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid)
         undonated = jax.jit(update_fn.__wrapped__)
-        timed('update', lambda: undonated(state, params, conditioning, batch), repeat)
+        timed('update', lambda: undonated(state, params, conditioning, negative, batch), repeat)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import load_prompts, place, with_negative
+from densegrpo_jax.sampling.conditioning import load_prompts, negative_conditioning, place
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import init_state
 from densegrpo_jax.training.learner import make_credit, make_update
@@ -54,7 +54,7 @@ def main(argv) -> None:
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(
         params['transformer']
     )
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
     rollout_fn, credit_fn = (
         make_rollout(pipeline, config, schedule, mesh),
         make_credit(config, schedule),
@@ -73,7 +73,13 @@ def main(argv) -> None:
                 place(encoder, texts, mesh),
             )
             rollout = rollout_fn(
-                params, state.policy, conditioning, key, np.arange(r.prompts), schedule.noise_levels
+                params,
+                state.policy,
+                conditioning,
+                negative,
+                key,
+                np.arange(r.prompts),
+                schedule.noise_levels,
             )[0]
             # on a busy CPU, devices that wait for each other while another program is compiled give
             # up
@@ -87,6 +93,7 @@ def main(argv) -> None:
                     jax.tree.map(jnp.copy, state),
                     params,
                     conditioning,
+                    negative,
                     batch._replace(weight=alone),
                 )
                 row.append(

@@ -51,7 +51,7 @@ def measure(config, name: str, text, mesh) -> dict:
     prompts, m = load_prompts(config, 'eval'), config.model
     encoder = Encoder(pipeline, params)
     text = encoder([p.text for p in prompts[:ROWS]]) if text is None else text
-    rows = text.pooled.shape[0]
+    rows = len(text['context'])
     x = jax.random.normal(jax.random.key(1), (rows, *pipeline.latent_shape(m.height, m.width)))
 
     @jax.jit

@@ -38,6 +38,7 @@ from benchmarks.bases import random_base, stored_base
 from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.data.scenes import scene_prompts
+from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
@@ -46,7 +47,7 @@ from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.conditioning import load_prompts, with_negative
+from densegrpo_jax.sampling.conditioning import load_prompts, negative_conditioning
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import init_state, optimiser
 from tools.make_miniature.render import render_scene
@@ -146,10 +147,10 @@ def iteration(config, mesh):
     key = key_data(stream_key(config.seed, STREAM_ROLLOUT, 0))
     if RANDOM.value:
         pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
-        encoder = lambda texts: one.repeat(len(texts))
+        encoder = lambda texts: repeat_rows(one, len(texts))
     else:
         pipeline, params, encoder = stored_base(config, mesh, [p.text for p in chosen])
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
     adapters = jax.jit(
         lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy
     )(params['transformer'])
@@ -162,7 +163,7 @@ def iteration(config, mesh):
         collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         start = time.perf_counter()
         _, scores, _ = collector.sample(
-            rollout_fn, params, adapters, encoder, chosen, key, schedule.noise_levels
+            rollout_fn, params, adapters, encoder, negative, chosen, key, schedule.noise_levels
         )
         collector.gather(scores, r.prompts * r.group)
         return time.perf_counter() - start

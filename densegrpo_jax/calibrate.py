@@ -27,7 +27,11 @@ from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.sampling.conditioning import (
+    load_prompts,
+    negative_conditioning,
+    text_conditioning,
+)
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.sampling.noise import FILE
@@ -55,9 +59,10 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
         adapters = start_state(
             config, pipeline, optimiser(config), mesh, params['transformer']
         ).policy
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
+    text = encoder, negative
     return calibrate(
-        config, out, folder, pipeline, params, adapters, encoder, train, reward, mesh, stop
+        config, out, folder, pipeline, params, adapters, *text, train, reward, mesh, stop
     )
 
 

@@ -45,7 +45,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import Encoder, with_negative
+from densegrpo_jax.sampling.conditioning import Encoder, negative_conditioning
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
 from densegrpo_jax.sampling.noise import FILE
@@ -91,7 +91,7 @@ def evaluate(
     embed = make_embedding(config.eval.embedding) if group > 1 else None
     params = load_components(config, folder, pipeline, mesh)
     encoder = Encoder(pipeline, params, mesh=mesh)
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
     results = {name: {} for name in which}
     with contextlib.ExitStack() as stack:
         scorer = lambda reward: stack.enter_context(Scorer(reward, config.reward_workers))
@@ -109,10 +109,19 @@ def evaluate(
                 embed=embed,
                 name=name,
                 sample=sample,
+                negative=negative,
             )
         kl_prompts *= any(policy.workdir for policy in policies)
         divergence = (
-            Divergence(pipeline, config, which['eval'].prompts, encoder, mesh, kl_prompts)
+            Divergence(
+                pipeline,
+                config,
+                which['eval'].prompts,
+                encoder,
+                mesh,
+                kl_prompts,
+                negative=negative,
+            )
             if kl_prompts
             else None
         )

@@ -23,7 +23,7 @@ from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import Encoder, with_negative
+from densegrpo_jax.sampling.conditioning import Encoder, negative_conditioning
 from densegrpo_jax.sampling.loading import load_adapters, load_base
 from densegrpo_jax.sampling.sampler import make_sampler
 
@@ -50,7 +50,7 @@ def sample(
         policies = [('base', None)] * compare + [(f'step {step}', adapters)]
     draw = make_sampler(pipeline, config, steps or config.eval.steps, mesh)
     encoder = Encoder(pipeline, params)
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
     root = stream_key(seed, STREAM_EVAL, 1)
     images, captions = [], []
     for i, prompt in enumerate(prompts):
@@ -58,7 +58,9 @@ def sample(
             np.arange(copies)
         )
         rows = [
-            np.asarray(draw(params, policy, encoder([prompt] * copies), key_data(keys))[0])
+            np.asarray(
+                draw(params, policy, encoder([prompt] * copies), negative, key_data(keys))[0]
+            )
             for _, policy in policies
         ]
         images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))

@@ -117,7 +117,7 @@ def random_flux(
     vae, clip, t5 = text_and_vae_configs(tokenizer, tokenizer_2)
     configs = dict(transformer=transformer, vae=vae, text_encoder=clip, text_encoder_2=t5)
     pipeline = build_pipeline(
-        json.loads(json.dumps(configs)), scheduler, (tokenizer, tokenizer_2), t5_length=16
+        json.loads(json.dumps(configs)), scheduler, (tokenizer, tokenizer_2), text_length=16
     )
     return _write(folder, pipeline, seed, scale)
 
@@ -161,7 +161,7 @@ def random_sd3(folder, *, heads=2, head_dim=12, layers=3, dual=(0,), seed=0, sca
     configs, tokenizers = json.loads(json.dumps(configs)), (tokenizer, tokenizer, tokenizer_3)
     return _write(
         folder,
-        build_pipeline(configs, SD3_SCHEDULER, tokenizers, kind=Sd3Pipeline, t5_length=16),
+        build_pipeline(configs, SD3_SCHEDULER, tokenizers, kind=Sd3Pipeline, text_length=16),
         seed,
         scale,
     )
@@ -189,7 +189,7 @@ def random_sd15(folder, *, seed=0, scale=1.0):
     configs = json.loads(json.dumps(dict(transformer=network, vae=vae, text_encoder=clip)))
     return _write(
         folder,
-        build_pipeline(configs, SD15_SCHEDULER, (tokenizer,), kind=Sd15Pipeline, t5_length=1),
+        build_pipeline(configs, SD15_SCHEDULER, (tokenizer,), kind=Sd15Pipeline, text_length=1),
         seed,
         scale,
     )

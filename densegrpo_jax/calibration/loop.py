@@ -24,7 +24,7 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.record import difference
-from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -49,6 +49,7 @@ def calibrate(
     params: dict,
     adapters: dict | None,
     encoder: TextCache,
+    negative: Conditioning | None,
     train: PromptSet,
     reward,
     mesh: Mesh,
@@ -64,10 +65,10 @@ def calibrate(
     so that before and after are paired.
 
     Args:
-      folder: of the base model, for the log. params: of the base model, with the negative
-        conditioning.
+      folder: of the base model, for the log. params: of the base model.
       adapters: of the policy; None: the base.
-      encoder: holds the conditioning of `visited_prompts`.
+      encoder: holds the conditioning of `visited_prompts`. negative: of the empty prompt, where
+        classifier-free guidance is asked for.
 
     Returns:
       float32 [T].
@@ -93,6 +94,7 @@ def calibrate(
                     params,
                     adapters,
                     encoder,
+                    negative,
                     train,
                     scorer,
                     mesh,
@@ -251,6 +253,7 @@ def _run(
     params,
     adapters,
     encoder,
+    negative,
     train,
     scorer,
     mesh,
@@ -273,7 +276,7 @@ def _run(
         )
         levels = np.asarray(psi, np.float32)
         rollouts, scores, _ = collector.sample(
-            rollout_fn, params, adapters, encoder, chosen, key, levels
+            rollout_fn, params, adapters, encoder, negative, chosen, key, levels
         )
         values, valid = collector.gather(scores, samples)
         return np.asarray(

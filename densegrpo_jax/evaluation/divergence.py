@@ -37,6 +37,7 @@ class Divergence:
 
     Args:
       count: how many of the prompts, from the first.
+      negative: of the empty prompt, where classifier-free guidance is asked for.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class Divergence:
         encoder: Encoder,
         mesh: Mesh,
         count: int,
+        *,
+        negative: Conditioning | None = None,
     ):
+        self._negative = negative
         self._prompts, self._encoder, self._count = prompts, encoder, min(count, len(prompts))
         self._batch = min(config.eval.batch, self._count)
         single = config.copy_and_resolve_references()
@@ -61,7 +65,11 @@ class Divergence:
         self._key = key_data(stream_key(config.seed, STREAM_EVAL, 2))
 
         def divergence(
-            params: dict, adapters: dict, conditioning: Conditioning, rollout: DenseRollout
+            params: dict,
+            policy: dict,
+            conditioning: Conditioning,
+            negative: Conditioning | None,
+            rollout: DenseRollout,
         ) -> jax.Array:
             batch = rollout.std.shape[1]
             record = transitions(
@@ -70,11 +78,13 @@ class Divergence:
             steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
 
             def one_step(t):
-                scored = lambda trained: rescore(
-                    config, policy_velocity(pipeline, config, params, trained, conditioning), t
+                scored = lambda policy: rescore(
+                    config,
+                    policy_velocity(pipeline, config, params, policy, conditioning, negative),
+                    t,
                 )
                 return kl_divergence(
-                    scored(adapters), scored(None).mean, kernel=config.rollout.kernel
+                    scored(policy), scored(None).mean, kernel=config.rollout.kernel
                 ), t.mask
 
             kl, mask = jax.lax.map(one_step, steps)
@@ -122,8 +132,9 @@ class Divergence:
                 [new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count]
             )
             conditioning = self._encoder([self._prompts[int(i)].text for i in rows])
-            rollout, *_ = self._rollout(params, adapters, conditioning, self._key, rows, levels)
-            found = np.asarray(stop.wait(self._divergence(params, adapters, conditioning, rollout)))
+            prompted = params, adapters, conditioning, self._negative
+            rollout, *_ = self._rollout(*prompted, self._key, rows, levels)
+            found = np.asarray(stop.wait(self._divergence(*prompted, rollout)))
             for i, value in zip(new, found):
                 kl[i] = value
                 if record is not None:

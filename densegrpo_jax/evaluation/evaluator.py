@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.diversity import Embed, pairwise_diversity
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.runtime.mesh import batch_shards
@@ -118,6 +118,7 @@ class Evaluator:
       name: of the prompt set, for records.
       sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, where several evaluators
         shall compile it once.
+      negative: of the empty prompt, where classifier-free guidance is asked for.
     """
 
     def __init__(
@@ -133,7 +134,9 @@ class Evaluator:
         embed: Embed | None = None,
         name: str = 'eval',
         sample: Callable | None = None,
+        negative: Conditioning | None = None,
     ):
+        self._negative = negative
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
         self._prompts, self._encoder, self._shown = (
             prompts,
@@ -245,7 +248,9 @@ class Evaluator:
             [self._prompts[int(i)].text for i in rows for _ in range(self._group)]
         )
         images, finite = stop.wait(
-            self._sample(params, adapters, conditioning, self._keys[rows].reshape(-1, 2))
+            self._sample(
+                params, adapters, conditioning, self._negative, self._keys[rows].reshape(-1, 2)
+            )
         )
         images, finite = (
             np.asarray(a).reshape(-1, self._group, *a.shape[1:]) for a in (images, finite)

@@ -1,9 +1,8 @@
 """What FLUX, Stable Diffusion 3 and Stable Diffusion 1 pipelines have in common: networks,
 tokenizers and a scheduler, behind one face.
 
-The rest of the package knows `Pipeline` only; `flux_pipeline`, `sd3_pipeline` and `sd15_pipeline`
-say how each family tokenises, encodes and predicts. Folders are opened and written by
-`pipeline_folder`.
+The rest of the package knows `Pipeline` only; `flux`, `sd3` and `sd15` say how each family encodes
+and predicts. Folders are opened and written by `folder`.
 """
 
 from __future__ import annotations
@@ -20,23 +19,37 @@ from flax import linen as nn
 from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import COLLECTION
+from densegrpo_jax.pipelines.tokenizers import tokenize
 
-# beside the weights in a run's parameters: the conditioning of the empty prompt, where guidance
-# needs it
-NEGATIVE = 'negative'
+# What the transformer knows of B prompts, by name; every pipeline declares its own arrays
+# (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
+# 'pooled' float32 [B, D']: one vector a prompt. 'mask' bool [B, L]: which tokens of the context are
+# the prompt's, where the network tells them from padding; other networks get none.
+Conditioning = dict[str, jax.Array]
 
 
-class Conditioning(NamedTuple):
-    """What the transformer knows of the prompts: text [B, L, D] and pooled [B, D'], float32 or the
-    model's dtype.
+def repeat_rows(conditioning: Conditioning, copies: int) -> Conditioning:
+    """Every prompt `copies` times in a row: prompt-major groups, [B * copies, ...]."""
+    return {name: jnp.repeat(a, copies, axis=0) for name, a in conditioning.items()}
+
+
+def take_rows(conditioning: Conditioning, rows) -> Conditioning:
+    """The prompts of the given rows (int [n] or a slice), [n, ...]."""
+    return {name: a[rows] for name, a in conditioning.items()}
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder of a family, with its tokenizer.
+
+    component: key of `Pipeline.modules`. tokenizer: its folder. kind: its class in transformers.
+    chosen_length: its tokens per prompt are `Pipeline.text_length`; else as many as the tokenizer
+    says.
     """
 
-    text: jax.Array
-    pooled: jax.Array
-
-    def repeat(self, copies: int) -> Conditioning:
-        """Every prompt `copies` times in a row: prompt-major groups."""
-        return Conditioning(*(jnp.repeat(a, copies, axis=0) for a in self))
+    component: str
+    tokenizer: str
+    kind: str
+    chosen_length: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +60,15 @@ class Pipeline:
       modules: component ('transformer', 'vae', 'text_encoder', ...) -> network.
       tokenizers: in the order of the text encoders.
       scheduler: scheduler_config.json.
-      t5_length: T5 tokens per prompt.
+      text_length: tokens per prompt of the encoder whose length can be chosen
+        (`TextEncoder.chosen_length`), the configuration's `model.t5_length`.
       configs: the config.json of every component, as read.
     """
 
     modules: dict[str, nn.Module]
     tokenizers: tuple[Any, ...]
     scheduler: dict
-    t5_length: int
+    text_length: int
     configs: dict[str, dict]
 
     CLASS_NAME: ClassVar[str]  # in model_index.json
@@ -63,7 +77,7 @@ class Pipeline:
     # the folder of the component that is called 'transformer' here whatever it is
     DENOISER: ClassVar[str] = 'transformer'
     SCHEDULER: ClassVar[str] = 'FlowMatchEulerDiscreteScheduler'
-    TOKENIZERS: ClassVar[tuple[tuple[str, str], ...]]  # (folder, class in transformers)
+    TEXT_ENCODERS: ClassVar[tuple[TextEncoder, ...]]
     # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
     GUIDANCE: ClassVar[str]
 
@@ -78,7 +92,15 @@ class Pipeline:
     @property
     def text_encoders(self) -> tuple[str, ...]:
         """The component names of the text encoders."""
-        return tuple(name for name in self.modules if name.startswith('text_encoder'))
+        return tuple(encoder.component for encoder in self.TEXT_ENCODERS)
+
+    @property
+    def token_lengths(self) -> tuple[int, ...]:
+        """Tokens per prompt of every text encoder, special ones included."""
+        return tuple(
+            self.text_length if encoder.chosen_length else tokenizer.model_max_length
+            for encoder, tokenizer in zip(self.TEXT_ENCODERS, self.tokenizers)
+        )
 
     @classmethod
     def build_modules(
@@ -109,22 +131,33 @@ class Pipeline:
         """Length of the text conditioning."""
         raise NotImplementedError
 
-    def conditioning_shapes(self, batch: int) -> Conditioning:
-        """Shapes of the conditioning of `batch` prompts, for compiling without prompts."""
+    def conditioning_shapes(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of the conditioning of `batch` prompts, as it is stored and as
+        the programs of a run take it.
+        """
         _, text, pooled, *_ = self.example_inputs('transformer')
-        return Conditioning(
-            jax.ShapeDtypeStruct((batch, self.text_tokens, text.shape[-1]), self.transformer.dtype),
-            jax.ShapeDtypeStruct((batch, pooled.shape[-1]), jnp.float32),
-        )
+        return {
+            'context': jax.ShapeDtypeStruct(
+                (batch, self.text_tokens, text.shape[-1]), self.transformer.dtype
+            ),
+            'pooled': jax.ShapeDtypeStruct((batch, pooled.shape[-1]), jnp.float32),
+        }
+
+    def takes_negative(self, guidance: float) -> bool:
+        """Whether sampling at this guidance needs the conditioning of the empty prompt."""
+        return self.GUIDANCE == 'cfg' and guidance != 1
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """Token ids, int32 [B, L], one array per text encoder, as the Diffusers pipeline makes
-        them.
+        """What `encode` takes of B prompts, arrays [B, ...]: token ids, int32 [B, L] per text
+        encoder, as the Diffusers pipeline makes them.
         """
-        raise NotImplementedError
+        return tuple(
+            tokenize(tokenizer, prompts, length)
+            for tokenizer, length in zip(self.tokenizers, self.token_lengths)
+        )
 
     def encode(self, params: dict, *ids: jax.Array) -> Conditioning:
-        """Conditioning of tokenised prompts."""
+        """Conditioning of tokenised prompts; the names are those of `conditioning_shapes`."""
         raise NotImplementedError
 
     def network_fn(
@@ -175,7 +208,7 @@ class Pipeline:
     def velocity_fn(
         self,
         base: dict,
-        trained: dict | None,
+        policy: dict | None,
         conditioning: Conditioning,
         guidance: jax.Array | float,
         height: int,
@@ -188,8 +221,8 @@ class Pipeline:
 
         Args:
           base: the transformer's parameters.
-          trained: the policy: a LoRA collection or, where the transformer carries no adapters, all
-            of its parameters. None: the base alone, which is the reference policy.
+          policy: a LoRA collection or, where the transformer carries no adapters, all of its
+            parameters. None: the base alone, which is the reference policy.
           conditioning: of B rows.
           guidance: scalar or [B]. Input of the guidance embedding where the network has one; else
             the scale w of classifier-free guidance, v_negative + w (v - v_negative)
@@ -200,19 +233,15 @@ class Pipeline:
             guided prediction).
         """
         base, adapters = (
-            (trained, None)
-            if trained is not None and self.transformer.lora is None
-            else (base, trained)
+            (policy, None)
+            if policy is not None and self.transformer.lora is None
+            else (base, policy)
         )
         if negative is None:
             return self.network_fn(base, adapters, conditioning, guidance, height, width)
         # Both predictions in one call: one body to compile, and larger products.
-        joint = Conditioning(
-            *(
-                jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)])
-                for c, n in zip(conditioning, negative)
-            )
-        )
+        beside = lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)])
+        joint = {name: beside(c, negative[name]) for name, c in conditioning.items()}
         network = self.network_fn(base, adapters, joint, guidance, height, width)
 
         def velocity(x, s):

@@ -4,17 +4,14 @@ input of the network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, flux, t5, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
 from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid, unpack_latents
-from densegrpo_jax.pipelines.tokenizers import FLUX_TOKENIZERS, tokenize
 from densegrpo_jax.pipelines.weights import bfl
 
 
@@ -28,7 +25,10 @@ class FluxPipeline(Pipeline):
         'text_encoder': ('transformers', 'CLIPTextModel'),
         'text_encoder_2': ('transformers', 'T5EncoderModel'),
     }
-    TOKENIZERS = FLUX_TOKENIZERS
+    TEXT_ENCODERS = (
+        TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),
+        TextEncoder('text_encoder_2', 'tokenizer_2', 'T5TokenizerFast', chosen_length=True),
+    )
     GUIDANCE = 'embedding'
 
     @classmethod
@@ -59,25 +59,17 @@ class FluxPipeline(Pipeline):
 
     @property
     def text_tokens(self):
-        return self.t5_length
-
-    def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        clip, t5_tokenizer = self.tokenizers
-        return tokenize(clip, prompts, clip.model_max_length), tokenize(
-            t5_tokenizer, prompts, self.t5_length
-        )
+        return self.text_length
 
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
         """T5 sees the padding, as in Diffusers, which passes no mask."""
         _, pooled = self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
-        return Conditioning(
-            self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids),
-            pooled,
-        )
+        context = self.modules['text_encoder_2'].apply({'params': params['text_encoder_2']}, t5_ids)
+        return {'context': context, 'pooled': pooled}
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         img_ids = latent_image_ids(height, width)
-        txt_ids = np.zeros((conditioning.text.shape[1], 3), np.float32)
+        txt_ids = np.zeros((conditioning['context'].shape[1], 3), np.float32)
 
         def velocity(x, s):
             scale = (
@@ -89,8 +81,8 @@ class FluxPipeline(Pipeline):
                 base,
                 adapters,
                 x,
-                conditioning.text,
-                conditioning.pooled,
+                conditioning['context'],
+                conditioning['pooled'],
                 s,
                 scale,
                 img_ids,

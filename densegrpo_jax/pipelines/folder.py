@@ -39,7 +39,11 @@ def layout(kind: type[Pipeline] = FluxPipeline) -> str:
 
 def folders(kind: type[Pipeline]) -> list[str]:
     """The folders inside a pipeline folder."""
-    return ['scheduler', *map(kind.folder, kind.INDEX), *(name for name, _ in kind.TOKENIZERS)]
+    return [
+        'scheduler',
+        *map(kind.folder, kind.INDEX),
+        *(encoder.tokenizer for encoder in kind.TEXT_ENCODERS),
+    ]
 
 
 def resolve_folder(name: str) -> pathlib.Path:
@@ -88,7 +92,7 @@ def load_pipeline(
       dtype: of the stored weights and of matrix products.
       shardings: maps a tree of shapes to a tree of shardings; None places every array on the
         default device.
-      options: of `build_pipeline`; t5_length is required.
+      options: of `build_pipeline`; text_length is required.
 
     Returns:
       (pipeline, params) with params a dict over the pipeline's modules.
@@ -153,7 +157,7 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
     configs = {
         component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX
     }
-    tokenizers = load_tokenizers(folder, kind.TOKENIZERS)
+    tokenizers = load_tokenizers(folder, [(e.tokenizer, e.kind) for e in kind.TEXT_ENCODERS])
     scheduler = read('scheduler/scheduler_config.json', kind)
     return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
 
@@ -164,7 +168,7 @@ def build_pipeline(
     tokenizers: Sequence[Any],
     *,
     kind: type[Pipeline] = FluxPipeline,
-    t5_length: int,
+    text_length: int,
     lora: LoraConfig | None = None,
     scan: bool = False,
     remat: str = 'none',
@@ -174,7 +178,8 @@ def build_pipeline(
     """The pipeline of the given component configurations (the contents of their config.json).
 
     Args:
-      t5_length: T5 tokens per prompt (FLUX.1-dev and SD3.5 are trained here with 128).
+      text_length: tokens per prompt of the text encoder whose length can be chosen, T5 in FLUX.1
+        and SD3.5 (which are trained here with 128).
       lora: which layers of the transformer carry adapters; the adapters themselves are not part of
         the pipeline.
       scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
@@ -187,7 +192,7 @@ def build_pipeline(
         modules=modules,
         tokenizers=tuple(tokenizers),
         scheduler=dict(scheduler),
-        t5_length=t5_length,
+        text_length=text_length,
         configs=configs,
     )
 
@@ -203,15 +208,15 @@ def save_pipeline(
     entries = {pipeline.folder(name): entry for name, entry in pipeline.INDEX.items()} | {
         'scheduler': ('diffusers', pipeline.SCHEDULER)
     }
-    tokenizers = {name: ('transformers', cls) for name, cls in pipeline.TOKENIZERS}
+    tokenizers = {e.tokenizer: ('transformers', e.kind) for e in pipeline.TEXT_ENCODERS}
     index = {name: list(entry) for name, entry in sorted({**entries, **tokenizers}.items())}
     _write_json(
         folder / 'model_index.json',
         {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index},
     )
     _write_json(folder / 'scheduler' / 'scheduler_config.json', pipeline.scheduler)
-    for (name, _), tokenizer in zip(pipeline.TOKENIZERS, pipeline.tokenizers):
-        tokenizer.save_pretrained(folder / name)
+    for encoder, tokenizer in zip(pipeline.TEXT_ENCODERS, pipeline.tokenizers):
+        tokenizer.save_pretrained(folder / encoder.tokenizer)
     rules = pipeline.weight_rules()
     for name, (library, cls) in pipeline.INDEX.items():
         target = folder / pipeline.folder(name)

@@ -125,14 +125,14 @@ def released_pipeline(
     """The pipeline of a released checkpoint without weights and tokenizers: for shapes, compilation
     and random weights.
 
-    options: of `build_pipeline`; t5_length is required.
+    options: of `build_pipeline`; text_length is required.
 
     Raises ValueError for a name that is not in RELEASED.
     """
     if name not in RELEASED:
         raise ValueError(f'{name!r} is not one of the known checkpoints {sorted(RELEASED)}')
     kind, scheduler, configs = RELEASED[name]
-    tokenizers = (None,) * len(kind.TOKENIZERS)
+    tokenizers = (None,) * len(kind.TEXT_ENCODERS)
     return build_pipeline(
         copy.deepcopy(configs), scheduler, tokenizers, kind=kind, scan=scan, dtype=dtype, **options
     )

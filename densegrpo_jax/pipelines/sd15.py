@@ -4,16 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from densegrpo_jax.core import diffusion_path
 from densegrpo_jax.networks import attention, clip_text, unet, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.tokenizers import tokenize
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
 
 
 class Sd15Pipeline(Pipeline):
@@ -29,7 +25,7 @@ class Sd15Pipeline(Pipeline):
     }
     DENOISER = 'unet'
     SCHEDULER = 'DDIMScheduler'
-    TOKENIZERS = (('tokenizer', 'CLIPTokenizer'),)
+    TEXT_ENCODERS = (TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),)
     GUIDANCE = 'cfg'
 
     @classmethod
@@ -74,27 +70,22 @@ class Sd15Pipeline(Pipeline):
         factor = self.vae.config.downscale
         return height // factor, width // factor, self.transformer.config.in_channels
 
-    def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray]:
-        return (tokenize(self.tokenizers[0], prompts, self.tokenizers[0].model_max_length),)
-
     def encode(self, params: dict, clip_ids: jax.Array) -> Conditioning:
-        """CLIP's last states; the pooled state has no use here."""
-        return Conditioning(
-            *self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
+        """CLIP's last states; its pooled state has no use here."""
+        context, _ = self.modules['text_encoder'].apply(
+            {'params': params['text_encoder']}, clip_ids
         )
+        return {'context': context}
 
     def conditioning_shapes(self, batch):
         clip = self.modules['text_encoder'].config
-        shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
-        return Conditioning(
-            shape(batch, clip.max_position_embeddings, clip.hidden_size),
-            shape(batch, clip.hidden_size),
-        )
+        shape = batch, clip.max_position_embeddings, clip.hidden_size
+        return {'context': jax.ShapeDtypeStruct(shape, self.transformer.dtype)}
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
         noise = lambda x, timestep: self.apply_transformer(
-            base, adapters, x, conditioning.text, timestep
+            base, adapters, x, conditioning['context'], timestep
         )
         return diffusion_path.velocity_from_noise(noise, self.scheduler)
 

@@ -4,17 +4,14 @@ classifier-free guidance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, sd3, t5, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
 from densegrpo_jax.pipelines.packing import token_grid
-from densegrpo_jax.pipelines.tokenizers import tokenize
 
 
 class Sd3Pipeline(Pipeline):
@@ -28,10 +25,10 @@ class Sd3Pipeline(Pipeline):
         'text_encoder_2': ('transformers', 'CLIPTextModelWithProjection'),
         'text_encoder_3': ('transformers', 'T5EncoderModel'),
     }
-    TOKENIZERS = (
-        ('tokenizer', 'CLIPTokenizer'),
-        ('tokenizer_2', 'CLIPTokenizer'),
-        ('tokenizer_3', 'T5TokenizerFast'),
+    TEXT_ENCODERS = (
+        TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),
+        TextEncoder('text_encoder_2', 'tokenizer_2', 'CLIPTokenizer'),
+        TextEncoder('text_encoder_3', 'tokenizer_3', 'T5TokenizerFast', chosen_length=True),
     )
     GUIDANCE = 'cfg'
 
@@ -67,16 +64,12 @@ class Sd3Pipeline(Pipeline):
 
     @property
     def text_tokens(self):
-        return self.modules['text_encoder'].config.max_position_embeddings + self.t5_length
+        return self.modules['text_encoder'].config.max_position_embeddings + self.text_length
 
-    def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        first, second, third = self.tokenizers
-        length = first.model_max_length  # of both CLIPs, as in Diffusers
-        return (
-            tokenize(first, prompts, length),
-            tokenize(second, prompts, length),
-            tokenize(third, prompts, self.t5_length),
-        )
+    @property
+    def token_lengths(self):
+        length = self.tokenizers[0].model_max_length  # of both CLIPs, as in Diffusers
+        return length, length, self.text_length
 
     def encode(
         self, params: dict, clip_ids: jax.Array, clip_ids_2: jax.Array, t5_ids: jax.Array
@@ -90,14 +83,15 @@ class Sd3Pipeline(Pipeline):
         text = apply('text_encoder_3', t5_ids)
         clip = jnp.concatenate([states, states_2], axis=-1).astype(text.dtype)
         clip = jnp.pad(clip, ((0, 0), (0, 0), (0, text.shape[-1] - clip.shape[-1])))
-        return Conditioning(
-            jnp.concatenate([clip, text], axis=1), jnp.concatenate([pooled, pooled_2], axis=-1)
-        )
+        return {
+            'context': jnp.concatenate([clip, text], axis=1),
+            'pooled': jnp.concatenate([pooled, pooled_2], axis=-1),
+        }
 
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         del guidance, height, width
         return lambda x, s: self.apply_transformer(
-            base, adapters, x, conditioning.text, conditioning.pooled, s
+            base, adapters, x, conditioning['context'], conditioning['pooled'], s
         )
 
     def spatial(self, latents, height, width):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.core.rollout import Transitions
 from densegrpo_jax.networks.quantize import quantized_shapes
-from densegrpo_jax.pipelines.base import NEGATIVE, Pipeline
+from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
@@ -49,8 +49,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     )
     stored = {**shapes, 'transformer': quantized_shapes(shapes['transformer'], m.quantize)}
     params = with_shardings(stored, shardings(stored, mesh))
-    if pipeline.GUIDANCE == 'cfg' and m.guidance != 1:
-        params[NEGATIVE] = pipeline.conditioning_shapes(1)
+    negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
     tx = optimiser(config)
     state = state_shapes(pipeline, tx)
     state = with_shardings(state, shardings(state, mesh))
@@ -59,18 +58,16 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     def forward(rows: int, guided: bool = True) -> float:
         """Operations of one velocity of `rows` samples."""
         conditioning = pipeline.conditioning_shapes(rows)
-        negative = params.get(NEGATIVE) if guided else None
 
-        def velocity(base, adapters, conditioning, negative, x):
+        def velocity(base, policy, conditioning, negative, x):
             network = pipeline.velocity_fn(
-                base, adapters, conditioning, m.guidance, m.height, m.width, negative=negative
+                base, policy, conditioning, m.guidance, m.height, m.width, negative=negative
             )
             return network(x, jnp.full(rows, 0.5))
 
-        adapters = None if config.full else state.policy
-        return count_flops(
-            velocity, params['transformer'], adapters, conditioning, negative, whole(rows, *latent)
-        )
+        policy = None if config.full else state.policy
+        text = conditioning, negative if guided else None
+        return count_flops(velocity, params['transformer'], policy, *text, whole(rows, *latent))
 
     decode = lambda rows: count_flops(
         lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent)
@@ -80,6 +77,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
         params,
         state.policy,
         pipeline.conditioning_shapes(r.prompts_per_batch),
+        negative,
         whole(2, d=jnp.uint32),
     )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
@@ -95,7 +93,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     )
     record = Transitions(**{f: fields.get(f, row(rows)) for f in Transitions._fields})
     update = make_update(pipeline, config, tx, mesh).lower(
-        state, params, pipeline.conditioning_shapes(r.prompts), record
+        state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     )
     micro = config.optim.microbatch
     one = forward(micro, guided=config.loss.cfg) * rows / micro
@@ -110,6 +108,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
         params,
         state.ema,
         pipeline.conditioning_shapes(config.eval.batch),
+        negative,
         whole(config.eval.batch, 2, d=jnp.uint32),
     )
     batches = (config.data.eval_prompts or 1024) / config.eval.batch

@@ -41,6 +41,7 @@ class Collector:
         params,
         adapters,
         encoder: TextCache,
+        negative: Conditioning | None,
         chosen: Sequence[Prompt],
         key: np.ndarray,
         noise_levels: np.ndarray,
@@ -62,7 +63,7 @@ class Collector:
         for start in range(0, len(chosen), self._batch):
             places = np.arange(start, start + self._batch)
             of_batch = place(encoder, texts[start : start + self._batch], self._mesh)
-            result = rollout_fn(params, adapters, of_batch, key, places, noise_levels)
+            result = rollout_fn(params, adapters, of_batch, negative, key, places, noise_levels)
             if waiting is not None:
                 scores.append(self._submit(*waiting))
             rollouts.append(result[0])

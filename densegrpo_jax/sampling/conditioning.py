@@ -24,7 +24,7 @@ from densegrpo_jax.data.prompts import (
 )
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
-from densegrpo_jax.pipelines.base import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.pipelines.folder import load_params
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.runtime.progress import ProgressBar
@@ -91,13 +91,13 @@ def content_hash(prompts: PromptSet) -> str:
     ).hexdigest()[:12]
 
 
-def with_negative(pipeline: Pipeline, config, params: dict, encoder: Encoder | TextCache) -> dict:
-    """`params` with the conditioning of the empty prompt, where classifier-free guidance is asked
-    for.
+def negative_conditioning(
+    pipeline: Pipeline, config, encoder: Encoder | TextCache
+) -> Conditioning | None:
+    """The conditioning of the empty prompt, [1, ...], where classifier-free guidance is asked for;
+    else None.
     """
-    if pipeline.GUIDANCE != 'cfg' or config.model.guidance == 1:
-        return params
-    return {**params, NEGATIVE: encoder([''])}
+    return encoder(['']) if pipeline.takes_negative(config.model.guidance) else None
 
 
 def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
@@ -107,17 +107,12 @@ def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
     if jax.process_count() == 1:
         return jax.tree.map(jnp.asarray, cache(texts))
     sharding = replicated(mesh) if len(texts) % batch_shards(mesh) else batch_sharding(mesh)
-    one = cache(texts[:1])
-    read = lambda field: (
-        lambda index: getattr(cache(texts[index[0]]), field)[(slice(None), *index[1:])]
-    )
-    arrays = ((getattr(one, field), read(field)) for field in Conditioning._fields)
-    return Conditioning(
-        *(
-            jax.make_array_from_callback((len(texts), *a.shape[1:]), sharding, callback)
-            for a, callback in arrays
-        )
-    )
+
+    def placed(name: str, shape: tuple[int, ...]) -> jax.Array:
+        part = lambda index: cache(texts[index[0]])[name][(slice(None), *index[1:])]
+        return jax.make_array_from_callback((len(texts), *shape), sharding, part)
+
+    return {name: placed(name, a.shape[1:]) for name, a in cache(texts[:1]).items()}
 
 
 def text_conditioning(
@@ -142,7 +137,8 @@ def text_conditioning(
         jnp.dtype(config.model.dtype),
         pathlib.Path(config.text_cache or workdir / 'text').expanduser(),
     )
-    cache = TextCache(directory, fingerprint(folder, pipeline, dtype), dtype)
+    key, shapes = fingerprint(folder, pipeline, dtype), pipeline.conditioning_shapes(1)
+    cache = TextCache(directory, key, shapes)
     prompts = list(dict.fromkeys(prompts))
     here = set(cache.missing(prompts))
     # Processes on one disk miss the same prompts, processes with disks of their own may not; all
@@ -194,7 +190,7 @@ class Encoder:
         self._encode = jax.jit(
             pipeline.encode, **({'out_shardings': replicated(mesh)} if mesh else {})
         )
-        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
+        self._cache: dict[str, Conditioning] = {}  # of one prompt each, oldest first
         self._max_bytes = max_bytes
 
     def __call__(self, texts: list[str]) -> Conditioning:
@@ -205,8 +201,8 @@ class Encoder:
             padded = part + [part[-1]] * (self.batch - len(part))
             rows = jax.device_get(self._encode(self._params, *self._pipeline.tokenize(padded)))
             for j, text in enumerate(part):
-                self._cache[text] = rows.text[j], rows.pooled[j]
-        text, pooled = zip(*(self._cache[t] for t in texts))
-        while len(self._cache) * (text[0].nbytes + pooled[0].nbytes) > self._max_bytes:
+                self._cache[text] = take_rows(rows, j)
+        found = [self._cache[t] for t in texts]
+        while len(self._cache) * sum(a.nbytes for a in found[0].values()) > self._max_bytes:
             del self._cache[next(iter(self._cache))]
-        return Conditioning(np.stack(text), np.stack(pooled))
+        return {name: np.stack([row[name] for row in found]) for name in found[0]}

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -16,7 +17,7 @@ import safetensors.numpy
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.weights.files import write_file
 
-FORMAT = 1  # of the files; another number is another cache
+FORMAT = 2  # of the files; those of another number are not found, and the prompts encoded anew
 
 
 def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
@@ -26,9 +27,10 @@ def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
     Reads every byte of the text encoders' files: some seconds for FLUX.1's ten gigabytes.
     """
     total = hashlib.sha256(
-        f'{FORMAT} {pipeline.CLASS_NAME} {pipeline.t5_length} {jnp.dtype(dtype).name}'.encode()
+        f'{FORMAT} {pipeline.CLASS_NAME} {pipeline.token_lengths} {jnp.dtype(dtype).name}'.encode()
     )
-    for name in (*pipeline.text_encoders, *(name for name, _ in pipeline.TOKENIZERS)):
+    tokenizers = (encoder.tokenizer for encoder in pipeline.TEXT_ENCODERS)
+    for name in (*pipeline.text_encoders, *tokenizers):
         for path in sorted((folder / name).rglob('*')):
             if path.suffix in ('.json', '.safetensors', '.txt', '.model'):
                 with open(path, 'rb') as file:
@@ -44,18 +46,21 @@ class TextCache:
       directory: created when something is stored. Files of other models, tokenizers, lengths or
         dtypes may lie beside: the key of a file is a hash of `key` and the prompt.
       key: `fingerprint` of the encoders.
-      dtype: what the text states are stored in; the pooled state stays float32.
+      shapes: names of the arrays, and the dtypes that they are stored in
+        (`Pipeline.conditioning_shapes`).
       max_bytes: of conditioning held in the host's memory.
     """
 
-    def __init__(self, directory: pathlib.Path, key: str, dtype, max_bytes: int = 4 << 30):
-        self._directory, self._key, self._dtype, self._max_bytes = (
-            pathlib.Path(directory),
-            key,
-            jnp.dtype(dtype),
-            max_bytes,
-        )
-        self._held: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # oldest first
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        key: str,
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        max_bytes: int = 4 << 30,
+    ):
+        self._directory, self._key, self._max_bytes = pathlib.Path(directory), key, max_bytes
+        self._dtypes = {name: leaf.dtype for name, leaf in shapes.items()}
+        self._held: dict[str, dict[str, np.ndarray]] = {}  # oldest first
 
     def path(self, prompt: str) -> pathlib.Path:
         name = hashlib.sha256(f'{self._key}\n{prompt}'.encode()).hexdigest()
@@ -78,14 +83,13 @@ class TextCache:
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
             rows = encode(part)
-            for prompt, text, pooled in zip(part, np.asarray(rows.text), np.asarray(rows.pooled)):
+            for i, prompt in enumerate(part):
                 path = self.path(prompt)
                 if path.exists():
                     continue  # another process got here first
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(
-                    path, {'text': text.astype(self._dtype), 'pooled': pooled.astype(np.float32)}
-                )
+                row = {n: np.asarray(rows[n][i]).astype(d) for n, d in self._dtypes.items()}
+                write_file(path, row)
             done(min(start + batch, len(prompts)))
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
@@ -98,17 +102,17 @@ class TextCache:
         rows = [self._row(prompt) for prompt in prompts]
         while (
             len(self._held) > len(rows)
-            and len(self._held) * sum(a.nbytes for a in rows[0]) > self._max_bytes
+            and len(self._held) * sum(a.nbytes for a in rows[0].values()) > self._max_bytes
         ):
             del self._held[next(iter(self._held))]
-        return Conditioning(*(np.stack(column) for column in zip(*rows)))
+        return {name: np.stack([row[name] for row in rows]) for name in self._dtypes}
 
-    def _row(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+    def _row(self, prompt: str) -> dict[str, np.ndarray]:
         if prompt not in self._held:
             path = self.path(prompt)
             try:
                 stored = safetensors.numpy.load_file(path)
-                self._held[prompt] = stored['text'], stored['pooled']
+                self._held[prompt] = {name: stored[name] for name in self._dtypes}
             except FileNotFoundError:
                 raise KeyError(
                     f'the prompt {prompt!r} has no stored conditioning in {self._directory}'

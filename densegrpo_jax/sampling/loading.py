@@ -25,12 +25,12 @@ from densegrpo_jax.sampling.state import lora_config, optimiser, state_shapes
 
 def network_options(config, mesh: Mesh) -> dict:
     """What `config` says about the networks besides their shapes: options of
-    `pipeline_folder.build_pipeline`.
+    `pipelines.folder.build_pipeline`.
     """
     m, dtype = config.model, jnp.dtype(config.model.dtype)
     attend = choose(m.attention, mesh, dtype)
     return dict(
-        t5_length=m.t5_length,
+        text_length=m.t5_length,
         lora=lora_config(config),
         scan=m.scan,
         remat=m.remat,

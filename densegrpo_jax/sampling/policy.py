@@ -9,15 +9,16 @@ import jax
 
 from densegrpo_jax.core.rollout import Transitions
 from densegrpo_jax.core.sde_step import StepOutput, sde_step
-from densegrpo_jax.pipelines.base import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 
 
 def policy_velocity(
     pipeline: Pipeline,
     config,
     params: dict,
-    trained: dict | None,
+    policy: dict | None,
     conditioning: Conditioning,
+    negative: Conditioning | None,
     *,
     sampling: bool = False,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -27,23 +28,22 @@ def policy_velocity(
     samples, but the policy is the prompt's own prediction.
 
     Args:
-      params: the transformer's and, where classifier-free guidance is asked for, the negative
-        prompt's conditioning (`with_negative`).
-      trained: the policy's parameters; None: the reference policy.
+      params: the base's.
+      policy: its parameters; None: the reference policy.
       conditioning: of B rows.
+      negative: of the empty prompt, 1 row; None: no classifier-free guidance.
       sampling: without `loss.cfg` the function returns the pair (prediction of the prompt alone,
         guided prediction).
     """
     m, cfg = config.model, config.loss.cfg
-    negative = params.get(NEGATIVE) if cfg or sampling else None
     return pipeline.velocity_fn(
         params['transformer'],
-        trained,
+        policy,
         conditioning,
         m.guidance,
         m.height,
         m.width,
-        negative=negative,
+        negative=negative if cfg or sampling else None,
         both=not cfg,
     )
 

@@ -15,7 +15,7 @@ from densegrpo_jax.core.dense_reward import every_state, needed_states
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan import StepPlan, step_plan
 from densegrpo_jax.core.rollout import DenseRollout, continue_trajectory, dense_rollout
-from densegrpo_jax.pipelines.base import NEGATIVE, Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
 from densegrpo_jax.sampling.policy import policy_velocity
@@ -133,22 +133,24 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """The jitted rollout of one batch of prompts.
 
     Returns:
-      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels
-      [T]) -> (DenseRollout of p * G samples, pictures uint8 [S, p * G, H, W, 3], finite bool [S, p
-      * G])`; S distinct completions, the sample itself last. Batches are split over the mesh. The
-      noise levels, a host array, are an argument, and not `schedule`'s, so that one program serves
-      any table.
+      `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
+      key_data of a key, prompt_places [p], noise_levels [T]) -> (DenseRollout of p * G samples,
+      pictures uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the
+      sample itself last. Batches are split over the mesh. The noise levels, a host array, are an
+      argument, and not `schedule`'s, so that one program serves any table.
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
 
     def rollout(
-        params, adapters, conditioning: Conditioning, key, places, noise_levels
+        params, policy, conditioning: Conditioning, negative, key, places, noise_levels
     ) -> tuple[DenseRollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
-        repeated = jax.tree.map(split, conditioning.repeat(group))
-        velocity = policy_velocity(pipeline, config, params, adapters, repeated, sampling=True)
+        repeated = jax.tree.map(split, repeat_rows(conditioning, group))
+        velocity = policy_velocity(
+            pipeline, config, params, policy, repeated, negative, sampling=True
+        )
         # Index 0 is the initial noise, k + 1 the noise of transition k. Shared initial noise is
         # that of the group's first sample.
         first = (
@@ -180,23 +182,25 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
     any state.
 
     Returns:
-      `(params, adapters, conditioning [p, ...], key_data of a key, prompt_places [p], noise_levels
-      [T], latents [p * G, ...] of state k, k) -> (pictures uint8 [count, p * G, H, W, 3], finite
-      bool [count, p * G])`. Another key gives other continuations.
+      `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
+      key_data of a key, prompt_places [p], noise_levels [T], latents [p * G, ...] of state k, k) ->
+      (pictures uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other
+      continuations.
     """
     m, group = config.model, config.rollout.group
     shape = pipeline.latent_shape(m.height, m.width)
 
     def continuations(
-        params, adapters, conditioning: Conditioning, key, places, noise_levels, latents, k
+        params, policy, conditioning: Conditioning, negative, key, places, noise_levels, latents, k
     ) -> tuple[jax.Array, jax.Array]:
         split = lambda x: split_rows(x, mesh)
         velocity = policy_velocity(
             pipeline,
             config,
             params,
-            adapters,
-            jax.tree.map(split, conditioning.repeat(group)),
+            policy,
+            jax.tree.map(split, repeat_rows(conditioning, group)),
+            negative,
             sampling=True,
         )
 
@@ -222,23 +226,24 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
 
 
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
-    """The jitted plain-ODE sampler:
-    `(params, adapters or None, conditioning [B, ...], key_data of keys [B]) -> (uint8 [B, H, W, 3],
-    finite [B])`, whole on every device."""
+    """The jitted plain-ODE sampler: `(params, policy or None, conditioning [B, ...], negative
+    conditioning [1, ...] or None, key_data of keys [B]) -> (uint8 [B, H, W, 3], finite [B])`, whole
+    on every device.
+    """
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)
     sigmas = pipeline.sigmas(num_steps, m.height, m.width)
 
-    def sample(params, adapters, conditioning: Conditioning, keys):
+    def sample(params, policy, conditioning: Conditioning, negative, keys):
         split = lambda x: split_rows(x, mesh)
         velocity = pipeline.velocity_fn(
             params['transformer'],
-            adapters,
+            policy,
             jax.tree.map(split, conditioning),
             m.guidance,
             m.height,
             m.width,
-            negative=params.get(NEGATIVE),
+            negative=negative,
         )
         noise = split(_normal(jax.random.wrap_key_data(keys), 0, shape))
         x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)

@@ -16,7 +16,7 @@ from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
 from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
 from densegrpo_jax.runtime.sharding import shardings
@@ -116,8 +116,8 @@ def make_credit(
 
 
 def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
-    """Jitted `(state, params, conditioning [P, ...], Transitions) -> (state, metrics)`:
-    `optim.updates` optimiser steps.
+    """Jitted `(state, params, conditioning [P, ...], negative conditioning [1, ...] or None,
+    Transitions) -> (state, metrics)`: `optim.updates` optimiser steps.
 
     Update u trains on the samples of its own share of the prompts, all their trained steps, in
     microbatches whose gradients are accumulated in one scan. The loss is divided once, by the
@@ -129,10 +129,10 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
-    def microbatch_loss(policy, params, conditioning, batch: Transitions, count):
-        rows_of = Conditioning(*(a[batch.prompt_id] for a in conditioning))
-        scored = lambda trained: rescore(
-            config, policy_velocity(pipeline, config, params, trained, rows_of), batch
+    def microbatch_loss(policy, params, conditioning, negative, batch: Transitions, count):
+        rows_of = take_rows(conditioning, batch.prompt_id)
+        scored = lambda policy: rescore(
+            config, policy_velocity(pipeline, config, params, policy, rows_of, negative), batch
         )
         step = scored(policy)
         mean_ref = scored(None).mean if loss.beta or loss.measure_kl else None
@@ -151,13 +151,13 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         )
         return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums
 
-    def one_update(carry, batch: Transitions, params, conditioning):
+    def one_update(carry, batch: Transitions, params, conditioning, negative):
         policy, opt, skipped = carry
         count = jnp.maximum(batch.mask.sum(), 1)
 
         def accumulate(total, micro):
             (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(
-                policy, params, conditioning, micro, count
+                policy, params, conditioning, negative, micro, count
             )
             return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
 
@@ -172,14 +172,14 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         policy, opt = keep(optax.apply_updates(policy, updates), policy), keep(new_opt, opt)
         return (policy, opt, skipped + ~finite), (sums, norm, finite)
 
-    def update(state: TrainState, params, conditioning: Conditioning, batch: Transitions):
+    def update(state: TrainState, params, conditioning: Conditioning, negative, batch: Transitions):
         parts = jax.tree.map(
             lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config)
         )
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
             carry, result = one_update(
-                carry, jax.tree.map(lambda a: a[u], parts), params, conditioning
+                carry, jax.tree.map(lambda a: a[u], parts), params, conditioning, negative
             )
             results.append(result)
         policy, opt, skipped = carry

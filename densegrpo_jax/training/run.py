@@ -17,7 +17,6 @@ from densegrpo_jax.config.defaults import default_config, identifying, validate
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
-from densegrpo_jax.pipelines.base import NEGATIVE
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
@@ -33,8 +32,8 @@ from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import (
     content_hash,
     load_prompts,
+    negative_conditioning,
     text_conditioning,
-    with_negative,
 )
 from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.sampling.noise import FILE
@@ -129,7 +128,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     fresh = lambda: start_state(config, pipeline, tx, mesh, params['transformer'])
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
     if config.noise.calibrate:
         policy = fresh().policy if config.lora.init_from else None
         psi = calibrate(
@@ -140,6 +139,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             params,
             policy,
             encoder,
+            negative,
             train,
             reward,
             mesh,
@@ -181,7 +181,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         checkpoints,
         bar,
     ):
-        evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh)
+        evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh, negative=negative)
         collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         step = saved = start
 
@@ -211,6 +211,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                     params,
                     state.policy,
                     encoder,
+                    negative,
                     chosen(step),
                     key,
                     schedule.noise_levels,
@@ -223,11 +224,11 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 batch, credit_metrics = credit_fn(
                     rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights}
                 )
-                calls = 1 + (NEGATIVE in params)  # of the network per velocity
+                calls = 1 + (negative is not None)  # of the network per velocity
                 evals = sum(
                     calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts
                 )
-                updated, update_metrics = update_fn(state, params, conditioning, batch)
+                updated, update_metrics = update_fn(state, params, conditioning, negative, batch)
                 # a stop need not wait for an update either, which may take minutes
                 if not donates_state(config):
                     stop.wait(update_metrics)

@@ -32,7 +32,11 @@ from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning, with_negative
+from densegrpo_jax.sampling.conditioning import (
+    load_prompts,
+    negative_conditioning,
+    text_conditioning,
+)
 from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.state import start_state
@@ -126,7 +130,7 @@ def _prepare(
     params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
     tx = optax.sgd(1.0)  # an update is then the gradient itself
     state = start_state(config, pipeline, tx, mesh, params['transformer'])
-    params = with_negative(pipeline, config, params, encoder)
+    negative = negative_conditioning(pipeline, config, encoder)
     rollout_fn, update_fn = (
         make_rollout(pipeline, config, schedule, mesh),
         make_update(pipeline, config, tx, mesh),
@@ -141,14 +145,22 @@ def _prepare(
     def measure(number: int, collector: Collector) -> dict[str, np.ndarray]:
         key = key_data(stream_key(config.seed, STREAM_PROBE, number))
         sampled = collector.sample(
-            rollout_fn, params, state.policy, encoder, chosen[number], key, schedule.noise_levels
+            rollout_fn,
+            params,
+            state.policy,
+            encoder,
+            negative,
+            chosen[number],
+            key,
+            schedule.noise_levels,
         )
         rollouts, scores, conditioning = sampled
         values, valid = collector.gather(scores, samples)
         found = {}
         for name, credit_fn in credits.items():
             batch, _ = credit_fn(rollouts, values[TOTAL], valid, {n: values[n] for n in weights})
-            after, _ = update_fn(jax.tree.map(jnp.copy, state), params, conditioning, batch)
+            text = conditioning, negative
+            after, _ = update_fn(jax.tree.map(jnp.copy, state), params, *text, batch)
             found[name] = np.asarray(stop.wait(difference(after.policy, state.policy)))
         return found
 

@@ -29,7 +29,6 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.panel import Part, Policy, settings
-from densegrpo_jax.pipelines.base import NEGATIVE
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -39,9 +38,9 @@ from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import (
     content_hash,
     load_prompts,
+    negative_conditioning,
     place,
     text_conditioning,
-    with_negative,
 )
 from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
 from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_rollout, make_schedule
@@ -237,7 +236,7 @@ class _Probe:
 
     @functools.cached_property
     def _weights(self) -> tuple:
-        """(weights, text conditioning)."""
+        """(weights, text conditioning, that of the empty prompt or None)."""
         needed = ['', *(p.text for p in self._prompts)]
         encoder = text_conditioning(
             self.config, self._workdir, self._folder, self.pipeline, needed, self._mesh, self._stop
@@ -245,7 +244,7 @@ class _Probe:
         params = load_components(
             self.config, self._folder, self.pipeline, self._mesh, ('transformer', 'vae')
         )
-        return with_negative(self.pipeline, self.config, params, encoder), encoder
+        return params, encoder, negative_conditioning(self.pipeline, self.config, encoder)
 
     def measure(self, label: str, config, schedule: Schedule, continuations: int = 0) -> _Found:
         """Samples and scores what is not kept yet, batch by batch. Raises Preempted."""
@@ -290,7 +289,7 @@ class _Probe:
     def _sampler(self, config, schedule: Schedule, continuations: int):
         """places [p] -> (arrays to keep, pictures uint8 [S + (S-1) C, B, H, W, 3], finite): of the
         S completions, then of every completed state's continuations."""
-        params, encoder = self._weights
+        params, encoder, negative = self._weights
         rollout = make_rollout(self.pipeline, config, schedule, self._mesh)
         follow = (
             make_continuations(self.pipeline, config, schedule, self._mesh, continuations)
@@ -302,7 +301,13 @@ class _Probe:
         def sample(places: np.ndarray):
             conditioning = place(encoder, [self._prompts[i].text for i in places], self._mesh)
             result, *drawn = rollout(
-                params, self._adapters, conditioning, key(0), places, schedule.noise_levels
+                params,
+                self._adapters,
+                conditioning,
+                negative,
+                key(0),
+                places,
+                schedule.noise_levels,
             )
             drawn = [jax.device_get(self._stop.wait(drawn))]
             for k in result.states[:-1] if continuations else ():
@@ -310,6 +315,7 @@ class _Probe:
                     params,
                     self._adapters,
                     conditioning,
+                    negative,
                     key(1 + k),
                     places,
                     schedule.noise_levels,
@@ -325,7 +331,7 @@ class _Probe:
                 ),
                 'states': np.array(result.states),
                 'sources': np.array(result.sources),
-                'calls': np.array(result.velocity_evals * (1 + (NEGATIVE in params))),
+                'calls': np.array(result.velocity_evals * (1 + (negative is not None))),
             }
             return arrays, images, finite
 

@@ -21,7 +21,6 @@ from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -87,7 +86,7 @@ class Sampler:
     def __init__(self, fail=None):
         self.calls, self.drawn, self.fail = 0, [], fail
 
-    def __call__(self, params, adapters, conditioning, keys):
+    def __call__(self, params, policy, conditioning, negative, keys):
         self.calls += 1
         if self.calls == self.fail:
             raise KeyboardInterrupt
@@ -217,7 +216,7 @@ def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
 
 class Line:
     """A pipeline whose policy differs from the base by a velocity that is constant in x and s:
-    trained * pooled.
+    policy * pooled.
     """
 
     initial_scale = staticmethod(lambda sigmas: 1.0)
@@ -231,11 +230,11 @@ class Line:
     )
 
     def velocity_fn(
-        self, base, trained, conditioning, guidance, height, width, *, negative=None, both=False
+        self, base, policy, conditioning, guidance, height, width, *, negative=None, both=False
     ):
         assert negative is None
         return lambda x, s: (
-            0.3 * x + s[:, None] + (0 if trained is None else trained) * conditioning.pooled
+            0.3 * x + s[:, None] + (0 if policy is None else policy) * conditioning['pooled']
         )
 
 
@@ -249,9 +248,7 @@ def test_kl_in_closed_form(tmp_path):
     config = default_config()
     config.rollout.update(steps=4, kernel='sde', noise='constant', level=0.7, first=1)
     config.eval.batch = 8
-    encoder = lambda texts: Conditioning(
-        np.zeros((len(texts), 1, 1)), np.float32([[1 + int(t.split()[1])] for t in texts])
-    )
+    encoder = lambda texts: {'pooled': np.float32([[1 + int(t.split()[1])] for t in texts])}
     divergence = Divergence(
         Line(), config, PROMPTS, encoder, make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1}), 9
     )

@@ -164,7 +164,7 @@ def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
     folder = miniature.random_flux(tmp_path / 'flux')
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     place = lambda tree: shardings(tree, mesh, min_bytes=0)
-    pipeline, plain = load_pipeline(folder, t5_length=8, scan=True, shardings=place)
+    pipeline, plain = load_pipeline(folder, text_length=8, scan=True, shardings=place)
     stored = load_params(folder, pipeline, ('transformer',), shardings=place, quantize='int8')[
         'transformer'
     ]

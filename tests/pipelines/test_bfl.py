@@ -93,7 +93,7 @@ def test_equals_the_conversion_of_diffusers():
 
 def test_a_network_loads_from_one_file(tmp_path):
     folder = miniature.random_flux(tmp_path / 'flux', double=2, single=2)
-    pipeline, params = load_pipeline(folder, t5_length=16, scan=True)
+    pipeline, params = load_pipeline(folder, text_length=16, scan=True)
     stored = safetensors.numpy.load_file(
         folder / 'transformer' / 'diffusion_pytorch_model.safetensors'
     )

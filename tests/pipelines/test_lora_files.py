@@ -22,7 +22,7 @@ def opened(kind, folder, scan=False, targets=None):
     """(pipeline, params, adapters that change the picture, LoRA config)."""
     targets = targets or (FLUX_LORA_TARGETS if kind == 'flux' else SD35_LORA_TARGETS)
     config = LoraConfig(3, 6.0, targets)
-    pipeline, params = load_pipeline(folder, t5_length=16, lora=config, scan=scan)
+    pipeline, params = load_pipeline(folder, text_length=16, lora=config, scan=scan)
     adapters = init_adapters(
         config, pipeline.adapter_names(), params['transformer'], jax.random.key(0)
     )
@@ -128,7 +128,7 @@ def test_merged_weights_are_the_adapted_network(scan, folders, tmp_path):
     }
     assert close(our_latents(pipeline, merged, None, noise), want)
     save_pipeline(tmp_path / 'merged', pipeline, merged)
-    again, read = load_pipeline(tmp_path / 'merged', t5_length=16)
+    again, read = load_pipeline(tmp_path / 'merged', text_length=16)
     assert close(our_latents(again, read, None, noise), want)
 
 

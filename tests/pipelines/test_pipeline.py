@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
-    pipeline, params = load_pipeline(folder, t5_length=t5_length)
+    pipeline, params = load_pipeline(folder, text_length=t5_length)
     conditioning = pipeline.encode(params, *pipeline.tokenize(batch))
     velocity = pipeline.velocity_fn(
         params['transformer'], None, conditioning, guidance, height, width
@@ -118,9 +118,9 @@ def test_shipped_miniature_makes_the_official_picture(name, height, width, t5_le
 
 
 def test_saves_what_it_loads(folder, tmp_path):
-    pipeline, params = load_pipeline(folder, t5_length=16)
+    pipeline, params = load_pipeline(folder, text_length=16)
     save_pipeline(tmp_path / 'copy', pipeline, params)
-    again, params_again = load_pipeline(tmp_path / 'copy', t5_length=16)
+    again, params_again = load_pipeline(tmp_path / 'copy', text_length=16)
     jax.tree.map(np.testing.assert_array_equal, params, params_again)
     assert (
         again.scheduler == pipeline.scheduler
@@ -151,10 +151,10 @@ def test_bad_folders_name_what_is_wrong(folder, tmp_path):
     shutil.copytree(folder, broken)
     (broken / 'vae' / 'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='vae/config.json'):
-        load_pipeline(broken, t5_length=16)
+        load_pipeline(broken, text_length=16)
     (broken / 'model_index.json').write_text(json.dumps({'_class_name': 'WanPipeline'}))
     with pytest.raises(ValueError, match='WanPipeline'):
-        load_pipeline(broken, t5_length=16)
+        load_pipeline(broken, text_length=16)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ SIZES = {
 
 @pytest.mark.parametrize('name', RELEASED)
 def test_sizes_are_the_published_ones(name):
-    pipeline = released_pipeline(name, t5_length=128)
+    pipeline = released_pipeline(name, text_length=128)
     for component, shapes in pipeline.abstract_params(list(SIZES[name])).items():
         billions = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
         assert billions == pytest.approx(SIZES[name][component], rel=2e-3), component
@@ -36,7 +36,7 @@ def test_sizes_are_the_published_ones(name):
     'write', [miniature.random_flux, miniature.random_sd3, miniature.random_sd15]
 )
 def test_conditioning_shapes_are_those_of_encoded_prompts(write, tmp_path):
-    pipeline, params = load_pipeline(write(tmp_path / 'model'), t5_length=16)
+    pipeline, params = load_pipeline(write(tmp_path / 'model'), text_length=16)
     conditioning = jax.jit(pipeline.encode)(
         params, *map(np.asarray, pipeline.tokenize(['A sign that says "ONE"', 'two', 'three']))
     )
@@ -48,4 +48,4 @@ def test_conditioning_shapes_are_those_of_encoded_prompts(write, tmp_path):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match='FLUX.1-dev'):
-        released_pipeline('some/model', t5_length=128)
+        released_pipeline('some/model', text_length=128)

@@ -48,7 +48,7 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     expected = pipe(**call, output_type='latent').images.permute(0, 2, 3, 1).numpy()
     expected_images = np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
 
-    pipeline, params = load_pipeline(folder, t5_length=1)
+    pipeline, params = load_pipeline(folder, text_length=1)
     conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
     negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
     velocity = pipeline.velocity_fn(
@@ -69,7 +69,7 @@ def test_opens_for_any_mesh_with_plain_attention_alone(folder):
         mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
         assert open_base(config, mesh)[1].GUIDANCE == 'cfg'
         with pytest.raises(ValueError, match="set model.attention='xla'"):
-            open_pipeline(folder, t5_length=1, attend=attention.InPlace(attention.cudnn, mesh))
+            open_pipeline(folder, text_length=1, attend=attention.InPlace(attention.cudnn, mesh))
 
 
 @pytest.mark.slow

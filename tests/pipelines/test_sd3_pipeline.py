@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def ours(folder, height, width, steps, guidance, noise, *, scan=False):
-    pipeline, params = load_pipeline(folder, t5_length=16, scan=scan)
+    pipeline, params = load_pipeline(folder, text_length=16, scan=scan)
     conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
     negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
     velocity = pipeline.velocity_fn(
@@ -78,7 +78,7 @@ def test_random_folder_makes_the_official_picture(folder, torch_pictures, height
 
 
 def test_saves_what_it_loads(folder, tmp_path):
-    pipeline, params = load_pipeline(folder, t5_length=16, scan=True)
+    pipeline, params = load_pipeline(folder, text_length=16, scan=True)
     save_pipeline(tmp_path / 'copy', pipeline, params)
     for name, filename in (('transformer', 'diffusion_pytorch_model'), ('text_encoder_2', 'model')):
         copy, original = (f / name / f'{filename}.safetensors' for f in (tmp_path / 'copy', folder))
@@ -89,7 +89,7 @@ def test_saves_what_it_loads(folder, tmp_path):
 
 
 def test_guidance_one_is_the_plain_network(folder):
-    pipeline, params = load_pipeline(folder, t5_length=16)
+    pipeline, params = load_pipeline(folder, text_length=16)
     x = jax.random.normal(jax.random.key(0), (3, *pipeline.latent_shape(32, 32)))
     s = jnp.array([0.3, 0.7, 1.0])
     conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.data.prompts import Prompt
-from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.rewards import Scorer, Scores
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
@@ -45,7 +44,7 @@ class Device:
         self._thread, self._queued, self._scored = ThreadPoolExecutor(1), Events(), scored
 
     def rollout(
-        self, params, adapters, conditioning, key, places, noise_levels
+        self, params, policy, conditioning, negative, key, places, noise_levels
     ) -> tuple[int, Future, Future]:
         batch = int(places[0]) // PER_BATCH
         self._queued.set(batch)
@@ -100,9 +99,7 @@ class Pixel:
 def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(workers):
     scored = Events()
     device = Device(scored)
-    encoder = lambda texts: Conditioning(
-        *(np.zeros((len(texts), 1), np.float32) for _ in Conditioning._fields)
-    )
+    encoder = lambda texts: {'context': np.zeros((len(texts), 1), np.float32)}
     prompts = [Prompt(str(i)) for i in range(BATCHES * PER_BATCH)]
     with Scorer(Pixel(scored), workers) as scorer:
         collector = Collector(
@@ -113,7 +110,7 @@ def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(
             PER_BATCH,
         )
         rollouts, scores, _ = collector.sample(
-            device.rollout, None, None, encoder, prompts, np.zeros(2, np.uint32), np.zeros(1)
+            device.rollout, None, None, encoder, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
         )
         values, valid = collector.gather(scores, len(prompts) * GROUP)
     assert rollouts == list(range(BATCHES)) and valid.all()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling.conditioning import text_conditioning
+from densegrpo_jax.sampling.conditioning import place, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from tests import miniature
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 def stored(folder, directory, prompts=PROMPTS, stop=None):
     config = default_config()
     config.model.dtype, config.text_cache = 'float32', str(directory)
-    pipeline = open_pipeline(folder, t5_length=16)
+    pipeline = open_pipeline(folder, text_length=16)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     return text_conditioning(
         config, folder.parent, folder, pipeline, prompts, mesh, stop or StopRequest()
@@ -37,25 +38,25 @@ def stored(folder, directory, prompts=PROMPTS, stop=None):
 
 def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):
     cache = stored(folder, tmp_path)
-    pipeline, params = load_pipeline(folder, t5_length=16)
+    pipeline, params = load_pipeline(folder, text_length=16)
     order = [PROMPTS[i] for i in (3, 0, 0, 4)]
     want = jax.jit(pipeline.encode)(params, *pipeline.tokenize(order))
     got = cache(order)
-    np.testing.assert_allclose(got.text, want.text, atol=1e-5)
-    np.testing.assert_allclose(got.pooled, want.pooled, atol=1e-5)
+    np.testing.assert_allclose(got['context'], want['context'], atol=1e-5)
+    np.testing.assert_allclose(got['pooled'], want['pooled'], atol=1e-5)
     monkeypatch.setattr(
         'densegrpo_jax.sampling.conditioning.load_params',
         lambda *a, **k: pytest.fail('the encoders were loaded again'),
     )
     again = stored(folder, tmp_path)
-    np.testing.assert_array_equal(again(order).text, got.text)
+    np.testing.assert_array_equal(again(order)['context'], got['context'])
     with pytest.raises(KeyError, match='SIX'):
         again(['A neon sign that says "SIX"'])
 
 
 def test_another_length_tokenizer_model_or_dtype_is_another_key(folder, tmp_path):
     key = lambda folder, length=16, dtype=jnp.float32: fingerprint(
-        folder, open_pipeline(folder, t5_length=length), dtype
+        folder, open_pipeline(folder, text_length=length), dtype
     )
     shutil.copytree(folder, tmp_path / 'same')
     shutil.copytree(folder, tmp_path / 'tokenizer')
@@ -70,15 +71,13 @@ def test_another_length_tokenizer_model_or_dtype_is_another_key(folder, tmp_path
         key(other),
     ]
     assert len(set(keys)) == 5 and key(tmp_path / 'same') == keys[0]
-    first, second = (TextCache(tmp_path / 'cache', k, jnp.float32) for k in keys[:2])
+    first, second = (TextCache(tmp_path / 'cache', k, _rows(1)) for k in keys[:2])
     first.fill(PROMPTS[:1], lambda part: _rows(len(part)), 1, lambda n: None)
     assert first.missing(PROMPTS[:2]) == PROMPTS[1:2] and second.missing(PROMPTS[:2]) == PROMPTS[:2]
 
 
 def _rows(count):
-    from densegrpo_jax.pipelines.base import Conditioning
-
-    return Conditioning(jnp.ones((count, 2, 3)), jnp.ones((count, 3)))
+    return {'context': jnp.ones((count, 2, 3)), 'pooled': jnp.ones((count, 3))}
 
 
 def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeypatch):
@@ -99,8 +98,42 @@ def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeyp
         cache(PROMPTS[:1])
 
 
+def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
+    """A mask is stored, read, placed and repeated with the context it belongs to; a file that lacks
+    it is not of this pipeline.
+    """
+    shapes = {
+        'context': jax.ShapeDtypeStruct((1, 4, 3), jnp.bfloat16),
+        'mask': jax.ShapeDtypeStruct((1, 4), jnp.bool_),
+    }
+    given = {
+        'context': np.arange(24, dtype=np.float32).reshape(2, 4, 3),
+        'mask': np.array([[True, True, False, False], [True, False, False, False]]),
+    }
+    cache = TextCache(tmp_path, 'key', shapes)
+    cache.fill(PROMPTS[:2], lambda part: given, 2, lambda n: None)
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    placed = place(TextCache(tmp_path, 'key', shapes), PROMPTS[1::-1], mesh)
+    assert {name: a.dtype for name, a in placed.items()} == {n: a.dtype for n, a in shapes.items()}
+    for name, rows in repeat_rows(placed, 2).items():
+        np.testing.assert_array_equal(np.asarray(rows, np.float32), given[name][[1, 1, 0, 0]])
+    one = {name: leaf for name, leaf in shapes.items() if name == 'context'}
+    TextCache(tmp_path, 'other', one).fill(PROMPTS[:1], lambda part: given, 1, lambda n: None)
+    with pytest.raises(ValueError, match="damaged .'mask'."):
+        TextCache(tmp_path, 'other', shapes)(PROMPTS[:1])
+
+
+@pytest.mark.parametrize('family', ['flux', 'sd3', 'sd15'])
+def test_declared_shapes_are_those_of_the_encoders(family, tmp_path):
+    folder = getattr(miniature, f'random_{family}')(tmp_path)
+    pipeline, params = load_pipeline(folder, text_length=16)
+    found = pipeline.encode(params, *pipeline.tokenize(PROMPTS[:2]))
+    shape = lambda tree: {name: (a.shape, a.dtype) for name, a in tree.items()}
+    assert shape(found) == shape(pipeline.conditioning_shapes(2))
+
+
 def test_host_memory_is_bounded(tmp_path):
-    cache = TextCache(tmp_path, 'key', jnp.float32, max_bytes=3 * (24 + 12))
+    cache = TextCache(tmp_path, 'key', _rows(1), max_bytes=3 * (24 + 12))
     cache.fill(PROMPTS, lambda part: _rows(len(part)), 2, lambda n: None)
     for prompt in PROMPTS:
         cache([prompt])

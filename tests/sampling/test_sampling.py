@@ -17,7 +17,7 @@ from tests import miniature
 
 @pytest.fixture(scope='module')
 def opened(tmp_path_factory):
-    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), t5_length=16)
+    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
 
 
 def sample(opened, prompts, places, **changes):
@@ -34,6 +34,7 @@ def sample(opened, prompts, places, **changes):
         params,
         None,
         conditioning,
+        None,
         key_data(stream_key(0, 1, 0)),
         np.array(places),
         schedule.noise_levels,
@@ -128,7 +129,7 @@ def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_const
     schedule = make_schedule(pipeline, config)
     rollout = make_rollout(pipeline, config, schedule, mesh)
     conditioning = pipeline.encode(params, *pipeline.tokenize(['A neon sign that says "ONE"']))
-    arguments = (params, None, conditioning, key_data(stream_key(0, 1, 0)), np.arange(1))
+    arguments = (params, None, conditioning, None, key_data(stream_key(0, 1, 0)), np.arange(1))
     given = [
         rollout(*arguments, levels)[0]
         for levels in (schedule.noise_levels, 0 * schedule.noise_levels)

@@ -105,7 +105,7 @@ def test_every_stage_once_then_a_pipeline_that_draws(tmp_path, drawn, monkeypatc
         'vae.png',
     ]
 
-    pipeline, params = load_pipeline(folder, t5_length=config.t5_length)
+    pipeline, params = load_pipeline(folder, text_length=config.t5_length)
     assert np.any(params['transformer']['proj_out']['kernel'])  # blank before the flow
 
     @jax.jit

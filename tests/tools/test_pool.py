@@ -125,7 +125,7 @@ def test_pictures_are_drawn_in_whole_chunks(size, such):
 
 def test_encoding_draws_chunk_after_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, 'CHUNK', 8)
-    pipeline, params = load_pipeline(miniature.random_flux(tmp_path), t5_length=16)
+    pipeline, params = load_pipeline(miniature.random_flux(tmp_path), text_length=16)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 32, 3), np.uint8)
     texts = [[f'A neon sign that says "{letter * n}"' for n in range(1, 9)] for letter in 'AB']
 

@@ -19,7 +19,7 @@ from tools.make_miniature import datasets, flow_stage, stage, text_stage, vae_st
 
 @pytest.fixture(scope='module')
 def flux(tmp_path_factory):
-    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), t5_length=16)
+    return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
 
 
 def test_folded_channel_scale_changes_latents_and_nothing_else(flux):

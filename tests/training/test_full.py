@@ -106,7 +106,7 @@ def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):
     export(config, workdir, tmp_path / 'merged', layout='merged', checkpoint='latest')
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     policy, _ = load_adapters(load_base(config, mesh, ())[0], config, mesh, workdir, 'latest')
-    _, params = load_pipeline(tmp_path / 'merged', t5_length=16)
+    _, params = load_pipeline(tmp_path / 'merged', text_length=16)
     jax.tree.map(np.testing.assert_array_equal, params['transformer'], policy)
     card = (tmp_path / 'merged' / 'README.md').read_text()
     assert 'FluxPipeline.from_pretrained' in card and 'Evaluation score before' in card

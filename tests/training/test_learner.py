@@ -13,7 +13,7 @@ from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.core.rollout import dense_rollout
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
-from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.state import TrainState
@@ -34,11 +34,11 @@ class Network:
     """A pipeline whose velocity is tanh(x W) + s x + the prompt; W = base + policy."""
 
     def velocity_fn(
-        self, base, trained, conditioning, guidance, height, width, *, negative=None, both=False
+        self, base, policy, conditioning, guidance, height, width, *, negative=None, both=False
     ):
-        matrix = base['w'] if trained is None else base['w'] + trained['a']
+        matrix = base['w'] if policy is None else base['w'] + policy['a']
         return lambda x, s: (
-            jnp.tanh(x @ matrix) + s[:, None, None] * x + conditioning.pooled[:, None, :]
+            jnp.tanh(x @ matrix) + s[:, None, None] * x + conditioning['pooled'][:, None, :]
         )
 
 
@@ -72,13 +72,14 @@ def one_iteration(invalid=None, nan=None, **changes):
     )
     schedule = Schedule(SIGMAS, levels, plan, needed_states('dense', plan), None)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    conditioning = Conditioning(jnp.zeros((PROMPTS, 1, 1)), jnp.asarray(PROMPT))
+    conditioning = {'pooled': jnp.asarray(PROMPT)}
     noise = (
         NOISE
         if nan is None
         else np.where(np.arange(SAMPLES)[:, None, None] == nan, np.float32(np.nan), NOISE)
     )
-    sampler = Network().velocity_fn({'w': BASE}, {'a': START}, conditioning.repeat(GROUP), 1, 1, 1)
+    repeated = repeat_rows(conditioning, GROUP)
+    sampler = Network().velocity_fn({'w': BASE}, {'a': START}, repeated, 1, 1, 1)
     rollout = jax.jit(
         lambda: dense_rollout(
             sampler,
@@ -107,7 +108,7 @@ def one_iteration(invalid=None, nan=None, **changes):
         rewards,
         valid,
         *make_update(Network(), c, tx, mesh)(
-            state, {'transformer': {'w': BASE}}, conditioning, batch
+            state, {'transformer': {'w': BASE}}, conditioning, None, batch
         ),
     )
 

@@ -59,7 +59,13 @@ class Iteration:
         """
         key = key_data(jax.random.key(1))
         rollout, images, finite = self._rollout(
-            self.params, self.start().policy, self.conditioning, key, np.arange(2), self._levels
+            self.params,
+            self.start().policy,
+            self.conditioning,
+            None,
+            key,
+            np.arange(2),
+            self._levels,
         )
         images = np.asarray(images)
         rewards = images[:, :, :, : images.shape[3] // 2].mean((2, 3, 4)).astype(np.float32) / 255
@@ -68,7 +74,7 @@ class Iteration:
     def update(self, batch):
         """Loss, and the gradient of every adapter."""
         before = jax.device_get(self.start().policy)
-        state, metrics = self._update(self.start(), self.params, self.conditioning, batch)
+        state, metrics = self._update(self.start(), self.params, self.conditioning, None, batch)
         return float(metrics['loss']), jax.tree.map(
             lambda a, b: a - b, before, jax.device_get(state.policy)
         )

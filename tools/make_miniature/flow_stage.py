@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.packing import pack_latents
 
 
@@ -92,11 +92,8 @@ def distil_loss(
         nothing = pipeline.encode(
             teacher, jnp.asarray(empty['clip_ids'])[None], jnp.asarray(empty['t5_ids'])[None]
         )
-        both = Conditioning(
-            *(
-                jnp.concatenate([c, jnp.broadcast_to(u, c.shape)])
-                for c, u in zip(conditional, nothing)
-            )
+        both = jax.tree.map(
+            lambda c, u: jnp.concatenate([c, jnp.broadcast_to(u, c.shape)]), conditional, nothing
         )
         velocity = pipeline.velocity_fn(
             teacher['transformer'], None, both, jnp.ones(2 * n), height, width

@@ -141,7 +141,7 @@ def prepare(config, workdir: pathlib.Path, mesh: Mesh) -> Work:
     )
     tokenizers = load_tokenizers(workdir / 'tokenizers')
     pipeline = build_pipeline(
-        component_configs(config, *tokenizers), SCHEDULER, tokenizers, t5_length=config.t5_length
+        component_configs(config, *tokenizers), SCHEDULER, tokenizers, text_length=config.t5_length
     )
     return Work(config, workdir, data, pipeline, mesh)
 
