@@ -60,12 +60,12 @@ def main(_) -> None:
     try:
         with Checkpoints(folder) as checkpoints:
             began = time.monotonic()
-            digests = checkpoints.digests(state)  # taken after every update, before a stop can come
+            checkpoints.prepare(state)  # after every update, before a stop can come
             print(f'{size:.2f} GiB; digests {time.monotonic() - began:.1f} s, compilation included')
 
             def stop(step):
                 began = time.monotonic()
-                checkpoints.save(step, state, {}, digests=digests)
+                checkpoints.save(step, state, {})
                 released = time.monotonic() - began
                 checkpoints.wait_until_finished()
                 return (
@@ -73,7 +73,7 @@ def main(_) -> None:
                 )
 
             print('saved by a stop:', stop(1))
-            checkpoints.save(2, state, {}, digests=digests)
+            checkpoints.save(2, state, {})
             print('saved by a stop that comes while a checkpoint is being written:', stop(3))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

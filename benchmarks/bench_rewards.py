@@ -162,10 +162,10 @@ def iteration(config, mesh):
     def timed(scorer) -> float:
         collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
         start = time.perf_counter()
-        _, scores, _ = collector.sample(
+        _, pending, _ = collector.sample(
             rollout_fn, params, adapters, encoder, negative, chosen, key, schedule.noise_levels
         )
-        collector.gather(scores, r.prompts * r.group)
+        collector.scores(pending, r.prompts * r.group)
         return time.perf_counter() - start
 
     return timed

@@ -275,10 +275,10 @@ def _run(
             prompts_of_iteration(config, train, iteration),
         )
         levels = np.asarray(psi, np.float32)
-        rollouts, scores, _ = collector.sample(
+        rollouts, pending, _ = collector.sample(
             rollout_fn, params, adapters, encoder, negative, chosen, key, levels
         )
-        values, valid = collector.gather(scores, samples)
+        values, valid = collector.scores(pending, samples)
         return np.asarray(
             state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].sources), np.float64
         )

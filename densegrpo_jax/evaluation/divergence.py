@@ -116,7 +116,7 @@ class Divergence:
             kl[: self._count] = [
                 record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)
             ]
-        kl = stop.merge({KL: kl})[KL]
+        kl = stop.communicator.merge(kl)
         if adapters is None:
             kl[: self._count] = 0
         schedule = self._schedule

@@ -196,11 +196,11 @@ class Evaluator:
             for i in np.flatnonzero(done):
                 for name in self.names:
                     scores[name][i] = known[i][name]
-        scores = stop.merge(scores)
-        todo = np.flatnonzero(~np.frombuffer(stop.gather(done.tobytes())[0], bool))
+        scores = stop.communicator.merge(scores)
+        todo = np.flatnonzero(~np.frombuffer(stop.communicator.exchange(done.tobytes())[0], bool))
 
         def keep(batch: Sampled) -> None:
-            found = stop.merge(self._scores(batch, stop))
+            found = stop.communicator.merge(self._scores(batch, stop))
             for name in self.names:
                 scores[name][batch.prompts] = found[name]
             for j, i in enumerate(batch.prompts if record is not None else ()):

@@ -32,12 +32,12 @@ class Agreement:
             0,
         )
 
-    def gather(self, value) -> list:
+    def poll(self, value) -> list:
         """The JSON values of all processes, in their order."""
         self._asked += 1
         return [
             json.loads(one)
-            for one in self._hosts.gather(f'{self._name}/{self._asked}', json.dumps(value).encode())
+            for one in self._hosts.share(f'{self._name}/{self._asked}', json.dumps(value).encode())
         ]
 
     @contextlib.contextmanager
@@ -55,7 +55,7 @@ class Agreement:
         # a process that leaves in another way ends the others through JAX's heartbeat
         except Exception as raised:
             error = raised
-        said = self.gather(
+        said = self.poll(
             None if error is None else [isinstance(error, self._fatal), self._brief(error)]
         )
         failed = {index: one for index, one in enumerate(said) if one}

@@ -113,6 +113,7 @@ class Checkpoints:
         self._read_only, self._hosts = read_only, hosts or Hosts()
         self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, _brief)
         self._saving = None
+        self._prepared = None, {}  # a state and its digests
         logging.get_absl_logger().addFilter(_without_orbax_chatter)
         if not read_only and self.directory.is_dir() and self._hosts.primary:
             for path in sorted(self.directory.iterdir()):
@@ -163,17 +164,21 @@ class Checkpoints:
                     step,
                     _brief(error),
                 )
-        scores, unscored = self._agreement.gather([self._scores, sorted(self._unscored)])[0]
+        scores, unscored = self._agreement.poll([self._scores, sorted(self._unscored)])[0]
         self._scores = {int(step): score for step, score in scores.items()}
         self._unscored.clear()
         self._unscored.update(unscored)
 
     # Saving
 
-    def digests(self, state) -> dict[str, int]:
-        """What `save` needs to compute on the devices: hashes by the state's paths. Waits for the
-        state.
+    def prepare(self, state) -> None:
+        """Computes now what saving this very `state` needs of the devices, which may be busy with
+        something longer by then. Waits for the state.
         """
+        self._prepared = state, self._digests(state)
+
+    def _digests(self, state) -> dict[str, int]:
+        """Hashes of the arrays by the state's paths."""
         # On a CPU that plays several devices, a program started beside one that waits in a
         # collective can take the last thread: deadlock.
         flat = flatten(jax.block_until_ready(state))
@@ -184,15 +189,7 @@ class Checkpoints:
             ).items()
         }
 
-    def save(
-        self,
-        step: int,
-        state,
-        meta: Mapping,
-        *,
-        score: float | None = None,
-        digests: Mapping[str, int] | None = None,
-    ) -> None:
+    def save(self, step: int, state, meta: Mapping, *, score: float | None = None) -> None:
         """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or
         donated.
 
@@ -205,20 +202,20 @@ class Checkpoints:
           meta: dict of JSON values.
           score: value that decides which checkpoint is best; None or non-finite: this one does not
             compete.
-          digests: `digests(state)`, where the devices are busy with something else by now.
 
         Raises:
           OSError: this or the previous checkpoint could not be written, e.g. for lack of space.
             Older ones are untouched.
         """
         flat = flatten(state)
-        digests = self.digests(state) if digests is None else digests
+        prepared, digests = self._prepared
+        digests = digests if prepared is state else self._digests(state)
         document = {
             'meta': dict(meta),
             'fingerprint': self._fingerprint,
             'score': score if score is not None and math.isfinite(score) else None,
             'arrays': {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()},
-            'digests': dict(digests),
+            'digests': digests,
         }
         json.dumps(document)  # before anything is written: meta must be JSON
         self._note_score(step, document['score'])
@@ -298,7 +295,7 @@ class Checkpoints:
         damaged = {}
         # The steps that the primary process sees: a folder on a network may show every process
         # another list.
-        for step in reversed(self._agreement.gather(self.steps())[0]):
+        for step in reversed(self._agreement.poll(self.steps())[0]):
             try:
                 restored = self.restore(step, abstract_state)
             except _NOT_DAMAGE:

@@ -60,7 +60,7 @@ class Hosts:
                 return None
             raise
 
-    def gather(self, folder: str, value: bytes) -> list[bytes]:
+    def share(self, folder: str, value: bytes) -> list[bytes]:
         """The values of all processes, in their order, once all have given theirs. A folder is used
         once.
 

@@ -3,48 +3,42 @@ ends the process at once.
 
 A process ends with ``FINISHED`` when training is complete, with ``RESUMABLE`` when it was asked to
 stop and the same command continues it, and with anything else when it failed.
-
-In a run of several processes all stop at the same place. Their loops go in step through numbered
-rounds (`StopRequest.gather`), and a round ends in one of two ways, for all of them alike: with the
-values of all, or with Preempted because one process was asked to stop before it had given its
-value.
 """
 
 import concurrent.futures
 import contextlib
-import io
 import os
 import signal
 import time
 
 import jax
-import numpy as np
 
+from densegrpo_jax.runtime.communicator import Communicator, Preempted
 from densegrpo_jax.runtime.hosts import Hosts
 
 FINISHED = 0
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
-class Preempted(Exception):
-    """Raised inside the loop once a stop was requested; what is under way is given up, the last
-    completed update is kept.
-    """
-
-
 class StopRequest:
     """Whether a signal has asked this process, or another one of the run, to stop.
 
+    In a run of several processes all stop at the same place: a process that stops leaves the rounds
+    of the others (`Communicator`), and notices where another one has left.
+
     Args:
-      hosts: the processes of the run; None: this one alone.
+      communicator: of the processes of the run; None: of this one alone.
     """
 
-    POLL_SECONDS = 0.25  # between two looks at what the other processes want
-
-    def __init__(self, hosts: Hosts | None = None):
+    def __init__(self, communicator: Communicator | None = None):
         self.signal_name: str | None = None
-        self.hosts = hosts or Hosts()
-        self._round, self._looked, self._left = 0, 0.0, False
+        self.communicator = communicator or Communicator()
+        self.communicator.before_round = self.check
+
+    @property
+    def hosts(self) -> Hosts:
+        """The processes of the run."""
+        return self.communicator.hosts
 
     @property
     def requested(self) -> bool:
@@ -52,18 +46,10 @@ class StopRequest:
 
     def check(self) -> None:
         """Raises Preempted if a stop was requested, in all processes of the run."""
-        if (
-            self.hosts.count > 1
-            and not self.requested
-            and time.monotonic() > self._looked + self.POLL_SECONDS
-        ):
-            self._looked = time.monotonic()
-            if self.hosts.find(f'round/{self._round}/stop') is not None:
-                self.signal_name = 'another process of the run'
+        if not self.requested and self.communicator.someone_leaves():
+            self.signal_name = 'another process of the run'
         if self.requested:
-            if self.hosts.count > 1 and not self._left:
-                self.hosts.announce(f'round/{self._round}/stop')
-                self._finish_round(None)
+            self.communicator.leave()
             raise Preempted(f'stopped by {self.signal_name}')
 
     def leave(self, reason: str) -> None:
@@ -71,44 +57,7 @@ class StopRequest:
         raise Preempted, this call returns.
         """
         self.signal_name = reason
-        with contextlib.suppress(Preempted):
-            self.check()
-
-    def gather(self, value: bytes = b'') -> list[bytes]:
-        """The values of all processes, in their order; every process must come here equally often.
-        Raises Preempted in all or none.
-        """
-        self.check()
-        return [value] if self.hosts.count == 1 else self._finish_round(value)
-
-    def merge(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Float arrays, equal shapes in all processes, NaN where another has the value -> whole
-        arrays, in every process. As `gather`.
-        """
-        if self.hosts.count == 1:
-            self.check()
-            return arrays
-        file = io.BytesIO()
-        np.savez(file, **arrays)
-        for given in self.gather(file.getvalue()):
-            with np.load(io.BytesIO(given), allow_pickle=False) as other:
-                for name, values in arrays.items():
-                    np.copyto(values, other[name], where=np.isnan(values))
-        return arrays
-
-    def _finish_round(self, value: bytes | None) -> list[bytes]:
-        """Gives this process's value (None: it stops) and waits for those of the others."""
-        given = self.hosts.gather(
-            f'round/{self._round}', b'stop' if value is None else b'go' + value
-        )
-        if self.hosts.primary and self._round > 1:
-            # everyone has read it: they have answered in the round after
-            self.hosts.forget(f'round/{self._round - 2}')
-        self._round += 1
-        if b'stop' in given:
-            self.signal_name, self._left = self.signal_name or 'another process of the run', True
-            raise Preempted(f'stopped by {self.signal_name}')
-        return [one[2:] for one in given]
+        self.communicator.leave()
 
     def wait(self, value, poll_seconds: float = 0.02):
         """Waits for device arrays or futures, but not a moment longer than the stop request: then
@@ -146,8 +95,10 @@ def _ready(leaf) -> bool:
 
 
 @contextlib.contextmanager
-def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | None = None):
-    """Yields a StopRequest (of `hosts`) that a stop signal sets; the previous handlers return
+def handle_stop_signals(
+    signals=(signal.SIGTERM, signal.SIGINT), communicator: Communicator | None = None
+):
+    """Yields a StopRequest (of the `communicator`) that a stop signal sets; the previous handlers return
     afterwards. Main thread only.
 
     The second of `signals` has the system's default action, so that it works even while the process
@@ -157,7 +108,7 @@ def handle_stop_signals(signals=(signal.SIGTERM, signal.SIGINT), hosts: Hosts | 
     that the terminal has given to both. An ignored SIGHUP (nohup) stays ignored. SIGUSR1 does
     nothing afterwards: one that comes late must not end what is left to do after the save.
     """
-    stop = StopRequest(hosts)
+    stop = StopRequest(communicator)
     previous = {}
 
     def on_signal(number, frame):

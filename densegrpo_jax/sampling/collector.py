@@ -5,11 +5,14 @@ while the next one is sampled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from densegrpo_jax.core.rollout import DenseRollout
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.rewards.scorer import Scorer
@@ -17,6 +20,14 @@ from densegrpo_jax.runtime.mesh import local_rows
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import place
 from densegrpo_jax.sampling.conditioning_cache import TextCache
+
+
+class Pending(NamedTuple):
+    """A batch whose pictures are being scored: of its samples those that this process scores."""
+
+    future: Future | None  # Scores of S * r pictures; None where r is 0
+    finite: np.ndarray  # bool [S, r]
+    places: np.ndarray  # int [r], among all samples of the iteration
 
 
 class Collector:
@@ -45,7 +56,7 @@ class Collector:
         chosen: Sequence[Prompt],
         key: np.ndarray,
         noise_levels: np.ndarray,
-    ) -> tuple[list, list, Conditioning]:
+    ) -> tuple[list[DenseRollout], list[Pending], Conditioning]:
         """Starts everything.
 
         Args:
@@ -53,25 +64,27 @@ class Collector:
           chosen: P prompts.
 
         Returns:
-          rollouts: list of DenseRollout on the devices.
-          scores: list of (future Scores of this process's S * r pictures or None, finite [S, r],
-          their places [r]), in the same order. conditioning: of all prompts [P, ...].
+          rollouts: list of DenseRollout on the devices, a batch each.
+          pending: in the same order.
+          conditioning: of all prompts [P, ...].
         """
         texts = [p.text for p in chosen]
         conditioning = place(encoder, texts, self._mesh)
-        rollouts, scores, waiting = [], [], None
+        rollouts, pending, waiting = [], [], None
         for start in range(0, len(chosen), self._batch):
             places = np.arange(start, start + self._batch)
             of_batch = place(encoder, texts[start : start + self._batch], self._mesh)
             result = rollout_fn(params, adapters, of_batch, negative, key, places, noise_levels)
             if waiting is not None:
-                scores.append(self._submit(*waiting))
+                pending.append(self._submit(*waiting))
             rollouts.append(result[0])
             waiting = (result[1], result[2], chosen, start * self._group)
-        scores.append(self._submit(*waiting))
-        return rollouts, scores, conditioning
+        pending.append(self._submit(*waiting))
+        return rollouts, pending, conditioning
 
-    def _submit(self, images: jax.Array, finite: jax.Array, prompts: Sequence[Prompt], start: int):
+    def _submit(
+        self, images: jax.Array, finite: jax.Array, prompts: Sequence[Prompt], start: int
+    ) -> Pending:
         """Starts scoring the rows of a batch that are this process's; `start` is the batch's first
         place among the samples.
         """
@@ -85,24 +98,28 @@ class Collector:
             if len(places)
             else None
         )
-        return future, finite, places
+        return Pending(future, finite, places)
 
-    def gather(self, scores: list, samples: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Waits for the scorers of all processes: name -> float32 [S, samples] (0 where invalid),
-        and the mask of valid scores.
+    def scores(
+        self, pending: Sequence[Pending], samples: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Waits for the scorers of all processes.
+
+        Args:
+          pending: of `sample`. samples: of all batches together.
+
+        Returns:
+          name -> float32 [S, samples], 0 where invalid; and bool [S, samples], which are valid.
         """
-        parts = self._stop.wait([future for future, *_ in scores])
-        values = {
-            name: np.full((scores[0][1].shape[0], samples), np.nan, np.float32)
-            for name in (*self._scorer.names, 'valid')
-        }
-        for part, (_, finite, places) in zip(parts, scores):
+        parts = self._stop.wait([batch.future for batch in pending])
+        empty = lambda: np.full((pending[0].finite.shape[0], samples), np.nan, np.float32)
+        values, valid = {name: empty() for name in self._scorer.names}, empty()
+        for part, (_, finite, places) in zip(parts, pending):
             if part is not None:
-                valid = part.valid.reshape(finite.shape) & finite
-                values['valid'][:, places] = valid
-                for name in self._scorer.names:
-                    values[name][:, places] = np.where(
-                        valid, part.values[name].reshape(finite.shape), 0
-                    )
-        values = self._stop.merge(values)
-        return values, values.pop('valid') == 1
+                scored = part.valid.reshape(finite.shape) & finite
+                valid[:, places] = scored
+                for name, rows in values.items():
+                    rows[:, places] = np.where(scored, part.values[name].reshape(finite.shape), 0)
+        # apart: a score may have any name
+        values, valid = self._stop.communicator.merge((values, valid))
+        return values, valid == 1

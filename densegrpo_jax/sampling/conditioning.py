@@ -145,7 +145,7 @@ def text_conditioning(
     # encode what any of them misses.
     masks = [
         np.frombuffer(mask, bool)
-        for mask in stop.gather(np.array([p in here for p in prompts]).tobytes())
+        for mask in stop.communicator.exchange(np.array([p in here for p in prompts]).tobytes())
     ]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
@@ -159,7 +159,7 @@ def text_conditioning(
 
             def done(count: int) -> None:
                 bar.update(count)
-                stop.gather()
+                stop.communicator.exchange()
 
             cache.fill(missing, encoder, encoder.batch, done)
     return cache

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.runtime import console
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import only_writer
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -64,7 +65,10 @@ def execute(
             logging.set_verbosity(logging.WARNING)
         workdir.mkdir(parents=True, exist_ok=True)
         keep_compiled(str(workdir / 'compiled'))
-        with only_writer(workdir, hosts), handle_stop_signals(hosts=hosts) as stop:
+        with (
+            only_writer(workdir, hosts),
+            handle_stop_signals(communicator=Communicator(hosts)) as stop,
+        ):
             return FINISHED, work(workdir, make_mesh(config.mesh), stop)
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):

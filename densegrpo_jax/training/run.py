@@ -216,9 +216,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                     key,
                     schedule.noise_levels,
                 )
-                rollouts, scores, conditioning = sampling
+                rollouts, pending, conditioning = sampling
                 sampled = time.monotonic()
-                values, valid = collector.gather(scores, r.prompts * r.group)
+                values, valid = collector.scores(pending, r.prompts * r.group)
                 scored = time.monotonic()
                 # 2. Credit, advantages, update.
                 batch, credit_metrics = credit_fn(
@@ -232,12 +232,11 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 # a stop need not wait for an update either, which may take minutes
                 if not donates_state(config):
                     stop.wait(update_metrics)
-                    stop.gather()  # all processes have this update, or none takes it
+                    stop.communicator.exchange()  # all processes have this update, or none takes it
                 state = updated
                 metrics = jax.device_get({**credit_metrics, **update_metrics})
-                # What saving this update needs of the devices, now: a stop may come while they are
-                # busy with something longer.
-                digests = checkpoints.digests(state)
+                # now: a stop may come while the devices are busy with something longer
+                checkpoints.prepare(state)
                 now = time.monotonic()
                 # 3. Account for it.
                 step += 1
@@ -276,9 +275,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 ):
                     # a run that continues from the checkpoint does not write its metrics again
                     writer.flush()
-                    checkpoints.save(
-                        step, state, dataclasses.asdict(progress), score=score, digests=digests
-                    )
+                    checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
                     saved = step
                 stop.check()
         except (Preempted, RewardError) as reason:
@@ -286,7 +283,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 stop.leave('an error of the reward')
             if step > saved:
                 writer.flush()
-                checkpoints.save(step, state, dataclasses.asdict(progress), digests=digests)
+                checkpoints.save(step, state, dataclasses.asdict(progress))
             checkpoints.wait_until_finished()
             logging.warning('saved after iteration %d of %d', step, config.iterations)
             raise

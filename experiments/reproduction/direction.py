@@ -154,8 +154,8 @@ def _prepare(
             key,
             schedule.noise_levels,
         )
-        rollouts, scores, conditioning = sampled
-        values, valid = collector.gather(scores, samples)
+        rollouts, pending, conditioning = sampled
+        values, valid = collector.scores(pending, samples)
         found = {}
         for name, credit_fn in credits.items():
             batch, _ = credit_fn(rollouts, values[TOTAL], valid, {n: values[n] for n in weights})

@@ -23,6 +23,7 @@ from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
+from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling import noise
@@ -113,7 +114,7 @@ def run(sampler, record, group=2, hosts=None, scorer=At):
             embed=make_embedding('pixels'),
             sample=sampler,
         )
-        return evaluator(None, None, StopRequest(hosts), record, 'base')
+        return evaluator(None, None, StopRequest(Communicator(hosts)), record, 'base')
 
 
 def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):

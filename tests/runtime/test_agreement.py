@@ -10,14 +10,12 @@ from tests.fake_hosts import on_hosts
 def test_values_of_all_in_their_order():
     def twice(hosts):
         agreement = Agreement(hosts, 'test')
-        return agreement.gather({'index': hosts.index}), agreement.gather(
-            '' if hosts.index else None
-        )
+        return agreement.poll({'index': hosts.index}), agreement.poll('' if hosts.index else None)
 
     assert on_hosts(twice, 3) == [([{'index': 0}, {'index': 1}, {'index': 2}], [None, '', ''])] * 3
-    assert Agreement(Hosts(), 'test').gather([1.5]) == [[1.5]]
+    assert Agreement(Hosts(), 'test').poll([1.5]) == [[1.5]]
     assert (
-        on_hosts(lambda hosts: hosts.gather('raw', bytes([hosts.index]) * 2 * hosts.index), 3)
+        on_hosts(lambda hosts: hosts.share('raw', bytes([hosts.index]) * 2 * hosts.index), 3)
         == [[b'', b'\1\1', b'\2\2\2\2']] * 3
     )
 
@@ -45,7 +43,7 @@ def test_an_error_of_one_is_an_error_of_all(errors, expected):
             if errors[hosts.index] is not None:
                 raise errors[hosts.index]
             went_on = True
-        assert agreement.gather(went_on) == [True, True]  # still in step
+        assert agreement.poll(went_on) == [True, True]  # still in step
         return 'went on'
 
     found = on_hosts(attempt)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from densegrpo_jax.runtime import stop as preemption
+from densegrpo_jax.runtime.communicator import Communicator
 from tests import fake_hosts
 
 
@@ -75,13 +76,16 @@ def test_a_slow_future_does_not_hold_up_a_stop():
 
 def test_a_process_that_leaves_for_its_own_reason_stops_the_others_in_the_same_round():
     def loop(hosts):
-        stop, rounds = preemption.StopRequest(hosts), []
+        stop, rounds = preemption.StopRequest(Communicator(hosts)), []
         with pytest.raises(preemption.Preempted) if hosts.index else contextlib.nullcontext():
             while True:
                 if hosts.primary and len(rounds) == 2:
                     stop.leave('its rewards are gone')
                     break
-                rounds.append(stop.gather(str(hosts.index).encode()))
+                rounds.append(stop.communicator.exchange(str(hosts.index).encode()))
+        if hosts.index:
+            with pytest.raises(preemption.Preempted):
+                stop.check()
         return rounds, stop.signal_name
 
     (ours, why), (theirs, heard) = fake_hosts.on_hosts(loop)
@@ -96,6 +100,7 @@ LISTENING = ['env', '--default-signal=HUP,INT']
 PROGRAM = """
 import sys, time
 from densegrpo_jax.runtime import stop as preemption
+from densegrpo_jax.runtime.communicator import Communicator
 with preemption.handle_stop_signals() as stop:
     print('ready', flush=True)
     while not (stop.requested and sys.argv[1] == 'once'):
@@ -124,6 +129,7 @@ def test_exit_status_of_a_real_process(times, code):
 SIGNALS = """
 import os, signal, sys
 from densegrpo_jax.runtime import stop as preemption
+from densegrpo_jax.runtime.communicator import Communicator
 with preemption.handle_stop_signals() as stop:
     for name in sys.argv[1:]:
         os.kill(os.getpid(), getattr(signal, name))

@@ -95,6 +95,37 @@ class Pixel:
         return Scores({'pixel': images[:, 0, 0, 0].astype(np.float32)}, np.ones(len(images), bool))
 
 
+class Valid(Pixel):
+    """A reward whose score has the name of the mask."""
+
+    name, names = 'valid', ('valid', 'finite')
+
+    def __init__(self):
+        pass
+
+    def __call__(self, images, prompts, metadata):
+        values = 0.25 * images[:, 0, 0, 0].astype(np.float32)
+        return Scores({'valid': values, 'finite': -values}, images[:, 0, 0, 0] != 4)
+
+
+def test_a_score_may_have_any_name_the_mask_is_not_among_them():
+    images = np.arange(6, dtype=np.uint8).reshape(1, 6, 1, 1, 1).repeat(3, -1)
+    rollout = lambda *_: (None, jnp.asarray(images), jnp.ones((1, 6), bool).at[0, 1].set(False))
+    encoder = lambda texts: {'context': np.zeros((len(texts), 1), np.float32)}
+    prompts = [Prompt('one'), Prompt('two')]
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    with Scorer(Valid(), 1) as scorer:
+        collector = Collector(mesh, scorer, StopRequest(), 3, 2)
+        _, pending, _ = collector.sample(
+            rollout, None, None, encoder, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
+        )
+        values, valid = collector.scores(pending, 6)
+    assert valid.dtype == bool and valid.tolist() == [[True, False, True, True, False, True]]
+    # 0 where there is none
+    np.testing.assert_array_equal(values['valid'], [[0, 0, 0.5, 0.75, 0, 1.25]])
+    np.testing.assert_array_equal(values['finite'], -values['valid'])
+
+
 @pytest.mark.parametrize('workers', [1, 3])
 def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(workers):
     scored = Events()
@@ -109,10 +140,10 @@ def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(
             GROUP,
             PER_BATCH,
         )
-        rollouts, scores, _ = collector.sample(
+        rollouts, pending, _ = collector.sample(
             device.rollout, None, None, encoder, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
         )
-        values, valid = collector.gather(scores, len(prompts) * GROUP)
+        values, valid = collector.scores(pending, len(prompts) * GROUP)
     assert rollouts == list(range(BATCHES)) and valid.all()
     # Every score stands where its picture belongs: [state, prompt-major sample].
     expected = [

@@ -81,13 +81,15 @@ def _rows(count):
 
 
 def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeypatch):
-    class StopsAfterABatch(StopRequest):
-        def gather(self, value=b''):
-            if not value:  # the call after a batch
-                self.signal_name = 'SIGTERM'
-            return super().gather(value)
+    stop = StopRequest()
+    exchange = stop.communicator.exchange
 
-    stop = StopsAfterABatch()
+    def stopping(value=b''):
+        if not value:  # the call after a batch
+            stop.signal_name = 'SIGTERM'
+        return exchange(value)
+
+    stop.communicator.exchange = stopping
     with pytest.raises(Preempted):
         stored(folder, tmp_path, stop=stop)
     assert len(list(tmp_path.rglob('*.safetensors'))) > 0

@@ -1,0 +1,102 @@
+"""What the processes of a run agree on while it goes on: values of all of them, in rounds.
+
+The processes go in step through numbered rounds (`Communicator.exchange`), and a round ends in one
+of two ways, for all of them alike: with the values of all, or with Preempted because one process
+left before it had given its value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from densegrpo_jax.runtime.hosts import Hosts
+
+
+class Preempted(Exception):
+    """Raised inside the loop once a stop was requested; what is under way is given up, the last
+    completed update is kept.
+    """
+
+
+class Communicator:
+    """The rounds of a run.
+
+    Args:
+      hosts: the processes of the run; None: this one alone.
+
+    Attributes:
+      before_round: called before this process gives a value; may raise, where this process does not
+        want to wait for the others any more. A `StopRequest` puts its check here.
+    """
+
+    POLL_SECONDS = 0.25  # between two looks at whether another process leaves
+
+    def __init__(self, hosts: Hosts | None = None):
+        self.hosts = hosts or Hosts()
+        self.before_round: Callable[[], None] = lambda: None
+        self._round, self._looked, self._over = 0, 0.0, False
+
+    def exchange(self, value: bytes = b'') -> list[bytes]:
+        """The values of all processes, in their order; every process must come here equally often.
+
+        Raises Preempted in all processes or in none.
+        """
+        self.before_round()
+        return [value] if self.hosts.count == 1 else self._finish_round(value)
+
+    def merge(self, tree):
+        """A pytree of float arrays, NaN where another process has the value -> whole arrays, in
+        every process.
+
+        Structure and shapes must be equal in all processes; the arrays given may be written to. As
+        `exchange`.
+        """
+        if self.hosts.count == 1:
+            self.before_round()
+            return tree
+        leaves, structure = jax.tree.flatten(tree)
+        file = io.BytesIO()
+        np.savez(file, *leaves)
+        for given in self.exchange(file.getvalue()):
+            with np.load(io.BytesIO(given), allow_pickle=False) as other:
+                for i, leaf in enumerate(leaves):
+                    np.copyto(leaf, other[f'arr_{i}'], where=np.isnan(leaf))
+        return jax.tree.unflatten(structure, leaves)
+
+    def someone_leaves(self) -> bool:
+        """Whether another process leaves, or a round has ended with that; looks not more often than
+        every POLL_SECONDS.
+        """
+        if self.hosts.count == 1 or self._over:
+            return self._over
+        if time.monotonic() <= self._looked + self.POLL_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return self.hosts.find(f'round/{self._round}/stop') is not None
+
+    def leave(self) -> None:
+        """Ends the present round, and with it all rounds: the others raise Preempted."""
+        if self.hosts.count > 1 and not self._over:
+            self.hosts.announce(f'round/{self._round}/stop')
+            with contextlib.suppress(Preempted):
+                self._finish_round(None)
+
+    def _finish_round(self, value: bytes | None) -> list[bytes]:
+        """Gives this process's value (None: it leaves) and waits for those of the others."""
+        given = self.hosts.share(
+            f'round/{self._round}', b'stop' if value is None else b'go' + value
+        )
+        if self.hosts.primary and self._round > 1:
+            # everyone has read it: they have answered in the round after
+            self.hosts.forget(f'round/{self._round - 2}')
+        self._round += 1
+        if b'stop' in given:
+            self._over = True
+            raise Preempted('stopped by another process of the run')
+        return [one[2:] for one in given]

@@ -1,0 +1,57 @@
+"""Rounds of several processes: values of all, arrays put together, and an end for all alike."""
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.runtime.communicator import Communicator, Preempted
+from tests.fake_hosts import on_hosts
+
+
+def test_arrays_of_all_are_put_together_whatever_their_names():
+    def merged(hosts):
+        communicator, own = Communicator(hosts), np.arange(6) % hosts.count == hosts.index
+        part = lambda values: np.where(own, np.asarray(values, np.float32), np.nan)
+        scores = {'file': part(range(6)), 'valid': part([7] * 6)}
+        return communicator.merge((scores, part([0, 1] * 3)))
+
+    for scores, mask in on_hosts(merged, 3):
+        np.testing.assert_array_equal(scores['file'], range(6))
+        np.testing.assert_array_equal(scores['valid'], [7] * 6)
+        np.testing.assert_array_equal(mask, [0, 1] * 3)
+
+
+def test_what_nobody_has_stays_missing():
+    missing = lambda hosts: Communicator(hosts).merge(np.array([np.nan, 1.0]))
+    for found in on_hosts(missing):
+        np.testing.assert_array_equal(found, [np.nan, 1.0])
+    alone = np.array([np.nan, 2.0])
+    assert Communicator().merge({'x': alone})['x'] is alone
+
+
+def test_a_round_that_one_leaves_ends_for_all_and_so_do_later_ones():
+    def loop(hosts):
+        communicator, rounds = Communicator(hosts), []
+        try:
+            for number in range(5):
+                if hosts.index == 1 and number == 2:
+                    communicator.leave()
+                    communicator.leave()  # nothing more
+                    break
+                rounds.append(communicator.exchange(bytes([hosts.index])))
+        except Preempted:
+            assert hosts.index != 1
+        return rounds, communicator.someone_leaves()
+
+    assert on_hosts(loop, 3) == [([[b'\0', b'\1', b'\2']] * 2, True)] * 3
+
+
+def test_nobody_waits_for_the_others_who_does_not_want_to():
+    def wants_to_stop():
+        raise Preempted('SIGTERM')
+
+    for communicator in (Communicator(), *on_hosts(Communicator)):
+        communicator.before_round = wants_to_stop
+        with pytest.raises(Preempted, match='SIGTERM'):
+            communicator.exchange()
+        with pytest.raises(Preempted, match='SIGTERM'):
+            communicator.merge(np.zeros(1))
