@@ -1,18 +1,20 @@
-"""What benchmarks run on: a stored base model, or a released model's own shapes with random weights
-made on the device.
+"""What benchmarks run on without a stored model: the shapes of a released one, random weights made
+on the device.
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
 
+from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.released import RELEASED
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import text_conditioning
-from densegrpo_jax.sampling.loading import load_components, network_options, open_base
+from densegrpo_jax.sampling.conditioning import load_prompts
+from densegrpo_jax.sampling.loading import network_options
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import Session
 
 # FLUX with a few million parameters, for a processor.
 SMALL = dict(
@@ -38,9 +40,9 @@ def shapes_of(path: str, small: bool = False) -> tuple[type, dict, dict]:
     return kind, scheduler, parts
 
 
-def random_base(config, mesh, small: bool = False):
-    """The pipeline of `config.model.path`, random weights of its transformer and autoencoder, and
-    the conditioning of one prompt.
+def random_session(config, mesh, small: bool = False) -> Session:
+    """The model of `config.model.path` with random weights of its transformer and autoencoder; all
+    prompts have the same random conditioning.
     """
     kind, scheduler, parts = shapes_of(config.model.path, small)
     pipeline = build_pipeline(
@@ -50,33 +52,24 @@ def random_base(config, mesh, small: bool = False):
         kind=kind,
         **network_options(config, mesh),
     )
-    params = random_weights(
-        pipeline.abstract_params(['transformer', 'vae']), jnp.dtype(config.model.dtype)
-    )
-    return (
-        pipeline,
-        params,
-        {
-            name: random_weights(leaf, leaf.dtype)
-            for name, leaf in pipeline.conditioning_shapes(1).items()
-        },
-    )
-
-
-def stored_base(config, mesh, texts: list[str]):
-    """(pipeline, weights, encoder that holds `texts` and the empty one in memory) of the model that
-    the configuration names.
-    """
-    folder, pipeline = open_base(config, mesh)
-    with TemporaryDirectory() as files:
-        encoder = text_conditioning(
-            config, Path(files), folder, pipeline, ['', *texts], mesh, StopRequest()
-        )
-        encoder(['', *texts])  # into memory
-    return (
-        pipeline,
-        load_components(config, folder, pipeline, mesh, ('transformer', 'vae')),
-        encoder,
+    shapes = pipeline.abstract_params(['transformer', 'vae'])
+    one = {
+        name: random_weights(leaf, leaf.dtype)
+        for name, leaf in pipeline.conditioning_shapes(1).items()
+    }
+    return Session(
+        config=config,
+        mesh=mesh,
+        stop=StopRequest(),
+        folder=Path(config.model.path),
+        pipeline=pipeline,
+        schedule=make_schedule(pipeline, config),
+        train=load_prompts(config, 'train'),
+        test=None,
+        reward=None,
+        params=random_weights(shapes, jnp.dtype(config.model.dtype)),
+        conditioning=lambda texts: repeat_rows(one, len(texts)),
+        negative=one if pipeline.takes_negative(config.model.guidance) else None,
     )
 
 

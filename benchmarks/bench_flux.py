@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.bases import random_base, random_weights, shapes_of
+from benchmarks.bases import random_session, random_weights, shapes_of
 from configs import flux_ocr
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
 from densegrpo_jax.pipelines.base import repeat_rows
@@ -144,7 +144,8 @@ def main(argv) -> None:
     m, batch, dtype = config.model, BATCH.value, jnp.dtype(config.model.dtype)
     device, mesh = jax.devices()[0], make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     peak = next((rate for name, rate in PEAK.items() if name in device.device_kind), None)
-    pipeline, params, conditioning = random_base(config, mesh, SIZE.value == 'small')
+    session = random_session(config, mesh, SIZE.value == 'small')
+    pipeline, params, conditioning = session.pipeline, session.params, session.conditioning([''])
     tx = optimiser(config)
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(
         params['transformer']

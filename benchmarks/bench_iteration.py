@@ -17,14 +17,12 @@ from ml_collections import config_flags
 
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.pipelines.base import take_rows
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import Encoder, load_prompts, negative_conditioning
-from densegrpo_jax.sampling.loading import load_base
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import init_state, optimiser
 from densegrpo_jax.training.learner import make_credit, make_update
 
@@ -57,16 +55,15 @@ def main(argv) -> None:
     r, m = config.rollout, config.model
     start_devices(r.prompts_per_batch * r.group)
     mesh = make_mesh(config.mesh)
-    pipeline, params = load_base(config, mesh)
-    schedule, tx = make_schedule(pipeline, config), optimiser(config)
+    checked = check(config, mesh, splits=('train',), rollouts=True)
+    chosen = [checked.train[i] for i in range(r.prompts)]
+    session = load(checked, [p.text for p in chosen])
+    pipeline, schedule, tx = session.pipeline, session.schedule, optimiser(config)
+    params, negative = session.params, session.negative
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(
         params['transformer']
     )
-    prompts = load_prompts(config, 'train')
-    chosen = [prompts[i] for i in range(r.prompts)]
-    encoder = Encoder(pipeline, params)
-    conditioning = encoder([p.text for p in chosen])
-    negative = negative_conditioning(pipeline, config, encoder)
+    conditioning = session.conditioning([p.text for p in chosen])
     rollout_fn, credit_fn = (
         make_rollout(pipeline, config, schedule, mesh),
         make_credit(config, schedule),
@@ -96,7 +93,7 @@ def main(argv) -> None:
     )
     repeated = [p for p in chosen for _ in range(r.group)] * states
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    with Scorer(build_reward(config.reward), config.reward_workers) as scorer:
+    with Scorer(session.reward, config.reward_workers) as scorer:
         score = lambda: scorer.submit(flat, *columns(repeated)).result()
         timed('sample, complete, decode', rollouts, repeat)
         timed(

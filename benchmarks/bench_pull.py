@@ -15,8 +15,6 @@ import optax
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks.bases import stored_base
-from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.grpo_loss import noise_weights
 from densegrpo_jax.data.sampler import prompts_for_step
@@ -24,8 +22,9 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.startup import start_devices
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import load_prompts, negative_conditioning, place
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.conditioning import place
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import init_state
 from densegrpo_jax.training.learner import make_credit, make_update
 
@@ -39,22 +38,21 @@ POWERS = (0.0, 1.0, 2.0)
 def main(argv) -> None:
     config = CONFIG.value
     config.credit.rule, config.loss.noise_power, config.optim.updates = 'sparse', 0.0, 1
-    validate(config)
     r = config.rollout
     start_devices(r.prompts * r.group)
     mesh = make_mesh(config.mesh)
-    train = load_prompts(config, 'train')
+    checked = check(config, mesh, splits=('train',), rollouts=True)
     chosen = [
-        [p.text for p in prompts_for_step(train, r.prompts, n, config.seed)]
+        [p.text for p in prompts_for_step(checked.train, r.prompts, n, config.seed)]
         for n in range(BATCHES.value)
     ]
-    pipeline, params, encoder = stored_base(config, mesh, sum(chosen, []))
-    # an update is then the gradient itself
-    tx, schedule = optax.sgd(1.0), make_schedule(pipeline, config)
+    session = load(checked, sum(chosen, []))
+    pipeline, schedule = session.pipeline, session.schedule
+    params, negative = session.params, session.negative
+    tx = optax.sgd(1.0)  # an update is then the gradient itself
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(
         params['transformer']
     )
-    negative = negative_conditioning(pipeline, config, encoder)
     rollout_fn, credit_fn = (
         make_rollout(pipeline, config, schedule, mesh),
         make_credit(config, schedule),
@@ -70,7 +68,7 @@ def main(argv) -> None:
         for n, texts in enumerate(chosen):
             key, conditioning = (
                 key_data(stream_key(config.seed, STREAM_PROBE, n)),
-                place(encoder, texts, mesh),
+                place(session.conditioning, texts, mesh),
             )
             rollout = rollout_fn(
                 params,

@@ -17,13 +17,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from densegrpo_jax.evaluation.evaluator import Evaluator
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import Encoder, load_prompts
-from densegrpo_jax.sampling.loading import load_base
+from densegrpo_jax.sampling.session import check, load
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', 'configs/tiny_ocr.py', 'Model, reward and prompts.', lock_config=True
@@ -47,10 +44,11 @@ def measure(config, name: str, text, mesh) -> dict:
     config = config.copy_and_resolve_references()
     config.model.dtype, config.model.quantize = FORMS[name]
     config.data.eval_prompts = config.eval.shown = PROMPTS.value
-    pipeline, params = load_base(config, mesh)
-    prompts, m = load_prompts(config, 'eval'), config.model
-    encoder = Encoder(pipeline, params)
-    text = encoder([p.text for p in prompts[:ROWS]]) if text is None else text
+    checked = check(config, mesh, splits=('eval',))
+    prompts, m = [p.text for p in checked.test], config.model
+    session = load(checked, prompts)
+    pipeline, params = session.pipeline, session.params
+    text = session.conditioning(prompts[:ROWS]) if text is None else text
     rows = len(text['context'])
     x = jax.random.normal(jax.random.key(1), (rows, *pipeline.latent_shape(m.height, m.width)))
 
@@ -61,10 +59,8 @@ def measure(config, name: str, text, mesh) -> dict:
         )
         return jnp.stack([velocity(x, jnp.full(rows, s)) for s in LEVELS])
 
-    with Scorer(build_reward(config.reward)) as scorer:
-        result = Evaluator(pipeline, config, prompts, encoder, scorer, mesh)(
-            params, None, StopRequest()
-        )
+    with Scorer(session.reward) as scorer:
+        result = Evaluator(session, session.test, scorer)(None)
     size = (
         sum(
             leaf.size * jax.dtypes.itemsize_bits(leaf.dtype)

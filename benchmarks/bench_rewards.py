@@ -34,21 +34,19 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks.bases import random_base, stored_base
+from benchmarks.bases import random_session
 from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.data.scenes import scene_prompts
-from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.conditioning import load_prompts, negative_conditioning
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import init_state, optimiser
 from tools.make_miniature.render import render_scene
 
@@ -142,29 +140,25 @@ def scenes(count: int, side: int) -> np.ndarray:
 
 def iteration(config, mesh):
     """`scorer -> seconds` of sampling and scoring one iteration with it, as `training.run` does."""
-    r, stop = config.rollout, StopRequest()
-    chosen = prompts_for_step(load_prompts(config, 'train'), r.prompts, 0, config.seed)
-    key = key_data(stream_key(config.seed, STREAM_ROLLOUT, 0))
+    r, key = config.rollout, key_data(stream_key(config.seed, STREAM_ROLLOUT, 0))
+    of_iteration = lambda train: prompts_for_step(train, r.prompts, 0, config.seed)
     if RANDOM.value:
-        pipeline, params, one = random_base(config, mesh, RANDOM_SIZE.value == 'small')
-        encoder = lambda texts: repeat_rows(one, len(texts))
+        session = random_session(config, mesh, RANDOM_SIZE.value == 'small')
     else:
-        pipeline, params, encoder = stored_base(config, mesh, [p.text for p in chosen])
-    negative = negative_conditioning(pipeline, config, encoder)
-    adapters = jax.jit(
+        checked = check(config, mesh, splits=('train',), rollouts=True)
+        session = load(checked, [p.text for p in of_iteration(checked.train)])
+    pipeline, schedule, chosen = session.pipeline, session.schedule, of_iteration(session.train)
+    policy = jax.jit(
         lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy
-    )(params['transformer'])
-    schedule = make_schedule(pipeline, config)
+    )(session.params['transformer'])
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     if STAND_IN.value:
         rollout_fn = StandIn(rollout_fn, STAND_IN.value)
 
     def timed(scorer) -> float:
-        collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
+        collector = Collector(session, scorer, r.group, r.prompts_per_batch)
         start = time.perf_counter()
-        _, pending, _ = collector.sample(
-            rollout_fn, params, adapters, encoder, negative, chosen, key, schedule.noise_levels
-        )
+        _, pending, _ = collector.sample(rollout_fn, policy, chosen, key, schedule.noise_levels)
         collector.scores(pending, r.prompts * r.group)
         return time.perf_counter() - start
 

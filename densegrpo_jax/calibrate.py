@@ -19,51 +19,11 @@ import math
 import pathlib
 
 from absl import app, flags
-from jax.sharding import Mesh
 
-from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
+from densegrpo_jax.calibration.loop import run
 from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
-from densegrpo_jax.config.defaults import validate
-from densegrpo_jax.data.prompts import columns
-from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import (
-    load_prompts,
-    negative_conditioning,
-    text_conditioning,
-)
 from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.loading import load_components, open_base
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.state import optimiser, start_state
-
-
-def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: StopRequest):
-    """Calibrates `config` into `out`; see `calibration.loop.calibrate`.
-
-    Returns:
-      psi, float32 [T].
-    """
-    validate(config)
-    folder, pipeline = open_base(config, mesh)
-    prepare(config, pipeline, mesh)
-    train, reward = load_prompts(config, 'train'), build_reward(config.reward)
-    chosen = visited_prompts(config, train)
-    reward.check(*columns(chosen))
-    encoder = text_conditioning(
-        config, workdir, folder, pipeline, ['', *(p.text for p in chosen)], mesh, stop
-    )
-    params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
-    adapters = None
-    if config.lora.init_from:
-        adapters = start_state(
-            config, pipeline, optimiser(config), mesh, params['transformer']
-        ).policy
-    negative = negative_conditioning(pipeline, config, encoder)
-    text = encoder, negative
-    return calibrate(
-        config, out, folder, pipeline, params, adapters, *text, train, reward, mesh, stop
-    )
 
 
 def main(argv) -> int:

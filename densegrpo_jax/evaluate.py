@@ -33,7 +33,6 @@ from densegrpo_jax.config.command_line import (
     define_process_flags,
     run_main,
 )
-from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
@@ -45,11 +44,11 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import Encoder, negative_conditioning
 from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.sampling.loading import identity, load_policy
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.sampling.session import check, load
 
 
 def evaluate(
@@ -77,77 +76,46 @@ def evaluate(
       RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what
         cannot be used.
     """
-    validate(config)
     if not policies:
         raise ValueError('nothing to score: --nobase and no --checkpoint')
-    mesh, stop, which = mesh or make_mesh(config.mesh), stop or StopRequest(), parts(config)
-    folder, pipeline = open_base(config, mesh)
-    with Agreement(stop.hosts, 'record').alike():
-        record = (
-            Record(out, settings(config, folder, pipeline, which, group), restart=restart)
-            if stop.hosts.primary
-            else None
-        )
+    checked = check(config, mesh or make_mesh(config.mesh), stop, splits=('eval',))
+    which = parts(config, checked.test, checked.reward)
+    with Agreement(checked.hosts, 'record').alike():
+        record = None
+        if checked.hosts.primary:
+            scored_as = settings(config, checked.folder, checked.pipeline, which, group)
+            record = Record(out, scored_as, restart=restart)
     embed = make_embedding(config.eval.embedding) if group > 1 else None
-    params = load_components(config, folder, pipeline, mesh)
-    encoder = Encoder(pipeline, params, mesh=mesh)
-    negative = negative_conditioning(pipeline, config, encoder)
-    results = {name: {} for name in which}
+    texts = [p.text for part in which.values() for p in part.prompts]
+    session = load(checked, texts, out)
+    pipeline, mesh, results = session.pipeline, session.mesh, {name: {} for name in which}
     with contextlib.ExitStack() as stack:
         scorer = lambda reward: stack.enter_context(Scorer(reward, config.reward_workers))
         evaluators, sample = {}, make_sampler(pipeline, config, config.eval.steps, mesh)
         for name, part in which.items():
             scorers = [scorer(reward) for reward in part.rewards]
-            evaluators[name] = Evaluator(
-                pipeline,
-                config,
-                part.prompts,
-                encoder,
-                scorers,
-                mesh,
-                group=group,
-                embed=embed,
-                name=name,
-                sample=sample,
-                negative=negative,
-            )
-        kl_prompts *= any(policy.workdir for policy in policies)
-        divergence = (
-            Divergence(
-                pipeline,
-                config,
-                which['eval'].prompts,
-                encoder,
-                mesh,
-                kl_prompts,
-                negative=negative,
-            )
-            if kl_prompts
-            else None
-        )
-        for policy in policies:
-            adapters = None
-            if policy.workdir is not None:
-                adapters, _ = load_adapters(
-                    pipeline, config, mesh, policy.workdir, str(policy.step)
-                )
-            key = f'step {policy.step} {identity(adapters)}' if policy.workdir else 'base'
+            options = dict(group=group, embed=embed, name=name, sample=sample)
+            evaluators[name] = Evaluator(session, part.prompts, scorers, **options)
+        kl_prompts *= any(chosen.workdir for chosen in policies)
+        divergence = Divergence(session, checked.test, kl_prompts) if kl_prompts else None
+        for chosen in policies:
+            policy, key = None, 'base'
+            if chosen.workdir is not None:
+                policy, _ = load_policy(pipeline, config, mesh, chosen.workdir, str(chosen.step))
+                key = f'step {chosen.step} {identity(policy)}'
             for name, evaluator in evaluators.items():
-                result = results[name][policy.label] = evaluator(
-                    params, adapters, stop, record, key
-                )
+                result = results[name][chosen.label] = evaluator(policy, record, key)
                 if divergence and name == 'eval':
-                    psi = (
-                        policy.workdir / FILE if config.noise.calibrate and policy.workdir else None
-                    )
-                    result.scores[KL] = divergence(params, adapters, stop, record, key, psi=psi)
+                    calibrated = config.noise.calibrate and chosen.workdir
+                    psi = chosen.workdir / FILE if calibrated else None
+                    result.scores[KL] = divergence(policy, record, key, psi=psi)
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
-                        f'{policy.label}, {name}: not one picture has a score {empty[0]!r}; the '
+                        f'{chosen.label}, {name}: not one picture has a score {empty[0]!r}; the '
                         'log tells why. --restart tries again'
                     )
-                logging.info('%s, %s: %s', policy.label, name, _line(result))
-    if stop.hosts.primary:
+                logging.info('%s, %s: %s', chosen.label, name, _line(result))
+    if session.hosts.primary:
         tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
     return results
 

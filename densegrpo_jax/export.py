@@ -28,8 +28,9 @@ from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import find_step, load_adapters, load_base, open_shapes
+from densegrpo_jax.sampling.loading import find_step, load_policy, open_shapes
 from densegrpo_jax.sampling.noise import title
+from densegrpo_jax.sampling.session import check, load_weights
 
 CURVE = 'reward_curve.png'  # of a finished run
 LAYOUTS = ('peft', 'kohya', 'merged')
@@ -126,7 +127,7 @@ def export(
     checkpoint: str = 'best',
     dtype: str = '',
 ) -> pathlib.Path:
-    """Writes the moving average of a run's adapters and returns the file or folder; see the
+    """Writes the moving average of a run's policy and returns the file or folder; see the
     module's docstring.
 
     Raises:
@@ -145,22 +146,22 @@ def export(
     # computed with it.
     exact.model.update(quantize='none', attention='xla')
     find_step(workdir, checkpoint)  # that there is something to export, before a base is fetched
-    pipeline, params = (
-        load_base(exact, mesh) if layout == 'merged' else (open_shapes(exact, mesh), None)
-    )
-    adapters, step = load_adapters(pipeline, config, mesh, workdir, checkpoint)
+    checked = check(exact, mesh) if layout == 'merged' else None
+    pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
+    policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
     kind = jnp.dtype(dtype) if dtype else None
     if layout == 'merged':
         filename = ''
+        params = load_weights(checked)
         merge = jax.jit(lora_files.merge, static_argnums=2, donate_argnums=0)
         params['transformer'] = (
-            adapters if config.full else merge(params['transformer'], adapters, scale)
+            policy if config.full else merge(params['transformer'], policy, scale)
         )
         save_pipeline(out, pipeline, params, dtype=kind or jnp.dtype(config.model.dtype))
     else:
-        layers = lora_files.to_layers(adapters, names, scale)
+        layers = lora_files.to_layers(policy, names, scale)
         if layout == 'peft':
             filename, tensors = lora_files.FILENAME, lora_files.peft_tensors(layers)
         else:

@@ -23,9 +23,9 @@ from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import Encoder, negative_conditioning
-from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.sampling.session import check, load
 
 
 def sample(
@@ -43,24 +43,23 @@ def sample(
     model's.
     """
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
-    pipeline, params = load_base(config, mesh)
+    checked = check(config, mesh)
     policies = [] if workdir else [('base', None)]
     if workdir:
-        adapters, step = load_adapters(pipeline, config, mesh, pathlib.Path(workdir), checkpoint)
-        policies = [('base', None)] * compare + [(f'step {step}', adapters)]
-    draw = make_sampler(pipeline, config, steps or config.eval.steps, mesh)
-    encoder = Encoder(pipeline, params)
-    negative = negative_conditioning(pipeline, config, encoder)
+        run = pathlib.Path(workdir)
+        policy, step = load_policy(checked.pipeline, config, mesh, run, checkpoint)
+        policies = [('base', None)] * compare + [(f'step {step}', policy)]
+    session = load(checked, prompts)
+    sampler = make_sampler(session.pipeline, config, steps or config.eval.steps, mesh)
     root = stream_key(seed, STREAM_EVAL, 1)
     images, captions = [], []
     for i, prompt in enumerate(prompts):
         keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(
             np.arange(copies)
         )
+        text = session.conditioning([prompt] * copies), session.negative
         rows = [
-            np.asarray(
-                draw(params, policy, encoder([prompt] * copies), negative, key_data(keys))[0]
-            )
+            np.asarray(sampler(session.params, policy, *text, key_data(keys))[0])
             for _, policy in policies
         ]
         images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))

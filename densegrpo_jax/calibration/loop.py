@@ -24,7 +24,6 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.record import difference
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -35,26 +34,37 @@ from densegrpo_jax.runtime.streams import STREAM_CALIBRATION, key_data, stream_k
 from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
-from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
+from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.sampling.state import optimiser, start_state
 
 FREE_KEYS = ('iterations', 'tolerance')  # of config.calibration: when it ends, not how it goes
 
 
-def calibrate(
-    config,
-    path: pathlib.Path,
-    folder: pathlib.Path,
-    pipeline: Pipeline,
-    params: dict,
-    adapters: dict | None,
-    encoder: TextCache,
-    negative: Conditioning | None,
-    train: PromptSet,
-    reward,
-    mesh: Mesh,
-    stop: StopRequest,
+def run(
+    config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: StopRequest
 ) -> np.ndarray:
+    """Calibrates a configuration into the file `out`; result and errors as of `calibrate`.
+
+    Args:
+      workdir: where conditioning is kept, unless `config.text_cache` says.
+    """
+    checked = check(config, mesh, stop, splits=('train',), starts=True)
+    prepare(checked)
+    session = load(checked, [p.text for p in visited_prompts(config, checked.train)], workdir)
+    return calibrate(session, out, start_policy(session))
+
+
+def start_policy(session: Session) -> dict | None:
+    """The policy that is calibrated: the one of `lora.init_from`, else the base (None)."""
+    config = session.config
+    if not config.lora.init_from:
+        return None
+    tx, base = optimiser(config), session.params['transformer']
+    return start_state(config, session.pipeline, tx, session.mesh, base).policy
+
+
+def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.ndarray:
     """Makes psi, or continues or takes the file at `path`; writes the figure beside it.
 
     It starts from `rollout.noise` at `rollout.level` and ends when psi only oscillates
@@ -65,10 +75,8 @@ def calibrate(
     so that before and after are paired.
 
     Args:
-      folder: of the base model, for the log. params: of the base model.
-      adapters: of the policy; None: the base.
-      encoder: holds the conditioning of `visited_prompts`. negative: of the empty prompt, where
-        classifier-free guidance is asked for.
+      session: with training prompts and the conditioning of `visited_prompts`.
+      policy: whose trajectories; None: the base.
 
     Returns:
       float32 [T].
@@ -78,32 +86,20 @@ def calibrate(
         processes stop.
       ValueError: a file of other settings; what `prepare` refuses.
     """
-    sized, schedule = prepare(config, pipeline, mesh)
-    document = _opened(path, config, schedule, train, reward)
+    config = session.config
+    sized, schedule = prepare(session)
+    document = _opened(path, config, schedule, session.train, session.reward)
     document['finished'] = _ended(document, config) and document['after'] is not None
     if not document['finished']:
-        logging.info('calibrating psi on %s into %s: %s', folder, path, _plan(sized, schedule))
-        with Scorer(reward, config.reward_workers) as scorer:
+        what = _described(sized, schedule)
+        logging.info('calibrating psi on %s into %s: %s', session.folder, path, what)
+        with Scorer(session.reward, config.reward_workers) as scorer:
             try:
-                _run(
-                    document,
-                    path,
-                    sized,
-                    pipeline,
-                    schedule,
-                    params,
-                    adapters,
-                    encoder,
-                    negative,
-                    train,
-                    scorer,
-                    mesh,
-                    stop,
-                )
+                _iterate(document, path, session, sized, schedule, policy, scorer)
             except RewardError:
-                stop.leave('an error of the reward')
+                session.stop.leave('an error of the reward')
                 raise
-    if stop.hosts.primary:
+    if session.hosts.primary:
         made = draw(document, path.with_suffix('.png'))
         logging.info(
             '%s: psi = %s; made %s, %s',
@@ -115,7 +111,7 @@ def calibrate(
     return np.array(document['psi'], np.float32)
 
 
-def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
+def prepare(checked: Checked) -> tuple:
     """The configuration with calibration's prompts and samples and the default credit (dense, n =
     t), and its Schedule. Nothing runs.
 
@@ -124,6 +120,7 @@ def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
     Raises:
       ValueError: sizes that do not divide over the mesh; a start outside the bounds.
     """
+    config, mesh = checked.config, checked.mesh
     c, r = config.calibration, config.rollout
     check_batch(mesh, c.prompts * c.group, 'calibration.prompts * calibration.group')
     fitting = [
@@ -139,7 +136,7 @@ def prepare(config, pipeline: Pipeline, mesh: Mesh) -> tuple:
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
         sized.credit.update(default_config().credit)
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
-    schedule, (low, high) = make_schedule(pipeline, sized), _bounds(config)
+    schedule, (low, high) = make_schedule(checked.pipeline, sized), _bounds(config)
     start = schedule.noise_levels[schedule.plan.trained]
     if np.any((start < low) | (start > high)):
         raise ValueError(
@@ -244,51 +241,40 @@ def _ended(document: dict, config) -> bool:
     return settled or len(history) >= c.iterations
 
 
-def _run(
-    document,
-    path,
+def _iterate(
+    document: dict,
+    path: pathlib.Path,
+    session: Session,
     config,
-    pipeline,
     schedule: Schedule,
-    params,
-    adapters,
-    encoder,
-    negative,
-    train,
-    scorer,
-    mesh,
-    stop,
+    policy: dict | None,
+    scorer: Scorer,
 ) -> None:
     """Iterations until the end, then the measurement with the result; `document` is kept up to date
-    and written after each.
+    and written after each. config, schedule: of `prepare`.
     """
-    c, samples = config.calibration, config.rollout.prompts * config.rollout.group
-    rollout_fn = make_rollout(pipeline, config, schedule, mesh)
-    collector = Collector(
-        mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch
-    )
+    c, r, stop, primary = config.calibration, config.rollout, session.stop, session.hosts.primary
+    samples = r.prompts * r.group
+    rollout_fn = make_rollout(session.pipeline, config, schedule, session.mesh)
+    collector = Collector(session, scorer, r.group, r.prompts_per_batch)
 
     def rewards(iteration: int, psi) -> np.ndarray:
         """float64 [T+1, N]; NaN where a state was not scored, or a picture has no score."""
-        key, chosen = (
-            key_data(stream_key(config.seed, STREAM_CALIBRATION, iteration)),
-            prompts_of_iteration(config, train, iteration),
-        )
+        key = key_data(stream_key(config.seed, STREAM_CALIBRATION, iteration))
+        chosen = prompts_of_iteration(config, session.train, iteration)
         levels = np.asarray(psi, np.float32)
-        rollouts, pending, _ = collector.sample(
-            rollout_fn, params, adapters, encoder, negative, chosen, key, levels
-        )
+        rollouts, pending, _ = collector.sample(rollout_fn, policy, chosen, key, levels)
         values, valid = collector.scores(pending, samples)
         return np.asarray(
             state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].sources), np.float64
         )
 
     def keep() -> None:
-        if stop.hosts.primary:
+        if primary:
             noise.write(path, document)
 
     with ProgressBar(
-        c.iterations, start=len(document['history']), label='calibrate', show=stop.hosts.primary
+        c.iterations, start=len(document['history']), label='calibrate', show=primary
     ) as bar:
         while not _ended(document, config):
             iteration = len(document['history'])
@@ -343,7 +329,7 @@ def _outcome(document: dict) -> str:
     )
 
 
-def _plan(config, schedule: Schedule) -> str:
+def _described(config, schedule: Schedule) -> str:
     c, r, (low, high) = config.calibration, config.rollout, _bounds(config)
     steps = ''.join('x' if on else '.' for on in schedule.plan.trained)
     return (

@@ -7,20 +7,18 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from densegrpo_jax.core.grpo_loss import kl_divergence
 from densegrpo_jax.core.rollout import DenseRollout, transitions
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.runtime.mesh import replicated
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import Encoder
 from densegrpo_jax.sampling.noise import calibrated_table
 from densegrpo_jax.sampling.policy import policy_velocity, rescore
 from densegrpo_jax.sampling.sampler import EXACT, make_rollout, make_schedule
+from densegrpo_jax.sampling.session import Session
 
 KL = 'kl'
 
@@ -36,23 +34,13 @@ class Divergence:
     has the same noise always.
 
     Args:
+      session: holds the prompts' conditioning.
       count: how many of the prompts, from the first.
-      negative: of the empty prompt, where classifier-free guidance is asked for.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        config,
-        prompts: PromptSet,
-        encoder: Encoder,
-        mesh: Mesh,
-        count: int,
-        *,
-        negative: Conditioning | None = None,
-    ):
-        self._negative = negative
-        self._prompts, self._encoder, self._count = prompts, encoder, min(count, len(prompts))
+    def __init__(self, session: Session, prompts: PromptSet, count: int):
+        config, pipeline, mesh = session.config, session.pipeline, session.mesh
+        self._session, self._prompts, self._count = session, prompts, min(count, len(prompts))
         self._batch = min(config.eval.batch, self._count)
         single = config.copy_and_resolve_references()
         single.rollout.group = 1
@@ -96,28 +84,27 @@ class Divergence:
 
     def __call__(
         self,
-        params: dict,
-        adapters: dict | None,
-        stop: StopRequest,
+        policy: dict | None,
         record: Record | None,
-        policy: str,
+        key: str,
         name: str = 'eval',
         psi: pathlib.Path | None = None,
     ) -> np.ndarray:
-        """float32 [N], NaN for prompts that are not among the first `count`; the base's (adapters
-        None) is 0.
+        """float32 [N], NaN for prompts that are not among the first `count`; 0 for the base (policy
+        None).
 
-        record, policy, name: as in `Evaluator`; what the record has is not computed again.
+        record, key, name: as in `Evaluator`; what the record has is not computed again.
         psi: the file of the run that this policy is from, where it calibrated first
         (`noise.calibrate`).
         """
+        s, stop = self._session, self._session.stop
         kl = np.full(len(self._prompts), np.nan, np.float32)
         if record is not None:
             kl[: self._count] = [
-                record.get(policy, name, i).get(KL, np.nan) for i in range(self._count)
+                record.get(key, name, i).get(KL, np.nan) for i in range(self._count)
             ]
         kl = stop.communicator.merge(kl)
-        if adapters is None:
+        if policy is None:
             kl[: self._count] = 0
         schedule = self._schedule
         levels = (
@@ -131,12 +118,12 @@ class Divergence:
             rows = np.concatenate(
                 [new, (new[-1] + 1 + np.arange(self._batch - len(new))) % self._count]
             )
-            conditioning = self._encoder([self._prompts[int(i)].text for i in rows])
-            prompted = params, adapters, conditioning, self._negative
+            conditioning = s.conditioning([self._prompts[int(i)].text for i in rows])
+            prompted = s.params, policy, conditioning, s.negative
             rollout, *_ = self._rollout(*prompted, self._key, rows, levels)
             found = np.asarray(stop.wait(self._divergence(*prompted, rollout)))
             for i, value in zip(new, found):
                 kl[i] = value
                 if record is not None:
-                    record.put(policy, name, int(i), {KL: float(value)})
+                    record.put(key, name, int(i), {KL: float(value)})
         return kl

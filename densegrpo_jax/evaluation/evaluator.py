@@ -13,21 +13,17 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.diversity import Embed, pairwise_diversity
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.progress import ProgressBar
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import Encoder
-from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.sampling.session import Session
 
 DIVERSITY = 'diversity'
 
@@ -111,6 +107,7 @@ class Evaluator:
     number of devices and in any batch.
 
     Args:
+      session: holds the prompts' conditioning.
       scorers: of the training reward, and of others; a picture without a score of one of them may
         have one of the others.
       group: pictures per prompt. embed: what the diversity of at least two is measured in, see
@@ -118,40 +115,33 @@ class Evaluator:
       name: of the prompt set, for records.
       sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, where several evaluators
         shall compile it once.
-      negative: of the empty prompt, where classifier-free guidance is asked for.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        config,
+        session: Session,
         prompts: PromptSet,
-        encoder: Encoder | TextCache,
         scorers: Scorer | Sequence[Scorer],
-        mesh: Mesh,
         *,
         group: int = 1,
         embed: Embed | None = None,
         name: str = 'eval',
         sample: Callable | None = None,
-        negative: Conditioning | None = None,
     ):
-        self._negative = negative
+        self._session, self._stop, config = session, session.stop, session.config
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
-        self._prompts, self._encoder, self._shown = (
-            prompts,
-            encoder,
-            min(config.eval.shown, len(prompts)),
-        )
+        self._prompts, self._shown = prompts, min(config.eval.shown, len(prompts))
         self._group, self._embed, self._name = group, embed, name
         if group > config.eval.batch:
             raise ValueError(
                 f'{group} pictures of a prompt are sampled together: raise '
                 f'eval.batch={config.eval.batch} to at least that'
             )
-        most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(mesh)
+        most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(session.mesh)
         self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
-        self._sample = sample or make_sampler(pipeline, config, config.eval.steps, mesh)
+        self._sample = sample or make_sampler(
+            session.pipeline, config, config.eval.steps, session.mesh
+        )
         self.names = tuple(name for scorer in self._scorers for name in scorer.names) + (
             (DIVERSITY,) if group > 1 else ()
         )
@@ -162,29 +152,27 @@ class Evaluator:
         self._keys = np.stack([key_data(keys) for keys in (first, *more)], axis=1)
 
     def __call__(
-        self,
-        params: dict,
-        adapters: dict | None,
-        stop: StopRequest,
-        record: Record | None = None,
-        policy: str = '',
+        self, policy: dict | None, record: Record | None = None, key: str = ''
     ) -> Evaluation:
-        """Evaluates the adapters (None: the base model). Every process scores its share of each
-        batch. Raises Preempted.
+        """Evaluates a policy (None: the base model). Every process scores its share of each batch.
 
-        record: of the primary process, None in others: where scores are kept as they come, under
-        the key `policy`; prompts that it has
-          are not sampled again, and progress is shown.
+        Args:
+          record: of the primary process, None in others: where scores are kept as they come, under
+            the policy's `key`; prompts that it has are not sampled again, and progress is shown.
+
+        Raises:
+          Preempted: a stop was requested.
         """
+        communicator = self._stop.communicator
         count, shown = len(self._prompts), {}
         scores = {name: np.full(count, np.nan, np.float32) for name in self.names}
         done = np.zeros(count, bool)
         if record is not None:
-            known = [record.get(policy, self._name, i) for i in range(count)]
+            known = [record.get(key, self._name, i) for i in range(count)]
             shown = {
                 i: image
                 for i in range(self._shown)
-                if (image := record.image(policy, self._name, i)) is not None
+                if (image := record.image(key, self._name, i)) is not None
             }
             done = np.array(
                 [
@@ -196,17 +184,17 @@ class Evaluator:
             for i in np.flatnonzero(done):
                 for name in self.names:
                     scores[name][i] = known[i][name]
-        scores = stop.communicator.merge(scores)
-        todo = np.flatnonzero(~np.frombuffer(stop.communicator.exchange(done.tobytes())[0], bool))
+        scores = communicator.merge(scores)
+        todo = np.flatnonzero(~np.frombuffer(communicator.exchange(done.tobytes())[0], bool))
 
         def keep(batch: Sampled) -> None:
-            found = stop.communicator.merge(self._scores(batch, stop))
+            found = communicator.merge(self._scores(batch))
             for name in self.names:
                 scores[name][batch.prompts] = found[name]
             for j, i in enumerate(batch.prompts if record is not None else ()):
                 image = batch.images[j] if i < self._shown else None
                 record.put(
-                    policy, self._name, int(i), {name: found[name][j] for name in self.names}, image
+                    key, self._name, int(i), {name: found[name][j] for name in self.names}, image
                 )
 
         def ready() -> bool:
@@ -214,7 +202,7 @@ class Evaluator:
             # program that another has not started.
             return (
                 len(waiting) > 2
-                if stop.hosts.count > 1
+                if communicator.hosts.count > 1
                 else all(future.done() for future in waiting[0].futures)
             )
 
@@ -224,7 +212,7 @@ class Evaluator:
         ) as bar:
             for start in range(0, len(todo), self._batch):
                 new = todo[start : start + self._batch]
-                waiting.append(self._sampled(params, adapters, new, stop))
+                waiting.append(self._sampled(policy, new))
                 shown |= {
                     int(i): image for i, image in zip(new, waiting[-1].images) if i < self._shown
                 }
@@ -238,19 +226,17 @@ class Evaluator:
             scores, images, [p.text for p in self._prompts[: self._shown]], self._group
         )
 
-    def _sampled(self, params, adapters, new: np.ndarray, stop: StopRequest) -> Sampled:
+    def _sampled(self, policy: dict | None, new: np.ndarray) -> Sampled:
         """Draws the prompts `new`, and sends this process's share of them to the scorers."""
         # A smaller batch is filled up with other prompts, so that one compiled shape serves all.
         rows = np.concatenate(
             [new, (new[-1] + 1 + np.arange(self._batch - len(new))) % len(self._prompts)]
         )
-        conditioning = self._encoder(
-            [self._prompts[int(i)].text for i in rows for _ in range(self._group)]
-        )
-        images, finite = stop.wait(
-            self._sample(
-                params, adapters, conditioning, self._negative, self._keys[rows].reshape(-1, 2)
-            )
+        s, texts = self._session, [self._prompts[int(i)].text for i in rows]
+        conditioning = s.conditioning([text for text in texts for _ in range(self._group)])
+        keys = self._keys[rows].reshape(-1, 2)
+        images, finite = self._stop.wait(
+            self._sample(s.params, policy, conditioning, s.negative, keys)
         )
         images, finite = (
             np.asarray(a).reshape(-1, self._group, *a.shape[1:]) for a in (images, finite)
@@ -262,18 +248,18 @@ class Evaluator:
             )
             diversity = np.where(finite.all(1), pairwise_diversity(embeddings), np.nan)[: len(new)]
         images, finite = images[: len(new)], finite[: len(new)]
-        mine = np.arange(stop.hosts.index, len(new), stop.hosts.count)
+        mine = np.arange(s.hosts.index, len(new), s.hosts.count)
         futures = []
         if len(mine):
             chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
             pictures = images[mine].reshape(-1, *images.shape[2:])
             # A last batch may be one picture that cannot be scored: whether any can is for the
             # caller to see in the end.
-            how = dict(some_valid=False, while_waiting=stop.check)
+            how = dict(some_valid=False, while_waiting=self._stop.check)
             futures = [scorer.submit(pictures, *columns(chosen), **how) for scorer in self._scorers]
         return Sampled(new, mine, finite, futures, diversity, images[:, 0])
 
-    def _scores(self, batch: Sampled, stop: StopRequest) -> dict[str, np.ndarray]:
+    def _scores(self, batch: Sampled) -> dict[str, np.ndarray]:
         """name -> float32 [n], means over the pictures of a prompt that have a score; NaN where
         none has, or they are not `mine`.
         """
@@ -282,7 +268,7 @@ class Evaluator:
             found[DIVERSITY] = batch.diversity
         finite = batch.finite[batch.mine]
         for future in batch.futures:
-            result = stop.wait(future)
+            result = self._stop.wait(future)
             valid = result.valid.reshape(finite.shape) & finite
             for name, values in result.values.items():
                 values = values.reshape(valid.shape)

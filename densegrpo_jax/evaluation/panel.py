@@ -13,7 +13,7 @@ from densegrpo_jax.evaluation.evaluator import DIVERSITY
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.base import Reward, fingerprints
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts, load_prompts
+from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
 
@@ -60,9 +60,12 @@ def choose(
     ]
 
 
-def parts(config) -> dict[str, Part]:
+def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     """Prompt set -> what is scored: 'eval', and 'panel' where the panel has prompts of its own.
     Every reward has checked its prompts.
+
+    Args:
+      test: the evaluation's prompts. reward: what is trained on.
     """
     panel = []
     for name, options in config.eval.panel.items():
@@ -72,7 +75,7 @@ def parts(config) -> dict[str, Part]:
                 'added up; remove the weight'
             )
         panel.append(build_reward({name: options}).parts[0][0])
-    result = {'eval': Part(load_prompts(config, 'eval'), [build_reward(config.reward)])}
+    result = {'eval': Part(test, [reward])}
     if (prompts := load_panel_prompts(config)) is None:
         result['eval'].rewards.extend(panel)
     elif panel:

@@ -8,6 +8,7 @@ and predicts. Folders are opened and written by `folder`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -279,7 +280,14 @@ class Pipeline:
         jax.ShapeDtypeStruct, float32.
         """
         names = self.modules if components is None else components
-        return {name: jax.eval_shape(self._initialiser(name), jax.random.key(0)) for name in names}
+        for name in set(names) - set(self._traced):
+            self._traced[name] = jax.eval_shape(self._initialiser(name), jax.random.key(0))
+        return {name: self._traced[name] for name in names}
+
+    @functools.cached_property
+    def _traced(self) -> dict[str, dict]:
+        """Component -> shapes of its parameters: tracing a large network takes seconds."""
+        return {}
 
     def init_params(self, key: jax.Array) -> dict:
         """Fresh float32 parameters of every component."""

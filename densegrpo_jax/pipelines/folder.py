@@ -121,21 +121,45 @@ def load_params(
     rules, params = pipeline.weight_rules(), {}
     for name, shapes in pipeline.abstract_params(components).items():
         placed = None if shardings is None else shardings(shapes)
-        options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
-        source = pathlib.Path(folder) / pipeline.folder(name)
-        if name == 'transformer' and transformer_file:
-            source = pathlib.Path(transformer_file).expanduser()
-            if not source.is_file():
-                raise FileNotFoundError(
-                    f'model.transformer_file={str(transformer_file)!r} does not exist'
-                )
-            options['layout'] = pipeline.original_layout
+        source, options = _source(folder, pipeline, name, transformer_file)
         if name == 'transformer' and quantize != 'none':
             options['convert'] = quantize_lib.converter(shapes, quantize, shardings)
         params[name] = weights.load_weights(
             source, rules[name], shapes, dtype=dtype, shardings=placed, **options
         )
     return params
+
+
+def check_params(
+    folder: str | pathlib.Path,
+    pipeline: Pipeline,
+    components: Sequence[str] | None = None,
+    *,
+    transformer_file: str | pathlib.Path = '',
+) -> None:
+    """Raises what `load_params` would of the same arguments, from the files' headers alone."""
+    rules = pipeline.weight_rules()
+    for name, shapes in pipeline.abstract_params(components).items():
+        source, options = _source(folder, pipeline, name, transformer_file)
+        weights.check_weights(source, rules[name], shapes, **options)
+
+
+def _source(
+    folder: str | pathlib.Path, pipeline: Pipeline, name: str, transformer_file: str | pathlib.Path
+) -> tuple[pathlib.Path, dict]:
+    """Where the weights of a component lie, and how its tensors are named there: options of
+    `load_weights`.
+    """
+    options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
+    source = pathlib.Path(folder) / pipeline.folder(name)
+    if name == 'transformer' and transformer_file:
+        source = pathlib.Path(transformer_file).expanduser()
+        if not source.is_file():
+            raise FileNotFoundError(
+                f'model.transformer_file={str(transformer_file)!r} does not exist'
+            )
+        options['layout'] = pipeline.original_layout
+    return source, options
 
 
 def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:

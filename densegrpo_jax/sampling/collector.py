@@ -10,16 +10,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from densegrpo_jax.core.rollout import DenseRollout
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import local_rows
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import place
-from densegrpo_jax.sampling.conditioning_cache import TextCache
+from densegrpo_jax.sampling.session import Session
 
 
 class Pending(NamedTuple):
@@ -35,24 +33,14 @@ class Collector:
     samples each. Raises Preempted.
     """
 
-    def __init__(
-        self, mesh: Mesh, scorer: Scorer, stop: StopRequest, group: int, prompts_per_batch: int
-    ):
-        self._mesh, self._scorer, self._stop, self._group, self._batch = (
-            mesh,
-            scorer,
-            stop,
-            group,
-            prompts_per_batch,
-        )
+    def __init__(self, session: Session, scorer: Scorer, group: int, prompts_per_batch: int):
+        self._session, self._stop, self._scorer = session, session.stop, scorer
+        self._group, self._batch = group, prompts_per_batch
 
     def sample(
         self,
         rollout_fn,
-        params,
-        adapters,
-        encoder: TextCache,
-        negative: Conditioning | None,
+        policy: dict | None,
         chosen: Sequence[Prompt],
         key: np.ndarray,
         noise_levels: np.ndarray,
@@ -60,7 +48,7 @@ class Collector:
         """Starts everything.
 
         Args:
-          rollout_fn: of `make_rollout`; key, noise_levels: its arguments.
+          rollout_fn: of `make_rollout`; policy, key, noise_levels: its arguments.
           chosen: P prompts.
 
         Returns:
@@ -68,13 +56,14 @@ class Collector:
           pending: in the same order.
           conditioning: of all prompts [P, ...].
         """
-        texts = [p.text for p in chosen]
-        conditioning = place(encoder, texts, self._mesh)
+        texts, s = [p.text for p in chosen], self._session
+        placed = lambda texts: place(s.conditioning, texts, s.mesh)
+        conditioning = placed(texts)
         rollouts, pending, waiting = [], [], None
         for start in range(0, len(chosen), self._batch):
             places = np.arange(start, start + self._batch)
-            of_batch = place(encoder, texts[start : start + self._batch], self._mesh)
-            result = rollout_fn(params, adapters, of_batch, negative, key, places, noise_levels)
+            of_batch = placed(texts[start : start + self._batch])
+            result = rollout_fn(s.params, policy, of_batch, s.negative, key, places, noise_levels)
             if waiting is not None:
                 pending.append(self._submit(*waiting))
             rollouts.append(result[0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from densegrpo_jax.pipelines.folder import load_params
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.sharding import shardings
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 
 EVAL_SCENES = 1024  # size of the generated evaluation set
@@ -91,15 +92,6 @@ def content_hash(prompts: PromptSet) -> str:
     ).hexdigest()[:12]
 
 
-def negative_conditioning(
-    pipeline: Pipeline, config, encoder: Encoder | TextCache
-) -> Conditioning | None:
-    """The conditioning of the empty prompt, [1, ...], where classifier-free guidance is asked for;
-    else None.
-    """
-    return encoder(['']) if pipeline.takes_negative(config.model.guidance) else None
-
-
 def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
     """The conditioning of `texts` for a program over the mesh; each process reads the prompts that
     its own devices hold.
@@ -117,28 +109,28 @@ def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
 
 def text_conditioning(
     config,
-    workdir: pathlib.Path,
-    folder,
+    folder: pathlib.Path,
     pipeline: Pipeline,
     prompts: Iterable[str],
     mesh: Mesh,
-    stop,
+    stop: StopRequest,
+    directory: pathlib.Path | None = None,
 ) -> TextCache:
     """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by
     encoders that are then let go.
 
     Args:
-      workdir: the cache is WORKDIR/text, or `config.text_cache`.
       folder: of the pipeline.
       mesh: the encoders' weights are split over it.
-      stop: StopRequest; a stop between two batches loses nothing.
+      stop: a stop between two batches loses nothing.
+      directory: of the cache, unless `config.text_cache` names one; None: it is in memory, of one
+        process alone.
     """
-    dtype, directory = (
-        jnp.dtype(config.model.dtype),
-        pathlib.Path(config.text_cache or workdir / 'text').expanduser(),
-    )
-    key, shapes = fingerprint(folder, pipeline, dtype), pipeline.conditioning_shapes(1)
-    cache = TextCache(directory, key, shapes)
+    dtype = jnp.dtype(config.model.dtype)
+    if config.text_cache:
+        directory = pathlib.Path(config.text_cache).expanduser()
+    key = '' if directory is None else fingerprint(folder, pipeline, dtype)
+    cache = TextCache(directory, key, pipeline.conditioning_shapes(1))
     prompts = list(dict.fromkeys(prompts))
     here = set(cache.missing(prompts))
     # Processes on one disk miss the same prompts, processes with disks of their own may not; all
@@ -149,13 +141,12 @@ def text_conditioning(
     ]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
-        logging.info('encoding %d prompts into %s', len(missing), directory)
+        logging.info('encoding %d prompts into %s', len(missing), directory or 'memory')
         split = lambda tree: shardings(tree, mesh)
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
-        encoder = Encoder(pipeline, params, max_bytes=0, mesh=mesh)
-        with ProgressBar(
-            len(missing), label='prompts', every_seconds=10, show=stop.hosts.primary
-        ) as bar:
+        encoder = Encoder(pipeline, params, mesh=mesh)
+        show = stop.communicator.hosts.primary
+        with ProgressBar(len(missing), label='prompts', every_seconds=10, show=show) as bar:
 
             def done(count: int) -> None:
                 bar.update(count)
@@ -167,42 +158,21 @@ def text_conditioning(
 
 class Encoder:
     """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of
-    them.
-
-    Prompts that were encoded lately are taken from the host's memory, of which `max_bytes` are used
-    (T5-XXL states of one prompt of 128 tokens take 2 MiB). In a run of several processes all give
-    the same prompts, and the `mesh`.
+    them. In a run of several processes all give the same prompts, and the `mesh`.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        params: dict,
-        batch: int = 32,
-        max_bytes: int = 4 << 30,
-        mesh: Mesh | None = None,
-    ):
-        self._pipeline, self._params, self.batch = (
-            pipeline,
-            {k: params[k] for k in pipeline.text_encoders},
-            batch,
-        )
-        self._encode = jax.jit(
-            pipeline.encode, **({'out_shardings': replicated(mesh)} if mesh else {})
-        )
-        self._cache: dict[str, Conditioning] = {}  # of one prompt each, oldest first
-        self._max_bytes = max_bytes
+    def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, mesh: Mesh | None = None):
+        self._pipeline, self.batch = pipeline, batch
+        self._params = {name: params[name] for name in pipeline.text_encoders}
+        options = {'out_shardings': replicated(mesh)} if mesh else {}
+        self._encode = jax.jit(pipeline.encode, **options)
 
-    def __call__(self, texts: list[str]) -> Conditioning:
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of `texts`, numpy arrays [B, ...]."""
-        new = [t for t in dict.fromkeys(texts) if t not in self._cache]
-        for i in range(0, len(new), self.batch):
-            part = new[i : i + self.batch]
+        parts = []
+        for start in range(0, len(texts), self.batch):
+            part = list(texts[start : start + self.batch])
             padded = part + [part[-1]] * (self.batch - len(part))
             rows = jax.device_get(self._encode(self._params, *self._pipeline.tokenize(padded)))
-            for j, text in enumerate(part):
-                self._cache[text] = take_rows(rows, j)
-        found = [self._cache[t] for t in texts]
-        while len(self._cache) * sum(a.nbytes for a in found[0].values()) > self._max_bytes:
-            del self._cache[next(iter(self._cache))]
-        return {name: np.stack([row[name] for row in found]) for name in found[0]}
+            parts.append(take_rows(rows, slice(len(part))))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

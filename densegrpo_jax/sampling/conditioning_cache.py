@@ -1,5 +1,5 @@
-"""Conditioning of prompts, computed once and kept on disk, so that no text encoder is in memory
-while a run trains.
+"""Conditioning of prompts, computed once and kept, so that no text encoder is in memory while a run
+samples or trains.
 """
 
 from __future__ import annotations
@@ -40,25 +40,26 @@ def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
 
 
 class TextCache:
-    """Prompts -> conditioning, read from one file per prompt.
+    """Prompts -> conditioning, kept in one file per prompt or, without a directory, in memory.
 
     Args:
-      directory: created when something is stored. Files of other models, tokenizers, lengths or
-        dtypes may lie beside: the key of a file is a hash of `key` and the prompt.
+      directory: created when something is stored; None: memory holds everything. Files of other
+        models, tokenizers, lengths or dtypes may lie beside: the key of a file is a hash of `key`
+        and the prompt.
       key: `fingerprint` of the encoders.
       shapes: names of the arrays, and the dtypes that they are stored in
         (`Pipeline.conditioning_shapes`).
-      max_bytes: of conditioning held in the host's memory.
+      max_bytes: of the files' conditioning that the host's memory holds too.
     """
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: pathlib.Path | None,
         key: str,
         shapes: Mapping[str, jax.ShapeDtypeStruct],
         max_bytes: int = 4 << 30,
     ):
-        self._directory, self._key, self._max_bytes = pathlib.Path(directory), key, max_bytes
+        self._directory, self._key, self._max_bytes = directory, key, max_bytes
         self._dtypes = {name: leaf.dtype for name, leaf in shapes.items()}
         self._held: dict[str, dict[str, np.ndarray]] = {}  # oldest first
 
@@ -68,7 +69,10 @@ class TextCache:
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """The distinct prompts that are not stored yet, in order."""
-        return [p for p in dict.fromkeys(prompts) if not self.path(p).exists()]
+        return [p for p in dict.fromkeys(prompts) if not self._has(p)]
+
+    def _has(self, prompt: str) -> bool:
+        return prompt in self._held if self._directory is None else self.path(prompt).exists()
 
     def fill(
         self,
@@ -84,12 +88,15 @@ class TextCache:
             part = list(prompts[start : start + batch])
             rows = encode(part)
             for i, prompt in enumerate(part):
-                path = self.path(prompt)
-                if path.exists():
+                if self._has(prompt):
                     continue  # another process got here first
-                path.parent.mkdir(parents=True, exist_ok=True)
                 row = {n: np.asarray(rows[n][i]).astype(d) for n, d in self._dtypes.items()}
-                write_file(path, row)
+                if self._directory is None:
+                    self._held[prompt] = row
+                else:
+                    path = self.path(prompt)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_file(path, row)
             done(min(start + batch, len(prompts)))
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
@@ -101,7 +108,8 @@ class TextCache:
         """
         rows = [self._row(prompt) for prompt in prompts]
         while (
-            len(self._held) > len(rows)
+            self._directory is not None
+            and len(self._held) > len(rows)
             and len(self._held) * sum(a.nbytes for a in rows[0].values()) > self._max_bytes
         ):
             del self._held[next(iter(self._held))]
@@ -109,6 +117,8 @@ class TextCache:
 
     def _row(self, prompt: str) -> dict[str, np.ndarray]:
         if prompt not in self._held:
+            if self._directory is None:
+                raise KeyError(f'the prompt {prompt!r} has no conditioning in memory')
             path = self.path(prompt)
             try:
                 stored = safetensors.numpy.load_file(path)

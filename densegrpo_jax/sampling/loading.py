@@ -1,5 +1,5 @@
-"""Opening a base model, with or without the adapters of a finished or running training run, for
-tools that only read.
+"""What a configuration names: the base model, and the policy of a finished or running training
+run.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import load_params, open_pipeline, resolve_folder
+from densegrpo_jax.pipelines.folder import open_pipeline, resolve_folder
 from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.flat_state import digest, flatten
@@ -59,54 +58,27 @@ def open_shapes(config, mesh: Mesh) -> Pipeline:
     )
 
 
-def load_components(
-    config,
-    folder: pathlib.Path,
-    pipeline: Pipeline,
-    mesh: Mesh,
-    components: Sequence[str] | None = None,
-) -> dict:
-    """Weights of the named components (None: all) of an opened base model, placed on the mesh."""
-    place, m = lambda tree: shardings(tree, mesh), config.model
-    return load_params(
-        folder,
-        pipeline,
-        components,
-        dtype=jnp.dtype(m.dtype),
-        shardings=place,
-        transformer_file=m.transformer_file,
-        quantize=m.quantize,
-    )
-
-
-def load_base(config, mesh: Mesh, components: Sequence[str] | None = None) -> tuple[Pipeline, dict]:
-    """The pipeline that `config.model` names, with room for the adapters of `config.lora`, and the
-    weights of the named components (None: all), placed on the mesh."""
-    folder, pipeline = open_base(config, mesh)
-    return pipeline, load_components(config, folder, pipeline, mesh, components)
-
-
 def find_step(workdir: pathlib.Path, which: str) -> int:
-    """The step of a run's checkpoint, see `load_adapters`; reads none."""
+    """The step of a run's checkpoint, see `load_policy`; reads none."""
     with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
         return _step(checkpoints, which)
 
 
-def load_adapters(
+def load_policy(
     pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best'
 ) -> tuple[dict, int]:
-    """The moving average of the adapters from a run's checkpoints.
+    """The moving average of the policy from a run's checkpoints.
 
     Args:
       workdir: of the run.
       which: 'best' (by the score of its evaluations), 'latest', or a step number.
 
     Returns:
-      (LoRA collection, step).
+      (policy, step): a LoRA collection or, of a run that trains all weights, the transformer's.
 
     Raises:
       FileNotFoundError: no such run or checkpoint.
-      ValueError: `which` is none of these; the adapters do not fit the configuration.
+      ValueError: `which` is none of these; the policy does not fit the configuration.
     """
     with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
         step = _step(checkpoints, which)
@@ -115,14 +87,14 @@ def load_adapters(
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step
 
 
-def identity(adapters: dict | None) -> str:
+def identity(policy: dict | None) -> str:
     """A short hash of a policy's weights; 'base' where there are none."""
-    if adapters is None:
+    if policy is None:
         return 'base'
     hashes = {
         name: int(value)
         for name, value in jax.device_get(
-            {k: digest(leaf) for k, leaf in flatten(adapters).items()}
+            {k: digest(leaf) for k, leaf in flatten(policy).items()}
         ).items()
     }
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]

@@ -13,7 +13,12 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.weights.lora_files import from_layers, read_peft
+from densegrpo_jax.pipelines.weights.lora_files import (
+    check_layers,
+    from_layers,
+    peft_shapes,
+    read_peft,
+)
 from densegrpo_jax.runtime.sharding import init_sharded
 from densegrpo_jax.runtime.streams import STREAM_INIT, stream_key
 
@@ -119,6 +124,16 @@ def start_state(
         if config.lora.init_from
         else state
     )
+
+
+def check_start(config, pipeline: Pipeline) -> None:
+    """Raises what `start_state` would for the adapter file `lora.init_from`, from its header
+    alone.
+    """
+    if config.lora.init_from:
+        policy = state_shapes(pipeline, optimiser(config)).policy
+        names, lora = pipeline.adapter_names(), pipeline.transformer.lora
+        check_layers(peft_shapes(config.lora.init_from), names, lora, policy)
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:

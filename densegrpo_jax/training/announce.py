@@ -15,6 +15,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 
 GIB = 2**30
@@ -77,21 +78,12 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
     )
 
 
-def plan(
-    config,
-    folder,
-    pipeline: Pipeline,
-    schedule: Schedule,
-    state: TrainState,
-    mesh: Mesh,
-    accumulation: int,
-    train: int,
-    test: int,
-    workdir,
-) -> None:
+def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pathlib.Path) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and where results go.
-    state: shapes will do.
+    state: shapes will do. accumulation: microbatches of an update.
     """
+    config, pipeline, schedule = checked.config, checked.pipeline, checked.schedule
+    folder, mesh = checked.folder, checked.mesh
     r, m, o = config.rollout, config.model, config.optim
     base = pipeline.abstract_params()
     need = memory(config, pipeline, schedule, mesh, base, state)
@@ -121,7 +113,8 @@ def plan(
             f'process(es), attention {m.attention}'
         ),
         'pictures': (
-            f'{m.width} x {m.height} px, guidance {m.guidance:g}; {train} training prompts, {test} '
+            f'{m.width} x {m.height} px, guidance {m.guidance:g}; '
+            f'{len(checked.train)} training prompts, {len(checked.test)} '
             'evaluation prompts'
         ),
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}',

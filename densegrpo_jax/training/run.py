@@ -12,13 +12,12 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.calibration.loop import calibrate, prepare, visited_prompts
-from densegrpo_jax.config.defaults import default_config, identifying, validate
-from densegrpo_jax.data.prompts import PromptSet, columns
+from densegrpo_jax.calibration.loop import calibrate, prepare, start_policy, visited_prompts
+from densegrpo_jax.config.defaults import default_config, identifying
+from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.rewards.base import RewardError, fingerprints
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.checkpoints import Checkpoints
@@ -29,15 +28,10 @@ from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.conditioning import (
-    content_hash,
-    load_prompts,
-    negative_conditioning,
-    text_conditioning,
-)
-from densegrpo_jax.sampling.loading import load_components, open_base
+from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import Schedule, make_rollout
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import optimiser, start_state, state_shapes
 from densegrpo_jax.training import announce, report
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
@@ -85,66 +79,30 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
       ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
     """
     # What will be done, before any weight is read and anything is compiled.
-    hosts, r, started = stop.hosts, config.rollout, time.monotonic()
-    validate(config)
-    folder, pipeline = open_base(config, mesh)
-    schedule = make_schedule(pipeline, config)
+    r, started = config.rollout, time.monotonic()
+    checked = check(config, mesh, stop, splits=('train', 'eval'), rollouts=True, starts=True)
+    pipeline, schedule, reward = checked.pipeline, checked.schedule, checked.reward
+    train, test, hosts = checked.train, checked.test, checked.hosts
     accumulation = check_geometry(config, schedule, mesh)
     if config.noise.calibrate:
-        prepare(config, pipeline, mesh)
-    train, test = load_prompts(config, 'train'), load_prompts(config, 'eval')
-    reward = build_reward(config.reward)
-    if config.eval.best not in reward.names:
-        raise ValueError(
-            f'eval.best={config.eval.best!r} is no score of this reward; choose one of {", ".join(reward.names)}'
-        )
-    for prompts in (train, test):
-        reward.check(*columns(prompts))
+        prepare(checked)
     tx = optimiser(config)
     shapes = state_shapes(pipeline, tx)
-    announce.plan(
-        config,
-        folder,
-        pipeline,
-        schedule,
-        shapes,
-        mesh,
-        accumulation,
-        len(train),
-        len(test),
-        workdir,
-    )
+    announce.announce(checked, shapes, accumulation, workdir)
 
     # Weights, adapters and the newest checkpoint.
     chosen = lambda step: prompts_for_step(train, r.prompts, step, config.seed)
     visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
     needed = [
-        '',
         *(p.text for p in test),
         *(p.text for p in train if p.text in visited),
         *(p.text for p in calibrated),
     ]
-    encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
-    params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
-    fresh = lambda: start_state(config, pipeline, tx, mesh, params['transformer'])
-    negative = negative_conditioning(pipeline, config, encoder)
+    session = load(checked, needed, workdir)
+    fresh = lambda: start_state(config, pipeline, tx, mesh, session.params['transformer'])
     if config.noise.calibrate:
-        policy = fresh().policy if config.lora.init_from else None
-        psi = calibrate(
-            config,
-            workdir / FILE,
-            folder,
-            pipeline,
-            params,
-            policy,
-            encoder,
-            negative,
-            train,
-            reward,
-            mesh,
-            stop,
-        )
+        psi = calibrate(session, workdir / FILE, start_policy(session))
         schedule = schedule._replace(noise_levels=psi)
     scored_as = _scored_as(config, train, test, reward)
     checkpoints = Checkpoints(
@@ -181,13 +139,13 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         checkpoints,
         bar,
     ):
-        evaluator = Evaluator(pipeline, config, test, encoder, scorer, mesh, negative=negative)
-        collector = Collector(mesh, scorer, stop, r.group, r.prompts_per_batch)
+        evaluator = Evaluator(session, test, scorer)
+        collector = Collector(session, scorer, r.group, r.prompts_per_batch)
         step = saved = start
 
         def evaluate(step: int, ema: dict) -> float:
             began = time.monotonic()
-            result = evaluator(params, ema, stop)
+            result = evaluator(ema)
             mean, error = report.evaluation(
                 config, workdir, writer, step, result, time.monotonic() - began, write=hosts.primary
             )
@@ -207,14 +165,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 began = time.monotonic()
                 key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
                 sampling = collector.sample(
-                    rollout_fn,
-                    params,
-                    state.policy,
-                    encoder,
-                    negative,
-                    chosen(step),
-                    key,
-                    schedule.noise_levels,
+                    rollout_fn, state.policy, chosen(step), key, schedule.noise_levels
                 )
                 rollouts, pending, conditioning = sampling
                 sampled = time.monotonic()
@@ -224,11 +175,13 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 batch, credit_metrics = credit_fn(
                     rollouts, values[TOTAL], valid, {name: values[name] for name in reward.weights}
                 )
-                calls = 1 + (negative is not None)  # of the network per velocity
+                calls = 1 + (session.negative is not None)  # of the network per velocity
                 evals = sum(
                     calls * rollout.velocity_evals * rollout.std.shape[1] for rollout in rollouts
                 )
-                updated, update_metrics = update_fn(state, params, conditioning, negative, batch)
+                updated, update_metrics = update_fn(
+                    state, session.params, conditioning, session.negative, batch
+                )
                 # a stop need not wait for an update either, which may take minutes
                 if not donates_state(config):
                     stop.wait(update_metrics)

@@ -25,20 +25,14 @@ import optax
 from jax.sharding import Mesh
 
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.conditioning import (
-    load_prompts,
-    negative_conditioning,
-    text_conditioning,
-)
-from densegrpo_jax.sampling.loading import load_components, open_base
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import start_state
 from densegrpo_jax.training.learner import make_credit, make_update
 from experiments.reproduction.figures import VARIANTS
@@ -92,15 +86,13 @@ def direction(
     store = Store(workdir / 'direction', settings)
     todo = [number for number in range(updates) if number not in store]
     if todo:
-        reward = build_reward(config.reward)
-        measure = _prepare(config, workdir, mesh, stop, updates, reward.weights)
+        session, measure = _prepare(config, workdir, mesh, stop, updates)
         with (
             ProgressBar(updates, start=updates - len(todo), label='gradients') as bar,
-            Scorer(reward) as scorer,
+            Scorer(session.reward) as scorer,
         ):
-            collector = Collector(
-                mesh, scorer, stop, config.rollout.group, config.rollout.prompts_per_batch
-            )
+            r = config.rollout
+            collector = Collector(session, scorer, r.group, r.prompts_per_batch)
             for number in todo:
                 store.put(number, **measure(number, collector))
                 bar.update(sum(n in store for n in range(updates)))
@@ -110,27 +102,18 @@ def direction(
     return direction_rows(sketches, config.rollout.prompts * config.rollout.group)
 
 
-def _prepare(
-    config,
-    workdir: pathlib.Path,
-    mesh: Mesh,
-    stop: StopRequest,
-    updates: int,
-    weights: Mapping[str, float],
-):
-    """(number of a batch, Collector) -> credit rule -> sketch of its gradient."""
-    folder, pipeline = open_base(config, mesh)
-    schedule = every_state_completed(make_schedule(pipeline, config))
-    train = load_prompts(config, 'train')
+def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int):
+    """A Session, and (number of a batch, Collector) -> credit rule -> sketch of its gradient."""
+    checked = check(config, mesh, stop, splits=('train',), rollouts=True, starts=True)
+    pipeline, schedule = checked.pipeline, every_state_completed(checked.schedule)
+    weights = checked.reward.weights
     chosen = [
-        prompts_for_step(train, config.rollout.prompts, n, config.seed) for n in range(updates)
+        prompts_for_step(checked.train, config.rollout.prompts, n, config.seed)
+        for n in range(updates)
     ]
-    needed = ['', *dict.fromkeys(p.text for prompts in chosen for p in prompts)]
-    encoder = text_conditioning(config, workdir, folder, pipeline, needed, mesh, stop)
-    params = load_components(config, folder, pipeline, mesh, ('transformer', 'vae'))
+    session = load(checked, [p.text for prompts in chosen for p in prompts], workdir)
     tx = optax.sgd(1.0)  # an update is then the gradient itself
-    state = start_state(config, pipeline, tx, mesh, params['transformer'])
-    negative = negative_conditioning(pipeline, config, encoder)
+    state = start_state(config, pipeline, tx, mesh, session.params['transformer'])
     rollout_fn, update_fn = (
         make_rollout(pipeline, config, schedule, mesh),
         make_update(pipeline, config, tx, mesh),
@@ -145,26 +128,19 @@ def _prepare(
     def measure(number: int, collector: Collector) -> dict[str, np.ndarray]:
         key = key_data(stream_key(config.seed, STREAM_PROBE, number))
         sampled = collector.sample(
-            rollout_fn,
-            params,
-            state.policy,
-            encoder,
-            negative,
-            chosen[number],
-            key,
-            schedule.noise_levels,
+            rollout_fn, state.policy, chosen[number], key, schedule.noise_levels
         )
         rollouts, pending, conditioning = sampled
         values, valid = collector.scores(pending, samples)
         found = {}
         for name, credit_fn in credits.items():
             batch, _ = credit_fn(rollouts, values[TOTAL], valid, {n: values[n] for n in weights})
-            text = conditioning, negative
-            after, _ = update_fn(jax.tree.map(jnp.copy, state), params, *text, batch)
+            fresh = jax.tree.map(jnp.copy, state)
+            after, _ = update_fn(fresh, session.params, conditioning, session.negative, batch)
             found[name] = np.asarray(stop.wait(difference(after.policy, state.policy)))
         return found
 
-    return measure
+    return session, measure
 
 
 def sketch(tree, size: int = SKETCH) -> jax.Array:

@@ -29,21 +29,15 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.panel import Part, Policy, settings
-from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
-from densegrpo_jax.sampling.conditioning import (
-    content_hash,
-    load_prompts,
-    negative_conditioning,
-    place,
-    text_conditioning,
-)
-from densegrpo_jax.sampling.loading import identity, load_adapters, load_components, open_base
+from densegrpo_jax.sampling.conditioning import content_hash, place
+from densegrpo_jax.sampling.loading import identity, load_policy
 from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_rollout, make_schedule
+from densegrpo_jax.sampling.session import Session, check, load
 from experiments.reproduction.measuring import (
     COMPLETE,
     Store,
@@ -218,14 +212,12 @@ class _Probe:
             )
         self.config = measured_config(config, stop, overrides)
         self._workdir, self._mesh, self._stop = pathlib.Path(workdir), mesh, stop
-        self._folder, self.pipeline = open_base(self.config, mesh)
-        self.schedule = make_schedule(self.pipeline, self.config)
-        train, self._reward = load_prompts(self.config, 'train'), build_reward(self.config.reward)
-        self._prompts = prompts_for_step(train, prompts, 0, self.config.seed)
-        self._reward.check(*columns(self._prompts))
-        self._adapters = None
+        self._checked = check(self.config, mesh, stop, splits=('train',), rollouts=True)
+        self.pipeline, self.schedule = self._checked.pipeline, self._checked.schedule
+        self._prompts = prompts_for_step(self._checked.train, prompts, 0, self.config.seed)
+        self._policy = None
         if policy.workdir is not None:
-            self._adapters, _ = load_adapters(
+            self._policy, _ = load_policy(
                 self.pipeline, self.config, mesh, policy.workdir, str(policy.step)
             )
         # As many rows at once as in training, whatever the group is here.
@@ -235,16 +227,8 @@ class _Probe:
         self._batch = max(n for n in range(1, min(most, prompts) + 1) if prompts % n == 0)
 
     @functools.cached_property
-    def _weights(self) -> tuple:
-        """(weights, text conditioning, that of the empty prompt or None)."""
-        needed = ['', *(p.text for p in self._prompts)]
-        encoder = text_conditioning(
-            self.config, self._workdir, self._folder, self.pipeline, needed, self._mesh, self._stop
-        )
-        params = load_components(
-            self.config, self._folder, self.pipeline, self._mesh, ('transformer', 'vae')
-        )
-        return params, encoder, negative_conditioning(self.pipeline, self.config, encoder)
+    def _session(self) -> Session:
+        return load(self._checked, [p.text for p in self._prompts], self._workdir)
 
     def measure(self, label: str, config, schedule: Schedule, continuations: int = 0) -> _Found:
         """Samples and scores what is not kept yet, batch by batch. Raises Preempted."""
@@ -255,7 +239,7 @@ class _Probe:
             sample = self._sampler(config, schedule, continuations)
             waiting, done = None, len(starts) - len(todo)
             bar = ProgressBar(len(starts), start=done, label=label)
-            with Scorer(self._reward, self.config.reward_workers) as scorer, bar:
+            with Scorer(self._checked.reward, self.config.reward_workers) as scorer, bar:
 
                 def keep(start: int, arrays: dict, future, finite: np.ndarray) -> None:
                     scores = self._stop.wait(future)
@@ -289,7 +273,7 @@ class _Probe:
     def _sampler(self, config, schedule: Schedule, continuations: int):
         """places [p] -> (arrays to keep, pictures uint8 [S + (S-1) C, B, H, W, 3], finite): of the
         S completions, then of every completed state's continuations."""
-        params, encoder, negative = self._weights
+        s = self._session
         rollout = make_rollout(self.pipeline, config, schedule, self._mesh)
         follow = (
             make_continuations(self.pipeline, config, schedule, self._mesh, continuations)
@@ -299,12 +283,14 @@ class _Probe:
         key = lambda number: key_data(stream_key(config.seed, STREAM_PROBE, number))
 
         def sample(places: np.ndarray):
-            conditioning = place(encoder, [self._prompts[i].text for i in places], self._mesh)
+            conditioning = place(
+                s.conditioning, [self._prompts[i].text for i in places], self._mesh
+            )
             result, *drawn = rollout(
-                params,
-                self._adapters,
+                s.params,
+                self._policy,
                 conditioning,
-                negative,
+                s.negative,
                 key(0),
                 places,
                 schedule.noise_levels,
@@ -312,10 +298,10 @@ class _Probe:
             drawn = [jax.device_get(self._stop.wait(drawn))]
             for k in result.states[:-1] if continuations else ():
                 more = follow(
-                    params,
-                    self._adapters,
+                    s.params,
+                    self._policy,
                     conditioning,
-                    negative,
+                    s.negative,
                     key(1 + k),
                     places,
                     schedule.noise_levels,
@@ -331,7 +317,7 @@ class _Probe:
                 ),
                 'states': np.array(result.states),
                 'sources': np.array(result.sources),
-                'calls': np.array(result.velocity_evals * (1 + (negative is not None))),
+                'calls': np.array(result.velocity_evals * (1 + (s.negative is not None))),
             }
             return arrays, images, finite
 
@@ -364,9 +350,9 @@ class _Probe:
         """Everything that the raw rewards of a batch depend on."""
         common = settings(
             config,
-            self._folder,
+            self._checked.folder,
             self.pipeline,
-            {'train': Part(self._prompts[:0], [self._reward])},
+            {'train': Part(self._prompts[:0], [self._checked.reward])},
             1,
         )
         kept = {
@@ -375,7 +361,7 @@ class _Probe:
         }
         return {
             **kept,
-            'policy': identity(self._adapters),
+            'policy': identity(self._policy),
             'train': config.data.train,
             'group': config.rollout.group,
             'batch': self._batch,

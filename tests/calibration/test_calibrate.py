@@ -10,13 +10,12 @@ import pytest
 from PIL import Image
 
 from configs import tiny_ocr
-from densegrpo_jax import calibrate as command
 from densegrpo_jax.calibration import loop as calibration
 from densegrpo_jax.core.plan import step_plan
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling import noise
+from densegrpo_jax.sampling import noise, session
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.run import run as train
@@ -77,7 +76,9 @@ def one_device():
 
 
 def calibrated(config, workdir, stop=None):
-    psi = command.run(config, workdir, workdir / 'psi.json', one_device(), stop or StopRequest())
+    psi = calibration.run(
+        config, workdir, workdir / 'psi.json', one_device(), stop or StopRequest()
+    )
     return psi, noise.read(workdir / 'psi.json')
 
 
@@ -139,7 +140,7 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
     # The prompts of a file may change under its name; an earlier version did not note what they
     # were.
     monkeypatch.setattr(
-        command, 'load_prompts', lambda config, split: load_prompts(config, split)[:1000]
+        session, 'load_prompts', lambda config, split: load_prompts(config, split)[:1000]
     )
     with pytest.raises(ValueError, match=r'other settings \(prompts of data.train: '):
         calibrated(config, tmp_path / 'broken')
@@ -175,7 +176,7 @@ def test_eta_of_cps_stays_at_most_one(folder, texts, tmp_path):
 def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(
     folder, texts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(command, 'load_components', None)
+    monkeypatch.setattr(calibration, 'load', None)
     with pytest.raises(
         ValueError,
         match=r"rollout.noise='flow_grpo', level 0.7.*bounds 0.02 to 0.5; change calibration.low",
@@ -185,7 +186,7 @@ def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(
         ValueError, match=r'calibration.prompts \* calibration.group = 3 does not divide'
     ):
         config = make_config(folder, texts, **{'calibration.prompts': 3, 'calibration.group': 1})
-        command.run(
+        calibration.run(
             config,
             tmp_path,
             tmp_path / 'psi.json',

@@ -27,6 +27,7 @@ from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling import noise
+from densegrpo_jax.sampling.session import Session
 from tests.clip_folder import random_clip
 from tests.fake_hosts import on_hosts
 
@@ -100,21 +101,29 @@ class Sampler:
         return np.stack(images) // 8 * 8, np.ones(len(keys), bool)
 
 
+def session(config, conditioning, devices=1, pipeline=None, hosts=None):
+    """A session without weights."""
+    return Session(
+        config=config,
+        mesh=make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices]),
+        stop=StopRequest(Communicator(hosts)),
+        folder=None,
+        pipeline=pipeline,
+        schedule=None,
+        train=None,
+        test=PROMPTS,
+        reward=None,
+        params={'transformer': None},
+        conditioning=conditioning,
+        negative=None,
+    )
+
+
 def run(sampler, record, group=2, hosts=None, scorer=At):
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    opened = session(CONFIG, lambda texts: texts, hosts=hosts)
+    options = dict(group=group, embed=make_embedding('pixels'), sample=sampler)
     with scorer(JpegReward(), 1) as scorer:
-        evaluator = Evaluator(
-            None,
-            CONFIG,
-            PROMPTS,
-            lambda texts: texts,
-            scorer,
-            mesh,
-            group=group,
-            embed=make_embedding('pixels'),
-            sample=sampler,
-        )
-        return evaluator(None, None, StopRequest(Communicator(hosts)), record, 'base')
+        return Evaluator(opened, PROMPTS, scorer, **options)(None, record, 'base')
 
 
 def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
@@ -250,11 +259,9 @@ def test_kl_in_closed_form(tmp_path):
     config.rollout.update(steps=4, kernel='sde', noise='constant', level=0.7, first=1)
     config.eval.batch = 8
     encoder = lambda texts: {'pooled': np.float32([[1 + int(t.split()[1])] for t in texts])}
-    divergence = Divergence(
-        Line(), config, PROMPTS, encoder, make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1}), 9
-    )
-    record, params = Record(tmp_path, {}), {'transformer': None}
-    found = divergence(params, np.float32(0.2), StopRequest(), record, 'x')
+    divergence = Divergence(session(config, encoder, 8, Line()), PROMPTS, 9)
+    record = Record(tmp_path, {})
+    found = divergence(np.float32(0.2), record, 'x')
     # the last transition, into clean latents, is not trained
     s, dt = SIGMAS[1:3], np.diff(SIGMAS)[1:3]
     per_velocity = np.mean(np.square((1 + 0.7**2 * (1 - s) / (2 * s)) * dt) / (2 * 0.7**2 * -dt))
@@ -263,10 +270,8 @@ def test_kl_in_closed_form(tmp_path):
     )
     assert np.isnan(found[9])
     # from the record
-    np.testing.assert_array_equal(
-        divergence(None, np.float32(0.2), StopRequest(), record, 'x'), found
-    )
-    assert not divergence(None, None, StopRequest(), record, 'base')[:9].any()
+    np.testing.assert_array_equal(divergence(np.float32(0.2), record, 'x'), found)
+    assert not divergence(None, record, 'base')[:9].any()
     # A run that calibrated first: its own trajectories have its psi, here at k = 1 and 2.
     plan, psi = step_plan(SIGMAS, first=1), np.array([0.9, 0.4])
     document = {
@@ -276,9 +281,7 @@ def test_kl_in_closed_form(tmp_path):
         'geometry': noise.geometry(config, SIGMAS, plan),
     }
     noise.write(tmp_path / 'psi.json', document)
-    found = divergence(
-        params, np.float32(0.2), StopRequest(), record, 'y', psi=tmp_path / 'psi.json'
-    )
+    found = divergence(np.float32(0.2), record, 'y', psi=tmp_path / 'psi.json')
     per_velocity = np.mean(np.square((1 + psi**2 * (1 - s) / (2 * s)) * dt) / (2 * psi**2 * -dt))
     np.testing.assert_allclose(
         found[:9], per_velocity * np.square(0.2 * (1 + np.arange(9))), rtol=1e-4

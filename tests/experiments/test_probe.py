@@ -10,10 +10,9 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.evaluation.panel import Policy
-from densegrpo_jax.pipelines import folder as pipeline_folder
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling.loading import load_components
+from densegrpo_jax.sampling.session import check, load_weights
 from densegrpo_jax.sampling.state import init_state, optimiser
 from experiments.reproduction import probe, probe_drawing, probe_statistics
 from experiments.reproduction.measuring import with_overrides
@@ -157,17 +156,11 @@ def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
 
     def load(pipeline, config, mesh, folder, which):
         asked.append((folder, which))
-        base = load_components(
-            config,
-            pipeline_folder.resolve_folder(config.model.path),
-            pipeline,
-            mesh,
-            ['transformer'],
-        )['transformer']
+        base = load_weights(check(config, mesh), ['transformer'])['transformer']
         trained = init_state(pipeline, optimiser(config), jax.random.key(0), base).ema
         return jax.tree.map(lambda leaf: leaf + 0.3, trained), int(which)
 
-    monkeypatch.setattr(probe, 'load_adapters', load)
+    monkeypatch.setattr(probe, 'load_policy', load)
     rows = measure(
         'latent_rewards', config, workdir, policy=Policy('step 7', pathlib.Path('elsewhere'), 7)
     )

@@ -19,7 +19,7 @@ from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
 from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.sampling.sampler import make_schedule
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def small():

@@ -3,6 +3,7 @@ wait for each other's other batch.
 """
 
 import threading
+import types
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -18,6 +19,17 @@ from densegrpo_jax.sampling.collector import Collector
 
 BATCHES, PER_BATCH, GROUP, STATES = 4, 2, 3, 2
 PATIENCE = 2  # seconds after which one that waits for another gives up
+
+
+def session():
+    """What a collector asks of one, with empty conditioning."""
+    return types.SimpleNamespace(
+        mesh=make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
+        stop=StopRequest(),
+        params=None,
+        conditioning=lambda texts: {'context': np.zeros((len(texts), 1), np.float32)},
+        negative=None,
+    )
 
 
 class Events:
@@ -111,13 +123,11 @@ class Valid(Pixel):
 def test_a_score_may_have_any_name_the_mask_is_not_among_them():
     images = np.arange(6, dtype=np.uint8).reshape(1, 6, 1, 1, 1).repeat(3, -1)
     rollout = lambda *_: (None, jnp.asarray(images), jnp.ones((1, 6), bool).at[0, 1].set(False))
-    encoder = lambda texts: {'context': np.zeros((len(texts), 1), np.float32)}
     prompts = [Prompt('one'), Prompt('two')]
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     with Scorer(Valid(), 1) as scorer:
-        collector = Collector(mesh, scorer, StopRequest(), 3, 2)
+        collector = Collector(session(), scorer, 3, 2)
         _, pending, _ = collector.sample(
-            rollout, None, None, encoder, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
+            rollout, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
         )
         values, valid = collector.scores(pending, 6)
     assert valid.dtype == bool and valid.tolist() == [[True, False, True, True, False, True]]
@@ -130,18 +140,11 @@ def test_a_score_may_have_any_name_the_mask_is_not_among_them():
 def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(workers):
     scored = Events()
     device = Device(scored)
-    encoder = lambda texts: {'context': np.zeros((len(texts), 1), np.float32)}
     prompts = [Prompt(str(i)) for i in range(BATCHES * PER_BATCH)]
     with Scorer(Pixel(scored), workers) as scorer:
-        collector = Collector(
-            make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
-            scorer,
-            StopRequest(),
-            GROUP,
-            PER_BATCH,
-        )
+        collector = Collector(session(), scorer, GROUP, PER_BATCH)
         rollouts, pending, _ = collector.sample(
-            device.rollout, None, None, encoder, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
+            device.rollout, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
         )
         values, valid = collector.scores(pending, len(prompts) * GROUP)
     assert rollouts == list(range(BATCHES)) and valid.all()

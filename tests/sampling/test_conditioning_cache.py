@@ -31,9 +31,7 @@ def stored(folder, directory, prompts=PROMPTS, stop=None):
     config.model.dtype, config.text_cache = 'float32', str(directory)
     pipeline = open_pipeline(folder, text_length=16)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    return text_conditioning(
-        config, folder.parent, folder, pipeline, prompts, mesh, stop or StopRequest()
-    )
+    return text_conditioning(config, folder, pipeline, prompts, mesh, stop or StopRequest())
 
 
 def test_equals_the_encoders_and_needs_them_once(folder, tmp_path, monkeypatch):

@@ -8,8 +8,7 @@ import jax
 
 from configs import tiny_ocr
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import open_base
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.training import announce
 
@@ -48,25 +47,13 @@ def test_nothing_is_said_where_it_fits_or_nobody_knows():
         assert announce.too_much(NEED, device(stats), full=False) == ''
 
 
-def test_a_run_says_so_beside_its_plan(monkeypatch, caplog, tmp_path):
+def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     config, seen = tiny_ocr.get_config(), []
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    folder, pipeline = open_base(config, mesh)
+    checked = check(config, mesh, splits=('train', 'eval'), rollouts=True)
     monkeypatch.setattr(
         announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit'
     )
-    state = state_shapes(pipeline, optimiser(config))
-    announce.plan(
-        config,
-        folder,
-        pipeline,
-        make_schedule(pipeline, config),
-        state,
-        mesh,
-        5,
-        300,
-        320,
-        tmp_path,
-    )
+    announce.announce(checked, state_shapes(checked.pipeline, optimiser(config)), 5, tmp_path)
     assert seen == [set(announce.LOWERED_BY)]
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']

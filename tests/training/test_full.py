@@ -16,7 +16,8 @@ from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.loading import load_adapters, load_base
+from densegrpo_jax.sampling.loading import load_policy, open_base
+from densegrpo_jax.sampling.session import check, load_weights
 from densegrpo_jax.training.run import run
 from tests import miniature
 
@@ -65,8 +66,9 @@ def test_trains_every_weight_against_a_frozen_reference(trained):
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/kl'] <= 1e-10
     assert second['train/kl'] > 100 * first['train/kl']  # and leaves it
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    pipeline, params = load_base(config, mesh)
-    policy, step = load_adapters(pipeline, config, mesh, workdir, 'latest')
+    checked = check(config, mesh)
+    params = load_weights(checked)
+    policy, step = load_policy(checked.pipeline, config, mesh, workdir, 'latest')
     assert step == 2 and jax.tree.structure(policy) == jax.tree.structure(params['transformer'])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), policy, params['transformer'])
     assert np.mean(jax.tree.leaves(moved)) > 0.9
@@ -105,7 +107,7 @@ def test_exports_a_pipeline_and_refuses_an_adapter(trained, tmp_path):
         export(config, workdir, tmp_path / 'lora')
     export(config, workdir, tmp_path / 'merged', layout='merged', checkpoint='latest')
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    policy, _ = load_adapters(load_base(config, mesh, ())[0], config, mesh, workdir, 'latest')
+    policy, _ = load_policy(open_base(config, mesh)[1], config, mesh, workdir, 'latest')
     _, params = load_pipeline(tmp_path / 'merged', text_length=16)
     jax.tree.map(np.testing.assert_array_equal, params['transformer'], policy)
     card = (tmp_path / 'merged' / 'README.md').read_text()

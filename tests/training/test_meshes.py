@@ -11,9 +11,8 @@ from configs import tiny_ocr
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
-from densegrpo_jax.sampling.conditioning import Encoder
-from densegrpo_jax.sampling.loading import load_base
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import init_state
 from densegrpo_jax.training.learner import make_credit, make_update
 from tests import miniature
@@ -39,11 +38,12 @@ class Iteration:
 
     def __init__(self, config, sizes, devices):
         mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor'), sizes)), devices)
-        self.pipeline, self.params = load_base(config, mesh)
+        session = load(check(config, mesh), PROMPTS)
+        self.pipeline, self.params = session.pipeline, session.params
         schedule, self.tx = make_schedule(self.pipeline, config), optax.sgd(1.0)
         self.fresh = lambda base: init_state(self.pipeline, self.tx, jax.random.key(0), base)
         self.start = lambda: sharding.init_sharded(self.fresh, mesh, self.params['transformer'])
-        self.conditioning = Encoder(self.pipeline, self.params, batch=2)(PROMPTS)
+        self.conditioning = session.conditioning(PROMPTS)
         self._rollout, self._levels = (
             make_rollout(self.pipeline, config, schedule, mesh),
             schedule.noise_levels,

@@ -17,11 +17,11 @@ from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts
 from densegrpo_jax.pipelines.weights.lora_files import read_peft
-from densegrpo_jax.rewards import REWARDS, RewardError, Scores
+from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
-from densegrpo_jax.sampling.loading import load_adapters, load_base, open_shapes
+from densegrpo_jax.sampling.loading import load_policy, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests import miniature
@@ -213,7 +213,9 @@ def test_checkpoints_of_several_runs_are_told_apart(trained, tmp_path):
 
 def test_a_panel_is_checked_before_anything_is_loaded(panel, tmp_path):
     panel.eval.panel_prompts = 'panel'
-    which = parts(panel)
+    test = load_prompts(panel, 'eval')
+    opened = lambda: parts(panel, test, build_reward(panel.reward))
+    which = opened()
     assert {name: [r.name for r in part.rewards] for name, part in which.items()} == {
         'eval': ['composite'],
         'panel': ['brightness'],
@@ -224,13 +226,13 @@ def test_a_panel_is_checked_before_anything_is_loaded(panel, tmp_path):
     )
     panel.eval.panel.brightness.weight = 2.0
     with pytest.raises(ValueError, match='eval.panel.brightness.weight=2.0'):
-        parts(panel)
+        opened()
     panel.eval.panel = {}
     with pytest.raises(ValueError, match="eval.panel_prompts='panel' has no reward"):
-        parts(panel)
+        opened()
     panel.eval.update(panel={'jpeg': {}}, panel_prompts='')
     with pytest.raises(ValueError, match=r"\['jpeg'\] occur twice"):
-        parts(panel)
+        opened()
 
 
 def test_evaluate_reports_geneval_by_task(tmp_path):
@@ -299,8 +301,8 @@ def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
     config, workdir = trained
     export.export(config, workdir, tmp_path / 'out')
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    pipeline, _ = load_base(config, mesh, ())
-    want, _ = load_adapters(pipeline, config, mesh, workdir)
+    _, pipeline = open_base(config, mesh)
+    want, _ = load_policy(pipeline, config, mesh, workdir)
     base = pipeline.abstract_params()['transformer']
     state = jax.jit(lambda: init_state(pipeline, optimiser(config), jax.random.key(0), base))()
     state = start_from(state, read_peft(tmp_path / 'out'), pipeline)

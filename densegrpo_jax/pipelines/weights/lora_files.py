@@ -60,40 +60,60 @@ def from_layers(
 ) -> dict:
     """The inverse of `to_layers`, for a network whose fresh adapters are `like`.
 
-    Raises:
-      ValueError: layers that the configuration does not adapt, layers that are absent, or another
-        rank; names them.
+    Raises ValueError as `check_layers`.
     """
-    chosen = set(config.select(names))
-    absent, extra = sorted(chosen - set(layers)), sorted(set(layers) - chosen)
-    if absent or extra:
-        raise ValueError(
-            f'the adapter does not fit lora.targets: {len(absent)} layers are absent '
-            f'({absent[:3]}), {len(extra)} are not adapted here ({extra[:3]}); set lora.targets to '
-            'what the file holds'
-        )
+    shapes = {name: (down.shape, up.shape) for name, (down, up) in layers.items()}
+    check_layers(shapes, names, config, like)
     blocks: dict[str, list] = {}
     for name, path in names.items():
-        if name in chosen:
+        if name in layers:
             down, up = layers[name]
-            if down.shape[0] != config.rank:
-                raise ValueError(
-                    f'the adapter of {name} has rank {down.shape[0]}, the configuration '
-                    f'lora.rank={config.rank}'
-                )
             blocks.setdefault(path, []).append((down.T, up.T / config.scale))
     flat = {}
     for path, leaf in traverse_util.flatten_dict(like, sep='/').items():
         layer, part = path.rsplit('/', 1)
         parts = [pair['ab'.index(part)] for pair in blocks[layer]]
         value = np.stack(parts) if len(leaf.shape) == 3 else parts[0]
-        if value.shape != tuple(leaf.shape):
-            raise ValueError(
-                f'the adapter of {layer} has shape {value.shape}, the network needs '
-                f'{tuple(leaf.shape)}'
-            )
         flat[path] = np.asarray(value, np.float32)
     return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def check_layers(
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    names: dict[str, str],
+    config: LoraConfig,
+    like: dict,
+) -> None:
+    """Whether an adapter fits a network whose fresh adapters are `like` (shapes will do).
+
+    Args:
+      shapes: checkpoint name -> shapes of down [rank, in] and up [out, rank].
+      names: checkpoint name -> path, `pipeline.adapter_names()`.
+
+    Raises:
+      ValueError: layers that the configuration does not adapt, layers that are absent, another
+        rank, or other widths; names them.
+    """
+    chosen = set(config.select(names))
+    absent, extra = sorted(chosen - set(shapes)), sorted(set(shapes) - chosen)
+    if absent or extra:
+        raise ValueError(
+            f'the adapter does not fit lora.targets: {len(absent)} layers are absent '
+            f'({absent[:3]}), {len(extra)} are not adapted here ({extra[:3]}); set lora.targets to '
+            'what the file holds'
+        )
+    flat = traverse_util.flatten_dict(like, sep='/')
+    for name in sorted(chosen):
+        if (rank := shapes[name][0][0]) != config.rank:
+            raise ValueError(
+                f'the adapter of {name} has rank {rank}, the configuration lora.rank={config.rank}'
+            )
+        for part, found in zip('ab', shapes[name]):
+            wanted = tuple(flat[f'{names[name]}/{part}'].shape[-2:])[::-1]
+            if tuple(found) != wanted:
+                raise ValueError(
+                    f'the adapter of {name} has shape {tuple(found)}, the network needs {wanted}'
+                )
 
 
 def peft_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -214,6 +234,27 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
       FileNotFoundError: no such file.
       ValueError: a damaged file, or keys of another layout; names them.
     """
+    parts, notes = _read(path, lambda file, key: file.get_tensor(key).astype(np.float32))
+    settings, layers = json.loads(notes.get('lora_adapter_metadata', '{}')), {}
+    for name, layer in parts.items():
+        rank = layer['lora_A'].shape[0]
+        alpha = layer.get('alpha', _alpha_of(settings, name, rank))
+        layers[name] = layer['lora_A'], layer['lora_B'] * np.float32(alpha / rank)
+    return layers
+
+
+def peft_shapes(path: str | pathlib.Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of the layers of `read_peft`, down [rank, in] and up [out, rank], from the file's
+    header alone. Raises as it does.
+    """
+    parts, _ = _read(path, lambda file, key: tuple(file.get_slice(key).get_shape()))
+    return {name: (layer['lora_A'], layer['lora_B']) for name, layer in parts.items()}
+
+
+def _read(path: str | pathlib.Path, read) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Layer -> 'lora_A', 'lora_B' and where there is one 'alpha' -> read(file, key) of its tensor;
+    and the file's metadata.
+    """
     path = pathlib.Path(path).expanduser()
     path = path / FILENAME if path.is_dir() else path
     if not path.is_file():
@@ -221,38 +262,34 @@ def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
             f'{path} does not exist; expected a safetensors file with PEFT keys, or a folder with '
             f'{FILENAME}'
         )
+    pattern = re.compile(
+        rf'(?:{re.escape(PREFIX)}|base_model\.model\.)?(.+)\.(lora_A|lora_B)(?:\.default)?\.weight'
+        r'|(.+)\.alpha'
+    )
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
-            tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+            if strangers := [key for key in file.keys() if not pattern.fullmatch(key)]:
+                raise ValueError(
+                    f'{path} has keys of another layout: {strangers[:3]}; expected '
+                    f'{PREFIX}<layer>.lora_A.weight and .lora_B.weight'
+                )
+            values = {key: read(file, key) for key in file.keys()}
+            notes = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
-    settings = json.loads(notes.get('lora_adapter_metadata', '{}'))
-    pattern = re.compile(
-        rf'(?:{re.escape(PREFIX)}|base_model\.model\.)?(.+)\.(lora_A|lora_B)(?:\.default)?\.weight|(.+)\.alpha'
-    )
-    strangers = [k for k in tensors if not pattern.fullmatch(k)]
-    if strangers:
-        raise ValueError(
-            f'{path} has keys of another layout: {strangers[:3]}; expected '
-            f'{PREFIX}<layer>.lora_A.weight and .lora_B.weight'
-        )
-    pairs: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in tensors.items():
+    layers: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
         match = pattern.fullmatch(key)
         if match[1]:
-            pairs.setdefault(match[1], {})[match[2]] = value.astype(np.float32)
+            layers.setdefault(match[1], {})[match[2]] = value
         else:
-            pairs.setdefault(match[3].removeprefix(PREFIX), {})['alpha'] = value.astype(np.float32)
-    layers = {}
-    for name, parts in pairs.items():
-        if not {'lora_A', 'lora_B'} <= parts.keys():
+            layers.setdefault(match[3].removeprefix(PREFIX), {})['alpha'] = value
+    for name, layer in layers.items():
+        if not {'lora_A', 'lora_B'} <= layer.keys():
             raise ValueError(
-                f'{path}: the layer {name} has only {sorted(parts)}; expected lora_A and lora_B'
+                f'{path}: the layer {name} has only {sorted(layer)}; expected lora_A and lora_B'
             )
-        rank = parts['lora_A'].shape[0]
-        alpha = parts.get('alpha', _alpha_of(settings, name, rank))
-        layers[name] = parts['lora_A'], parts['lora_B'] * np.float32(alpha / rank)
-    return layers
+    return layers, notes
 
 
 def _alpha_of(settings: dict, name: str, rank: int) -> float:
