@@ -4,7 +4,7 @@ weights trained, 24 samples an update.
     python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py \\
         --workdir=runs/claims_geneval
 
-The page that is shipped: `--out=docs/reproduction/geneval`.
+The page that is shipped: `--out=docs/results/reproduction/geneval`.
 """
 
 from configs import tiny_geneval

@@ -3,7 +3,7 @@
     python -m experiments.reproduce --figure=4 --config=configs/claims_ocr_96.py \\
         --workdir=runs/claims_ocr_96
 
-The page that is shipped: `--out=docs/reproduction/96_samples`.
+The page that is shipped: `--out=docs/results/reproduction/96_samples`.
 """
 
 from configs import claims_ocr

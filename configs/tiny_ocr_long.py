@@ -4,7 +4,7 @@ recogniser's likelihood.
     python -m densegrpo_jax.main --config=configs/tiny_ocr_long.py --workdir=runs/long
 
 Hardware: two CPU cores, 4 GiB of memory, an hour and a half. What it reaches, and what else was
-tried: docs/README.md, "A longer run".
+tried: docs/results/long.
 """
 
 from configs import tiny_ocr

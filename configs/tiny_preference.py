@@ -4,7 +4,7 @@ paper's third task on a laptop.
     python -m densegrpo_jax.main --config=configs/tiny_preference.py --workdir=runs/tiny_preference
 
 Hardware: two CPU cores, 4 GiB of memory, 15 minutes. Score on 600 held-out prompts: 1.211 -> 1.376
-(+0.165 +- 0.019 on the same prompts and noise; docs/README.md, "Shapes"). GenEval's verdicts are
+(+0.165 +- 0.019 on the same prompts and noise; docs/results/shapes). GenEval's verdicts are
 logged beside it: what pleases need not be right. Variants: `--config.credit.rule=sparse`
 (Flow-GRPO), `--config.seed=1`.
 """

@@ -30,7 +30,9 @@ from experiments.reproduction.sweep import Run, base_digest, run_all
 
 
 def write(records: Records, key: str, values: list[str], out: pathlib.Path, command: str) -> None:
-    """Tables, curves.png and README.md in `out`."""
+    """Tables, curves.png and README.md in `out`; what a person wrote there, in notes.md, goes into
+    the page.
+    """
     records.save(out)
     curves = {value: records.curves(value) for value in values}
     present = {f'{key} = {value}': list(runs.values()) for value, runs in curves.items() if runs}
@@ -71,9 +73,11 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
         'before',
         'after (± standard error)',
     ]
+    notes = out / 'notes.md'
     page = [
         f'# {key}: ' + ' against '.join(values),
         f'    {command}',
+        *([notes.read_text().strip()] if notes.exists() else []),
         '![curves](curves.png)',
         table(head, lines),
     ]

@@ -49,7 +49,9 @@ def test_values_are_compared_over_seeds_and_added_to(tmp_path, run):
     assert '| sparse | 1 | 2 | 0.000 | 4 | 0.5100 | 0.7100 ± 0.0200 |' in page
     assert (tmp_path / 'out' / 'curves.png').stat().st_size > 5000
     before = (tmp_path / 'work' / 'dense' / '0' / 'summary.json').stat().st_mtime_ns
+    (tmp_path / 'out' / 'notes.md').write_text('Dense is ahead.\n')
     assert run('credit.rule=dense,sparse', '012') == 0
+    assert '\n\nDense is ahead.\n\n![curves]' in (tmp_path / 'out' / 'README.md').read_text()
     assert (tmp_path / 'work' / 'dense' / '0' / 'summary.json').stat().st_mtime_ns == before
     records = Records.load(tmp_path / 'out')
     assert records.seeds('sparse') == ['0', '1', '2']
