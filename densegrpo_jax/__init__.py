@@ -4,7 +4,7 @@
 
 import importlib
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _FACE = {
     'sde_step': 'densegrpo_jax.core.sde_step',
