@@ -1,0 +1,77 @@
+"""The examples of CONTRIBUTING.md do what the page says."""
+
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.pipelines import folder as pipeline_folder
+from densegrpo_jax.rewards import REWARDS, build_reward
+from tests import miniature
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / 'CONTRIBUTING.md').read_text()
+# '# path' in the first line of an example -> its code
+EXAMPLES = dict(re.findall(r'```python\n# (\S+)\n(.*?)```', PAGE, re.DOTALL))
+
+
+def example(name):
+    module = {}
+    exec(EXAMPLES[name], module)
+    return module
+
+
+def test_every_example_is_tested():
+    tested = re.findall(
+        r"example\('(\S+)'\)|EXAMPLES\['(\S+)'\]", pathlib.Path(__file__).read_text()
+    )
+    assert {first or second for first, second in tested} == set(EXAMPLES)
+    assert PAGE.count('```python') == len(EXAMPLES)
+
+
+def test_the_reward(monkeypatch):
+    reward = example('densegrpo_jax/rewards/local/redness.py')['RednessReward']
+    assert "`'redness': 'local.redness:RednessReward',`" in PAGE
+    monkeypatch.setitem(REWARDS, 'redness', reward)
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images[0, ..., 0], images[1, ..., 0], images[1, ..., 2] = 200, 10, 30
+    scores = build_reward({'redness': {'weight': 1.0}})(images, ['a'] * 3, [{}] * 3)
+    np.testing.assert_allclose(scores.values['redness'], [1, 0.25, np.nan])
+    assert scores.valid.tolist() == [True, True, False]
+
+
+def test_the_model_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_folder, 'PIPELINES', dict(pipeline_folder.PIPELINES))
+    example('densegrpo_jax/pipelines/clean_flux.py')
+    folder = miniature.random_flux(tmp_path)
+    index = json.loads((folder / 'model_index.json').read_text())
+    velocities = {}
+    for name in ('FluxPipeline', 'CleanFluxPipeline'):
+        (folder / 'model_index.json').write_text(json.dumps(index | {'_class_name': name}))
+        pipeline, params = pipeline_folder.load_pipeline(folder, text_length=16)
+        shapes = pipeline.conditioning_shapes(2)
+        conditioning = jax.tree.map(lambda shape: jnp.ones(shape.shape, shape.dtype), shapes)
+        velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, 1.0, 32, 32)
+        x = jax.random.normal(jax.random.key(0), (2, *pipeline.latent_shape(32, 32)))
+        velocities[name] = velocity(x, jnp.array([0.5, 0.25]))
+    wanted = (x - velocities['FluxPipeline']) / jnp.array([0.5, 0.25])[:, None, None]
+    np.testing.assert_allclose(velocities['CleanFluxPipeline'], wanted, rtol=1e-6)
+    assert float(jnp.abs(velocities['FluxPipeline']).max()) > 0.1
+
+
+def test_the_recipe(tmp_path):
+    (tmp_path / 'tiny_sparse.py').write_text(EXAMPLES['configs/tiny_sparse.py'])
+    config = load(str(tmp_path / 'tiny_sparse.py'))
+    validate(config)
+    assert (config.iterations, config.credit.rule, config.rollout.group) == (120, 'sparse', 12)
+
+
+@pytest.mark.parametrize('command', re.findall(r'^    bash (\S+)', PAGE, re.MULTILINE))
+def test_its_scripts_are_there(command):
+    assert (ROOT / command).is_file()
