@@ -4,8 +4,8 @@ OpenCV, on a laptop.
     python -m densegrpo_jax.main --config=configs/tiny_geneval.py --workdir=runs/tiny_geneval
 
 Hardware: two CPU cores, 4 GiB of memory, 15 minutes. Score on 600 held-out prompts
-(docs/results/shapes): GenEval's accuracy 0.590 -> 0.657 (+0.067 +- 0.016 on the same prompts and noise),
-Flow-GRPO's partial score, which is trained on, 0.721 -> 0.802. Variants:
+(docs/results/shapes): GenEval's accuracy 0.590 -> 0.657 (+0.067 +- 0.016 on the same prompts and
+noise), Flow-GRPO's partial score, which is trained on, 0.721 -> 0.802. Variants:
 `--config.credit.rule=sparse` (Flow-GRPO), `--config.seed=1`,
 `--config.full=False --config.optim.learning_rate=1e-3` (adapters).
 """

@@ -4,8 +4,8 @@ demo.
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr
 
 Hardware: two CPU cores, 4 GiB of memory, 12 minutes. Score: 0.586 -> 0.766 (OCR accuracy of 320
-held-out words; other seeds in docs/results/demo). On a GPU add `--config.model.scan=True`, which compiles in a
-fraction of the time. Variants: `--config.credit.rule=sparse` (Flow-GRPO),
+held-out words; other seeds in docs/results/demo). On a GPU add `--config.model.scan=True`, which
+compiles in a fraction of the time. Variants: `--config.credit.rule=sparse` (Flow-GRPO),
 `configs/tiny_ocr_long.py` (to 0.907), `--config.seed=1`.
 """
 

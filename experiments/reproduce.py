@@ -16,8 +16,9 @@ of its own in WORKDIR/VARIANT/SEED; seed after seed, so that a sweep that is cut
 as far as it got. Run again, unfinished runs continue and finished ones are kept. OUT (default
 WORKDIR/report) collects what has finished, also from other machines: runs.csv, evaluations.csv, a
 PNG per figure and README.md with a verdict per claim. The page of this repository is
-OUT=docs/results/reproduction: `--figure=all --norun --out=docs/results/reproduction` draws it anew, and without
---norun runs join it. Extra arguments after `--` go to every run: `-- --config.model.scan=True`.
+OUT=docs/results/reproduction: `--figure=all --norun --out=docs/results/reproduction` draws it anew,
+and without --norun runs join it. Extra arguments after `--` go to every run:
+`-- --config.model.scan=True`.
 Exit status: 0 all runs have finished, 75 stopped by a signal, 1 some runs failed, 2 a figure,
 configuration or folder that cannot be used.
 """

@@ -98,8 +98,8 @@ def _ready(leaf) -> bool:
 def handle_stop_signals(
     signals=(signal.SIGTERM, signal.SIGINT), communicator: Communicator | None = None
 ):
-    """Yields a StopRequest (of the `communicator`) that a stop signal sets; the previous handlers return
-    afterwards. Main thread only.
+    """Yields a StopRequest (of the `communicator`) that a stop signal sets; the previous handlers
+    return afterwards. Main thread only.
 
     The second of `signals` has the system's default action, so that it works even while the process
     is deep inside a compiler. SIGHUP and SIGUSR1 ask for a stop too, but never end the process,

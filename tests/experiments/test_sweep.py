@@ -224,7 +224,7 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
 
 
 def test_the_page_goes_into_the_work_directory_unless_told_otherwise(tmp_path):
-    """Not into docs/results/reproduction, where the results that are shipped would be mixed with it."""
+    """Not into docs/results/reproduction: it would mix with the results that are shipped."""
     root = pathlib.Path(reproduce.__file__).parents[1]
     command = [
         sys.executable,
