@@ -11,9 +11,7 @@ from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.released import RELEASED
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.loading import network_options
-from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import Session
 
 # FLUX with a few million parameters, for a processor.
@@ -63,10 +61,6 @@ def random_session(config, mesh, small: bool = False) -> Session:
         stop=StopRequest(),
         folder=Path(config.model.path),
         pipeline=pipeline,
-        schedule=make_schedule(pipeline, config),
-        train=load_prompts(config, 'train'),
-        test=None,
-        reward=None,
         params=random_weights(shapes, jnp.dtype(config.model.dtype)),
         conditioning=lambda texts: repeat_rows(one, len(texts)),
         negative=one if pipeline.takes_negative(config.model.guidance) else None,

@@ -55,7 +55,7 @@ def main(argv) -> None:
     r, m = config.rollout, config.model
     start_devices(r.prompts_per_batch * r.group)
     mesh = make_mesh(config.mesh)
-    checked = check(config, mesh, splits=('train',), rollouts=True)
+    checked = check(config, mesh, needs=('train', 'schedule'))
     chosen = [checked.train[i] for i in range(r.prompts)]
     session = load(checked, [p.text for p in chosen])
     pipeline, schedule, tx = session.pipeline, session.schedule, optimiser(config)

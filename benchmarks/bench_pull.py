@@ -41,7 +41,7 @@ def main(argv) -> None:
     r = config.rollout
     start_devices(r.prompts * r.group)
     mesh = make_mesh(config.mesh)
-    checked = check(config, mesh, splits=('train',), rollouts=True)
+    checked = check(config, mesh, needs=('train', 'schedule'))
     chosen = [
         [p.text for p in prompts_for_step(checked.train, r.prompts, n, config.seed)]
         for n in range(BATCHES.value)

@@ -44,7 +44,7 @@ def measure(config, name: str, text, mesh) -> dict:
     config = config.copy_and_resolve_references()
     config.model.dtype, config.model.quantize = FORMS[name]
     config.data.eval_prompts = config.eval.shown = PROMPTS.value
-    checked = check(config, mesh, splits=('eval',))
+    checked = check(config, mesh, needs=('test',))
     prompts, m = [p.text for p in checked.test], config.model
     session = load(checked, prompts)
     pipeline, params = session.pipeline, session.params

@@ -145,7 +145,7 @@ def iteration(config, mesh):
     if RANDOM.value:
         session = random_session(config, mesh, RANDOM_SIZE.value == 'small')
     else:
-        checked = check(config, mesh, splits=('train',), rollouts=True)
+        checked = check(config, mesh, needs=('train', 'schedule'))
         session = load(checked, [p.text for p in of_iteration(checked.train)])
     pipeline, schedule, chosen = session.pipeline, session.schedule, of_iteration(session.train)
     policy = jax.jit(

@@ -78,7 +78,7 @@ def evaluate(
     """
     if not policies:
         raise ValueError('nothing to score: --nobase and no --checkpoint')
-    checked = check(config, mesh or make_mesh(config.mesh), stop, splits=('eval',))
+    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
     which = parts(config, checked.test, checked.reward)
     with Agreement(checked.hosts, 'record').alike():
         record = None

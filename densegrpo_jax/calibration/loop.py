@@ -49,7 +49,7 @@ def run(
     Args:
       workdir: where conditioning is kept, unless `config.text_cache` says.
     """
-    checked = check(config, mesh, stop, splits=('train',), starts=True)
+    checked = check(config, mesh, stop, needs=('train', 'start'))
     prepare(checked)
     session = load(checked, [p.text for p in visited_prompts(config, checked.train)], workdir)
     return calibrate(session, out, start_policy(session))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -41,6 +42,7 @@ class Evaluation:
     images: np.ndarray
     prompts: list[str]
     group: int = 1  # pictures per prompt
+    seconds: float = 0.0  # it took
 
     def mean(self, name: str = 'total') -> float:
         return _mean(self.scores[name])
@@ -163,7 +165,7 @@ class Evaluator:
         Raises:
           Preempted: a stop was requested.
         """
-        communicator = self._stop.communicator
+        communicator, began = self._stop.communicator, time.monotonic()
         count, shown = len(self._prompts), {}
         scores = {name: np.full(count, np.nan, np.float32) for name in self.names}
         done = np.zeros(count, bool)
@@ -222,9 +224,8 @@ class Evaluator:
             for batch in waiting:
                 keep(batch)
         images = np.array([shown[i] for i in sorted(shown)])
-        return Evaluation(
-            scores, images, [p.text for p in self._prompts[: self._shown]], self._group
-        )
+        texts = [p.text for p in self._prompts[: self._shown]]
+        return Evaluation(scores, images, texts, self._group, time.monotonic() - began)
 
     def _sampled(self, policy: dict | None, new: np.ndarray) -> Sampled:
         """Draws the prompts `new`, and sends this process's share of them to the scorers."""

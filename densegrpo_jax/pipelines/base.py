@@ -26,7 +26,7 @@ from densegrpo_jax.pipelines.tokenizers import tokenize
 # (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
 # 'pooled' float32 [B, D']: one vector a prompt. 'mask' bool [B, L]: which tokens of the context are
 # the prompt's, where the network tells them from padding; other networks get none.
-Conditioning = dict[str, jax.Array]
+Conditioning = dict[str, jax.Array | np.ndarray]
 
 
 def repeat_rows(conditioning: Conditioning, copies: int) -> Conditioning:

@@ -164,8 +164,7 @@ class Encoder:
     def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, mesh: Mesh | None = None):
         self._pipeline, self.batch = pipeline, batch
         self._params = {name: params[name] for name in pipeline.text_encoders}
-        options = {'out_shardings': replicated(mesh)} if mesh else {}
-        self._encode = jax.jit(pipeline.encode, **options)
+        self._encode = jax.jit(pipeline.encode, out_shardings=replicated(mesh) if mesh else None)
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of `texts`, numpy arrays [B, ...]."""

@@ -59,7 +59,8 @@ class TextCache:
         shapes: Mapping[str, jax.ShapeDtypeStruct],
         max_bytes: int = 4 << 30,
     ):
-        self._directory, self._key, self._max_bytes = directory, key, max_bytes
+        self._on_disk, self._directory = directory is not None, directory or pathlib.Path()
+        self._key, self._max_bytes = key, max_bytes
         self._dtypes = {name: leaf.dtype for name, leaf in shapes.items()}
         self._held: dict[str, dict[str, np.ndarray]] = {}  # oldest first
 
@@ -72,7 +73,7 @@ class TextCache:
         return [p for p in dict.fromkeys(prompts) if not self._has(p)]
 
     def _has(self, prompt: str) -> bool:
-        return prompt in self._held if self._directory is None else self.path(prompt).exists()
+        return self.path(prompt).exists() if self._on_disk else prompt in self._held
 
     def fill(
         self,
@@ -91,12 +92,12 @@ class TextCache:
                 if self._has(prompt):
                     continue  # another process got here first
                 row = {n: np.asarray(rows[n][i]).astype(d) for n, d in self._dtypes.items()}
-                if self._directory is None:
-                    self._held[prompt] = row
-                else:
+                if self._on_disk:
                     path = self.path(prompt)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_file(path, row)
+                else:
+                    self._held[prompt] = row
             done(min(start + batch, len(prompts)))
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
@@ -108,7 +109,7 @@ class TextCache:
         """
         rows = [self._row(prompt) for prompt in prompts]
         while (
-            self._directory is not None
+            self._on_disk
             and len(self._held) > len(rows)
             and len(self._held) * sum(a.nbytes for a in rows[0].values()) > self._max_bytes
         ):
@@ -117,7 +118,7 @@ class TextCache:
 
     def _row(self, prompt: str) -> dict[str, np.ndarray]:
         if prompt not in self._held:
-            if self._directory is None:
+            if not self._on_disk:
                 raise KeyError(f'the prompt {prompt!r} has no conditioning in memory')
             path = self.path(prompt)
             try:

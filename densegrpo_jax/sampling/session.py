@@ -8,8 +8,9 @@ memory that is large, and a command can say what it is about to do.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,22 +34,40 @@ from densegrpo_jax.sampling.state import check_start
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A configuration whose parts fit each other; nothing is loaded."""
+    """A configuration whose parts fit each other; nothing is loaded. What not every command needs
+    is made when it is first asked for.
+    """
 
     config: Any
     mesh: Mesh
     stop: StopRequest
     folder: pathlib.Path  # of the base model
     pipeline: Pipeline  # of it, with room for what `config` trains
-    schedule: Schedule | None  # of the rollouts; None where a command makes none
-    train: PromptSet | None  # None where a command does not read them, as the two below
-    test: PromptSet | None
-    reward: CompositeReward | None
 
     @property
     def hosts(self) -> Hosts:
         """The processes of the run."""
         return self.stop.communicator.hosts
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """Of the rollouts."""
+        return make_schedule(self.pipeline, self.config)
+
+    @functools.cached_property
+    def train(self) -> PromptSet:
+        """The prompts that are trained on."""
+        return load_prompts(self.config, 'train')
+
+    @functools.cached_property
+    def test(self) -> PromptSet:
+        """The prompts of evaluations."""
+        return load_prompts(self.config, 'eval')
+
+    @functools.cached_property
+    def reward(self) -> CompositeReward:
+        """What is trained on, and scored beside it."""
+        return build_reward(self.config.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,55 +82,35 @@ class Session(Checked):
 
 
 def check(
-    config,
-    mesh: Mesh,
-    stop: StopRequest | None = None,
-    *,
-    splits: Sequence[str] = (),
-    rollouts: bool = False,
-    starts: bool = False,
+    config, mesh: Mesh, stop: StopRequest | None = None, *, needs: Collection[str] = ()
 ) -> Checked:
     """Opens a configuration without loading anything.
 
     Args:
       stop: of the run; None: one that nothing sets, and this process alone.
-      splits: prompt sets that are read, of 'train' and 'eval'; with any, the reward is made too and
-        asked whether it can score them.
-      rollouts: whether there will be some: their schedule is made.
-      starts: whether a policy is started (`state.start_state`): the adapter file that it starts
-        from is looked at.
+      needs: what will be used besides the base model. 'train', 'test': the prompt sets, with the
+        reward, which is asked whether it can score them. 'schedule': rollouts. 'start': a policy
+        that training starts from (`state.start_state`).
 
     Raises:
       ValueError, FileNotFoundError: settings, a model folder (its weights by the headers of their
-        files), the adapter that training starts from, prompts or a reward that cannot be used, or
-        not with each other.
+        files) or something in `needs` that cannot be used, or not with the rest.
     """
     validate(config)
     folder, pipeline = open_base(config, mesh)
-    schedule = make_schedule(pipeline, config) if rollouts else None
-    prompts = {split: load_prompts(config, split) for split in splits}
-    reward = build_reward(config.reward) if prompts else None
-    for chosen in prompts.values():
-        reward.check(*columns(chosen))
-    if 'eval' in prompts and config.eval.best not in reward.names:
+    checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline)
+    made = {name: getattr(checked, name) for name in needs if name != 'start'}
+    for name in {'train', 'test'} & made.keys():
+        checked.reward.check(*columns(made[name]))
+    if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
             f'eval.best={config.eval.best!r} is no score of this reward; choose one of '
-            f'{", ".join(reward.names)}'
+            f'{", ".join(checked.reward.names)}'
         )
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
-    if starts:
+    if 'start' in needs:
         check_start(config, pipeline)
-    return Checked(
-        config=config,
-        mesh=mesh,
-        stop=stop or StopRequest(),
-        folder=folder,
-        pipeline=pipeline,
-        schedule=schedule,
-        train=prompts.get('train'),
-        test=prompts.get('eval'),
-        reward=reward,
-    )
+    return checked
 
 
 def load(checked: Checked, texts: Iterable[str], workdir: pathlib.Path | None = None) -> Session:
@@ -135,12 +134,14 @@ def load(checked: Checked, texts: Iterable[str], workdir: pathlib.Path | None = 
         checked.stop,
         workdir and workdir / 'text',
     )
-    return Session(
+    session = Session(
         **{field.name: getattr(checked, field.name) for field in dataclasses.fields(checked)},
         params=load_weights(checked, ('transformer', 'vae')),
         conditioning=conditioning,
         negative=conditioning(['']) if pipeline.takes_negative(config.model.guidance) else None,
     )
+    vars(session).update(vars(checked))  # prompts, reward and schedule that are made already
+    return session
 
 
 def load_weights(checked: Checked, components: Sequence[str] | None = None) -> dict:

@@ -4,17 +4,133 @@ summary.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import time
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
+from densegrpo_jax.core.rollout import DenseRollout
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.files import replace_file, replacing
+from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.runtime.metrics import MetricWriter
+from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.sampling.noise import title
+from densegrpo_jax.training.progress import Progress
+
+
+class Stopwatch:
+    """Seconds of the parts of an iteration, in `seconds` by their names, and of the whole of it."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._began = self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """The part `name` ends here; it began where the one before ended."""
+        now = time.monotonic()
+        self.seconds[name], self._last = now - self._last, now
+        self.seconds['iteration'] = now - self._began
+
+
+class Reporter:
+    """What a run shows while it goes on: metrics, images and progress. A context manager.
+
+    The primary process writes; WORKDIR/config.json is written when it begins.
+
+    Args:
+      start: updates that the run had when this process took it up.
+      since: when that was, of `time.monotonic`.
+    """
+
+    def __init__(self, config, workdir: pathlib.Path, hosts: Hosts, start: int, since: float):
+        self._config, self._workdir, self._primary = config, workdir, hosts.primary
+        self._start, self._since, self._open = start, since, contextlib.ExitStack()
+
+    def __enter__(self) -> Reporter:
+        if self._primary:
+            text = self._config.to_json_best_effort(indent=2)
+            replace_file(self._workdir / 'config.json', text + '\n')
+        writer = MetricWriter(self._workdir, resume_step=self._start)
+        bar = ProgressBar(self._config.iterations, start=self._start, show=self._primary)
+        self._writer, self._bar = self._open.enter_context(writer), self._open.enter_context(bar)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._open.__exit__(*exception)
+
+    def iteration(
+        self,
+        step: int,
+        metrics: dict,
+        values: dict[str, np.ndarray],
+        valid: np.ndarray,
+        seconds: dict[str, float],
+        progress: Progress,
+        skipped: int,
+    ) -> None:
+        """Logs update number `step`; the other arguments are those of `scalars`."""
+        row = scalars(metrics, values, valid, seconds, progress, skipped)
+        self._writer.write_scalars(step, row)
+        self._bar.update(step, shown(metrics, seconds))
+        if step == self._start + 1:
+            since = time.monotonic() - self._since
+            self._bar.note(f'first update {since:.0f} s after the start, compilation included')
+
+    def evaluation(self, step: int, result: Evaluation) -> list:
+        """Logs the scores and the fixed images of an evaluation, and keeps these in the work
+        directory.
+
+        Returns:
+          [step, mean, standard error] of the score that picks the best checkpoint.
+
+        Raises:
+          RewardError: not one prompt has that score.
+        """
+        best = self._config.eval.best
+        count, scored = len(result.scores[best]), result.scored(best)
+        if not scored:
+            raise RewardError(
+                f'evaluation after {step} updates: not one of {count} prompts has a score '
+                f'{best!r}; the log tells why'
+            )
+        if scored < count:
+            logging.warning(
+                '%d of %d evaluation prompts have no score %s, and the mean is over the others',
+                count - scored,
+                count,
+                best,
+            )
+        mean, error = result.mean(best), result.standard_error(best)
+        row = {f'eval/{name}': result.mean(name) for name in result.scores}
+        row |= {'eval/valid_share': scored / count, 'eval/standard_error': error}
+        self._writer.write_scalars(step, {**row, 'eval/seconds': result.seconds})
+        self._writer.write_images(step, {'eval/pictures': result.images})
+        if self._primary:
+            keep_pictures(self._workdir, step, result)
+        of_best = f'{best} {mean:.4f} +- {error:.4f} over {scored} prompts'
+        self._bar.note(f'evaluation after {step} updates: {of_best}')
+        return [step, mean, error]
+
+    def flush(self) -> None:
+        """Metrics are on disk when this returns: a run that continues from a checkpoint does not
+        write those of its steps again.
+        """
+        self._writer.flush()
+
+
+def network_calls(rollouts: Sequence[DenseRollout], guided: bool) -> int:
+    """Evaluations of the network for the rollouts, all samples together. guided: by
+    classifier-free guidance, two for every velocity.
+    """
+    return sum((1 + guided) * r.velocity_evals * r.std.shape[1] for r in rollouts)
 
 
 def scalars(
@@ -22,7 +138,7 @@ def scalars(
     values: dict[str, np.ndarray],
     valid: np.ndarray,
     seconds: dict[str, float],
-    progress,
+    progress: Progress,
     skipped: int,
 ) -> dict[str, float]:
     """One flat dict per iteration; step-wise arrays become name/step_k, NaN entries (untrained
@@ -59,50 +175,6 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
         **{k: float(v) for k, v in few.items()},
         **{f'{k}_s': seconds[k] for k in ('sample', 'score_wait', 'update')},
     }
-
-
-def evaluation(
-    config,
-    workdir: pathlib.Path,
-    writer,
-    step: int,
-    result: Evaluation,
-    seconds: float,
-    *,
-    write: bool,
-) -> tuple[float, float]:
-    """Logs the scores and the fixed pictures of an evaluation, keeps these in the work directory
-    (unless told not to).
-
-    Returns:
-      (mean, standard error) of the score that picks the best checkpoint.
-
-    Raises:
-      RewardError: not one prompt has that score.
-    """
-    best = config.eval.best
-    count, scored = len(result.scores[best]), result.scored(best)
-    if not scored:
-        raise RewardError(
-            f'evaluation after {step} updates: not one of {count} prompts has a score {best!r}; '
-            'the log tells why'
-        )
-    if scored < count:
-        logging.warning(
-            '%d of %d evaluation prompts have no score %s, and the mean is over the others',
-            count - scored,
-            count,
-            best,
-        )
-    mean, error = result.mean(best), result.standard_error(best)
-    scalars = {f'eval/{name}': result.mean(name) for name in result.scores} | {
-        'eval/valid_share': scored / count
-    }
-    writer.write_scalars(step, {**scalars, 'eval/standard_error': error, 'eval/seconds': seconds})
-    writer.write_images(step, {'eval/pictures': result.images})
-    if write:
-        keep_pictures(workdir, step, result)
-    return mean, error
 
 
 def keep_pictures(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
@@ -189,8 +261,10 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     return path
 
 
-def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool = True) -> dict:
-    """Writes summary.json, the curve and the before/after picture (unless told not to), logs the
+def finish(
+    config, workdir: pathlib.Path, progress: Progress, checkpoints: Checkpoints, hosts: Hosts
+) -> dict:
+    """Writes summary.json, the curve and the before/after picture in the primary process, logs the
     closing lines, returns the summary.
     """
     first, last = progress.evaluations[0], progress.evaluations[-1]
@@ -206,7 +280,7 @@ def finish(config, workdir: pathlib.Path, progress, checkpoints, *, write: bool 
         'seconds': progress.seconds,
         'evaluations': progress.evaluations,
     }
-    if not write:
+    if not hosts.primary:
         return summary
     replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
     made = [

@@ -104,7 +104,7 @@ def direction(
 
 def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int):
     """A Session, and (number of a batch, Collector) -> credit rule -> sketch of its gradient."""
-    checked = check(config, mesh, stop, splits=('train',), rollouts=True, starts=True)
+    checked = check(config, mesh, stop, needs=('train', 'schedule', 'start'))
     pipeline, schedule = checked.pipeline, every_state_completed(checked.schedule)
     weights = checked.reward.weights
     chosen = [

@@ -212,7 +212,7 @@ class _Probe:
             )
         self.config = measured_config(config, stop, overrides)
         self._workdir, self._mesh, self._stop = pathlib.Path(workdir), mesh, stop
-        self._checked = check(self.config, mesh, stop, splits=('train',), rollouts=True)
+        self._checked = check(self.config, mesh, stop, needs=('train', 'schedule'))
         self.pipeline, self.schedule = self._checked.pipeline, self._checked.schedule
         self._prompts = prompts_for_step(self._checked.train, prompts, 0, self.config.seed)
         self._policy = None

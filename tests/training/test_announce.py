@@ -50,7 +50,7 @@ def test_nothing_is_said_where_it_fits_or_nobody_knows():
 def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     config, seen = tiny_ocr.get_config(), []
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    checked = check(config, mesh, splits=('train', 'eval'), rollouts=True)
+    checked = check(config, mesh, needs=('train', 'test', 'schedule'))
     monkeypatch.setattr(
         announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit'
     )

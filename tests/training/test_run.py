@@ -28,7 +28,8 @@ from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import collector as collect
 from densegrpo_jax.training import run as run_module
-from densegrpo_jax.training.run import TrainingDiverged, run
+from densegrpo_jax.training.progress import TrainingDiverged
+from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.rewards.loopback import serving
 from tests.training.small_run import (

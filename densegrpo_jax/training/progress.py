@@ -1,0 +1,50 @@
+"""What a run remembers besides arrays: its evaluations, its cost, and whether it still learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many updates in a row had a non-finite gradient."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """JSON, stored with every checkpoint."""
+
+    evaluations: list = dataclasses.field(default_factory=list)  # [step, mean, standard error]
+    bad_in_a_row: int = 0
+    velocity_evals: int = 0  # network calls so far, all samples
+    seconds: float = 0.0  # spent in iterations (no evaluation, no compilation of it)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation after `step` updates."""
+        return step in [evaluated for evaluated, *_ in self.evaluations]
+
+    def count(self, finite: bool, velocity_evals: int, seconds: float) -> None:
+        """Accounts for an iteration.
+
+        Args:
+          finite: whether its gradients were.
+          velocity_evals: its network calls.
+          seconds: it took.
+        """
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
+        self.velocity_evals += velocity_evals
+        self.seconds += seconds
+
+    def check(self, max_bad: int, checkpoints: pathlib.Path, saved: int) -> None:
+        """Raises TrainingDiverged where `max_bad` updates in a row were left out.
+
+        Args:
+          checkpoints: their folder. saved: step of the newest.
+        """
+        if self.bad_in_a_row >= max_bad:
+            raise TrainingDiverged(
+                f'the last {self.bad_in_a_row} updates had a non-finite gradient and were left out '
+                f'(optim.max_bad={max_bad}); checkpoints up to iteration {saved} are in '
+                f'{checkpoints}. Lower optim.learning_rate, or look for NaN images in the metrics '
+                '(valid_share)'
+            )
