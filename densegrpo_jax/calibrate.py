@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from densegrpo_jax.calibration.loop import run
 from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
@@ -26,18 +26,12 @@ from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.noise import FILE
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(
-            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
-        )
-    flag = flags.FLAGS
-    config, c = flag.config, flag.config.calibration
+def main(flag) -> int:
+    config, c, r = flag.config, flag.config.calibration, flag.config.rollout
     out = pathlib.Path(flag.out or pathlib.Path(flag.workdir) / FILE).expanduser().absolute()
-    batch = math.gcd(c.prompts * c.group, config.rollout.prompts_per_batch * config.rollout.group)
-    return execute(flag, batch, lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop))[
-        0
-    ]
+    batch = math.gcd(c.prompts * c.group, r.prompts_per_batch * r.group)
+    work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)
+    return execute(flag, batch, work)[0]
 
 
 if __name__ == '__main__':

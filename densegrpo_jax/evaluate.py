@@ -19,12 +19,9 @@ work, started as for `densegrpo_jax.main`; the first one writes. Exit status as 
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Sequence
 
-import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.command_line import (
@@ -33,121 +30,20 @@ from densegrpo_jax.config.command_line import (
     define_process_flags,
     run_main,
 )
-from densegrpo_jax.evaluation import tables
-from densegrpo_jax.evaluation.divergence import KL, Divergence
-from densegrpo_jax.evaluation.diversity import make_embedding
-from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
-from densegrpo_jax.evaluation.panel import Policy, choose, parts, settings
-from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.evaluation.evaluate import evaluate
+from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.loading import identity, load_policy
-from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import check, load
 
 
-def evaluate(
-    config,
-    policies: Sequence[Policy],
-    out: pathlib.Path,
-    *,
-    group: int = 1,
-    kl_prompts: int = 0,
-    restart: bool = False,
-    mesh: Mesh | None = None,
-    stop: StopRequest | None = None,
-) -> dict[str, dict[str, Evaluation]]:
-    """Prompt set -> policy -> Evaluation; also written to `out` by the primary process, from where
-    it continues.
-
-    Args:
-      group: pictures per prompt; of more than one the diversity is measured.
-      kl_prompts: how many of the evaluation's prompts the KL is measured on; 0: none.
-      restart: forget what `out` has.
-      stop: what asks for a stop, and the processes; None: this one alone.
-
-    Raises:
-      Preempted: a stop was requested.
-      RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what
-        cannot be used.
-    """
-    if not policies:
-        raise ValueError('nothing to score: --nobase and no --checkpoint')
-    checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
-    which = parts(config, checked.test, checked.reward)
-    with Agreement(checked.hosts, 'record').alike():
-        record = None
-        if checked.hosts.primary:
-            scored_as = settings(config, checked.folder, checked.pipeline, which, group)
-            record = Record(out, scored_as, restart=restart)
-    embed = make_embedding(config.eval.embedding) if group > 1 else None
-    texts = [p.text for part in which.values() for p in part.prompts]
-    session = load(checked, texts, out)
-    pipeline, mesh, results = session.pipeline, session.mesh, {name: {} for name in which}
-    with contextlib.ExitStack() as stack:
-        scorer = lambda reward: stack.enter_context(Scorer(reward, config.reward_workers))
-        evaluators, sample = {}, make_sampler(pipeline, config, config.eval.steps, mesh)
-        for name, part in which.items():
-            scorers = [scorer(reward) for reward in part.rewards]
-            options = dict(group=group, embed=embed, name=name, sample=sample)
-            evaluators[name] = Evaluator(session, part.prompts, scorers, **options)
-        kl_prompts *= any(chosen.workdir for chosen in policies)
-        divergence = Divergence(session, checked.test, kl_prompts) if kl_prompts else None
-        for chosen in policies:
-            policy, key = None, 'base'
-            if chosen.workdir is not None:
-                policy, _ = load_policy(pipeline, config, mesh, chosen.workdir, str(chosen.step))
-                key = f'step {chosen.step} {identity(policy)}'
-            for name, evaluator in evaluators.items():
-                result = results[name][chosen.label] = evaluator(policy, record, key)
-                if divergence and name == 'eval':
-                    calibrated = config.noise.calibrate and chosen.workdir
-                    psi = chosen.workdir / FILE if calibrated else None
-                    result.scores[KL] = divergence(policy, record, key, psi=psi)
-                if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
-                    raise RewardError(
-                        f'{chosen.label}, {name}: not one picture has a score {empty[0]!r}; the '
-                        'log tells why. --restart tries again'
-                    )
-                logging.info('%s, %s: %s', chosen.label, name, _line(result))
-    if session.hosts.primary:
-        tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
-    return results
-
-
-def _line(evaluation: Evaluation) -> str:
-    return ', '.join(
-        f'{n} {evaluation.mean(n):.4f} +- {evaluation.standard_error(n):.4f}'
-        for n in evaluation.scores
-    )
-
-
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(
-            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
-        )
-    flag = flags.FLAGS
-
+def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        policies = choose(
-            flag.checkpoint or (['best'] if flag.workdir else []), flag.workdir, base=flag.base
-        )
+        named = flag.checkpoint or (['best'] if flag.workdir else [])
+        policies = choose(named, flag.workdir, base=flag.base)
         options = dict(group=flag.group, kl_prompts=flag.kl_prompts, restart=flag.restart)
-        try:
-            evaluate(flag.config, policies, out, mesh=mesh, stop=stop, **options)
-        except RewardError:
-            stop.leave('an error of the reward')
-            raise
-        logging.info(
-            'made %s',
-            ', '.join(str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png')),
-        )
+        evaluate(flag.config, policies, out, mesh=mesh, stop=stop, **options)
+        made = (str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png'))
+        logging.info('made %s', ', '.join(made))
 
     return execute(flag, flag.config.eval.batch, work, folder=flag.out)[0]
 

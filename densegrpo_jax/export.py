@@ -13,196 +13,24 @@ can be trained further: `--config.lora.init_from=exported/flux_ocr`.
 
 from __future__ import annotations
 
-import json
 import pathlib
-import shutil
 
 import jax
-import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
-from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import save_pipeline
-from densegrpo_jax.pipelines.weights import lora_files
-from densegrpo_jax.runtime import console
-from densegrpo_jax.runtime.markdown import table
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import find_step, load_policy, open_shapes
-from densegrpo_jax.sampling.noise import title
-from densegrpo_jax.sampling.session import check, load_weights
-
-CURVE = 'reward_curve.png'  # of a finished run
-LAYOUTS = ('peft', 'kohya', 'merged')
-
-CARD = """---
-base_model: {base}
-library_name: diffusers
-tags: [text-to-image, lora, reinforcement-learning, densegrpo]
----
-
-# {label}
-
-Trained with densegrpo_jax (DenseGRPO, arXiv 2601.20218) from `{base}`, {step} updates.
-
-```python
-{snippet}
-```
-
-{scores}
-{settings}
-
-The weights inherit the licence of the base model. `config.json` beside this card is the run's whole
-configuration.
-"""
+from densegrpo_jax.sampling.export import MERGED, export
 
 
-def snippet(pipeline: Pipeline, base: str, out: str, layout: str, filename: str) -> str:
-    """The lines that draw a picture in Diffusers."""
-    opened = out if layout == 'merged' else base
-    lines = [
-        f'from diffusers import {pipeline.CLASS_NAME}',
-        f'pipe = {pipeline.CLASS_NAME}.from_pretrained("{opened}")',
-    ]
-    if layout != 'merged':
-        lines.append(f'pipe.load_lora_weights("{out}", weight_name="{filename}")')
-    return '\n'.join(lines)
-
-
-def model_card(
-    config,
-    pipeline: Pipeline,
-    workdir: pathlib.Path,
-    out: pathlib.Path,
-    layout: str,
-    filename: str,
-    step: int,
-) -> str:
-    """The text of README.md; copies the run's curve beside it where there is one."""
-    scores = ''
-    if (workdir / 'summary.json').is_file():
-        summary = json.loads((workdir / 'summary.json').read_text())
-        line = lambda mean, error: f'{mean:.4f} ± {error:.4f}'
-        first, of_step = (
-            summary['evaluations'][0],
-            {evaluated: score for evaluated, *score in summary['evaluations']},
-        )
-        # not what the run ended with: these weights may be of an earlier step, or of one that was
-        # not evaluated
-        if step in of_step:
-            scores = (
-                f'Evaluation score before {line(*first[1:])}, after {line(*of_step[step])} '
-                '(standard errors over the prompts).\n'
-            )
-    if (workdir / CURVE).is_file():
-        shutil.copyfile(workdir / CURVE, out / CURVE)
-        scores += f'\n![reward curve]({CURVE})\n'
-    rows = {
-        'picture size': f'{config.model.width} x {config.model.height}',
-        'guidance': config.model.guidance,
-        'evaluation steps': config.eval.steps,
-        'LoRA rank, alpha': f'{config.lora.rank}, {config.lora.alpha:g}',
-        'reward': ', '.join(config.reward),
-        'credit': config.credit.rule,
-        'learning rate': config.optim.learning_rate,
-        'T': config.rollout.steps,
-        'seed': config.seed,
-    }
-    return CARD.format(
-        base=config.model.path,
-        label=title(config, out.name),
-        step=step,
-        scores=scores,
-        snippet=snippet(pipeline, config.model.path, str(out), layout, filename),
-        settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
-    )
-
-
-def export(
-    config,
-    workdir: pathlib.Path,
-    out: pathlib.Path,
-    *,
-    layout: str = 'peft',
-    checkpoint: str = 'best',
-    dtype: str = '',
-) -> pathlib.Path:
-    """Writes the moving average of a run's policy and returns the file or folder; see the
-    module's docstring.
-
-    Raises:
-      ValueError: an unknown layout, or one that the network has no names in.
-    """
-    if layout not in LAYOUTS:
-        raise ValueError(f'--layout={layout!r} is not known; choose one of {LAYOUTS}')
-    if config.full and layout != 'merged':
-        raise ValueError(
-            f'--layout={layout} holds adapters, and this run trains all weights: use '
-            '--layout=merged'
-        )
-    mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
-    exact = config.copy_and_resolve_references()
-    # Adapters are merged into the base itself, not into what was left of it in few bits; nothing is
-    # computed with it.
-    exact.model.update(quantize='none', attention='xla')
-    find_step(workdir, checkpoint)  # that there is something to export, before a base is fetched
-    checked = check(exact, mesh) if layout == 'merged' else None
-    pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
-    policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
-    names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
-    kind = jnp.dtype(dtype) if dtype else None
-    if layout == 'merged':
-        filename = ''
-        params = load_weights(checked)
-        merge = jax.jit(lora_files.merge, static_argnums=2, donate_argnums=0)
-        params['transformer'] = (
-            policy if config.full else merge(params['transformer'], policy, scale)
-        )
-        save_pipeline(out, pipeline, params, dtype=kind or jnp.dtype(config.model.dtype))
-    else:
-        layers = lora_files.to_layers(policy, names, scale)
-        if layout == 'peft':
-            filename, tensors = lora_files.FILENAME, lora_files.peft_tensors(layers)
-        else:
-            widths = lora_files.output_widths(
-                names, pipeline.abstract_params(['transformer'])['transformer']
-            )
-            filename, tensors = 'kohya_lora.safetensors', lora_files.kohya_tensors(layers, widths)
-        lora_files.write(
-            out / filename,
-            tensors,
-            dtype=kind,
-            metadata={'densegrpo_step': str(step), 'base_model': config.model.path},
-        )
-    (out / 'README.md').write_text(
-        model_card(config, pipeline, workdir, out, layout, filename, step)
-    )
-    (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
-    return out / filename
-
-
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}')
-    console.start()
-    if flags.FLAGS.layout != 'merged':
+def main(flag) -> None:
+    if flag.layout != MERGED:
         # an accelerator is not needed, and one host's of a pod would wait for the others'
         jax.config.update('jax_platforms', 'cpu')
-    try:
-        made = export(
-            flags.FLAGS.config,
-            pathlib.Path(flags.FLAGS.workdir).expanduser(),
-            pathlib.Path(flags.FLAGS.out).expanduser(),
-            layout=flags.FLAGS.layout,
-            checkpoint=flags.FLAGS.checkpoint,
-            dtype=flags.FLAGS.dtype,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        logging.error('%s', error)
-        return 2
-    logging.info('made %s and its model card %s', made, pathlib.Path(flags.FLAGS.out) / 'README.md')
-    return 0
+    workdir, out = (pathlib.Path(folder).expanduser() for folder in (flag.workdir, flag.out))
+    made = export(
+        flag.config, workdir, out, layout=flag.layout, checkpoint=flag.checkpoint, dtype=flag.dtype
+    )
+    logging.info('made %s and its model card %s', made, out / 'README.md')
 
 
 def define_flags() -> None:

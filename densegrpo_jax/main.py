@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_run_flags, run_main
 from densegrpo_jax.runtime.stop import FINISHED
@@ -26,12 +26,8 @@ from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.run import run
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(
-            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
-        )
-    flag, config = flags.FLAGS, flags.FLAGS.config
+def main(flag) -> int:
+    config = flag.config
     rollout, optim = config.rollout, config.optim
     batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
     status, summary = execute(

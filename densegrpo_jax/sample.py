@@ -13,99 +13,31 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
-import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
 from densegrpo_jax.data.prompts import PromptSet
-from densegrpo_jax.runtime import console
-from densegrpo_jax.runtime.images import save_grid
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
-from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.draw import draw, write_sheet
 
 
-def sample(
-    config,
-    prompts: list[str],
-    *,
-    workdir=None,
-    checkpoint='best',
-    copies=1,
-    steps=0,
-    seed=0,
-    compare=False,
-) -> tuple[np.ndarray, list[str]]:
-    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each picture after the base
-    model's.
-    """
-    mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
-    checked = check(config, mesh)
-    policies = [] if workdir else [('base', None)]
-    if workdir:
-        run = pathlib.Path(workdir)
-        policy, step = load_policy(checked.pipeline, config, mesh, run, checkpoint)
-        policies = [('base', None)] * compare + [(f'step {step}', policy)]
-    session = load(checked, prompts)
-    sampler = make_sampler(session.pipeline, config, steps or config.eval.steps, mesh)
-    root = stream_key(seed, STREAM_EVAL, 1)
-    images, captions = [], []
-    for i, prompt in enumerate(prompts):
-        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(
-            np.arange(copies)
-        )
-        text = session.conditioning([prompt] * copies), session.negative
-        rows = [
-            np.asarray(sampler(session.params, policy, *text, key_data(keys))[0])
-            for _, policy in policies
-        ]
-        images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
-        captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
-        logging.info('%d of %d prompts', i + 1, len(prompts))
-    return np.concatenate(images), captions
-
-
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; give prompts as --prompt="..."')
-    console.start()
-    try:
-        prompts = list(flags.FLAGS.prompt)
-        if flags.FLAGS.prompts:
-            prompts += [
-                p.text for p in PromptSet.from_text(flags.FLAGS.prompts, quoted_target=False)
-            ]
-        if not prompts:
-            raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
-        images, captions = sample(
-            flags.FLAGS.config,
-            prompts,
-            workdir=flags.FLAGS.workdir,
-            checkpoint=flags.FLAGS.checkpoint,
-            copies=flags.FLAGS.copies,
-            steps=flags.FLAGS.steps,
-            seed=flags.FLAGS.seed,
-            compare=flags.FLAGS.compare,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        logging.error('%s', error)
-        return 2
-    out, width = pathlib.Path(flags.FLAGS.out), images.shape[2]
-    save_grid(
-        out,
-        images,
-        columns=max(1, min(len(images), 1536 // max(width, 192))),
-        scale=max(1, 192 // width),
-        captions=captions,
+def main(flag) -> None:
+    prompts = list(flag.prompt)
+    if flag.prompts:
+        prompts += [p.text for p in PromptSet.from_text(flag.prompts, quoted_target=False)]
+    if not prompts:
+        raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
+    images, captions = draw(
+        flag.config,
+        prompts,
+        workdir=flag.workdir,
+        checkpoint=flag.checkpoint,
+        copies=flag.copies,
+        steps=flag.steps,
+        seed=flag.seed,
+        compare=flag.compare,
     )
-    if flags.FLAGS.single:
-        for i, image in enumerate(images):
-            save_grid(out.with_name(f'{out.stem}_{i:04d}.png'), image[None], columns=1)
-    logging.info('made %s: %d pictures', out, len(images))
-    return 0
+    write_sheet(pathlib.Path(flag.out), images, captions, single=flag.single)
+    logging.info('made %s: %d pictures', flag.out, len(images))
 
 
 def define_flags() -> None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags, logging
 
 from densegrpo_jax.config.command_line import check_key, define_folder, load, run_main
-from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.drawing import LABELS, draw_curves
@@ -84,9 +84,7 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
     (out / 'README.md').write_text('\n\n'.join(page) + '\n')
 
 
-def main(argv) -> int:
-    console.start()
-    flag, extra = flags.FLAGS, tuple(argv[1:])
+def main(flag, extra: Sequence[str]) -> int:
     key, _, listed = flag.vary.partition('=')
     if not listed:
         raise app.UsageError(f'--vary={flag.vary}: expected key=value,value,...')
@@ -99,7 +97,7 @@ def main(argv) -> int:
             seed,
             workdir / value / seed,
             workdir / 'text',
-            extra,
+            tuple(extra),
         )
         # seed by seed, so that a sweep that is cut off can be compared as far as it got
         for seed in flag.seeds
@@ -143,4 +141,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flags_as_required(['config', 'workdir', 'out'])
-    run_main(main)
+    run_main(main, extra=True)

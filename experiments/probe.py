@@ -75,12 +75,7 @@ def run(
         logging.info('made %s, %s', table, picture)
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(
-            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
-        )
-    flag = flags.FLAGS
+def main(flag) -> int:
     unknown = [name for name in flag.measure if name not in MEASURES]
     if unknown:
         raise app.UsageError(

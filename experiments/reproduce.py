@@ -26,11 +26,11 @@ configuration or folder that cannot be used.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, run_main
-from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.stop import (
     FINISHED,
     RESUMABLE,
@@ -46,7 +46,7 @@ from experiments.reproduction.records import Records
 from experiments.reproduction.sweep import Run, base_digest, run_all, watch
 
 
-def plan_runs(
+def chosen_runs(
     figures: list[str],
     config: str,
     seeds: list[str],
@@ -74,13 +74,11 @@ def plan_runs(
     return runs
 
 
-def main(argv) -> int:
-    console.start()
-    flag, extra = flags.FLAGS, argv[1:]
+def main(flag, extra: Sequence[str]) -> int:
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out or f'{flag.workdir}/report')
     figures = select(flag.figure, MEASURES)
     psi = pathlib.Path(flag.psi or workdir / 'psi.json')
-    runs = plan_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
+    runs = chosen_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
     records, status = Records.load(out), FINISHED
     workdir.mkdir(parents=True, exist_ok=True)
     try:
@@ -175,4 +173,4 @@ def define_flags() -> None:
 if __name__ == '__main__':
     define_flags()
     flags.mark_flags_as_required(['figure'])
-    run_main(main)
+    run_main(main, extra=True)

@@ -11,31 +11,21 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
-from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.files import lock
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
 from tools.make_miniature.miniature import pretrain, rows
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(
-            f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
-        )
-    console.start()
-    config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser().absolute()
+def main(flag) -> None:
+    config, workdir = flag.config, pathlib.Path(flag.workdir).expanduser().absolute()
     start_devices(rows(config))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with lock(workdir):
-            folder = pretrain(config, workdir, make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}))
-    except (ValueError, FileNotFoundError) as error:
-        logging.error('%s', error)
-        return 2
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock(workdir):
+        folder = pretrain(config, workdir, make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}))
     size = sum(f.stat().st_size for f in folder.rglob('*') if f.is_file())
     logging.info(
         'finished: %s (%.1f MiB, bfloat16); samples in %s',
@@ -43,7 +33,6 @@ def main(argv) -> int:
         size / 2**20,
         workdir / 'samples',
     )
-    return 0
 
 
 def define_flags() -> None:

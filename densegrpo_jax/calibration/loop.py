@@ -24,7 +24,7 @@ from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.record import difference
-from densegrpo_jax.rewards.base import RewardError, fingerprints
+from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
@@ -82,8 +82,7 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
       float32 [T].
 
     Raises:
-      Preempted: the last complete iteration is in the file. RewardError: so it is, and the other
-        processes stop.
+      Preempted, RewardError: the last complete iteration is in the file.
       ValueError: a file of other settings; what `prepare` refuses.
     """
     config = session.config
@@ -94,11 +93,7 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
         what = _described(sized, schedule)
         logging.info('calibrating psi on %s into %s: %s', session.folder, path, what)
         with Scorer(session.reward, config.reward_workers) as scorer:
-            try:
-                _iterate(document, path, session, sized, schedule, policy, scorer)
-            except RewardError:
-                session.stop.leave('an error of the reward')
-                raise
+            _iterate(document, path, session, sized, schedule, policy, scorer)
     if session.hosts.primary:
         made = draw(document, path.with_suffix('.png'))
         logging.info(

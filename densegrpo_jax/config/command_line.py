@@ -18,8 +18,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from densegrpo_jax.rewards.build import resolve
+from densegrpo_jax.runtime import console
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
+# what is raised of them, wherever it is found out
+UNUSABLE_ERRORS = (app.UsageError, ValueError, FileNotFoundError, ModuleNotFoundError)
 # groups of rewards; a configuration names those of their options that it sets
 REWARDS = ('config.reward', 'config.eval.panel')
 
@@ -27,15 +30,25 @@ REWARDS = ('config.reward', 'config.eval.panel')
 flags.disclaim_key_flags()
 
 
-def run_main(main: Callable[[list[str]], int | None]) -> None:
-    """Parses the flags and exits with the status that `main(argv)` returns; see the module's
-    docstring.
+def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
+    """Parses the flags, calls `main(flags.FLAGS)` and exits with the status that it returns.
+
+    What cannot be used (`UNUSABLE_ERRORS`) is said in a line, with status 2; any other exception is
+    a fault of the program and keeps its traceback.
+
+    Args:
+      extra: the command takes arguments that are no flags, as `main(flags.FLAGS, arguments)`.
     """
 
     def run(argv):
         try:
-            sys.exit(main(argv))
-        except (app.UsageError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+            if argv[1:] and not extra:
+                raise app.UsageError(
+                    f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
+                )
+            console.start()
+            sys.exit(main(flags.FLAGS, argv[1:]) if extra else main(flags.FLAGS))
+        except UNUSABLE_ERRORS as error:
             _refuse(error)
 
     app.run(run, flags_parser=_parse)

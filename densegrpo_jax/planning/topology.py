@@ -117,7 +117,7 @@ def absent_devices(topology: Topology) -> list:
     """Devices to compile for, of hardware that is not here. Set JAX_PLATFORMS=cpu for the process:
     nothing runs on them.
 
-    Raises RuntimeError where the compiler does not know such a slice.
+    Raises ValueError where the compiler does not know such a slice.
     """
     from jax.experimental import topologies
 
@@ -142,7 +142,7 @@ def absent_devices(topology: Topology) -> list:
             platform='tpu', topology_name=f'{topology.kind}:{shape}', **options
         ).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        raise RuntimeError(
+        raise ValueError(
             f'{topology.compiler} does not know --topology={topology.name}: '
             f'{str(error).splitlines()[0]}'
         ) from None

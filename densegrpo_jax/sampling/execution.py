@@ -14,8 +14,8 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.command_line import UNUSABLE, UNUSABLE_ERRORS
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
-from densegrpo_jax.runtime import console
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import only_writer
 from densegrpo_jax.runtime.hosts import Hosts
@@ -47,8 +47,12 @@ def execute(
 
     Returns:
       (exit status, what `work` returned or None).
+
+    Raises:
+      Exception: of a process alone, whatever ends `work` but a stop or a reward; what of it is said
+        in a line is `command_line.run_main`'s to decide. One of several processes says it here and
+        ends.
     """
-    console.start()
     config, workdir = flag.config, pathlib.Path(folder or flag.workdir).expanduser().absolute()
     start_devices(batch, flag.cpu_devices)
     try:
@@ -69,7 +73,11 @@ def execute(
             only_writer(workdir, hosts),
             handle_stop_signals(communicator=Communicator(hosts)) as stop,
         ):
-            return FINISHED, work(workdir, make_mesh(config.mesh), stop)
+            try:
+                return FINISHED, work(workdir, make_mesh(config.mesh), stop)
+            except RewardError:
+                stop.leave('an error of the reward')
+                raise
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):
             logging.error('%s', reason)
@@ -80,18 +88,17 @@ def execute(
         if hosts.count > 1:
             hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
         return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        logging.error('%s', error)
-        return _leave(2), None
-    except Exception:
-        if jax.process_count() > 1:
-            logging.exception(
-                'this process (%d of %d) failed; the others stop when they notice',
-                jax.process_index(),
-                jax.process_count(),
-            )
-        else:
+    except Exception as error:
+        if jax.process_count() == 1:
             raise
+        if isinstance(error, UNUSABLE_ERRORS):
+            logging.error('%s', error)
+            return _leave(UNUSABLE), None
+        logging.exception(
+            'this process (%d of %d) failed; the others stop when they notice',
+            jax.process_index(),
+            jax.process_count(),
+        )
         return _leave(1), None
 
 

@@ -22,7 +22,7 @@ COMMANDS = sorted(
     f'{folder}.{p.stem}'
     for folder in ('densegrpo_jax', 'experiments', 'tools')
     for p in (ROOT / folder).glob('*.py')
-    if 'run_main(main)' in p.read_text()
+    if '    run_main(main' in p.read_text()
 )
 
 # Flags are defined once in a process: one process imports what all commands need, and a copy of it
@@ -46,7 +46,7 @@ def typed(monkeypatch, capsys):
     with these arguments.
     """
 
-    def typed(*arguments, main=None):
+    def typed(*arguments, main=None, extra=False):
         values = flags.FlagValues()
         monkeypatch.setattr(flags, 'FLAGS', values)
         monkeypatch.setattr(sys, 'argv', ['command', *arguments])
@@ -54,7 +54,7 @@ def typed(monkeypatch, capsys):
         flag = command_line.config_flags.DEFINE_config_file('config', None, flag_values=values)
         values['config'].parser = command_line._Configuration()
         with pytest.raises(SystemExit) as end:
-            command_line.run_main(main or (lambda argv: 0))
+            command_line.run_main(main or (lambda flag: 0), extra=extra)
         return end.value.code, capsys.readouterr().err, flag.value if end.value.code == 0 else None
 
     return typed
@@ -122,21 +122,23 @@ def test_a_mistake_is_named(typed, arguments, said):
     'error', [app.UsageError('too many'), ValueError('too many'), FileNotFoundError('too many')]
 )
 def test_what_a_command_cannot_use_is_said_too(typed, error):
-    def main(argv):
+    def main(flag):
         raise error
 
     assert typed(f'--config={TINY}', main=main)[:2] == (2, 'error: too many\n')
-    assert typed(f'--config={TINY}', main=lambda argv: 75)[0] == 75
+    assert typed(f'--config={TINY}', main=lambda flag: 75)[0] == 75
+    status, printed, _ = typed(f'--config={TINY}', 'more', main=main)
+    assert status == 2 and "unexpected arguments ['more']; settings are given as" in printed
     with pytest.raises(RuntimeError):  # a fault of the program keeps its traceback
-        typed(f'--config={TINY}', main=lambda argv: exec('raise RuntimeError'))
+        typed(f'--config={TINY}', main=lambda flag: exec('raise RuntimeError'))
 
 
-def test_an_unknown_figure_is_said(typed, monkeypatch):
+def test_an_unknown_figure_is_said(typed):
     flag = type(
         'Flags', (), dict(workdir='w', out='o', figure=['5'], psi='', config=TINY, seeds=['0'])
     )
-    monkeypatch.setattr(reproduce, 'flags', type('Module', (), dict(FLAGS=flag)))
-    status, printed, _ = typed(f'--config={TINY}', main=reproduce.main)
+    main = lambda _, extra: reproduce.main(flag, extra)
+    status, printed, _ = typed(f'--config={TINY}', main=main, extra=True)
     assert status == 2 and printed.startswith('error: --figure=5 is not known; choose from 4, 6a')
 
 

@@ -54,7 +54,7 @@ def test_every_figure_is_made_of_known_variants():
 
 
 def test_figures_share_their_runs_and_the_gate_comes_first():
-    planned = reproduce.plan_runs(
+    planned = reproduce.chosen_runs(
         ['6a', '6b'], 'c.py', ['3', '1'], pathlib.Path('w'), pathlib.Path('w/psi.json'), ['--x=1']
     )
     names = [(run.variant, run.seed) for run in planned]

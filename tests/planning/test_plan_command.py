@@ -10,10 +10,11 @@ import pytest
 from ml_collections.config_flags import config_path
 
 from configs import tiny_ocr
-from densegrpo_jax import plan
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.planning.advice import advice
 from densegrpo_jax.planning.lowering import phases
+from densegrpo_jax.planning.plan import plan, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
 from densegrpo_jax.sampling.loading import open_base
@@ -44,9 +45,7 @@ def small():
 
 @pytest.fixture(scope='module')
 def result():
-    return plan.plan(
-        small(), parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5
-    )
+    return plan(small(), parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
 
 
 def test_a_plan_adds_up(result):
@@ -71,36 +70,36 @@ def test_a_plan_adds_up(result):
             (result['seconds_per_iteration'] + result['collective_seconds']) * 60 * 8 / 3600
         )
     )
-    text = plan.table(result)
+    text = table(result)
     assert (
         'it fits' in text
         and 'an estimate only' in text
         and 'rollout' in text
         and 'little effort' not in text
     )
-    assert 'little effort' in plan.table({**result, 'quick': True})
+    assert 'little effort' in table({**result, 'quick': True})
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(result):
-    rows = {name: plan.Row(**row) for name, row in result['phases'].items()}
+    gib = {name: row['gib'] for name, row in result['phases'].items()}
     config = small()
-    rows['update'] = rows['update']._replace(gib=40.0)
-    lines = plan.advice(
-        config, parse('v5e:2x4'), rows, resident=2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1}
+    gib['update'] = 40.0
+    lines = advice(
+        config, parse('v5e:2x4'), gib, resident=2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1}
     )
     assert (
         lines[0] == 'update: config.optim.microbatch=2 instead of 8'
         and "config.model.remat='full'" in lines[1]
         and 'splash' in lines[2]
     )
-    lines = plan.advice(
+    lines = advice(
         config, parse('h100:2'), {}, resident=70 * 2**30, mesh={'data': 2, 'fsdp': 1, 'tensor': 1}
     )
     assert lines == [
         'weights, optimiser and latents alone take 70.0 of 74 GiB: config.mesh.data=1 '
         'config.mesh.fsdp=2'
     ]
-    text = plan.table({**result, 'fits': False, 'advice': lines})
+    text = table({**result, 'fits': False, 'advice': lines})
     assert 'IT DOES NOT FIT' in text and lines[0] in text
 
 
@@ -112,26 +111,24 @@ def test_advice_is_what_a_plan_takes(result):
     # of 4 samples: over 8 pieces, 2 prompts at a time
     config.rollout.update(prompts=8, prompts_per_batch=8)
     config.optim.microbatch = config.eval.batch = 32
-    rows = {name: plan.Row(**row)._replace(gib=1000.0) for name, row in result['phases'].items()}
-    lines = plan.advice(config, v5e, rows, resident=2**30, mesh=shape)
+    gib = dict.fromkeys(result['phases'], 1000.0)
+    lines = advice(config, v5e, gib, resident=2**30, mesh=shape)
     assert [line for line in lines if 'instead of' in line and 'remat' not in line] == [
         'rollout: config.rollout.prompts_per_batch=2 instead of 8',
         'update: config.optim.microbatch=8 instead of 32',
         'evaluation: config.eval.batch=8 instead of 32',
     ]
     assert len(lines) == len(set(lines)) == 5
-    assert plan.advice(config, v5e, rows, resident=20 * 2**30, mesh=shape) == [
+    assert advice(config, v5e, gib, resident=20 * 2**30, mesh=shape) == [
         'weights, optimiser and latents alone take 20.0 of 15.75 GiB: config.mesh.data=1 '
         'config.mesh.fsdp=8'
     ]
     alone = dict.fromkeys(shape, 1)
-    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(
+    assert advice(config, parse('h100:1'), gib, 80 * 2**30, alone)[0].endswith(
         "more devices, or config.model.quantize='int8'"
     )
     config.full = True
-    assert plan.advice(config, parse('h100:1'), rows, 80 * 2**30, alone)[0].endswith(
-        ': more devices'
-    )
+    assert advice(config, parse('h100:1'), gib, 80 * 2**30, alone)[0].endswith(': more devices')
 
 
 def test_operations_follow_the_configuration():
@@ -160,7 +157,7 @@ def test_geometry_is_checked_first():
     config = small()
     config.rollout.prompts_per_batch = 1
     with pytest.raises(ValueError, match='rollout.prompts_per_batch'):
-        plan.plan(config, parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
+        plan(config, parse('v5e:2x4')._replace(compiler='no_such_compiler'), utilisation=0.5)
 
 
 def test_the_slices_to_copy_are_those_of_the_plans():

@@ -23,12 +23,12 @@ import pytest
 from loopback import Faulty, PixelReward, Steady, pictures, serving, unused_port
 from ml_collections import ConfigDict
 
-from densegrpo_jax.reward_server import served
 from densegrpo_jax.rewards import CompositeReward, JpegReward, RewardError, Scorer, build_reward
 from densegrpo_jax.rewards.base import RewardsGone
 from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.remote.client import RemoteReward, TooLarge
 from densegrpo_jax.rewards.remote.protocol import Request, encode_request
+from densegrpo_jax.rewards.remote.serve import served
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 
 ROOT = pathlib.Path(__file__).parents[2]

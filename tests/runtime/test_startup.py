@@ -28,8 +28,7 @@ def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
         check_device('cpu')
 
 
-def test_a_run_ends_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(execution.console, 'start', lambda: None)
+def test_a_run_ends_before_anything_is_loaded(tmp_path):
     flag = types.SimpleNamespace(
         config=None,
         workdir=str(tmp_path),
@@ -41,7 +40,8 @@ def test_a_run_ends_before_anything_is_loaded(tmp_path, monkeypatch):
         num_processes=0,
         process_id=-1,
     )
-    assert execution.execute(flag, 8, lambda *_: pytest.fail('it has begun')) == (2, None)
+    with pytest.raises(ValueError, match='--device=tpu, and JAX found'):
+        execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'))
 
 
 def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
-from densegrpo_jax.export import export
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.loading import load_policy, open_base
 from densegrpo_jax.sampling.session import check, load_weights
 from densegrpo_jax.training.run import run

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.evaluate import evaluate
+from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoints import Checkpoints

@@ -27,6 +27,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import collector as collect
+from densegrpo_jax.sampling import execution
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
@@ -382,16 +383,12 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
         num_processes=0,
         process_id=-1,
     )
-    monkeypatch.setattr(main.flags, 'FLAGS', flag)
     monkeypatch.setattr(main, 'run', run)
     for name in ('start_devices', 'keep_compiled'):
-        monkeypatch.setattr(main, name, lambda *args: None)
-    monkeypatch.setattr(main.console, 'start', lambda: None)
-    assert main.main(['main']) == status
+        monkeypatch.setattr(execution, name, lambda *args: None)
+    assert main.main(flag) == status
     with only_writer(tmp_path, Hosts()):  # which the run has given back
         monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
-        assert (
-            main.main(['main']) == 2
-            and f'{tmp_path} is being written to by another run' in caplog.text
-        )
+        with pytest.raises(ValueError, match=f'{tmp_path} is being written to by another run'):
+            main.main(flag)
     assert isinstance(error, Preempted) or str(error) in caplog.text

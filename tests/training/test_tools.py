@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
-from densegrpo_jax import evaluate, export, sample
 from densegrpo_jax.evaluation import tables
+from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts
 from densegrpo_jax.pipelines.weights.lora_files import read_peft
@@ -21,6 +21,8 @@ from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
+from densegrpo_jax.sampling.draw import draw
+from densegrpo_jax.sampling.export import export, model_card
 from densegrpo_jax.sampling.loading import load_policy, open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
@@ -66,15 +68,15 @@ def trained(tmp_path_factory):
 def test_sample_with_and_without_adapters(trained):
     config, workdir = trained
     prompts = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
-    both, captions = sample.sample(config, prompts, workdir=workdir, copies=2, compare=True)
+    both, captions = draw(config, prompts, workdir=workdir, copies=2, compare=True)
     assert both.shape == (8, 16, 32, 3) and captions[:2] == [
         f'base: {prompts[0]}',
         f'step 1: {prompts[0]}',
     ]
-    alone, _ = sample.sample(config, prompts, copies=2)
+    alone, _ = draw(config, prompts, copies=2)
     np.testing.assert_array_equal(both[0::2], alone)  # same noise, same base
     assert np.any(both[1::2] != alone)  # the adapters do something
-    other, _ = sample.sample(config, prompts, copies=2, seed=1)
+    other, _ = draw(config, prompts, copies=2, seed=1)
     assert np.any(other != alone)
 
 
@@ -89,7 +91,7 @@ def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step,
     }
     (tmp_path / 'summary.json').write_text(json.dumps(summary))
     pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline')
-    card = export.model_card(
+    card = model_card(
         tiny_ocr.get_config(), pipeline, tmp_path, tmp_path, 'peft', 'lora.safetensors', step
     )
     assert f'{step} updates.' in card
@@ -139,11 +141,11 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
     _, workdir = trained
     policies = choose(['best', 'latest'], str(workdir))
     assert [p.label for p in policies] == ['base', 'step 1']
-    results = evaluate.evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
+    results = evaluate(panel, policies, tmp_path / 'eight', group=2, kl_prompts=3)['eval']
     one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     (tmp_path / 'four.txt').write_text('a red cat\na blue dog\ntwo green birds\na lamp\n')
     panel.eval.panel_prompts = str(tmp_path / 'four.txt')
-    apart = evaluate.evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)
+    apart = evaluate(panel, policies, tmp_path / 'one', group=2, mesh=one)
     assert {name: len(result.prompts) for name, result in apart['panel'].items()} == {
         'base': 4,
         'step 1': 4,
@@ -189,7 +191,7 @@ def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
     panel.data.eval_prompts, panel.eval.panel_prompts = 2, str(tmp_path / 'one.txt')
     (tmp_path / 'one.txt').write_text('abc\n')  # 97 + 98 + 99 is a multiple of 3
     with pytest.raises(RewardError, match="base, panel: not one picture has a score 'brightness'"):
-        evaluate.evaluate(
+        evaluate(
             panel,
             choose([]),
             tmp_path / 'out',
@@ -253,7 +255,7 @@ def test_evaluate_reports_geneval_by_task(tmp_path):
 @pytest.mark.parametrize('layout', ['peft', 'kohya', 'merged'])
 def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     config, workdir = trained
-    made = export.export(config, workdir, tmp_path / 'out', layout=layout)
+    made = export(config, workdir, tmp_path / 'out', layout=layout)
     assert made.exists()
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert (
@@ -270,7 +272,7 @@ def test_adapters_are_exported_without_the_base_and_a_missing_run_is_said_first(
     config = tiny_ocr.get_config()
     config.model.update(path='black-forest-labs/FLUX.1-dev', attention='splash')  # neither is here
     with pytest.raises(FileNotFoundError, match=f'No checkpoint folder {tmp_path / "no-run"}'):
-        export.export(config, tmp_path / 'no-run', tmp_path / 'out')
+        export(config, tmp_path / 'no-run', tmp_path / 'out')
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     config.model.attention = 'xla'
     assert open_shapes(config, mesh).CLASS_NAME == 'FluxPipeline'
@@ -280,8 +282,8 @@ def test_adapters_of_a_quantised_run_are_merged_into_the_exact_base(trained, tmp
     config, workdir = trained
     quantized = config.copy_and_resolve_references()
     quantized.model.quantize = 'int8'
-    export.export(config, workdir, tmp_path / 'exact', layout='merged')
-    export.export(quantized, workdir, tmp_path / 'quantized', layout='merged')
+    export(config, workdir, tmp_path / 'exact', layout='merged')
+    export(quantized, workdir, tmp_path / 'quantized', layout='merged')
     files = sorted(
         f.relative_to(tmp_path / 'exact') for f in (tmp_path / 'exact').rglob('*.safetensors')
     )
@@ -299,7 +301,7 @@ def test_adapters_of_a_quantised_run_are_merged_into_the_exact_base(trained, tmp
 
 def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
     config, workdir = trained
-    export.export(config, workdir, tmp_path / 'out')
+    export(config, workdir, tmp_path / 'out')
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     _, pipeline = open_base(config, mesh)
     want, _ = load_policy(pipeline, config, mesh, workdir)
@@ -313,8 +315,8 @@ def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
 def test_missing_runs_and_checkpoints_are_named(trained, tmp_path):
     config, workdir = trained
     with pytest.raises(FileNotFoundError, match='checkpoints'):
-        sample.sample(config, ['x'], workdir=tmp_path)
+        draw(config, ['x'], workdir=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint '7'"):
-        sample.sample(config, ['x'], workdir=workdir, checkpoint='7')
+        draw(config, ['x'], workdir=workdir, checkpoint='7')
     with pytest.raises(ValueError, match="'best', 'latest'"):
-        sample.sample(config, ['x'], workdir=workdir, checkpoint='newest')
+        draw(config, ['x'], workdir=workdir, checkpoint='newest')

@@ -1,0 +1,69 @@
+"""What would make a configuration fit that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from densegrpo_jax.planning.topology import Topology
+
+GIB = 2**30
+
+
+def advice(
+    config, topology: Topology, gib: Mapping[str, float], resident: float, mesh: Mapping[str, int]
+) -> list[str]:
+    """Which settings would make the phases fit that do not; by proportion, so plan again with them.
+
+    Batches are made smaller only by what divides over the mesh's data and fsdp axes.
+
+    Args:
+      gib: phase -> GiB of a device while it runs. resident: bytes that are always there.
+      mesh: axis -> size.
+    """
+    lines, limit, r, fsdp, shards = (
+        [],
+        topology.chip.gib,
+        config.rollout,
+        mesh['fsdp'],
+        mesh['data'] * mesh['fsdp'],
+    )
+    if resident / GIB > 0.8 * limit:
+        more = [
+            f
+            for f in range(fsdp + 1, shards + 1)
+            if shards % f == 0 and resident / GIB * fsdp / f < 0.6 * limit
+        ]
+        way_out = (
+            f'config.mesh.data={shards // more[0]} config.mesh.fsdp={more[0]}'
+            if more
+            else 'more devices'
+        )
+        if not more and config.model.quantize == 'none' and not config.full:
+            way_out += ", or config.model.quantize='int8'"
+        lines.append(
+            f'weights, optimiser and latents alone take {resident / GIB:.1f} of {limit:g} GiB: '
+            f'{way_out}'
+        )
+    if resident / GIB > limit:
+        return lines  # no batch is small enough
+    for name, need in gib.items():
+        if need <= limit:
+            continue
+        key, size, each = {
+            'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch, r.group),
+            'update': ('optim.microbatch', config.optim.microbatch, 1),
+            'evaluation': ('eval.batch', config.eval.batch, 1),
+        }[name]
+        room = max(limit - resident / GIB, 0.0) / max(need - resident / GIB, 1e-9)
+        possible = [d for d in range(1, size) if size % d == 0 and d * each % shards == 0]
+        smaller = max(
+            [d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size)
+        )
+        if smaller < size:
+            lines.append(f'{name}: config.{key}={smaller} instead of {size}')
+        if name == 'update' and config.model.remat != 'full':
+            lines.append("update: config.model.remat='full' instead of " + repr(config.model.remat))
+        if config.model.attention == 'xla':
+            kernel = 'cudnn' if topology.kind == 'h100' else 'splash'
+            lines.append(f'config.model.attention={kernel!r} keeps no attention weights')
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,173 @@
+"""What an iteration would need on a machine that is not here: memory, operations, bytes and seconds
+of every phase, from programs compiled for it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+import time
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.planning.advice import GIB, advice
+from densegrpo_jax.planning.collectives import collective_bytes
+from densegrpo_jax.planning.lowering import Phase, phases
+from densegrpo_jax.planning.topology import Topology, absent_devices
+from densegrpo_jax.runtime.cores import cpu_cores
+from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
+from densegrpo_jax.sampling.loading import open_shapes
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.training import announce
+from densegrpo_jax.training.learner import check_geometry
+
+HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
+
+
+class Row(NamedTuple):
+    """What one phase needs; per device and per run of its program, except seconds: per
+    iteration.
+    """
+
+    gib: float  # everything that is in memory then
+    tflop: float
+    collective_gib: float
+    compute_s: float
+    collective_s: float
+    compile_s: float
+
+
+def compiled_row(
+    phase: Phase, topology: Topology, resident: float, utilisation: float, quick: bool = False
+) -> Row:
+    """Compiles a phase. `resident`: bytes on a device that are not arguments of it or are counted
+    once for all phases.
+    """
+    began = time.monotonic()
+    chip, count = topology.chip, topology.count
+    try:
+        program = phase.lowered.compile(compiler_options=topology.compiler_options(quick))
+        memory = program.memory_analysis()
+        working = memory.temp_size_in_bytes + max(
+            0, memory.output_size_in_bytes - memory.alias_size_in_bytes
+        )
+        received = sum(collective_bytes(program.as_text()).values())
+    except jax.errors.JaxRuntimeError as error:
+        match = HBM_EXCEEDED.search(str(error))
+        if 'RESOURCE_EXHAUSTED' not in str(error) or match is None:
+            raise
+        size, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
+        working, received = float(size) * (GIB if unit == 'G' else 2**20), float('nan')
+    seconds = lambda work, rate: phase.runs * work / rate
+    executed = (phase.flops + phase.repeated) / count
+    return Row(
+        (resident + working) / GIB,
+        phase.flops / count / 1e12,
+        received / GIB,
+        seconds(executed, chip.flops * utilisation),
+        seconds(received, chip.link),
+        time.monotonic() - began,
+    )
+
+
+def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
+    """The whole answer as a JSON document; see the module's docstring.
+
+    Raises ValueError where the configuration does not fit the topology's number of devices.
+    """
+    validate(config)
+    estimated = not topology.can_compile
+    devices = jax.devices('cpu')[: topology.count] if estimated else absent_devices(topology)
+    if len(devices) < topology.count:
+        raise ValueError(
+            f'{topology.name} needs {topology.count} stand-in CPU devices, and there are '
+            f'{len(devices)}'
+        )
+    mesh = make_mesh(config.mesh, devices)
+    if estimated and config.model.attention != 'xla':
+        raise ValueError(
+            f'model.attention={config.model.attention!r} needs {topology.compiler}, which is not '
+            "installed; or use 'xla'"
+        )
+    pipeline = open_shapes(config, mesh)
+    schedule = make_schedule(pipeline, config)
+    check_geometry(config, schedule, mesh)
+    batch = config.rollout.prompts_per_batch * config.rollout.group
+    base = pipeline.abstract_params()
+    state = state_shapes(pipeline, optimiser(config))
+    held = announce.memory(config, pipeline, schedule, mesh, base, state)
+    resident = held['weights'] + held[announce.TRAINED] + held['latents']
+    programs = phases(config, pipeline, schedule, mesh)
+
+    def row(name: str) -> Row:
+        result = compiled_row(programs[name], topology, resident, utilisation, quick)
+        logging.info('%s compiled in %.0f s', name, result.compile_s)
+        return result
+
+    # one compiler keeps one core busy
+    with concurrent.futures.ThreadPoolExecutor(cpu_cores()) as pool:
+        rows = dict(zip(programs, pool.map(row, programs)))
+    seconds = sum(row.compute_s for row in rows.values())
+    moving = sum(row.collective_s for row in rows.values())
+    chips = topology.count / topology.chip.per_chip
+    gib = {name: row.gib for name, row in rows.items()}
+    hours = lambda each: each * config.iterations * chips / 3600
+    return {
+        'topology': topology.name,
+        'estimated_on_cpu': estimated,
+        'quick': quick,
+        'devices': topology.count,
+        'mesh': dict(mesh.shape),
+        'attention': config.model.attention,
+        'samples_per_device': batch // batch_shards(mesh),
+        'resident_gib': resident / GIB,
+        'limit_gib': topology.chip.gib,
+        'phases': {name: row._asdict() for name, row in rows.items()},
+        'fits': max(gib.values()) <= topology.chip.gib,
+        'utilisation': utilisation,
+        'seconds_per_iteration': seconds,
+        'collective_seconds': moving,
+        'iterations': config.iterations,
+        'chip_hours': [hours(max(seconds, moving)), hours(seconds + moving)],
+        'advice': advice(config, topology, gib, resident, mesh.shape),
+    }
+
+
+def table(result: dict) -> str:
+    """The document as text."""
+    r = result
+    source = (
+        'the CPU compiler: memory as it lays it out, an estimate only'
+        if r['estimated_on_cpu']
+        else "the topology's own compiler"
+    )
+    source += ', with little effort: a run may need less memory' if r['quick'] else ''
+    axes = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
+    lines = [
+        f'{r["topology"]}: {r["devices"]} devices ({axes}), {r["samples_per_device"]} samples '
+        f'each, attention {r["attention"]}',
+        f'compiled by {source}',
+        f'always resident (weights, optimiser, latents): {r["resident_gib"]:.2f} GiB of '
+        f'{r["limit_gib"]:g} GiB',
+        'phase        GiB/device  fits  TFLOP/device  received GiB  s/iteration  collectives s',
+    ]
+    for name, row in r['phases'].items():
+        fits = 'yes' if row['gib'] <= r['limit_gib'] else 'NO'
+        lines.append(
+            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} '
+            f'{row["collective_gib"]:13.2f} {row["compute_s"]:12.1f} {row["collective_s"]:14.1f}'
+        )
+    low, high = r['chip_hours']
+    lines += [
+        f'an iteration: {r["seconds_per_iteration"]:.0f} s of arithmetic at '
+        f'{100 * r["utilisation"]:.0f} % of the peak, {r["collective_seconds"]:.0f} s of '
+        'collectives if nothing hides them',
+        f'{r["iterations"]} iterations: {low:.0f} to {high:.0f} chip-hours',
+        'it fits' if r['fits'] else 'IT DOES NOT FIT; try:',
+        *(f'  {line}' for line in r['advice']),
+    ]
+    return '\n'.join(lines)

@@ -1,0 +1,85 @@
+"""The reward of a configuration behind a socket, until a signal ends it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+
+import uvicorn
+from absl import logging
+from ml_collections import ConfigDict
+
+from densegrpo_jax import __version__
+from densegrpo_jax.rewards.base import Reward
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
+
+LOOPBACK = ('127.0.0.1', '::1', 'localhost')
+
+
+def served(spec) -> Reward:
+    """The reward of a config as it is served: a single part of weight 1 by itself, else the
+    weighted sum.
+    """
+    reward = build_reward(spec)
+    (part, weight), *others = reward.parts
+    return reward if others or weight != 1 else part
+
+
+def serve(
+    spec: ConfigDict,
+    host: str,
+    port: int,
+    *,
+    token: str,
+    workers: int,
+    max_queue: int,
+    max_request_bytes: int,
+    drain_s: int,
+) -> None:
+    """Answers requests until SIGTERM or SIGINT, then finishes those under way. Main thread only.
+
+    Args:
+      spec: `config.reward`.
+      host, port: to listen on; port 0 = any free one.
+      drain_s: seconds that requests under way are given.
+      token, workers, max_queue, max_request_bytes: of `RewardService`.
+
+    Raises:
+      ValueError: a reward that cannot be made, or an address that cannot be listened on.
+    """
+    reward = served(spec)
+    name = fingerprint(reward, json.loads(spec.to_json_best_effort()), __version__)
+    limits = dict(workers=workers, max_queue=max_queue, max_request_bytes=max_request_bytes)
+    service = RewardService(reward, name, __version__, token=token, **limits)
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(
+            f'cannot listen on {host} port {port}: {error}; choose others with --host and --port'
+        ) from None
+    if not token and host not in LOOPBACK:
+        logging.warning(
+            'anybody who reaches %s can use this service; give it a token with --token_env', host
+        )
+    shown = f'[{host}]' if family == socket.AF_INET6 else host
+    where = f'http://{shown}:{listening.getsockname()[1]}'
+    logging.info('serving %s, fingerprint %s, on %s', ', '.join(reward.names), name, where)
+    # uvicorn hands the signal that stopped it on to the handlers found here: having stopped is what
+    # it asked for.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    settings = uvicorn.Config(
+        service.app,
+        http='h11',
+        ws='none',
+        lifespan='on',
+        log_config=None,
+        log_level='warning',
+        access_log=False,
+        timeout_graceful_shutdown=drain_s,
+    )
+    uvicorn.Server(settings).run(sockets=[listening])
+    logging.info('stopped')

@@ -1,0 +1,68 @@
+"""Images of prompts, from the base model and from what a training run made of it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import logging
+
+from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.sampling.session import check, load
+
+
+def draw(
+    config,
+    prompts: Sequence[str],
+    *,
+    workdir=None,
+    checkpoint='best',
+    copies=1,
+    steps=0,
+    seed=0,
+    compare=False,
+) -> tuple[np.ndarray, list[str]]:
+    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each picture after the base
+    model's.
+    """
+    mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
+    checked = check(config, mesh)
+    policies = [] if workdir else [('base', None)]
+    if workdir:
+        run = pathlib.Path(workdir)
+        policy, step = load_policy(checked.pipeline, config, mesh, run, checkpoint)
+        policies = [('base', None)] * compare + [(f'step {step}', policy)]
+    session = load(checked, prompts)
+    sampler = make_sampler(session.pipeline, config, steps or config.eval.steps, mesh)
+    root = stream_key(seed, STREAM_EVAL, 1)
+    images, captions = [], []
+    for i, prompt in enumerate(prompts):
+        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(
+            np.arange(copies)
+        )
+        text = session.conditioning([prompt] * copies), session.negative
+        rows = [
+            np.asarray(sampler(session.params, policy, *text, key_data(keys))[0])
+            for _, policy in policies
+        ]
+        images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
+        captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
+        logging.info('%d of %d prompts', i + 1, len(prompts))
+    return np.concatenate(images), captions
+
+
+def write_sheet(
+    out: pathlib.Path, images: np.ndarray, captions: Sequence[str], *, single: bool = False
+) -> None:
+    """Writes a contact sheet of `draw`; single: also every image, as a PNG of its own beside it."""
+    width = images.shape[2]
+    columns, scale = max(1, min(len(images), 1536 // max(width, 192))), max(1, 192 // width)
+    save_grid(out, images, columns=columns, scale=scale, captions=captions)
+    for i, image in enumerate(images if single else ()):
+        save_grid(out.with_name(f'{out.stem}_{i:04d}.png'), image[None], columns=1)
