@@ -130,8 +130,9 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
     np.testing.assert_array_equal(found, psi)
 
     # Finished, it is only read; with other settings it is refused; with more iterations it goes on.
-    monkeypatch.setattr(calibration, 'make_rollout', None)
+    written = (tmp_path / 'broken' / 'psi.json').stat().st_mtime_ns
     np.testing.assert_array_equal(calibrated(config, tmp_path / 'broken')[0], psi)
+    assert (tmp_path / 'broken' / 'psi.json').stat().st_mtime_ns == written
     with pytest.raises(
         ValueError,
         match=r'psi.json was calibrated with other settings \(calibration.eps2: 0.05, now 0.1\)',

@@ -20,7 +20,7 @@ CONFIG = (
 
 
 @pytest.fixture
-def run(tmp_path, training, monkeypatch):
+def run(tmp_path, training):
     """The command in this process, with these flags."""
     config = tmp_path / 'some.py'
     config.write_text(CONFIG)
@@ -33,8 +33,7 @@ def run(tmp_path, training, monkeypatch):
             workdir=tmp_path / 'work',
             out=tmp_path / 'out',
         )
-        monkeypatch.setattr(compare, 'flags', types.SimpleNamespace(FLAGS=flag))
-        return compare.main(['compare'])
+        return compare.main(flag, [])
 
     return run
 

@@ -108,13 +108,13 @@ def test_tables_and_figures(whole, tmp_path):
         assert (tmp_path / f'{name}.png').stat().st_size > 10_000
 
 
-def test_what_has_been_measured_is_not_sampled_again(whole, config, monkeypatch):
+def test_what_has_been_measured_is_not_sampled_again(whole, config):
     tables, workdir = whole
-    monkeypatch.setattr(
-        probe, 'make_rollout', lambda *_: pytest.fail('everything has been sampled')
-    )
+    written = lambda: {p: p.stat().st_mtime_ns for p in (workdir / 'probe').rglob('*.npz')}
+    before = written()
     for name in DRAW:
         equal(measure(name, config, workdir), tables[name])
+    assert before and written() == before
 
 
 @pytest.mark.parametrize('name', DRAW)

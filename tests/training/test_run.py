@@ -26,9 +26,7 @@ from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling import collector as collect
 from densegrpo_jax.sampling import execution
-from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
 from tests import miniature
@@ -174,35 +172,42 @@ def metrics_on_disk():
     assert saved == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    'where', ['before the evaluation', 'in the next rollout', 'in the next update']
-)
+class At(StopRequest):
+    """Acts when a run waits for the `count`-th time for the images of a rollout's batch (S states
+    of each), for those of an evaluation's, or for an update; by default it asks for a stop.
+    """
+
+    WAITS = {
+        'rollout': lambda value: isinstance(value, tuple) and value[0].ndim == 5,
+        'evaluation': lambda value: isinstance(value, tuple) and value[0].ndim == 4,
+        'update': lambda value: isinstance(value, dict),
+    }
+
+    def __init__(self, what, count, action=None):
+        super().__init__()
+        self._waits, self._left, self._action = self.WAITS[what], count, action
+
+    def wait(self, value, *args):
+        self._left -= bool(self._waits(value))
+        if not self._left:
+            self._left = -1
+            if self._action is None:
+                self.signal_name = 'SIGTERM'
+            else:
+                self._action()
+        return super().wait(value, *args)
+
+
+@pytest.mark.parametrize('moment', [('evaluation', 2), ('rollout', 3), ('update', 2)], ids=str)
 @pytest.mark.usefixtures('metrics_on_disk')
-def test_a_stop_between_checkpoints_saves_the_last_update_whole(
-    folder, tmp_path, monkeypatch, caplog, where
-):
-    stop, calls = StopRequest(), []
-    target, name, moment = {
-        'before the evaluation': (run_module.report, 'shown', 1),
-        # an iteration asks three times: for all prompts and for two batches
-        'in the next rollout': (collect, 'place', 5),
-        'in the next update': (run_module, 'donates_state', 2),
-    }[where]
-    original = getattr(target, name)
-
-    def stopping(*args):
-        calls.append(1)
-        if len(calls) == moment:
-            stop.signal_name = 'SIGTERM'
-        return original(*args)
-
-    monkeypatch.setattr(target, name, stopping)
-    # The stop comes before the evaluation that is due after the first update: it must not be lost.
+def test_a_stop_between_checkpoints_saves_the_last_update_whole(folder, tmp_path, caplog, moment):
+    stop = At(*moment)
+    # In the evaluation that is due after the first update, which must not be lost, in the second
+    # iteration's first rollout of two, or in its update.
     config = make_config(folder, **{'checkpoint.every': 10, 'eval.every': 1})
     with pytest.raises(Preempted):
         run(config, tmp_path, one_device(), stop)
     assert final_state(tmp_path)[0] == 1
-    monkeypatch.undo()
     summary = run(config, tmp_path, one_device(), StopRequest())
     assert summary['updates'] == 3 and 'DAMAGED' not in caplog.text
     assert [row['step'] for row in rows(tmp_path)] == [0, 1, 2, 3] and all(
@@ -282,7 +287,7 @@ def test_a_run_goes_on_only_with_the_prompts_and_the_evaluation_it_began_with(fo
     assert again()['evaluations'] == before['evaluations']
 
 
-def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, monkeypatch):
+def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path):
     """The reward server dies after the first update. The run saves that update, and goes on with a
     server at another address.
     """
@@ -294,13 +299,9 @@ def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path, mon
         config.reward.remote.urls = server.enter_context(
             serving(RewardService(Brightness(), 'f00', '0').app)
         )
-        shown = run_module.report.shown
-        monkeypatch.setattr(
-            run_module.report, 'shown', lambda *args: server.close() or shown(*args)
-        )
+        second_iteration = At('rollout', 3, server.close)
         with pytest.raises(RewardsGone, match=f'{config.reward.remote.urls} .*refused'):
-            run(config, tmp_path, one_device(), StopRequest())
-    monkeypatch.undo()
+            run(config, tmp_path, one_device(), second_iteration)
     assert final_state(tmp_path)[0] == 1
     with serving(RewardService(Brightness(), 'f00', '0').app) as config.reward.remote.urls:
         summary = run(config, tmp_path, one_device(), StopRequest())
@@ -324,12 +325,9 @@ def test_whatever_a_reward_raises_the_last_update_is_saved(folder, tmp_path, mon
     monkeypatch.setitem(REWARDS, 'brightness', Breaks)
     config = make_config(folder, iterations=3, **{'checkpoint.every': 10, 'eval.every': 10})
     config.reward = {'brightness': {'weight': 1.0}}
-    shown = run_module.report.shown  # called after an update
-    monkeypatch.setattr(
-        run_module.report, 'shown', lambda *args: (tmp_path / 'broken').touch() or shown(*args)
-    )
+    second_iteration = At('rollout', 3, (tmp_path / 'broken').touch)
     with pytest.raises(RewardError, match="'brightness' failed: ValueError: out of memory"):
-        run(config, tmp_path, one_device(), StopRequest())
+        run(config, tmp_path, one_device(), second_iteration)
     assert final_state(tmp_path)[0] == 1
 
 
