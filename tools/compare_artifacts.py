@@ -44,11 +44,14 @@ class Difference:
         return f'{self.where}: {self.what}; {size}'
 
 
-def compare_arrays(where: str, a: np.ndarray, b: np.ndarray, tolerance: float) -> list[Difference]:
+def compare_arrays(
+    where: str, a: np.ndarray, b: np.ndarray, tolerance: float, labels: Sequence[str] = ()
+) -> list[Difference]:
     """At most one Difference of two arrays of any shape and dtype.
 
     Floats may differ by `tolerance` times the largest finite magnitude of either side; with 0 the
-    bits must agree, also those of zeros and NaNs. All else must always be equal.
+    bits must agree, also those of zeros and NaNs. All else must always be equal. `labels` name the
+    values, where their index would say little.
     """
     a, b = np.asarray(a), np.asarray(b)
     if (a.dtype, a.shape) != (b.dtype, b.shape):
@@ -70,10 +73,12 @@ def compare_arrays(where: str, a: np.ndarray, b: np.ndarray, tolerance: float) -
         return []
     max_rel = max_abs / largest if largest else float(bool(max_abs))
     count = int(np.sum((gap > 0) | np.isnan(gap)))
-    first = int(np.flatnonzero((gap > 0) | np.isnan(gap))[0]) if count else 0
-    what = f'{count} of {a.size} values differ, first [{first}]' if count else 'only bits differ'
-    if count:
-        what += f' {x.flat[first]:.9g} before, {y.flat[first]:.9g} after'
+    if not count:
+        return [Difference(where, 'only bits differ', max_abs, max_rel)]
+    first = int(np.flatnonzero((gap > 0) | np.isnan(gap))[0])
+    label = labels[first] if len(labels) == a.size else f'[{first}]'
+    values = f'{x.flat[first]:.9g} before, {y.flat[first]:.9g} after'
+    what = f'{count} of {a.size} values differ, first {label}: {values}'
     return [Difference(where, what, max_abs, max_rel)]
 
 
@@ -145,12 +150,16 @@ def compare_rows(
         {n: [i for i, row in enumerate(rows) if n in row] for n in table}
         for rows, table in zip(named, whole, strict=True)
     ]
-    for name in whole[0].keys() & whole[1].keys():
+    for name in sorted(whole[0].keys() & whole[1].keys()):
         if places[0][name] != places[1][name]:
             rows = f'in rows {places[0][name]} before, {places[1][name]} after'
             found.append(Difference(f'{where}:{name}', rows))
-    known = {d.where for d in found}
-    return found + [d for d in compare_tables(where, *whole, tolerance) if d.where not in known]
+            continue
+        labels = [f'step {a[i]["step"]}' for i in places[0][name] if 'step' in a[i]]
+        columns_of = (table[name] for table in whole)
+        found += compare_arrays(f'{where}:{name}', *columns_of, tolerance, labels)
+    one_sided = [{n: t[n] for n in t if n not in other} for t, other in (whole, whole[::-1])]
+    return found + compare_tables(where, *one_sided, tolerance)
 
 
 def compare_text(where: str, a: str, b: str, tolerance: float) -> list[Difference]:
@@ -244,12 +253,13 @@ class Comparison:
             for one, other, side in ((0, 1, 'before'), (1, 0, 'after')):
                 missing = sorted(set(sides[one]) - set(sides[other]))
                 self.add([Difference(name + m, f'only {side}') for m in missing])
-        for name in sorted(files[0].keys() & files[1].keys()):
+        for run in sorted(runs[0] & runs[1]):
+            self.checkpoints(run, a / run / 'checkpoints', b / run / 'checkpoints')
+        both = files[0].keys() & files[1].keys()
+        for name in sorted(both, key=lambda name: (name.endswith('.png'), name)):  # numbers first
             self.counts['files'] += 1
             with self._reading(name):
                 self._file(name, files[0][name], files[1][name])
-        for run in sorted(runs[0] & runs[1]):
-            self.checkpoints(run, a / run / 'checkpoints', b / run / 'checkpoints')
 
     def checkpoints(self, run: str, a: pathlib.Path, b: pathlib.Path) -> None:
         """The steps of two folders of checkpoints, and the newest of each."""

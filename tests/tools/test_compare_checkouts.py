@@ -86,6 +86,8 @@ def test_metrics_step_by_step():
     rows = [{'step': 0, 'eval': 1.0}, {'step': 1, 'loss': 2.0, 'seconds/update': 1.0}]
     other = [{'step': 0, 'eval': 1.0}, {'step': 1, 'loss': 2.0, 'seconds/update': 9.0}]
     compare = lambda b: [d.where for d in artifacts.compare_rows('m', rows, b, 0)]
+    (one,) = artifacts.compare_rows('m', rows, [rows[0], {**rows[1], 'loss': 2.5}], 0)
+    assert '1 of 1 values differ, first step 1: 2 before, 2.5 after' in one.what
     assert compare(other) == []
     assert compare([rows[0], {**rows[1], 'loss': 2.5}]) == ['m:loss']
     assert compare([rows[0], {**rows[1], 'kl': 2.5}]) == ['m:kl']
