@@ -103,8 +103,7 @@ def ancestor_path(ancestors: Int[ArrayLike, 'T K'], last: Int[ArrayLike, '']) ->
 
 
 def backward_log_weights(
-    logw: Float[ArrayLike, ' K'],
-    log_potential: Float[ArrayLike, ' K'],
+    carried: Float[ArrayLike, ' K'],
     x_next: Float[ArrayLike, '*shape'],
     mean: Float[ArrayLike, 'K *shape'],
     std: Float[ArrayLike, ''],
@@ -113,18 +112,18 @@ def backward_log_weights(
     2010, Lindsten and Schon 2013).
 
     Given the path from x_next on, particle j of state k is its ancestor with probability
-    proportional to W_j G(x_j, x_next) N(x_next; mean_j, std^2). The potential of a step is G(x,
-    x') = exp((r(x') - r(x)) / alpha), of which exp(-r(x) / alpha) depends on j.
+    proportional to w_j G(x_j, x_next) N(x_next; mean_j, std^2). Where w_j ends with the factor
+    exp(r(x_j) / alpha), the potential of the step, G = exp((r(x_next) - r(x_j)) / alpha), takes it
+    back: neither depends on j then.
 
     Args:
-        logw: [K] log weights at state k, before any resampling there.
-        log_potential: [K] r(x_j) / alpha.
+        carried: [K] log weights at state k without that factor.
         x_next: the chosen path's next state, mean: [K, ...] of the kernel from each particle.
         std: of the kernel, > 0: after a deterministic step only the ancestor itself is possible.
     """
     residual = (at_least_f32(x_next) - at_least_f32(mean)) / std
     log_density = -0.5 * jnp.sum(residual**2, axis=tuple(range(1, residual.ndim)))
-    return at_least_f32(logw) - at_least_f32(log_potential) + log_density
+    return at_least_f32(carried) + log_density
 
 
 def pcnl_proposal(

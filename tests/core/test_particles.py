@@ -180,9 +180,10 @@ def test_ancestor_path_by_hand():
 def test_backward_weights_are_the_joint_density_as_a_function_of_the_ancestor():
     rng = np.random.default_rng(2)
     mean, x_next, std = rng.normal(size=(4, 3)), rng.normal(size=3), 0.7
-    logw, potential = rng.normal(size=4), rng.normal(size=4)
-    joint = np.exp(logw - potential) * norm.pdf(x_next, mean, std).prod(1)
-    found = backward_log_weights(*map(np.float32, (logw, potential, x_next, mean, std)))
+    carried, reward, reward_next = rng.normal(size=4), rng.normal(size=4), 0.3
+    weight, potential = np.exp(carried + reward), np.exp(reward_next - reward)
+    joint = weight * potential * norm.pdf(x_next, mean, std).prod(1)
+    found = backward_log_weights(*map(np.float32, (carried, x_next, mean, std)))
     np.testing.assert_allclose(np.exp(log_normalised(found)), joint / joint.sum(), rtol=2e-5)
 
 

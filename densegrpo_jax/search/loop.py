@@ -1,0 +1,394 @@
+"""Particles on a host loop: a model with P prompts, and the calls that every method of search is
+made of.
+
+All prompts go through the same calls together, so arrays are [P, n, ...]: n particles of each. A
+particle holds its latent and the velocity there, so no evaluation is made twice. Its noise depends
+on (prompt, iteration, state, slot) alone: duplicates of a particle separate, and a prompt's search
+is the same whatever other prompts, devices or processes there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.core.particles import (
+    SCHEMES,
+    best_candidate,
+    conditional_resample,
+    ess,
+    proposal_log_ratio,
+    resample,
+)
+from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.rewards.base import RewardError
+
+# Of a prompt's randomness in one iteration: noise of states, and decisions.
+NOISE, DECISIONS = 0, 1
+
+
+class Scored(NamedTuple):
+    """Scores of the predicted pictures of n particles for each of P prompts."""
+
+    reward: np.ndarray  # float [P, n]; -inf where the picture has no valid score
+    values: dict[str, np.ndarray] = {}  # every score by name, float [P, n]
+    images: np.ndarray | None = None  # uint8 [P, n, H, W, 3]
+
+
+class Event(NamedTuple):
+    """What was scored, for the record."""
+
+    iteration: int
+    k: int  # state; T where the pictures are samples, else predictions of them
+    slots: np.ndarray  # int [n]
+    evaluations: int  # network evaluations spent on each prompt so far
+    scored: Scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """A model with P prompts, as a search sees it.
+
+    Attributes:
+      sigmas: float [T + 1], the grid from noise to picture.
+      levels: float [T], noise levels of the kernel; 0 where a transition is deterministic.
+      kernel: of `core.sde_step`.
+      shape: of one latent. scale: standard deviation of the first latents.
+      velocity: (x [P, n, ...], k) -> v [P, n, ...], one evaluation a row.
+      score: (x0 [P, n, ...]) -> Scored, of clean latents.
+      guide: (x [P, n, ...], k) -> (v, reward [P, n] of x0hat = x - s v, its gradient in x
+        [P, n, ...]); None where the reward has no gradient. One evaluation and one gradient a row.
+    """
+
+    sigmas: np.ndarray
+    levels: np.ndarray
+    kernel: str
+    shape: tuple[int, ...]
+    velocity: Callable
+    score: Callable[[jax.Array], Scored]
+    scale: float = 1.0
+    guide: Callable | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def stochastic(self) -> np.ndarray:
+        """bool [T]: whether a transition adds noise; a kernel may add none into s = 0."""
+        into = self.sigmas[1:] > 0 if self.kernel == 'cps' else np.ones(self.steps, bool)
+        return (self.levels > 0) & into & (self.kernel != 'ode')
+
+
+class Particles(NamedTuple):
+    """n particles of each of P prompts, at state k."""
+
+    x: jax.Array  # [P, n, ...]
+    v: jax.Array | None  # [P, n, ...] velocity at x; None for k = T
+    k: int
+    reward: np.ndarray | None = None  # [P, n] of the predicted picture; None until it is scored
+    gradient: jax.Array | None = None  # [P, n, ...] of that reward in x, where it is asked for
+
+    def take(self, index: np.ndarray) -> Particles:
+        """Particles `index` [P, m] (or [m], the same of every prompt), in that order."""
+        index = np.broadcast_to(np.asarray(index, np.int32), (len(self.x), np.shape(index)[-1]))
+        pick = lambda a: None if a is None else _take(a, index)
+        reward = None if self.reward is None else np.take_along_axis(self.reward, index, axis=1)
+        return Particles(pick(self.x), pick(self.v), self.k, reward, pick(self.gradient))
+
+    def join(self, other: Particles) -> Particles:
+        """These particles, then the others of the same state."""
+
+        def both(a, b, how=_join):
+            return None if a is None or b is None else how(a, b)
+
+        reward = both(self.reward, other.reward, lambda a, b: np.concatenate([a, b], axis=1))
+        fields = ((getattr(self, name), getattr(other, name)) for name in ('x', 'v', 'gradient'))
+        x, v, gradient = (both(*pair) for pair in fields)
+        return Particles(x, v, self.k, reward, gradient)
+
+    def where(self, keep: np.ndarray, other: Particles) -> Particles:
+        """These where keep [P, n], the others elsewhere."""
+        pick = lambda a, b: None if a is None else _where(keep, a, b)
+        return Particles(
+            pick(self.x, other.x),
+            pick(self.v, other.v),
+            self.k,
+            np.where(keep, self.reward, other.reward),
+            pick(self.gradient, other.gradient),
+        )
+
+
+class Walk:
+    """The calls that methods are made of, for one search of P prompts.
+
+    Args:
+      flow: the model and its prompts.
+      keys: uint32 [P, 2], key data of the prompts.
+      guided: whether evaluations also take the reward's gradient, and steps follow it.
+      temperature: of the reward in guided steps.
+      record: called with every Event.
+      names: of the prompts, for messages.
+
+    Attributes:
+      evaluations, gradients, pictures: spent on each prompt so far.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        keys: np.ndarray,
+        *,
+        guided: bool = False,
+        temperature: float = 1.0,
+        record: Callable[[Event], None] = lambda event: None,
+        names: Sequence[str] = (),
+    ):
+        if guided and flow.guide is None:
+            raise ValueError('the reward of this search has no gradient to follow')
+        self.flow, self.guided, self.temperature = flow, guided, temperature
+        self.evaluations = self.gradients = self.pictures = 0
+        self._keys, self._record = np.asarray(keys, np.uint32), record
+        self._names = names or [f'number {i}' for i in range(len(keys))]
+
+    @property
+    def prompts(self) -> int:
+        return len(self._keys)
+
+    def normal(self, count: int, iteration: int, k: int = 0, first: int = 0) -> jax.Array:
+        """Standard normal [P, count, ...]: of slots `first` and on, for reaching state k."""
+        slots = np.arange(first, first + count, dtype=np.int32)
+        return _normal(np.asarray(_fold(self._keys, iteration, NOISE, k)), slots, self.flow.shape)
+
+    def start(self, count: int, iteration: int = 0, first: int = 0) -> Particles:
+        """Fresh particles at k = 0, evaluated there."""
+        return self.evaluate(self.flow.scale * self.normal(count, iteration, 0, first), 0)
+
+    def evaluate(self, x: jax.Array, k: int) -> Particles:
+        """Particles with latents x [P, n, ...] at state k: one network evaluation each, none at the
+        end.
+        """
+        if k == self.flow.steps:
+            return Particles(x, None, k)
+        self.evaluations += x.shape[1]
+        if not self.guided:
+            return Particles(x, self.flow.velocity(x, k), k)
+        self.gradients += x.shape[1]
+        v, reward, gradient = self.flow.guide(x, k)
+        return Particles(x, v, k, np.asarray(reward, np.float64), gradient)
+
+    def advance(self, p: Particles, iteration: int, first: int = 0) -> tuple[Particles, np.ndarray]:
+        """One step of the sampler from each particle, its noise that of slots `first` and on, and
+        an evaluation where it leads.
+
+        Returns:
+          (particles at k + 1, log p/q [P, n] of the steps: 0 unless they are guided).
+        """
+        flow, k = self.flow, p.k
+        noise = self.normal(p.x.shape[1], iteration, k + 1, first)
+        at = (flow.sigmas[k], flow.sigmas[k + 1], flow.levels[k])
+        if p.gradient is None:
+            x, ratio = _step(p.x, p.v, *at, noise, kernel=flow.kernel), np.zeros(p.x.shape[:2])
+        else:
+            scale = 1 / self.temperature
+            x, ratio = _guided(p.x, p.v, *at, noise, p.gradient, scale, kernel=flow.kernel)
+        return self.evaluate(x, k + 1), np.asarray(ratio, np.float64)
+
+    def mean(self, p: Particles) -> tuple[jax.Array, float]:
+        """Mean [P, n, ...] and std of the sampler's step from each particle; no evaluation."""
+        flow, k = self.flow, p.k
+        at = (flow.sigmas[k], flow.sigmas[k + 1], flow.levels[k])
+        mean, std = _moments(p.x, p.v, *at, kernel=flow.kernel)
+        return mean, float(np.asarray(std).flat[0])
+
+    def predict(self, p: Particles) -> jax.Array:
+        """Clean latents [P, n, ...]: x0hat = x - s v, at the end the sample itself."""
+        return p.x if p.v is None else _predict(p.x, p.v, self.flow.sigmas[p.k])
+
+    def score(self, p: Particles, iteration: int, first: int = 0) -> Particles:
+        """The particles with the rewards of their predicted pictures, which are recorded. Particles
+        that have rewards keep them: nothing is scored twice.
+
+        Raises:
+          RewardError: no picture of a prompt has a valid score.
+        """
+        if p.reward is not None:
+            return p
+        scored = self.flow.score(self.predict(p))
+        count = p.x.shape[1]
+        self.pictures += count
+        slots = np.arange(first, first + count)
+        self._record(Event(iteration, p.k, slots, self.evaluations, scored))
+        return p._replace(reward=np.asarray(scored.reward, np.float64))
+
+    def resample(
+        self,
+        logw: np.ndarray,
+        iteration: int,
+        k: int,
+        *,
+        scheme: str = 'multinomial',
+        threshold: float | None = None,
+        pinned: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ancestors int [P, K] of log weights [P, K], and bool [P]: whether a prompt's particles
+        were resampled at all, which they are where their ESS is below threshold * K (None: always).
+
+        With `pinned` particle 0 stays, see `conditional_resample`.
+        """
+        self.check(logw, k)
+        keys = self._decisions(iteration, k)
+        ancestors = _resample(keys, np.asarray(logw, np.float32), scheme, pinned)
+        low = np.ones(len(logw), bool)
+        if threshold is not None:
+            low = np.asarray(ess(np.asarray(logw, np.float32))) < threshold * logw.shape[1]
+        return np.where(low[:, None], ancestors, np.arange(logw.shape[1])), low
+
+    def draw(self, logw: np.ndarray, iteration: int, k: int) -> np.ndarray:
+        """int [P]: one particle of each prompt, drawn by its weight."""
+        self.check(logw, k)
+        return np.asarray(_choose(self._decisions(iteration, k), np.float32(logw[:, None]), 1.0))[
+            :, 0
+        ]
+
+    def choose(self, scores: np.ndarray, alpha: float, iteration: int, k: int) -> np.ndarray:
+        """int [P, B]: of scores [P, B, M] the candidate that goes on, see `best_candidate`. Of
+        candidates none of which has a score, the first.
+        """
+        self.check(scores, k)
+        keys = self._decisions(iteration, k)
+        return np.asarray(_choose(keys, _finite_rows(scores), float(alpha)))
+
+    def uniform(self, count: int, iteration: int, k: int) -> np.ndarray:
+        """Uniform numbers [P, count] for decisions."""
+        return np.asarray(_uniform(self._decisions(iteration, k), count), np.float64)
+
+    def check(self, scores: np.ndarray, k: int) -> None:
+        """Raises RewardError where none of a prompt's scores [P, ...] is finite."""
+        scores = scores.reshape(len(scores), -1)
+        dead = ~np.isfinite(scores).any(1)
+        if dead.any():
+            name, count = self._names[dead.argmax()], scores.shape[1]
+            raise RewardError(
+                f'prompt {name!r}: none of {count} pictures has a valid score at state {k} of '
+                f'{self.flow.steps}, so there is nothing to choose by. The log tells why the reward '
+                'could not score them'
+            )
+
+    def _decisions(self, iteration: int, k: int) -> np.ndarray:
+        return np.asarray(_fold(self._keys, iteration, DECISIONS, k))
+
+
+# The programs: the network's aside, all of a search's arithmetic on latents. k and the iteration
+# are traced, so that one compiled body serves every state.
+
+
+@jax.jit
+def _fold(keys, iteration, stream, k):
+    """uint32 [P, 2] -> [P, 2]."""
+
+    def one(key):
+        for part in (iteration, stream, k):
+            key = jax.random.fold_in(key, part)
+        return key
+
+    return jax.random.key_data(jax.vmap(one)(jax.random.wrap_key_data(keys)))
+
+
+@functools.partial(jax.jit, static_argnames='shape')
+def _normal(keys, slots, shape):
+    row = lambda key, slot: jax.random.normal(jax.random.fold_in(key, slot), shape)
+    return jax.vmap(jax.vmap(row, in_axes=(None, 0)), in_axes=(0, None))(
+        jax.random.wrap_key_data(keys), slots
+    )
+
+
+def _rows(a):
+    """[P, n, ...] -> [P * n, ...]."""
+    return a.reshape(-1, *a.shape[2:])
+
+
+def _moved(x, v, s, s_next, level, noise, kernel):
+    return sde_step(_rows(v), _rows(x), s, s_next, level, noise=_rows(noise), kernel=kernel)
+
+
+@functools.partial(jax.jit, static_argnames='kernel')
+def _step(x, v, s, s_next, level, noise, *, kernel):
+    return _moved(x, v, s, s_next, level, noise, kernel).sample.reshape(x.shape)
+
+
+@functools.partial(jax.jit, static_argnames='kernel')
+def _guided(x, v, s, s_next, level, noise, gradient, scale, *, kernel):
+    """A step whose mean is moved by std^2 g / alpha, and log p/q."""
+    step = _moved(x, v, s, s_next, level, noise, kernel)
+    variance = (step.std**2).reshape(-1, *[1] * (step.mean.ndim - 1))
+    shift = variance * scale * _rows(gradient)
+    x_next = step.sample + shift
+    ratio = proposal_log_ratio(x_next, step.mean, step.std, shift)
+    return x_next.reshape(x.shape), ratio.reshape(x.shape[:2])
+
+
+@functools.partial(jax.jit, static_argnames='kernel')
+def _moments(x, v, s, s_next, level, *, kernel):
+    step = _moved(x, v, s, s_next, level, jnp.zeros_like(x), kernel)
+    return step.mean.reshape(x.shape), step.std
+
+
+@jax.jit
+def _predict(x, v, s):
+    return x - s * v
+
+
+@jax.jit
+def _take(a, index):
+    return jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 2)), axis=1)
+
+
+@jax.jit
+def _join(a, b):
+    return jnp.concatenate([a, b], axis=1)
+
+
+@jax.jit
+def _where(keep, a, b):
+    return jnp.where(keep.reshape(*keep.shape, *[1] * (a.ndim - 2)), a, b)
+
+
+@functools.partial(jax.jit, static_argnames=('scheme', 'pinned'))
+def _resampled(keys, logw, scheme, pinned):
+    one = conditional_resample if pinned else functools.partial(resample, scheme=scheme)
+    return jax.vmap(one)(jax.random.wrap_key_data(keys), logw)
+
+
+def _resample(keys, logw, scheme, pinned):
+    if pinned and scheme != 'multinomial':
+        raise ValueError(
+            f'a pass with a pinned particle resamples by scheme {scheme!r}; only '
+            f"'multinomial' of {SCHEMES} has its conditional form here"
+        )
+    return np.asarray(_resampled(keys, logw, scheme, pinned))
+
+
+def _finite_rows(scores):
+    """float32 [..., M]: rows without a finite one become 0, -inf, -inf, ..."""
+    dead = ~np.isfinite(scores).any(-1, keepdims=True)
+    first = np.where(np.arange(scores.shape[-1]) == 0, 0, -np.inf)
+    return np.where(dead, first, scores).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames='alpha')
+def _choose(keys, scores, alpha):
+    return jax.vmap(lambda key, row: best_candidate(key, row, alpha))(
+        jax.random.wrap_key_data(keys), scores
+    )
+
+
+@functools.partial(jax.jit, static_argnames='count')
+def _uniform(keys, count):
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(jax.random.wrap_key_data(keys))
