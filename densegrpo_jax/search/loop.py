@@ -277,7 +277,7 @@ class Walk:
             name, count = self._names[dead.argmax()], scores.shape[1]
             raise RewardError(
                 f'prompt {name!r}: none of {count} pictures has a valid score at state {k} of '
-                f'{self.flow.steps}, so there is nothing to choose by. The log tells why the reward '
+                f'{self.flow.steps}: there is nothing to choose by. The log tells why the reward '
                 'could not score them'
             )
 
