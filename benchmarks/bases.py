@@ -11,8 +11,7 @@ from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.released import RELEASED
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.loading import network_options
-from densegrpo_jax.sampling.session import Session
+from densegrpo_jax.sampling.session import Session, network_options
 
 # FLUX with a few million parameters, for a processor.
 SMALL = dict(

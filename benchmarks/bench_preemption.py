@@ -24,7 +24,7 @@ from configs import flux_ocr
 from densegrpo_jax.pipelines.released import released_pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import network_options
+from densegrpo_jax.sampling.session import network_options
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 FOLDER = flags.DEFINE_string(

@@ -19,8 +19,8 @@ from densegrpo_jax.planning.lowering import Phase, phases
 from densegrpo_jax.planning.topology import Topology, absent_devices
 from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
-from densegrpo_jax.sampling.loading import open_shapes
 from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.training import announce
 from densegrpo_jax.training.learner import check_geometry

@@ -14,9 +14,9 @@ from densegrpo_jax.pipelines.folder import save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.loading import find_step, load_policy, open_shapes
+from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
-from densegrpo_jax.sampling.session import check, load_weights
+from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 
 CURVE = 'reward_curve.png'  # of a finished run
 MERGED = 'merged'

@@ -1,6 +1,4 @@
-"""What a configuration names: the base model, and the policy of a finished or running training
-run.
-"""
+"""The policy of a training run, finished or running, from its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,53 +7,13 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import open_pipeline, resolve_folder
-from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.flat_state import digest, flatten
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
-from densegrpo_jax.sampling.state import lora_config, optimiser, state_shapes
-
-
-def network_options(config, mesh: Mesh) -> dict:
-    """What `config` says about the networks besides their shapes: options of
-    `pipelines.folder.build_pipeline`.
-    """
-    m, dtype = config.model, jnp.dtype(config.model.dtype)
-    attend = choose(m.attention, mesh, dtype)
-    return dict(
-        text_length=m.t5_length,
-        lora=lora_config(config),
-        scan=m.scan,
-        remat=m.remat,
-        dtype=dtype,
-        attend=attend,
-    )
-
-
-def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
-    """The folder that `config.model` names and its pipeline, with room for what `config` trains; no
-    weight is read.
-    """
-    options, folder = network_options(config, mesh), resolve_folder(config.model.path)
-    return folder, open_pipeline(folder, **options)
-
-
-def open_shapes(config, mesh: Mesh) -> Pipeline:
-    """The pipeline that `config.model` names, for what needs no weights: a released model's is
-    known without its files.
-    """
-    options, name = network_options(config, mesh), config.model.path
-    return (
-        released_pipeline(name, **options)
-        if name in RELEASED
-        else open_pipeline(resolve_folder(name), **options)
-    )
+from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 
 def find_step(workdir: pathlib.Path, which: str) -> int:

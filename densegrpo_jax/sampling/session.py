@@ -18,8 +18,10 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
+from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.folder import check_params, load_params
+from densegrpo_jax.pipelines.folder import check_params, load_params, open_pipeline, resolve_folder
+from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.runtime.hosts import Hosts
@@ -27,9 +29,44 @@ from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache
-from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
-from densegrpo_jax.sampling.state import check_start
+from densegrpo_jax.sampling.state import check_start, lora_config
+
+
+def network_options(config, mesh: Mesh) -> dict:
+    """What `config` says about the networks besides their shapes: options of
+    `pipelines.folder.build_pipeline`.
+    """
+    m, dtype = config.model, jnp.dtype(config.model.dtype)
+    attend = choose(m.attention, mesh, dtype)
+    return dict(
+        text_length=m.t5_length,
+        lora=lora_config(config),
+        scan=m.scan,
+        remat=m.remat,
+        dtype=dtype,
+        attend=attend,
+    )
+
+
+def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
+    """The folder that `config.model` names and its pipeline, with room for what `config` trains; no
+    weight is read.
+    """
+    options, folder = network_options(config, mesh), resolve_folder(config.model.path)
+    return folder, open_pipeline(folder, **options)
+
+
+def open_shapes(config, mesh: Mesh) -> Pipeline:
+    """The pipeline that `config.model` names, for what needs no weights: a released model's is
+    known without its files.
+    """
+    options, name = network_options(config, mesh), config.model.path
+    return (
+        released_pipeline(name, **options)
+        if name in RELEASED
+        else open_pipeline(resolve_folder(name), **options)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

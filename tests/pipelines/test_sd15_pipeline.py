@@ -14,7 +14,7 @@ from densegrpo_jax.networks import attention
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.loading import open_base
+from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
 

@@ -17,8 +17,8 @@ from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.planning.plan import plan, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
-from densegrpo_jax.sampling.loading import open_base
 from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import open_base
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from configs import tiny_ocr
 from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
-from densegrpo_jax.sampling.loading import open_base
+from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 

@@ -16,8 +16,8 @@ from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.export import export
-from densegrpo_jax.sampling.loading import load_policy, open_base
-from densegrpo_jax.sampling.session import check, load_weights
+from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.session import check, load_weights, open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
 

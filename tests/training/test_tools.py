@@ -23,7 +23,8 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export, model_card
-from densegrpo_jax.sampling.loading import load_policy, open_base, open_shapes
+from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.session import open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests import miniature
