@@ -178,7 +178,7 @@ def test_gone_servers_end_the_wait_with_what_each_of_them_did():
 
 
 def test_turns_and_patience(healthy):
-    servers = client(healthy, 'http://x', give_up_s=100)._servers
+    servers = client(healthy, 'http://x', give_up_s=100)._endpoints
     first, second = servers._next(0, None), servers._next(0, None)
     # whose turn it is, but not again the one that has just failed
     assert first is not second and servers._next(0, first) is second
@@ -186,7 +186,7 @@ def test_turns_and_patience(healthy):
     reward(*batch(1))
     # a call that has waited for its place among others is not one that has waited for servers
     now = time.monotonic()
-    assert now < reward._servers._limit(now - 1000) <= now + 100
+    assert now < reward._endpoints._limit(now - 1000) <= now + 100
 
 
 def test_closing_the_scorer_ends_a_wait_for_servers_that_are_gone(faulty):

@@ -18,7 +18,7 @@ import numpy as np
 from densegrpo_jax.rewards.base import RewardError, Scores, check_batch
 from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.remote.connection import Answer
-from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Servers, describe, ok, read_json
+from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, describe, ok, read_json
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class RemoteReward:
       batch_size: pictures per request; halved when a server answers that it is too large.
       timeout_s: of one request. retries: after answers that cannot be used. give_up_s: how long to
         wait for servers that are gone, before RewardsGone. token_env: the environment variable with
-        the servers' token, '' = none. See `Servers`.
+        the servers' token, '' = none. See `Endpoints`.
       make_rng: makes the source of the jitter.
 
     Raises:
@@ -90,7 +90,7 @@ class RemoteReward:
             (float(range[0]), float(range[1])),
         )
         self._fingerprint, self._batch_size = fingerprint, batch_size
-        self._servers = Servers(
+        self._endpoints = Endpoints(
             'remote',
             urls,
             timeout_s=timeout_s,
@@ -125,7 +125,7 @@ class RemoteReward:
             body = protocol.encode_check(
                 [prompt for prompt, _ in part], [extra for _, extra in part]
             )
-            self._servers.call('POST', '/check', body, protocol.MEDIA_TYPE, self._read_check)
+            self._endpoints.call('POST', '/check', body, protocol.MEDIA_TYPE, self._read_check)
         self._checked.update(new)
 
     def __call__(
@@ -160,7 +160,7 @@ class RemoteReward:
 
     def interrupt(self) -> None:
         """Implements `Interruptible`."""
-        self._servers.interrupt()
+        self._endpoints.interrupt()
 
     def _score(
         self, images: np.ndarray, prompts: list[str], metadata: list[dict]
@@ -179,7 +179,7 @@ class RemoteReward:
             except protocol.ProtocolError as error:
                 raise BadAnswer(str(error)) from error
 
-        return self._servers.call(
+        return self._endpoints.call(
             'POST', '/score', protocol.encode_request(request), protocol.MEDIA_TYPE, read
         )
 
@@ -187,7 +187,7 @@ class RemoteReward:
         """Once: what the servers serve is what the configuration expects."""
         with self._meeting:
             if not self._met:
-                self._fingerprint = self._servers.call('GET', '/info', b'', '', self._read_info)
+                self._fingerprint = self._endpoints.call('GET', '/info', b'', '', self._read_info)
                 self._met = True
 
     def _read_info(self, answer: Answer) -> str:

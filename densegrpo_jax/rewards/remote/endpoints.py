@@ -34,7 +34,7 @@ class BadAnswer(Exception):
     """
 
 
-class _Server:
+class _Endpoint:
     """One server: until when it is left alone, after how many failures in a row, and what the last
     one was.
     """
@@ -43,8 +43,8 @@ class _Server:
         self.url, self.resting_until, self.failures, self.error = url, 0.0, 0, 'not asked yet'
 
 
-class Servers:
-    """Servers of one reward, shared by the threads that score.
+class Endpoints:
+    """Servers of one reward at their addresses, shared by the threads that score.
 
     Args:
       key: name of the reward, for messages.
@@ -77,7 +77,7 @@ class Servers:
                 f'reward {key!r} has no servers; name them in its option urls: '
                 'http://HOST:PORT,http://HOST:PORT,...'
             )
-        self._servers = [_Server(_base_url(key, url)) for url in urls]
+        self._endpoints = [_Endpoint(_base_url(key, url)) for url in urls]
         if not (timeout_s > 0 and retries >= 0 and give_up_s >= 0):
             raise ValueError(
                 f'{key}: timeout_s {timeout_s}, retries {retries}, give_up_s {give_up_s}; expected '
@@ -112,12 +112,12 @@ class Servers:
         started, wrong, last = time.monotonic(), 0, None
         headers = {**self._headers, 'Content-Type': media_type} if body else self._headers
         while True:
-            server = last = self._next(started, last)
+            endpoint = last = self._next(started, last)
             retry_after = None
             try:
                 answer = request(
                     method,
-                    server.url + path,
+                    endpoint.url + path,
                     body,
                     headers,
                     timeout_s=self._timeout_s,
@@ -125,7 +125,7 @@ class Servers:
                 )
                 if answer.status not in BUSY:
                     result = read(answer)
-                    self._succeeded(server)
+                    self._succeeded(endpoint)
                     return result
                 error, retry_after = describe(answer), answer.retry_after
             except Interrupted:
@@ -138,14 +138,16 @@ class Servers:
                 )
             except BadAnswer as failure:
                 error, wrong = str(failure), wrong + 1
-            self._failed(server, error, retry_after)
+            self._failed(endpoint, error, retry_after)
             if wrong > self._retries:
                 raise RewardError(
                     f'reward {self._key!r}: {wrong} answers that cannot be used, the last from '
-                    f'{server.url}: {error}'
+                    f'{endpoint.url}: {error}'
                 )
             if time.monotonic() >= self._limit(started):
-                failures = '; '.join(f'{server.url} ({server.error})' for server in self._servers)
+                failures = '; '.join(
+                    f'{endpoint.url} ({endpoint.error})' for endpoint in self._endpoints
+                )
                 raise RewardsGone(
                     f'reward {self._key!r}: no usable answer for {self._give_up_s:g} s '
                     f'({self._key}.give_up_s) from {failures}. Start the servers, or name others '
@@ -161,7 +163,7 @@ class Servers:
     def _limit(self, started: float) -> float:
         return max(started, self._last_good) + self._give_up_s
 
-    def _next(self, started: float, last: _Server | None) -> _Server:
+    def _next(self, started: float, last: _Endpoint | None) -> _Endpoint:
         """A server that does not rest, in turn, `last` only if it is the only one; waits for one,
         at most until the limit.
         """
@@ -169,38 +171,40 @@ class Servers:
             if self._interrupted.is_set():
                 raise RewardError(f'reward {self._key!r}: scoring was interrupted')
             with self._lock:
-                now, servers = time.monotonic(), self._servers
-                self._turn = (self._turn + 1) % len(servers)
-                inturn = servers[self._turn :] + servers[: self._turn]
-                if awake := [server for server in inturn if server.resting_until <= now]:
-                    return min(awake, key=lambda server: server is last)
-                soonest = min(inturn, key=lambda server: server.resting_until)
+                now, endpoints = time.monotonic(), self._endpoints
+                self._turn = (self._turn + 1) % len(endpoints)
+                inturn = endpoints[self._turn :] + endpoints[: self._turn]
+                if awake := [endpoint for endpoint in inturn if endpoint.resting_until <= now]:
+                    return min(awake, key=lambda endpoint: endpoint is last)
+                soonest = min(inturn, key=lambda endpoint: endpoint.resting_until)
                 pause = min(soonest.resting_until, self._limit(started)) - now
             if pause <= 0:
                 return soonest  # the last try
             self._interrupted.wait(pause)
 
-    def _succeeded(self, server: _Server) -> None:
+    def _succeeded(self, endpoint: _Endpoint) -> None:
         with self._lock:
-            server.resting_until, server.failures, self._last_good = 0.0, 0, time.monotonic()
+            endpoint.resting_until, endpoint.failures, self._last_good = 0.0, 0, time.monotonic()
 
-    def _failed(self, server: _Server, error: str, retry_after: float | None) -> None:
+    def _failed(self, endpoint: _Endpoint, error: str, retry_after: float | None) -> None:
         """Lets the server rest: as long as it asked for, or for exponential back-off with full
         jitter.
         """
         with self._lock:
-            server.error, now = error, time.monotonic()
-            if server.resting_until > now:
+            endpoint.error, now = error, time.monotonic()
+            if endpoint.resting_until > now:
                 return  # another thread has met the same failure
             if retry_after is not None:
                 pause = min(retry_after, LONGEST_PAUSE_S) + self._rng.uniform(0, FIRST_PAUSE_S)
             else:
                 pause = self._rng.uniform(
-                    0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(server.failures, 10))
+                    0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(endpoint.failures, 10))
                 )
-                server.failures += 1
-            server.resting_until = now + pause
-        log.warning('reward %r: %s: %s; left alone for %.1f s', self._key, server.url, error, pause)
+                endpoint.failures += 1
+            endpoint.resting_until = now + pause
+        log.warning(
+            'reward %r: %s: %s; left alone for %.1f s', self._key, endpoint.url, error, pause
+        )
 
 
 def describe(answer: Answer) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from densegrpo_jax.rewards.base import Scores, check_batch
 from densegrpo_jax.rewards.remote.connection import Answer
-from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Servers, read_json
+from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, read_json
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class JudgeReward:
       asks: requests per picture until one is answered with a score.
       max_tokens: longest answer.
       concurrency: requests under way at once, all threads together.
-      timeout_s, retries, give_up_s, token_env: see `Servers`. make_rng: makes the source of the
+      timeout_s, retries, give_up_s, token_env: see `Endpoints`. make_rng: makes the source of the
         jitter.
 
     Raises:
@@ -186,7 +186,7 @@ class JudgeReward:
         self.names, self.range = (score,), (float(range[0]), float(range[1]))
         self._model, self._rubric, self._parse = model, rubric, PRESETS[preset].parse
         self._asks, self._max_tokens = asks, max_tokens
-        self._servers = Servers(
+        self._endpoints = Endpoints(
             'judge',
             urls,
             timeout_s=timeout_s,
@@ -202,7 +202,7 @@ class JudgeReward:
         """Once: does a server list the model? Raises ValueError, or RewardError as `__call__`."""
         with self._meeting:
             if not self._met:
-                self._servers.call('GET', '/models', b'', '', self._read_models)
+                self._endpoints.call('GET', '/models', b'', '', self._read_models)
                 self._met = True
 
     def __call__(
@@ -217,7 +217,7 @@ class JudgeReward:
 
     def interrupt(self) -> None:
         """Implements `Interruptible`."""
-        self._servers.interrupt()
+        self._endpoints.interrupt()
 
     def _judge(self, image: np.ndarray, prompt: str) -> float:
         """The score of one picture, NaN where the judge gives none."""
@@ -238,7 +238,7 @@ class JudgeReward:
                 {'temperature': AGAIN_TEMPERATURE, 'seed': ask} if ask else {'temperature': 0}
             )
             body = json.dumps({**question, **sampling}).encode()
-            text, whole = self._servers.call(
+            text, whole = self._endpoints.call(
                 'POST', '/chat/completions', body, 'application/json', _read_completion
             )
             score = self._parse(text, self.range[1]) if whole else None
