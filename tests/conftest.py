@@ -13,5 +13,11 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('OMP_THREAD_LIMIT', '1')
 
 import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.shapes  # noqa: E402, F401  (what the hook names must be imported)
+
+# The shapes that core's functions state are checked at every call.
+install_import_hook('densegrpo_jax.core', 'tests.shapes.check')
 
 jax.config.update('jax_default_matmul_precision', 'highest')
