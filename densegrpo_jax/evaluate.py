@@ -12,9 +12,10 @@ on `eval.panel_prompts`; with --group=G the diversity of G pictures of a prompt;
 the KL of the policies from the base.
 
 Writes OUT/summary.md, OUT/scores.csv (a row per prompt and policy), a contact sheet per policy and
-OUT/side_by_side.png. What is finished lies in OUT/scores.jsonl: run again after a stop, the command
-continues, and a further checkpoint is scored without the others again. Several hosts share the
-work, started as for `densegrpo_jax.main`; the first one writes. Exit status as there.
+OUT/side_by_side.png. What is finished lies in OUT/scores.jsonl, and the prompts' conditioning in
+OUT/text (or `config.text_cache`): run again after a stop, the command continues, and a further
+checkpoint is scored without the others again. Several hosts share the work, started as for
+`densegrpo_jax.main`; the first one writes. Exit status as there.
 """
 
 from __future__ import annotations
