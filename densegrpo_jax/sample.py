@@ -5,7 +5,7 @@
     python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
         --prompts=prompts.txt --copies=4
 
-With --workdir the sheet shows the run's adapters; add --compare to see the base model's pictures
+With --workdir the sheet shows the run's policy; add --compare to see the base model's pictures
 from the same noise beside them.
 """
 
@@ -42,8 +42,8 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    define_config('Configuration: model, size, guidance and, with --workdir, the adapters.')
-    define_folder('workdir', None, 'Training run whose adapters are used; none: the base model.')
+    define_config('Configuration: model, size, guidance and, with --workdir, the policy.')
+    define_folder('workdir', None, 'Training run whose policy is drawn; none: the base model.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
     flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')

@@ -45,7 +45,7 @@ def memory(
     }
     stored['transformer'] = quantized_shapes(stored['transformer'], m.quantize)
     weights = bytes_per_device(stored, shardings(stored, mesh))
-    adapters = bytes_per_device(state, shardings(state, mesh))
+    trained = bytes_per_device(state, shardings(state, mesh))
     states, samples = len(schedule.complete), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
@@ -54,7 +54,7 @@ def memory(
     completing = states * (2 if schedule.completion_solver == 'ab2' else 1)
     buffer = (2 * r.steps + 1 + completing) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
-    return {'weights': weights, TRAINED: adapters, 'latents': kept + buffer, 'pictures': pictures}
+    return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'pictures': pictures}
 
 
 def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
