@@ -14,7 +14,6 @@ import time
 import jax
 
 from densegrpo_jax.runtime.communicator import Communicator, Preempted
-from densegrpo_jax.runtime.hosts import Hosts
 
 FINISHED = 0
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -34,11 +33,6 @@ class StopRequest:
         self.signal_name: str | None = None
         self.communicator = communicator or Communicator()
         self.communicator.before_round = self.check
-
-    @property
-    def hosts(self) -> Hosts:
-        """The processes of the run."""
-        return self.communicator.hosts
 
     @property
     def requested(self) -> bool:

@@ -45,8 +45,8 @@ def measured_config(config, stop: StopRequest, overrides: Mapping):
     Raises:
       ValueError: several processes were started; what `validate` refuses.
     """
-    if stop.hosts.count > 1:
-        raise ValueError(f'this measures in one process, and {stop.hosts.count} were started')
+    if (count := stop.communicator.hosts.count) > 1:
+        raise ValueError(f'this measures in one process, and {count} were started')
     return with_overrides(
         config,
         {
