@@ -266,14 +266,20 @@ class Pipeline:
           uint8 [B, height, width, 3], and bool [B]: False where a picture holds NaN or infinity
           (drawn black).
         """
+        unit, finite = self.decode_float(params, latents, height, width)
+        return jnp.round(unit * 255).astype(jnp.uint8), finite
+
+    def decode_float(
+        self, params: dict, latents: jax.Array, height: int, width: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `decode`, before rounding: float32 in [0, 1], differentiable in the latents."""
         config = self.vae.config
         z = self.spatial(latents, height, width) / config.scaling_factor + (
             config.shift_factor or 0.0
         )
         images = self.vae.apply({'params': params['vae']}, z, method='decode')
         finite = jnp.isfinite(images).all((1, 2, 3))
-        unit = jnp.where(finite[:, None, None, None], jnp.clip(images / 2 + 0.5, 0.0, 1.0), 0.0)
-        return jnp.round(unit * 255).astype(jnp.uint8), finite
+        return jnp.where(finite[:, None, None, None], jnp.clip(images / 2 + 0.5, 0.0, 1.0), 0.0), finite
 
     def abstract_params(self, components: Sequence[str] | None = None) -> dict:
         """Shapes of the parameters of the named components (None: all): a tree of

@@ -12,6 +12,7 @@ from densegrpo_jax.rewards.composite import CompositeReward
 REWARDS: dict[str, str | Callable[..., Reward]] = {
     'ocr': 'local.ocr:OcrReward',
     'jpeg': 'local.jpeg:JpegReward',
+    'pixels': 'local.pixels:PixelsReward',
     'geneval': 'local.geneval:GenevalReward',
     'remote': 'remote.client:RemoteReward',
     'judge': 'remote.judge:JudgeReward',

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL, STREAM_CALIBRATION = 0, 1, 2, 3
+STREAM_SEARCH = 5
 STREAM_PROBE = 4  # measurements without training: experiments/reproduction/probe.py
 
 

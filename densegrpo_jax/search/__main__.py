@@ -1,0 +1,90 @@
+"""Command: spends a budget of network evaluations on making the picture of each prompt better, with
+a base model or with what a training run made of it.
+
+    python -m densegrpo_jax.search --config=configs/tiny_ocr.py \\
+        --prompt='A neon sign that says "HELLO"' --config.search.method=pg --config.search.nfe=240
+    python -m densegrpo_jax.search --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --count=40
+
+Without --prompt and --prompts the evaluation's prompts are searched. Writes OUT/search.jsonl (a
+line a prompt, with every candidate's score), OUT/summary.md, and for each prompt a sheet and its
+best picture in OUT/pictures. Run again after a stop, the command continues. Several hosts share the
+work, started as for `densegrpo_jax.main`. Exit status as there.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+from densegrpo_jax.config.command_line import (
+    define_config,
+    define_folder,
+    define_process_flags,
+    run_main,
+)
+from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import load_prompts
+from densegrpo_jax.sampling.execution import execute
+from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.search.run import make_plan, search
+
+
+def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
+    """The prompts of the flags, or those of the evaluation; of these the first `count`."""
+    quoted = 'ocr' in config.reward
+    prompts = [prompt for text in given for prompt in PromptSet.from_lines([text], quoted)]
+    if file:
+        prompts += list(PromptSet.from_text(pathlib.Path(file), quoted_target=quoted))
+    if not prompts:
+        prompts = list(load_prompts(config, 'eval'))
+    return prompts[: count or None]
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments {argv[1:]}; give prompts as --prompt="..."')
+    flag = flags.FLAGS
+
+    def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
+        import dataclasses
+
+        checked = check(flag.config, mesh, stop, rollouts=True)
+        reward = build_reward(flag.config.reward)
+        checked = dataclasses.replace(checked, reward=reward)
+        prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
+        reward.check(*columns(PromptSet(tuple(prompts))))
+        make_plan(checked)
+        policy = None
+        if flag.workdir:
+            run = pathlib.Path(flag.workdir).expanduser()
+            policy, step = load_policy(checked.pipeline, flag.config, mesh, run, flag.checkpoint)
+            logging.info('searching with step %d of %s', step, run)
+        session = load(checked, [p.text for p in prompts], out)
+        search(session, policy, prompts, out, restart=flag.restart)
+        logging.info('made %s', out / 'summary.md')
+
+    return execute(flag, flag.config.search.prompts, work, folder=flag.out)[0]
+
+
+def define_flags() -> None:
+    """Only the command itself has flags: importing this module defines none."""
+    define_config('Configuration: model, reward, steps and kernel of the sampler, and `search`.')
+    define_folder('workdir', None, 'Training run whose policy is used; none: the base model.')
+    flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
+    flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
+    flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+    flags.DEFINE_integer('count', 0, 'Search the first prompts only; 0 = all.', lower_bound=0)
+    define_folder('out', 'runs/search', 'Folder for the results.')
+    flags.DEFINE_bool('restart', False, 'Forget what --out already has.')
+    define_process_flags()
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.mark_flag_as_required('config')
+    run_main(main)

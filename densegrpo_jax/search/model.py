@@ -1,0 +1,156 @@
+"""The `Flow` of a session: the model's velocity, its pictures, and the reward of the run's scorer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.data.prompts import Prompt, columns
+from densegrpo_jax.pipelines.base import repeat_rows
+from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.mesh import replicated
+from densegrpo_jax.sampling.conditioning import place
+from densegrpo_jax.sampling.sampler import EXACT, decode_few, split_rows
+from densegrpo_jax.sampling.session import Session
+from densegrpo_jax.search.loop import Flow, Scored
+
+
+def has_gradient(reward: CompositeReward) -> bool:
+    """Whether every part of the sum that weighs anything is differentiable in the pictures."""
+    need = ('scores', 'params', 'text_features')
+    return all(hasattr(part, name) for part, weight in reward.parts if weight for name in need)
+
+
+class Model:
+    """The programs of a search with one policy, compiled once for every shape.
+
+    Args:
+      session: with its rollouts' schedule.
+      policy: None: the base.
+      scorer: of the session's reward.
+      kernel: of the steps; '': the rollouts'. 'ode': no noise.
+    """
+
+    def __init__(self, session: Session, policy: dict | None, scorer: Scorer, kernel: str = ''):
+        self._session, self._policy, self._scorer = session, policy, scorer
+        c, schedule, pipeline = session.config, session.schedule, session.pipeline
+        self._size = (c.model.height, c.model.width)
+        self._levels = np.where(schedule.plan.stochastic, schedule.noise_levels, 0)
+        self._kernel = kernel or c.rollout.kernel
+        self._fixed = (session.params, policy, session.negative)
+        whole = replicated(session.mesh)
+        self._velocity = jax.jit(self._velocity_of, out_shardings=whole, compiler_options=EXACT)
+        self._decode = jax.jit(self._decoded, out_shardings=whole)
+        self._guide = jax.jit(self._guided, out_shardings=whole, compiler_options=EXACT)
+        self._shape = pipeline.latent_shape(*self._size)
+
+    def flow(self, prompts: Sequence[Prompt]) -> Flow:
+        """The flow of P prompts."""
+        session = self._session
+        text = place(session.conditioning, [p.text for p in prompts], session.mesh)
+        sigmas = np.asarray(session.schedule.sigmas, np.float32)
+        guide = None
+        if has_gradient(session.reward):
+            parts = [(p, w) for p, w in session.reward.parts if w]
+            features = [p.text_features([q.text for q in prompts]) for p, _ in parts]
+            rewards = [p.params() for p, _ in parts]
+            guide = lambda x, k: self._guide(*self._fixed, text, x, sigmas[k], rewards, features)
+        return Flow(
+            sigmas,
+            self._levels,
+            self._kernel,
+            self._shape,
+            lambda x, k: self._velocity(*self._fixed, text, x, sigmas[k]),
+            functools.partial(self._score, prompts),
+            scale=session.pipeline.initial_scale(sigmas),
+            guide=guide,
+        )
+
+    def images(self, x0: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures uint8 [P, n, H, W, 3] of clean latents [P, n, ...], and finite bool [P, n]."""
+        pictures = self._session.stop.wait(self._decode(self._session.params, x0))
+        return tuple(map(np.asarray, pictures))
+
+    def _score(self, prompts: Sequence[Prompt], x0: jax.Array) -> Scored:
+        """Every process scores its share of the rows."""
+        stop, (images, finite) = self._session.stop, self.images(x0)
+        count = images.shape[1]
+        rows = np.arange(len(prompts) * count)
+        mine = rows[stop.hosts.index :: stop.hosts.count]
+        names = (*self._scorer.names, 'valid')
+        values = {name: np.full(len(rows), np.nan, np.float32) for name in names}
+        if len(mine):
+            asked = columns([prompts[i // count] for i in mine])
+            pictures = images.reshape(-1, *images.shape[2:])[mine]
+            how = dict(some_valid=False, while_waiting=stop.check)
+            found = stop.wait(self._scorer.submit(pictures, *asked, **how))
+            valid = found.valid & finite.reshape(-1)[mine]
+            values['valid'][mine] = valid
+            for name in self._scorer.names:
+                values[name][mine] = np.where(valid, found.values[name], 0)
+        values = stop.communicator.merge(values)
+        valid = values.pop('valid') == 1
+        values = {name: np.where(valid, v, np.nan) for name, v in values.items()}
+        shaped = {name: v.reshape(len(prompts), count) for name, v in values.items()}
+        reward = np.where(valid, values[TOTAL], -np.inf).reshape(len(prompts), count)
+        return Scored(reward, shaped, images)
+
+    def _velocity_of(self, params, policy, negative, text, x, s):
+        session, m = self._session, self._session.config.model
+        split = lambda rows: split_rows(rows, session.mesh)
+        text = jax.tree.map(split, repeat_rows(text, x.shape[1]))
+        network = session.pipeline.velocity_fn(
+            params['transformer'], policy, text, m.guidance, *self._size, negative=negative
+        )
+        rows = split(x.reshape(-1, *x.shape[2:]))
+        return network(rows, jnp.broadcast_to(s, rows.shape[:1])).reshape(x.shape)
+
+    def _decoded(self, params, x0):
+        session, (prompts, count) = self._session, x0.shape[:2]
+        rows = x0.reshape(1, -1, *x0.shape[2:])
+        pictures = decode_few(session.pipeline, params, rows, *self._size, session.mesh)
+        return jax.tree.map(lambda a: a.reshape(prompts, count, *a.shape[2:]), pictures)
+
+    def _guided(self, params, policy, negative, text, x, s, rewards, features):
+        """(v, reward of x0hat, its gradient in x through decoder and network)."""
+        parts = [(part, weight) for part, weight in self._session.reward.parts if weight]
+        count = x.shape[1]
+
+        def total(x):
+            v = self._velocity_of(params, policy, negative, text, x, s)
+            x0 = (x - s * v).reshape(-1, *x.shape[2:])
+            unit, finite = self._session.pipeline.decode_float(params, x0, *self._size)
+            value = sum(
+                weight * part.scores(given, unit, jnp.repeat(of, count, axis=0))
+                for (part, weight), given, of in zip(parts, rewards, features)
+            )
+            value = jnp.where(finite, value, -jnp.inf).reshape(x.shape[:2])
+            return jnp.where(jnp.isfinite(value), value, 0).sum(), (v, value)
+
+        (_, (v, value)), gradient = jax.value_and_grad(total, has_aux=True)(x)
+        return v, value, gradient
+
+
+def temperature_of(rewards: np.ndarray) -> float:
+    """The reward's spread: its standard deviation within a prompt, over prompts, of samples [P, n]
+    with n >= 2 (-inf where invalid).
+
+    Raises:
+      RewardError: all alike, or too few have a score.
+    """
+    valid = np.isfinite(rewards)
+    kept = valid.sum(1) > 1
+    values = np.where(valid, rewards, np.nan)[kept]
+    spread = np.sqrt(np.nanvar(values, axis=1, ddof=1).mean()) if kept.any() else 0.0
+    if not spread > 0:
+        raise RewardError(
+            'the first samples all have the same reward, so that temperatures have no unit: give '
+            "the target's own one as config.search.beta, or score with a smoother reward"
+        )
+    return float(spread)

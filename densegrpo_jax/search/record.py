@@ -1,0 +1,181 @@
+"""What a search has found: a line a prompt in OUT/search.jsonl, pictures, and a table."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from densegrpo_jax.evaluation.record import difference
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.images import save, save_grid
+from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.search.loop import Event
+
+FILE, SUMMARY = 'search.jsonl', 'summary.md'
+COLUMNS = ('base', 'first', 'drawn', 'final', 'best')
+
+
+class Results:
+    """OUT/search.jsonl: the settings, then a line for every prompt that is done; a line that a
+    stopped process left half written is dropped.
+
+    Args:
+      settings: JSON values that the results depend on.
+      restart: forget what is there.
+
+    Raises:
+      ValueError: the folder holds results of other settings.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
+        self.folder, self._file = folder, folder / FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        if restart:
+            self._file.unlink(missing_ok=True)
+        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
+        whole = [line for line in lines if line.endswith(b'\n')]
+        settings = json.loads(json.dumps(settings))
+        self.prompts: dict[int, dict] = {}
+        self.spread: float | None = None
+        for number, line in enumerate(whole):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise ValueError(
+                    f'{self._file}:{number + 1} is damaged; forget what is there with --restart, '
+                    'or remove that line'
+                ) from None
+            if number == 0:
+                if (key := difference(row.get('settings', {}), settings)) is not None:
+                    raise ValueError(
+                        f'{self._file} holds a search of other settings ({key}). Name another '
+                        'folder with --out, or forget it with --restart'
+                    )
+            elif 'spread' in row:
+                self.spread = row['spread']
+            else:
+                self.prompts[row['prompt']] = row
+        if whole != lines:
+            replace_file(self._file, b''.join(whole))
+        if not whole:
+            self._append({'settings': settings})
+
+    def keep_spread(self, spread: float) -> None:
+        """Keeps the unit of temperatures."""
+        self.spread = spread
+        self._append({'spread': spread})
+
+    def put(self, row: dict) -> None:
+        """Keeps what was found for `row['prompt']`."""
+        self.prompts[row['prompt']] = json.loads(json.dumps(row))
+        self._append(row)
+
+    def write_summary(self, title: str) -> None:
+        """OUT/summary.md: means over prompts with their standard errors."""
+        rows = [self.prompts[i] for i in sorted(self.prompts)]
+        body = []
+        names = list(dict.fromkeys(name for row in rows for name in row['best']))
+        for name in names:
+            cells = (_mean([row[c].get(name) for row in rows]) for c in COLUMNS)
+            body.append((f'`{name}`', *cells))
+        other = (
+            ('diversity of the final set', _mean([row['diversity'] for row in rows])),
+            ('network evaluations a prompt', _mean([row['nfe'] for row in rows])),
+            ('of these with gradient', _mean([row['gradients'] for row in rows])),
+            ('pictures scored a prompt', _mean([row['pictures'] for row in rows])),
+            ('seconds a prompt', _mean([row['seconds'] for row in rows])),
+        )
+        text = f'# {title}\n\n{len(rows)} prompts; means and standard errors.\n\n'
+        text += table(('score', *COLUMNS), body) + '\n\n' + table(('', 'mean'), other) + '\n'
+        replace_file(self.folder / SUMMARY, text)
+
+    def _append(self, row: dict) -> None:
+        with open(self._file, 'a') as file:
+            file.write(json.dumps(row, allow_nan=False) + '\n')
+            file.flush()
+
+
+class Tracker:
+    """Follows the searches of P prompts: every candidate's score, and the best sample so far.
+
+    Args:
+      steps: T; only samples, not predictions, can be the best.
+    """
+
+    def __init__(self, prompts: int, steps: int):
+        self._steps = steps
+        self.candidates: list[list] = [[] for _ in range(prompts)]  # [iteration, k, slot, nfe, r]
+        self.curves: list[list] = [[] for _ in range(prompts)]  # [nfe, reward, image, scores]
+        self.first: list[dict | None] = [None] * prompts
+
+    def __call__(self, event: Event) -> None:
+        reward = event.scored.reward
+        for p, curve in enumerate(self.curves):
+            self.candidates[p] += [
+                [event.iteration, event.k, int(slot), event.evaluations, number(r)]
+                for slot, r in zip(event.slots, reward[p])
+            ]
+            if event.k < self._steps:
+                continue
+            values = {name: number(v[p, 0]) for name, v in event.scored.values.items()}
+            self.first[p] = self.first[p] or values
+            i = int(np.argmax(reward[p]))
+            if np.isfinite(reward[p, i]) and (not curve or reward[p, i] > curve[-1][1]):
+                values = {name: number(v[p, i]) for name, v in event.scored.values.items()}
+                image = event.scored.images[p, i].copy()
+                curve.append((event.evaluations, float(reward[p, i]), image, values))
+
+    def best(self) -> float:
+        """Mean over prompts of the best reward so far; NaN before there is one."""
+        found = [curve[-1][1] for curve in self.curves if curve]
+        return float(np.mean(found)) if found else float('nan')
+
+
+def number(value) -> float | None:
+    """A JSON number; None for what is not finite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def draw(
+    folder: pathlib.Path,
+    index: int,
+    base: tuple[np.ndarray, float | None],
+    curve: Sequence,
+    final: np.ndarray,
+    scores: Sequence[float],
+    budget: int,
+) -> None:
+    """OUT/pictures/INDEX.png: the base's picture, the best so far at four points of the budget, and
+    the final set; and INDEX_best.png, the best alone.
+    """
+    shown = lambda value: '-' if value is None else f'{value:.3f}'
+    images, captions = [base[0]], [f'base {shown(base[1])}']
+    for share in (1, 2, 3, 4):
+        spent = budget * share // 4
+        reached = [point for point in curve if point[0] <= spent]
+        if reached:
+            images.append(reached[-1][2])
+            captions.append(f'best at {spent}: {shown(reached[-1][1])}')
+    images += list(final)
+    captions += [f'final {shown(number(s))}' for s in scores]
+    width = images[0].shape[1]
+    save_grid(
+        folder / 'pictures' / f'{index:05d}.png',
+        np.stack(images),
+        columns=max(1, min(5, 1536 // width)),
+        scale=max(1, 192 // width),
+        captions=captions,
+    )
+    save(folder / 'pictures' / f'{index:05d}_best.png', curve[-1][2])
+
+
+def _mean(values: Sequence) -> str:
+    values = np.array([v for v in values if v is not None], float)
+    if not len(values):
+        return '-'
+    if len(values) == 1:
+        return f'{values[0]:.4g}'
+    return f'{values.mean():.4g} ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}'

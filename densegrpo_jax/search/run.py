@@ -1,0 +1,279 @@
+"""The search of many prompts, a few at a time, each kept as soon as it is done."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from densegrpo_jax.config.identity import identifying  # replaced below where it is elsewhere
+from densegrpo_jax.data.prompts import Prompt
+from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
+from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
+from densegrpo_jax.sampling.loading import identity
+from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.sampling.session import Session
+from densegrpo_jax.search.loop import Walk
+from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
+from densegrpo_jax.search.model import Model, temperature_of
+from densegrpo_jax.search.plan import cost, sizes_for
+from densegrpo_jax.search.record import Results, Tracker, draw, number
+
+GUIDED = ('smc', 'psi')  # methods that may follow a reward's gradient
+# Samples that the reward's spread is measured on, where it is needed.
+SPREAD_PROMPTS, SPREAD_SAMPLES = 8, 4
+
+
+class Plan(NamedTuple):
+    """What a configuration's search does with one prompt."""
+
+    sizes: Sizes
+    expected: tuple  # Cost
+    guided: bool
+
+
+def make_plan(session, given: int = 0) -> Plan:
+    """Sizes and cost of `config.search` on the schedule of a session (or `session.Checked`).
+
+    Args:
+      given: pictures that refine begins with, for each prompt.
+
+    Raises:
+      ValueError: options that do not fit each other, or a budget that is too small.
+    """
+    o, schedule = session.config.search, session.schedule
+    guided = o.gradient
+    if guided and o.method not in GUIDED:
+        raise ValueError(
+            f'search.gradient=True: search.method={o.method!r} follows no gradient; '
+            f'use one of {GUIDED}'
+        )
+    if o.kernel == 'ode' and o.method != 'best_of_n':
+        raise ValueError(
+            f"search.kernel='ode': without noise the copies that {o.method} makes of a particle "
+            "never separate; use it with search.method='best_of_n'"
+        )
+    if given and o.method != 'refine':
+        raise ValueError(f"--from is for search.method='refine', and it is {o.method!r}")
+    last = (session.schedule.sigmas[1:] > 0) | (session.config.rollout.kernel != 'cps')
+    stochastic = schedule.plan.stochastic & last & (o.kernel != 'ode')
+    levels = np.abs(schedule.sigmas - o.from_level)
+    sizes = sizes_for(
+        o.method,
+        o.nfe,
+        stochastic,
+        particles=o.particles,
+        candidates=o.candidates,
+        designs=o.designs,
+        chains=o.chains,
+        from_state=int(np.argmin(levels)),
+        given=given,
+    )
+    many = dict(every=o.every, guided=guided, given=bool(given))
+    return Plan(sizes, cost(o.method, sizes, stochastic, **many), guided)
+
+
+def rule_of(config, spread: float) -> Rule:
+    """`config.search` as a Rule; temperatures times the reward's spread, but `beta`, which is the
+    target's own.
+    """
+    o = config.search
+    return Rule(
+        temperature=o.beta or o.temperature * spread,
+        alpha=o.alpha * spread,
+        selection=o.selection * spread,
+        incremental=o.incremental,
+        keep_best=o.keep_best,
+        backward=o.backward,
+        step_size=o.step_size,
+        scheme=o.scheme,
+        threshold=o.threshold or None,
+        potential=o.potential,
+        every=o.every,
+    )
+
+
+def search(
+    session: Session,
+    policy: dict | None,
+    prompts: list[Prompt],
+    out: pathlib.Path,
+    *,
+    restart: bool = False,
+    given: np.ndarray | None = None,
+) -> dict[int, dict]:
+    """Prompt's index -> what was found; also written to `out` by the primary process, from where it
+    continues.
+
+    Args:
+      policy: None: the base.
+      given: clean latents [len(prompts), B, ...] that refine begins with.
+
+    Raises:
+      Preempted: a stop was requested; finished prompts are kept.
+      RewardError: a prompt none of whose pictures could be scored.
+    """
+    config, stop = session.config, session.stop
+    plan = make_plan(session, 0 if given is None else given.shape[1])
+    o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
+    settings = {**settings_of(session, policy), 'prompts': [p.text for p in prompts]}
+    results = Results(out, settings, restart=restart) if session.hosts.primary else None
+    done = np.full(len(prompts), np.nan, np.float32)
+    spread = np.full(1, np.nan, np.float32)
+    if results is not None:
+        done[:] = [i in results.prompts for i in range(len(prompts))]
+        spread[:] = results.spread or 0
+    done, spread = stop.communicator.merge((done, spread))
+    todo = np.flatnonzero(done == 0)
+    keys = key_data(jax.vmap(lambda i: jax.random.fold_in(seed, i))(np.arange(len(prompts))))
+    base = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
+    with Scorer(session.reward, config.reward_workers) as scorer:
+        model = Model(session, policy, scorer, o.kernel)
+        if plan.guided and model.flow(prompts[:1]).guide is None:
+            raise ValueError(
+                'search.gradient=True: not every part of the reward has a gradient; the CLIP '
+                "rewards have one, and 'pixels'"
+            )
+        unit = float(spread[0])
+        if not unit and len(todo) and _needs_unit(o):
+            unit = _measure_spread(model, prompts, config)
+            if results is not None:
+                results.keep_spread(unit)
+        rule = rule_of(config, unit)
+        logging.info(
+            '%s: %s, %d network evaluations and %d pictures a prompt; spread of the reward %.4g, '
+            'temperature %.4g',
+            o.method,
+            {k: v for k, v in plan.sizes._asdict().items() if v != Sizes()._asdict()[k]},
+            plan.expected.evaluations,
+            plan.expected.pictures,
+            unit,
+            rule.temperature,
+        )
+        with ProgressBar(
+            len(prompts), start=len(prompts) - len(todo), label='prompts', show=results is not None
+        ) as bar:
+            for start in range(0, len(todo), o.prompts):
+                chosen = todo[start : start + o.prompts]
+                # A last batch is filled up, so that one compiled shape serves all.
+                rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
+                began = time.monotonic()
+                found = _one_batch(model, session, policy, base, prompts, keys, rows, rule, plan, given)
+                seconds = (time.monotonic() - began) / len(chosen)
+                for i, row in zip(chosen, found):
+                    if results is not None:
+                        row, pictures = row
+                        results.put({'prompt': int(i), **row, 'seconds': seconds})
+                        draw(out, int(i), *pictures, plan.expected.evaluations)
+                best = float(np.mean([row['best']['total'] for row, _ in found[: len(chosen)]]))
+                spent = (start + len(chosen)) * plan.expected.evaluations
+                bar.update(
+                    len(prompts) - len(todo) + start + len(chosen), {'nfe': spent, 'best': best}
+                )
+                stop.check()
+    if results is None:
+        return {}
+    results.write_summary(f'{o.method}, {o.nfe} evaluations a prompt')
+    return results.prompts
+
+
+def settings_of(session: Session, policy: dict | None) -> dict:
+    """JSON values that a prompt's result depends on."""
+    c = identifying(session.config)
+    keep = ('seed', 'model', 'rollout', 'noise', 'reward', 'search', 'loss', 'lora')
+    without = {'prompts'}
+    kept = {name: c[name] for name in keep if name in c}
+    kept['search'] = {k: v for k, v in kept['search'].items() if k not in without}
+    return {**kept, 'policy': identity(policy), 'eval steps': session.config.eval.steps}
+
+
+def _needs_unit(o) -> bool:
+    return {
+        'best_of_n': False,
+        'smc': not o.beta,
+        'pg': not o.beta,
+        'psi': not o.beta,
+        'svdd': o.alpha > 0,
+        'refine': True,
+    }[o.method]
+
+
+def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
+    chosen = prompts[:SPREAD_PROMPTS]
+    key = jax.random.fold_in(stream_key(config.seed, STREAM_SEARCH, 1), 0)
+    walk = Walk(model.flow(chosen), key_data(jax.random.split(key, len(chosen))))
+    found = best_of_n(walk, Sizes(particles=SPREAD_SAMPLES), Rule())
+    spread = temperature_of(found.particles.reward)
+    logging.info(
+        'the reward of %d samples of each of %d prompts has a spread of %.4g within a prompt '
+        '(%d evaluations, not of the budget)',
+        SPREAD_SAMPLES,
+        len(chosen),
+        spread,
+        walk.evaluations * len(chosen),
+    )
+    return spread
+
+
+def _one_batch(
+    model, session, policy, base, prompts, keys, rows, rule, plan, given
+) -> list[tuple[dict, tuple]]:
+    """[(what is kept of a prompt, arguments of `draw`)] of prompts `rows`."""
+    config, chosen = session.config, [prompts[i] for i in rows]
+    flow = model.flow(chosen)
+    tracker = Tracker(len(rows), flow.steps)
+    walk = Walk(
+        flow,
+        keys[rows],
+        guided=plan.guided,
+        temperature=rule.temperature,
+        record=tracker,
+        names=[p.text for p in chosen],
+    )
+    extra = {} if given is None else {'given': given[rows]}
+    found: Found = METHODS[config.search.method](walk, plan.sizes, rule, **extra)
+    for curve, prompt in zip(tracker.curves, chosen):
+        if not curve:
+            raise RewardError(
+                f'prompt {prompt.text!r}: no sample of its search has a valid score; the log tells '
+                'why the reward could not score them'
+            )
+    text = session.conditioning([p.text for p in chosen]), session.negative
+    plain, finite = base(session.params, policy, *text, keys[rows])
+    plain = np.asarray(session.stop.wait(plain))
+    how = dict(some_valid=False, while_waiting=session.stop.check)
+    metadata = [p.metadata for p in chosen]
+    scored = model._scorer.submit(plain, [p.text for p in chosen], metadata, **how)
+    scored = session.stop.wait(scored)
+    final, _ = model.images(found.particles.x)
+    embed = make_embedding(config.eval.embedding)
+    count = final.shape[1]
+    kept = []
+    for p in range(len(rows)):
+        rewards = found.particles.reward[p]
+        diversity = float(pairwise_diversity(embed(final[p])[None])[0]) if count > 1 else None
+        best = tracker.curves[p][-1]
+        row = {
+            'text': chosen[p].text,
+            'base': {name: number(v[p]) for name, v in scored.values.items()},
+            'first': tracker.first[p],
+            'drawn': {'total': number(rewards[found.drawn[p]])},
+            'final': {'total': number(np.where(np.isfinite(rewards), rewards, 0).mean())},
+            'best': best[3],
+            'curve': [[nfe, reward] for nfe, reward, *_ in tracker.curves[p]],
+            'diversity': diversity,
+            'nfe': walk.evaluations,
+            'gradients': walk.gradients,
+            'pictures': walk.pictures,
+            'candidates': tracker.candidates[p],
+        }
+        score = number(scored.values['total'][p])
+        kept.append((row, ((plain[p], score), tracker.curves[p], final[p], rewards)))
+    return kept
