@@ -14,6 +14,7 @@ from densegrpo_jax import __version__
 COMMANDS = {
     'train': ('main', 'align a model with DenseGRPO, or continue a run'),
     'sample': ('sample', 'draw images with a base model or a trained one'),
+    'search': ('search', 'spend a budget on better images of given prompts'),
     'evaluate': ('evaluate', 'score a base model and checkpoints side by side'),
     'calibrate': ('calibrate', 'find the noise level of every step before training'),
     'export': ('export', 'write a trained model for Diffusers, ComfyUI and others'),

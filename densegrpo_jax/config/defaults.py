@@ -8,6 +8,7 @@ cannot be set.
 from __future__ import annotations
 
 import json
+import math
 
 import ml_collections
 
@@ -17,6 +18,7 @@ from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.ode_rollout import SOLVERS, SPACINGS
+from densegrpo_jax.core.particles import SCHEMES
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
 from densegrpo_jax.networks.mmdit import REMAT_POLICIES
@@ -230,6 +232,31 @@ def default_config() -> ml_collections.ConfigDict:
     )
     # pin: steps that are saved and kept for good, besides the newest and the best
     c.checkpoint = _group(every=10, keep=2, pin=())
+    c.search = _group(
+        method='pg',  # best_of_n, smc, svdd, pg, psi, refine
+        nfe=240,  # network evaluations a prompt
+        prompts=4,  # searched together
+        particles=0,  # K of pg (0: 4) and psi (0: what half of the budget buys)
+        candidates=4,  # M of svdd and refine
+        designs=0,  # B of refine; 0: at most 4, as many as leave half of the budget for rounds
+        chains=0,  # of psi; 0: at most 4
+        from_level=0.6,  # noise level that refine's rounds begin at: the nearest of the grid
+        kernel='',  # of the sampler; '': rollout.kernel. 'ode': without noise, for best_of_n
+        every=1,  # weigh every n-th state on the way
+        # temperatures, in units of the reward's spread within a prompt, measured on first samples
+        temperature=0.5,  # of the target of smc, pg and psi
+        beta=0.0,  # the same in the reward's own units; 0: as `temperature` says
+        alpha=0.25,  # of the choice among candidates; 0: the best
+        selection=0.5,  # of the designs' selection between refine's rounds
+        incremental=False,  # refine: select by what a round gained
+        keep_best=True,  # refine: the best design so far stays one of the set
+        backward=False,  # pg: draw the ancestors of the path that is kept anew
+        gradient=False,  # smc and psi: follow the gradient of a differentiable reward
+        step_size=0.5,  # of psi's chain, above 0 and at most 4
+        scheme='systematic',  # of resampling in smc and psi; or 'multinomial', 'ssp'
+        threshold=0.5,  # smc, psi: resample where the ESS is below this share of K; 0: always
+        potential='difference',  # of smc; or 'max', 'sum' (FK steering)
+    )
     c.mesh = _group(data=-1, fsdp=1, tensor=1)
     c.lock()  # a configuration file cannot add keys by mistake, only rewards and their options
     c.reward.unlock()
@@ -378,6 +405,7 @@ def validate(config) -> None:
             f'optim.warmup={config.optim.warmup}: expected 0 or more, and fewer than '
             f'iterations={config.iterations}'
         )
+    _check_search(config.search)
     if '://' in config.text_cache:
         raise ValueError(
             f'text_cache={config.text_cache!r}: expected a folder of this machine, such as one in '
@@ -385,6 +413,27 @@ def validate(config) -> None:
         )
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f'ema.decay={config.ema.decay}: expected 0 <= decay < 1')
+
+
+def _check_search(o) -> None:
+    _one_of('search.method', o.method, ('best_of_n', 'smc', 'svdd', 'pg', 'psi', 'refine'))
+    _one_of('search.kernel', o.kernel, ('', *KERNELS))
+    _one_of('search.scheme', o.scheme, SCHEMES)
+    _one_of('search.potential', o.potential, ('difference', 'max', 'sum'))
+    for key in ('nfe', 'prompts', 'candidates', 'every'):
+        if o[key] < 1:
+            raise ValueError(f'search.{key}={o[key]} must be at least 1')
+    for key in ('particles', 'designs', 'chains', 'beta', 'alpha'):
+        if not 0 <= o[key] < math.inf:
+            raise ValueError(f'search.{key}={o[key]} must be finite and not below 0')
+    for key in ('temperature', 'selection'):
+        if not 0 < o[key] < math.inf:
+            raise ValueError(f'search.{key}={o[key]} must be positive and finite')
+    if not 0 < o.step_size <= 4:
+        raise ValueError(f'search.step_size={o.step_size}: expected above 0 and at most 4')
+    for key in ('from_level', 'threshold'):
+        if not 0 <= o[key] <= 1:
+            raise ValueError(f'search.{key}={o[key]}: expected 0 to 1')
 
 
 def _check_noise(config) -> None:

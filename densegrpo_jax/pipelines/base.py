@@ -279,7 +279,9 @@ class Pipeline:
         )
         images = self.vae.apply({'params': params['vae']}, z, method='decode')
         finite = jnp.isfinite(images).all((1, 2, 3))
-        return jnp.where(finite[:, None, None, None], jnp.clip(images / 2 + 0.5, 0.0, 1.0), 0.0), finite
+        return jnp.where(
+            finite[:, None, None, None], jnp.clip(images / 2 + 0.5, 0.0, 1.0), 0.0
+        ), finite
 
     def abstract_params(self, components: Sequence[str] | None = None) -> dict:
         """Shapes of the parameters of the named components (None: all): a tree of

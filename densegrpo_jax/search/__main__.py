@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.command_line import (
@@ -24,8 +24,7 @@ from densegrpo_jax.config.command_line import (
     define_process_flags,
     run_main,
 )
-from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
-from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.data.prompts import Prompt, PromptSet, columns, ocr_prompt
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.execution import execute
@@ -37,7 +36,7 @@ from densegrpo_jax.search.run import make_plan, search
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
     """The prompts of the flags, or those of the evaluation; of these the first `count`."""
     quoted = 'ocr' in config.reward
-    prompts = [prompt for text in given for prompt in PromptSet.from_lines([text], quoted)]
+    prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in given]
     if file:
         prompts += list(PromptSet.from_text(pathlib.Path(file), quoted_target=quoted))
     if not prompts:
@@ -45,19 +44,11 @@ def chosen_prompts(config, given: list[str], file: str | None, count: int) -> li
     return prompts[: count or None]
 
 
-def main(argv) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; give prompts as --prompt="..."')
-    flag = flags.FLAGS
-
+def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        import dataclasses
-
-        checked = check(flag.config, mesh, stop, rollouts=True)
-        reward = build_reward(flag.config.reward)
-        checked = dataclasses.replace(checked, reward=reward)
+        checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
-        reward.check(*columns(PromptSet(tuple(prompts))))
+        checked.reward.check(*columns(prompts))
         make_plan(checked)
         policy = None
         if flag.workdir:

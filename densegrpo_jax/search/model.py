@@ -1,4 +1,4 @@
-"""The `Flow` of a session: the model's velocity, its pictures, and the reward of the run's scorer."""
+"""The `Flow` of a session: the model's velocity, its pictures, and the reward of a scorer."""
 
 from __future__ import annotations
 
@@ -78,9 +78,13 @@ class Model:
         return tuple(map(np.asarray, pictures))
 
     def _score(self, prompts: Sequence[Prompt], x0: jax.Array) -> Scored:
-        """Every process scores its share of the rows."""
-        stop, (images, finite) = self._session.stop, self.images(x0)
-        count = images.shape[1]
+        return self.scored(prompts, *self.images(x0))
+
+    def scored(self, prompts: Sequence[Prompt], images: np.ndarray, finite: np.ndarray) -> Scored:
+        """Scores of pictures uint8 [P, n, H, W, 3], invalid where not finite [P, n]; every process
+        scores its share.
+        """
+        stop, count = self._session.stop, images.shape[1]
         rows = np.arange(len(prompts) * count)
         mine = rows[stop.hosts.index :: stop.hosts.count]
         names = (*self._scorer.names, 'valid')

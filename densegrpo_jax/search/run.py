@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.config.identity import identifying  # replaced below where it is elsewhere
+from densegrpo_jax.config.defaults import identifying
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.rewards.base import RewardError
@@ -165,7 +165,9 @@ def search(
                 # A last batch is filled up, so that one compiled shape serves all.
                 rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
                 began = time.monotonic()
-                found = _one_batch(model, session, policy, base, prompts, keys, rows, rule, plan, given)
+                found = _one_batch(
+                    model, session, policy, base, prompts, keys, rows, rule, plan, given
+                )
                 seconds = (time.monotonic() - began) / len(chosen)
                 for i, row in zip(chosen, found):
                     if results is not None:
@@ -248,10 +250,7 @@ def _one_batch(
     text = session.conditioning([p.text for p in chosen]), session.negative
     plain, finite = base(session.params, policy, *text, keys[rows])
     plain = np.asarray(session.stop.wait(plain))
-    how = dict(some_valid=False, while_waiting=session.stop.check)
-    metadata = [p.metadata for p in chosen]
-    scored = model._scorer.submit(plain, [p.text for p in chosen], metadata, **how)
-    scored = session.stop.wait(scored)
+    scored = model.scored(chosen, plain[:, None], np.asarray(finite)[:, None])
     final, _ = model.images(found.particles.x)
     embed = make_embedding(config.eval.embedding)
     count = final.shape[1]
@@ -262,7 +261,7 @@ def _one_batch(
         best = tracker.curves[p][-1]
         row = {
             'text': chosen[p].text,
-            'base': {name: number(v[p]) for name, v in scored.values.items()},
+            'base': {name: number(v[p, 0]) for name, v in scored.values.items()},
             'first': tracker.first[p],
             'drawn': {'total': number(rewards[found.drawn[p]])},
             'final': {'total': number(np.where(np.isfinite(rewards), rewards, 0).mean())},
@@ -274,6 +273,6 @@ def _one_batch(
             'pictures': walk.pictures,
             'candidates': tracker.candidates[p],
         }
-        score = number(scored.values['total'][p])
+        score = number(scored.values['total'][p, 0])
         kept.append((row, ((plain[p], score), tracker.curves[p], final[p], rewards)))
     return kept

@@ -1,0 +1,157 @@
+"""The search of prompts with a real pipeline: what is kept, how it continues, what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.data.prompts import Prompt
+from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.local.pixels import PixelsReward
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import Preempted
+from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.search import run
+from densegrpo_jax.search.model import temperature_of
+from densegrpo_jax.search.record import FILE
+from tests import miniature
+from tests.training.small_run import make_config
+
+PROMPTS = [Prompt('a red sign'), Prompt('a green sign'), Prompt('a blue sign')]
+
+
+@pytest.fixture(scope='module')
+def session(tmp_path_factory):
+    folder = miniature.random_flux(tmp_path_factory.mktemp('flux'))
+    config = make_config(folder)
+    with config.unlocked():
+        config.reward = {'pixels': {'weight': 1.0}}
+    config.search.update(method='pg', nfe=18, particles=3, prompts=2, temperature=0.5)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    return load(check(config, mesh, needs=('schedule', 'reward')), [p.text for p in PROMPTS])
+
+
+def changed(session, **options):
+    """The session with other options of `search`."""
+    config = session.config.copy_and_resolve_references()
+    config.search.update(**options)
+    return dataclasses.replace(session, config=config)
+
+
+def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
+    session, tmp_path, monkeypatch
+):
+    whole = run.search(session, None, PROMPTS, tmp_path / 'whole')
+    row = whole[0]
+    assert (row['nfe'], row['pictures'], row['gradients']) == (15, 15, 0)
+    assert len(row['candidates']) == 15 and row['candidates'][-1][3] == 15
+    samples = [r for _, k, _, _, r in row['candidates'] if k == 3]
+    assert row['best']['total'] == max(samples)
+    assert [point[1] for point in row['curve']] == sorted(point[1] for point in row['curve'])
+    assert 0 < row['diversity'] < 1
+    made = sorted(path.name for path in (tmp_path / 'whole/pictures').iterdir())
+    assert made == [f'0000{i}{end}.png' for i in range(3) for end in ('', '_best')]
+    assert '| `total` |' in (tmp_path / 'whole/summary.md').read_text()
+
+    # stopped after the first two prompts, and a line half written
+    stops, original = iter([True]), run.ProgressBar.update
+
+    def update(self, *given):
+        original(self, *given)
+        if next(stops, False):
+            raise Preempted('stopped')
+
+    monkeypatch.setattr(run.ProgressBar, 'update', update)
+    with pytest.raises(Preempted):
+        run.search(session, None, PROMPTS, tmp_path / 'parts')
+    with open(tmp_path / 'parts' / FILE, 'a') as file:
+        file.write('{"prompt": 2, "te')
+    again = run.search(session, None, PROMPTS, tmp_path / 'parts')
+    without_time = lambda rows: {
+        i: {k: v for k, v in row.items() if k != 'seconds'} for i, row in rows.items()
+    }
+    assert without_time(again) == without_time(whole)
+    lines = (tmp_path / 'parts' / FILE).read_text().splitlines()
+    assert [set(json.loads(line)) & {'settings', 'spread', 'prompt'} for line in lines] == [
+        {'settings'},
+        {'spread'},
+        *[{'prompt'}] * 3,
+    ]
+
+    # other settings are not mixed in
+    with pytest.raises(ValueError, match=r'search of other settings \(search.nfe: 18, now 21'):
+        run.search(changed(session, nfe=21), None, PROMPTS, tmp_path / 'parts')
+
+
+def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
+    found = {}
+    for gradient in (False, True):
+        options = dict(method='smc', gradient=gradient, nfe=24, particles=0, beta=1e-3)
+        out = tmp_path / str(gradient)
+        found[gradient] = run.search(changed(session, **options), None, PROMPTS, out)
+    assert found[True][0]['gradients'] == found[True][0]['nfe'] == 24
+    best = {
+        g: np.mean([row['final']['total'] for row in rows.values()]) for g, rows in found.items()
+    }
+    assert best[True] > best[False], best
+
+
+@pytest.mark.parametrize('method', ['best_of_n', 'svdd', 'refine', 'psi'])
+def test_every_method_runs_on_a_pipeline(session, tmp_path, method):
+    options = dict(method=method, nfe=24, particles=0, candidates=2, beta=0.01)
+    found = run.search(changed(session, **options), None, PROMPTS[:2], tmp_path)
+    assert 0.6 * 24 <= found[0]['nfe'] <= 24
+    assert all(np.isfinite(row['best']['total']) for row in found.values())
+
+
+def test_eight_devices_find_what_one_finds(session, tmp_path):
+    one = run.search(session, None, PROMPTS[:2], tmp_path / 'one')
+    mesh = make_mesh({'data': 4, 'fsdp': 2, 'tensor': 1})
+    checked = check(session.config, mesh, needs=('schedule', 'reward'))
+    split = load(checked, [p.text for p in PROMPTS])
+    eight = run.search(split, None, PROMPTS[:2], tmp_path / 'eight')
+    for i in one:
+        ours, theirs = (np.array(rows[i]['candidates'], float) for rows in (one, eight))
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs(session):
+    for options, message in (
+        (dict(method='pg', gradient=True), 'follows no gradient; use one of'),
+        (dict(method='pg', kernel='ode'), "never separate; use it with search.method='best_of_n'"),
+        (dict(method='pg', nfe=5), 'search.nfe=5 is too small for pg.*takes 9 evaluations'),
+        (dict(method='refine', from_level=0.0), 'changes nothing'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.make_plan(changed(session, **options))
+    for options, message in (
+        (dict(method='beam'), "search.method='beam'"),
+        (dict(temperature=0.0), 'search.temperature=0'),
+        (dict(step_size=5.0), 'search.step_size=5'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            validate(changed(session, **options).config)
+
+
+def test_a_reward_that_cannot_tell_samples_apart_has_no_unit():
+    with pytest.raises(RewardError, match='give the target.s own one as config.search.beta'):
+        temperature_of(np.zeros((3, 4)))
+    with pytest.raises(RewardError, match='all have the same reward'):
+        temperature_of(np.array([[1.0, -np.inf], [2.0, -np.inf]]))
+    rewards = np.array([[0.0, 2.0, -np.inf], [5.0, 9.0, 7.0]])
+    assert temperature_of(rewards) == pytest.approx(np.sqrt((2 + 4) / 2))
+
+
+def test_the_pixels_reward():
+    red = np.zeros((2, 4, 4, 3), np.uint8)
+    red[0, ..., 0] = 255
+    reward = PixelsReward((1.0, 0.0, 0.0))
+    scores = reward(red, ['', ''], [{}, {}])
+    np.testing.assert_allclose(scores.values['pixels'], [0, -1])
+    slope = jax.grad(lambda x: reward.scores({}, x, None).sum())(np.float32(red) / 255)
+    np.testing.assert_allclose(slope[1, 0, 0], [2 / 16, 0, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match='pixels.colour'):
+        PixelsReward((2.0, 0.0, 0.0))
