@@ -93,10 +93,11 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
     exact = half // 2
     distance = np.abs(relative)
     # float32 in this order, because a boundary such as log(2) / log(16) * 8 = 2 must be truncated
-    # as the reference does.
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-        math.log(max_distance / exact)
-    )
+    # as the reference does. The logarithm alone is rounded from float64: the last bit of NumPy's
+    # float32 depends on the CPU.
+    times = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    logarithm = np.log(times.astype(np.float64)).astype(np.float32)
+    ratio = logarithm / np.float32(math.log(max_distance / exact))
     large = np.minimum(exact + (ratio * np.float32(half - exact)).astype(np.int32), half - 1)
     return (np.where(distance < exact, distance, large) + half * (relative > 0)).astype(np.int32)
 
