@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import math
+import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
-from densegrpo_jax.runtime.files import may_pass
+from densegrpo_jax.runtime.files import may_pass, replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
 from densegrpo_jax.runtime.hosts import Hosts
 
@@ -38,6 +39,7 @@ class CheckpointUnreadable(OSError):
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed, *_NOT_CORRUPTION)
 _PAUSE = 5.0  # seconds until a failed read is tried again
+_DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
 
 
 class Restored(NamedTuple):
@@ -143,7 +145,7 @@ class Checkpoints:
             ),
             item_handlers={
                 'state': state_handler,
-                'meta': ocp.JsonCheckpointHandler(multiprocessing_options=together),
+                'meta': ocp.JsonCheckpointHandler(_DOCUMENT, multiprocessing_options=together),
             },
         )
         # Reads as if alone: after an error in one process, orbax's barriers would join reads of
@@ -213,7 +215,7 @@ class Checkpoints:
         document = {
             'meta': dict(meta),
             'fingerprint': self._fingerprint,
-            'score': score if score is not None and math.isfinite(score) else None,
+            'score': _finite(score),
             'arrays': {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()},
             'digests': digests,
         }
@@ -228,6 +230,28 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(document)
                 ),
             )
+
+    def amend(self, step: int, meta: Mapping, *, score: float | None = None) -> None:
+        """Replaces ``meta`` and the score of the complete checkpoint of ``step``; its arrays stay.
+
+        For what is known only after the save, such as the evaluation that a stop prevented. A
+        process that is killed meanwhile leaves the old document or the new one.
+
+        Args:
+          meta: dict of JSON values.
+          score: as for `save`.
+
+        Raises:
+          OSError: the document could not be written. The checkpoint is as it was.
+        """
+        self.wait_until_finished()
+        self._saving = step
+        with self._explained(), self._agreement.alike():
+            if self._hosts.primary:
+                document = self._document(step) | {'meta': dict(meta), 'score': _finite(score)}
+                path = pathlib.Path(self.directory / str(step) / 'meta' / _DOCUMENT)
+                replace_file(path, json.dumps(document))
+        self._note_score(step, _finite(score))
 
     def wait_until_finished(self) -> None:
         """Returns when every started save is complete. Raises OSError where one failed."""
@@ -499,6 +523,11 @@ def _dotted(tree, prefix: str = '') -> dict[str, Any]:
         for key, value in tree.items()
         for k, v in _dotted(value, f'{prefix}.{key}' if prefix else str(key)).items()
     }
+
+
+def _finite(score: float | None) -> float | None:
+    """The score as it is stored: one that is not a number does not compete."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _some(names) -> str:

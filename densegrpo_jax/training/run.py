@@ -121,7 +121,10 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         try:
             # Also where the last process was stopped between an update and its evaluation.
             if evaluation_due() and not progress.evaluated(step):
-                evaluate()
+                score = evaluate()
+                if start:  # its checkpoint was saved before the evaluation
+                    reporter.flush()
+                    checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations:
                 # Sample, complete by ODE, decode.
                 watch = report.Stopwatch()

@@ -151,6 +151,48 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         assert checkpoints.best_step() == 8
 
 
+def test_a_score_that_came_later_counts(tmp_path, monkeypatch):
+    """The document is written anew, the arrays are not; a write that fails leaves the old one."""
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {'made': [0]})
+        checkpoints.amend(1, {'made': [0, 1]}, score=0.9)  # waits for the save
+        checkpoints.save(2, make_state(2), {}, score=0.5)
+        checkpoints.wait_until_finished()
+        assert checkpoints.steps() == [1, 2] and checkpoints.best_step() == 1
+    with Checkpoints(tmp_path) as checkpoints:  # after a restart too
+        assert checkpoints.best_step() == 1 and checkpoints.meta(1) == {'made': [0, 1]}
+        assert_bits_equal(checkpoints.restore(1, make_state()).state, make_state(1))
+
+        def full(path, content):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints_module, 'replace_file', full)
+            with pytest.raises(
+                OSError, match='(?s)checkpoint of step 2 could not be written.*No space'
+            ):
+                checkpoints.amend(2, {'made': 'lost'}, score=1.0)
+        assert checkpoints.best_step() == 1 and checkpoints.meta(2) == {}
+        checkpoints.amend(2, {}, score=float('nan'))
+        checkpoints.amend(1, {'made': []}, score=None)
+        assert checkpoints.best_step() is None and checkpoints.meta(1) == {'made': []}
+
+
+def test_one_of_several_hosts_writes_a_later_score(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1])
+    write, writers = checkpoints_module.replace_file, []
+    monkeypatch.setattr(
+        checkpoints_module, 'replace_file', lambda *given: (writers.append(1), write(*given))
+    )
+
+    def amend(hosts):
+        with Checkpoints(tmp_path, hosts=hosts) as checkpoints:
+            checkpoints.amend(1, {'by': 'all'}, score=0.5)
+            return checkpoints.meta(1), checkpoints.best_step()
+
+    assert on_hosts(amend) == [({'by': 'all'}, 1)] * 2 and len(writers) == 1
+
+
 def test_pinned_steps_stay(tmp_path):
     with Checkpoints(tmp_path, max_to_keep=1, pinned=(2, 9)) as checkpoints:
         for step in (1, 2, 3, 4):
