@@ -2,7 +2,6 @@
 say which picture they are of.
 """
 
-import asyncio
 import collections
 import contextlib
 import json
@@ -73,8 +72,11 @@ def pictures(count, seed=0):
 
 
 @contextlib.contextmanager
-def serving(app, port=0, **options):
-    """The address of `app` on a real server in a thread."""
+def serving(app, port=0, closing=lambda: None, **options):
+    """The address of `app` on a real server in a thread.
+
+    `closing` is called once the server takes no new connection.
+    """
     sock = socket.create_server(('127.0.0.1', port))
     sock.settimeout(None)
     settings = uvicorn.Config(
@@ -90,15 +92,25 @@ def serving(app, port=0, **options):
     thread = threading.Thread(target=server.run, kwargs={'sockets': [sock]})
     thread.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not server.started:
             assert thread.is_alive() and time.monotonic() < deadline
             time.sleep(0.005)
         yield f'http://127.0.0.1:{sock.getsockname()[1]}'
     finally:
-        server.should_exit = True
-        thread.join(20)
+        address, server.should_exit = sock.getsockname(), True
+        while thread.is_alive() and accepts(address):
+            time.sleep(0.005)
+        closing()
+        thread.join(60)
         assert not thread.is_alive()
+
+
+def accepts(address):
+    """Whether something listens there."""
+    with contextlib.closing(socket.socket()) as sock:
+        sock.settimeout(10)
+        return sock.connect_ex(address) == 0
 
 
 def unused_port():
@@ -109,6 +121,8 @@ def unused_port():
 class Faulty:
     """An ASGI application around a good one, which answers the next requests to /score as `faults`
     says, then well again.
+
+    A slow answer, which sets `held`, comes when the client has gone, however long that takes.
     """
 
     KINDS = (
@@ -133,6 +147,7 @@ class Faulty:
 
     def __init__(self, app):
         self.app, self.faults, self.asked, self._earlier = app, collections.deque(), 0, b''
+        self.held = threading.Event()
 
     async def __call__(self, scope, receive, send):
         if scope.get('path') != '/score':
@@ -158,7 +173,9 @@ class Faulty:
         elif fault == 'busy':
             status, body, headers = 429, b'{}', [(b'retry-after', b'0')]
         elif fault == 'slow':
-            await asyncio.sleep(0.4)
+            self.held.set()
+            while (await receive())['type'] != 'http.disconnect':
+                pass
         elif fault == 'truncated':
             cut = len(body) // 2
         elif fault == 'cut':

@@ -103,7 +103,7 @@ def test_a_stop_ends_every_wait_for_a_server_that_has_gone_silent(
                     'POST',
                     f'{scheme}://127.0.0.1:{listening.getsockname()[1]}/score',
                     body,
-                    timeout_s=10.0,
+                    timeout_s=60.0,
                     stop=stop,
                 )
         finally:

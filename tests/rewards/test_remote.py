@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import msgpack
 import numpy as np
@@ -104,10 +105,9 @@ def test_whatever_the_faults_every_picture_gets_its_own_score(faulty, healthy, s
         for app in (faulty, other):
             kinds = [kind for kind in Faulty.KINDS if kind != 'slow'] + ['slow'] * (app is other)
             app.faults.extend(chance.sample(kinds, len(kinds)))
-        reward, asked = (
-            client(faulty.url, url, retries=40, timeout_s=0.3, batch_size=3),
-            batch(48, seed),
-        )
+        # The slow answer alone meets the time limit; a good one may take a while on a busy machine.
+        options = {'retries': 40, 'timeout_s': 2.0, 'give_up_s': 60.0, 'batch_size': 3}
+        reward, asked = client(faulty.url, url, **options), batch(48, seed)
         with Scorer(reward, 4, chunk_size=3) as scorer:
             for start in range(0, 48, 24):
                 part = [p[start : start + 24] for p in asked]
@@ -138,7 +138,7 @@ REASONS = {
 
 @pytest.mark.parametrize('fault', Faulty.KINDS)
 def test_each_fault_is_recognised_and_asked_again(faulty, caplog, fault):
-    reward, asked = client(faulty.url, timeout_s=0.25 if fault == 'slow' else 5.0), batch(2)
+    reward, asked = client(faulty.url, timeout_s=2.0 if fault == 'slow' else 30.0), batch(2)
     reward(*batch(2, seed=1))  # an earlier answer, for a server that repeats itself
     faulty.faults.append(fault)
     before = faulty.asked
@@ -159,12 +159,11 @@ def test_retries_after_wrong_answers_are_bounded(faulty):
 
 
 def test_a_dead_server_is_passed_over(healthy, caplog):
-    asked = batch(12)
-    reward = client(
-        f'http://127.0.0.1:{unused_port()}', healthy, batch_size=2, make_rng=random.Random
-    )
+    asked, dead = batch(12), f'http://127.0.0.1:{unused_port()}'
+    patient = lambda: SimpleNamespace(uniform=lambda low, high: 600.0)
+    reward = client(dead, healthy, batch_size=2, make_rng=patient)
     assert_own_scores(reward(*asked), asked)
-    assert caplog.text.count('ConnectionRefusedError') in (1, 2)  # then it is left alone
+    assert caplog.text.count('ConnectionRefusedError') == 1  # then it is left alone
 
 
 def test_gone_servers_end_the_wait_with_what_each_of_them_did():
@@ -174,7 +173,7 @@ def test_gone_servers_end_the_wait_with_what_each_of_them_did():
         RewardsGone, match=f'for 0.2 s.*{urls[0]} .*refused.*{urls[1]} .*refused.*same command'
     ):
         client(*urls, give_up_s=0.2)(*batch(1))
-    assert 0.2 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.2
 
 
 def test_turns_and_patience(healthy):
@@ -190,34 +189,39 @@ def test_turns_and_patience(healthy):
 
 
 def test_closing_the_scorer_ends_a_wait_for_servers_that_are_gone(faulty):
-    # in a pause; while the server computes
-    for url in (f'http://127.0.0.1:{unused_port()}', faulty.url):
-        reward = client(url, give_up_s=600, timeout_s=60, make_rng=random.Random)
-        # a run that has begun has checked its prompts
+    pausing, faulty.held = threading.Event(), threading.Event()
+    endless = lambda: SimpleNamespace(uniform=lambda low, high: (pausing.set(), 600.0)[1])
+    # In a pause; while the server computes.
+    for url, waiting in ((f'http://127.0.0.1:{unused_port()}', pausing), (faulty.url, faulty.held)):
+        reward = client(url, give_up_s=600, timeout_s=600, make_rng=endless)
+        # A run that has begun has checked its prompts.
         reward._met, reward.check = True, lambda *_: None
         faulty.faults.extend(['slow'] * 2)
-        began = time.monotonic()
         with contextlib.suppress(KeyError), Scorer(CompositeReward([(reward, 1.0)]), 1) as scorer:
             future = scorer.submit(*batch(1))
-            time.sleep(0.05)
+            assert waiting.wait(60)
             raise KeyError
-        assert time.monotonic() - began < 5
-        assert isinstance(future.exception(), RewardError)
+        # Leaving the scorer has waited for its threads: the answer would never have come, and the
+        # end of patience in ten minutes.
+        error = future.exception(0)
+        assert isinstance(error, RewardError) and not isinstance(error, RewardsGone)
         faulty.faults.clear()
 
 
 def test_a_restart_in_the_middle_of_an_epoch_loses_nothing():
     port, asked = unused_port(), batch(40)
-    up = threading.Event()
-    reward = client(f'http://127.0.0.1:{port}', batch_size=2, give_up_s=30, retries=0)
-    slowly = PixelReward(lambda images: (up.set(), time.sleep(0.01)))
+    up, gate = threading.Event(), threading.Event()
+    reward = client(f'http://127.0.0.1:{port}', batch_size=2, give_up_s=60, retries=0)
+    held = PixelReward(lambda images: (up.set(), gate.wait(60)))
     with Scorer(reward, 2, chunk_size=2) as scorer:
-        with serving(service(slowly).app, port):
+        with serving(
+            service(held).app, port, closing=gate.set
+        ):  # what is under way is answered, and no more
             future = scorer.submit(*asked)
-            assert up.wait(20)
+            assert up.wait(60)
         assert not future.done()
         with serving(service().app, port):
-            assert_own_scores(future.result(30), asked)
+            assert_own_scores(future.result(60), asked)
 
 
 def test_a_server_restarted_with_another_reward_is_refused():
@@ -385,11 +389,10 @@ def test_a_stop_finishes_what_is_under_way():
     gate, inside, asked = threading.Event(), threading.Event(), batch(2)
     reward = PixelReward(lambda images: (inside.set(), gate.wait(20)))
     with Scorer(client('http://x'), 1) as scorer:
-        with serving(service(reward).app) as url:
+        with serving(service(reward).app, closing=gate.set) as url:
             scorer._reward = client(url, retries=0, give_up_s=0)
             future = scorer.submit(*asked)
             assert inside.wait(10)
-            threading.Timer(0.3, gate.set).start()
         assert_own_scores(future.result(20), asked)
 
 

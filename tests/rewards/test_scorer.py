@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -150,14 +149,14 @@ def test_submit_refuses_what_cannot_be_scored():
 
 
 def test_unfinished_batches_are_bounded():
-    gate = threading.Event()
+    gate, waiting = threading.Event(), threading.Event()
     with Scorer(Pixel(lambda images: gate.wait(10)), 1, max_pending=2) as scorer:
         first = [scorer.submit(pictures(i), ['a']) for i in range(2)]
         third = []
-        thread = threading.Thread(target=lambda: third.append(scorer.submit(pictures(9), ['a'])))
+        late = lambda: third.append(scorer.submit(pictures(9), ['a'], while_waiting=waiting.set))
+        thread = threading.Thread(target=late)
         thread.start()
-        time.sleep(0.2)
-        assert not third  # submit is waiting
+        assert waiting.wait(10) and not third
         gate.set()
         thread.join(10)
         assert [future.result(10).values['pixel'][0] for future in first + third] == [1, 2, 10]
@@ -191,10 +190,11 @@ def test_a_batch_without_a_valid_score_is_an_error_unless_told_otherwise():
 
 
 def test_close_waits_or_cancels():
-    gate = threading.Event()
-    scorer = Scorer(Pixel(lambda images: gate.wait(10)), 1)
+    gate, inside = threading.Event(), threading.Event()
+    scorer = Scorer(Pixel(lambda images: (inside.set(), gate.wait(10))), 1)
     running, waiting = scorer.submit(pictures(1), ['a']), scorer.submit(pictures(2), ['a'])
-    threading.Timer(0.1, gate.set).start()
+    assert inside.wait(10)
+    waiting.add_done_callback(lambda _: gate.set())  # by the cancellation: the only thread is busy
     scorer.close(cancel=True)
     assert running.result(10).valid.all()
     with pytest.raises(RewardError, match='closed'):

@@ -111,7 +111,7 @@ class Killed(BaseException):
 
 
 def killed_before_its_evaluation_is_saved(runs):
-    """Stopped, continued, and killed when the evaluation is made and logged but in no checkpoint."""
+    """Stopped, continued, and killed when the evaluation is made and logged, but not saved."""
     stopped(runs)
     runs.during = lambda stop: None
     with pytest.MonkeyPatch.context() as patch:
