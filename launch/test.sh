@@ -3,6 +3,7 @@
 #   bash launch/test.sh                  the default suite
 #   bash launch/test.sh --all            the slow tests too
 #   bash launch/test.sh tests/core -x    any other arguments go to pytest
+# `bash launch/portability.sh` runs it as other machines would.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh

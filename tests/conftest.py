@@ -5,9 +5,11 @@ import os
 # Most of the suite's time is compilation of programs that run once on a few numbers: LLVM need not
 # optimise them. Tests that start the commands as processes of their own use the compiler as users
 # do.
-os.environ.setdefault(
-    'XLA_FLAGS', '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-)
+OWN = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+# What XLA_FLAGS held is added, and wins. It is kept for the processes that tests start, and for
+# those of pytest-xdist.
+ADDED = os.environ.setdefault('TESTS_XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
+os.environ['XLA_FLAGS'] = f'{OWN} {ADDED}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('OMP_THREAD_LIMIT', '1')

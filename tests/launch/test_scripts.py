@@ -30,6 +30,9 @@ case "$*" in
     exit "${FAKE_PIP:-0}" ;;
   "-m ruff"*) exit "${FAKE_RUFF:-0}" ;;
   "-m densegrpo_jax.main"*) exit "${FAKE_MAIN:-0}" ;;
+  "-m pytest"*)
+    env | grep -E "^(MKL_|OMP_NUM|XLA_FLAGS|JAX_COMP)" | sort >>"$CALLS.env"
+    [ "$MKL_ENABLE_INSTRUCTIONS" != "${FAKE_FAILS:-nothing}" ] ;;
 esac
 """
 
@@ -123,6 +126,29 @@ def test_an_old_python_is_refused(project):
 def test_arguments_of_the_test_command(project, given, passed):
     calls = project[0]('test.sh', *given)[1]
     assert calls[-1] == [*PYTEST, *passed]
+
+
+def test_the_tests_of_other_machines(project, tmp_path):
+    """Every setting runs, with a cache of its own; the one that fails is named. Busy loops end, or
+    their output would be waited for.
+    """
+    run, _ = project
+    settings = 'mkl-avx2 busy one-thread xla-sse4'
+    options = {'JAX_COMPILATION_CACHE_DIR': '/cache', 'SETTINGS': settings, 'XLA_FLAGS': ''}
+    done, calls = run('portability.sh', 'tests/core', '-x', **options, FAKE_FAILS='AVX2')
+    assert done.returncode == 1 and 'not all tests passed under: mkl-avx2\n' in done.stderr
+    assert calls[1:] == [[*PYTEST, 'tests/core', '-x']] * 4
+    seen = (tmp_path / 'calls.env').read_text().splitlines()
+    assert [line for line in seen if line.startswith('JAX')] == [
+        f'JAX_COMPILATION_CACHE_DIR=/cache-{setting}' for setting in settings.split()
+    ]
+    isa = 'XLA_FLAGS=--xla_cpu_max_isa=SSE4_2'
+    for line in ('MKL_ENABLE_INSTRUCTIONS=AVX2', 'OMP_NUM_THREADS=1', isa):
+        assert seen.count(line) == 1
+    assert run('portability.sh', **options, FAKE_FAILS='nothing')[0].returncode == 0
+    done, calls = run('portability.sh', SETTINGS='busy amx')
+    assert done.returncode == 1 and calls == []
+    assert 'SETTINGS=amx is no setting; choose among: aten-default' in done.stderr
 
 
 @pytest.mark.parametrize(
