@@ -37,6 +37,12 @@ OVERRIDES = {
     'model.width': 32,
 }
 
+# For runs that are compared across meshes and processes. Adam's step is the gradient over its size
+# plus eps: with an eps far above the gradients it is smooth in them. With the usual 1e-8 the first
+# steps are signs, which rounding decides where a gradient is next to zero. The rate does not decay,
+# so that it is the same in a run that was shorter at first.
+SMOOTH = {'optim.eps': 1.0, 'optim.learning_rate': 0.1, 'optim.decay': 'constant'}
+
 
 def make_config(folder, **overrides):
     """tiny_ocr on a folder's pipeline, small, with `overrides` by their dotted keys."""
@@ -57,6 +63,23 @@ def final_state(workdir):
     # whatever devices of whatever processes wrote them
     args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     return step, reader.restore(path / 'state', restore_args=args), checkpoints.meta(step)
+
+
+def moved_alike(found, want, tolerance):
+    """Asserts that two states' policies moved alike, to `tolerance` of each array's largest move.
+
+    Their moving averages hold where they began, in runs of fewer updates than `ema.every`.
+    """
+    names = [name for name in want if name.startswith('policy/')]
+    moves = {name: want[name] - want['ema' + name.removeprefix('policy')] for name in names}
+    assert (
+        max(np.abs(move).max() for move in moves.values()) > 1e-3
+    )  # or there is nothing to compare
+    for name, move in moves.items():
+        error = np.abs(found[name] - want[name]).max()
+        assert error <= tolerance * np.abs(move).max() + 1e-6, (
+            f'{name}: {error} of {np.abs(move).max()}'
+        )
 
 
 def one_device():
@@ -91,7 +114,7 @@ class Brightness:
         )
 
 
-def command(folder, workdir, *extra, flags=''):
+def command(folder, workdir, *extra, flags='', config='configs/tiny_ocr.py'):
     """The process of such a run, started from the command line; `flags` for XLA."""
     arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [
         f'--config.model.path={folder}',
@@ -104,7 +127,7 @@ def command(folder, workdir, *extra, flags=''):
         sys.executable,
         '-m',
         'densegrpo_jax.main',
-        '--config=configs/tiny_ocr.py',
+        f'--config={config}',
         f'--workdir={workdir}',
         '--cpu_devices=1',
     ]
@@ -112,7 +135,7 @@ def command(folder, workdir, *extra, flags=''):
     # one it has just compiled.
     environment = {
         **os.environ,
-        'XLA_FLAGS': flags,
+        'XLA_FLAGS': f'{flags} {os.environ["TESTS_XLA_FLAGS"]}'.strip(),
         'JAX_PLATFORMS': 'cpu',
         'JAX_ENABLE_COMPILATION_CACHE': 'false',
     }
@@ -121,10 +144,19 @@ def command(folder, workdir, *extra, flags=''):
     )
 
 
-def wait_for_checkpoint(workdir, step, process, seconds=240):
-    """Until the checkpoint of a step is there; the process must be alive meanwhile."""
+def wait_for_checkpoint(workdir, step, process, seconds=1200):
+    """Until the checkpoint of a step is there, made by a process that is under way."""
     deadline = time.monotonic() + seconds
-    while not (workdir / 'checkpoints' / str(step)).is_dir():
-        assert process.poll() is None, process.stderr.read()
+    while True:
+        alive = process.poll() is None  # before the look: what ends in between has made it
+        if (workdir / 'checkpoints' / str(step)).is_dir():
+            return
+        assert alive, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline, 'no checkpoint appeared'
         time.sleep(0.02)
+
+
+def finished(process):
+    """Waits for the process, which must succeed."""
+    _, log = process.communicate()
+    assert process.returncode == 0, log

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -25,30 +24,36 @@ from densegrpo_jax.runtime.startup import detect_cluster, start_processes
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import final_state, rows, wait_for_checkpoint
+from tests.training.small_run import final_state, moved_alike, rows, wait_for_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 # A group of four samples per batch, one on each piece of the data axis: it is spread over both
-# processes. SPOILED names a checkpoint that the second process alone cannot read.
+# processes. SPOILED names a checkpoint that the second process alone cannot read, STOPPED one after
+# whose save it gets a SIGTERM.
 CONFIG = """
-import os, sys
+import os, signal, sys
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from tests.training.small_run import Brightness, make_config
+from tests.training.small_run import SMOOTH, Brightness, make_config
 
 def read(self, step, *, _read=Checkpoints._read, **items):
     if 'state' in items and str(step) == os.environ.get('SPOILED') and '--process_id=1' in sys.argv:
         raise ValueError('spoiled')
     return _read(self, step, **items)
 
-Checkpoints._read = read
+def save(self, step, *args, _save=Checkpoints.save, **kwargs):
+    _save(self, step, *args, **kwargs)
+    if str(step) == os.environ.get('STOPPED') and '--process_id=1' in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Checkpoints._read, Checkpoints.save = read, save
 
 def get_config():
     REWARDS['brightness'] = Brightness
     mesh = {{'mesh.data': 4, 'mesh.tensor': 2}}
     batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8}}
-    config = make_config({folder!r}, **mesh, **batches)
+    config = make_config({folder!r}, **mesh, **batches, **SMOOTH)
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config
 """
@@ -59,6 +64,7 @@ def nothing_left_behind():
     """The configuration is also run in this process, which other files' tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, '_read', Checkpoints._read)
+        patch.setattr(Checkpoints, 'save', Checkpoints.save)
         patch.setitem(REWARDS, 'brightness', None)
         yield
 
@@ -79,7 +85,7 @@ def load(config_file, **overrides):
 
 
 @contextlib.contextmanager
-def processes(config_file, workdir, *options, command='main', heartbeat=60, spoiled=''):
+def processes(config_file, workdir, *options, command='main', heartbeat=60, spoiled='', stopped=''):
     """Both processes of a command that writes to `workdir`, started; whatever happens they are gone
     afterwards.
     """
@@ -87,14 +93,14 @@ def processes(config_file, workdir, *options, command='main', heartbeat=60, spoi
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     # Compiled as the run in this process that they are compared with (see tests/conftest.py).
-    flags = '--xla_backend_optimization_level=0'
+    flags = f'--xla_backend_optimization_level=0 {os.environ["TESTS_XLA_FLAGS"]}'
     environment = {
         **os.environ,
         'XLA_FLAGS': flags,
         'JAX_PLATFORMS': 'cpu',
         'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
-        'SPOILED': spoiled,
     }
+    environment |= {'SPOILED': spoiled, 'STOPPED': stopped}
     folder = f'--workdir={workdir}' if command == 'main' else f'--out={workdir}'
     common = [
         sys.executable,
@@ -127,7 +133,7 @@ def processes(config_file, workdir, *options, command='main', heartbeat=60, spoi
             process.kill()
 
 
-def ended(started, workdir, seconds=400):
+def ended(started, workdir, seconds=1200):
     """Exit codes; the logs are shown where one is not 0 or 75."""
     codes = [process.wait(timeout=seconds) for process in started]
     for i, code in enumerate(codes):
@@ -140,9 +146,7 @@ def same_run(found, expected):
     """States and metrics agree up to the order of sums."""
     (step, arrays, _), (want_step, want, _) = final_state(found), final_state(expected)
     assert step == want_step
-    for name, value in want.items():
-        if not name.startswith('opt'):
-            np.testing.assert_allclose(arrays[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    moved_alike(arrays, want, 2e-2)
     for row, other in zip(rows(found), rows(expected), strict=True):
         assert row['step'] == other['step'] and set(row) == set(other)
         for key in (
@@ -153,9 +157,10 @@ def same_run(found, expected):
             'advantage_abs/step_1',
         ):
             if key in other:
-                # Adam's first steps enlarge rounding where a gradient is next to zero
+                # An update enlarges the rounding of the one before.
                 rtol = 5e-4 if row['step'] <= 1 else 3e-3
-                np.testing.assert_allclose(row[key], other[key], rtol=rtol, atol=1e-6, err_msg=key)
+                # A pixel that rounds the other way moves a picture's reward by 2.6e-6.
+                np.testing.assert_allclose(row[key], other[key], rtol=rtol, atol=5e-6, err_msg=key)
 
 
 @pytest.fixture(scope='module')
@@ -171,14 +176,12 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     """SIGTERM to one of them stops both after the same update; started again, where one of them
     cannot read the newest checkpoint both take the one before it, and end as one process does."""
     workdir = tmp_path / 'two'
-    with processes(config_file, workdir) as started:
-        wait_for_checkpoint(workdir, 2, started[0])
-        started[1].send_signal(signal.SIGTERM)
-        codes = ended(started, workdir)
-    assert codes in ([75, 75], [0, 0])  # 0: they had finished before the signal arrived
+    with processes(config_file, workdir, stopped='2') as started:
+        assert ended(started, workdir) == [75, 75]
     newest = max(
         (path.name for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()), key=int
     )
+    assert newest == '2'
     with processes(config_file, workdir, spoiled=newest) as started:
         assert ended(started, workdir) == [0, 0]
     found = (

@@ -5,9 +5,7 @@ SIGTERM, does not depend on the mesh.
 import contextlib
 import json
 import pathlib
-import random
 import signal
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,13 +30,15 @@ from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.rewards.loopback import serving
 from tests.training.small_run import (
+    SMOOTH,
     Brightness,
     command,
     final_state,
+    finished,
     make_config,
+    moved_alike,
     one_device,
     rows,
-    wait_for_checkpoint,
 )
 
 
@@ -85,7 +85,7 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
     within f32 rounding.
     """
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    config = make_config(folder, iterations=1)
+    config = make_config(folder, iterations=1, **SMOOTH)
     config.reward = {'brightness': {'weight': 1.0}}
     run(config, tmp_path / 'one', one_device(), StopRequest())
     _, expected, _ = final_state(tmp_path / 'one')
@@ -98,13 +98,28 @@ def test_first_update_matches_on_every_mesh(folder, tmp_path, monkeypatch):
         _, found, _ = final_state(workdir)
         reference, sharded = rows(tmp_path / 'one')[1], rows(workdir)[1]
         for key in ('train/reward', 'train/grad_norm', 'gain/step_0'):
-            np.testing.assert_allclose(sharded[key], reference[key], rtol=2e-4, atol=1e-6)
-        # Adam's first step is the sign of the gradient times the rate: rounding flips it only where
-        # the gradient is next to zero.
-        for name in expected:
-            if name.startswith('policy'):
-                close = np.isclose(found[name], expected[name], rtol=1e-3, atol=1e-6)
-                assert close.mean() > 0.98, name
+            np.testing.assert_allclose(sharded[key], reference[key], rtol=2e-4, atol=5e-6)
+        # A pixel that rounds the other way moves a reward by 2.6e-6.
+        moved_alike(found, expected, 1e-2)
+
+
+# tiny_ocr, in a process that sends itself a signal when a method of its checkpoints has returned.
+INTERRUPTED = """
+import os
+from configs import tiny_ocr
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+
+get_config = tiny_ocr.get_config
+original = Checkpoints.{method}
+
+def interrupting(self, first, *args, **kwargs):
+    result = original(self, first, *args, **kwargs)
+    if {step} in (None, first):
+        os.kill(os.getpid(), {number})
+    return result
+
+Checkpoints.{method} = interrupting
+"""
 
 
 def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
@@ -112,25 +127,20 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     uninterrupted one.
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
-    process = command(folder, straight, '--config.iterations=4')
-    assert process.wait() == 0, process.stderr.read()
-    process = command(folder, broken, '--config.iterations=4')
-    moments = random.Random(1)
-    wait_for_checkpoint(broken, 1, process)
-    time.sleep(moments.uniform(0, 0.3))  # in the next iteration, or while it is saved
-    process.kill()
-    process.wait()
-    process = command(folder, broken, '--config.iterations=4')
-    time.sleep(moments.uniform(0, 10))  # while it starts, restores or compiles
-    process.kill()
-    process.wait()
-    process = command(folder, broken, '--config.iterations=4')
-    wait_for_checkpoint(broken, 3, process)
-    process.send_signal(signal.SIGTERM)
-    code = process.wait()
-    assert code in (75, 0), process.stderr.read()  # 0: it had finished before the signal arrived
-    process = command(folder, broken, '--config.iterations=4')
-    assert process.wait() == 0, process.stderr.read()
+    start = lambda workdir, **how: command(folder, workdir, '--config.iterations=4', **how)
+
+    def ends(code, number, method, step=None):
+        config = tmp_path / f'{method}.py'
+        config.write_text(INTERRUPTED.format(method=method, step=step, number=int(number)))
+        process = start(broken, config=config)
+        _, log = process.communicate()
+        assert process.returncode == code, log
+
+    finished(start(straight))
+    ends(-signal.SIGKILL, signal.SIGKILL, 'save', 2)  # while it saves
+    ends(-signal.SIGKILL, signal.SIGKILL, 'restore_latest')  # before anything is compiled
+    ends(75, signal.SIGTERM, 'save', 3)
+    finished(start(broken))
     (step, expected, progress), (found_step, found, found_progress) = (
         final_state(straight),
         final_state(broken),
