@@ -67,9 +67,6 @@ def _cases() -> dict[str, Case]:
         'sde_constant': Case({'rollout.noise': 'constant', 'rollout.train_end': True}),
         'noisy_end': Case({'rollout.noisy_end': True, 'loss.noise_power': 0.0}),
         'completion_steps': credit(completion_steps=2),
-        'completion_ab2': credit(
-            completion_steps=2, completion_solver='ab2', completion_grid='sigma'
-        ),
         'completion_every': Case({'credit.completion_every': 2, 'rollout.steps': 5}),
         'window': Case({'rollout.first': 1, 'rollout.last': 3}),
         'shared_noise': Case({'rollout.shared_noise': True}),

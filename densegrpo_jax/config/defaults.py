@@ -17,7 +17,6 @@ from densegrpo_jax.core.calibration import RULES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.dense_reward import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
-from densegrpo_jax.core.ode_rollout import SOLVERS, SPACINGS
 from densegrpo_jax.core.particles import SCHEMES
 from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
@@ -157,9 +156,6 @@ def default_config() -> ml_collections.ConfigDict:
     c.credit = _group(
         rule='dense',  # sparse, dense_baseline, coca_share, coca_to_go, dense, gae
         completion_steps=0,  # n; 0 = all remaining grid points (n = t)
-        # of n < t steps: even in timesteps (the paper), or 'sigma': of about equal length
-        completion_grid='timestep',
-        completion_solver='euler',  # or 'ab2': of second order, for as many network calls
         # complete and score every m-th state only; rewards between lie on a line
         completion_every=1,
         coca_window=1,
@@ -302,8 +298,6 @@ def validate(config) -> None:
     _one_of('calibration.rule', config.calibration.rule, RULES)
     _one_of('rollout.log_prob', r.log_prob, LOG_PROBS)
     _one_of('credit.rule', config.credit.rule, CREDIT_RULES)
-    _one_of('credit.completion_grid', config.credit.completion_grid, SPACINGS)
-    _one_of('credit.completion_solver', config.credit.completion_solver, SOLVERS)
     _one_of('credit.combine', config.credit.combine, COMBINATIONS)
     _one_of('credit.std', config.credit.std, STD_SCOPES)
     _one_of('loss.kl_form', config.loss.kl_form, KL_FORMS)
@@ -349,17 +343,6 @@ def validate(config) -> None:
         raise ValueError(
             f'credit.completion_steps={config.credit.completion_steps}: expected 0 (all) to '
             f'rollout.steps={r.steps}'
-        )
-    if config.credit.completion_grid != 'timestep' and not config.credit.completion_steps:
-        raise ValueError(
-            f'credit.completion_grid={config.credit.completion_grid!r} chooses among the remaining '
-            'grid points, and '
-            'credit.completion_steps=0 takes them all: set a number of steps'
-        )
-    if config.credit.completion_solver == 'ab2' and config.credit.completion_steps == 1:
-        raise ValueError(
-            "credit.completion_solver='ab2' starts with an Euler step; credit.completion_steps=1 "
-            'ends there: use 2 or more'
         )
     if not 0 <= config.credit.gae_lambda <= 1:
         raise ValueError(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.core.ode_rollout import check_completion, completion_grid, two_step_velocity
+from densegrpo_jax.core.ode_rollout import completion_grid
 from densegrpo_jax.core.plan import StepPlan, completion_source
 from densegrpo_jax.core.schedules import check_grid
 from densegrpo_jax.core.sde_step import at_least_f32, guided_shift, sde_step
@@ -53,12 +53,9 @@ class Jobs(NamedTuple):
     write: np.ndarray  # row for the latent after the step
     fork: np.ndarray  # row for the first step of the completion that begins here
     predict: np.ndarray  # row for x0hat
-    # row of the velocity of the completion's last step, read and then replaced (ab2)
-    velocity: np.ndarray
     k_from: np.ndarray
     k_to: np.ndarray
     k_fork: np.ndarray
-    k_before: np.ndarray  # where that velocity was taken; k_from where there is none yet
     step: np.ndarray  # transition index k of a trajectory job, -1 for a completion job
 
 
@@ -67,31 +64,25 @@ class JobPlan(NamedTuple):
 
     jobs: Jobs
     trajectory_jobs: np.ndarray  # int [T]: position of transition k in the job list
-    # buffer rows: T+1 trajectory states, S-1 completions, T predictions, with ab2 S-1 velocities, 1
-    # scrap
+    # buffer rows: T+1 trajectory states, S-1 completions, T predictions, 1 scrap
     rows: int
     states: tuple
     sources: tuple
     velocity_evals: int
 
 
-def plan_jobs(plan, complete=(), n=None, *, solver='euler', sigmas=None):
+def plan_jobs(plan, complete=(), n=None):
     """Lays out a dense rollout: which evaluations, in which order, reading and writing which buffer
     row.
 
     States whose completion is known to coincide (`completion_source`) share one; state T is always
-    included. With solver='ab2', whose steps are not the sampler's, they share it by definition, for
-    every n: the sampler's own deterministic transitions are followed as far as they go, and the
-    rest of the way is integrated. So a deterministic transition earns nothing, and every state on a
-    deterministic end has the reward of the sample itself, as the policy's path from there is known.
+    included.
 
     Args:
         plan: StepPlan of bool [T].
         complete: states 0 ... T whose completion is wanted.
         n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
             all remaining.
-        solver: one of SOLVERS.
-        sigmas: optional [T+1] grid, for steps of about equal length as in `completion_grid`.
 
     Returns:
         JobPlan; `velocity_evals`, the number of jobs, is T + the sum over states k other than T of
@@ -105,27 +96,23 @@ def plan_jobs(plan, complete=(), n=None, *, solver='euler', sigmas=None):
         )
     if n is not None and n < 1:
         raise ValueError(f'n is {n}; a completion needs at least 1 step')
-    source = {k: completion_source(plan, k, None if solver == 'ab2' else n) for k in wanted}
+    source = {k: completion_source(plan, k, n) for k in wanted}
     states = tuple(sorted(set(source.values())))
     sources = tuple(states.index(source[k]) if k in source else -1 for k in range(num_steps + 1))
 
     own = states[:-1]
     predictions = num_steps + 1 + len(own)
-    velocities = predictions + num_steps
-    scrap = velocities + (len(own) if solver == 'ab2' else 0)
+    scrap = predictions + num_steps
     jobs = []
     for k in range(num_steps):
-        fork, kept, k_fork = scrap, scrap, k + 1
+        fork, k_fork = scrap, k + 1
         if k in own:
             fork = num_steps + 1 + own.index(k)
-            kept = velocities + own.index(k) if solver == 'ab2' else scrap
-            grid = completion_grid(
-                num_steps, k, None if n is None else min(n, num_steps - k), sigmas=sigmas
-            )
+            grid = completion_grid(num_steps, k, None if n is None else min(n, num_steps - k))
             k_fork = grid[1]
-            for before, here, there in zip(grid[:-2], grid[1:-1], grid[2:]):
-                jobs.append(Jobs(fork, fork, scrap, scrap, kept, here, there, there, before, -1))
-        jobs.append(Jobs(k, k + 1, fork, predictions + k, kept, k, k + 1, k_fork, k, k))
+            for here, there in zip(grid[1:-1], grid[2:]):
+                jobs.append(Jobs(fork, fork, scrap, scrap, here, there, there, -1))
+        jobs.append(Jobs(k, k + 1, fork, predictions + k, k, k + 1, k_fork, k))
     # waves of equal noise level, the trajectory first
     jobs.sort(key=lambda job: (job.k_from, job.step < 0))
     table = Jobs(*np.array(jobs, np.int32).T)
@@ -199,8 +186,6 @@ def dense_rollout(
     log_prob='gaussian',
     complete=(),
     n=None,
-    solver='euler',
-    spacing='timestep',
 ):
     """Samples a trajectory and completes the asked states by ODE, without gradient, with the
     current policy (Eq. 8).
@@ -219,20 +204,13 @@ def dense_rollout(
         kernel, log_prob: as in `sde_step`.
         complete: states whose completions are wanted, e.g. `needed_states(credit, plan)`.
         n: steps per completion; None means all remaining (the paper's default n = t).
-        solver, spacing: of the completions, as in `ode_rollout`. What a completion of a
-            deterministic transition is, `plan_jobs` says. 'ab2' costs as many evaluations and keeps
-            a velocity per completion. It is nearer to the exact ODE, but not to the sampler's own
-            steps: without noise, gains are 0 with 'euler' and n = t alone.
 
     Returns:
         DenseRollout.
     """
-    check_completion(solver, spacing)
     levels = _masked_levels(noise_levels, plan, sigmas, x_init)
     num_steps = len(plan.stochastic)
-    job_plan = plan_jobs(
-        plan, complete, n, solver=solver, sigmas=sigmas if spacing == 'sigma' else None
-    )
+    job_plan = plan_jobs(plan, complete, n)
     x_init = at_least_f32(x_init)
     grid = jnp.asarray(sigmas, x_init.dtype)
     buffer = jnp.zeros((job_plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
@@ -254,20 +232,10 @@ def dense_rollout(
         fork = sde_step(
             velocity, x, s, grid[job.k_fork], 0.0, noise=no_noise(0), kernel=kernel
         ).sample
-        after, kept = step.sample, ()
-        if solver == 'ab2':
-            before = jax.lax.dynamic_index_in_dim(buffer, job.velocity, keepdims=False)
-            ratio = jnp.where(job.k_before < job.k_from, (s_next - s) / (s - grid[job.k_before]), 0)
-            followed = two_step_velocity(velocity, before, ratio / 2)
-            completed = sde_step(
-                followed, x, s, s_next, 0.0, noise=no_noise(0), kernel=kernel
-            ).sample
-            after, kept = jnp.where(job.step >= 0, after, completed), ((job.velocity, velocity),)
         for row, latents in (
-            (job.write, after),
+            (job.write, step.sample),
             (job.fork, fork),
             (job.predict, x - s * velocity),
-            *kept,
         ):
             buffer = jax.lax.dynamic_update_index_in_dim(buffer, latents, row, 0)
         return buffer, (step.log_prob, step.std)

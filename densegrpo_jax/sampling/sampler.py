@@ -39,8 +39,6 @@ class Schedule(NamedTuple):
     plan: StepPlan
     complete: tuple[int, ...]  # states whose reward the credit rule reads, or every m-th of them
     completion_steps: int | None  # n; None = all remaining
-    completion_solver: str = 'euler'
-    completion_grid: str = 'timestep'
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
@@ -61,15 +59,7 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
         noise_table(config, sigmas, plan),
         every_state(needed_states(c.rule, plan), c.completion_every),
     )
-    return Schedule(
-        sigmas,
-        levels,
-        plan,
-        complete,
-        c.completion_steps or None,
-        c.completion_solver,
-        c.completion_grid,
-    )
+    return Schedule(sigmas, levels, plan, complete, c.completion_steps or None)
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
@@ -169,8 +159,6 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             log_prob=config.rollout.log_prob,
             complete=schedule.complete,
             n=schedule.completion_steps,
-            solver=schedule.completion_solver,
-            spacing=schedule.completion_grid,
         )
         return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
 

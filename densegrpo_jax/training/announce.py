@@ -50,9 +50,7 @@ def memory(
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
     kept = (r.steps + 1 + states) * samples * row / devices
-    # and their last velocities
-    completing = states * (2 if schedule.completion_solver == 'ab2' else 1)
-    buffer = (2 * r.steps + 1 + completing) * batch * row / devices
+    buffer = (2 * r.steps + 1 + states) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
     return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'pictures': pictures}
 
@@ -90,10 +88,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    n = (
-        f'{schedule.completion_steps or "all remaining"} ({schedule.completion_solver}, grid by '
-        f'{schedule.completion_grid})'
-    )
+    n = schedule.completion_steps or 'all remaining'
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = f'stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}'

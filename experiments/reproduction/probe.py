@@ -57,21 +57,8 @@ EXACT_METHOD = 'n = t'  # every remaining grid point
 # Name -> what it changes in a configuration with complete completions.
 METHODS = {
     EXACT_METHOD: {},
-    'n = t, ab2': {'credit.completion_solver': 'ab2'},
     'n = 3': {'credit.completion_steps': 3},
-    'n = 3, even σ': {'credit.completion_steps': 3, 'credit.completion_grid': 'sigma'},
-    'n = 3, even σ, ab2': {
-        'credit.completion_steps': 3,
-        'credit.completion_grid': 'sigma',
-        'credit.completion_solver': 'ab2',
-    },
     'n = 2': {'credit.completion_steps': 2},
-    'n = 2, even σ': {'credit.completion_steps': 2, 'credit.completion_grid': 'sigma'},
-    'n = 2, even σ, ab2': {
-        'credit.completion_steps': 2,
-        'credit.completion_grid': 'sigma',
-        'credit.completion_solver': 'ab2',
-    },
     'n = 1': {'credit.completion_steps': 1},
     'every 2nd state': {'credit.completion_every': 2},
     'every 2nd state, n = 2': {'credit.completion_every': 2, 'credit.completion_steps': 2},

@@ -105,13 +105,6 @@ def test_flux_ocr_has_the_recipe_of_its_issue():
         ('credit.combine', 'mean', r"credit.combine='mean'.*'advantages', 'normalised', 'sum'"),
         ('credit.completion_steps', 7, r'credit.completion_steps=7'),
         ('credit.completion_every', 0, r'credit.completion_every=0 must be at least 1'),
-        ('credit.completion_grid', 'even', r"credit.completion_grid='even'.*'sigma', 'timestep'"),
-        (
-            'credit.completion_grid',
-            'sigma',
-            r"credit.completion_grid='sigma'.*set a number of steps",
-        ),
-        ('credit.completion_solver', 'heun', r"credit.completion_solver='heun'.*'ab2', 'euler'"),
         ('credit.std', 'batch', r"credit.std='batch'.*'global', 'group', 'pooled'"),
         ('credit.gae_lambda', 1.5, r'credit.gae_lambda=1.5'),
         ('loss.noise_power', -1.0, r'loss.noise_power=-1.0.*0'),
@@ -135,15 +128,6 @@ def test_impossible_values_are_named(key, value, message):
     config = default_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
-        validate(config)
-
-
-def test_the_two_step_solver_needs_two_steps():
-    config = default_config()
-    config.credit.update(completion_solver='ab2', completion_steps=2, completion_grid='sigma')
-    validate(config)
-    config.credit.completion_steps = 1
-    with pytest.raises(ValueError, match='use 2 or more'):
         validate(config)
 
 

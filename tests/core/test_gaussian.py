@@ -72,34 +72,14 @@ def test_ode_converges_to_the_exact_solution_at_order_one():
     np.testing.assert_allclose(measured_orders(errors), 1, atol=0.1)
 
 
-@pytest.mark.parametrize('solver, order', [('euler', 1), ('ab2', 2)])
-def test_completion_from_the_middle_converges_to_the_exact_solution(solver, order):
+def test_completion_from_the_middle_converges_to_the_exact_solution_at_order_one():
     x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
     errors = []
     for n in (32, 64, 128):
         s = 0.5
         exact = M + TAU * (x - (1 - s) * M) / np.sqrt((1 - s) ** 2 * TAU**2 + s**2)
-        errors.append(
-            np.abs(ode_rollout(velocity, x, uniform_grid(n), n // 2, solver=solver) - exact).max()
-        )
-    np.testing.assert_allclose(measured_orders(errors), order, atol=0.1)
-
-
-@pytest.mark.parametrize('warp', [lambda u: u, lambda u: u**2])
-def test_two_step_solver_converges_at_order_two_and_needs_fewer_calls(warp):
-    """On an even grid and on one whose steps shrink."""
-    x = np.linspace(-2, 2, 9, dtype=np.float32)[:, None]
-    counts, errors = (8, 16, 32, 64), {}
-    for solver in ('euler', 'ab2'):
-        grids = [warp(uniform_grid(n)).astype(np.float32) for n in counts]
-        errors[solver] = [
-            float(np.abs(ode_rollout(velocity, x, g, solver=solver) - (M + TAU * x)).max())
-            for g in grids
-        ]
-    np.testing.assert_allclose(measured_orders(errors['ab2'])[1:], 2, atol=0.15)
-    # at equal calls
-    assert all(two_step < euler / 3 for euler, two_step in zip(errors['euler'], errors['ab2']))
-    assert errors['ab2'][0] < errors['euler'][1]  # better than Euler with twice the calls
+        errors.append(np.abs(ode_rollout(velocity, x, uniform_grid(n), n // 2) - exact).max())
+    np.testing.assert_allclose(measured_orders(errors), 1, atol=0.1)
 
 
 @pytest.mark.parametrize(

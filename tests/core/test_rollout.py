@@ -26,7 +26,6 @@ from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
 T = len(GRID) - 1
 LEVELS = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
-STEEP = np.array([1.0, 0.95, 0.9, 0.85, 0.5, 0.0], np.float32)
 SHAPE = (4, 3, 5)
 PAPER = step_plan(GRID, train_end=True)
 DEFAULT = step_plan(GRID)
@@ -65,22 +64,6 @@ def completion_in_numpy(x, indices, grid=GRID):
     return x
 
 
-def two_step_completion_in_numpy(x, indices):
-    """The same by Adams and Bashforth: the integral of the line through the last two velocities,
-    after a step of Euler.
-    """
-    x, s = np.asarray(x, np.float64), GRID.astype(np.float64)
-    before = None
-    for here, there in zip(indices[:-1], indices[1:]):
-        v = np.asarray(velocity(x, np.full(len(x), s[here])), np.float64)
-        slope = 0 if before is None else (v - before[0]) / (s[here] - before[1])
-        x, before = (
-            x + (s[there] - s[here]) * v + (s[there] - s[here]) ** 2 / 2 * slope,
-            (v, s[here]),
-        )
-    return x
-
-
 def test_completion_grid():
     assert completion_grid(10, 0) == tuple(range(11))
     assert completion_grid(10, 7) == (7, 8, 9, 10)
@@ -103,31 +86,6 @@ def test_completion_grid():
             completion_grid(10, k, n)
 
 
-def test_completion_grid_of_even_steps():
-    sd3 = [1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0]
-    even = functools.partial(completion_grid, 10, sigmas=np.float32(sd3))
-    assert even(0, 1) == (0, 10)
-    # half of 1 is nearest to 0.4649; the paper's timestep 5 is at 0.7073
-    assert even(0, 2) == (0, 7, 10)
-    assert even(0, 3) == (0, 5, 8, 10)  # 0.6667, 0.3333
-    assert even(0, 5) == (0, 4, 6, 7, 8, 10)  # 0.8, 0.6, 0.4, 0.2
-    assert even(6, 2) == (6, 8, 10)  # 0.3011
-    assert even(8, 2) == (8, 9, 10) and even(10) == (10,)
-    assert completion_grid(4, 0, 2, sigmas=[1, 0.75, 0.5, 0.25, 0]) == (0, 2, 4)
-    # of two equally near, the earlier
-    assert completion_grid(3, 0, 2, sigmas=[1, 0.75, 0.25, 0]) == (0, 1, 3)
-    for k in range(10):
-        assert even(k) == even(k, 10 - k) == tuple(range(k, 11))
-        for n in range(1, 11 - k):  # always n steps, also where the nearest points coincide
-            grid = even(k, n)
-            assert (
-                len(grid) == n + 1
-                and grid[0] == k
-                and grid[-1] == 10
-                and list(grid) == sorted(set(grid))
-            )
-
-
 @pytest.mark.parametrize('n', [None, 1, 2])
 @pytest.mark.parametrize('name', PLANS)
 def test_completions_are_those_of_a_separate_integration(name, n):
@@ -139,55 +97,6 @@ def test_completions_are_those_of_a_separate_integration(name, n):
             dense.completions[dense.sources[k]], expected, atol=2e-6, err_msg=f'state {k}'
         )
     np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
-
-
-@pytest.mark.parametrize(
-    'n, spacing', [(None, 'timestep'), (2, 'timestep'), (2, 'sigma'), (3, 'sigma')]
-)
-def test_two_step_completions_are_those_of_a_separate_integration(n, spacing):
-    """In the plan with a window too: from state 0 the sampler's own step to state 1, and the states
-    after the window are the sample.
-    """
-    sigmas = GRID if spacing == 'sigma' else None
-    for name in ('paper', 'window'):
-        dense = rollout(PLANS[name], complete=range(T + 1), n=n, solver='ab2', spacing=spacing)
-        for k in dense.states[:-1]:
-            indices = completion_grid(T, k, None if n is None else min(n, T - k), sigmas=sigmas)
-            expected = two_step_completion_in_numpy(dense.latents[k], indices)
-            np.testing.assert_allclose(
-                dense.completions[dense.sources[k]],
-                expected,
-                atol=3e-6,
-                err_msg=f'{name}, state {k}',
-            )
-            alone = ode_rollout(
-                velocity, dense.latents[k], GRID, k, len(indices) - 1, solver='ab2', spacing=spacing
-            )
-            np.testing.assert_allclose(alone, expected, atol=3e-6)
-            if len(indices) > 2:
-                # not Euler's
-                assert (
-                    np.abs(expected - completion_in_numpy(dense.latents[k], indices)).max() > 1e-3
-                )
-        np.testing.assert_allclose(dense.latents, all_states(name).latents, atol=2e-6)
-        assert dense.sources == ((0, 1, 2, 3, 4, 5) if name == 'paper' else (0, 0, 1, 2, 2, 2))
-
-
-def test_two_step_completions_reuse_a_first_velocity():
-    v = velocity(X_INIT, np.ones(4, np.float32))
-    expected = two_step_completion_in_numpy(X_INIT, range(T + 1))
-    np.testing.assert_allclose(
-        ode_rollout(velocity, X_INIT, GRID, first_velocity=v, solver='ab2'), expected, atol=3e-6
-    )
-
-
-def test_even_steps_are_taken_by_euler_too():
-    dense = rollout(PAPER, complete=(0,), n=2, spacing='sigma', sigmas=STEEP)
-    expected = completion_in_numpy(X_INIT, (0, 4, 5), STEEP)
-    np.testing.assert_allclose(dense.completions[0], expected, atol=2e-6)
-    np.testing.assert_allclose(
-        ode_rollout(velocity, X_INIT, STEEP, 0, 2, spacing='sigma'), expected, atol=2e-6
-    )
 
 
 @pytest.mark.parametrize('name', PLANS)
@@ -282,11 +191,9 @@ def test_velocity_evaluations_are_counted_as_they_happen(plan, complete, n, expe
         assert x.shape == SHAPE and s.shape == SHAPE[:1]
         return velocity(x, s)
 
-    for options in ({}, {'solver': 'ab2', 'spacing': 'sigma'}):
-        calls.clear()
-        with jax.disable_jit():
-            dense = rollout(plan, velocity_fn=counting, complete=complete, n=n, **options)
-        assert calls['all'] == dense.velocity_evals == expected
+    with jax.disable_jit():
+        dense = rollout(plan, velocity_fn=counting, complete=complete, n=n)
+    assert calls['all'] == dense.velocity_evals == expected
     assert plan_jobs(plan, complete, n).velocity_evals == expected
 
 
@@ -348,11 +255,8 @@ def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
     jax.effects_barrier()
     assert calls['all'] == dense.velocity_evals == T + T * (T - 1) // 2
     # The network is the only matrix product here: one copy of it in the whole program.
-    for solver in ('euler', 'ab2'):
-        program = jax.make_jaxpr(
-            lambda solver=solver: rollout(complete=range(T + 1), solver=solver).latents
-        )()
-        assert str(program).count('dot_general') == 1
+    program = jax.make_jaxpr(lambda: rollout(complete=range(T + 1)).latents)()
+    assert str(program).count('dot_general') == 1
     # jit = no jit, and the static fields survive it.
     with jax.disable_jit():
         plain = rollout(complete=range(T + 1))
@@ -372,20 +276,6 @@ def test_zero_noise_gives_exactly_zero_gains(kernel):
     rewards = state_rewards(jnp.sin(10 * dense.completions).sum((2, 3)), dense.sources)
     np.testing.assert_array_equal(dense_reward(rewards, 'dense'), 0)
     np.testing.assert_array_equal(dense.log_prob, 0)
-
-
-@pytest.mark.parametrize('n', [None, 1, 2])
-def test_deterministic_transitions_have_zero_gain_with_two_step_completions(n):
-    """What is completed otherwise than sampled would give a deterministic transition a gain: its
-    start shares the value of its end.
-    """
-    dense = rollout(WINDOW, complete=range(T + 1), n=n, solver='ab2')
-    gains = np.asarray(
-        dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense')
-    )
-    np.testing.assert_array_equal(gains[[0, 3, 4]], 0)
-    assert np.abs(gains[[1, 2]]).min() > 0
-    np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
 
 
 def test_gains_telescope():
@@ -526,11 +416,6 @@ def test_bad_arguments_are_named():
         rollout(levels=LEVELS[:3])
     with pytest.raises(ValueError, match='states 0'):
         rollout(complete=(T + 1,))
-    for options in ({'solver': 'heun'}, {'spacing': 'even'}):
-        with pytest.raises(ValueError, match=next(iter(options.values()))):
-            rollout(complete=(0,), **options)
-        with pytest.raises(ValueError, match=next(iter(options.values()))):
-            ode_rollout(velocity, X_INIT, GRID, **options)
     with pytest.raises(ValueError, match='n is 0'):
         rollout(complete=(0,), n=0)
     with pytest.raises(ValueError, match='advantages'):

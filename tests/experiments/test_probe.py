@@ -33,10 +33,7 @@ DRAW = {
     'bias': probe_drawing.draw_bias,
     'cost': probe_drawing.draw_cost,
 }
-METHODS = {
-    name: probe.METHODS[name]
-    for name in ('n = t, ab2', 'n = 3', 'n = 2', 'n = 1', 'every 2nd state')
-}
+METHODS = {name: probe.METHODS[name] for name in ('n = 3', 'n = 2', 'n = 1', 'every 2nd state')}
 OPTIONS = {
     'latent_rewards': {},
     'bias': {'samples': 4, 'continuations': 3},
@@ -94,7 +91,6 @@ def test_tables_and_figures(whole, tmp_path):
     # take 2 + 1 more, two steps 1 + 1.
     assert {row['method']: row['calls'] for row in cost} == {
         'n = t': 6,
-        'n = t, ab2': 6,
         'n = 2': 5,
         'n = 1': 3,
         'every 2nd state': 5,

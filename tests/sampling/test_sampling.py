@@ -67,23 +67,20 @@ def test_a_prompt_gets_its_noise_by_its_place_not_by_its_batch(opened):
 
 
 def test_how_states_are_completed_changes_the_completions_alone(opened):
-    changes = {'rollout.steps': 6, 'rollout.group': 2, 'credit.completion_steps': 2}
     ways = {
-        'paper': {},
-        'sigma': {'credit.completion_grid': 'sigma'},
-        'ab2': {'credit.completion_solver': 'ab2'},
+        'all steps': {},
+        'two steps': {'credit.completion_steps': 2},
+        'every second state': {'credit.completion_every': 2},
     }
-    found = {
-        way: sample(opened, ['A neon sign that says "ONE"'], [0], **changes, **more)
-        for way, more in ways.items()
-    }
-    for way in ('sigma', 'ab2'):
-        np.testing.assert_allclose(found[way].latents, found['paper'].latents, atol=1e-4)
-        assert found[way].sources == found['paper'].sources == (0, 1, 2, 3, 4, 5, 5)
-        assert found[way].velocity_evals == found['paper'].velocity_evals == 6 + 5
-        assert np.abs(found[way].completions - found['paper'].completions)[:4].max() > 1e-3
-    changes = {'rollout.steps': 6, 'rollout.group': 2, 'credit.completion_every': 2}
-    fewer = sample(opened, ['A neon sign that says "ONE"'], [0], **changes)
+    changes = {'rollout.steps': 6, 'rollout.group': 2}
+    whole, two, fewer = (
+        sample(opened, ['A neon sign that says "ONE"'], [0], **changes, **more)
+        for more in ways.values()
+    )
+    for found in (two, fewer):
+        np.testing.assert_allclose(found.latents, whole.latents, atol=1e-4)
+    assert (two.sources, two.velocity_evals) == ((0, 1, 2, 3, 4, 5, 5), 6 + 5)
+    assert np.abs(two.completions - whole.completions)[:4].max() > 1e-3
     assert (fewer.states, fewer.sources, fewer.velocity_evals) == (
         (0, 2, 4, 6),
         (0, -1, 1, -1, 2, 3, 3),
