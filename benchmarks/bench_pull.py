@@ -59,7 +59,7 @@ def main(argv) -> None:
     )
     update_fn = make_update(pipeline, config, tx, mesh)
     trained, samples, squares, shares_to_go = (
-        np.flatnonzero(schedule.plan.trained),
+        np.flatnonzero(schedule.masks.trained),
         r.prompts * r.group,
         [],
         [],
@@ -111,7 +111,7 @@ def main(argv) -> None:
             )
     square, std = np.mean(squares, 0), np.asarray(rollout.std[:, 0])
     weights = [
-        np.asarray(noise_weights(std, schedule.plan.trained, power))[trained] for power in POWERS
+        np.asarray(noise_weights(std, schedule.masks.trained, power))[trained] for power in POWERS
     ]
     shares = [square * w**2 / np.sum(square * w**2) for w in weights]
     to_go = np.concatenate(shares_to_go, 1)

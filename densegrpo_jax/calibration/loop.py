@@ -132,7 +132,7 @@ def prepare(checked: Checked) -> tuple:
         sized.credit.update(default_config().credit)
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
     schedule, (low, high) = make_schedule(checked.pipeline, sized), _bounds(config)
-    start = schedule.noise_levels[schedule.plan.trained]
+    start = schedule.noise_levels[schedule.masks.trained]
     if np.any((start < low) | (start > high)):
         raise ValueError(
             f'calibration starts from rollout.noise={r.noise!r}, level {r.level:g}: '
@@ -206,7 +206,7 @@ def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, re
     return {
         'settings': ours,
         'config_hash': hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:12],
-        'geometry': noise.geometry(config, schedule.sigmas, schedule.plan),
+        'geometry': noise.geometry(config, schedule.sigmas, schedule.masks),
         'finished': False,
         'settled': False,
         'psi': start.tolist(),
@@ -280,7 +280,7 @@ def _iterate(
                 psi,
                 positives,
                 negatives,
-                schedule.plan.trained,
+                schedule.masks.trained,
                 rule=c.rule,
                 eps1=c.eps1,
                 eps2=c.eps2,
@@ -298,7 +298,7 @@ def _iterate(
             document['psi'] = np.mean(document['history'][-c.window :], axis=0).tolist()
             document['after'] = None
             keep()
-            on = schedule.plan.trained
+            on = schedule.masks.trained
             signs = {'positive': positives[on].sum(), 'negative': negatives[on].sum()}
             bar.update(
                 iteration + 1,
@@ -326,7 +326,7 @@ def _outcome(document: dict) -> str:
 
 def _described(config, schedule: Schedule) -> str:
     c, r, (low, high) = config.calibration, config.rollout, _bounds(config)
-    steps = ''.join('x' if on else '.' for on in schedule.plan.trained)
+    steps = ''.join('x' if on else '.' for on in schedule.masks.trained)
     return (
         f'rule {c.rule}, {r.prompts} prompts x {r.group} = {r.prompts * r.group} trajectories an '
         f'iteration, at most {c.iterations}; T = {r.steps}, kernel {r.kernel}, calibrated '

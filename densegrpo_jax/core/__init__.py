@@ -1,6 +1,6 @@
 """The mathematics of DenseGRPO as pure functions: arrays and static host values in, arrays out.
 
-Reading order: schedules (the noise grid), plan (which steps are stochastic, which are trained),
+Reading order: schedules (the noise grid), masks (which steps are stochastic, which are trained),
 sde_step (the policy), ode_rollout (completion of a latent), rollout (trajectories and their
 completions), dense_reward (credit), advantages, combine (of several rewards), grpo_loss,
 calibration.

@@ -63,7 +63,7 @@ def group_advantages(
         eps: added to the std, outside the root.
         clip: bound on |A|; None for none.
         group_ids: int [B] in 0 ... P-1; default P equal groups in prompt-major order.
-        steps: bool [T], the transitions to normalise, e.g. plan.trained; the others get 0 and may
+        steps: bool [T], the transitions to normalise, e.g. masks.trained; the others get 0 and may
             hold NaN. Default all.
         valid: bool [B] or [T, B]; invalid samples get 0 and enter no statistic.
         min_spread: in units of the reward; absorbs the float32 rounding of equal gains.

@@ -18,12 +18,12 @@ CREDIT_RULES = {
 }
 
 
-def needed_states(credit, plan):
+def needed_states(credit, masks):
     """States whose reward the credit rule reads, given which transitions are trained.
 
     Args:
         credit: a key of CREDIT_RULES.
-        plan: StepPlan.
+        masks: StepMasks.
 
     Returns:
         tuple of int, increasing; always ends with T. The rule 'gae' reads every state from the
@@ -31,7 +31,7 @@ def needed_states(credit, plan):
         completions use every remaining grid point (`completion_source`).
     """
     _check_credit(credit)
-    trained, num_steps = np.flatnonzero(plan.trained), len(plan.trained)
+    trained, num_steps = np.flatnonzero(masks.trained), len(masks.trained)
     if CREDIT_RULES[credit] is None:
         return tuple(range(int(trained[0]), num_steps + 1))
     states = {int(k) + offset for k in trained for offset in CREDIT_RULES[credit]}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.ode_rollout import completion_grid
-from densegrpo_jax.core.plan import StepPlan, completion_source
+from densegrpo_jax.core.masks import StepMasks, completion_source
 from densegrpo_jax.core.schedules import check_grid
 from densegrpo_jax.core.sde_step import at_least_f32, guided_shift, sde_step
 
@@ -34,7 +34,7 @@ class DenseRollout:
     latents: jax.Array  # [T+1, B, ...]
     log_prob: jax.Array  # [T, B]; 0 where std is 0
     std: jax.Array  # [T, B]
-    noise_level: jax.Array  # [T, B]; 0 where the plan is deterministic
+    noise_level: jax.Array  # [T, B]; 0 where the transition is deterministic
     completions: jax.Array  # [S, B, ...] distinct clean latents, the sample itself last
     # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample; 1 for k = T (CoCA)
     similarity: jax.Array
@@ -71,7 +71,7 @@ class JobPlan(NamedTuple):
     velocity_evals: int
 
 
-def plan_jobs(plan, complete=(), n=None):
+def plan_jobs(masks, complete=(), n=None):
     """Lays out a dense rollout: which evaluations, in which order, reading and writing which buffer
     row.
 
@@ -79,7 +79,7 @@ def plan_jobs(plan, complete=(), n=None):
     included.
 
     Args:
-        plan: StepPlan of bool [T].
+        masks: StepMasks of bool [T].
         complete: states 0 ... T whose completion is wanted.
         n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
             all remaining.
@@ -88,7 +88,7 @@ def plan_jobs(plan, complete=(), n=None):
         JobPlan; `velocity_evals`, the number of jobs, is T + the sum over states k other than T of
         min(n, T - k) - 1.
     """
-    num_steps = len(plan.stochastic)
+    num_steps = len(masks.stochastic)
     wanted = sorted({int(k) for k in complete} | {num_steps})
     if wanted[0] < 0 or wanted[-1] > num_steps:
         raise ValueError(
@@ -96,7 +96,7 @@ def plan_jobs(plan, complete=(), n=None):
         )
     if n is not None and n < 1:
         raise ValueError(f'n is {n}; a completion needs at least 1 step')
-    source = {k: completion_source(plan, k, n) for k in wanted}
+    source = {k: completion_source(masks, k, n) for k in wanted}
     states = tuple(sorted(set(source.values())))
     sources = tuple(states.index(source[k]) if k in source else -1 for k in range(num_steps + 1))
 
@@ -150,18 +150,18 @@ def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_
     ), guided
 
 
-def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, plan, noise_fn, *, kernel='sde'):
+def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, masks, noise_fn, *, kernel='sde'):
     """Follows the policy from state k to the clean end, with T - k velocity evaluations.
 
     Args:
         x: [B, ...] latents of state k.
         k: 0 ... T; may be traced, so that one compiled body serves every state.
-        velocity_fn, sigmas, noise_levels, plan, noise_fn, kernel: as in `dense_rollout`.
+        velocity_fn, sigmas, noise_levels, masks, noise_fn, kernel: as in `dense_rollout`.
 
     Returns:
         [B, ...] latents of state T, at least float32.
     """
-    levels = _masked_levels(noise_levels, plan, sigmas, x)
+    levels = _masked_levels(noise_levels, masks, sigmas, x)
     x = at_least_f32(x)
     grid = jnp.asarray(sigmas, x.dtype)
 
@@ -179,7 +179,7 @@ def dense_rollout(
     x_init,
     sigmas,
     noise_levels,
-    plan,
+    masks,
     noise_fn,
     *,
     kernel='sde',
@@ -197,20 +197,20 @@ def dense_rollout(
             follow the guided one.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
-        noise_levels: [T] or [T, B]; psi, sigma or eta per transition. Ignored where the plan is
+        noise_levels: [T] or [T, B]; psi, sigma or eta per transition. Ignored where a transition is
             deterministic.
-        plan: StepPlan.
+        masks: StepMasks.
         noise_fn: k (int32 scalar, traced) -> z [B, ...], the standard normal noise of transition k.
         kernel, log_prob: as in `sde_step`.
-        complete: states whose completions are wanted, e.g. `needed_states(credit, plan)`.
+        complete: states whose completions are wanted, e.g. `needed_states(credit, masks)`.
         n: steps per completion; None means all remaining (the paper's default n = t).
 
     Returns:
         DenseRollout.
     """
-    levels = _masked_levels(noise_levels, plan, sigmas, x_init)
-    num_steps = len(plan.stochastic)
-    job_plan = plan_jobs(plan, complete, n)
+    levels = _masked_levels(noise_levels, masks, sigmas, x_init)
+    num_steps = len(masks.stochastic)
+    job_plan = plan_jobs(masks, complete, n)
     x_init = at_least_f32(x_init)
     grid = jnp.asarray(sigmas, x_init.dtype)
     buffer = jnp.zeros((job_plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
@@ -278,18 +278,18 @@ class Transitions(NamedTuple):
     prompt_id: jax.Array  # int32 [M] index of the group (prompt) in the batch, 0 ... P-1
 
 
-def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, valid=None):
+def transitions(rollout, advantages, sigmas, masks, num_groups, *, weight=None, valid=None):
     """The trained transitions of a rollout as a flat record.
 
     Args:
         rollout: DenseRollout.
         advantages: [T, B].
-        sigmas: [T+1] host array; plan: StepPlan; num_groups: P, with rows in prompt-major order.
+        sigmas: [T+1] host array; masks: StepMasks; num_groups: P, with rows in prompt-major order.
         weight: optional [T] or [T, B] step weights; default 1.
         valid: optional bool [B] or [T, B]; False leaves the transition out of the loss.
 
     Returns:
-        Transitions with M = plan.trained.sum() * B, ordered k first, then b (so
+        Transitions with M = masks.trained.sum() * B, ordered k first, then b (so
         `reshape(K, B, ...)` undoes it).
     """
     num_steps, batch = rollout.std.shape
@@ -299,7 +299,7 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
         )
     if batch % num_groups:
         raise ValueError(f'{batch} samples do not divide into {num_groups} groups')
-    trained = np.flatnonzero(plan.trained)
+    trained = np.flatnonzero(masks.trained)
     sigmas = np.asarray(sigmas, np.float32)
 
     def flat(per_step):
@@ -331,17 +331,17 @@ def transitions(rollout, advantages, sigmas, plan, num_groups, *, weight=None, v
     )
 
 
-def _masked_levels(noise_levels, plan: StepPlan, sigmas, x_init):
-    """Noise levels [T, B] with zeros where the plan is deterministic."""
+def _masked_levels(noise_levels, masks: StepMasks, sigmas, x_init):
+    """Noise levels [T, B] with zeros where the transition is deterministic."""
     check_grid(sigmas)
     num_steps, batch = len(sigmas) - 1, x_init.shape[0]
-    if len(plan.stochastic) != num_steps or len(noise_levels) != num_steps:
+    if len(masks.stochastic) != num_steps or len(noise_levels) != num_steps:
         raise ValueError(
-            f'the grid has {num_steps} steps, the plan {len(plan.stochastic)}, the noise levels {len(noise_levels)}'
+            f'the grid has {num_steps} steps, the masks {len(masks.stochastic)}, the noise levels {len(noise_levels)}'
         )
     levels = jnp.asarray(noise_levels, jnp.float32)
     levels = levels[:, None] if levels.ndim == 1 else levels
-    return jnp.broadcast_to(jnp.where(plan.stochastic[:, None], levels, 0), (num_steps, batch))
+    return jnp.broadcast_to(jnp.where(masks.stochastic[:, None], levels, 0), (num_steps, batch))
 
 
 def _cosine(a, b):

@@ -61,7 +61,7 @@ class Divergence:
         ) -> jax.Array:
             batch = rollout.std.shape[1]
             record = transitions(
-                rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.plan, batch
+                rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.masks, batch
             )
             steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
 
@@ -108,7 +108,7 @@ class Divergence:
             kl[: self._count] = 0
         schedule = self._schedule
         levels = (
-            calibrated_table(self._config, schedule.sigmas, schedule.plan, psi)
+            calibrated_table(self._config, schedule.sigmas, schedule.masks, psi)
             if psi
             else schedule.noise_levels
         )

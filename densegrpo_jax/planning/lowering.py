@@ -84,7 +84,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.velocity_evals * forward(batch) + images.shape[0] * decode(batch)
 
-    rows = int(schedule.plan.trained.sum()) * r.prompts * r.group
+    rows = int(schedule.masks.trained.sum()) * r.prompts * r.group
     fields = dict(
         x=row(rows, *latent),
         x_next=row(rows, *latent),

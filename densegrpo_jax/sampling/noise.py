@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 
 from densegrpo_jax.core.diffusion_path import ddim_noise_levels
-from densegrpo_jax.core.plan import StepPlan
+from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.schedules import (
     check_noise_levels,
     constant_noise_levels,
@@ -33,18 +33,20 @@ def own_table(config, sigmas: np.ndarray) -> np.ndarray:
     return NOISE_TABLES[config.rollout.noise](sigmas, config.rollout.level)
 
 
-def noise_table(config, sigmas: np.ndarray, plan: StepPlan) -> np.ndarray:
+def noise_table(config, sigmas: np.ndarray, masks: StepMasks) -> np.ndarray:
     """float32 [T] for the grid `sigmas` [T+1]: psi of `noise.psi_path`, or the configuration's own
     table where that is empty.
     """
     if config.noise.psi_path:
         return calibrated_table(
-            config, sigmas, plan, pathlib.Path(config.noise.psi_path).expanduser()
+            config, sigmas, masks, pathlib.Path(config.noise.psi_path).expanduser()
         )
     return own_table(config, sigmas)
 
 
-def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.Path) -> np.ndarray:
+def calibrated_table(
+    config, sigmas: np.ndarray, masks: StepMasks, path: pathlib.Path
+) -> np.ndarray:
     """psi of a file for the transitions of `sigmas` [T+1], float32 [T].
 
     On the grid and the picture size that it was calibrated for psi is taken as it is. On others
@@ -63,7 +65,7 @@ def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.P
             f'{path} is a calibration after {done} iterations, not finished; continue it with '
             'densegrpo_jax.calibrate'
         )
-    there, here = document['geometry'], geometry(config, sigmas, plan)
+    there, here = document['geometry'], geometry(config, sigmas, masks)
     if there['kernel'] != here['kernel']:
         raise ValueError(
             f'{path} is of the kernel {there["kernel"]!r}, and rollout.kernel={here["kernel"]!r}: '
@@ -88,7 +90,7 @@ def calibrated_table(config, sigmas: np.ndarray, plan: StepPlan, path: pathlib.P
     return psi
 
 
-def geometry(config, sigmas: np.ndarray, plan: StepPlan) -> dict:
+def geometry(config, sigmas: np.ndarray, masks: StepMasks) -> dict:
     """What psi belongs to, as JSON values: kernel, picture size, grid [T+1] and which transitions
     are calibrated [T].
     """
@@ -97,7 +99,7 @@ def geometry(config, sigmas: np.ndarray, plan: StepPlan) -> dict:
         'height': config.model.height,
         'width': config.model.width,
         'sigmas': [float(s) for s in sigmas],
-        'calibrated': [bool(on) for on in plan.trained],
+        'calibrated': [bool(on) for on in masks.trained],
     }
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import every_state, needed_states
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.core.plan import StepPlan, step_plan
+from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.rollout import DenseRollout, continue_trajectory, dense_rollout
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
@@ -36,7 +36,7 @@ class Schedule(NamedTuple):
 
     sigmas: np.ndarray  # [T+1]
     noise_levels: np.ndarray  # [T]
-    plan: StepPlan
+    masks: StepMasks
     complete: tuple[int, ...]  # states whose reward the credit rule reads, or every m-th of them
     completion_steps: int | None  # n; None = all remaining
 
@@ -47,7 +47,7 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """
     r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
-    plan = step_plan(
+    masks = step_masks(
         sigmas,
         first=r.first,
         last=r.last or None,
@@ -56,10 +56,10 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
         kernel=r.kernel,
     )
     levels, complete = (
-        noise_table(config, sigmas, plan),
-        every_state(needed_states(c.rule, plan), c.completion_every),
+        noise_table(config, sigmas, masks),
+        every_state(needed_states(c.rule, masks), c.completion_every),
     )
-    return Schedule(sigmas, levels, plan, complete, c.completion_steps or None)
+    return Schedule(sigmas, levels, masks, complete, c.completion_steps or None)
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
@@ -153,7 +153,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),
             schedule.sigmas,
             noise_levels,
-            schedule.plan,
+            schedule.masks,
             lambda k: split(_normal(keys, k + 1, shape)),
             kernel=config.rollout.kernel,
             log_prob=config.rollout.log_prob,
@@ -201,7 +201,7 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
                 k,
                 schedule.sigmas,
                 noise_levels,
-                schedule.plan,
+                schedule.masks,
                 noise,
                 kernel=config.rollout.kernel,
             )

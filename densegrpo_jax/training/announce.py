@@ -91,7 +91,9 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     n = schedule.completion_steps or 'all remaining'
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
-    masks = f'stochastic {steps(schedule.plan.stochastic)}, trained {steps(schedule.plan.trained)}'
+    masks = (
+        f'stochastic {steps(schedule.masks.stochastic)}, trained {steps(schedule.masks.trained)}'
+    )
     trained = f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}'
     if config.full:
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'

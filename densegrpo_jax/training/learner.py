@@ -43,7 +43,7 @@ def make_credit(
     Metrics without a score's name are of `rewards`, whatever is combined. A sample is left out
     where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
     """
-    c, plan, groups = config.credit, schedule.plan, config.rollout.prompts
+    c, masks, groups = config.credit, schedule.masks, config.rollout.prompts
 
     def credit(
         rollouts: list[DenseRollout],
@@ -78,19 +78,19 @@ def make_credit(
             std=c.std,
             eps=c.std_eps,
             clip=c.clip,
-            steps=plan.trained,
+            steps=masks.trained,
             valid=keep,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
             terminal = jnp.broadcast_to(
-                result.values[np.argmax(plan.trained)], rollout.similarity.shape
+                result.values[np.argmax(masks.trained)], rollout.similarity.shape
             )
             result = result._replace(values=by_rule(terminal, c.rule))
-        weight = noise_weights(rollout.std[:, 0], plan.trained, config.loss.noise_power)
+        weight = noise_weights(rollout.std[:, 0], masks.trained, config.loss.noise_power)
         record = transitions(
-            rollout, result.values, schedule.sigmas, plan, groups, weight=weight, valid=keep
+            rollout, result.values, schedule.sigmas, masks, groups, weight=weight, valid=keep
         )
-        on = jnp.asarray(plan.trained)
+        on = jnp.asarray(masks.trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
         of_samples = jnp.where(keep, rewards[-1], 0)
@@ -235,7 +235,7 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
         'rollout.prompts_per_batch * rollout.group',
     )
     check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
-    trained_steps = int(schedule.plan.trained.sum())
+    trained_steps = int(schedule.masks.trained.sum())
     size = trained_steps * config.rollout.prompts * config.rollout.group // config.optim.updates
     if size % config.optim.microbatch:
         divisors = [d for d in range(1, size + 1) if size % d == 0]

@@ -147,7 +147,7 @@ def cost(
         found[name] = probe.measure(name, variant, make_schedule(probe.pipeline, variant))
         check_same_trajectories(name, found[name].marks, found[EXACT_METHOD].marks)
     table = {name: Method(f.calls, f.rewards) for name, f in found.items()}
-    return cost_rows(table, EXACT_METHOD, probe.schedule.plan.trained, found[EXACT_METHOD].states)
+    return cost_rows(table, EXACT_METHOD, probe.schedule.masks.trained, found[EXACT_METHOD].states)
 
 
 def check_same_trajectories(name: str, marks: np.ndarray, expected: np.ndarray) -> None:

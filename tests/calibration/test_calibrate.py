@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs import tiny_ocr
 from densegrpo_jax.calibration import loop as calibration
-from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
@@ -45,7 +45,7 @@ SMALL = {
     'calibration.window': 2,
 }
 SIGMAS = np.float32([1, 0.8, 0.5, 0])
-PLAN = step_plan(SIGMAS)  # trained: the first two
+MASKS = step_masks(SIGMAS)  # trained: the first two
 
 
 @pytest.fixture(scope='module')
@@ -122,7 +122,7 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
         partial = noise.read(tmp_path / 'broken' / 'psi.json')
         assert len(partial['history']) == done and not partial['finished']
     with pytest.raises(ValueError, match='after 2 iterations, not finished'):
-        noise.calibrated_table(config, SIGMAS, PLAN, tmp_path / 'broken' / 'psi.json')
+        noise.calibrated_table(config, SIGMAS, MASKS, tmp_path / 'broken' / 'psi.json')
     monkeypatch.undo()
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)
     found, again = calibrated(config, tmp_path / 'broken')
@@ -240,12 +240,12 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
         train(config, tmp_path / 'c', one_device(), StopRequest())
 
 
-def write_psi(path, config, sigmas=SIGMAS, plan=PLAN, psi=(2.0, 1.0, 0.5), **changes):
+def write_psi(path, config, sigmas=SIGMAS, masks=MASKS, psi=(2.0, 1.0, 0.5), **changes):
     document = {
         'finished': True,
         'history': [],
         'psi': list(psi),
-        'geometry': noise.geometry(config, sigmas, plan),
+        'geometry': noise.geometry(config, sigmas, masks),
         **changes,
     }
     noise.write(path, document)
@@ -255,29 +255,29 @@ def test_psi_of_another_grid_is_refused_unless_interpolated(tmp_path):
     config = tiny_ocr.get_config()
     config.noise.psi_path = str(tmp_path / 'psi.json')
     with pytest.raises(FileNotFoundError, match='no psi file .*psi.json'):
-        noise.noise_table(config, SIGMAS, PLAN)
+        noise.noise_table(config, SIGMAS, MASKS)
     write_psi(tmp_path / 'psi.json', config)
-    np.testing.assert_array_equal(noise.noise_table(config, SIGMAS, PLAN), np.float32([2, 1, 0.5]))
+    np.testing.assert_array_equal(noise.noise_table(config, SIGMAS, MASKS), np.float32([2, 1, 0.5]))
     finer = np.float32([1, 0.95, 0.9, 0.8, 0.5, 0.2, 0])
     with pytest.raises(
         ValueError,
         match=r'(?s)another grid:\n  there .*T = 3.*\n  here  .*T = 6.*noise.interpolate=True',
     ):
-        noise.noise_table(config, finer, step_plan(finer))
+        noise.noise_table(config, finer, step_masks(finer))
     with pytest.raises(ValueError, match=r'trained xx\.\n  here .*trained xxx'):
-        noise.noise_table(config, SIGMAS, step_plan(SIGMAS, train_end=True))
+        noise.noise_table(config, SIGMAS, step_masks(SIGMAS, train_end=True))
     config.model.width = 64
     with pytest.raises(ValueError, match='there 96 x 32 px.*\n  here  64 x 32 px'):
-        noise.noise_table(config, SIGMAS, PLAN)
+        noise.noise_table(config, SIGMAS, MASKS)
     config.noise.interpolate = True
     # Linear between s = 1 (psi 2) and s = 0.8 (psi 1), the two calibrated transitions; constant
     # below.
     np.testing.assert_allclose(
-        noise.noise_table(config, finer, step_plan(finer)), [2, 1.75, 1.5, 1, 1, 1], rtol=1e-6
+        noise.noise_table(config, finer, step_masks(finer)), [2, 1.75, 1.5, 1, 1, 1], rtol=1e-6
     )
     config.rollout.kernel = 'cps'
     with pytest.raises(ValueError, match=r"kernel 'sde', and rollout.kernel='cps'"):
-        noise.noise_table(config, SIGMAS, PLAN)
+        noise.noise_table(config, SIGMAS, MASKS)
 
 
 def test_files_that_are_no_psi_are_refused(tmp_path):
@@ -291,7 +291,7 @@ def test_files_that_are_no_psi_are_refused(tmp_path):
     for text, message in texts.items():
         (tmp_path / 'psi.json').write_text(text)
         with pytest.raises(ValueError, match=message):
-            noise.calibrated_table(config, SIGMAS, PLAN, tmp_path / 'psi.json')
+            noise.calibrated_table(config, SIGMAS, MASKS, tmp_path / 'psi.json')
     write_psi(tmp_path / 'psi.json', config, psi=(2.0, -1.0, 0.5))
     with pytest.raises(ValueError, match='noise levels'):
-        noise.calibrated_table(config, SIGMAS, PLAN, tmp_path / 'psi.json')
+        noise.calibrated_table(config, SIGMAS, MASKS, tmp_path / 'psi.json')

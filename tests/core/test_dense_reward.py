@@ -10,26 +10,32 @@ from densegrpo_jax.core.dense_reward import (
     needed_states,
     state_rewards,
 )
-from densegrpo_jax.core.plan import StepPlan
+from densegrpo_jax.core.masks import StepMasks
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
 SIMILARITY = np.array([[0.2, 0.5], [0.4, 0.4], [0.8, 0.9], [1.0, 1.0]], np.float32)
 
 
-def plan(*trained, num_steps=5):
+def masks(*trained, num_steps=5):
     mask = np.isin(np.arange(num_steps), trained)
-    return StepPlan(np.ones(num_steps, bool), mask)
+    return StepMasks(np.ones(num_steps, bool), mask)
 
 
 def test_needed_states():
-    assert needed_states('sparse', plan(0, 1, 4)) == (5,)
-    assert needed_states('coca_share', plan(0, 1)) == needed_states('coca_to_go', plan(2)) == (5,)
-    assert needed_states('dense', plan(1, 3)) == (1, 2, 3, 4, 5)
-    assert needed_states('dense', plan(1)) == (1, 2, 5)
-    assert needed_states('dense_baseline', plan(1, 3)) == (2, 4, 5)
-    assert needed_states('dense', plan(*range(5))) == (0, 1, 2, 3, 4, 5)
-    assert needed_states('gae', plan(1, 2)) == (1, 2, 3, 4, 5)  # the later ones too, trained or not
-    assert needed_states('gae', plan(3)) == (3, 4, 5)
+    assert needed_states('sparse', masks(0, 1, 4)) == (5,)
+    assert needed_states('coca_share', masks(0, 1)) == needed_states('coca_to_go', masks(2)) == (5,)
+    assert needed_states('dense', masks(1, 3)) == (1, 2, 3, 4, 5)
+    assert needed_states('dense', masks(1)) == (1, 2, 5)
+    assert needed_states('dense_baseline', masks(1, 3)) == (2, 4, 5)
+    assert needed_states('dense', masks(*range(5))) == (0, 1, 2, 3, 4, 5)
+    assert needed_states('gae', masks(1, 2)) == (
+        1,
+        2,
+        3,
+        4,
+        5,
+    )  # the later ones too, trained or not
+    assert needed_states('gae', masks(3)) == (3, 4, 5)
 
 
 def test_hand_computed_rules():

@@ -12,14 +12,14 @@ import pytest
 from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, kl_divergence, noise_weights
-from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import dense_rollout, transitions
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import StepOutput, log_prob_ratio, sde_step
 
 GRID = np.array([1.0, 0.85, 0.6, 0.3, 0.0], np.float32)
 T, P, G = 4, 2, 3
-PLAN = step_plan(GRID, train_end=True)
+MASKS = step_masks(GRID, train_end=True)
 A, BETA, CLIP = 0.7, 0.04, 3e-4
 RNG = np.random.default_rng(0)
 THETA = RNG.standard_normal((5, 5)).astype(np.float32) / 2
@@ -42,7 +42,7 @@ def rollout(complete=(T,)):
         X_INIT,
         GRID,
         levels,
-        PLAN,
+        MASKS,
         lambda k: jnp.asarray(NOISE)[k],
         complete=complete,
     )
@@ -55,7 +55,7 @@ def terminal_reward(latents):
 def record_of(dense, credit='sparse', std='global'):
     rewards = state_rewards(terminal_reward(dense.completions), dense.sources)
     advantages = group_advantages(dense_reward(rewards, credit), P, std=std).values
-    return transitions(dense, advantages, GRID, PLAN, P)
+    return transitions(dense, advantages, GRID, MASKS, P)
 
 
 def loss_of(theta, record, kl_form='flow_grpo', clip_range=CLIP):
@@ -136,7 +136,7 @@ def test_all_steps_stochastic_and_sparse_credit_equal_a_hand_written_flow_grpo()
 
 @pytest.mark.parametrize('credit', ['sparse', 'dense'])
 def test_first_update_ratio_is_one(credit):
-    dense = rollout(needed_states(credit, PLAN))
+    dense = rollout(needed_states(credit, MASKS))
     for clip_range in (1e-4, 1e-5):
         _, sums = jitted_loss(THETA, record_of(dense, credit, 'group'), clip_range=clip_range)
         assert sums.ratio_deviation_max <= 1e-6 and sums.clip_sum == 0

@@ -8,13 +8,13 @@ import pytest
 from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import grpo_loss
-from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import dense_rollout, transitions
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
 
 GRID = np.array([1.0, 0.8, 0.5, 0.2, 0.0], np.float32)
-PLAN = step_plan(GRID)
+MASKS = step_masks(GRID)
 LEVELS = flow_grpo_noise_levels(GRID, 0.7)
 P, G, SHAPE = 4, 16, (4, 8)
 RATE = 16.0
@@ -33,9 +33,9 @@ def iteration(theta, key, credit):
         noise(99),
         GRID,
         LEVELS,
-        PLAN,
+        MASKS,
         noise,
-        complete=needed_states(credit, PLAN),
+        complete=needed_states(credit, MASKS),
     )
     values = -jnp.abs(dense.completions - 1).mean((2, 3))  # the reward: latents near 1
     rewards = state_rewards(values, dense.sources)
@@ -45,8 +45,8 @@ def iteration(theta, key, credit):
             jnp.broadcast_to(terminal, rewards.shape), credit, similarity=dense.similarity
         )
     else:
-        advantages = group_advantages(dense_reward(rewards, credit), P, steps=PLAN.trained).values
-    batch = transitions(dense, advantages, GRID, PLAN, P)
+        advantages = group_advantages(dense_reward(rewards, credit), P, steps=MASKS.trained).values
+    batch = transitions(dense, advantages, GRID, MASKS, P)
 
     def loss(theta):
         v = velocity(theta, batch.x, batch.s)

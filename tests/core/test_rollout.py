@@ -13,7 +13,7 @@ import pytest
 
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
-from densegrpo_jax.core.plan import StepPlan, step_plan
+from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.rollout import (
     advance,
     continue_trajectory,
@@ -27,14 +27,14 @@ GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
 T = len(GRID) - 1
 LEVELS = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
 SHAPE = (4, 3, 5)
-PAPER = step_plan(GRID, train_end=True)
-DEFAULT = step_plan(GRID)
-WINDOW = step_plan(GRID, first=1, last=3)
+PAPER = step_masks(GRID, train_end=True)
+DEFAULT = step_masks(GRID)
+WINDOW = step_masks(GRID, first=1, last=3)
 WEIGHTS = np.random.default_rng(0).standard_normal((5, 5)).astype(np.float32) / 2
 X_INIT = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
 
 
-PLANS = {'paper': PAPER, 'default': DEFAULT, 'window': WINDOW}
+MASKS = {'paper': PAPER, 'default': DEFAULT, 'window': WINDOW}
 NOISE = np.random.default_rng(2).standard_normal((T, *SHAPE)).astype(np.float32)
 
 
@@ -47,13 +47,13 @@ def noise(k):
     return jnp.asarray(NOISE)[k]
 
 
-def rollout(plan=PAPER, levels=LEVELS, velocity_fn=velocity, sigmas=GRID, **options):
-    return dense_rollout(velocity_fn, X_INIT, sigmas, levels, plan, noise, **options)
+def rollout(masks=PAPER, levels=LEVELS, velocity_fn=velocity, sigmas=GRID, **options):
+    return dense_rollout(velocity_fn, X_INIT, sigmas, levels, masks, noise, **options)
 
 
 @functools.cache
 def all_states(name, n=None):
-    return rollout(PLANS[name], complete=range(T + 1), n=n)
+    return rollout(MASKS[name], complete=range(T + 1), n=n)
 
 
 def completion_in_numpy(x, indices, grid=GRID):
@@ -87,7 +87,7 @@ def test_completion_grid():
 
 
 @pytest.mark.parametrize('n', [None, 1, 2])
-@pytest.mark.parametrize('name', PLANS)
+@pytest.mark.parametrize('name', MASKS)
 def test_completions_are_those_of_a_separate_integration(name, n):
     dense = all_states(name, n)
     for k in range(T + 1):
@@ -99,20 +99,20 @@ def test_completions_are_those_of_a_separate_integration(name, n):
     np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
 
 
-@pytest.mark.parametrize('name', PLANS)
+@pytest.mark.parametrize('name', MASKS)
 def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
-    dense, plan = all_states(name), PLANS[name]
-    plain = rollout(plan)
+    dense, masks = all_states(name), MASKS[name]
+    plain = rollout(masks)
     assert plain.velocity_evals == T and len(plain.completions) == 1
     for field in ('latents', 'log_prob', 'std', 'noise_level'):
         np.testing.assert_allclose(
             getattr(dense, field), getattr(plain, field), atol=2e-6, err_msg=field
         )
-    np.testing.assert_array_equal(np.asarray(dense.std > 0).all(1), plan.stochastic)
+    np.testing.assert_array_equal(np.asarray(dense.std > 0).all(1), masks.stochastic)
     x = X_INIT
     for k in range(T):  # a host loop over the public step is the same sampler
         step, _ = advance(
-            velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * plan.stochastic[k], NOISE[k]
+            velocity, x, GRID[k], GRID[k + 1], LEVELS[k] * masks.stochastic[k], NOISE[k]
         )
         x = step.sample
         for found, expected in (
@@ -123,7 +123,7 @@ def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
             np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize('name', PLANS)
+@pytest.mark.parametrize('name', MASKS)
 def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
     whole = all_states(name)
     calls = []
@@ -133,7 +133,7 @@ def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
         return velocity(x, s)
 
     follow = jax.jit(
-        lambda x, k: continue_trajectory(counted, x, k, GRID, LEVELS, PLANS[name], noise)
+        lambda x, k: continue_trajectory(counted, x, k, GRID, LEVELS, MASKS[name], noise)
     )
     for k in range(T + 1):
         calls.clear()
@@ -143,7 +143,7 @@ def test_continuing_a_trajectory_with_its_own_noise_ends_in_its_sample(name):
         assert len(calls) == T - k
     assert follow._cache_size() == 1  # one body for all states
     other = continue_trajectory(
-        velocity, whole.latents[1], 1, GRID, LEVELS, PLANS[name], lambda j: -noise(j)
+        velocity, whole.latents[1], 1, GRID, LEVELS, MASKS[name], lambda j: -noise(j)
     )
     assert np.abs(other - whole.latents[-1]).max() > 0.1
 
@@ -164,7 +164,7 @@ def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
 
 
 @pytest.mark.parametrize(
-    'plan, complete, n, expected',
+    'masks, complete, n, expected',
     [
         (PAPER, range(T + 1), None, T + T * (T - 1) // 2),
         (PAPER, range(T + 1), 1, T),
@@ -182,7 +182,7 @@ def test_ode_rollout_equals_separate_integration_and_reuses_a_first_velocity():
         (WINDOW, range(T + 1), None, T + 3 + 2),  # states 0 and 1 share a completion
     ],
 )
-def test_velocity_evaluations_are_counted_as_they_happen(plan, complete, n, expected):
+def test_velocity_evaluations_are_counted_as_they_happen(masks, complete, n, expected):
     """The static count, and every real call of a running rollout (scan unrolled by disable_jit)."""
     calls = collections.Counter()
 
@@ -192,9 +192,9 @@ def test_velocity_evaluations_are_counted_as_they_happen(plan, complete, n, expe
         return velocity(x, s)
 
     with jax.disable_jit():
-        dense = rollout(plan, velocity_fn=counting, complete=complete, n=n)
+        dense = rollout(masks, velocity_fn=counting, complete=complete, n=n)
     assert calls['all'] == dense.velocity_evals == expected
-    assert plan_jobs(plan, complete, n).velocity_evals == expected
+    assert plan_jobs(masks, complete, n).velocity_evals == expected
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_an_sde_window_completes_states_inside_it_alone(every, states, expected)
     the window ends, is the sample.
     """
     grid = np.linspace(1, 0, 11)
-    plan = step_plan(grid, first=1, last=5)
-    needed = needed_states('dense', plan)
+    masks = step_masks(grid, first=1, last=5)
+    needed = needed_states('dense', masks)
     assert needed == (1, 2, 3, 4, 5, 10)
-    found = plan_jobs(plan, every_state(needed, every))
+    found = plan_jobs(masks, every_state(needed, every))
     assert found.states == (*states, 10)
     assert found.sources[0] == -1 and found.sources[5] == found.sources[10] == len(found.states) - 1
     assert found.velocity_evals == expected
@@ -218,9 +218,10 @@ def test_an_sde_window_completes_states_inside_it_alone(every, states, expected)
 def test_completing_every_second_state_at_the_sizes_of_the_paper_and_of_flux():
     for num_steps, every, cost in ((10, 2, 35), (10, 3, 28), (6, 2, 15), (6, 3, 13)):
         grid = np.linspace(1, 0, num_steps + 1)
-        plan = step_plan(grid)
+        masks = step_masks(grid)
         assert (
-            plan_jobs(plan, every_state(needed_states('dense', plan), every)).velocity_evals == cost
+            plan_jobs(masks, every_state(needed_states('dense', masks), every)).velocity_evals
+            == cost
         )
         completed = range(0, num_steps - 1, every)
         assert cost == num_steps + sum(num_steps - k - 1 for k in completed)
@@ -229,15 +230,15 @@ def test_completing_every_second_state_at_the_sizes_of_the_paper_and_of_flux():
 def test_cost_at_the_sizes_of_the_paper_and_of_flux():
     for num_steps, cost in ((10, 55), (6, 21)):
         grid = np.linspace(1, 0, num_steps + 1)
-        plan = step_plan(grid, train_end=True)
-        assert plan_jobs(plan, needed_states('dense', plan)).velocity_evals == cost
+        masks = step_masks(grid, train_end=True)
+        assert plan_jobs(masks, needed_states('dense', masks)).velocity_evals == cost
         assert (
-            plan_jobs(step_plan(grid), needed_states('dense', step_plan(grid))).velocity_evals
+            plan_jobs(step_masks(grid), needed_states('dense', step_masks(grid))).velocity_evals
             == cost
         )
-        assert plan_jobs(plan, needed_states('dense', plan), n=1).velocity_evals == num_steps
+        assert plan_jobs(masks, needed_states('dense', masks), n=1).velocity_evals == num_steps
         # one trained step: its own state and its right neighbour
-        two = StepPlan(plan.stochastic, np.arange(num_steps) == 2)
+        two = StepMasks(masks.stochastic, np.arange(num_steps) == 2)
         assert plan_jobs(two, needed_states('dense', two)).velocity_evals == num_steps + (
             num_steps - 3
         ) + (num_steps - 4)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from densegrpo_jax.config.defaults import default_config
-from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
@@ -269,12 +269,12 @@ def test_kl_in_closed_form(tmp_path):
     np.testing.assert_array_equal(divergence(np.float32(0.2), record, 'x'), found)
     assert not divergence(None, record, 'base')[:9].any()
     # A run that calibrated first: its own trajectories have its psi, here at k = 1 and 2.
-    plan, psi = step_plan(SIGMAS, first=1), np.array([0.9, 0.4])
+    masks, psi = step_masks(SIGMAS, first=1), np.array([0.9, 0.4])
     document = {
         'finished': True,
         'history': [],
         'psi': [0.7, *psi, 0.7],
-        'geometry': noise.geometry(config, SIGMAS, plan),
+        'geometry': noise.geometry(config, SIGMAS, masks),
     }
     noise.write(tmp_path / 'psi.json', document)
     found = divergence(np.float32(0.2), record, 'y', psi=tmp_path / 'psi.json')

@@ -134,7 +134,7 @@ def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_const
     assert rollout._cache_size() == 1
     np.testing.assert_array_equal(
         given[0].noise_level,
-        np.where(schedule.plan.stochastic, schedule.noise_levels, 0)[:, None].repeat(2, 1),
+        np.where(schedule.masks.stochastic, schedule.noise_levels, 0)[:, None].repeat(2, 1),
     )
     closed_over = jax.jit(
         lambda *a: rollout.__wrapped__(*a, schedule.noise_levels), compiler_options=sampling.EXACT

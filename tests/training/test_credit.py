@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.defaults import default_config
-from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import DenseRollout
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training.learner import make_credit
@@ -47,7 +47,7 @@ def credit(combine, total, *single, weights=WEIGHTS, sampled=None, **changes):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
-    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
+    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_masks(SIGMAS), (0, 1, 3), None)
     batch, metrics = make_credit(config, schedule, weights=weights)(
         [sampled or rollout()], total, np.ones(total.shape, bool), *single
     )
@@ -138,7 +138,7 @@ def test_gains_between_completed_states_are_shared_evenly(combine):
 def test_transitions_weigh_what_their_noise_says():
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
-    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_plan(SIGMAS), (0, 1, 3), None)
+    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_masks(SIGMAS), (0, 1, 3), None)
     sampled = dataclasses.replace(
         rollout(), std=jnp.asarray(np.repeat([[0.6], [0.2], [0.0]], P * G, 1), jnp.float32)
     )

@@ -10,7 +10,7 @@ import pytest
 
 from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.core.dense_reward import needed_states
-from densegrpo_jax.core.plan import step_plan
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import dense_rollout
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.pipelines.base import repeat_rows
@@ -64,13 +64,13 @@ def one_iteration(invalid=None, nan=None, **changes):
             **changes,
         }
     )
-    plan = step_plan(SIGMAS)
+    masks = step_masks(SIGMAS)
     levels = (
         flow_grpo_noise_levels(SIGMAS, 0.7)
         if c.rollout.kernel == 'sde'
         else np.full(STEPS, 0.6, np.float32)
     )
-    schedule = Schedule(SIGMAS, levels, plan, needed_states('dense', plan), None)
+    schedule = Schedule(SIGMAS, levels, masks, needed_states('dense', masks), None)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     conditioning = {'pooled': jnp.asarray(PROMPT)}
     noise = (
@@ -86,7 +86,7 @@ def one_iteration(invalid=None, nan=None, **changes):
             FIRST,
             SIGMAS,
             levels,
-            plan,
+            masks,
             lambda k: jnp.asarray(noise)[k],
             kernel=c.rollout.kernel,
             complete=schedule.complete,

@@ -1,4 +1,4 @@
-"""Step plans: which transitions of the grid are stochastic, which of those are trained, and which
+"""Step masks: which transitions of the grid are stochastic, which of those are trained, and which
 completions coincide.
 """
 
@@ -9,14 +9,14 @@ import numpy as np
 from densegrpo_jax.core.schedules import check_grid
 
 
-class StepPlan(NamedTuple):
+class StepMasks(NamedTuple):
     """Two static masks over the T transitions of a grid; `trained` is a subset of `stochastic`."""
 
     stochastic: np.ndarray  # bool [T]: the transition adds noise
     trained: np.ndarray  # bool [T]: the transition enters the loss
 
 
-def step_plan(
+def step_masks(
     sigmas, *, first=0, last=None, noisy_end=False, train_end=False, kernel='sde', clean_sigma=0.02
 ):
     """Stochastic and trained transitions of a grid.
@@ -39,7 +39,7 @@ def step_plan(
         clean_sigma: how far above the grid's last noise level a latent counts as clean.
 
     Returns:
-        StepPlan of bool [T] masks.
+        StepMasks of bool [T] masks.
 
     Raises:
         ValueError: a window outside [0, T], or nothing left to train.
@@ -64,10 +64,10 @@ def step_plan(
             f'no transition is trained: window [{first}, {last}), {int(into_clean.sum())} transitions into a clean latent; '
             "widen the window, or set train_end (which adds no noise into s = 0 with kernel 'cps')"
         )
-    return StepPlan(stochastic, trained)
+    return StepMasks(stochastic, trained)
 
 
-def completion_source(plan, k, n=None):
+def completion_source(masks, k, n=None):
     """The state whose completion equals that of state k, found without computing either.
 
     With n = None (the ODE uses every remaining grid point) deterministic transitions lie on the
@@ -78,8 +78,8 @@ def completion_source(plan, k, n=None):
     Returns:
         int in [k, T]; T means "the sample".
     """
-    num_steps = len(plan.stochastic)
-    ahead = np.flatnonzero(plan.stochastic[k:])
+    num_steps = len(masks.stochastic)
+    ahead = np.flatnonzero(masks.stochastic[k:])
     if n is None:
         return k + int(ahead[0]) if len(ahead) else num_steps
     return num_steps if not len(ahead) and num_steps - k <= n else k
