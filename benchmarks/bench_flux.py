@@ -188,8 +188,8 @@ def main(argv) -> None:
         arguments = (params, state.policy, *text, key, np.arange(1), schedule.noise_levels)
         sample = make_rollout(pipeline, config, schedule, mesh).lower(*arguments).compile()
         rollout, images, _ = sample(*arguments)
-        work = rollout.velocity_evals * forward + len(images) * decoding
-        title = f'{name}: {int(rollout.velocity_evals)} velocities, {len(images)} decodes'
+        work = rollout.nfe * forward + len(images) * decoding
+        title = f'{name}: {int(rollout.nfe)} velocities, {len(images)} decodes'
         rows.append(timed(title, lambda f=sample, a=arguments: f(*a), work, peak, needs(sample)))
     values = jnp.asarray(np.random.default_rng(0).random(images.shape[:2]), jnp.float32)
     record, _ = make_credit(config, schedule)([rollout], values, jnp.ones_like(values, bool))

@@ -261,7 +261,8 @@ def _iterate(
         rollouts, pending, _ = collector.sample(rollout_fn, policy, chosen, key, levels)
         values, valid = collector.scores(pending, samples)
         return np.asarray(
-            state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].sources), np.float64
+            state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].plan.sources_of()),
+            np.float64,
         )
 
     def keep() -> None:

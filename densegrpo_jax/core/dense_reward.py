@@ -62,8 +62,8 @@ def state_rewards(values, sources, *, interpolate=False):
     """Rewards of the distinct completions -> rewards of all states.
 
     Args:
-        values: [S, B] rewards of `DenseRollout.completions`.
-        sources: `DenseRollout.sources`, T+1 row numbers.
+        values: [S, B] rewards of `Rollout.completions`.
+        sources: `RolloutPlan.sources_of()`, T+1 row numbers.
         interpolate: a state that was not completed, between two that were, gets the reward on the
             line between theirs, in k: the transitions between them share the gain evenly.
 
@@ -118,7 +118,7 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
     Args:
         rewards: [T+1, B] V; states that the rule does not read may be NaN.
         credit: a key of CREDIT_RULES.
-        similarity: [T+1, B], `DenseRollout.similarity`; needed by the CoCA rules.
+        similarity: [T+1, B], `Rollout.similarity`; needed by the CoCA rules.
         window, alpha: options of the CoCA rules.
         gae_lambda: lambda of `gae`, 0 ... 1.
 
@@ -146,7 +146,7 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
     if similarity is None or jnp.shape(similarity) != rewards.shape:
         found = None if similarity is None else jnp.shape(similarity)
         raise ValueError(
-            f'credit {credit!r} needs similarity of shape {rewards.shape} (DenseRollout.similarity); got {found}'
+            f'credit {credit!r} needs similarity of shape {rewards.shape} (Rollout.similarity); got {found}'
         )
     shares = coca_shares(similarity, window)
     if credit == 'coca_share':

@@ -1,126 +1,82 @@
-"""Trajectories of the policy and, for dense rewards, the ODE completion of their states, as one
-scan over equal jobs.
-
-A completion of state k begins with the very velocity that the stochastic step of state k has just
-used, so completing all states with every remaining grid point costs T + T (T - 1) / 2 velocity
-evaluations per sample, T of them for the trajectory.
+"""Rollouts: runs the table of a `RolloutPlan` as one scan over equal jobs, so that the program holds
+the network once, whatever is sampled, completed and scored.
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
-from densegrpo_jax.core.ode_rollout import completion_grid
-from densegrpo_jax.core.masks import StepMasks, completion_source
+from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.rollout_plan import Jobs, RolloutPlan, check_plan
 from densegrpo_jax.core.schedules import check_grid
-from densegrpo_jax.core.sde_step import at_least_f32, guided_shift, sde_step
+from densegrpo_jax.core.sde_step import StepOutput, at_least_f32, guided_shift, sde_step
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=('latents', 'log_prob', 'std', 'noise_level', 'completions', 'similarity'),
-    meta_fields=('states', 'sources', 'velocity_evals'),
+    data_fields=(
+        'latents',
+        's',
+        's_next',
+        'log_prob',
+        'std',
+        'noise_level',
+        'completions',
+        'similarity',
+    ),
+    meta_fields=('plan',),
 )
 @dataclasses.dataclass(frozen=True)
-class DenseRollout:
-    """A sampled trajectory, time first, with the clean latents to score. The last three fields are
-    static and survive jit.
+class Rollout:
+    """What a plan has sampled: R latents, N transitions between them and S clean latents to score.
+    Every array has the batch as its second axis. The plan is static and survives jit.
     """
 
-    latents: jax.Array  # [T+1, B, ...]
-    log_prob: jax.Array  # [T, B]; 0 where std is 0
-    std: jax.Array  # [T, B]
-    noise_level: jax.Array  # [T, B]; 0 where the transition is deterministic
-    completions: jax.Array  # [S, B, ...] distinct clean latents, the sample itself last
-    # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample; 1 for k = T (CoCA)
-    similarity: jax.Array
-    states: tuple  # S states that the completions belong to; the last is T
-    # T+1 rows: the reward of state k is that of completions[sources[k]]; -1 = not asked for
-    sources: tuple
-    velocity_evals: int  # evaluations per sample
+    latents: Float[Array, 'R B *latent']  # the kept rows; of a trajectory the states 0 ... T
+    s: Float[Array, 'N B']  # noise levels of x and x_next
+    s_next: Float[Array, 'N B']
+    log_prob: Float[Array, 'N B']  # 0 where std is 0
+    std: Float[Array, 'N B']
+    noise_level: Float[Array, 'N B']  # 0 where the transition is deterministic
+    completions: Float[Array, 'S B *latent']  # the sample itself is the last
+    # Cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None where the plan
+    # makes no predictions.
+    similarity: Float[Array, 'T+1 B'] | None
+    plan: RolloutPlan
+
+    @property
+    def x(self) -> Float[Array, 'N B *latent']:
+        """Where the transitions start; gathered when asked for, as rows may be shared."""
+        return self.latents[np.array(self.plan.transitions.x_row)]
+
+    @property
+    def x_next(self) -> Float[Array, 'N B *latent']:
+        """Where they end."""
+        return self.latents[np.array(self.plan.transitions.next_row)]
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network per sample."""
+        return self.plan.nfe
 
 
-class Jobs(NamedTuple):
-    """J evaluations in order of their grid index; int32 [J] each, rows of one buffer or indices of
-    the grid.
-    """
-
-    read: np.ndarray  # row holding the latent
-    write: np.ndarray  # row for the latent after the step
-    fork: np.ndarray  # row for the first step of the completion that begins here
-    predict: np.ndarray  # row for x0hat
-    k_from: np.ndarray
-    k_to: np.ndarray
-    k_fork: np.ndarray
-    step: np.ndarray  # transition index k of a trajectory job, -1 for a completion job
-
-
-class JobPlan(NamedTuple):
-    """The host's plan of a dense rollout over T transitions."""
-
-    jobs: Jobs
-    trajectory_jobs: np.ndarray  # int [T]: position of transition k in the job list
-    # buffer rows: T+1 trajectory states, S-1 completions, T predictions, 1 scrap
-    rows: int
-    states: tuple
-    sources: tuple
-    velocity_evals: int
-
-
-def plan_jobs(masks, complete=(), n=None):
-    """Lays out a dense rollout: which evaluations, in which order, reading and writing which buffer
-    row.
-
-    States whose completion is known to coincide (`completion_source`) share one; state T is always
-    included.
-
-    Args:
-        masks: StepMasks of bool [T].
-        complete: states 0 ... T whose completion is wanted.
-        n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
-            all remaining.
-
-    Returns:
-        JobPlan; `velocity_evals`, the number of jobs, is T + the sum over states k other than T of
-        min(n, T - k) - 1.
-    """
-    num_steps = len(masks.stochastic)
-    wanted = sorted({int(k) for k in complete} | {num_steps})
-    if wanted[0] < 0 or wanted[-1] > num_steps:
-        raise ValueError(
-            f'states to complete are {wanted}; the trajectory has states 0 ... {num_steps}'
-        )
-    if n is not None and n < 1:
-        raise ValueError(f'n is {n}; a completion needs at least 1 step')
-    source = {k: completion_source(masks, k, n) for k in wanted}
-    states = tuple(sorted(set(source.values())))
-    sources = tuple(states.index(source[k]) if k in source else -1 for k in range(num_steps + 1))
-
-    own = states[:-1]
-    predictions = num_steps + 1 + len(own)
-    scrap = predictions + num_steps
-    jobs = []
-    for k in range(num_steps):
-        fork, k_fork = scrap, k + 1
-        if k in own:
-            fork = num_steps + 1 + own.index(k)
-            grid = completion_grid(num_steps, k, None if n is None else min(n, num_steps - k))
-            k_fork = grid[1]
-            for here, there in zip(grid[1:-1], grid[2:]):
-                jobs.append(Jobs(fork, fork, scrap, scrap, here, there, there, -1))
-        jobs.append(Jobs(k, k + 1, fork, predictions + k, k, k + 1, k_fork, k))
-    # waves of equal noise level, the trajectory first
-    jobs.sort(key=lambda job: (job.k_from, job.step < 0))
-    table = Jobs(*np.array(jobs, np.int32).T)
-    return JobPlan(table, np.flatnonzero(table.step >= 0), scrap + 1, states, sources, len(jobs))
-
-
-def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_prob='gaussian'):
-    """One velocity evaluation and one step: what every rollout here is a fold of.
+def advance(
+    velocity_fn: Callable,
+    x: Float[Array, 'B *latent'],
+    s,
+    s_next,
+    noise_level,
+    noise: Float[ArrayLike, 'B *latent'],
+    *,
+    kernel: str = 'sde',
+    log_prob: str = 'gaussian',
+) -> tuple[StepOutput, Float[Array, 'B *latent']]:
+    """One evaluation of the network and one step of the policy.
 
     Args:
         velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): the sample follows
@@ -130,39 +86,38 @@ def advance(velocity_fn, x, s, s_next, noise_level, noise, *, kernel='sde', log_
     Returns:
         (StepOutput, the velocity followed [B, ...] at least float32).
     """
-    s = jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1])
-    velocity, shift = velocity_fn(x, s), None
-    if isinstance(velocity, tuple):
-        velocity, guided = (v.astype(x.dtype) for v in velocity)
-        shift = guided_shift(guided, velocity, x, s, s_next, noise_level, kernel=kernel)
-    else:
-        velocity = guided = velocity.astype(x.dtype)
-    return sde_step(
-        velocity,
-        x,
-        s,
-        s_next,
-        noise_level,
-        noise=noise,
-        kernel=kernel,
-        log_prob=log_prob,
-        shift=shift,
-    ), guided
+    velocity, guided = _evaluate(velocity_fn, x, s)
+    step = _policy_step(
+        velocity, guided, x, s, s_next, noise_level, noise, kernel=kernel, log_prob=log_prob
+    )
+    return step, velocity if guided is None else guided
 
 
-def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, masks, noise_fn, *, kernel='sde'):
-    """Follows the policy from state k to the clean end, with T - k velocity evaluations.
+def continue_trajectory(
+    velocity_fn: Callable,
+    x: Float[ArrayLike, 'B *latent'],
+    k,
+    sigmas,
+    noise_levels,
+    masks: StepMasks,
+    noise_fn: Callable,
+    *,
+    kernel: str = 'sde',
+) -> Float[Array, 'B *latent']:
+    """Follows the policy from state k to the clean end, with T - k evaluations of the network.
 
     Args:
         x: [B, ...] latents of state k.
         k: 0 ... T; may be traced, so that one compiled body serves every state.
-        velocity_fn, sigmas, noise_levels, masks, noise_fn, kernel: as in `dense_rollout`.
+        masks: which transitions are stochastic.
+        velocity_fn, sigmas, noise_levels, noise_fn, kernel: as in `run_plan`.
 
     Returns:
         [B, ...] latents of state T, at least float32.
     """
-    levels = _masked_levels(noise_levels, masks, sigmas, x)
     x = at_least_f32(x)
+    levels = _levels(noise_levels, sigmas, len(masks.stochastic), x)
+    levels = jnp.where(masks.stochastic[:, None], levels, 0)
     grid = jnp.asarray(sigmas, x.dtype)
 
     def body(j, x):
@@ -174,174 +129,157 @@ def continue_trajectory(velocity_fn, x, k, sigmas, noise_levels, masks, noise_fn
     return jax.lax.fori_loop(k, len(levels), body, x)
 
 
-def dense_rollout(
-    velocity_fn,
-    x_init,
+def run_plan(
+    velocity_fn: Callable,
+    x_init: Float[ArrayLike, 'B *latent'],
     sigmas,
     noise_levels,
-    masks,
-    noise_fn,
+    plan: RolloutPlan,
+    noise_fn: Callable,
     *,
-    kernel='sde',
-    log_prob='gaussian',
-    complete=(),
-    n=None,
-):
-    """Samples a trajectory and completes the asked states by ODE, without gradient, with the
-    current policy (Eq. 8).
-
-    One scan over `plan_jobs`: a single compiled body holds the single call of velocity_fn.
+    kernel: str = 'sde',
+    log_prob: str = 'gaussian',
+) -> Rollout:
+    """Samples what the plan says, without gradient, with the current policy. Completions are those
+    of DenseGRPO Eq. 8.
 
     Args:
-        velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; completions
-            follow the guided one.
+        velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; steps without
+            noise follow the guided one.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
-        noise_levels: [T] or [T, B]; psi, sigma or eta per transition. Ignored where a transition is
-            deterministic.
-        masks: StepMasks.
-        noise_fn: k (int32 scalar, traced) -> z [B, ...], the standard normal noise of transition k.
+        noise_levels: [T] or [T, B]; psi, sigma or eta of the noise that is added from grid index k
+            on. Ignored where the plan adds none.
+        plan: for T steps, such as `trajectory_plan(masks, points)`.
+        noise_fn: k (int32 scalar, traced) -> z [B, ...], standard normal, for the transitions that
+            start at grid index k.
         kernel, log_prob: as in `sde_step`.
-        complete: states whose completions are wanted, e.g. `needed_states(credit, masks)`.
-        n: steps per completion; None means all remaining (the paper's default n = t).
 
     Returns:
-        DenseRollout.
+        Rollout.
+
+    Raises:
+        ValueError: a plan that does not hold together, or for another number of steps.
     """
-    levels = _masked_levels(noise_levels, masks, sigmas, x_init)
-    num_steps = len(masks.stochastic)
-    job_plan = plan_jobs(masks, complete, n)
+    check_plan(plan)
     x_init = at_least_f32(x_init)
-    grid = jnp.asarray(sigmas, x_init.dtype)
-    buffer = jnp.zeros((job_plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
-
-    def no_noise(k):
-        return jnp.zeros_like(x_init)
-
-    def own_noise(k):
-        return noise_fn(k).astype(x_init.dtype)
-
-    def body(buffer, job):
-        x = jax.lax.dynamic_index_in_dim(buffer, job.read, keepdims=False)
-        s, s_next = grid[job.k_from], grid[job.k_to]
-        level = jnp.where(job.step >= 0, levels[jnp.maximum(job.step, 0)], 0)
-        noise = jax.lax.cond(job.step >= 0, own_noise, no_noise, job.step)
-        step, velocity = advance(
-            velocity_fn, x, s, s_next, level, noise, kernel=kernel, log_prob=log_prob
-        )
-        fork = sde_step(
-            velocity, x, s, grid[job.k_fork], 0.0, noise=no_noise(0), kernel=kernel
-        ).sample
-        for row, latents in (
-            (job.write, step.sample),
-            (job.fork, fork),
-            (job.predict, x - s * velocity),
-        ):
-            buffer = jax.lax.dynamic_update_index_in_dim(buffer, latents, row, 0)
-        return buffer, (step.log_prob, step.std)
-
-    buffer, (log_probs, std) = jax.lax.scan(body, buffer, Jobs(*map(jnp.asarray, job_plan.jobs)))
-    own = len(job_plan.states) - 1
-    latents, completed = buffer[: num_steps + 1], buffer[num_steps + 1 : num_steps + 1 + own]
-    predicted = buffer[num_steps + 1 + own : num_steps + 1 + own + num_steps]
-    sample = latents[-1]
-    return DenseRollout(
-        latents=latents,
-        log_prob=log_probs[job_plan.trajectory_jobs],
-        std=std[job_plan.trajectory_jobs],
-        noise_level=levels,
-        completions=jnp.concatenate([completed, sample[None]]),
-        similarity=jnp.concatenate(
-            [_cosine(predicted, sample[None]), jnp.ones((1, len(sample)), sample.dtype)]
-        ),
-        states=job_plan.states,
-        sources=job_plan.sources,
-        velocity_evals=job_plan.velocity_evals,
+    levels = _levels(noise_levels, sigmas, plan.num_steps, x_init)
+    # One more index than the grid has, for predictions of the clean latent.
+    grid = jnp.append(jnp.asarray(sigmas, x_init.dtype), 0)
+    buffer = jnp.zeros((plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
+    buffer, log_probs, std = run_jobs(
+        velocity_fn, buffer, plan.jobs, grid, levels, noise_fn, kernel=kernel, log_prob=log_prob
+    )
+    t = plan.transitions
+    made = np.array(t.job), np.array(t.slot)
+    of_batch = lambda per_row: jnp.broadcast_to(per_row[:, None], (len(t.job), len(x_init)))
+    completions = buffer[np.array(plan.completions)]
+    similarity = None
+    if plan.predictions:
+        sample = completions[-1:]
+        cosines = _cosine(buffer[np.array(plan.predictions)], sample)
+        similarity = jnp.concatenate([cosines, jnp.ones((1, len(x_init)), cosines.dtype)])
+    return Rollout(
+        latents=buffer[: plan.kept],
+        s=of_batch(grid[np.array(t.k_from)]),
+        s_next=of_batch(grid[np.array(t.k_to)]),
+        log_prob=log_probs[made],
+        std=std[made],
+        noise_level=jnp.where(np.array(t.noisy)[:, None], levels[np.array(t.k_from)], 0),
+        completions=completions,
+        similarity=similarity,
+        plan=plan,
     )
 
 
-class Transitions(NamedTuple):
-    """A flat record of M trained transitions, the batch of an update: M = (trained steps) * B,
-    step-major.
-    """
-
-    x: jax.Array  # [M, ...], 0 where masked
-    x_next: jax.Array  # [M, ...], likewise
-    s: jax.Array  # [M]
-    s_next: jax.Array  # [M]
-    noise_level: jax.Array  # [M]
-    std: jax.Array  # [M]
-    log_prob: jax.Array  # [M] as the sampler stored it
-    advantage: jax.Array  # [M]
-    weight: jax.Array  # [M] step weight of the policy loss
-    mask: jax.Array  # bool [M]; False where std is 0 or the sample has no valid reward
-    prompt_id: jax.Array  # int32 [M] index of the group (prompt) in the batch, 0 ... P-1
-
-
-def transitions(rollout, advantages, sigmas, masks, num_groups, *, weight=None, valid=None):
-    """The trained transitions of a rollout as a flat record.
+def run_jobs(
+    velocity_fn: Callable,
+    buffer: Float[Array, 'rows B *latent'],
+    jobs: Jobs,
+    grid: Float[Array, 'T+2'],
+    levels: Float[Array, 'T B'],
+    noise_fn: Callable,
+    *,
+    kernel: str = 'sde',
+    log_prob: str = 'gaussian',
+) -> tuple[Float[Array, 'rows B *latent'], Float[Array, 'J W B'], Float[Array, 'J W B']]:
+    """Runs jobs in order on a buffer of latents, as one scan whose body has one call of
+    velocity_fn.
 
     Args:
-        rollout: DenseRollout.
-        advantages: [T, B].
-        sigmas: [T+1] host array; masks: StepMasks; num_groups: P, with rows in prompt-major order.
-        weight: optional [T] or [T, B] step weights; default 1.
-        valid: optional bool [B] or [T, B]; False leaves the transition out of the loss.
+        grid: noise levels of the grid indices 0 ... T, and 0 at T + 1.
+        levels: of the noise that is added from grid index k on.
+        velocity_fn, noise_fn, kernel, log_prob: as in `run_plan`.
 
     Returns:
-        Transitions with M = masks.trained.sum() * B, ordered k first, then b (so
-        `reshape(K, B, ...)` undoes it).
+        (the buffer, log-prob and std of every write; 0 where it adds no noise).
     """
-    num_steps, batch = rollout.std.shape
-    if advantages.shape != (num_steps, batch):
-        raise ValueError(
-            f'advantages have shape {advantages.shape}; the rollout has (T, B) = {(num_steps, batch)}'
+    table = tuple(jnp.asarray(np.array(column)) for column in jobs)
+    # Slots in which no job adds noise are known to be Euler steps when the program is made.
+    noisy_slots = np.array(jobs.noisy).any(0)
+    shape, dtype, batch = buffer.shape[1:], buffer.dtype, buffer.shape[1]
+    zeros = jnp.zeros(shape, dtype)
+    silent = jnp.zeros(batch, dtype)
+
+    def body(buffer, job):
+        read, k_from, row, k_to, noisy = job  # the last three [W]
+        x = jax.lax.dynamic_index_in_dim(buffer, read, keepdims=False)
+        s = grid[k_from]
+        velocity, guided = _evaluate(velocity_fn, x, s)
+        followed = velocity if guided is None else guided
+        noise = jax.lax.cond(
+            noisy.any(), lambda k: noise_fn(k).astype(dtype), lambda k: zeros, k_from
         )
-    if batch % num_groups:
-        raise ValueError(f'{batch} samples do not divide into {num_groups} groups')
-    trained = np.flatnonzero(masks.trained)
-    sigmas = np.asarray(sigmas, np.float32)
+        log_probs, stds = [], []
+        for slot, may_be_noisy in enumerate(noisy_slots):
+            s_next = grid[k_to[slot]]
+            if may_be_noisy:
+                level = jnp.where(noisy[slot], levels[k_from], 0)
+                step = _policy_step(
+                    velocity, guided, x, s, s_next, level, noise, kernel=kernel, log_prob=log_prob
+                )
+            else:
+                step = sde_step(followed, x, s, s_next, 0.0, noise=zeros, kernel='ode')
+                step = step._replace(log_prob=silent, std=silent)
+            log_probs.append(step.log_prob)
+            stds.append(step.std)
+            buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.sample, row[slot], 0)
+        return buffer, (jnp.stack(log_probs), jnp.stack(stds))
 
-    def flat(per_step):
-        """[T, B, ...] (or broadcastable [T, 1], [B]) -> [K * B, ...] over the trained steps."""
-        per_step = jnp.broadcast_to(per_step, (num_steps, batch) + jnp.shape(per_step)[2:])[trained]
-        return per_step.reshape(-1, *per_step.shape[2:])
-
-    prompt = np.arange(batch, dtype=np.int32) // (batch // num_groups)
-    mask = rollout.std > 0
-    if valid is not None:
-        mask = mask & valid
-    weight = jnp.ones(num_steps) if weight is None else jnp.asarray(weight, jnp.float32)
-    # What is masked gets no gradient, but the network's backward pass would multiply that 0 by a
-    # latent that is not finite.
-    mask = flat(mask)
-    kept = lambda latents: jnp.where(mask.reshape(-1, *(1,) * (latents.ndim - 2)), flat(latents), 0)
-    return Transitions(
-        x=kept(rollout.latents[:-1]),
-        x_next=kept(rollout.latents[1:]),
-        s=flat(sigmas[:-1, None]),
-        s_next=flat(sigmas[1:, None]),
-        noise_level=flat(rollout.noise_level),
-        std=flat(rollout.std),
-        log_prob=flat(rollout.log_prob),
-        advantage=flat(advantages),
-        weight=flat(weight[:, None] if weight.ndim == 1 else weight),
-        mask=mask,
-        prompt_id=flat(prompt),
-    )
+    buffer, (log_probs, stds) = jax.lax.scan(body, buffer, table)
+    return buffer, log_probs, stds
 
 
-def _masked_levels(noise_levels, masks: StepMasks, sigmas, x_init):
-    """Noise levels [T, B] with zeros where the transition is deterministic."""
+def _evaluate(velocity_fn, x, s):
+    """(v, None), or (v, the guided velocity) where velocity_fn gives a pair; in the dtype of x."""
+    found = velocity_fn(x, jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1]))
+    if isinstance(found, tuple):
+        velocity, guided = found
+        return velocity.astype(x.dtype), guided.astype(x.dtype)
+    return found.astype(x.dtype), None
+
+
+def _policy_step(velocity, guided, x, s, s_next, noise_level, noise, *, kernel, log_prob):
+    """The step whose log-prob is the policy's, with the mean of `velocity`; it lands where
+    `guided` says.
+    """
+    where = (s, s_next, noise_level)
+    shift = None if guided is None else guided_shift(guided, velocity, x, *where, kernel=kernel)
+    options = {'kernel': kernel, 'log_prob': log_prob, 'shift': shift}
+    return sde_step(velocity, x, *where, noise=noise, **options)
+
+
+def _levels(noise_levels, sigmas, num_steps: int, x):
+    """Noise levels as [T, B]."""
     check_grid(sigmas)
-    num_steps, batch = len(sigmas) - 1, x_init.shape[0]
-    if len(masks.stochastic) != num_steps or len(noise_levels) != num_steps:
+    if len(sigmas) - 1 != num_steps or len(noise_levels) != num_steps:
         raise ValueError(
-            f'the grid has {num_steps} steps, the masks {len(masks.stochastic)}, the noise levels {len(noise_levels)}'
+            f'the grid has {len(sigmas) - 1} steps, the plan {num_steps}, the noise levels '
+            f'{len(noise_levels)}'
         )
     levels = jnp.asarray(noise_levels, jnp.float32)
     levels = levels[:, None] if levels.ndim == 1 else levels
-    return jnp.broadcast_to(jnp.where(masks.stochastic[:, None], levels, 0), (num_steps, batch))
+    return jnp.broadcast_to(levels, (num_steps, x.shape[0]))
 
 
 def _cosine(a, b):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
 
 KERNELS = ('sde', 'cps', 'ode')
 LOG_PROBS = ('gaussian', 'unscaled')
@@ -162,7 +163,7 @@ def _over(per_sample, x):
     return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1))
 
 
-def at_least_f32(a):
+def at_least_f32(a: ArrayLike) -> Array:
     """An array in float32, or in its own dtype where that is wider: arithmetic on latents is never
     in bfloat16.
     """

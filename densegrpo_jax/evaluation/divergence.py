@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.grpo_loss import kl_divergence
-from densegrpo_jax.core.rollout import DenseRollout, transitions
+from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.rollout_plan import trajectory_plan
+from densegrpo_jax.core.transitions import transitions
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.pipelines.base import Conditioning
@@ -44,7 +46,8 @@ class Divergence:
         self._batch = min(config.eval.batch, self._count)
         single = config.copy_and_resolve_references()
         single.rollout.group = 1
-        schedule = make_schedule(pipeline, single)._replace(complete=())
+        schedule = make_schedule(pipeline, single)
+        schedule = schedule._replace(plan=trajectory_plan(schedule.masks))
         self._rollout, self._config, self._schedule = (
             make_rollout(pipeline, single, schedule, mesh),
             single,
@@ -57,12 +60,10 @@ class Divergence:
             policy: dict,
             conditioning: Conditioning,
             negative: Conditioning | None,
-            rollout: DenseRollout,
+            rollout: Rollout,
         ) -> jax.Array:
             batch = rollout.std.shape[1]
-            record = transitions(
-                rollout, jnp.zeros_like(rollout.std), schedule.sigmas, schedule.masks, batch
-            )
+            record = transitions(rollout, jnp.zeros_like(rollout.std), np.arange(batch))
             steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
 
             def one_step(t):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from densegrpo_jax.core.rollout import Transitions
+from densegrpo_jax.core.transitions import Transitions
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
@@ -82,7 +82,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
-    work = sampled.velocity_evals * forward(batch) + images.shape[0] * decode(batch)
+    work = sampled.nfe * forward(batch) + images.shape[0] * decode(batch)
 
     rows = int(schedule.masks.trained.sum()) * r.prompts * r.group
     fields = dict(

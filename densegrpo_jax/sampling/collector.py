@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from densegrpo_jax.core.rollout import DenseRollout
+from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.rewards.scorer import Scorer
@@ -44,7 +44,7 @@ class Collector:
         chosen: Sequence[Prompt],
         key: np.ndarray,
         noise_levels: np.ndarray,
-    ) -> tuple[list[DenseRollout], list[Pending], Conditioning]:
+    ) -> tuple[list[Rollout], list[Pending], Conditioning]:
         """Starts everything.
 
         Args:
@@ -52,7 +52,7 @@ class Collector:
           chosen: P prompts.
 
         Returns:
-          rollouts: list of DenseRollout on the devices, a batch each.
+          rollouts: list of Rollout on the devices, a batch each.
           pending: in the same order.
           conditioning: of all prompts [P, ...].
         """

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import jax
 
-from densegrpo_jax.core.rollout import Transitions
 from densegrpo_jax.core.sde_step import StepOutput, sde_step
+from densegrpo_jax.core.transitions import Transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.core.dense_reward import every_state, needed_states
-from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.masks import StepMasks, step_masks
-from densegrpo_jax.core.rollout import DenseRollout, continue_trajectory, dense_rollout
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.core.rollout import Rollout, continue_trajectory, run_plan
+from densegrpo_jax.core.rollout_plan import RolloutPlan, state_points, trajectory_plan
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
@@ -37,12 +38,11 @@ class Schedule(NamedTuple):
     sigmas: np.ndarray  # [T+1]
     noise_levels: np.ndarray  # [T]
     masks: StepMasks
-    complete: tuple[int, ...]  # states whose reward the credit rule reads, or every m-th of them
-    completion_steps: int | None  # n; None = all remaining
+    plan: RolloutPlan  # what is sampled and scored
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
-    """Grid, noise table, masks and completed states of a configuration. With `noise.calibrate` the
+    """Grid, noise table, masks and plan of a configuration. With `noise.calibrate` the
     table is where that starts.
     """
     r, c = config.rollout, config.credit
@@ -55,11 +55,9 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
         train_end=r.train_end,
         kernel=r.kernel,
     )
-    levels, complete = (
-        noise_table(config, sigmas, masks),
-        every_state(needed_states(c.rule, masks), c.completion_every),
-    )
-    return Schedule(sigmas, levels, masks, complete, c.completion_steps or None)
+    points = state_points(every_state(needed_states(c.rule, masks), c.completion_every))
+    plan = trajectory_plan(masks, points, c.completion_steps or None)
+    return Schedule(sigmas, noise_table(config, sigmas, masks), masks, plan)
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
@@ -124,7 +122,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
 
     Returns:
       `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
-      key_data of a key, prompt_places [p], noise_levels [T]) -> (DenseRollout of p * G samples,
+      key_data of a key, prompt_places [p], noise_levels [T]) -> (Rollout of p * G samples,
       pictures uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the
       sample itself last. Batches are split over the mesh. The noise levels, a host array, are an
       argument, and not `schedule`'s, so that one program serves any table.
@@ -134,7 +132,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
 
     def rollout(
         params, policy, conditioning: Conditioning, negative, key, places, noise_levels
-    ) -> tuple[DenseRollout, jax.Array, jax.Array]:
+    ) -> tuple[Rollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
         repeated = jax.tree.map(split, repeat_rows(conditioning, group))
@@ -148,17 +146,15 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             if config.rollout.shared_noise
             else keys
         )
-        result = dense_rollout(
+        result = run_plan(
             velocity,
             pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),
             schedule.sigmas,
             noise_levels,
-            schedule.masks,
+            schedule.plan,
             lambda k: split(_normal(keys, k + 1, shape)),
             kernel=config.rollout.kernel,
             log_prob=config.rollout.log_prob,
-            complete=schedule.complete,
-            n=schedule.completion_steps,
         )
         return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
 

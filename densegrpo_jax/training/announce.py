@@ -46,7 +46,7 @@ def memory(
     stored['transformer'] = quantized_shapes(stored['transformer'], m.quantize)
     weights = bytes_per_device(stored, shardings(stored, mesh))
     trained = bytes_per_device(state, shardings(state, mesh))
-    states, samples = len(schedule.complete), r.prompts * r.group
+    states, samples = len(schedule.plan.completions), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
     kept = (r.steps + 1 + states) * samples * row / devices
@@ -88,7 +88,8 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    n = schedule.completion_steps or 'all remaining'
+    n = config.credit.completion_steps or 'all remaining'
+    scored = tuple(point.k for point in schedule.plan.points)
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = (
@@ -117,7 +118,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}',
         'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
         'credit': (
-            f'{config.credit.rule}; states scored {schedule.complete}, completion steps {n}; '
+            f'{config.credit.rule}; states scored {scored}, completion steps {n}; '
             f'{config.credit.std} std'
         )
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
-from densegrpo_jax.core.rollout import DenseRollout, Transitions, transitions
+from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.transitions import Transitions, transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
@@ -25,7 +26,7 @@ from densegrpo_jax.sampling.sampler import EXACT, Schedule
 from densegrpo_jax.sampling.state import TrainState, ema_update
 
 
-def join(rollouts: list[DenseRollout]) -> DenseRollout:
+def join(rollouts: list[Rollout]) -> Rollout:
     """Rollouts of different prompts as one: every array is concatenated along its batch axis (axis
     1).
     """
@@ -46,13 +47,14 @@ def make_credit(
     c, masks, groups = config.credit, schedule.masks, config.rollout.prompts
 
     def credit(
-        rollouts: list[DenseRollout],
+        rollouts: list[Rollout],
         rewards: jax.Array,
         valid: jax.Array,
         scores: Mapping[str, jax.Array] | None = None,
     ):
         rollout = join(rollouts)
         keep = valid.all(0)
+        group_ids = np.arange(len(keep)) // (len(keep) // groups)
         by_rule = lambda values, rule: dense_reward(
             values,
             rule,
@@ -64,7 +66,7 @@ def make_credit(
         shared_out = c.coca_signed and c.rule.startswith('coca')
         assign = lambda values: by_rule(values, 'sparse' if shared_out else c.rule)
         of_states = lambda scored: state_rewards(
-            scored, rollout.sources, interpolate=c.completion_every > 1
+            scored, rollout.plan.sources_of(), interpolate=c.completion_every > 1
         )
         values = of_states(rewards)
         steps = assign(values)
@@ -87,9 +89,7 @@ def make_credit(
             )
             result = result._replace(values=by_rule(terminal, c.rule))
         weight = noise_weights(rollout.std[:, 0], masks.trained, config.loss.noise_power)
-        record = transitions(
-            rollout, result.values, schedule.sigmas, masks, groups, weight=weight, valid=keep
-        )
+        record = transitions(rollout, result.values, group_ids, weight=weight, valid=keep)
         on = jnp.asarray(masks.trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from densegrpo_jax.config.defaults import default_config, validate
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.sampler import Schedule
@@ -58,8 +59,11 @@ def measured_config(config, stop: StopRequest, overrides: Mapping):
 
 
 def every_state_completed(schedule: Schedule) -> Schedule:
-    """The schedule that scores all T + 1 states, whatever its credit rule reads."""
-    return schedule._replace(complete=tuple(range(len(schedule.sigmas))))
+    """The schedule that scores all T + 1 states by complete completions, whatever its credit rule
+    reads.
+    """
+    every = state_points(range(len(schedule.sigmas)))
+    return schedule._replace(plan=trajectory_plan(schedule.masks, every))
 
 
 class Store:

@@ -283,7 +283,7 @@ class _Probe:
                 schedule.noise_levels,
             )
             drawn = [jax.device_get(self._stop.wait(drawn))]
-            for k in result.states[:-1] if continuations else ():
+            for k in result.plan.states[:-1] if continuations else ():
                 more = follow(
                     s.params,
                     self._policy,
@@ -302,9 +302,9 @@ class _Probe:
                 'marks': np.moveaxis(
                     np.asarray(flat[..., :: math.ceil(flat.shape[-1] / _MARKS)]), -1, 0
                 ),
-                'states': np.array(result.states),
-                'sources': np.array(result.sources),
-                'calls': np.array(result.velocity_evals * (1 + (s.negative is not None))),
+                'states': np.array(result.plan.states),
+                'sources': np.array(result.plan.sources_of()),
+                'calls': np.array(result.nfe * (1 + (s.negative is not None))),
             }
             return arrays, images, finite
 
@@ -357,7 +357,7 @@ class _Probe:
                 for key, value in COMPLETE.items()
                 if config.credit[key] != value
             },
-            'complete': list(schedule.complete),
+            'complete': [point.k for point in schedule.plan.points],
             'noise_levels': np.asarray(schedule.noise_levels).tolist(),
             'continuations': continuations,
             'prompts': content_hash(self._prompts),

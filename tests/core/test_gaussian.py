@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.core.rollout import dense_rollout
+from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.core.rollout import run_plan
+from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
 
@@ -127,7 +128,7 @@ def test_flow_grpo_table_follows_its_discrete_recursion_and_does_not_converge_at
 @pytest.mark.parametrize('kernel, level', [('sde', 0.7), ('cps', 0.8)])
 def test_sampled_trajectories_have_the_moments_of_the_recursion(kernel, level):
     grid = uniform_grid(6)
-    masks = step_masks(grid, train_end=True)
+    plan = trajectory_plan(step_masks(grid, train_end=True))
     levels = (
         flow_grpo_noise_levels(grid, level)
         if kernel == 'sde'
@@ -140,7 +141,7 @@ def test_sampled_trajectories_have_the_moments_of_the_recursion(kernel, level):
         return jax.random.normal(jax.random.fold_in(key, k), shape)
 
     run = jax.jit(
-        lambda x: dense_rollout(velocity, x, grid, levels, masks, noise, kernel=kernel).latents[-1]
+        lambda x: run_plan(velocity, x, grid, levels, plan, noise, kernel=kernel).latents[-1]
     )
     sample = np.asarray(run(x_init), np.float64)
     mean, variance = moments(grid, levels, kernel)

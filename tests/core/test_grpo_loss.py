@@ -13,9 +13,11 @@ from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, kl_divergence, noise_weights
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.core.rollout import dense_rollout, transitions
+from densegrpo_jax.core.rollout import run_plan
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import StepOutput, log_prob_ratio, sde_step
+from densegrpo_jax.core.transitions import transitions
 
 GRID = np.array([1.0, 0.85, 0.6, 0.3, 0.0], np.float32)
 T, P, G = 4, 2, 3
@@ -37,14 +39,13 @@ def velocity(theta, x, s):
 @functools.cache
 def rollout(complete=(T,)):
     levels = flow_grpo_noise_levels(GRID, A)
-    return dense_rollout(
+    return run_plan(
         lambda x, s: velocity(THETA, x, s),
         X_INIT,
         GRID,
         levels,
-        MASKS,
+        trajectory_plan(MASKS, state_points(complete)),
         lambda k: jnp.asarray(NOISE)[k],
-        complete=complete,
     )
 
 
@@ -53,9 +54,9 @@ def terminal_reward(latents):
 
 
 def record_of(dense, credit='sparse', std='global'):
-    rewards = state_rewards(terminal_reward(dense.completions), dense.sources)
+    rewards = state_rewards(terminal_reward(dense.completions), dense.plan.sources_of())
     advantages = group_advantages(dense_reward(rewards, credit), P, std=std).values
-    return transitions(dense, advantages, GRID, MASKS, P)
+    return transitions(dense, advantages, np.arange(P * G) // G)
 
 
 def loss_of(theta, record, kl_form='flow_grpo', clip_range=CLIP):

@@ -9,9 +9,11 @@ from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import grpo_loss
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.core.rollout import dense_rollout, transitions
+from densegrpo_jax.core.rollout import run_plan
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.transitions import transitions
 
 GRID = np.array([1.0, 0.8, 0.5, 0.2, 0.0], np.float32)
 MASKS = step_masks(GRID)
@@ -28,17 +30,10 @@ def iteration(theta, key, credit):
     def noise(k):
         return jax.random.normal(jax.random.fold_in(key, k), (P * G, *SHAPE))
 
-    dense = dense_rollout(
-        lambda x, s: velocity(theta, x, s),
-        noise(99),
-        GRID,
-        LEVELS,
-        MASKS,
-        noise,
-        complete=needed_states(credit, MASKS),
-    )
+    plan = trajectory_plan(MASKS, state_points(needed_states(credit, MASKS)))
+    dense = run_plan(lambda x, s: velocity(theta, x, s), noise(99), GRID, LEVELS, plan, noise)
     values = -jnp.abs(dense.completions - 1).mean((2, 3))  # the reward: latents near 1
-    rewards = state_rewards(values, dense.sources)
+    rewards = state_rewards(values, plan.sources_of())
     if credit.startswith('coca'):  # CoCA's own order: the shares of a normalised terminal reward
         terminal = group_advantages(rewards[-1:], P).values
         advantages = len(LEVELS) * dense_reward(
@@ -46,7 +41,7 @@ def iteration(theta, key, credit):
         )
     else:
         advantages = group_advantages(dense_reward(rewards, credit), P, steps=MASKS.trained).values
-    batch = transitions(dense, advantages, GRID, MASKS, P)
+    batch = transitions(dense, advantages, np.arange(P * G) // G)
 
     def loss(theta):
         v = velocity(theta, batch.x, batch.s)

@@ -12,21 +12,18 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
-from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
 from densegrpo_jax.core.masks import StepMasks, step_masks
-from densegrpo_jax.core.rollout import (
-    advance,
-    continue_trajectory,
-    dense_rollout,
-    plan_jobs,
-    transitions,
-)
+from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
+from densegrpo_jax.core.rollout import advance, continue_trajectory, run_plan
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
+from densegrpo_jax.core.transitions import transitions
 
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
 T = len(GRID) - 1
 LEVELS = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
 SHAPE = (4, 3, 5)
+GROUPS = np.array([0, 0, 1, 1])
 PAPER = step_masks(GRID, train_end=True)
 DEFAULT = step_masks(GRID)
 WINDOW = step_masks(GRID, first=1, last=3)
@@ -47,8 +44,13 @@ def noise(k):
     return jnp.asarray(NOISE)[k]
 
 
-def rollout(masks=PAPER, levels=LEVELS, velocity_fn=velocity, sigmas=GRID, **options):
-    return dense_rollout(velocity_fn, X_INIT, sigmas, levels, masks, noise, **options)
+def rollout(masks=PAPER, levels=LEVELS, velocity_fn=velocity, complete=(), n=None, **options):
+    plan = trajectory_plan(masks, state_points(complete), n)
+    return run_plan(velocity_fn, X_INIT, GRID, levels, plan, noise, **options)
+
+
+def cost(masks, states, n=None):
+    return trajectory_plan(masks, state_points(states), n).nfe
 
 
 @functools.cache
@@ -94,7 +96,7 @@ def test_completions_are_those_of_a_separate_integration(name, n):
         indices = completion_grid(T, k, None if n is None or k == T else min(n, T - k))
         expected = completion_in_numpy(dense.latents[k], indices)
         np.testing.assert_allclose(
-            dense.completions[dense.sources[k]], expected, atol=2e-6, err_msg=f'state {k}'
+            dense.completions[dense.plan.sources_of()[k]], expected, atol=2e-6, err_msg=f'state {k}'
         )
     np.testing.assert_array_equal(dense.completions[-1], dense.latents[-1])
 
@@ -103,7 +105,7 @@ def test_completions_are_those_of_a_separate_integration(name, n):
 def test_trajectory_is_the_same_whether_states_are_completed_or_not(name):
     dense, masks = all_states(name), MASKS[name]
     plain = rollout(masks)
-    assert plain.velocity_evals == T and len(plain.completions) == 1
+    assert plain.nfe == T and len(plain.completions) == 1
     for field in ('latents', 'log_prob', 'std', 'noise_level'):
         np.testing.assert_allclose(
             getattr(dense, field), getattr(plain, field), atol=2e-6, err_msg=field
@@ -193,8 +195,8 @@ def test_velocity_evaluations_are_counted_as_they_happen(masks, complete, n, exp
 
     with jax.disable_jit():
         dense = rollout(masks, velocity_fn=counting, complete=complete, n=n)
-    assert calls['all'] == dense.velocity_evals == expected
-    assert plan_jobs(masks, complete, n).velocity_evals == expected
+    assert calls['all'] == dense.nfe == expected
+    assert cost(masks, complete, n) == expected
 
 
 @pytest.mark.parametrize(
@@ -209,39 +211,32 @@ def test_an_sde_window_completes_states_inside_it_alone(every, states, expected)
     masks = step_masks(grid, first=1, last=5)
     needed = needed_states('dense', masks)
     assert needed == (1, 2, 3, 4, 5, 10)
-    found = plan_jobs(masks, every_state(needed, every))
+    found = trajectory_plan(masks, state_points(every_state(needed, every)))
     assert found.states == (*states, 10)
-    assert found.sources[0] == -1 and found.sources[5] == found.sources[10] == len(found.states) - 1
-    assert found.velocity_evals == expected
+    sources = found.sources_of()
+    assert sources[0] == -1 and sources[5] == sources[10] == len(found.completions) - 1
+    assert found.nfe == expected
 
 
 def test_completing_every_second_state_at_the_sizes_of_the_paper_and_of_flux():
-    for num_steps, every, cost in ((10, 2, 35), (10, 3, 28), (6, 2, 15), (6, 3, 13)):
-        grid = np.linspace(1, 0, num_steps + 1)
-        masks = step_masks(grid)
-        assert (
-            plan_jobs(masks, every_state(needed_states('dense', masks), every)).velocity_evals
-            == cost
-        )
+    for num_steps, every, expected in ((10, 2, 35), (10, 3, 28), (6, 2, 15), (6, 3, 13)):
+        masks = step_masks(np.linspace(1, 0, num_steps + 1))
+        assert cost(masks, every_state(needed_states('dense', masks), every)) == expected
         completed = range(0, num_steps - 1, every)
-        assert cost == num_steps + sum(num_steps - k - 1 for k in completed)
+        assert expected == num_steps + sum(num_steps - k - 1 for k in completed)
 
 
 def test_cost_at_the_sizes_of_the_paper_and_of_flux():
-    for num_steps, cost in ((10, 55), (6, 21)):
+    for num_steps, expected in ((10, 55), (6, 21)):
         grid = np.linspace(1, 0, num_steps + 1)
-        masks = step_masks(grid, train_end=True)
-        assert plan_jobs(masks, needed_states('dense', masks)).velocity_evals == cost
-        assert (
-            plan_jobs(step_masks(grid), needed_states('dense', step_masks(grid))).velocity_evals
-            == cost
-        )
-        assert plan_jobs(masks, needed_states('dense', masks), n=1).velocity_evals == num_steps
+        for masks in (step_masks(grid, train_end=True), step_masks(grid)):
+            assert cost(masks, needed_states('dense', masks)) == expected
+            assert cost(masks, needed_states('dense', masks), n=1) == num_steps
         # one trained step: its own state and its right neighbour
         two = StepMasks(masks.stochastic, np.arange(num_steps) == 2)
-        assert plan_jobs(two, needed_states('dense', two)).velocity_evals == num_steps + (
-            num_steps - 3
-        ) + (num_steps - 4)
+        assert cost(two, needed_states('dense', two)) == num_steps + (num_steps - 3) + (
+            num_steps - 4
+        )
 
 
 def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
@@ -254,16 +249,15 @@ def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
     run = jax.jit(lambda: rollout(velocity_fn=counting, complete=range(T + 1)))
     dense = jax.block_until_ready(run())
     jax.effects_barrier()
-    assert calls['all'] == dense.velocity_evals == T + T * (T - 1) // 2
+    assert calls['all'] == dense.nfe == T + T * (T - 1) // 2
     # The network is the only matrix product here: one copy of it in the whole program.
     program = jax.make_jaxpr(lambda: rollout(complete=range(T + 1)).latents)()
     assert str(program).count('dot_general') == 1
     # jit = no jit, and the static fields survive it.
     with jax.disable_jit():
         plain = rollout(complete=range(T + 1))
-    assert (
-        (dense.states, dense.sources) == (plain.states, plain.sources) == (tuple(range(T + 1)),) * 2
-    )
+    assert dense.plan == plain.plan and hash(dense.plan) == hash(plain.plan)
+    assert dense.plan.states == dense.plan.sources_of() == tuple(range(T + 1))
     for name in ('latents', 'completions', 'log_prob', 'similarity'):
         np.testing.assert_allclose(
             getattr(dense, name), getattr(plain, name), atol=2e-6, err_msg=name
@@ -274,14 +268,14 @@ def test_compiled_calls_equal_the_count_and_the_body_is_compiled_once():
 def test_zero_noise_gives_exactly_zero_gains(kernel):
     dense = rollout(levels=np.zeros(T), kernel=kernel, complete=range(T + 1))
     assert len(dense.completions) == T + 1  # nothing was reused: the equality below is computed
-    rewards = state_rewards(jnp.sin(10 * dense.completions).sum((2, 3)), dense.sources)
+    rewards = state_rewards(jnp.sin(10 * dense.completions).sum((2, 3)), dense.plan.sources_of())
     np.testing.assert_array_equal(dense_reward(rewards, 'dense'), 0)
     np.testing.assert_array_equal(dense.log_prob, 0)
 
 
 def test_gains_telescope():
     dense = all_states('paper')
-    rewards = state_rewards(dense.completions.mean((2, 3)), dense.sources)
+    rewards = state_rewards(dense.completions.mean((2, 3)), dense.plan.sources_of())
     gains = dense_reward(rewards, 'dense')
     assert np.abs(gains).min() > 0
     np.testing.assert_allclose(gains.sum(0), rewards[-1] - rewards[0], atol=1e-6)
@@ -289,9 +283,11 @@ def test_gains_telescope():
 
 def test_deterministic_transitions_have_zero_gain_by_reuse():
     dense = all_states('window')
-    assert dense.states == (1, 2, 5) and dense.sources == (0, 0, 1, 2, 2, 2)
+    assert dense.plan.states == (1, 2, 5) and dense.plan.sources_of() == (0, 0, 1, 2, 2, 2)
     gains = np.asarray(
-        dense_reward(state_rewards(dense.completions.mean((2, 3)), dense.sources), 'dense')
+        dense_reward(
+            state_rewards(dense.completions.mean((2, 3)), dense.plan.sources_of()), 'dense'
+        )
     )
     np.testing.assert_array_equal(gains[[0, 3, 4]], 0)
     assert np.abs(gains[[1, 2]]).min() > 0
@@ -336,7 +332,7 @@ def test_eight_devices_equal_one():
         def noise(k):
             return jax.random.normal(jax.random.fold_in(jax.random.key(3), k), x.shape)
 
-        dense = dense_rollout(velocity, x, GRID, LEVELS, PAPER, noise, complete=range(T + 1))
+        dense = run_plan(velocity, x, GRID, LEVELS, all_states('paper').plan, noise)
         return dense.completions, dense.log_prob
 
     sharded = jax.jit(run)(jax.device_put(x, sharding))
@@ -350,7 +346,7 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
     dense = all_states('default')
     advantages = np.arange(T * 4, dtype=np.float32).reshape(T, 4)
     valid = np.array([True, True, False, True])
-    record = transitions(dense, advantages, GRID, DEFAULT, 2, weight=np.arange(T), valid=valid)
+    record = transitions(dense, advantages, GROUPS, weight=np.arange(T), valid=valid)
     trained, samples = 4, 4
     assert all(field.shape[0] == trained * samples for field in record)
     for m in (0, 5, 11, 15):
@@ -379,9 +375,7 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
 def test_what_is_masked_holds_nothing_that_is_not_finite():
     dense = all_states('default')
     dense = dataclasses.replace(dense, latents=dense.latents.at[2:, 2].set(jnp.nan))
-    record = transitions(
-        dense, np.ones((T, 4)), GRID, DEFAULT, 2, valid=np.array([True, True, False, True])
-    )
+    record = transitions(dense, np.ones((T, 4)), GROUPS, valid=np.array([True, True, False, True]))
     assert np.isfinite(record.x).all() and np.isfinite(record.x_next).all()
     assert (np.abs(record.x).max((1, 2)) > 0).tolist() == record.mask.tolist()
 
@@ -406,7 +400,7 @@ def test_guidance_moves_the_samples_but_not_the_policy(kernel):
 
 def test_transitions_with_zero_std_are_masked():
     # cps ends with std 0
-    record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GRID, PAPER, 2)
+    record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GROUPS)
     np.testing.assert_array_equal(
         np.asarray(record.mask).reshape(T, 4).all(1), [True] * (T - 1) + [False]
     )
@@ -415,11 +409,11 @@ def test_transitions_with_zero_std_are_masked():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match='noise levels'):
         rollout(levels=LEVELS[:3])
-    with pytest.raises(ValueError, match='states 0'):
+    with pytest.raises(ValueError, match='state 0 ... 5'):
         rollout(complete=(T + 1,))
     with pytest.raises(ValueError, match='n is 0'):
         rollout(complete=(0,), n=0)
     with pytest.raises(ValueError, match='advantages'):
-        transitions(all_states('paper'), np.zeros((T, 3)), GRID, PAPER, 2)
-    with pytest.raises(ValueError, match='3 groups'):
-        transitions(all_states('paper'), np.zeros((T, 4)), GRID, PAPER, 3)
+        transitions(all_states('paper'), np.zeros((T, 3)), GROUPS)
+    with pytest.raises(ValueError, match=r'group_ids \(2,\)'):
+        transitions(all_states('paper'), np.zeros((T, 4)), GROUPS[:2])

@@ -79,9 +79,9 @@ def test_how_states_are_completed_changes_the_completions_alone(opened):
     )
     for found in (two, fewer):
         np.testing.assert_allclose(found.latents, whole.latents, atol=1e-4)
-    assert (two.sources, two.velocity_evals) == ((0, 1, 2, 3, 4, 5, 5), 6 + 5)
+    assert (two.plan.sources_of(), two.nfe) == ((0, 1, 2, 3, 4, 5, 5), 6 + 5)
     assert np.abs(two.completions - whole.completions)[:4].max() > 1e-3
-    assert (fewer.states, fewer.sources, fewer.velocity_evals) == (
+    assert (fewer.plan.states, fewer.plan.sources_of(), fewer.nfe) == (
         (0, 2, 4, 6),
         (0, -1, 1, -1, 2, 3, 3),
         6 + 5 + 3 + 1,

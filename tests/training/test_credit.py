@@ -10,29 +10,38 @@ import pytest
 
 from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.core.rollout import DenseRollout
+from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training.learner import make_credit
 
 SIGMAS = np.float32([1, 0.8, 0.4, 0])
 P, G = 2, 4
+MASKS = step_masks(SIGMAS)
 WEIGHTS = {'a': 1.0, 'b': 2.0}
 
 
-def rollout(states=(0, 1, 3), sources=(0, 1, 2, 2)):
-    """T = 3, of which the last step is not trained: states 0, 1 and the sample are scored."""
+def rollout(states=(0, 1, 2, 3)):
+    """T = 3, of which the last step is not trained: states 0, 1 and the sample, which is state 2's
+    too, are scored.
+    """
     steps = jnp.ones((3, P * G), jnp.float32)
-    return DenseRollout(
+    plan = trajectory_plan(MASKS, state_points(states))
+    return Rollout(
         latents=jnp.zeros((4, P * G, 2)),
+        s=steps,
+        s_next=steps,
         log_prob=0 * steps,
         std=steps,
         noise_level=steps,
-        completions=jnp.zeros((len(states), P * G, 2)),
+        completions=jnp.zeros((len(plan.completions), P * G, 2)),
         similarity=jnp.ones((4, P * G)),
-        states=states,
-        sources=sources,
-        velocity_evals=6,
+        plan=plan,
     )
+
+
+def schedule_of(sampled):
+    return Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), MASKS, sampled.plan)
 
 
 def scores():
@@ -47,9 +56,9 @@ def credit(combine, total, *single, weights=WEIGHTS, sampled=None, **changes):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
-    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_masks(SIGMAS), (0, 1, 3), None)
-    batch, metrics = make_credit(config, schedule, weights=weights)(
-        [sampled or rollout()], total, np.ones(total.shape, bool), *single
+    sampled = sampled or rollout()
+    batch, metrics = make_credit(config, schedule_of(sampled), weights=weights)(
+        [sampled], total, np.ones(total.shape, bool), *single
     )
     return np.asarray(batch.advantage).reshape(2, P * G), metrics
 
@@ -118,9 +127,7 @@ def test_gains_between_completed_states_are_shared_evenly(combine):
     """
     single = {name: rows[[0, 2]] for name, rows in scores().items()}
     total = single['a'] + np.float32(2) * single['b']
-    found, metrics = credit(
-        combine, total, single, sampled=rollout((0, 3), (0, -1, 1, 1)), completion_every=2
-    )
+    found, metrics = credit(combine, total, single, sampled=rollout((0, 2, 3)), completion_every=2)
     halves = {
         name: np.repeat(np.diff(rows, axis=0), 2, axis=0) / 2
         for name, rows in {'total': total, **single}.items()
@@ -138,13 +145,12 @@ def test_gains_between_completed_states_are_shared_evenly(combine):
 def test_transitions_weigh_what_their_noise_says():
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
-    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0]), step_masks(SIGMAS), (0, 1, 3), None)
     sampled = dataclasses.replace(
         rollout(), std=jnp.asarray(np.repeat([[0.6], [0.2], [0.0]], P * G, 1), jnp.float32)
     )
     for power, expected in ((0.0, [1, 1]), (1.0, [1.5, 0.5])):
         config.loss.noise_power = power
-        batch, _ = make_credit(config, schedule)(
+        batch, _ = make_credit(config, schedule_of(sampled))(
             [sampled], scores()['a'], np.ones((3, P * G), bool)
         )
         np.testing.assert_allclose(
@@ -158,9 +164,7 @@ def test_coca_shares_out_the_normalised_terminal_reward(rule):
     sample's large share is a large blame.
     """
     similarity = np.array([[0.0] * 8, [0.5] * 4 + [0.2] * 4, [0.9] * 8, [1.0] * 8], np.float32)
-    sampled = dataclasses.replace(
-        rollout(states=(3,), sources=(-1, -1, -1, 0)), similarity=jnp.asarray(similarity)
-    )
+    sampled = dataclasses.replace(rollout(states=(3,)), similarity=jnp.asarray(similarity))
     total = scores()['a'][-1:]
     found, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule, coca_signed=True)
     terminal = advantages(np.repeat(total, 2, 0))[0]

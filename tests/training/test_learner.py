@@ -11,7 +11,8 @@ import pytest
 from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.core.rollout import dense_rollout
+from densegrpo_jax.core.rollout import run_plan
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -70,7 +71,8 @@ def one_iteration(invalid=None, nan=None, **changes):
         if c.rollout.kernel == 'sde'
         else np.full(STEPS, 0.6, np.float32)
     )
-    schedule = Schedule(SIGMAS, levels, masks, needed_states('dense', masks), None)
+    plan = trajectory_plan(masks, state_points(needed_states('dense', masks)))
+    schedule = Schedule(SIGMAS, levels, masks, plan)
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     conditioning = {'pooled': jnp.asarray(PROMPT)}
     noise = (
@@ -81,15 +83,14 @@ def one_iteration(invalid=None, nan=None, **changes):
     repeated = repeat_rows(conditioning, GROUP)
     sampler = Network().velocity_fn({'w': BASE}, {'a': START}, repeated, 1, 1, 1)
     rollout = jax.jit(
-        lambda: dense_rollout(
+        lambda: run_plan(
             sampler,
             FIRST,
             SIGMAS,
             levels,
-            masks,
+            plan,
             lambda k: jnp.asarray(noise)[k],
             kernel=c.rollout.kernel,
-            complete=schedule.complete,
         )
     )()
     rewards = np.asarray(jnp.sin(3 * rollout.completions).mean((2, 3)))
@@ -118,7 +119,9 @@ def expected(c, rollout, rewards, valid):
     rewards: Eq. 3 to 8 without this package.
     """
     s, latents = SIGMAS.astype(np.float64), np.asarray(rollout.latents, np.float64)
-    of_state = np.stack([rewards[rollout.sources[k]] for k in range(STEPS + 1)]).astype(np.float64)
+    of_state = np.stack([rewards[rollout.plan.sources_of()[k]] for k in range(STEPS + 1)]).astype(
+        np.float64
+    )
     gain, keep = of_state[1:] - of_state[:-1], valid.all(0)
     advantage = np.zeros((STEPS, SAMPLES))
     for group in np.arange(SAMPLES).reshape(PROMPTS, GROUP):

@@ -1,0 +1,231 @@
+"""The plan of a rollout, a table made on the host: which evaluations of the network in which order,
+what is written with each, which writes are transitions, and what is scored.
+
+`rollout.run_plan` runs any such table and knows no shape of a rollout; a shape is a function that
+makes a table, such as `trajectory_plan`. The batch axis stays flat in all of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from densegrpo_jax.core.masks import StepMasks, completion_source
+from densegrpo_jax.core.ode_rollout import completion_grid
+
+STATE = 'state'  # the completion of the trajectory's state k, as a kind of `Point`
+X0HAT = 'x0hat'  # the network's prediction x_k - s_k v_k there
+
+
+class Point(NamedTuple):
+    """What a reward is of. A plan may have kinds of its own, such as one per stride of a branch."""
+
+    kind: str
+    k: int
+
+
+class Write(NamedTuple):
+    """A step taken with the velocity of a job, and the row that its end is written to."""
+
+    row: int
+    k_to: int  # grid index of the end; T + 1 is the clean latent, s = 0, on every grid
+    noisy: bool = False  # by the kernel, with the noise of grid index k_from; else an Euler step
+
+
+class Jobs(NamedTuple):
+    """J evaluations of the network in order, each with W writes; unused ones go to a scrap row.
+
+    All noisy writes of a job take the same noise.
+    """
+
+    read: tuple[int, ...]  # [J] row of the latent
+    k_from: tuple[int, ...]  # [J] grid index of its noise level
+    row: tuple[tuple[int, ...], ...]  # [J, W] as in `Write`
+    k_to: tuple[tuple[int, ...], ...]  # [J, W]
+    noisy: tuple[tuple[bool, ...], ...]  # [J, W]
+
+
+class TransitionRows(NamedTuple):
+    """N transitions x -> x_next of the policy; see `transition_rows`."""
+
+    x_row: tuple[int, ...]  # [N] rows of the buffer
+    next_row: tuple[int, ...]  # [N]
+    k_from: tuple[int, ...]  # [N] grid indices
+    k_to: tuple[int, ...]  # [N]
+    job: tuple[int, ...]  # [N] the write that makes x_next
+    slot: tuple[int, ...]  # [N]
+    noisy: tuple[bool, ...]  # [N]
+    trained: tuple[bool, ...]  # [N] the transition enters the loss
+
+
+class RolloutPlan(NamedTuple):
+    """A rollout as static data: hashable, so that it survives jit beside the arrays."""
+
+    num_steps: int  # T of the grid
+    jobs: Jobs
+    rows: int  # of the buffer; row 0 is the initial noise
+    kept: int  # the first rows, which the result keeps
+    transitions: TransitionRows
+    completions: tuple[int, ...]  # [S] rows of the distinct clean latents; the sample is the last
+    points: tuple[Point, ...]  # what is scored
+    sources: tuple[int, ...]  # for each point the completion, 0 ... S-1, whose reward it has
+    predictions: tuple[int, ...]  # [T] rows of x0hat_k, or () where the plan has none
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network per sample."""
+        return len(self.jobs.read)
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """Of each distinct completion of a state the last state that was asked for and has it; the
+        sample's, T, ends the list.
+        """
+        last = {c: k for k, c in enumerate(self.sources_of(STATE)) if c >= 0}
+        return tuple(last[c] for c in sorted(last))
+
+    def sources_of(self, kind: str = STATE) -> tuple[int, ...]:
+        """T+1 entries: the completion whose reward the point (kind, k) has; -1 = not asked for."""
+        of = dict(zip(self.points, self.sources))
+        return tuple(of.get(Point(kind, k), -1) for k in range(self.num_steps + 1))
+
+
+def state_points(states: Iterable[int]) -> tuple[Point, ...]:
+    """The completions of these states of the trajectory as points."""
+    return tuple(Point(STATE, int(k)) for k in states)
+
+
+def trajectory_plan(
+    masks: StepMasks, points: Iterable[Point] = (), n: int | None = None
+) -> RolloutPlan:
+    """One trajectory over the whole grid, with completions of its states by ODE.
+
+    A completion of state k begins with the very velocity that the step of state k has just used, so
+    completing all states with every remaining grid point costs T + T (T - 1) / 2 evaluations per
+    sample, T of them for the trajectory. States whose completion is known to coincide
+    (`completion_source`) share one. State T, the sample, is always scored.
+
+    Args:
+        masks: of T transitions.
+        points: of the kinds STATE, k = 0 ... T, and X0HAT, k = 0 ... T-1.
+        n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
+            all remaining (the paper's n = t).
+
+    Returns:
+        RolloutPlan with N = T transitions and the states 0 ... T in the kept rows; `nfe` is T + the
+        sum over the completed states k, other than T, of min(n, T - k) - 1.
+
+    Raises:
+        ValueError: a point that the trajectory does not have, or n < 1.
+    """
+    num_steps = len(masks.stochastic)
+    asked = sorted({*points, Point(STATE, num_steps)})
+    _check_points(asked, num_steps)
+    if n is not None and n < 1:
+        raise ValueError(f'n is {n}; a completion needs at least 1 step')
+    source = {p.k: completion_source(masks, p.k, n) for p in asked if p.kind == STATE}
+    own = sorted({*source.values()} - {num_steps})
+    completed = {k: num_steps + 1 + i for i, k in enumerate(own)}  # state -> row
+    first = num_steps + 1 + len(own)
+    predicted = range(first, first + num_steps)
+    scrap = first + num_steps
+
+    steps, later = [], []
+    for k in range(num_steps):
+        step = Write(k + 1, k + 1, bool(masks.stochastic[k]))
+        writes = [step, Write(predicted[k], num_steps + 1)]
+        if k in completed:
+            row = completed[k]
+            grid = completion_grid(num_steps, k, None if n is None else min(n, num_steps - k))
+            writes.append(Write(row, grid[1]))
+            later += [(row, a, [Write(row, b)]) for a, b in zip(grid[1:-1], grid[2:])]
+        steps.append((k, k, writes))
+    # Waves of equal noise level, the trajectory first.
+    ordered = sorted(steps + later, key=lambda job: job[1])
+    jobs = job_table(ordered, scrap)
+    written = [(ordered.index(step), 0) for step in steps]
+
+    clean = [*completed.values(), *(predicted[p.k] for p in asked if p.kind == X0HAT), num_steps]
+    rows = {
+        p: predicted[p.k] if p.kind == X0HAT else completed.get(source[p.k], num_steps)
+        for p in asked
+    }
+    return RolloutPlan(
+        num_steps=num_steps,
+        jobs=jobs,
+        rows=scrap + 1,
+        kept=num_steps + 1,
+        transitions=transition_rows(jobs, written, masks.trained),
+        completions=tuple(clean),
+        points=tuple(asked),
+        sources=tuple(clean.index(rows[p]) for p in asked),
+        predictions=tuple(predicted),
+    )
+
+
+def job_table(jobs: Sequence[tuple[int, int, Sequence[Write]]], scrap: int) -> Jobs:
+    """The table of jobs (row that is read, its grid index, writes), filled up with writes to the
+    row `scrap`.
+    """
+    width = max(len(writes) for *_, writes in jobs)
+    full = [[*writes, *[Write(scrap, k)] * (width - len(writes))] for _, k, writes in jobs]
+    column = lambda name: tuple(tuple(getattr(w, name) for w in writes) for writes in full)
+    read, k_from, _ = zip(*jobs)
+    return Jobs(read, k_from, column('row'), column('k_to'), column('noisy'))
+
+
+def transition_rows(
+    jobs: Jobs, written: Sequence[tuple[int, int]], trained: Iterable[bool]
+) -> TransitionRows:
+    """The transitions that the writes (job, slot) make, [N], and which of them are trained."""
+    of_job = lambda column: tuple(column[j] for j, _ in written)
+    of_write = lambda column: tuple(column[j][slot] for j, slot in written)
+    return TransitionRows(
+        x_row=of_job(jobs.read),
+        next_row=of_write(jobs.row),
+        k_from=of_job(jobs.k_from),
+        k_to=of_write(jobs.k_to),
+        job=tuple(j for j, _ in written),
+        slot=tuple(slot for _, slot in written),
+        noisy=of_write(jobs.noisy),
+        trained=tuple(map(bool, trained)),
+    )
+
+
+def check_plan(plan: RolloutPlan) -> None:
+    """Raises ValueError for a table that does not hold together: a job that reads a row before it
+    is written or at another noise level, a transition whose latents are not kept or that is trained
+    without noise, a scored row that is not clean.
+    """
+    held = {0: (0, None)}  # row -> (its grid index, the write that it is from)
+    read_by = []
+    for j, (read, k_from, *writes) in enumerate(zip(*plan.jobs)):
+        if held.get(read, (None,))[0] != k_from:
+            found = f'is at {held[read][0]}' if read in held else 'holds nothing yet'
+            raise ValueError(f'job {j} reads row {read} at grid index {k_from}; the row {found}')
+        read_by.append(held[read])
+        held |= {row: (k_to, (j, slot)) for slot, (row, k_to, _) in enumerate(zip(*writes))}
+    for i, t in enumerate(zip(*plan.transitions)):
+        x_row, next_row, _, k_to, job, slot, noisy, trained = t
+        ends = held[x_row], held[next_row]
+        if max(x_row, next_row) >= plan.kept or ends != (read_by[job], (k_to, (job, slot))):
+            raise ValueError(
+                f'transition {i}: row {x_row} or {next_row} is written again later, or is not one '
+                f'of the {plan.kept} rows that are kept'
+            )
+        if trained and not noisy:
+            raise ValueError(f'transition {i} is trained, and its write adds no noise')
+    for row in (*plan.completions, *plan.predictions):
+        if held.get(row, (0,))[0] < plan.num_steps:
+            raise ValueError(f'row {row} is scored, and what it holds in the end is not clean')
+
+
+def _check_points(points: Sequence[Point], num_steps: int) -> None:
+    last = {STATE: num_steps, X0HAT: num_steps - 1}
+    for p in points:
+        if p.kind not in last:
+            raise ValueError(
+                f'a trajectory has no points of kind {p.kind!r}; expected one of {sorted(last)}'
+            )
+        if not 0 <= p.k <= last[p.kind]:
+            raise ValueError(
+                f'there is no point {p.kind} {p.k}; the trajectory has {p.kind} 0 ... {last[p.kind]}'
+            )

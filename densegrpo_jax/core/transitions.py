@@ -1,0 +1,89 @@
+"""The flat record of a rollout that an update trains on."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from densegrpo_jax.core.rollout import Rollout
+
+
+class Transitions(NamedTuple):
+    """M trained transitions, the batch of an update: M = (trained transitions of a sample) * B, in
+    the order of the rollout's N, then b.
+    """
+
+    x: Float[Array, 'M *latent']  # 0 where masked
+    x_next: Float[Array, 'M *latent']  # likewise
+    s: Float[Array, 'M']
+    s_next: Float[Array, 'M']
+    noise_level: Float[Array, 'M']
+    std: Float[Array, 'M']
+    log_prob: Float[Array, 'M']  # as the sampler stored it
+    advantage: Float[Array, 'M']
+    weight: Float[Array, 'M']  # step weight of the policy loss
+    mask: Bool[Array, 'M']  # False where std is 0 or the sample has no valid reward
+    prompt_id: Int[Array, 'M']  # group (prompt) of the transition, 0 ... P-1
+
+
+def transitions(
+    rollout: Rollout,
+    advantages: Float[ArrayLike, 'N B'],
+    group_ids: Int[ArrayLike, 'B'],
+    *,
+    weight: Float[ArrayLike, 'N'] | Float[ArrayLike, 'N B'] | None = None,
+    valid: Bool[ArrayLike, 'B'] | Bool[ArrayLike, 'N B'] | None = None,
+) -> Transitions:
+    """The trained transitions of a rollout as a flat record: a gather of rows.
+
+    Args:
+        rollout: N transitions of B samples.
+        advantages: of each.
+        group_ids: the group of each sample, 0 ... P-1.
+        weight: step weights; default 1.
+        valid: False leaves the transition out of the loss.
+
+    Returns:
+        Transitions, ordered as the rollout's N, then b (so `reshape(K, B, ...)` undoes it).
+    """
+    shape = rollout.std.shape
+    if jnp.shape(advantages) != shape or jnp.shape(group_ids) != shape[1:]:
+        raise ValueError(
+            f'advantages have shape {jnp.shape(advantages)} and group_ids {jnp.shape(group_ids)}; '
+            f'the rollout has (N, B) = {shape}'
+        )
+    table = rollout.plan.transitions
+    trained = np.flatnonzero(table.trained)
+
+    def flat(per_row):
+        """[N, B, ...] (or broadcastable [N, 1], [B]) -> [K * B, ...] over the trained rows."""
+        per_row = jnp.broadcast_to(per_row, shape + jnp.shape(per_row)[2:])[trained]
+        return per_row.reshape(-1, *per_row.shape[2:])
+
+    mask = rollout.std > 0
+    if valid is not None:
+        mask = mask & valid
+    mask = flat(mask)
+    weight = jnp.ones(shape[0]) if weight is None else jnp.asarray(weight, jnp.float32)
+
+    def latents(rows):
+        # What is masked gets no gradient, but the network's backward pass would multiply that 0 by
+        # a latent that is not finite.
+        found = rollout.latents[np.array(rows)[trained]]
+        found = found.reshape(-1, *found.shape[2:])
+        return jnp.where(mask.reshape(-1, *(1,) * (found.ndim - 1)), found, 0)
+
+    return Transitions(
+        x=latents(table.x_row),
+        x_next=latents(table.next_row),
+        s=flat(rollout.s),
+        s_next=flat(rollout.s_next),
+        noise_level=flat(rollout.noise_level),
+        std=flat(rollout.std),
+        log_prob=flat(rollout.log_prob),
+        advantage=flat(jnp.asarray(advantages)),
+        weight=flat(weight[:, None] if weight.ndim == 1 else weight),
+        mask=mask,
+        prompt_id=flat(jnp.asarray(group_ids, jnp.int32)),
+    )
