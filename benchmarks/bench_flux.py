@@ -29,6 +29,7 @@ from absl import app, flags
 
 from benchmarks.bases import random_session, random_weights, shapes_of
 from configs import flux_ocr
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.planning.flops import count_flops
@@ -192,7 +193,8 @@ def main(argv) -> None:
         title = f'{name}: {int(rollout.nfe)} velocities, {len(images)} decodes'
         rows.append(timed(title, lambda f=sample, a=arguments: f(*a), work, peak, needs(sample)))
     values = jnp.asarray(np.random.default_rng(0).random(images.shape[:2]), jnp.float32)
-    record, _ = make_credit(config, schedule)([rollout], values, jnp.ones_like(values, bool))
+    ids = group_ids_of([values.shape[1]])
+    record, _ = make_credit(config, schedule)([rollout], values, jnp.ones_like(values, bool), ids)
     update = (
         jax.jit(make_update(pipeline, config, tx, mesh).__wrapped__)
         .lower(state, params, conditioning, None, record)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.pipelines.base import take_rows
 from densegrpo_jax.rewards.scorer import Scorer
@@ -107,7 +108,8 @@ def main(argv) -> None:
             scores.values['total'].reshape(states, samples),
             scores.valid.reshape(states, samples),
         )
-        batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid)
+        ids = group_ids_of([config.rollout.group] * config.rollout.prompts)
+        batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid, ids)
         undonated = jax.jit(update_fn.__wrapped__)
         timed('update', lambda: undonated(state, params, conditioning, negative, batch), repeat)
 

@@ -15,6 +15,7 @@ import optax
 from absl import app, flags
 from ml_collections import config_flags
 
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.grpo_loss import noise_weights
 from densegrpo_jax.data.sampler import prompts_for_step
@@ -83,7 +84,8 @@ def main(argv) -> None:
             # up
             jax.block_until_ready(rollout)
             values = np.random.default_rng(n).random((1, samples), np.float32)
-            batch, _ = credit_fn([rollout], values, np.ones((1, samples), bool))
+            ids = group_ids_of([r.group] * r.prompts)
+            batch, _ = credit_fn([rollout], values, np.ones((1, samples), bool), ids)
             row = []
             for k in range(len(trained)):
                 alone = jnp.zeros((len(trained), samples)).at[k].set(1).reshape(-1)

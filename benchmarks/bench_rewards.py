@@ -158,7 +158,7 @@ def iteration(config, mesh):
     def timed(scorer) -> float:
         collector = Collector(session, scorer, r.group, r.prompts_per_batch)
         start = time.perf_counter()
-        _, pending, _ = collector.sample(rollout_fn, policy, chosen, key, schedule.noise_levels)
+        _, pending, *_ = collector.sample(rollout_fn, policy, chosen, key, schedule.noise_levels)
         collector.scores(pending, r.prompts * r.group)
         return time.perf_counter() - start
 

@@ -10,19 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.core.advantages import group_advantages
+from densegrpo_jax.core.advantages import group_advantages, group_ids_of
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import grpo_loss
-from densegrpo_jax.core.plan import step_plan
-from densegrpo_jax.core.rollout import dense_rollout, transitions
+from densegrpo_jax.core.masks import step_masks
+from densegrpo_jax.core.rollout import run_plan
+from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.transitions import OUTCOME, transitions
 
 PROMPTS, GROUP, LATENT = 4, 16, (4, 8)
 SIGMAS = np.array([1.0, 0.8, 0.5, 0.2, 0.0], np.float32)  # s from noise to image: T = 4 steps
 LEVELS = flow_grpo_noise_levels(SIGMAS, 0.7)  # noise of each step
-PLAN = step_plan(SIGMAS)  # which steps are stochastic, which are trained
+MASKS = step_masks(SIGMAS)  # which steps are stochastic, which are trained
 CREDIT, CLIP_RANGE, LEARNING_RATE = 'dense', 0.2, 16.0
+# A table of what is sampled and scored: a trajectory and the completions that the credit reads.
+PLAN = trajectory_plan(MASKS, state_points(needed_states(CREDIT, MASKS)))
+GROUPS = group_ids_of([GROUP] * PROMPTS)  # the prompt of each sample
 
 
 def velocity(theta, x, s):
@@ -41,14 +46,13 @@ def iteration(theta, key):
     noise = lambda k: jax.random.normal(jax.random.fold_in(key, k), (PROMPTS * GROUP, *LATENT))
     policy = lambda x, s: velocity(theta, x, s)
     # 1. Trajectories of the SDE and the ODE completion of each state (Eq. 6, 8).
-    states = needed_states(CREDIT, PLAN)
-    rollout = dense_rollout(policy, noise(99), SIGMAS, LEVELS, PLAN, noise, complete=states)
+    rollout = run_plan(policy, noise(99), SIGMAS, LEVELS, PLAN, noise)
     # 2. The reward of every completion; the gain of every step (Eq. 7, 9).
-    rewards = state_rewards(reward(rollout.completions), rollout.sources)  # [T+1, B]
+    rewards = state_rewards(reward(rollout.completions), PLAN.sources_of())  # [T+1, B]
     gains = dense_reward(rewards, CREDIT)  # [T, B]
     # 3. Each step's gains are compared within the group of a prompt (Eq. 10).
-    advantages = group_advantages(gains, PROMPTS, steps=PLAN.trained).values
-    batch = transitions(rollout, advantages, SIGMAS, PLAN, PROMPTS)
+    advantages = group_advantages(gains, PROMPTS, steps=MASKS.trained).values
+    batch = transitions(rollout, {OUTCOME: advantages}, GROUPS)
 
     # 4. The clipped objective over all trained transitions (Eq. 3, 4).
     def loss(theta):

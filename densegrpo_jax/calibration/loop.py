@@ -258,7 +258,7 @@ def _iterate(
         key = key_data(stream_key(config.seed, STREAM_CALIBRATION, iteration))
         chosen = prompts_of_iteration(config, session.train, iteration)
         levels = np.asarray(psi, np.float32)
-        rollouts, pending, _ = collector.sample(rollout_fn, policy, chosen, key, levels)
+        rollouts, pending, *_ = collector.sample(rollout_fn, policy, chosen, key, levels)
         values, valid = collector.scores(pending, samples)
         return np.asarray(
             state_rewards(np.where(valid, values[TOTAL], np.nan), rollouts[0].plan.sources_of()),

@@ -1,5 +1,6 @@
 """Group-relative advantages, normalised per transition or over all of them."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 STD_SCOPES = ('group', 'global', 'pooled')
+
+
+def group_ids_of(sizes: Iterable[int]) -> np.ndarray:
+    """The group of each sample where the samples of a group lie together: 0 ... P-1, int32 [B].
+
+    Args:
+        sizes: P numbers of samples, at least 1 each; they may differ.
+    """
+    sizes = list(sizes)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f'group sizes are {sizes}; expected one or more, each at least 1')
+    return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
 
 class Advantages(NamedTuple):
@@ -114,7 +127,7 @@ def group_statistics(
             raise ValueError(
                 f'{batch} samples do not divide into {num_groups} equal groups; give group_ids'
             )
-        group_ids = np.arange(batch) // (batch // num_groups)
+        group_ids = group_ids_of([batch // num_groups] * num_groups)
     used = jnp.ones((num_steps, batch), bool)
     if steps is not None:
         used &= jnp.asarray(steps)[:, None]

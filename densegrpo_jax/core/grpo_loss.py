@@ -2,6 +2,8 @@
 (DenseGRPO Eq. 3-4).
 """
 
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -42,6 +44,7 @@ def grpo_loss(
     mask,
     clip_range,
     weight=None,
+    advantage_weights=None,
     mean_ref=None,
     kl_form='gaussian',
     noise_level=None,
@@ -60,12 +63,13 @@ def grpo_loss(
         step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy that is
             differentiated; [M, ...].
         log_prob_old: [M] as the sampler stored it.
-        advantage: [M].
+        advantage: [M]; or several by name, name -> [M], each of which has a surrogate of its own.
         mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0. Its x
             must be finite all the same, as `transitions` sees to: a network's backward pass
             multiplies the gradient 0 by it.
         clip_range: e.
         weight: optional [M] step weights; they scale the summands, not the count.
+        advantage_weights: name -> number, static, of several advantages; default 1 each.
         mean_ref: optional [M, ...] mean of the same step under the reference; no gradient flows
             into it.
         kl_form, noise_level, kernel: see `kl_divergence`.
@@ -78,10 +82,17 @@ def grpo_loss(
     # Masked entries are replaced before the exponential as well as after: a NaN there would reach
     # the gradient.
     log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old, log_prob=log_prob), 0)
-    advantage = jnp.where(mask, jax.lax.stop_gradient(advantage), 0)
     ratio = jnp.exp(log_ratio)
-    surrogate = jnp.maximum(
-        -ratio * advantage, -jnp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantage
+    clipped = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
+
+    def surrogate_of(advantage):
+        advantage = jnp.where(mask, jax.lax.stop_gradient(advantage), 0)
+        return jnp.maximum(-ratio * advantage, -clipped * advantage)
+
+    named = advantage if isinstance(advantage, Mapping) else {'': advantage}
+    shares = advantage_weights or dict.fromkeys(named, 1.0)
+    surrogate = functools.reduce(
+        jnp.add, [shares[name] * surrogate_of(a) for name, a in named.items()]
     )
     if weight is not None:
         surrogate = surrogate * jnp.where(mask, weight, 0)

@@ -46,7 +46,7 @@ class Rollout:
     completions: Float[Array, 'S B *latent']  # the sample itself is the last
     # Cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None where the plan
     # makes no predictions.
-    similarity: Float[Array, 'T+1 B'] | None
+    similarity: Float[Array, 'states B'] | None  # k = 0 ... T
     plan: RolloutPlan
 
     @property
@@ -67,7 +67,7 @@ class Rollout:
 
 def advance(
     velocity_fn: Callable,
-    x: Float[Array, 'B *latent'],
+    x: Float[ArrayLike, 'B *latent'],
     s,
     s_next,
     noise_level,
@@ -86,6 +86,7 @@ def advance(
     Returns:
         (StepOutput, the velocity followed [B, ...] at least float32).
     """
+    x = jnp.asarray(x)
     velocity, guided = _evaluate(velocity_fn, x, s)
     step = _policy_step(
         velocity, guided, x, s, s_next, noise_level, noise, kernel=kernel, log_prob=log_prob
@@ -196,7 +197,7 @@ def run_jobs(
     velocity_fn: Callable,
     buffer: Float[Array, 'rows B *latent'],
     jobs: Jobs,
-    grid: Float[Array, 'T+2'],
+    grid: Float[Array, 'indices'],
     levels: Float[Array, 'T B'],
     noise_fn: Callable,
     *,

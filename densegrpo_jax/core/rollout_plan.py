@@ -153,7 +153,7 @@ def trajectory_plan(
         jobs=jobs,
         rows=scrap + 1,
         kept=num_steps + 1,
-        transitions=transition_rows(jobs, written, masks.trained),
+        transitions=transition_rows(jobs, written, [bool(on) for on in masks.trained]),
         completions=tuple(clean),
         points=tuple(asked),
         sources=tuple(clean.index(rows[p]) for p in asked),
@@ -186,7 +186,7 @@ def transition_rows(
         job=tuple(j for j, _ in written),
         slot=tuple(slot for _, slot in written),
         noisy=of_write(jobs.noisy),
-        trained=tuple(map(bool, trained)),
+        trained=tuple(trained),
     )
 
 

@@ -1,5 +1,6 @@
 """The flat record of a rollout that an update trains on."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from densegrpo_jax.core.rollout import Rollout
+
+OUTCOME = 'outcome'  # the name of the advantage that comes from the reward of the images
 
 
 class Transitions(NamedTuple):
@@ -21,7 +24,7 @@ class Transitions(NamedTuple):
     noise_level: Float[Array, 'M']
     std: Float[Array, 'M']
     log_prob: Float[Array, 'M']  # as the sampler stored it
-    advantage: Float[Array, 'M']
+    advantage: Mapping[str, Float[Array, 'M']]  # by name; a loss adds one surrogate for each
     weight: Float[Array, 'M']  # step weight of the policy loss
     mask: Bool[Array, 'M']  # False where std is 0 or the sample has no valid reward
     prompt_id: Int[Array, 'M']  # group (prompt) of the transition, 0 ... P-1
@@ -29,7 +32,7 @@ class Transitions(NamedTuple):
 
 def transitions(
     rollout: Rollout,
-    advantages: Float[ArrayLike, 'N B'],
+    advantages: Mapping[str, Float[ArrayLike, 'N B']],
     group_ids: Int[ArrayLike, 'B'],
     *,
     weight: Float[ArrayLike, 'N'] | Float[ArrayLike, 'N B'] | None = None,
@@ -39,7 +42,7 @@ def transitions(
 
     Args:
         rollout: N transitions of B samples.
-        advantages: of each.
+        advantages: by name, such as {OUTCOME: values}.
         group_ids: the group of each sample, 0 ... P-1.
         weight: step weights; default 1.
         valid: False leaves the transition out of the loss.
@@ -48,10 +51,11 @@ def transitions(
         Transitions, ordered as the rollout's N, then b (so `reshape(K, B, ...)` undoes it).
     """
     shape = rollout.std.shape
-    if jnp.shape(advantages) != shape or jnp.shape(group_ids) != shape[1:]:
+    found = {name: jnp.shape(a) for name, a in advantages.items()}
+    if jnp.shape(group_ids) != shape[1:] or any(a != shape for a in found.values()):
         raise ValueError(
-            f'advantages have shape {jnp.shape(advantages)} and group_ids {jnp.shape(group_ids)}; '
-            f'the rollout has (N, B) = {shape}'
+            f'advantages have shapes {found} and group_ids {jnp.shape(group_ids)}; the rollout has '
+            f'(N, B) = {shape}'
         )
     table = rollout.plan.transitions
     trained = np.flatnonzero(table.trained)
@@ -70,9 +74,9 @@ def transitions(
     def latents(rows):
         # What is masked gets no gradient, but the network's backward pass would multiply that 0 by
         # a latent that is not finite.
-        found = rollout.latents[np.array(rows)[trained]]
-        found = found.reshape(-1, *found.shape[2:])
-        return jnp.where(mask.reshape(-1, *(1,) * (found.ndim - 1)), found, 0)
+        x = rollout.latents[np.array(rows)[trained]]
+        x = x.reshape(-1, *x.shape[2:])
+        return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
     return Transitions(
         x=latents(table.x_row),
@@ -82,7 +86,7 @@ def transitions(
         noise_level=flat(rollout.noise_level),
         std=flat(rollout.std),
         log_prob=flat(rollout.log_prob),
-        advantage=flat(jnp.asarray(advantages)),
+        advantage={name: flat(jnp.asarray(a)) for name, a in advantages.items()},
         weight=flat(weight[:, None] if weight.ndim == 1 else weight),
         mask=mask,
         prompt_id=flat(jnp.asarray(group_ids, jnp.int32)),

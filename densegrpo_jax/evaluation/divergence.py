@@ -63,7 +63,7 @@ class Divergence:
             rollout: Rollout,
         ) -> jax.Array:
             batch = rollout.std.shape[1]
-            record = transitions(rollout, jnp.zeros_like(rollout.std), np.arange(batch))
+            record = transitions(rollout, {}, np.arange(batch))
             steps = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), record)
 
             def one_step(t):

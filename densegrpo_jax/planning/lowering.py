@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from densegrpo_jax.core.transitions import Transitions
+from densegrpo_jax.core.transitions import OUTCOME, Transitions
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
@@ -84,10 +84,11 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.nfe * forward(batch) + images.shape[0] * decode(batch)
 
-    rows = int(schedule.masks.trained.sum()) * r.prompts * r.group
+    rows = sum(schedule.plan.transitions.trained) * r.prompts * r.group
     fields = dict(
         x=row(rows, *latent),
         x_next=row(rows, *latent),
+        advantage={OUTCOME: row(rows)},
         mask=row(rows, d=jnp.bool),
         prompt_id=row(rows, d=jnp.int32),
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning
@@ -44,7 +45,7 @@ class Collector:
         chosen: Sequence[Prompt],
         key: np.ndarray,
         noise_levels: np.ndarray,
-    ) -> tuple[list[Rollout], list[Pending], Conditioning]:
+    ) -> tuple[list[Rollout], list[Pending], Conditioning, np.ndarray]:
         """Starts everything.
 
         Args:
@@ -55,10 +56,12 @@ class Collector:
           rollouts: list of Rollout on the devices, a batch each.
           pending: in the same order.
           conditioning: of all prompts [P, ...].
+          group_ids: int32 [samples], the prompt of each sample.
         """
         texts, s = [p.text for p in chosen], self._session
         placed = lambda texts: place(s.conditioning, texts, s.mesh)
         conditioning = placed(texts)
+        group_ids = group_ids_of([self._group] * len(chosen))
         rollouts, pending, waiting = [], [], None
         for start in range(0, len(chosen), self._batch):
             places = np.arange(start, start + self._batch)
@@ -67,20 +70,21 @@ class Collector:
             if waiting is not None:
                 pending.append(self._submit(*waiting))
             rollouts.append(result[0])
-            waiting = (result[1], result[2], chosen, start * self._group)
+            samples = np.flatnonzero(np.isin(group_ids, places))
+            waiting = (*result[1:], samples, [chosen[g] for g in group_ids[samples]])
         pending.append(self._submit(*waiting))
-        return rollouts, pending, conditioning
+        return rollouts, pending, conditioning, group_ids
 
     def _submit(
-        self, images: jax.Array, finite: jax.Array, prompts: Sequence[Prompt], start: int
+        self, images: jax.Array, finite: jax.Array, samples: np.ndarray, prompts: Sequence[Prompt]
     ) -> Pending:
-        """Starts scoring the rows of a batch that are this process's; `start` is the batch's first
-        place among the samples.
+        """Starts scoring the rows of a batch [S, B, ...] that are this process's; `samples` [B] are
+        their places among the samples of the iteration, `prompts` [B] theirs.
         """
         images, finite = self._stop.wait((images, finite))
         (rows, images), (_, finite) = local_rows(images, 1), local_rows(finite, 1)
-        places = start + rows
-        repeated = [prompts[i // self._group] for i in places] * images.shape[0]
+        places = samples[rows]
+        repeated = [prompts[i] for i in rows] * images.shape[0]
         pictures = images.reshape(-1, *images.shape[2:])
         future = (
             self._scorer.submit(pictures, *columns(repeated), while_waiting=self._stop.check)

@@ -16,7 +16,7 @@ from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
 from densegrpo_jax.core.rollout import Rollout
-from densegrpo_jax.core.transitions import Transitions, transitions
+from densegrpo_jax.core.transitions import OUTCOME, Transitions, transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
@@ -36,25 +36,26 @@ def join(rollouts: list[Rollout]) -> Rollout:
 def make_credit(
     config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None
 ):
-    """Jitted `(rollouts, rewards [S, B], valid [S, B], scores) -> (Transitions, metrics of [T] or
-    [] arrays)` for a whole iteration.
+    """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores) -> (Transitions,
+    metrics of [N] or [] arrays)` for a whole iteration.
 
     `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single ones and
     `weights` theirs; both may be left out with credit.combine='sum', which goes by `rewards` alone.
     Metrics without a score's name are of `rewards`, whatever is combined. A sample is left out
     where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
     """
-    c, masks, groups = config.credit, schedule.masks, config.rollout.prompts
+    c, groups = config.credit, config.rollout.prompts
+    trained = np.array(schedule.plan.transitions.trained)
 
     def credit(
         rollouts: list[Rollout],
         rewards: jax.Array,
         valid: jax.Array,
+        group_ids: jax.Array,
         scores: Mapping[str, jax.Array] | None = None,
     ):
         rollout = join(rollouts)
         keep = valid.all(0)
-        group_ids = np.arange(len(keep)) // (len(keep) // groups)
         by_rule = lambda values, rule: dense_reward(
             values,
             rule,
@@ -80,21 +81,21 @@ def make_credit(
             std=c.std,
             eps=c.std_eps,
             clip=c.clip,
-            steps=masks.trained,
+            group_ids=group_ids,
+            steps=trained,
             valid=keep,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
-            terminal = jnp.broadcast_to(
-                result.values[np.argmax(masks.trained)], rollout.similarity.shape
-            )
+            terminal = jnp.broadcast_to(result.values[np.argmax(trained)], rollout.similarity.shape)
             result = result._replace(values=by_rule(terminal, c.rule))
-        weight = noise_weights(rollout.std[:, 0], masks.trained, config.loss.noise_power)
-        record = transitions(rollout, result.values, group_ids, weight=weight, valid=keep)
-        on = jnp.asarray(masks.trained)
+        weight = noise_weights(rollout.std[:, 0], trained, config.loss.noise_power)
+        advantages = {OUTCOME: result.values}
+        record = transitions(rollout, advantages, group_ids, weight=weight, valid=keep)
+        on = jnp.asarray(trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
         of_samples = jnp.where(keep, rewards[-1], 0)
-        group_best = jnp.where(keep, rewards[-1], -jnp.inf).reshape(groups, -1).max(1)
+        group_best = jax.ops.segment_max(jnp.where(keep, rewards[-1], -jnp.inf), group_ids, groups)
         metrics = {
             'reward': of_samples.sum() / kept,
             'reward_group_best': jnp.where(jnp.isfinite(group_best), group_best, 0).mean(),
@@ -235,7 +236,7 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
         'rollout.prompts_per_batch * rollout.group',
     )
     check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
-    trained_steps = int(schedule.masks.trained.sum())
+    trained_steps = sum(schedule.plan.transitions.trained)
     size = trained_steps * config.rollout.prompts * config.rollout.group // config.optim.updates
     if size % config.optim.microbatch:
         divisors = [d for d in range(1, size + 1) if size % d == 0]

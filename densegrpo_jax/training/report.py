@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.core.rollout import DenseRollout
+from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.runtime.checkpoints import Checkpoints
@@ -126,11 +126,11 @@ class Reporter:
         self._writer.flush()
 
 
-def network_calls(rollouts: Sequence[DenseRollout], guided: bool) -> int:
+def network_calls(rollouts: Sequence[Rollout], guided: bool) -> int:
     """Evaluations of the network for the rollouts, all samples together. guided: by
     classifier-free guidance, two for every velocity.
     """
-    return sum((1 + guided) * r.velocity_evals * r.std.shape[1] for r in rollouts)
+    return sum((1 + guided) * r.nfe * r.std.shape[1] for r in rollouts)
 
 
 def scalars(

@@ -129,7 +129,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 # Sample, complete by ODE, decode.
                 watch = report.Stopwatch()
                 key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
-                rollouts, pending, conditioning = collector.sample(
+                rollouts, pending, conditioning, group_ids = collector.sample(
                     rollout_fn, state.policy, chosen(step), key, schedule.noise_levels
                 )
                 watch.lap('sample')
@@ -140,7 +140,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 watch.lap('score_wait')
 
                 # Credit and advantages.
-                batch, metrics = credit_fn(rollouts, values[TOTAL], valid, scores)
+                batch, metrics = credit_fn(rollouts, values[TOTAL], valid, group_ids, scores)
 
                 # Update.
                 text = conditioning, session.negative

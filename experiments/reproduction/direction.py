@@ -130,11 +130,12 @@ def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updat
         sampled = collector.sample(
             rollout_fn, state.policy, chosen[number], key, schedule.noise_levels
         )
-        rollouts, pending, conditioning = sampled
+        rollouts, pending, conditioning, group_ids = sampled
         values, valid = collector.scores(pending, samples)
         found = {}
         for name, credit_fn in credits.items():
-            batch, _ = credit_fn(rollouts, values[TOTAL], valid, {n: values[n] for n in weights})
+            of_rewards = {n: values[n] for n in weights}
+            batch, _ = credit_fn(rollouts, values[TOTAL], valid, group_ids, of_rewards)
             fresh = jax.tree.map(jnp.copy, state)
             after, _ = update_fn(fresh, session.params, conditioning, session.negative, batch)
             found[name] = np.asarray(stop.wait(difference(after.policy, state.policy)))

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.advantages import STD_SCOPES, group_advantages
+from densegrpo_jax.core.advantages import STD_SCOPES, group_advantages, group_ids_of
 
 # One transition, two groups of three.
 STEP = np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 4.0]], np.float32)
@@ -89,6 +89,27 @@ def test_group_ids_replace_prompt_major_order():
     expected, _ = group_advantages(STEP, 2)
     values, _ = group_advantages(STEP[:, order], 2, group_ids=order // 3)
     np.testing.assert_allclose(values, expected[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize('std', STD_SCOPES)
+def test_groups_may_have_different_sizes(std):
+    ids = group_ids_of([2, 4, 1])
+    assert ids.tolist() == [0, 0, 1, 1, 1, 1, 2]
+    steps = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
+    values, zero = group_advantages(steps, 3, std=std, eps=0.0, clip=None, group_ids=ids)
+    groups = [steps[:, :2], steps[:, 2:6], steps[:, 6:]]
+    centred = [g - g.mean(1, keepdims=True) for g in groups]
+    scale = {
+        'group': [np.maximum(g.std(1, keepdims=True), 1e-9) for g in groups],
+        'global': [steps.std(1, keepdims=True)] * 3,
+        'pooled': [np.sqrt(np.mean(np.concatenate(centred, 1) ** 2))] * 3,
+    }[std]
+    expected = np.concatenate([c / s for c, s in zip(centred, scale)], 1)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    assert zero.tolist() == [1, 1, 1]  # a single sample differs from nobody
+    for sizes in ([], [2, 0]):
+        with pytest.raises(ValueError, match='at least 1'):
+            group_ids_of(sizes)
 
 
 def test_untrained_steps_and_invalid_samples_leave_the_statistics():

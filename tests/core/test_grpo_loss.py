@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.advantages import group_advantages
+from densegrpo_jax.core.advantages import group_advantages, group_ids_of
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, kl_divergence, noise_weights
 from densegrpo_jax.core.masks import step_masks
@@ -17,7 +17,7 @@ from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import StepOutput, log_prob_ratio, sde_step
-from densegrpo_jax.core.transitions import transitions
+from densegrpo_jax.core.transitions import OUTCOME, transitions
 
 GRID = np.array([1.0, 0.85, 0.6, 0.3, 0.0], np.float32)
 T, P, G = 4, 2, 3
@@ -56,7 +56,7 @@ def terminal_reward(latents):
 def record_of(dense, credit='sparse', std='global'):
     rewards = state_rewards(terminal_reward(dense.completions), dense.plan.sources_of())
     advantages = group_advantages(dense_reward(rewards, credit), P, std=std).values
-    return transitions(dense, advantages, np.arange(P * G) // G)
+    return transitions(dense, {OUTCOME: advantages}, group_ids_of([G] * P))
 
 
 def loss_of(theta, record, kl_form='flow_grpo', clip_range=CLIP):
@@ -263,7 +263,8 @@ def test_masked_and_deterministic_transitions_leave_sums_counts_and_gradients():
 
 def test_zero_spread_groups_add_nothing_and_stay_in_the_count():
     record = record_of(rollout())
-    silent = record._replace(advantage=jnp.where(record.prompt_id == 0, 0, record.advantage))
+    kept = jnp.where(record.prompt_id == 0, 0, record.advantage[OUTCOME])
+    silent = record._replace(advantage={OUTCOME: kept})
     _, sums = jitted_loss(THETA_NEW, silent)
     _, whole = jitted_loss(THETA_NEW, record)
     _, other = jitted_loss(THETA_NEW, record._replace(mask=record.mask & (record.prompt_id == 1)))
@@ -329,3 +330,46 @@ def test_noise_weights_have_tempflows_constant():
     std = flow_grpo_noise_levels(s, 0.7) * np.sqrt(s[:-1] - s[1:])
     weights = np.asarray(noise_weights(jnp.asarray(std), np.arange(10) < 9, 1.0))
     np.testing.assert_allclose(weights[:9] / std[:9], 2.25, atol=5e-3)
+
+
+def test_gradients_flow_into_the_policy_alone():
+    """Not into the advantages or the reference; and what is only reported has none at all."""
+    ratios = np.array([1.0, 1.3, 0.9], np.float32)
+    step = steps_of(np.log(ratios))
+
+    def sums_of(mean, advantage, reference):
+        return grpo_loss(
+            step._replace(mean=mean),
+            jnp.zeros(3),
+            advantage,
+            mask=np.ones(3, bool),
+            clip_range=0.5,
+            mean_ref=reference,
+        )
+
+    inputs = (step.mean, jnp.array([1.0, -2.0, 0.5]), step.mean + 0.1)
+    for name, into in (('policy_sum', (True, False, False)), ('kl_sum', (True, False, False))):
+        gradients = jax.grad(lambda *a: getattr(sums_of(*a), name), argnums=(0, 1, 2))(*inputs)
+        assert [bool(np.abs(g).max() > 0) for g in gradients] == list(into), name
+    reported = sorted(set(LossSums._fields) - {'policy_sum', 'kl_sum'})
+    jacobian = jax.jacrev(lambda *a: [getattr(sums_of(*a), name) for name in reported], (0, 1, 2))
+    for name, gradients in zip(reported, jacobian(*inputs)):
+        for gradient in gradients:
+            np.testing.assert_array_equal(gradient, 0, err_msg=name)
+
+
+def test_named_advantages_have_a_surrogate_each():
+    ratios = np.array([1.0, 1.3, 0.7], np.float32)
+    step, options = steps_of(np.log(ratios)), dict(mask=np.ones(3, bool), clip_range=0.2)
+    of = lambda advantage, **more: grpo_loss(step, jnp.zeros(3), advantage, **options, **more)
+    a, b = jnp.array([2.0, 1.0, -1.0]), jnp.array([-2.0, -1.0, 1.0])
+    both = of({'a': a, 'b': b})
+    # Surrogates add up, not advantages: a + b is 0, and clipping is pessimistic about each.
+    assert float(both.policy_sum) == pytest.approx(float(of(a).policy_sum + of(b).policy_sum))
+    assert float(both.policy_sum) > 0.1 and of(a + b).policy_sum == 0
+    assert both.policy_count == 3  # transitions, not surrogates
+    weighted = of({'a': a, 'b': b}, advantage_weights={'a': 1.0, 'b': 0.25})
+    assert float(weighted.policy_sum) == pytest.approx(
+        float(of(a).policy_sum + 0.25 * of(b).policy_sum)
+    )
+    np.testing.assert_array_equal(of({'a': a}).policy_sum, of(a).policy_sum)

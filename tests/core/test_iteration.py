@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.advantages import group_advantages
+from densegrpo_jax.core.advantages import group_advantages, group_ids_of
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states, state_rewards
 from densegrpo_jax.core.grpo_loss import grpo_loss
 from densegrpo_jax.core.masks import step_masks
@@ -13,7 +13,7 @@ from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.core.sde_step import sde_step
-from densegrpo_jax.core.transitions import transitions
+from densegrpo_jax.core.transitions import OUTCOME, transitions
 
 GRID = np.array([1.0, 0.8, 0.5, 0.2, 0.0], np.float32)
 MASKS = step_masks(GRID)
@@ -41,7 +41,7 @@ def iteration(theta, key, credit):
         )
     else:
         advantages = group_advantages(dense_reward(rewards, credit), P, steps=MASKS.trained).values
-    batch = transitions(dense, advantages, np.arange(P * G) // G)
+    batch = transitions(dense, {OUTCOME: advantages}, group_ids_of([G] * P))
 
     def loss(theta):
         v = velocity(theta, batch.x, batch.s)

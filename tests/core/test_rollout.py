@@ -17,7 +17,7 @@ from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
 from densegrpo_jax.core.rollout import advance, continue_trajectory, run_plan
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
-from densegrpo_jax.core.transitions import transitions
+from densegrpo_jax.core.transitions import OUTCOME, transitions
 
 GRID = np.array([1.0, 0.9, 0.75, 0.5, 0.2, 0.0], np.float32)
 T = len(GRID) - 1
@@ -346,17 +346,17 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
     dense = all_states('default')
     advantages = np.arange(T * 4, dtype=np.float32).reshape(T, 4)
     valid = np.array([True, True, False, True])
-    record = transitions(dense, advantages, GROUPS, weight=np.arange(T), valid=valid)
+    record = transitions(dense, {OUTCOME: advantages}, GROUPS, weight=np.arange(T) / 2, valid=valid)
     trained, samples = 4, 4
-    assert all(field.shape[0] == trained * samples for field in record)
+    assert all(leaf.shape[0] == trained * samples for leaf in jax.tree.leaves(record))
     for m in (0, 5, 11, 15):
         k, b = divmod(m, samples)
         np.testing.assert_array_equal(record.x[m], dense.latents[k, b])
         np.testing.assert_array_equal(record.x_next[m], dense.latents[k + 1, b])
         assert (record.s[m], record.s_next[m]) == (GRID[k], GRID[k + 1])
         assert (
-            record.advantage[m] == advantages[k, b]
-            and record.weight[m] == k
+            record.advantage[OUTCOME][m] == advantages[k, b]
+            and record.weight[m] == k / 2
             and record.mask[m] == (b != 2)
         )
         assert record.prompt_id[m] == b // 2
@@ -375,7 +375,7 @@ def test_transitions_are_flat_and_rescoring_them_gives_ratio_one():
 def test_what_is_masked_holds_nothing_that_is_not_finite():
     dense = all_states('default')
     dense = dataclasses.replace(dense, latents=dense.latents.at[2:, 2].set(jnp.nan))
-    record = transitions(dense, np.ones((T, 4)), GROUPS, valid=np.array([True, True, False, True]))
+    record = transitions(dense, {}, GROUPS, valid=np.array([True, True, False, True]))
     assert np.isfinite(record.x).all() and np.isfinite(record.x_next).all()
     assert (np.abs(record.x).max((1, 2)) > 0).tolist() == record.mask.tolist()
 
@@ -400,7 +400,7 @@ def test_guidance_moves_the_samples_but_not_the_policy(kernel):
 
 def test_transitions_with_zero_std_are_masked():
     # cps ends with std 0
-    record = transitions(rollout(PAPER, kernel='cps'), np.zeros((T, 4)), GROUPS)
+    record = transitions(rollout(PAPER, kernel='cps'), {}, GROUPS)
     np.testing.assert_array_equal(
         np.asarray(record.mask).reshape(T, 4).all(1), [True] * (T - 1) + [False]
     )
@@ -414,6 +414,6 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match='n is 0'):
         rollout(complete=(0,), n=0)
     with pytest.raises(ValueError, match='advantages'):
-        transitions(all_states('paper'), np.zeros((T, 3)), GROUPS)
-    with pytest.raises(ValueError, match=r'group_ids \(2,\)'):
-        transitions(all_states('paper'), np.zeros((T, 4)), GROUPS[:2])
+        transitions(all_states('paper'), {OUTCOME: np.zeros((T, 3))}, GROUPS[:3])
+    with pytest.raises((ValueError, TypeError), match='group_ids'):
+        transitions(all_states('paper'), {}, GROUPS[:2])

@@ -120,10 +120,10 @@ def test_a_branch_table_made_by_hand_runs_as_it_says(jitted):
     assert found.plan.sources_of('branch') == (0, 1, -1, -1, -1)
     assert found.plan.sources_of() == (-1, -1, -1, -1, 2)
 
-    record = transitions(found, np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0, 0]))
+    record = transitions(found, {'a': np.array([[1.0, 2.0], [3.0, 4.0]])}, np.array([0, 0]))
     np.testing.assert_array_equal(record.x, np.asarray(found.x).reshape(4, 2))
     np.testing.assert_array_equal(record.x_next, np.asarray(found.x_next).reshape(4, 2))
-    np.testing.assert_array_equal(record.advantage, [1, 2, 3, 4])
+    np.testing.assert_array_equal(record.advantage['a'], [1, 2, 3, 4])
     np.testing.assert_array_equal(record.s_next, GRID[[1, 1, 3, 3]])
     assert record.mask.all()
 

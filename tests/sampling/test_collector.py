@@ -126,7 +126,7 @@ def test_a_score_may_have_any_name_the_mask_is_not_among_them():
     prompts = [Prompt('one'), Prompt('two')]
     with Scorer(Valid(), 1) as scorer:
         collector = Collector(session(), scorer, 3, 2)
-        _, pending, _ = collector.sample(
+        _, pending, *_ = collector.sample(
             rollout, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
         )
         values, valid = collector.scores(pending, 6)
@@ -143,11 +143,12 @@ def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(
     prompts = [Prompt(str(i)) for i in range(BATCHES * PER_BATCH)]
     with Scorer(Pixel(scored), workers) as scorer:
         collector = Collector(session(), scorer, GROUP, PER_BATCH)
-        rollouts, pending, _ = collector.sample(
+        rollouts, pending, _, group_ids = collector.sample(
             device.rollout, None, prompts, np.zeros(2, np.uint32), np.zeros(1)
         )
         values, valid = collector.scores(pending, len(prompts) * GROUP)
     assert rollouts == list(range(BATCHES)) and valid.all()
+    np.testing.assert_array_equal(group_ids, np.repeat(np.arange(len(prompts)), GROUP))
     # Every score stands where its picture belongs: [state, prompt-major sample].
     expected = [
         [16 * p + 4 * g + state for p in range(len(prompts)) for g in range(GROUP)]

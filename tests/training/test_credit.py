@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
+from densegrpo_jax.core.transitions import OUTCOME
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training.learner import make_credit
 
 SIGMAS = np.float32([1, 0.8, 0.4, 0])
 P, G = 2, 4
 MASKS = step_masks(SIGMAS)
+GROUPS = group_ids_of([G] * P)
 WEIGHTS = {'a': 1.0, 'b': 2.0}
 
 
@@ -52,15 +55,15 @@ def scores():
     }
 
 
-def credit(combine, total, *single, weights=WEIGHTS, sampled=None, **changes):
+def credit(combine, total, *single, weights=WEIGHTS, sampled=None, ids=GROUPS, **changes):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
     sampled = sampled or rollout()
     batch, metrics = make_credit(config, schedule_of(sampled), weights=weights)(
-        [sampled], total, np.ones(total.shape, bool), *single
+        [sampled], total, np.ones(total.shape, bool), ids, *single
     )
-    return np.asarray(batch.advantage).reshape(2, P * G), metrics
+    return np.asarray(batch.advantage[OUTCOME]).reshape(2, P * G), metrics
 
 
 def advantages(gains):
@@ -120,6 +123,23 @@ def test_gae(decay):
     np.testing.assert_allclose(metrics['gain'], [*gains.mean(1), np.nan], atol=1e-6)
 
 
+def test_groups_may_have_different_sizes():
+    ids = group_ids_of([3, 5])
+    total = scores()['a']
+    found, metrics = credit('sum', total, ids=ids)
+    gains = np.diff(total, axis=0).astype(np.float64)
+    expected = np.concatenate(
+        [
+            (g - g.mean(1, keepdims=True)) / g.std(1, keepdims=True)
+            for g in (gains[:, :3], gains[:, 3:])
+        ],
+        1,
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    best = (total[-1, :3].max() + total[-1, 3:].max()) / 2
+    np.testing.assert_allclose(metrics['reward_group_best'], best, rtol=1e-6)
+
+
 @pytest.mark.parametrize('combine', ['sum', 'advantages'])
 def test_gains_between_completed_states_are_shared_evenly(combine):
     """Every second state: 0 and the sample, which is state 2's too. Both trained steps earn half of
@@ -151,7 +171,7 @@ def test_transitions_weigh_what_their_noise_says():
     for power, expected in ((0.0, [1, 1]), (1.0, [1.5, 0.5])):
         config.loss.noise_power = power
         batch, _ = make_credit(config, schedule_of(sampled))(
-            [sampled], scores()['a'], np.ones((3, P * G), bool)
+            [sampled], scores()['a'], np.ones((3, P * G), bool), GROUPS
         )
         np.testing.assert_allclose(
             np.asarray(batch.weight).reshape(2, P * G), np.repeat([expected], P * G, 0).T, rtol=1e-6

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import run_plan
@@ -98,7 +99,9 @@ def one_iteration(invalid=None, nan=None, **changes):
     if invalid is not None:
         valid[2, invalid] = False
     rewards = np.where(valid, rewards, 0)
-    batch, _ = make_credit(c, schedule, mesh)([rollout], rewards, valid)
+    batch, _ = make_credit(c, schedule, mesh)(
+        [rollout], rewards, valid, group_ids_of([GROUP] * PROMPTS)
+    )
     tx, policy = optax.sgd(1.0), {'a': jnp.asarray(START)}  # an update is then the gradient itself
     state = TrainState(
         policy, jax.tree.map(jnp.zeros_like, policy), tx.init(policy), jnp.int32(20), jnp.int32(0)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
@@ -44,6 +45,7 @@ class Iteration:
         self.fresh = lambda base: init_state(self.pipeline, self.tx, jax.random.key(0), base)
         self.start = lambda: sharding.init_sharded(self.fresh, mesh, self.params['transformer'])
         self.conditioning = session.conditioning(PROMPTS)
+        self._ids = group_ids_of([config.rollout.group] * len(PROMPTS))
         self._rollout, self._levels = (
             make_rollout(self.pipeline, config, schedule, mesh),
             schedule.noise_levels,
@@ -69,7 +71,7 @@ class Iteration:
         )
         images = np.asarray(images)
         rewards = images[:, :, :, : images.shape[3] // 2].mean((2, 3, 4)).astype(np.float32) / 255
-        return images, self._credit([rollout], rewards, np.asarray(finite))[0]
+        return images, self._credit([rollout], rewards, np.asarray(finite), self._ids)[0]
 
     def update(self, batch):
         """Loss, and the gradient of every adapter."""
