@@ -77,6 +77,14 @@ class Model:
         pictures = self._session.stop.wait(self._decode(self._session.params, x0))
         return tuple(map(np.asarray, pictures))
 
+    def encode(self, images: np.ndarray) -> jax.Array:
+        """Clean latents [B, ...] of pictures uint8 [B, H, W, 3]."""
+        encode = jax.jit(
+            lambda params, x: self._session.pipeline.encode_images(params, x, *self._size),
+            out_shardings=replicated(self._session.mesh),
+        )
+        return encode(self._session.params, images)
+
     def _score(self, prompts: Sequence[Prompt], x0: jax.Array) -> Scored:
         return self.scored(prompts, *self.images(x0))
 
@@ -84,9 +92,10 @@ class Model:
         """Scores of pictures uint8 [P, n, H, W, 3], invalid where not finite [P, n]; every process
         scores its share.
         """
-        stop, count = self._session.stop, images.shape[1]
+        session, count = self._session, images.shape[1]
+        stop, hosts = session.stop, session.hosts
         rows = np.arange(len(prompts) * count)
-        mine = rows[stop.hosts.index :: stop.hosts.count]
+        mine = rows[hosts.index :: hosts.count]
         names = (*self._scorer.names, 'valid')
         values = {name: np.full(len(rows), np.nan, np.float32) for name in names}
         if len(mine):
