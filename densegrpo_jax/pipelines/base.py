@@ -188,6 +188,10 @@ class Pipeline:
         """Latents as the autoencoder knows them, [B, height / 8, width / 8, C]."""
         raise NotImplementedError
 
+    def from_spatial(self, z: jax.Array, height: int, width: int) -> jax.Array:
+        """The inverse of `spatial`."""
+        raise NotImplementedError
+
     def weight_rules(self) -> dict[str, list]:
         """The conversion table of every component."""
         raise NotImplementedError
@@ -268,6 +272,16 @@ class Pipeline:
         """
         unit, finite = self.decode_float(params, latents, height, width)
         return jnp.round(unit * 255).astype(jnp.uint8), finite
+
+    def encode_images(self, params: dict, images: jax.Array, height: int, width: int) -> jax.Array:
+        """Clean latents [B, ...] of images uint8 [B, height, width, 3]: the mean of the
+        autoencoder's posterior.
+        """
+        config = self.vae.config
+        signed = images.astype(jnp.float32) / 127.5 - 1
+        mean, _ = self.vae.apply({'params': params['vae']}, signed, method='encode')
+        z = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+        return self.from_spatial(z, height, width)
 
     def decode_float(
         self, params: dict, latents: jax.Array, height: int, width: int

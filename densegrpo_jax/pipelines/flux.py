@@ -11,7 +11,13 @@ import numpy as np
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, flux, t5, vae
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
-from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid, unpack_latents
+from densegrpo_jax.pipelines.packing import (
+    PATCH,
+    latent_image_ids,
+    pack_latents,
+    token_grid,
+    unpack_latents,
+)
 from densegrpo_jax.pipelines.weights import bfl
 
 
@@ -93,6 +99,9 @@ class FluxPipeline(Pipeline):
 
     def spatial(self, latents, height, width):
         return unpack_latents(latents, height, width)
+
+    def from_spatial(self, z, height, width):
+        return pack_latents(z)
 
     def weight_rules(self):
         return {

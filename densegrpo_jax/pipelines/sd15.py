@@ -90,9 +90,13 @@ class Sd15Pipeline(Pipeline):
         return diffusion_path.velocity_from_noise(noise, self.scheduler)
 
     def spatial(self, latents, height, width):
-        return latents / diffusion_path.scale(
-            float(diffusion_path.ddim_grid(self.scheduler, 1)[-1])
-        )
+        return latents / self._clean_scale()
+
+    def from_spatial(self, z, height, width):
+        return z * self._clean_scale()
+
+    def _clean_scale(self):
+        return diffusion_path.scale(float(diffusion_path.ddim_grid(self.scheduler, 1)[-1]))
 
     def weight_rules(self):
         return {

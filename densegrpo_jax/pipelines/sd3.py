@@ -97,6 +97,9 @@ class Sd3Pipeline(Pipeline):
     def spatial(self, latents, height, width):
         return latents
 
+    def from_spatial(self, z, height, width):
+        return z
+
     def weight_rules(self):
         rules = {
             'transformer': sd3.weight_rules(self.transformer.config, self.transformer.scan),

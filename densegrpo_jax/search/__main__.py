@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
+from PIL import Image
 
 from densegrpo_jax.config.command_line import (
     define_config,
@@ -44,19 +46,53 @@ def chosen_prompts(config, given: list[str], file: str | None, count: int) -> li
     return prompts[: count or None]
 
 
+def given_images(config, folder: str) -> np.ndarray:
+    """The images of a folder in the order of their names, uint8 [B, H, W, 3].
+
+    Raises:
+      ValueError, FileNotFoundError: no such folder, no image in it, or one of another size or that
+        cannot be read.
+    """
+    path, (height, width) = (
+        pathlib.Path(folder).expanduser(),
+        (config.model.height, config.model.width),
+    )
+    if not path.is_dir():
+        raise FileNotFoundError(f'--from={folder}: there is no such folder')
+    files = sorted(
+        f for f in path.iterdir() if f.suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp')
+    )
+    if not files:
+        raise ValueError(f'--from={folder} holds no image (.png, .jpg, .webp)')
+    images = []
+    for file in files:
+        try:
+            image = np.asarray(Image.open(file).convert('RGB'))
+        except OSError as error:
+            raise ValueError(f'{file} cannot be read as an image: {error}') from None
+        if image.shape[:2] != (height, width):
+            raise ValueError(
+                f'{file} has {image.shape[1]} x {image.shape[0]} pixels; the model draws {width} x '
+                f'{height}: resize it, or change config.model.height and width'
+            )
+        images.append(image)
+    return np.stack(images)
+
+
 def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
         checked.reward.check(*columns(prompts))
-        make_plan(checked)
+        given = given_images(flag.config, flag['from'].value) if flag['from'].value else None
+        make_plan(checked, 0 if given is None else len(given))
         policy = None
         if flag.workdir:
             run = pathlib.Path(flag.workdir).expanduser()
             policy, step = load_policy(checked.pipeline, flag.config, mesh, run, flag.checkpoint)
             logging.info('searching with step %d of %s', step, run)
         session = load(checked, [p.text for p in prompts], out)
-        search(session, policy, prompts, out, restart=flag.restart)
+        search(session, policy, prompts, out, restart=flag.restart, given=given)
         logging.info('made %s', out / 'summary.md')
 
     return execute(flag, flag.config.search.prompts, work, folder=flag.out)[0]
@@ -70,6 +106,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
     flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
     flags.DEFINE_integer('count', 0, 'Search the first prompts only; 0 = all.', lower_bound=0)
+    define_folder(
+        'from', None, 'Folder of images that refine begins with, for each prompt, as its designs.'
+    )
     define_folder('out', 'runs/search', 'Folder for the results.')
     flags.DEFINE_bool('restart', False, 'Forget what --out already has.')
     define_process_flags()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -114,16 +116,18 @@ def search(
 
     Args:
       policy: None: the base.
-      given: clean latents [len(prompts), B, ...] that refine begins with.
+      given: pictures uint8 [B, H, W, 3] that refine begins with, for each prompt.
 
     Raises:
       Preempted: a stop was requested; finished prompts are kept.
       RewardError: a prompt none of whose pictures could be scored.
     """
     config, stop = session.config, session.stop
-    plan = make_plan(session, 0 if given is None else given.shape[1])
+    plan = make_plan(session, 0 if given is None else len(given))
     o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
     settings = {**settings_of(session, policy), 'prompts': [p.text for p in prompts]}
+    if given is not None:
+        settings['given'] = hashlib.sha256(np.ascontiguousarray(given)).hexdigest()[:12]
     results = Results(out, settings, restart=restart) if session.hosts.primary else None
     done = np.full(len(prompts), np.nan, np.float32)
     spread = np.full(1, np.nan, np.float32)
@@ -147,6 +151,7 @@ def search(
             if results is not None:
                 results.keep_spread(unit)
         rule = rule_of(config, unit)
+        latents = None if given is None else model.encode(given)
         logging.info(
             '%s: %s, %d network evaluations and %d pictures a prompt; spread of the reward %.4g, '
             'temperature %.4g',
@@ -166,7 +171,7 @@ def search(
                 rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
                 began = time.monotonic()
                 found = _one_batch(
-                    model, session, policy, base, prompts, keys, rows, rule, plan, given
+                    model, session, policy, base, prompts, keys, rows, rule, plan, latents
                 )
                 seconds = (time.monotonic() - began) / len(chosen)
                 for i, row in zip(chosen, found):
@@ -225,7 +230,7 @@ def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
 
 
 def _one_batch(
-    model, session, policy, base, prompts, keys, rows, rule, plan, given
+    model, session, policy, base, prompts, keys, rows, rule, plan, latents
 ) -> list[tuple[dict, tuple]]:
     """[(what is kept of a prompt, arguments of `draw`)] of prompts `rows`."""
     config, chosen = session.config, [prompts[i] for i in rows]
@@ -239,7 +244,9 @@ def _one_batch(
         record=tracker,
         names=[p.text for p in chosen],
     )
-    extra = {} if given is None else {'given': given[rows]}
+    extra = {}
+    if latents is not None:
+        extra = {'given': jnp.broadcast_to(latents, (len(rows), *latents.shape))}
     found: Found = METHODS[config.search.method](walk, plan.sizes, rule, **extra)
     for curve, prompt in zip(tracker.curves, chosen):
         if not curve:

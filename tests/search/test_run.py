@@ -11,10 +11,12 @@ from densegrpo_jax.config.defaults import validate
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.local.pixels import PixelsReward
+from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted
 from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.search import run
+from densegrpo_jax.search.__main__ import given_images
 from densegrpo_jax.search.model import temperature_of
 from densegrpo_jax.search.record import FILE
 from tests import miniature
@@ -105,6 +107,27 @@ def test_every_method_runs_on_a_pipeline(session, tmp_path, method):
     found = run.search(changed(session, **options), None, PROMPTS[:2], tmp_path)
     assert 0.6 * 24 <= found[0]['nfe'] <= 24
     assert all(np.isfinite(row['best']['total']) for row in found.values())
+
+
+def test_refinement_begins_with_given_images(session, tmp_path):
+    """They are encoded and scored first. Images of another size are refused."""
+    z = np.random.default_rng(1).normal(size=(2, 2, 4, 16)).astype(np.float32)
+    packed = session.pipeline.from_spatial(z, 16, 32)
+    np.testing.assert_array_equal(session.pipeline.spatial(packed, 16, 32), z)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), np.uint8)
+    for i, image in enumerate(images):
+        save(tmp_path / 'given' / f'{i}.png', image)
+    given = given_images(session.config, str(tmp_path / 'given'))
+    np.testing.assert_array_equal(given, images)
+    chosen = changed(session, method='refine', nfe=20, candidates=2, beta=0.01)
+    found = run.search(chosen, None, PROMPTS[:2], tmp_path / 'out', given=given)
+    assert found[0]['candidates'][0][1:4] == [3, 0, 0]  # the given are scored before anything runs
+    assert 10 <= found[0]['nfe'] <= 20
+    save(tmp_path / 'given' / '2.png', images[0, :8])
+    with pytest.raises(ValueError, match='2.png has 32 x 8 pixels; the model draws 32 x 16'):
+        given_images(session.config, str(tmp_path / 'given'))
+    with pytest.raises(ValueError, match="--from is for search.method='refine'"):
+        run.make_plan(changed(session, method='pg'), given=2)
 
 
 def test_eight_devices_find_what_one_finds(session, tmp_path):
