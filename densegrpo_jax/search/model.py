@@ -41,7 +41,7 @@ class Model:
         self._session, self._policy, self._scorer = session, policy, scorer
         c, schedule, pipeline = session.config, session.schedule, session.pipeline
         self._size = (c.model.height, c.model.width)
-        self._levels = np.where(schedule.plan.stochastic, schedule.noise_levels, 0)
+        self._levels = np.where(schedule.masks.stochastic, schedule.noise_levels, 0)
         self._kernel = kernel or c.rollout.kernel
         self._fixed = (session.params, policy, session.negative)
         whole = replicated(session.mesh)

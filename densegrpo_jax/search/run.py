@@ -65,7 +65,7 @@ def make_plan(session, given: int = 0) -> Plan:
     if given and o.method != 'refine':
         raise ValueError(f"--from is for search.method='refine', and it is {o.method!r}")
     last = (session.schedule.sigmas[1:] > 0) | (session.config.rollout.kernel != 'cps')
-    stochastic = schedule.plan.stochastic & last & (o.kernel != 'ode')
+    stochastic = schedule.masks.stochastic & last & (o.kernel != 'ode')
     levels = np.abs(schedule.sigmas - o.from_level)
     sizes = sizes_for(
         o.method,
