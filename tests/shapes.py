@@ -1,4 +1,4 @@
-"""How tests check the shapes and types that core's functions state; conftest.py puts it in place."""
+"""How tests check the shapes and types that core states; conftest.py puts it in place."""
 
 from beartype import BeartypeConf, beartype
 
