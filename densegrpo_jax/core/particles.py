@@ -9,7 +9,6 @@ Psi-Sampler (arXiv 2506.01320), SVDD (arXiv 2408.08252), refinement (arXiv 2502.
 Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo, ch. 9.
 """
 
-# ruff: noqa: F722, F821 (shapes of jaxtyping)
 import math
 
 import jax
@@ -213,6 +212,7 @@ def renoise(
     """x_s = (1 - s) x_0 + s z: a clean latent put back on the path at noise level s, with the
     path's marginal. s = 0 changes nothing.
     """
+    s = jnp.asarray(s)
     return (1 - s) * at_least_f32(x0) + s * at_least_f32(noise)
 
 
