@@ -22,6 +22,7 @@ setup_env requirements.txt requirements-test.txt
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.2}"
 # One process per core: most of a test's time is compilation, on one thread. A file's tests share their fixtures and stay together.
+# Files come in the order of tests/order.py, not by their number of tests.
 cores="$(nproc 2>/dev/null || echo 2)"
 workers="${PYTEST_WORKERS:-$((cores < 4 ? cores : 4))}"  # each takes up to 4 GiB of memory
-exec "$PYTHON" -m pytest -q -n "$workers" --dist loadfile ${args[@]+"${args[@]}"}
+exec "$PYTHON" -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder ${args[@]+"${args[@]}"}

@@ -1,6 +1,7 @@
 """Test environment: eight fake CPU devices, exact f32 matmuls, no network."""
 
 import os
+import pathlib
 
 # Most of the suite's time is compilation of programs that run once on a few numbers: LLVM need not
 # optimise them. Tests that start the commands as processes of their own use the compiler as users
@@ -18,8 +19,14 @@ import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 import tests.shapes  # noqa: E402, F401  (what the hook names must be imported)
+from tests.order import place  # noqa: E402
 
 # The shapes that core's functions state are checked at every call.
 install_import_hook('densegrpo_jax.core', 'tests.shapes.check')
 
 jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+def pytest_collection_modifyitems(items):
+    root = pathlib.Path(__file__).parent
+    items.sort(key=lambda item: place(item.path, root))  # stable: files stay in one piece

@@ -37,7 +37,7 @@ esac
 """
 
 
-PYTEST = ['-m', 'pytest', '-q', '-n', '3', '--dist', 'loadfile']
+PYTEST = ['-m', 'pytest', '-q', '-n', '3', '--dist', 'loadfile', '--no-loadscope-reorder']
 
 
 @pytest.fixture
