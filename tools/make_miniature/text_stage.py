@@ -76,7 +76,8 @@ def make_loss(pipeline):
 
     def loss_fn(params, batch, key):
         del key
-        hidden, pooled = pipeline.encode(params, batch['clip_ids'], batch['t5_ids'])
+        conditioning = pipeline.encode(params, batch['clip_ids'], batch['t5_ids'])
+        hidden, pooled = conditioning['context'], conditioning['pooled']
         inside = (batch['place'] > 0).astype(jnp.float32)
         cross = optax.softmax_cross_entropy_with_integer_labels
         heads = params['heads']
