@@ -5,6 +5,7 @@ the network once, whatever is sampled, completed and scored.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +38,16 @@ class Rollout:
     Every array has the batch as its second axis. The plan is static and survives jit.
     """
 
-    latents: Float[Array, 'R B *latent']  # the kept rows; of a trajectory the states 0 ... T
-    s: Float[Array, 'N B']  # noise levels of x and x_next
-    s_next: Float[Array, 'N B']
-    log_prob: Float[Array, 'N B']  # 0 where std is 0
-    std: Float[Array, 'N B']
-    noise_level: Float[Array, 'N B']  # 0 where the transition is deterministic
-    completions: Float[Array, 'S B *latent']  # the sample itself is the last
+    latents: Any  # Float[Array, 'R B *latent']; the kept rows; of a trajectory the states 0 ... T
+    s: Any  # Float[Array, 'N B']; noise levels of x and x_next
+    s_next: Any  # Float[Array, 'N B']
+    log_prob: Any  # Float[Array, 'N B']; 0 where std is 0
+    std: Any  # Float[Array, 'N B']
+    noise_level: Any  # Float[Array, 'N B']; 0 where the transition is deterministic
+    completions: Any  # Float[Array, 'S B *latent']; the sample itself is the last
     # Cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None where the plan
     # makes no predictions.
-    similarity: Float[Array, 'states B'] | None  # k = 0 ... T
+    similarity: Any  # Float[Array, 'states B'] | None; k = 0 ... T
     plan: RolloutPlan
 
     @property
