@@ -20,3 +20,9 @@ def test_every_room_of_the_order_has_tests():
 def test_this_session_runs_in_that_order(request):
     places = [place(item.path, TESTS) for item in request.session.items]
     assert places == sorted(places)
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their bare names: of two alike, it refuses the second."""
+    names = [path.name for path in TESTS.rglob('test_*.py')]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})

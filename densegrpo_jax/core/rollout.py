@@ -36,18 +36,21 @@ from densegrpo_jax.core.sde_step import StepOutput, at_least_f32, guided_shift, 
 class Rollout:
     """What a plan has sampled: R latents, N transitions between them and S clean latents to score.
     Every array has the batch as its second axis. The plan is static and survives jit.
+
+    The fields are arrays of the shapes beside them. Their types are not checked: jax also puts
+    what stands for an array there, such as its shape or its sharding.
     """
 
-    latents: Any  # Float[Array, 'R B *latent']; the kept rows; of a trajectory the states 0 ... T
-    s: Any  # Float[Array, 'N B']; noise levels of x and x_next
-    s_next: Any  # Float[Array, 'N B']
-    log_prob: Any  # Float[Array, 'N B']; 0 where std is 0
-    std: Any  # Float[Array, 'N B']
-    noise_level: Any  # Float[Array, 'N B']; 0 where the transition is deterministic
-    completions: Any  # Float[Array, 'S B *latent']; the sample itself is the last
-    # Cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None where the plan
-    # makes no predictions.
-    similarity: Any  # Float[Array, 'states B'] | None; k = 0 ... T
+    latents: Any  # [R, B, *latent] the kept rows; of a trajectory the states 0 ... T
+    s: Any  # [N, B] noise levels of x and x_next
+    s_next: Any  # [N, B]
+    log_prob: Any  # [N, B] 0 where std is 0
+    std: Any  # [N, B]
+    noise_level: Any  # [N, B] 0 where the transition is deterministic
+    completions: Any  # [S, B, *latent] the sample itself is the last
+    # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None where
+    # the plan makes no predictions.
+    similarity: Any
     plan: RolloutPlan
 
     @property
