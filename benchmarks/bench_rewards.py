@@ -35,7 +35,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks.bases import random_session
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.rewards.base import Scores

@@ -25,8 +25,8 @@ devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training
 none is claimed (extrapolated; the paper has no such run).
 """
 
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 

@@ -16,8 +16,8 @@ claimed; FLUX with OCR is in no paper (extrapolated from SD3.5-M: a clear rise w
 iterations).
 """
 
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config(variant: str = ''):

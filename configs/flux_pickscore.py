@@ -18,8 +18,8 @@ and 3.7 GiB of PickScore on every device (half with
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """
 
-from densegrpo_jax.config.defaults import default_config
 from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config(variant: str = ''):

@@ -18,7 +18,7 @@ options and the package's version.
 Hardware: CPU cores, about one per scoring thread (--workers).
 """
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config():

@@ -24,8 +24,8 @@ scoring not counted; not measured). Memory: 5 GiB of weights in bfloat16 (the te
 leave before training). Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
 """
 
-from densegrpo_jax.config.defaults import default_config, sd35
-from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.recipes import fit, sd35
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 

@@ -17,8 +17,8 @@ leave before training). Expected score: 0.95 after 1,500 iterations (the paper, 
 Flow-GRPO 0.92, base 0.59).
 """
 
-from densegrpo_jax.config.defaults import default_config, sd35
-from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.recipes import fit, sd35
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config(variant: str = ''):

@@ -17,8 +17,8 @@ and 3.7 GiB of PickScore on every device (half with
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
 
-from densegrpo_jax.config.defaults import default_config, sd35
-from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.recipes import fit, sd35
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config(variant: str = ''):

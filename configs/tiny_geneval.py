@@ -10,7 +10,7 @@ noise), Flow-GRPO's partial score, which is trained on, 0.721 -> 0.802. Variants
 `--config.full=False --config.optim.learning_rate=1e-3` (adapters).
 """
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config():

@@ -9,7 +9,7 @@ compiles in a fraction of the time. Variants: `--config.credit.rule=sparse` (Flo
 `configs/tiny_ocr_long.py` (to 0.907), `--config.seed=1`.
 """
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 
 
 def get_config():

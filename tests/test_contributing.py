@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.command_line import load
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.pipelines import folder as pipeline_folder
 from densegrpo_jax.rewards import REWARDS, build_reward
 from tests import miniature

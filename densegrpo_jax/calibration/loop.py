@@ -18,7 +18,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.figure import draw
-from densegrpo_jax.config.defaults import default_config, identifying
+from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet

@@ -78,7 +78,7 @@ def define_run_flags() -> None:
     """The flags of `sampling.execution.execute`. Only a command itself has flags: importing a
     module defines none.
     """
-    define_config('Configuration file; its keys are listed in densegrpo_jax/config/defaults.py.')
+    define_config('Configuration file; docs/config.md lists its keys.')
     define_folder('workdir', None, 'Where checkpoints, metrics and pictures go.')
     define_process_flags()
 
@@ -197,6 +197,7 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
                 for other, inner in config.items()
                 if isinstance(inner, ConfigDict) and name in inner
             ]
+            close += _of_the_table(config, name, path.partition('.')[2])
             way_out = f'did you mean {close[0]!r}? ' if close else ''
             way_out += (
                 'rewards are chosen in the file or together, --config.reward="{...}"; '
@@ -209,6 +210,14 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
         if name not in group:
             group[name] = known[name]
         group, path = group[name], f'{path}.{name}'
+
+
+def _of_the_table(config: ConfigDict, name: str, group: str) -> list[str]:
+    """The key that may be meant; none where the configuration is not made from the table."""
+    from densegrpo_jax.config.schema import TABLE, close_key  # imports jax, as above
+
+    close = close_key(name, group) if set(TABLE) <= set(config) else None
+    return [close] if close else []
 
 
 def _options(kind: str) -> dict:

@@ -4,6 +4,8 @@ many devices by one rule.
 
 from __future__ import annotations
 
+from densegrpo_jax.config.model_keys import SD35_LORA_TARGETS
+
 
 def fit(config, variant: str = '', *, samples: int, transitions: int):
     """Sets the batch sizes that depend on the number of devices; what is learned does not depend on
@@ -64,3 +66,16 @@ def _parse(variant: str) -> int:
             'least 1, or nothing'
         )
     return int(value)
+
+
+def sd35(c):
+    """Turns the defaults into Flow-GRPO's settings for SD3.5-M (general_ocr_sd3, geneval_sd3,
+    pickscore_sd3), with dense credit.
+    """
+    c.model.update(path='stabilityai/stable-diffusion-3.5-medium', t5_length=128, guidance=4.5)
+    c.lora.update(rank=32, alpha=64.0, targets=SD35_LORA_TARGETS)
+    c.rollout.update(steps=10, prompts=48, group=24, kernel='sde', noise='flow_grpo', level=0.7)
+    c.credit.std = 'global'
+    c.loss.kl_form = 'flow_grpo'
+    c.eval.update(every=60, steps=40)
+    return c

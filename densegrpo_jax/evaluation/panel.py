@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from densegrpo_jax.config.defaults import identifying
+from densegrpo_jax.config.identity import identifying
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from absl import logging
 
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning.advice import GIB, advice
 from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import Phase, phases

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline

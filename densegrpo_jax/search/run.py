@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.config.defaults import identifying
+from densegrpo_jax.config.identity import identifying
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.rewards.base import RewardError

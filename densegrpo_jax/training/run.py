@@ -14,7 +14,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, prepare, start_policy, visited_prompts
-from densegrpo_jax.config.defaults import default_config, identifying
+from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from densegrpo_jax.config.defaults import default_config, validate
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.stop import StopRequest

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from densegrpo_jax.config.command_line import load
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest

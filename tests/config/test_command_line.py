@@ -169,7 +169,7 @@ def test_an_option_of_a_reward_need_not_stand_in_the_file(typed):
 def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
     file = tmp_path / 'some.py'
     file.write_text(
-        'from densegrpo_jax.config.defaults import default_config\n\n\n'
+        'from densegrpo_jax.config.schema import default_config\n\n\n'
         'def get_config():\n    c = default_config()\n    c.rollout.stepz = 3\n    return c\n'
     )
     status, printed, _ = typed(f'--config={file}')
@@ -184,7 +184,7 @@ def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
 def test_options_without_a_default_take_any_value(typed, tmp_path):
     file = tmp_path / 'some.py'
     file.write_text(
-        'from densegrpo_jax.config.defaults import default_config\n'
+        'from densegrpo_jax.config.schema import default_config\n'
         '\n'
         '\n'
         'def get_config():\n'

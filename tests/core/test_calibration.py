@@ -5,7 +5,7 @@ tied.
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 
 ALL = np.ones(1, bool)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.divergence import Divergence

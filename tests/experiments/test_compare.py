@@ -11,7 +11,7 @@ from experiments import compare
 from experiments.reproduction.records import Records
 
 CONFIG = (
-    'from densegrpo_jax.config.defaults import default_config\n'
+    'from densegrpo_jax.config.schema import default_config\n'
     '\n'
     '\n'
     'def get_config():\n'

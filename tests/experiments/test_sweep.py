@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from experiments import reproduce
 from experiments.reproduction import page
@@ -89,7 +89,7 @@ def test_an_unknown_figure_is_named():
 
 def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
     config = tmp_path / 'some.py'
-    start = 'from densegrpo_jax.config.defaults import default_config\n'
+    start = 'from densegrpo_jax.config.schema import default_config\n'
     text = start + 'def get_config():\n    c = default_config()\n    c.seed = {}\n    return c\n'
     config.write_text(text.format(1))
     first = base_digest(str(config), [])

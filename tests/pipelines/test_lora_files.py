@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.defaults import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
+from densegrpo_jax.config.model_keys import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline

@@ -11,7 +11,7 @@ from ml_collections.config_flags import config_path
 
 from configs import tiny_ocr
 from densegrpo_jax.config.command_line import load
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning.advice import advice
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.planning.plan import plan, table

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.data.geneval import COLOURS, OBJECTS, geneval_prompts
 from densegrpo_jax.rewards import GenevalReward, Scorer, build_reward
 from densegrpo_jax.rewards.base import check_scores

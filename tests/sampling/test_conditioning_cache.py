@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.local.pixels import PixelsReward

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import Rollout

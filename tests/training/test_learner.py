@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from densegrpo_jax.config.defaults import default_config
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.masks import step_masks

@@ -1,0 +1,180 @@
+"""One configuration key: its default, type, range or choices, a line of help, and what it decides.
+
+The tables (`model_keys`, `method_keys`, `run_keys`, `search_keys`) are written with the functions
+below; `schema` joins them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# What a key decides: the results; speed, memory or place; or what is shown.
+SCIENCE, MACHINE, DISPLAY = 'science', 'machine', 'display'
+
+# No run needs as many samples, steps or files as this; a typing error may, and would be busy for
+# ever.
+MANY = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of the configuration.
+
+    Attributes:
+      default: its type is the key's type.
+      help: one line.
+      kind: SCIENCE, MACHINE or DISPLAY.
+      low, high: bounds of a number.
+      above, below: `low` (`high`) itself is out of range.
+      also: values outside the bounds that are allowed.
+      choices: the names that a str may be. A registry may stand here: names that are added to it
+        later count.
+      item: type of a tuple's entries.
+      length: how many entries a tuple has at least.
+    """
+
+    default: Any
+    help: str
+    kind: str = SCIENCE
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    also: tuple[int, ...] = ()
+    choices: Collection[str] | None = None
+    item: type = str
+    length: int = 0
+
+    @property
+    def type(self) -> str:
+        """Name of the type."""
+        kind = type(self.default)
+        if kind is tuple:
+            return f'tuple of {self.item.__name__}'
+        return 'rewards' if isinstance(self.default, Mapping) else kind.__name__
+
+    @property
+    def range(self) -> str:
+        """The values that are allowed, as mathematics; '' where the type says it all."""
+        if self.choices is not None:
+            return ', '.join(repr(name) for name in sorted(self.choices))
+        if type(self.default) not in (int, float) or (self.low, self.high) == (None, None):
+            return ''
+        parts = [
+            *([] if self.low is None else [_short(self.low), '<' if self.above else '≤']),
+            'x',
+            *([] if self.high is None else ['<' if self.below else '≤', _short(self.high)]),
+        ]
+        return ' '.join(parts) + ''.join(f', or {value}' for value in self.also)
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        kind = type(self.default)
+        if self.choices is not None:
+            return f'one of {self.range}'
+        if kind is bool:
+            return 'True or False'
+        if kind is str:
+            return 'a text'
+        if kind is tuple:
+            entries = {str: 'texts', int: 'whole numbers, none below 0'}[self.item]
+            return f'a tuple of {entries}' + (f', at least {self.length}' if self.length else '')
+        if kind not in (int, float):
+            return 'rewards with their options'
+        words = 'a whole number' if kind is int else 'a finite number'
+        bounds = []
+        if self.low is not None:
+            bounds.append(f'{"above" if self.above else "at least"} {_short(self.low)}')
+        if self.high is not None:
+            bounds.append(f'{"below" if self.below else "at most"} {_short(self.high)}')
+        bound = ' and '.join(bounds)
+        return ' '.join(filter(None, (words, bound))) + ''.join(f', or {v}' for v in self.also)
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value has the type and lies in the range; True is no number."""
+        kind = type(self.default)
+        if kind is bool:
+            return isinstance(value, bool)
+        if kind in (int, float):
+            return self._is_number(value)
+        if kind is str:
+            return isinstance(value, str) and (self.choices is None or value in self.choices)
+        if kind is tuple:
+            return (
+                isinstance(value, tuple | list)
+                and len(value) >= self.length
+                and all(map(self._is_item, value))
+            )
+        return isinstance(value, Mapping) or hasattr(value, 'to_dict')
+
+    def _is_number(self, value: object) -> bool:
+        whole = numbers.Integral if isinstance(self.default, int) else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, whole):
+            return False
+        if value in self.also:
+            return True
+        x = float(value)
+        return (
+            math.isfinite(x)
+            and (self.low is None or (x > self.low if self.above else x >= self.low))
+            and (self.high is None or (x < self.high if self.below else x <= self.high))
+        )
+
+    def _is_item(self, value: object) -> bool:
+        if self.item is str:
+            return isinstance(value, str)
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def whole(
+    default: int,
+    help: str,
+    low: int = 1,
+    high: int = MANY,
+    kind: str = SCIENCE,
+    also: tuple[int, ...] = (),
+) -> Key:
+    """A whole number."""
+    return Key(default, help, kind, low=low, high=high, also=also)
+
+
+def number(
+    default: float,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> Key:
+    """A finite number."""
+    return Key(default, help, low=low, high=high, above=above, below=below)
+
+
+def positive(default: float, help: str, high: float | None = None) -> Key:
+    """A finite number above 0."""
+    return number(default, help, 0, high, above=True)
+
+
+def switch(default: bool, help: str, kind: str = SCIENCE) -> Key:
+    """True or False."""
+    return Key(default, help, kind)
+
+
+def text(default: str, help: str, kind: str = SCIENCE) -> Key:
+    """Any text: a path, a name."""
+    return Key(default, help, kind)
+
+
+def choice(default: str, help: str, choices: Collection[str], kind: str = SCIENCE) -> Key:
+    """One of some names."""
+    return Key(default, help, kind, choices=choices)
+
+
+def _short(value: float) -> str:
+    return f'{value:g}' if value != int(value) else str(int(value))

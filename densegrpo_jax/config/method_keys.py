@@ -1,0 +1,156 @@
+"""Keys of the method: rollout, noise and its calibration, credit, loss."""
+
+from __future__ import annotations
+
+from densegrpo_jax.config.key import MACHINE, choice, number, positive, switch, text, whole
+from densegrpo_jax.core.advantages import STD_SCOPES
+from densegrpo_jax.core.calibration import RULES
+from densegrpo_jax.core.combine import COMBINATIONS
+from densegrpo_jax.core.dense_reward import CREDIT_RULES
+from densegrpo_jax.core.grpo_loss import KL_FORMS
+from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
+
+STEPS = 1000  # most denoising steps of a trajectory
+
+ROLLOUT = {
+    'steps': whole(6, 'T: transitions of a trajectory.', 1, STEPS),
+    'prompts': whole(48, 'P: prompts in an iteration.'),
+    'group': whole(24, 'G: samples of each prompt; an advantage compares them.', 2),
+    'prompts_per_batch': whole(
+        48,
+        'Prompts sampled together; their scoring overlaps the sampling of the next batch.',
+        kind=MACHINE,
+    ),
+    'kernel': choice(
+        'cps', 'Of the stochastic transitions.', tuple(k for k in KERNELS if k != 'ode')
+    ),
+    'noise': choice(
+        'constant',
+        "Noise levels: 'flow_grpo' = level * sqrt(s / (1 - s)); 'constant' = level at every step "
+        "(eta of cps); 'ddim' = DDIM's eta.",
+        ('flow_grpo', 'constant', 'ddim'),
+    ),
+    'level': positive(0.8, 'Of the noise; without noise no transition can be trained.', 1000),
+    'shared_noise': switch(
+        False,
+        "One initial noise per prompt (DanceGRPO); the noise of the steps stays every sample's "
+        'own.',
+    ),
+    'first': whole(0, 'First transition of the stochastic window.', 0, STEPS),
+    'last': whole(0, 'End of the stochastic window, exclusive; 0 = T.', 0, STEPS),
+    'noisy_end': switch(
+        False, "Noise, untrained, in the transitions into clean latents too (Flow-GRPO's code)."
+    ),
+    'train_end': switch(False, 'Noise in them, trained (the paper).'),
+    'log_prob': choice(
+        'gaussian',
+        "Log-probability of a transition: 'unscaled' is that of the CPS paper's code, with a clip "
+        'range of 1e-5.',
+        LOG_PROBS,
+    ),
+}
+
+NOISE = {
+    'psi_path': text(
+        '',
+        'JSON file of densegrpo_jax.calibrate: its psi instead of rollout.noise and rollout.level.',
+    ),
+    'interpolate': switch(
+        False, 'Take psi on another grid or image size too, linearly in the noise level.'
+    ),
+    'calibrate': switch(False, 'Calibrate first, into WORKDIR/psi.json, and train with that.'),
+}
+
+CALIBRATION = {
+    'rule': choice(
+        'scaled',
+        "'paper' is Algorithm 1 as printed (core/calibration.py says what is wrong with it).",
+        RULES,
+    ),
+    # The signs of one prompt's gains are not independent, so many prompts with few samples. At
+    # N = 96 a lean of one in ten is seen in one iteration.
+    'prompts': whole(24, 'An iteration samples N = prompts * group trajectories.'),
+    'group': whole(4, 'Samples of each prompt.'),
+    'iterations': whole(60, 'At most.', high=100_000),
+    'eps1': whole(2, "'paper': balanced where |p - q| < eps1."),
+    # e^3 = 20 times in 60 iterations; the paper: 0.01
+    'eps2': positive(0.05, "Step of psi; 'scaled': relative, 'paper': absolute."),
+    'z': positive(1.0, "'scaled': balanced where |p - q| <= z sqrt(p + q)."),
+    # Flow-GRPO's own first step reaches 3.7; eta of cps ends at 1 in any case.
+    'low': positive(0.02, 'Lower bound of psi: a transition without exploration learns nothing.'),
+    'high': positive(5.0, 'Upper bound of psi.'),
+    'min_count': whole(8, "'scaled': with fewer gains that are not 0 psi stays."),
+    'window': whole(10, 'Iterations that are averaged, for the result and for the end.'),
+    # A walk without drift, of steps of eps2, differs by 0.8 eps2 sqrt(2 window / 3) = 0.10; steady
+    # drift by eps2 window = 0.5.
+    'tolerance': positive(
+        0.1,
+        'The end: two windows in a row whose means differ by less than this share of psi, on '
+        'average over the transitions.',
+    ),
+}
+
+CREDIT = {
+    'rule': choice('dense', "How a sample's rewards are shared out.", CREDIT_RULES),
+    'completion_steps': whole(
+        0, 'n: ODE steps of a completion; 0 = all remaining grid points (n = t).', 0, STEPS
+    ),
+    'completion_every': whole(
+        1, 'Complete and score every m-th state only; rewards between lie on a line.', 1, STEPS
+    ),
+    'coca_window': whole(1, 'CoCA: transitions whose similarities are averaged.', 1, STEPS),
+    'coca_alpha': number(
+        0.0, "'coca_to_go': weight of the whole terminal reward against the share to come.", 0, 1
+    ),
+    # Shares add up to 1: advantages are up to T times smaller than other rules', so that loss.beta
+    # weighs more against them.
+    'coca_signed': switch(
+        False,
+        "Share out the normalised terminal reward (CoCA's code), instead of normalising the "
+        'shares of the raw one.',
+    ),
+    'gae_lambda': number(
+        0.5,
+        "'gae': 0 is 'dense', 1 the terminal reward minus that of the state's completion.",
+        0,
+        1,
+    ),
+    'combine': choice(
+        'sum',
+        "What several rewards are added up as: 'sum' (raw scores), 'normalised' scores or "
+        "'advantages' (core/combine.py).",
+        COMBINATIONS,
+    ),
+    'std': choice(
+        'group',
+        "What rewards are divided by: the std within the group, 'global' (Flow-GRPO's code): of "
+        "the step over the batch, or 'pooled': one for all trained steps.",
+        STD_SCOPES,
+    ),
+    'std_eps': number(1e-4, 'Added to the std.', 0),
+    'clip': positive(5.0, 'Advantages are clipped to [-clip, clip].'),
+}
+
+LOSS = {
+    'clip_range': positive(1e-4, 'Of the ratio.'),
+    'noise_power': number(
+        0.0,
+        'A transition weighs the std of its noise to this power, scaled to a mean of 1; 1 = '
+        'TempFlow-GRPO.',
+        0,
+        4,
+    ),
+    'beta': number(0.0, 'Weight of the KL to the reference.', 0),
+    'measure_kl': switch(
+        False,
+        'Log the KL to the reference with beta = 0 too; costs a forward pass of the reference.',
+    ),
+    'kl_form': choice(
+        'gaussian', "'flow_grpo' divides by the noise level (its code, kernel 'sde').", KL_FORMS
+    ),
+    'cfg': switch(
+        True,
+        "The policy is the guided network; False: the prompt's own prediction, guidance only "
+        'moves the samples (SD3.5).',
+    ),
+}

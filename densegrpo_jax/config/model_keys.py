@@ -1,0 +1,95 @@
+"""Keys of the model and of what is trained of it."""
+
+from __future__ import annotations
+
+from densegrpo_jax.config.key import MACHINE, Key, choice, number, positive, switch, text, whole
+from densegrpo_jax.networks.attention import IMPLEMENTATIONS
+from densegrpo_jax.networks.mmdit import REMAT_POLICIES
+from densegrpo_jax.networks.quantize import FORMATS
+
+# The layers that Flow-GRPO adapts on FLUX.1-dev: attention of all blocks, feed-forward of the
+# double blocks.
+FLUX_LORA_TARGETS = (
+    'attn.to_q',
+    'attn.to_k',
+    'attn.to_v',
+    'attn.to_out.0',
+    'attn.add_q_proj',
+    'attn.add_k_proj',
+    'attn.add_v_proj',
+    'attn.to_add_out',
+    'ff.net.0.proj',
+    'ff.net.2',
+    'ff_context.net.0.proj',
+    'ff_context.net.2',
+)
+
+# On SD3.5-M: the joint attention, not the second one of its first blocks.
+SD35_LORA_TARGETS = (
+    'attn.to_q',
+    'attn.to_k',
+    'attn.to_v',
+    'attn.to_out.0',
+    'attn.add_q_proj',
+    'attn.add_k_proj',
+    'attn.add_v_proj',
+    'attn.to_add_out',
+)
+
+MODEL = {
+    'path': text('black-forest-labs/FLUX.1-dev', 'Diffusers folder or Hugging Face id.'),
+    'transformer_file': text(
+        '',
+        "Safetensors file of the transformer instead of the folder's, also in FLUX.1's original "
+        'layout.',
+    ),
+    'height': whole(512, 'Of the image, pixels.', 8, 8192),
+    'width': whole(512, 'Of the image, pixels.', 8, 8192),
+    't5_length': whole(128, "T5's tokens for each prompt.", 1, 8192),
+    'guidance': number(
+        3.5,
+        'FLUX: input of the guidance embedding. SD3.5: scale of classifier-free guidance; 1 = '
+        'none.',
+        0,
+        1000,
+    ),
+    'dtype': choice(
+        'bfloat16', 'Of the base weights and matrix products.', ('float32', 'bfloat16')
+    ),
+    'quantize': choice(
+        'none',
+        "The transformer's blocks under the adapters in 8 bits ('int8') or 4 bits ('nf4').",
+        ('none', *FORMATS),
+    ),
+    'scan': switch(True, 'Compile one block and loop over it: compiles faster.', MACHINE),
+    'remat': choice(
+        'full',
+        'What the backward pass recomputes instead of keeping it (`FluxTransformer`).',
+        ('none', *REMAT_POLICIES),
+        MACHINE,
+    ),
+    'attention': choice(
+        'xla',
+        "How attention is computed: by XLA, or a fused kernel, 'cudnn' (NVIDIA GPUs) or 'splash' "
+        '(TPUs).',
+        IMPLEMENTATIONS,
+        MACHINE,
+    ),
+}
+
+LORA = {
+    'rank': whole(64, 'Of the adapters.', 1, 4096),
+    'alpha': positive(128.0, "The adapters' output is scaled by alpha / rank."),
+    'targets': Key(
+        FLUX_LORA_TARGETS, 'Ends of the names of the layers that have an adapter.', length=1
+    ),
+    'init_from': text(
+        '', 'PEFT or Diffusers LoRA file to start from; the reference policy stays the base.'
+    ),
+}
+
+FULL = switch(
+    False,
+    'Train all weights of the transformer instead of adapters; the reference policy is then a '
+    'frozen copy.',
+)
