@@ -36,6 +36,6 @@ def main(flag) -> int:
 
 if __name__ == '__main__':
     define_run_flags()
-    define_folder('out', '', 'The psi file; WORKDIR/psi.json where it is not given.')
+    define_folder('out', None, 'The psi file; WORKDIR/psi.json where it is not given.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -60,7 +60,7 @@ def define_flags() -> None:
         'Compile for TPUs with the least effort: faster, and more memory in the plan than in a '
         'run.',
     )
-    define_folder('out', '', 'JSON file for the result.')
+    define_folder('out', None, 'JSON file for the result.')
 
 
 if __name__ == '__main__':

@@ -99,6 +99,6 @@ if __name__ == '__main__':
     flags.DEFINE_integer(
         'updates', 96, "Batches of an iteration's size whose gradients are compared (direction)."
     )
-    define_folder('out', '', 'Where tables and pictures go; default WORKDIR.')
+    define_folder('out', None, 'Where tables and pictures go; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

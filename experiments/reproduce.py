@@ -153,7 +153,7 @@ def define_flags() -> None:
     flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
     flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
     define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
-    define_folder('out', '', 'Folder for tables, figures and the page; default WORKDIR/report.')
+    define_folder('out', None, 'Folder for tables, figures and the page; default WORKDIR/report.')
     flags.DEFINE_integer(
         'jobs',
         1,

@@ -18,7 +18,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from densegrpo_jax.rewards.build import resolve
-from densegrpo_jax.runtime import console
+from densegrpo_jax.runtime import console, paths
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # what is raised of them, wherever it is found out
@@ -62,16 +62,17 @@ def define_config(help_string: str) -> None:
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
-    """A flag that names a file or folder of this machine. A bucket's address would make a folder of
-    that name, which nobody looks into.
+    """A flag that names a file or folder of this machine; None where there need not be one. What
+    cannot be worked in (`runtime.paths.problem`) is refused before anything is written.
     """
+
+    def check(value: str | None) -> bool:
+        if value is not None and (problem := paths.problem(value)):
+            raise flags.ValidationError(problem)
+        return True
+
     flags.DEFINE_string(name, default, help_string)
-    flags.register_validator(
-        name,
-        lambda value: '://' not in (value or ''),
-        'expected a folder of this machine; mount the bucket (launch/tpu.sh setup --bucket=B '
-        'does, at ~/bucket) and name the folder there',
-    )
+    flags.register_validator(name, check)
 
 
 def define_run_flags() -> None:

@@ -1,45 +1,31 @@
 """Checkpoints: asynchronous, atomic, verified, and explicit about what does not fit.
 
-A thin layer over orbax. The state is stored as a flat table {path: array}, so a checkpoint holds no
-class of any library, beside a JSON document: the caller's ``meta``, the shapes and digests of all
-arrays, the fingerprint of the model, the score.
+The state is stored as a flat table {path: array}, so a checkpoint holds no class of any library,
+beside a JSON document: the caller's ``meta``, the shapes and digests of all arrays, the fingerprint
+of the model, the score.
 """
 
-import asyncio
 import contextlib
-import gc
 import json
 import math
 import pathlib
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 
 from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
-from densegrpo_jax.runtime.files import may_pass, replace_file
+from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, check_fit, some
+from densegrpo_jax.runtime.checkpoint_store import DOCUMENT, CheckpointUnreadable, Store, brief
+from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
 from densegrpo_jax.runtime.hosts import Hosts
-
-
-class CheckpointMismatch(ValueError):
-    """The checkpoint is intact, but belongs to another model or configuration."""
-
-
-class CheckpointUnreadable(OSError):
-    """The disk or the network failed while the checkpoint was read; it may be intact."""
-
 
 # Failures that say nothing about the stored bytes: never a reason to skip a checkpoint.
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed, *_NOT_CORRUPTION)
-_PAUSE = 5.0  # seconds until a failed read is tried again
-_DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
 
 
 class Restored(NamedTuple):
@@ -48,24 +34,15 @@ class Restored(NamedTuple):
     step: int
 
 
-class _Keep:
-    """Preservation policy: the newest ``count`` checkpoints, the best one, the pinned ones and
-    those that may be the best.
+class _Saving(NamedTuple):
+    """A save that has begun and is not verified: shapes of the arrays by name, the document as
+    JSON.
     """
 
-    def __init__(self, count: int, best_step, pinned: Sequence[int], unscored: set[int]):
-        self._count, self._best_step, self._pinned, self._unscored = (
-            count,
-            best_step,
-            pinned,
-            unscored,
-        )
-
-    def should_preserve(self, checkpoints, *, context):
-        del context
-        steps = [info.step for info in checkpoints]
-        kept = {*steps[-self._count :], self._best_step(steps), *self._pinned, *self._unscored}
-        return [step in kept for step in steps]
+    step: int
+    score: float | None
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    document: str
 
 
 class Checkpoints:
@@ -101,75 +78,36 @@ class Checkpoints:
             raise ValueError(f'max_to_keep must be at least 1, found {max_to_keep}.')
         if best_mode not in ('max', 'min'):
             raise ValueError(f"best_mode must be 'max' or 'min', found {best_mode!r}.")
-        self.directory = epath.Path(directory).expanduser().absolute()
+        self.directory = pathlib.Path(directory).expanduser().absolute()
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(
                 f'No checkpoint folder {self.directory}. Give the --workdir of a run that has '
                 'saved one.'
             )
-        self._fingerprint, self._defaults = (
-            json.loads(json.dumps(fingerprint)),
-            _dotted(json.loads(json.dumps(defaults))),
-        )
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._defaults = json.loads(json.dumps(defaults))
         self._best_of = max if best_mode == 'max' else min
+        self._max_to_keep, self._pinned = max_to_keep, tuple(pinned)
         self._read_only, self._hosts = read_only, hosts or Hosts()
-        self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, _brief)
-        self._saving = None
+        self._agreement = Agreement(self._hosts, 'checkpoints', _NOT_DAMAGE, brief)
+        self._saving: _Saving | None = None
         self._prepared = None, {}  # a state and its digests
-        logging.get_absl_logger().addFilter(_without_orbax_chatter)
-        if not read_only and self.directory.is_dir() and self._hosts.primary:
-            for path in sorted(self.directory.iterdir()):
-                if path.name.endswith('-tmp'):
-                    logging.warning(
-                        'Removing a half-written checkpoint: %s (the run was cut off while saving '
-                        'it).',
-                        path,
-                    )
-        if not read_only:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        together = _together(self._hosts)
+        self._store = Store(self.directory, self._hosts, read_only)
         self._unscored = set()  # steps whose score could not be read
-        # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds,
-        # would pay for it in time and memory.
-        state_handler = ocp.PyTreeCheckpointHandler(
-            use_compression=False, multiprocessing_options=together
-        )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Keep(max_to_keep, self._best, tuple(pinned), self._unscored),
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                create=False,  # orbax refuses to, for several processes
-                multiprocessing_options=together,
-            ),
-            item_handlers={
-                'state': state_handler,
-                'meta': ocp.JsonCheckpointHandler(_DOCUMENT, multiprocessing_options=together),
-            },
-        )
-        # Reads as if alone: after an error in one process, orbax's barriers would join reads of
-        # different checkpoints.
-        alone = _alone(self._hosts)
-        composite = ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
-        )
-        self._reader = ocp.Checkpointer(composite, multiprocessing_options=alone)
         self._scores = {}
         for step in self.steps():
             try:
-                self._note_score(step, self._document(step)['score'])
+                self._note_score(step, self._store.document(step)['score'])
             except Exception as error:  # restoring it is where damage is dealt with
                 self._unscored.add(step)
                 logging.warning(
                     'The score of the checkpoint of step %d is unknown, so it is kept: %s',
                     step,
-                    _brief(error),
+                    brief(error),
                 )
         scores, unscored = self._agreement.poll([self._scores, sorted(self._unscored)])[0]
         self._scores = {int(step): score for step, score in scores.items()}
-        self._unscored.clear()
-        self._unscored.update(unscored)
+        self._unscored = set(unscored)
 
     # Saving
 
@@ -195,8 +133,8 @@ class Checkpoints:
         """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or
         donated.
 
-        The previous save is waited for. A checkpoint exists only once it is complete, and only then
-        is an older one removed.
+        The previous save is waited for. A checkpoint counts only once it is complete and what
+        restores it has opened it (`wait_until_finished`); only then is an older one removed.
 
         Args:
           state: pytree of jax or numpy arrays; typed PRNG keys are refused (derive them from the
@@ -219,17 +157,12 @@ class Checkpoints:
             'arrays': {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()},
             'digests': digests,
         }
-        json.dumps(document)  # before anything is written: meta must be JSON
-        self._note_score(step, document['score'])
+        written = json.dumps(document)  # before anything is written: meta must be JSON
         self.wait_until_finished()
-        self._saving = step
-        with self._explained():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(document)
-                ),
-            )
+        shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
+        with self._explained(step):
+            self._store.begin(step, flat, document)
+        self._saving = _Saving(step, document['score'], shapes, written)
 
     def amend(self, step: int, meta: Mapping, *, score: float | None = None) -> None:
         """Replaces ``meta`` and the score of the complete checkpoint of ``step``; its arrays stay.
@@ -245,46 +178,89 @@ class Checkpoints:
           OSError: the document could not be written. The checkpoint is as it was.
         """
         self.wait_until_finished()
-        self._saving = step
-        with self._explained(), self._agreement.alike():
+        with self._explained(step), self._agreement.alike():
             if self._hosts.primary:
-                document = self._document(step) | {'meta': dict(meta), 'score': _finite(score)}
-                path = pathlib.Path(self.directory / str(step) / 'meta' / _DOCUMENT)
-                replace_file(path, json.dumps(document))
+                document = self._store.document(step)
+                document |= {'meta': dict(meta), 'score': _finite(score)}
+                replace_file(self.directory / str(step) / 'meta' / DOCUMENT, json.dumps(document))
         self._note_score(step, _finite(score))
 
     def wait_until_finished(self) -> None:
-        """Returns when every started save is complete. Raises OSError where one failed."""
-        with self._explained():
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        """Returns when the save that has begun is complete, opened, and older ones are removed.
+
+        Raises:
+          OSError: it could not be written, or what was written cannot be opened; then it is out of
+            the way. Older ones are untouched.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        with self._explained(saving.step):
+            self._store.wait()
+            self._verify(saving)
+            self._note_score(saving.step, saving.score)
+            self._remove_old()
+
+    def _verify(self, saving: _Saving) -> None:
+        """Raises OSError unless what restores a checkpoint can open this one."""
+        try:
+            with self._agreement.alike():
+                if json.dumps(self._store.document(saving.step)) != saving.document:
+                    raise ValueError('its document is not the one that was saved')
+                self._store.open(saving.step, saving.shapes)
+        except _NOT_DAMAGE:
+            raise
+        except Exception as error:
+            self._set_aside(saving.step)
+            raise OSError(f'what was written cannot be read back: {brief(error)}') from None
+
+    def _remove_old(self) -> None:
+        """Leaves the newest, the best, the pinned, and those that may be the best.
+
+        Not by orbax's policies: orbax removes as soon as a checkpoint is written, before it could
+        be opened, and its BestN goes by scores that are known when a checkpoint is saved, where
+        ours may come later (`amend`) or be unreadable.
+        """
+        steps = self.steps()
+        kept = {*steps[-self._max_to_keep :], self._best(steps), *self._pinned, *self._unscored}
+        for step in steps:
+            if step not in kept:
+                self._store.remove(step)
 
     def close(self) -> None:
         """Finishes the running save, then releases orbax's threads."""
         try:
             self.wait_until_finished()
         finally:
-            # a failed save has been reported by the line above
-            with contextlib.suppress(Exception):
-                self._manager.close()
-                self._reader.close()
+            self._store.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, exc_type, exc, traceback):
-        try:
+        if exc is None:
             self.close()
+            return
+        try:
+            if self._hosts.count == 1:
+                self.wait_until_finished()
+            elif self._saving is not None:  # to verify it, all processes would have to come here
+                with self._explained(self._saving.step):
+                    self._store.wait()
         except OSError as error:
-            if exc is None:
-                raise
             logging.error('%s', error)  # the exception under way is the one to show
+        finally:
+            self._store.close()
 
     # Looking
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps of all complete checkpoints, ascending; a save counts once it is waited for."""
+        return [
+            step
+            for step in self._store.steps()
+            if self._saving is None or step != self._saving.step
+        ]
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
@@ -295,7 +271,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict:
         """The JSON document given to ``save``, without reading any array."""
-        return self._document(step)['meta']
+        return self._store.document(step)['meta']
 
     # Restoring
 
@@ -325,7 +301,7 @@ class Checkpoints:
             except _NOT_DAMAGE:
                 raise
             except Exception as error:
-                damaged[step] = _brief(error)
+                damaged[step] = brief(error)
                 logging.error(
                     'CHECKPOINT OF STEP %d IS DAMAGED and is skipped: %s', step, damaged[step]
                 )
@@ -347,13 +323,17 @@ class Checkpoints:
         checkpoint has.
         """
         with self._agreement.alike():
-            document = self._document(step)
-            self._check(document, abstract_state, step, partial)
+            document = self._store.document(step)
+            check_fit(
+                document,
+                abstract_state,
+                where=f'The checkpoint of step {step} in {self.directory}',
+                fingerprint=self._fingerprint,
+                defaults=self._defaults,
+                partial=partial,
+            )
             flat = {name: abstract(leaf) for name, leaf in flatten(abstract_state).items()}
-            restore_args = ocp.checkpoint_utils.construct_restore_args(flat)
-            item = ocp.args.PyTreeRestore(flat, restore_args=restore_args, partial_restore=partial)
-            with _no_coroutine_dumps():
-                arrays = self._read(step, state=item).state
+            arrays = self._store.arrays(step, flat, partial)
         # all processes together
         digests = jax.device_get({name: digest(leaf) for name, leaf in arrays.items()})
         with self._agreement.alike():
@@ -361,39 +341,13 @@ class Checkpoints:
                 name for name, value in digests.items() if int(value) != document['digests'][name]
             ]
             if wrong:
-                raise ValueError(f'the bytes of {_some(wrong)} are not those that were saved')
+                raise ValueError(f'the bytes of {some(wrong)} are not those that were saved')
         leaves = [arrays[name] for name in flat]
         return Restored(
             jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), document['meta'], step
         )
 
     # Inside
-
-    def _document(self, step: int) -> dict:
-        return self._read(step, meta=ocp.args.JsonRestore()).meta
-
-    def _read(self, step: int, **items):
-        path = self.directory / str(step)
-        for again in (True, False):
-            try:
-                return self._reader.restore(path, args=ocp.args.Composite(**items))
-            except Exception as error:
-                if not may_pass(error):
-                    raise
-                if not again:
-                    raise CheckpointUnreadable(
-                        f'The checkpoint {path} could not be read: {_brief(error)}. It stays where '
-                        'it is. Mend the disk or the network, '
-                        'then run the same command again; to go on from the one before instead, '
-                        'move that folder away.'
-                    ) from None
-                logging.warning(
-                    '%s could not be read and is tried again in %g s: %s',
-                    path,
-                    _PAUSE,
-                    _brief(error),
-                )
-                time.sleep(_PAUSE)
 
     def _note_score(self, step: int, score: float | None) -> None:
         self._scores.pop(step, None)
@@ -404,56 +358,6 @@ class Checkpoints:
     def _best(self, steps) -> int | None:
         scored = [step for step in sorted(steps, reverse=True) if step in self._scores]
         return self._best_of(scored, key=self._scores.get, default=None)
-
-    def _check(self, document, abstract_state, step, partial) -> None:
-        """Raises CheckpointMismatch where the checkpoint is of another model, naming every
-        difference.
-        """
-        where = f'The checkpoint of step {step} in {self.directory}'
-        if self._fingerprint:
-            saved, ours = _dotted(document['fingerprint']), _dotted(self._fingerprint)
-            saved = {key: value for key, value in self._defaults.items() if key in ours} | saved
-            absent = object()
-            differing = [
-                key
-                for key in sorted(saved.keys() | ours.keys())
-                if saved.get(key, absent) != ours.get(key, absent)
-            ]
-            if differing:
-                lines = '\n'.join(
-                    f'  {key}: {saved.get(key, "absent")!r} there, {ours.get(key, "absent")!r} here'
-                    for key in differing
-                )
-                raise CheckpointMismatch(
-                    f'{where} belongs to another model:\n'
-                    f'{lines}\n'
-                    'Use the configuration it was made with, or another --workdir.'
-                )
-        saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in document['arrays'].items()}
-        wanted = {
-            name: (tuple(leaf.shape), str(leaf.dtype))
-            for name, leaf in flatten(abstract_state).items()
-        }
-        problems = (
-            [f'lacks {_some(wanted.keys() - saved.keys())}'] if wanted.keys() - saved.keys() else []
-        )
-        if saved.keys() - wanted.keys() and not partial:
-            problems.append(f'has {_some(saved.keys() - wanted.keys())}, which this model has not')
-        for name in sorted(saved.keys() & wanted.keys()):
-            if saved[name] != wanted[name]:
-                problems.append(
-                    f'has {name} as {saved[name][1]}{list(saved[name][0])}, here '
-                    f'{wanted[name][1]}{list(wanted[name][0])}'
-                )
-        if problems:
-            shown = '\n'.join(f'  it {problem}' for problem in problems[:8]) + (
-                '\n  ...' if len(problems) > 8 else ''
-            )
-            raise CheckpointMismatch(
-                f'{where} does not fit:\n'
-                f'{shown}\n'
-                'Use the configuration it was made with, or another --workdir.'
-            )
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:
@@ -469,11 +373,11 @@ class Checkpoints:
                 )
                 (self.directory / str(step)).rename(target)
                 logging.error('The damaged checkpoint of step %d was moved to %s.', step, target)
-        self._manager.reload()
+        self._store.reload()
         self._note_score(step, None)
 
     @contextlib.contextmanager
-    def _explained(self):
+    def _explained(self, step: int):
         """Turns any failure to write into one OSError that says what is left."""
         try:
             yield
@@ -487,85 +391,13 @@ class Checkpoints:
                 else 'There is no earlier one.'
             )
             raise OSError(
-                f'The checkpoint of step {self._saving} could not be written to {self.directory}: '
-                f'{_brief(error)}. {left} '
+                f'The checkpoint of step {step} could not be written to {self.directory}: '
+                f'{brief(error)}. {left} '
                 'Make room or mend the disk, then run the same command again: it continues from '
                 'there.'
             ) from None
 
 
-def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
-    """Several processes meet at barriers of the coordination service: the devices may be busy with
-    a rollout nobody will finish.
-    """
-    if hosts.count == 1:
-        return ocp.options.MultiprocessingOptions()
-    return ocp.options.MultiprocessingOptions(
-        active_processes=set(range(hosts.count)), barrier_sync_key_prefix='checkpoints'
-    )
-
-
-def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
-    """This process waits for no other."""
-    if hosts.count == 1:
-        return ocp.options.MultiprocessingOptions()
-    own = hosts.index
-    return ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'checkpoints_{own}'
-    )
-
-
-def _dotted(tree, prefix: str = '') -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        k: v
-        for key, value in tree.items()
-        for k, v in _dotted(value, f'{prefix}.{key}' if prefix else str(key)).items()
-    }
-
-
 def _finite(score: float | None) -> float | None:
     """The score as it is stored: one that is not a number does not compete."""
     return score if score is not None and math.isfinite(score) else None
-
-
-def _some(names) -> str:
-    names = sorted(names)
-    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
-
-
-def _brief(error: BaseException, limit: int = 240) -> str:
-    """Start and end of the first line of the innermost cause: tensorstore's first line is long, and
-    pages follow.
-    """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = (str(error).strip().splitlines() or [''])[0].rstrip('.')
-    if len(text) > limit:
-        text = f'{text[: limit // 2]} ... {text[-limit // 2 :]}'
-    return f'{type(error).__name__}: {text}'
-
-
-def _without_orbax_chatter(record) -> bool:
-    """Logging filter. Orbax logs one failed write four times, each with pages of traceback; we
-    report it once, in a sentence. And it warns that what is opened to be read is only read."""
-    return 'orbax' not in record.pathname or not (
-        record.exc_info or any(words in str(record.msg) for words in ('read only', 'read_only'))
-    )
-
-
-@contextlib.contextmanager
-def _no_coroutine_dumps():
-    """After a failed read orbax drops unfinished coroutines, and Python prints each one's pages of
-    detail: keep stderr readable.
-    """
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda info: None if asyncio.iscoroutine(info.object) else hook(info)
-    try:
-        yield
-    except BaseException:
-        gc.collect()
-        raise
-    finally:
-        sys.unraisablehook = hook

@@ -202,7 +202,8 @@ def test_options_without_a_default_take_any_value(typed, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['workdir', 'out'])
-def test_a_bucket_is_not_taken_for_a_folder(name, monkeypatch):
+def test_what_is_no_folder_is_refused(name, monkeypatch):
+    """An unset variable of the shell would scatter a run over the current folder."""
     values = flags.FlagValues()
     monkeypatch.setattr(
         flags, 'DEFINE_string', functools.partial(flags.DEFINE_string, flag_values=values)
@@ -211,12 +212,18 @@ def test_a_bucket_is_not_taken_for_a_folder(name, monkeypatch):
         flags, 'register_validator', functools.partial(flags.register_validator, flag_values=values)
     )
     command_line.define_folder(name, None, 'A folder.')
-    values(['command', f'--{name}=~/bucket/run'])
-    with pytest.raises(
-        flags.Error,
-        match=rf'flag --{name}=gs://b/run: expected a folder of this machine; mount the bucket',
+    for folder in ('~/bucket/run', '.', 'a [b]*?'):
+        values(['command', f'--{name}={folder}'])
+    for folder, said in (
+        ('gs://b/run', 'expected a folder of this machine; mount the bucket'),
+        ('', 'it is empty: is a variable of the shell unset'),
+        ('a\\b', 'has a backslash, which tensorstore takes for a slash'),
     ):
-        values(['command', f'--{name}=gs://b/run'])
+        with pytest.raises(flags.Error) as caught:
+            values(['command', f'--{name}={folder}'])
+        assert str(caught.value).startswith(f'flag --{name}={folder}: ') and said in str(
+            caught.value
+        )
     for command in COMMANDS:
         assert (
             f"flags.DEFINE_string('{name}'"

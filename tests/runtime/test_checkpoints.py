@@ -1,10 +1,14 @@
 """Checkpoints: bit-exact, atomic, verified, and clear about what does not fit."""
 
+import asyncio
 import errno
+import gc
+import json
 import os
 import resource
 import shutil
 import signal
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +22,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from densegrpo_jax.runtime import checkpoint_store
 from densegrpo_jax.runtime import checkpoints as checkpoints_module
 from densegrpo_jax.runtime import mesh as mesh_lib
 from densegrpo_jax.runtime.agreement import OtherProcessFailed
-from densegrpo_jax.runtime.checkpoints import CheckpointMismatch, Checkpoints, CheckpointUnreadable
+from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from tests.fake_hosts import on_hosts
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +155,8 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         assert checkpoints.steps() == [7] and checkpoints.best_step() == 7
     with Checkpoints(tmp_path, best_mode='min') as checkpoints:
         checkpoints.save(8, make_state(8), {}, score=0.1)
+        assert checkpoints.best_step() == 7  # not before it is known to be whole
+        checkpoints.wait_until_finished()
         assert checkpoints.best_step() == 8
 
 
@@ -309,6 +318,50 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, cap
         assert_bits_equal(checkpoints.restore_latest(make_state()).state, make_state(2))
 
 
+def test_a_read_that_fails_waits_for_the_others():
+    """Otherwise each of them complains to an event loop that is closed."""
+    ended = []
+
+    async def fail():
+        raise ValueError('damaged')
+
+    async def read():
+        for _ in range(100):
+            await asyncio.sleep(0)
+        ended.append(1)
+
+    async def reads():
+        await asyncio.gather(fail(), read())
+
+    usual = asyncio.get_event_loop_policy()
+    with checkpoint_store._reads_end():
+        loop = asyncio.new_event_loop()
+        with pytest.raises(ValueError, match='damaged'):
+            loop.run_until_complete(reads())
+        loop.close()
+    assert ended and loop.is_closed() and asyncio.get_event_loop_policy() is usual
+
+
+@pytest.mark.filterwarnings('error')
+def test_damage_to_many_arrays_is_said_in_three_lines(tmp_path, caplog, capfd):
+    """Their reads fail together, each in a thread of its own."""
+    noise = np.random.default_rng(0)
+    state = {f'block_{i}': noise.normal(size=(64, 16)).astype('f') for i in range(240)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {})
+    for file in (tmp_path / '2' / 'state').glob('**/d/*'):
+        file.write_bytes(b'')
+    caplog.clear(), capfd.readouterr()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(state).step == 1
+    gc.collect()  # what was dropped would complain now
+    shown = [record for record in caplog.records if record.levelname != 'INFO']
+    lines = [text for record in shown for text in record.getMessage().splitlines()]
+    assert len(lines) <= 3 and not any(record.exc_info for record in shown), lines
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 def test_all_damaged_is_an_error_and_nothing_is_moved(tmp_path):
     save_steps(tmp_path, [1, 2])
     for step in (1, 2):
@@ -355,7 +408,7 @@ def test_an_error_that_is_no_damage_ends_all_hosts(tmp_path):
     def restore(hosts):
         with Checkpoints(tmp_path, hosts=hosts) as checkpoints:
             if hosts.index == 1:
-                checkpoints._read = refuse
+                checkpoints._store.document = refuse
             return checkpoints.restore_latest(make_state())
 
     first, second = on_hosts(restore)
@@ -377,7 +430,7 @@ def failing_reads(monkeypatch, step, count, error):
         return read(self, path, *args, **kwargs)
 
     monkeypatch.setattr(ocp.Checkpointer, 'restore', restore)
-    monkeypatch.setattr(checkpoints_module, '_PAUSE', 0.0)
+    monkeypatch.setattr(checkpoint_store, 'PAUSE', 0.0)
 
 
 IO_ERRORS = [
@@ -421,6 +474,84 @@ def test_a_checkpoint_whose_score_could_not_be_read_is_kept(tmp_path, monkeypatc
         # now that the scores are known, nothing is kept for want of them
         checkpoints.save(4, make_state(4), {}, score=0.95)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['4']
+
+
+ODD = [c for c in string.printable if c not in '/\\' and not c.isalnum()]
+
+
+@pytest.mark.parametrize(
+    'name', [''.join(ODD), '[', ']', '*', '?', 'a[0-9]', '[!x]', '**', '~', 'ü𝔘 名']
+)
+def test_any_path(tmp_path, name):
+    """Characters that elsewhere are patterns, quotes, addresses or blanks are only themselves."""
+    folder = tmp_path / name / 'checkpoints'
+    save_steps(folder, [1, 2, 3])
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == [2, 3]
+        assert_bits_equal(checkpoints.restore_latest(make_state()).state, make_state(3))
+    assert sorted(p.name for p in folder.iterdir()) == ['2', '3']
+
+
+def test_a_folder_at_the_root_is_no_bucket():
+    for name in ('/gs/bucket/run', '/s3/bucket', '/hf/x', '/az/x'):
+        path = checkpoint_store._LiteralPath(name)
+        assert str(path) == str(path / 'a' / '..').removesuffix('/a/..') == name
+        assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [('a\\b', 'has a backslash'), (os.fsdecode(b'a\xffb'), 'is not UTF-8')],
+    ids=['backslash', 'bytes'],
+)
+def test_a_path_that_cannot_work_is_refused_and_nothing_is_written(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        Checkpoints(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_back_does_not_count(tmp_path, monkeypatch, caplog):
+    """Here orbax does not find the arrays that it has written, and puts none into the checkpoint;
+    it says nothing of it.
+    """
+    folder = tmp_path / 'ckpt'
+    save_steps(folder, [1], max_to_keep=1)
+    with Checkpoints(folder, max_to_keep=1) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_store._LiteralPath, 'glob', lambda self, pattern: iter(()))
+            checkpoints.save(2, make_state(2), {}, score=1.0)
+            with pytest.raises(
+                OSError,
+                match='(?s)of step 2 could not be written.*cannot be read back.*complete one is of '
+                'step 1',
+            ):
+                checkpoints.wait_until_finished()
+        assert checkpoints.steps() == [1] and checkpoints.best_step() is None
+        assert (tmp_path / 'ckpt_corrupt' / '2.0').is_dir()
+        assert_bits_equal(checkpoints.restore_latest(make_state()).state, make_state(1))
+        checkpoints.save(2, make_state(2), {'odd': float('nan')})
+        checkpoints.wait_until_finished()
+        assert checkpoints.steps() == [2]
+
+
+def test_what_one_host_cannot_read_back_counts_for_none(tmp_path, monkeypatch):
+    """The first host removes no older checkpoint before the second has opened the new one."""
+    save_steps(tmp_path / 'ckpt', [1, 2])
+    opened = []
+
+    def verify(hosts):
+        with Checkpoints(tmp_path / 'ckpt', max_to_keep=1, hosts=hosts) as checkpoints:
+            checkpoints._saving = checkpoints_module._Saving(
+                2, None, {'step': jnp.int32(2)}, json.dumps(checkpoints._store.document(2))
+            )
+            checkpoints._store.open = lambda *_: opened.append(hosts.index) or 1 / hosts.index
+            checkpoints.wait_until_finished()
+
+    first, second = on_hosts(verify)
+    assert sorted(opened) == [0, 1]
+    assert 'cannot be read back: ZeroDivisionError' in str(first)
+    assert 'cannot be read back: ValueError: process 0 of the run: Zero' in str(second)
+    assert sorted(path.name for path in (tmp_path / 'ckpt').iterdir()) == ['1']
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(tmp_path):

@@ -18,7 +18,8 @@ from densegrpo_jax.rewards.base import RewardError, RewardsGone, Scores
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime import files
-from densegrpo_jax.runtime.checkpoints import CheckpointMismatch, Checkpoints
+from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.files import only_writer
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.mesh import make_mesh

@@ -1,0 +1,97 @@
+"""Whether a checkpoint belongs to the model and the configuration that want to restore it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from densegrpo_jax.runtime.flat_state import flatten
+
+
+class CheckpointMismatch(ValueError):
+    """The checkpoint is intact, but belongs to another model or configuration."""
+
+
+def check_fit(
+    document: Mapping,
+    state,
+    *,
+    where: str,
+    fingerprint: Mapping,
+    defaults: Mapping,
+    partial: bool = False,
+) -> None:
+    """Raises CheckpointMismatch, naming every difference, unless the checkpoint fits.
+
+    Args:
+      document: of the checkpoint, with its `fingerprint` and {name: [shape, dtype]} as `arrays`.
+      state: pytree of what is to be restored: arrays, or their shapes and dtypes.
+      where: names the checkpoint in the message.
+      fingerprint, defaults: as of `Checkpoints`, as JSON would read them.
+      partial: the checkpoint may have more arrays than `state`.
+    """
+    if fingerprint:
+        _check_fingerprint(document['fingerprint'], fingerprint, defaults, where)
+    _check_arrays(document['arrays'], state, partial, where)
+
+
+def some(names: Iterable[str]) -> str:
+    """The first five names and how many there are besides."""
+    names = sorted(names)
+    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+
+
+def _check_fingerprint(saved: Mapping, ours: Mapping, defaults: Mapping, where: str) -> None:
+    saved, ours = _dotted(saved), _dotted(ours)
+    saved = {key: value for key, value in _dotted(defaults).items() if key in ours} | saved
+    absent = object()
+    differing = [
+        key
+        for key in sorted(saved.keys() | ours.keys())
+        if saved.get(key, absent) != ours.get(key, absent)
+    ]
+    if differing:
+        lines = '\n'.join(
+            f'  {key}: {saved.get(key, "absent")!r} there, {ours.get(key, "absent")!r} here'
+            for key in differing
+        )
+        raise CheckpointMismatch(
+            f'{where} belongs to another model:\n'
+            f'{lines}\n'
+            'Use the configuration it was made with, or another --workdir.'
+        )
+
+
+def _check_arrays(arrays: Mapping, state, partial: bool, where: str) -> None:
+    saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in arrays.items()}
+    wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(state).items()}
+    problems = (
+        [f'lacks {some(wanted.keys() - saved.keys())}'] if wanted.keys() - saved.keys() else []
+    )
+    if saved.keys() - wanted.keys() and not partial:
+        problems.append(f'has {some(saved.keys() - wanted.keys())}, which this model has not')
+    for name in sorted(saved.keys() & wanted.keys()):
+        if saved[name] != wanted[name]:
+            problems.append(
+                f'has {name} as {saved[name][1]}{list(saved[name][0])}, here '
+                f'{wanted[name][1]}{list(wanted[name][0])}'
+            )
+    if problems:
+        shown = '\n'.join(f'  it {problem}' for problem in problems[:8]) + (
+            '\n  ...' if len(problems) > 8 else ''
+        )
+        raise CheckpointMismatch(
+            f'{where} does not fit:\n'
+            f'{shown}\n'
+            'Use the configuration it was made with, or another --workdir.'
+        )
+
+
+def _dotted(tree, prefix: str = '') -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        k: v
+        for key, value in tree.items()
+        for k, v in _dotted(value, f'{prefix}.{key}' if prefix else str(key)).items()
+    }

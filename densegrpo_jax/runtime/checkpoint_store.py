@@ -1,0 +1,267 @@
+"""Arrays and a JSON document for each step of a run, through orbax.
+
+What orbax needs to be told is in this file: which characters a path may have, how reads fail, what
+is worth logging, which processes meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils.epath import gpath
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from densegrpo_jax.runtime import paths
+from densegrpo_jax.runtime.files import may_pass
+from densegrpo_jax.runtime.hosts import Hosts
+
+DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
+PAUSE = 5.0  # seconds until a failed read is tried again
+
+
+class CheckpointUnreadable(OSError):
+    """The disk or the network failed while the checkpoint was read; it may be intact."""
+
+
+class Store:
+    """The steps in one folder.
+
+    Args:
+      directory: an absolute path; created if absent.
+      hosts: the processes that save together.
+      read_only: nothing is created, cleaned or removed.
+
+    Raises:
+      ValueError: the path has a character that tensorstore cannot take.
+    """
+
+    def __init__(self, directory: pathlib.Path, hosts: Hosts, read_only: bool):
+        if problem := paths.problem(directory):
+            raise ValueError(f'The folder of the checkpoints: {problem}.')
+        logging.get_absl_logger().addFilter(_without_orbax_chatter)
+        self._directory = _LiteralPath(directory)
+        if not read_only:
+            if directory.is_dir() and hosts.primary:
+                for path in sorted(directory.iterdir()):
+                    if path.name.endswith('-tmp'):
+                        logging.warning(
+                            'Removing a half-written checkpoint: %s (the run was cut off while '
+                            'saving it).',
+                            path,
+                        )
+            directory.mkdir(parents=True, exist_ok=True)
+        together = _together(hosts)
+        # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds,
+        # would pay for it in time and memory.
+        arrays = ocp.PyTreeCheckpointHandler(
+            use_compression=False, multiprocessing_options=together
+        )
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=LatestN(n=None),  # all; `Checkpoints` removes
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=False,  # orbax refuses to, for several processes
+                multiprocessing_options=together,
+            ),
+            item_handlers={
+                'state': arrays,
+                'meta': ocp.JsonCheckpointHandler(DOCUMENT, multiprocessing_options=together),
+            },
+        )
+        # Reads as if alone: after an error in one process, orbax's barriers would join reads of
+        # different checkpoints.
+        alone = _alone(hosts)
+        composite = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
+        self._reader = ocp.Checkpointer(composite, multiprocessing_options=alone)
+
+    def steps(self) -> list[int]:
+        """All steps, ascending; the one that is being written too."""
+        return sorted(self._manager.all_steps())
+
+    def begin(self, step: int, arrays: Mapping, document: Mapping) -> None:
+        """Starts writing; returns as soon as the arrays may be changed or donated."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(document)
+            ),
+        )
+
+    def wait(self) -> None:
+        """Returns once everything is written; raises what the writing raised, and forgets the
+        step.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception:
+            self.reload()
+            raise
+
+    def remove(self, step: int) -> None:
+        """All processes together."""
+        self._manager.delete(step)
+
+    def reload(self) -> None:
+        """Looks anew which steps there are."""
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for what is being written, then releases orbax's threads."""
+        # a failed save has been reported by `wait`
+        with contextlib.suppress(Exception):
+            self._manager.close()
+            self._reader.close()
+
+    def document(self, step: int) -> dict:
+        return self._read(step, meta=ocp.args.JsonRestore()).meta
+
+    def arrays(
+        self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], partial: bool
+    ) -> dict[str, jax.Array]:
+        """The arrays of these names, shapes and shardings; `partial`: there may be more."""
+        args = ocp.checkpoint_utils.construct_restore_args(shapes)
+        return self._read_arrays(step, shapes, args, partial)
+
+    def open(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        """Opens every array as `arrays` does and raises what it would raise, but reads no element
+        of an array that has axes, nor waits for a device.
+        """
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        empty = {
+            name: jax.ShapeDtypeStruct((0,) * len(leaf.shape), leaf.dtype, sharding=here)
+            for name, leaf in shapes.items()
+        }
+        args = {
+            name: ocp.ArrayRestoreArgs(
+                restore_type=jax.Array, sharding=here, global_shape=leaf.shape, strict=False
+            )
+            for name, leaf in empty.items()
+        }
+        self._read_arrays(step, empty, args, False)
+
+    def _read_arrays(self, step: int, shapes, args, partial: bool) -> dict[str, jax.Array]:
+        item = ocp.args.PyTreeRestore(shapes, restore_args=args, partial_restore=partial)
+        with _reads_end():
+            return self._read(step, state=item).state
+
+    def _read(self, step: int, **items):
+        path = self._directory / str(step)
+        for again in (True, False):
+            try:
+                return self._reader.restore(path, args=ocp.args.Composite(**items))
+            except Exception as error:
+                if not may_pass(error):
+                    raise
+                if not again:
+                    raise CheckpointUnreadable(
+                        f'The checkpoint {path} could not be read: {brief(error)}. It stays where '
+                        'it is. Mend the disk or the network, '
+                        'then run the same command again; to go on from the one before instead, '
+                        'move that folder away.'
+                    ) from None
+                logging.warning(
+                    '%s could not be read and is tried again in %g s: %s', path, PAUSE, brief(error)
+                )
+                time.sleep(PAUSE)
+
+
+def brief(error: BaseException, limit: int = 240) -> str:
+    """Start and end of the first line of the innermost cause: tensorstore's first line is long, and
+    pages follow.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = (str(error).strip().splitlines() or [''])[0].rstrip('.')
+    if len(text) > limit:
+        text = f'{text[: limit // 2]} ... {text[-limit // 2 :]}'
+    return f'{type(error).__name__}: {text}'
+
+
+class _LiteralPath(gpath.PosixGPath):
+    """A path of this machine that means itself, for orbax, which makes others out of it.
+
+    etils takes the characters []*? of the folder itself for a pattern when it looks for files in
+    it: orbax then misses the arrays that it has just written, and the checkpoint stays without
+    them. It also takes /gs, /s3, /az and /hf for buckets.
+    """
+
+    @property
+    def _uri_scheme(self) -> None:
+        return None
+
+    def glob(self, pattern: str) -> Iterator[_LiteralPath]:
+        return map(type(self), pathlib.Path(self).glob(pattern))
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """Closes once all that it has begun has ended."""
+
+    def close(self) -> None:
+        if not self.is_closed() and (begun := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*begun, return_exceptions=True))
+        super().close()
+
+
+class _Patient(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _PatientLoop()
+
+
+_ONE_READ = threading.Lock()  # the policy is one for all threads
+
+
+@contextlib.contextmanager
+def _reads_end():
+    """Inside, a read that fails lets the other reads end first. orbax closes its event loop at the
+    first failure, and each of the others would then print a traceback of its own.
+    """
+    with _ONE_READ:
+        usual = asyncio.get_event_loop_policy()
+        asyncio.set_event_loop_policy(_Patient())
+        try:
+            yield
+        finally:
+            asyncio.set_event_loop_policy(usual)
+
+
+def _without_orbax_chatter(record) -> bool:
+    """Logging filter. Orbax logs one failed write four times, each with pages of traceback; we
+    report it once, in a sentence. And it warns that what is opened to be read is only read."""
+    return 'orbax' not in record.pathname or not (
+        record.exc_info or any(words in str(record.msg) for words in ('read only', 'read_only'))
+    )
+
+
+def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
+    """Several processes meet at barriers of the coordination service: the devices may be busy with
+    a rollout nobody will finish.
+    """
+    if hosts.count == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        active_processes=set(range(hosts.count)), barrier_sync_key_prefix='checkpoints'
+    )
+
+
+def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
+    """This process waits for no other."""
+    if hosts.count == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = hosts.index
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'checkpoints_{own}'
+    )
