@@ -60,6 +60,23 @@ def choose(
     ]
 
 
+def panel_rewards(config) -> list[Reward]:
+    """The rewards of `eval.panel`, one each.
+
+    Raises:
+      ValueError: one has a weight: the scores of a panel are not added up.
+    """
+    rewards = []
+    for name, options in config.eval.panel.items():
+        if 'weight' in options:
+            raise ValueError(
+                f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not '
+                'added up; remove the weight'
+            )
+        rewards.append(build_reward({name: options}).parts[0][0])
+    return rewards
+
+
 def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     """Prompt set -> what is scored: 'eval', and 'panel' where the panel has prompts of its own.
     Every reward has checked its prompts.
@@ -67,14 +84,7 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     Args:
       test: the evaluation's prompts. reward: what is trained on.
     """
-    panel = []
-    for name, options in config.eval.panel.items():
-        if 'weight' in options:
-            raise ValueError(
-                f'eval.panel.{name}.weight={options["weight"]}: the scores of a panel are not '
-                'added up; remove the weight'
-            )
-        panel.append(build_reward({name: options}).parts[0][0])
+    panel = panel_rewards(config)
     result = {'eval': Part(test, [reward])}
     if (prompts := load_panel_prompts(config)) is None:
         result['eval'].rewards.extend(panel)

@@ -32,7 +32,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check, load
-from densegrpo_jax.search.run import make_plan, search
+from densegrpo_jax.search.run import make_plan, search, unseen_rewards
 
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
@@ -84,6 +84,7 @@ def main(flag) -> int:
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
         checked.reward.check(*columns(prompts))
+        unseen_rewards(checked, prompts)
         given = given_images(flag.config, flag['from'].value) if flag['from'].value else None
         make_plan(checked, 0 if given is None else len(given))
         policy = None

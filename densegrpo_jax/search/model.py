@@ -12,7 +12,7 @@ import numpy as np
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
+from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.sampling.conditioning import place
@@ -88,30 +88,39 @@ class Model:
     def _score(self, prompts: Sequence[Prompt], x0: jax.Array) -> Scored:
         return self.scored(prompts, *self.images(x0))
 
-    def scored(self, prompts: Sequence[Prompt], images: np.ndarray, finite: np.ndarray) -> Scored:
+    def scored(
+        self,
+        prompts: Sequence[Prompt],
+        images: np.ndarray,
+        finite: np.ndarray,
+        scorer: Scorer | None = None,
+    ) -> Scored:
         """Scores of pictures uint8 [P, n, H, W, 3], invalid where not finite [P, n]; every process
         scores its share.
+
+        Args:
+          scorer: of another reward than the search's.
         """
-        session, count = self._session, images.shape[1]
+        session, count, scorer = self._session, images.shape[1], scorer or self._scorer
         stop, hosts = session.stop, session.hosts
         rows = np.arange(len(prompts) * count)
         mine = rows[hosts.index :: hosts.count]
-        names = (*self._scorer.names, 'valid')
+        names = (*scorer.names, 'valid')
         values = {name: np.full(len(rows), np.nan, np.float32) for name in names}
         if len(mine):
             asked = columns([prompts[i // count] for i in mine])
             pictures = images.reshape(-1, *images.shape[2:])[mine]
             how = dict(some_valid=False, while_waiting=stop.check)
-            found = stop.wait(self._scorer.submit(pictures, *asked, **how))
+            found = stop.wait(scorer.submit(pictures, *asked, **how))
             valid = found.valid & finite.reshape(-1)[mine]
             values['valid'][mine] = valid
-            for name in self._scorer.names:
+            for name in scorer.names:
                 values[name][mine] = np.where(valid, found.values[name], 0)
         values = stop.communicator.merge(values)
         valid = values.pop('valid') == 1
         values = {name: np.where(valid, v, np.nan) for name, v in values.items()}
         shaped = {name: v.reshape(len(prompts), count) for name, v in values.items()}
-        reward = np.where(valid, values[TOTAL], -np.inf).reshape(len(prompts), count)
+        reward = np.where(valid, values[scorer.names[0]], -np.inf).reshape(len(prompts), count)
         return Scored(reward, shaped, images)
 
     def _velocity_of(self, params, policy, negative, text, x, s):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,15 +15,16 @@ import numpy as np
 from absl import logging
 
 from densegrpo_jax.config.identity import identifying
-from densegrpo_jax.data.prompts import Prompt
+from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
-from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.evaluation.panel import panel_rewards
+from densegrpo_jax.rewards.base import Reward, RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
 from densegrpo_jax.sampling.loading import identity
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import Session
+from densegrpo_jax.sampling.session import Checked, Session
 from densegrpo_jax.search.loop import Walk
 from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
 from densegrpo_jax.search.model import Model, temperature_of
@@ -138,7 +141,11 @@ def search(
     todo = np.flatnonzero(done == 0)
     keys = key_data(jax.vmap(lambda i: jax.random.fold_in(seed, i))(np.arange(len(prompts))))
     base = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
-    with Scorer(session.reward, config.reward_workers) as scorer:
+    with contextlib.ExitStack() as stack:
+        scorer, *panel = (
+            stack.enter_context(Scorer(reward, config.reward_workers))
+            for reward in (session.reward, *unseen_rewards(session, prompts))
+        )
         model = Model(session, policy, scorer, o.kernel)
         if plan.guided and model.flow(prompts[:1]).guide is None:
             raise ValueError(
@@ -171,7 +178,7 @@ def search(
                 rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
                 began = time.monotonic()
                 found = _one_batch(
-                    model, session, policy, base, prompts, keys, rows, rule, plan, latents
+                    model, session, policy, base, prompts, keys, rows, rule, plan, latents, panel
                 )
                 seconds = (time.monotonic() - began) / len(chosen)
                 for i, row in zip(chosen, found):
@@ -198,7 +205,8 @@ def settings_of(session: Session, policy: dict | None) -> dict:
     without = {'prompts'}
     kept = {name: c[name] for name in keep if name in c}
     kept['search'] = {k: v for k, v in kept['search'].items() if k not in without}
-    return {**kept, 'policy': identity(policy), 'eval steps': session.config.eval.steps}
+    of_eval = {'eval steps': session.config.eval.steps, 'panel': c['eval']['panel']}
+    return {**kept, 'policy': identity(policy), **of_eval}
 
 
 def _needs_unit(o) -> bool:
@@ -229,8 +237,24 @@ def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
     return spread
 
 
+def unseen_rewards(session: Checked, prompts: Sequence[Prompt]) -> list[Reward]:
+    """The rewards of `eval.panel`, which nothing is chosen by; they have checked the prompts.
+
+    Raises:
+      ValueError: a prompt that one cannot score, or one whose scores are named as the search's.
+    """
+    rewards = panel_rewards(session.config)
+    for reward in rewards:
+        if twice := {*reward.names} & {*session.reward.names}:
+            raise ValueError(
+                f'score names {sorted(twice)} occur in reward and in eval.panel; names must differ'
+            )
+        reward.check(*columns(prompts))
+    return rewards
+
+
 def _one_batch(
-    model, session, policy, base, prompts, keys, rows, rule, plan, latents
+    model, session, policy, base, prompts, keys, rows, rule, plan, latents, panel
 ) -> list[tuple[dict, tuple]]:
     """[(what is kept of a prompt, arguments of `draw`)] of prompts `rows`."""
     config, chosen = session.config, [prompts[i] for i in rows]
@@ -258,21 +282,33 @@ def _one_batch(
     plain, finite = base(session.params, policy, *text, keys[rows])
     plain = np.asarray(session.stop.wait(plain))
     scored = model.scored(chosen, plain[:, None], np.asarray(finite)[:, None])
-    final, _ = model.images(found.particles.x)
+    final, intact = model.images(found.particles.x)
+    best = np.stack([curve[-1][2] for curve in tracker.curves])
+    shown = np.concatenate([plain[:, None], best[:, None], final], axis=1)
+    usable = np.concatenate(
+        [np.asarray(finite)[:, None], np.ones((len(rows), 1), bool), intact], axis=1
+    )
+    unseen = {
+        name: values
+        for scorer in panel
+        for name, values in model.scored(chosen, shown, usable, scorer).values.items()
+    }
     embed = make_embedding(config.eval.embedding)
     count = final.shape[1]
     kept = []
     for p in range(len(rows)):
         rewards = found.particles.reward[p]
         diversity = float(pairwise_diversity(embed(final[p])[None])[0]) if count > 1 else None
-        best = tracker.curves[p][-1]
+        panel_of = lambda image: {name: number(image(v[p])) for name, v in unseen.items()}
         row = {
             'text': chosen[p].text,
-            'base': {name: number(v[p, 0]) for name, v in scored.values.items()},
+            'base': {name: number(v[p, 0]) for name, v in scored.values.items()}
+            | panel_of(lambda values: values[0]),
             'first': tracker.first[p],
             'drawn': {'total': number(rewards[found.drawn[p]])},
-            'final': {'total': number(np.where(np.isfinite(rewards), rewards, 0).mean())},
-            'best': best[3],
+            'final': {'total': number(np.where(np.isfinite(rewards), rewards, 0).mean())}
+            | panel_of(lambda values: _mean(values[2:])),
+            'best': tracker.curves[p][-1][3] | panel_of(lambda values: values[1]),
             'curve': [[nfe, reward] for nfe, reward, *_ in tracker.curves[p]],
             'diversity': diversity,
             'nfe': walk.evaluations,
@@ -283,3 +319,9 @@ def _one_batch(
         score = number(scored.values['total'][p, 0])
         kept.append((row, ((plain[p], score), tracker.curves[p], final[p], rewards)))
     return kept
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of the values that are numbers; NaN where none is."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float('nan')

@@ -6,10 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.rewards.local.pixels import PixelsReward
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -128,6 +130,25 @@ def test_refinement_begins_with_given_images(session, tmp_path):
         given_images(session.config, str(tmp_path / 'given'))
     with pytest.raises(ValueError, match="--from is for search.method='refine'"):
         run.make_plan(changed(session, method='pg'), given=2)
+
+
+def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
+    plain = run.search(session, None, PROMPTS[:2], tmp_path / 'plain')
+    config = session.config.copy_and_resolve_references()
+    config.eval.panel = {'jpeg': {}}
+    watched = dataclasses.replace(session, config=config)
+    found = run.search(watched, None, PROMPTS[:2], tmp_path / 'watched')
+    assert [row['candidates'] for row in found.values()] == [
+        row['candidates'] for row in plain.values()
+    ]
+    image = np.asarray(Image.open(tmp_path / 'watched/pictures/00000_best.png'))
+    expected = JpegReward()(image[None], ['a red sign'], [{}]).values['jpeg'][0]
+    assert found[0]['best']['jpeg'] == pytest.approx(expected, abs=1e-6)
+    assert np.isfinite([found[0][which]['jpeg'] for which in ('base', 'final')]).all()
+    assert '| `jpeg` |' in (tmp_path / 'watched/summary.md').read_text()
+    config.eval.panel = {'pixels': {}}
+    with pytest.raises(ValueError, match=r"\['pixels'\] occur in reward and in eval.panel"):
+        run.unseen_rewards(dataclasses.replace(session, config=config), PROMPTS)
 
 
 def test_eight_devices_find_what_one_finds(session, tmp_path):
