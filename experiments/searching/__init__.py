@@ -1,0 +1,1 @@
+"""What the search methods buy with equal budgets: cases, records, and the page."""

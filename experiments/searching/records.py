@@ -1,0 +1,94 @@
+"""What searches have found, a row for every prompt of every case: a CSV that is kept, joined with
+what the cases' own folders say now.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.search.record import FILE
+from experiments.searching.cases import TASKS, Case
+
+COLUMNS = (
+    'task', 'policy', 'method', 'budget', 'prompt', 'nfe', 'pictures', 'seconds',
+    'plain', 'best', 'searched', 'final', 'diversity', 'unseen_plain', 'unseen_best',
+)  # fmt: skip
+TEXT = ('task', 'policy', 'method')
+RECORDS = 'prompts.csv'
+
+
+class Records:
+    """Attributes:
+    rows: Case -> one dict a prompt, in their order: COLUMNS, numbers as float.
+    """
+
+    def __init__(self):
+        self.rows: dict[Case, list[dict]] = {}
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> Records:
+        """What `save` wrote to `folder`; empty where there is nothing."""
+        records, path = cls(), folder / RECORDS
+        if path.exists():
+            for row in csv.DictReader(path.read_text().splitlines()):
+                row = {k: v if k in TEXT else float(v or 'nan') for k, v in row.items()}
+                case = Case(row['task'], row['policy'], row['method'], int(row['budget']))
+                records.rows.setdefault(case, []).append(row)
+        return records
+
+    def add(self, case: Case, folder: pathlib.Path) -> None:
+        """Takes a finished case from its folder (`search.record`), in place of what was known."""
+        metric, unseen = TASKS[case.task].metric, next(iter(TASKS[case.task].panel))
+        rows = []
+        for line in (folder / FILE).read_text().splitlines():
+            found = json.loads(line)
+            if 'prompt' not in found:
+                continue
+            values = {
+                'plain': found['base'].get(metric),
+                'best': found['best'].get(metric),
+                'searched': found['best']['total'],
+                'final': found['final']['total'],
+                'unseen_plain': found['base'].get(unseen),
+                'unseen_best': found['best'].get(unseen),
+                **{k: found[k] for k in ('prompt', 'nfe', 'pictures', 'seconds', 'diversity')},
+            }
+            numbers = {k: math.nan if v is None else float(v) for k, v in values.items()}
+            rows.append({**case._asdict(), **numbers})
+        self.rows[case] = sorted(rows, key=lambda row: row['prompt'])
+
+    def save(self, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        out = io.StringIO()
+        table = csv.writer(out, lineterminator='\n')
+        table.writerow(COLUMNS)
+        for case in sorted(self.rows):
+            for row in self.rows[case]:
+                cells = (row[c] for c in COLUMNS)
+                table.writerow(c if isinstance(c, str) else f'{c:.5g}' for c in cells)
+        replace_file(folder / RECORDS, out.getvalue())
+
+    def of(self, case: Case, column: str) -> dict[str, float]:
+        """Prompt -> value; empty where the case has not run."""
+        return {str(int(row['prompt'])): row[column] for row in self.rows.get(case, ())}
+
+    def mean(self, case: Case, column: str) -> tuple[float, float]:
+        """Mean over prompts and its standard error; NaN where nothing has run."""
+        return mean_error(list(self.of(case, column).values()))
+
+
+def mean_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error of the values that are numbers."""
+    kept = np.array([v for v in values if math.isfinite(v)])
+    if not len(kept):
+        return math.nan, math.nan
+    error = kept.std(ddof=1) / math.sqrt(len(kept)) if len(kept) > 1 else math.nan
+    return float(kept.mean()), float(error)
