@@ -16,7 +16,8 @@ With --quick a TPU's compiler makes less effort: an eighth of the time, and more
 than in a run (docs/scaling.md). TPUs need `pip install libtpu` (requirements-tpu.txt), H100s
 jax-cuda13-plugin, with model.attention=cudnn also the libraries of nvidia-cudnn-cu13 in
 LD_LIBRARY_PATH; without them the CPU's compiler lays the memory out, and the table says so. Scoring
-on hosts is not in the times. Weights are not needed for the released checkpoints.
+on hosts is not in the times. Weights are not needed for the released checkpoints. With --search it
+plans densegrpo_jax.search: memory, and seconds a prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import jax
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
-from densegrpo_jax.planning.plan import plan, table
+from densegrpo_jax.planning import search
+from densegrpo_jax.planning.plan import plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 
 
@@ -38,8 +40,9 @@ def main(flag) -> int:
     if not topology.can_compile:
         logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
         jax.config.update('jax_num_cpu_devices', topology.count)
-    result = plan(flag.config, topology, flag.utilisation, flag.quick)
-    print(table(result))
+    how = (flag.config, topology, flag.utilisation, flag.quick)
+    result = plan_search(*how) if flag.search else plan(*how)
+    print(search.table(result) if flag.search else table(result))
     if flag.out:
         pathlib.Path(flag.out).write_text(json.dumps(result, indent=2) + '\n')
     return 0 if result['fits'] else 1
@@ -61,6 +64,7 @@ def define_flags() -> None:
         'run.',
     )
     define_folder('out', None, 'JSON file for the result.')
+    flags.DEFINE_bool('search', False, 'Plan config.search instead of a training run.')
 
 
 if __name__ == '__main__':

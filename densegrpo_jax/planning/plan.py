@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice
 from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import Phase, phases
@@ -74,10 +76,10 @@ def compiled_row(
     )
 
 
-def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
-    """The whole answer as a JSON document; see the module's docstring.
+def stand_in(config, topology: Topology) -> tuple[Mesh, bool]:
+    """A mesh of the topology's devices, or of CPU devices in their place, and whether it is that.
 
-    Raises ValueError where the configuration does not fit the topology's number of devices.
+    Raises ValueError where the configuration does not stand, or not on this topology.
     """
     validate(config)
     estimated = not topology.can_compile
@@ -93,6 +95,15 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
             f'model.attention={config.model.attention!r} needs {topology.compiler}, which is not '
             "installed; or use 'xla'"
         )
+    return mesh, estimated
+
+
+def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
+    """The whole answer as a JSON document; see the module's docstring.
+
+    Raises ValueError where the configuration does not fit the topology's number of devices.
+    """
+    mesh, estimated = stand_in(config, topology)
     pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
     check_geometry(config, schedule, mesh)
@@ -135,6 +146,20 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         'chip_hours': [hours(max(seconds, moving)), hours(seconds + moving)],
         'advice': advice(config, topology, gib, resident, mesh.shape),
     }
+
+
+def plan_search(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
+    """What `config.search` needs, as a JSON document.
+
+    Raises ValueError where the configuration does not stand, or not on this topology.
+    """
+    mesh, estimated = stand_in(config, topology)
+    found = search.programs(config, open_shapes(config, mesh), mesh)
+    rows = {
+        name: compiled_row(phase, topology, found.resident, utilisation, quick)
+        for name, phase in found.phases.items()
+    }
+    return search.document(config, topology, found, rows, estimated)
 
 
 def table(result: dict) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.data.prompts import Prompt, columns
-from densegrpo_jax.pipelines.base import repeat_rows
+from densegrpo_jax.pipelines.base import Conditioning, repeat_rows
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
@@ -33,11 +34,13 @@ class Model:
     Args:
       session: with its rollouts' schedule.
       policy: None: the base.
-      scorer: of the session's reward.
+      scorer: of the session's reward; None where nothing is scored.
       kernel: of the steps; '': the rollouts'. 'ode': no noise.
     """
 
-    def __init__(self, session: Session, policy: dict | None, scorer: Scorer, kernel: str = ''):
+    def __init__(
+        self, session: Session, policy: dict | None, scorer: Scorer | None, kernel: str = ''
+    ):
         self._session, self._policy, self._scorer = session, policy, scorer
         c, schedule, pipeline = session.config, session.schedule, session.pipeline
         self._size = (c.model.height, c.model.width)
@@ -71,6 +74,14 @@ class Model:
             scale=session.pipeline.initial_scale(sigmas),
             guide=guide,
         )
+
+    def lowered(self, text: Conditioning, x: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+        """The programs that evaluate and decode particles of shape `x` [P, n, ...], ready to
+        compile for devices that may be absent. text: shapes of P prompts' conditioning.
+        """
+        s = jax.ShapeDtypeStruct((), jnp.float32)
+        step = self._velocity.lower(*self._fixed, text, x, s)
+        return step, self._decode.lower(self._session.params, x)
 
     def images(self, x0: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Pictures uint8 [P, n, H, W, 3] of clean latents [P, n, ...], and finite bool [P, n]."""

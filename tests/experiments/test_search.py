@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.defaults import validate
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.search.methods import METHODS as KNOWN
 from densegrpo_jax.search.record import FILE

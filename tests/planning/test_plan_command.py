@@ -12,9 +12,10 @@ from ml_collections.config_flags import config_path
 from configs import tiny_ocr
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import advice
 from densegrpo_jax.planning.lowering import phases
-from densegrpo_jax.planning.plan import plan, table
+from densegrpo_jax.planning.plan import plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
 from densegrpo_jax.sampling.sampler import make_schedule
@@ -201,3 +202,22 @@ def test_the_slices_to_copy_are_those_of_the_plans():
             and 'yes, of' in row
             and (fsdp == 1 or f'fsdp {fsdp}' in row)
         )
+
+
+def test_a_search_is_planned_without_weights():
+    """What the plan counts is what the search spends; gradients are refused."""
+    config = small()
+    config.search.update(method='svdd', nfe=9, candidates=3, prompts=2)
+    topology = parse('v5e:2x4')._replace(compiler='no_such_compiler')
+    found = plan_search(config, topology, 0.5)
+    # T = 2: 1 + 3 evaluations a design, two designs
+    assert (found['evaluations'], found['rows']) == (8, 6) and found['fits']
+    step, decoding = found['phases']['step'], found['phases']['decoding']
+    chip = CHIPS['v5e']
+    # 8 evaluations of 12 rows together, of two prompts
+    assert step['compute_s'] == pytest.approx(8 / 12 * step['tflop'] * 1e12 / chip.flops / 0.5)
+    assert 0 < found['resident_gib'] < min(step['gib'], decoding['gib'])
+    assert 'search by svdd: 8 network evaluations' in search.table(found)
+    config.search.update(method='smc', gradient=True)
+    with pytest.raises(ValueError, match='search.gradient=True cannot be planned'):
+        plan_search(config, topology, 0.5)

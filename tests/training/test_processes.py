@@ -4,8 +4,10 @@ eight, stopped and killed.
 
 import contextlib
 import csv
+import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,10 @@ from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import detect_cluster, start_processes
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.session import check
+from densegrpo_jax.sampling.session import load as load_session
+from densegrpo_jax.search.run import search
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.training.small_run import final_state, moved_alike, rows, wait_for_checkpoint
@@ -228,6 +234,38 @@ def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
         path.name for path in out.iterdir()
     } - {'compiled', 'lock'}
     assert 'prompts' not in pathlib.Path(f'{out}.1.log').read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_search_as_one(config_file, alone, tmp_path):
+    """With a trained policy. SIGTERM to one of them stops both between prompts; started again, they
+    end with what one process finds."""
+    out, changes = tmp_path / 'two', {'method': 'smc', 'nfe': 12, 'prompts': 1, 'beta': 0.05}
+    options = [f'--config.search.{key}={value}' for key, value in changes.items()]
+    options += [f'--workdir={alone}', '--checkpoint=latest', '--count=6']
+    found = out / 'search.jsonl'
+    with processes(config_file, out, *options, command='search') as started:
+        while not (found.exists() and '"prompt"' in found.read_text()):
+            assert started[0].poll() is None
+            time.sleep(0.05)
+        started[1].send_signal(signal.SIGTERM)
+        assert ended(started, out) == [75, 75]
+    assert 0 < found.read_text().count('"prompt"') < 6
+    with processes(config_file, out, *options, command='search') as started:
+        assert ended(started, out) == [0, 0]
+    config = load(config_file, **{f'search.{key}': value for key, value in changes.items()})
+    mesh = make_mesh(config.mesh, jax.devices()[:8])
+    checked = check(config, mesh, needs=('schedule', 'test'))
+    prompts = list(checked.test)[:6]
+    session = load_session(checked, [p.text for p in prompts])
+    policy, _ = load_policy(session.pipeline, config, mesh, alone, 'latest')
+    expected = search(session, policy, prompts, tmp_path / 'one')
+    for line in map(json.loads, found.read_text().splitlines()):
+        if 'prompt' in line:
+            want = expected[line['prompt']]
+            ours, theirs = (np.array(row['candidates'], float) for row in (line, want))
+            np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert 'evaluations a prompt' not in pathlib.Path(f'{out}.1.log').read_text()
 
 
 @pytest.mark.slow

@@ -1,0 +1,142 @@
+"""What a search would need on a machine that is not here: memory of its two programs, and seconds a
+prompt.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.planning.advice import GIB
+from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.planning.lowering import Phase
+from densegrpo_jax.planning.topology import Topology
+from densegrpo_jax.runtime.sharding import bytes_per_device, shardings, with_shardings
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.session import Session
+from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.search.methods import Sizes
+from densegrpo_jax.search.model import Model
+from densegrpo_jax.search.run import make_plan
+
+
+class Programs(NamedTuple):
+    """Of a search: 'step' (the velocities of all particles) and 'decoding'."""
+
+    phases: dict[str, Phase]  # runs: of a prompt, on average
+    rows: int  # particles of a prompt that are evaluated together
+    evaluations: int  # of a prompt
+    pictures: int  # of a prompt
+    resident: int  # bytes per device of weights and policy
+
+
+def most_rows(sizes: Sizes) -> int:
+    """The most particles of a prompt that a method evaluates together."""
+    return max(sizes.particles, sizes.designs * sizes.candidates, sizes.chains)
+
+
+def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
+    """The programs of `config.search`, with a policy beside the base, from shapes alone.
+
+    Raises:
+      ValueError: options that do not fit each other; or steps that follow a gradient, whose
+        memory is the reward's.
+    """
+    m, o = config.model, config.search
+    if o.gradient:
+        raise ValueError(
+            'search.gradient=True cannot be planned: its memory depends on the reward; plan with '
+            'False, and expect about three times the memory of a step'
+        )
+    base = pipeline.abstract_params(['transformer', 'vae'])
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(m.dtype)), base)
+    stored = {**shapes, 'transformer': quantized_shapes(shapes['transformer'], m.quantize)}
+    policy = state_shapes(pipeline, optimiser(config)).ema
+    placed = lambda tree: with_shardings(tree, shardings(tree, mesh))
+    of = lambda tree: bytes_per_device(tree, shardings(tree, mesh))
+    negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
+    session = Session(
+        config, mesh, StopRequest(), pathlib.Path(), pipeline, placed(stored), None, negative
+    )
+    plan = make_plan(session)
+    rows, latent = most_rows(plan.sizes), pipeline.latent_shape(m.height, m.width)
+    x = jax.ShapeDtypeStruct((o.prompts, rows, *latent), jnp.float32)
+    text = pipeline.conditioning_shapes(o.prompts)
+    model = Model(session, placed(policy), None, o.kernel)
+    step, decoding = model.lowered(text, x)
+    several = o.prompts * rows
+
+    def velocity(transformer, policy, text, negative, x):
+        network = pipeline.velocity_fn(
+            transformer, policy, text, m.guidance, m.height, m.width, negative=negative
+        )
+        return network(x, jnp.full(several, 0.5))
+
+    flat = jax.ShapeDtypeStruct((several, *latent), jnp.float32)
+    texts = pipeline.conditioning_shapes(several)
+    decode = lambda params, z: pipeline.decode(params, z, m.height, m.width)
+    return Programs(
+        {
+            'step': Phase(
+                step,
+                plan.expected.evaluations / several,
+                count_flops(velocity, stored['transformer'], policy, texts, negative, flat),
+            ),
+            'decoding': Phase(
+                decoding, plan.expected.pictures / several, count_flops(decode, stored, flat)
+            ),
+        },
+        rows,
+        plan.expected.evaluations,
+        plan.expected.pictures,
+        of(stored) + of(policy),
+    )
+
+
+def table(result: dict) -> str:
+    """The document of `plan.plan_search` as text."""
+    r = result
+    lines = [
+        f'{r["topology"]}: {r["devices"]} devices, search by {r["method"]}: {r["evaluations"]} '
+        f'network evaluations and {r["pictures"]} images a prompt, {r["prompts"]} prompts x '
+        f'{r["rows"]} particles together',
+        'compiled by '
+        + (
+            'the CPU compiler: memory as it lays it out, an estimate only'
+            if r['estimated_on_cpu']
+            else "the topology's own compiler"
+        ),
+        f'always resident (weights, policy): {r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
+        'phase        GiB/device  fits  TFLOP/device  s/prompt',
+    ]
+    for name, row in r['phases'].items():
+        fits = 'yes' if row['gib'] <= r['limit_gib'] else 'NO'
+        lines.append(
+            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} {row["compute_s"]:9.1f}'
+        )
+    way_out = 'IT DOES NOT FIT: fewer config.search.prompts together, or config.mesh.fsdp'
+    return '\n'.join([*lines, 'it fits' if r['fits'] else way_out])
+
+
+def document(config, topology: Topology, found: Programs, rows: dict, estimated: bool) -> dict:
+    """The whole answer as a JSON document. rows: phase -> `plan.Row`."""
+    return {
+        'topology': topology.name,
+        'estimated_on_cpu': estimated,
+        'devices': topology.count,
+        'method': config.search.method,
+        'evaluations': found.evaluations,
+        'pictures': found.pictures,
+        'prompts': config.search.prompts,
+        'rows': found.rows,
+        'resident_gib': found.resident / GIB,
+        'limit_gib': topology.chip.gib,
+        'phases': {name: row._asdict() for name, row in rows.items()},
+        'fits': max(row.gib for row in rows.values()) <= topology.chip.gib,
+    }
