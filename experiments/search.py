@@ -11,7 +11,8 @@ hold.
 Tasks, methods, budgets and claims are named in experiments/searching/cases.py. Every search is one
 of `densegrpo_jax.search`, in WORKDIR/TASK/POLICY/METHOD/BUDGET; finished prompts are kept. OUT
 (default WORKDIR/report) collects what has finished: prompts.csv, a PNG per task and README.md with
-a verdict per claim. Exit status as `densegrpo_jax.main`.
+a verdict per claim. What prompts.csv holds is not searched again: to begin anew, remove it. Exit
+status as `densegrpo_jax.main`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def run(
     stop: StopRequest,
 ) -> Records:
     """Makes every case, or what is left of it, and keeps it in `out` as soon as it is done."""
-    records, bar = Records.load(out), ProgressBar(len(todo), label='searches')
+    records = Records.load(out)
+    todo = [case for case in todo if len(records.rows.get(case, ())) != count]
+    bar = ProgressBar(len(todo), label='searches')
     with bar:
         session, trained = None, None
         for i, case in enumerate(todo):
