@@ -122,7 +122,7 @@ def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_folder('workdir', 'runs/search', 'Where the searches go.')
     define_folder('out', None, 'Folder for tables, figures and the page; default WORKDIR/report.')
-    define_folder('policy', None, 'Training run of configs/tiny_ocr.py whose policy is searched too.')
+    define_folder('policy', None, 'Run of configs/tiny_ocr.py whose policy is searched too.')
     flags.DEFINE_list('tasks', list(TASKS), f'Tasks: {", ".join(TASKS)}.')
     flags.DEFINE_multi_integer('budgets', list(BUDGETS), 'Network evaluations a prompt.')
     flags.DEFINE_integer('prompts', 40, 'Prompts of each task.', lower_bound=2)

@@ -65,7 +65,7 @@ def found(folder, case, best, seed=0):
         lines.append(
             {
                 'prompt': i,
-                'base': {metric: 0.25, unseen: 1.0},
+                'base': {'total': 0.25, metric: 0.25, unseen: 1.0},
                 'best': {metric: float(score), 'total': float(score), unseen: 2.0},
                 'final': {'total': float(rng.normal())},
                 'diversity': 0.5 if i else None,
