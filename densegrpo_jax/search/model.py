@@ -62,8 +62,9 @@ class Model:
         if has_gradient(session.reward):
             parts = [(p, w) for p, w in session.reward.parts if w]
             features = [p.text_features([q.text for q in prompts]) for p, _ in parts]
-            rewards = [p.params() for p, _ in parts]
-            guide = lambda x, k: self._guide(*self._fixed, text, x, sigmas[k], rewards, features)
+            guide = lambda x, k: self._guide(
+                *self._fixed, text, x, sigmas[k], self._rewards, features
+            )
         return Flow(
             sigmas,
             self._levels,
@@ -74,6 +75,14 @@ class Model:
             scale=session.pipeline.initial_scale(sigmas),
             guide=guide,
         )
+
+    @functools.cached_property
+    def _rewards(self) -> list:
+        """The weights of the reward's parts on every device of the mesh; a reward itself keeps them
+        on those of its process.
+        """
+        weights = [part.params() for part, weight in self._session.reward.parts if weight]
+        return jax.device_put(jax.device_get(weights), replicated(self._session.mesh))
 
     def lowered(self, text: Conditioning, x: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
         """The programs that evaluate and decode particles of shape `x` [P, n, ...], ready to

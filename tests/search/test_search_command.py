@@ -13,15 +13,17 @@ from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.local.jpeg import JpegReward
 from densegrpo_jax.rewards.local.pixels import PixelsReward
+from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted
 from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.search import run
 from densegrpo_jax.search.__main__ import given_images
-from densegrpo_jax.search.model import temperature_of
+from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import FILE
 from tests import miniature
+from tests.clip_folder import random_clip
 from tests.training.small_run import make_config
 
 PROMPTS = [Prompt('a red sign'), Prompt('a green sign'), Prompt('a blue sign')]
@@ -101,6 +103,32 @@ def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
         g: np.mean([row['final']['total'] for row in rows.values()]) for g, rows in found.items()
     }
     assert best[True] > best[False], best
+
+
+def test_the_gradient_of_a_clip_reward_is_its_slope(session, tmp_path):
+    """Through network, decoder and image tower: against differences along random directions."""
+    config = session.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.reward = {'clipscore': {'path': str(random_clip(tmp_path / 'clip'))}}
+    checked = check(config, session.mesh, needs=('schedule', 'reward'))
+    clip = load(checked, [p.text for p in PROMPTS[:1]])
+    with Scorer(clip.reward, 1) as scorer:
+        flow = Model(clip, None, scorer).flow(PROMPTS[:1])
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(1, 2, *flow.shape)).astype(np.float32)
+        v, reward, gradient = flow.guide(x, 1)
+        np.testing.assert_allclose(v, flow.velocity(x, 1), atol=1e-5)
+        # what is scored is rounded to 8 bits
+        scored = flow.score(np.asarray(x - flow.sigmas[1] * v)).reward
+        np.testing.assert_allclose(reward, scored, atol=2e-2 * np.abs(scored).max())
+        gradient, h = np.asarray(gradient), 0.1
+        size = np.linalg.norm(gradient)
+        assert size > 1e-3
+        for direction in (gradient, *rng.normal(size=(2, *x.shape)).astype(np.float32)):
+            direction = direction / np.linalg.norm(direction)
+            up, down = (np.asarray(flow.guide(x + d * direction, 1)[1]) for d in (h, -h))
+            slope = (gradient * direction).reshape(1, 2, -1).sum(-1)
+            np.testing.assert_allclose((up - down) / (2 * h), slope, atol=0.03 * size)
 
 
 @pytest.mark.parametrize('method', ['best_of_n', 'svdd', 'refine', 'psi'])
