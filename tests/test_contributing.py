@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.method import credit_rule_of
+from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.core.dense_reward import dense_reward, needed_states
+from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.pipelines import folder as pipeline_folder
 from densegrpo_jax.rewards import REWARDS, build_reward
 from tests import miniature
@@ -44,6 +48,19 @@ def test_the_reward(monkeypatch):
     scores = build_reward({'redness': {'weight': 1.0}})(images, ['a'] * 3, [{}] * 3)
     np.testing.assert_allclose(scores.values['redness'], [1, 0.25, np.nan])
     assert scores.valid.tolist() == [True, True, False]
+
+
+def test_the_credit_rule(tmp_path, monkeypatch):
+    (tmp_path / 'my_rules.py').write_text(EXAMPLES['my_rules.py'])
+    monkeypatch.syspath_prepend(tmp_path)
+    config = default_config()
+    (config.credit.rule,) = re.findall(r"`c\.credit\.rule = '(.*?)'`", PAGE)
+    validate(config)
+    rule = credit_rule_of(config)
+    assert needed_states(rule, step_masks(np.float32([1, 0.8, 0.4, 0]), last=1)) == (0, 1, 3)
+    rewards = np.float32([[1, 2], [3, 2], [0, 4]])
+    np.testing.assert_allclose(dense_reward(rewards, rule), [[1, 2], [-1.5, 3]])
+    np.testing.assert_allclose(dense_reward(rewards, rule, mix=1.0), [[0, 4], [0, 4]])
 
 
 def test_the_model_family(tmp_path, monkeypatch):

@@ -8,7 +8,9 @@ import pathlib
 
 import numpy as np
 
+from densegrpo_jax.config.method import kernel_named
 from densegrpo_jax.core.calibration import count_gains
+from densegrpo_jax.core.kernels import ETA
 
 BEFORE, AFTER = '0.55', 'tab:blue'
 
@@ -61,7 +63,7 @@ def _levels(axes, document: dict, on: np.ndarray, steps: np.ndarray) -> None:
         color=BEFORE,
         label=f'start: {names.get(rollout["noise"], rollout["noise"])}',
     )
-    symbol = 'η' if rollout['kernel'] == 'cps' else 'ψ'
+    symbol = 'η' if kernel_named(rollout['kernel']).level == ETA else 'ψ'
     axes.plot(steps, psi, 'o-', color=AFTER, linewidth=2, label=f'{symbol}(t), calibrated')
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f'noise level {symbol}(t)')

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.figure import draw
 from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
@@ -221,9 +222,8 @@ def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, re
 
 
 def _bounds(config) -> tuple[float, float]:
-    """Of psi; eta of the cps kernel is at most 1."""
-    c = config.calibration
-    return c.low, min(c.high, 1.0) if config.rollout.kernel == 'cps' else c.high
+    """Of psi, which stays a noise level of the kernel."""
+    return config.calibration.low, min(config.calibration.high, kernel_of(config).max_level)
 
 
 def _ended(document: dict, config) -> bool:

@@ -33,6 +33,7 @@ class Key:
       also: values outside the bounds that are allowed.
       choices: the names that a str may be. A registry may stand here: names that are added to it
         later count.
+      own: whether it may also be 'package.module:object', something of the user's own.
       item: type of a tuple's entries.
       length: how many entries a tuple has at least.
     """
@@ -46,6 +47,7 @@ class Key:
     below: bool = False
     also: tuple[int, ...] = ()
     choices: Collection[str] | None = None
+    own: bool = False
     item: type = str
     length: int = 0
 
@@ -61,7 +63,8 @@ class Key:
     def range(self) -> str:
         """The values that are allowed, as mathematics; '' where the type says it all."""
         if self.choices is not None:
-            return ', '.join(repr(name) for name in sorted(self.choices))
+            names = ', '.join(repr(name) for name in sorted(self.choices))
+            return f"{names}, or 'package.module:object'" if self.own else names
         if type(self.default) not in (int, float) or (self.low, self.high) == (None, None):
             return ''
         parts = [
@@ -103,7 +106,9 @@ class Key:
         if kind in (int, float):
             return self._is_number(value)
         if kind is str:
-            return isinstance(value, str) and (self.choices is None or value in self.choices)
+            return isinstance(value, str) and (
+                self.choices is None or value in self.choices or (self.own and ':' in value)
+            )
         if kind is tuple:
             return (
                 isinstance(value, tuple | list)
@@ -174,6 +179,11 @@ def text(default: str, help: str, kind: str = SCIENCE) -> Key:
 def choice(default: str, help: str, choices: Collection[str], kind: str = SCIENCE) -> Key:
     """One of some names."""
     return Key(default, help, kind, choices=choices)
+
+
+def part(default: str, help: str, choices: Collection[str]) -> Key:
+    """One of some names, or what the user names by where it is imported from; `method` finds it."""
+    return Key(default, help, choices=choices, own=True)
 
 
 def _short(value: float) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.key import MACHINE, choice, number, positive, switch, text, whole
+from densegrpo_jax.config.key import MACHINE, choice, number, part, positive, switch, text, whole
 from densegrpo_jax.core.advantages import STD_SCOPES
 from densegrpo_jax.core.calibration import RULES
 from densegrpo_jax.core.combine import COMBINATIONS
-from densegrpo_jax.core.dense_reward import CREDIT_RULES
+from densegrpo_jax.core.credit_rules import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
-from densegrpo_jax.core.sde_step import KERNELS, LOG_PROBS
+from densegrpo_jax.core.kernels import KERNELS
+from densegrpo_jax.core.noise_tables import NOISE_TABLES
+from densegrpo_jax.core.sde_step import LOG_PROBS
 
 STEPS = 1000  # most denoising steps of a trajectory
 
@@ -21,14 +23,16 @@ ROLLOUT = {
         'Prompts sampled together; their scoring overlaps the sampling of the next batch.',
         kind=MACHINE,
     ),
-    'kernel': choice(
-        'cps', 'Of the stochastic transitions.', tuple(k for k in KERNELS if k != 'ode')
+    'kernel': part(
+        'cps',
+        'Of the stochastic transitions (core/kernels.py).',
+        tuple(name for name, kernel in KERNELS.items() if kernel.noisy),
     ),
-    'noise': choice(
+    'noise': part(
         'constant',
         "Noise levels: 'flow_grpo' = level * sqrt(s / (1 - s)); 'constant' = level at every step "
         "(eta of cps); 'ddim' = DDIM's eta.",
-        ('flow_grpo', 'constant', 'ddim'),
+        NOISE_TABLES,
     ),
     'level': positive(0.8, 'Of the noise; without noise no transition can be trained.', 1000),
     'shared_noise': switch(
@@ -91,7 +95,7 @@ CALIBRATION = {
 }
 
 CREDIT = {
-    'rule': choice('dense', "How a sample's rewards are shared out.", CREDIT_RULES),
+    'rule': part('dense', "How a sample's rewards are shared out.", CREDIT_RULES),
     'completion_steps': whole(
         0, 'n: ODE steps of a completion; 0 = all remaining grid points (n = t).', 0, STEPS
     ),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.key import MACHINE, choice, number, positive, switch, whole
+from densegrpo_jax.config.key import MACHINE, choice, number, part, positive, switch, whole
+from densegrpo_jax.core.kernels import KERNELS
 from densegrpo_jax.core.particles import SCHEMES
-from densegrpo_jax.core.sde_step import KERNELS
 
 SEARCH = {
     'method': choice(
@@ -21,7 +21,7 @@ SEARCH = {
     'from_level': number(
         0.6, "Noise level that refine's rounds begin at: the nearest of the grid.", 0, 1
     ),
-    'kernel': choice(
+    'kernel': part(
         '',
         "Of the sampler; '': rollout.kernel; 'ode': without noise, for best_of_n.",
         ('', *KERNELS),

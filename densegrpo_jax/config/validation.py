@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Collection
 
 from densegrpo_jax.config.key import Key
+from densegrpo_jax.config.method import check_method, kernel_of
 from densegrpo_jax.config.schema import TABLE, close_key
 
 
@@ -73,20 +74,7 @@ def _check_method(config) -> None:
             f'credit.completion_steps={credit.completion_steps}: expected 0 (all) to '
             f'rollout.steps={r.steps}'
         )
-    if config.loss.kl_form == 'flow_grpo' and r.kernel != 'sde':
-        raise ValueError(
-            "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with "
-            "rollout.kernel='cps' use 'gaussian'"
-        )
-    if r.kernel == 'cps' and not (r.noise in ('constant', 'ddim') and r.level <= 1):
-        raise ValueError(
-            "rollout.kernel='cps' takes rollout.noise='constant' or 'ddim' and 0 < rollout.level "
-            f'<= 1, found {r.noise!r}, {r.level}'
-        )
-    if r.noise == 'ddim' and r.kernel != 'cps':
-        raise ValueError(
-            "rollout.noise='ddim' is DDIM's eta, which is a table of rollout.kernel='cps'"
-        )
+    check_method(config)
 
 
 def _check_noise(config) -> None:
@@ -104,8 +92,12 @@ def _check_noise(config) -> None:
         raise ValueError(
             f'calibration.low={c.low} and calibration.high={c.high}: expected 0 < low < high'
         )
-    if config.rollout.kernel == 'cps' and c.low >= 1:
-        raise ValueError(f'calibration.low={c.low}: eta of the cps kernel is at most 1')
+    highest = kernel_of(config).max_level
+    if c.low >= highest:
+        raise ValueError(
+            f'calibration.low={c.low}: noise levels of rollout.kernel={config.rollout.kernel!r} '
+            f'are at most {highest:g}'
+        )
 
 
 def _check_training(config) -> None:

@@ -2,40 +2,32 @@
 and its baselines).
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Credit rule -> which states besides T must be completed and scored, as offsets from a trained
-# transition k; None: all from it on.
-CREDIT_RULES = {
-    'sparse': (),  # Flow-GRPO: the terminal reward for every transition
-    'dense_baseline': (1,),  # the reward of the state after the transition
-    'dense': (0, 1),  # DenseGRPO: the gain across the transition
-    'gae': None,  # the gain, and what later gains add to it
-    'coca_share': (),  # CoCA: the terminal reward, shared out by latent similarity
-    'coca_to_go': (),  # CoCA: the share that is still to come
-}
+from densegrpo_jax.core.credit_rules import as_credit_rule
 
 
 def needed_states(credit, masks):
     """States whose reward the credit rule reads, given which transitions are trained.
 
     Args:
-        credit: a key of CREDIT_RULES.
+        credit: a key of CREDIT_RULES, or a CreditRule.
         masks: StepMasks.
 
     Returns:
         tuple of int, increasing; always ends with T. The rule 'gae' reads every state from the
         first trained transition on; those on a deterministic tail share the sample's reward where
         completions use every remaining grid point (`completion_source`).
+
+    Raises:
+        ValueError: an unknown rule, or one that reads a state outside 0 ... T.
     """
-    _check_credit(credit)
-    trained, num_steps = np.flatnonzero(masks.trained), len(masks.trained)
-    if CREDIT_RULES[credit] is None:
-        return tuple(range(int(trained[0]), num_steps + 1))
-    states = {int(k) + offset for k in trained for offset in CREDIT_RULES[credit]}
-    return tuple(sorted(states | {num_steps}))
+    num_steps = len(masks.trained)
+    states = {int(k) for k in as_credit_rule(credit).states(masks)} | {num_steps}
+    if not 0 <= min(states) <= max(states) <= num_steps:
+        raise ValueError(f'the credit rule reads the states {sorted(states)} of 0 ... {num_steps}')
+    return tuple(sorted(states))
 
 
 def every_state(states, every):
@@ -89,7 +81,7 @@ def state_rewards(values, sources, *, interpolate=False):
     return jnp.where((states >= scored[0])[:, None], low + part * (high - low), jnp.nan)
 
 
-def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.0, gae_lambda=0.5):
+def dense_reward(rewards, credit='dense', *, similarity=None, **options):
     """Per-transition rewards, before any normalisation.
 
     With V_k the reward of the completion of state k (the paper's R_{T-k}; V_T is the ordinary
@@ -117,95 +109,36 @@ def dense_reward(rewards, credit='dense', *, similarity=None, window=1, alpha=0.
 
     Args:
         rewards: [T+1, B] V; states that the rule does not read may be NaN.
-        credit: a key of CREDIT_RULES.
-        similarity: [T+1, B], `Rollout.similarity`; needed by the CoCA rules.
-        window, alpha: options of the CoCA rules.
-        gae_lambda: lambda of `gae`, 0 ... 1.
+        credit: a key of CREDIT_RULES, or a CreditRule.
+        similarity: [T+1, B], `Rollout.similarity`; for rules that read it, such as CoCA's.
+        options: of the rule: `gae_lambda` of 'gae', the lambda above, 0 ... 1 (default 0.5);
+            `window` of the CoCA rules (1), `alpha` of 'coca_to_go' (0).
 
     Returns:
         [T, B] float32; NaN where a state the rule reads was not scored.
 
     Raises:
-        ValueError: unknown rule, rewards that are not [T+1, B], a CoCA rule without similarity, or
-            lambda outside 0 ... 1.
+        ValueError: unknown rule or option, rewards that are not [T+1, B], a rule without the
+            similarity that it reads, one that gives another shape than [T, B], or lambda outside 0
+            ... 1.
     """
-    _check_credit(credit)
+    rule = as_credit_rule(credit)
+    name = repr(credit) if isinstance(credit, str) else rule.assign.__qualname__
     rewards = jnp.asarray(rewards)
     if rewards.ndim != 2 or rewards.shape[0] < 2:
         raise ValueError(f'rewards have shape {rewards.shape}; expected [T+1, B] with T >= 1')
-    after = rewards[1:]
-    if credit == 'dense':
-        return after - rewards[:-1]
-    if credit == 'gae':
-        return _discounted(after - rewards[:-1], gae_lambda)
-    if credit == 'dense_baseline':
-        return after
-    terminal = jnp.broadcast_to(rewards[-1], after.shape)
-    if credit == 'sparse':
-        return terminal
-    if similarity is None or jnp.shape(similarity) != rewards.shape:
-        found = None if similarity is None else jnp.shape(similarity)
+    if unknown := options.keys() - rule.options.keys():
+        raise ValueError(f'credit {name} has no option {min(unknown)!r}; it has {[*rule.options]}')
+    if rule.reads_similarity:
+        if similarity is None or jnp.shape(similarity) != rewards.shape:
+            found = None if similarity is None else jnp.shape(similarity)
+            raise ValueError(
+                f'credit {name} needs similarity of shape {rewards.shape} (Rollout.similarity); got {found}'
+            )
+        options['similarity'] = similarity
+    found = rule.assign(rewards, **options)
+    if jnp.shape(found) != rewards[1:].shape:
         raise ValueError(
-            f'credit {credit!r} needs similarity of shape {rewards.shape} (Rollout.similarity); got {found}'
+            f'credit {name} gave the shape {jnp.shape(found)}; expected {rewards[1:].shape}, a reward for each transition'
         )
-    shares = coca_shares(similarity, window)
-    if credit == 'coca_share':
-        return terminal * shares
-    to_go = jnp.cumsum(shares[::-1], axis=0)[::-1]
-    return terminal * (alpha + (1 - alpha) * to_go)
-
-
-def coca_shares(similarity, window=1, *, min_total=1e-3):
-    """Each transition's share of the terminal reward, from how much nearer it brings x0hat to the
-    final sample.
-
-    The similarities c_1 ... c_T are averaged in windows of `window` transitions (the last may be
-    shorter); a window's gain is the rise of that average over the previous window's (over c_0 for
-    the first); gains are divided by their sum and spread evenly over the window. Single shares may
-    be negative. Where the sum, the total rise, is below `min_total` (the first prediction was the
-    final image already) the shares would explode, and are uniform instead.
-
-    Args:
-        similarity: [T+1, B] cosines c_k, c_T = 1.
-        window: W >= 1 transitions per window.
-
-    Returns:
-        [T, B] shares that sum to 1 over the transitions.
-    """
-    c = jnp.asarray(similarity)
-    num_steps = len(c) - 1
-    if not 1 <= window <= num_steps:
-        raise ValueError(f'window is {window}; expected 1 <= window <= {num_steps} transitions')
-    starts = range(0, num_steps, window)
-    lengths = np.array([min(window, num_steps - start) for start in starts])
-    means = jnp.stack(
-        [c[1 + start : 1 + start + length].mean(0) for start, length in zip(starts, lengths)]
-    )
-    gains = means - jnp.concatenate([c[:1], means[:-1]])
-    total = means[-1] - c[0]
-    usable = total >= min_total
-    per_window = gains / jnp.where(usable, total, 1) / lengths[:, None]
-    return jnp.where(
-        usable,
-        jnp.repeat(per_window, lengths, axis=0, total_repeat_length=num_steps),
-        1 / num_steps,
-    )
-
-
-def _discounted(gains, decay):
-    """A_k = d_k + decay A_{k+1} of d [T, B], from the end: NaN of a state that was not scored
-    reaches only the transitions before it.
-    """
-    if not 0 <= decay <= 1:
-        raise ValueError(f'gae_lambda is {decay}; expected 0 <= gae_lambda <= 1')
-
-    def add(later, gain):
-        total = gain + decay * later
-        return total, total
-
-    return jax.lax.scan(add, jnp.zeros_like(gains[0]), gains, reverse=True)[1]
-
-
-def _check_credit(credit):
-    if credit not in CREDIT_RULES:
-        raise ValueError(f'unknown credit rule {credit!r}; expected one of {sorted(CREDIT_RULES)}')
+    return found

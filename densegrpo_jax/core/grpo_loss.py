@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from densegrpo_jax.core.kernels import SIGMA, as_kernel
 from densegrpo_jax.core.sde_step import log_prob_ratio
 
 KL_FORMS = ('gaussian', 'flow_grpo')
@@ -147,8 +148,8 @@ def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='
 
     Args:
         step: StepOutput; mean_ref: [M, ...].
-        form: 'gaussian' or 'flow_grpo'; the second exists for the sde kernel only and needs
-            noise_level [M] = sigma.
+        form: 'gaussian' or 'flow_grpo'; the second exists for kernels whose noise level is SIGMA,
+            as that of the sde kernel, and needs noise_level [M] = sigma.
 
     Returns:
         [M]; 0 where std is 0.
@@ -156,7 +157,7 @@ def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='
     if form == 'gaussian':
         scale = step.std
     elif form == 'flow_grpo':
-        if kernel != 'sde' or noise_level is None:
+        if as_kernel(kernel).level != SIGMA or noise_level is None:
             raise ValueError(
                 f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, noise_level {noise_level}"
             )

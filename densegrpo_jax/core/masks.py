@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from densegrpo_jax.core.kernels import as_kernel
 from densegrpo_jax.core.schedules import check_grid
 
 
@@ -34,8 +35,8 @@ def step_masks(
         noisy_end: add noise in the transitions into clean latents too, without training them (as
             Flow-GRPO's code does with its last one).
         train_end: add noise there and train it (the DenseGRPO paper). Overrides noisy_end.
-        kernel: of `sde_step`. With 'cps' a transition into s = 0 has no noise whatever its level,
-            and is never stochastic.
+        kernel: of `sde_step`. With one that adds no noise into s = 0, such as 'cps', a transition
+            into s = 0 is never stochastic.
         clean_sigma: how far above the grid's last noise level a latent counts as clean.
 
     Returns:
@@ -54,7 +55,7 @@ def step_masks(
         )
     index = np.arange(num_steps)
     window = (index >= first) & (index < last)
-    if kernel == 'cps':
+    if not as_kernel(kernel).noise_into_zero:
         window &= sigmas[1:] > 0
     into_clean = sigmas[1:] <= sigmas[-1] + clean_sigma
     stochastic = window & (~into_clean | (noisy_end or train_end))

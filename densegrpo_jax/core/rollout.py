@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.rollout_plan import Jobs, RolloutPlan, check_plan
 from densegrpo_jax.core.schedules import check_grid
@@ -77,7 +78,7 @@ def advance(
     noise_level,
     noise: Float[ArrayLike, 'B *latent'],
     *,
-    kernel: str = 'sde',
+    kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
 ) -> tuple[StepOutput, Float[Array, 'B *latent']]:
     """One evaluation of the network and one step of the policy.
@@ -107,7 +108,7 @@ def continue_trajectory(
     masks: StepMasks,
     noise_fn: Callable,
     *,
-    kernel: str = 'sde',
+    kernel: str | Kernel = 'sde',
 ) -> Float[Array, 'B *latent']:
     """Follows the policy from state k to the clean end, with T - k evaluations of the network.
 
@@ -142,7 +143,7 @@ def run_plan(
     plan: RolloutPlan,
     noise_fn: Callable,
     *,
-    kernel: str = 'sde',
+    kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
 ) -> Rollout:
     """Samples what the plan says, without gradient, with the current policy. Completions are those
@@ -205,7 +206,7 @@ def run_jobs(
     levels: Float[Array, 'T B'],
     noise_fn: Callable,
     *,
-    kernel: str = 'sde',
+    kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
 ) -> tuple[Float[Array, 'rows B *latent'], Float[Array, 'J W B'], Float[Array, 'J W B']]:
     """Runs jobs in order on a buffer of latents, as one scan whose body has one call of

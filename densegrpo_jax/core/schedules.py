@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from densegrpo_jax.core.kernels import as_kernel
+
 _DEFAULTS = dict(
     num_train_timesteps=1000,
     shift=1.0,
@@ -167,16 +169,16 @@ def constant_noise_levels(sigmas, eta):
 
 
 def check_noise_levels(noise_levels, num_steps, kernel):
-    """Raises ValueError unless the table [T] is finite, non-negative and, for the `cps` kernel, at
-    most 1.
+    """Raises ValueError unless the table [T] is finite, non-negative and at most what the kernel
+    takes (1 for `cps`).
     """
     levels = np.asarray(noise_levels)
     if levels.shape != (num_steps,):
         raise ValueError(
             f'noise levels have shape {levels.shape}; the grid has {num_steps} steps, so expected ({num_steps},)'
         )
-    upper = 1.0 if kernel == 'cps' else np.inf
+    upper = as_kernel(kernel).max_level
     if not np.all(np.isfinite(levels) & (levels >= 0) & (levels <= upper)):
         raise ValueError(
-            f'noise levels of the {kernel!r} kernel must be finite and in [0, {upper}]; got {levels.tolist()}'
+            f'noise levels of this kernel must be finite and in [0, {upper:g}]; got {levels.tolist()}'
         )

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-KERNELS = ('sde', 'cps', 'ode')
+from densegrpo_jax.core.kernels import as_kernel
+
 LOG_PROBS = ('gaussian', 'unscaled')
 
 
@@ -55,7 +56,7 @@ def sde_step(
             `ode`.
         noise: [B, ...] standard normal z.
         sample: [B, ...] a stored x' to re-score.
-        kernel: 'sde', 'cps' or 'ode'.
+        kernel: 'sde', 'cps', 'ode' or a `Kernel`.
         log_prob: 'gaussian', the log density; or 'unscaled', -mean (x' - mean)^2 (the CPS paper's
             code).
         shift: [B, ...] optional guided drift, added when sampling; it never enters the log-prob.
@@ -77,7 +78,7 @@ def sde_step(
         jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level)
     )
 
-    std, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
+    std, taken = as_kernel(kernel).coefficients(s, s_next, noise_level)
     mean = x + _over(s_next - s, x) * velocity - _over(taken, x) * (x + _over(1 - s, x) * velocity)
     if sample is None:
         centre = mean if shift is None else mean + shift
@@ -99,7 +100,7 @@ def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
     s, s_next, noise_level = (
         jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level)
     )
-    _, taken = _kernel_coefficients(kernel, s, s_next, noise_level)
+    _, taken = as_kernel(kernel).coefficients(s, s_next, noise_level)
     return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
 
 
@@ -121,21 +122,6 @@ def log_prob_ratio(step, log_prob_old, *, log_prob='gaussian'):
     """
     element_mean, constant = _log_prob_parts(step.sample, step.mean, step.std, log_prob)
     return jnp.where(step.std > 0, element_mean - (log_prob_old - constant), 0.0)
-
-
-def _kernel_coefficients(kernel, s, s_next, noise_level):
-    """(std [B], c [B]) of the table in `sde_step`."""
-    if kernel == 'sde':
-        std = noise_level * jnp.sqrt(s - s_next)
-        return std, std**2 / (2 * jnp.where(s > 0, s, 1))
-    if kernel == 'cps':
-        # s_next^2 = (s_next - c)^2 + std^2; the half angle avoids the cancellation in 1 - cos for a
-        # small eta.
-        angle = noise_level * (math.pi / 2)
-        return s_next * jnp.sin(angle), 2 * s_next * jnp.sin(angle / 2) ** 2
-    if kernel == 'ode':
-        return jnp.zeros_like(s), jnp.zeros_like(s)
-    raise ValueError(f'unknown kernel {kernel!r}; expected one of {KERNELS}')
 
 
 def _log_prob_parts(sample, mean, std, log_prob):

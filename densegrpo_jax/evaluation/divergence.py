@@ -72,9 +72,7 @@ class Divergence:
                     policy_velocity(pipeline, config, params, policy, conditioning, negative),
                     t,
                 )
-                return kl_divergence(
-                    scored(policy), scored(None).mean, kernel=config.rollout.kernel
-                ), t.mask
+                return kl_divergence(scored(policy), scored(None).mean), t.mask
 
             kl, mask = jax.lax.map(one_step, steps)
             return jnp.where(mask, kl, 0).sum(0) / jnp.maximum(mask.sum(0), 1)

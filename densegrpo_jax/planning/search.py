@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.advice import GIB
@@ -68,7 +69,7 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     rows, latent = most_rows(plan.sizes), pipeline.latent_shape(m.height, m.width)
     x = jax.ShapeDtypeStruct((o.prompts, rows, *latent), jnp.float32)
     text = pipeline.conditioning_shapes(o.prompts)
-    model = Model(session, placed(policy), None, o.kernel)
+    model = Model(session, placed(policy), None, search_kernel_of(config))
     step, decoding = model.lowered(text, x)
     several = o.prompts * rows
 

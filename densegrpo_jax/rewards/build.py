@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.runtime.named import imported
 
 # Name in a config -> the reward, or 'module:Class' of this package, which is imported when a config
 # asks for it: some need OpenCV or jax.
@@ -80,17 +81,7 @@ def resolve(kind: str) -> Callable[..., Reward]:
 
 def _imported(path: str) -> Callable[..., Reward]:
     """The reward class 'package.module:Class' of another package."""
-    module, _, name = path.partition(':')
-    try:
-        reward = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f'{module}.'.startswith(f'{error.name}.'):
-            raise  # the module is there, and something that it needs is not
-        raise ValueError(
-            f'reward {path!r}: there is no module {error.name!r} on the import path (PYTHONPATH)'
-        ) from None
-    if reward is None:
-        raise ValueError(f'reward {path!r}: the module {module!r} has no {name!r}')
+    reward = imported(path, f'reward {path!r}')
     if missing := [field for field in FACE if not hasattr(reward, field)]:
         raise ValueError(
             f'reward {path!r} has no {missing[0]!r}; a reward class has {", ".join(FACE)} '

@@ -9,28 +9,29 @@ import pathlib
 
 import numpy as np
 
-from densegrpo_jax.core.diffusion_path import ddim_noise_levels
+from densegrpo_jax.config.method import kernel_of, noise_table_of
 from densegrpo_jax.core.masks import StepMasks
-from densegrpo_jax.core.schedules import (
-    check_noise_levels,
-    constant_noise_levels,
-    flow_grpo_noise_levels,
-)
+from densegrpo_jax.core.schedules import check_noise_levels
 from densegrpo_jax.runtime.files import replace_file
 
 FORMAT = 1  # of psi.json
 FILE = 'psi.json'  # in the work directory of a run that calibrates first
-NOISE_TABLES = {
-    'flow_grpo': flow_grpo_noise_levels,
-    'constant': constant_noise_levels,
-    'ddim': ddim_noise_levels,
-}
 SAME_SIGMA = 1e-6
 
 
 def own_table(config, sigmas: np.ndarray) -> np.ndarray:
-    """float32 [T], `rollout.noise` at `rollout.level`: where calibration starts."""
-    return NOISE_TABLES[config.rollout.noise](sigmas, config.rollout.level)
+    """float32 [T], `rollout.noise` at `rollout.level`: where calibration starts.
+
+    Raises:
+      ValueError: a table of the user's own that is none for this grid and kernel.
+    """
+    r = config.rollout
+    levels = np.asarray(noise_table_of(config).fn(sigmas, r.level), np.float32)
+    try:
+        check_noise_levels(levels, len(sigmas) - 1, kernel_of(config))
+    except ValueError as error:
+        raise ValueError(f'rollout.noise={r.noise!r} at rollout.level={r.level}: {error}') from None
+    return levels
 
 
 def noise_table(config, sigmas: np.ndarray, masks: StepMasks) -> np.ndarray:
@@ -86,7 +87,7 @@ def calibrated_table(
         known = np.array(there['sigmas'])[:-1][on]
         psi = np.interp(np.asarray(sigmas[:-1], np.float64), known[::-1], psi[on][::-1])
     psi = psi.astype(np.float32)
-    check_noise_levels(psi, len(sigmas) - 1, config.rollout.kernel)
+    check_noise_levels(psi, len(sigmas) - 1, kernel_of(config))
     return psi
 
 

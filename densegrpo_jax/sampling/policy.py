@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 
+from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.core.sde_step import StepOutput, sde_step
 from densegrpo_jax.core.transitions import Transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
@@ -52,7 +53,6 @@ def rescore(config, velocity: Callable, t: Transitions) -> StepOutput:
     """Mean, std and log-probability of the transitions t [B, ...] that were sampled, under the
     policy of `velocity`.
     """
-    r = config.rollout
     return sde_step(
         velocity(t.x, t.s),
         t.x,
@@ -60,6 +60,6 @@ def rescore(config, velocity: Callable, t: Transitions) -> StepOutput:
         t.s_next,
         t.noise_level,
         sample=t.x_next,
-        kernel=r.kernel,
-        log_prob=r.log_prob,
+        kernel=kernel_of(config),
+        log_prob=config.rollout.log_prob,
     )

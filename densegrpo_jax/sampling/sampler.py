@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.method import credit_rule_of, kernel_of
 from densegrpo_jax.core.dense_reward import every_state, needed_states
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import ode_rollout
@@ -53,9 +54,10 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
         last=r.last or None,
         noisy_end=r.noisy_end,
         train_end=r.train_end,
-        kernel=r.kernel,
+        kernel=kernel_of(config),
     )
-    points = state_points(every_state(needed_states(c.rule, masks), c.completion_every))
+    states = needed_states(credit_rule_of(config), masks)
+    points = state_points(every_state(states, c.completion_every))
     plan = trajectory_plan(masks, points, c.completion_steps or None)
     return Schedule(sigmas, noise_table(config, sigmas, masks), masks, plan)
 
@@ -127,7 +129,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
       sample itself last. Batches are split over the mesh. The noise levels, a host array, are an
       argument, and not `schedule`'s, so that one program serves any table.
     """
-    m, group = config.model, config.rollout.group
+    m, group, kernel = config.model, config.rollout.group, kernel_of(config)
     shape = pipeline.latent_shape(m.height, m.width)
 
     def rollout(
@@ -153,7 +155,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             noise_levels,
             schedule.plan,
             lambda k: split(_normal(keys, k + 1, shape)),
-            kernel=config.rollout.kernel,
+            kernel=kernel,
             log_prob=config.rollout.log_prob,
         )
         return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
@@ -171,7 +173,7 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
       (pictures uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other
       continuations.
     """
-    m, group = config.model, config.rollout.group
+    m, group, kernel = config.model, config.rollout.group, kernel_of(config)
     shape = pipeline.latent_shape(m.height, m.width)
 
     def continuations(
@@ -199,7 +201,7 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
                 noise_levels,
                 schedule.masks,
                 noise,
-                kernel=config.rollout.kernel,
+                kernel=kernel,
             )
 
         return decode_few(

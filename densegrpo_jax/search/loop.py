@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densegrpo_jax.core.kernels import Kernel, as_kernel
 from densegrpo_jax.core.particles import (
     SCHEMES,
     best_candidate,
@@ -68,7 +69,7 @@ class Flow:
 
     sigmas: np.ndarray
     levels: np.ndarray
-    kernel: str
+    kernel: str | Kernel
     shape: tuple[int, ...]
     velocity: Callable
     score: Callable[[jax.Array], Scored]
@@ -82,8 +83,9 @@ class Flow:
     @property
     def stochastic(self) -> np.ndarray:
         """bool [T]: whether a transition adds noise; a kernel may add none into s = 0."""
-        into = self.sigmas[1:] > 0 if self.kernel == 'cps' else np.ones(self.steps, bool)
-        return (self.levels > 0) & into & (self.kernel != 'ode')
+        kernel = as_kernel(self.kernel)
+        into = (self.sigmas[1:] > 0) | kernel.noise_into_zero
+        return (self.levels > 0) & into & kernel.noisy
 
 
 class Particles(NamedTuple):

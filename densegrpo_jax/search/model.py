@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning, repeat_rows
 from densegrpo_jax.rewards.base import RewardError
@@ -35,17 +36,17 @@ class Model:
       session: with its rollouts' schedule.
       policy: None: the base.
       scorer: of the session's reward; None where nothing is scored.
-      kernel: of the steps; '': the rollouts'. 'ode': no noise.
+      kernel: of the steps.
     """
 
     def __init__(
-        self, session: Session, policy: dict | None, scorer: Scorer | None, kernel: str = ''
+        self, session: Session, policy: dict | None, scorer: Scorer | None, kernel: Kernel
     ):
         self._session, self._policy, self._scorer = session, policy, scorer
         c, schedule, pipeline = session.config, session.schedule, session.pipeline
+        self._kernel = kernel
         self._size = (c.model.height, c.model.width)
         self._levels = np.where(schedule.masks.stochastic, schedule.noise_levels, 0)
-        self._kernel = kernel or c.rollout.kernel
         self._fixed = (session.params, policy, session.negative)
         whole = replicated(session.mesh)
         self._velocity = jax.jit(self._velocity_of, out_shardings=whole, compiler_options=EXACT)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.panel import panel_rewards
@@ -60,15 +61,16 @@ def make_plan(session, given: int = 0) -> Plan:
             f'search.gradient=True: search.method={o.method!r} follows no gradient; '
             f'use one of {GUIDED}'
         )
-    if o.kernel == 'ode' and o.method != 'best_of_n':
+    kernel = search_kernel_of(session.config)
+    if not kernel.noisy and o.method != 'best_of_n':
         raise ValueError(
-            f"search.kernel='ode': without noise the copies that {o.method} makes of a particle "
-            "never separate; use it with search.method='best_of_n'"
+            f'search.kernel={o.kernel!r}: without noise the copies that {o.method} makes of a '
+            "particle never separate; use it with search.method='best_of_n'"
         )
     if given and o.method != 'refine':
         raise ValueError(f"--from is for search.method='refine', and it is {o.method!r}")
-    last = (session.schedule.sigmas[1:] > 0) | (session.config.rollout.kernel != 'cps')
-    stochastic = schedule.masks.stochastic & last & (o.kernel != 'ode')
+    into = (schedule.sigmas[1:] > 0) | kernel.noise_into_zero
+    stochastic = schedule.masks.stochastic & into & kernel.noisy
     levels = np.abs(schedule.sigmas - o.from_level)
     sizes = sizes_for(
         o.method,
@@ -146,7 +148,7 @@ def search(
             stack.enter_context(Scorer(reward, config.reward_workers))
             for reward in (session.reward, *unseen_rewards(session, prompts))
         )
-        model = Model(session, policy, scorer, o.kernel)
+        model = Model(session, policy, scorer, search_kernel_of(config))
         if plan.guided and model.flow(prompts[:1]).guide is None:
             raise ValueError(
                 'search.gradient=True: not every part of the reward has a gradient; the CLIP '

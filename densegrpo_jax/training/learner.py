@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from densegrpo_jax.config.method import credit_options, credit_rule_of, kernel_of
 from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
@@ -45,6 +46,7 @@ def make_credit(
     where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
     """
     c, groups = config.credit, config.rollout.prompts
+    rule, options = credit_rule_of(config), credit_options(config)
     trained = np.array(schedule.plan.transitions.trained)
 
     def credit(
@@ -56,16 +58,11 @@ def make_credit(
     ):
         rollout = join(rollouts)
         keep = valid.all(0)
-        by_rule = lambda values, rule: dense_reward(
-            values,
-            rule,
-            similarity=rollout.similarity,
-            window=c.coca_window,
-            alpha=c.coca_alpha,
-            gae_lambda=c.gae_lambda,
+        by_rule = lambda values: dense_reward(
+            values, rule, similarity=rollout.similarity, **options
         )
-        shared_out = c.coca_signed and c.rule.startswith('coca')
-        assign = lambda values: by_rule(values, 'sparse' if shared_out else c.rule)
+        shared_out = c.coca_signed and rule.shares
+        assign = (lambda values: dense_reward(values, 'sparse')) if shared_out else by_rule
         of_states = lambda scored: state_rewards(
             scored, rollout.plan.sources_of(), interpolate=c.completion_every > 1
         )
@@ -87,7 +84,7 @@ def make_credit(
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
             terminal = jnp.broadcast_to(result.values[np.argmax(trained)], rollout.similarity.shape)
-            result = result._replace(values=by_rule(terminal, c.rule))
+            result = result._replace(values=by_rule(terminal))
         weight = noise_weights(rollout.std[:, 0], trained, config.loss.noise_power)
         advantages = {OUTCOME: result.values}
         record = transitions(rollout, advantages, group_ids, weight=weight, valid=keep)
@@ -147,7 +144,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             mean_ref=mean_ref,
             kl_form=loss.kl_form,
             noise_level=batch.noise_level,
-            kernel=r.kernel,
+            kernel=kernel_of(config),
             log_prob=r.log_prob,
         )
         return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums

@@ -2,14 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.dense_reward import (
-    CREDIT_RULES,
-    coca_shares,
-    dense_reward,
-    every_state,
-    needed_states,
-    state_rewards,
-)
+from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule, coca_shares, read_offsets
+from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.masks import StepMasks
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
@@ -184,6 +178,8 @@ def test_bad_arguments():
         dense_reward(REWARDS[0], 'dense')
     with pytest.raises(ValueError, match='window'):
         coca_shares(SIMILARITY, 4)
+    with pytest.raises(ValueError, match=r"credit 'gae' has no option 'window'; it has \['gae_l"):
+        dense_reward(REWARDS, 'gae', window=2)
     assert set(CREDIT_RULES) == {
         'sparse',
         'dense_baseline',
@@ -192,3 +188,47 @@ def test_bad_arguments():
         'coca_share',
         'coca_to_go',
     }
+
+
+def ahead(rewards, *, similarity, scale=1.0):
+    return scale * (rewards[-1] - rewards[:-1]) * similarity[1:]
+
+
+AHEAD = CreditRule(ahead, states=read_offsets(0), reads_similarity=True)
+
+
+def test_a_rule_of_ones_own():
+    assert needed_states(AHEAD, masks(1, 3)) == (1, 3, 5)
+    expected = 2 * (REWARDS[3] - REWARDS[:3]) * SIMILARITY[1:]
+    found = dense_reward(REWARDS, AHEAD, similarity=SIMILARITY, scale=2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert AHEAD.options == {'scale': True}
+    with pytest.raises(ValueError, match='credit ahead needs similarity'):
+        dense_reward(REWARDS, AHEAD)
+    with pytest.raises(ValueError, match=r"credit ahead has no option 'sacle'; it has \['scale'\]"):
+        dense_reward(REWARDS, AHEAD, similarity=SIMILARITY, sacle=2.0)
+
+
+def test_a_rule_that_is_none():
+    whole = CreditRule(lambda rewards: rewards)
+    with pytest.raises(ValueError, match=r'gave the shape \(4, 2\); expected \(3, 2\)'):
+        dense_reward(REWARDS, whole)
+    for offset in (-1, 2):
+        beyond = CreditRule(lambda rewards: rewards[1:], states=read_offsets(offset))
+        with pytest.raises(ValueError, match=r'reads the states \[.*\] of 0 \.\.\. 5'):
+            needed_states(beyond, masks(0, 4))
+    with pytest.raises(ValueError, match='expected a CreditRule or one of'):
+        needed_states('densee', masks(0))
+
+
+def test_which_rules_share_out_the_terminal_reward():
+    """Shares do not depend on V: the result is linear in V_T alone."""
+    other = np.full_like(REWARDS, np.nan)
+    other[-1] = 3 * REWARDS[-1]
+    for name, rule in CREDIT_RULES.items():
+        given = {'similarity': SIMILARITY} if rule.reads_similarity else {}
+        found, scaled = (np.asarray(dense_reward(v, rule, **given)) for v in (REWARDS, other))
+        linear = np.allclose(3 * found, scaled, rtol=1e-5)
+        assert linear == (rule.shares or rule.per_sample), name
+        assert rule.per_sample == bool((found == found[0]).all()), name
+        assert (needed_states(rule, masks(0, 2)) == (5,)) == linear, name

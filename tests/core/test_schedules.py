@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.schedules import (
     check_grid,
     check_noise_levels,
@@ -182,6 +183,8 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match='sigmas'):
             check_grid(grid)
     check_noise_levels([0.0, 1.5], 2, 'sde')
+    check_noise_levels([3.7, 1.0], 2, 'sde')
+    check_noise_levels([3.7, 1.0], 2, Kernel(lambda s, s_next, level: (level, level)))
     for levels, kernel in (
         ([0.5], 'sde'),
         ([0.5, -0.1], 'sde'),

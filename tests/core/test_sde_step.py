@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
-from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
+from densegrpo_jax.core.sde_step import guided_shift, log_prob_ratio, sde_step
 
 S = np.array([1.0, 0.9, 0.5, 0.05], np.float32)
 S_NEXT = np.array([0.9, 0.5, 0.05, 0.0], np.float32)
@@ -166,6 +167,37 @@ def test_half_precision_inputs_are_raised_to_float32():
         *(a.astype(jnp.float32) for a in (v, x)), S, S_NEXT, 0.7, noise=z.astype(jnp.float32)
     )
     np.testing.assert_array_equal(step.log_prob, wide.log_prob)
+
+
+def test_a_kernel_of_ones_own():
+    """Half the sde kernel's noise at the same level, with what that takes out."""
+
+    def coefficients(s, s_next, noise_level):
+        std = noise_level * jnp.sqrt(s - s_next) / 2
+        return std, std**2 / (2 * s)
+
+    v, x, z = arrays(2, 3)
+    own = sde_step(v, x, S, S_NEXT, 0.7, noise=z, kernel=Kernel(coefficients))
+    half = sde_step(v, x, S, S_NEXT, 0.35, noise=z, kernel='sde')
+    for found, expected in zip(own, half):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    guided = guided_shift(2 * v, v, x, S, S_NEXT, 0.7, kernel=Kernel(coefficients))
+    np.testing.assert_allclose(
+        guided, guided_shift(2 * v, v, x, S, S_NEXT, 0.35, kernel='sde'), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize('kernel', KERNELS.values(), ids=KERNELS)
+def test_kernels_are_what_they_say(kernel):
+    """No noise and nothing taken out at level 0; into s = 0 as declared."""
+    s, s_next = jnp.float32([0.9, 0.4]), jnp.float32([0.4, 0.0])
+    level = jnp.full(2, min(kernel.max_level, 0.7))
+    for coefficient in kernel.coefficients(s, s_next, 0 * level):
+        np.testing.assert_array_equal(coefficient, 0)
+    std, _ = kernel.coefficients(s, s_next, level)
+    assert (std > 0).tolist() == [kernel.noisy, kernel.noisy and kernel.noise_into_zero]
+    if kernel.noisy and kernel.level == SIGMA:  # what the KL form 'flow_grpo' divides by
+        np.testing.assert_allclose(std, level * jnp.sqrt(s - s_next), rtol=1e-6)
 
 
 def test_bad_arguments():

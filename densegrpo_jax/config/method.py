@@ -1,0 +1,117 @@
+"""The parts of a method that a configuration names: credit rule, kernel, noise table.
+
+A name is a key of the part's table in core, or 'package.module:object' of the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
+from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
+from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
+from densegrpo_jax.runtime.named import imported
+
+Part = TypeVar('Part')
+
+# Options of credit rules whose key in the group `credit` has another name.
+_CREDIT_KEYS = {'window': 'coca_window', 'alpha': 'coca_alpha'}
+
+
+def credit_rule_of(config) -> CreditRule:
+    """The rule that `credit.rule` names. ValueError, as of all parts: no such name, or no such
+    object, or one of another kind.
+    """
+    return _named('credit.rule', config.credit.rule, CREDIT_RULES, CreditRule)
+
+
+def credit_options(config) -> dict[str, Any]:
+    """The options of that rule that `credit` has keys for, as arguments of `dense_reward`.
+
+    Raises:
+      ValueError: an option without a default that `credit` has no key for.
+    """
+    c = config.credit
+    given = {**c, **{name: c[key] for name, key in _CREDIT_KEYS.items()}}
+    return _options(f'credit.rule={c.rule!r}', credit_rule_of(config).options, given)
+
+
+def kernel_of(config) -> Kernel:
+    """The kernel that `rollout.kernel` names."""
+    return kernel_named(config.rollout.kernel)
+
+
+def kernel_named(name: str, key: str = 'rollout.kernel') -> Kernel:
+    """The kernel of a name that `key` has."""
+    return _named(key, name, KERNELS, Kernel)
+
+
+def search_kernel_of(config) -> Kernel:
+    """The kernel that `search.kernel` names; that of the rollouts where it is empty."""
+    name = config.search.kernel
+    return kernel_named(name, 'search.kernel') if name else kernel_of(config)
+
+
+def noise_table_of(config) -> NoiseTable:
+    """The table that `rollout.noise` names."""
+    return _named('rollout.noise', config.rollout.noise, NOISE_TABLES, NoiseTable)
+
+
+def check_method(config) -> None:
+    """Raises ValueError where a part is not there, or where two do not go together."""
+    r = config.rollout
+    kernel, table = kernel_of(config), noise_table_of(config)
+    credit_options(config)
+    search_kernel_of(config)
+    if not kernel.noisy:
+        noisy = [name for name, k in KERNELS.items() if k.noisy]
+        raise ValueError(
+            f'rollout.kernel={r.kernel!r} adds no noise, so that no transition can be trained; use '
+            f'one of {noisy}'
+        )
+    if config.loss.kl_form == 'flow_grpo' and kernel.level != SIGMA:
+        raise ValueError(
+            "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with "
+            f"rollout.kernel={r.kernel!r} use 'gaussian'"
+        )
+    if table.gives not in (None, kernel.level):
+        fitting = [name for name, t in NOISE_TABLES.items() if t.gives in (None, kernel.level)]
+        raise ValueError(
+            f'rollout.noise={r.noise!r} gives noise levels of the kind {table.gives!r}, and '
+            f'rollout.kernel={r.kernel!r} takes {kernel.level!r}: use one of {fitting}, or another '
+            'kernel'
+        )
+    if table.in_levels and r.level > kernel.max_level:
+        raise ValueError(
+            f'rollout.level={r.level}: with rollout.kernel={r.kernel!r} and rollout.noise='
+            f'{r.noise!r} expected 0 < rollout.level <= {kernel.max_level:g}'
+        )
+
+
+def _options(what: str, names: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options `names` (-> whether they have a default) those that are given."""
+    if absent := [name for name, default in names.items() if not default and name not in given]:
+        raise ValueError(
+            f'{what} has the option {absent[0]!r}, which no key of the configuration sets: give it '
+            'a default'
+        )
+    return {name: given[name] for name in names if name in given}
+
+
+def _named(key: str, name: str, table: Mapping[str, Part], kind: type[Part]) -> Part:
+    """What `key` = `name` stands for in `table` or on the import path."""
+    if ':' not in name:
+        if name not in table:
+            raise ValueError(
+                f'{key}={name!r}: expected one of {sorted(table)}, or one of your own as '
+                "'package.module:object'"
+            )
+        return table[name]
+    found = imported(name, f'{key}={name!r}')
+    if not isinstance(found, kind):
+        raise ValueError(
+            f'{key}={name!r} is of the kind {type(found).__name__}; expected a {kind.__name__} '
+            f'({kind.__module__})'
+        )
+    return found

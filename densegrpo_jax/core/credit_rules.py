@@ -1,0 +1,148 @@
+"""Credit rules: which states of a trajectory a rule reads the rewards of, and what it makes of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.options import keyword_options
+
+
+def read_offsets(*offsets: int) -> Callable[[StepMasks], Iterable[int]]:
+    """States k + offset of every trained transition k, as `CreditRule.states`."""
+    return lambda masks: [int(k) + i for k in np.flatnonzero(masks.trained) for i in offsets]
+
+
+def read_onwards(masks: StepMasks) -> Iterable[int]:
+    """Every state from the first trained transition on, as `CreditRule.states`."""
+    return range(int(np.flatnonzero(masks.trained)[0]), len(masks.trained) + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditRule:
+    """One way to turn the rewards V of a trajectory's states into a reward for each transition.
+
+    Attributes:
+        assign: (V [T+1, B], similarity=[T+1, B] where the rule reads it, options by keyword) -> [T,
+            B], differentiable or not, in JAX. V is NaN in states that the rule does not read; what
+            it says of transitions that are not trained is not used. Its keyword-only arguments
+            other than `similarity` are the rule's options.
+        states: masks -> the states besides T that are completed and scored for it.
+        reads_similarity: whether it reads `Rollout.similarity`.
+        shares: whether it is V_T times shares that do not depend on V, so that the shares of an
+            advantage of V_T can be taken instead.
+        per_sample: whether all transitions of a sample get the same.
+    """
+
+    assign: Callable[..., Array]
+    states: Callable[[StepMasks], Iterable[int]] = read_offsets()
+    reads_similarity: bool = False
+    shares: bool = False
+    per_sample: bool = False
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Its options by name, and whether they have a default."""
+        named = keyword_options(self.assign)
+        return {name: default for name, default in named.items() if name != 'similarity'}
+
+
+def coca_shares(similarity, window=1, *, min_total=1e-3):
+    """Each transition's share of the terminal reward, from how much nearer it brings x0hat to the
+    final sample.
+
+    The similarities c_1 ... c_T are averaged in windows of `window` transitions (the last may be
+    shorter); a window's gain is the rise of that average over the previous window's (over c_0 for
+    the first); gains are divided by their sum and spread evenly over the window. Single shares may
+    be negative. Where the sum, the total rise, is below `min_total` (the first prediction was the
+    final image already) the shares would explode, and are uniform instead.
+
+    Args:
+        similarity: [T+1, B] cosines c_k, c_T = 1.
+        window: W >= 1 transitions per window.
+
+    Returns:
+        [T, B] shares that sum to 1 over the transitions.
+    """
+    c = jnp.asarray(similarity)
+    num_steps = len(c) - 1
+    if not 1 <= window <= num_steps:
+        raise ValueError(f'window is {window}; expected 1 <= window <= {num_steps} transitions')
+    starts = range(0, num_steps, window)
+    lengths = np.array([min(window, num_steps - start) for start in starts])
+    means = jnp.stack(
+        [c[1 + start : 1 + start + length].mean(0) for start, length in zip(starts, lengths)]
+    )
+    gains = means - jnp.concatenate([c[:1], means[:-1]])
+    total = means[-1] - c[0]
+    usable = total >= min_total
+    per_window = gains / jnp.where(usable, total, 1) / lengths[:, None]
+    return jnp.where(
+        usable,
+        jnp.repeat(per_window, lengths, axis=0, total_repeat_length=num_steps),
+        1 / num_steps,
+    )
+
+
+def _terminal(rewards):
+    return jnp.broadcast_to(rewards[-1], rewards[1:].shape)
+
+
+def _after(rewards):
+    return rewards[1:]
+
+
+def _gains(rewards):
+    return rewards[1:] - rewards[:-1]
+
+
+def _gae(rewards, *, gae_lambda=0.5):
+    """A_k = d_k + gae_lambda A_{k+1} of the gains d, from the end: NaN of a state that was not
+    scored reaches only the transitions before it.
+    """
+    if not 0 <= gae_lambda <= 1:
+        raise ValueError(f'gae_lambda is {gae_lambda}; expected 0 <= gae_lambda <= 1')
+
+    def add(later, gain):
+        total = gain + gae_lambda * later
+        return total, total
+
+    gains = _gains(rewards)
+    return jax.lax.scan(add, jnp.zeros_like(gains[0]), gains, reverse=True)[1]
+
+
+def _coca_share(rewards, *, similarity, window=1):
+    return _terminal(rewards) * coca_shares(similarity, window)
+
+
+def _coca_to_go(rewards, *, similarity, window=1, alpha=0.0):
+    to_go = jnp.cumsum(coca_shares(similarity, window)[::-1], axis=0)[::-1]
+    return _terminal(rewards) * (alpha + (1 - alpha) * to_go)
+
+
+# The formulas and their sources are in the table of `dense_reward`.
+CREDIT_RULES = {
+    'sparse': CreditRule(_terminal, per_sample=True),
+    'dense_baseline': CreditRule(_after, read_offsets(1)),
+    'dense': CreditRule(_gains, read_offsets(0, 1)),
+    'gae': CreditRule(_gae, read_onwards),
+    'coca_share': CreditRule(_coca_share, reads_similarity=True, shares=True),
+    'coca_to_go': CreditRule(_coca_to_go, reads_similarity=True, shares=True),
+}
+
+
+def as_credit_rule(credit: str | CreditRule) -> CreditRule:
+    """The rule itself, or the one that CREDIT_RULES has under a name. ValueError where it is
+    neither.
+    """
+    if isinstance(credit, CreditRule):
+        return credit
+    if credit not in CREDIT_RULES:
+        raise ValueError(
+            f'unknown credit rule {credit!r}; expected a CreditRule or one of {sorted(CREDIT_RULES)}'
+        )
+    return CREDIT_RULES[credit]

@@ -1,0 +1,32 @@
+"""What a configuration names by where it is imported from: 'package.module:object'."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def imported(path: str, what: str) -> Any:
+    """The object that 'package.module:object' names.
+
+    Args:
+      what: how a message names it, such as "reward 'my_rewards:Mine'".
+
+    Raises:
+      ValueError: there is no such module on the import path, or no such object in it.
+      Exception: what the module itself raises.
+    """
+    module, _, name = path.partition(':')
+    if not module or not name or module.startswith('.'):
+        raise ValueError(f'{what}: expected package.module:object')
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f'{module}.'.startswith(f'{error.name}.'):
+            raise  # the module is there, and something that it needs is not
+        raise ValueError(
+            f'{what}: there is no module {error.name!r} on the import path (PYTHONPATH)'
+        ) from None
+    if not hasattr(found, name):
+        raise ValueError(f'{what}: the module {module!r} has no {name!r}')
+    return getattr(found, name)
