@@ -18,14 +18,13 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.figure import draw
-from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.evaluation.record import difference
 from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -39,8 +38,6 @@ from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
 from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import optimiser, start_state
-
-FREE_KEYS = ('iterations', 'tolerance')  # of config.calibration: when it ends, not how it goes
 
 
 def run(
@@ -169,21 +166,11 @@ def settings(config, train: PromptSet, reward) -> dict:
     """JSON values that every iteration depends on. Prompts may change under a file's name, and a
     reward under a server's.
     """
-    c = identifying(config)
-    without = lambda options, *free: {
-        key: value for key, value in options.items() if key not in free
-    }
-    return {
-        'seed': c['seed'],
-        'model': c['model'],
-        'lora': {'init_from': c['lora']['init_from']},
-        'data': {key: c['data'][key] for key in ('train', 'scenes')},
-        'rollout': without(c['rollout'], 'prompts', 'group', 'prompts_per_batch', 'log_prob'),
-        'reward': c['reward'],
-        'calibration': without(c['calibration'], *FREE_KEYS),
+    facts = {
         'prompts of data.train': content_hash(train),
         'servers of rewards': fingerprints([reward]),
     }
+    return identity.record('calibration', config, facts)
 
 
 def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, reward) -> dict:
@@ -196,13 +183,12 @@ def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, re
     ours = settings(config, train, reward)
     if path.exists():
         document = noise.read(path)
-        # an earlier version noted neither prompts nor servers
-        document['settings'] = {**ours, **document['settings']}
-        if (key := difference(document['settings'], ours)) is not None:
+        if found := identity.differences('calibration', document['settings'], ours):
             raise ValueError(
-                f'{path} was calibrated with other settings ({key}). Use those, name another file, '
-                'or remove it'
+                f'{path} was calibrated with other settings ({identity.told(found)}). Use those, '
+                'name another file, or remove it'
             )
+        document['settings'] = ours
         return document
     start = np.asarray(schedule.noise_levels, np.float64)
     return {

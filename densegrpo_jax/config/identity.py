@@ -1,24 +1,174 @@
-"""What does not change which model or reward a configuration has."""
+"""Whether two things are the same: checkpoints and runs, calibrations, evaluations, searches,
+sweeps.
+
+A record holds the keys that decide it (`record`), two records are compared by `differences`. Keys
+of the machine and of the display never decide: a run continues on other devices. Which of the
+others do depends on what is compared, its scope. Beside the keys a record holds *facts* that no key
+tells: digests of prompts, what servers of rewards call themselves, calibrated noise levels.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import json
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
+from densegrpo_jax.config.key import MACHINE, SCIENCE
+from densegrpo_jax.config.retired import RETIRED, renamed
 from densegrpo_jax.config.run_keys import REWARD_MACHINE_OPTIONS
+from densegrpo_jax.config.schema import KEYS, OPEN, TABLE
+from densegrpo_jax.runtime.trees import ABSENT, Difference, dotted
 
-FREE_MODEL_KEYS = ('attention', 'remat')  # how the same network is compiled
+
+class Scope(NamedTuple):
+    """The keys of SCIENCE that decide, as patterns of their dotted names; `but` are left out."""
+
+    keys: tuple[str, ...]
+    but: tuple[str, ...] = ()
 
 
-def identifying(config) -> dict:
-    """The configuration as JSON values, without keys of the model and of rewards that change
-    neither which they are.
+_NOT_TRAINED = ('noise.*', 'calibration.*', 'search.*')  # of the noise its values are compared
+_SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'loss.cfg')
+_AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
+
+SCOPES: Mapping[str, Scope] = {
+    # A checkpoint continues. When a run ends is free; scores stand side by side only if they were
+    # made alike.
+    'training': Scope(
+        ('*',),
+        but=(
+            'iterations',
+            'optim.max_bad',
+            *_NOT_TRAINED,
+            'eval.every',
+            'eval.panel',
+            'eval.panel_prompts',
+            'eval.embedding',
+        ),
+    ),
+    # A psi file continues, or is taken; when it ends is free.
+    'calibration': Scope(
+        (
+            'seed',
+            'model.*',
+            'lora.init_from',
+            'data.train',
+            'data.scenes',
+            'rollout.*',
+            'reward',
+            'calibration.*',
+        ),
+        but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.tolerance'),
+    ),
+    # Scores of policies stand in one table.
+    'evaluation': Scope(
+        (*_SAMPLED, 'reward', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
+    ),
+    # Results of a search stand in one table.
+    'search': Scope(
+        (*_SAMPLED, 'noise.*', 'reward', 'search.*', 'eval.steps', 'eval.panel', 'eval.embedding'),
+        but=_AMOUNT,
+    ),
+    # Raw rewards of a measurement, and gradients of one.
+    'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
+    'gradients': Scope(
+        ('*',), but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*')
+    ),
+    # Runs of a sweep have the same base.
+    'sweep': Scope(('*',)),
+    # Prompts have the same conditioning; of the model the encoders' files are compared.
+    'text': Scope(('model.t5_length', 'model.dtype')),
+}
+
+# A record that lacks it was of a run without calibrated noise; of other facts that a record lacks
+# nothing is known.
+_DEFAULT_FACTS: Mapping[str, object] = {'psi': None}
+# The same of these keys: there were checkpoints before they were noted.
+_UNTOLD = ('eval.steps', 'eval.best')
+
+
+def kind_of(name: str) -> str | None:
+    """SCIENCE, MACHINE or DISPLAY for a key, an option of a reward, or a group of keys of one kind;
+    None for anything else.
     """
-    c = json.loads(config.to_json_best_effort())
-    without = lambda options, free: {
-        key: value for key, value in options.items() if key not in free
-    }
-    of_rewards = lambda spec: {
-        name: without(options, REWARD_MACHINE_OPTIONS) for name, options in spec.items()
-    }
-    c['eval']['panel'] = of_rewards(c['eval']['panel'])
-    return {**c, 'model': without(c['model'], FREE_MODEL_KEYS), 'reward': of_rewards(c['reward'])}
+    if (key := _table_key(name)) is not None:
+        option = name.rpartition('.')[2]
+        return MACHINE if name != key and option in REWARD_MACHINE_OPTIONS else KEYS[key].kind
+    kinds = {key.kind for other, key in KEYS.items() if other.startswith(f'{name}.')}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def decides(scope: str, name: str) -> bool:
+    """Whether a key (or an option of a reward) decides in a scope."""
+    key, (keys, but) = _table_key(name), SCOPES[scope]
+    like = lambda patterns: any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+    return key is not None and kind_of(name) == SCIENCE and like(keys) and not like(but)
+
+
+def record(scope: str, config, facts: Mapping = {}) -> dict:
+    """What decides in a scope, as nested JSON values: the configuration's keys, then `facts`."""
+    kept = _deciding(scope, json.loads(config.to_json_best_effort()))
+    return {**kept, **json.loads(json.dumps(dict(facts)))}
+
+
+def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
+    """Where two records of a scope differ.
+
+    A key that one of them lacks counts as its default. A fact that the old one lacks is taken to be
+    the same. Keys of the old one that do not decide, such as those of the machine, do not count. A
+    key that is gone must have the value that every run has now (`retired`).
+
+    Args:
+      old: of a file, perhaps of an earlier version. new: of `record`.
+    """
+    old = {**_DEFAULT_FACTS, **_deciding(scope, renamed(scope, old))}
+    untold = {name for name in new if name not in old and name not in TABLE}
+    there = dotted(old)
+    here = dotted({**_DEFAULT_FACTS, **{k: v for k, v in new.items() if k not in untold}})
+    found = []
+    for name in sorted(there.keys() | here.keys()):
+        if name in RETIRED:
+            gone = RETIRED[name]
+            if there[name] != gone.value:
+                found.append(Difference(name, there[name], gone))
+            continue
+        before, now = (a.get(name, _default(name, b)) for a, b in ((there, here), (here, there)))
+        if before != now:
+            found.append(Difference(name, before, now))
+    return found
+
+
+def told(found: Iterable[Difference]) -> str:
+    """Differences in a line, as 'key: old, now new'."""
+    return '; '.join(f'{key}: {old!r}, now {new!r}' for key, old, new in found)
+
+
+def _deciding(scope: str, tree: Mapping, prefix: str = '') -> dict:
+    """The tree without keys that do not decide; what is no key of the table stays."""
+    kept = {}
+    for name, value in tree.items():
+        key = f'{prefix}.{name}' if prefix else str(name)
+        known = _table_key(key) is not None
+        if known and not decides(scope, key):
+            continue
+        if isinstance(value, Mapping) and (known or key in TABLE):
+            value = _deciding(scope, value, key)
+            if not value and not known:  # a group without a key that decides
+                continue
+        kept[name] = value
+    return kept
+
+
+def _table_key(name: str) -> str | None:
+    """The key of the table that a dotted name is, or is an option of."""
+    if name in KEYS:
+        return name
+    return next((key for key in OPEN if name.startswith(f'{key}.')), None)
+
+
+def _default(name: str, other: Mapping) -> object:
+    """What a record that lacks a key means by that."""
+    if name in _UNTOLD:
+        return other.get(name, ABSENT)
+    return json.loads(json.dumps(KEYS[name].default)) if name in KEYS else ABSENT

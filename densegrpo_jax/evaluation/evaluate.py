@@ -23,7 +23,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.loading import identity, load_policy
+from densegrpo_jax.sampling.loading import load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import check, load
@@ -80,7 +80,7 @@ def evaluate(
             policy, key = None, 'base'
             if chosen.workdir is not None:
                 policy, _ = load_policy(pipeline, config, mesh, chosen.workdir, str(chosen.step))
-                key = f'step {chosen.step} {identity(policy)}'
+                key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)
                 if divergence and name == 'eval':

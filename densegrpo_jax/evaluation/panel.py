@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config import identity
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY
@@ -107,38 +107,32 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     return result
 
 
+def base_files(folder: pathlib.Path) -> dict[str, int]:
+    """Name -> size of the files that a base model is made of."""
+    return {
+        str(f.relative_to(folder)): f.stat().st_size
+        for f in sorted(folder.rglob('*'))
+        if f.suffix in ('.json', '.safetensors')
+    }
+
+
 def settings(
     config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int
 ) -> dict:
     """JSON values that scores depend on besides the policy; the base model by the names and sizes
     of its files.
     """
-    c = identifying(config)
     served = fingerprints(reward for part in which.values() for reward in part.rewards)
-    return {
-        'seed': c['seed'],
-        'full': c['full'],
-        'lora': c['lora'],
-        'model': c['model'],
-        'cfg': c['loss']['cfg'],
-        'base': {
-            str(f.relative_to(folder)): f.stat().st_size
-            for f in sorted(folder.rglob('*'))
-            if f.suffix in ('.json', '.safetensors')
-        },
-        'rollout': {
-            key: value
-            for key, value in c['rollout'].items()
-            if key not in ('prompts', 'group', 'prompts_per_batch')
-        },
+    facts = {
+        'base': base_files(folder),
         'psi': make_schedule(pipeline, config).noise_levels.tolist()
         if config.noise.psi_path
         else None,
-        'reward': c['reward'],
-        'panel': c['eval']['panel'],
-        'steps': c['eval']['steps'],
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
         **({'servers of rewards': served} if served else {}),
         'group': group,
-        'embedding': c['eval']['embedding'] if group > 1 else None,
     }
+    record = identity.record('evaluation', config, facts)
+    if group == 1:  # no diversity is measured
+        del record['eval']['embedding']
+    return record

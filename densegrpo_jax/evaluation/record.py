@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.images import save
 
@@ -30,7 +31,7 @@ class Record:
       restart: forget what is there.
 
     Raises:
-      ValueError: the folder holds the scores of other settings; names the first key that differs.
+      ValueError: the folder holds the scores of other settings; names the keys that differ.
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
@@ -45,10 +46,11 @@ class Record:
         whole = [line for line in lines if line.endswith(b'\n')]
         if whole:
             rows = [self._parse(line, number) for number, line in enumerate(whole, start=1)]
-            if (key := difference(rows[0].get('settings', {}), settings)) is not None:
+            before = rows[0].get('settings', {})
+            if found := identity.differences('evaluation', before, settings):
                 raise ValueError(
-                    f'{self._file} holds scores of other settings ({key}). Name another folder '
-                    'with --out, or forget them with --restart'
+                    f'{self._file} holds scores of other settings ({identity.told(found)}). Name '
+                    'another folder with --out, or forget them with --restart'
                 )
             for row in rows[1:]:
                 scores = {
@@ -106,15 +108,3 @@ class Record:
                 f'{self._file}:{number} is damaged; forget what is there with --restart, or remove '
                 'that line'
             ) from None
-
-
-def difference(old, new, name: str = '') -> str | None:
-    """The first value in which two trees of JSON differ, as 'key: old, now new'."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if (
-                found := difference(old.get(key), new.get(key), f'{name}.{key}' if name else key)
-            ) is not None:
-                return found
-        return None
-    return None if old == new else f'{name}: {old!r}, now {new!r}'

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from densegrpo_jax.runtime.flat_state import flatten
+from densegrpo_jax.runtime.trees import Difference
+
+Differences = Callable[[Mapping, Mapping], Sequence[Difference]]
 
 
 class CheckpointMismatch(ValueError):
@@ -18,7 +20,7 @@ def check_fit(
     *,
     where: str,
     fingerprint: Mapping,
-    defaults: Mapping,
+    differences: Differences,
     partial: bool = False,
 ) -> None:
     """Raises CheckpointMismatch, naming every difference, unless the checkpoint fits.
@@ -27,11 +29,11 @@ def check_fit(
       document: of the checkpoint, with its `fingerprint` and {name: [shape, dtype]} as `arrays`.
       state: pytree of what is to be restored: arrays, or their shapes and dtypes.
       where: names the checkpoint in the message.
-      fingerprint, defaults: as of `Checkpoints`, as JSON would read them.
+      fingerprint, differences: as of `Checkpoints`, as JSON would read them.
       partial: the checkpoint may have more arrays than `state`.
     """
     if fingerprint:
-        _check_fingerprint(document['fingerprint'], fingerprint, defaults, where)
+        _check_fingerprint(differences(document['fingerprint'], fingerprint), where)
     _check_arrays(document['arrays'], state, partial, where)
 
 
@@ -41,20 +43,9 @@ def some(names: Iterable[str]) -> str:
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
-def _check_fingerprint(saved: Mapping, ours: Mapping, defaults: Mapping, where: str) -> None:
-    saved, ours = _dotted(saved), _dotted(ours)
-    saved = {key: value for key, value in _dotted(defaults).items() if key in ours} | saved
-    absent = object()
-    differing = [
-        key
-        for key in sorted(saved.keys() | ours.keys())
-        if saved.get(key, absent) != ours.get(key, absent)
-    ]
-    if differing:
-        lines = '\n'.join(
-            f'  {key}: {saved.get(key, "absent")!r} there, {ours.get(key, "absent")!r} here'
-            for key in differing
-        )
+def _check_fingerprint(found: Sequence[Difference], where: str) -> None:
+    if found:
+        lines = '\n'.join(f'  {key}: {old!r} there, {new!r} here' for key, old, new in found)
         raise CheckpointMismatch(
             f'{where} belongs to another model:\n'
             f'{lines}\n'
@@ -85,13 +76,3 @@ def _check_arrays(arrays: Mapping, state, partial: bool, where: str) -> None:
             f'{shown}\n'
             'Use the configuration it was made with, or another --workdir.'
         )
-
-
-def _dotted(tree, prefix: str = '') -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        k: v
-        for key, value in tree.items()
-        for k, v in _dotted(value, f'{prefix}.{key}' if prefix else str(key)).items()
-    }

@@ -17,11 +17,12 @@ import jax
 from absl import logging
 
 from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
-from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, check_fit, some
+from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences, check_fit, some
 from densegrpo_jax.runtime.checkpoint_store import DOCUMENT, CheckpointUnreadable, Store, brief
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
 from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.trees import differing
 
 # Failures that say nothing about the stored bytes: never a reason to skip a checkpoint.
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
@@ -52,9 +53,10 @@ class Checkpoints:
       directory: local folder (a mounted bucket is one); created where absent.
       max_to_keep: how many of the newest checkpoints stay; the best one stays too.
       pinned: steps whose checkpoints stay for good.
-      fingerprint: nested dict of JSON values that must be equal for a checkpoint to be restored
-        (model configuration, adapters, ...).
-      defaults: values of fingerprint keys that did not exist when an older checkpoint was written.
+      fingerprint: nested dict of JSON values that is stored with every checkpoint (model
+        configuration, adapters, ...).
+      differences: (a checkpoint's fingerprint, ours) -> where they differ; a checkpoint is restored
+        only where they do not.
       best_mode: 'max' or 'min': which scores are better.
       hosts: the processes that call every method of this class together, in the same order; the
         folder is one for all of them. None: this one alone.
@@ -69,7 +71,7 @@ class Checkpoints:
         max_to_keep: int = 2,
         pinned: Sequence[int] = (),
         fingerprint: Mapping = {},
-        defaults: Mapping = {},
+        differences: Differences = differing,
         best_mode: str = 'max',
         hosts: Hosts | None = None,
         read_only: bool = False,
@@ -85,7 +87,7 @@ class Checkpoints:
                 'saved one.'
             )
         self._fingerprint = json.loads(json.dumps(fingerprint))
-        self._defaults = json.loads(json.dumps(defaults))
+        self._differences = differences
         self._best_of = max if best_mode == 'max' else min
         self._max_to_keep, self._pinned = max_to_keep, tuple(pinned)
         self._read_only, self._hosts = read_only, hosts or Hosts()
@@ -329,7 +331,7 @@ class Checkpoints:
                 abstract_state,
                 where=f'The checkpoint of step {step} in {self.directory}',
                 fingerprint=self._fingerprint,
-                defaults=self._defaults,
+                differences=self._differences,
                 partial=partial,
             )
             flat = {name: abstract(leaf) for name, leaf in flatten(abstract_state).items()}

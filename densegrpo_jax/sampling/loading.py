@@ -45,7 +45,7 @@ def load_policy(
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step
 
 
-def identity(policy: dict | None) -> str:
+def weights_digest(policy: dict | None) -> str:
     """A short hash of a policy's weights; 'base' where there are none."""
     if policy is None:
         return 'base'

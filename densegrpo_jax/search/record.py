@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from densegrpo_jax.evaluation.record import difference
+from densegrpo_jax.config import identity
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.images import save, save_grid
 from densegrpo_jax.runtime.markdown import table
@@ -49,10 +49,10 @@ class Results:
                     'or remove that line'
                 ) from None
             if number == 0:
-                if (key := difference(row.get('settings', {}), settings)) is not None:
+                if found := identity.differences('search', row.get('settings', {}), settings):
                     raise ValueError(
-                        f'{self._file} holds a search of other settings ({key}). Name another '
-                        'folder with --out, or forget it with --restart'
+                        f'{self._file} holds a search of other settings ({identity.told(found)}). '
+                        'Name another folder with --out, or forget it with --restart'
                     )
             elif 'spread' in row:
                 self.spread = row['spread']

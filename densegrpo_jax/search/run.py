@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.config.identity import identifying
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
@@ -23,7 +23,7 @@ from densegrpo_jax.rewards.base import Reward, RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
-from densegrpo_jax.sampling.loading import identity
+from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Checked, Session
 from densegrpo_jax.search.loop import Walk
@@ -202,13 +202,7 @@ def search(
 
 def settings_of(session: Session, policy: dict | None) -> dict:
     """JSON values that a prompt's result depends on."""
-    c = identifying(session.config)
-    keep = ('seed', 'model', 'rollout', 'noise', 'reward', 'search', 'loss', 'lora')
-    without = {'prompts'}
-    kept = {name: c[name] for name in keep if name in c}
-    kept['search'] = {k: v for k, v in kept['search'].items() if k not in without}
-    of_eval = {'eval steps': session.config.eval.steps, 'panel': c['eval']['panel']}
-    return {**kept, 'policy': identity(policy), **of_eval}
+    return identity.record('search', session.config, {'policy': weights_digest(policy)})
 
 
 def _needs_unit(o) -> bool:

@@ -5,6 +5,7 @@ evaluate -> save.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +15,12 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, prepare, start_policy, visited_prompts
-from densegrpo_jax.config.identity import identifying
-from densegrpo_jax.config.schema import default_config
-from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.config import identity
+from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.rewards.base import RewardError, fingerprints
-from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
+from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
@@ -36,20 +36,6 @@ from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
 from densegrpo_jax.training.progress import Progress
-
-# Keys that may differ between the run that wrote a checkpoint and the one that continues it; of the
-# noise its values are compared, of the evaluation what `_scored_as` names.
-FREE_KEYS = (
-    'iterations',
-    'label',
-    'eval',
-    'checkpoint',
-    'mesh',
-    'reward_workers',
-    'text_cache',
-    'noise',
-    'calibration',
-)
 
 
 def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
@@ -198,39 +184,25 @@ def _agree_on_update(config, stop: StopRequest, update_metrics: dict) -> None:
 
 def _open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path) -> Checkpoints:
     config = session.config
-    scored_as = _scored_as(config, session.train, session.test, session.reward)
     return Checkpoints(
         workdir / 'checkpoints',
         max_to_keep=config.checkpoint.keep,
         pinned=config.checkpoint.pin,
         hosts=session.hosts,
-        fingerprint=_fingerprint(config, schedule) | scored_as,
-        # of a checkpoint without them nothing is known
-        defaults=_fingerprint(default_config(), None, 'reward') | scored_as,
+        fingerprint=identity.record('training', config, _facts(session, schedule)),
+        differences=functools.partial(identity.differences, 'training'),
     )
 
 
-def _fingerprint(config, schedule: Schedule | None, *free: str) -> dict:
-    """What must be equal for a checkpoint to be continued."""
-    kept = {
-        key: value for key, value in identifying(config).items() if key not in (*FREE_KEYS, *free)
-    }
-    calibrated = config.noise.psi_path or config.noise.calibrate
+def _facts(session: Session, schedule: Schedule) -> dict:
+    """What must be the same beside the configuration: prompts may have changed under a file's name,
+    a reward under a server's, and noise levels are calibrated.
+    """
+    noise = session.config.noise
+    calibrated = noise.psi_path or noise.calibrate
     return {
-        **kept,
         'psi': [float(level) for level in schedule.noise_levels] if calibrated else None,
-    }
-
-
-def _scored_as(config, train: PromptSet, test: PromptSet, reward: CompositeReward) -> dict:
-    """More of it: prompts may have changed under a file's name and a reward under a server's, and
-    scores stand side by side only if they were made alike."""
-    prompts = {
-        'prompts of data.train': content_hash(train),
-        'prompts of data.eval': content_hash(test),
-    }
-    return {
-        **prompts,
-        'eval': {'steps': config.eval.steps, 'best': config.eval.best},
-        'servers of rewards': fingerprints([reward]),
+        'prompts of data.train': content_hash(session.train),
+        'prompts of data.eval': content_hash(session.test),
+        'servers of rewards': fingerprints([session.reward]),
     }

@@ -14,7 +14,6 @@ sqrt(SKETCH), which has no bias.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -24,6 +23,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -69,20 +69,8 @@ def direction(
         RewardError.
     """
     config = measured_config(config, stop, {'optim.updates': 1})
-    settings = json.loads(config.to_json_best_effort()) | {
-        'credits': {name: dict(changes) for name, changes in CREDITS.items()}
-    }
-    for key in (
-        'iterations',
-        'label',
-        'eval',
-        'checkpoint',
-        'reward_workers',
-        'text_cache',
-        'optim',
-        'ema',
-    ):
-        settings.pop(key)
+    credits = {name: dict(changes) for name, changes in CREDITS.items()}
+    settings = identity.record('gradients', config, {'credits': credits})
     store = Store(workdir / 'direction', settings)
     todo = [number for number in range(updates) if number not in store]
     if todo:

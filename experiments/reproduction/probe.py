@@ -25,17 +25,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.evaluation.panel import Part, Policy, settings
+from densegrpo_jax.evaluation.panel import Policy, base_files
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import content_hash, place
-from densegrpo_jax.sampling.loading import identity, load_policy
+from densegrpo_jax.sampling.loading import load_policy, weights_digest
 from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_rollout, make_schedule
 from densegrpo_jax.sampling.session import Session, check, load
 from experiments.reproduction.measuring import (
@@ -335,20 +336,9 @@ class _Probe:
 
     def _settings(self, config, schedule: Schedule, continuations: int) -> dict:
         """Everything that the raw rewards of a batch depend on."""
-        common = settings(
-            config,
-            self._checked.folder,
-            self.pipeline,
-            {'train': Part(self._prompts[:0], [self._checked.reward])},
-            1,
-        )
-        kept = {
-            key: common[key]
-            for key in ('seed', 'full', 'lora', 'model', 'cfg', 'base', 'rollout', 'reward')
-        }
-        return {
-            **kept,
-            'policy': identity(self._policy),
+        facts = {
+            'base': base_files(self._checked.folder),
+            'policy': weights_digest(self._policy),
             'train': config.data.train,
             'group': config.rollout.group,
             'batch': self._batch,
@@ -362,3 +352,4 @@ class _Probe:
             'continuations': continuations,
             'prompts': content_hash(self._prompts),
         }
+        return identity.record('rewards', config, facts)

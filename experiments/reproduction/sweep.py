@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -18,23 +19,15 @@ from collections.abc import Mapping, Sequence
 
 from absl import logging
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
+from densegrpo_jax.runtime.trees import dotted
 from experiments.reproduction.records import RUN_FILE
-
-# Settings of the machine, not of what is learned: results with different ones may be put together.
-MACHINE_KEYS = (
-    'mesh',
-    'reward_workers',
-    'checkpoint',
-    'model.scan',
-    'model.remat',
-    'model.attention',
-    'optim.microbatch',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,43 +62,29 @@ class Run:
         run_file = self.folder / RUN_FILE
         if not (run_file.exists() and (self.folder / 'summary.json').exists()):
             return False
-        return json.loads(run_file.read_text())['command'] == ' '.join(self.command)
+        before, now = json.loads(run_file.read_text())['command'], ' '.join(self.command)
+        return learned(before.split(' ')) == learned(now.split(' '))
+
+
+def learned(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command without keys that change nothing that is learned: those of the
+    machine and of the display.
+    """
+    key = lambda argument: re.match(r'--(?:no)?config\.([^=]*)|', argument)[1] or ''
+    return [a for a in arguments if identity.kind_of(key(a)) in (SCIENCE, None)]
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
-    """Name of a base configuration: its file's name, and a digest of the arguments and of where it
-    differs from the defaults.
-
-    Left out is what changes nothing that is learned: MACHINE_KEYS and the label. A new key with a
-    default makes no other base.
+    """Name of a base configuration: its file's name, and a digest of what `learned` keeps of the
+    arguments and of where it differs from the defaults. A new key with a default makes no other
+    base.
     """
-    default, chosen = _flat(default_config()), _flat(load(config))
-    ignored = ('label', *MACHINE_KEYS)
-    learned = sorted(
-        f'{key}={value!r}'
-        for key, value in chosen.items()
-        if default.get(key) != value and not key.startswith(ignored)
-    )
-    machine = tuple(f'--config.{key}' for key in ignored)
-    arguments = sorted(
-        argument
-        for argument in extra
-        if argument.startswith('--config.') and not argument.startswith(machine)
-    )
+    of = lambda configuration: dotted(identity.record('sweep', configuration))
+    default, chosen = of(default_config()), of(load(config))
+    changed = sorted(f'{k}={value!r}' for k, value in chosen.items() if default.get(k) != value)
+    given = sorted(a for a in learned(extra) if a.startswith(('--config.', '--noconfig.')))
     name = pathlib.Path(config.partition(':')[0]).stem
-    return f'{name}-{hashlib.sha256(chr(0).join(learned + arguments).encode()).hexdigest()[:8]}'
-
-
-def _flat(config) -> dict:
-    """'group.key' -> value."""
-    flat = {}
-    for key, value in json.loads(config.to_json_best_effort()).items():
-        flat |= (
-            {f'{key}.{inner}': v for inner, v in value.items()}
-            if isinstance(value, dict)
-            else {key: value}
-        )
-    return flat
+    return f'{name}-{hashlib.sha256(chr(0).join(changed + given).encode()).hexdigest()[:8]}'
 
 
 def run_all(

@@ -2,6 +2,8 @@
 script.
 """
 
+import csv
+import dataclasses
 import json
 import math
 import os
@@ -24,6 +26,8 @@ from experiments.reproduction.figures import FIGURES, VARIANTS, select
 from experiments.reproduction.records import Records, read_evaluations
 from experiments.reproduction.sweep import Run, base_digest, run_all
 from tests.experiments.conftest import FACTS
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def runs(tmp_path, variants=('dense', 'sparse'), seeds=('0', '1', '2')):
@@ -104,6 +108,16 @@ def test_the_base_changes_with_the_file_and_with_the_arguments(tmp_path):
     assert first != base_digest(str(config), [])
 
 
+@pytest.mark.parametrize(
+    'folder, name', [('.', 'ocr'), ('96_samples', 'ocr_96'), ('geneval', 'geneval')]
+)
+def test_new_runs_may_join_the_results_that_are_shipped(folder, name):
+    path = ROOT / 'docs' / 'results' / 'reproduction' / folder / 'runs.csv'
+    with open(path, newline='') as file:
+        bases = {row['base'] for row in csv.DictReader(file)}
+    assert bases == {base_digest(str(ROOT / 'configs' / f'claims_{name}.py'), [])}
+
+
 def test_a_sweep_runs_what_is_missing_and_keeps_what_is_there(tmp_path, training):
     some = runs(tmp_path, seeds=('0',))
     assert run_all(some, 2, StopRequest(), FACTS) == []
@@ -116,6 +130,12 @@ def test_a_sweep_runs_what_is_missing_and_keeps_what_is_there(tmp_path, training
         'c.py', 'dense', (('credit.rule', 'sparse'),), '0', some[0].folder, tmp_path / 'text'
     )
     assert not changed.finished  # the folder holds the end of another run
+    # ... but with other settings of the machine it is the same
+    elsewhere = dataclasses.replace(
+        some[0], extra=('--config.model.scan=True', '--config.mesh.data=2', '--noconfig.model.scan')
+    )
+    assert elsewhere.finished
+    assert not dataclasses.replace(some[0], extra=('--config.rollout.steps=3',)).finished
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, training):

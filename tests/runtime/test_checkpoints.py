@@ -241,26 +241,27 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
         and "lora.targets: ['to_q', 'to_k'] there, ['to_q'] here" in message
     )
     assert (
-        "new: 'absent' there, 1 here" in message
+        'new: absent there, 1 here' in message
         and 'layers' not in message
         and '--workdir' in message
     )
     assert (tmp_path / '1').is_dir()  # not treated as damaged
 
 
-def test_a_key_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_path):
+def test_the_owner_says_what_differs(tmp_path):
     save_steps(tmp_path, [1], fingerprint=FINGERPRINT)
-    for value, known in ((False, True), (True, False)):
-        with Checkpoints(
-            tmp_path,
-            fingerprint={**FINGERPRINT, 'full': value},
-            defaults={'full': False, 'elsewhere': 3},
-        ) as checkpoints:
-            if known:
-                assert checkpoints.restore_latest(make_state()).step == 1
-            else:
-                with pytest.raises(CheckpointMismatch, match='full: False there, True here'):
-                    checkpoints.restore_latest(make_state())
+    ours = {**FINGERPRINT, 'full': True}
+
+    def nothing(old, new):
+        assert (old, new) == tuple(json.loads(json.dumps(tree)) for tree in (FINGERPRINT, ours))
+        return []
+
+    with Checkpoints(tmp_path, fingerprint=ours, differences=nothing) as checkpoints:
+        assert checkpoints.restore_latest(make_state()).step == 1
+    something = lambda old, new: [('full', False, True)]
+    with Checkpoints(tmp_path, fingerprint=ours, differences=something) as checkpoints:
+        with pytest.raises(CheckpointMismatch, match='full: False there, True here'):
+            checkpoints.restore_latest(make_state())
 
 
 @pytest.mark.parametrize(

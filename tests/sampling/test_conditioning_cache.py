@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
@@ -16,6 +17,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.conditioning import place, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
+from densegrpo_jax.sampling.session import open_base
 from tests import miniature
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
@@ -76,6 +78,30 @@ def test_another_length_tokenizer_model_or_dtype_is_another_key(folder, tmp_path
 
 def _rows(count):
     return {'context': jnp.ones((count, 2, 3)), 'pooled': jnp.ones((count, 3))}
+
+
+def test_the_keys_that_decide_are_those_of_the_table(folder, tmp_path, monkeypatch):
+    """Of the keys of the model, besides those that choose the files."""
+    used = {}
+    monkeypatch.setattr(
+        'densegrpo_jax.sampling.conditioning.fingerprint',
+        lambda *arguments: used.setdefault('key', fingerprint(*arguments)),
+    )
+    base = default_config()
+    base.model.update(path=str(folder), t5_length=16, dtype='float32')
+
+    def key(**changes):
+        config = base.copy_and_resolve_references()
+        config.model.update(changes)
+        used.clear()
+        mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+        text_conditioning(config, *open_base(config, mesh), [], mesh, StopRequest(), tmp_path)
+        return used['key']
+
+    changes = {'t5_length': 12, 'dtype': 'bfloat16', 'scan': False, 'remat': 'none'}
+    changes |= {'height': 64, 'guidance': 2.0, 'quantize': 'int8'}
+    for name, value in changes.items():
+        assert (key(**{name: value}) != key()) == identity.decides('text', f'model.{name}'), name
 
 
 def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeypatch):

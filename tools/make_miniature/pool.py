@@ -54,7 +54,7 @@ def origin(config, autoencoder: dict) -> dict:
         'clip_length': config.clip_length,
         't5_length': config.t5_length,
         **{f'vae.{key}': value for key, value in config.vae.to_dict().items()},
-        'the autoencoder': loading.identity(autoencoder),
+        'the autoencoder': loading.weights_digest(autoencoder),
     }
     return json.loads(json.dumps(facts))
 

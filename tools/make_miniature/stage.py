@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.trees import ABSENT, differing
 
 
 def optimiser(stage) -> optax.GradientTransformation:
@@ -99,9 +100,12 @@ def run_stage(
         'step': jnp.zeros((), jnp.int32),
     }
     state = jax.device_put(state, whole)
-    # An earlier version noted nothing: what is absent there is taken to be the same.
     checkpoints = Checkpoints(
-        workdir / 'checkpoints' / name, max_to_keep=keep, fingerprint=made_from, defaults=made_from
+        workdir / 'checkpoints' / name,
+        max_to_keep=keep,
+        fingerprint=made_from,
+        # An earlier version noted nothing: what is absent there is taken to be the same.
+        differences=lambda old, new: [d for d in differing(old, new) if d.old is not ABSENT],
     )
     restored = checkpoints.restore_latest(state)
     if restored is not None:
