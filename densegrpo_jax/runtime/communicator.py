@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import time
 from collections.abc import Callable
 
@@ -80,17 +81,21 @@ class Communicator:
         self._looked = time.monotonic()
         return self.hosts.find(f'round/{self._round}/stop') is not None
 
-    def leave(self) -> None:
-        """Ends the present round, and with it all rounds: the others raise Preempted."""
+    def leave(self, seconds: float = math.inf) -> None:
+        """Ends the present round, and with it all rounds: the others raise Preempted.
+
+        Raises:
+          TimeoutError: in `seconds` not all of them came to its end.
+        """
         if self.hosts.count > 1 and not self._over:
             self.hosts.announce(f'round/{self._round}/stop')
             with contextlib.suppress(Preempted):
-                self._finish_round(None)
+                self._finish_round(None, seconds)
 
-    def _finish_round(self, value: bytes | None) -> list[bytes]:
+    def _finish_round(self, value: bytes | None, seconds: float = math.inf) -> list[bytes]:
         """Gives this process's value (None: it leaves) and waits for those of the others."""
         given = self.hosts.share(
-            f'round/{self._round}', b'stop' if value is None else b'go' + value
+            f'round/{self._round}', b'stop' if value is None else b'go' + value, seconds
         )
         if self.hosts.primary and self._round > 1:
             # everyone has read it: they have answered in the round after

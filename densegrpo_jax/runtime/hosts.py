@@ -8,6 +8,8 @@ must be able to give up waiting (scores, the wish to stop) goes this way.
 from __future__ import annotations
 
 import json
+import math
+import time
 
 import jax
 import numpy as np
@@ -60,29 +62,35 @@ class Hosts:
                 return None
             raise
 
-    def share(self, folder: str, value: bytes) -> list[bytes]:
+    def share(self, folder: str, value: bytes, seconds: float = math.inf) -> list[bytes]:
         """The values of all processes, in their order, once all have given theirs. A folder is used
         once.
 
         The primary process puts them together, so that N processes read 2 N values and not N^2.
-        There is no limit of time: a process that has died ends this one through JAX's heartbeat.
+        Usually without a limit of time: a process that has died ends this one through JAX's
+        heartbeat.
+
+        Raises:
+          TimeoutError: not all have given theirs in `seconds`.
         """
+        until = time.monotonic() + seconds
         if self.count == 1:
             return [value]
         self.put(f'{folder}/{self.index}', value)
         if self.primary:
-            given = [self._await(f'{folder}/{i}') for i in range(self.count)]
+            given = [self._await(f'{folder}/{i}', until) for i in range(self.count)]
             answer = json.dumps([len(one) for one in given]).encode() + b'\n' + b''.join(given)
             self.put(f'{folder}/all', answer)
         else:
-            answer = self._await(f'{folder}/all')
+            answer = self._await(f'{folder}/all', until)
         lengths, _, joined = answer.partition(b'\n')
         ends = np.cumsum([0, *json.loads(lengths)])
         return [joined[start:end] for start, end in zip(ends, ends[1:])]
 
-    def _await(self, name: str) -> bytes:
-        while (value := self.wait(name, 5.0)) is None:
-            pass
+    def _await(self, name: str, until: float) -> bytes:
+        while (value := self.wait(name, max(0.0, min(5.0, until - time.monotonic())))) is None:
+            if time.monotonic() >= until:
+                raise TimeoutError(f'no answer from the other processes of the run ({name})')
         return value
 
     def meet(self, name: str, seconds: float) -> bool:

@@ -7,6 +7,7 @@ stop and the same command continues it, and with anything else when it failed.
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import signal
 import time
@@ -46,12 +47,15 @@ class StopRequest:
             self.communicator.leave()
             raise Preempted(f'stopped by {self.signal_name}')
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: str, seconds: float = math.inf) -> None:
         """Stops the other processes of the run where this one stops for a reason of its own: they
         raise Preempted, this call returns.
+
+        Raises:
+          TimeoutError: they did not in `seconds`.
         """
         self.signal_name = reason
-        self.communicator.leave()
+        self.communicator.leave(seconds)
 
     def wait(self, value, poll_seconds: float = 0.02):
         """Waits for device arrays or futures, but not a moment longer than the stop request: then

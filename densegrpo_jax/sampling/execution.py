@@ -75,8 +75,11 @@ def execute(
         ):
             try:
                 return FINISHED, work(workdir, make_mesh(config.mesh), stop)
-            except RewardError:
-                stop.leave('an error of the reward')
+            except Exception as reason:
+                if isinstance(reason, RewardError):
+                    stop.leave('an error of the reward')
+                if hosts.count > 1 and (stop.requested or isinstance(reason, Preempted)):
+                    hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
                 raise
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):
@@ -85,8 +88,6 @@ def execute(
             '%s; the same command continues',
             'stopped' if isinstance(reason, RewardError) else reason,
         )
-        if hosts.count > 1:
-            hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
         return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
     except Exception as error:
         if jax.process_count() == 1:

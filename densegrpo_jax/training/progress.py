@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 
 class TrainingDiverged(RuntimeError):
@@ -35,16 +34,11 @@ class Progress:
         self.velocity_evals += velocity_evals
         self.seconds += seconds
 
-    def check(self, max_bad: int, checkpoints: pathlib.Path, saved: int) -> None:
-        """Raises TrainingDiverged where `max_bad` updates in a row were left out.
-
-        Args:
-          checkpoints: their folder. saved: step of the newest.
-        """
+    def check(self, max_bad: int) -> None:
+        """Raises TrainingDiverged where `max_bad` updates in a row were left out."""
         if self.bad_in_a_row >= max_bad:
             raise TrainingDiverged(
                 f'the last {self.bad_in_a_row} updates had a non-finite gradient and were left out '
-                f'(optim.max_bad={max_bad}); checkpoints up to iteration {saved} are in '
-                f'{checkpoints}. Lower optim.learning_rate, or look for NaN images in the metrics '
-                '(valid_share)'
+                f'(optim.max_bad={max_bad}). Lower optim.learning_rate, or look for NaN images in '
+                'the metrics (valid_share)'
             )

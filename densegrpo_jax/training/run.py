@@ -37,6 +37,8 @@ from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
 from densegrpo_jax.training.progress import Progress
 
+PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
+
 
 def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     """Trains until `config.iterations`, or continues a run found in `workdir`.
@@ -44,10 +46,12 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     Returns:
       The summary that is also written to WORKDIR/summary.json.
 
+    Whatever is raised after an update is complete, the last one has been saved then.
+
     Raises:
-      Preempted: a stop was requested; the last completed update has been saved.
-      RewardError: scores could not be computed; it has been saved too. RewardsGone: for want of
-        servers, so that trying again may help.
+      Preempted: a stop was requested.
+      RewardError: scores could not be computed. RewardsGone: for want of servers, so that trying
+        again may help.
       TrainingDiverged: see `optim.max_bad`.
       ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
     """
@@ -141,23 +145,52 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 progress.count(metrics['finite'], calls, watch.seconds['iteration'])
                 skipped = int(state.skipped)
                 reporter.iteration(step, metrics, values, valid, watch.seconds, progress, skipped)
-                progress.check(config.optim.max_bad, checkpoints.directory, saved)
+                progress.check(config.optim.max_bad)
 
                 # Evaluate, save.
                 score = evaluate() if evaluation_due() else None
                 if score is not None or checkpoint_due():
                     save(score)
                 stop.check()
-        except (Preempted, RewardError) as reason:
-            if isinstance(reason, RewardError):
-                stop.leave('an error of the reward')
-            if step > saved:
-                save()
-            checkpoints.wait_until_finished()
-            logging.warning('saved after iteration %d of %d', step, config.iterations)
+        except Exception as reason:
+            try:
+                _stop_together(stop, reason)
+                if step > saved:
+                    save()
+                checkpoints.wait_until_finished()
+            except Exception as error:
+                if isinstance(reason, Preempted):
+                    raise  # nothing else is wrong
+                logging.error('The last completed update could not be saved: %s', error)
+            _say_what_is_left(checkpoints.latest_step(), config.iterations, reason)
             raise
         checkpoints.wait_until_finished()
     return report.finish(config, workdir, progress, checkpoints, session.hosts)
+
+
+def _stop_together(stop: StopRequest, reason: Exception) -> None:
+    """All processes of the run stop where this one met an error of its own: they save together.
+
+    A reward's is met where the others look. Any other may leave them in a program that waits for
+    this process: after `PATIENCE` seconds nothing more is saved (TimeoutError), and they end with
+    it.
+    """
+    if isinstance(reason, RewardError):
+        stop.leave('an error of the reward')
+    elif not isinstance(reason, Preempted):
+        stop.leave(f'an error ({type(reason).__name__})', PATIENCE)
+
+
+def _say_what_is_left(saved: int | None, iterations: int, reason: Exception) -> None:
+    kept = f'saved after iteration {saved or 0} of {iterations}'
+    if isinstance(reason, Preempted | RewardError):
+        logging.warning('%s', kept)  # what follows says that the same command continues
+    elif saved is None:
+        logging.warning('ended by an error; nothing is saved, the same command starts anew')
+    else:
+        logging.warning(
+            'ended by an error, %s; once it is mended, the same command continues there', kept
+        )
 
 
 def _needed_texts(checked: Checked, chosen: Callable[[int], Sequence[Prompt]]) -> list[str]:

@@ -45,6 +45,15 @@ def test_a_round_that_one_leaves_ends_for_all_and_so_do_later_ones():
     assert on_hosts(loop, 3) == [([[b'\0', b'\1', b'\2']] * 2, True)] * 3
 
 
+def test_who_leaves_need_not_wait_for_ever():
+    def leave(hosts):
+        if hosts.index == 1:
+            Communicator(hosts).leave(0.0)
+
+    error = on_hosts(leave)[1]
+    assert isinstance(error, TimeoutError) and 'no answer from the other processes' in str(error)
+
+
 def test_nobody_waits_for_the_others_who_does_not_want_to():
     def wants_to_stop():
         raise Preempted('SIGTERM')

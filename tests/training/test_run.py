@@ -5,6 +5,7 @@ SIGTERM, does not depend on the mesh.
 import contextlib
 import json
 import pathlib
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -236,7 +237,7 @@ def test_stops_after_non_finite_gradients(folder, tmp_path, monkeypatch):
     with pytest.raises(TrainingDiverged, match='optim.max_bad=2'):
         run(config, tmp_path, one_device(), StopRequest())
     step, state, _ = final_state(tmp_path)
-    assert step == 1 and all(np.isfinite(v).all() for v in state.values())
+    assert step == 2 and all(np.isfinite(v).all() for v in state.values())
     assert rows(tmp_path)[1]['train/skipped'] == 1
 
 
@@ -341,6 +342,28 @@ def test_whatever_a_reward_raises_the_last_update_is_saved(folder, tmp_path, mon
     with pytest.raises(RewardError, match="'brightness' failed: ValueError: out of memory"):
         run(config, tmp_path, one_device(), second_iteration)
     assert final_state(tmp_path)[0] == 1
+
+
+def test_whatever_ends_a_run_the_last_update_is_saved(folder, tmp_path, caplog):
+    """Here the stored conditioning of the second iteration's prompts is damaged meanwhile. The same
+    command continues once the files are gone.
+    """
+    config = make_config(folder, iterations=2, **{'checkpoint.every': 10, 'eval.every': 10})
+    config.text_cache = str(tmp_path / 'text')
+
+    def damage():
+        for file in (tmp_path / 'text').rglob('*.safetensors'):
+            file.write_bytes(b'')
+
+    with pytest.raises(ValueError, match='is damaged .*; delete it and start again'):
+        run(config, tmp_path / 'run', one_device(), At('update', 1, damage))
+    assert final_state(tmp_path / 'run')[0] == 1
+    assert (
+        'ended by an error, saved after iteration 1 of 2; once it is mended, the same command '
+        'continues there' in caplog.text
+    )
+    shutil.rmtree(tmp_path / 'text')
+    assert run(config, tmp_path / 'run', one_device(), StopRequest())['updates'] == 2
 
 
 def test_an_evaluation_picture_without_a_score_is_left_out_and_said(
