@@ -90,7 +90,10 @@ class Topology(NamedTuple):
     @property
     def can_compile(self) -> bool:
         """Whether the compiler is installed here."""
-        return importlib.util.find_spec(self.compiler) is not None
+        try:
+            return importlib.util.find_spec(self.compiler) is not None
+        except ModuleNotFoundError:  # not even the package that it would be in
+            return False
 
 
 def parse(name: str) -> Topology:

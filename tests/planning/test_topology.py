@@ -26,6 +26,12 @@ def test_topologies(name, count, compiler):
     assert (topology.count, topology.compiler) == (count, compiler) and topology.chip.gib > 10
 
 
+@pytest.mark.parametrize('compiler', ['no_such_package', 'no_such_package.inner', 'jax.no_such'])
+def test_a_compiler_that_is_not_there_is_no_error(compiler):
+    assert not parse('h100:8')._replace(compiler=compiler).can_compile
+    assert parse('h100:8')._replace(compiler='jax.numpy').can_compile
+
+
 def test_only_tpus_are_compiled_with_less_effort():
     assert not parse('v5e:2x4').compiler_options() and parse('v5e:2x4').compiler_options(quick=True)
     assert parse('h100:8').compiler_options(quick=True) == parse('h100:8').compiler_options()
