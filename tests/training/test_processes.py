@@ -20,6 +20,7 @@ import pytest
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.checkpoint_store import Store
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import detect_cluster, start_processes
@@ -40,20 +41,21 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 import os, signal, sys
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.checkpoint_store import Store
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from tests.training.small_run import SMOOTH, Brightness, make_config
 
-def read(self, step, *, _read=Checkpoints._read, **items):
-    if 'state' in items and str(step) == os.environ.get('SPOILED') and '--process_id=1' in sys.argv:
+def arrays(self, step, *args, _arrays=Store.arrays):
+    if str(step) == os.environ.get('SPOILED') and '--process_id=1' in sys.argv:
         raise ValueError('spoiled')
-    return _read(self, step, **items)
+    return _arrays(self, step, *args)
 
 def save(self, step, *args, _save=Checkpoints.save, **kwargs):
     _save(self, step, *args, **kwargs)
     if str(step) == os.environ.get('STOPPED') and '--process_id=1' in sys.argv:
         os.kill(os.getpid(), signal.SIGTERM)
 
-Checkpoints._read, Checkpoints.save = read, save
+Store.arrays, Checkpoints.save = arrays, save
 
 def get_config():
     REWARDS['brightness'] = Brightness
@@ -69,7 +71,7 @@ def get_config():
 def nothing_left_behind():
     """The configuration is also run in this process, which other files' tests share."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, '_read', Checkpoints._read)
+        patch.setattr(Store, 'arrays', Store.arrays)
         patch.setattr(Checkpoints, 'save', Checkpoints.save)
         patch.setitem(REWARDS, 'brightness', None)
         yield
