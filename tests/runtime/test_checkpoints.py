@@ -29,6 +29,7 @@ from densegrpo_jax.runtime.agreement import OtherProcessFailed
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.runtime.flat_state import flatten
 from tests.fake_hosts import on_hosts
 
 ROOT = Path(__file__).parents[2]
@@ -533,6 +534,23 @@ def test_what_cannot_be_read_back_does_not_count(tmp_path, monkeypatch, caplog):
         checkpoints.save(2, make_state(2), {'odd': float('nan')})
         checkpoints.wait_until_finished()
         assert checkpoints.steps() == [2]
+
+
+def test_the_document_is_the_primary_hosts(tmp_path):
+    """Every host has its own, with its own seconds; one is written."""
+    save_steps(tmp_path, [1])
+
+    def verify(hosts):
+        with Checkpoints(tmp_path, hosts=hosts) as checkpoints:
+            document = checkpoints._store.document(1) | {'meta': {'host': hosts.index}}
+            checkpoints.amend(1, document['meta'])
+            checkpoints._saving = checkpoints_module._Saving(
+                1, None, flatten(abstract_of(make_state())), json.dumps(document)
+            )
+            checkpoints.wait_until_finished()
+            return checkpoints.steps()
+
+    assert on_hosts(verify) == [[1], [1]]
 
 
 def test_what_one_host_cannot_read_back_counts_for_none(tmp_path, monkeypatch):
