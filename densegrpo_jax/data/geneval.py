@@ -2,10 +2,10 @@
 line.
 """
 
-import json
 from pathlib import Path
 
 from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.runtime.reading import parse_json, read_text
 
 TAGS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
@@ -96,7 +96,7 @@ OBJECTS = (
 
 
 def geneval_prompts(path: str | Path) -> PromptSet:
-    """Reads one JSON object a line (UTF-8, blank lines skipped), such as
+    """Reads one JSON object a line (`read_text`; blank lines skipped), such as
 
         {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}],
          "prompt": "a photo of a red cup"}   (on one line)
@@ -108,18 +108,15 @@ def geneval_prompts(path: str | Path) -> PromptSet:
       ValueError: a line that is no such object, or a file without prompts; names the file and the
         line number.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'prompt file {path} does not exist')
     prompts = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
+    for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
         if line.strip():
+            row = parse_json(line, f'{path}:{number}')
             try:
-                row = json.loads(line)
                 check_metadata(row)
                 if not isinstance(row.get('prompt'), str) or not row['prompt'].strip():
                     raise ValueError(f'prompt is {row.get("prompt")!r}; expected text')
-            except ValueError as error:  # json's errors are ValueErrors too
+            except ValueError as error:
                 raise ValueError(f'{path}:{number}: not a GenEval prompt: {error}') from None
             prompts.append(Prompt(row['prompt'], row))
     if not prompts:

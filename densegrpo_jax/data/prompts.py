@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from densegrpo_jax.data.words import ASSETS, held_out_words, train_words
+from densegrpo_jax.runtime.reading import read_text
 
 # One look in render.py per scene. At most 6 words before the quote, so that the longest prompt fits
 # 16 T5 tokens.
@@ -50,7 +51,7 @@ class PromptSet(Sequence[Prompt]):
 
     @classmethod
     def from_text(cls, path: str | Path, *, quoted_target: bool = True) -> 'PromptSet':
-        """Reads one prompt a line (UTF-8, blank lines skipped).
+        """Reads one prompt a line (`read_text`; blank lines skipped).
 
         Args:
           path: text file.
@@ -62,11 +63,8 @@ class PromptSet(Sequence[Prompt]):
           ValueError: a line without a quoted target, or a file without prompts; names the file and
             the line number.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f'prompt file {path} does not exist')
         prompts = []
-        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+        for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
             if text := line.strip():
                 prompts.append(
                     ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text)

@@ -3,8 +3,6 @@ be irrelevant, or it is an error.
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -79,23 +77,6 @@ IGNORED_KEYS = (
     'typical_p',
     'use_bfloat16',
 )
-
-
-def read_json(path: pathlib.Path, holds: str) -> dict[str, Any]:
-    """The parsed file.
-
-    Args:
-      holds: what the folder was expected to be, for the message.
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is not JSON.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; expected {holds}')
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is not valid JSON: {error}') from None
 
 
 def read_config(

@@ -14,12 +14,13 @@ import numpy as np
 from densegrpo_jax.networks import clip_text, clip_vision
 from densegrpo_jax.networks.clip_text import ClipTextConfig, ClipTextModel
 from densegrpo_jax.networks.clip_vision import ClipVisionConfig, ClipVisionModel
-from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config, read_json
+from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.networks.weight_rules import Rule
 from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
 from densegrpo_jax.pipelines.tokenizers import tokenize
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights import open_clip
+from densegrpo_jax.runtime.reading import read_json
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
 HOLDS_PROCESSOR = (

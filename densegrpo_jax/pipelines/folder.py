@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from densegrpo_jax.networks import attention
 from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
-from densegrpo_jax.networks.config_json import read_json
 from densegrpo_jax.networks.lora import LoraConfig
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.flux import FluxPipeline
@@ -23,6 +22,7 @@ from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import load_tokenizers
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.hub import find_folder
+from densegrpo_jax.runtime.reading import read_json
 
 PIPELINES: dict[str, type[Pipeline]] = {
     cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)

@@ -13,6 +13,7 @@ from densegrpo_jax.config.method import kernel_of, noise_table_of
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.schedules import check_noise_levels
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.reading import read_json
 
 FORMAT = 1  # of psi.json
 FILE = 'psi.json'  # in the work directory of a run that calibrates first
@@ -132,13 +133,13 @@ def read(path: pathlib.Path) -> dict:
             f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names '
             'it)'
         )
+    way_out = 'no psi file of densegrpo_jax.calibrate; name another one, or remove it'
     try:
-        document = json.loads(path.read_text())
-        found = document['format']
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(
-            f'{path} is no psi file of densegrpo_jax.calibrate; name another one, or remove it'
-        ) from None
+        document = read_json(path)
+    except ValueError as error:
+        raise ValueError(f'{error}: it is {way_out}') from None
+    if (found := document.get('format')) is None:
+        raise ValueError(f'{path} is {way_out}')
     if found != FORMAT:
         raise ValueError(
             f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into '

@@ -23,6 +23,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.runtime.reading import read_json, shown
 
 BASE_NAMES = ('diffusion_pytorch_model', 'model')
 
@@ -215,12 +216,14 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
     for base in BASE_NAMES:
         index = folder / f'{base}.safetensors.index.json'
         if index.exists():
-            try:
-                weight_map = json.loads(index.read_text())['weight_map']
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            weight_map = read_json(index).get('weight_map')
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(name, str) for name in weight_map.values()
+            ):
                 raise ValueError(
-                    f'{index} is damaged: expected JSON with a "weight_map" object ({error})'
-                ) from None
+                    f'{index} is damaged: expected a "weight_map" of tensors to file names, found '
+                    f'{shown(weight_map)}'
+                )
             absent = sorted({name for name in weight_map.values() if not (folder / name).exists()})
             if absent:
                 raise FileNotFoundError(

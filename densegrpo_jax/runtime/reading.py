@@ -1,0 +1,120 @@
+"""Text and JSON that people or other tools wrote: read in one way, and refused in one line that
+names the file, the place and what would do.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+_MARKS = {
+    codecs.BOM_UTF8: 'utf-8-sig',
+    codecs.BOM_UTF32_LE: 'utf-32',  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: 'utf-32',
+    codecs.BOM_UTF16_LE: 'utf-16',
+    codecs.BOM_UTF16_BE: 'utf-16',
+}
+_KINDS = {dict: 'an object', list: 'a list', str: 'text', int: 'a number', float: 'a number'}
+
+
+def read_text(path: str | pathlib.Path, what: str = '') -> str:
+    """The text of a file, as editors of all systems write it: UTF-8, with or without a byte order
+    mark, or UTF-16 or UTF-32 with one. Line ends become newlines.
+
+    Args:
+      what: the file is, for messages: 'prompt file'.
+
+    Raises:
+      FileNotFoundError: no such file. OSError: one that cannot be read.
+      ValueError: bytes of another encoding, or NUL characters; names the line.
+    """
+    path, name = pathlib.Path(path), f'{what} {path}'.strip()
+    if not path.exists():
+        raise _missing(path, name)
+    data = path.read_bytes()
+    encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), 'utf-8')
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b'\n') + 1
+        raise ValueError(
+            f'{name}, line {line}: byte {data[error.start]:#04x} is not {encoding.upper()}; save '
+            'the file as UTF-8'
+        ) from None
+    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    if '\0' in text:
+        line = text[: text.index('\0')].count('\n') + 1
+        raise ValueError(
+            f'{name}, line {line}: a NUL character; this is no text, or UTF-16 without its mark: '
+            'save the file as UTF-8'
+        )
+    return text
+
+
+def parse_json(text: str, where: str, kind: type | tuple[type, ...] = dict) -> Any:
+    """The JSON value of a text.
+
+    Args:
+      where: the text is from, for messages. kind: of the value at its top.
+
+    Raises:
+      ValueError: no JSON, nested too deeply, or a value of another kind.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f'line {error.lineno}, column {error.colno}: {error.msg}'
+        raise ValueError(f'{where} is not valid JSON: {place}') from None
+    except RecursionError:
+        raise ValueError(f'{where} is not usable JSON: brackets nested too deeply') from None
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = ' or '.join(dict.fromkeys(_KINDS[k] for k in kinds))
+        raise ValueError(f'{where} holds {shown(value)}; expected {expected}')
+    return value
+
+
+def read_json(
+    path: str | pathlib.Path, holds: str = '', kind: type | tuple[type, ...] = dict
+) -> Any:
+    """The JSON value of a file.
+
+    Args:
+      holds: what the folder was expected to be, for the message about a file that is not there.
+
+    Raises:
+      FileNotFoundError: no such file. OSError: one that cannot be read.
+      ValueError: as `read_text` and `parse_json` do.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise _missing(path, str(path), holds)
+    return parse_json(read_text(path), str(path), kind)
+
+
+def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a file with one JSON object a line; blank lines are skipped.
+
+    Raises:
+      As `read_json`; with the line's number.
+    """
+    # not splitlines: JSON may hold U+2028 and others of its kind as they are
+    for number, line in enumerate(read_text(path, what).split('\n'), start=1):
+        if line.strip():
+            yield number, parse_json(line, f'{path}:{number}')
+
+
+def _missing(path: pathlib.Path, name: str, holds: str = '') -> FileNotFoundError:
+    found = f'{name} does not exist'
+    if path.is_symlink():
+        found = f'{name} is a link to {path.readlink()}, which is not there'
+    return FileNotFoundError(found + (f'; expected {holds}' if holds else ''))
+
+
+def shown(value: Any, length: int = 40) -> str:
+    """A value as messages show it, shortened."""
+    text = repr(value)
+    return text if len(text) <= length else f'{text[: length - 3]}...'
