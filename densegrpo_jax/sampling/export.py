@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 
@@ -12,8 +11,10 @@ import jax.numpy as jnp
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
+from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.sampling.session import check, load_weights, open_shapes
@@ -68,7 +69,7 @@ def model_card(
     """The text of README.md; copies the run's curve beside it where there is one."""
     scores = ''
     if (workdir / 'summary.json').is_file():
-        summary = json.loads((workdir / 'summary.json').read_text())
+        summary = read_json(workdir / 'summary.json')
         line = lambda mean, error: f'{mean:.4f} ± {error:.4f}'
         first, of_step = (
             summary['evaluations'][0],
@@ -150,7 +151,7 @@ def export(
     else:
         layers = lora_files.to_layers(policy, names, scale)
         if layout == 'peft':
-            filename, tensors = lora_files.FILENAME, lora_files.peft_tensors(layers)
+            filename, tensors = FILENAME, lora_files.peft_tensors(layers)
         else:
             widths = lora_files.output_widths(
                 names, pipeline.abstract_params(['transformer'])['transformer']

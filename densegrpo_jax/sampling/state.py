@@ -13,12 +13,8 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.weights.lora_files import (
-    check_layers,
-    from_layers,
-    peft_shapes,
-    read_peft,
-)
+from densegrpo_jax.pipelines.weights.lora_files import check_layers, from_layers
+from densegrpo_jax.pipelines.weights.lora_reading import peft_shapes, read_peft
 from densegrpo_jax.runtime.sharding import init_sharded
 from densegrpo_jax.runtime.streams import STREAM_INIT, stream_key
 
@@ -138,7 +134,7 @@ def check_start(config, pipeline: Pipeline) -> None:
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:
     """The fresh state with its policy, and moving average, taken from an adapter file
-    (`lora_files.read_peft`).
+    (`lora_reading.read_peft`).
     """
     given = from_layers(layers, pipeline.adapter_names(), pipeline.transformer.lora, state.policy)
     placed = lambda: jax.tree.map(

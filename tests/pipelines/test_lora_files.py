@@ -3,7 +3,6 @@ layout; and what is read back is equal.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +10,7 @@ from densegrpo_jax.config.model_keys import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
-from densegrpo_jax.pipelines.weights import lora_files
+from densegrpo_jax.pipelines.weights import lora_files, lora_reading
 from tests import miniature
 
 PROMPT = 'A neon sign that says "HELLO"'
@@ -94,10 +93,10 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
     else:
         widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
         tensors = lora_files.kohya_tensors(layers, widths)
-    lora_files.write(tmp_path / lora_files.FILENAME, tensors)
+    lora_files.write(tmp_path / lora_reading.FILENAME, tensors)
     ours = our_latents(pipeline, params, adapters, noise)
     assert not close(our_latents(pipeline, params, None, noise), ours)  # the adapters matter
-    assert close(torch_latents(kind, folders[kind], noise, tmp_path / lora_files.FILENAME), ours)
+    assert close(torch_latents(kind, folders[kind], noise, tmp_path / lora_reading.FILENAME), ours)
 
 
 def test_kohya_joins_layers(folders):
@@ -138,48 +137,29 @@ def test_reads_what_it_writes(kind, scan, folders, tmp_path):
     names = pipeline.adapter_names()
     layers = lora_files.to_layers(adapters, names, config.scale)
     assert set(layers) == set(config.select(names))
-    lora_files.write(tmp_path / lora_files.FILENAME, lora_files.peft_tensors(layers))
-    again = lora_files.from_layers(lora_files.read_peft(tmp_path), names, config, adapters)
+    lora_files.write(tmp_path / lora_reading.FILENAME, lora_files.peft_tensors(layers))
+    again = lora_files.from_layers(lora_reading.read_peft(tmp_path), names, config, adapters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, adapters)
 
 
-def test_reads_the_files_of_others(tmp_path):
-    a, b = np.ones((2, 3), np.float32), np.ones((4, 2), np.float32)
-    keys = lambda prefix, suffix='': {
-        f'{prefix}x.to_q.lora_A{suffix}.weight': a,
-        f'{prefix}x.to_q.lora_B{suffix}.weight': b,
-    }
-    cases = {
-        'plain': (keys('transformer.'), {}, 1.0),
-        'peft': (keys('base_model.model.', '.default'), {}, 1.0),
-        'alpha': (keys('transformer.') | {'transformer.x.to_q.alpha': np.float32(8)}, {}, 4.0),
-        'metadata': (
-            keys('transformer.'),
-            {'lora_adapter_metadata': {'transformer.lora_alpha': 6, 'transformer.r': 2}},
-            3.0,
-        ),
-    }
-    for name, (tensors, notes, scale) in cases.items():
-        lora_files.write(
-            tmp_path / f'{name}.safetensors',
-            {k: np.asarray(v) for k, v in tensors.items()},
-            metadata=notes,
-        )
-        layers = lora_files.read_peft(tmp_path / f'{name}.safetensors')
-        np.testing.assert_array_equal(layers['x.to_q'][1], scale * b)
+@pytest.mark.parametrize('scan', [False, True])
+def test_a_lower_rank_is_filled_up_with_what_changes_nothing(scan, folders):
+    pipeline, params, adapters, config = opened('flux', folders['flux'], scan)
+    names = pipeline.adapter_names()
+    layers = lora_files.to_layers(adapters, names, config.scale)
+    short = {name: (down[:2], up[:, :2]) for name, (down, up) in layers.items()}
+    read = lora_files.from_layers(short, names, config, adapters)
+    again = lora_files.to_layers(read, names, config.scale)
+    for name, (down, up) in short.items():
+        np.testing.assert_allclose(again[name][1] @ again[name][0], up @ down, atol=1e-5)
+        np.testing.assert_array_equal(again[name][0][2], layers[name][0][2])  # the fresh row
+        assert not again[name][1][:, 2].any()
 
 
 def test_what_does_not_fit_is_named(folders, tmp_path):
     pipeline, params, adapters, config = opened('flux', folders['flux'])
     names = pipeline.adapter_names()
     layers = lora_files.to_layers(adapters, names, config.scale)
-    with pytest.raises(FileNotFoundError, match='absent'):
-        lora_files.read_peft(tmp_path / 'absent')
-    lora_files.write(
-        tmp_path / 'odd.safetensors', {'lora_unet_blocks_0.lora_down.weight': jnp.ones((1, 1))}
-    )
-    with pytest.raises(ValueError, match='another layout'):
-        lora_files.read_peft(tmp_path / 'odd.safetensors')
     first = sorted(layers)[0]
     with pytest.raises(ValueError, match=first):
         lora_files.from_layers(
@@ -187,5 +167,8 @@ def test_what_does_not_fit_is_named(folders, tmp_path):
         )
     with pytest.raises(ValueError, match='lora.rank=2'):
         lora_files.from_layers(layers, names, LoraConfig(2, 4.0, config.targets), adapters)
+    with pytest.raises(ValueError, match=r'has shape .*, the network needs'):
+        odd = {**layers, first: (layers[first][0][:, 1:], layers[first][1])}
+        lora_files.from_layers(odd, names, config, adapters)
     with pytest.raises(ValueError, match='peft layout'):
         lora_files.kohya_tensors({'x_embedder': layers[first]}, {})

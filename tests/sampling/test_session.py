@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline
-from densegrpo_jax.pipelines.weights import lora_files
+from densegrpo_jax.pipelines.weights import lora_files, lora_reading
 from densegrpo_jax.sampling.session import check, load, load_weights
 from tests import miniature
 from tests.training.small_run import make_config, one_device
@@ -48,10 +48,10 @@ def test_an_adapter_that_does_not_fit_is_known_from_its_header(folder, tmp_path,
     layers = lora_files.to_layers(
         init_adapters(lora, names, base, jax.random.key(0)), names, lora.scale
     )
-    file = tmp_path / lora_files.FILENAME
+    file = tmp_path / lora_reading.FILENAME
     lora_files.write(file, lora_files.peft_tensors(layers))
     shapes = {name: (down.shape, up.shape) for name, (down, up) in layers.items()}
-    assert lora_files.peft_shapes(tmp_path) == shapes
+    assert lora_reading.peft_shapes(tmp_path) == shapes
     config.lora.init_from = str(tmp_path)
     check(config, one_device())  # nothing starts from it
     with pytest.raises(ValueError, match='rank 3, .* lora.rank=2' if rank == 3 else 'are absent'):

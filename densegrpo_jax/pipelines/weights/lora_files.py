@@ -16,15 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
 
 from densegrpo_jax.networks.lora import LoraConfig
 from densegrpo_jax.pipelines.weights import bfl
 from densegrpo_jax.pipelines.weights import files as weights
-
-PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
-FILENAME = 'pytorch_lora_weights.safetensors'  # what `load_lora_weights` looks for
+from densegrpo_jax.pipelines.weights.lora_reading import PREFIX
 
 
 def to_layers(
@@ -58,7 +55,8 @@ def from_layers(
     config: LoraConfig,
     like: dict,
 ) -> dict:
-    """The inverse of `to_layers`, for a network whose fresh adapters are `like`.
+    """The inverse of `to_layers`, for a network whose fresh adapters are `like`. A layer of a lower
+    rank is filled up with fresh rows, which change nothing until they are trained.
 
     Raises ValueError as `check_layers`.
     """
@@ -73,9 +71,20 @@ def from_layers(
     for path, leaf in traverse_util.flatten_dict(like, sep='/').items():
         layer, part = path.rsplit('/', 1)
         parts = [pair['ab'.index(part)] for pair in blocks[layer]]
+        if any(config.rank not in value.shape for value in parts):
+            fresh = np.asarray(leaf, np.float32).reshape(len(parts), *leaf.shape[-2:])
+            parts = [_filled(value, rest, 'ab'.index(part)) for value, rest in zip(parts, fresh)]
         value = np.stack(parts) if len(leaf.shape) == 3 else parts[0]
         flat[path] = np.asarray(value, np.float32)
     return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _filled(value: np.ndarray, fresh: np.ndarray, up: int) -> np.ndarray:
+    """a [in, rank] with the last columns of the fresh one, or b [rank, out] with rows of zeros."""
+    rank = value.shape[1 - up]
+    if up:
+        return np.concatenate([value, np.zeros_like(fresh[rank:])])
+    return np.concatenate([value, fresh[:, rank:]], axis=1)
 
 
 def check_layers(
@@ -91,7 +100,7 @@ def check_layers(
       names: checkpoint name -> path, `pipeline.adapter_names()`.
 
     Raises:
-      ValueError: layers that the configuration does not adapt, layers that are absent, another
+      ValueError: layers that the configuration does not adapt, layers that are absent, a higher
         rank, or other widths; names them.
     """
     chosen = set(config.select(names))
@@ -104,12 +113,14 @@ def check_layers(
         )
     flat = traverse_util.flatten_dict(like, sep='/')
     for name in sorted(chosen):
-        if (rank := shapes[name][0][0]) != config.rank:
+        if (rank := shapes[name][0][0]) > config.rank:
             raise ValueError(
-                f'the adapter of {name} has rank {rank}, the configuration lora.rank={config.rank}'
+                f'the adapter of {name} has rank {rank}, and lora.rank={config.rank}: set '
+                f'lora.rank={max(down[0] for down, _ in shapes.values())}'
             )
         for part, found in zip('ab', shapes[name]):
-            wanted = tuple(flat[f'{names[name]}/{part}'].shape[-2:])[::-1]
+            inner = flat[f'{names[name]}/{part}'].shape[-2:][::-1]
+            wanted = (rank, inner[1]) if part == 'a' else (inner[0], rank)
             if tuple(found) != wanted:
                 raise ValueError(
                     f'the adapter of {name} has shape {tuple(found)}, the network needs {wanted}'
@@ -221,85 +232,3 @@ def write(
         cast,
         {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
     )
-
-
-def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Layers of a PEFT / Diffusers file, or of a folder that holds `FILENAME`; ups are multiplied
-    by alpha / rank.
-
-    alpha comes from '<layer>.alpha' tensors, or the 'lora_adapter_metadata' that Diffusers writes;
-    without either it is the rank.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a damaged file, or keys of another layout; names them.
-    """
-    parts, notes = _read(path, lambda file, key: file.get_tensor(key).astype(np.float32))
-    settings, layers = json.loads(notes.get('lora_adapter_metadata', '{}')), {}
-    for name, layer in parts.items():
-        rank = layer['lora_A'].shape[0]
-        alpha = layer.get('alpha', _alpha_of(settings, name, rank))
-        layers[name] = layer['lora_A'], layer['lora_B'] * np.float32(alpha / rank)
-    return layers
-
-
-def peft_shapes(path: str | pathlib.Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of the layers of `read_peft`, down [rank, in] and up [out, rank], from the file's
-    header alone. Raises as it does.
-    """
-    parts, _ = _read(path, lambda file, key: tuple(file.get_slice(key).get_shape()))
-    return {name: (layer['lora_A'], layer['lora_B']) for name, layer in parts.items()}
-
-
-def _read(path: str | pathlib.Path, read) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Layer -> 'lora_A', 'lora_B' and where there is one 'alpha' -> read(file, key) of its tensor;
-    and the file's metadata.
-    """
-    path = pathlib.Path(path).expanduser()
-    path = path / FILENAME if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'{path} does not exist; expected a safetensors file with PEFT keys, or a folder with '
-            f'{FILENAME}'
-        )
-    pattern = re.compile(
-        rf'(?:{re.escape(PREFIX)}|base_model\.model\.)?(.+)\.(lora_A|lora_B)(?:\.default)?\.weight'
-        r'|(.+)\.alpha'
-    )
-    try:
-        with safetensors.safe_open(path, framework='numpy') as file:
-            if strangers := [key for key in file.keys() if not pattern.fullmatch(key)]:
-                raise ValueError(
-                    f'{path} has keys of another layout: {strangers[:3]}; expected '
-                    f'{PREFIX}<layer>.lora_A.weight and .lora_B.weight'
-                )
-            values = {key: read(file, key) for key in file.keys()}
-            notes = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
-    layers: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        match = pattern.fullmatch(key)
-        if match[1]:
-            layers.setdefault(match[1], {})[match[2]] = value
-        else:
-            layers.setdefault(match[3].removeprefix(PREFIX), {})['alpha'] = value
-    for name, layer in layers.items():
-        if not {'lora_A', 'lora_B'} <= layer.keys():
-            raise ValueError(
-                f'{path}: the layer {name} has only {sorted(layer)}; expected lora_A and lora_B'
-            )
-    return layers, notes
-
-
-def _alpha_of(settings: dict, name: str, rank: int) -> float:
-    patterns = settings.get(f'{PREFIX}alpha_pattern') or {}
-    special = next(
-        (
-            alpha
-            for pattern, alpha in patterns.items()
-            if re.fullmatch(rf'(.*\.)?({pattern})', name)
-        ),
-        None,
-    )
-    return float(special if special is not None else settings.get(f'{PREFIX}lora_alpha', rank))
