@@ -221,6 +221,13 @@ def build_pipeline(
     )
 
 
+def folder_names(pipeline: Pipeline) -> list[str]:
+    """What `save_pipeline` writes directly in its folder."""
+    tokenizers = [e.tokenizer for e in pipeline.TEXT_ENCODERS]
+    components = [pipeline.folder(name) for name in pipeline.INDEX]
+    return ['model_index.json', 'scheduler', *components, *tokenizers]
+
+
 def save_pipeline(
     folder: str | pathlib.Path, pipeline: Pipeline, params: dict, *, dtype: Any = None
 ) -> None:

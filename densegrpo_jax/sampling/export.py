@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import save_pipeline
+from densegrpo_jax.pipelines.folder import folder_names, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
@@ -22,6 +23,7 @@ from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 CURVE = 'reward_curve.png'  # of a finished run
 MERGED = 'merged'
 LAYOUTS = ('peft', 'kohya', MERGED)
+KOHYA_FILENAME = 'kohya_lora.safetensors'
 
 CARD = """---
 base_model: {base}
@@ -43,6 +45,12 @@ Trained with densegrpo_jax (DenseGRPO, arXiv 2601.20218) from `{base}`, {step} u
 The weights inherit the licence of the base model. `config.json` beside this card is the run's whole
 configuration.
 """
+
+
+def written(pipeline: Pipeline, layout: str) -> list[str]:
+    """The names that an export writes in its folder."""
+    files = {'peft': [FILENAME], 'kohya': [KOHYA_FILENAME], MERGED: folder_names(pipeline)}
+    return [*files[layout], 'README.md', 'config.json', CURVE]
 
 
 def snippet(pipeline: Pipeline, base: str, out: str, layout: str, filename: str) -> str:
@@ -119,7 +127,8 @@ def export(
     module's docstring.
 
     Raises:
-      ValueError: an unknown layout, or one that the network has no names in.
+      ValueError: an unknown layout, or one that the network has no names in; or `out` is what is
+        read, or holds files of somebody else.
     """
     if layout not in LAYOUTS:
         raise ValueError(f'--layout={layout!r} is not known; choose one of {LAYOUTS}')
@@ -136,8 +145,8 @@ def export(
     find_step(workdir, checkpoint)  # that there is something to export, before a base is fetched
     checked = check(exact, mesh) if layout == MERGED else None
     pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
+    claim(out, written(pipeline, layout), read=[workdir, *([checked.folder] if checked else [])])
     policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
     kind = jnp.dtype(dtype) if dtype else None
     if layout == MERGED:
@@ -156,7 +165,7 @@ def export(
             widths = lora_files.output_widths(
                 names, pipeline.abstract_params(['transformer'])['transformer']
             )
-            filename, tensors = 'kohya_lora.safetensors', lora_files.kohya_tensors(layers, widths)
+            filename, tensors = KOHYA_FILENAME, lora_files.kohya_tensors(layers, widths)
         lora_files.write(
             out / filename,
             tensors,

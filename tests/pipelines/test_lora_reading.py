@@ -17,6 +17,7 @@ from densegrpo_jax.pipelines.weights.lora_reading import (
 )
 
 A, B = np.ones((2, 3), np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)
+OWN = {'transformer.x.to_q.alpha': np.array(8, np.float32)}  # a strength of its own
 
 
 def pair(prefix='transformer.', layer='x.to_q', names=('lora_A', 'lora_B'), suffix=''):
@@ -64,11 +65,11 @@ def test_peft_is_the_oracle(tmp_path):
         (pair('diffusion_model.'), None, 1.0),
         (pair(''), None, 1.0),
         (pair(names=('lora.down', 'lora.up')), None, 1.0),
-        (pair() | {'transformer.x.to_q.alpha': np.array(8, np.float32)}, None, 4.0),
+        (pair() | OWN, None, 4.0),
         (pair(), {'transformer.lora_alpha': 6, 'transformer.r': 2}, 3.0),
         (pair(), {'transformer.lora_alpha': 6, 'transformer.use_rslora': True}, 6 / np.sqrt(2)),
         (pair(), {'transformer.lora_alpha': 6, 'transformer.alpha_pattern': {'to_q': 10}}, 5.0),
-        (pair() | {'transformer.x.to_q.alpha': np.array(8, np.float32)}, {'transformer.lora_alpha': 6}, 4.0),
+        (pair() | OWN, {'transformer.lora_alpha': 6}, 4.0),
     ],
 )
 def test_layouts_of_diffusers(tmp_path, tensors, settings, scale):

@@ -4,6 +4,7 @@ adapters, and their errors.
 
 import csv
 import json
+import pathlib
 import shutil
 from types import SimpleNamespace
 
@@ -267,6 +268,24 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     assert (tmp_path / 'out' / 'config.json').is_file() and (
         tmp_path / 'out' / 'reward_curve.png'
     ).is_file()
+
+
+def test_an_export_takes_the_place_of_nothing(trained, tmp_path):
+    """Neither of the base, nor of the run, nor of somebody's file; of an earlier export it does."""
+    config, workdir = trained
+    base = pathlib.Path(config.model.path)
+    bytes_of = lambda folder: {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    before = bytes_of(base), bytes_of(workdir)
+    for out, layout in ((base, 'merged'), (workdir, 'peft'), (workdir, 'merged')):
+        with pytest.raises(ValueError, match='which is read here'):
+            export(config, workdir, out, layout=layout)
+    assert (bytes_of(base), bytes_of(workdir)) == before
+    (tmp_path / 'README.md').write_text('mine')
+    with pytest.raises(ValueError, match='holds README.md, which this command did not write'):
+        export(config, workdir, tmp_path)
+    assert (tmp_path / 'README.md').read_text() == 'mine'
+    for _ in range(2):
+        export(config, workdir, tmp_path / 'exported')
 
 
 def test_adapters_are_exported_without_the_base_and_a_missing_run_is_said_first(tmp_path):

@@ -1,0 +1,38 @@
+"""Outputs take the place of nothing but earlier outputs."""
+
+import json
+
+import pytest
+
+from densegrpo_jax.runtime.outputs import RECORD, claim
+
+
+def test_a_command_may_write_its_own_files_again(tmp_path):
+    out = tmp_path / 'new' / 'out'
+    claim(out, ['README.md', 'weights'])
+    (out / 'README.md').write_text('ours')
+    (out / 'notes.txt').write_text("somebody's, in nobody's way")
+    claim(out, ['README.md', 'config.json'])
+    assert json.loads((out / RECORD).read_text()) == ['README.md', 'config.json', 'weights']
+
+
+def test_what_somebody_else_wrote_stays(tmp_path):
+    (tmp_path / 'README.md').write_text('mine')
+    with pytest.raises(ValueError, match='holds README.md, which this command did not write'):
+        claim(tmp_path, ['README.md', 'config.json'])
+    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
+    (tmp_path / 'README.md').unlink()
+    (tmp_path / 'config.json').symlink_to(tmp_path / 'elsewhere')  # a broken link is somebody's too
+    with pytest.raises(ValueError, match='holds config.json'):
+        claim(tmp_path, ['README.md', 'config.json'])
+
+
+def test_what_is_read_is_not_written_to(tmp_path):
+    base = tmp_path / 'base'
+    base.mkdir()
+    (tmp_path / 'link').symlink_to(base)
+    for out in (base, tmp_path / 'link', base / '..' / 'base'):
+        with pytest.raises(ValueError, match='which is read here'):
+            claim(out, ['weights'], read=[base, tmp_path / 'run'])
+    assert not list(base.iterdir())
+    claim(base / 'exported', ['weights'], read=[base])
