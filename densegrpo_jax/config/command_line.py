@@ -22,7 +22,7 @@ from densegrpo_jax.runtime import console, paths
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # what is raised of them, wherever it is found out
-UNUSABLE_ERRORS = (app.UsageError, ValueError, FileNotFoundError, ModuleNotFoundError)
+UNUSABLE_ERRORS = (app.UsageError, ValueError, OSError, ModuleNotFoundError)
 # groups of rewards; a configuration names those of their options that it sets
 REWARDS = ('config.reward', 'config.eval.panel')
 
@@ -240,6 +240,14 @@ def _parse(args: list[str]) -> list[str]:
         _refuse(f'{error}\n(--help lists the flags)')
 
 
+def said(error: object) -> str:
+    """An error as a line for people; of the system's with the file that it was about."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        names = ' and '.join(str(n) for n in (error.filename, error.filename2) if n is not None)
+        return f'{names}: {error.strerror}'
+    return str(error)
+
+
 def _refuse(reason: object) -> NoReturn:
-    print(f'error: {reason}', file=sys.stderr)
+    print(f'error: {said(reason)}', file=sys.stderr)
     sys.exit(UNUSABLE)

@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.config.command_line import UNUSABLE, UNUSABLE_ERRORS
+from densegrpo_jax.config.command_line import UNUSABLE, UNUSABLE_ERRORS, said
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import only_writer
@@ -93,7 +93,7 @@ def execute(
         if jax.process_count() == 1:
             raise
         if isinstance(error, UNUSABLE_ERRORS):
-            logging.error('%s', error)
+            logging.error('%s', said(error))
             return _leave(UNUSABLE), None
         logging.exception(
             'this process (%d of %d) failed; the others stop when they notice',

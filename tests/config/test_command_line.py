@@ -252,3 +252,22 @@ def test_help_lists_the_flags_that_a_command_speaks_of():
             for flag in re.findall(r'--(\w+)(?![\w.])', description)
         }
         assert 'config' in spoken_of and spoken_of <= known, (name, spoken_of - known)
+
+
+@pytest.mark.parametrize(
+    ('touch', 'message'),
+    [
+        (lambda folder: (folder / 'file' / 'below').read_text(), 'file/below: Not a directory'),
+        (lambda folder: folder.read_text(), ': Is a directory'),
+        (lambda folder: (folder / ('n' * 300)).write_text(''), 'File name too long'),
+        (lambda folder: (folder / 'loop').read_text(), 'loop: Too many levels of symbolic links'),
+        (lambda folder: (folder / 'file').rename(folder / 'no' / 'x'), 'no/x: No such file'),
+        (lambda folder: (folder / 'file').mkdir(), 'file: File exists'),
+    ],
+)
+def test_what_the_system_refuses_is_a_line_with_the_file(typed, tmp_path, touch, message):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    status, error, _ = typed(main=lambda flag: touch(tmp_path))
+    assert status == 2 and error.startswith('error: ') and message in error
+    assert error.count('\n') == 1 and str(tmp_path) in error
