@@ -367,3 +367,42 @@ def test_recognising_needs_neither_opencv_nor_jax():
         [sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize(
+    ('read', 'target'),
+    [
+        ('CAFÉ', 'CAFE\u0301'),  # an accent of its own
+        ('OPEN', '\uff2f\uff30\uff25\uff2e'),  # full width
+        ('NO EXIT', 'NO\u00a0EXIT'),  # a space that does not break
+        ("JOE'S", 'JOE\u2019S'),
+        ('"HI"', '\u201cHI\u201d'),
+        ('9-5', '9\u20135'),
+        ('office', 'o\ufb03ce'),  # a ligature
+        ('A\tB', 'A B'),
+    ],
+)
+def test_what_looks_alike_is_alike(read, target):
+    assert ocr_score(read, target) == ocr_score(target, read) == 1
+    assert ocr_score(read, target, extra_text_penalty=1.0) == 1
+    assert ocr_score(read, target, unicode=False) < 1 or ocr_score(target, read, unicode=False) < 1
+
+
+def test_for_ascii_both_formulas_are_the_same():
+    rng = np.random.default_rng(0)
+    letters = [c for c in map(chr, range(32, 127)) if c != '`']
+    for _ in range(200):
+        one, two = (''.join(rng.choice(letters, rng.integers(1, 9))) + 'x' for _ in range(2))
+        assert ocr_score(one, two) == ocr_score(one, two, unicode=False)
+
+
+def test_what_the_reader_does_not_know_is_said_before_the_run(caplog):
+    reward = OcrReward()
+    reward.check(
+        ['a "CAFÉ"', 'b "\uff2f\uff2b"', f'c "{"".join(map(chr, range(35, 127)))}"'], [{}] * 3
+    )
+    assert not caplog.records
+    reward.check(['a "OK"', 'b "\U0001f600 \u16a0"'], [{}] * 2)
+    [record] = caplog.records
+    said = record.getMessage()
+    assert '1 of 2 targets' in said and '\U0001f600' in said and 'prompt 1' in said

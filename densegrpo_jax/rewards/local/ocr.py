@@ -3,6 +3,7 @@
 import functools
 import logging
 import threading
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from densegrpo_jax.rewards.local.readers import (
     Line,
     LineReader,
     SceneReader,
+    alphabet,
     model_file,
 )
 
@@ -24,23 +26,44 @@ log = logging.getLogger(__name__)
 Reader = Callable[..., list[list[Line]]]
 
 
-def normalise(text: str) -> str:
-    """Lower case without spaces: what both sides are reduced to before they are compared."""
-    return text.replace(' ', '').lower()
+# Of one look, or drawn alike by most fonts; NFKC keeps them apart.
+_ALIKE = str.maketrans(
+    {c: "'" for c in '\u2018\u2019\u201a\u201b\u2032\u00b4\u0060'}
+    | {c: '"' for c in '\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb'}
+    | {c: '-' for c in '\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u00ad'}
+)
 
 
-def ocr_score(recognised: str, target: str, extra_text_penalty: float = 0.0) -> float:
+def normalise(text: str, unicode: bool = True) -> str:
+    """What both sides are reduced to before they are compared.
+
+    Args:
+      unicode: as people see it: composed accents, plain forms of full-width letters and ligatures
+        (NFKC), straight quotes and one kind of dash, no white space, lower case. False: as
+        Flow-GRPO does, lower case without spaces (U+0020 alone). For ASCII text both are the same
+        but for tabs, newlines and the grave accent.
+    """
+    if not unicode:
+        return text.replace(' ', '').lower()
+    # Lower case may need composing again, and quotes go before NFKC takes some of them apart.
+    plain = unicodedata.normalize('NFKC', text.translate(_ALIKE)).lower()
+    return ''.join(unicodedata.normalize('NFKC', plain).split())
+
+
+def ocr_score(
+    recognised: str, target: str, extra_text_penalty: float = 0.0, unicode: bool = True
+) -> float:
     """Flow-GRPO's OCR reward (arXiv 2505.05470, section 4.1): 1 - min(d, |target|) / |target|.
 
     d is 0 if the target occurs in the recognised text, else their Levenshtein distance; both are
-    normalised first. Text around the target is therefore free, a known loophole.
+    normalised first, see `normalise`. Text around the target is therefore free, a known loophole.
     `extra_text_penalty` = p closes it: where the target occurs, d = p * (|recognised| - |target|).
     So p = 0 is Flow-GRPO's reward, and p = 1 the plain capped edit distance.
 
     Raises:
       ValueError: the target is empty or nothing but spaces.
     """
-    recognised, target = normalise(recognised), normalise(target)
+    recognised, target = normalise(recognised, unicode), normalise(target, unicode)
     if not target:
         raise ValueError('the target text is empty')
     if target in recognised:
@@ -83,6 +106,7 @@ class OcrReward:
         (`readers.ctc_likelihood`). The score alone has as many values as the word has letters and
         stands still under most steps; the likelihood moves with every stroke. Both are logged on
         their own, and `eval.best='ocr'` keeps measuring the score.
+      unicode: see `normalise`; False keeps Flow-GRPO's exact formula for text that is not ASCII.
       drop_score: lines of lower confidence are ignored by the engine. None: 0.5 when detecting, as
         PaddleOCR does before Flow-GRPO sees its lines, and 0 when recognising, where an uncertain
         reading of the only line is all there is. Of what is left, lines of confidence > 0 are
@@ -112,6 +136,7 @@ class OcrReward:
         *,
         extra_text_penalty: float = 0.0,
         smooth: float = 0.0,
+        unicode: bool = True,
         drop_score: float | None = None,
         batch_size: int = 8,
         width_scale: float = 5 / 6,
@@ -140,6 +165,7 @@ class OcrReward:
                 f'{width_scale}; '
                 'expected batch_size >= 1, detect_side >= 32 and width_scale in [0.25, 4]'
             )
+        own_reader = make_reader is not None
         # missing models are reported here, not by a worker thread in the middle of a run
         if make_reader is None:
             for file in (RECOGNISER,) if mode == 'recognise' else (DETECTOR, RECOGNISER):
@@ -150,15 +176,31 @@ class OcrReward:
                 make_reader = functools.partial(SceneReader, detect_side, drop_score)
         self._make_reader = make_reader
         self._extra_text_penalty = extra_text_penalty
-        self._smooth = smooth
+        self._smooth, self._unicode = smooth, unicode
+        self._own_reader = own_reader
         self.names = ('ocr_smooth', 'ocr', 'ocr_likelihood') if smooth else ('ocr',)
         self._drop_score = drop_score
         self._batch_size = batch_size
         self._local = threading.local()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Raises ValueError, naming the prompt, if one has no target."""
-        targets_of(prompts, metadata)
+        """Raises ValueError, naming the prompt, if one has no target; warns of targets with
+        characters that the reader does not know, which cannot reach 1.
+        """
+        targets = targets_of(prompts, metadata)
+        if self._own_reader or all(map(str.isascii, targets)):
+            return
+        strange = [set(normalise(target, self._unicode)) - alphabet() for target in targets]
+        if held := [i for i, characters in enumerate(strange) if characters]:
+            log.warning(
+                'ocr: %d of %d targets hold characters that the reader does not know (%s), and '
+                'cannot score 1; the first is prompt %d, %r',
+                len(held),
+                len(targets),
+                ' '.join(sorted(set().union(*strange))[:10]),
+                held[0],
+                prompts[held[0]],
+            )
 
     def read(self, images: np.ndarray) -> list[str | None]:
         """The text of each picture, its lines joined by spaces; None where the engine failed.
@@ -188,14 +230,17 @@ class OcrReward:
         """Implements `Reward`. Raises ValueError, naming the prompt, if one has no target."""
         check_batch(images, prompts, metadata)
         targets = targets_of(prompts, metadata)
-        found = self._lines(images, *([list(map(normalise, targets))] if self._smooth else []))
+        likely = [[normalise(target, self._unicode) for target in targets]] if self._smooth else []
+        found = self._lines(images, *likely)
         valid = np.array([lines is not None for lines in found], bool)
         per_picture = lambda score: np.array(
             [np.nan if f is None else score(f, t) for f, t in zip(found, targets)], np.float32
         )
         values = {
             'ocr': per_picture(
-                lambda lines, target: ocr_score(self._join(lines), target, self._extra_text_penalty)
+                lambda lines, target: ocr_score(
+                    self._join(lines), target, self._extra_text_penalty, self._unicode
+                )
             )
         }
         if self._smooth:

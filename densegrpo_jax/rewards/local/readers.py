@@ -2,6 +2,7 @@
 `rapidocr` package, nothing is fetched.
 """
 
+import functools
 import importlib.util
 import math
 import threading
@@ -111,6 +112,27 @@ def ctc_likelihood(probs: np.ndarray, targets: Sequence[Sequence[Sequence[int]]]
     return np.minimum(np.exp(total / lengths), 1.0)
 
 
+def recogniser():
+    """(onnxruntime session of the recogniser on one thread, characters[class]; 0 is the blank)."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # parallel over pictures instead: pools spin
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        str(model_file(RECOGNISER)), options, providers=['CPUExecutionProvider']
+    )
+    table = session.get_modelmeta().custom_metadata_map['character'].split('\n')
+    return session, ['', *table, ' ']
+
+
+@functools.cache
+def alphabet() -> frozenset[str]:
+    """Every character that the recogniser can read, in lower case."""
+    return frozenset(character.lower() for character in recogniser()[1])
+
+
 class LineReader:
     """Reads each picture as one line of text, with the recogniser alone: no text detection, no
     OpenCV.
@@ -119,17 +141,7 @@ class LineReader:
     """
 
     def __init__(self, width_scale: float):
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        # parallel over pictures instead: pools spin
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            str(model_file(RECOGNISER)), options, providers=['CPUExecutionProvider']
-        )
-        table = self._session.get_modelmeta().custom_metadata_map['character'].split('\n')
-        self._characters = ['', *table, ' ']
+        self._session, self._characters = recogniser()
         self._classes: dict[str, list[int]] = {}  # lower-case character -> its classes
         for i, character in enumerate(self._characters):
             self._classes.setdefault(character.lower(), []).append(i)
