@@ -128,6 +128,13 @@ def test_arguments_of_the_test_command(project, given, passed):
     assert calls[-1] == [*PYTEST, *passed]
 
 
+@pytest.mark.parametrize('option', ['--out=', '--out', 'dist', '--online'])
+def test_an_option_that_the_wheel_does_not_take_is_said(project, option):
+    done, calls = project[0]('wheel.sh', option)
+    assert done.returncode == 1 and calls == []
+    assert f'error: unknown option {option}: bash launch/wheel.sh [--out=FOLDER]' in done.stderr
+
+
 def test_the_tests_of_other_machines(project, tmp_path):
     """Every setting runs, with a cache of its own; the one that fails is named. Busy loops end, or
     their output would be waited for.
