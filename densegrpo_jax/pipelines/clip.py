@@ -17,7 +17,7 @@ from densegrpo_jax.networks.clip_vision import ClipVisionConfig, ClipVisionModel
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.networks.weight_rules import Rule
 from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
-from densegrpo_jax.pipelines.tokenizers import tokenize
+from densegrpo_jax.pipelines.tokenizers import open_tokenizer, tokenize
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights import open_clip
 from densegrpo_jax.runtime.reading import read_json
@@ -227,7 +227,7 @@ def _load_tokenizer(folder: pathlib.Path, config: ClipTextConfig):
         or ((folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file())
     ):
         raise FileNotFoundError(f'there is no tokenizer in {folder}; expected {HOLDS_PROCESSOR}')
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = open_tokenizer(transformers.CLIPTokenizer, folder)
     # 2: see ClipTextModel
     last = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id
     if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != last:

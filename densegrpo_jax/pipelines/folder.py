@@ -19,7 +19,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
-from densegrpo_jax.pipelines.tokenizers import load_tokenizers
+from densegrpo_jax.pipelines.tokenizers import check_vocabulary, load_tokenizers
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.hub import find_folder
 from densegrpo_jax.runtime.reading import read_json
@@ -182,6 +182,10 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
         component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX
     }
     tokenizers = load_tokenizers(folder, [(e.tokenizer, e.kind) for e in kind.TEXT_ENCODERS])
+    for encoder, tokenizer in zip(kind.TEXT_ENCODERS, tokenizers):
+        size = configs[encoder.component].get('vocab_size')
+        if isinstance(size, int):
+            check_vocabulary(tokenizer, size, f'{folder / encoder.tokenizer}')
     scheduler = read('scheduler/scheduler_config.json', kind)
     return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
 

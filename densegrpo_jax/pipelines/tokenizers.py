@@ -25,6 +25,8 @@ FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerF
 TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
 # tokens, special ones included; the longest tiny prompt has 15 in T5
 CLIP_LENGTH, T5_LENGTH = 24, 16
+# Texts of few letters and many: a tokenizer must tell them apart.
+TRIED = ('a photo of a cat', 'two red cubes, 3 m apart', 'NEON SIGN: "OPEN"')
 SPACE = '\u2581'  # the mark that SentencePiece puts in front of a word
 
 
@@ -36,6 +38,7 @@ def load_tokenizers(
 
     Raises:
       FileNotFoundError: a folder is missing.
+      ValueError: one that does not open, or that cannot tell texts apart (`check_tokenizer`).
     """
     import transformers  # a second of import that rendering does not need
 
@@ -47,8 +50,48 @@ def load_tokenizers(
                 f'{path} does not exist; the folder must hold '
                 f'{", ".join(f"{n}/" for n, _ in kinds)}'
             )
-        opened.append(getattr(transformers, cls).from_pretrained(str(path), local_files_only=True))
+        opened.append(open_tokenizer(getattr(transformers, cls), path))
     return tuple(opened)
+
+
+def open_tokenizer(kind: type, path: Path):
+    """A tokenizer of a transformers class, from its folder.
+
+    Raises:
+      ValueError: it does not open, or cannot tell texts apart.
+    """
+    try:
+        tokenizer = kind.from_pretrained(str(path), local_files_only=True)
+        ids = {tuple(tokenizer(text).input_ids) for text in TRIED}
+    except Exception as error:  # noqa: BLE001 (the library raises whatever it meets)
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f'{path} is no tokenizer that {kind.__name__} opens: {reason[0]}'
+        ) from error
+    # Without its vocabulary a tokenizer opens all the same, and knows no token of any text.
+    known = {token for row in ids for token in row} - set(tokenizer.all_special_ids)
+    if len(ids) < len(TRIED) or len(known) < len(TRIED):
+        raise ValueError(
+            f'{path} gives different texts the same tokens: the files of its vocabulary '
+            '(tokenizer.json, or vocab.json and merges.txt, or spiece.model) are missing or not '
+            'its own'
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer, size: int, where: str) -> None:
+    """Whether the tokens of a few texts are among the `size` that an encoder knows; a vocabulary
+    may be larger than its tokenizer, as T5's is.
+
+    Raises:
+      ValueError: one is not.
+    """
+    highest = max(token for text in TRIED for token in tokenizer(text).input_ids)
+    if highest >= size:
+        raise ValueError(
+            f'{where} makes token {highest}, and its encoder knows {size} (vocab_size in its '
+            'config.json): they do not belong together'
+        )
 
 
 def tokenize(tokenizer, prompts: Sequence[str], max_length: int) -> np.ndarray:

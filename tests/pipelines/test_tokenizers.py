@@ -1,4 +1,5 @@
 import json
+import shutil
 import string
 import subprocess
 import sys
@@ -141,3 +142,37 @@ def test_opens_without_torch():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == '[(1, 16), (1, 16)]', done.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'kept'),
+    [
+        ('tokenizer', ['tokenizer_config.json']),
+        ('tokenizer_2', ['tokenizer_config.json']),
+        ('tokenizer', []),
+        ('tokenizer_2', []),
+    ],
+)
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path, name, kept):
+    """transformers opens it, and gives every prompt the same tokens."""
+    shutil.copytree(K.TOKENIZERS, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / name).iterdir():
+        if file.name not in kept:
+            file.unlink()
+    with pytest.raises(ValueError, match=f'{tmp_path / name} (gives different|is no tokenizer)'):
+        K.load_tokenizers(tmp_path)
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path):
+    shutil.copytree(K.TOKENIZERS, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / 'tokenizer').glob('*.json'):
+        file.write_text('{"a": ')
+    with pytest.raises(ValueError, match='is no tokenizer that CLIPTokenizer opens'):
+        K.load_tokenizers(tmp_path)
+
+
+def test_a_tokenizer_belongs_to_its_encoder(clip_and_t5):
+    for tokenizer in clip_and_t5:
+        K.check_vocabulary(tokenizer, len(tokenizer), 'there')
+        with pytest.raises(ValueError, match=r'there makes token \d+, and its encoder knows 20'):
+            K.check_vocabulary(tokenizer, 20, 'there')
