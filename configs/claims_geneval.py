@@ -7,7 +7,7 @@ weights trained, 24 samples an update.
 The page that is shipped: `--out=docs/results/reproduction/geneval`.
 """
 
-from configs import tiny_geneval
+from densegrpo_jax.configs import tiny_geneval
 
 
 def get_config():

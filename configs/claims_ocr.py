@@ -12,7 +12,7 @@ updates and evaluated more often.
   direction, is seen where there are few.
 """
 
-from configs import tiny_ocr
+from densegrpo_jax.configs import tiny_ocr
 
 
 def get_config():

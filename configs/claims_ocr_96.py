@@ -6,7 +6,7 @@
 The page that is shipped: `--out=docs/results/reproduction/96_samples`.
 """
 
-from configs import claims_ocr
+from densegrpo_jax.configs import claims_ocr
 
 
 def get_config():

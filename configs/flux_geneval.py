@@ -25,8 +25,8 @@ devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training
 none is claimed (extrapolated; the paper has no such run).
 """
 
-from densegrpo_jax.config.recipes import fit
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
@@ -46,4 +46,4 @@ def get_config(variant: str = ''):
     c.eval.update(every=30, steps=28, shown=16)
     c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
-    return fit(c, variant, samples=24, transitions=3)
+    return apply(c, variant, samples=24, transitions=3)

@@ -16,8 +16,8 @@ claimed; FLUX with OCR is in no paper (extrapolated from SD3.5-M: a clear rise w
 iterations).
 """
 
-from densegrpo_jax.config.recipes import fit
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 
 
 def get_config(variant: str = ''):
@@ -31,4 +31,4 @@ def get_config(variant: str = ''):
     c.eval.update(every=30, steps=28, shown=16)
     c.eval.best = 'total'  # OCR accuracy
     c.data.update(train='scenes', eval='scenes', eval_prompts=512)
-    return fit(c, variant, samples=24, transitions=3)
+    return apply(c, variant, samples=24, transitions=3)

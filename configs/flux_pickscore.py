@@ -18,8 +18,8 @@ and 3.7 GiB of PickScore on every device (half with
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """
 
-from densegrpo_jax.config.recipes import fit
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 
 
 def get_config(variant: str = ''):
@@ -42,4 +42,4 @@ def get_config(variant: str = ''):
     c.eval.update(every=30, steps=28, shown=16)
     c.eval.best = 'total'  # PickScore
     c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
-    return fit(c, variant, samples=24, transitions=3)
+    return apply(c, variant, samples=24, transitions=3)

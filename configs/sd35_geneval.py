@@ -24,8 +24,9 @@ scoring not counted; not measured). Memory: 5 GiB of weights in bfloat16 (the te
 leave before training). Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
 """
 
-from densegrpo_jax.config.recipes import fit, sd35
+from densegrpo_jax.config.recipes import sd35
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
 
 
@@ -39,4 +40,4 @@ def get_config(variant: str = ''):
     c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
     c.loss.beta = 0.04
     c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
-    return fit(c, variant, samples=24, transitions=8)
+    return apply(c, variant, samples=24, transitions=8)

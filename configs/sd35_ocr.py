@@ -17,8 +17,9 @@ leave before training). Expected score: 0.95 after 1,500 iterations (the paper, 
 Flow-GRPO 0.92, base 0.59).
 """
 
-from densegrpo_jax.config.recipes import fit, sd35
+from densegrpo_jax.config.recipes import sd35
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 
 
 def get_config(variant: str = ''):
@@ -29,4 +30,4 @@ def get_config(variant: str = ''):
     c.loss.beta = 0.04
     c.eval.best = 'total'  # OCR accuracy
     c.data.update(train='scenes', eval='scenes', eval_prompts=512)
-    return fit(c, variant, samples=24, transitions=8)
+    return apply(c, variant, samples=24, transitions=8)

@@ -17,8 +17,9 @@ and 3.7 GiB of PickScore on every device (half with
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
 
-from densegrpo_jax.config.recipes import fit, sd35
+from densegrpo_jax.config.recipes import sd35
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 
 
 def get_config(variant: str = ''):
@@ -37,4 +38,4 @@ def get_config(variant: str = ''):
     c.loss.beta = 0.01
     c.eval.best = 'total'  # PickScore
     c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
-    return fit(c, variant, samples=24, transitions=8)
+    return apply(c, variant, samples=24, transitions=8)

@@ -16,12 +16,12 @@ and 3.7 GiB of PickScore on every device (half with
 Expected score: above the base's (the paper shows a curve and no table).
 """
 
-from configs import sd35_pickscore
-from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.variants import apply
+from densegrpo_jax.configs import sd35_pickscore
 
 
 def get_config(variant: str = ''):
     c = sd35_pickscore.get_config()
     c.label = 'SD3.5-M at 1024 px, PickScore, dense credit'
     c.model.update(height=1024, width=1024)
-    return fit(c, variant, samples=6, transitions=2)
+    return apply(c, variant, samples=6, transitions=2)

@@ -11,9 +11,10 @@ noise), Flow-GRPO's partial score, which is trained on, 0.721 -> 0.802. Variants
 """
 
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = default_config()
     c.iterations = 120
     c.label = 'miniature FLUX, held-out compositions of shapes, dense credit'
@@ -48,4 +49,4 @@ def get_config():
     c.eval.update(every=20, steps=6, batch=100, shown=24)
     # GenEval's accuracy; the partial score that is trained on is 'shapes'
     c.eval.best = 'shapes_correct'
-    return c
+    return apply(c, variant, samples=24, transitions=48, devices=None)

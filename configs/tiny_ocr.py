@@ -10,9 +10,10 @@ compiles in a fraction of the time. Variants: `--config.credit.rule=sparse` (Flo
 """
 
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = default_config()
     c.iterations = 60
     c.label = 'miniature FLUX, held-out OCR, dense credit'
@@ -45,4 +46,4 @@ def get_config():
     c.reward = {'ocr': {'weight': 1.0, 'mode': 'recognise', 'smooth': 0.0}}
     c.eval.update(every=20, steps=6, batch=80, shown=24)
     c.eval.best = 'total'  # OCR accuracy; where smooth > 0, choose 'ocr'
-    return c
+    return apply(c, variant, samples=24, transitions=48, devices=None)

@@ -7,10 +7,11 @@ Hardware: two CPU cores, 4 GiB of memory, an hour and a half. What it reaches, a
 tried: docs/results/long.
 """
 
-from configs import tiny_ocr
+from densegrpo_jax.config.variants import apply
+from densegrpo_jax.configs import tiny_ocr
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = tiny_ocr.get_config()
     c.iterations = 500
     c.label = 'miniature FLUX, held-out OCR, all weights, the longer run'
@@ -23,4 +24,4 @@ def get_config():
     # still tells better from worse letters.
     c.reward.ocr.smooth = 0.5
     c.eval.best = 'ocr'
-    return c
+    return apply(c, variant, samples=24, transitions=48, devices=None)

@@ -9,12 +9,13 @@ logged beside it: what pleases need not be right. Variants: `--config.credit.rul
 (Flow-GRPO), `--config.seed=1`.
 """
 
-from configs import tiny_geneval
+from densegrpo_jax.config.variants import apply
+from densegrpo_jax.configs import tiny_geneval
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = tiny_geneval.get_config()
     c.label = 'miniature FLUX, held-out compositions of shapes, preference, dense credit'
     c.reward = {'preference': {'weight': 1.0}, 'shapes': {'weight': 0.0}}
     c.eval.best = 'total'  # the preference score alone: shapes has weight 0
-    return c
+    return apply(c, variant, samples=24, transitions=48, devices=None)

@@ -36,7 +36,7 @@ def usage() -> str:
             *lines,
             '',
             'densegrpo COMMAND --help lists the flags of a command. Try:',
-            '  densegrpo train --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr',
+            '  densegrpo train --config=tiny_ocr --workdir=runs/tiny_ocr',
         ]
     )
 

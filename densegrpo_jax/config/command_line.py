@@ -17,6 +17,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, paths
 
@@ -25,6 +26,9 @@ UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 UNUSABLE_ERRORS = (app.UsageError, ValueError, OSError, ModuleNotFoundError)
 # groups of rewards; a configuration names those of their options that it sets
 REWARDS = ('config.reward', 'config.eval.panel')
+
+# the folder configs of the repository, which is a part of the package
+RECIPES = pathlib.Path(__file__).parents[1] / 'configs'
 
 # what is defined here belongs to the command that calls, whose --help lists it
 flags.disclaim_key_flags()
@@ -55,7 +59,7 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
 
 
 def define_config(help_string: str) -> None:
-    """The flag --config=FILE.py[:VARIANT], whose keys are set by --config.key=value."""
+    """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value."""
     config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
     # the library's own raises whatever it meets on the way
     flags.FLAGS['config'].parser = _Configuration()
@@ -79,7 +83,7 @@ def define_run_flags() -> None:
     """The flags of `sampling.execution.execute`. Only a command itself has flags: importing a
     module defines none.
     """
-    define_config('Configuration file; docs/config.md lists its keys.')
+    define_config('Recipe, by its name or file, with :devices=N,method=NAME; see docs/config.md.')
     define_folder('workdir', None, 'Where checkpoints, metrics and pictures go.')
     define_process_flags()
 
@@ -119,23 +123,16 @@ def define_process_flags() -> None:
 
 
 def load(argument: str) -> ConfigDict:
-    """The configuration of --config=FILE.py[:VARIANT], not locked.
+    """The configuration of --config=RECIPE[:VARIANT], not locked.
+
+    Args:
+      argument: RECIPE is a Python file, or the name of one that comes with the package.
 
     Raises:
-      ValueError: no such file, no such variant, or what the file itself says.
+      ValueError: no such recipe, no such variant, or what the file itself says.
     """
     name, colon, variant = argument.partition(':')
-    path = pathlib.Path(name)
-    if not path.is_file():
-        close = difflib.get_close_matches(
-            path.name, [other.name for other in path.parent.glob('*.py')], 1
-        )
-        hint = (
-            f'did you mean {path.with_name(close[0])}?'
-            if close
-            else f'the current folder is {pathlib.Path.cwd()}'
-        )
-        raise ValueError(f'--config={argument}: there is no file {name!r}; {hint}')
+    path = _recipe_file(name, argument)
     spec = importlib.util.spec_from_file_location('configuration', path)
     if spec is None or spec.loader is None:
         raise ValueError(
@@ -156,6 +153,27 @@ def load(argument: str) -> ConfigDict:
         return module.get_config(variant) if colon else module.get_config()
     except ValueError as error:
         raise ValueError(f'--config={argument}: {error}') from error
+
+
+def _recipe_file(name: str, argument: str) -> pathlib.Path:
+    """The file of a recipe that is given by its path or its name."""
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    if path.name != name or path.suffix:
+        beside, where = path.parent.glob('*.py'), f'the current folder is {pathlib.Path.cwd()}'
+        close = difflib.get_close_matches(path.name, [other.name for other in beside], 1)
+        hint = f'did you mean {path.with_name(close[0])}?' if close else where
+        raise ValueError(f'--config={argument}: there is no file {name!r}; {hint}')
+    if (packaged := RECIPES / f'{name}.py').is_file():
+        return packaged
+    known = sorted(other.stem for other in RECIPES.glob('*.py'))
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f'did you mean {close[0]!r}? ' if close else ''
+    raise ValueError(
+        f'--config={argument}: there is no recipe {name!r}; {hint}recipes: {", ".join(known)}; one '
+        'of your own is named by its file'
+    )
 
 
 class _Configuration(flags.ArgumentParser):
@@ -205,6 +223,8 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
                 if path in REWARDS
                 else ''
             )
+            if (gone := RETIRED.get(f'{path}.{name}'.removeprefix('config.'))) is not None:
+                way_out = f'it is gone, every run has {gone.value!r} now: leave it out; '
             raise ValueError(
                 f'{given}: {path} has no key {name!r}; {way_out}its keys: {", ".join(known)}'
             )

@@ -102,13 +102,25 @@ def typed(monkeypatch, capsys):
         ),
         ([f'--config={ROOT / "README.md"}'], 'expected a Python file with a function get_config()'),
         (
-            [f'--config={TINY}:devices=8'],
+            [f'--config={TINY.replace("tiny", "claims")}:devices=8'],
             "this configuration has no variants, its get_config() takes none; leave ':devices=8' "
             'out',
         ),
         (
             [f'--config={TINY.replace("tiny", "flux")}:devices=7'],
             'flux_ocr.py:devices=7: devices=7: an iteration of 48 prompts x 24',
+        ),
+        (
+            ['--config=tiny_orc'],
+            "there is no recipe 'tiny_orc'; did you mean 'tiny_ocr'? recipes: claims_",
+        ),
+        (
+            ['--config=tiny_ocr:method=flow'],
+            "--config=tiny_ocr:method=flow: method=flow is not known; did you mean 'flow_cps'?",
+        ),
+        (
+            ['--config=tiny_ocr', '--config.credit.completion_solver=ab2'],
+            "no key 'completion_solver'; it is gone, every run has 'euler' now: leave it out",
         ),
         ([f'--config={TINY}', '--workdri=x'], "Unknown command line flag 'workdri'"),
     ],
@@ -164,6 +176,19 @@ def test_an_option_of_a_reward_need_not_stand_in_the_file(typed):
         "--config.reward={'ocr': {'mode': 'recognise'}, 'jpeg': {'weight': 0.1}}",
     )
     assert {part.name for part, _ in build_reward(config.reward).parts} == {'ocr', 'jpeg'}
+
+
+def test_a_recipe_is_known_by_its_name_anywhere(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, given = (
+        typed(f'--config={recipe}:method=flow_grpo', '--config.rollout.steps=4')
+        for recipe in ('tiny_ocr', TINY)
+    )
+    assert named[:2] == given[:2] == (0, '') and named[2].is_locked
+    assert named[2].to_json() == given[2].to_json() and named[2].credit.rule == 'sparse'
+    # a file of one's own is found by its path alone
+    (tmp_path / 'tiny_ocr').mkdir()
+    assert typed('--config=tiny_ocr')[2].rollout.steps == 6
 
 
 def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
@@ -251,7 +276,10 @@ def test_help_lists_the_flags_that_a_command_speaks_of():
             flag if flag in known else flag.removeprefix('no')
             for flag in re.findall(r'--(\w+)(?![\w.])', description)
         }
-        assert 'config' in spoken_of and spoken_of <= known, (name, spoken_of - known)
+        assert spoken_of <= known and ('config' in spoken_of or 'config' not in known), (
+            name,
+            spoken_of - known,
+        )
 
 
 @pytest.mark.parametrize(

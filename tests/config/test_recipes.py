@@ -1,16 +1,33 @@
 """What ships validates, fits its devices, and cannot be given a key that is not in the table."""
 
 import importlib.util
+import json
 import pathlib
+import re
+import tomllib
 
 import pytest
 
+from densegrpo_jax.config import command_line, identity, variants
+from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.runtime.trees import differing
 from densegrpo_jax.sampling.noise import title
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+RECIPES = sorted(
+    p.stem
+    for p in (ROOT / 'configs').glob('*.py')
+    if p.stem.startswith(('tiny_', 'flux_', 'sd35_')) and not p.stem.endswith('_pretrain')
+)
+
+
+def tree(config):
+    return json.loads(config.to_json_best_effort())
 
 
 def load(name, *variant):
@@ -51,6 +68,63 @@ def test_variants_divide_over_their_devices(name, devices):
     assert (r.prompts, r.group) == (48, 24)  # what is learned does not depend on the devices
 
 
+@pytest.mark.parametrize('name', ['tiny_ocr', 'tiny_ocr_long', 'tiny_geneval', 'tiny_preference'])
+def test_the_miniatures_keep_their_batches_unless_devices_are_named(name):
+    plain, four = load(name), load(name, 'devices=4')
+    assert (plain.rollout.prompts_per_batch, plain.eval.batch) in ((4, 80), (4, 100))
+    assert (four.rollout.prompts_per_batch, four.optim.microbatch, four.eval.batch) == (8, 96, 96)
+    assert load(name, 'devices=1').rollout.prompts_per_batch == 2
+    assert (
+        identity.differences(
+            'training', identity.record('training', plain), identity.record('training', four)
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_method_goes_with_every_recipe(name, method):
+    config, plain = load(name, f'method={method},devices=4'), load(name, 'devices=4')
+    validate(config)
+    for key, value in METHODS[method].overrides.items():
+        group, _, inner = key.partition('.')
+        assert config[group][inner] == value
+    changed = {key for key, *_ in differing(tree(plain), tree(config))}
+    assert changed <= {*METHODS[method].overrides, 'label'}
+    assert config.label.endswith(f', {method}') and 'dense credit' not in config.label
+
+
+def test_methods_differ_and_say_where_they_come_from():
+    rows = [tree(load('tiny_ocr', f'method={name}')) | {'label': ''} for name in METHODS]
+    assert all(a != b for i, a in enumerate(rows) for b in rows[:i])
+    for method in METHODS.values():
+        assert method.source.startswith('arXiv ') and method.idea.endswith('.')
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('devices', "variant 'devices' is not known; expected 'devices=N'"),
+        ('devices=0', 'devices=0: expected devices=N with a whole N of at least 1'),
+        ('devices=4,devices=8', "variant 'devices=8' is not known"),
+        ('devices=4,', "variant '' is not known"),
+        ('rule=dense', "'method=NAME', or both with a comma between. Methods: dense_grpo, "),
+        ('method=', 'method= is not known; methods: dense_grpo, '),
+        ('method=cocoa', "method=cocoa is not known; did you mean 'coca'?"),
+    ],
+)
+def test_a_variant_that_is_none_is_explained(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load('tiny_ocr', text)
+
+
+def test_a_variant_is_read_in_any_order():
+    assert variants.parse('') == (None, None)
+    assert variants.parse('devices=4') == (4, None)
+    assert variants.parse('method=gae,devices=2') == variants.parse('devices=2,method=gae')
+
+
 def test_variants_that_cannot_be_are_explained():
     with pytest.raises(
         ValueError, match=r'48 prompts x 24 samples = 1152.*numbers that do: .*8, 9, 12'
@@ -88,3 +162,15 @@ def test_unknown_keys_fail():
     config.reward.ocr.drop_score = 0.1
     config.reward.jpeg = {'weight': 0.1}
     config.eval.panel.clipscore = {}
+
+
+def test_recipes_are_a_part_of_the_package():
+    """The folder is one, and what builds the wheel finds it."""
+    discovery = pytest.importorskip('setuptools.discovery')
+    find = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['packages']
+    found = discovery.PEP420PackageFinder.find(str(ROOT), **find['find'])
+    assert 'densegrpo_jax.configs' in found and 'configs' not in found
+    for file in (ROOT / 'configs').glob('*.py'):
+        assert (ROOT / 'densegrpo_jax' / 'configs' / file.name).samefile(file)
+        if not file.stem.endswith('_pretrain'):
+            assert tree(load(file.stem)) == tree(command_line.load(file.stem))

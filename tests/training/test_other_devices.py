@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.recipes import fit
+from densegrpo_jax.config.variants import apply
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
@@ -27,7 +27,7 @@ def train(folder, workdir, devices, iterations):
     config = make_config(folder, iterations=iterations, **SMOOTH, **{'ema.every': 8})
     config.reward = {'brightness': {'weight': 1.0}}
     config.text_cache = str(folder.parent / 'text')
-    fit(config, f'devices={devices}', samples=4, transitions=8)
+    apply(config, f'devices={devices}', samples=4, transitions=8)
     assert (config.rollout.prompts_per_batch, config.optim.microbatch) == (devices, 8 * devices)
     mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
     return run(config, workdir, mesh, StopRequest())

@@ -1,0 +1,110 @@
+"""Variants of a recipe: `--config=flux_ocr:devices=4,method=flow_grpo`.
+
+`devices=N` fits the batches to N devices by one rule, `method=NAME` chooses a row of `methods`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from densegrpo_jax.config.methods import METHODS, apply_method
+
+
+class Variant(NamedTuple):
+    """What a variant says; None where it is silent."""
+
+    devices: int | None = None
+    method: str | None = None
+
+
+def parse(text: str) -> Variant:
+    """The variant of 'devices=N,method=NAME', in any order; either may be absent.
+
+    Raises:
+      ValueError: anything else.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(',') if text else ():
+        name, equals, value = part.partition('=')
+        if name not in Variant._fields or not equals or name in found:
+            raise ValueError(
+                f"configuration variant {part!r} is not known; expected 'devices=N', "
+                "'method=NAME', or both with a comma between. "
+                f'Methods: {", ".join(METHODS)}'
+            )
+        found[name] = value
+    devices = found.get('devices')
+    if devices is not None and not (devices.isascii() and devices.isdigit() and int(devices) > 0):
+        raise ValueError(f'devices={devices}: expected devices=N with a whole N of at least 1')
+    return Variant(None if devices is None else int(devices), found.get('method'))
+
+
+def apply(config, text: str, *, samples: int, transitions: int, devices: int | None = 8):
+    """A complete configuration in the variant `text`; the last line of a recipe.
+
+    Args:
+      config: changed in place.
+      text: see `parse`.
+      samples, transitions: what one device holds, see `fit`.
+      devices: that `text` stands for where it names none; None: the recipe's own batches stay.
+
+    Returns:
+      config.
+
+    Raises:
+      ValueError: an unknown variant or method; see `fit`.
+    """
+    variant = parse(text)
+    if variant.method is not None:
+        apply_method(config, variant.method)
+    if (count := variant.devices or devices) is not None:
+        fit(config, count, samples=samples, transitions=transitions)
+    return config
+
+
+def fit(config, devices: int, *, samples: int, transitions: int):
+    """Sets the batch sizes that depend on the number of devices; what is learned does not depend on
+    it, only speed and memory do.
+
+    The rule: as many whole prompts are sampled together, and as many transitions are re-scored
+    together, as the devices hold, so that both divide over the devices and make up the iteration.
+
+    Args:
+      config: a complete configuration; `rollout.prompts_per_batch`, `optim.microbatch` and
+        `eval.batch` are set.
+      devices: how many.
+      samples: pictures that one device samples at a time.
+      transitions: transitions that one device re-scores at a time.
+
+    Returns:
+      config.
+
+    Raises:
+      ValueError: an iteration that does not divide over so many devices; names numbers that would
+        do.
+    """
+    r, o = config.rollout, config.optim
+    total = r.prompts * r.group
+    whole = [
+        p for p in range(1, r.prompts + 1) if r.prompts % p == 0 and p * r.group % devices == 0
+    ]
+    parts = [
+        m
+        for m in range(1, total // o.updates + 1)
+        if (total // o.updates) % m == 0 and m % devices == 0
+    ]
+    if not whole or not parts:
+        fitting = [
+            n for n in range(1, total + 1) if total % n == 0 and (total // o.updates) % n == 0
+        ]
+        raise ValueError(
+            f'devices={devices}: an iteration of {r.prompts} prompts x {r.group} samples = '
+            f'{total}, in {o.updates} update(s), does not divide over {devices} devices; numbers '
+            f'that do: {fitting}, or change rollout.prompts or rollout.group'
+        )
+    r.prompts_per_batch = max(
+        [p for p in whole if p * r.group <= samples * devices], default=whole[0]
+    )
+    o.microbatch = max([m for m in parts if m <= transitions * devices], default=parts[0])
+    config.eval.batch = samples * devices
+    return config
