@@ -1,0 +1,86 @@
+"""docs/config.md: the table of keys, the variants and the methods, as they are declared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from densegrpo_jax.config import identity
+from densegrpo_jax.config.key import DISPLAY, MACHINE, SCIENCE, Key
+from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.config.schema import TABLE
+from densegrpo_jax.runtime.markdown import table
+
+INTRODUCTION = f"""# Configuration
+
+Made from the code by `python -m densegrpo_jax.config --markdown > docs/config.md`.
+
+A recipe is a Python file with a function `get_config()` that starts from `default_config()` and
+changes what it must (`configs/`). Commands take it by its name or its file, and keys from the
+command line:
+
+    python -m densegrpo_jax.main --config=flux_ocr:devices=8 --config.optim.learning_rate=1e-4
+    python -m densegrpo_jax.main --config=my/recipe.py --config.rollout.steps=10
+
+Each key has a kind. *{SCIENCE}* decides the results, *{MACHINE}* only speed, memory and place,
+*{DISPLAY}* only what is shown. A run continues from its checkpoint, and results stand in one table,
+where the science is the same: on other devices, with other batches, under another name. Keys marked
+with * may differ too when a run continues: they say when it ends, what else is measured, or, like
+the noise table, are compared by what they lead to.
+"""
+
+VARIANTS = """## Variants
+
+`--config=RECIPE:devices=N,method=NAME`; either may be left out. `devices=N` fits
+`rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: as much is done at
+once as they hold. What is learned stays the same. `method=NAME` sets the keys of a method; the
+recipe keeps its model, prompts, reward and amounts.
+"""
+
+
+def markdown() -> str:
+    """The text of docs/config.md."""
+    alone = {name: entry for name, entry in TABLE.items() if isinstance(entry, Key)}
+    groups = {name: entry for name, entry in TABLE.items() if isinstance(entry, Mapping)}
+    methods = [
+        (
+            f'`{name}`',
+            method.idea,
+            method.source,
+            ', '.join(f'`{key}={value}`' for key, value in method.overrides.items()),
+        )
+        for name, method in METHODS.items()
+    ]
+    parts = [
+        INTRODUCTION,
+        VARIANTS,
+        table(('method', 'idea', 'source', 'sets'), methods) + '\n',
+        '## Keys\n',
+        _section(alone, ''),
+        *(f'### {name}\n\n{_section(keys, f"{name}.")}' for name, keys in groups.items()),
+    ]
+    return '\n'.join(parts)
+
+
+def _section(keys: Mapping[str, Key], prefix: str) -> str:
+    rows = [
+        (f'`{prefix}{name}`', _default(key), _values(key), _kind(prefix + name, key), key.help)
+        for name, key in keys.items()
+    ]
+    return table(('key', 'default', 'values', 'kind', 'what it is'), rows) + '\n'
+
+
+def _kind(name: str, key: Key) -> str:
+    free = key.kind == SCIENCE and not identity.decides('training', name)
+    return key.kind + (' \\*' if free else '')
+
+
+def _default(key: Key) -> str:
+    if isinstance(key.default, tuple) and len(key.default) > 3:
+        return f'{len(key.default)} names, as `{key.default[0]}`'
+    return f'`{key.default!r}`'
+
+
+def _values(key: Key) -> str:
+    if key.choices is not None:
+        return key.range
+    return f'{key.type}, {key.range}' if key.range else key.type
