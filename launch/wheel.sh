@@ -33,7 +33,6 @@ wheels=("$work"/dist/*.whl)
 
 # Only what is installed may be found: -P and the folder keep the repository out of the path.
 mkdir "$work/elsewhere"
-cp configs/tiny_ocr.py "$work/elsewhere"
 cd "$work/elsewhere"
 export PYTHONPATH="$work/installed"
 where="$("$python" -P -c 'import densegrpo_jax; print(densegrpo_jax.__file__)')"
@@ -45,7 +44,7 @@ small=(
   --config.iterations=2 --config.rollout.prompts=4 --config.rollout.group=4 --config.rollout.prompts_per_batch=4 --config.rollout.steps=3
   --config.optim.microbatch=16 --config.eval.every=2 --config.eval.batch=8 --config.eval.shown=4 --config.data.eval_prompts=8
 )
-"$python" -P -m densegrpo_jax.main --config=tiny_ocr.py --workdir=run "${small[@]}" >&2
+"$python" -P -m densegrpo_jax.main --config=tiny_ocr --workdir=run "${small[@]}" >&2
 if [ ! -s run/summary.json ]; then die "the run left no summary.json"; fi
 cd "$OLDPWD"
 mkdir -p "$out"

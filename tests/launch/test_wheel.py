@@ -36,6 +36,8 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path):
         for path in package.rglob('*')
         if path.is_file() and '__pycache__' not in path.parts
     }
-    recipes = pathlib.PurePosixPath('densegrpo_jax/configs')  # copied into the package when built
+    recipes = pathlib.PurePosixPath('densegrpo_jax/configs')  # a link here, files there
     packed = {path for path in files if path.parts[0] == 'densegrpo_jax'}
     assert {path for path in packed if recipes not in path.parents} == ours
+    packaged = {path.name for path in packed if recipes in path.parents}
+    assert packaged == {path.name for path in (ROOT / 'configs').glob('*.py')}
