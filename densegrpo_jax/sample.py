@@ -15,7 +15,12 @@ import pathlib
 
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.config.command_line import (
+    define_config,
+    define_folder,
+    define_policy_flags,
+    run_main,
+)
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.sampling.draw import draw, write_sheet
 
@@ -43,10 +48,7 @@ def main(flag) -> None:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration: model, size, guidance and, with --workdir, the policy.')
-    define_folder('workdir', None, 'Training run whose policy is drawn; none: the base model.')
-    flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
-    flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
-    flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+    define_policy_flags('drawn')
     flags.DEFINE_integer('copies', 1, 'Pictures per prompt.', lower_bound=1)
     flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
     flags.DEFINE_integer(

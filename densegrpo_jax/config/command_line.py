@@ -88,6 +88,14 @@ def define_run_flags() -> None:
     define_process_flags()
 
 
+def define_policy_flags(use: str) -> None:
+    """The flags of commands that draw prompts with a policy; `use` says what is done with it."""
+    define_folder('workdir', None, f'Training run whose policy is {use}; none: the base model.')
+    flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
+    flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
+    flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+
+
 def define_process_flags() -> None:
     """Of these flags those that say which devices and processes there are."""
     from densegrpo_jax.runtime.startup import (  # imports jax, which a reward server can do without

@@ -7,24 +7,8 @@ from densegrpo_jax.networks.attention import IMPLEMENTATIONS
 from densegrpo_jax.networks.mmdit import REMAT_POLICIES
 from densegrpo_jax.networks.quantize import FORMATS
 
-# The layers that Flow-GRPO adapts on FLUX.1-dev: attention of all blocks, feed-forward of the
-# double blocks.
-FLUX_LORA_TARGETS = (
-    'attn.to_q',
-    'attn.to_k',
-    'attn.to_v',
-    'attn.to_out.0',
-    'attn.add_q_proj',
-    'attn.add_k_proj',
-    'attn.add_v_proj',
-    'attn.to_add_out',
-    'ff.net.0.proj',
-    'ff.net.2',
-    'ff_context.net.0.proj',
-    'ff_context.net.2',
-)
-
-# On SD3.5-M: the joint attention, not the second one of its first blocks.
+# The layers that Flow-GRPO adapts on SD3.5-M: the joint attention, not the second one of its first
+# blocks.
 SD35_LORA_TARGETS = (
     'attn.to_q',
     'attn.to_k',
@@ -34,6 +18,15 @@ SD35_LORA_TARGETS = (
     'attn.add_k_proj',
     'attn.add_v_proj',
     'attn.to_add_out',
+)
+
+# On FLUX.1-dev: attention of all blocks, feed-forward of the double blocks.
+FLUX_LORA_TARGETS = (
+    *SD35_LORA_TARGETS,
+    'ff.net.0.proj',
+    'ff.net.2',
+    'ff_context.net.0.proj',
+    'ff_context.net.2',
 )
 
 MODEL = {

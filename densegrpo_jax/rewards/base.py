@@ -86,6 +86,13 @@ def fingerprints(rewards: Iterable) -> dict[str, str]:
     return found
 
 
+def at_least_one(owner: str, **options: int) -> None:
+    """Raises ValueError, naming OWNER.OPTION, if one of them is below 1."""
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f'{owner}.{name} is {value}; expected at least 1')
+
+
 def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
     """Raises TypeError or ValueError unless images are uint8 [N, H, W, 3] with N prompts and N
     metadata dicts.

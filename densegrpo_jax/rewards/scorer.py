@@ -15,6 +15,7 @@ from densegrpo_jax.rewards.base import (
     Reward,
     RewardError,
     Scores,
+    at_least_one,
     check_batch,
     check_scores,
     interrupt,
@@ -57,13 +58,7 @@ class Scorer:
         self, reward: Reward, workers: int = 0, *, chunk_size: int = 16, max_pending: int = 4
     ):
         workers = workers or cpu_cores()
-        for name, value in {
-            'workers': workers,
-            'chunk_size': chunk_size,
-            'max_pending': max_pending,
-        }.items():
-            if value < 1:
-                raise ValueError(f'scorer.{name} is {value}; expected at least 1')
+        at_least_one('scorer', workers=workers, chunk_size=chunk_size, max_pending=max_pending)
         self._reward = reward
         self.workers = workers
         self._chunk_size = chunk_size

@@ -23,6 +23,7 @@ from PIL import Image
 from densegrpo_jax.config.command_line import (
     define_config,
     define_folder,
+    define_policy_flags,
     define_process_flags,
     run_main,
 )
@@ -102,10 +103,7 @@ def main(flag) -> int:
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
     define_config('Configuration: model, reward, steps and kernel of the sampler, and `search`.')
-    define_folder('workdir', None, 'Training run whose policy is used; none: the base model.')
-    flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
-    flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
-    flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+    define_policy_flags('used')
     flags.DEFINE_integer('count', 0, 'Search the first prompts only; 0 = all.', lower_bound=0)
     define_folder(
         'from', None, 'Folder of images that refine begins with, for each prompt, as its designs.'

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from densegrpo_jax.rewards.base import Scores, check_batch
+from densegrpo_jax.rewards.base import Scores, at_least_one, check_batch
 
 CLIP_L = 'openai/clip-vit-large-patch14'
 CLIP_H = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'
@@ -67,8 +67,7 @@ class ClipReward:
 
         if dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"{self.name}.dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
-        if batch_size < 1:
-            raise ValueError(f'{self.name}.batch_size is {batch_size}; expected at least 1')
+        at_least_one(self.name, batch_size=batch_size)
         files = clip.PROCESSOR_FILES if weights else (*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES)
         folder = self._find('path', path, clip.HOLDS, files)
         tokenizer = (

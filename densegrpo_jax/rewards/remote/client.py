@@ -15,10 +15,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from densegrpo_jax.rewards.base import RewardError, Scores, check_batch
+from densegrpo_jax.rewards.base import RewardError, Scores, at_least_one, check_batch
 from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.remote.connection import Answer
-from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, describe, ok, read_json
+from densegrpo_jax.rewards.remote.endpoints import (
+    BadAnswer,
+    Endpoints,
+    describe,
+    low_high,
+    ok,
+    read_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +85,9 @@ class RemoteReward:
                 f'remote.names is {names}; expected the names of the scores as the servers list '
                 'them under /info'
             )
-        if len(range) != 2 or not range[0] < range[1]:
-            raise ValueError(
-                f'remote.range is {range}; expected (lowest, highest) value of {names[0]!r}'
-            )
-        if batch_size < 1:
-            raise ValueError(f'remote.batch_size is {batch_size}; expected at least 1')
-        self._remote_names, self.names, self.range = (
-            names,
-            tuple(prefix + name for name in names),
-            (float(range[0]), float(range[1])),
-        )
+        self.range = low_high('remote.range', range, f'value of {names[0]!r}')
+        at_least_one('remote', batch_size=batch_size)
+        self._remote_names, self.names = names, tuple(prefix + name for name in names)
         self._fingerprint, self._batch_size = fingerprint, batch_size
         self._endpoints = Endpoints(
             'remote',

@@ -34,6 +34,15 @@ class BadAnswer(Exception):
     """
 
 
+def low_high(key: str, range: Sequence[float], of: str) -> tuple[float, float]:
+    """The `range` option of a reward whose values other machines compute. Raises ValueError, naming
+    `key`, unless it is two numbers in order.
+    """
+    if len(range) != 2 or not range[0] < range[1]:
+        raise ValueError(f'{key} is {range}; expected (lowest, highest) {of}')
+    return float(range[0]), float(range[1])
+
+
 class _Endpoint:
     """One server: until when it is left alone, after how many failures in a row, and what the last
     one was.

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from densegrpo_jax.rewards.base import Scores, check_batch
+from densegrpo_jax.rewards.base import Scores, at_least_one, check_batch
 from densegrpo_jax.rewards.remote.connection import Answer
-from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, read_json
+from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, low_high, read_json
 
 log = logging.getLogger(__name__)
 
@@ -172,18 +172,9 @@ class JudgeReward:
                 f'judge.rubric does not contain {PROMPT}, so the judge would not know what the '
                 'picture should show'
             )
-        if len(range) != 2 or not range[0] < range[1]:
-            raise ValueError(
-                f'judge.range is {range}; expected (lowest, highest) score of the rubric'
-            )
-        for option, value in {
-            'asks': asks,
-            'max_tokens': max_tokens,
-            'concurrency': concurrency,
-        }.items():
-            if value < 1:
-                raise ValueError(f'judge.{option} is {value}; expected at least 1')
-        self.names, self.range = (score,), (float(range[0]), float(range[1]))
+        self.range = low_high('judge.range', range, 'score of the rubric')
+        at_least_one('judge', asks=asks, max_tokens=max_tokens, concurrency=concurrency)
+        self.names = (score,)
         self._model, self._rubric, self._parse = model, rubric, PRESETS[preset].parse
         self._asks, self._max_tokens = asks, max_tokens
         self._endpoints = Endpoints(
