@@ -160,6 +160,22 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
     )
 
 
+def test_the_rule_of_the_paper_and_the_end(folder, texts, tmp_path):
+    """Absolute steps of eps2, down where |p - q| reaches eps1; two windows within the tolerance are
+    the end.
+    """
+    paper = {'calibration.rule': 'paper', 'calibration.window': 1, 'calibration.tolerance': 9.0}
+    for eps1 in (100, 1):
+        changes = {**paper, 'calibration.eps1': eps1}
+        _, document = calibrated(make_config(folder, texts, **changes), tmp_path / str(eps1))
+        assert document['settled'] and len(document['history']) == 2  # of 3
+        moves = np.diff([document['start'], *document['history']], axis=0)[:, :2]
+        p, q = (np.array(document[name])[:, :2] for name in ('positives', 'negatives'))
+        signs = np.where(np.abs(p - q) < eps1, 1, -1)
+        np.testing.assert_allclose(moves, 0.05 * signs, rtol=1e-6)
+        assert eps1 == 1 or (signs == 1).all()
+
+
 def test_eta_of_cps_stays_at_most_one(folder, texts, tmp_path):
     cps = {
         'rollout.kernel': 'cps',

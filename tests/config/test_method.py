@@ -145,3 +145,16 @@ def test_a_table_that_is_none(own):
     )
     with pytest.raises(ValueError, match=r'finite and in \[0, 1\]'):
         own_table(config, SIGMAS)
+
+
+def test_options_of_a_rule_are_keys_of_the_credit():
+    config = default_config()
+    config.credit.update(coca_window=3, coca_alpha=0.25, gae_lambda=0.75)
+    for rule, options in (
+        ('coca_to_go', {'window': 3, 'alpha': 0.25}),
+        ('coca_share', {'window': 3}),
+        ('gae', {'gae_lambda': 0.75}),
+        ('dense', {}),
+    ):
+        config.credit.rule = rule
+        assert method.credit_options(config) == options

@@ -148,3 +148,22 @@ def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_const
         np.broadcast_to(given[1].latents[-1], given[1].completions.shape),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    'changes, stochastic, trained',
+    [
+        ({}, 'xxx.', 'xxx.'),
+        ({'rollout.noisy_end': True}, 'xxxx', 'xxx.'),
+        ({'rollout.train_end': True}, 'xxxx', 'xxxx'),
+        ({'rollout.first': 1, 'rollout.last': 3}, '.xx.', '.xx.'),
+    ],
+)
+def test_the_configuration_says_which_transitions_have_noise(opened, changes, stochastic, trained):
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict(
+        {'model.height': 16, 'model.width': 32, 'rollout.steps': 4, **changes}
+    )
+    masks = make_schedule(opened[0], config).masks
+    shown = [''.join('x' if on else '.' for on in m) for m in (masks.stochastic, masks.trained)]
+    assert shown == [stochastic, trained]

@@ -1,11 +1,11 @@
-"""The learning rate of every update against hand-computed numbers."""
+"""The learning rate and the step of every update against hand-computed numbers."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from densegrpo_jax.config.schema import default_config
-from densegrpo_jax.sampling.state import learning_rate
+from densegrpo_jax.sampling.state import learning_rate, optimiser
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,20 @@ def test_learning_rate_of_every_update(warmup, decay, updates, expected):
     np.testing.assert_allclose(
         [rate(jnp.asarray(k)) for k in range(len(expected))], expected, rtol=1e-6, atol=1e-6
     )
+
+
+def test_the_optimiser_is_adamw_with_a_clipped_gradient():
+    """Two updates by hand, in float64, with every option away from its default."""
+    config = default_config()
+    options = dict(learning_rate=0.25, b1=0.5, b2=0.75, eps=0.5, weight_decay=0.125, grad_clip=2.5)
+    config.optim.update(options)
+    tx, x = optimiser(config), {'w': jnp.array([1.0, -2.0])}
+    state, want, mean, square = tx.init(x), np.array([1.0, -2.0]), 0, 0
+    for i, gradient in enumerate(([3.0, 4.0], [0.5, -1.0]), start=1):
+        updates, state = tx.update({'w': jnp.array(gradient)}, state, x)
+        x = {'w': x['w'] + updates['w']}
+        g = np.array(gradient) * min(1, 2.5 / np.linalg.norm(gradient))
+        mean, square = 0.5 * mean + 0.5 * g, 0.75 * square + 0.25 * g**2
+        step = mean / (1 - 0.5**i) / (np.sqrt(square / (1 - 0.75**i)) + 0.5)
+        want = want - 0.25 * (step + 0.125 * want)
+        np.testing.assert_allclose(x['w'], want, rtol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.search.loop import Particles, Scored
+from densegrpo_jax.search.loop import Particles, Scored, Walk
 from densegrpo_jax.search.methods import METHODS, Rule, Sizes, best_of_n, pg, refine, smc, svdd
 from densegrpo_jax.search.passes import Weighting, default_states, path, weighted_pass
 from densegrpo_jax.search.plan import Cost, cost, sizes_for
@@ -266,3 +266,27 @@ def test_the_scored_prediction_is_the_clean_latent():
     w.score(p, 0)
     np.testing.assert_allclose(scored[0], p.x - p.v, rtol=1e-6)
     assert isinstance(scored[0], jax.Array)
+
+
+def test_incremental_refinement_selects_by_what_a_round_gained(monkeypatch):
+    """The first round selects alike, by the reward; in the second its logits are smaller by the
+    reward that the selected designs had then.
+    """
+    found, resample = {}, Walk.resample
+    for incremental in (False, True):
+        seen = found[incremental] = []
+
+        def seeing(walk, logw, *arguments):
+            result = resample(walk, logw, *arguments)
+            seen.append((np.asarray(logw), np.asarray(result[0])))
+            return result
+
+        monkeypatch.setattr(Walk, 'resample', seeing)
+        rule = Rule(incremental=incremental, keep_best=False, selection=0.5)
+        refine(walk(FLOW, 3), Sizes(designs=4, candidates=2, rounds=2, from_state=3), rule)
+    (first, ancestors), (rewards, _) = found[False]
+    np.testing.assert_array_equal(found[True][0][0], first)
+    np.testing.assert_array_equal(found[True][0][1], ancestors)
+    kept = np.take_along_axis(first, ancestors, 1)
+    np.testing.assert_allclose(found[True][1][0], rewards - kept, rtol=1e-5, atol=1e-5)
+    assert np.abs(kept).max() > 0.1

@@ -50,8 +50,11 @@ def folder(tmp_path_factory):
 
 
 def test_runs_and_reports(folder, tmp_path):
-    summary = run(make_config(folder), tmp_path, one_device(), StopRequest())
+    kept = {'checkpoint.every': 10, 'checkpoint.keep': 1, 'checkpoint.pin': (1,)}
+    summary = run(make_config(folder, **kept), tmp_path, one_device(), StopRequest())
     assert summary['updates'] == 3 and len(summary['evaluations']) == 3  # at 0, 2 and 3
+    # pinned, not the newest, and never evaluated
+    assert 1 in Checkpoints(tmp_path / 'checkpoints', read_only=True).steps()
     table = rows(tmp_path)
     assert [row['step'] for row in table] == [0, 1, 2, 3]
     # The policy has not moved when the first update re-scores its samples: the ratio with the
