@@ -2,7 +2,7 @@
 sweeps.
 
 A record holds the keys that decide it (`record`), two records are compared by `differences`. Keys
-of the machine and of the display never decide: a run continues on other devices. Which of the
+of the machine and of the display do not decide: a run continues on other devices. Which of the
 others do depends on what is compared, its scope. Beside the keys a record holds *facts* that no key
 tells: digests of prompts, what servers of rewards call themselves, calibrated noise levels.
 """
@@ -22,15 +22,19 @@ from densegrpo_jax.runtime.trees import ABSENT, Difference, dotted
 
 
 class Scope(NamedTuple):
-    """The keys of SCIENCE that decide, as patterns of their dotted names; `but` are left out."""
+    """The keys of SCIENCE that decide, as patterns of their dotted names; `but` are left out, and
+    `also` decides though it is no key of SCIENCE.
+    """
 
     keys: tuple[str, ...]
     but: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 _NOT_TRAINED = ('noise.*', 'calibration.*', 'search.*')  # of the noise its values are compared
 _SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'loss.cfg')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
+_LAYOUT = ('model.scan',)  # trained arrays are stacked as the blocks are
 
 SCOPES: Mapping[str, Scope] = {
     # A checkpoint continues. When a run ends is free; scores stand side by side only if they were
@@ -46,6 +50,7 @@ SCOPES: Mapping[str, Scope] = {
             'eval.panel_prompts',
             'eval.embedding',
         ),
+        also=_LAYOUT,
     ),
     # A psi file continues, or is taken; when it ends is free.
     'calibration': Scope(
@@ -73,7 +78,9 @@ SCOPES: Mapping[str, Scope] = {
     # Raw rewards of a measurement, and gradients of one.
     'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
     'gradients': Scope(
-        ('*',), but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*')
+        ('*',),
+        but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*'),
+        also=_LAYOUT,
     ),
     # Runs of a sweep have the same base.
     'sweep': Scope(('*',)),
@@ -101,9 +108,11 @@ def kind_of(name: str) -> str | None:
 
 def decides(scope: str, name: str) -> bool:
     """Whether a key (or an option of a reward) decides in a scope."""
-    key, (keys, but) = _table_key(name), SCOPES[scope]
+    key, (keys, but, also) = _table_key(name), SCOPES[scope]
     like = lambda patterns: any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
-    return key is not None and kind_of(name) == SCIENCE and like(keys) and not like(but)
+    if key is None or key in also:
+        return key is not None
+    return kind_of(name) == SCIENCE and like(keys) and not like(but)
 
 
 def record(scope: str, config, facts: Mapping = {}) -> dict:

@@ -54,7 +54,12 @@ MODEL = {
         "The transformer's blocks under the adapters in 8 bits ('int8') or 4 bits ('nf4').",
         ('none', *FORMATS),
     ),
-    'scan': switch(True, 'Compile one block and loop over it: compiles faster.', MACHINE),
+    'scan': switch(
+        True,
+        'Compile one block and loop over it: compiles faster. A run continues with the value that '
+        'it began with.',
+        MACHINE,
+    ),
     'remat': choice(
         'full',
         'What the backward pass recomputes instead of keeping it (`FluxTransformer`).',

@@ -61,7 +61,9 @@ def test_the_machine_and_the_display_never_decide():
         'label',
     } <= free
     for scope in SCOPES:
-        assert not any(decides(scope, name) for name in free)
+        # trained arrays are stacked where the blocks are scanned
+        layout = {'model.scan'} if scope in ('training', 'gradients') else set()
+        assert {name for name in free if decides(scope, name)} == layout
     assert all(decides('sweep', name) for name in KEYS.keys() - free)
     for scope, patterns in SCOPES.items():
         for pattern in (*patterns.keys, *patterns.but):
