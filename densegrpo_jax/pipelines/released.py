@@ -16,6 +16,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
+from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 
 _VAE = dict(
     in_channels=3,
@@ -70,6 +71,17 @@ _DYNAMIC_SHIFT = dict(
     use_dynamic_shifting=True,
 )
 
+_SD1_SCHEDULER = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule='scaled_linear',
+    num_train_timesteps=1000,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    clip_sample=False,
+    skip_prk_steps=True,
+)
+
 #: Hugging Face id -> (pipeline class, scheduler_config.json, config.json of every component).
 RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
     'black-forest-labs/FLUX.1-dev': (
@@ -114,6 +126,21 @@ RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
         | dict(
             transformer=_SD35
             | dict(num_layers=38, num_attention_heads=38, caption_projection_dim=2432)
+        ),
+    ),
+    'stable-diffusion-v1-5/stable-diffusion-v1-5': (
+        Sd15Pipeline,
+        _SD1_SCHEDULER,
+        dict(
+            transformer=dict(cross_attention_dim=768),
+            vae=_VAE
+            | dict(
+                latent_channels=4,
+                scaling_factor=0.18215,
+                use_quant_conv=True,
+                use_post_quant_conv=True,
+            ),
+            text_encoder=_CLIP_L,
         ),
     ),
 }

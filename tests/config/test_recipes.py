@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted(
     p.stem
     for p in (ROOT / 'configs').glob('*.py')
-    if p.stem.startswith(('tiny_', 'flux_', 'sd35_')) and not p.stem.endswith('_pretrain')
+    if p.stem.startswith(('tiny_', 'flux_', 'sd35_', 'sd15_')) and not p.stem.endswith('_pretrain')
 )
 
 
@@ -58,7 +58,7 @@ def test_shipped_configurations_validate(name, monkeypatch):
         assert config.eval.best in build_reward(config.reward).names
 
 
-@pytest.mark.parametrize('name', ['flux_ocr', 'sd35_ocr', 'sd35_pickscore_1024'])
+@pytest.mark.parametrize('name', ['flux_ocr', 'sd35_ocr', 'sd35_pickscore_1024', 'sd15_pickscore'])
 @pytest.mark.parametrize('devices', [1, 4, 8, 32])
 def test_variants_divide_over_their_devices(name, devices):
     config = load(name, f'devices={devices}')

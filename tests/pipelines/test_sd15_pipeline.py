@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny_ocr
+from configs import sd15_pickscore, tiny_ocr
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks import attention
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
@@ -73,31 +73,27 @@ def test_opens_for_any_mesh_with_plain_attention_alone(folder):
 
 
 @pytest.mark.slow
-def test_trains_with_ddim_noise(folder, tmp_path):
-    config = tiny_ocr.get_config()
+def test_the_recipe_trains_with_ddim_noise(folder, tmp_path):
+    config = sd15_pickscore.get_config()
     config.reward = {'jpeg': {'weight': 1.0}}
     config.update_from_flattened_dict(
         {
             'model.path': str(folder),
             'model.height': 32,
             'model.width': 32,
-            'model.guidance': 3.0,
+            'model.dtype': 'float32',
             'iterations': 1,
             'rollout.prompts': 2,
             'rollout.group': 2,
             'rollout.prompts_per_batch': 2,
             'rollout.steps': 4,
-            'rollout.kernel': 'cps',
-            'rollout.noise': 'ddim',
-            'rollout.level': 1.0,
             'optim.microbatch': 4,
             'eval.batch': 2,
             'eval.steps': 2,
             'eval.shown': 2,
+            'data.train': 'tiny',
+            'data.eval': 'tiny',
             'data.eval_prompts': 2,
-            'lora.targets': tuple(
-                f'attn{i}.to_{part}' for i in (1, 2) for part in ('q', 'k', 'v', 'out.0')
-            ),
         }
     )
     run(
@@ -108,3 +104,5 @@ def test_trains_with_ddim_noise(folder, tmp_path):
     )
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0
+    # Guided; of four transitions the last is deterministic, so two states are completed.
+    assert first['train/velocity_evals'] == 2 * 4 * (4 + 3 + 2)

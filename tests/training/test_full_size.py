@@ -1,5 +1,5 @@
-"""Every program of FLUX.1-dev and SD3.5-M at full size, compiled ahead of time for eight devices
-from shapes alone (slow).
+"""Every program of FLUX.1-dev, SD3.5-M and SD1.5 at full size, compiled ahead of time for eight
+devices from shapes alone (slow).
 """
 
 import time
@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from configs import flux_ocr, sd35_ocr
+from configs import flux_ocr, sd15_pickscore, sd35_ocr
 from densegrpo_jax.pipelines.released import released_pipeline
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -16,7 +16,9 @@ from densegrpo_jax.sampling.session import network_options
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('module', [flux_ocr, sd35_ocr], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    'module', [flux_ocr, sd35_ocr, sd15_pickscore], ids=lambda module: module.__name__
+)
 def test_compiles_for_eight_devices(module):
     config = module.get_config('devices=8')
     config.mesh.update(data=1, fsdp=8)
