@@ -19,6 +19,7 @@ from densegrpo_jax.config.command_line import (
     define_config,
     define_folder,
     define_policy_flags,
+    goes_with,
     run_main,
 )
 from densegrpo_jax.data.prompts import PromptSet
@@ -60,6 +61,7 @@ def define_flags() -> None:
     define_folder(
         'out', 'samples.png', 'Contact sheet to write; --single also writes every picture.'
     )
+    goes_with('compare', 'workdir')
     flags.DEFINE_bool(
         'single', False, 'Also write every picture as a PNG of its own, next to --out.'
     )

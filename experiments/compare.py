@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from densegrpo_jax.config.command_line import check_key, define_folder, load, run_main
+from densegrpo_jax.config.command_line import check_key, define_folder, define_seeds, load, run_main
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.drawing import LABELS, draw_curves
@@ -133,7 +133,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         'vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.'
     )
-    flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds; every value is run with each.')
+    define_seeds(3)
     define_folder('workdir', None, 'Where the runs go.')
     define_folder('out', None, 'Folder for the figure, the tables and the page.')
 

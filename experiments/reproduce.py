@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_folder, run_main
+from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
 from densegrpo_jax.runtime.stop import (
     FINISHED,
     RESUMABLE,
@@ -151,7 +151,7 @@ def define_flags() -> None:
         'config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.'
     )
     flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
-    flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds; every variant is run with each.')
+    define_seeds(5)
     define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
     define_folder('out', None, 'Folder for tables, figures and the page; default WORKDIR/report.')
     flags.DEFINE_integer(

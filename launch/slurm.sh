@@ -25,6 +25,9 @@ while [ "$#" -gt 0 ]; do
   shift
 done
 if [ -z "$name" ]; then die "--name=NAME is missing: the job's name, and that of its log in logs/"; fi
+for given in "--nodes=$nodes" "--gpus=$gpus"; do
+  if ! [[ "$given" =~ =[1-9][0-9]*$ ]]; then die "$given: expected a whole number of at least 1"; fi
+done
 if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
 
 # One task per box drives all of its GPUs. Slurm sends TERM two minutes before the time is up, to the step itself.

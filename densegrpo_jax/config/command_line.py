@@ -79,6 +79,30 @@ def define_folder(name: str, default: str | None, help_string: str) -> None:
     flags.register_validator(name, check)
 
 
+def goes_with(name: str, other: str) -> None:
+    """The flag `name`, where it is given, means nothing without the flag `other`: an error then."""
+    flags.register_multi_flags_validator(
+        [name, other],
+        lambda values: bool(values[other] or not flags.FLAGS[name].present),
+        f'--{name} is given without --{other}, and would be ignored',
+    )
+
+
+def define_seeds(count: int) -> None:
+    """The flag --seeds of commands that train several; by default 0 ... count - 1."""
+    help_string = 'Seeds; every variant is run with each.'
+    flags.DEFINE_list('seeds', [str(seed) for seed in range(count)], help_string)
+    flags.register_validator(
+        'seeds',
+        lambda seeds: (
+            bool(seeds)
+            and len(set(seeds)) == len(seeds)
+            and all(s.isascii() and s.isdecimal() and int(s) < 2**32 for s in seeds)
+        ),
+        'expected different whole numbers below 2^32, as in --seeds=0,1,2',
+    )
+
+
 def define_run_flags() -> None:
     """The flags of `sampling.execution.execute`. Only a command itself has flags: importing a
     module defines none.
@@ -92,6 +116,7 @@ def define_policy_flags(use: str) -> None:
     """The flags of commands that draw prompts with a policy; `use` says what is done with it."""
     define_folder('workdir', None, f'Training run whose policy is {use}; none: the base model.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
+    goes_with('checkpoint', 'workdir')
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
     flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
 

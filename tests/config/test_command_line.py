@@ -299,3 +299,22 @@ def test_what_the_system_refuses_is_a_line_with_the_file(typed, tmp_path, touch,
     status, error, _ = typed(main=lambda flag: touch(tmp_path))
     assert status == 2 and error.startswith('error: ') and message in error
     assert error.count('\n') == 1 and str(tmp_path) in error
+
+
+@pytest.mark.parametrize(
+    ('command', 'given', 'message'),
+    [
+        ('densegrpo_jax.sample', '--compare', '--compare is given without --workdir'),
+        ('densegrpo_jax.search', '--checkpoint=best', '--checkpoint is given without --workdir'),
+        ('experiments.compare', '--seeds=0,0', 'different whole numbers below 2^32'),
+    ],
+)
+def test_what_would_be_ignored_is_an_error(command, given, message):
+    done = subprocess.run(
+        [sys.executable, '-m', command, f'--config={TINY}', given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -504,6 +504,10 @@ def test_slurm_submits_one_task_per_box(scripts):
 
 
 def test_a_slurm_job_is_shown_before_anything_is_installed(scripts):
+    for given in ('--gpus=many', '--gpus=0', '--nodes=', '--nodes=2.5'):
+        done, calls = scripts('slurm.sh', '--name=flux', given, '--', '--config=c')
+        assert done.returncode == 1 and f'{given}: expected a whole number' in done.stderr
+        assert not calls
     done, calls = scripts('slurm.sh', '--print', '--name=flux', '--', '--config=c')
     assert done.returncode == 0 and calls == []
     assert shlex.split(done.stdout)[-3:] == [
