@@ -22,6 +22,8 @@ from densegrpo_jax.runtime.cores import cpu_cores
 
 
 def main(flag) -> None:
+    if 'reward' not in flag.config:
+        raise ValueError('this configuration has no `reward`, as configs/reward_server.py has one')
     serve(
         flag.config.reward,
         flag.host,
@@ -36,7 +38,7 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    define_config('Configuration, of which only `reward` is read.')
+    define_config('Configuration, of which only `reward` is read.', training=False)
     flags.DEFINE_string(
         'host',
         '127.0.0.1',

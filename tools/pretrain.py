@@ -22,6 +22,11 @@ from tools.make_miniature.miniature import pretrain, rows
 
 def main(flag) -> None:
     config, workdir = flag.config, pathlib.Path(flag.workdir).expanduser().absolute()
+    if 'dataset' not in config:
+        raise ValueError(
+            'this configures a training run; pretraining takes configs/tiny_pretrain.py or '
+            'configs/tiny_shapes_pretrain.py'
+        )
     start_devices(rows(config))
     workdir.mkdir(parents=True, exist_ok=True)
     with lock(workdir):
@@ -37,7 +42,7 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Only the command itself has flags: importing this module defines none."""
-    define_config('Pretraining configuration.')
+    define_config('Pretraining configuration.', training=False)
     define_folder(
         'workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.'
     )

@@ -5,6 +5,7 @@ end with status 2.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import inspect
 import pathlib
@@ -58,11 +59,11 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
     app.run(run, flags_parser=_parse)
 
 
-def define_config(help_string: str) -> None:
+def define_config(help_string: str, *, training: bool = True) -> None:
     """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value."""
     config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
     # the library's own raises whatever it meets on the way
-    flags.FLAGS['config'].parser = _Configuration()
+    flags.FLAGS['config'].parser = _Configuration(training)
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
@@ -174,7 +175,7 @@ def load(argument: str) -> ConfigDict:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    _run_file(argument, path, functools.partial(spec.loader.exec_module, module))
     if not hasattr(module, 'get_config'):
         raise ValueError(f'--config={argument}: the file has no function get_config()')
     if colon and not inspect.signature(module.get_config).parameters:
@@ -182,10 +183,36 @@ def load(argument: str) -> ConfigDict:
             f'--config={argument}: this configuration has no variants, its get_config() takes '
             f"none; leave ':{variant}' out"
         )
+    given = [variant] if colon else []
+    config = _run_file(argument, path, lambda: module.get_config(*given))
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f'--config={argument}: get_config() returned {config!r}; expected a configuration, as '
+            'densegrpo_jax.config.schema.default_config() makes one'
+        )
+    return config
+
+
+def _run_file(argument: str, path: pathlib.Path, call: Callable):
+    """What `call` returns, which runs the code of a configuration file.
+
+    Raises:
+      ValueError: its own, or one that names the line where anything else was raised.
+    """
     try:
-        return module.get_config(variant) if colon else module.get_config()
+        return call()
     except ValueError as error:
         raise ValueError(f'--config={argument}: {error}') from error
+    except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [(frame.lineno, frame.line) for frame in frames if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines = [(error.lineno, (error.text or '').strip())]
+        where = f'line {lines[-1][0]} of {path}, {lines[-1][1]!r}: ' if lines else ''
+        # The library's own errors hold the whole group between their first and their last line.
+        said = str(error.args[0] if error.args else error).strip().splitlines() or ['']
+        reason = ' ... '.join(dict.fromkeys((said[0][:200], said[-1][:200])))
+        raise ValueError(f'--config={argument}: {where}{type(error).__name__}: {reason}') from error
 
 
 def _recipe_file(name: str, argument: str) -> pathlib.Path:
@@ -211,20 +238,24 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
 
 class _Configuration(flags.ArgumentParser):
     """Loads the file, and checks the keys that the command line sets before the library looks for
-    them.
+    them. training: of a training run, with every key of the table.
     """
+
+    def __init__(self, training: bool = True):
+        self._training = training
 
     def parse(self, argument: str) -> ConfigDict:
         try:
             config = load(argument)
+            if self._training:
+                from densegrpo_jax.config.validation import check_names  # imports jax
+
+                check_names(config)
             for given in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
                 if key := re.match(r'--?(?:no)?config\.([^=]*)', given):
                     check_key(config, key[1], given)
         except ValueError as error:
             raise flags.Error(str(error)) from error
-        except (TypeError, AttributeError, KeyError):
-            # a mistake in the file: the traceback says where
-            raise flags.Error(traceback.format_exc()) from None
         return config.lock()
 
     def flag_type(self) -> str:

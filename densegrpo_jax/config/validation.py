@@ -18,7 +18,7 @@ def validate(config) -> None:
     Raises:
       ValueError: names the key, its value and what would do.
     """
-    _check_names(config)
+    check_names(config)
     for name, entry in TABLE.items():
         if isinstance(entry, Key):
             check_value(name, entry, config[name])
@@ -41,8 +41,8 @@ def check_value(name: str, key: Key, value: object) -> None:
     raise ValueError(f'{name}={_shown(value)}: expected {key.expected}{hint}. {name}: {key.help}')
 
 
-def _check_names(config) -> None:
-    """The configuration has all keys of the table and no other."""
+def check_names(config) -> None:
+    """Raises ValueError unless the configuration has all keys of the table and no other."""
     for name, entry in TABLE.items():
         inner = {} if isinstance(entry, Key) else entry
         absent = [name] if name not in config else []

@@ -200,7 +200,7 @@ def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):
     status, printed, _ = typed(f'--config={file}')
     assert (
         status == 2
-        and f'{file}", line 6' in printed
+        and f'line 6 of {file}' in printed
         and 'c.rollout.stepz = 3' in printed
         and '"stepz" does not exist' in printed
     )
@@ -318,3 +318,35 @@ def test_what_would_be_ignored_is_an_error(command, given, message):
         timeout=120,
     )
     assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('def get_config():\n    pass\n', 'get_config() returned None; expected a configuration'),
+        ('def get_config():\n    return {}\n', 'get_config() returned {}'),
+        ('x = 1\ny = missing\n', "line 2 of {file}, 'y = missing': NameError"),
+        ('def get_config():\n    return\n  1\n', "of {file}, '1': IndentationError"),
+        ('def get_config():\n    a = {}\n    return a["b"]\n', 'KeyError: b'),
+        (
+            'import no_such_module\n',
+            "line 1 of {file}, 'import no_such_module': ModuleNotFoundError",
+        ),
+        (
+            'from configs.tiny_ocr import get_config as base\ndef get_config():\n'
+            '    c = base()\n    c.rollout.steps = "six"\n    return c\n',
+            'line 4 of {file}, ',
+        ),
+        (
+            'import ml_collections\ndef get_config():\n'
+            '    return ml_collections.ConfigDict({"dataset": "words"})\n',
+            'the configuration has no key seed; start it from',
+        ),
+    ],
+)
+def test_a_mistake_in_a_configuration_file_is_a_line_of_it(typed, tmp_path, text, message):
+    file = tmp_path / 'mine.py'
+    file.write_text(text)
+    status, error, _ = typed(f'--config={file}')
+    assert status == 2 and message.replace('{file}', str(file)) in error, error
+    assert 'Traceback' not in error
