@@ -220,6 +220,16 @@ class T5Encoder(nn.Module):
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
 
 
+def shared_embedding(tensors: dict) -> dict:
+    """The stored tensors with the embedding under the name that the rules know: a file may hold it
+    as the encoder's alone.
+    """
+    alone, shared = 'encoder.embed_tokens.weight', 'shared.weight'
+    if shared in tensors or alone not in tensors:
+        return tensors
+    return {shared if key == alone else key: value for key, value in tensors.items()}
+
+
 def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' T5EncoderModel checkpoint (model.safetensors); scanned blocks
     stack over their index.

@@ -377,4 +377,9 @@ def weight_rules() -> list[Rule]:
         *norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
         *conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
         *conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
+        # Files from before Diffusers 0.18, Stable Diffusion 1's among them; never written.
+        *linear_rules(f'{source}.query', f'{target}/to_q'),
+        *linear_rules(f'{source}.key', f'{target}/to_k'),
+        *linear_rules(f'{source}.value', f'{target}/to_v'),
+        *linear_rules(f'{source}.proj_attn', f'{target}/to_out_0'),
     ]

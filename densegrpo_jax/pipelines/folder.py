@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from densegrpo_jax.networks import attention
+from densegrpo_jax.networks import attention, t5
 from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import LoraConfig
@@ -151,6 +151,8 @@ def _source(
     `load_weights`.
     """
     options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
+    if pipeline.INDEX[name][1].startswith('T5'):
+        options['layout'] = t5.shared_embedding
     source = pathlib.Path(folder) / pipeline.folder(name)
     if name == 'transformer' and transformer_file:
         source = pathlib.Path(transformer_file).expanduser()
@@ -171,13 +173,19 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
     def read(path: str, kind: type[Pipeline] = FluxPipeline) -> dict:
         return read_json(folder / path, f'a {kind.CLASS_NAME} folder with {layout(kind)}')
 
-    name = read('model_index.json').get('_class_name')
+    index = read('model_index.json')
+    name = index.get('_class_name')
     if name not in PIPELINES:
         raise ValueError(
             f'{folder / "model_index.json"}: _class_name is {name!r}, expected one of '
             f'{sorted(PIPELINES)}'
         )
     kind = PIPELINES[name]
+    if absent := [c for c in folders(kind) if index.get(c) == [None, None]]:
+        raise ValueError(
+            f'{folder / "model_index.json"}: {absent[0]} is null: this model was saved without it, '
+            'and it is needed here; save the whole pipeline'
+        )
     configs = {
         component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX
     }

@@ -156,6 +156,24 @@ def test_a_tied_copy_of_the_embedding_is_ignored(tmp_path):
     np.testing.assert_array_equal(params['shared']['embedding'], tensors['shared.weight'])
 
 
+def test_the_embedding_may_be_the_encoders_alone(tmp_path):
+    _, reference = torch_model(CASES['relu'][0])
+    reference.save_pretrained(tmp_path)
+    numpy_io = pytest.importorskip('safetensors.numpy')
+    tensors = numpy_io.load_file(tmp_path / 'model.safetensors')
+    expected = tensors.pop('shared.weight')
+    numpy_io.save_file(
+        tensors | {'encoder.embed_tokens.weight': expected}, tmp_path / 'model.safetensors'
+    )
+    config = t5.T5Config.from_json(json.loads((tmp_path / 'config.json').read_text()))
+    shapes = jax.eval_shape(
+        t5.T5Encoder(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
+    )['params']
+    rules = t5.weight_rules(False)
+    params = weights.load_weights(tmp_path, rules, shapes, layout=t5.shared_embedding)
+    np.testing.assert_array_equal(params['shared']['embedding'], expected)
+
+
 def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
     config = t5.T5Config(
         vocab_size=60,

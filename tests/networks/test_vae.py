@@ -156,6 +156,28 @@ def test_saved_layout_is_that_of_torch(case, tmp_path):
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
 
 
+def test_the_old_names_of_attention_are_read(tmp_path):
+    """As Diffusers does: most files of Stable Diffusion 1 have them."""
+    _, reference = torch_model(CASES['flux'][0])
+    reference.save_pretrained(tmp_path)
+    _, expected = load(tmp_path)
+    numpy_io, diffusers = pytest.importorskip('safetensors.numpy'), pytest.importorskip('diffusers')
+    file = tmp_path / 'diffusion_pytorch_model.safetensors'
+    old = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
+    tensors = {}
+    for key, value in numpy_io.load_file(file).items():
+        for new, before in old.items():
+            key = key.replace(f'.attentions.0.{new}.', f'.attentions.0.{before}.')
+        tensors[key] = value
+    assert sum('.proj_attn.' in key for key in tensors) == 4
+    numpy_io.save_file(tensors, file)
+    _, params = load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path).state_dict()
+    for key, value in reference.state_dict().items():
+        np.testing.assert_array_equal(theirs[key], value, err_msg=key)
+
+
 def test_gradients_of_a_fresh_model():
     """The miniature trains from scratch: outputs of order one, and a gradient in every
     parameter.

@@ -152,6 +152,10 @@ def test_bad_folders_name_what_is_wrong(folder, tmp_path):
     (broken / 'vae' / 'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='vae/config.json'):
         load_pipeline(broken, text_length=16)
+    index = json.loads((broken / 'model_index.json').read_text())
+    (broken / 'model_index.json').write_text(json.dumps({**index, 'text_encoder_2': [None, None]}))
+    with pytest.raises(ValueError, match='text_encoder_2 is null: this model was saved without it'):
+        load_pipeline(broken, text_length=16)
     (broken / 'model_index.json').write_text(json.dumps({'_class_name': 'WanPipeline'}))
     with pytest.raises(ValueError, match='WanPipeline'):
         load_pipeline(broken, text_length=16)
