@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.config.command_line import load
-from densegrpo_jax.config.method import credit_rule_of
+from densegrpo_jax.config.method import credit_rule_of, loss_of
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.core.clean_samples import NoisedSamples
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.pipelines import folder as pipeline_folder
@@ -54,13 +55,31 @@ def test_the_credit_rule(tmp_path, monkeypatch):
     (tmp_path / 'my_rules.py').write_text(EXAMPLES['my_rules.py'])
     monkeypatch.syspath_prepend(tmp_path)
     config = default_config()
-    (config.credit.rule,) = re.findall(r"`c\.credit\.rule = '(.*?)'`", PAGE)
+    config.credit.rule, _ = re.findall(r"`c\.credit\.rule = '(.*?)'`", PAGE)
     validate(config)
     rule = credit_rule_of(config)
     assert needed_states(rule, step_masks(np.float32([1, 0.8, 0.4, 0]), last=1)) == (0, 1, 3)
     rewards = np.float32([[1, 2], [3, 2], [0, 4]])
     np.testing.assert_allclose(dense_reward(rewards, rule), [[1, 2], [-1.5, 3]])
     np.testing.assert_allclose(dense_reward(rewards, rule, mix=1.0), [[0, 4], [0, 4]])
+
+
+def test_the_loss(tmp_path, monkeypatch):
+    (tmp_path / 'my_losses.py').write_text(EXAMPLES['my_losses.py'])
+    monkeypatch.syspath_prepend(tmp_path)
+    config = default_config()
+    (config.loss.kind,) = re.findall(r"`c\.loss\.kind = '(.*?)'`", PAGE)
+    config.credit.rule = 'sparse'
+    validate(config)
+    rng = np.random.default_rng(0)
+    x0, noise, v = (rng.standard_normal((3, 4, 2)).astype(np.float32) for _ in range(3))
+    given = {'x': x0, 's': np.zeros(3), 'reward': np.zeros(3), 'prompt_id': np.zeros(3, int)}
+    advantage, mask = np.float32([1, -1, 2]), np.array([True, True, False])
+    batch = NoisedSamples(x0=x0, noise=noise, advantage={'outcome': advantage}, mask=mask, **given)
+    sums = loss_of(config).fn({'policy': v}, batch, temperature=0.5)
+    wanted = np.exp(2 * advantage) * ((v - (noise - x0)) ** 2).mean((1, 2))
+    np.testing.assert_allclose(sums.policy_sum, wanted[:2].sum(), rtol=1e-5)
+    assert sums.policy_count == 2
 
 
 def test_the_model_family(tmp_path, monkeypatch):

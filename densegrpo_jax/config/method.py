@@ -1,4 +1,4 @@
-"""The parts of a method that a configuration names: credit rule, kernel, noise table.
+"""The parts of a method that a configuration names: credit rule, kernel, noise table, loss.
 
 A name is a key of the part's table in core, or 'package.module:object' of the user's own.
 """
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
+from densegrpo_jax.core.losses import CLEAN, LOSSES, REF, Loss
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
 from densegrpo_jax.runtime.named import imported
 
@@ -58,11 +59,32 @@ def noise_table_of(config) -> NoiseTable:
     return _named('rollout.noise', config.rollout.noise, NOISE_TABLES, NoiseTable)
 
 
+def loss_of(config) -> Loss:
+    """The loss that `loss.kind` names."""
+    return _named('loss.kind', config.loss.kind, LOSSES, Loss)
+
+
+def loss_options(config) -> dict[str, Any]:
+    """Its options, as arguments of `Loss.fn`. ValueError as of `credit_options`."""
+    given = {**config.loss, 'log_prob': config.rollout.log_prob, 'kernel': kernel_of(config)}
+    return _options(f'loss.kind={config.loss.kind!r}', loss_of(config).options, given)
+
+
+def roles_read(config) -> tuple[str, ...]:
+    """The roles besides the policy that an update reads: the loss's, and the reference where its KL
+    is part of it.
+    """
+    kl = [REF] if config.loss.beta or config.loss.measure_kl else []
+    return tuple(dict.fromkeys([*loss_of(config).needs, *kl]))
+
+
 def check_method(config) -> None:
     """Raises ValueError where a part is not there, or where two do not go together."""
     r = config.rollout
     kernel, table = kernel_of(config), noise_table_of(config)
+    rule, loss = credit_rule_of(config), loss_of(config)
     credit_options(config)
+    loss_options(config)
     search_kernel_of(config)
     if not kernel.noisy:
         noisy = [name for name, k in KERNELS.items() if k.noisy]
@@ -86,6 +108,18 @@ def check_method(config) -> None:
         raise ValueError(
             f'rollout.level={r.level}: with rollout.kernel={r.kernel!r} and rollout.noise='
             f'{r.noise!r} expected 0 < rollout.level <= {kernel.max_level:g}'
+        )
+
+    if loss.batch == CLEAN and not rule.per_sample:
+        raise ValueError(
+            f'loss.kind={config.loss.kind!r} trains on clean samples, which have one reward each, '
+            f'and credit.rule={config.credit.rule!r} gives every transition its own: use '
+            "credit.rule='sparse'"
+        )
+    if loss.batch == CLEAN and config.loss.noise_power:
+        raise ValueError(
+            f'loss.noise_power={config.loss.noise_power} weighs transitions, and loss.kind='
+            f'{config.loss.kind!r} trains on clean samples: use loss.noise_power=0'
         )
 
 

@@ -9,6 +9,7 @@ from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.credit_rules import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.kernels import KERNELS
+from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.core.noise_tables import NOISE_TABLES
 from densegrpo_jax.core.sde_step import LOG_PROBS
 
@@ -136,6 +137,11 @@ CREDIT = {
 }
 
 LOSS = {
+    'kind': part(
+        'grpo',
+        "What an update minimises; 'grpo' is the clipped surrogate (core/losses.py).",
+        LOSSES,
+    ),
     'clip_range': positive(1e-4, 'Of the ratio.'),
     'noise_power': number(
         0.0,

@@ -102,8 +102,8 @@ def grpo_loss(
     count, zero = kept.sum(), jnp.zeros((), surrogate.dtype)
     kl_sum = zero
     if mean_ref is not None:
-        kl = kl_divergence(step, mean_ref, form=kl_form, noise_level=noise_level, kernel=kernel)
-        kl_sum = jnp.where(mask, kl, 0).sum()
+        options = {'form': kl_form, 'noise_level': noise_level, 'kernel': kernel}
+        kl_sum, _ = kl_sums(step, mean_ref, mask, **options)
     deviation = jnp.abs(jax.lax.stop_gradient(ratio) - 1)
     return LossSums(
         policy_sum=surrogate.sum(),
@@ -137,6 +137,21 @@ def noise_weights(std, trained, power):
     trained = jnp.asarray(trained)
     raw = jnp.where(trained, jnp.where(trained, std, 1) ** power, 0)
     return raw * trained.sum() / raw.sum()
+
+
+def kl_sums(step, mean_ref, mask, **options):
+    """Sum and count of the KL to the reference over M transitions.
+
+    Args:
+        step, mean_ref, options: as of `kl_divergence`.
+        mask: bool [M]; what it leaves out, and what std = 0 leaves out, is in neither.
+
+    Returns:
+        (sum, count), float scalars.
+    """
+    mask = jnp.asarray(mask) & (step.std > 0)
+    kl = kl_divergence(step, mean_ref, **options)
+    return jnp.where(mask, kl, 0).sum(), mask.astype(kl.dtype).sum()
 
 
 def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='sde'):

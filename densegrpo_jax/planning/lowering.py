@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from densegrpo_jax.core.transitions import OUTCOME, Transitions
+from densegrpo_jax.config.method import roles_read
+from densegrpo_jax.core.advantages import group_ids_of
+from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
@@ -18,7 +20,7 @@ from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import optimiser, state_shapes
-from densegrpo_jax.training.learner import make_update
+from densegrpo_jax.training.learner import make_credit, make_update
 
 
 class Phase(NamedTuple):
@@ -84,25 +86,18 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.nfe * forward(batch) + images.shape[0] * decode(batch)
 
-    rows = sum(schedule.plan.transitions.trained) * r.prompts * r.group
-    fields = dict(
-        x=row(rows, *latent),
-        x_next=row(rows, *latent),
-        advantage={OUTCOME: row(rows)},
-        mask=row(rows, d=jnp.bool),
-        prompt_id=row(rows, d=jnp.int32),
+    record = jax.tree.map(
+        lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
     )
-    record = Transitions(**{f: fields.get(f, row(rows)) for f in Transitions._fields})
+    rows = record.mask.shape[0]
     update = make_update(pipeline, config, tx, mesh).lower(
         state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     )
     micro = config.optim.microbatch
     one = forward(micro, guided=config.loss.cfg) * rows / micro
-    # Backward: through the activations, and through the weights too where they are trained; the
-    # reference needs a forward pass of its own.
-    learning = one * (3 if config.full else 2) + (
-        one if config.loss.beta or config.loss.measure_kl else 0
-    )
+    # Backward: through the activations, and through the weights too where they are trained; every
+    # other role that is read needs a forward pass of its own.
+    learning = one * ((3 if config.full else 2) + len(roles_read(config)))
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
     drawn = (
@@ -122,3 +117,15 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
             config.eval.steps * forward(config.eval.batch) + decode(config.eval.batch),
         ),
     }
+
+
+def _record(config, schedule: Schedule, sampled: Rollout) -> Any:
+    """Shapes of what an update trains on; `sampled` are those of one batch of prompts."""
+    r = config.rollout
+    added_up = config.copy_and_resolve_references()
+    added_up.credit.combine = 'sum'  # needs no single scores; the record is the same
+    points = len(schedule.plan.completions), r.prompts * r.group
+    scored = (jax.ShapeDtypeStruct(points, dtype) for dtype in (jnp.float32, jnp.bool))
+    rollouts = [sampled] * (r.prompts // r.prompts_per_batch)
+    credit = make_credit(added_up, schedule)
+    return jax.eval_shape(credit, rollouts, *scored, group_ids_of([r.group] * r.prompts))[0]

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
@@ -17,6 +18,7 @@ from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
+from densegrpo_jax.training.batches import BATCHES
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'
@@ -98,6 +100,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     trained = f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}'
     if config.full:
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'
+    unit = BATCHES[loss_of(config).batch].unit
     held = ', '.join(f'{name} {size / GIB:.2f}' for name, size in need.items())
     table = {
         'model': (
@@ -123,7 +126,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
         )
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
         'update': (
-            f'{o.updates} per iteration, {accumulation} x {o.microbatch} transitions, lr '
+            f'{o.updates} per iteration, {accumulation} x {o.microbatch} {unit}, lr '
             f'{o.learning_rate:g} ({o.decay}), clip {config.loss.clip_range:g}, beta '
             f'{config.loss.beta:g}'
         ),

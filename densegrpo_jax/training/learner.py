@@ -12,19 +12,26 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from densegrpo_jax.config.method import credit_options, credit_rule_of, kernel_of
+from densegrpo_jax.config.method import (
+    credit_options,
+    credit_rule_of,
+    loss_of,
+    loss_options,
+    roles_read,
+)
 from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
-from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss, noise_weights
+from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
+from densegrpo_jax.core.losses import EMA, POLICY, REF
 from densegrpo_jax.core.rollout import Rollout
-from densegrpo_jax.core.transitions import OUTCOME, Transitions, transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
 from densegrpo_jax.runtime.sharding import shardings
-from densegrpo_jax.sampling.policy import policy_velocity, rescore
+from densegrpo_jax.sampling.policy import policy_velocity
 from densegrpo_jax.sampling.sampler import EXACT, Schedule
 from densegrpo_jax.sampling.state import TrainState, ema_update
+from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 
 
 def join(rollouts: list[Rollout]) -> Rollout:
@@ -37,8 +44,8 @@ def join(rollouts: list[Rollout]) -> Rollout:
 def make_credit(
     config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None
 ):
-    """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores) -> (Transitions,
-    metrics of [N] or [] arrays)` for a whole iteration.
+    """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores) -> (record,
+    metrics of [N] or [] arrays)` for a whole iteration; the record is what the loss trains on.
 
     `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single ones and
     `weights` theirs; both may be left out with credit.combine='sum', which goes by `rewards` alone.
@@ -47,6 +54,7 @@ def make_credit(
     """
     c, groups = config.credit, config.rollout.prompts
     rule, options = credit_rule_of(config), credit_options(config)
+    kind = BATCHES[loss_of(config).batch]
     trained = np.array(schedule.plan.transitions.trained)
 
     def credit(
@@ -86,8 +94,7 @@ def make_credit(
             terminal = jnp.broadcast_to(result.values[np.argmax(trained)], rollout.similarity.shape)
             result = result._replace(values=by_rule(terminal))
         weight = noise_weights(rollout.std[:, 0], trained, config.loss.noise_power)
-        advantages = {OUTCOME: result.values}
-        record = transitions(rollout, advantages, group_ids, weight=weight, valid=keep)
+        record = kind.record(Credited(rollout, rewards[-1], result.values, weight, group_ids, keep))
         on = jnp.asarray(trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
@@ -114,48 +121,46 @@ def make_credit(
 
 
 def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
-    """Jitted `(state, params, conditioning [P, ...], negative conditioning [1, ...] or None,
-    Transitions) -> (state, metrics)`: `optim.updates` optimiser steps.
+    """Jitted `(state, params, conditioning [P, ...], negative conditioning [1, ...] or None, record)
+    -> (state, metrics)`: `optim.updates` optimiser steps on a record of `make_credit`.
 
-    Update u trains on the samples of its own share of the prompts, all their trained steps, in
-    microbatches whose gradients are accumulated in one scan. The loss is divided once, by the
-    number of transitions in the update. A non-finite gradient leaves adapters, optimiser and moving
+    Update u trains on the samples of its own share of the prompts, with all their rows of the
+    record, in microbatches whose gradients are accumulated in one scan. The loss is divided once,
+    by the number of rows in the update that count. A non-finite gradient leaves adapters, optimiser and moving
     average as they were and counts in `state.skipped`. The state given is gone where
     `donates_state`.
     """
-    o, loss, r = config.optim, config.loss, config.rollout
+    o, r = config.optim, config.rollout
+    loss, options = loss_of(config), loss_options(config)
+    kind, roles = BATCHES[loss.batch], roles_read(config)
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
-    def microbatch_loss(policy, params, conditioning, negative, batch: Transitions, count):
+    def microbatch_loss(policy, others, params, conditioning, negative, batch, count):
         rows_of = take_rows(conditioning, batch.prompt_id)
-        scored = lambda policy: rescore(
-            config, policy_velocity(pipeline, config, params, policy, rows_of, negative), batch
+        output = lambda role: kind.output(
+            config, policy_velocity(pipeline, config, params, role, rows_of, negative), batch
         )
-        step = scored(policy)
-        mean_ref = scored(None).mean if loss.beta or loss.measure_kl else None
-        sums = grpo_loss(
-            step,
-            batch.log_prob,
-            batch.advantage,
-            mask=batch.mask,
-            weight=batch.weight,
-            clip_range=loss.clip_range,
-            mean_ref=mean_ref,
-            kl_form=loss.kl_form,
-            noise_level=batch.noise_level,
-            kernel=kernel_of(config),
-            log_prob=r.log_prob,
-        )
-        return (sums.policy_sum + loss.beta * sums.kl_sum) / count, sums
+        outputs = {POLICY: output(policy)}
+        outputs |= {role: output(others.get(role)) for role in roles}
+        sums = loss.fn(outputs, batch, **options)
+        if not isinstance(sums, LossSums):
+            raise ValueError(
+                f'loss.kind={config.loss.kind!r} gave a {type(sums).__name__}; expected LossSums, such '
+                'as core.losses.loss_sums makes'
+            )
+        if REF in outputs:
+            kl_sum, kl_count = kind.kl(config, outputs[POLICY], outputs[REF], batch)
+            sums = sums._replace(kl_sum=kl_sum, kl_count=kl_count)
+        return (sums.policy_sum + config.loss.beta * sums.kl_sum) / count, sums
 
-    def one_update(carry, batch: Transitions, params, conditioning, negative):
+    def one_update(carry, batch, others, params, conditioning, negative):
         policy, opt, skipped = carry
         count = jnp.maximum(batch.mask.sum(), 1)
 
         def accumulate(total, micro):
             (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(
-                policy, params, conditioning, negative, micro, count
+                policy, others, params, conditioning, negative, micro, count
             )
             return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
 
@@ -170,15 +175,18 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         policy, opt = keep(optax.apply_updates(policy, updates), policy), keep(new_opt, opt)
         return (policy, opt, skipped + ~finite), (sums, norm, finite)
 
-    def update(state: TrainState, params, conditioning: Conditioning, negative, batch: Transitions):
+    def update(state: TrainState, params, conditioning: Conditioning, negative, record):
+        batch = kind.prepared(config, record, state.step)
         parts = jax.tree.map(
-            lambda a: jax.lax.with_sharding_constraint(a, rows), _split(batch, config)
+            lambda a: jax.lax.with_sharding_constraint(a, rows),
+            microbatches(batch, r.prompts * r.group, o.updates, o.microbatch),
         )
+        others = {EMA: state.ema}  # the reference is the base, which needs none
+        text = params, conditioning, negative
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
-            carry, result = one_update(
-                carry, jax.tree.map(lambda a: a[u], parts), params, conditioning, negative
-            )
+            part = jax.tree.map(lambda a: a[u], parts)
+            carry, result = one_update(carry, part, others, *text)
             results.append(result)
         policy, opt, skipped = carry
         progressed = jnp.stack([finite for *_, finite in results]).any()
@@ -193,16 +201,9 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         metrics = {
             'loss': sums.policy_sum / count,
             'kl': sums.kl_sum / jnp.maximum(sums.kl_count, 1),
-            'clip_fraction': sums.clip_sum / count,
-            'ratio_deviation': sums.ratio_deviation_sum / count,
-            # Before anything has changed, the re-scored ratio must be 1: this compares with the
-            # sampler's stored log-probability.
-            'ratio_deviation_first': results[0][0].ratio_deviation_max,
-            # Half the mean of (log r)^2. As log r is a mean over n elements, the KL of the update
-            # is about n times that per element.
-            'approx_kl_old': 0.5 * sums.log_ratio_square_sum / count,
+            **kind.metrics(results[0][0], sums),
             'grad_norm': results[-1][1],
-            'transitions': sums.policy_count,
+            kind.unit: sums.policy_count,
             'finite': jnp.stack([finite for *_, finite in results]).all(),
         }
         metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
@@ -225,36 +226,28 @@ def donates_state(config) -> bool:
 
 def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     """Accumulation steps per update; ValueError where a batch does not divide over the mesh, or an
-    update not into microbatches.
+    update not into microbatches that the loss can use.
     """
-    check_batch(
-        mesh,
-        config.rollout.prompts_per_batch * config.rollout.group,
-        'rollout.prompts_per_batch * rollout.group',
-    )
-    check_batch(mesh, config.optim.microbatch, 'optim.microbatch')
-    trained_steps = sum(schedule.plan.transitions.trained)
-    size = trained_steps * config.rollout.prompts * config.rollout.group // config.optim.updates
-    if size % config.optim.microbatch:
-        divisors = [d for d in range(1, size + 1) if size % d == 0]
+    r, o, loss = config.rollout, config.optim, loss_of(config)
+    check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
+    check_batch(mesh, o.microbatch, 'optim.microbatch')
+    kind = BATCHES[loss.batch]
+    rows = kind.rows(schedule.plan)
+    size = rows * r.prompts * r.group // o.updates
+    whole = r.group if loss.groups else 1
+    near = sorted(
+        (d for d in range(whole, size + 1, whole) if size % d == 0),
+        key=lambda d: abs(d - o.microbatch),
+    )[:4]
+    if size % o.microbatch:
         raise ValueError(
-            f'optim.microbatch={config.optim.microbatch} does not divide the {size} transitions of an update '
-            f'({trained_steps} trained steps x {config.rollout.prompts} prompts x {config.rollout.group} samples / {config.optim.updates} '
-            f'updates); near it: {sorted(divisors, key=lambda d: abs(d - config.optim.microbatch))[:4]}'
+            f'optim.microbatch={o.microbatch} does not divide the {size} {kind.unit} of an update '
+            f'({rows} a sample x {r.prompts} prompts x {r.group} samples / {o.updates} updates); near '
+            f'it: {near}'
         )
-    return size // config.optim.microbatch
-
-
-def _split(batch: Transitions, config) -> Transitions:
-    """[M] step-major -> [updates, accumulation, microbatch]; the samples of one prompt stay in one
-    update.
-    """
-    o, samples = config.optim, config.rollout.prompts * config.rollout.group
-    steps = batch.x.shape[0] // samples
-
-    def split(a):
-        a = a.reshape(steps, o.updates, samples // o.updates, *a.shape[1:])
-        a = jnp.swapaxes(a, 0, 1)
-        return a.reshape(o.updates, -1, o.microbatch, *a.shape[3:])
-
-    return jax.tree.map(split, batch)
+    if o.microbatch % whole:
+        raise ValueError(
+            f'optim.microbatch={o.microbatch} does not hold whole groups of rollout.group={r.group} '
+            f'samples, which loss.kind={config.loss.kind!r} compares; near it: {near}'
+        )
+    return size // o.microbatch

@@ -5,116 +5,21 @@ clipping, KL, shares of prompts, average.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from densegrpo_jax.config.schema import default_config
-from densegrpo_jax.core.advantages import group_ids_of
-from densegrpo_jax.core.dense_reward import needed_states
-from densegrpo_jax.core.masks import step_masks
-from densegrpo_jax.core.rollout import run_plan
-from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
-from densegrpo_jax.core.schedules import flow_grpo_noise_levels
-from densegrpo_jax.pipelines.base import repeat_rows
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import Schedule
-from densegrpo_jax.sampling.state import TrainState
-from densegrpo_jax.training.learner import make_credit, make_update
-
-SIGMAS = np.array([1, 0.9, 0.7, 0.45, 0.2, 0], np.float32)
-STEPS, PROMPTS, GROUP, TOKENS, CHANNELS = 5, 4, 6, 3, 4
-SAMPLES, TRAINED, CLIP, DECAY = PROMPTS * GROUP, range(4), 2e-3, 0.9
-RNG = np.random.default_rng(0)
-BASE = RNG.standard_normal((CHANNELS, CHANNELS)).astype(np.float32) / 2
-START = RNG.standard_normal((CHANNELS, CHANNELS)).astype(np.float32) * 0.01
-PROMPT = RNG.standard_normal((PROMPTS, CHANNELS)).astype(np.float32) * 0.3
-NOISE = RNG.standard_normal((STEPS, SAMPLES, TOKENS, CHANNELS)).astype(np.float32)
-FIRST = RNG.standard_normal((SAMPLES, TOKENS, CHANNELS)).astype(np.float32)
-
-
-class Network:
-    """A pipeline whose velocity is tanh(x W) + s x + the prompt; W = base + policy."""
-
-    def velocity_fn(
-        self, base, policy, conditioning, guidance, height, width, *, negative=None, both=False
-    ):
-        matrix = base['w'] if policy is None else base['w'] + policy['a']
-        return lambda x, s: (
-            jnp.tanh(x @ matrix) + s[:, None, None] * x + conditioning['pooled'][:, None, :]
-        )
-
-
-def one_iteration(invalid=None, nan=None, **changes):
-    """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
-    whose latents are not finite.
-    """
-    c = default_config()
-    c.update_from_flattened_dict(
-        {
-            'rollout.steps': STEPS,
-            'rollout.prompts': PROMPTS,
-            'rollout.group': GROUP,
-            'rollout.prompts_per_batch': PROMPTS,
-            'rollout.kernel': 'sde',
-            'rollout.noise': 'flow_grpo',
-            'rollout.level': 0.7,
-            'loss.clip_range': CLIP,
-            'credit.std': 'group',
-            'optim.microbatch': 6,
-            'ema.decay': DECAY,
-            'ema.every': 1,
-            **changes,
-        }
-    )
-    masks = step_masks(SIGMAS)
-    levels = (
-        flow_grpo_noise_levels(SIGMAS, 0.7)
-        if c.rollout.kernel == 'sde'
-        else np.full(STEPS, 0.6, np.float32)
-    )
-    plan = trajectory_plan(masks, state_points(needed_states('dense', masks)))
-    schedule = Schedule(SIGMAS, levels, masks, plan)
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-    conditioning = {'pooled': jnp.asarray(PROMPT)}
-    noise = (
-        NOISE
-        if nan is None
-        else np.where(np.arange(SAMPLES)[:, None, None] == nan, np.float32(np.nan), NOISE)
-    )
-    repeated = repeat_rows(conditioning, GROUP)
-    sampler = Network().velocity_fn({'w': BASE}, {'a': START}, repeated, 1, 1, 1)
-    rollout = jax.jit(
-        lambda: run_plan(
-            sampler,
-            FIRST,
-            SIGMAS,
-            levels,
-            plan,
-            lambda k: jnp.asarray(noise)[k],
-            kernel=c.rollout.kernel,
-        )
-    )()
-    rewards = np.asarray(jnp.sin(3 * rollout.completions).mean((2, 3)))
-    valid = np.isfinite(rewards)
-    if invalid is not None:
-        valid[2, invalid] = False
-    rewards = np.where(valid, rewards, 0)
-    batch, _ = make_credit(c, schedule, mesh)(
-        [rollout], rewards, valid, group_ids_of([GROUP] * PROMPTS)
-    )
-    tx, policy = optax.sgd(1.0), {'a': jnp.asarray(START)}  # an update is then the gradient itself
-    state = TrainState(
-        policy, jax.tree.map(jnp.zeros_like, policy), tx.init(policy), jnp.int32(20), jnp.int32(0)
-    )
-    return (
-        c,
-        rollout,
-        rewards,
-        valid,
-        *make_update(Network(), c, tx, mesh)(
-            state, {'transformer': {'w': BASE}}, conditioning, None, batch
-        ),
-    )
+from tests.training.one_update import (
+    BASE,
+    CLIP,
+    GROUP,
+    PROMPT,
+    PROMPTS,
+    SAMPLES,
+    SIGMAS,
+    START,
+    STEPS,
+    TRAINED,
+    one_iteration,
+)
 
 
 def expected(c, rollout, rewards, valid):

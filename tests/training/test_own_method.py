@@ -8,12 +8,14 @@ import pytest
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import final_state, make_config, one_device
+from tests.training.small_run import final_state, make_config, one_device, rows
 
 OWN = """
 from densegrpo_jax.core.credit_rules import CreditRule, read_onwards
 from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.kernels import ETA, KERNELS, Kernel
+from densegrpo_jax.core.grpo_loss import grpo_loss
+from densegrpo_jax.core.losses import Loss
 from densegrpo_jax.core.noise_tables import NoiseTable
 from densegrpo_jax.core.schedules import constant_noise_levels
 
@@ -23,9 +25,16 @@ def assign(rewards, *, gae_lambda):
 rule = CreditRule(assign, read_onwards)
 kernel = Kernel(lambda *at: KERNELS['cps'].coefficients(*at), ETA, 1.0, noise_into_zero=False)
 table = NoiseTable(constant_noise_levels, ETA, in_levels=True)
+
+def clipped(outputs, batch, *, clip_range):
+    stored = {'mask': batch.mask, 'weight': batch.weight, 'clip_range': clip_range}
+    return grpo_loss(outputs['policy'], batch.log_prob, batch.advantage, **stored)
+
+loss = Loss(clipped)
 """
 SHIPPED = {'credit.rule': 'gae', 'rollout.kernel': 'cps', 'rollout.noise': 'constant'}
 NAMED = {
+    'loss.kind': 'own_parts:loss',
     'credit.rule': 'own_parts:rule',
     'rollout.kernel': 'own_parts:kernel',
     'rollout.noise': 'own_parts:table',
@@ -45,8 +54,45 @@ def folder(tmp_path_factory):
 
 
 def trained(folder, workdir, **changes):
-    run(make_config(folder, **SHORT, **changes), workdir, one_device(), StopRequest())
+    run(make_config(folder, **{**SHORT, **changes}), workdir, one_device(), StopRequest())
     return final_state(workdir)[1]
+
+
+REGRESSION = """
+import jax.numpy as jnp
+from densegrpo_jax.core.losses import CLEAN, EMA, Loss, loss_sums
+
+def regression(outputs, batch):
+    error = (outputs['policy'] - (batch.noise - batch.x0)) ** 2
+    near = (outputs['policy'] - outputs['ema']) ** 2
+    each = batch.advantage['outcome'] * error.mean((1, 2)) + near.mean((1, 2))
+    return loss_sums(each, batch.mask)
+
+loss = Loss(regression, CLEAN, needs=(EMA,))
+"""
+ON_SAMPLES = {
+    'loss.kind': 'own_regression:loss',
+    'credit.rule': 'sparse',
+    'loss.noise_power': 0.0,
+    'loss.beta': 0.01,
+    'optim.microbatch': 8,
+    'optim.decay': 'constant',
+}
+
+
+def test_a_loss_on_clean_samples_trains_and_continues(folder, tmp_path, monkeypatch):
+    """The draws of a run that was stopped go on as if it had not been."""
+    (tmp_path / 'own_regression.py').write_text(REGRESSION)
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = trained(folder, tmp_path / 'whole', **ON_SAMPLES, iterations=2)
+    trained(folder, tmp_path / 'stopped', **ON_SAMPLES)
+    continued = trained(folder, tmp_path / 'stopped', **ON_SAMPLES, iterations=2)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], continued[name], name)
+    last = rows(tmp_path / 'whole')[-1]
+    assert last['train/samples'] == 16 and last['train/kl'] > 0
+    assert last['train/finite'] == 1 and 'train/ratio_deviation' not in last
+    assert whole['step'] == 2 and np.isfinite(last['train/loss'])
 
 
 def test_parts_of_ones_own_train_as_those_of_the_package(folder, tmp_path, monkeypatch):

@@ -1,0 +1,90 @@
+"""The final latents of a rollout as a batch: for losses that noise them anew and read the velocity
+there, instead of the transitions that made them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from densegrpo_jax.core.rollout import Rollout
+
+
+class CleanSamples(NamedTuple):
+    """B samples of an iteration, in the order of the rollout."""
+
+    x0: Float[Array, 'B *latent']  # 0 where masked
+    reward: Float[Array, 'B']  # of the sample; 0 where masked
+    advantage: Mapping[str, Float[Array, 'B']]  # by name
+    mask: Bool[Array, 'B']  # False where the sample has no valid reward
+    prompt_id: Int[Array, 'B']  # group (prompt) of the sample, 0 ... P-1
+
+
+class NoisedSamples(NamedTuple):
+    """M of them on the way to fresh noise: x = (1 - s) x_0 + s eps, whose velocity is eps - x_0."""
+
+    x: Float[Array, 'M *latent']
+    s: Float[Array, 'M']  # uniform in [0, 1)
+    x0: Float[Array, 'M *latent']
+    noise: Float[Array, 'M *latent']  # eps, standard normal
+    reward: Float[Array, 'M']
+    advantage: Mapping[str, Float[Array, 'M']]
+    mask: Bool[Array, 'M']
+    prompt_id: Int[Array, 'M']
+
+
+def clean_samples(
+    rollout: Rollout,
+    reward: Float[ArrayLike, 'B'],
+    advantages: Mapping[str, Float[ArrayLike, 'B']],
+    group_ids: Int[ArrayLike, 'B'],
+    *,
+    valid: Bool[ArrayLike, 'B'],
+) -> CleanSamples:
+    """The samples of a rollout with their rewards.
+
+    Args:
+        rollout: of B samples, the last of its completions.
+        reward: of each sample; advantages: by name, such as {OUTCOME: values}.
+        group_ids: the group of each sample, 0 ... P-1.
+        valid: False leaves the sample out of the loss.
+    """
+    x0 = rollout.completions[-1]
+    mask = jnp.asarray(valid)
+    return CleanSamples(
+        # What is masked gets no gradient, but the network's backward pass would multiply that 0 by
+        # a latent that is not finite.
+        x0=jnp.where(mask.reshape(-1, *(1,) * (x0.ndim - 1)), x0, 0),
+        reward=jnp.where(mask, reward, 0),
+        advantage={name: jnp.asarray(a) for name, a in advantages.items()},
+        mask=mask,
+        prompt_id=jnp.asarray(group_ids, jnp.int32),
+    )
+
+
+def noised(samples: CleanSamples, key: Any) -> NoisedSamples:
+    """Draws a noise level s and a noise for each sample: the same for its place in the iteration,
+    whatever the microbatches and devices.
+
+    Args:
+        key: typed key [], of the iteration.
+    """
+    shape = samples.x0.shape[1:]
+    of_rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(samples.x0)))
+    draw = lambda sampler, i: jax.vmap(lambda k: sampler(jax.random.fold_in(k, i)))(of_rows)
+    s = draw(jax.random.uniform, 0)
+    noise = draw(lambda k: jax.random.normal(k, shape, samples.x0.dtype), 1)
+    wide = s.reshape(-1, *(1,) * len(shape))
+    return NoisedSamples(
+        x=(1 - wide) * samples.x0 + wide * noise, s=s, noise=noise, **samples._asdict()
+    )
+
+
+def velocity_difference(v: Float[Array, 'M *latent'], v_ref: Float[Array, 'M *latent']) -> Array:
+    """Mean square over the elements of the difference of two velocities, [M]: how far a policy is
+    from the reference where there is no transition to compare. No gradient flows into v_ref.
+    """
+    difference = v - jax.lax.stop_gradient(v_ref)
+    return jnp.mean(difference**2, tuple(range(1, difference.ndim)))

@@ -1,0 +1,83 @@
+"""Losses: what an update minimises over a batch, and what it must be given for that."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
+from densegrpo_jax.core.options import keyword_options
+
+TRANSITIONS = 'transitions'  # the batch is `Transitions` of the rollout
+CLEAN = 'clean'  # the batch is `NoisedSamples`: final latents with fresh noise
+
+POLICY = 'policy'  # what is trained
+REF = 'ref'  # the reference policy: the frozen base
+EMA = 'ema'  # the moving average of the policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss and what it needs.
+
+    Attributes:
+        fn: (outputs, batch, options by keyword) -> LossSums, in JAX. `outputs` has for POLICY and
+            every role in `needs` what the network says of the batch with that role's parameters:
+            the StepOutput of the stored steps where the batch is TRANSITIONS, the velocity v [M,
+            ...] at (batch.x, batch.s) where it is CLEAN. Gradients flow into POLICY alone. The
+            update divides the sum by the number of rows whose mask is set, over all microbatches.
+            Options are keys of the configuration's group `loss`, and `log_prob` and `kernel` of the
+            rollout.
+        batch: TRANSITIONS or CLEAN.
+        groups: whether a microbatch must hold whole groups, whose samples are then neighbours.
+        needs: further roles: REF, EMA.
+
+    The KL to the reference is not the loss's affair: the update adds beta times it to any.
+    """
+
+    fn: Callable[..., LossSums]
+    batch: str = TRANSITIONS
+    groups: bool = False
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.batch not in (TRANSITIONS, CLEAN):
+            raise ValueError(f'batch is {self.batch!r}; expected {TRANSITIONS!r} or {CLEAN!r}')
+        if unknown := set(self.needs) - {REF, EMA}:
+            raise ValueError(f'needs has {sorted(unknown)}; expected roles of {[REF, EMA]}')
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Its options by name, and whether they have a default."""
+        return keyword_options(self.fn)
+
+
+def loss_sums(values, mask) -> LossSums:
+    """The sums of a loss that has no ratio.
+
+    Args:
+        values: [M] what is minimised; may be anything finite where masked.
+        mask: bool [M].
+    """
+    values = jnp.where(mask, values, 0)
+    zero = jnp.zeros((), values.dtype)
+    sums = LossSums(*(zero,) * len(LossSums._fields))
+    return sums._replace(policy_sum=values.sum(), policy_count=mask.sum().astype(values.dtype))
+
+
+def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
+    return grpo_loss(
+        outputs[POLICY],
+        batch.log_prob,
+        batch.advantage,
+        mask=batch.mask,
+        weight=batch.weight,
+        clip_range=clip_range,
+        log_prob=log_prob,
+    )
+
+
+LOSSES = {
+    'grpo': Loss(_grpo)  # the clipped surrogate, `grpo_loss`
+}

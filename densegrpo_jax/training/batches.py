@@ -1,0 +1,140 @@
+"""The two sorts of batches that a loss may ask for: transitions of the rollouts, or their final
+latents with fresh noise. What differs between them is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.core.clean_samples import (
+    CleanSamples,
+    NoisedSamples,
+    clean_samples,
+    noised,
+    velocity_difference,
+)
+from densegrpo_jax.core.grpo_loss import LossSums, kl_sums
+from densegrpo_jax.core.losses import CLEAN, TRANSITIONS
+from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.rollout_plan import RolloutPlan
+from densegrpo_jax.core.sde_step import StepOutput
+from densegrpo_jax.core.transitions import OUTCOME, Transitions, transitions
+from densegrpo_jax.runtime.streams import STREAM_UPDATE, stream_key
+from densegrpo_jax.sampling.policy import rescore
+
+
+class Credited(NamedTuple):
+    """What credit has found of the samples of an iteration."""
+
+    rollout: Rollout
+    rewards: jax.Array  # [B] of the samples
+    advantages: jax.Array  # [N, B] of the transitions
+    weight: jax.Array  # [N] step weights
+    group_ids: jax.Array  # int32 [B]
+    valid: jax.Array  # bool [B]
+
+
+class Batch(NamedTuple):
+    """A sort of batch. A record has `mask` and `prompt_id` of its rows, whose order is: rows of a
+    sample first, if there are several, then samples.
+    """
+
+    unit: str  # what a row is, in the plural
+    rows: Callable[[RolloutPlan], int]  # of each sample
+    record: Callable[[Credited], Any]  # of an iteration, rows [M, ...]
+    prepared: Callable[[Any, Any, jax.Array], Any]  # (config, record, step) -> what losses read
+    # (config, velocity function, prepared rows) -> what the network says of them
+    output: Callable[[Any, Callable, Any], Any]
+    # (config, the policy's output, the reference's, prepared rows) -> KL, its sum and count
+    kl: Callable[[Any, Any, Any, Any], tuple[jax.Array, jax.Array]]
+    # (sums of the first update, of all updates) -> further metrics
+    metrics: Callable[[LossSums, LossSums], Mapping[str, jax.Array]]
+
+
+def _transitions(c: Credited) -> Transitions:
+    advantages = {OUTCOME: c.advantages}
+    return transitions(c.rollout, advantages, c.group_ids, weight=c.weight, valid=c.valid)
+
+
+def _kl_of_steps(
+    config, step: StepOutput, reference: StepOutput, batch: Transitions
+) -> tuple[jax.Array, jax.Array]:
+    return kl_sums(
+        step,
+        reference.mean,
+        batch.mask,
+        form=config.loss.kl_form,
+        noise_level=batch.noise_level,
+        kernel=kernel_of(config),
+    )
+
+
+def _ratios(first: LossSums, sums: LossSums) -> dict[str, jax.Array]:
+    count = jnp.maximum(sums.policy_count, 1)
+    return {
+        'clip_fraction': sums.clip_sum / count,
+        'ratio_deviation': sums.ratio_deviation_sum / count,
+        # Before anything has changed, the re-scored ratio must be 1: this compares with the
+        # sampler's stored log-probability.
+        'ratio_deviation_first': first.ratio_deviation_max,
+        # Half the mean of (log r)^2. As log r is a mean over n elements, the KL of the update is
+        # about n times that per element.
+        'approx_kl_old': 0.5 * sums.log_ratio_square_sum / count,
+    }
+
+
+def _clean(c: Credited) -> CleanSamples:
+    first = int(np.argmax(c.rollout.plan.transitions.trained))  # all of a sample have the same
+    advantages = {OUTCOME: c.advantages[first]}
+    return clean_samples(c.rollout, c.rewards, advantages, c.group_ids, valid=c.valid)
+
+
+def _kl_of_velocities(
+    config, v: jax.Array, v_ref: jax.Array, batch: NoisedSamples
+) -> tuple[jax.Array, jax.Array]:
+    square = jnp.where(batch.mask, velocity_difference(v, v_ref), 0)
+    return square.sum(), batch.mask.sum().astype(square.dtype)
+
+
+BATCHES = {
+    TRANSITIONS: Batch(
+        unit='transitions',
+        rows=lambda plan: sum(plan.transitions.trained),
+        record=_transitions,
+        prepared=lambda config, record, step: record,
+        output=rescore,
+        kl=_kl_of_steps,
+        metrics=_ratios,
+    ),
+    CLEAN: Batch(
+        unit='samples',
+        rows=lambda plan: 1,
+        record=_clean,
+        prepared=lambda config, record, step: noised(
+            record, stream_key(config.seed, STREAM_UPDATE, step)
+        ),
+        output=lambda config, velocity, batch: velocity(batch.x, batch.s),
+        kl=_kl_of_velocities,
+        metrics=lambda first, sums: {},
+    ),
+}
+
+
+def microbatches(record: Any, samples: int, updates: int, microbatch: int) -> Any:
+    """Rows [M, ...] of `samples` samples as [updates, accumulation, microbatch, ...]; the samples
+    of one prompt stay in one update, and in a microbatch next to each other.
+    """
+    rows = jax.tree.leaves(record)[0].shape[0] // samples
+
+    def split(a):
+        a = a.reshape(rows, updates, samples // updates, *a.shape[1:])
+        a = jnp.swapaxes(a, 0, 1)
+        return a.reshape(updates, -1, microbatch, *a.shape[3:])
+
+    return jax.tree.map(split, record)

@@ -1,0 +1,214 @@
+"""Losses of one's own through the update: the gradient is that of their formula, on the batch and
+the roles that they declare.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.validation import validate
+from densegrpo_jax.core.masks import step_masks
+from densegrpo_jax.core.rollout_plan import trajectory_plan
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.training.batches import microbatches
+from densegrpo_jax.training.learner import check_geometry
+from tests.training.one_update import (
+    BASE,
+    CHANNELS,
+    GROUP,
+    PROMPT,
+    PROMPTS,
+    SAMPLES,
+    SIGMAS,
+    START,
+    STEPS,
+    TOKENS,
+    one_iteration,
+)
+
+OWN = """
+import jax.numpy as jnp
+from densegrpo_jax.core.losses import CLEAN, EMA, POLICY, Loss, loss_sums
+
+def weighted_regression(outputs, batch, *, clip_range, temperature=2.0):
+    assert set(outputs) <= {'policy', 'ref'}, set(outputs)
+    error = ((outputs[POLICY] - (batch.noise - batch.x0)) ** 2).mean((1, 2))
+    weight = batch.advantage['outcome'] + batch.reward / temperature
+    return loss_sums((weight + clip_range) * error, batch.mask)
+
+def towards_average(outputs, batch):
+    step, average = outputs[POLICY], outputs[EMA]
+    return loss_sums(((step.mean - average.mean) ** 2).mean((1, 2)), batch.mask)
+
+def of_groups(outputs, batch):
+    ids = batch.prompt_id.reshape(-1, 6)
+    alike = (ids == ids[:, :1]).all() & (jnp.ptp(batch.s.reshape(-1, 6), 1) == 0).all()
+    return loss_sums(jnp.where(alike, 1.0, -1.0) + 0 * outputs[POLICY].std, batch.mask)
+
+regression = Loss(weighted_regression, CLEAN)
+average = Loss(towards_average, needs=(EMA,))
+groups = Loss(of_groups, groups=True)
+sums = Loss(lambda outputs, batch: batch.mask.sum())
+lacking = Loss(lambda outputs, batch, *, horizon: None)
+"""
+CLEAN = {'credit.rule': 'sparse', 'loss.noise_power': 0.0}
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    (tmp_path / 'own_loss.py').write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def fresh(step):
+    """(s [B], noise [B, ...]) of an iteration's samples: keys by seed, stream, step, place."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(42), 6), step)
+    places = [jax.random.fold_in(key, i) for i in range(SAMPLES)]
+    s = [jax.random.uniform(jax.random.fold_in(k, 0)) for k in places]
+    shape = (TOKENS, CHANNELS)
+    return np.array(s), np.array(
+        [jax.random.normal(jax.random.fold_in(k, 1), shape) for k in places]
+    )
+
+
+def velocity(matrix, x, s):
+    return (
+        jnp.tanh(x @ matrix)
+        + s[:, None, None] * x
+        + np.repeat(PROMPT, GROUP, 0)[: len(x)][:, None, :]
+    )
+
+
+@pytest.mark.parametrize(
+    'invalid, changes', [(None, {}), (7, {'loss.beta': 0.3, 'optim.updates': 2})]
+)
+def test_a_regression_on_clean_samples(invalid, changes):
+    changes = {'loss.kind': 'own_loss:regression', 'optim.microbatch': 4, **CLEAN, **changes}
+    c, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
+    keep, (s, noise) = valid.all(0), fresh(20)
+    terminal = rewards[-1].astype(np.float64)
+    advantage = np.zeros(SAMPLES)
+    for group in np.arange(SAMPLES).reshape(PROMPTS, GROUP):
+        kept = terminal[group[keep[group]]]
+        advantage[group] = (terminal[group] - kept.mean()) / (kept.std() + c.credit.std_eps)
+    x0 = np.asarray(rollout.latents[-1], np.float64)
+    x = (1 - s[:, None, None]) * x0 + s[:, None, None] * noise
+
+    def loss(policy, rows):
+        error = jnp.mean((velocity(BASE + policy, x, s) - (noise - x0)) ** 2, (1, 2))
+        moved = velocity(BASE + policy, x, s) - velocity(BASE, x, s)
+        total = (advantage + terminal / 2 + c.loss.clip_range) * error
+        total += c.loss.beta * jnp.mean(moved**2, (1, 2))
+        return jnp.where(keep & rows, total, 0).sum() / (keep & rows).sum()
+
+    with jax.enable_x64(True):
+        policy = np.asarray(START, np.float64)
+        for share in np.split(np.arange(SAMPLES), c.optim.updates):
+            rows = np.isin(np.arange(SAMPLES), share)
+            policy = policy - np.asarray(jax.grad(loss)(policy, rows))
+    moved = np.abs(policy - START).max()
+    np.testing.assert_allclose(new.policy['a'] - START, policy - START, atol=3e-5 * moved)
+    assert metrics['samples'] == keep.sum() and metrics['finite'] and moved > 1e-2
+    assert 'transitions' not in metrics and 'clip_fraction' not in metrics
+    assert (metrics['kl'] > 0) == (c.loss.beta > 0)
+
+
+def test_a_loss_reads_the_roles_that_it_needs():
+    """With the mean's distance from the average's as the loss, and the average elsewhere."""
+    ema = 3 * START
+    _, rollout, *_, new, metrics = one_iteration(ema=ema, **{'loss.kind': 'own_loss:average'})
+    x, x_next = (np.asarray(rollout.latents[i : i + 4], np.float64) for i in (0, 1))
+    s = SIGMAS.astype(np.float64)[:, None]
+    level = 0.7 * np.sqrt(s[:4] / (1 - np.where(s[:4] == 1, s[1], s[:4])))
+
+    def loss(policy):
+        total = 0.0
+        for k in range(4):
+            at = np.full(SAMPLES, s[k, 0])
+            v = velocity(BASE + policy, x[k], at) - velocity(BASE + ema, x[k], at)
+            dt = s[k] - s[k + 1]
+            total += ((dt * (1 + level[k] ** 2 * (1 - s[k]) / (2 * s[k])) * v) ** 2).mean((1, 2))
+        return total.sum() / (4 * SAMPLES)
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(loss)(np.asarray(START, np.float64)))
+    np.testing.assert_allclose(
+        new.policy['a'] - START, -gradient, atol=1e-4 * np.abs(gradient).max()
+    )
+    assert metrics['transitions'] == 4 * SAMPLES and metrics['kl'] == 0
+
+
+def test_groups_stay_whole():
+    """In every microbatch six neighbours are the samples of a prompt at one step."""
+    *_, metrics = one_iteration(
+        **{'loss.kind': 'own_loss:groups', 'optim.microbatch': 12, 'optim.updates': 2}
+    )
+    assert metrics['loss'] == 1
+    # the same of the function that makes them: update, microbatch, group
+    ids = np.tile(np.repeat(np.arange(PROMPTS), GROUP), 4)
+    parts = microbatches({'mask': ids, 'step': np.repeat(np.arange(4), SAMPLES)}, SAMPLES, 2, 12)
+    assert parts['mask'].shape == (2, 4, 12)
+    assert set(np.unique(parts['mask'][0])) == {0, 1}
+    for name in parts:
+        assert (np.ptp(parts[name].reshape(2, 4, 2, GROUP), axis=3) == 0).all()
+
+
+def geometry(**changes):
+    c = default_config()
+    c.rollout.update(steps=STEPS, prompts=PROMPTS, group=GROUP, prompts_per_batch=PROMPTS)
+    c.update_from_flattened_dict(changes)
+    masks = step_masks(SIGMAS)
+    schedule = Schedule(SIGMAS, np.zeros(STEPS, np.float32), masks, trajectory_plan(masks))
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    return check_geometry(c, schedule, mesh)
+
+
+def test_microbatches_that_a_loss_can_use():
+    assert geometry(**{'optim.microbatch': 8}) == 4 * SAMPLES // 8
+    assert geometry(**{'optim.microbatch': 12, 'loss.kind': 'own_loss:groups'}) == 8
+    clean = {'loss.kind': 'own_loss:regression', **CLEAN}
+    assert geometry(**{'optim.microbatch': 8, **clean}) == 3
+    with pytest.raises(
+        ValueError,
+        match=r'microbatch=8 does not hold whole groups of rollout.group=6 samples, which '
+        r"loss.kind='own_loss:groups' compares; near it: \[6, 12, 24, 48\]",
+    ):
+        geometry(**{'optim.microbatch': 8, 'loss.kind': 'own_loss:groups'})
+    with pytest.raises(ValueError, match=r'does not divide the 24 samples of an update \(1 a samp'):
+        geometry(**{'optim.microbatch': 16, **clean})
+    with pytest.raises(
+        ValueError, match=r'=5 does not divide the 96 transitions .*near it: \[4, 6, 3, 2\]'
+    ):
+        geometry(**{'optim.microbatch': 5})
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'loss.kind': 'own_loss:absent'}, "loss.kind='own_loss:absent': the module"),
+        ({'loss.kind': 'ppo'}, r"loss.kind='ppo': expected one of 'grpo', or 'package\.module:obj"),
+        ({'loss.kind': 'own_loss:of_groups'}, 'of the kind function; expected a Loss'),
+        ({'loss.kind': 'own_loss:lacking'}, "'own_loss:lacking' has the option 'horizon'"),
+        (
+            {'loss.kind': 'own_loss:regression'},
+            "credit.rule='dense' gives every transition its own: use credit.rule='sparse'",
+        ),
+        (
+            {'loss.kind': 'own_loss:regression', **CLEAN, 'loss.noise_power': 1.0},
+            'loss.noise_power=1.0 weighs transitions',
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named(changes, message):
+    c = default_config()
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        validate(c)
+
+
+def test_a_loss_that_gives_no_sums():
+    with pytest.raises(ValueError, match=r"loss.kind='own_loss:sums' gave a .*; expected LossSums"):
+        one_iteration(**{'loss.kind': 'own_loss:sums'})
