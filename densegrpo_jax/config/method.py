@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
-from densegrpo_jax.core.losses import CLEAN, LOSSES, REF, Loss
+from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
+from densegrpo_jax.core.roles import REF
 from densegrpo_jax.runtime.named import imported
 
 Part = TypeVar('Part')

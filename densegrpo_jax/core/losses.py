@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.options import keyword_options
+from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow
 
 TRANSITIONS = 'transitions'  # the batch is `Transitions` of the rollout
 CLEAN = 'clean'  # the batch is `NoisedSamples`: final latents with fresh noise
 
-POLICY = 'policy'  # what is trained
-REF = 'ref'  # the reference policy: the frozen base
-EMA = 'ema'  # the moving average of the policy
+
+# Of a training state besides its roles: a checkpoint has one set of names for both.
+STATE_FIELDS = ('opt', 'step', 'skipped')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Loss:
             rollout.
         batch: TRANSITIONS or CLEAN.
         groups: whether a microbatch must hold whole groups, whose samples are then neighbours.
-        needs: further roles: REF, EMA.
+        needs: further roles: REF, EMA, or one of its own in `follows`.
+        follows: roles that the training state holds for this loss, by name, and how each follows
+            the policy. They begin equal to it.
 
     The KL to the reference is not the loss's affair: the update adds beta times it to any.
     """
@@ -40,12 +43,20 @@ class Loss:
     batch: str = TRANSITIONS
     groups: bool = False
     needs: tuple[str, ...] = ()
+    follows: Mapping[str, Follow] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch not in (TRANSITIONS, CLEAN):
             raise ValueError(f'batch is {self.batch!r}; expected {TRANSITIONS!r} or {CLEAN!r}')
-        if unknown := set(self.needs) - {REF, EMA}:
-            raise ValueError(f'needs has {sorted(unknown)}; expected roles of {[REF, EMA]}')
+        known = [REF, EMA, *self.follows]
+        if unknown := set(self.needs) - set(known):
+            raise ValueError(f'needs has {sorted(unknown)}; expected roles of {known}')
+        taken = {POLICY, REF, EMA, *STATE_FIELDS}
+        for name in self.follows:
+            if name in taken or not name.isidentifier():
+                raise ValueError(
+                    f'follows has {name!r}; expected a Python name other than {sorted(taken)}'
+                )
 
     @property
     def options(self) -> dict[str, bool]:

@@ -19,7 +19,7 @@ from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
-from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.learner import make_credit, make_update
 
 
@@ -53,7 +53,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     params = with_shardings(stored, shardings(stored, mesh))
     negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
     tx = optimiser(config)
-    state = state_shapes(pipeline, tx)
+    state = state_shapes(pipeline, tx, follow_rules(config))
     state = with_shardings(state, shardings(state, mesh))
     latent, batch = pipeline.latent_shape(m.height, m.width), r.prompts_per_batch * r.group
 

@@ -23,7 +23,7 @@ from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
-from densegrpo_jax.sampling.state import optimiser, state_shapes
+from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
 from densegrpo_jax.training.learner import check_geometry
 
@@ -109,7 +109,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     check_geometry(config, schedule, mesh)
     batch = config.rollout.prompts_per_batch * config.rollout.group
     base = pipeline.abstract_params()
-    state = state_shapes(pipeline, optimiser(config))
+    state = state_shapes(pipeline, optimiser(config), follow_rules(config))
     held = announce.memory(config, pipeline, schedule, mesh, base, state)
     resident = held['weights'] + held[announce.TRAINED] + held['latents']
     programs = phases(config, pipeline, schedule, mesh)

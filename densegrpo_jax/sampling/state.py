@@ -1,16 +1,21 @@
-"""What training changes: adapters, their moving average, the optimiser and the step. Everything
-else is derived from the config.
+"""What training changes: adapters, what follows them, the optimiser and the step. Everything else
+is derived from the config.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.method import loss_of
+from densegrpo_jax.core.losses import STATE_FIELDS
+from densegrpo_jax.core.roles import EMA, POLICY, Follow, moving_average, warm_decay
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.weights.lora_files import check_layers, from_layers
@@ -19,16 +24,51 @@ from densegrpo_jax.runtime.sharding import init_sharded
 from densegrpo_jax.runtime.streams import STREAM_INIT, stream_key
 
 
-class TrainState(NamedTuple):
-    """One pytree, checkpointed whole. What is trained is named by its role; methods that need more
-    roles add fields.
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """One pytree, checkpointed whole, in which every role stands under its own name: 'policy/...',
+    'ema/...', 'opt/...'.
     """
 
-    policy: dict  # LoRA collection, or all parameters of the transformer (`full`); float32
-    ema: dict  # its moving average, which is evaluated and exported
+    # name -> LoRA collection, or all parameters of the transformer (`full`); float32. POLICY is
+    # trained; EMA and the roles of the loss follow it as `follow_rules` says.
+    roles: dict[str, Any]
     opt: optax.OptState
     step: jax.Array  # int32 [], completed iterations
     skipped: jax.Array  # int32 [], updates left out for a non-finite gradient
+
+    @property
+    def policy(self) -> Any:
+        """What is trained."""
+        return self.roles[POLICY]
+
+    @property
+    def ema(self) -> Any:
+        """Its moving average, which is evaluated and exported."""
+        return self.roles[EMA]
+
+    def tree_flatten_with_keys(self):
+        """The roles, then STATE_FIELDS; static: the roles' names, policy and average first."""
+        names = tuple(sorted(self.roles, key=lambda name: (name != POLICY, name != EMA, name)))
+        parts = {name: self.roles[name] for name in names}
+        parts |= {name: getattr(self, name) for name in STATE_FIELDS}
+        key = jax.tree_util.GetAttrKey
+        return [(key(name), part) for name, part in parts.items()], names
+
+    @classmethod
+    def tree_unflatten(cls, names, parts):
+        """The state whose roles have these names."""
+        parts = tuple(parts)
+        return cls(dict(zip(names, parts)), *parts[len(names) :])
+
+
+def follow_rules(config) -> dict[str, Follow]:
+    """The roles besides the policy that a state of this configuration holds, and how each follows
+    it.
+    """
+    average = moving_average(warm_decay(config.ema.decay, config.ema.every))
+    return {EMA: average, **loss_of(config).follows}
 
 
 def learning_rate(config) -> optax.Schedule:
@@ -82,26 +122,37 @@ def lora_config(config) -> LoraConfig | None:
 
 
 def init_state(
-    pipeline: Pipeline, tx: optax.GradientTransformation, key: jax.Array, base: dict
+    pipeline: Pipeline,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    base: dict,
+    followers: Iterable[str] = (EMA,),
 ) -> TrainState:
-    """The policy as it starts, equal to the reference; to be jitted with the shardings of the mesh.
+    """The policy as it starts, equal to the reference, and so are its followers; to be jitted with
+    the shardings of the mesh.
 
     Args:
       key: of the fresh adapters (Gaussian A, zero B).
       base: the transformer's parameters, of which only the shapes matter where there are adapters.
+      followers: the roles besides the policy; of a run those of `follow_rules`.
     """
     lora, zero = pipeline.transformer.lora, jnp.zeros((), jnp.int32)
     if lora is None:
         policy = jax.tree.map(lambda p: p.astype(jnp.float32), base)
     else:
         policy = init_adapters(lora, pipeline.adapter_names(), base, key)
-    return TrainState(policy, jax.tree.map(jnp.copy, policy), tx.init(policy), zero, zero)
+    copies = {role: jax.tree.map(jnp.copy, policy) for role in followers}
+    return TrainState({POLICY: policy, **copies}, tx.init(policy), zero, zero)
 
 
-def state_shapes(pipeline: Pipeline, tx: optax.GradientTransformation) -> TrainState:
+def state_shapes(
+    pipeline: Pipeline, tx: optax.GradientTransformation, followers: Iterable[str] = (EMA,)
+) -> TrainState:
     """ShapeDtypeStructs of `init_state`; computes nothing."""
-    base = pipeline.abstract_params(['transformer'])['transformer']
-    return jax.eval_shape(lambda base: init_state(pipeline, tx, jax.random.key(0), base), base)
+    base, roles = pipeline.abstract_params(['transformer'])['transformer'], tuple(followers)
+    return jax.eval_shape(
+        lambda base: init_state(pipeline, tx, jax.random.key(0), base, roles), base
+    )
 
 
 def start_state(
@@ -110,11 +161,8 @@ def start_state(
     """The state that a run begins with, placed on the mesh: fresh adapters, or those of
     `lora.init_from`.
     """
-    state = init_sharded(
-        lambda base: init_state(pipeline, tx, stream_key(config.seed, STREAM_INIT, 0), base),
-        mesh,
-        base,
-    )
+    key, followers = stream_key(config.seed, STREAM_INIT, 0), tuple(follow_rules(config))
+    state = init_sharded(lambda base: init_state(pipeline, tx, key, base, followers), mesh, base)
     return (
         start_from(state, read_peft(config.lora.init_from), pipeline)
         if config.lora.init_from
@@ -133,22 +181,14 @@ def check_start(config, pipeline: Pipeline) -> None:
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:
-    """The fresh state with its policy, and moving average, taken from an adapter file
+    """The fresh state with its policy, and what follows it, taken from an adapter file
     (`lora_reading.read_peft`).
     """
     given = from_layers(layers, pipeline.adapter_names(), pipeline.transformer.lora, state.policy)
     placed = lambda: jax.tree.map(
         lambda value, leaf: jax.device_put(value, leaf.sharding), given, state.policy
     )
-    return state._replace(policy=placed(), ema=placed())
-
-
-def ema_update(ema: dict, policy: dict, step: jax.Array, *, decay: float, every: int) -> dict:
-    """`ema <- d ema + (1 - d) policy` with d = min(decay, (1 + step) / (10 + step)), at every
-    `every`-th step (Flow-GRPO's code).
-    """
-    d = jnp.where((step + 1) % every == 0, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0)
-    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, policy)
+    return dataclasses.replace(state, roles={role: placed() for role in state.roles})
 
 
 def count(tree) -> int:

@@ -22,7 +22,7 @@ from densegrpo_jax.config.method import (
 from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
-from densegrpo_jax.core.losses import EMA, POLICY, REF
+from densegrpo_jax.core.roles import POLICY, REF
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
@@ -30,7 +30,7 @@ from densegrpo_jax.runtime.mesh import check_batch, replicated
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.sampling.policy import policy_velocity
 from densegrpo_jax.sampling.sampler import EXACT, Schedule
-from densegrpo_jax.sampling.state import TrainState, ema_update
+from densegrpo_jax.sampling.state import TrainState, follow_rules
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 
 
@@ -132,7 +132,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     """
     o, r = config.optim, config.rollout
     loss, options = loss_of(config), loss_options(config)
-    kind, roles = BATCHES[loss.batch], roles_read(config)
+    kind, roles, rules = BATCHES[loss.batch], roles_read(config), follow_rules(config)
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
@@ -181,7 +181,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             lambda a: jax.lax.with_sharding_constraint(a, rows),
             microbatches(batch, r.prompts * r.group, o.updates, o.microbatch),
         )
-        others = {EMA: state.ema}  # the reference is the base, which needs none
+        others = {role: state.roles[role] for role in rules}  # of the reference the base has all
         text = params, conditioning, negative
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
@@ -190,10 +190,8 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             results.append(result)
         policy, opt, skipped = carry
         progressed = jnp.stack([finite for *_, finite in results]).any()
-        ema = ema_update(
-            state.ema, policy, state.step, decay=config.ema.decay, every=config.ema.every
-        )
-        ema = jax.tree.map(lambda a, b: jnp.where(progressed, a, b), ema, state.ema)
+        followed = {role: rule(others[role], policy, state.step) for role, rule in rules.items()}
+        followed = jax.tree.map(lambda a, b: jnp.where(progressed, a, b), followed, others)
         sums = results[0][0]
         for later, *_ in results[1:]:
             sums = sums.merge(later)
@@ -207,7 +205,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             'finite': jnp.stack([finite for *_, finite in results]).all(),
         }
         metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
-        new = TrainState(policy, ema, opt, state.step + 1, skipped)
+        new = TrainState({POLICY: policy, **followed}, opt, state.step + 1, skipped)
         # Where the state lives must not drift: a different placement would compile everything
         # again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics

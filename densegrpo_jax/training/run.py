@@ -31,7 +31,7 @@ from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout
 from densegrpo_jax.sampling.session import Checked, Session, check, load
-from densegrpo_jax.sampling.state import optimiser, start_state, state_shapes
+from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
@@ -62,7 +62,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     if config.noise.calibrate:
         prepare(checked)
     tx = optimiser(config)
-    shapes = state_shapes(checked.pipeline, tx)
+    shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
     announce(checked, shapes, accumulation, workdir)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
     session = load(checked, _needed_texts(checked, chosen), workdir)

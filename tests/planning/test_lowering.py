@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from configs import tiny_ocr
-from densegrpo_jax.core.losses import CLEAN, LOSSES, REF, Loss, loss_sums
+from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss, loss_sums
+from densegrpo_jax.core.roles import REF
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import make_schedule

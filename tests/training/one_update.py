@@ -15,7 +15,7 @@ from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
-from densegrpo_jax.sampling.state import TrainState
+from densegrpo_jax.sampling.state import TrainState, follow_rules
 from densegrpo_jax.training.learner import make_credit, make_update
 
 SIGMAS = np.array([1, 0.9, 0.7, 0.45, 0.2, 0], np.float32)
@@ -101,7 +101,10 @@ def one_iteration(invalid=None, nan=None, ema=0.0, **changes):
     )
     tx, policy = optax.sgd(1.0), {'a': jnp.asarray(START)}  # an update is then the gradient itself
     state = TrainState(
-        policy, {'a': ema + 0 * policy['a']}, tx.init(policy), jnp.int32(20), jnp.int32(0)
+        {'policy': policy, **{role: {'a': ema + 0 * policy['a']} for role in follow_rules(c)}},
+        tx.init(policy),
+        jnp.int32(20),
+        jnp.int32(0),
     )
     return (
         c,

@@ -31,7 +31,8 @@ from tests.training.one_update import (
 
 OWN = """
 import jax.numpy as jnp
-from densegrpo_jax.core.losses import CLEAN, EMA, POLICY, Loss, loss_sums
+from densegrpo_jax.core.losses import CLEAN, Loss, loss_sums
+from densegrpo_jax.core.roles import EMA, POLICY, moving_average
 
 def weighted_regression(outputs, batch, *, clip_range, temperature=2.0):
     assert set(outputs) <= {'policy', 'ref'}, set(outputs)
@@ -50,6 +51,11 @@ def of_groups(outputs, batch):
 
 regression = Loss(weighted_regression, CLEAN)
 average = Loss(towards_average, needs=(EMA,))
+follow = moving_average(lambda step: jnp.where(step == 20, 0.25, 1.0))
+old = lambda outputs, batch: towards_average({**outputs, EMA: outputs['old']}, batch)
+followed = Loss(old, needs=('old',), follows={'old': follow})
+blown_up = lambda outputs, batch: loss_sums(jnp.inf * outputs[POLICY].mean.sum((1, 2)), batch.mask)
+broken = Loss(blown_up, follows={'old': follow})
 groups = Loss(of_groups, groups=True)
 sums = Loss(lambda outputs, batch: batch.mask.sum())
 lacking = Loss(lambda outputs, batch, *, horizon: None)
@@ -139,6 +145,28 @@ def test_a_loss_reads_the_roles_that_it_needs():
         new.policy['a'] - START, -gradient, atol=1e-4 * np.abs(gradient).max()
     )
     assert metrics['transitions'] == 4 * SAMPLES and metrics['kl'] == 0
+
+
+def test_a_loss_brings_a_role_that_follows_as_it_says():
+    """The role begins at `ema` here, is what the loss reads, and keeps a quarter of itself."""
+    ema = 3 * START
+    _, *_, towards, _ = one_iteration(ema=ema, **{'loss.kind': 'own_loss:average'})
+    _, *_, new, _ = one_iteration(ema=ema, **{'loss.kind': 'own_loss:followed'})
+    assert set(new.roles) == {'policy', 'ema', 'old'}
+    np.testing.assert_array_equal(new.policy['a'], towards.policy['a'])
+    old = ema / 4 + 3 / 4 * np.asarray(new.policy['a'])
+    np.testing.assert_allclose(new.roles['old']['a'], old, rtol=1e-5)
+    np.testing.assert_array_equal(new.ema['a'], towards.ema['a'])
+    assert np.abs(old - new.ema['a']).max() > 1e-3
+
+
+def test_an_update_that_is_not_finite_leaves_every_role():
+    ema = 3 * START
+    _, *_, new, metrics = one_iteration(ema=ema, **{'loss.kind': 'own_loss:broken'})
+    assert not metrics['finite'] and new.skipped == 1 and new.step == 21
+    np.testing.assert_array_equal(new.policy['a'], START)
+    for role in ('ema', 'old'):
+        np.testing.assert_array_equal(new.roles[role]['a'], ema)
 
 
 def test_groups_stay_whole():

@@ -60,15 +60,17 @@ def trained(folder, workdir, **changes):
 
 REGRESSION = """
 import jax.numpy as jnp
-from densegrpo_jax.core.losses import CLEAN, EMA, Loss, loss_sums
+from densegrpo_jax.core.losses import CLEAN, Loss, loss_sums
+from densegrpo_jax.core.roles import EMA, moving_average
 
 def regression(outputs, batch):
     error = (outputs['policy'] - (batch.noise - batch.x0)) ** 2
-    near = (outputs['policy'] - outputs['ema']) ** 2
+    near = (outputs['policy'] - outputs['old']) ** 2 + (outputs['policy'] - outputs['ema']) ** 2
     each = batch.advantage['outcome'] * error.mean((1, 2)) + near.mean((1, 2))
     return loss_sums(each, batch.mask)
 
-loss = Loss(regression, CLEAN, needs=(EMA,))
+old = moving_average(lambda step: 0.5)
+loss = Loss(regression, CLEAN, needs=(EMA, 'old'), follows={'old': old})
 """
 ON_SAMPLES = {
     'loss.kind': 'own_regression:loss',
@@ -92,6 +94,7 @@ def test_a_loss_on_clean_samples_trains_and_continues(folder, tmp_path, monkeypa
     last = rows(tmp_path / 'whole')[-1]
     assert last['train/samples'] == 16 and last['train/kl'] > 0
     assert last['train/finite'] == 1 and 'train/ratio_deviation' not in last
+    assert any(np.any(whole[n]) for n in whole if n.startswith('old/') and n.endswith('/b'))
     assert whole['step'] == 2 and np.isfinite(last['train/loss'])
 
 

@@ -1,0 +1,38 @@
+"""Roles: the sets of parameters that a training state holds by name, and how each follows what is
+trained.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+POLICY = 'policy'  # what is trained
+REF = 'ref'  # the reference policy: the frozen base, which no state holds
+EMA = 'ema'  # the moving average of the policy, which is evaluated and exported
+
+# (parameters of the role, those of the policy after the iteration, int32 [] iterations before it)
+# -> the role's parameters after it
+Follow = Callable[[Any, Any, jax.Array], Any]
+
+
+def moving_average(kept: Callable[[jax.Array], jax.Array]) -> Follow:
+    """`role <- d role + (1 - d) policy` with d = kept(iterations before this one): 0 takes the
+    policy, 1 stays.
+    """
+
+    def follow(role, policy, step):
+        d = kept(step)
+        return jax.tree.map(lambda r, p: d * r + (1 - d) * p, role, policy)
+
+    return follow
+
+
+def warm_decay(decay: float, every: int = 1) -> Callable[[jax.Array], jax.Array]:
+    """d = min(decay, (1 + step) / (10 + step)) at every `every`-th iteration, else 1 (Flow-GRPO's
+    code): for `moving_average`.
+    """
+    return lambda step: jnp.where(
+        (step + 1) % every == 0, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0
+    )
