@@ -13,10 +13,10 @@ steps. Here T = 20 (evaluation 50), as completions grow with its square and a DD
 still coarse. Groups, beta and the batch are those of sd35_pickscore.py. Hardware: written for
 devices with 80 GiB; not measured on any. Expected cost: 0.36 H100-hours an iteration, 290 for 800
 (`densegrpo_jax.plan` at 40 % of the peak, scoring not counted; not measured). Memory: 2.3 GiB of
-weights and optimiser on every device, 36 GiB while it samples (the CPU compiler's estimate), and
-3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16); the U-Net keeps its
-activations, so that few transitions are re-scored together. Expected score: above the base's; the
-paper shows a curve without a number.
+weights and optimiser on every device, 34 GiB more while it samples and 49 while it updates (the CPU
+compiler's estimates; the U-Net keeps its activations, so few transitions are re-scored together),
+and 3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16). Expected score: above
+the base's; the paper shows a curve without a number.
 """
 
 from densegrpo_jax.config.schema import default_config

@@ -29,6 +29,7 @@ from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.session import load as load_session
 from densegrpo_jax.search.run import search
+from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.training.small_run import final_state, moved_alike, rows, wait_for_checkpoint
@@ -43,6 +44,7 @@ import os, signal, sys
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoint_store import Store
 from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.training.progress import Progress
 from tests.training.small_run import SMOOTH, Brightness, make_config
 
 def arrays(self, step, *args, _arrays=Store.arrays):
@@ -55,7 +57,12 @@ def save(self, step, *args, _save=Checkpoints.save, **kwargs):
     if str(step) == os.environ.get('STOPPED') and '--process_id=1' in sys.argv:
         os.kill(os.getpid(), signal.SIGTERM)
 
-Store.arrays, Checkpoints.save = arrays, save
+def check(self, max_bad, _check=Progress.check):
+    _check(self, max_bad)
+    if os.environ.get('FAILED') and '--process_id=1' in sys.argv:
+        raise ValueError('failed')
+
+Store.arrays, Checkpoints.save, Progress.check = arrays, save, check
 
 def get_config():
     REWARDS['brightness'] = Brightness
@@ -73,6 +80,7 @@ def nothing_left_behind():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, 'arrays', Store.arrays)
         patch.setattr(Checkpoints, 'save', Checkpoints.save)
+        patch.setattr(Progress, 'check', Progress.check)
         patch.setitem(REWARDS, 'brightness', None)
         yield
 
@@ -93,7 +101,9 @@ def load(config_file, **overrides):
 
 
 @contextlib.contextmanager
-def processes(config_file, workdir, *options, command='main', heartbeat=60, spoiled='', stopped=''):
+def processes(
+    config_file, workdir, *options, command='main', heartbeat=60, spoiled='', stopped='', failed=''
+):
     """Both processes of a command that writes to `workdir`, started; whatever happens they are gone
     afterwards.
     """
@@ -108,7 +118,7 @@ def processes(config_file, workdir, *options, command='main', heartbeat=60, spoi
         'JAX_PLATFORMS': 'cpu',
         'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
     }
-    environment |= {'SPOILED': spoiled, 'STOPPED': stopped}
+    environment |= {'SPOILED': spoiled, 'STOPPED': stopped, 'FAILED': failed}
     folder = f'--workdir={workdir}' if command == 'main' else f'--out={workdir}'
     common = [
         sys.executable,
@@ -279,6 +289,17 @@ def test_one_process_goes_on_where_two_stopped(config_file, alone, tmp_path):
     run(config, workdir, make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
     assert [row['step'] for row in rows(workdir)] == [0, 1, 2, 3]
     same_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_lets_both_save_the_last_update(config_file, tmp_path):
+    workdir = tmp_path / 'two'
+    options = ['--config.checkpoint.every=10', '--config.eval.every=10']
+    with processes(config_file, workdir, *options, failed='yes') as started:
+        assert ended(started, workdir) == [75, 2]
+    assert final_state(workdir)[0] == 1
+    log = pathlib.Path(f'{workdir}.1.log').read_text()
+    assert 'ended by an error, saved after iteration 1 of 3' in log and 'error: failed' in log
 
 
 @pytest.mark.slow
