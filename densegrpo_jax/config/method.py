@@ -110,7 +110,6 @@ def check_method(config) -> None:
             f'rollout.level={r.level}: with rollout.kernel={r.kernel!r} and rollout.noise='
             f'{r.noise!r} expected 0 < rollout.level <= {kernel.max_level:g}'
         )
-
     if loss.batch == CLEAN and not rule.per_sample:
         raise ValueError(
             f'loss.kind={config.loss.kind!r} trains on clean samples, which have one reward each, '

@@ -44,6 +44,13 @@ class CreditRule:
     shares: bool = False
     per_sample: bool = False
 
+    def __post_init__(self) -> None:
+        if self.reads_similarity != ('similarity' in keyword_options(self.assign)):
+            raise ValueError(
+                f'reads_similarity is {self.reads_similarity}; expected True where assign has the '
+                "keyword-only argument 'similarity', and False elsewhere"
+            )
+
     @property
     def options(self) -> dict[str, bool]:
         """Its options by name, and whether they have a default."""

@@ -13,7 +13,6 @@ from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow
 TRANSITIONS = 'transitions'  # the batch is `Transitions` of the rollout
 CLEAN = 'clean'  # the batch is `NoisedSamples`: final latents with fresh noise
 
-
 # Of a training state besides its roles: a checkpoint has one set of names for both.
 STATE_FIELDS = ('opt', 'step', 'skipped')
 

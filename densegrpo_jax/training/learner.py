@@ -91,7 +91,7 @@ def make_credit(
             valid=keep,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
-            terminal = jnp.broadcast_to(result.values[np.argmax(trained)], rollout.similarity.shape)
+            terminal = jnp.broadcast_to(result.values[np.argmax(trained)], values.shape)
             result = result._replace(values=by_rule(terminal))
         weight = noise_weights(rollout.std[:, 0], trained, config.loss.noise_power)
         record = kind.record(Credited(rollout, rewards[-1], result.values, weight, group_ids, keep))
@@ -126,8 +126,8 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
     Update u trains on the samples of its own share of the prompts, with all their rows of the
     record, in microbatches whose gradients are accumulated in one scan. The loss is divided once,
-    by the number of rows in the update that count. A non-finite gradient leaves adapters, optimiser and moving
-    average as they were and counts in `state.skipped`. The state given is gone where
+    by the number of rows in the update that count. A non-finite gradient leaves every role and the
+    optimiser as they were and counts in `state.skipped`. The input state is donated if
     `donates_state`.
     """
     o, r = config.optim, config.rollout

@@ -217,6 +217,9 @@ def test_a_rule_that_is_none():
         beyond = CreditRule(lambda rewards: rewards[1:], states=read_offsets(offset))
         with pytest.raises(ValueError, match=r'reads the states \[.*\] of 0 \.\.\. 5'):
             needed_states(beyond, masks(0, 4))
+    for assign, reads in ((ahead, False), (lambda rewards: rewards[1:], True)):
+        with pytest.raises(ValueError, match=f'reads_similarity is {reads}; expected'):
+            CreditRule(assign, reads_similarity=reads)
     with pytest.raises(ValueError, match='expected a CreditRule or one of'):
         needed_states('densee', masks(0))
 

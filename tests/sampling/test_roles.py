@@ -67,6 +67,11 @@ def test_a_state_is_a_pytree_whatever_the_order_of_its_roles():
     given = TrainState(
         {'zeta': leaf(5.0), 'ema': leaf(2.0), 'average': leaf(6.0), 'policy': leaf(1.0)}, *REST
     )
+    sorted_roles = TrainState(dict(sorted(given.roles.items())), *REST)  # as jax.tree.map has them
+    assert jax.tree.structure(sorted_roles) == jax.tree.structure(given)
+    assert list(flatten(given))[:4] == [
+        f'{r}/block/to_q/a' for r in ('policy', 'ema', 'average', 'zeta')
+    ]
     back = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s))(given)
     assert jax.tree.structure(back) == jax.tree.structure(given)
     assert {role: float(tree['block']['to_q']['a'][0, 0]) for role, tree in back.roles.items()} == {

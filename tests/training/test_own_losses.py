@@ -2,6 +2,8 @@
 the roles that they declare.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
-from densegrpo_jax.training.batches import microbatches
+from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 from densegrpo_jax.training.learner import check_geometry
 from tests.training.one_update import (
     BASE,
@@ -120,6 +122,18 @@ def test_a_regression_on_clean_samples(invalid, changes):
     assert metrics['samples'] == keep.sum() and metrics['finite'] and moved > 1e-2
     assert 'transitions' not in metrics and 'clip_fraction' not in metrics
     assert (metrics['kl'] > 0) == (c.loss.beta > 0)
+
+
+def test_a_sample_has_the_advantage_of_its_trained_transitions():
+    _, rollout, rewards, *_ = one_iteration()
+    late = dataclasses.replace(rollout, plan=trajectory_plan(step_masks(SIGMAS, first=2)))
+    advantages = np.full((STEPS, SAMPLES), np.nan, np.float32)
+    advantages[2:4] = np.arange(SAMPLES)
+    ids, valid = np.repeat(np.arange(PROMPTS), GROUP), np.ones(SAMPLES, bool)
+    credited = Credited(late, rewards[-1], advantages, np.ones(STEPS), ids, valid)
+    record = BATCHES['clean'].record(credited)
+    np.testing.assert_array_equal(record.advantage['outcome'], np.arange(SAMPLES))
+    np.testing.assert_array_equal(record.reward, rewards[-1])
 
 
 def test_a_loss_reads_the_roles_that_it_needs():
