@@ -26,8 +26,8 @@ from densegrpo_jax.runtime.mesh import BATCH_AXES, batch_shards
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 IMPLEMENTATIONS = ('xla', 'cudnn', 'splash')
 PLATFORM = {'cudnn': ('gpu', 'cuda'), 'splash': ('tpu',)}
-SPLASH_BLOCK = 512  # most queries, and keys, that one step of the kernel holds
-TPU_LANES = 128  # its blocks are multiples of this
+SPLASH_BLOCK = 512  # upper bound on the queries, and on the keys, of one step of the kernel
+TPU_LANES = 128  # block sizes are multiples of this
 
 
 @jax.checkpoint
@@ -45,8 +45,8 @@ def xla(q, k, v):
 def cudnn(q, k, v):
     """cuDNN's fused attention. q, k and v in bfloat16 or float16.
 
-    JAX has no backward pass of it for an odd number of tokens (SD3.5 at 512 px: 1357): one is added
-    that no other sees.
+    JAX has no backward pass for an odd number of tokens (SD3.5 at 512 px: 1357). Such inputs get
+    one more token, which no other token attends to.
     """
     batch, tokens, lengths = *q.shape[:2], {}
     if tokens % 2:
@@ -59,8 +59,8 @@ def cudnn(q, k, v):
 
 
 def padded_length(tokens: int) -> tuple[int, int]:
-    """(length, block) that the splash kernel works on: 1536 tokens are three blocks of 512; 1357
-    (SD3.5 at 512 px) are padded to that.
+    """(length, block) that the splash kernel works on: 1536 tokens are three blocks of 512, and
+    1357 (SD3.5 at 512 px) are padded to 1536.
     """
     block = min(SPLASH_BLOCK, -(-tokens // TPU_LANES) * TPU_LANES)
     return -(-tokens // block) * block, block
@@ -70,17 +70,17 @@ def splash(q, k, v, *, mesh: Mesh, interpret: bool = False):
     """The splash kernel on each device's own rows and heads: the batch is split over data and fsdp,
     the heads over tensor.
 
-    Where the kernel's blocks do not divide N, tokens are padded, and segment ids keep the real ones
-    from seeing them.
+    If the kernel's blocks do not divide N, padding tokens are added; segment ids keep real tokens
+    from attending to them.
 
     Args:
-      mesh: of the whole program; the sizes of its axes decide the pieces.
-      interpret: run the kernel's body as ordinary operations: for tests without a TPU.
+      mesh: the mesh of the whole program; the sizes of its axes decide the pieces.
+      interpret: run the kernel's body as ordinary operations, for tests without a TPU.
 
     Raises:
       ValueError: the tensor axis does not divide the heads.
     """
-    # Imported here: Pallas takes a second that runs without a TPU need not spend.
+    # Imported here: importing Pallas takes a second, and runs without a TPU do not need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -124,9 +124,9 @@ class InPlace:
     """`attend` with its operands split as the splash kernel's are: rows over data and fsdp, heads
     over tensor.
 
-    Without it the compiler may follow the split of the weights instead, and send activations of the
-    whole batch to every device. A pin holds for the gradient too. Not every activation should have
-    one: with the hidden layer of the joint blocks' feed-forward pinned as well, XLA (jaxlib 0.10.2,
+    Without it the compiler may follow the split of the weights instead, and send the activations of
+    the whole batch to every device. A pin applies to the gradient too. Do not pin every activation:
+    with the hidden layer of the joint blocks' feed-forward pinned as well, XLA (jaxlib 0.10.2,
     data x fsdp x tensor = 2 x 2 x 2) returned wrong gradients; tests/training/test_meshes.py
     compares them.
     """
@@ -140,8 +140,8 @@ class InPlace:
         )
 
     def pin(self, x, *rest):
-        """x [B, ...] split over its rows; `rest`: mesh axes of the other dimensions, which stay
-        whole where none is given.
+        """x [B, ...] split over its rows. `rest`: mesh axes of the other dimensions; a dimension
+        without one stays whole.
         """
         return jax.lax.with_sharding_constraint(
             x, NamedSharding(self.mesh, PartitionSpec(_rows(x.shape[0], self.mesh), *rest))
@@ -149,19 +149,19 @@ class InPlace:
 
 
 def pin(attend: Attend, x, *rest):
-    """`InPlace.pin` where there is a mesh: for activations between layers, in networks that know
-    their `attend` but no mesh.
+    """`InPlace.pin` if `attend` has a mesh, else x: for activations between layers, in networks
+    that know their `attend` but no mesh.
     """
     return attend.pin(x, *rest) if isinstance(attend, InPlace) else x
 
 
 def kernel(attend: Attend) -> Attend:
-    """The implementation itself, without its place."""
+    """The implementation itself, without `InPlace`."""
     return attend.attend if isinstance(attend, InPlace) else attend
 
 
 def _rows(batch: int, mesh: Mesh) -> tuple[str, ...] | None:
-    """The axes that split a batch; one too small to split is worked on by every device."""
+    """The axes that split a batch; every device computes all of a batch too small to split."""
     return BATCH_AXES if batch % batch_shards(mesh) == 0 else None
 
 
@@ -170,7 +170,7 @@ def choose(name: str, mesh: Mesh, dtype) -> Attend:
     absent ones.
 
     Raises:
-      ValueError: an unknown name, the wrong kind of device for it, or a dtype it has not.
+      ValueError: an unknown name, or a kind of device or a dtype that it does not support.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f'model.attention={name!r} is not known; choose one of {IMPLEMENTATIONS}')

@@ -19,8 +19,8 @@ ACTIVATIONS = {
 
 
 def check_tower(config, name: str, *keys: str) -> None:
-    """ValueError unless a tower's config can be built; `keys`: positive integers besides those that
-    both towers have.
+    """Raises ValueError unless a tower's config can be built. `keys`: fields that must be positive
+    integers, in addition to those of both towers.
     """
     check_positive(
         config,
@@ -45,7 +45,7 @@ def check_tower(config, name: str, *keys: str) -> None:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention on [B * L, D]; `bias` says who sees whom."""
+    """Multi-head attention on [B * L, D]; `bias` says which tokens attend to which."""
 
     config: Any
     batch: int
@@ -80,8 +80,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP. Carry: [B * L, D] float32, the residual stream. config: of either
-    tower.
+    """Pre-norm attention and MLP. Carry: [B * L, D] float32, the residual stream. config: either
+    tower's.
     """
 
     config: Any

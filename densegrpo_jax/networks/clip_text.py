@@ -83,8 +83,8 @@ class ClipTextModel(nn.Module):
         """ids [B, L <= max_position_embeddings] int32 -> (states [B, L, D], pooled [B, D or
         projection_dim]).
 
-        pooled is the state at the first eos_token_id (at position 0 if there is none). A config
-        with eos_token_id 2, as those of FLUX.1 and SD3 have, is older than that rule: there it is
+        pooled is the state at the first eos_token_id (at position 0 if there is none). Configs with
+        eos_token_id 2, such as those of FLUX.1 and SD3, are older than that rule: for them it is
         the state at the largest id.
         """
         c = self.config

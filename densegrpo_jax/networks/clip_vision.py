@@ -62,7 +62,7 @@ class ClipVisionConfig:
 
 
 class ClipVisionModel(nn.Module):
-    """Normalised pictures to (states of the last layer, pooled state).
+    """Normalised images to (states of the last layer, pooled state).
 
     Attributes:
       config: the checkpoint's constants.
@@ -103,7 +103,7 @@ class ClipVisionModel(nn.Module):
         positions = self.param(
             'position_embedding', nn.initializers.normal(0.02), (1 + grid**2, width), jnp.float32
         )
-        # A convolution whose stride is its kernel's size is one product over whole patches.
+        # A convolution whose stride equals its kernel size is one product over whole patches.
         patches = (
             images[:, : grid * side, : grid * side]
             .reshape(batch, grid, side, grid, side, 3)
@@ -148,8 +148,8 @@ class ClipVisionModel(nn.Module):
 def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' CLIPVisionModel checkpoint; scanned blocks stack over their index.
 
-    As with the text tower, released checkpoints carry a prefix ('vision_model.') before every key
-    but the projection's.
+    As for the text tower, released checkpoints have a prefix ('vision_model.') before every key
+    except the projection's.
     """
     return [
         Rule('visual_projection.weight', 'visual_projection', 'linear', prefixed=False),

@@ -1,5 +1,5 @@
-"""Reading the JSON files of model folders. Every key of a config.json is used, checked or known to
-be irrelevant, or it is an error.
+"""Reads the JSON files of model folders. Every key of a config.json is used, checked or known to be
+irrelevant; any other key is an error.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def read_config(
       only: key -> the values of it that the port supports.
       ignored: keys without influence on the forward pass; keys with a leading underscore are
         ignored too.
-      defaults: what the reference assumes for absent keys where that differs from the defaults of
+      defaults: what the reference assumes for absent keys, if that differs from the defaults of
         `kind`.
     Raises:
       ValueError: an unknown key, or a value that is not supported, by name.
@@ -121,7 +121,7 @@ def read_config(
 
 
 def check_positive(config, name: str, *keys: str) -> None:
-    """ValueError unless every named field is a positive integer."""
+    """Raises ValueError unless every named field is a positive integer."""
     for key in keys:
         value = getattr(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

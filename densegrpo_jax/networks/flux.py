@@ -134,7 +134,7 @@ class FluxTransformer(nn.Module):
       lora: adapters, or None.
       dtype: of matrix products and of the residual stream.
       zero_init: fresh modulation and output layers start at zero (adaLN-zero, arXiv:2212.09748), so
-        a fresh network predicts 0; False draws them as all other layers.
+        a fresh network predicts 0; False draws them like all other layers.
       attend: the implementation of attention, see `networks.attention`.
     """
 

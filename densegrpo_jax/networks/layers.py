@@ -21,8 +21,8 @@ kernel_init = nn.initializers.lecun_normal()
 
 
 class Dense(nn.Module):
-    """y = x W + b, plus the adapter (alpha / rank) (x A) B where `adapters` names this layer and
-    the collection 'lora' is given.
+    """y = x W + b, plus the adapter (alpha / rank) (x A) B if `adapters` names this layer and the
+    collection 'lora' is given.
 
     Input [..., in] of any float dtype, output [..., features] in `dtype`. W may be stored in few
     bits (`quantize`).

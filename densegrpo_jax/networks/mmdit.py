@@ -126,8 +126,8 @@ class Attention(nn.Module):
       heads: number of heads.
       qk_norm: RMS-normalise queries and keys per head.
       out: the stream x has an output layer.
-      text_out: the text stream has an output layer; False where its result is not used (the last
-        block of SD3.5).
+      text_out: the text stream has an output layer; False if its result is not used (the last block
+        of SD3.5).
       attend: the implementation, see `networks.attention`.
     """
 
@@ -175,7 +175,7 @@ class JointBlock(nn.Module):
     D], text [B, L, D]).
 
     Attributes:
-      qk_norm: as of `Attention`.
+      qk_norm: as in `Attention`.
       dual: a second self-attention of the image alone, in parallel (SD3.5-M).
       last: the text is only read: no text output, no text feed-forward (SD3.5).
     """

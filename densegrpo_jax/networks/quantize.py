@@ -1,5 +1,5 @@
 """A quantised base for LoRA on small devices: the matrices of the transformer's blocks in 8 or 4
-bits, everything else as it was.
+bits, everything else unchanged.
 
 A kernel W [in, out] becomes a `qwix.QArray`, W ~ q * scale with q of 8 or 4 bits:
 
@@ -7,9 +7,9 @@ A kernel W [in, out] becomes a `qwix.QArray`, W ~ q * scale with q of 8 or 4 bit
     nf4    4-bit NormalFloat (QLoRA, arXiv:2305.14314, section 3): 16 quantiles of a
            normal, one bfloat16 scale per block of 64 inputs
 
-It is a pytree that stands where the kernel stood, so that placement, scanning over blocks and
-checkpoint paths stay what they are. The product dequantises one block's matrix at a time, and again
-in the backward pass, and runs in the network's own dtype.
+It is a pytree in the kernel's place, so that placement, scanning over blocks and checkpoint paths
+do not change. The product dequantises one block's matrix at a time, again in the backward pass, and
+runs in the network's own dtype.
 """
 
 import functools
@@ -31,7 +31,7 @@ def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
     """The quantised form of a kernel [..., in, out] of any float dtype; leading axes (scanned
     blocks) have scales of their own.
 
-    Raises ValueError for an unknown format, or where nf4's blocks do not divide the inputs.
+    Raises ValueError for an unknown format, or if nf4's blocks do not divide the inputs.
     """
     if form not in FORMATS:
         raise ValueError(f'quantize={form!r}: expected one of {FORMATS}')
@@ -98,8 +98,7 @@ def converter(shapes: dict, form: str, shardings=None):
     Args:
       shapes: the transformer's tree of shapes.
       form: one of FORMATS.
-      shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it was
-        put.
+      shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it is.
     """
     stored = quantized_shapes(shapes, form)
     placed = {} if shardings is None else flatten_dict(shardings(stored), sep='/')
@@ -112,7 +111,7 @@ def converter(shapes: dict, form: str, shardings=None):
         if not quantizes(path, array.ndim):
             return array
         quantized = compiled(placed.get(path))(array)
-        array.delete()  # not when the garbage collector gets to it: the next matrix is on its way
+        array.delete()  # do not wait for the garbage collector: the next matrix is being read
         return quantized
 
     return convert

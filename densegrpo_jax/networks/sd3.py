@@ -156,7 +156,7 @@ class PatchEmbed(nn.Module):
 class Sd3Transformer(nn.Module):
     """The velocity network of Stable Diffusion 3 and 3.5.
 
-    Attributes: as those of `FluxTransformer`. Scanned, every run of equal blocks is one stack,
+    Attributes: those of `FluxTransformer`. If scanned, every run of equal blocks is one stack,
     'transformer_blocks_from_<first>'.
     """
 

@@ -221,8 +221,8 @@ class T5Encoder(nn.Module):
 
 
 def shared_embedding(tensors: dict) -> dict:
-    """The stored tensors with the embedding under the name that the rules know: a file may hold it
-    as the encoder's alone.
+    """The stored tensors with the embedding under the name that the rules know: some files hold
+    it under the encoder's name alone.
     """
     alone, shared = 'encoder.embed_tokens.weight', 'shared.weight'
     if shared in tensors or alone not in tensors:

@@ -22,8 +22,8 @@ ATTENTION_UP, PLAIN_UP = 'CrossAttnUpBlock2D', 'UpBlock2D'
 
 @dataclasses.dataclass(frozen=True)
 class UnetConfig:
-    """The network's config.json; fields, names and defaults are Diffusers', of which Stable
-    Diffusion 1 uses these.
+    """The network's config.json: the fields that Stable Diffusion 1 uses, with Diffusers' names and
+    defaults.
     """
 
     sample_size: int = 64
@@ -285,11 +285,11 @@ class Sampler(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks (each followed by a transformer where `attention`) at one resolution, then a
+    """Residual blocks (each followed by a transformer if `attention`) at one resolution, then a
     sampler if any.
 
-    Going down it returns every state it passed, for the way up; going up it takes them, newest
-    last.
+    A stage on the way down returns all of its states for the way up; a stage on the way up takes
+    them, newest last.
     """
 
     channels: int
@@ -335,8 +335,8 @@ class Middle(nn.Module):
 class Unet(nn.Module):
     """The noise network of Stable Diffusion 1.
 
-    Attributes: config, lora, dtype as those of `FluxTransformer`; its blocks differ in shape, so
-    none are scanned.
+    Attributes: config, lora and dtype as in `FluxTransformer`. The blocks differ in shape, so none
+    are scanned.
     """
 
     config: UnetConfig
@@ -431,7 +431,7 @@ def module_paths(config: UnetConfig) -> dict[str, str]:
 
 
 def weight_rules() -> list[Rule]:
-    """The table of Diffusers' UNet2DConditionModel checkpoint, whatever its shape."""
+    """The table of Diffusers' UNet2DConditionModel checkpoint, for any shape."""
     rules = [
         *norm_rules('conv_norm_out', 'conv_norm_out'),
         *conv_rules('{c:conv_in|conv_out}', '{c}'),

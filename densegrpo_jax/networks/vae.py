@@ -17,8 +17,8 @@ from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules, 
 class VaeConfig:
     """Shape of the autoencoder; the defaults are those of FLUX.1's `vae/config.json`.
 
-    scaling_factor and shift_factor are only kept here: the diffusion model sees (latents -
-    shift_factor) * scaling_factor, and it is the caller who applies that, as in Diffusers.
+    scaling_factor and shift_factor are only stored here: the diffusion model sees (latents -
+    shift_factor) * scaling_factor, which the caller applies, as in Diffusers.
     """
 
     in_channels: int = 3
@@ -59,7 +59,7 @@ class VaeConfig:
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> 'VaeConfig':
         """Reads a parsed Diffusers `vae/config.json`; a key or value that this port does not cover
-        is a ValueError naming it.
+        is a ValueError that names it.
         """
         blocks = len(config.get('block_out_channels', (64,)))
         only = {
@@ -190,8 +190,8 @@ class MidBlock(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """3x3 convolution of the picture enlarged twice by repeating pixels, without forming that
-    picture.
+    """3x3 convolution of the image enlarged twofold by repeating pixels, without forming the
+    enlarged image.
 
     Output pixels of one parity (row, column) see only 2x2 different input pixels, so each parity is
     a 2x2 convolution whose taps are sums of the 3x3 kernel's: 2.25 times fewer operations, and on
@@ -312,7 +312,7 @@ class AutoencoderKL(nn.Module):
     half of the parameters.
 
     Call them as `model.apply({'params': params}, latents, method='decode')`. It computes in
-    float32, in whatever dtype its weights are.
+    float32, whatever the dtype of its weights.
     """
 
     config: VaeConfig
@@ -345,16 +345,16 @@ class AutoencoderKL(nn.Module):
         return self.decoder(latents).astype(jnp.float32)
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(reconstruction from the mean, mean, log variance); also the method to initialise
-        with.
+        """(reconstruction from the mean, mean, log variance). Initialise the parameters with this
+        method.
         """
         mean, log_var = self.encode(images)
         return self.decode(mean), mean, log_var
 
 
 def weight_rules() -> list[Rule]:
-    """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors),
-    whatever its shape.
+    """The table of Diffusers' AutoencoderKL checkpoint (diffusion_pytorch_model.safetensors), for
+    any shape.
     """
     rules = []
     resnets = {
@@ -377,7 +377,7 @@ def weight_rules() -> list[Rule]:
         *norm_rules('{h}.conv_norm_out', '{h}/conv_norm_out'),
         *conv_rules('{h}.{n:conv_in|conv_out}', '{h}/{n}'),
         *conv_rules('{n:quant_conv|post_quant_conv}', '{n}'),
-        # Files from before Diffusers 0.18, Stable Diffusion 1's among them; never written.
+        # Files older than Diffusers 0.18, such as Stable Diffusion 1's; never written.
         *linear_rules(f'{source}.query', f'{target}/to_q'),
         *linear_rules(f'{source}.key', f'{target}/to_k'),
         *linear_rules(f'{source}.value', f'{target}/to_v'),

@@ -1,7 +1,7 @@
-"""Which tensor of a file is which parameter: tables of rules, an ordered list each, of which the
-first whose source matches a key applies.
+"""Tables that say which tensor of a file is which parameter. A table is an ordered list of rules;
+the first rule whose source matches a key applies.
 
-The same table reads and writes (`weights.load_weights`, `weights.save_weights`).
+One table serves reading and writing (`weights.load_weights`, `weights.save_weights`).
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ _FIELD = re.compile(r'\{(\w+)(?::([^{}]+))?\}')
 class Rule:
     """One row of a table.
 
-    Both names are templates whose fields `{name}` stand for one component of the name, or
-    `{name:regex}` for what the regular expression matches; everything else is literal and the whole
-    name must match. A numeric field of the source that is absent from the target is the block index
-    of scanned blocks: the tensors it numbers are stacked along a new leading axis.
+    Both names are templates. A field `{name}` stands for one component of the name, and
+    `{name:regex}` for what the regular expression matches; everything else is literal, and the
+    whole name must match. A numeric field of the source that the target lacks is the block index of
+    scanned blocks: the tensors it numbers are stacked along a new leading axis.
 
         # one subtree per block
         Rule('blocks.{i}.{p:to_q|to_k}.weight', 'blocks_{i}/{p}/kernel', 'linear')
@@ -34,11 +34,10 @@ class Rule:
 
     Args:
       source: key in the file.
-      target: '/'-joined path in the parameter tree, or None for a key that is known and not a
-        parameter (ignored, never written).
+      target: '/'-joined path in the parameter tree, or None for a known key that is not a parameter
+        (ignored, never written).
       transform: a key of TRANSFORMS.
-      first: the block index of a stack's first block, where a network has several stacks of one
-        name.
+      first: the block index of a stack's first block, if a network has several stacks of one name.
       prefixed: the key carries the prefix, if any, that `save_weights` is given.
     """
 
