@@ -1,1 +1,1 @@
-"""Whole pipelines: folders, tokenizers, text to conditioning, latents to pictures."""
+"""Whole pipelines: folders, tokenizers, text to conditioning, latents to images."""

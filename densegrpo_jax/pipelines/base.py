@@ -1,8 +1,8 @@
 """What FLUX, Stable Diffusion 3 and Stable Diffusion 1 pipelines have in common: networks,
-tokenizers and a scheduler, behind one face.
+tokenizers and a scheduler, behind one interface.
 
-The rest of the package knows `Pipeline` only; `flux`, `sd3` and `sd15` say how each family encodes
-and predicts. Folders are opened and written by `folder`.
+The rest of the package uses `Pipeline` only; `flux`, `sd3` and `sd15` say how each family encodes
+and predicts. `folder` opens and writes folders.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import COLLECTION
 from densegrpo_jax.pipelines.tokenizers import tokenize
 
-# What the transformer knows of B prompts, by name; every pipeline declares its own arrays
+# What the transformer gets of B prompts, by name; every pipeline declares its own arrays
 # (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
-# 'pooled' float32 [B, D']: one vector a prompt. 'mask' bool [B, L]: which tokens of the context are
-# the prompt's, where the network tells them from padding; other networks get none.
+# 'pooled' float32 [B, D']: one vector per prompt. 'mask' bool [B, L]: which tokens of the context
+# belong to the prompt, for networks that ignore padding; other networks get no mask.
 Conditioning = dict[str, jax.Array | np.ndarray]
 
 
 def repeat_rows(conditioning: Conditioning, copies: int) -> Conditioning:
-    """Every prompt `copies` times in a row: prompt-major groups, [B * copies, ...]."""
+    """Repeats every prompt `copies` times in a row: prompt-major groups, [B * copies, ...]."""
     return {name: jnp.repeat(a, copies, axis=0) for name, a in conditioning.items()}
 
 
@@ -43,8 +43,8 @@ class TextEncoder(NamedTuple):
     """A text encoder of a family, with its tokenizer.
 
     component: key of `Pipeline.modules`. tokenizer: its folder. kind: its class in transformers.
-    chosen_length: its tokens per prompt are `Pipeline.text_length`; else as many as the tokenizer
-    says.
+    chosen_length: whether its tokens per prompt are `Pipeline.text_length`; else the tokenizer says
+    how many.
     """
 
     component: str
@@ -75,7 +75,7 @@ class Pipeline:
     CLASS_NAME: ClassVar[str]  # in model_index.json
     # component -> (library, class), for model_index.json
     INDEX: ClassVar[dict[str, tuple[str, str]]]
-    # the folder of the component that is called 'transformer' here whatever it is
+    # the folder of the denoising network, which is always called 'transformer' here
     DENOISER: ClassVar[str] = 'transformer'
     SCHEDULER: ClassVar[str] = 'FlowMatchEulerDiscreteScheduler'
     TEXT_ENCODERS: ClassVar[tuple[TextEncoder, ...]]
@@ -112,11 +112,11 @@ class Pipeline:
 
     @classmethod
     def folder(cls, component: str) -> str:
-        """Where a component lies in a pipeline folder."""
+        """The subfolder of a component in a pipeline folder."""
         return cls.DENOISER if component == 'transformer' else component
 
     def initial_scale(self, sigmas: np.ndarray) -> float:
-        """Standard deviation of the first latents of a grid (1 at pure noise)."""
+        """Standard deviation of a grid's initial latents (1 at pure noise)."""
         return 1.0
 
     def sigmas(self, num_steps: int, height: int, width: int) -> np.ndarray:
@@ -124,7 +124,7 @@ class Pipeline:
         raise NotImplementedError
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one picture's latents."""
+        """Shape of one image's latents."""
         raise NotImplementedError
 
     @property
@@ -133,7 +133,7 @@ class Pipeline:
         raise NotImplementedError
 
     def conditioning_shapes(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and dtypes of the conditioning of `batch` prompts, as it is stored and as
+        """Names, shapes and dtypes of the conditioning of `batch` prompts, both as stored and as
         the programs of a run take it.
         """
         _, text, pooled, *_ = self.example_inputs('transformer')
@@ -149,7 +149,7 @@ class Pipeline:
         return self.GUIDANCE == 'cfg' and guidance != 1
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """What `encode` takes of B prompts, arrays [B, ...]: token ids, int32 [B, L] per text
+        """The input of `encode` for B prompts, arrays [B, ...]: token ids, int32 [B, L] per text
         encoder, as the Diffusers pipeline makes them.
         """
         return tuple(
@@ -176,8 +176,8 @@ class Pipeline:
     def apply_transformer(
         self, base: dict, adapters: dict | None, *inputs: jax.Array | None
     ) -> jax.Array:
-        """What the transformer predicts of `inputs`: the policy, or without adapters the reference.
-        float32.
+        """The transformer's prediction for `inputs`, float32: the policy's, or without adapters the
+        reference's.
         """
         return self.transformer.apply(
             {'params': base} if adapters is None else {'params': base, COLLECTION: adapters},
@@ -185,7 +185,7 @@ class Pipeline:
         )
 
     def spatial(self, latents: jax.Array, height: int, width: int) -> jax.Array:
-        """Latents as the autoencoder knows them, [B, height / 8, width / 8, C]."""
+        """Latents in the autoencoder's layout, [B, height / 8, width / 8, C]."""
         raise NotImplementedError
 
     def from_spatial(self, z: jax.Array, height: int, width: int) -> jax.Array:
@@ -197,8 +197,7 @@ class Pipeline:
         raise NotImplementedError
 
     def original_layout(self, tensors: dict) -> dict:
-        """Tensors of a single-file checkpoint of the transformer, by the names that its table
-        knows.
+        """Tensors of a single-file checkpoint of the transformer, by the names in its table.
         """
         return tensors
 
@@ -226,11 +225,11 @@ class Pipeline:
 
         Args:
           base: the transformer's parameters.
-          policy: a LoRA collection or, where the transformer carries no adapters, all of its
+          policy: a LoRA collection or, if the transformer carries no adapters, all of its
             parameters. None: the base alone, which is the reference policy.
-          conditioning: of B rows.
-          guidance: scalar or [B]. Input of the guidance embedding where the network has one; else
-            the scale w of classifier-free guidance, v_negative + w (v - v_negative)
+          conditioning: B rows.
+          guidance: scalar or [B]. Input of the guidance embedding if the network has one; else the
+            scale w of classifier-free guidance, v_negative + w (v - v_negative)
             (arXiv:2207.12598), which needs `negative`.
           negative: conditioning of the empty prompt, 1 or B rows; None: no classifier-free
             guidance.
@@ -264,10 +263,10 @@ class Pipeline:
     def decode(
         self, params: dict, latents: jax.Array, height: int, width: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Pictures of latents [B, ...], rounded as Diffusers' image processor does.
+        """Images of latents [B, ...], rounded as Diffusers' image processor does.
 
         Returns:
-          uint8 [B, height, width, 3], and bool [B]: False where a picture holds NaN or infinity
+          uint8 [B, height, width, 3], and bool [B]: False where an image holds NaN or infinity
           (drawn black).
         """
         unit, finite = self.decode_float(params, latents, height, width)

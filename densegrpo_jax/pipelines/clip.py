@@ -1,4 +1,4 @@
-"""CLIP: both towers of a folder in the Transformers layout (CLIPModel), from pictures and prompts
+"""CLIP: both towers of a folder in the Transformers layout (CLIPModel), from images and prompts
 to features of unit length.
 """
 
@@ -40,7 +40,7 @@ PROCESSOR_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class _ClipConfig:
-    """CLIPModel's config.json: the towers' configs, and what an old file repeats of them."""
+    """CLIPModel's config.json: the towers' configs, and the keys that old files repeat."""
 
     text_config: dict = dataclasses.field(default_factory=dict)
     vision_config: dict = dataclasses.field(default_factory=dict)
@@ -49,8 +49,8 @@ class _ClipConfig:
     projection_dim: int = 512
 
     def tower(self, name: str) -> dict:
-        """As Transformers: the old file's repetition wins, and the projection is the whole model's,
-        whatever the tower says.
+        """As in Transformers: an old file's repeated keys win, and the projection's size is the
+        whole model's, whatever the tower says.
         """
         return {
             **getattr(self, name),
@@ -61,8 +61,8 @@ class _ClipConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Networks and settings without weights; the weights are a dict with 'vision_model' and, where
-    there is text, 'text_model' and 'logit_scale' (the logarithm of what multiplies cosines)."""
+    """Networks and settings without weights; the weights are a dict with 'vision_model' and, if
+    there is text, 'text_model' and 'logit_scale' (the logarithm of the cosines' factor)."""
 
     text: ClipTextModel | None
     vision: ClipVisionModel
@@ -130,14 +130,14 @@ def read_clip(
 
     Args:
       folder: holds config.json.
-      processor: holds preprocessor_config.json and the tokenizer; None: `folder` does.
+      processor: holds preprocessor_config.json and the tokenizer; None means `folder`.
       text: with the text tower.
       pad: see `ImageSpec`.
-      dtype: of matrix products; float32 ones are not rounded to fewer bits on any device.
+      dtype: of matrix products; float32 products are not rounded to fewer bits on any device.
 
     Raises:
-      FileNotFoundError, ValueError: a file is missing, damaged or of another network; the message
-        names it.
+      FileNotFoundError, ValueError: a file is missing, damaged or belongs to another network; the
+        message names it.
     """
     folder, processor = pathlib.Path(folder), pathlib.Path(processor or folder)
     ignored = (*IGNORED_KEYS, 'logit_scale_init_value')
@@ -152,7 +152,7 @@ def read_clip(
     vision = ClipVisionConfig.from_json(config.tower('vision_config'))
     if spec.crop_size != vision.image_size:
         raise ValueError(
-            f'{processor}: pictures of {spec.crop_size} pixels (crop_size), and {folder} takes '
+            f'{processor}: images of {spec.crop_size} pixels (crop_size), and {folder} takes '
             f'{vision.image_size} (image_size)'
         )
     # remat changes nothing but gradients
@@ -167,7 +167,7 @@ def read_clip(
 
 
 def check_params(clip: Clip, source: pathlib.Path) -> None:
-    """Raises what `load_params` would, from the files' headers alone."""
+    """Raises the errors of `load_params`, from the files' headers alone."""
     weights.check_weights(source, abstract_params=clip.abstract_params(), **_layout(clip, source))
 
 
@@ -177,7 +177,7 @@ def load_params(
     """The weights, in the dtype of the model's products; logit_scale stays float32.
 
     source: a folder in the Transformers layout, or one safetensors file in OpenCLIP's. Missing,
-    unexpected and mis-shaped keys are an error that names them.
+    unexpected and mis-shaped keys raise an error that names them.
     """
     keep = lambda path, array: array if path == 'logit_scale' else array.astype(clip.vision.dtype)
     shapes = clip.abstract_params()
@@ -219,7 +219,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _load_tokenizer(folder: pathlib.Path, config: ClipTextConfig):
-    """Transformers opens a tokenizer without any file as an empty one: check what it found."""
+    """Checks what Transformers found: without any file it opens an empty tokenizer."""
     import transformers
 
     if not (

@@ -1,11 +1,11 @@
-"""CLIP's picture preprocessing on the device: bicubic resize with antialiasing, crop or pad,
+"""CLIP's image preprocessing on the device: bicubic resize with antialiasing, crop or pad,
 normalise.
 
-8-bit pictures get Pillow's very integers (its fixed-point filter, rounded after each axis), which
-is what the official processor feeds the network. Float pictures get the same filter without
-rounding, so that gradients reach them; that is about 0.3 of 255 levels away (root mean square at
-512 x 512). Where torchvision is installed the official processor rounds otherwise, by one level in
-0.3 % of the values. Pillow 13 filters pictures more than twice as tall as wide in the other order.
+8-bit images get exactly Pillow's integers (its fixed-point filter, rounded after each axis), which
+the official processor feeds the network. Float images get the same filter without rounding, so that
+gradients reach them; they differ by about 0.3 of 255 levels (root mean square at 512 x 512). If
+torchvision is installed, the official processor rounds differently, by one level in 0.3 % of the
+values. Pillow 13 filters images more than twice as tall as wide in the other order.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 
 from densegrpo_jax.networks.config_json import check_positive, read_config
 
-_FRACTION_BITS = 22  # of Pillow's filter weights for 8-bit pictures
+_FRACTION_BITS = 22  # of Pillow's filter weights for 8-bit images
 _IGNORED = (
     'data_format',
     'do_convert_rgb',
@@ -32,10 +32,9 @@ class ImageSpec:
 
     Attributes:
       size: pixels of the shorter side after resizing.
-      crop_size: pixels of both sides of the result, the middle of the resized picture.
+      crop_size: pixels of both sides of the result, the middle of the resized image.
       image_mean, image_std: per channel, of values in [0, 1].
-      pad: HPSv2's geometry instead: the longer side becomes crop_size, and black bars fill the
-        square.
+      pad: use HPSv2's geometry: the longer side becomes crop_size, and black bars fill the square.
     """
 
     size: int = 224
@@ -79,7 +78,7 @@ class ImageSpec:
 
 
 def preprocess(images: jax.Array, spec: ImageSpec) -> jax.Array:
-    """Pictures as CLIP's image tower wants them.
+    """Prepares images for CLIP's image tower.
 
     Args:
       images: uint8 [N, H, W, 3], or float [N, H, W, 3] in [0, 1]; differentiable in the latter.
@@ -107,7 +106,7 @@ def filter_taps(length: int, resized: int, kept: int) -> tuple[np.ndarray, np.nd
 
     Args:
       length, resized: pixels before and after.
-      kept: of the resized pixels, how many in the middle are wanted; if there are fewer, zeros
+      kept: how many of the resized pixels, in the middle, to keep; if there are fewer, zeros
         surround them.
 
     Returns:

@@ -28,12 +28,12 @@ PIPELINES: dict[str, type[Pipeline]] = {
     cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)
 }
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
-# released CLIP folders carry it; Transformers 5 opens both, earlier ones only this
+# prefix of the keys in released CLIP folders; Transformers before 5 opens no others
 CLIP_PREFIX = 'text_model.'
 
 
 def layout(kind: type[Pipeline] = FluxPipeline) -> str:
-    """What a folder of that kind holds, for messages."""
+    """What a folder of this kind holds, for messages."""
     return ', '.join(['model_index.json', *(f'{name}/' for name in folders(kind))])
 
 
@@ -47,8 +47,8 @@ def folders(kind: type[Pipeline]) -> list[str]:
 
 
 def resolve_folder(name: str) -> pathlib.Path:
-    """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature that
-    the package ships, or the Hugging Face repository of that id, downloaded or cached.
+    """A local pipeline folder for `name`: the folder itself, 'builtin:tiny' for the miniature in
+    the package, or the Hugging Face repository of that id, downloaded or cached.
 
     Raises:
       FileNotFoundError: neither exists; the message says what to do.
@@ -92,7 +92,7 @@ def load_pipeline(
       dtype: of the stored weights and of matrix products.
       shardings: maps a tree of shapes to a tree of shardings; None places every array on the
         default device.
-      options: of `build_pipeline`; text_length is required.
+      options: those of `build_pipeline`; text_length is required.
 
     Returns:
       (pipeline, params) with params a dict over the pipeline's modules.
@@ -111,7 +111,7 @@ def load_params(
     transformer_file: str | pathlib.Path = '',
     quantize: str = 'none',
 ) -> dict:
-    """The weights of the named components of an opened pipeline (None: all); the rest as in
+    """The weights of the named components of an opened pipeline (None: all); other arguments as in
     `load_pipeline`.
 
     transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names
@@ -137,7 +137,7 @@ def check_params(
     *,
     transformer_file: str | pathlib.Path = '',
 ) -> None:
-    """Raises what `load_params` would of the same arguments, from the files' headers alone."""
+    """Raises the errors of `load_params` with these arguments, from the files' headers alone."""
     rules = pipeline.weight_rules()
     for name, shapes in pipeline.abstract_params(components).items():
         source, options = _source(folder, pipeline, name, transformer_file)
@@ -147,7 +147,7 @@ def check_params(
 def _source(
     folder: str | pathlib.Path, pipeline: Pipeline, name: str, transformer_file: str | pathlib.Path
 ) -> tuple[pathlib.Path, dict]:
-    """Where the weights of a component lie, and how its tensors are named there: options of
+    """Where the weights of a component are, and how its tensors are named there: options of
     `load_weights`.
     """
     options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
@@ -165,8 +165,8 @@ def _source(
 
 
 def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
-    """The pipeline without its weights: reads only the JSON files and the tokenizers. options: of
-    `build_pipeline`.
+    """The pipeline without its weights: reads only the JSON files and the tokenizers. options:
+    those of `build_pipeline`.
     """
     folder = pathlib.Path(folder)
 
@@ -214,8 +214,8 @@ def build_pipeline(
     """The pipeline of the given component configurations (the contents of their config.json).
 
     Args:
-      text_length: tokens per prompt of the text encoder whose length can be chosen, T5 in FLUX.1
-        and SD3.5 (which are trained here with 128).
+      text_length: tokens per prompt of the text encoder whose length can be chosen: T5 in FLUX.1
+        and SD3.5, which train here with 128.
       lora: which layers of the transformer carry adapters; the adapters themselves are not part of
         the pipeline.
       scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
@@ -234,7 +234,7 @@ def build_pipeline(
 
 
 def folder_names(pipeline: Pipeline) -> list[str]:
-    """What `save_pipeline` writes directly in its folder."""
+    """The files that `save_pipeline` writes directly in its folder."""
     tokenizers = [e.tokenizer for e in pipeline.TEXT_ENCODERS]
     components = [pipeline.folder(name) for name in pipeline.INDEX]
     return ['model_index.json', 'scheduler', *components, *tokenizers]

@@ -13,8 +13,8 @@ PIXELS_PER_TOKEN = VAE_REDUCTION * PATCH
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
-    """Token rows and columns of a picture of `height` x `width` pixels; ValueError when a side is
-    not a positive multiple of 16.
+    """Token rows and columns of an image of `height` x `width` pixels; ValueError if a side is not
+    a positive multiple of 16.
     """
     for name, value in (('height', height), ('width', width)):
         if value <= 0 or value % PIXELS_PER_TOKEN:
@@ -35,7 +35,7 @@ def pack_latents(latents: jax.Array) -> jax.Array:
 
 
 def unpack_latents(tokens: jax.Array, height: int, width: int) -> jax.Array:
-    """Inverse of `pack_latents` for a picture of `height` x `width` pixels: [B, N, 4C] -> [B,
+    """Inverse of `pack_latents` for an image of `height` x `width` pixels: [B, N, 4C] -> [B,
     height/8, width/8, C].
     """
     rows, cols = token_grid(height, width)

@@ -1,8 +1,8 @@
-"""What the released checkpoints look like: component configurations, for plans and benchmarks that
-need shapes but no weights.
+"""Component configurations of the released checkpoints, for plans and benchmarks that need shapes
+but no weights.
 
-The values are those of the config.json files of the Hugging Face repositories; what a class takes
-by default is left out.
+The values are those of the config.json files of the Hugging Face repositories; values that equal a
+class's default are left out.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def released_pipeline(
     """The pipeline of a released checkpoint without weights and tokenizers: for shapes, compilation
     and random weights.
 
-    options: of `build_pipeline`; text_length is required.
+    options: those of `build_pipeline`; text_length is required.
 
     Raises ValueError for a name that is not in RELEASED.
     """

@@ -13,8 +13,8 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
 
 
 class Sd15Pipeline(Pipeline):
-    """Latents are z = x / (alpha + sigma), [B, height / 8, width / 8, 4], where x is what the U-Net
-    knows.
+    """Latents are z = x / (alpha + sigma), [B, height / 8, width / 8, 4]; x are the U-Net's own
+    latents.
     """
 
     CLASS_NAME = 'StableDiffusionPipeline'
@@ -71,7 +71,7 @@ class Sd15Pipeline(Pipeline):
         return height // factor, width // factor, self.transformer.config.in_channels
 
     def encode(self, params: dict, clip_ids: jax.Array) -> Conditioning:
-        """CLIP's last states; its pooled state has no use here."""
+        """CLIP's last states; the pooled state is not used."""
         context, _ = self.modules['text_encoder'].apply(
             {'params': params['text_encoder']}, clip_ids
         )

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: latents as pictures, three text encoders in one sequence,
+"""Stable Diffusion 3 and 3.5: latents as images, three text encoders in one sequence,
 classifier-free guidance.
 """
 

@@ -1,8 +1,8 @@
-"""The miniatures' two tokenizers, and the calls every FLUX tokenizer is used with.
+"""The miniatures' two tokenizers, and the functions that open and call any tokenizer.
 
 `python -m densegrpo_jax.pipelines.tokenizers --out DIR` writes `tokenizer` (CLIP's algorithm) and
 `tokenizer_2` (T5's) in the layout of a Diffusers folder. Nothing is random: both vocabularies
-follow from the words given, here those of the scene templates.
+follow from a list of words, here those of the scene templates.
 
 T5 ids: 0 <pad>, 1 </s>, 2 <unk>, then a space, an opening quote, the words, and every printable
 ASCII character. An upper case letter or a digit is always a token of its own, so an unseen word is
@@ -25,7 +25,7 @@ FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerF
 TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
 # tokens, special ones included; the longest tiny prompt has 15 in T5
 CLIP_LENGTH, T5_LENGTH = 24, 16
-# Texts of few letters and many: a tokenizer must tell them apart.
+# Texts with few and with many distinct letters: a tokenizer must tell them apart.
 TRIED = ('a photo of a cat', 'two red cubes, 3 m apart', 'NEON SIGN: "OPEN"')
 SPACE = '\u2581'  # the mark that SentencePiece puts in front of a word
 
@@ -38,7 +38,7 @@ def load_tokenizers(
 
     Raises:
       FileNotFoundError: a folder is missing.
-      ValueError: one that does not open, or that cannot tell texts apart (`check_tokenizer`).
+      ValueError: a tokenizer does not open, or cannot tell texts apart (`check_tokenizer`).
     """
     import transformers  # a second of import that rendering does not need
 
@@ -63,12 +63,12 @@ def open_tokenizer(kind: type, path: Path):
     try:
         tokenizer = kind.from_pretrained(str(path), local_files_only=True)
         ids = {tuple(tokenizer(text).input_ids) for text in TRIED}
-    except Exception as error:  # noqa: BLE001 (the library raises whatever it meets)
+    except Exception as error:  # noqa: BLE001 (the library lets any error through)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f'{path} is no tokenizer that {kind.__name__} opens: {reason[0]}'
         ) from error
-    # Without its vocabulary a tokenizer opens all the same, and knows no token of any text.
+    # A tokenizer opens even without its vocabulary, but then knows no token of any text.
     known = {token for row in ids for token in row} - set(tokenizer.all_special_ids)
     if len(ids) < len(TRIED) or len(known) < len(TRIED):
         raise ValueError(
@@ -80,22 +80,22 @@ def open_tokenizer(kind: type, path: Path):
 
 
 def check_vocabulary(tokenizer, size: int, where: str) -> None:
-    """Whether the tokens of a few texts are among the `size` that an encoder knows; a vocabulary
-    may be larger than its tokenizer, as T5's is.
+    """Checks that the tokens of a few texts are among the `size` that an encoder knows. The
+    encoder's vocabulary may be larger than its tokenizer's, as T5's is.
 
     Raises:
-      ValueError: one is not.
+      ValueError: a token is not among them.
     """
     highest = max(token for text in TRIED for token in tokenizer(text).input_ids)
     if highest >= size:
         raise ValueError(
-            f'{where} makes token {highest}, and its encoder knows {size} (vocab_size in its '
+            f'{where} makes token {highest}, but its encoder knows {size} (vocab_size in its '
             'config.json): they do not belong together'
         )
 
 
 def tokenize(tokenizer, prompts: Sequence[str], max_length: int) -> np.ndarray:
-    """Token ids as FluxPipeline computes them: padded, and cut, to `max_length`.
+    """Token ids as FluxPipeline computes them: padded or cut to `max_length`.
 
     Args:
       tokenizer: a transformers tokenizer.

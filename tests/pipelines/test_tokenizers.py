@@ -174,5 +174,5 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
 def test_a_tokenizer_belongs_to_its_encoder(clip_and_t5):
     for tokenizer in clip_and_t5:
         K.check_vocabulary(tokenizer, len(tokenizer), 'there')
-        with pytest.raises(ValueError, match=r'there makes token \d+, and its encoder knows 20'):
+        with pytest.raises(ValueError, match=r'there makes token \d+, but its encoder knows 20'):
             K.check_vocabulary(tokenizer, 20, 'there')
