@@ -1,4 +1,4 @@
-"""Rewards: pictures, prompts and metadata in; named scores and a validity mask out."""
+"""Rewards: images, prompts and metadata in; named scores and a validity mask out."""
 
 import importlib
 
@@ -26,8 +26,8 @@ __all__ = sorted(_FACE)
 
 
 def __getattr__(name):
-    # Resolved on first use: a run that reads text needs neither OpenCV nor CLIP, and their imports
-    # take seconds.
+    # Resolved on first use: OpenCV and CLIP take seconds to import, and a run that reads text needs
+    # neither.
     if name not in _FACE:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(importlib.import_module(f'{__name__}.{_FACE[name]}'), name)

@@ -1,5 +1,5 @@
-"""What a reward is: uint8 pictures, prompts and metadata in; named scores and a validity mask
-out.
+"""The interface of a reward: uint8 images, prompts and metadata in; named scores and a validity
+mask out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,21 +9,21 @@ import numpy as np
 
 
 class RewardError(RuntimeError):
-    """Scores could not be computed and the caller must not go on as if they had been."""
+    """Scores could not be computed; the caller must not continue without them."""
 
 
 class RewardsGone(RewardError):
-    """What computes the scores has been out of reach for longer than the configured time; the same
-    run may go on once it is back.
+    """The servers that compute the scores have been unreachable for longer than the configured
+    time; the run may continue once they are back.
     """
 
 
 class Scores(NamedTuple):
-    """Scores of N pictures.
+    """Scores of N images.
 
-    values: name -> float32 [N]; NaN wherever `valid` is False, so that an unscored picture cannot
-    pass for a 0. valid: bool [N]; False where any score of the picture could not be computed, but
-    for those that a sum only logs: NaN by themselves.
+    values: name -> float32 [N]; NaN wherever `valid` is False, so that an unscored image cannot
+    pass for a 0. valid: bool [N]; False if any score of the image could not be computed. Scores
+    that a sum only logs do not count: they may be NaN in a valid image.
     """
 
     values: dict[str, np.ndarray]
@@ -34,8 +34,8 @@ class Reward(Protocol):
     """A reward model. Instances may be called from several threads at once.
 
     name: short name, the key of its options in a config.
-    names: names of the scores it returns; names[0] is the one that is trained on, the others are
-    only logged. range: (lowest, highest) possible value of names[0]; +-inf where unbounded.
+    names: names of the scores it returns; training uses names[0], the others are only logged.
+    range: (lowest, highest) possible value of names[0]; +-inf if unbounded.
     device: 'host' or 'accelerator', where it computes.
     needs_metadata: True if prompts alone are not enough.
     """
@@ -59,24 +59,22 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """A reward whose calls may wait for long, for servers that are not there."""
+    """A reward whose calls may wait long for servers that do not answer."""
 
     def interrupt(self) -> None:
-        """Ends the calls under way in other threads soon, with a RewardError, and all later
-        ones.
-        """
+        """Soon ends the running calls of other threads, and all later calls, with a RewardError."""
 
 
 def interrupt(rewards: Iterable) -> None:
-    """Interrupts those of `rewards` that can be."""
+    """Interrupts those of `rewards` that are `Interruptible`."""
     for reward in rewards:
         if isinstance(reward, Interruptible):
             reward.interrupt()
 
 
 def fingerprints(rewards: Iterable) -> dict[str, str]:
-    """names[0] -> what its servers call it, of rewards and parts of sums that other machines
-    compute; asks servers not yet asked.
+    """names[0] -> fingerprint, for the rewards and parts of sums that servers compute; asks servers
+    not yet asked.
     """
     found = {}
     for reward in rewards:
@@ -87,7 +85,7 @@ def fingerprints(rewards: Iterable) -> dict[str, str]:
 
 
 def at_least_one(owner: str, **options: int) -> None:
-    """Raises ValueError, naming OWNER.OPTION, if one of them is below 1."""
+    """Raises ValueError, naming OWNER.OPTION, if an option is below 1."""
     for name, value in options.items():
         if value < 1:
             raise ValueError(f'{owner}.{name} is {value}; expected at least 1')
@@ -113,11 +111,11 @@ def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[d
 
 
 def check_scores(scores: Scores, reward: Reward, count: int) -> None:
-    """Raises RewardError unless `scores` are what `reward` declares, for `count` pictures, and
+    """Raises RewardError unless `scores` match what `reward` declares, for `count` images, and are
     finite where valid.
 
-    Those in the reward's `log_only`, where it has that attribute (`CompositeReward`), may be NaN
-    there.
+    Scores in the reward's `log_only`, if it has that attribute (`CompositeReward`), may be NaN in
+    valid images.
     """
     if set(scores.values) != set(reward.names):
         raise RewardError(
@@ -146,14 +144,14 @@ def check_scores(scores: Scores, reward: Reward, count: int) -> None:
 
 
 def to_uint8(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """8-bit pictures from model output, rounded as Diffusers does: round(255 * clip(x / 2 + 1/2, 0,
+    """8-bit images from model output, rounded as Diffusers does: round(255 * clip(x / 2 + 1/2, 0,
     1)).
 
     Args:
       images: float [N, H, W, 3] in [-1, 1].
 
     Returns:
-      uint8 [N, H, W, 3], and bool [N]: False where a picture holds NaN or infinity (drawn black);
+      uint8 [N, H, W, 3], and bool [N]: False where an image holds NaN or infinity (drawn black);
       `&` it into Scores.valid.
     """
     images = np.asarray(images, np.float32)

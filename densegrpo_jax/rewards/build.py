@@ -8,8 +8,8 @@ from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.runtime.named import imported
 
-# Name in a config -> the reward, or 'module:Class' of this package, which is imported when a config
-# asks for it: some need OpenCV or jax.
+# Name in a config -> the reward, or 'module:Class' of this package, imported only if a config names
+# it: some need OpenCV or jax.
 REWARDS: dict[str, str | Callable[..., Reward]] = {
     'ocr': 'local.ocr:OcrReward',
     'jpeg': 'local.jpeg:JpegReward',
@@ -26,7 +26,7 @@ REWARDS: dict[str, str | Callable[..., Reward]] = {
 }
 
 
-# What a class of another package must have; names and range may be set by its constructor.
+# The attributes that a class of another package needs; its constructor may set names and range.
 FACE = ('name', 'device', 'needs_metadata', 'check', '__call__')
 
 
@@ -35,12 +35,11 @@ def build_reward(spec) -> CompositeReward:
     'recognise'}, 'jpeg': {'weight': 0.1}}.
 
     Args:
-      spec: dict or ConfigDict, reward name -> options; `weight` (1.0 if absent) is the sum's, the
-        rest the reward's own. Where a reward occurs twice, such as two sets of servers, keys are
-        free and `kind` names the reward: {'deqa': {'kind': 'remote', ...}}. A reward of another
-        package is named by where it is imported from: {'mine': {'kind':
-        'my_package.my_module:MyReward', ...}} (or by its key, but a ConfigDict takes no key with a
-        dot).
+      spec: dict or ConfigDict, reward name -> options. `weight` (1.0 if absent) belongs to the sum,
+        the other options to the reward. If a reward occurs twice, such as two sets of servers, keys
+        are free and `kind` names the reward: {'deqa': {'kind': 'remote', ...}}. A reward of another
+        package is named by its import path: {'mine': {'kind': 'my_package.my_module:MyReward',
+        ...}} (or by its key, but a ConfigDict takes no key with a dot).
 
     Raises:
       ValueError: an unknown reward or option (the message lists the known ones), a value out of
@@ -63,7 +62,7 @@ def build_reward(spec) -> CompositeReward:
 
 
 def resolve(kind: str) -> Callable[..., Reward]:
-    """What makes the reward `kind` of a config. Raises ValueError as `build_reward`."""
+    """The class or function that makes the reward `kind`. Raises ValueError as `build_reward`."""
     if ':' in kind:
         return _imported(kind)
     if kind not in REWARDS:

@@ -15,18 +15,18 @@ TOTAL = 'total'
 class CompositeReward:
     """total = sum_i weight_i * score_i, where score_i is the first of reward i's scores.
 
-    Sums raw scores, so weights must make up for different scales. A picture is valid if it is valid
-    for every reward of non-zero weight. The names in `log_only`, of the scores of the others, may
-    be NaN in a valid picture too: what is not trained on decides nothing.
+    Sums raw scores, so weights must make up for different scales. An image is valid if it is valid
+    for every reward of non-zero weight. The scores of the other rewards, named in `log_only`, may
+    be NaN in a valid image: a score of weight 0 does not decide validity.
 
-    `weights` maps the names of the score_i, without those of weight 0, to the weight_i: what other
-    ways of combining them go by.
+    `weights` maps the names of the score_i of non-zero weight to the weight_i, for other ways of
+    combining them.
 
     Args:
       parts: (reward, weight) pairs; a weight may be negative, and 0 only logs the score.
 
     Raises:
-      ValueError: no part, only zero weights, a weight that is not finite, or two scores of one
+      ValueError: no part, only zero weights, a weight that is not finite, or two scores with one
         name.
     """
 
@@ -80,7 +80,7 @@ class CompositeReward:
                 scores = reward(images, prompts, metadata)
             except RewardError:
                 raise
-            except Exception as error:  # the sum's caller could not tell whose it is
+            except Exception as error:  # else the caller could not tell which reward failed
                 raise RewardError(
                     f'reward {reward.name!r} failed: {type(error).__name__}: {error}'
                 ) from error

@@ -1,4 +1,4 @@
-"""Scoring on worker threads, so that the host scores one batch of pictures while the device samples
+"""Scoring on worker threads, so that the host scores one batch of images while the device samples
 the next.
 """
 
@@ -26,9 +26,8 @@ from densegrpo_jax.runtime.cores import cpu_cores
 class ScorerCounts(NamedTuple):
     """Running totals since the scorer was made.
 
-    images: pictures submitted. scored: of these, the distinct ones, which a reward was asked about.
-    invalid: pictures that came back without a valid score. cpu_seconds: processor time of the
-    worker threads.
+    images: images submitted. scored: the distinct images that the reward scored. invalid: images
+    that came back without a valid score. cpu_seconds: processor time of the worker threads.
     """
 
     images: int = 0
@@ -38,17 +37,16 @@ class ScorerCounts(NamedTuple):
 
 
 class Scorer:
-    """Scores batches of pictures on a bounded pool of threads.
+    """Scores batches of images on a bounded pool of threads.
 
-    Identical (picture, prompt, metadata) triples of one batch are scored once: a dense rollout has
-    many.
+    Scores identical (image, prompt, metadata) triples of one batch once: a dense rollout has many.
 
     Args:
       reward: called from every worker thread at once.
       workers: threads; 0 = one per core that this process may use.
-      chunk_size: most pictures per call of the reward; small enough to keep all workers busy to the
-        end.
-      max_pending: batches that may be unfinished; `submit` waits beyond that.
+      chunk_size: most images per call of the reward; choose it small enough to keep all workers
+        busy to the end.
+      max_pending: most batches that may be unfinished; beyond that `submit` waits.
 
     Raises:
       ValueError: an argument below 1 (`workers`: below 0).
@@ -85,17 +83,16 @@ class Scorer:
         some_valid: bool = True,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> Future[Scores]:
-        """Starts scoring; the future's result is the `Scores` of all N pictures in the order given.
+        """Starts scoring; the future's result is the `Scores` of all N images in the same order.
 
-        The future raises RewardError: the reward's own, or one that names what else the reward
+        The future raises RewardError: the reward's own, or one that names whatever else the reward
         raised.
 
         Args:
           images: uint8 [N, H, W, 3]; not copied, so leave them alone until the future is done.
           prompts, metadata: N each; metadata None stands for empty dicts.
-          some_valid: whether it is an error if not one picture gets a valid score.
-          while_waiting: called again and again while `max_pending` batches are unfinished; may
-            raise.
+          some_valid: whether it is an error if no image gets a valid score.
+          while_waiting: called repeatedly while `max_pending` batches are unfinished; may raise.
 
         Raises:
           TypeError, ValueError: malformed arguments, or a prompt that the reward cannot score.
@@ -107,13 +104,13 @@ class Scorer:
         self._reward.check(prompts, metadata)
         first, inverse = _distinct(images, prompts, metadata)
         if not len(first):
-            raise ValueError('there are no pictures to score')
+            raise ValueError('there are no images to score')
         chunks = np.array_split(
             first, -(-len(first) // min(self._chunk_size, -(-len(first) // self.workers)))
         )
 
         result = Future()
-        # a batch is not cancelled by its future, only by close(cancel=True)
+        # only close(cancel=True) cancels a batch, not its future
         result.set_running_or_notify_cancel()
         failed = threading.Event()
         while not self._slots.acquire(timeout=0.05):
@@ -130,8 +127,8 @@ class Scorer:
         return result
 
     def close(self, cancel: bool = False) -> None:
-        """Waits for what was submitted (or cancels what has not begun, and interrupts what waits)
-        and ends the threads.
+        """Waits for submitted batches (with `cancel`, cancels those not begun and interrupts those
+        that wait for servers), then ends the threads.
         """
         if cancel:
             interrupt([self._reward])
@@ -183,11 +180,11 @@ class Scorer:
             self._count(images=len(valid), invalid=int((~valid).sum()))
             if some_valid and not valid.any():
                 raise RewardError(
-                    f'reward {self._reward.name!r} could not score any of {len(valid)} pictures; '
-                    'the log tells why'
+                    f'reward {self._reward.name!r} could not score any of {len(valid)} images; '
+                    'the log says why'
                 )
             result.set_result(Scores(values, valid))
-        except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)
+        except Exception as error:  # noqa: BLE001 (the future raises it again)
             result.set_exception(error)
 
     def _count(self, **more: float) -> None:
@@ -200,7 +197,7 @@ class Scorer:
 def _distinct(
     images: np.ndarray, prompts: list[str], metadata: list[dict]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the distinct (picture, prompt, metadata) triples, and for every row the position of
+    """Rows of the distinct (image, prompt, metadata) triples, and for every row the position of
     its triple among them.
     """
     seen, first, inverse = {}, [], []

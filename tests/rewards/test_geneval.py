@@ -164,7 +164,7 @@ def test_a_failure_makes_only_its_picture_invalid(prompts, caplog):
     np.testing.assert_array_equal(
         scores.values['geneval_strict'], np.float32([1, 1, 1, 1, np.nan, 1])
     )
-    assert 'picture 4' in caplog.text and 'detector trouble' in caplog.text
+    assert 'image 4' in caplog.text and 'detector trouble' in caplog.text
 
 
 def test_build_from_a_config(monkeypatch, prompts):
@@ -193,7 +193,7 @@ def test_build_from_a_config(monkeypatch, prompts):
     scores = reward(blank(1), ['p'], [prompts[4].metadata])
     assert scores.values['total'][0] == pytest.approx(2 * 2 / 3)  # a cow below, not above
     with pytest.raises(
-        ValueError, match=r"prompt 1, 'a sign', is no GenEval prompt \(tag is None.*\.jsonl"
+        ValueError, match=r"prompt 1, 'a sign', is not a GenEval prompt \(tag is None.*\.jsonl"
     ):
         reward.check(['p', 'a sign'], [prompts[4].metadata, {}])
     with pytest.raises(
@@ -237,8 +237,7 @@ def test_labels_become_geneval_s_names(labels):
     assert D.object_names({**labels, 80: 'street sign'}) == dict(enumerate(OBJECTS))
     del labels[41]
     with pytest.raises(
-        ValueError,
-        match=r"no class 'cup' \(1 of 80 are missing; labels without a use: \['LABEL_41'\]\)",
+        ValueError, match=r"no class 'cup' \(1 of 80 are missing; unused labels: \['LABEL_41'\]\)"
     ):
         D.object_names({**labels, 41: 'LABEL_41'})
 

@@ -162,7 +162,7 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_invalid(chat, caplog):
     chat.bodies.clear()
     scores = judge(chat, concurrency=1, asks=4)(images[:1], ['p'], [{}])
     assert not scores.valid[0] and math.isnan(scores.values['judge'][0]) and len(chat.bodies) == 4
-    assert "no score in 4 answers for a picture of 'p'" in caplog.text
+    assert "no score in 4 answers for an image of 'p'" in caplog.text
     varied = [(body.pop('temperature') > 0, body.pop('seed', None)) for body in chat.bodies]
     # what always answers a request alike is asked another
     assert varied == [(False, None), (True, 1), (True, 2), (True, 3)]
@@ -190,7 +190,7 @@ def test_unified_reward(chat):
 
 def test_errors_and_absence(chat):
     chat.faults.extend(['500'] * 3)
-    with pytest.raises(RewardError, match='3 answers that cannot be used.*engine died'):
+    with pytest.raises(RewardError, match='3 unusable answers.*engine died'):
         judge(chat, retries=2)(pictures(1), ['p'], [{}])
     with pytest.raises(
         ValueError, match=re.escape("does not list judge.model='judge-70b'; it lists ['judge-7b']")

@@ -121,7 +121,7 @@ def test_an_engine_failure_makes_only_its_picture_invalid(caplog):
     scores = OcrReward(make_reader=lambda: reader)(images, ['"OK"'] * 5, [{}] * 5)
     assert scores.valid.tolist() == [True, True, True, False, True]
     np.testing.assert_array_equal(scores.values['ocr'], np.array([1, 1, 1, np.nan, 1], np.float32))
-    assert 'picture 3' in caplog.text
+    assert 'image 3' in caplog.text
     assert 'engine trouble' in caplog.text
 
 

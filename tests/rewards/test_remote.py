@@ -151,7 +151,7 @@ def test_retries_after_wrong_answers_are_bounded(faulty):
     faulty.faults.extend(['500'] * 9)
     before = faulty.asked
     with pytest.raises(
-        RewardError, match=rf'3 answers that cannot be used, the last from {faulty.url}: .*CUDA'
+        RewardError, match=rf'3 unusable answers, the last from {faulty.url}: .*CUDA'
     ) as caught:
         client(faulty.url, retries=2)(*batch(2))
     faulty.faults.clear()
@@ -163,7 +163,7 @@ def test_a_dead_server_is_passed_over(healthy, caplog):
     patient = lambda: SimpleNamespace(uniform=lambda low, high: 600.0)
     reward = client(dead, healthy, batch_size=2, make_rng=patient)
     assert_own_scores(reward(*asked), asked)
-    assert caplog.text.count('ConnectionRefusedError') == 1  # then it is left alone
+    assert caplog.text.count('ConnectionRefusedError') == 1  # then the server rests
 
 
 def test_gone_servers_end_the_wait_with_what_each_of_them_did():
@@ -409,9 +409,9 @@ def test_a_failing_reward_is_an_answer_and_not_the_end_of_the_server():
     ('options', 'words'),
     [
         ({}, 'no servers'),
-        ({'urls': 'ftp://x'}, "'ftp://x' is no base URL"),
+        ({'urls': 'ftp://x'}, "'ftp://x' is not a base URL"),
         ({'urls': 'http://user:pass@x'}, 'without credentials'),
-        ({'urls': 'http://x:port'}, 'is no base URL'),
+        ({'urls': 'http://x:port'}, 'is not a base URL'),
         ({'urls': 'http://x', 'names': ()}, 'remote.names'),
         ({'urls': 'http://x', 'range': (1, 0)}, 'remote.range'),
         ({'urls': 'http://x', 'batch_size': 0}, 'remote.batch_size'),

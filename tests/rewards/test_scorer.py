@@ -140,7 +140,7 @@ def test_submit_refuses_what_cannot_be_scored():
             scorer.submit(pictures(1), ['bad'])
         with pytest.raises(ValueError, match='equal numbers'):
             scorer.submit(pictures(1), ['a', 'b'])
-        with pytest.raises(ValueError, match='no pictures'):
+        with pytest.raises(ValueError, match='no images'):
             scorer.submit(pictures(), [])
         with pytest.raises(TypeError, match='uint8'):
             scorer.submit(pictures(1).astype(np.float32), ['a'])
@@ -184,7 +184,7 @@ def test_waiting_for_a_place_can_be_given_up():
 
 def test_a_batch_without_a_valid_score_is_an_error_unless_told_otherwise():
     with Scorer(Pixel(), 1) as scorer:
-        with pytest.raises(RewardError, match='could not score any of 1 pictures'):
+        with pytest.raises(RewardError, match='could not score any of 1 images'):
             scorer.submit(pictures(255), ['a']).result(10)
         assert not scorer.submit(pictures(255), ['a'], some_valid=False).result(10).valid.any()
 

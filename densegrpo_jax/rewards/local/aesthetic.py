@@ -1,5 +1,5 @@
 """The LAION aesthetic predictor: a small network on CLIP's image feature that guesses how people
-rate a picture, from 1 to 10.
+rate an image, from 1 to 10.
 """
 
 import jax
@@ -8,15 +8,15 @@ import numpy as np
 
 from densegrpo_jax.rewards.local.clip_rewards import CLIP_L, ClipReward, safetensors_file
 
-# The linear layers' places in the published network (between them is dropout, which scoring does
-# not apply) and their widths.
+# The linear layers' indices in the published network (dropout lies between them, unused in scoring)
+# and their widths.
 LAYERS = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}
 
 
 class AestheticReward(ClipReward):
     """Five linear layers on the image feature of unit length of CLIP ViT-L/14
     (christophschuhmann/improved-aesthetic-predictor, sac+logos+ava1-l14-linearMSE), raw: about 5 to
-    6.5 for good pictures. The prompt plays no part.
+    6.5 for good images. The prompt plays no part.
 
     Args:
       path: CLIP ViT-L/14; only its image tower is loaded.
@@ -45,7 +45,7 @@ class AestheticReward(ClipReward):
         weights.check_weights(*self._head)
 
     def scores(self, params, images, text):
-        """See `ClipReward.scores`; text is not looked at."""
+        """See `ClipReward.scores`; ignores the text."""
         del text
         x = self.clip.image_features(params, images)
         for place in LAYERS:

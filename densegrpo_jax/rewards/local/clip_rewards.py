@@ -1,8 +1,8 @@
 """Rewards that CLIP computes on the accelerator: CLIPScore, PickScore and HPSv2.
 
-All are cosines of an image feature and a text feature, differently scaled, so one class holds the
-machinery: where the weights are, fixed batches, cached text. `scores` of each is pure and
-differentiable in the pictures.
+All are cosines of an image feature and a text feature, differently scaled, so one class has the
+common part: the place of the weights, fixed batches, cached text. Each `scores` is pure and
+differentiable in the images.
 """
 
 import math
@@ -22,21 +22,21 @@ CLIP_H = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'
 
 
 class ClipReward:
-    """What the CLIP rewards share. Pictures are prepared on the device as the official processor
-    prepares them (`clip_images`), prompts are cut to the text tower's length; text features are
-    kept per prompt (4 KiB each for CLIP-H).
+    """What the CLIP rewards share. The device prepares images as the official processor does
+    (`clip_images`); prompts are cut to the text tower's length; text features are cached per prompt
+    (4 KiB each for CLIP-H).
 
-    A call runs one compiled program per picture size, over batches that are filled up to
+    A call runs one compiled program per image size, over batches that are filled up to
     `batch_size` and split over as many of this process's devices as divide it; each of them holds
-    the weights (CLIP-H: 3.7 GiB in float32, half of that in bfloat16). Weights are read at the
-    first use; what is missing or does not fit is reported by the constructor.
+    the weights (CLIP-H: 3.7 GiB in float32, half of that in bfloat16). Weights are read at first
+    use; the constructor reports files that are missing or do not fit.
 
     Args:
       path: folder in the Transformers layout of CLIP, or a Hugging Face id.
       processor: folder or id of the tokenizer and preprocessor_config.json; '': `path` has them.
       weights: safetensors file, or folder, to take the weights from instead of `path`.
       dtype: 'float32' or 'bfloat16', of weights and matrix products.
-      batch_size: pictures at a time.
+      batch_size: images at a time.
       text, pad: see `clip.read_clip`.
 
     Raises:
@@ -62,7 +62,7 @@ class ClipReward:
         pad: bool = False,
     ):
         from densegrpo_jax.pipelines import (
-            clip,  # Flax takes a second of import that other rewards need not spend
+            clip,  # imported here: Flax takes a second to import, and other rewards do not need it
         )
 
         if dtype not in ('float32', 'bfloat16'):
@@ -91,12 +91,12 @@ class ClipReward:
         self._score = jax.jit(lambda *inputs: self.named(inputs[0], self.scores(*inputs)))
 
     def scores(self, params: dict, images: jax.Array, text: jax.Array) -> jax.Array:
-        """The score that is trained on, names[0]. Pure, and differentiable in float images.
+        """The score names[0], which training uses. Pure, and differentiable in float images.
 
         Args:
-          params: of `params`.
+          params: those of `params`.
           images: uint8 or float in [0, 1], [N, H, W, 3].
-          text: float32 [N, D], of `text_features`.
+          text: float32 [N, D], from `text_features`.
 
         Returns:
           float32 [N].
@@ -118,12 +118,12 @@ class ClipReward:
             return self._text(prompts)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Every prompt will do."""
+        """Accepts every prompt."""
 
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
     ) -> Scores:
-        """Implements `Reward`. A picture whose score is not finite is invalid."""
+        """Implements `Reward`. An image whose score is not finite is invalid."""
         check_batch(images, prompts, metadata)
         if not len(images):
             return Scores({name: np.zeros(0, np.float32) for name in self.names}, np.zeros(0, bool))
@@ -165,8 +165,8 @@ class ClipReward:
         return np.stack([self._texts[prompt] for prompt in prompts])
 
     def _batches(self, *arrays: np.ndarray):
-        """Rows of the arrays, `batch_size` at a time on the devices; the last batch repeats its
-        last row.
+        """Yields rows of the arrays, `batch_size` at a time on the devices; the last batch repeats
+        its last row.
         """
         for start in range(0, len(arrays[0]), self._batch_size):
             rows = np.minimum(np.arange(start, start + self._batch_size), len(arrays[0]) - 1)
@@ -181,7 +181,7 @@ class ClipScoreReward(ClipReward):
     """CLIP's logit, exp(logit_scale) * cosine, over 30 as in Flow-GRPO; 'clipscore_cosine' is the
     cosine alone.
 
-    Flow-GRPO resizes pictures bilinearly here; this is CLIP's own processor, which is bicubic.
+    Flow-GRPO resizes images bilinearly here; this is CLIP's own processor, which is bicubic.
     """
 
     name = 'clipscore'
@@ -203,9 +203,9 @@ class ClipScoreReward(ClipReward):
 
 class PickScoreReward(ClipReward):
     """PickScore (arXiv 2305.01569): exp(logit_scale) * cosine of a CLIP-H that was trained on
-    people's choices.
+    human choices.
 
-    'pickscore' is that over 26, about 0.8 to 0.9, as Flow-GRPO trains on it; 'pickscore_raw' is
+    'pickscore' is that over 26, about 0.8 to 0.9, which Flow-GRPO trains on; 'pickscore_raw' is
     what papers report, about 20 to 24.
     """
 
@@ -231,10 +231,10 @@ class PickScoreReward(ClipReward):
 
 
 class Hpsv2Reward(ClipReward):
-    """HPSv2.1 (arXiv 2306.09341): the cosine of a CLIP-H that was trained on people's rankings,
-    about 0.25 to 0.35.
+    """HPSv2.1 (arXiv 2306.09341): the cosine of a CLIP-H that was trained on human rankings, about
+    0.25 to 0.35.
 
-    Its own geometry: the whole picture is shown, with black bars if it is not square. Its tokenizer
+    It has its own geometry: the whole image, with black bars if it is not square. Its tokenizer
     also repairs broken Unicode and HTML entities, which CLIP's does not.
 
     Args:
@@ -267,16 +267,16 @@ class Hpsv2Reward(ClipReward):
 def safetensors_file(
     option: str, value: str, *, origin: str, entry: str = '', folder: bool = False
 ) -> pathlib.Path:
-    """The path `value` of weights that are published as a pickle only, which is never opened here.
+    """The path `value` of weights that are published only as a pickle, which is never opened here.
 
     Args:
       option: its configuration key. origin: the published file. entry: where in the pickle the
         tensors are.
-      folder: whether a folder will do too.
+      folder: whether a folder is accepted too.
 
     Raises:
       ValueError: not given, or a pickle; the message says how to make a safetensors file.
-        FileNotFoundError: it does not exist.
+      FileNotFoundError: it does not exist.
     """
     path = pathlib.Path(value).expanduser()
     if value and path.suffix not in ('.pt', '.pth', '.bin', '.ckpt'):
@@ -285,8 +285,8 @@ def safetensors_file(
         return path
     source = str(path) if value else origin.split(' of ')[0]
     raise ValueError(
-        f'reward.{option} is {value!r}; expected a safetensors file, made of {origin}, which is a '
-        'pickle and could run anything, by\n'
+        f'reward.{option} is {value!r}; expected a safetensors file. The published {origin} is a '
+        'pickle, which could run any code; convert it with\n'
         '    python -c "import torch; from safetensors.torch import save_file; '
         f"save_file({{k: v.contiguous() for k, v in torch.load('{source}', map_location='cpu', "
         f'weights_only=True){entry}.items()}}, '

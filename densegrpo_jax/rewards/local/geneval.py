@@ -1,4 +1,4 @@
-"""GenEval reward: are the objects of the prompt there, in the right number, colours and places?"""
+"""GenEval reward: are the prompt's objects there, in the right number, colours and places?"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,20 +23,20 @@ Detector = Callable[[np.ndarray, Sequence[dict]], list[list[Detection]]]
 class GenevalReward:
     """Finds objects with Mask2Former, names their colours with CLIP and applies `geneval_scores`.
 
-    Trained on is Flow-GRPO's partial score; logged besides are its strict verdict and GenEval's
-    accuracy, 0 or 1. A picture on which the detector fails is invalid (and logged), never 0. The
-    models are torch's: with JAX in the same process they compete for the GPU's memory, in a reward
-    server they do not.
+    Training uses Flow-GRPO's partial score; its strict verdict and GenEval's accuracy, both 0 or 1,
+    are logged. An image on which the detector fails is invalid (and logged), never 0. The models
+    run in torch: with JAX in the same process they compete for the GPU's memory; in a reward server
+    they do not.
 
     Args:
       mask2former, clip: folders or Hugging Face ids of the models.
-      torch_device: where torch computes: 'auto' (the GPU if it sees one), 'cpu', 'cuda:1', ...
-      side: the detector sees a picture with its shorter side scaled to this many pixels.
-      batch_size: pictures per call of the detector.
+      torch_device: where torch computes: 'auto' (the GPU if torch sees one), 'cpu', 'cuda:1', ...
+      side: the detector sees an image with its shorter side scaled to this many pixels.
+      batch_size: images per call of the detector.
       half_for_wrong_position: see `geneval_scores`.
-      make_detector: makes a detector, called once; images uint8 [n, H, W, 3] and metadata [n] -> n
-        lists of `Detection`, with colours where `colours_needed` asks for them. It may be called by
-        several threads at once. For other models.
+      make_detector: for other models: called once, it makes a detector, images uint8 [n, H, W, 3]
+        and metadata [n] -> n lists of `Detection`, with colours where `colours_needed` asks for
+        them. Several threads may call the detector at once.
 
     Raises:
       ValueError: an option out of range. ModuleNotFoundError, FileNotFoundError: see
@@ -64,8 +64,8 @@ class GenevalReward:
                 f'geneval: side {side}, batch_size {batch_size}; expected side >= 32 and '
                 'batch_size >= 1'
             )
-        # Made here, so that a model that is not there is reported before a run starts, not by a
-        # worker thread in the middle of it.
+        # Made here, so that a missing model is reported before a run starts, not by a worker thread
+        # in the middle of it.
         self._detect = (
             make_detector()
             if make_detector
@@ -77,14 +77,14 @@ class GenevalReward:
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if its metadata do not say what should be in the
-        picture.
+        image.
         """
         for i, (prompt, extra) in enumerate(zip(prompts, metadata, strict=True)):
             try:
                 check_metadata(extra)
             except ValueError as error:
                 raise ValueError(
-                    f'prompt {i}, {prompt!r}, is no GenEval prompt ({error}); those come from a '
+                    f'prompt {i}, {prompt!r}, is not a GenEval prompt ({error}); those come from a '
                     '.jsonl file'
                 ) from None
 
@@ -101,7 +101,7 @@ class GenevalReward:
             stop = start + self._batch_size
             try:
                 results += self._score(images[start:stop], metadata[start:stop])
-            except Exception:  # noqa: BLE001 (whatever went wrong: one picture must not take its neighbours along)
+            except Exception:  # noqa: BLE001 (one image must not invalidate its neighbours)
                 results += [
                     self._score_one(i, images, metadata)
                     for i in range(start, min(stop, len(images)))
@@ -125,6 +125,6 @@ class GenevalReward:
             return self._score(images[index : index + 1], metadata[index : index + 1])[0]
         except Exception:
             log.exception(
-                'GenEval failed on picture %d of the batch; it stays without a score', index
+                'GenEval failed on image %d of the batch; it stays without a score', index
             )
             return None

@@ -1,6 +1,7 @@
-"""What GenEval's rules need to see in a picture: Mask2Former finds the objects, CLIP names their
-colours. Both are torch models of the package transformers, in place of GenEval's mmdet and
-open_clip; torch is imported where they are loaded (requirements-geneval.txt)."""
+"""The detector for GenEval's rules: Mask2Former finds the objects, CLIP names their colours. Both
+are torch models of the package transformers, in place of GenEval's mmdet and open_clip; torch is
+imported only when they are loaded (requirements-geneval.txt).
+"""
 
 import contextlib
 import threading
@@ -18,9 +19,9 @@ from densegrpo_jax.rewards.local.geneval_rule import THRESHOLD, Detection, colou
 MASK2FORMER = 'facebook/mask2former-swin-small-coco-instance'
 CLIP = 'openai/clip-vit-large-patch14'
 
-# mmdet's test settings of that network. (The preprocessor of the released folder would scale to 384
-# x 384 and lose small objects.)
-# pixels of the shorter side, unless the longer one would pass ASPECT times that
+# mmdet's test settings for that network. (The released folder's preprocessor would scale to
+# 384 x 384 and lose small objects.) SIDE: pixels of the shorter side, unless the longer one would
+# exceed ASPECT times that.
 SIDE, ASPECT = 800, 1333 / 800
 STRIDE = 32  # of the backbone: the input is padded to a multiple
 MAX_PER_IMAGE = 100
@@ -33,9 +34,9 @@ TEMPLATES = (
     'a photo of a {colour}-colored {name}',
     'a photo of a {colour} object',
 )
-GREY = 0x99  # what surrounds the object whose colour is asked for
+GREY = 0x99  # surrounds the object whose colour is asked for
 
-# Labels of checkpoints that are not GenEval's names; spaces never count.
+# Checkpoint labels that differ from GenEval's names; spaces are ignored.
 OTHER_LABELS = {
     'motorbike': 'motorcycle',
     'aeroplane': 'airplane',
@@ -73,14 +74,14 @@ def object_names(labels: dict[int, str]) -> dict[int, str]:
         others = sorted(set(labels.values()) - {labels[index] for index in names})
         raise ValueError(
             f'the detector has no class {missing[0]!r} ({len(missing)} of {len(OBJECTS)} are '
-            f'missing; labels without a use: {others[:5]}); '
+            f'missing; unused labels: {others[:5]}); '
             'geneval needs a network trained on the instances of COCO'
         )
     return names
 
 
 def input_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width at which the detector sees a picture: aspect kept, the shorter side `side`
+    """Height and width at which the detector sees an image: aspect kept, the shorter side `side`
     or the longer ASPECT * side.
     """
     scale = min(side / min(height, width), side * ASPECT / max(height, width))
@@ -90,7 +91,7 @@ def input_size(height: int, width: int, side: int) -> tuple[int, int]:
 def find_instances(
     class_logits, mask_logits, padded, resized, size, names: dict[int, str]
 ) -> list[Instance]:
-    """Objects from the network's output for one picture, as mmdet's Mask2Former reports instances.
+    """Objects from the network's output for one image, as mmdet's Mask2Former reports instances.
 
     The confidence of an object is its class probability times the mean probability of its mask's
     pixels; its box is the mask's.
@@ -98,12 +99,12 @@ def find_instances(
     Args:
       class_logits, mask_logits: torch [queries, classes + 1] (the last class is 'nothing') and
         [queries, h, w].
-      padded, resized, size: heights and widths of the network's input, of the picture in it (top
-        left) and of the picture itself.
+      padded, resized, size: heights and widths of the network's input, of the image in it (top
+        left) and of the image itself.
       names: see `object_names`.
 
     Returns:
-      Those of a confidence above THRESHOLD, at most MAX_PER_IMAGE.
+      The objects of a confidence above THRESHOLD, at most MAX_PER_IMAGE.
     """
     from torch.nn.functional import interpolate
 
@@ -152,24 +153,24 @@ def clip_input(picture: Image.Image, side: int) -> np.ndarray:
 
 
 class GenevalDetector:
-    """Finds the objects of pictures, and the colours of those whose colour matters. May be called
-    from several threads, one at a time.
+    """Finds the objects of images, and the colours of those whose colour matters. Several threads
+    may call it; it runs one call at a time.
 
-    Pictures are RGB throughout. (Flow-GRPO's server hands RGB to mmdet, which takes arrays for BGR:
-    its detector sees red as blue.)
+    Images are RGB throughout. (Flow-GRPO's server passes RGB to mmdet, which expects BGR: its
+    detector sees red as blue.)
 
     Args:
       mask2former: folder or Hugging Face id of a Mask2FormerForUniversalSegmentation of COCO's 80
         classes.
       clip: folder or Hugging Face id of a CLIPModel and its tokenizer.
       torch_device: torch's name of the device; 'auto' is the GPU if torch sees one, else the CPU.
-      side: the detector sees a picture with its shorter side scaled to this many pixels. Published
+      side: the detector sees an image with its shorter side scaled to this many pixels. Published
         accuracies are at 800.
 
     Raises:
       ModuleNotFoundError: torch, transformers or scipy is not installed.
-      FileNotFoundError: a model that is not here and cannot be fetched.
-      ValueError: a model that lacks weights or classes, or a device that is not there.
+      FileNotFoundError: a model is not here and cannot be fetched.
+      ValueError: a model lacks weights or classes, or the device does not exist.
     """
 
     def __init__(
@@ -181,14 +182,14 @@ class GenevalDetector:
         side: int = SIDE,
     ):
         try:
-            import scipy  # noqa: F401 (transformers' Mask2Former wants it for its loss, and does not start without)
+            import scipy  # noqa: F401 (transformers' Mask2Former does not start without it)
             import torch
             import transformers
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'the geneval reward looks at pictures with torch models and {error.name} is not '
-                'installed: pip install -r '
-                'requirements-geneval.txt, here or in the environment of a reward server'
+                f'the geneval reward runs torch models, and {error.name} is not installed: '
+                'pip install -r requirements-geneval.txt, here or in the environment of a reward '
+                'server'
             ) from None
         if torch_device == 'auto':
             torch_device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -206,13 +207,13 @@ class GenevalDetector:
         with _explained('tokenizer', clip):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
         self._side = side
-        # of each object's name: [colours, D], of unit length
+        # object name -> [colours, D], of unit length
         self._prototypes: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray, metadata: Sequence[dict]) -> list[list[Detection]]:
-        """The objects in each picture; images uint8 [N, H, W, 3] (RGB), metadata [N] as
-        `data.geneval.check_metadata` has it.
+        """The objects in each image; images uint8 [N, H, W, 3] (RGB), metadata [N] in the form of
+        `data.geneval.check_metadata`.
         """
         import torch
 
@@ -292,15 +293,13 @@ def _explained(what: str, name: str):
     except OSError as error:
         raise FileNotFoundError(
             f'geneval: no {what} at {name!r}: give a folder as transformers saves it, with '
-            'model.safetensors, or a Hugging Face id (for a machine without network: `hf download '
+            'model.safetensors, or a Hugging Face id (without network: run `hf download '
             f'{name} --local-dir DIR` elsewhere). {str(error).splitlines()[0]}'
         ) from None
 
 
 def _load(kind, name: str):
-    """A model in float32 and evaluation mode, from safetensors alone and with every weight
-    found.
-    """
+    """A model in float32 and evaluation mode, from safetensors alone, with every weight found."""
     with _explained(kind.__name__, name):
         model, report = kind.from_pretrained(
             name, dtype='float32', use_safetensors=True, output_loading_info=True

@@ -1,8 +1,8 @@
-"""GenEval's rules: what was found in a picture against what its prompt asks for. Pure functions, no
-model.
+"""GenEval's rules: they compare what was found in an image with what its prompt asks for. Pure
+functions, no model.
 
-Three verdicts: Flow-GRPO's partial score, which is trained on, its strict rule (both of the reward
-server of arXiv 2505.05470), and the accuracy that GenEval reports (arXiv 2310.11513).
+Three verdicts: Flow-GRPO's partial score, which training uses, its strict rule (both from the
+reward server of arXiv 2505.05470), and the accuracy that GenEval reports (arXiv 2310.11513).
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ import numpy as np
 
 from densegrpo_jax.data.geneval import OBJECTS, check_metadata
 
-THRESHOLD = 0.3  # least confidence of an object, exclusive ...
-COUNTING_THRESHOLD = 0.9  # ... where the tag is 'counting'
-MAX_OBJECTS = 16  # the most confident of each class
+THRESHOLD = 0.3  # least confidence of an object, exclusive
+COUNTING_THRESHOLD = 0.9  # the same if the tag is 'counting'
+MAX_OBJECTS = 16  # most objects of each class that count, the most confident ones
 POSITION_THRESHOLD = 0.1  # share of the summed sizes by which centres must differ
 
 
 class Detection(NamedTuple):
-    """An object in a picture.
+    """An object in an image.
 
     name: one of `data.geneval.OBJECTS`. box: x0, y0, x1, y1 in pixels, y downwards. score:
-    confidence in [0, 1]. colour: one of `data.geneval.COLOURS`, or None where nobody looked;
-    `colours_needed` tells where somebody must.
+    confidence in [0, 1]. colour: one of `data.geneval.COLOURS`, or None if not determined;
+    `colours_needed` says which objects need one.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Detection(NamedTuple):
 
 
 class GenevalScores(NamedTuple):
-    """Verdicts on one picture.
+    """Verdicts on one image.
 
     score: Flow-GRPO's partial score in [2 - MAX_OBJECTS, 1]. strict: every count, colour and
-    position exactly as asked (`exclude` is not looked at). correct: GenEval's accuracy: at least so
-    many objects, the most confident ones as asked, and nothing of `exclude`. reason: what failed,
-    for a log; '' if nothing did.
+    position exactly as asked (`exclude` is ignored). correct: GenEval's accuracy: at least the
+    count of objects, the most confident ones as asked, and nothing of `exclude`. reason: what
+    failed, for a log; '' if nothing did.
     """
 
     score: float
@@ -54,12 +54,12 @@ def geneval_scores(
     half_for_wrong_position: bool = True,
     objects: tuple[str, ...] = OBJECTS,
 ) -> GenevalScores:
-    """Scores one picture by what was found in it.
+    """Scores one image by what was found in it.
 
-    The partial score is the mean of parts. Each clause of `include` that asks for n objects of
-    which m are found gives 1 - |n - m| / n, which falls below 0 for m > 2n. A clause with a colour
-    or a position has a second part: 0 if m != n; the share of objects that have the colour; 1 or 0
-    for the position (0 as well if the clause that it refers to fails).
+    The partial score is the mean of parts. A clause of `include` that asks for n objects, with m
+    found, gives 1 - |n - m| / n, which falls below 0 for m > 2n. A clause with a colour or a
+    position has a second part. It is 0 if m != n; else the share of objects that have the colour,
+    or 1 or 0 for the position (0 also if the clause that it refers to fails).
 
     Args:
       detections: all objects found, in any order. Those at or below the threshold of the prompt's
@@ -67,7 +67,7 @@ def geneval_scores(
         (GenEval: max_overlap 1).
       metadata: see `check_metadata`.
       half_for_wrong_position: a wrong position counts as two parts, 0 and 1, as in Flow-GRPO's
-        code, so that published scores are reproduced; False counts 0, which is what the rule means.
+        code, so that published scores are reproduced; False counts it as 0, as the rule intends.
         Only `score` depends on it.
       objects: the classes that a prompt may name.
 
@@ -108,10 +108,10 @@ def colours_needed(detections: Sequence[Detection], metadata: dict) -> list[int]
 
 
 def relations(a: Detection, b: Detection) -> set[str]:
-    """Where a lies relative to b: a subset of RELATIONS, at most one of each axis.
+    """Where a lies relative to b: a subset of RELATIONS, at most one per axis.
 
     The distance between the centres is shortened on each axis by POSITION_THRESHOLD of the summed
-    sizes; what remains counts where it is more than half of the whole distance.
+    sizes; an axis counts if what remains is more than half of the whole distance.
     """
     box_a, box_b = (np.asarray(d.box, float).reshape(2, 2) for d in (a, b))
     offset = box_a.mean(0) - box_b.mean(0)
@@ -140,10 +140,10 @@ def _kept(detections: Sequence[Detection], tag: str) -> dict[str, list[int]]:
 def _judge(
     objects: dict[str, list[Detection]], include, wrong_position: list[float], *, exact: bool
 ) -> tuple[list[float], list[str]]:
-    """The parts of the partial score and what failed, where a clause wants exactly its count of
-    objects, or at least so many.
+    """The parts of the partial score, and what failed. A clause asks for exactly its count of
+    objects if `exact`, else for at least that many.
     """
-    # matches: the objects of each clause, None where it failed
+    # matches: the objects of each clause, None if it failed
     parts, failures, matches = [], [], []
     for clause in include:
         name, n, found = clause['class'], clause['count'], objects.get(clause['class'], [])

@@ -1,5 +1,5 @@
-"""JPEG reward: how small (or large) is the picture as a JPEG file? No model, so it suits tests and
-weighted composites.
+"""JPEG reward: how small (or large) is the image as a JPEG file? It needs no model, so it suits
+tests and weighted composites.
 """
 
 import io
@@ -12,7 +12,7 @@ from densegrpo_jax.rewards.base import Scores, check_batch
 
 
 class JpegReward:
-    """Minus the size of the picture as a JPEG in kB, over 500, as in Flow-GRPO (from DDPO, arXiv
+    """Minus the size of the image as a JPEG in kB, over 500, as in Flow-GRPO (from DDPO, arXiv
     2305.13301, section 5).
 
     Args:
@@ -40,7 +40,7 @@ class JpegReward:
         self.range = (-np.inf, 0.0) if direction == 'compressible' else (0.0, np.inf)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Every prompt will do."""
+        """Accepts every prompt."""
 
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]

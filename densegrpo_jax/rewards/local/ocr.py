@@ -1,4 +1,4 @@
-"""OCR reward: does the picture show the quoted text of its prompt?"""
+"""OCR reward: does the image show the quoted text of its prompt?"""
 
 import functools
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Reader = Callable[..., list[list[Line]]]
 
 
-# Of one look, or drawn alike by most fonts; NFKC keeps them apart.
+# Characters that look alike, or that most fonts draw alike; NFKC keeps them apart.
 _ALIKE = str.maketrans(
     {c: "'" for c in '\u2018\u2019\u201a\u201b\u2032\u00b4\u0060'}
     | {c: '"' for c in '\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb'}
@@ -35,13 +35,13 @@ _ALIKE = str.maketrans(
 
 
 def normalise(text: str, unicode: bool = True) -> str:
-    """What both sides are reduced to before they are compared.
+    """The form in which recognised text and target are compared.
 
     Args:
-      unicode: as people see it: composed accents, plain forms of full-width letters and ligatures
-        (NFKC), straight quotes and one kind of dash, no white space, lower case. False: as
-        Flow-GRPO does, lower case without spaces (U+0020 alone). For ASCII text both are the same
-        but for tabs, newlines and the grave accent.
+      unicode: compare what people see: composed accents, plain forms of full-width letters and
+        ligatures (NFKC), straight quotes and one kind of dash, no white space, lower case. False:
+        as Flow-GRPO, lower case without spaces (U+0020 alone). For ASCII text both are the same
+        except for tabs, newlines and the grave accent.
     """
     if not unicode:
         return text.replace(' ', '').lower()
@@ -57,8 +57,8 @@ def ocr_score(
 
     d is 0 if the target occurs in the recognised text, else their Levenshtein distance; both are
     normalised first, see `normalise`. Text around the target is therefore free, a known loophole.
-    `extra_text_penalty` = p closes it: where the target occurs, d = p * (|recognised| - |target|).
-    So p = 0 is Flow-GRPO's reward, and p = 1 the plain capped edit distance.
+    `extra_text_penalty` = p closes it: if the target occurs, d = p * (|recognised| - |target|). So
+    p = 0 is Flow-GRPO's reward, and p = 1 the plain capped edit distance.
 
     Raises:
       ValueError: the target is empty or nothing but spaces.
@@ -74,11 +74,11 @@ def ocr_score(
 
 
 def targets_of(prompts: Sequence[str], metadata: Sequence[dict]) -> list[str]:
-    """metadata[i]['target'] where given, else the text between the first pair of straight double
+    """metadata[i]['target'] if given, else the text between the first pair of straight double
     quotes of prompts[i].
 
     Raises:
-      ValueError: a prompt has neither; names its index and text.
+      ValueError: a prompt has neither; the message names its index and text.
     """
     targets = []
     for i, (prompt, extra) in enumerate(zip(prompts, metadata, strict=True)):
@@ -92,37 +92,36 @@ def targets_of(prompts: Sequence[str], metadata: Sequence[dict]) -> list[str]:
 
 
 class OcrReward:
-    """Reads pictures with PP-OCRv6 and scores the text with `ocr_score`; range [0, 1].
+    """Reads images with PP-OCRv6 and scores the text with `ocr_score`; range [0, 1].
 
-    A picture on which the engine fails is invalid (and logged), never 0. A blank picture is read as
+    An image on which the engine fails is invalid (and logged), never 0. A blank image is read as
     '' and scores 0.
 
     Args:
-      mode: 'recognise' reads the whole picture as one line of text (the miniature); 'detect' finds
+      mode: 'recognise' reads the whole image as one line of text (the miniature); 'detect' finds
         lines first.
       extra_text_penalty: in [0, 1], see `ocr_score`.
-      smooth: share of the likelihood in what is trained on, in [0, 1] ('recognise'): (1 - smooth) *
-        `ocr_score` + smooth * the probability per character that the recogniser gives the target
-        (`readers.ctc_likelihood`). The score alone has as many values as the word has letters and
-        stands still under most steps; the likelihood moves with every stroke. Both are logged on
-        their own, and `eval.best='ocr'` keeps measuring the score.
+      smooth: share of the likelihood in the training reward, in [0, 1] ('recognise'): (1 - smooth)
+        * `ocr_score` + smooth * the probability per character that the recogniser gives the target
+        (`readers.ctc_likelihood`). The score alone has only as many values as the word has letters,
+        and most transitions leave it unchanged; the likelihood changes with every stroke. Both are
+        logged separately, and `eval.best='ocr'` keeps measuring the score.
       unicode: see `normalise`; False keeps Flow-GRPO's exact formula for text that is not ASCII.
-      drop_score: lines of lower confidence are ignored by the engine. None: 0.5 when detecting, as
-        PaddleOCR does before Flow-GRPO sees its lines, and 0 when recognising, where an uncertain
-        reading of the only line is all there is. Of what is left, lines of confidence > 0 are
-        joined.
-      batch_size: pictures per call of the engine ('recognise').
-      width_scale: the recogniser sees a picture at this fraction of its natural width
+      drop_score: the engine drops lines of lower confidence. None: 0.5 when detecting, as PaddleOCR
+        does before Flow-GRPO sees its lines, and 0 when recognising, where the only line counts
+        even if uncertain. The remaining lines of confidence > 0 are joined.
+      batch_size: images per call of the engine ('recognise').
+      width_scale: the recogniser sees an image at this fraction of its natural width
         ('recognise'). 5/6 costs 5/6 of the time and read 320 clean, noisy and blurred miniature
-        pictures as well as 1 did; below that, noise costs accuracy.
-      detect_side: the detector sees a picture with its longer side scaled down to this many pixels
+        images as well as 1 did; below that, noise costs accuracy.
+      detect_side: the detector sees an image with its longer side scaled down to this many pixels
         ('detect').
-      make_reader: makes a reader, images uint8 [n, H, W, 3] -> n lists of `Line`; called once per
-        thread. For other engines.
+      make_reader: for other engines: called once per thread, it makes a reader, images uint8
+        [n, H, W, 3] -> n lists of `Line`.
 
     Raises:
-      ValueError: an option out of range. FileNotFoundError, ModuleNotFoundError: the models are not
-        there.
+      ValueError: an option out of range.
+      FileNotFoundError, ModuleNotFoundError: the models are missing.
     """
 
     name = 'ocr'
@@ -184,8 +183,8 @@ class OcrReward:
         self._local = threading.local()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Raises ValueError, naming the prompt, if one has no target; warns of targets with
-        characters that the reader does not know, which cannot reach 1.
+        """Raises ValueError, naming the prompt, if one has no target. Warns of targets with
+        characters that the reader does not know: their scores cannot reach 1.
         """
         targets = targets_of(prompts, metadata)
         if self._own_reader or all(map(str.isascii, targets)):
@@ -203,13 +202,13 @@ class OcrReward:
             )
 
     def read(self, images: np.ndarray) -> list[str | None]:
-        """The text of each picture, its lines joined by spaces; None where the engine failed.
+        """The text of each image, its lines joined by spaces; None if the engine failed.
         images uint8 [N, H, W, 3].
         """
         return [None if lines is None else self._join(lines) for lines in self._lines(images)]
 
     def _lines(self, images: np.ndarray, *targets: Sequence[str]) -> list[list[Line] | None]:
-        """The lines of each picture; with targets, and their likelihoods."""
+        """The lines of each image; if targets are given, with their likelihoods."""
         if not hasattr(self._local, 'reader'):
             self._local.reader = self._make_reader()
         found = []
@@ -217,7 +216,7 @@ class OcrReward:
             batch = [part[start : start + self._batch_size] for part in (images, *targets)]
             try:
                 found += self._local.reader(*batch)
-            except Exception:  # noqa: BLE001 (whatever went wrong in the engine: one picture must not take its neighbours along)
+            except Exception:  # noqa: BLE001 (one image must not invalidate its neighbours)
                 found += [
                     self._read_one(start + i, *(part[i : i + 1] for part in batch))
                     for i in range(len(batch[0]))
@@ -254,7 +253,7 @@ class OcrReward:
         try:
             return self._local.reader(*one)[0]
         except Exception:
-            log.exception('OCR failed on picture %d of the batch; it stays without a score', index)
+            log.exception('OCR failed on image %d of the batch; it stays without a score', index)
             return None
 
     def _join(self, lines: list[Line]) -> str:

@@ -1,5 +1,5 @@
-"""Pixels reward: how near a picture's mean colour is to a given one. Differentiable and without a
-model: it is there to try what follows gradients of a reward.
+"""Pixels reward: how near an image's mean colour is to a given one. Differentiable and without a
+model: a small reward for trying methods that follow a reward's gradient.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ class PixelsReward:
             raise ValueError(f'pixels.colour is {colour!r}; expected three numbers from 0 to 1')
 
     def scores(self, params: dict, images, text):
-        """float32 [N] of pictures [N, H, W, 3] in [0, 1]; pure, and differentiable in them.
+        """float32 [N] of images [N, H, W, 3] in [0, 1]; pure, and differentiable in them.
 
-        params, text: of the two methods below; nothing.
+        params, text: those of the two methods below, both empty.
         """
         del params, text
         return -((images.mean((1, 2)) - self._colour) ** 2).sum(-1)
@@ -44,11 +44,11 @@ class PixelsReward:
         return {}
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
-        """Nothing of the prompts: float32 [N, 0]."""
+        """Empty features, float32 [N, 0]: the prompts play no part."""
         return np.zeros((len(prompts), 0), np.float32)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Every prompt will do."""
+        """Accepts every prompt."""
 
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]

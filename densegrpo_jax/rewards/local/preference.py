@@ -1,8 +1,9 @@
-"""Preference reward: a smooth score of a picture of shapes, the miniature's stand-in for a learned
+"""Preference reward: a smooth score of an image of shapes, the miniature's stand-in for a learned
 preference model such as PickScore.
 
-Like PickScore it depends on the prompt and on looks, every small change of a picture moves it, and
-its scale means nothing by itself. Unlike PickScore it is made by hand and costs milliseconds.
+Like PickScore it depends on the prompt and on looks, changes with every small change of an image,
+and has a scale without a meaning of its own. Unlike PickScore it is hand-made and costs
+milliseconds.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from densegrpo_jax.rewards.local.shapes import check_rows
 
 SHAPE_SPREAD = 0.12  # distance of signatures, and ...
 COLOUR_SPREAD = 60.0  # ... of colours in RGB, at which a similarity has fallen to exp(-1/2)
-# pixels; blots of that size count as less than an object, the smallest star has twice as many
+# pixels; blots of this size count as less than an object, and the smallest star has twice as many
 FULL_AREA = 20.0
 DECIBELS = 20.0  # per unit of clarity
 DIRECTIONS = {'left of': (-1, 0), 'right of': (1, 0), 'above': (0, -1), 'below': (0, 1)}
@@ -38,13 +39,13 @@ class Found(NamedTuple):
 class PreferenceReward:
     """preference = match * (clarity + contrast), all three also returned.
 
-    match in [0, 1]: objects of the prompt and of the picture are paired so that the sum of their
-    similarities, exp(-d^2/2) in shape and colour, is largest; the sum is divided by the objects
-    asked for plus those that are too many; a relation multiplies it by the mean of (1 + cos)/2 over
-    its pairs, of the angle between the direction asked for and the direction found. clarity: how
-    well the picture is explained by flat shapes with sharp edges on a flat ground, PSNR / 20 dB, at
-    most 2.4. contrast in [0, 1]: mean distance of the objects' colours from the ground, over that
-    of black from white.
+    match in [0, 1]: pairs objects of the prompt and of the image so that the sum of their
+    similarities, exp(-d^2/2) in shape and colour, is largest. The sum is divided by the number of
+    objects asked for plus the number of surplus objects. A relation multiplies it by the mean over
+    its pairs of (1 + cos)/2, with the angle between the direction asked for and the direction
+    found. clarity: how well flat shapes with sharp edges on a flat ground explain the image, PSNR /
+    20 dB, at most 2.4. contrast in [0, 1]: mean distance of the objects' colours from the ground,
+    over that of black from white.
     """
 
     name = 'preference'
@@ -73,7 +74,7 @@ class PreferenceReward:
 
 
 def look(image: np.ndarray) -> tuple[list[Found], float, float]:
-    """What is in a picture, uint8 [H, W, 3], its clarity and its contrast."""
+    """What is in an image, uint8 [H, W, 3], its clarity and its contrast."""
     pixels = image.astype(np.float64)
     ground = np.median(pixels.reshape(-1, 3), axis=0)
     flat, found = np.broadcast_to(ground, pixels.shape).copy(), []
@@ -93,7 +94,7 @@ def look(image: np.ndarray) -> tuple[list[Found], float, float]:
                 float(1 - np.exp(-np.square(sharp.sum() / FULL_AREA))),
             )
         )
-    # One squared grey level is what rounding and the like cost; it also keeps a perfect picture
+    # One squared grey level is about the error of rounding; it also keeps a perfect image's PSNR
     # finite.
     clarity = 10 * np.log10(255.0**2 / (1 + np.square(pixels - flat).mean())) / DECIBELS
     contrast = (
@@ -105,7 +106,7 @@ def look(image: np.ndarray) -> tuple[list[Found], float, float]:
 
 
 def match_of(found: list[Found], include: list[dict]) -> float:
-    """How well what was found fits what a GenEval row includes, in [0, 1]; see
+    """How well the pieces found fit the objects that a GenEval row includes, in [0, 1]; see
     `PreferenceReward`.
     """
     wanted = [(i, clause) for i, clause in enumerate(include) for _ in range(clause['count'])]

@@ -1,5 +1,5 @@
-"""Text readers: pictures in, lines of text with confidences out. PP-OCRv6 from the installed
-`rapidocr` package, nothing is fetched.
+"""Text readers: images in, lines of text with confidences out. They use PP-OCRv6 from the installed
+`rapidocr` package and download nothing.
 """
 
 import functools
@@ -23,7 +23,7 @@ _building = threading.Lock()
 
 class Line(NamedTuple):
     """A line of text, the mean probability of its characters, in [0, 1] (0 for an empty text), and
-    the likelihood of the text that was asked for (NaN where none was), see `ctc_likelihood`."""
+    the likelihood of the target text (NaN without one), see `ctc_likelihood`."""
 
     text: str
     confidence: float
@@ -31,12 +31,12 @@ class Line(NamedTuple):
 
 
 def model_file(name: str) -> Path:
-    """Path of a model inside the installed rapidocr package, which is not imported (that would load
-    OpenCV).
+    """Path of a model inside the installed rapidocr package. Does not import rapidocr, which would
+    load OpenCV.
 
     Raises:
       ModuleNotFoundError: rapidocr is not installed.
-      FileNotFoundError: it is, but without this file.
+      FileNotFoundError: rapidocr is installed, but without this file.
     """
     spec = importlib.util.find_spec('rapidocr')
     if spec is None:
@@ -53,7 +53,7 @@ def model_file(name: str) -> Path:
 
 
 def line_width(height: int, width: int, width_scale: float) -> int:
-    """Columns of the recogniser's input for a picture: its width at `LINE_HEIGHT` times
+    """Columns of the recogniser's input for an image: its width at `LINE_HEIGHT` times
     `width_scale`, up to a whole frame.
     """
     return STRIDE * max(2, math.ceil(LINE_HEIGHT * width / height * width_scale / STRIDE - 1e-6))
@@ -74,17 +74,17 @@ def ctc_greedy(ids: np.ndarray, probs: np.ndarray, characters: list[str]) -> Lin
 
 
 def ctc_likelihood(probs: np.ndarray, targets: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
-    """P(target | picture)^(1 / length) by the forward algorithm of CTC (Graves et al. 2006, section
+    """P(target | image)^(1 / length) by the forward algorithm of CTC (Graves et al. 2006, section
     4.1), in [0, 1].
 
     Args:
       probs: [N, frames, classes]; class 0 is the blank.
-      targets: for each picture and each character of its target, the classes that count as that
+      targets: for each image and each character of its target, the classes that count as that
         character (upper and lower case); they are one class before repeats are merged.
 
     Returns:
-      float64 [N]; 0 where the target has more characters than there are frames, or a character
-      without a class.
+      float64 [N]; 0 if the target has more characters than there are frames, or a character without
+      a class.
     """
     count, frames = probs.shape[:2]
     longest = 2 * max(map(len, targets)) + 1
@@ -117,7 +117,7 @@ def recogniser():
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    # parallel over pictures instead: pools spin
+    # one thread: parallel over images instead, because onnxruntime's pools spin
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(
@@ -134,7 +134,7 @@ def alphabet() -> frozenset[str]:
 
 
 class LineReader:
-    """Reads each picture as one line of text, with the recogniser alone: no text detection, no
+    """Reads each image as one line of text, with the recogniser alone: no text detection, no
     OpenCV.
 
     One instance belongs to one thread and computes on that thread only.
@@ -150,8 +150,8 @@ class LineReader:
     def __call__(
         self, images: np.ndarray, targets: Sequence[str] | None = None
     ) -> list[list[Line]]:
-        """images uint8 [N, H, W, 3] -> N lists of one line; with targets, each with the likelihood
-        of its own.
+        """images uint8 [N, H, W, 3] -> N lists of one line; if targets are given, each line has the
+        likelihood of its own target.
         """
         size = (line_width(*images.shape[1:3], self._width_scale), LINE_HEIGHT)
         resized = np.stack(
@@ -180,7 +180,7 @@ class LineReader:
 
 
 class SceneReader:
-    """Finds lines of text in each picture and reads them: detector + recogniser, for pictures of
+    """Finds lines of text in each image and reads them: detector + recogniser, for images of
     any content.
 
     One instance belongs to one thread and computes on that thread only. Lines come top to bottom,
@@ -201,13 +201,13 @@ class SceneReader:
             # pad lines to the widest of their batch, not to 320 columns
             'Rec.rec_img_shape': [3, LINE_HEIGHT, LINE_HEIGHT],
         }
-        with _building:  # its configuration loader was not written for threads
+        with _building:  # rapidocr's configuration loader is not safe for threads
             from rapidocr import RapidOCR
 
             self._engine = RapidOCR(params=params)
 
     def __call__(self, images: np.ndarray) -> list[list[Line]]:
-        """images uint8 [N, H, W, 3] -> N lists of lines, empty where no text was found."""
+        """images uint8 [N, H, W, 3] -> N lists of lines, empty if no text was found."""
         results = [
             self._engine(
                 np.ascontiguousarray(image[..., ::-1]), use_det=True, use_cls=False, use_rec=True

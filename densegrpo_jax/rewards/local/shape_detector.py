@@ -1,14 +1,13 @@
-"""Finds coloured shapes in pictures with OpenCV: colour segmentation, then comparison with drawn
+"""Finds coloured shapes in images with OpenCV: colour segmentation, then comparison with drawn
 shapes. No learned model.
 
-1. The background is the median colour. A pixel is a mixture bg + a (c - bg) of it and one of the
-  colours c of data/shapes.py: the colour
-   whose mixture comes closest; it belongs to an object where a > 1/2, so antialiased and blurred
-   edges fall where the edge was.
+1. The background is the median colour. Each pixel is a mixture bg + a (c - bg) of the background
+   and the colour c of data/shapes.py whose mixture comes closest. It belongs to an object if
+   a > 1/2, so antialiased and blurred edges fall where the edge was.
 2. Connected pixels of one colour are an object.
-3. Its coverage a, brought to a standard place and area (`signature`), is compared with those of
-  shapes drawn at several sizes, sharp and
-   slightly blurred, and measured in the same way; the nearest one names it.
+3. The object's coverage a, moved and scaled to a standard place and area (`signature`), is compared
+   with those of shapes drawn at several sizes, sharp and slightly blurred, and measured in the same
+   way. The nearest shape names the object.
 """
 
 import functools
@@ -26,7 +25,7 @@ FINE = 4  # outlines are this much finer than pixels
 # area
 GRID, SPAN = 16, 2.6
 SPREAD = 0.035  # deviation of a shape's distance from its example, for the confidence
-# at this distance it is as likely to be no shape at all; different shapes are 0.14 apart and more
+# at this distance a piece is as likely to be no shape; different shapes are at least 0.14 apart
 STRANGER = 0.2
 # pixels
 EXAMPLES = tuple((radius, blur) for radius in (5.0, 6.0, 8.0, 13.0) for blur in (0.0, 0.7))
@@ -35,18 +34,18 @@ TRIALS = ((0.0, 0.0, 0.0), (5.0, 0.4, 0.6), (-3.0, 0.7, 0.2), (-5.0, 0.2, 0.1))
 
 
 class Segment(NamedTuple):
-    """A connected piece of one colour. coverage: float32 [H, W] in [0, 1], 0 away from it."""
+    """A connected piece of one colour. coverage: float32 [H, W] in [0, 1], 0 outside of it."""
 
     colour: str
     coverage: np.ndarray
 
 
 def detect(image: np.ndarray) -> list[Detection]:
-    """The shapes in a picture, uint8 [H, W, 3], most confident first.
+    """The shapes in an image, uint8 [H, W, 3], most confident first.
 
     Confidence is the posterior of the shape among all five and "something else", with equal priors
-    and normally distributed distances: near 1 for a clean shape, 1/2 where two explain it equally
-    well, near 0 for a blot.
+    and normally distributed distances: near 1 for a clean shape, 1/2 if two shapes explain it
+    equally well, near 0 for a blot.
     """
     found = []
     for segment in segments(image):
@@ -56,15 +55,15 @@ def detect(image: np.ndarray) -> list[Detection]:
 
 
 def segments(image: np.ndarray) -> list[Segment]:
-    """Every connected piece of one colour of at least MIN_AREA pixels, and not too thin to have an
-    outline (`outline_mask`).
+    """Every connected piece of one colour that has at least MIN_AREA pixels and an outline
+    (`outline_mask`).
     """
     smooth = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.float32)
     background = np.median(smooth.reshape(-1, 3), axis=0)
     palette = np.array(list(COLOURS.values()), np.float32) - background  # [C, 3]
     squares = np.square(palette).sum(1)
-    # The floor is for a background that is itself a colour of the palette: nothing is a mixture
-    # with that one, and 0/0 must not say so.
+    # The floor is for a background that is itself a colour of the palette: no pixel is a mixture
+    # with that colour, and the floor avoids 0/0.
     # [H, W, C]
     amount = np.clip((smooth - background) @ palette.T / np.maximum(squares, 1e-6), 0, 1)
     # |pixel - bg - a (c - bg)|^2 at a clipped optimum, up to what no colour changes.
@@ -77,12 +76,12 @@ def segments(image: np.ndarray) -> list[Segment]:
         count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         for i in range(1, count):
             if stats[i, cv2.CC_STAT_AREA] >= MIN_AREA:
-                # With the half-covered pixels around it, but none of another piece.
+                # Includes the half-covered pixels around it, but none of another piece.
                 near = cv2.dilate((pieces == i).astype(np.uint8), np.ones((3, 3), np.uint8)) & (
                     (pieces == i) | (mask == 0)
                 )
                 coverage = amount[..., c] * near
-                # a faint line one pixel wide has none: no box, and no mean colour either
+                # a faint line one pixel wide has no outline, hence no box and no mean colour
                 if outline_mask(coverage).any():
                     found.append(Segment(tuple(COLOURS)[c], coverage))
     return found
@@ -103,8 +102,8 @@ def box(coverage: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def signature(coverage: np.ndarray) -> np.ndarray:
-    """A segment's coverage with its centre of mass in the middle and its area set to a standard,
-    float32 [GRID^2] of norm 1.
+    """A segment's coverage, centred at its centre of mass and scaled to a standard area, float32
+    [GRID^2] of norm 1.
     """
     m = cv2.moments(coverage)
     scale = np.sqrt(m['m00']) * SPAN / GRID  # pixels per cell
@@ -148,7 +147,7 @@ def distances(coverage: np.ndarray) -> np.ndarray:
 
 def classify(distance: np.ndarray) -> tuple[str, float]:
     """Name and confidence of the shape at these distances, [shapes]."""
-    # relative to something else
+    # likelihood of each shape relative to "something else"
     likely = np.exp((STRANGER**2 - np.square(distance)) / (2 * SPREAD**2))
     best = int(likely.argmax())
     return SHAPES[best], float(likely[best] / (likely.sum() + 1))

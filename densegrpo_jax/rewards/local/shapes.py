@@ -1,5 +1,5 @@
-"""Shapes reward: are the coloured shapes there that the prompt asks for? GenEval's rules with a
-detector that a laptop runs.
+"""Shapes reward: does the image show the coloured shapes that the prompt asks for? GenEval's rules
+with a detector that runs on a laptop.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ class ShapesReward:
     """Looks for shapes (`shape_detector.detect`) and judges them by GenEval's rules
     (`geneval_rule.geneval_scores`).
 
-    Three scores: 'shapes', Flow-GRPO's partial score, is trained on; 'shapes_strict' is 1 where
-    every count, colour and position is exactly as asked, else 0; 'shapes_correct' is GenEval's
-    accuracy, which forgives objects too many (except where the task is counting).
+    Three scores: 'shapes' is Flow-GRPO's partial score, which training uses; 'shapes_strict' is 1
+    if every count, colour and position is exactly as asked, else 0; 'shapes_correct' is GenEval's
+    accuracy, which forgives surplus objects (except if the task is counting).
 
     Args:
-      half_for_wrong_position: see `geneval_scores`; as in Flow-GRPO's code a wrong position then
-        still earns something.
+      half_for_wrong_position: see `geneval_scores`; if True, a wrong position still earns half, as
+        in Flow-GRPO's code.
     """
 
     name = 'shapes'
@@ -58,8 +58,8 @@ class ShapesReward:
 
 
 def check_rows(reward: str, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-    """Raises ValueError, naming the prompt, if one of the rows is not GenEval's, or asks for
-    something else than shapes.
+    """Raises ValueError, naming the prompt, if a row is not GenEval's or asks for anything other
+    than shapes.
     """
     for i, (prompt, row) in enumerate(zip(prompts, metadata, strict=True)):
         try:

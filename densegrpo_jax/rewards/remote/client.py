@@ -1,9 +1,9 @@
-"""Remote reward: pictures are scored by reward servers elsewhere, over the protocol of
-rewards/protocol.py.
+"""Remote reward: reward servers elsewhere score the images, over the protocol of
+rewards/remote/protocol.py.
 
-`python -m densegrpo_jax.reward_server` serves any reward of this package. A model that lives in an
-environment of its own (ImageReward, DeQA and other torch models) is served there by anything that
-answers GET /info and POST /score as rewards/protocol.py says.
+`python -m densegrpo_jax.reward_server` serves any reward of this package. A model that needs its
+own environment (ImageReward, DeQA and other torch models) can be served there by any program that
+answers GET /info and POST /score as rewards/remote/protocol.py says.
 """
 
 import json
@@ -31,29 +31,29 @@ log = logging.getLogger(__name__)
 
 
 class TooLarge(RewardError):
-    """A server takes no request of this size (status 413)."""
+    """A server refuses requests of this size (status 413)."""
 
 
 class RemoteReward:
-    """Scores of servers that all serve one reward; calls of different threads go to them in turn.
+    """Scores from servers that all serve one reward; calls of different threads go to them in turn.
 
-    Every answer is checked against its request, see `protocol.decode_response`. One that does not
-    pass is discarded and asked for again, so a picture gets its own scores or none. The reward is
-    what the first server to answer says of itself: an answer of another reward or version of it (a
-    server that was restarted with something else) is refused.
+    Every answer is checked against its request, see `protocol.decode_response`. An answer that
+    fails the check is discarded and requested again, so an image gets its own scores or none. The
+    first server to answer fixes the reward: answers of another reward, or of another version of it
+    (a server restarted with something else), are refused.
 
     Args:
       urls: base URLs of the servers, comma-separated or a sequence.
-      names: names of the scores; names[0] is trained on. All servers must return exactly these.
+      names: names of the scores; training uses names[0]. All servers must return exactly these.
       range: (lowest, highest) value of names[0]; values outside are refused.
-      prefix: set before every name, where two parts of a sum return scores of the same name.
-      fingerprint: what the servers' /info must show; '' = whatever the first one shows. A run that
-        continues, and an evaluation, refuse servers of another than they began with all the same;
-        set it to keep a reward over several runs.
-      batch_size: pictures per request; halved when a server answers that it is too large.
-      timeout_s: of one request. retries: after answers that cannot be used. give_up_s: how long to
-        wait for servers that are gone, before RewardsGone. token_env: the environment variable with
-        the servers' token, '' = none. See `Endpoints`.
+      prefix: put before every name, for two parts of a sum that return scores of the same name.
+      fingerprint: the fingerprint that the servers' /info must show; '' = whatever the first one
+        shows. A run that continues, and an evaluation, refuse a fingerprint other than the one they
+        began with anyway; set it to keep one reward over several runs.
+      batch_size: images per request; halved when a server answers that the request is too large.
+      timeout_s: of one request. retries: after unusable answers. give_up_s: how long to wait for
+        unreachable servers before RewardsGone. token_env: the environment variable with the
+        servers' token, '' = none. See `Endpoints`.
       make_rng: makes the source of the jitter.
 
     Raises:
@@ -102,17 +102,16 @@ class RemoteReward:
 
     @property
     def fingerprint(self) -> str:
-        """What the servers call their reward; asks one where none has been asked. Raises as
-        `check`.
-        """
+        """The servers' fingerprint; asks a server if none has been asked. Raises as `check`."""
         self._meet()
         return self._fingerprint
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Asks a server about the prompts that no server has accepted yet.
 
-        Raises ValueError: a prompt that the server's reward cannot score, or a server of another
-        reward. RewardError: as `__call__`.
+        Raises:
+          ValueError: the server's reward cannot score a prompt, or a server has another reward.
+          RewardError: as `__call__`.
         """
         self._meet()
         new = {
@@ -130,8 +129,8 @@ class RemoteReward:
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
     ) -> Scores:
-        """Implements `Reward`. Raises RewardsGone where no server answers for `give_up_s`,
-        RewardError where none answers rightly.
+        """Implements `Reward`. Raises RewardsGone if no server answers for `give_up_s`, RewardError
+        if no answer is usable.
         """
         check_batch(images, prompts, metadata)
         self._meet()
@@ -145,7 +144,7 @@ class RemoteReward:
                     raise
                 self._batch_size = len(images[rows]) // 2
                 log.warning(
-                    'remote: the servers take no %d pictures at once; from now on %d',
+                    'remote: the servers refuse %d images at once; from now on %d',
                     len(images[rows]),
                     self._batch_size,
                 )
@@ -169,7 +168,7 @@ class RemoteReward:
         def read(answer: Answer):
             if answer.status == 413:
                 raise TooLarge(
-                    f'{answer.url} takes no request with {len(images)} pictures: {describe(answer)}'
+                    f'{answer.url} refuses a request with {len(images)} images: {describe(answer)}'
                 )
             try:
                 return protocol.decode_response(
@@ -183,14 +182,14 @@ class RemoteReward:
         )
 
     def _meet(self) -> None:
-        """Once: what the servers serve is what the configuration expects."""
+        """Checks once that the servers serve what the configuration expects."""
         with self._meeting:
             if not self._met:
                 self._fingerprint = self._endpoints.call('GET', '/info', b'', '', self._read_info)
                 self._met = True
 
     def _read_info(self, answer: Answer) -> str:
-        """The server's fingerprint. Raises ValueError where the server is of another kind than the
+        """The server's fingerprint. Raises ValueError if the server is of another kind than the
         configuration says.
         """
         found, names, number = read_json(
@@ -211,13 +210,13 @@ class RemoteReward:
     def _read_check(self, answer: Answer) -> None:
         if answer.status == 422:
             raise ValueError(f'{answer.url} cannot score the prompts: {_error(answer)}')
-        # /check is for convenience: where it is absent, what cannot be scored shows later
+        # /check is optional: without it, prompts that cannot be scored show up later
         if answer.status != 404:
             ok(answer)
 
 
 def _error(answer: Answer) -> str:
-    """The message in a refusal."""
+    """The message of a refusal."""
     try:
         return str(json.loads(answer.body)['error'])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
 """One HTTP request within a time limit, on the standard library.
 
-A connection per request: against pictures of megabytes it costs nothing, and no answer can be left
-over from an earlier request. Redirects and proxy settings of the environment are not followed:
-pictures and tokens go to the server that the configuration names.
+Each request has its own connection: compared with images of megabytes that costs nothing, and no
+answer can be left over from an earlier request. Redirects and the environment's proxy settings are
+ignored: images and tokens go only to the server that the configuration names.
 """
 
 import functools
@@ -16,21 +16,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-# what `request` raises when there was no whole answer
+# what `request` raises if no complete answer arrived
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException)
 MAX_ANSWER_BYTES = 64 << 20
-# most that a server may take to accept a connection, which `stop` does not end
+# longest time that a server may take to accept a connection; `stop` does not end that wait
 CONNECT_SECONDS = 10.0
 
 
 class Interrupted(Exception):
-    """The request was given up because its caller is going."""
+    """The request was abandoned because its caller stops."""
 
 
 class Answer(NamedTuple):
-    """An answer as it came, and whence; retry_after in seconds, None where the server names
-    none.
-    """
+    """An answer as received, and its URL; retry_after in seconds, None if the server names none."""
 
     url: str
     status: int
@@ -50,8 +48,8 @@ def request(
     """Sends a request and reads the whole answer, whatever its status.
 
     Args:
-      timeout_s: from here to the last byte of the answer.
-      stop: gives up soon after it is set, except where the host is looked up or connected to.
+      timeout_s: from the call to the last byte of the answer.
+      stop: once set, the request ends soon, except during name lookup and connecting.
 
     Raises:
       OSError: refused, reset, unknown host, TLS, TimeoutError. http.client.HTTPException: not HTTP,
@@ -105,16 +103,16 @@ def request(
 
 
 class _Patient(io.RawIOBase):
-    """What http.client needs of a socket. Every wait, over TLS too, ends at the deadline and soon
-    after `stop` is set.
+    """The part of a socket that http.client needs. Every wait, over TLS too, ends at the deadline
+    or soon after `stop` is set.
     """
 
     def __init__(self, sock: socket.socket, deadline: float, stop: threading.Event):
         self._sock, self._deadline, self._stop = sock, deadline, stop
 
     def wait(self, operation: Callable, *args):
-        """What the socket's operation returns; it is begun again after short time limits, which
-        leave a socket as it was.
+        """The result of a socket operation. The operation is tried repeatedly with short time
+        limits, which leave the socket unchanged.
         """
         while (left := self._deadline - time.monotonic()) > 0:
             self._sock.settimeout(min(left, 0.2))
@@ -140,11 +138,11 @@ class _Patient(io.RawIOBase):
         return self.wait(self._sock.recv_into, buffer)
 
     def close(self) -> None:
-        """Nothing: http.client closes its socket before it has read the answer. `request` closes
-        the real one.
+        """Does nothing: http.client closes its socket before it has read the answer. `request`
+        closes the real socket.
         """
 
 
 def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds; None for none, and for a date, which nobody sends here."""
+    """Retry-After in seconds; None if absent, or if it is a date, which no reward server sends."""
     return float(header) if header is not None and header.isascii() and header.isdigit() else None

@@ -1,10 +1,10 @@
-"""Several servers that can do the same: retries with back-off and jitter, failover, and an end when
-all are gone.
+"""Several servers of one reward: retries with back-off and jitter, failover, and an end if all stay
+unreachable.
 
-Two kinds of failure are told apart. A server that does not answer (refused, timed out, cut off,
-busy) is an outage: it is waited for, on all servers together, for `give_up_s`. A server that
-answers nonsense or an error is up and wrong: that is tried `retries` more times, on another server
-where there is one, since waiting cannot be expected to help.
+There are two kinds of failure. A server that does not answer (refused, timed out, cut off, busy) is
+an outage: the call waits up to `give_up_s` for any server. A server that answers an error or
+nonsense is up and wrong: the call tries `retries` more times, on another server if there is one,
+because waiting is unlikely to help.
 """
 
 import json
@@ -23,20 +23,18 @@ from densegrpo_jax.rewards.remote.connection import TRANSPORT_ERRORS, Answer, In
 log = logging.getLogger(__name__)
 
 T = TypeVar('T')
-# try again later: the server, or a proxy before it, has nothing against the request itself
+# try again later: the server, or a proxy in front of it, does not object to the request itself
 BUSY = (408, 429, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class BadAnswer(Exception):
-    """A whole answer arrived and cannot be used; another server, or the same one later, may do
-    better.
-    """
+    """A complete but unusable answer; another server, or the same one later, may do better."""
 
 
 def low_high(key: str, range: Sequence[float], of: str) -> tuple[float, float]:
-    """The `range` option of a reward whose values other machines compute. Raises ValueError, naming
-    `key`, unless it is two numbers in order.
+    """The `range` option of a reward that servers compute. Raises ValueError, naming `key`, unless
+    it is two numbers in order.
     """
     if len(range) != 2 or not range[0] < range[1]:
         raise ValueError(f'{key} is {range}; expected (lowest, highest) {of}')
@@ -44,9 +42,7 @@ def low_high(key: str, range: Sequence[float], of: str) -> tuple[float, float]:
 
 
 class _Endpoint:
-    """One server: until when it is left alone, after how many failures in a row, and what the last
-    one was.
-    """
+    """One server: until when it rests, its number of failures in a row, and the last failure."""
 
     def __init__(self, url: str):
         self.url, self.resting_until, self.failures, self.error = url, 0.0, 0, 'not asked yet'
@@ -59,14 +55,14 @@ class Endpoints:
       key: name of the reward, for messages.
       urls: base URLs, comma-separated or a sequence.
       timeout_s: of one request, from its start to the last byte of the answer.
-      retries: how often a call is repeated after an answer that cannot be used.
-      give_up_s: how long a call may last with no server giving any of this reward's calls a usable
+      retries: how often a call is repeated after an unusable answer.
+      give_up_s: how long a call may last while no server gives any of this reward's calls a usable
         answer.
       token_env: name of the environment variable with the bearer token; '' = none.
       rng: source of the jitter.
 
     Raises:
-      ValueError: an option out of range, a malformed URL, a token that is not there.
+      ValueError: an option out of range, a malformed URL, a missing token.
     """
 
     def __init__(
@@ -108,15 +104,15 @@ class Endpoints:
     def call(
         self, method: str, path: str, body: bytes, media_type: str, read: Callable[[Answer], T]
     ) -> T:
-        """`read` of the first answer that it accepts.
+        """The result of `read` for the first answer that it accepts.
 
         Args:
           read: turns an answer of any status outside BUSY into the result, or raises BadAnswer.
-            What else it raises ends the call.
+            Any other error that it raises ends the call.
 
         Raises:
-          RewardsGone: no usable answer for `give_up_s`. RewardError: too many unusable ones, or
-            `interrupt` was called.
+          RewardsGone: no usable answer for `give_up_s`.
+          RewardError: too many unusable answers, or `interrupt` was called.
         """
         started, wrong, last = time.monotonic(), 0, None
         headers = {**self._headers, 'Content-Type': media_type} if body else self._headers
@@ -150,7 +146,7 @@ class Endpoints:
             self._failed(endpoint, error, retry_after)
             if wrong > self._retries:
                 raise RewardError(
-                    f'reward {self._key!r}: {wrong} answers that cannot be used, the last from '
+                    f'reward {self._key!r}: {wrong} unusable answers, the last from '
                     f'{endpoint.url}: {error}'
                 )
             if time.monotonic() >= self._limit(started):
@@ -164,8 +160,8 @@ class Endpoints:
                 )
 
     def interrupt(self) -> None:
-        """Ends the calls under way, and all later ones, with a RewardError: soon, once a connection
-        that is being made stands.
+        """Soon ends the running calls, and all later ones, with a RewardError; a connection that is
+        being made is completed first.
         """
         self._interrupted.set()
 
@@ -173,7 +169,7 @@ class Endpoints:
         return max(started, self._last_good) + self._give_up_s
 
     def _next(self, started: float, last: _Endpoint | None) -> _Endpoint:
-        """A server that does not rest, in turn, `last` only if it is the only one; waits for one,
+        """The next server that does not rest, `last` only if it is the only one. Waits for a server
         at most until the limit.
         """
         while True:
@@ -196,13 +192,13 @@ class Endpoints:
             endpoint.resting_until, endpoint.failures, self._last_good = 0.0, 0, time.monotonic()
 
     def _failed(self, endpoint: _Endpoint, error: str, retry_after: float | None) -> None:
-        """Lets the server rest: as long as it asked for, or for exponential back-off with full
+        """Lets the server rest: as long as it asked for, else by exponential back-off with full
         jitter.
         """
         with self._lock:
             endpoint.error, now = error, time.monotonic()
             if endpoint.resting_until > now:
-                return  # another thread has met the same failure
+                return  # another thread has seen the same failure
             if retry_after is not None:
                 pause = min(retry_after, LONGEST_PAUSE_S) + self._rng.uniform(0, FIRST_PAUSE_S)
             else:
@@ -211,9 +207,7 @@ class Endpoints:
                 )
                 endpoint.failures += 1
             endpoint.resting_until = now + pause
-        log.warning(
-            'reward %r: %s: %s; left alone for %.1f s', self._key, endpoint.url, error, pause
-        )
+        log.warning('reward %r: %s: %s; next try in %.1f s', self._key, endpoint.url, error, pause)
 
 
 def describe(answer: Answer) -> str:
@@ -230,18 +224,18 @@ def ok(answer: Answer) -> Answer:
 
 
 def read_json(answer: Answer, pick: Callable[[Any], T]) -> T:
-    """`pick` of the JSON document in an answer. Raises BadAnswer: no such answer."""
+    """`pick` applied to the JSON document in an answer. Raises BadAnswer if that fails."""
     try:
         return pick(json.loads(ok(answer).body))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadAnswer(
-            f'{answer.url} does not answer as it should: {error!r} in {answer.body[:200]!r}'
+            f'{answer.url} gave an unexpected answer: {error!r} in {answer.body[:200]!r}'
         ) from error
 
 
 def read_token(variable: str) -> str:
-    """The token in an environment variable. Raises ValueError where there is none, or one that no
-    header can carry.
+    """The token in an environment variable. Raises ValueError if there is none, or if a header
+    cannot carry it.
     """
     token = os.environ.get(variable, '').strip()
     if not token or not token.isascii() or not token.isprintable():
@@ -261,11 +255,11 @@ def _base_url(key: str, url: str) -> str:
             and parts.port != 0
             and '@' not in url
         )
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         right = False
     if not right or parts.query or parts.fragment:
         raise ValueError(
-            f'{key}.urls: {url!r} is no base URL; expected http://HOST:PORT or https://HOST/PATH, '
-            'without credentials'
+            f'{key}.urls: {url!r} is not a base URL; expected http://HOST:PORT or '
+            'https://HOST/PATH, without credentials'
         )
     return url.rstrip('/')

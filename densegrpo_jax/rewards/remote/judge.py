@@ -1,4 +1,4 @@
-"""A vision-language model as judge: one picture, one rubric, one number, over the OpenAI chat
+"""A vision-language model as judge: one image, one rubric, one number, over the OpenAI chat
 completions protocol (vLLM, SGLang).
 
 Serve the model in its own environment, for example with `vllm serve MODEL --port 8000`, and name
@@ -26,14 +26,14 @@ from densegrpo_jax.rewards.remote.endpoints import BadAnswer, Endpoints, low_hig
 
 log = logging.getLogger(__name__)
 
-PROMPT = '{prompt}'  # where a rubric takes the picture's prompt
-# of the second request for a picture and later ones; at 0 a server would answer the same again
+PROMPT = '{prompt}'  # a rubric's placeholder for the image's prompt
+# temperature of the second and later requests for an image; at 0 a server would repeat its answer
 AGAIN_TEMPERATURE = 0.7
 
 
 def parse_json(text: str, high: float) -> float | None:
-    """The `score` of the JSON object in an answer, not of one inside it; None without one, or with
-    several that differ.
+    """The `score` of the JSON object in an answer, not of an object inside it; None without a
+    score, or with several that differ.
     """
     del high
     found, start = set(), text.find('{')
@@ -45,13 +45,13 @@ def parse_json(text: str, high: float) -> float | None:
         except OverflowError:
             pass
         except (ValueError, RecursionError):
-            end = _closed(text, start)  # a score within what is no JSON may be that of a part
+            end = _closed(text, start)  # a score inside malformed JSON may belong to a part of it
         start = text.find('{', end)
     return found.pop() if len(found) == 1 else None
 
 
 def _closed(text: str, start: int) -> int:
-    """Where the brace that opens at `start` has been closed, the end of the text if it never is."""
+    """The position after the brace that closes the one at `start`; the text's end if none does."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == '{') - (text[i] == '}')
@@ -61,10 +61,10 @@ def _closed(text: str, start: int) -> int:
 
 
 def parse_final_score(text: str, high: float) -> float | None:
-    """The number after 'Final Score:'; None without one, or with several that differ.
+    """The number after 'Final Score:'; None without a number, or with several that differ.
 
-    It may be called one out of `high`. With any other number on its line, such as 4/10 or 3 to 4,
-    it is not known what it means.
+    "out of `high`" may follow it. With any other number on its line, such as 4/10 or 3 to 4, its
+    meaning is unclear, and the result is None.
     """
     found, out_of_high = set(), rf'^[\s*]*(/|out of)\s*{re.escape(f"{high:g}")}(?!\.?\d)'
     for number, rest in re.findall(
@@ -76,7 +76,7 @@ def parse_final_score(text: str, high: float) -> float | None:
 
 
 class Preset(NamedTuple):
-    """A kind of judge: its rubric, how its answers are read, the range of its scores."""
+    """A kind of judge: its rubric, how to read its answers, the range of its scores."""
 
     rubric: str
     parse: Callable[[str, float], float | None]
@@ -97,8 +97,8 @@ PRESETS = {
         parse_json,
         (0.0, 10.0),
     ),
-    # UnifiedReward answers in this form; for the wording that a release was trained with, copy its
-    # model card into `rubric`.
+    # UnifiedReward answers in this form. To use the wording that a release was trained with, copy
+    # it from the model card into `rubric`.
     'unified_reward': Preset(
         'You are given a text caption and an image generated from it. Evaluate the image on two '
         'criteria: how well it agrees with the caption (objects, their relations and attributes), '
@@ -112,23 +112,23 @@ PRESETS = {
 
 
 class JudgeReward:
-    """The score that a vision-language model gives a picture, raw, in the range of the rubric
+    """The score that a vision-language model gives an image, raw, in the range of the rubric
     (scale it with `weight`).
 
-    Pictures are sent as PNG, one per request, at temperature 0. An answer without exactly one score
-    in the range, or one that was cut off, is asked for again, at AGAIN_TEMPERATURE and with a
-    `seed` that counts on; after `asks` of them the picture is invalid, never 0.
+    Images are sent as PNG, one per request, at temperature 0. If an answer was cut off, or does not
+    hold exactly one score in the range, the request is repeated at AGAIN_TEMPERATURE with the next
+    `seed`; after `asks` requests the image is invalid, never 0.
 
     Args:
       urls: base URLs of servers that serve the same model, comma-separated or a sequence, such as
         http://HOST:8000/v1.
-      model: its name there.
-      preset: 'json' or 'unified_reward', the rubric, the form of the answer and the range.
-      rubric: other instructions for the preset's form of answer; holds {prompt} where the prompt is
-        to stand.
+      model: the model's name on the servers.
+      preset: 'json' or 'unified_reward': the rubric, the form of the answer and the range.
+      rubric: other instructions for the preset's form of answer, with {prompt} in the place of the
+        prompt.
       range: (lowest, highest) score of that rubric; None = the preset's.
       score: name of the score.
-      asks: requests per picture until one is answered with a score.
+      asks: most requests per image until an answer has a score.
       max_tokens: longest answer.
       concurrency: requests under way at once, all threads together.
       timeout_s, retries, give_up_s, token_env: see `Endpoints`. make_rng: makes the source of the
@@ -170,7 +170,7 @@ class JudgeReward:
         if PROMPT not in rubric:
             raise ValueError(
                 f'judge.rubric does not contain {PROMPT}, so the judge would not know what the '
-                'picture should show'
+                'image should show'
             )
         self.range = low_high('judge.range', range, 'score of the rubric')
         at_least_one('judge', asks=asks, max_tokens=max_tokens, concurrency=concurrency)
@@ -190,7 +190,9 @@ class JudgeReward:
         self._met, self._meeting = False, threading.Lock()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
-        """Once: does a server list the model? Raises ValueError, or RewardError as `__call__`."""
+        """Checks once that a server lists the model. Raises ValueError, or RewardError as
+        `__call__`.
+        """
         with self._meeting:
             if not self._met:
                 self._endpoints.call('GET', '/models', b'', '', self._read_models)
@@ -199,8 +201,8 @@ class JudgeReward:
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[dict]
     ) -> Scores:
-        """Implements `Reward`. Raises RewardsGone where no server answers for `give_up_s`,
-        RewardError where none answers rightly.
+        """Implements `Reward`. Raises RewardsGone if no server answers for `give_up_s`, RewardError
+        if no answer is usable.
         """
         check_batch(images, prompts, metadata)
         scores = np.array(list(self._pool.map(self._judge, images, prompts)), np.float32)
@@ -211,7 +213,7 @@ class JudgeReward:
         self._endpoints.interrupt()
 
     def _judge(self, image: np.ndarray, prompt: str) -> float:
-        """The score of one picture, NaN where the judge gives none."""
+        """The score of one image, NaN if the judge gives none."""
         png = io.BytesIO()
         Image.fromarray(image).save(png, format='PNG', compress_level=1)
         url = 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode()
@@ -236,7 +238,7 @@ class JudgeReward:
             if score is not None and self.range[0] <= score <= self.range[1]:
                 return score
         log.warning(
-            'judge: no score in %d answers for a picture of %r; the last one: %.300r',
+            'judge: no score in %d answers for an image of %r; the last one: %.300r',
             self._asks,
             prompt,
             text,

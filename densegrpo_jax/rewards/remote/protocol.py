@@ -8,19 +8,18 @@ POST /score carries a msgpack map, and so does its answer (status 200):
     answer    {protocol: 1, id: str, fingerprint: str, names: [K x str],
                scores: [N x [digest, [K x float] or nil]]}
 
-Every picture is the raw bytes of uint8 [H, W, 3] (RGB, row by row): lossless by construction,
-nothing to decode. PNG, lossless too, would halve the bytes for tens of milliseconds of a core per
-picture; base64 in JSON would add a third. Nothing on either side is ever unpickled.
+Every image is the raw bytes of uint8 [H, W, 3] (RGB, row by row): lossless, with nothing to decode.
+PNG, lossless too, would halve the bytes but take tens of milliseconds of a core per image; base64
+in JSON would add a third. Neither side ever unpickles anything.
 
-An answer cannot be credited to the wrong picture: it repeats the request's id, and holds each
-picture's scores together with the digest that the server took of what it scored,
-`digest(id, index, prompt, image)`. nil stands for a picture that could not be scored, so no NaN is
-sent, and one that arrives is an error. `fingerprint` names the reward: servers of one run must show
-the same.
+An answer cannot be credited to the wrong image: it repeats the request's id, and gives each image's
+scores together with the server's digest of what it scored, `digest(id, index, prompt, image)`. nil
+stands for an image that could not be scored. NaN is never sent, and a NaN that arrives is an error.
+`fingerprint` names the reward: all servers of a run must show the same one.
 
-POST /check carries {protocol, prompts, metadata}. Decoding is strict: a missing or unknown key, a
-wrong type, shape, number or value raises ProtocolError naming the field. This file needs NumPy and
-msgpack alone and may be copied next to a reward model of another environment.
+POST /check carries {protocol, prompts, metadata}. Decoding is strict: a missing or unknown key, or
+a wrong type, shape, number or value, raises ProtocolError, which names the field. This file needs
+only NumPy and msgpack, and may be copied next to a reward model in another environment.
 """
 
 import hashlib
@@ -37,11 +36,11 @@ MEDIA_TYPE = 'application/msgpack'
 
 
 class ProtocolError(ValueError):
-    """A message that is not what this protocol says; names the field."""
+    """A message that violates this protocol; the error names the field."""
 
 
 class Request(NamedTuple):
-    """N pictures to score: id, uint8 [N, H, W, 3], N prompts, N dicts of JSON values."""
+    """N images to score: id, uint8 [N, H, W, 3], N prompts, N dicts of JSON values."""
 
     id: str
     images: np.ndarray
@@ -50,8 +49,8 @@ class Request(NamedTuple):
 
 
 def digest(request_id: str, index: int, prompt: str, image: bytes | np.ndarray) -> bytes:
-    """What ties a score to picture `index` of a request: blake2b of 16 bytes over
-    'id/index/prompt', a zero byte and the raw picture.
+    """The digest that ties a score to image `index` of a request: blake2b of 16 bytes over
+    'id/index/prompt', a zero byte and the raw image.
     """
     state = hashlib.blake2b(f'{request_id}/{index}/{prompt}\0'.encode(), digest_size=16)
     state.update(image)
@@ -59,14 +58,14 @@ def digest(request_id: str, index: int, prompt: str, image: bytes | np.ndarray) 
 
 
 def digests(request: Request) -> list[bytes]:
-    """The `digest` of every picture of a request."""
+    """The `digest` of every image of a request."""
     pairs = zip(np.ascontiguousarray(request.images), request.prompts)
     return [digest(request.id, i, prompt, image) for i, (image, prompt) in enumerate(pairs)]
 
 
 def encode_request(request: Request) -> bytes:
-    """Raises ProtocolError for what a server could not decode, such as metadata that JSON does not
-    know.
+    """Raises ProtocolError if a server could not decode the request, for example metadata that JSON
+    cannot hold.
     """
     _texts(request.prompts, request.metadata)
     images = request.images
@@ -118,13 +117,13 @@ def decode_request(data: bytes) -> Request:
             f'{math.prod(shape[1:])} bytes, as shape says',
             len(image) if isinstance(image, bytes) else image,
         )
-    # writable, unlike one of bytes
+    # writable, unlike an array over bytes
     pictures = np.frombuffer(bytearray().join(images), np.uint8).reshape(shape)
     return Request(name, pictures, message['prompts'], message['metadata'])
 
 
 def encode_check(prompts: Sequence[str], metadata: Sequence[dict]) -> bytes:
-    """The body of POST /check: could these be scored? Raises ProtocolError."""
+    """The body of POST /check, which asks whether prompts can be scored. Raises ProtocolError."""
     _texts(prompts, metadata)
     return msgpack.packb(
         {'protocol': PROTOCOL, 'prompts': list(prompts), 'metadata': list(metadata)}
@@ -168,18 +167,18 @@ def decode_response(
     fingerprint: str,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Scores of `request`, from an answer that is proved to be the answer to it.
+    """Scores of `request`, from an answer after checking that it answers this request.
 
     Args:
-      names, fingerprint: what the reward must call its scores and itself. bounds: lowest and
-        highest value of names[0].
+      names, fingerprint: the score names and the fingerprint that the reward must have.
+      bounds: lowest and highest value of names[0].
 
     Returns:
-      name -> float32 [N], NaN where the picture could not be scored, and bool [N]: whether it
+      name -> float32 [N], NaN where the image could not be scored, and bool [N]: whether it
       could.
 
     Raises:
-      ProtocolError: anything else than that.
+      ProtocolError: a check fails.
     """
     message = _open(data, ('protocol', 'id', 'fingerprint', 'names', 'scores'))
     _require(
@@ -209,7 +208,7 @@ def decode_response(
             isinstance(score, list) and len(score) == 2, f'scores[{i}]', '[digest, values]', score
         )
         _require(
-            score[0] == mark, f'scores[{i}][0]', f'the digest {mark.hex()} of picture {i}', score[0]
+            score[0] == mark, f'scores[{i}][0]', f'the digest {mark.hex()} of image {i}', score[0]
         )
         if score[1] is None:
             continue
@@ -225,7 +224,7 @@ def decode_response(
             'numbers',
             score[1],
         )
-        # what is too large for float32 becomes infinite, and is refused
+        # values too large for float32 become infinite, and are refused
         with np.errstate(over='ignore'):
             table[i] = score[1]
         _require(
@@ -253,7 +252,7 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
             f'{len(data)} bytes are not one msgpack message: {error or type(error).__name__}'
         ) from error
     _require(isinstance(message, dict), 'message', 'a map', type(message).__name__)
-    if message.get('protocol') != PROTOCOL:  # first: another version may well have other keys
+    if message.get('protocol') != PROTOCOL:  # first: another version may have other keys
         raise ProtocolError(
             f'protocol: expected {PROTOCOL}, found {message.get("protocol")!r}; server and run '
             'need the same version'
@@ -271,7 +270,9 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
 
 
 def _texts(prompts, metadata) -> None:
-    """Raises ProtocolError unless these are lists of as many strings as dicts of JSON values."""
+    """Raises ProtocolError unless these are lists of equal length, of strings and of dicts of JSON
+    values.
+    """
     for field, value in (('prompts', prompts), ('metadata', metadata)):
         _require(isinstance(value, list | tuple), field, 'a list', type(value).__name__)
     _require(

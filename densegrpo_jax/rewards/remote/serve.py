@@ -19,9 +19,7 @@ LOOPBACK = ('127.0.0.1', '::1', 'localhost')
 
 
 def served(spec) -> Reward:
-    """The reward of a config as it is served: a single part of weight 1 by itself, else the
-    weighted sum.
-    """
+    """The served reward of a config: a single part of weight 1 by itself, else the weighted sum."""
     reward = build_reward(spec)
     (part, weight), *others = reward.parts
     return reward if others or weight != 1 else part
@@ -38,16 +36,16 @@ def serve(
     max_request_bytes: int,
     drain_s: int,
 ) -> None:
-    """Answers requests until SIGTERM or SIGINT, then finishes those under way. Main thread only.
+    """Answers requests until SIGTERM or SIGINT, then finishes running ones. Main thread only.
 
     Args:
       spec: `config.reward`.
       host, port: to listen on; port 0 = any free one.
-      drain_s: seconds that requests under way are given.
-      token, workers, max_queue, max_request_bytes: of `RewardService`.
+      drain_s: seconds that running requests have to finish.
+      token, workers, max_queue, max_request_bytes: see `RewardService`.
 
     Raises:
-      ValueError: a reward that cannot be made, or an address that cannot be listened on.
+      ValueError: the reward cannot be made, or the server cannot listen on the address.
     """
     reward = served(spec)
     name = fingerprint(reward, json.loads(spec.to_json_best_effort()), __version__)
@@ -62,13 +60,13 @@ def serve(
         ) from None
     if not token and host not in LOOPBACK:
         logging.warning(
-            'anybody who reaches %s can use this service; give it a token with --token_env', host
+            'anyone who can reach %s can use this service; give it a token with --token_env', host
         )
     shown = f'[{host}]' if family == socket.AF_INET6 else host
     where = f'http://{shown}:{listening.getsockname()[1]}'
     logging.info('serving %s, fingerprint %s, on %s', ', '.join(reward.names), name, where)
-    # uvicorn hands the signal that stopped it on to the handlers found here: having stopped is what
-    # it asked for.
+    # uvicorn passes the signal that stopped it on to these handlers: the server has stopped
+    # already, so they do nothing.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     settings = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""The reward server: an ASGI application that scores batches of pictures with any `Reward`.
+"""The reward server: an ASGI application that scores batches of images with any `Reward`.
 
     GET  /health  {status, pending, max_queue, images, invalid}; needs no token
     GET  /info    {protocol, package, version, fingerprint, names, range, needs_metadata,
@@ -6,9 +6,9 @@
     POST /check   can these prompts be scored? 200, or 422 with a message that names the prompt
     POST /score   see rewards/remote/protocol.py
 
-Refusals are JSON, {"error": message}: 401 wrong token, 408 a request that does not arrive, 413 too
-large, 422 malformed or not scorable (the field is named), 429 as many requests as the queue holds
-(with Retry-After), 500 the reward failed.
+Refusals are JSON, {"error": message}: 401 wrong token, 408 the request does not arrive in time, 413
+too large, 422 malformed or not scorable (the message names the field), 429 the queue is full (with
+Retry-After), 500 the reward failed.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from densegrpo_jax.rewards.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
-# in which a request must arrive: a place in the queue is not held by a sender that has died
+# time limit for a request to arrive, so that a dead sender does not keep a place in the queue
 READ_SECONDS = 60.0
 RETRY_AFTER_SECONDS = 1
 
 
 def fingerprint(reward: Reward, spec: dict, version: str) -> str:
-    """Names a reward: its configuration (JSON values), scores and range, and the version of the
-    package that computes it; 16 hex digits.
+    """Identifies a reward by its configuration (JSON values), scores and range, and by the version
+    of the package that computes it; 16 hex digits.
     """
     facts = [version, spec, list(reward.names), [repr(float(end)) for end in reward.range]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -49,15 +49,15 @@ class RewardService:
     """One reward behind HTTP. `app` is the ASGI application.
 
     Memory is bounded by about 3 * max_queue * max_request_bytes (raw, decoded, as an array): a
-    place in the queue comes before the body.
+    request gets its place in the queue before its body is read.
 
     Args:
-      reward: what scores; called from `workers` threads, for as many requests at a time. The others
-        wait for their turn.
+      reward: computes the scores; called from `workers` threads, each for one request at a time.
+        Other requests wait for their turn.
       name: its `fingerprint`. version: of the package.
       token: bearer token that every request but /health must carry; '' = none.
-      max_queue: requests that may be waiting or under way; more are refused with 429.
-      max_request_bytes: a larger body is refused as soon as that is seen.
+      max_queue: most requests that wait or run; more are refused with 429.
+      max_request_bytes: a larger body is refused as soon as its size shows.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RewardService:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app):
         yield
-        # what was accepted is scored before the process ends
+        # accepted requests are scored before the process ends
         await asyncio.to_thread(self._scorer.close)
 
     async def _health(self, request: Request) -> Response:
@@ -139,8 +139,8 @@ class RewardService:
             with _unprocessable():
                 asked = await asyncio.to_thread(protocol.decode_request, await self._read(request))
             async with self._turns:
-                # A sender whose time limit has passed has gone, and asks again: scoring for nobody
-                # would make that one wait too long too.
+                # A sender whose time limit has passed is gone and asks again: scoring for nobody
+                # would make the new request wait too long as well.
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 with _unprocessable():
@@ -153,16 +153,14 @@ class RewardService:
                     )
                 try:
                     scores = await asyncio.wrap_future(future)
-                # whatever went wrong in a reward: the caller is told, and the server goes on
+                # any error of a reward: tell the caller, and keep serving
                 except Exception as error:
-                    log.exception(
-                        'the reward failed on a request of %d pictures', len(asked.images)
-                    )
+                    log.exception('the reward failed on a request of %d images', len(asked.images))
                     raise HTTPException(
                         500, f'the reward failed: {type(error).__name__}: {error}'
                     ) from error
-            # The protocol knows pictures with all of their scores or with none: one that is only
-            # logged cannot be missing alone.
+            # In the protocol an image has all of its scores or none: a score that is only logged
+            # cannot be missing alone.
             valid = scores.valid & np.isfinite(list(scores.values.values())).all(0)
             answer = await asyncio.to_thread(
                 protocol.encode_response,
@@ -182,7 +180,7 @@ class RewardService:
             if self._pending >= self._max_queue:
                 raise HTTPException(
                     429,
-                    f'{self._pending} requests are waiting or under way',
+                    f'{self._pending} requests are waiting or running',
                     {'Retry-After': str(RETRY_AFTER_SECONDS)},
                 )
         except HTTPException:
@@ -204,16 +202,16 @@ class RewardService:
         if body is None:
             raise HTTPException(
                 413,
-                f'the request is larger than {self._max_request_bytes} bytes; send fewer pictures '
+                f'the request is larger than {self._max_request_bytes} bytes; send fewer images '
                 'at once',
             )
         return body
 
     async def _receive(self, request: Request, keep: int) -> bytearray | None:
-        """The body, or None where it is larger than `keep` bytes.
+        """The body, or None if it is larger than `keep` bytes.
 
-        What will be refused is read on and thrown away, within limits: closing a connection with
-        data unread would reset it, and the sender would not see the refusal.
+        A body that will be refused is still read and discarded, within limits: closing a connection
+        with unread data would reset it, and the sender would not see the refusal.
         """
         body, size = bytearray(), 0
         try:
@@ -233,7 +231,7 @@ class RewardService:
 
 @contextlib.contextmanager
 def _unprocessable():
-    """What a request is to blame for becomes status 422."""
+    """Errors that the request caused become status 422."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -245,5 +243,5 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
 
 
 async def _nobody(request: Request, error: ClientDisconnect) -> Response:
-    # the sender has gone, in the middle of its request or while that waited: this goes nowhere
+    # the sender has gone, during its request or while it waited: nobody receives this
     return Response(status_code=400)
