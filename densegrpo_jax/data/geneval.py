@@ -1,6 +1,4 @@
-"""GenEval prompts (arXiv 2310.11513): what a row asks for, and files with one JSON object a
-line.
-"""
+"""GenEval prompts (arXiv 2310.11513): rows that say what to show, in files of one JSON per line."""
 
 from pathlib import Path
 
@@ -96,7 +94,7 @@ OBJECTS = (
 
 
 def geneval_prompts(path: str | Path) -> PromptSet:
-    """Reads one JSON object a line (`read_text`; blank lines skipped), such as
+    """Reads one JSON object per line (`read_text`; blank lines skipped), such as
 
         {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}],
          "prompt": "a photo of a red cup"}   (on one line)
@@ -105,8 +103,8 @@ def geneval_prompts(path: str | Path) -> PromptSet:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a line that is no such object, or a file without prompts; names the file and the
-        line number.
+      ValueError: a line is not such an object, or the file has no prompts; the message names the
+        file and the line number.
     """
     prompts = []
     for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
@@ -120,7 +118,7 @@ def geneval_prompts(path: str | Path) -> PromptSet:
                 raise ValueError(f'{path}:{number}: not a GenEval prompt: {error}') from None
             prompts.append(Prompt(row['prompt'], row))
     if not prompts:
-        raise ValueError(f'{path}: the file holds no prompt; write one JSON object a line')
+        raise ValueError(f'{path}: the file holds no prompt; write one JSON object per line')
     return PromptSet(tuple(prompts))
 
 
@@ -129,13 +127,14 @@ def check_metadata(metadata: dict, objects: tuple[str, ...] = OBJECTS) -> None:
 
     Args:
       metadata: `tag` (one of TAGS); `include`, a list of clauses that must hold: `class` (one of
-        `objects`), `count` (of at least 1) and perhaps `color` (one of COLOURS) and `position`,
-        [relation (one of RELATIONS), index of an earlier clause of `include`]; perhaps `exclude`, a
-        list of {class, count}: so many or more must not be there; perhaps `prompt`.
-      objects: what prompts may name.
+        `objects`), `count` (of at least 1), optionally `color` (one of COLOURS) and `position`,
+        [relation (one of RELATIONS), index of an earlier clause of `include`]; optionally
+        `exclude`, a list of {class, count}: the image must show fewer than `count` of the class;
+        optionally `prompt`.
+      objects: the classes that prompts may name.
 
     Raises:
-      ValueError: names the key, what was found and what was expected.
+      ValueError: the message names the key, what was found and what was expected.
     """
     if not isinstance(metadata, dict):
         raise ValueError(f'expected an object with tag and include, found {metadata!r}')

@@ -1,4 +1,4 @@
-"""Prompt sets: the miniature's scenes and text files with one prompt a line."""
+"""Prompt sets: the miniature's scenes, and text files with one prompt per line."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from pathlib import Path
 from densegrpo_jax.data.words import ASSETS, held_out_words, train_words
 from densegrpo_jax.runtime.reading import read_text
 
-# One look in render.py per scene. At most 6 words before the quote, so that the longest prompt fits
-# 16 T5 tokens.
+# render.py has one look per scene. At most 6 words precede the quote, so that the longest prompt
+# fits 16 T5 tokens.
 SCENES: dict[str, str] = {
     'neon': 'A neon sign that says "{}"',
     'chalkboard': 'A chalkboard that reads "{}"',
@@ -23,20 +23,20 @@ SCENES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what a reward may need besides."""
+    """A prompt and the metadata that rewards may need."""
 
     text: str
     metadata: dict = field(default_factory=dict)
 
     @property
     def target(self) -> str | None:
-        """The text that its picture should show; None if it shows none."""
+        """The text that its image should show; None if it shows none."""
         return self.metadata.get('target')
 
 
 @dataclass(frozen=True)
 class PromptSet(Sequence[Prompt]):
-    """An ordered, immutable list of prompts. A prompt is known by its index, never by its text."""
+    """An ordered, immutable list of prompts. Its index identifies a prompt, never its text."""
 
     prompts: tuple[Prompt, ...]
 
@@ -51,7 +51,7 @@ class PromptSet(Sequence[Prompt]):
 
     @classmethod
     def from_text(cls, path: str | Path, *, quoted_target: bool = True) -> 'PromptSet':
-        """Reads one prompt a line (`read_text`; blank lines skipped).
+        """Reads one prompt per line (`read_text`; blank lines skipped).
 
         Args:
           path: text file.
@@ -60,8 +60,8 @@ class PromptSet(Sequence[Prompt]):
 
         Raises:
           FileNotFoundError: no such file.
-          ValueError: a line without a quoted target, or a file without prompts; names the file and
-            the line number.
+          ValueError: a line has no quoted target, or the file has no prompts; the message names the
+            file and the line number.
         """
         prompts = []
         for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
@@ -70,12 +70,12 @@ class PromptSet(Sequence[Prompt]):
                     ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text)
                 )
         if not prompts:
-            raise ValueError(f'{path}: the file holds no prompt; write one prompt a line')
+            raise ValueError(f'{path}: the file holds no prompt; write one prompt per line')
         return cls(tuple(prompts))
 
 
 def columns(prompts: Iterable[Prompt]) -> tuple[list[str], list[dict]]:
-    """(texts, metadata), as rewards take them."""
+    """(texts, metadata), in the form that rewards take."""
     prompts = list(prompts)
     return [p.text for p in prompts], [p.metadata for p in prompts]
 
@@ -85,7 +85,7 @@ def quoted_target(text: str, where: str = 'prompt') -> str:
     removed.
 
     Raises:
-      ValueError: there is no such pair, or nothing but spaces in it; `where` names the place in the
+      ValueError: there is no such pair, or only spaces in it; `where` names the place in the
         message.
     """
     parts = text.split('"', 2)
@@ -115,7 +115,7 @@ def tiny_train_prompts() -> PromptSet:
 
 
 def tiny_eval_prompts() -> PromptSet:
-    """Every held-out word once, in file order, the scenes in turn: 320 prompts, 40 per scene."""
+    """Every held-out word once, in file order, with scenes in turn: 320 prompts, 40 per scene."""
     scenes = tuple(SCENES)
     return PromptSet(
         tuple(
@@ -125,8 +125,8 @@ def tiny_eval_prompts() -> PromptSet:
 
 
 def panel_prompts() -> PromptSet:
-    """Sixty prompts of six categories for what a run was not trained on (assets/panel_prompts.txt);
-    metadata['tag'] is the category.
+    """Sixty prompts of six categories, to measure what a run was not trained on
+    (assets/panel_prompts.txt); metadata['tag'] is the category.
     """
     category, prompts = '', []
     for line in (ASSETS / 'panel_prompts.txt').read_text(encoding='utf-8').splitlines():

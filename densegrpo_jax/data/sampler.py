@@ -1,5 +1,5 @@
-"""Which prompts a training step uses: a pure function of the step number, so that a resumed run
-needs no generator state.
+"""Chooses the prompts of a training step by a pure function of the step number, so that a resumed
+run needs no generator state.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ T = TypeVar('T')
 def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> list[T]:
     """The prompts of a training step, one group of samples each.
 
-    Every epoch is a fresh seeded permutation cut into floor(len(prompts) / count) steps; the rest
-    of the permutation is left out, so a step never holds a prompt twice (two groups of one prompt
+    Every epoch is a fresh seeded permutation cut into floor(len(prompts) / count) steps. The rest
+    of the permutation is dropped, so a step never holds a prompt twice (two groups of one prompt
     would be one group).
 
     Args:
@@ -24,7 +24,7 @@ def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> 
       seed: of the run.
 
     Returns:
-      `count` prompts from different places of the set.
+      `count` prompts with different indices.
 
     Raises:
       ValueError: fewer prompts than a step needs, or a negative step.

@@ -1,5 +1,5 @@
 """OCR scenes for large models: a seeded generator of natural prompts, each with one quoted phrase
-that the picture must spell.
+that the image must spell.
 
 `python -m densegrpo_jax.data.scenes --count 20000 --out ocr_train.txt` writes a prompt file. The
 grammar is assets/scenes.toml. No phrase of Flow-GRPO's OCR test set is ever generated:
@@ -59,7 +59,7 @@ def expand(text: str, slots: dict[str, list[str]], rng: np.random.Generator) -> 
 
 
 def normalise(target: str) -> str:
-    """What two targets are compared by: letters and digits only, lower case."""
+    """The form in which targets are compared: letters and digits only, lower case."""
     return ''.join(c for c in target.casefold() if c.isalnum())
 
 
@@ -118,8 +118,8 @@ def scene_prompts(count: int, seed: int) -> PromptSet:
 
 
 def remove_overlap(prompts: PromptSet, test_file: str | Path) -> PromptSet:
-    """`prompts` without those whose target or text occurs in an OCR prompt file, compared by
-    letters and digits alone.
+    """`prompts` without those whose target or text occurs in an OCR prompt file; only letters and
+    digits are compared.
 
     Raises:
       FileNotFoundError, ValueError: as `PromptSet.from_text`.
@@ -136,7 +136,7 @@ def remove_overlap(prompts: PromptSet, test_file: str | Path) -> PromptSet:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Write OCR training prompts, one a line.')
+    parser = argparse.ArgumentParser(description='Write OCR training prompts, one per line.')
     parser.add_argument('--count', type=int, default=20_000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', required=True, help='text file to write')

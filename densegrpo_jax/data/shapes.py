@@ -1,10 +1,10 @@
 """Coloured shapes with counts and positions: GenEval's six tasks in miniature, as prompts, metadata
-rows and drawn pictures.
+rows and drawn images.
 
-A scene is one or two groups of equal shapes. Its *composition* is what it asks for, in whatever
+A scene is one or two groups of equal shapes. Its *composition* is what it asks for, whatever the
 words: "a circle left of a square" and "a square right of a circle" are one composition. A quarter
-of all compositions is held out by a hash, so that no training prompt, of the base model or of a run
-on it, ever asks for one; single objects are held out altogether.
+of all compositions is held out by a hash: no training prompt, neither of the base model nor of a
+run on it, asks for one. Single objects are all held out.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ NUMBERS = ('', 'a', 'two', 'three', 'four')
 PREFIX = 'a photo of '
 SIZE = 48  # pixels, height and width; a multiple of CELL
 
-# How often a task is trained on: Flow-GRPO's proportions for GenEval, single objects never. The
-# base model sees the easy ones more often.
+# Proportions of the tasks in training: Flow-GRPO's for GenEval, without single objects. The base
+# model sees easy tasks more often.
 RUN_WEIGHTS = {'position': 7, 'counting': 5, 'color_attr': 3, 'colors': 1, 'two_object': 1}
 BASE_WEIGHTS = {'position': 3, 'counting': 2, 'color_attr': 2, 'colors': 1, 'two_object': 1}
 # GenEval's names
@@ -47,8 +47,8 @@ TAGS = ('single_object', 'two_object', 'colors', 'counting', 'color_attr', 'posi
 # of each task, as in GenEval: the mean over all rows is then its overall score, the mean over tasks
 EVAL_ROWS = 100
 
-# Objects lie about the middles of cells as large as a token of the network: a small network then
-# draws them after far fewer pictures.
+# Objects lie near the middles of cells as large as a token of the network: a small network then
+# learns to draw them from far fewer images.
 CELL = 16  # pixels
 STRAY = 1.5  # pixels from the middle, at most, on each axis
 RADII = (5.2, 6.6)  # pixels
@@ -78,9 +78,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture should show. relation: of the first group to the second, None where there is
-    none.
-    """
+    """What an image should show. relation: of the first group to the second, or None."""
 
     tag: str
     groups: tuple[Group, ...]
@@ -154,24 +152,24 @@ def training_scene(weights: dict[str, int], rng: np.random.Generator) -> Scene:
 
 
 def shapes_train_prompts(count: int = 4096) -> PromptSet:
-    """`count` training prompts, task by `RUN_WEIGHTS`; the rarer tasks have fewer compositions,
-    which come up again and again.
+    """`count` training prompts, tasks drawn by `RUN_WEIGHTS`; rarer tasks have fewer compositions,
+    which recur often.
     """
     rng = np.random.default_rng(0)
     return PromptSet(tuple(training_scene(RUN_WEIGHTS, rng).prompt() for _ in range(count)))
 
 
 def shapes_eval_prompts() -> PromptSet:
-    """600 rows, `EVAL_ROWS` held-out prompts of each task, shuffled; 261 differ, since a task that
-    has fewer repeats them.
+    """600 rows, `EVAL_ROWS` held-out prompts of each task, shuffled; 261 are distinct, since a task
+    with fewer prompts repeats them.
 
-    An evaluation draws noise by row, so the rows of one prompt are different pictures, as GenEval's
-    four of each prompt are.
+    An evaluation draws noise by row, so the rows of one prompt give different images, like the four
+    images per prompt in GenEval.
     """
     rng, rows = np.random.default_rng(1), []
     for tag in TAGS:
         found: dict[str, Prompt] = {}
-        for _ in range(3000):  # enough to meet every held-out prompt of the tasks that have few
+        for _ in range(3000):  # enough to draw every held-out prompt of the tasks that have few
             scene = random_scene(tag, rng)
             if scene.held_out() and len(found) < EVAL_ROWS:
                 found.setdefault(scene.words(), scene.prompt())
@@ -193,11 +191,11 @@ class Object:
 
 
 def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Object]:
-    """The objects of a scene, group by group, in random cells of a picture of `size` pixels that
+    """The objects of a scene, group by group, in random cells of an image of `size` pixels that
     satisfy its relation.
 
-    No two of them come closer than `GAP`; in a relation every object of one group is clearly on its
-    side of every one of the other.
+    No two objects are closer than `GAP`; in a relation every object of one group is clearly on its
+    side of every object of the other.
     """
     count = sum(g.count for g in scene.groups)
     group = np.repeat(np.arange(len(scene.groups)), [g.count for g in scene.groups])
@@ -235,8 +233,8 @@ def place(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> list[Obje
 
 
 def outline(shape: str) -> np.ndarray:
-    """Corners [n, 2] of a shape of radius 1 around its centre; the circle has none and is drawn as
-    one.
+    """Corners [n, 2] of a shape of radius 1 around its centre. A circle has none and is drawn as a
+    circle.
     """
     ring = lambda angles, r: (
         np.stack([np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))], 1)
@@ -262,7 +260,7 @@ def draw(
     size: int = SIZE,
     jitter=lambda colour: colour,
 ) -> np.ndarray:
-    """The picture, antialiased: uint8 [size, size, 3]. jitter: changes the colour of each
+    """The image, antialiased: uint8 [size, size, 3]. jitter: changes the colour of each
     object.
     """
     fine = 4
@@ -284,8 +282,8 @@ def draw(
 
 
 def render(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """Draws a scene: random places, sizes, tilts, shades and background, and colours where it names
-    none. uint8 [size, size, 3].
+    """Draws a scene with random places, sizes, tilts, shades and background, and random colours
+    where it names none. uint8 [size, size, 3].
     """
     objects = place(scene, rng, size)
     shade = lambda colour: tuple(

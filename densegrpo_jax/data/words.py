@@ -1,8 +1,8 @@
 """Word lists of the miniature: common English words of 3 to 5 letters, split into train and
 held-out.
 
-The split is a pair of committed files, so a model never meets a held-out word before evaluation,
-whatever seed it is trained with.
+The split is a pair of committed files, so a model never sees a held-out word before evaluation,
+whatever its training seed.
 """
 
 import functools
