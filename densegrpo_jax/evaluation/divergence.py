@@ -29,15 +29,15 @@ class Divergence:
     """KL(policy || base) along trajectories that the policy samples as in training
     (`config.rollout`), one per prompt.
 
-    Of a prompt it is the mean over the trained transitions of `kl_divergence`, form 'gaussian'
-    whatever `loss.kl_form` says: the squared difference of the two Gaussian steps' means over 2
-    std^2, averaged over the elements of the latent. The policy is what training takes for it: the
-    guided network, or with `loss.cfg=False` the prompt's own prediction on guided samples. Prompt i
-    has the same noise always.
+    A prompt's KL is the mean over the trained transitions of `kl_divergence`, in the form
+    'gaussian' whatever `loss.kl_form` says: the squared difference of the means of the two Gaussian
+    transitions over 2 std^2, averaged over the elements of the latent. The policy is the one that
+    training uses: the guided network, or with `loss.cfg=False` the prompt's own prediction on
+    guided samples. Prompt i always has the same noise.
 
     Args:
       session: holds the prompts' conditioning.
-      count: how many of the prompts, from the first.
+      count: how many prompts, counted from the first.
     """
 
     def __init__(self, session: Session, prompts: PromptSet, count: int):
@@ -92,9 +92,8 @@ class Divergence:
         """float32 [N], NaN for prompts that are not among the first `count`; 0 for the base (policy
         None).
 
-        record, key, name: as in `Evaluator`; what the record has is not computed again.
-        psi: the file of the run that this policy is from, where it calibrated first
-        (`noise.calibrate`).
+        record, key, name: as in `Evaluator`; values in the record are not computed again.
+        psi: the file of the policy's run, if the run calibrated first (`noise.calibrate`).
         """
         s, stop = self._session, self._session.stop
         kl = np.full(len(self._prompts), np.nan, np.float32)

@@ -1,5 +1,5 @@
-"""Diversity of the pictures that a policy draws for one prompt: their mean pairwise distance in an
-embedding of pictures.
+"""Diversity of the images that a policy draws for one prompt: their mean pairwise distance in an
+embedding of images.
 """
 
 from __future__ import annotations
@@ -11,35 +11,34 @@ import jax
 import numpy as np
 from PIL import Image
 
-SIDE = 16  # of the embedding that needs no model
+SIDE = 16  # pixels of the embedding without a model
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def pairwise_diversity(embeddings: np.ndarray) -> np.ndarray:
-    """Mean of 1 - cosine over the G (G - 1) / 2 pairs of every group: 0 where all are equal, 1
-    where they are orthogonal on average.
+    """Mean of 1 - cosine over the G (G - 1) / 2 pairs of every group: 0 if all are equal, 1 if they
+    are orthogonal on average.
 
     Args:
-      embeddings: [P, G, D] with G >= 2, of any length but 0.
+      embeddings: [P, G, D] with G >= 2, of any non-zero length.
 
     Returns:
       float32 [P].
     """
     groups, group, _ = embeddings.shape
     if group < 2:
-        raise ValueError(f'groups of {group}: a distance takes at least 2 pictures of a prompt')
+        raise ValueError(f'groups of {group}: a distance takes at least 2 images of a prompt')
     unit = np.asarray(embeddings, np.float64)
     unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
-    # The sum of all cosines is |sum of unit vectors|^2; G of them are those of a picture with
-    # itself.
+    # The sum of all cosines is |sum of unit vectors|^2; G of them pair an image with itself.
     cosines = np.square(unit.sum(1)).sum(-1) - group
     return (1 - cosines / (group * (group - 1))).astype(np.float32).reshape(groups)
 
 
 def pixel_embedding(images: np.ndarray) -> np.ndarray:
-    """Pictures uint8 [N, H, W, 3] as 16 x 16 pixels around mid-grey, float32 [N, 768]: colours and
-    layout, nothing of meaning.
+    """Images uint8 [N, H, W, 3] as 16 x 16 pixels around mid-grey, float32 [N, 768]: colours and
+    layout, not meaning.
     """
     small = [
         np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.BOX), np.float32)
@@ -53,7 +52,8 @@ def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
     Hugging Face id, `name`.
 
     Returns:
-      uint8 [N, H, W, 3] -> float32 [N, D]. One program is compiled per number and size of pictures.
+      A function uint8 [N, H, W, 3] -> float32 [N, D]. It compiles one program per number and size
+      of images.
 
     Raises:
       ValueError, FileNotFoundError: there is no such folder, or it holds something else.

@@ -1,5 +1,5 @@
-"""Several policies on the same prompts and noise: every score, diversity, KL, and the tables and
-sheets of it all.
+"""Evaluates several policies on the same prompts and noise: every score, diversity, KL, and their
+tables and sheets.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ def evaluate(
     mesh: Mesh | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, dict[str, Evaluation]]:
-    """Prompt set -> policy -> Evaluation; also written to `out` by the primary process, from where
-    it continues.
+    """Prompt set -> policy -> Evaluation. The primary process also writes it to `out`, and a later
+    call continues from there.
 
     Args:
-      group: pictures per prompt; of more than one the diversity is measured.
+      group: images per prompt; with more than one, diversity is measured.
       kl_prompts: how many of the evaluation's prompts the KL is measured on; 0: none.
       restart: forget what `out` has.
-      stop: what asks for a stop, and the processes; None: this one alone.
+      stop: the stop request, and the processes; None: this process alone.
 
     Raises:
       Preempted: a stop was requested.
-      RewardError: a score that no picture of a policy has. ValueError, FileNotFoundError: what
-        cannot be used.
+      RewardError: no image of a policy has a certain score.
+      ValueError, FileNotFoundError: an argument or file cannot be used.
     """
     if not policies:
         raise ValueError('nothing to score: --nobase and no --checkpoint')
@@ -89,8 +89,8 @@ def evaluate(
                     result.scores[KL] = divergence(policy, record, key, psi=psi)
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
-                        f'{chosen.label}, {name}: not one picture has a score {empty[0]!r}; the '
-                        'log tells why. --restart tries again'
+                        f'{chosen.label}, {name}: not one image has a score {empty[0]!r}; the '
+                        'log says why. --restart tries again'
                     )
                 logging.info('%s, %s: %s', chosen.label, name, _line(result))
     if session.hosts.primary:

@@ -31,18 +31,18 @@ DIVERSITY = 'diversity'
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of one evaluation: name -> float32 [N] (NaN where nothing could be scored), and the
-    first pictures.
+    """Scores of one evaluation: name -> float32 [N] (NaN where a prompt has no score), and the
+    first images.
 
-    With several pictures per prompt a score is their mean.
+    With several images per prompt a score is their mean.
     """
 
     scores: dict[str, np.ndarray]
-    # uint8 [shown, H, W, 3], of each prompt the first; whole in the primary process
+    # uint8 [shown, H, W, 3], the first image of each prompt; complete in the primary process
     images: np.ndarray
     prompts: list[str]
-    group: int = 1  # pictures per prompt
-    seconds: float = 0.0  # it took
+    group: int = 1  # images per prompt
+    seconds: float = 0.0  # duration
 
     def mean(self, name: str = 'total') -> float:
         return _mean(self.scores[name])
@@ -52,23 +52,23 @@ class Evaluation:
         return int(np.isfinite(self.scores[name]).sum())
 
     def standard_error(self, name: str = 'total') -> float:
-        """Of the mean over prompts: sample standard deviation / sqrt(N)."""
+        """Standard error of the mean over prompts: sample standard deviation / sqrt(N)."""
         return _standard_error(self.scores[name])
 
     def change(self, base: Evaluation, name: str = 'total') -> tuple[float, float]:
-        """Mean difference to another evaluation of the same prompts, and its standard error; of the
-        prompts that both have scores for.
+        """Mean difference to another evaluation of the same prompts, and its standard error, over
+        the prompts that have scores in both.
         """
         difference = self.scores[name] - base.scores[name]
         return _mean(difference), _standard_error(difference)
 
     @property
     def over_group(self) -> str:
-        """What to add to a single prompt's score in a caption."""
+        """The addition to a single prompt's score in a caption."""
         return f' (mean of {self.group})' if self.group > 1 else ''
 
     def save_sheet(self, path: pathlib.Path) -> None:
-        """The pictures with their first score and prompt, as one PNG."""
+        """The images with their first score and prompt, as one PNG."""
         width, (first, *_) = self.images.shape[2], self.scores.values()
         captions = [f'{s:.2f}{self.over_group} {p}' for s, p in zip(first, self.prompts)]
         save_grid(
@@ -91,32 +91,32 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 class Sampled(NamedTuple):
-    """A batch of prompts whose pictures are being scored, `mine` by this process."""
+    """A batch of prompts whose images are being scored; this process scores `mine`."""
 
     prompts: np.ndarray  # int [n]
-    mine: np.ndarray  # int [m], places in the batch
+    mine: np.ndarray  # int [m], indices in the batch
     finite: np.ndarray  # bool [n, G]
-    futures: list[Future]  # Scores of m * G pictures, one of each scorer
+    futures: list[Future]  # Scores of m * G images, one of each scorer
     diversity: np.ndarray | None  # float32 [n]
-    images: np.ndarray  # uint8 [n, H, W, 3], the first of each prompt
+    images: np.ndarray  # uint8 [n, H, W, 3], the first image of each prompt
 
 
 class Evaluator:
     """Samples and scores every prompt of a list.
 
-    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i), its further pictures
-    g = 1, 2, ... that key folded with g: the same pictures are compared before and after, on any
-    number of devices and in any batch.
+    Prompt i always gets the noise of key fold_in(seed's evaluation stream, i), and its further
+    images g = 1, 2, ... that key folded with g. So images before and after training have the same
+    noise, on any number of devices and in any batch.
 
     Args:
       session: holds the prompts' conditioning.
-      scorers: of the training reward, and of others; a picture without a score of one of them may
-        have one of the others.
-      group: pictures per prompt. embed: what the diversity of at least two is measured in, see
-        `diversity.make_embedding`.
+      scorers: of the training reward, and of other rewards; an image without a score from one of
+        them may have scores from the others.
+      group: images per prompt.
+      embed: the embedding for the diversity of at least two images, see `diversity.make_embedding`.
       name: of the prompt set, for records.
-      sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, where several evaluators
-        shall compile it once.
+      sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, for several evaluators that
+        share one compiled program.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Evaluator:
         self._group, self._embed, self._name = group, embed, name
         if group > config.eval.batch:
             raise ValueError(
-                f'{group} pictures of a prompt are sampled together: raise '
+                f'{group} images of a prompt are sampled together: raise '
                 f'eval.batch={config.eval.batch} to at least that'
             )
         most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(session.mesh)
@@ -159,8 +159,9 @@ class Evaluator:
         """Evaluates a policy (None: the base model). Every process scores its share of each batch.
 
         Args:
-          record: of the primary process, None in others: where scores are kept as they come, under
-            the policy's `key`; prompts that it has are not sampled again, and progress is shown.
+          record: where the primary process keeps scores as they come, under the policy's `key`;
+            None in other processes. Prompts that it holds are not sampled again, and progress is
+            shown.
 
         Raises:
           Preempted: a stop was requested.
@@ -200,8 +201,8 @@ class Evaluator:
                 )
 
         def ready() -> bool:
-            # Several processes exchange their scores after the same batches: nobody waits for a
-            # program that another has not started.
+            # All processes exchange their scores after the same batches: none waits for a program
+            # that another has not started.
             return (
                 len(waiting) > 2
                 if communicator.hosts.count > 1
@@ -228,8 +229,9 @@ class Evaluator:
         return Evaluation(scores, images, texts, self._group, time.monotonic() - began)
 
     def _sampled(self, policy: dict | None, new: np.ndarray) -> Sampled:
-        """Draws the prompts `new`, and sends this process's share of them to the scorers."""
-        # A smaller batch is filled up with other prompts, so that one compiled shape serves all.
+        """Samples the prompts `new`, and sends this process's share of them to the scorers."""
+        # A smaller batch is filled up with other prompts, so that all batches have one compiled
+        # shape.
         rows = np.concatenate(
             [new, (new[-1] + 1 + np.arange(self._batch - len(new))) % len(self._prompts)]
         )
@@ -254,15 +256,15 @@ class Evaluator:
         if len(mine):
             chosen = [self._prompts[int(new[i])] for i in mine for _ in range(self._group)]
             pictures = images[mine].reshape(-1, *images.shape[2:])
-            # A last batch may be one picture that cannot be scored: whether any can is for the
-            # caller to see in the end.
+            # A last batch may be one image that cannot be scored: the caller checks at the end
+            # whether any image has a score.
             how = dict(some_valid=False, while_waiting=self._stop.check)
             futures = [scorer.submit(pictures, *columns(chosen), **how) for scorer in self._scorers]
         return Sampled(new, mine, finite, futures, diversity, images[:, 0])
 
     def _scores(self, batch: Sampled) -> dict[str, np.ndarray]:
-        """name -> float32 [n], means over the pictures of a prompt that have a score; NaN where
-        none has, or they are not `mine`.
+        """name -> float32 [n], means over the images of a prompt that have a score; NaN if none
+        has, or if the prompt is not in `mine`.
         """
         found = {name: np.full(len(batch.prompts), np.nan, np.float32) for name in self.names}
         if batch.diversity is not None:

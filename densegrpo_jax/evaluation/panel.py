@@ -19,7 +19,7 @@ from densegrpo_jax.sampling.sampler import make_schedule
 
 
 class Policy(NamedTuple):
-    """What is scored: the base model (workdir None) or a checkpoint of a run."""
+    """A policy to score: the base model (workdir None) or a checkpoint of a run."""
 
     label: str
     workdir: pathlib.Path | None = None
@@ -27,7 +27,7 @@ class Policy(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A prompt set and the rewards that its pictures are scored with."""
+    """A prompt set and the rewards that score its images."""
 
     prompts: PromptSet
     rewards: list[Reward]
@@ -40,7 +40,7 @@ def choose(
     RUN:NAME, of another run.
 
     Raises:
-      ValueError, FileNotFoundError: a name without a run, or without a checkpoint.
+      ValueError, FileNotFoundError: a name has no run, or no checkpoint.
     """
     chosen = []
     for name in checkpoints:
@@ -64,7 +64,7 @@ def panel_rewards(config) -> list[Reward]:
     """The rewards of `eval.panel`, one each.
 
     Raises:
-      ValueError: one has a weight: the scores of a panel are not added up.
+      ValueError: a reward has a weight, but the scores of a panel are not added up.
     """
     rewards = []
     for name, options in config.eval.panel.items():
@@ -78,11 +78,11 @@ def panel_rewards(config) -> list[Reward]:
 
 
 def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
-    """Prompt set -> what is scored: 'eval', and 'panel' where the panel has prompts of its own.
+    """Prompt set -> its prompts and rewards: 'eval', and 'panel' if the panel has its own prompts.
     Every reward has checked its prompts.
 
     Args:
-      test: the evaluation's prompts. reward: what is trained on.
+      test: the evaluation's prompts. reward: the training reward.
     """
     panel = panel_rewards(config)
     result = {'eval': Part(test, [reward])}
@@ -92,8 +92,8 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
         result['panel'] = Part(prompts, panel)
     else:
         raise ValueError(
-            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to be scored with: '
-            'give some as eval.panel'
+            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to score it: name '
+            'rewards in eval.panel'
         )
     for part in result.values():
         names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
@@ -108,7 +108,7 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
 
 
 def base_files(folder: pathlib.Path) -> dict[str, int]:
-    """Name -> size of the files that a base model is made of."""
+    """Name -> size of a base model's files."""
     return {
         str(f.relative_to(folder)): f.stat().st_size
         for f in sorted(folder.rglob('*'))
@@ -119,8 +119,8 @@ def base_files(folder: pathlib.Path) -> dict[str, int]:
 def settings(
     config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int
 ) -> dict:
-    """JSON values that scores depend on besides the policy; the base model by the names and sizes
-    of its files.
+    """The JSON values, other than the policy, that scores depend on; names and sizes of its files
+    stand for the base model.
     """
     served = fingerprints(reward for part in which.values() for reward in part.rewards)
     facts = {

@@ -1,5 +1,5 @@
-"""What an evaluation has found so far, on disk: an evaluation that was stopped continues, one of
-other settings is not mixed in.
+"""The results of an evaluation so far, on disk: a stopped evaluation continues, and results of
+other settings are not mixed in.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from densegrpo_jax.runtime.images import save
 
 
 class Record:
-    """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, a line each, and the first
-    pictures in FOLDER/pictures.
+    """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, one line each, and the first
+    images in FOLDER/pictures.
 
-    The first line holds the settings. A line that a stopped process left half written is dropped.
+    The first line holds the settings. A line that a stopped process left incomplete is dropped.
 
     Args:
-      folder: created where absent.
-      settings: JSON values, everything that the scores depend on besides the policy.
-      restart: forget what is there.
+      folder: created if absent.
+      settings: JSON values, everything that the scores depend on except the policy.
+      restart: forget earlier results.
 
     Raises:
-      ValueError: the folder holds the scores of other settings; names the keys that differ.
+      ValueError: the folder holds scores of other settings; the message names the keys that differ.
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
@@ -66,9 +66,7 @@ class Record:
             self._append({'settings': settings})
 
     def get(self, policy: str, prompt_set: str, prompt: int) -> dict[str, float]:
-        """name -> score of a prompt, NaN where it could not be scored; empty if it has not been
-        tried.
-        """
+        """name -> score of a prompt, NaN if it could not be scored; empty if not yet tried."""
         return self._scores.get((policy, prompt_set, prompt), {})
 
     def put(
@@ -79,8 +77,8 @@ class Record:
         scores: Mapping[str, float],
         image: np.ndarray | None = None,
     ) -> None:
-        """Keeps (more) scores of a prompt, and its picture."""
-        if image is not None:  # first: a prompt with scores has its picture
+        """Stores (more) scores of a prompt, and its image."""
+        if image is not None:  # first: a prompt with scores has its image
             save(self._path(policy, prompt_set, prompt), image)
         self._scores.setdefault((policy, prompt_set, prompt), {}).update(scores)
         values = {
@@ -89,7 +87,7 @@ class Record:
         self._append({'policy': policy, 'set': prompt_set, 'prompt': prompt, 'scores': values})
 
     def image(self, policy: str, prompt_set: str, prompt: int) -> np.ndarray | None:
-        """The picture that was kept, uint8 [H, W, 3]; None if it is not there."""
+        """The stored image, uint8 [H, W, 3]; None if there is none."""
         path = self._path(policy, prompt_set, prompt)
         return np.asarray(Image.open(path).convert('RGB')) if path.exists() else None
 
@@ -105,6 +103,5 @@ class Record:
             return json.loads(line)
         except ValueError:
             raise ValueError(
-                f'{self._file}:{number} is damaged; forget what is there with --restart, or remove '
-                'that line'
+                f'{self._file}:{number} is damaged; start anew with --restart, or remove that line'
             ) from None

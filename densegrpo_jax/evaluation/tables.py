@@ -1,6 +1,4 @@
-"""What an evaluation of several policies leaves behind: tables in Markdown and CSV, and contact
-sheets.
-"""
+"""The output of an evaluation of policies: tables in Markdown and CSV, and contact sheets."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from densegrpo_jax.runtime.markdown import table
 
 NOTES = {
     DIVERSITY: (
-        'diversity: mean of 1 - cosine over the pairs of pictures of a prompt, in the embedding '
+        'diversity: mean of 1 - cosine over the pairs of images of a prompt, in the embedding '
         '{embedding!r}'
     ),
     KL: (
@@ -30,8 +28,8 @@ NOTES = {
 def write(
     out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[str, dict[str, Evaluation]]
 ) -> None:
-    """summary.md; and of every prompt set, prefixed by its name unless that is 'eval': scores.csv,
-    a sheet per policy, side_by_side.png.
+    """Writes summary.md; and for every prompt set, prefixed by its name unless that is 'eval':
+    scores.csv, a sheet per policy, side_by_side.png.
     """
     out.mkdir(parents=True, exist_ok=True)
     pages = []
@@ -59,13 +57,13 @@ def write_csv(path: pathlib.Path, prompts: PromptSet, policies: dict[str, Evalua
 
 
 def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluation]) -> str:
-    """Markdown: means with standard errors, their differences to the base prompt by prompt, and
-    means by task where prompts have one.
+    """Markdown: means with standard errors, paired differences to the base by prompt, and means by
+    task if prompts have tasks.
     """
     which, e = config.data.eval if name == 'eval' else config.eval.panel_prompts, config.eval
     first = next(iter(policies.values()))
     names, group = list(first.scores), first.group
-    pictures = f', {group} pictures of each' if group > 1 else ''
+    pictures = f', {group} images of each' if group > 1 else ''
     lines = [
         f'{len(prompts)} prompts ({which}){pictures}, {e.steps} ODE steps, guidance '
         f'{config.model.guidance:g}, seed {config.seed}; '
@@ -93,7 +91,7 @@ def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluatio
 
 
 def side_by_side(path: pathlib.Path, policies: dict[str, Evaluation]) -> None:
-    """A sheet with a row per prompt and a column per policy, each picture with its first score."""
+    """A sheet with a row per prompt and a column per policy, each image with its first score."""
     results = list(policies.values())
     images = np.stack([result.images for result in results], axis=1)
     name, rows = next(iter(results[0].scores)), range(len(images))
@@ -119,8 +117,8 @@ def _cell(result: Evaluation, name: str) -> str:
 
 
 def _by_task(prompts: PromptSet, policies: dict[str, Evaluation]) -> list[str]:
-    """Means by the prompts' tag (GenEval's task, the panel's category) and the mean of them, which
-    is GenEval's overall score.
+    """Means by the prompts' tag (GenEval's task, the panel's category) and their mean, which is
+    GenEval's overall score.
     """
     tags = np.array([prompt.metadata.get('tag', '') for prompt in prompts])
     tasks = sorted(set(tags) - {''})

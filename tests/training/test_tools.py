@@ -192,7 +192,7 @@ def test_evaluate_scores_every_prompt_with_everything_on_any_number_of_devices(
 def test_a_score_that_no_picture_has_is_an_error(panel, tmp_path):
     panel.data.eval_prompts, panel.eval.panel_prompts = 2, str(tmp_path / 'one.txt')
     (tmp_path / 'one.txt').write_text('abc\n')  # 97 + 98 + 99 is a multiple of 3
-    with pytest.raises(RewardError, match="base, panel: not one picture has a score 'brightness'"):
+    with pytest.raises(RewardError, match="base, panel: not one image has a score 'brightness'"):
         evaluate(
             panel,
             choose([]),
