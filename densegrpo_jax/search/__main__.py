@@ -1,14 +1,14 @@
-"""Command: spends a budget of network evaluations on making the picture of each prompt better, with
-a base model or with what a training run made of it.
+"""Command: spends a budget of network evaluations on making the image of each prompt better, with
+a base model or a trained policy.
 
     python -m densegrpo_jax.search --config=configs/tiny_ocr.py \\
         --prompt='A neon sign that says "HELLO"' --config.search.method=pg --config.search.nfe=240
     python -m densegrpo_jax.search --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr --count=40
 
-Without --prompt and --prompts the evaluation's prompts are searched. Writes OUT/search.jsonl (a
-line a prompt, with every candidate's score), OUT/summary.md, and for each prompt a sheet and its
-best picture in OUT/pictures. Run again after a stop, the command continues. Several hosts share the
-work, started as for `densegrpo_jax.main`. Exit status as there.
+Without --prompt and --prompts it searches the evaluation's prompts. Writes OUT/search.jsonl (one
+line per prompt, with every candidate's score), OUT/summary.md, and for each prompt a sheet and its
+best image in OUT/pictures. After a stop, the same command continues. Several hosts share the work
+if started as for `densegrpo_jax.main`. The exit status is as there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from densegrpo_jax.search.run import make_plan, search, unseen_rewards
 
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
-    """The prompts of the flags, or those of the evaluation; of these the first `count`."""
+    """The first `count` prompts of the flags, or else of the evaluation."""
     quoted = 'ocr' in config.reward
     prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in given]
     if file:
@@ -51,15 +51,15 @@ def given_images(config, folder: str) -> np.ndarray:
     """The images of a folder in the order of their names, uint8 [B, H, W, 3].
 
     Raises:
-      ValueError, FileNotFoundError: no such folder, no image in it, or one of another size or that
-        cannot be read.
+      ValueError, FileNotFoundError: the folder does not exist or has no image, or an image has
+        another size or cannot be read.
     """
     path, (height, width) = (
         pathlib.Path(folder).expanduser(),
         (config.model.height, config.model.width),
     )
     if not path.is_dir():
-        raise FileNotFoundError(f'--from={folder}: there is no such folder')
+        raise FileNotFoundError(f'--from={folder}: the folder does not exist')
     files = sorted(
         f for f in path.iterdir() if f.suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp')
     )
@@ -101,15 +101,15 @@ def main(flag) -> int:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Configuration: model, reward, steps and kernel of the sampler, and `search`.')
     define_policy_flags('used')
     flags.DEFINE_integer('count', 0, 'Search the first prompts only; 0 = all.', lower_bound=0)
     define_folder(
-        'from', None, 'Folder of images that refine begins with, for each prompt, as its designs.'
+        'from', None, 'Folder of images that refine starts from, as the designs of each prompt.'
     )
     define_folder('out', 'runs/search', 'Folder for the results.')
-    flags.DEFINE_bool('restart', False, 'Forget what --out already has.')
+    flags.DEFINE_bool('restart', False, 'Forget the results in --out.')
     define_process_flags()
 
 

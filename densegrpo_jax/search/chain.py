@@ -1,5 +1,5 @@
-"""The chain over first noise of the Psi-Sampler: preconditioned Crank-Nicolson steps, with Langevin
-drift where the reward has a gradient.
+"""The Psi-Sampler's chain over initial noise: preconditioned Crank-Nicolson steps, with Langevin
+drift if the reward has a gradient.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def chain_step(
     walk: Walk, chains: Particles, iteration: int, *, alpha: float, step_size: float
 ) -> Particles:
     """One Metropolis-Hastings step of each chain, for the density N(z; 0, I) exp(r(x0hat) / alpha)
-    of first noise z = x / scale. One evaluation a chain; its velocity stays with the state.
+    of initial noise z = x / scale. One evaluation per chain; its velocity stays with the state.
 
     Args:
       chains: scored particles [P, C] at k = 0.
-      iteration: of the chain, from 1; the randomness of the step.
+      iteration: of the chain, from 1; it selects the step's randomness.
       alpha: temperature of the reward. step_size: eps of `core.particles.pcnl_proposal`.
     """
     scale = walk.flow.scale
@@ -35,7 +35,7 @@ def chain_step(
     slopes = (chains.gradient, proposed.gradient)
     ratio = _log_accept(chains.x, proposed.x, here, there, *slopes, *to)
     uniform = walk.uniform(chains.x.shape[1], iteration, 0)
-    # From a state without a score any state with one is a way out.
+    # A chain in a state without a score accepts any state with one.
     accept = (np.log1p(-uniform) < ratio) | (np.isneginf(here) & np.isfinite(there))
     return proposed.where(accept, chains)
 

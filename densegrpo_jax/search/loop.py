@@ -1,10 +1,9 @@
-"""Particles on a host loop: a model with P prompts, and the calls that every method of search is
-made of.
+"""Particles on a host loop: a model with P prompts, and the calls that all methods of search share.
 
-All prompts go through the same calls together, so arrays are [P, n, ...]: n particles of each. A
+All prompts go through the same calls together, so arrays are [P, n, ...]: n particles per prompt. A
 particle holds its latent and the velocity there, so no evaluation is made twice. Its noise depends
-on (prompt, iteration, state, slot) alone: duplicates of a particle separate, and a prompt's search
-is the same whatever other prompts, devices or processes there are.
+only on (prompt, iteration, state, slot): duplicates of a particle separate, and a prompt's search
+does not depend on the other prompts, the devices or the processes.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from densegrpo_jax.core.particles import (
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.rewards.base import RewardError
 
-# Of a prompt's randomness in one iteration: noise of states, and decisions.
+# Streams of a prompt's randomness in one iteration: noise of states, and decisions.
 NOISE, DECISIONS = 0, 1
 
 
 class Scored(NamedTuple):
-    """Scores of the predicted pictures of n particles for each of P prompts."""
+    """Scores of the predicted images of n particles for each of P prompts."""
 
-    reward: np.ndarray  # float [P, n]; -inf where the picture has no valid score
+    reward: np.ndarray  # float [P, n]; -inf where the image has no valid score
     values: dict[str, np.ndarray] = {}  # every score by name, float [P, n]
     images: np.ndarray | None = None  # uint8 [P, n, H, W, 3]
 
 
 class Event(NamedTuple):
-    """What was scored, for the record."""
+    """Scores of one call, for the record."""
 
     iteration: int
-    k: int  # state; T where the pictures are samples, else predictions of them
+    k: int  # state; at T the images are samples, before it predictions of them
     slots: np.ndarray  # int [n]
     evaluations: int  # network evaluations spent on each prompt so far
     scored: Scored
@@ -57,14 +56,14 @@ class Flow:
     """A model with P prompts, as a search sees it.
 
     Attributes:
-      sigmas: float [T + 1], the grid from noise to picture.
+      sigmas: float [T + 1], the grid from noise to image.
       levels: float [T], noise levels of the kernel; 0 where a transition is deterministic.
       kernel: of `core.sde_step`.
       shape: of one latent. scale: standard deviation of the first latents.
-      velocity: (x [P, n, ...], k) -> v [P, n, ...], one evaluation a row.
+      velocity: (x [P, n, ...], k) -> v [P, n, ...], one evaluation per row.
       score: (x0 [P, n, ...]) -> Scored, of clean latents.
       guide: (x [P, n, ...], k) -> (v, reward [P, n] of x0hat = x - s v, its gradient in x
-        [P, n, ...]); None where the reward has no gradient. One evaluation and one gradient a row.
+        [P, n, ...]); None if the reward has no gradient. One evaluation and one gradient per row.
     """
 
     sigmas: np.ndarray
@@ -94,11 +93,11 @@ class Particles(NamedTuple):
     x: jax.Array  # [P, n, ...]
     v: jax.Array | None  # [P, n, ...] velocity at x; None for k = T
     k: int
-    reward: np.ndarray | None = None  # [P, n] of the predicted picture; None until it is scored
-    gradient: jax.Array | None = None  # [P, n, ...] of that reward in x, where it is asked for
+    reward: np.ndarray | None = None  # [P, n] of the predicted image; None until it is scored
+    gradient: jax.Array | None = None  # [P, n, ...] of that reward in x, if requested
 
     def take(self, index: np.ndarray) -> Particles:
-        """Particles `index` [P, m] (or [m], the same of every prompt), in that order."""
+        """Particles `index` [P, m] (or [m], the same for every prompt), in that order."""
         index = np.broadcast_to(np.asarray(index, np.int32), (len(self.x), np.shape(index)[-1]))
         pick = lambda a: None if a is None else _take(a, index)
         reward = None if self.reward is None else np.take_along_axis(self.reward, index, axis=1)
@@ -128,7 +127,7 @@ class Particles(NamedTuple):
 
 
 class Walk:
-    """The calls that methods are made of, for one search of P prompts.
+    """The calls that methods consist of, for one search of P prompts.
 
     Args:
       flow: the model and its prompts.
@@ -139,7 +138,7 @@ class Walk:
       names: of the prompts, for messages.
 
     Attributes:
-      evaluations, gradients, pictures: spent on each prompt so far.
+      evaluations, gradients, images: spent on each prompt so far.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class Walk:
         return len(self._keys)
 
     def normal(self, count: int, iteration: int, k: int = 0, first: int = 0) -> jax.Array:
-        """Standard normal [P, count, ...]: of slots `first` and on, for reaching state k."""
+        """Standard normal [P, count, ...] for the steps of slots `first` and up to state k."""
         slots = np.arange(first, first + count, dtype=np.int32)
         return _normal(np.asarray(_fold(self._keys, iteration, NOISE, k)), slots, self.flow.shape)
 
@@ -173,8 +172,8 @@ class Walk:
         return self.evaluate(self.flow.scale * self.normal(count, iteration, 0, first), 0)
 
     def evaluate(self, x: jax.Array, k: int) -> Particles:
-        """Particles with latents x [P, n, ...] at state k: one network evaluation each, none at the
-        end.
+        """Particles with latents x [P, n, ...] at state k: one network evaluation each, except none
+        at T.
         """
         if k == self.flow.steps:
             return Particles(x, None, k)
@@ -186,8 +185,8 @@ class Walk:
         return Particles(x, v, k, np.asarray(reward, np.float64), gradient)
 
     def advance(self, p: Particles, iteration: int, first: int = 0) -> tuple[Particles, np.ndarray]:
-        """One step of the sampler from each particle, its noise that of slots `first` and on, and
-        an evaluation where it leads.
+        """One step of the sampler from each particle, with the noise of slots `first` and up, and
+        an evaluation at the new state.
 
         Returns:
           (particles at k + 1, log p/q [P, n] of the steps: 0 unless they are guided).
@@ -210,15 +209,15 @@ class Walk:
         return mean, float(np.asarray(std).flat[0])
 
     def predict(self, p: Particles) -> jax.Array:
-        """Clean latents [P, n, ...]: x0hat = x - s v, at the end the sample itself."""
+        """Clean latents [P, n, ...]: x0hat = x - s v; at T the sample itself."""
         return p.x if p.v is None else _predict(p.x, p.v, self.flow.sigmas[p.k])
 
     def score(self, p: Particles, iteration: int, first: int = 0) -> Particles:
-        """The particles with the rewards of their predicted pictures, which are recorded. Particles
-        that have rewards keep them: nothing is scored twice.
+        """The particles with the rewards of their predicted images, which are recorded. Particles
+        that have rewards keep them, so nothing is scored twice.
 
         Raises:
-          RewardError: no picture of a prompt has a valid score.
+          RewardError: no image of a prompt has a valid score.
         """
         if p.reward is not None:
             return p
@@ -239,10 +238,10 @@ class Walk:
         threshold: float | None = None,
         pinned: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ancestors int [P, K] of log weights [P, K], and bool [P]: whether a prompt's particles
-        were resampled at all, which they are where their ESS is below threshold * K (None: always).
+        """Ancestors int [P, K] for log weights [P, K], and bool [P]: whether a prompt's particles
+        were resampled, which happens if their ESS is below threshold * K (None: always).
 
-        With `pinned` particle 0 stays, see `conditional_resample`.
+        If `pinned`, particle 0 stays, see `conditional_resample`.
         """
         self.check(logw, k)
         keys = self._decisions(iteration, k)
@@ -260,8 +259,8 @@ class Walk:
         ]
 
     def choose(self, scores: np.ndarray, alpha: float, iteration: int, k: int) -> np.ndarray:
-        """int [P, B]: of scores [P, B, M] the candidate that goes on, see `best_candidate`. Of
-        candidates none of which has a score, the first.
+        """int [P, B]: the chosen candidate by scores [P, B, M], see `best_candidate`. The first if
+        no candidate has a score.
         """
         self.check(scores, k)
         keys = self._decisions(iteration, k)
@@ -272,14 +271,14 @@ class Walk:
         return np.asarray(_uniform(self._decisions(iteration, k), count), np.float64)
 
     def check(self, scores: np.ndarray, k: int) -> None:
-        """Raises RewardError where none of a prompt's scores [P, ...] is finite."""
+        """Raises RewardError if none of a prompt's scores [P, ...] is finite."""
         scores = scores.reshape(len(scores), -1)
         dead = ~np.isfinite(scores).any(1)
         if dead.any():
             name, count = self._names[dead.argmax()], scores.shape[1]
             raise RewardError(
-                f'prompt {name!r}: none of {count} pictures has a valid score at state {k} of '
-                f'{self.flow.steps}: there is nothing to choose by. The log tells why the reward '
+                f'prompt {name!r}: none of {count} images has a valid score at state {k} of '
+                f'{self.flow.steps}, so the search cannot choose. The log says why the reward '
                 'could not score them'
             )
 
@@ -287,8 +286,8 @@ class Walk:
         return np.asarray(_fold(self._keys, iteration, DECISIONS, k))
 
 
-# The programs: the network's aside, all of a search's arithmetic on latents. k and the iteration
-# are traced, so that one compiled body serves every state.
+# The programs: all of a search's arithmetic on latents, except the network. k and the iteration are
+# traced, so that one compiled body serves every state.
 
 
 @jax.jit
@@ -327,7 +326,7 @@ def _step(x, v, s, s_next, level, noise, *, kernel):
 
 @functools.partial(jax.jit, static_argnames='kernel')
 def _guided(x, v, s, s_next, level, noise, gradient, scale, *, kernel):
-    """A step whose mean is moved by std^2 g / alpha, and log p/q."""
+    """A step whose mean is shifted by std^2 g / alpha, and log p/q."""
     step = _moved(x, v, s, s_next, level, noise, kernel)
     variance = (step.std**2).reshape(-1, *[1] * (step.mean.ndim - 1))
     shift = variance * scale * _rows(gradient)
@@ -378,7 +377,7 @@ def _resample(keys, logw, scheme, pinned):
 
 
 def _finite_rows(scores):
-    """float32 [..., M]: rows without a finite one become 0, -inf, -inf, ..."""
+    """float32 [..., M]: rows without a finite value become 0, -inf, -inf, ..."""
     dead = ~np.isfinite(scores).any(-1, keepdims=True)
     first = np.where(np.arange(scores.shape[-1]) == 0, 0, -np.inf)
     return np.where(dead, first, scores).astype(np.float32)

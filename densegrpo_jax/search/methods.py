@@ -1,7 +1,7 @@
 """The methods of search, each a few lines over the calls of `loop` and the passes of `passes`.
 
-A method leaves the particles that it ends with; which of all samples was the best is for the record
-to know. `METHODS` names them.
+A method returns its final particles; the record keeps the best of all samples. `METHODS` names the
+methods.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from densegrpo_jax.search.passes import (
 
 
 class Sizes(NamedTuple):
-    """What a method spends its budget on; each method reads its own. See `plan`."""
+    """What a method spends its budget on; each method reads its own fields. See `plan`."""
 
     particles: int = 0  # best_of_n, smc, pg, psi
     iterations: int = 1  # pg: passes
     designs: int = 0  # svdd, refine
-    candidates: int = 1  # svdd, refine: of each design and step
+    candidates: int = 1  # svdd, refine: per design and step
     rounds: int = 0  # refine: after the first pass
-    from_state: int = 1  # refine: where a round begins, 0 ... T
+    from_state: int = 1  # refine: state at which a round begins, 0 ... T
     chains: int = 1  # psi
     burn_in: int = 0  # psi: chain steps before states are kept
-    kept: int = 1  # psi: chain steps of which states are kept
+    kept: int = 1  # psi: chain steps whose states are kept
 
 
 class Rule(NamedTuple):
     """How a method chooses. Temperatures are in the reward's own units."""
 
     temperature: float = 1.0  # alpha of the target p(x_0) exp(r / alpha): smc, pg, psi
-    alpha: float = 0.0  # of a candidate's choice; 0: the best
-    selection: float = 1.0  # of a design's survival between rounds
+    alpha: float = 0.0  # temperature of the choice among candidates; 0: the best
+    selection: float = 1.0  # temperature of a design's survival between rounds
     incremental: bool = False  # refine: survival by the round's gain, not by the reward
-    keep_best: bool = True  # refine: the best design so far is one of the set
-    backward: bool = False  # pg: ancestors of the chosen path are drawn anew
+    keep_best: bool = True  # refine: the best design so far stays in the set
+    backward: bool = False  # pg: redraw the ancestors of the chosen path
     step_size: float = 0.5  # psi: eps of the chain
     scheme: str = 'systematic'  # smc, psi: of `core.particles.resample`
     threshold: float | None = 0.5  # smc, psi: resample below this share of K; None: always
@@ -56,14 +56,14 @@ class Rule(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search ends with."""
+    """The result of a search."""
 
-    particles: Particles  # n of each prompt at T, scored
-    drawn: np.ndarray  # int [P]: one of them, drawn by its weight
+    particles: Particles  # n per prompt at T, scored
+    drawn: np.ndarray  # int [P]: one particle per prompt, drawn by its weight
 
 
 def best_of_n(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
-    """N independent samples; nothing on the way is scored."""
+    """N independent samples; only the samples are scored."""
     return _first(candidate_pass(walk, walk.start(sizes.particles), 1, 0.0))
 
 
@@ -74,9 +74,9 @@ def smc(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
 
 
 def pg(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
-    """Particle Gibbs (2507.08390): passes of K particles, one of which keeps to a path drawn from
-    the pass before. That leaves the target's law invariant for every K >= 2. The first pass is SMC
-    that resamples at every state.
+    """Particle Gibbs (2507.08390): passes of K particles, one of which follows a path drawn from
+    the previous pass. This leaves the target distribution invariant for every K >= 2. The first
+    pass is SMC that resamples at every state.
     """
     how = _weighting(walk, rule)._replace(scheme='multinomial', threshold=None)
     reference, free = None, walk.start(sizes.particles)
@@ -91,16 +91,16 @@ def pg(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
 
 
 def svdd(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
-    """Soft value-based decoding (2408.08252): of M next states one goes on, at every step."""
+    """Soft value-based decoding (2408.08252): every step keeps one of M next states."""
     return _first(candidate_pass(walk, walk.start(sizes.designs), sizes.candidates, rule.alpha))
 
 
 def refine(walk: Walk, sizes: Sizes, rule: Rule, given: jax.Array | None = None) -> Found:
-    """Reward-guided iterative refinement (2502.14944): designs are selected, put back on the path
-    at a middle noise level, and made anew with candidates, round after round.
+    """Reward-guided iterative refinement (2502.14944): each round selects designs, renoises them to
+    a middle noise level, and denoises them with candidates.
 
     Args:
-      given: clean latents [P, B, ...] to begin with, instead of a first pass.
+      given: clean latents [P, B, ...] to start from, instead of a first pass.
     """
     if given is None:
         p = candidate_pass(walk, walk.start(sizes.designs), sizes.candidates, rule.alpha)
@@ -124,11 +124,11 @@ def refine(walk: Walk, sizes: Sizes, rule: Rule, given: jax.Array | None = None)
 
 
 def psi(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
-    """The Psi-Sampler (2506.01320): first noise from a chain for N(0, I) exp(r(x0hat) / alpha),
-    then SMC, both guided where the reward has a gradient.
+    """The Psi-Sampler (2506.01320): initial noise from a chain for N(0, I) exp(r(x0hat) / alpha),
+    then SMC, both guided if the reward has a gradient.
 
-    The chain's states already have the density of their reward, so that the SMC begins with equal
-    weights, and the velocities of its first step.
+    The chain's density already includes the reward, so the SMC begins with equal weights. It also
+    reuses the chain's velocities in its first step.
     """
     chains, states = walk.score(walk.start(sizes.chains), 0), {}
     wanted = kept_states(sizes.particles, sizes.chains, sizes.kept)
@@ -139,7 +139,7 @@ def psi(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
     first, *others = (states[step].take(np.array([c])) for step, c in wanted)
     for one in others:
         first = first.join(one)
-    # A state without a score has no such density, and gets none.
+    # A state without a score has no such density: its weight is 0.
     carried = -np.where(np.isfinite(first.reward), first.reward, 0) / rule.temperature
     last, how = sizes.burn_in + sizes.kept + 1, _weighting(walk, rule)
     result = weighted_pass(walk, first, how, iteration=last, carried=carried)
@@ -163,7 +163,7 @@ def _weighting(walk: Walk, rule: Rule) -> Weighting:
 
 
 def _first(p: Particles) -> Found:
-    """Particles of equal weight: the first stands for them."""
+    """Particles of equal weight: the first is the drawn one."""
     return Found(p, np.zeros(len(p.x), int))
 
 

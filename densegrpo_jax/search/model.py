@@ -1,4 +1,4 @@
-"""The `Flow` of a session: the model's velocity, its pictures, and the reward of a scorer."""
+"""The `Flow` of a session: the model's velocity, its images, and the reward of a scorer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from densegrpo_jax.search.loop import Flow, Scored
 
 
 def has_gradient(reward: CompositeReward) -> bool:
-    """Whether every part of the sum that weighs anything is differentiable in the pictures."""
+    """Whether every part of the sum with non-zero weight is differentiable in the images."""
     need = ('scores', 'params', 'text_features')
     return all(hasattr(part, name) for part, weight in reward.parts if weight for name in need)
 
@@ -35,7 +35,7 @@ class Model:
     Args:
       session: with its rollouts' schedule.
       policy: None: the base.
-      scorer: of the session's reward; None where nothing is scored.
+      scorer: of the session's reward; None if nothing is scored.
       kernel: of the steps.
     """
 
@@ -79,8 +79,8 @@ class Model:
 
     @functools.cached_property
     def _rewards(self) -> list:
-        """The weights of the reward's parts on every device of the mesh; a reward itself keeps them
-        on those of its process.
+        """The weights of the reward's parts on every device of the mesh; the rewards themselves
+        hold them only on the devices of their process.
         """
         weights = [part.params() for part, weight in self._session.reward.parts if weight]
         return jax.device_put(jax.device_get(weights), replicated(self._session.mesh))
@@ -94,12 +94,12 @@ class Model:
         return step, self._decode.lower(self._session.params, x)
 
     def images(self, x0: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures uint8 [P, n, H, W, 3] of clean latents [P, n, ...], and finite bool [P, n]."""
+        """Images uint8 [P, n, H, W, 3] of clean latents [P, n, ...], and finite bool [P, n]."""
         pictures = self._session.stop.wait(self._decode(self._session.params, x0))
         return tuple(map(np.asarray, pictures))
 
     def encode(self, images: np.ndarray) -> jax.Array:
-        """Clean latents [B, ...] of pictures uint8 [B, H, W, 3]."""
+        """Clean latents [B, ...] of images uint8 [B, H, W, 3]."""
         encode = jax.jit(
             lambda params, x: self._session.pipeline.encode_images(params, x, *self._size),
             out_shardings=replicated(self._session.mesh),
@@ -116,11 +116,11 @@ class Model:
         finite: np.ndarray,
         scorer: Scorer | None = None,
     ) -> Scored:
-        """Scores of pictures uint8 [P, n, H, W, 3], invalid where not finite [P, n]; every process
+        """Scores of images uint8 [P, n, H, W, 3], invalid where not finite [P, n]; every process
         scores its share.
 
         Args:
-          scorer: of another reward than the search's.
+          scorer: of a reward other than the search's.
         """
         session, count, scorer = self._session, images.shape[1], scorer or self._scorer
         stop, hosts = session.stop, session.hosts
@@ -181,11 +181,11 @@ class Model:
 
 
 def temperature_of(rewards: np.ndarray) -> float:
-    """The reward's spread: its standard deviation within a prompt, over prompts, of samples [P, n]
-    with n >= 2 (-inf where invalid).
+    """The reward's spread: its standard deviation within a prompt, pooled over prompts, of samples
+    [P, n] with n >= 2 (-inf where invalid).
 
     Raises:
-      RewardError: all alike, or too few have a score.
+      RewardError: all rewards are equal, or too few samples have a score.
     """
     valid = np.isfinite(rewards)
     kept = valid.sum(1) > 1
@@ -193,7 +193,7 @@ def temperature_of(rewards: np.ndarray) -> float:
     spread = np.sqrt(np.nanvar(values, axis=1, ddof=1).mean()) if kept.any() else 0.0
     if not spread > 0:
         raise RewardError(
-            'the first samples all have the same reward, so that temperatures have no unit: give '
-            "the target's own one as config.search.beta, or score with a smoother reward"
+            'the first samples all have the same reward, so temperatures have no unit: set the '
+            "target's own temperature as config.search.beta, or use a smoother reward"
         )
     return float(spread)

@@ -1,4 +1,4 @@
-"""One way from noise to picture: with weights (sequential Monte Carlo), pinned to a path
+"""One way from noise to image: with weights (sequential Monte Carlo), pinned to a path
 (conditional SMC), or with candidates at every step (SVDD).
 """
 
@@ -21,12 +21,13 @@ class Weighting(NamedTuple):
 
     Attributes:
       temperature: alpha; a finished path weighs exp(r(x_T) / alpha) times the sampler's density.
-      states: bool [T], where particles are scored and may be resampled.
+      states: bool [T], the states at which particles are scored and may be resampled.
       scheme: of `core.particles.resample`.
-      threshold: resample where ESS < threshold * K; None: always.
-      potential: of FK steering (arXiv 2501.06848): the paths' log weight at state k is, over
-        alpha, the 'difference' r_k, which telescopes; 'max': the sum over the scored states so far
-        of the largest reward up to each; 'sum': the sum of their rewards. At the end r_T for all.
+      threshold: resample if ESS < threshold * K; None: always.
+      potential: of FK steering (arXiv 2501.06848). alpha times a path's log weight at state k is,
+        for 'difference', r_k, as the differences telescope; for 'max', the sum over the scored
+        states so far of the largest reward up to each; for 'sum', the sum of their rewards. At T it
+        is r_T for all.
     """
 
     temperature: float
@@ -37,11 +38,11 @@ class Weighting(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a pass leaves behind, for drawing a path of it."""
+    """The history of a pass, for drawing a path from it."""
 
     states: list[Particles]  # T + 1, each of K particles
     ancestors: np.ndarray  # int [T, P, K]
-    # float [T, P, K]: log weights without the state's own reward; -inf where that has no score
+    # float [T, P, K]: log weights without the state's own reward; -inf if the state has no score
     carried: np.ndarray
     logw: np.ndarray  # [P, K] at the end
 
@@ -51,8 +52,8 @@ class Pass(NamedTuple):
 
 
 def default_states(stochastic: np.ndarray, every: int = 1) -> np.ndarray:
-    """bool [T]: every n-th state among those that noise leaves. Duplicates made at another state
-    would not separate.
+    """bool [T]: every n-th of the states whose next transition adds noise. Duplicates made at
+    another state would not separate.
     """
     return stochastic & (np.cumsum(stochastic) % every == (1 % every))
 
@@ -68,17 +69,17 @@ def weighted_pass(
 ) -> Pass:
     """Particles from state 0 to T, resampled by weight on the way.
 
-    A log weight is `carried` + r / alpha. What is carried begins at 0, gains log p/q of guided
-    steps, and is -r / alpha of the ancestor after a resampling, so that the weight of a path ends
-    at r(x_T) / alpha whatever the predictions between were. Paths with a prediction that has no
-    score do not survive a resampling there.
+    A log weight is `carried` + r / alpha. `carried` begins at 0, gains log p/q of guided steps, and
+    after a resampling is -r / alpha of the ancestor. So the weight of a path ends at r(x_T) / alpha
+    whatever the predictions on the way. A path whose prediction has no score does not survive a
+    resampling at that state.
 
     Args:
       walk: of P prompts.
-      free: at k = 0; K particles, with a reference K - 1.
-      carried: [P, K] log weights to begin with.
-      reference: T + 1 times one scored particle a prompt: the path that slot 0 keeps to
-        (conditional SMC). The others may leave it.
+      free: particles at k = 0: K of them, or K - 1 with a reference.
+      carried: [P, K] initial log weights.
+      reference: T + 1 times one scored particle per prompt: the path that slot 0 follows
+        (conditional SMC). Other particles may branch off it.
     """
     pinned = int(reference is not None)
     count = free.x.shape[1] + pinned
@@ -120,13 +121,13 @@ def accumulated(
 
 
 def path(result: Pass, last: np.ndarray) -> list[Particles]:
-    """The states of the paths that end in slots `last` [P], T + 1 times one particle a prompt."""
+    """The states of the paths that end in slots `last` [P], T + 1 times one particle per prompt."""
     slots = jax.vmap(ancestor_path, in_axes=(1, 0))(result.ancestors, last)
     return [p.take(np.asarray(slots)[:, k, None]) for k, p in enumerate(result.states)]
 
 
 def backward_path(walk: Walk, result: Pass, last: np.ndarray, iteration: int) -> list[Particles]:
-    """As `path`, but with every ancestor drawn anew given what follows; makes no evaluation."""
+    """As `path`, but redraws every ancestor given the states after it; makes no evaluation."""
     steps, slot = walk.flow.steps, np.asarray(last)
     chosen = [result.states[-1].take(slot[:, None])]
     for k in reversed(range(steps)):
@@ -148,11 +149,11 @@ _backward = jax.jit(jax.vmap(backward_log_weights, in_axes=(0, 0, 0, None)))
 def candidate_pass(
     walk: Walk, p: Particles, candidates: int, alpha: float, *, iteration: int = 0
 ) -> Particles:
-    """B designs from their state to T; at each noisy step one of `candidates` next states goes on,
-    chosen by the reward of its predicted picture (SVDD, arXiv 2408.08252).
+    """B designs from their state to T; each noisy step keeps one of `candidates` next states,
+    chosen by the reward of its predicted image (SVDD, arXiv 2408.08252).
 
-    The candidates of a design leave from one velocity. The step into the last state has none: they
-    would not be told apart by an evaluation.
+    The candidates of a design start from one velocity. The step into the last state has no
+    candidates, since no evaluation would tell them apart.
 
     Returns:
       B scored particles at T.

@@ -1,4 +1,4 @@
-"""What a budget of network evaluations buys: the sizes of a method, and its exact cost."""
+"""The sizes of a method that a budget of network evaluations pays for, and the exact cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from densegrpo_jax.search.passes import default_states
 
 
 class Cost(NamedTuple):
-    """Of one prompt."""
+    """The cost of one prompt."""
 
     evaluations: int  # of the network
     pictures: int  # decoded and scored
@@ -30,25 +30,25 @@ def cost(
 ) -> Cost:
     """Exact cost of a search; a test counts it.
 
-    With T steps, W of whose states are weighed, and C of whose states have candidates:
+    With T steps, W weighed states, and C states with candidates:
 
-        best_of_n  N T                                  N pictures
+        best_of_n  N T                                  N images
         smc        K T                                  K (W + 1)
         pg         K T + (m - 1) (K - 1) T              (W + 1) (K + (m - 1) (K - 1))
         svdd       B (1 + steps of M or 1)              B (C M + 1)
-        refine     the same, and as much a round from its state
+        refine     the same, plus the cost of each round from its state
         psi        chains (1 + burn-in + kept) + K (T - 1)
 
     Args:
       stochastic: bool [T], `Flow.stochastic`.
-      every: as in `Rule`. guided: evaluations take gradients, which bring the reward along.
-      given: refine begins with pictures that are given.
+      every: as in `Rule`. guided: evaluations take gradients, which also give the reward.
+      given: refine starts from given images.
     """
     steps, z = len(stochastic), sizes
     weighed = int(default_states(stochastic, every).sum())
 
     def candidates(first):
-        """(evaluations after the first state's, pictures) of one design from state `first`."""
+        """(evaluations after the first state's, images) of one design from state `first`."""
         many = [z.candidates if stochastic[k] and k + 1 < steps else 1 for k in range(first, steps)]
         return sum(many[:-1]), sum(m for m in many if m > 1) + 1
 
@@ -71,7 +71,7 @@ def cost(
     if method == 'psi':
         chain = z.chains * (1 + z.burn_in + z.kept)
         spent = chain + z.particles * (steps - 1)
-        # State 0 is weighed without another picture: the chain has scored it.
+        # State 0 needs no further image for its weight: the chain has scored it.
         first = int(default_states(stochastic, every)[0])
         seen = chain + z.particles * (weighed - first + 1)
         return Cost(spent, z.particles if guided else seen, spent * guided)
@@ -90,21 +90,21 @@ def sizes_for(
     from_state: int = 1,
     given: int = 0,
 ) -> Sizes:
-    """The sizes with which a method spends at most `budget` evaluations on a prompt, and as much of
-    it as it can.
+    """The sizes with which a method spends as much as possible of `budget` evaluations per prompt.
 
     Args:
-      particles: K of pg (0: 4), of psi (0: what half of the budget buys); of best_of_n and smc, of
-        which the budget decides the number, 0.
+      particles: K of pg (0: 4) or psi (0: what half of the budget pays for); 0 for best_of_n and
+        smc, whose number the budget decides.
       candidates: M of svdd and refine.
-      designs: B of refine; 0: at most 4, as many as have half of the budget left for rounds. Of
-        svdd the budget decides.
+      designs: B of refine; 0: at most 4, as many as leave half of the budget for rounds. For svdd
+        the budget decides.
       chains: of psi; 0: at most 4, as many as make 8 steps each.
       from_state: of refine's rounds.
-      given: pictures that refine begins with; they are its designs.
+      given: number of images that refine starts from; they are its designs.
 
     Raises:
-      ValueError: the budget does not pay for the least of a method; names what would do.
+      ValueError: the budget does not pay for the method's smallest sizes; the message says what
+        would.
     """
     spends = lambda **sizes: cost(method, Sizes(**sizes), stochastic, given=bool(given)).evaluations
 
@@ -112,7 +112,7 @@ def sizes_for(
         """The largest n >= low whose cost is within the budget."""
         if spends(**size(low)) > budget:
             raise ValueError(
-                f'search.nfe={budget} is too small for {method}: the least it can do with these '
+                f'search.nfe={budget} is too small for {method}: its smallest search with these '
                 f'sizes, {size(low)}, takes {spends(**size(low))} evaluations'
             )
         n = low
@@ -126,7 +126,9 @@ def sizes_for(
     if method == 'pg':
         count = particles or 4
         if count < 2:
-            raise ValueError(f'search.particles={count}: a pass that keeps one path needs another')
+            raise ValueError(
+                f'search.particles={count}: a pass that keeps one path needs a second particle'
+            )
         repeats = most(lambda m: {'particles': count, 'iterations': m}, 1)
         return Sizes(particles=count, iterations=repeats)
     if method == 'svdd':
@@ -142,9 +144,7 @@ def sizes_for(
             count = max(1, min(4, budget // (2 * one)))
         fixed['designs'] = count
         if spends(rounds=1, **fixed) == spends(rounds=0, **fixed):
-            raise ValueError(
-                'search.from_level=0: a round from the finished picture changes nothing'
-            )
+            raise ValueError('search.from_level=0: a round from the finished image changes nothing')
         least = 1 if given else 0
         return Sizes(rounds=most(lambda s: {'rounds': s, **fixed}, least), **fixed)
     if method == 'psi':

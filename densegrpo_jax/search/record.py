@@ -1,4 +1,4 @@
-"""What a search has found: a line a prompt in OUT/search.jsonl, pictures, and a table."""
+"""The results of a search: one line per prompt in OUT/search.jsonl, images, and a table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COLUMNS = ('base', 'first', 'drawn', 'final', 'best')
 
 
 class Results:
-    """OUT/search.jsonl: the settings, then a line for every prompt that is done; a line that a
-    stopped process left half written is dropped.
+    """OUT/search.jsonl: the settings, then one line for every finished prompt. A line that a
+    stopped process left incomplete is dropped.
 
     Args:
       settings: JSON values that the results depend on.
-      restart: forget what is there.
+      restart: forget earlier results.
 
     Raises:
       ValueError: the folder holds results of other settings.
@@ -45,7 +45,7 @@ class Results:
                 row = json.loads(line)
             except ValueError:
                 raise ValueError(
-                    f'{self._file}:{number + 1} is damaged; forget what is there with --restart, '
+                    f'{self._file}:{number + 1} is damaged; start anew with --restart, '
                     'or remove that line'
                 ) from None
             if number == 0:
@@ -64,12 +64,12 @@ class Results:
             self._append({'settings': settings})
 
     def keep_spread(self, spread: float) -> None:
-        """Keeps the unit of temperatures."""
+        """Stores the unit of temperatures."""
         self.spread = spread
         self._append({'spread': spread})
 
     def put(self, row: dict) -> None:
-        """Keeps what was found for `row['prompt']`."""
+        """Stores the result for `row['prompt']`."""
         self.prompts[row['prompt']] = json.loads(json.dumps(row))
         self._append(row)
 
@@ -85,7 +85,7 @@ class Results:
             ('diversity of the final set', _mean([row['diversity'] for row in rows])),
             ('network evaluations a prompt', _mean([row['nfe'] for row in rows])),
             ('of these with gradient', _mean([row['gradients'] for row in rows])),
-            ('pictures scored a prompt', _mean([row['pictures'] for row in rows])),
+            ('images scored a prompt', _mean([row['pictures'] for row in rows])),
             ('seconds a prompt', _mean([row['seconds'] for row in rows])),
         )
         text = f'# {title}\n\n{len(rows)} prompts; means and standard errors.\n\n'
@@ -129,13 +129,13 @@ class Tracker:
                 curve.append((event.evaluations, float(reward[p, i]), image, values))
 
     def best(self) -> float:
-        """Mean over prompts of the best reward so far; NaN before there is one."""
+        """Mean over prompts of the best reward so far; NaN before the first."""
         found = [curve[-1][1] for curve in self.curves if curve]
         return float(np.mean(found)) if found else float('nan')
 
 
 def number(value) -> float | None:
-    """A JSON number; None for what is not finite."""
+    """A JSON number; None if not finite."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -148,7 +148,7 @@ def draw(
     scores: Sequence[float],
     budget: int,
 ) -> None:
-    """OUT/pictures/INDEX.png: the base's picture, the best so far at four points of the budget, and
+    """OUT/pictures/INDEX.png: the base's image, the best so far at four points of the budget, and
     the final set; and INDEX_best.png, the best alone.
     """
     shown = lambda value: '-' if value is None else f'{value:.3f}'

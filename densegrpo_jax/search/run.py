@@ -1,4 +1,4 @@
-"""The search of many prompts, a few at a time, each kept as soon as it is done."""
+"""The search of many prompts, a few at a time; each result is stored as soon as it is done."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from densegrpo_jax.search.plan import cost, sizes_for
 from densegrpo_jax.search.record import Results, Tracker, draw, number
 
 GUIDED = ('smc', 'psi')  # methods that may follow a reward's gradient
-# Samples that the reward's spread is measured on, where it is needed.
+# Samples for measuring the reward's spread, if it is needed.
 SPREAD_PROMPTS, SPREAD_SAMPLES = 8, 4
 
 
 class Plan(NamedTuple):
-    """What a configuration's search does with one prompt."""
+    """A configuration's search of one prompt."""
 
     sizes: Sizes
     expected: tuple  # Cost
@@ -49,10 +49,10 @@ def make_plan(session, given: int = 0) -> Plan:
     """Sizes and cost of `config.search` on the schedule of a session (or `session.Checked`).
 
     Args:
-      given: pictures that refine begins with, for each prompt.
+      given: number of images that refine starts from, for each prompt.
 
     Raises:
-      ValueError: options that do not fit each other, or a budget that is too small.
+      ValueError: options contradict each other, or the budget is too small.
     """
     o, schedule = session.config.search, session.schedule
     guided = o.gradient
@@ -68,7 +68,7 @@ def make_plan(session, given: int = 0) -> Plan:
             "particle never separate; use it with search.method='best_of_n'"
         )
     if given and o.method != 'refine':
-        raise ValueError(f"--from is for search.method='refine', and it is {o.method!r}")
+        raise ValueError(f"--from is for search.method='refine', but it is {o.method!r}")
     into = (schedule.sigmas[1:] > 0) | kernel.noise_into_zero
     stochastic = schedule.masks.stochastic & into & kernel.noisy
     levels = np.abs(schedule.sigmas - o.from_level)
@@ -88,8 +88,8 @@ def make_plan(session, given: int = 0) -> Plan:
 
 
 def rule_of(config, spread: float) -> Rule:
-    """`config.search` as a Rule; temperatures times the reward's spread, but `beta`, which is the
-    target's own.
+    """`config.search` as a Rule. Temperatures are multiplied by the reward's spread, except `beta`,
+    which is the target's own temperature.
     """
     o = config.search
     return Rule(
@@ -116,16 +116,16 @@ def search(
     restart: bool = False,
     given: np.ndarray | None = None,
 ) -> dict[int, dict]:
-    """Prompt's index -> what was found; also written to `out` by the primary process, from where it
-    continues.
+    """Prompt's index -> result. The primary process also writes it to `out`, and a later call
+    continues from there.
 
     Args:
       policy: None: the base.
-      given: pictures uint8 [B, H, W, 3] that refine begins with, for each prompt.
+      given: images uint8 [B, H, W, 3] that refine starts from, for each prompt.
 
     Raises:
       Preempted: a stop was requested; finished prompts are kept.
-      RewardError: a prompt none of whose pictures could be scored.
+      RewardError: no image of a prompt could be scored.
     """
     config, stop = session.config, session.stop
     plan = make_plan(session, 0 if given is None else len(given))
@@ -152,7 +152,7 @@ def search(
         if plan.guided and model.flow(prompts[:1]).guide is None:
             raise ValueError(
                 'search.gradient=True: not every part of the reward has a gradient; the CLIP '
-                "rewards have one, and 'pixels'"
+                "rewards and 'pixels' have one"
             )
         unit = float(spread[0])
         if not unit and len(todo) and _needs_unit(o):
@@ -162,7 +162,7 @@ def search(
         rule = rule_of(config, unit)
         latents = None if given is None else model.encode(given)
         logging.info(
-            '%s: %s, %d network evaluations and %d pictures a prompt; spread of the reward %.4g, '
+            '%s: %s, %d network evaluations and %d images a prompt; spread of the reward %.4g, '
             'temperature %.4g',
             o.method,
             {k: v for k, v in plan.sizes._asdict().items() if v != Sizes()._asdict()[k]},
@@ -224,7 +224,7 @@ def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
     spread = temperature_of(found.particles.reward)
     logging.info(
         'the reward of %d samples of each of %d prompts has a spread of %.4g within a prompt '
-        '(%d evaluations, not of the budget)',
+        '(%d evaluations, outside the budget)',
         SPREAD_SAMPLES,
         len(chosen),
         spread,
@@ -234,10 +234,11 @@ def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
 
 
 def unseen_rewards(session: Checked, prompts: Sequence[Prompt]) -> list[Reward]:
-    """The rewards of `eval.panel`, which nothing is chosen by; they have checked the prompts.
+    """The rewards of `eval.panel`, which the search does not choose by; they have checked the
+    prompts.
 
     Raises:
-      ValueError: a prompt that one cannot score, or one whose scores are named as the search's.
+      ValueError: a reward cannot score a prompt, or its scores have the same names as the search's.
     """
     rewards = panel_rewards(session.config)
     for reward in rewards:
@@ -252,7 +253,7 @@ def unseen_rewards(session: Checked, prompts: Sequence[Prompt]) -> list[Reward]:
 def _one_batch(
     model, session, policy, base, prompts, keys, rows, rule, plan, latents, panel
 ) -> list[tuple[dict, tuple]]:
-    """[(what is kept of a prompt, arguments of `draw`)] of prompts `rows`."""
+    """[(result of a prompt, arguments of `draw`)] of prompts `rows`."""
     config, chosen = session.config, [prompts[i] for i in rows]
     flow = model.flow(chosen)
     tracker = Tracker(len(rows), flow.steps)
@@ -271,7 +272,7 @@ def _one_batch(
     for curve, prompt in zip(tracker.curves, chosen):
         if not curve:
             raise RewardError(
-                f'prompt {prompt.text!r}: no sample of its search has a valid score; the log tells '
+                f'prompt {prompt.text!r}: no sample of its search has a valid score; the log says '
                 'why the reward could not score them'
             )
     text = session.conditioning([p.text for p in chosen]), session.negative
@@ -318,6 +319,6 @@ def _one_batch(
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of the values that are numbers; NaN where none is."""
+    """Mean of the values that are numbers; NaN if none is."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float('nan')

@@ -80,7 +80,7 @@ def test_budgets_that_buy_nothing_say_what_would():
         sizes_for('best_of_n', 5, stochastic)
     with pytest.raises(ValueError, match='search.particles=1: a pass'):
         sizes_for('pg', 60, stochastic, particles=1)
-    with pytest.raises(ValueError, match='from_level=0: a round from the finished picture'):
+    with pytest.raises(ValueError, match='from_level=0: a round from the finished image'):
         sizes_for('refine', 60, stochastic, from_state=6)
 
 
