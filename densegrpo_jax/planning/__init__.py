@@ -1,1 +1,1 @@
-"""Memory, time and cost of a run on machines that are not here."""
+"""Memory, time and cost of a run on machines that need not be present."""

@@ -1,4 +1,4 @@
-"""What would make a configuration fit that does not."""
+"""Settings that would make a configuration fit if it does not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ GIB = 2**30
 def advice(
     config, topology: Topology, gib: Mapping[str, float], resident: float, mesh: Mapping[str, int]
 ) -> list[str]:
-    """Which settings would make the phases fit that do not; by proportion, so plan again with them.
+    """Settings that would make phases fit that do not. They are estimated by proportion, so plan
+    again with them.
 
-    Batches are made smaller only by what divides over the mesh's data and fsdp axes.
+    Smaller batches still divide over the mesh's data and fsdp axes.
 
     Args:
-      gib: phase -> GiB of a device while it runs. resident: bytes that are always there.
+      gib: phase -> GiB of a device while it runs. resident: bytes that are always in memory.
       mesh: axis -> size.
     """
     lines, limit, r, fsdp, shards = (

@@ -1,5 +1,5 @@
-"""What a compiled program sends between devices, read from its HLO text; bodies of loops count as
-often as they run.
+"""The bytes that a compiled program sends between devices, read from its HLO text; bodies of loops
+count as often as they run.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _BITS = {
 def collective_bytes(hlo: str) -> Counter:
     """Bytes that one device receives in one run of the program, by the kind of collective.
 
-    A collective counts the size of its result (the larger of operand and result where it shrinks:
-    reduce-scatter). A loop runs as often as the compiler notes; where it notes nothing (on TPUs),
-    its counter goes from 0 up to the only constant of its condition. One collective that is spread
-    over several fusions, which then share its channel, counts once.
+    A collective counts the size of its result; for reduce-scatter, whose result shrinks, the larger
+    of operand and result. A loop runs as often as the compiler notes. Without a note (on TPUs) its
+    counter goes from 0 up to the only constant of its condition. A collective that is spread over
+    several fusions, which share its channel, counts once.
 
     Args:
       hlo: `compiled.as_text()`.
@@ -95,9 +95,7 @@ def collective_bytes(hlo: str) -> Counter:
 
 
 def _trips(condition: list[str], body: list[str]) -> int:
-    """How often a loop runs whose counter starts at 0: limit / step, 1 where its text does not
-    say.
-    """
+    """How often a loop with a counter from 0 runs: limit / step, or 1 if its text does not say."""
     limits = [int(match[2]) for line in condition if (match := _CONSTANT.search(line))]
     places = [int(match[1]) for line in condition if (match := _COUNTER.search(line))]
     if len(limits) != 1:
@@ -123,7 +121,7 @@ def _trips(condition: list[str], body: list[str]) -> int:
 
 
 def _line(line: str) -> dict:
-    """{(kind, channel or None): bytes} of a line that is a collective, {} of any other."""
+    """{(kind, channel or None): bytes} of a line with a collective, {} of any other line."""
     match = _OPERATION.match(line)
     if match is None:
         return {}

@@ -1,9 +1,7 @@
-"""Floating-point operations of a program, counted from its jaxpr: what utilisation figures start
-from.
+"""Floating-point operations of a program, counted from its jaxpr, as the basis of utilisation.
 
-A product of [m, k] and [k, n] is 2 m k n operations; everything that is not a matrix product or a
-convolution counts nothing, as is usual. XLA's own cost analysis counts the body of a scan once;
-here it counts `length` times.
+A product of [m, k] and [k, n] is 2 m k n operations; only matrix products and convolutions count,
+as is usual. XLA's own cost analysis counts the body of a scan once; here it counts `length` times.
 """
 
 import math
@@ -13,14 +11,14 @@ from jax.extend import core
 
 
 def count_flops(function, *args) -> int:
-    """Operations of `function(*args)`; the arguments may be arrays or ShapeDtypeStructs, nothing
+    """Operations of `function(*args)`. The arguments may be arrays or ShapeDtypeStructs; nothing
     runs.
 
     Recomputation that the program asks for (`jax.checkpoint`) is counted as often as it happens.
 
     Raises:
-      NotImplementedError: a `while` loop with products in it: how often it runs is not known before
-        it has run.
+      NotImplementedError: a `while` loop contains products: the number of its iterations is unknown
+        before it runs.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -44,7 +42,7 @@ def _equation(eqn) -> int:
     inner = [_count(_open(value)) for value in _nested(params)]
     if name == 'while' and sum(inner):
         raise NotImplementedError(
-            'the program multiplies matrices in a while loop: how often is not known before it runs'
+            'the program multiplies matrices in a while loop, which has no known number of runs'
         )
     if name == 'cond':
         return max(inner)

@@ -1,5 +1,5 @@
-"""The programs of an iteration written down from shapes alone, for devices that may be absent:
-nothing is loaded, nothing runs.
+"""Lowers the programs of an iteration from shapes alone, for devices that may be absent: loads
+nothing and runs nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Phase(NamedTuple):
     """One program of an iteration.
 
     lowered: ready to compile. runs: how often an iteration runs it (evaluation: on average).
-    flops: of one run on all devices, counted from the networks: what rematerialisation repeats is
-    not in it. repeated: operations that rematerialisation adds.
+    flops: of one run on all devices, counted from the networks, without the repetitions of
+    rematerialisation. repeated: operations that rematerialisation adds.
     """
 
     lowered: Any
@@ -95,8 +95,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     )
     micro = config.optim.microbatch
     one = forward(micro, guided=config.loss.cfg) * rows / micro
-    # Backward: through the activations, and through the weights too where they are trained; every
-    # other role that is read needs a forward pass of its own.
+    # Backward: through the activations, and through the weights if they are trained; every other
+    # role that is read needs its own forward pass.
     learning = one * ((3 if config.full else 2) + len(roles_read(config)))
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)

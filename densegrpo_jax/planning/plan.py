@@ -1,5 +1,5 @@
-"""What an iteration would need on a machine that is not here: memory, operations, bytes and seconds
-of every phase, from programs compiled for it.
+"""The needs of an iteration on a machine that need not be present: memory, operations, bytes and
+seconds of every phase, from programs compiled for it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\((
 
 
 class Row(NamedTuple):
-    """What one phase needs; per device and per run of its program, except seconds: per
-    iteration.
-    """
+    """The needs of one phase: per device and run of its program; seconds are per iteration."""
 
-    gib: float  # everything that is in memory then
+    gib: float  # everything in memory during the phase
     tflop: float
     collective_gib: float
     compute_s: float
@@ -46,8 +44,8 @@ class Row(NamedTuple):
 def compiled_row(
     phase: Phase, topology: Topology, resident: float, utilisation: float, quick: bool = False
 ) -> Row:
-    """Compiles a phase. `resident`: bytes on a device that are not arguments of it or are counted
-    once for all phases.
+    """Compiles a phase. `resident`: bytes on a device that are not among its arguments, or that are
+    counted once for all phases.
     """
     began = time.monotonic()
     chip, count = topology.chip, topology.count
@@ -77,9 +75,10 @@ def compiled_row(
 
 
 def stand_in(config, topology: Topology) -> tuple[Mesh, bool]:
-    """A mesh of the topology's devices, or of CPU devices in their place, and whether it is that.
+    """A mesh of the topology's devices, or of CPU devices in their place, and whether it is the
+    latter: then the plan is an estimate.
 
-    Raises ValueError where the configuration does not stand, or not on this topology.
+    Raises ValueError if the configuration is invalid, or does not fit this topology.
     """
     validate(config)
     estimated = not topology.can_compile
@@ -99,9 +98,9 @@ def stand_in(config, topology: Topology) -> tuple[Mesh, bool]:
 
 
 def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
-    """The whole answer as a JSON document; see the module's docstring.
+    """The plan as a JSON document; see the module's docstring.
 
-    Raises ValueError where the configuration does not fit the topology's number of devices.
+    Raises ValueError if the configuration does not fit the topology's number of devices.
     """
     mesh, estimated = stand_in(config, topology)
     pipeline = open_shapes(config, mesh)
@@ -149,9 +148,9 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
 
 
 def plan_search(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:
-    """What `config.search` needs, as a JSON document.
+    """The needs of `config.search`, as a JSON document.
 
-    Raises ValueError where the configuration does not stand, or not on this topology.
+    Raises ValueError if the configuration is invalid, or does not fit this topology.
     """
     mesh, estimated = stand_in(config, topology)
     found = search.programs(config, open_shapes(config, mesh), mesh)
@@ -166,7 +165,7 @@ def table(result: dict) -> str:
     """The document as text."""
     r = result
     source = (
-        'the CPU compiler: memory as it lays it out, an estimate only'
+        'the CPU compiler: its memory layout, an estimate only'
         if r['estimated_on_cpu']
         else "the topology's own compiler"
     )

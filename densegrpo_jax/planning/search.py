@@ -1,5 +1,5 @@
-"""What a search would need on a machine that is not here: memory of its two programs, and seconds a
-prompt.
+"""The needs of a search on a machine that need not be present: memory of its two programs, and
+seconds per prompt.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from densegrpo_jax.search.run import make_plan
 
 
 class Programs(NamedTuple):
-    """Of a search: 'step' (the velocities of all particles) and 'decoding'."""
+    """The programs of a search: 'step' (the velocities of all particles) and 'decoding'."""
 
-    phases: dict[str, Phase]  # runs: of a prompt, on average
+    phases: dict[str, Phase]  # runs: per prompt, on average
     rows: int  # particles of a prompt that are evaluated together
-    evaluations: int  # of a prompt
-    pictures: int  # of a prompt
+    evaluations: int  # per prompt
+    pictures: int  # per prompt
     resident: int  # bytes per device of weights and policy
 
 
@@ -46,8 +46,8 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     """The programs of `config.search`, with a policy beside the base, from shapes alone.
 
     Raises:
-      ValueError: options that do not fit each other; or steps that follow a gradient, whose
-        memory is the reward's.
+      ValueError: options contradict each other, or steps follow a gradient, whose memory depends on
+        the reward.
     """
     m, o = config.model, config.search
     if o.gradient:
@@ -109,7 +109,7 @@ def table(result: dict) -> str:
         f'{r["rows"]} particles together',
         'compiled by '
         + (
-            'the CPU compiler: memory as it lays it out, an estimate only'
+            'the CPU compiler: its memory layout, an estimate only'
             if r['estimated_on_cpu']
             else "the topology's own compiler"
         ),
@@ -126,7 +126,7 @@ def table(result: dict) -> str:
 
 
 def document(config, topology: Topology, found: Programs, rows: dict, estimated: bool) -> dict:
-    """The whole answer as a JSON document. rows: phase -> `plan.Row`."""
+    """The plan as a JSON document. rows: phase -> `plan.Row`."""
     return {
         'topology': topology.name,
         'estimated_on_cpu': estimated,

@@ -1,7 +1,8 @@
-"""Devices that are not here: what a chip has, and topologies to compile for ahead of time.
+"""Devices that need not be present: figures of each chip, and topologies for ahead-of-time
+compilation.
 
-Figures are the vendors' data sheets; the memory of a TPU is what its compiler lets a program use
-(asked of libtpu 0.0.42).
+Figures are from the vendors' data sheets; a TPU's memory is what its compiler lets a program use
+(as libtpu 0.0.42 reports it).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ CHIPS = {
     'v5p': Chip(95.74, 459e12, 600e9),
     'v6e': Chip(31.25, 918e12, 448e9),
     'tpu7x': Chip(94.75, 1153.5e12, 600e9, per_chip=2),
-    # of 80 GB; the rest is the driver's, the libraries' and fragmentation
+    # of 80 GB; the rest goes to the driver, libraries and fragmentation
     'h100': Chip(74.0, 989e12, 450e9),
 }
 
-# What XLA's GPU compiler asks of a device: an H100 SXM.
+# The device description that XLA's GPU compiler needs: an H100 SXM.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -58,8 +59,10 @@ _EFFORT_O0 = 9  # of XLA's EffortLevel
 
 
 class Topology(NamedTuple):
-    """name: as given. kind: a key of CHIPS. shape: of the slice, in chips. compiler: the package
-    that compiles for it.
+    """A topology to compile for.
+
+    name: as given. kind: a key of CHIPS. shape: of the slice, in chips. compiler: the package that
+    compiles for it.
     """
 
     name: str
@@ -77,11 +80,11 @@ class Topology(NamedTuple):
         return math.prod(self.shape) * self.chip.per_chip
 
     def compiler_options(self, quick: bool = False) -> dict:
-        """For programs that are only looked at: Triton's matrix products are tuned on the GPU
-        itself, which is not here.
+        """Compiler options for programs that do not run: no tuning of Triton's matrix products,
+        which needs the GPU itself.
 
-        quick: a TPU's program is compiled with the least effort for its speed; GPUs' compile in
-        seconds as they are.
+        quick: compiles a TPU's program with the least effort for its speed; a GPU's compiles in
+        seconds anyway.
         """
         if self.kind == 'h100':
             return {'xla_gpu_enable_triton_gemm': False}
@@ -92,14 +95,14 @@ class Topology(NamedTuple):
         """Whether the compiler is installed here."""
         try:
             return importlib.util.find_spec(self.compiler) is not None
-        except ModuleNotFoundError:  # not even the package that it would be in
+        except ModuleNotFoundError:  # the parent package is missing too
             return False
 
 
 def parse(name: str) -> Topology:
-    """'v5p:2x2x1', 'v5e:2x4', 'h100:8' and the like.
+    """Parses 'v5p:2x2x1', 'v5e:2x4', 'h100:8' and the like.
 
-    Raises ValueError for anything else, naming what is known.
+    Raises ValueError for anything else; the message names the known kinds.
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+){0,2})', name)
     if match is None or match[1] not in CHIPS:
@@ -117,26 +120,24 @@ def parse(name: str) -> Topology:
 
 
 def absent_devices(topology: Topology) -> list:
-    """Devices to compile for, of hardware that is not here. Set JAX_PLATFORMS=cpu for the process:
-    nothing runs on them.
+    """Devices of absent hardware to compile for. Set JAX_PLATFORMS=cpu for the process: nothing
+    runs on them.
 
-    Raises ValueError where the compiler does not know such a slice.
+    Raises ValueError if the compiler does not know such a slice.
     """
     from jax.experimental import topologies
 
     try:
         if topology.kind == 'h100':
             os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
-            from jax._src import (
-                xla_bridge,  # loading a plugin for its compiler alone has no public call
-            )
+            from jax._src import xla_bridge  # no public call loads a plugin only for its compiler
 
             xla_bridge.discover_pjrt_plugins()
             options = dict(topology=f'1x1x{topology.count}', target_config=_H100)
             return topologies.get_topology_desc(
                 platform='cuda', topology_name='h100', **options
             ).devices
-        # else a lock file is left behind and the next process refuses to start
+        # else a lock file stays behind and the next process refuses to start
         os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
         os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
         shape = 'x'.join(map(str, topology.shape))
