@@ -69,7 +69,7 @@ def group_advantages(
         std: 'group', the group's own (the paper); 'global', of all rewards of the batch at that
             transition (Flow-GRPO); 'pooled', one number: the root mean square of r - group mean
             over all samples and transitions in use. The first two give every transition the same
-            say, and so blow up the ones whose rewards hardly vary, often mere rounding of a picture
+            say, and so blow up the ones whose rewards hardly vary, often mere rounding of an image
             to 8 bits or a reward's own noise; with 'pooled' a transition counts by how much its
             rewards differ. (Not taken around one mean of everything: how far transitions or prompts
             lie apart is nothing that a sample could have done better.)

@@ -24,7 +24,7 @@ def step_masks(
 
     By default every transition is stochastic and trained, except those *into* an (almost) clean
     latent, sigmas[k+1] within clean_sigma of the last, which are deterministic: noise added there
-    stays in the scored picture. That is the last transition on FLUX grids, the last two on SD3.5's
+    stays in the scored image. That is the last transition on FLUX grids, the last two on SD3.5's
     at T = 10, whose grid ends 0.278, 0.0089, 0, and on Stable Diffusion 1.5's, which ends 0.257,
     0.040, 0.028.
 

@@ -197,8 +197,7 @@ class Pipeline:
         raise NotImplementedError
 
     def original_layout(self, tensors: dict) -> dict:
-        """Tensors of a single-file checkpoint of the transformer, by the names in its table.
-        """
+        """Tensors of a single-file checkpoint of the transformer, by the names in its table."""
         return tensors
 
     def adapter_names(self) -> dict[str, str]:
