@@ -1,4 +1,4 @@
-"""What every process of a run does for itself, with one outcome for all of them."""
+"""Work that every process of a run does for itself, with one outcome for all processes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from densegrpo_jax.runtime.hosts import Hosts
 
 
 class OtherProcessFailed(RuntimeError):
-    """Another process of the run met an error that ends the run; it raises that error itself."""
+    """Another process of the run met a fatal error, and raises that error itself."""
 
 
 class Agreement:
-    """A conversation among the processes of a run; all of them must call its methods equally often,
-    in the same order.
+    """A conversation among the processes of a run; all processes must call its methods equally
+    often, in the same order.
 
     Args:
       hosts: the processes.
-      name: of the conversation; one run has it once.
+      name: of the conversation; unique within a run.
       fatal: errors that end the run, whatever the other processes met.
-      brief: the sentence in which an error is told to the other processes.
+      brief: error -> the sentence that tells the other processes about it.
     """
 
     def __init__(self, hosts: Hosts, name: str, fatal: tuple[type[Exception], ...] = (), brief=str):
@@ -42,17 +42,17 @@ class Agreement:
 
     @contextlib.contextmanager
     def alike(self):
-        """What is done inside ends alike everywhere: an error of one process is an error of all. No
-        collective may be inside.
+        """A context whose body ends alike in all processes: an error of one is an error of all. The
+        body may contain no collective.
 
         Raises:
           OtherProcessFailed: another process met a fatal error, and this one did not.
-          ValueError: another process met any other error, and this one none.
+          ValueError: another process met any other error, and this one met none.
         """
         error = None
         try:
             yield
-        # a process that leaves in another way ends the others through JAX's heartbeat
+        # if a process ends in another way, JAX's heartbeat ends the others
         except Exception as raised:
             error = raised
         said = self.poll(

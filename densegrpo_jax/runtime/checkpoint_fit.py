@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model and the configuration that want to restore it."""
+"""Checks whether a checkpoint belongs to the model and configuration that would restore it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def check_fit(
 
     Args:
       document: of the checkpoint, with its `fingerprint` and {name: [shape, dtype]} as `arrays`.
-      state: pytree of what is to be restored: arrays, or their shapes and dtypes.
+      state: pytree to restore: arrays, or their shapes and dtypes.
       where: names the checkpoint in the message.
-      fingerprint, differences: as of `Checkpoints`, as JSON would read them.
+      fingerprint, differences: as in `Checkpoints`, in the form that JSON reads back.
       partial: the checkpoint may have more arrays than `state`.
     """
     if fingerprint:
@@ -38,7 +38,7 @@ def check_fit(
 
 
 def some(names: Iterable[str]) -> str:
-    """The first five names and how many there are besides."""
+    """The first five names and the number of the others."""
     names = sorted(names)
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
@@ -60,7 +60,7 @@ def _check_arrays(arrays: Mapping, state, partial: bool, where: str) -> None:
         [f'lacks {some(wanted.keys() - saved.keys())}'] if wanted.keys() - saved.keys() else []
     )
     if saved.keys() - wanted.keys() and not partial:
-        problems.append(f'has {some(saved.keys() - wanted.keys())}, which this model has not')
+        problems.append(f'has {some(saved.keys() - wanted.keys())}, which this model lacks')
     for name in sorted(saved.keys() & wanted.keys()):
         if saved[name] != wanted[name]:
             problems.append(

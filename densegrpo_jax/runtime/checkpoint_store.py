@@ -1,7 +1,7 @@
 """Arrays and a JSON document for each step of a run, through orbax.
 
-What orbax needs to be told is in this file: which characters a path may have, how reads fail, what
-is worth logging, which processes meet.
+This file holds what depends on orbax: which characters a path may have, how reads fail, what is
+worth logging, which processes meet.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from densegrpo_jax.runtime.files import may_pass
 from densegrpo_jax.runtime.hosts import Hosts
 
 DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
-PAUSE = 5.0  # seconds until a failed read is tried again
+PAUSE = 5.0  # seconds before a failed read is repeated
 
 
 class CheckpointUnreadable(OSError):
-    """The disk or the network failed while the checkpoint was read; it may be intact."""
+    """The disk or the network failed during the read of a checkpoint; it may be intact."""
 
 
 class Store:
@@ -54,14 +54,14 @@ class Store:
                 for path in sorted(directory.iterdir()):
                     if path.name.endswith('-tmp'):
                         logging.warning(
-                            'Removing a half-written checkpoint: %s (the run was cut off while '
+                            'Removing an incomplete checkpoint: %s (the run was cut off while '
                             'saving it).',
                             path,
                         )
             directory.mkdir(parents=True, exist_ok=True)
         together = _together(hosts)
-        # Uncompressed: trained floats shrink by a tenth at most, and a stop, which has seconds,
-        # would pay for it in time and memory.
+        # Uncompressed: trained floats shrink by a tenth at most, and compression takes time and
+        # memory, of which a stop has little.
         arrays = ocp.PyTreeCheckpointHandler(
             use_compression=False, multiprocessing_options=together
         )
@@ -79,8 +79,8 @@ class Store:
                 'meta': ocp.JsonCheckpointHandler(DOCUMENT, multiprocessing_options=together),
             },
         )
-        # Reads as if alone: after an error in one process, orbax's barriers would join reads of
-        # different checkpoints.
+        # Each process reads as if alone: after an error in one process, orbax's barriers would
+        # match reads of different checkpoints.
         alone = _alone(hosts)
         composite = ocp.CompositeCheckpointHandler(
             composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
@@ -88,7 +88,7 @@ class Store:
         self._reader = ocp.Checkpointer(composite, multiprocessing_options=alone)
 
     def steps(self) -> list[int]:
-        """All steps, ascending; the one that is being written too."""
+        """All steps, ascending, including the one that is being written."""
         return sorted(self._manager.all_steps())
 
     def begin(self, step: int, arrays: Mapping, document: Mapping) -> None:
@@ -101,7 +101,7 @@ class Store:
         )
 
     def wait(self) -> None:
-        """Returns once everything is written; raises what the writing raised, and forgets the
+        """Returns once everything is written. If writing failed, raises its error and forgets the
         step.
         """
         try:
@@ -112,16 +112,16 @@ class Store:
             raise
 
     def remove(self, step: int) -> None:
-        """All processes together."""
+        """Called by all processes together."""
         self._manager.delete(step)
 
     def reload(self) -> None:
-        """Looks anew which steps there are."""
+        """Lists the steps on disk anew."""
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for what is being written, then releases orbax's threads."""
-        # a failed save has been reported by `wait`
+        """Waits for the running save, then releases orbax's threads."""
+        # `wait` has reported a failed save
         with contextlib.suppress(Exception):
             self._manager.close()
             self._reader.close()
@@ -132,13 +132,13 @@ class Store:
     def arrays(
         self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], partial: bool
     ) -> dict[str, jax.Array]:
-        """The arrays of these names, shapes and shardings; `partial`: there may be more."""
+        """The arrays of these names, shapes and shardings. `partial`: there may be more of them."""
         args = ocp.checkpoint_utils.construct_restore_args(shapes)
         return self._read_arrays(step, shapes, args, partial)
 
     def open(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-        """Opens every array as `arrays` does and raises what it would raise, but reads no element
-        of an array that has axes, nor waits for a device.
+        """Opens every array as `arrays` does and raises the same errors, but reads no element of
+        arrays with axes, and does not wait for a device.
         """
         here = SingleDeviceSharding(jax.local_devices()[0])
         empty = {
@@ -168,20 +168,19 @@ class Store:
                     raise
                 if not again:
                     raise CheckpointUnreadable(
-                        f'The checkpoint {path} could not be read: {brief(error)}. It stays where '
-                        'it is. Mend the disk or the network, '
-                        'then run the same command again; to go on from the one before instead, '
-                        'move that folder away.'
+                        f'The checkpoint {path} could not be read: {brief(error)}. It stays in '
+                        'place. Repair the disk or the network, then run the same command again; '
+                        'to continue from the checkpoint before it instead, move that folder away.'
                     ) from None
                 logging.warning(
-                    '%s could not be read and is tried again in %g s: %s', path, PAUSE, brief(error)
+                    '%s could not be read; next try in %g s: %s', path, PAUSE, brief(error)
                 )
                 time.sleep(PAUSE)
 
 
 def brief(error: BaseException, limit: int = 240) -> str:
     """Start and end of the first line of the innermost cause: tensorstore's first line is long, and
-    pages follow.
+    pages follow it.
     """
     while error.__cause__ is not None:
         error = error.__cause__
@@ -192,11 +191,11 @@ def brief(error: BaseException, limit: int = 240) -> str:
 
 
 class _LiteralPath(gpath.PosixGPath):
-    """A path of this machine that means itself, for orbax, which makes others out of it.
+    """A path of this machine in a form that orbax does not reinterpret.
 
-    etils takes the characters []*? of the folder itself for a pattern when it looks for files in
-    it: orbax then misses the arrays that it has just written, and the checkpoint stays without
-    them. It also takes /gs, /s3, /az and /hf for buckets.
+    etils treats the characters []*? in a folder's name as a pattern when it looks for files in the
+    folder: orbax then misses the arrays that it has just written, and the checkpoint lacks them.
+    etils also takes /gs, /s3, /az and /hf for buckets.
     """
 
     @property
@@ -208,7 +207,7 @@ class _LiteralPath(gpath.PosixGPath):
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-    """Closes once all that it has begun has ended."""
+    """Closes only after everything that it has begun has ended."""
 
     def close(self) -> None:
         if not self.is_closed() and (begun := asyncio.all_tasks(self)):
@@ -221,13 +220,13 @@ class _Patient(asyncio.DefaultEventLoopPolicy):
         return _PatientLoop()
 
 
-_ONE_READ = threading.Lock()  # the policy is one for all threads
+_ONE_READ = threading.Lock()  # all threads share the event loop policy
 
 
 @contextlib.contextmanager
 def _reads_end():
-    """Inside, a read that fails lets the other reads end first. orbax closes its event loop at the
-    first failure, and each of the others would then print a traceback of its own.
+    """A context in which a failed read lets the other reads end first. Otherwise orbax closes its
+    event loop at the first failure, and each other read prints its own traceback.
     """
     with _ONE_READ:
         usual = asyncio.get_event_loop_policy()
@@ -240,15 +239,16 @@ def _reads_end():
 
 def _without_orbax_chatter(record) -> bool:
     """Logging filter. Orbax logs one failed write four times, each with pages of traceback; we
-    report it once, in a sentence. And it warns that what is opened to be read is only read."""
+    report it once, in a sentence. It also warns about folders opened only for reading.
+    """
     return 'orbax' not in record.pathname or not (
         record.exc_info or any(words in str(record.msg) for words in ('read only', 'read_only'))
     )
 
 
 def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
-    """Several processes meet at barriers of the coordination service: the devices may be busy with
-    a rollout nobody will finish.
+    """Several processes meet at barriers of the coordination service, because the devices may be
+    busy with a rollout that nobody will finish.
     """
     if hosts.count == 1:
         return ocp.options.MultiprocessingOptions()
@@ -258,7 +258,7 @@ def _together(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
 
 
 def _alone(hosts: Hosts) -> ocp.options.MultiprocessingOptions:
-    """This process waits for no other."""
+    """A setting in which this process waits for no other."""
     if hosts.count == 1:
         return ocp.options.MultiprocessingOptions()
     own = hosts.index

@@ -1,8 +1,8 @@
 """Checkpoints: asynchronous, atomic, verified, and explicit about what does not fit.
 
-The state is stored as a flat table {path: array}, so a checkpoint holds no class of any library,
-beside a JSON document: the caller's ``meta``, the shapes and digests of all arrays, the fingerprint
-of the model, the score.
+The state is stored as a flat table {path: array}, so a checkpoint holds no class of any library.
+Beside it lies a JSON document: the caller's ``meta``, the shapes and digests of all arrays, the
+fingerprint of the model, the score.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.trees import differing
 
-# Failures that say nothing about the stored bytes: never a reason to skip a checkpoint.
+# Failures that do not concern the stored bytes: never a reason to skip a checkpoint.
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed, *_NOT_CORRUPTION)
 
@@ -36,7 +36,7 @@ class Restored(NamedTuple):
 
 
 class _Saving(NamedTuple):
-    """A save that has begun and is not verified: shapes of the arrays by name, the document as
+    """A save that has begun and is not yet verified: shapes of the arrays by name, the document as
     JSON.
     """
 
@@ -50,18 +50,18 @@ class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     Args:
-      directory: local folder (a mounted bucket is one); created where absent.
+      directory: local folder, which may be a mounted bucket; created if absent.
       max_to_keep: how many of the newest checkpoints stay; the best one stays too.
-      pinned: steps whose checkpoints stay for good.
+      pinned: steps whose checkpoints are never removed.
       fingerprint: nested dict of JSON values that is stored with every checkpoint (model
         configuration, adapters, ...).
-      differences: (a checkpoint's fingerprint, ours) -> where they differ; a checkpoint is restored
-        only where they do not.
+      differences: (a checkpoint's fingerprint, ours) -> their differences; a checkpoint is restored
+        only if there are none.
       best_mode: 'max' or 'min': which scores are better.
-      hosts: the processes that call every method of this class together, in the same order; the
-        folder is one for all of them. None: this one alone.
-      read_only: for tools that look into the folder of a run that may still be writing: nothing is
-        created, cleaned or moved.
+      hosts: the processes that call every method of this class together, in the same order, on one
+        shared folder. None: this process alone.
+      read_only: for tools that read the folder of a run that may still be writing: creates, cleans
+        and moves nothing.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Checkpoints:
         for step in self.steps():
             try:
                 self._note_score(step, self._store.document(step)['score'])
-            except Exception as error:  # restoring it is where damage is dealt with
+            except Exception as error:  # restoring handles the damage
                 self._unscored.add(step)
                 logging.warning(
                     'The score of the checkpoint of step %d is unknown, so it is kept: %s',
@@ -114,15 +114,15 @@ class Checkpoints:
     # Saving
 
     def prepare(self, state) -> None:
-        """Computes now what saving this very `state` needs of the devices, which may be busy with
-        something longer by then. Waits for the state.
+        """Computes now what saving this same `state` needs from the devices, which may be busy for
+        long when it is saved. Waits for the state.
         """
         self._prepared = state, self._digests(state)
 
     def _digests(self, state) -> dict[str, int]:
         """Hashes of the arrays by the state's paths."""
-        # On a CPU that plays several devices, a program started beside one that waits in a
-        # collective can take the last thread: deadlock.
+        # If a CPU acts as several devices, a program started beside one that waits in a collective
+        # can take the last thread: deadlock.
         flat = flatten(jax.block_until_ready(state))
         return {
             name: int(value)
@@ -135,19 +135,19 @@ class Checkpoints:
         """Starts writing ``state`` as of ``step``; returns as soon as its arrays may be changed or
         donated.
 
-        The previous save is waited for. A checkpoint counts only once it is complete and what
-        restores it has opened it (`wait_until_finished`); only then is an older one removed.
+        Waits for the previous save. A checkpoint counts only once it is complete and has been
+        opened in the way that restoring opens it (`wait_until_finished`). An older one is removed
+        only after that.
 
         Args:
           state: pytree of jax or numpy arrays; typed PRNG keys are refused (derive them from the
             seed and the step).
           meta: dict of JSON values.
-          score: value that decides which checkpoint is best; None or non-finite: this one does not
-            compete.
+          score: decides which checkpoint is best; None or non-finite: this one does not compete.
 
         Raises:
           OSError: this or the previous checkpoint could not be written, e.g. for lack of space.
-            Older ones are untouched.
+            Older checkpoints are untouched.
         """
         flat = flatten(state)
         prepared, digests = self._prepared
@@ -169,8 +169,8 @@ class Checkpoints:
     def amend(self, step: int, meta: Mapping, *, score: float | None = None) -> None:
         """Replaces ``meta`` and the score of the complete checkpoint of ``step``; its arrays stay.
 
-        For what is known only after the save, such as the evaluation that a stop prevented. A
-        process that is killed meanwhile leaves the old document or the new one.
+        For values known only after the save, such as the evaluation that a stop prevented. If the
+        process is killed meanwhile, the old or the new document remains, whole.
 
         Args:
           meta: dict of JSON values.
@@ -188,11 +188,11 @@ class Checkpoints:
         self._note_score(step, _finite(score))
 
     def wait_until_finished(self) -> None:
-        """Returns when the save that has begun is complete, opened, and older ones are removed.
+        """Returns once the running save is complete and opened, and older checkpoints are removed.
 
         Raises:
-          OSError: it could not be written, or what was written cannot be opened; then it is out of
-            the way. Older ones are untouched.
+          OSError: the checkpoint could not be written or opened, and has been moved away. Older
+            checkpoints are untouched.
         """
         saving, self._saving = self._saving, None
         if saving is None:
@@ -204,11 +204,11 @@ class Checkpoints:
             self._remove_old()
 
     def _verify(self, saving: _Saving) -> None:
-        """Raises OSError unless what restores a checkpoint can open this one."""
+        """Raises OSError unless restoring can open this checkpoint."""
         try:
             with self._agreement.alike():
                 document = json.dumps(self._store.document(saving.step))
-                # the primary process writes its own; the others' differ, in seconds for one
+                # the primary process writes its own; those of others differ, in seconds for example
                 if self._hosts.primary and document != saving.document:
                     raise ValueError('its document is not the one that was saved')
                 self._store.open(saving.step, saving.shapes)
@@ -216,14 +216,15 @@ class Checkpoints:
             raise
         except Exception as error:
             self._set_aside(saving.step)
-            raise OSError(f'what was written cannot be read back: {brief(error)}') from None
+            raise OSError(f'the written checkpoint cannot be read back: {brief(error)}') from None
 
     def _remove_old(self) -> None:
-        """Leaves the newest, the best, the pinned, and those that may be the best.
+        """Removes all checkpoints except the newest, the best, the pinned, and those that may be
+        the best.
 
-        Not by orbax's policies: orbax removes as soon as a checkpoint is written, before it could
-        be opened, and its BestN goes by scores that are known when a checkpoint is saved, where
-        ours may come later (`amend`) or be unreadable.
+        Orbax's policies do not serve here: orbax removes older checkpoints as soon as one is
+        written, before it can be opened. Its BestN needs scores at the time of the save; ours may
+        come later (`amend`) or be unreadable.
         """
         steps = self.steps()
         kept = {*steps[-self._max_to_keep :], self._best(steps), *self._pinned, *self._unscored}
@@ -248,18 +249,18 @@ class Checkpoints:
         try:
             if self._hosts.count == 1:
                 self.wait_until_finished()
-            elif self._saving is not None:  # to verify it, all processes would have to come here
+            elif self._saving is not None:  # only all processes together could verify it
                 with self._explained(self._saving.step):
                     self._store.wait()
         except OSError as error:
-            logging.error('%s', error)  # the exception under way is the one to show
+            logging.error('%s', error)  # the exception already raised is the one to show
         finally:
             self._store.close()
 
     # Looking
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending; a save counts once it is waited for."""
+        """Steps of all complete checkpoints, ascending; a save counts once it was waited for."""
         return [
             step
             for step in self._store.steps()
@@ -270,7 +271,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """Step of the best scored checkpoint (the later of equals), None where none has a score."""
+        """Step of the best scored checkpoint (the later of equals), None if none has a score."""
         return self._best(self.steps())
 
     def meta(self, step: int) -> dict:
@@ -280,11 +281,11 @@ class Checkpoints:
     # Restoring
 
     def restore_latest(self, abstract_state) -> Restored | None:
-        """The newest checkpoint that is whole; None where there is none at all.
+        """The newest whole checkpoint; None if there are no checkpoints.
 
-        One that is half-written or damaged is reported, the one before it is used, and the damaged
-        one is moved to ``<directory>_corrupt`` so that its step can be saved again. What a single
-        process cannot read is damaged for all of them.
+        An incomplete or damaged checkpoint is reported and moved to ``<directory>_corrupt``, so
+        that its step can be saved again, and the checkpoint before it is used. A checkpoint that a
+        single process cannot read counts as damaged for all.
 
         Args:
           abstract_state: pytree of ShapeDtypeStructs with shardings (or of arrays): what to
@@ -293,12 +294,12 @@ class Checkpoints:
         Raises:
           CheckpointMismatch: the newest whole checkpoint belongs to another model.
           CheckpointUnreadable: the newest could not be read, twice, for a reason that may pass.
-          ValueError: there are checkpoints, and all of them are damaged.
-          OtherProcessFailed: this process could have restored, and another one raises an error.
+          ValueError: all checkpoints are damaged.
+          OtherProcessFailed: this process could have restored, but another one raises an error.
         """
         damaged = {}
-        # The steps that the primary process sees: a folder on a network may show every process
-        # another list.
+        # Use the steps that the primary process sees: a network folder may show each process a
+        # different list.
         for step in reversed(self._agreement.poll(self.steps())[0]):
             try:
                 restored = self.restore(step, abstract_state)
@@ -323,8 +324,8 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, abstract_state, *, partial: bool = False) -> Restored:
-        """The checkpoint of ``step``. ``partial``: ``abstract_state`` may leave out arrays that the
-        checkpoint has.
+        """The checkpoint of ``step``. ``partial``: ``abstract_state`` may omit arrays of the
+        checkpoint.
         """
         with self._agreement.alike():
             document = self._store.document(step)
@@ -382,7 +383,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self, step: int):
-        """Turns any failure to write into one OSError that says what is left."""
+        """Turns any failure to write into one OSError that says which checkpoints are left."""
         try:
             yield
         except (KeyboardInterrupt, *_NOT_CORRUPTION):
@@ -403,5 +404,5 @@ class Checkpoints:
 
 
 def _finite(score: float | None) -> float | None:
-    """The score as it is stored: one that is not a number does not compete."""
+    """The score as stored: a score that is not a number does not compete."""
     return score if score is not None and math.isfinite(score) else None

@@ -1,8 +1,8 @@
-"""What the processes of a run agree on while it goes on: values of all of them, in rounds.
+"""Agreement among the processes of a running run: they exchange values in rounds.
 
-The processes go in step through numbered rounds (`Communicator.exchange`), and a round ends in one
-of two ways, for all of them alike: with the values of all, or with Preempted because one process
-left before it had given its value.
+The processes pass numbered rounds in step (`Communicator.exchange`). A round ends in one of two
+ways, alike for all: with the values of all, or with Preempted because a process left before it had
+given its value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from densegrpo_jax.runtime.hosts import Hosts
 
 
 class Preempted(Exception):
-    """Raised inside the loop once a stop was requested; what is under way is given up, the last
+    """Raised inside the loop once a stop was requested; unfinished work is dropped, the last
     completed update is kept.
     """
 
@@ -29,14 +29,14 @@ class Communicator:
     """The rounds of a run.
 
     Args:
-      hosts: the processes of the run; None: this one alone.
+      hosts: the processes of the run; None: this process alone.
 
     Attributes:
-      before_round: called before this process gives a value; may raise, where this process does not
-        want to wait for the others any more. A `StopRequest` puts its check here.
+      before_round: called before this process gives a value; may raise if this process no longer
+        wants to wait for the others. A `StopRequest` puts its check here.
     """
 
-    POLL_SECONDS = 0.25  # between two looks at whether another process leaves
+    POLL_SECONDS = 0.25  # between two checks whether another process leaves
 
     def __init__(self, hosts: Hosts | None = None):
         self.hosts = hosts or Hosts()
@@ -44,7 +44,7 @@ class Communicator:
         self._round, self._looked, self._over = 0, 0.0, False
 
     def exchange(self, value: bytes = b'') -> list[bytes]:
-        """The values of all processes, in their order; every process must come here equally often.
+        """The values of all processes, in their order; all must call this equally often.
 
         Raises Preempted in all processes or in none.
         """
@@ -55,8 +55,8 @@ class Communicator:
         """A pytree of float arrays, NaN where another process has the value -> whole arrays, in
         every process.
 
-        Structure and shapes must be equal in all processes; the arrays given may be written to. As
-        `exchange`.
+        Structure and shapes must be equal in all processes; the input arrays may be written to.
+        Raises as `exchange`.
         """
         if self.hosts.count == 1:
             self.before_round()
@@ -71,8 +71,8 @@ class Communicator:
         return jax.tree.unflatten(structure, leaves)
 
     def someone_leaves(self) -> bool:
-        """Whether another process leaves, or a round has ended with that; looks not more often than
-        every POLL_SECONDS.
+        """Whether another process leaves, or a round has ended for that reason; checks at most once
+        per POLL_SECONDS.
         """
         if self.hosts.count == 1 or self._over:
             return self._over
@@ -82,10 +82,10 @@ class Communicator:
         return self.hosts.find(f'round/{self._round}/stop') is not None
 
     def leave(self, seconds: float = math.inf) -> None:
-        """Ends the present round, and with it all rounds: the others raise Preempted.
+        """Ends the current round, and with it all rounds: the others raise Preempted.
 
         Raises:
-          TimeoutError: in `seconds` not all of them came to its end.
+          TimeoutError: not all others reached its end within `seconds`.
         """
         if self.hosts.count > 1 and not self._over:
             self.hosts.announce(f'round/{self._round}/stop')
@@ -98,7 +98,7 @@ class Communicator:
             f'round/{self._round}', b'stop' if value is None else b'go' + value, seconds
         )
         if self.hosts.primary and self._round > 1:
-            # everyone has read it: they have answered in the round after
+            # all have read that round: they have answered in the round after it
             self.hosts.forget(f'round/{self._round - 2}')
         self._round += 1
         if b'stop' in given:

@@ -1,5 +1,5 @@
-"""What the commands print: their own lines, plainly; warnings and errors of anybody; no chatter of
-the libraries underneath.
+"""Console output of the commands: their own lines, plain; all warnings and errors; no information
+lines of libraries.
 """
 
 import logging as std_logging
@@ -10,7 +10,7 @@ CHATTER = ('orbax', 'jax', 'jaxlib', 'flax')
 
 
 class _Plain(std_logging.Formatter):
-    """The message alone; warnings and errors say that they are."""
+    """The message alone; warnings and errors are marked."""
 
     def format(self, record: std_logging.LogRecord) -> str:
         text = super().format(record)
@@ -28,7 +28,7 @@ def _worth_showing(record: std_logging.LogRecord) -> bool:
 
 
 def start() -> None:
-    """Call once, first thing in a command's main."""
+    """Call once, first in a command's main."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

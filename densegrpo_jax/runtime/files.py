@@ -1,5 +1,5 @@
-"""Files that others rely on are whole: the old content or the new one, whatever happens meanwhile;
-and a folder has one writer.
+"""Writes files that are always whole: they have the old or the new content, whatever happens. Also
+ensures that a folder has one writer.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from absl import logging
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.hosts import Hosts
 
-# in a folder that is being written to, or was; the system's lock on it counts, not that it is there
+# a file in folders that a run writes or wrote to; the system's lock on it counts, not its existence
 LOCK = 'lock'
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-# Seconds to wait for the holder. One that was killed here may still be giving back its memory; for
-# a machine that is gone a file server waits until its lease has run out.
+# Seconds to wait for the holder. A process killed on this machine may still be releasing its
+# memory. If its machine is gone, a file server waits until the lease has expired.
 _PATIENCE_HERE, _PATIENCE_ELSEWHERE = 5.0, 120.0
 
-# tensorstore raises ValueError whatever happened; what the system said is in its text.
+# tensorstore raises ValueError for every cause; the system's error is in its text.
 _SYSTEM_SAID = tuple(
     map(
         os.strerror,
@@ -33,9 +33,9 @@ _SYSTEM_SAID = tuple(
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path):
-    """A binary file to write to, which takes its name in one step: a process that is killed, or a
-    machine that stops, leaves the old file or the new one. Where the writing fails the old one
-    stays."""
+    """A binary file to write to, which takes its name in one step: if the process is killed or the
+    machine stops, the old or the new file remains. If writing fails, the old file remains.
+    """
     temporary = path.with_name(path.name + '.tmp')
     with open(temporary, 'wb') as file:
         yield file
@@ -52,11 +52,11 @@ def replace_file(path: pathlib.Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, hosts: Hosts):
-    """While this lasts no other run writes to `folder`; the primary process holds FOLDER/lock. It
-    is free again however the process ends.
+    """A context during which no other run writes to `folder`; the primary process holds
+    FOLDER/lock, which is released however the process ends.
 
     Raises:
-      ValueError: another run writes there; in all processes.
+      ValueError: another run writes there; raised in all processes.
     """
     with Agreement(hosts, 'lock').alike():
         file = lock(folder) if hosts.primary else None
@@ -107,7 +107,7 @@ def lock(folder: pathlib.Path):
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a read failed for what the machine did, not for what is stored."""
+    """Whether a read failed because of the machine, not because of the stored bytes."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError):

@@ -39,7 +39,7 @@ def flatten(tree) -> dict[str, Any]:
 
 
 def abstract(leaf) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and place of an array; of one without a place, this process's first device."""
+    """Shape, dtype and sharding of an array; without one, this process's first device."""
     sharding = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

@@ -1,8 +1,8 @@
-"""What the processes of a run tell each other outside compiled programs: bytes under names, through
-JAX's coordination service.
+"""Messages among the processes of a run outside compiled programs: bytes under names, through JAX's
+coordination service.
 
-Compiled programs talk over the chips' own network, and wait there for as long as it takes. What
-must be able to give up waiting (scores, the wish to stop) goes this way.
+Compiled programs communicate over the chips' own network, and wait there without a limit. Messages
+whose wait must be able to end (scores, stop requests) go this way.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ import numpy as np
 
 
 class Hosts:
-    """This process among `count`; `index` 0 is the primary one, which alone writes logs and
-    pictures.
-    """
+    """This process among `count`; the primary process, `index` 0, alone writes logs and images."""
 
     def __init__(self, index: int = 0, count: int = 1, client=None):
         self.index, self.count, self._client = index, count, client
 
     @classmethod
     def current(cls) -> Hosts:
-        """The processes that `startup.start_processes` has joined, or this one alone."""
+        """The processes that `startup.start_processes` has joined, or this process alone."""
         from jax._src import (
-            distributed,  # the service has no public face; every use of it is in this class
+            distributed,  # the service has no public interface; only this class uses it
         )
 
         return cls(jax.process_index(), jax.process_count(), distributed.global_state.client)
@@ -45,7 +43,7 @@ class Hosts:
         self._client.key_value_set_bytes(name, b'1', allow_overwrite=True)
 
     def find(self, name: str) -> bytes | None:
-        """The value stored under `name`, None where there is none yet."""
+        """The value stored under `name`, None if there is none yet."""
         try:
             return self._client.key_value_try_get_bytes(name)
         except jax.errors.JaxRuntimeError as error:
@@ -63,15 +61,14 @@ class Hosts:
             raise
 
     def share(self, folder: str, value: bytes, seconds: float = math.inf) -> list[bytes]:
-        """The values of all processes, in their order, once all have given theirs. A folder is used
-        once.
+        """The values of all processes, in their order, once all have given theirs. Each folder is
+        used once.
 
-        The primary process puts them together, so that N processes read 2 N values and not N^2.
-        Usually without a limit of time: a process that has died ends this one through JAX's
-        heartbeat.
+        The primary process joins them, so that N processes read 2 N values and not N^2. Usually
+        there is no time limit: if a process dies, JAX's heartbeat ends this one.
 
         Raises:
-          TimeoutError: not all have given theirs in `seconds`.
+          TimeoutError: not all have given theirs within `seconds`.
         """
         until = time.monotonic() + seconds
         if self.count == 1:
@@ -94,7 +91,7 @@ class Hosts:
         return value
 
     def meet(self, name: str, seconds: float) -> bool:
-        """Waits until all processes are here; False where some did not come in time. A name is used
+        """Waits until all processes are here; False if some did not come in time. Each name is used
         once.
         """
         try:

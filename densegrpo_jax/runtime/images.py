@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures in one PNG, with optional captions."""
+"""Contact sheets: many images in one PNG, with optional captions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ MAX_LINES = 3  # of a caption
 def grid(
     images: np.ndarray, *, columns: int, scale: int = 1, captions: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Arranges pictures in rows.
+    """Arranges images in rows.
 
     Args:
       images: uint8 [N, H, W, 3].
-      columns: pictures per row.
+      columns: images per row.
       scale: integer enlargement, nearest neighbour.
-      captions: text under each picture, see `wrap`.
+      captions: text under each image, see `wrap`.
 
     Returns:
       uint8 [rows, cols, 3].
     """
     n, h, w, _ = images.shape
     if captions is not None and len(captions) != n:
-        raise ValueError(f'{n} pictures but {len(captions)} captions')
+        raise ValueError(f'{n} images but {len(captions)} captions')
     h, w, font = h * scale, w * scale, ImageFont.load_default(11)
     texts = [wrap(caption, w, font) for caption in captions or ()]
     text_height = LINE * max(map(len, texts)) + 1 if texts else 0
@@ -55,11 +55,11 @@ def comparison(
     rows: Sequence[str],
     scale: int = 1,
 ):
-    """Pictures side by side: a column per title, a row per text, which stands above the row.
+    """Images side by side: a column per title, a row per text, with the text above the row.
 
     Args:
       images: uint8 [R, C, H, W, 3].
-      titles: C. captions: R x C, under each picture. rows: R.
+      titles: C. captions: R x C, under each image. rows: R.
       scale: integer enlargement, nearest neighbour.
 
     Returns:
@@ -97,8 +97,8 @@ def comparison(
 
 
 def wrap(text: str, width: int, font) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, or inside one that is too long; what
-    MAX_LINES do not hold becomes '…'.
+    """Lines of at most `width` pixels, broken between words, or inside a word that is too long; the
+    text beyond MAX_LINES becomes '…'.
     """
     fits = lambda line: font.getlength(line) <= width
     lines = ['']
@@ -124,8 +124,8 @@ def wrap(text: str, width: int, font) -> list[str]:
 
 
 def save(path: pathlib.Path, sheet: np.ndarray) -> pathlib.Path:
-    """Writes uint8 [rows, cols, 3] as PNG, whole or not at all, folders made as needed; returns the
-    path.
+    """Writes uint8 [rows, cols, 3] as PNG, whole or not at all; creates folders as needed. Returns
+    the path.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,5 +135,5 @@ def save(path: pathlib.Path, sheet: np.ndarray) -> pathlib.Path:
 
 
 def save_grid(path: pathlib.Path, images: np.ndarray, **options) -> pathlib.Path:
-    """Writes `grid(images, **options)` as PNG, folders made as needed; returns the path."""
+    """Writes `grid(images, **options)` as PNG; creates folders as needed. Returns the path."""
     return save(path, grid(images, **options))

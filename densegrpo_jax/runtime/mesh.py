@@ -23,10 +23,10 @@ BATCH_AXES = ('data', 'fsdp')
 
 
 def mesh_shape(sizes: Mapping[str, int], num_devices: int) -> tuple[int, int, int]:
-    """The mesh's (data, fsdp, tensor) sizes; at most one of ``sizes`` may be -1, for 'all devices
-    that are left'.
+    """The mesh's (data, fsdp, tensor) sizes; at most one of ``sizes`` may be -1, for all remaining
+    devices.
 
-    Raises ValueError where the sizes do not use exactly ``num_devices`` devices.
+    Raises ValueError unless the sizes use exactly ``num_devices`` devices.
     """
     if set(sizes) != set(AXES):
         raise ValueError(f'config.mesh needs exactly the keys {list(AXES)}, found {sorted(sizes)}.')
@@ -62,8 +62,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """Mesh over ``devices`` (default: all of every host) with the axes ('data', 'fsdp', 'tensor').
 
     Args:
-      sizes: ``config.mesh``: one int per axis, -1 for 'all devices that are left'.
-      devices: restrict the mesh to these, e.g. ``jax.devices()[:1]`` or the devices of an absent
+      sizes: ``config.mesh``: one int per axis, -1 for all remaining devices.
+      devices: restricts the mesh to these, e.g. ``jax.devices()[:1]`` or the devices of an absent
         topology.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -72,7 +72,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     try:
         # neighbours on the chips' own network
         return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
-    # no such layout of this physical topology: any order is right, only slower
+    # this physical topology has no such layout: any order is correct, only slower
     except NotImplementedError:
         return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=axis_types)
 
@@ -95,7 +95,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch(mesh: Mesh, size: int, name: str) -> None:
-    """Raises ValueError, naming ``name``, where a batch of ``size`` rows cannot be cut into equal
+    """Raises ValueError, naming ``name``, if a batch of ``size`` rows cannot be cut into equal
     pieces.
     """
     shards = batch_shards(mesh)
@@ -108,14 +108,14 @@ def check_batch(mesh: Mesh, size: int, name: str) -> None:
 
 
 def local_rows(x: jax.Array, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows along ``axis`` that this process is to work on, and their indices; every row belongs
-    to exactly one process.
+    """The rows along ``axis`` that this process works on, and their indices; every row belongs to
+    exactly one process.
 
     Args:
       x: split over the batch axes along ``axis`` and not along any other.
 
     Returns:
-      (int [r], numpy array like ``x`` with r rows); alone, all of them.
+      (int [r], numpy array like ``x`` with r rows); a single process gets all rows.
     """
     if x.is_fully_addressable:
         return np.arange(x.shape[axis]), np.asarray(x)

@@ -1,10 +1,10 @@
 """Metric writers behind clu's interface, without TensorFlow and without torch: a JSONL and
 TensorBoard event files.
 
-Every write has left the process when it returns and is on disk after `flush`. After a restart the
+A write has left the process when it returns, and is on disk after `flush`. After a restart the
 JSONL is exact: everything after the step that training resumes from is removed before the first new
-line, and a record that was cut off by a kill is dropped. Event files are only ever added to: a mark
-tells TensorBoard which of their records no longer count.
+line, and a record that a kill cut off is dropped. Event files only grow: a mark tells TensorBoard
+which of their records no longer count.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ from densegrpo_jax.runtime.markdown import table
 
 
 class _NeedsTensorFlow:
-    """What ``clu.metric_writers.SummaryWriter`` is where TensorFlow is not installed."""
+    """Stands for ``clu.metric_writers.SummaryWriter`` if TensorFlow is not installed."""
 
     def __init__(self, *args, **kwargs):
         raise ImportError(
@@ -37,11 +37,11 @@ class _NeedsTensorFlow:
 
 
 def _import_writers():
-    """(clu.metric_writers, tensorboardX) with neither TensorFlow nor torch imported on the way.
+    """(clu.metric_writers, tensorboardX), without importing TensorFlow or torch.
 
-    clu imports TensorFlow for the one writer that needs it: without TensorFlow a stand-in takes
-    that module's place. tensorboardX imports torch wherever it is installed, only to recognise
-    tensors: for the moment of the import it is made to look absent.
+    clu imports TensorFlow for the one writer that needs it: without TensorFlow a stand-in replaces
+    that module. tensorboardX imports torch, if installed, only to recognise tensors: during the
+    import torch is made to look absent.
     """
     if 'tensorflow' not in sys.modules and importlib.util.find_spec('tensorflow') is None:
         stand_in = types.ModuleType('clu.metric_writers.summary_writer')
@@ -69,7 +69,7 @@ EVENTS_NAME = 'tensorboard'
 
 
 class _Writer(metric_writers.MetricWriter):
-    """The parts of clu's interface that no writer here offers."""
+    """The parts of clu's interface that no writer here supports."""
 
     def _refuse(self, kind):
         raise ValueError(
@@ -88,10 +88,10 @@ class _Writer(metric_writers.MetricWriter):
 
 
 class JsonlWriter(_Writer):
-    """One JSON object a step: {"name": value, ..., "step": k}, keys sorted; NaN and infinities
+    """One JSON object per step: {"name": value, ..., "step": k}, keys sorted; NaN and infinities
     become null.
 
-    Several writes of one step are merged into its line. Only scalars are kept. Records of steps >
+    Several writes of one step are merged into one line. Only scalars are kept. Records of steps >
     last_step are removed at the start.
     """
 
@@ -100,7 +100,7 @@ class JsonlWriter(_Writer):
         _prune_jsonl(self._path, last_step)
         self._file = open(self._path, 'ab')
         self._step, self._values, self._start = None, {}, self._file.tell()
-        # the last step may not be complete: it is written on
+        # the last step may be incomplete: later writes extend it
         if lines := self._path.read_bytes().splitlines():
             self._values = json.loads(lines[-1])
             self._step, self._start = self._values.pop('step'), self._start - len(lines[-1]) - 1
@@ -110,7 +110,7 @@ class JsonlWriter(_Writer):
             self._step, self._values, self._start = step, {}, self._file.tell()
         self._values |= {name: _json_number(value) for name, value in scalars.items()}
         line = json.dumps({**self._values, 'step': int(step)}, sort_keys=True, allow_nan=False)
-        # the file is in append mode: the step's line is written anew, at the same place
+        # the file is in append mode: the step's line is rewritten in the same place
         self._file.truncate(self._start)
         self._file.write(line.encode() + b'\n')
         self._file.flush()
@@ -138,18 +138,18 @@ class JsonlWriter(_Writer):
 class TensorBoardWriter(_Writer):
     """TensorBoard event files, one for each start of the run.
 
-    A file begins with the mark of tensorboardX's `SummaryWriter(purge_step=last_step + 1)`, at
-    which TensorBoard forgets later steps of the files before it. The records are written by
-    tensorboardX's `EventsWriter` in the calling thread, so that an error is seen where it happens.
-    `SummaryWriter` would hand them to a thread: its `flush` does not wait for that thread, and once
-    a full disk has ended the thread, the next writes fill a queue and then wait for ever.
+    A file begins with the mark of tensorboardX's `SummaryWriter(purge_step=last_step + 1)`, which
+    makes TensorBoard forget later steps in earlier files. tensorboardX's `EventsWriter` writes the
+    records in the calling thread, so that an error is raised where it happens. `SummaryWriter`
+    would pass them to a thread: its `flush` does not wait for that thread, and once a full disk has
+    ended the thread, further writes fill a queue and then wait for ever.
     """
 
     def __init__(self, folder, *, last_step: int = -1):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files in the order of their names. A name begins with the time in
-        # seconds; the number orders two starts within one.
+        # seconds; the number orders two starts within one second.
         starts = len(list(folder.glob('events.out.tfevents.*')))
         self._events = tensorboardX.event_file_writer.EventsWriter(
             str(folder / 'events'), f'.{starts:05d}.{os.getpid()}'
@@ -166,7 +166,7 @@ class TensorBoardWriter(_Writer):
         self.flush()
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]):
-        """Images are uint8 [N, H, W, 3]; N pictures become one sheet."""
+        """Images are uint8 [N, H, W, 3]; N images become one sheet."""
         for name, batch in images.items():
             batch = np.asarray(batch)
             if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
@@ -219,9 +219,9 @@ class MetricWriter(metric_writers.MultiWriter):
     manager that closes them.
 
     Args:
-      workdir: local folder, created where absent. On every host but the first nothing is written.
-      resume_step: training continues after this many updates: records of later steps no longer
-        count. 0: a run begins, none of the earlier ones counts.
+      workdir: local folder, created if absent. Only the first host writes.
+      resume_step: training continues after this many updates, and records of later steps no longer
+        count. 0: a run begins, and no earlier record counts.
     """
 
     def __init__(self, workdir, *, resume_step: int = 0):
@@ -247,9 +247,7 @@ def _json_number(value) -> int | float | None:
 
 
 def _prune_jsonl(path: Path, last_step: int) -> None:
-    """Keeps the lines of steps <= last_step; what is not a whole line of JSON is dropped with a
-    warning.
-    """
+    """Keeps the lines of steps <= last_step; drops incomplete lines of JSON with a warning."""
     if not path.exists():
         return
     kept = []

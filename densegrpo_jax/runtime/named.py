@@ -1,4 +1,4 @@
-"""What a configuration names by where it is imported from: 'package.module:object'."""
+"""Objects that a configuration names by their import path, 'package.module:object'."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ def imported(path: str, what: str) -> Any:
     """The object that 'package.module:object' names.
 
     Args:
-      what: how a message names it, such as "reward 'my_rewards:Mine'".
+      what: its name in messages, such as "reward 'my_rewards:Mine'".
 
     Raises:
-      ValueError: there is no such module on the import path, or no such object in it.
-      Exception: what the module itself raises.
+      ValueError: the import path has no such module, or the module no such object.
+      Exception: any error that the module itself raises.
     """
     module, _, name = path.partition(':')
     if not module or not name or module.startswith('.'):
@@ -23,7 +23,7 @@ def imported(path: str, what: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f'{module}.'.startswith(f'{error.name}.'):
-            raise  # the module is there, and something that it needs is not
+            raise  # the module exists, but something that it imports does not
         raise ValueError(
             f'{what}: there is no module {error.name!r} on the import path (PYTHONPATH)'
         ) from None

@@ -1,4 +1,4 @@
-"""What a command writes never takes the place of what it read, nor of what somebody else wrote."""
+"""Output folders: a command never overwrites its own input, nor files that others wrote."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from collections.abc import Collection, Iterable
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import parse_json, read_text
 
-RECORD = '.densegrpo.json'  # in an output folder: the names in it that a command of ours wrote
+RECORD = '.densegrpo.json'  # in an output folder: lists the names that our commands wrote there
 
 
 def claim(folder: pathlib.Path, names: Collection[str], read: Iterable[pathlib.Path] = ()) -> None:
-    """Makes `folder` if need be and marks `names` in it as ours: they may be written now, and again
-    by a later command.
+    """Creates `folder` if needed and marks `names` in it as ours: this command and later ones may
+    write them.
 
     Args:
       names: files and folders directly in it. read: folders that the command reads.
 
     Raises:
-      ValueError: the folder is one of those, or holds one of the names from somebody else; before
-        anything is written.
+      ValueError: the command reads from the folder, or the folder holds one of the names from
+        another writer. Raised before anything is written.
     """
     for other in read:
         if folder.exists() and other.exists() and os.path.samefile(folder, other):
             raise ValueError(
-                f'--out={folder} is {other} itself, which is read here: what is written would take '
-                'its place; name another folder'
+                f'--out={folder} is {other}, which this command reads and would overwrite; name '
+                'another folder'
             )
     record = folder / RECORD
     known = parse_json(read_text(record), str(record), list) if record.exists() else []

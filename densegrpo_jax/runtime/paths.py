@@ -1,17 +1,17 @@
-"""Which folders the libraries underneath can work in."""
+"""Checks which folders the libraries can work in."""
 
 import pathlib
 
 
 def problem(folder: str | pathlib.Path) -> str | None:
-    """What is wrong with a folder's name, with the way out; None if nothing is.
+    """What is wrong with a folder's name, and what to do; None if nothing is.
 
-    Every character that the file system allows works, but for those named here.
+    Every character that the file system allows works, except those named here.
     """
     text = str(folder)
     if not text:
         return 'it is empty: is a variable of the shell unset? Name a folder, . for this one'
-    if '://' in text:  # would make a folder of that name, which nobody looks into
+    if '://' in text:  # else a folder of that name would be created, where nobody looks
         return (
             'expected a folder of this machine; mount the bucket (launch/tpu.sh setup --bucket=B '
             'does, at ~/bucket) and name the folder there'
@@ -24,5 +24,5 @@ def problem(folder: str | pathlib.Path) -> str | None:
     try:
         full.encode()
     except UnicodeEncodeError:
-        return f'{ascii(full)} is not UTF-8, which tensorstore wants; use a path that is'
+        return f'{ascii(full)} is not UTF-8, which tensorstore needs; use a path that is'
     return None

@@ -1,5 +1,5 @@
-"""Progress on the console: a bar on a terminal, plain lines in a log file; both with rate and time
-left.
+"""Progress on the console: a bar on a terminal, plain lines in a log file; both with rate and
+remaining time.
 """
 
 import collections
@@ -14,7 +14,8 @@ _SMOOTHING = 0.1  # weight of the newest step in the running rate
 
 
 class ProgressBar:
-    """Shows ``label done/total``, the given metrics, the rate and the time left. A context manager.
+    """Shows ``label done/total``, the given metrics, the rate and the remaining time. A context
+    manager.
 
     Args:
       total: steps of the whole run.
@@ -22,9 +23,9 @@ class ProgressBar:
       every_seconds: least time between two lines of a log; the last step always gets one. A
         terminal's bar always moves.
       file: where to write, default sys.stderr.
-      show: False shows nothing: not the process that reports.
-      together: how many steps are under way at a time. They may end together, so that the rate is
-        measured over as many.
+      show: False shows nothing, for processes that do not report.
+      together: how many steps run at a time. They may end together, so the rate is measured over
+        that many.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class ProgressBar:
             )
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a separate line above the bar."""
         self._line(text)
 
     def _line(self, text: str) -> None:
@@ -111,7 +112,7 @@ class ProgressBar:
     def _measure(self, done: int) -> None:
         (since, before), now = self._measured[0], self._clock()
         seconds = (now - since) / max(done - before, 1)
-        # the first step compiles: its time stands in only until there is a second
+        # the first step compiles: use its time only until there is a second
         if self._updates < 2:
             self._seconds_per_step = seconds
         else:

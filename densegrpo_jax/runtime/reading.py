@@ -1,5 +1,5 @@
-"""Text and JSON that people or other tools wrote: read in one way, and refused in one line that
-names the file, the place and what would do.
+"""Reads text and JSON that people or other tools wrote. Refusals are one line that names the file,
+the place and what is expected.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ def read_text(path: str | pathlib.Path, what: str = '') -> str:
     mark, or UTF-16 or UTF-32 with one. Line ends become newlines.
 
     Args:
-      what: the file is, for messages: 'prompt file'.
+      what: the kind of file, for messages: 'prompt file'.
 
     Raises:
-      FileNotFoundError: no such file. OSError: one that cannot be read.
-      ValueError: bytes of another encoding, or NUL characters; names the line.
+      FileNotFoundError: no such file.
+      OSError: the file cannot be read.
+      ValueError: bytes of another encoding, or NUL characters; the message names the line.
     """
     path, name = pathlib.Path(path), f'{what} {path}'.strip()
     if not path.exists():
@@ -48,7 +49,7 @@ def read_text(path: str | pathlib.Path, what: str = '') -> str:
     if '\0' in text:
         line = text[: text.index('\0')].count('\n') + 1
         raise ValueError(
-            f'{name}, line {line}: a NUL character; this is no text, or UTF-16 without its mark: '
+            f'{name}, line {line}: a NUL character; this is not text, or UTF-16 without its mark: '
             'save the file as UTF-8'
         )
     return text
@@ -58,10 +59,10 @@ def parse_json(text: str, where: str, kind: type | tuple[type, ...] = dict) -> A
     """The JSON value of a text.
 
     Args:
-      where: the text is from, for messages. kind: of the value at its top.
+      where: the text's source, for messages. kind: of the top-level value.
 
     Raises:
-      ValueError: no JSON, nested too deeply, or a value of another kind.
+      ValueError: not JSON, nested too deeply, or a value of another kind.
     """
     try:
         value = json.loads(text)
@@ -83,11 +84,12 @@ def read_json(
     """The JSON value of a file.
 
     Args:
-      holds: what the folder was expected to be, for the message about a file that is not there.
+      holds: what the folder should be, for the message about a missing file.
 
     Raises:
-      FileNotFoundError: no such file. OSError: one that cannot be read.
-      ValueError: as `read_text` and `parse_json` do.
+      FileNotFoundError: no such file.
+      OSError: the file cannot be read.
+      ValueError: as in `read_text` and `parse_json`.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -96,12 +98,12 @@ def read_json(
 
 
 def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a file with one JSON object a line; blank lines are skipped.
+    """(line number, object) of a file with one JSON object per line; blank lines are skipped.
 
     Raises:
       As `read_json`; with the line's number.
     """
-    # not splitlines: JSON may hold U+2028 and others of its kind as they are
+    # not splitlines: JSON may hold U+2028 and other line separators unescaped
     for number, line in enumerate(read_text(path, what).split('\n'), start=1):
         if line.strip():
             yield number, parse_json(line, f'{path}:{number}')
@@ -110,11 +112,11 @@ def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, 
 def _missing(path: pathlib.Path, name: str, holds: str = '') -> FileNotFoundError:
     found = f'{name} does not exist'
     if path.is_symlink():
-        found = f'{name} is a link to {path.readlink()}, which is not there'
+        found = f'{name} is a link to {path.readlink()}, which does not exist'
     return FileNotFoundError(found + (f'; expected {holds}' if holds else ''))
 
 
 def shown(value: Any, length: int = 40) -> str:
-    """A value as messages show it, shortened."""
+    """A value for messages, shortened."""
     text = repr(value)
     return text if len(text) <= length else f'{text[: length - 3]}...'

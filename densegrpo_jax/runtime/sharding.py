@@ -1,4 +1,4 @@
-"""Where parameters live on the mesh: an ordered table of (regex, spec), the first match wins.
+"""The placement of parameters on the mesh: an ordered table of (regex, spec); the first match wins.
 
 A parameter is named by its path, e.g. ``transformer_blocks/attn/to_q/kernel``. A spec is written
 for the *last* dimensions of the array, so one rule serves a block's kernel [in, out] and the same
@@ -17,14 +17,14 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MIN_SHARD_BYTES = 4 << 20  # splitting less than this saves no memory worth a collective
+MIN_SHARD_BYTES = 4 << 20  # splitting smaller arrays saves too little memory for a collective
 
 
 class Rule(NamedTuple):
     """``pattern`` is searched in the parameter's path; ``spec`` gives the mesh axes of its last
     dimensions.
 
-    uneven: what to do where the axes do not divide a dimension: 'error', or 'replicate' that
+    uneven: what to do if the axes do not divide a dimension: 'error', or 'replicate' that
     dimension.
     """
 
@@ -33,9 +33,9 @@ class Rule(NamedTuple):
     uneven: str = 'error'
 
 
-# Both leave fsdp to a dimension that is summed over. On the outputs of a row-parallel matrix it
-# would meet the rows of the batch, which are split over fsdp too, and XLA (jaxlib 0.10.2, data x
-# fsdp x tensor = 2 x 2 x 2, few tokens) hands some rows to the wrong device.
+# In both, fsdp splits a dimension that is summed over. If it split the outputs of a row-parallel
+# matrix, it would collide with the rows of the batch, which fsdp splits too, and XLA (jaxlib
+# 0.10.2, data x fsdp x tensor = 2 x 2 x 2, few tokens) would send some rows to the wrong device.
 COLUMN = ('fsdp', 'tensor')
 ROW = (('tensor', 'fsdp'), None)
 
@@ -48,16 +48,16 @@ _COLUMN_LAYERS = (
 _ROW_LAYERS = r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|SelfAttention/o|wo|out_proj|fc2)'
 
 RULES = (
-    # Adapters: whole where an axis does not divide them. fsdp takes a dimension that is summed
-    # over: from the outputs of b it would spread to the activations, and the compiler would gather
+    # Adapters: whole if an axis does not divide them. fsdp splits a dimension that is summed over:
+    # from the outputs of b the split would spread to the activations, and the compiler would gather
     # those instead of the weights.
     Rule(rf'(^|/){_COLUMN_LAYERS}/a$', ('fsdp', None), uneven='replicate'),
     Rule(rf'(^|/){_COLUMN_LAYERS}/b$', ('fsdp', 'tensor'), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
     Rule(rf'(^|/){_ROW_LAYERS}/b$', ('fsdp', None), uneven='replicate'),
     Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
-    # A quantised kernel's bits lie as the kernel would; its scales, a sixteenth of their bytes at
-    # most, stay whole.
+    # A quantised kernel's bits are placed like the kernel; its scales, at most a sixteenth of the
+    # bytes, stay whole.
     Rule(rf'(^|/){_COLUMN_LAYERS}/kernel(/qvalue)?$', COLUMN),
     Rule(rf'(^|/){_ROW_LAYERS}/kernel(/qvalue)?$', ROW),
     Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
@@ -75,8 +75,8 @@ def path_name(path) -> str:
 def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
     """The PartitionSpec that the first matching rule gives an array of ``shape``.
 
-    Raises ValueError where no rule matches, the spec has more entries than the array has
-    dimensions, or its axes do not divide a dimension and the rule does not say
+    Raises ValueError if no rule matches, if the spec has more entries than the array has
+    dimensions, or if its axes do not divide a dimension and the rule does not say
     ``uneven='replicate'``.
     """
     rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
@@ -120,7 +120,7 @@ def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int
     """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same
     structure.
 
-    Works for anything whose paths end like the parameters': optimiser moments and averages follow
+    Works for every tree whose paths end like the parameters': optimiser moments and averages follow
     the same rules. Scalars, and arrays of fewer than ``min_bytes`` bytes, are replicated and need
     no rule.
     """
@@ -150,7 +150,7 @@ def with_shardings(tree, tree_shardings):
 def init_sharded(
     init: Callable, mesh: Mesh, *args, rules: Sequence[Rule] = RULES, min_bytes: int | None = None
 ):
-    """``init(*args)`` computed in pieces, where each piece lives: no device or host ever holds the
+    """``init(*args)``, each piece computed on its own device: no device or host ever holds the
     whole tree.
 
     Returns the tree of arrays. Its values do not depend on the mesh (JAX's threefry bits are

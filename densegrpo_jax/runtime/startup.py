@@ -1,4 +1,4 @@
-"""How a process gets its devices, and how the processes of one run find each other."""
+"""Starts a process's devices, and connects the processes of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax
 from densegrpo_jax.runtime.cores import cpu_cores
 
 HEARTBEAT_SECONDS = 60
-BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # what is asked for -> JAX's name of it
+BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # the flag's value -> JAX's name
 
 
 def cpu_devices(batch: int, cores: int | None = None) -> int:
-    """Virtual CPU devices for a host with `cores` cores: the largest number up to it that divides
-    `batch` rows.
+    """Number of virtual CPU devices for a host with `cores` cores: the largest number up to `cores`
+    that divides `batch` rows.
 
     XLA runs most element-wise loops and convolutions of one CPU device on a single thread: two
     devices on two cores halve the time.
@@ -26,8 +26,7 @@ def cpu_devices(batch: int, cores: int | None = None) -> int:
 
 
 def start_devices(batch: int, count: int = 0) -> None:
-    """Sets the number of CPU devices before JAX starts; without effect where an accelerator is
-    used.
+    """Sets the number of CPU devices before JAX starts; without effect if an accelerator is used.
 
     Args:
       batch: rows that the mesh's data axes will split.
@@ -45,7 +44,7 @@ def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:
       tpu: this host has TPU devices.
     """
     several = lambda name: environ.get(name, '').isdigit() and int(environ[name]) > 1
-    # set by srun only: a shell inside an allocation is on its own
+    # set by srun only: a shell inside an allocation is a single process
     if several('SLURM_STEP_NUM_TASKS'):
         return 'Slurm'
     if several('OMPI_COMM_WORLD_SIZE'):
@@ -67,11 +66,11 @@ def start_processes(
 
     Args:
       mode: 'on': this is one of several processes, and TPU metadata, Slurm or Open MPI know the
-        others; 'auto': only if they say so; 'off': alone.
-      coordinator, processes, process: where nobody knows: HOST:PORT of process 0, how many there
-        are, and which this is (from 0).
-      heartbeat_seconds: a process that has died is noticed after this time, and the others end with
-        a message.
+        others; 'auto': only if they say so; 'off': a single process.
+      coordinator, processes, process: if no launcher knows: HOST:PORT of process 0, the number of
+        processes, and the index of this one (from 0).
+      heartbeat_seconds: time after which a dead process is noticed, and the others end with a
+        message.
 
     Raises:
       ValueError: some of the three are missing, or no launcher was found in mode 'on'.
@@ -91,7 +90,7 @@ def start_processes(
         mode == 'auto' and not any(given) and not detect_cluster(os.environ, _has_tpu())
     ):
         return
-    # JAX would take SIGTERM for itself; here a stop is agreed on by `runtime.stop`.
+    # JAX would handle SIGTERM itself; here `runtime.stop` agrees on a stop.
     jax.config.update('jax_enable_preemption_service', False)
     known = (
         dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
@@ -111,11 +110,10 @@ def start_processes(
 
 
 def check_device(wanted: str) -> None:
-    """Raises ValueError where JAX does not run on `wanted` ('cpu', 'cuda', 'tpu'; '' = anything);
-    call it after `start_processes`.
+    """Raises ValueError if JAX does not run on `wanted` ('cpu', 'cuda', 'tpu'; '' = anything); call
+    it after `start_processes`.
 
-    Without a driver that it can use JAX falls back to the CPU, and a large model would be loaded
-    there.
+    Without a usable driver JAX falls back to the CPU, and would load a large model there.
     """
     found = jax.default_backend()
     if wanted and found != BACKENDS[wanted]:
@@ -131,18 +129,17 @@ def check_device(wanted: str) -> None:
             ),
         }[wanted]
         raise ValueError(
-            f'--device={wanted}, and JAX found {jax.devices()[0].device_kind} ({found}): {way_out}'
+            f'--device={wanted}, but JAX found {jax.devices()[0].device_kind} ({found}): {way_out}'
         )
 
 
 def keep_compiled(folder: str) -> None:
-    """Keeps compiled programs in `folder`, so that a run that continues, or starts again after a
-    change of its prompts, starts at once.
+    """Caches compiled programs in `folder`, so that a run that continues, or restarts with other
+    prompts, starts at once.
 
-    Not on CPUs: XLA rounds differently there in a program that it reads back than in the one it has
-    just compiled, and a continued run would no longer equal an uninterrupted one bit for bit. Nor
-    where JAX_COMPILATION_CACHE_DIR already says where to keep them. Call it after
-    `start_processes`.
+    Not on CPUs: there a program that XLA reads back rounds differently from one just compiled, and
+    a continued run would no longer equal an uninterrupted one bit for bit. Nor if
+    JAX_COMPILATION_CACHE_DIR already names a folder. Call it after `start_processes`.
     """
     if jax.default_backend() != 'cpu' and not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', folder)

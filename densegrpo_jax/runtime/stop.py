@@ -1,5 +1,5 @@
-"""Stopping early without losing work: SIGTERM or SIGINT asks the loop to stop, a second of them
-ends the process at once.
+"""Stopping early without losing work: SIGTERM or SIGINT asks the loop to stop; a second signal ends
+the process at once.
 
 A process ends with ``FINISHED`` when training is complete, with ``RESUMABLE`` when it was asked to
 stop and the same command continues it, and with anything else when it failed.
@@ -23,11 +23,11 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
 class StopRequest:
     """Whether a signal has asked this process, or another one of the run, to stop.
 
-    In a run of several processes all stop at the same place: a process that stops leaves the rounds
-    of the others (`Communicator`), and notices where another one has left.
+    In a run of several processes all stop at the same place: a process that stops leaves the common
+    rounds (`Communicator`), and notices if another has left them.
 
     Args:
-      communicator: of the processes of the run; None: of this one alone.
+      communicator: of the run's processes; None: of this process alone.
     """
 
     def __init__(self, communicator: Communicator | None = None):
@@ -48,28 +48,27 @@ class StopRequest:
             raise Preempted(f'stopped by {self.signal_name}')
 
     def leave(self, reason: str, seconds: float = math.inf) -> None:
-        """Stops the other processes of the run where this one stops for a reason of its own: they
-        raise Preempted, this call returns.
+        """Stops the other processes of the run, if this one stops for its own reason: they raise
+        Preempted, this call returns.
 
         Raises:
-          TimeoutError: they did not in `seconds`.
+          TimeoutError: they did not stop within `seconds`.
         """
         self.signal_name = reason
         self.communicator.leave(seconds)
 
     def wait(self, value, poll_seconds: float = 0.02):
-        """Waits for device arrays or futures, but not a moment longer than the stop request: then
-        it raises Preempted.
+        """Waits for device arrays or futures; raises Preempted as soon as a stop is requested.
 
-        ``jax.block_until_ready`` would sit in C++ until the device is done, and a rollout may take
-        minutes.
+        ``jax.block_until_ready`` would block in C++ until the device is done, and a rollout may
+        take minutes.
 
         Args:
           value: a pytree of jax Arrays and concurrent Futures.
 
         Returns:
-          The same pytree, arrays ready and futures replaced by their results (a future's exception
-          is raised).
+          The same pytree, with arrays ready and futures replaced by their results; raises a
+          future's exception.
         """
         leaves, structure = jax.tree.flatten(value)
         for leaf in leaves:
@@ -96,15 +95,15 @@ def _ready(leaf) -> bool:
 def handle_stop_signals(
     signals=(signal.SIGTERM, signal.SIGINT), communicator: Communicator | None = None
 ):
-    """Yields a StopRequest (of the `communicator`) that a stop signal sets; the previous handlers
-    return afterwards. Main thread only.
+    """Yields a StopRequest (of the `communicator`) that a stop signal sets; afterwards restores the
+    previous handlers. Main thread only.
 
     The second of `signals` has the system's default action, so that it works even while the process
-    is deep inside a compiler. SIGHUP and SIGUSR1 ask for a stop too, but never end the process,
-    because they come beside those and not instead of them: systemd sends SIGHUP right after SIGTERM
-    to what a session has left, and a supervisor (launch/supervise.sh) hands on as SIGUSR1 a signal
-    that the terminal has given to both. An ignored SIGHUP (nohup) stays ignored. SIGUSR1 does
-    nothing afterwards: one that comes late must not end what is left to do after the save.
+    is deep inside a compiler. SIGHUP and SIGUSR1 ask for a stop too but never end the process,
+    because they come in addition to those signals: systemd sends SIGHUP right after SIGTERM to the
+    processes of a closed session, and a supervisor (launch/supervise.sh) passes on as SIGUSR1 a
+    signal that the terminal has sent to both. An ignored SIGHUP (nohup) stays ignored. Afterwards
+    SIGUSR1 does nothing: a late one must not end the work that follows the save.
     """
     stop = StopRequest(communicator)
     previous = {}
@@ -118,11 +117,11 @@ def handle_stop_signals(
         if number in signals:
             for each in signals:
                 signal.signal(each, signal.SIG_DFL)
-            note += ' Once more: stop at once.'
+            note += ' A second signal stops at once.'
         try:
-            # no buffered stream here: the signal may have come in the middle of a write to one
+            # no buffered stream here: the signal may interrupt a write to one
             os.write(2, f'{note}\n'.encode())
-        # the terminal is gone, as after SIGHUP: what is said about the save must not make it fail
+        # the terminal is gone, as after SIGHUP: messages about the save must not make it fail
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

@@ -1,5 +1,5 @@
-"""Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then prompt, slot in the
-group and transition.
+"""Streams of randomness: key = fold_in(fold_in(seed, stream), iteration), then folded with prompt,
+slot in the group and transition.
 """
 
 import jax
@@ -19,7 +19,7 @@ def stream_key(seed: int, stream: int, step: int | jax.Array) -> jax.Array:
 
 
 def key_data(keys: jax.Array) -> np.ndarray:
-    """uint32 [..., 2] of typed keys: a host array means the same to every process of a run, an
-    array on a device does not.
+    """uint32 [..., 2] of typed keys: a host array is the same for every process of a run, an array
+    on a device is not.
     """
     return np.asarray(jax.random.key_data(keys))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class _Absent:
-    """What stands for a value that is not there."""
+    """Stands for a missing value."""
 
     def __repr__(self) -> str:
         return 'absent'
@@ -17,7 +17,7 @@ ABSENT = _Absent()
 
 
 class Difference(NamedTuple):
-    """Of two trees: a dotted key, and its values there and here; ABSENT where there is none."""
+    """A difference of two trees: a dotted key, and its values there and here, or ABSENT."""
 
     key: str
     old: object
@@ -25,7 +25,7 @@ class Difference(NamedTuple):
 
 
 def dotted(tree: object, prefix: str = '') -> dict[str, object]:
-    """Dotted key -> value, of a tree of mappings; an empty one inside it is a value."""
+    """Dotted key -> value, of a tree of mappings; an empty inner mapping is a value."""
     if not isinstance(tree, Mapping) or (prefix and not tree):
         return {prefix: tree}
     return {
@@ -36,7 +36,7 @@ def dotted(tree: object, prefix: str = '') -> dict[str, object]:
 
 
 def differing(old: Mapping, new: Mapping) -> list[Difference]:
-    """Where two trees differ, in the order of the keys."""
+    """The differences of two trees, in the order of the keys."""
     there, here = dotted(old), dotted(new)
     return [
         Difference(key, there.get(key, ABSENT), here.get(key, ABSENT))

@@ -292,7 +292,7 @@ def test_psi_of_another_grid_is_refused_unless_interpolated(tmp_path):
         noise.noise_table(config, finer, step_masks(finer)), [2, 1.75, 1.5, 1, 1, 1], rtol=1e-6
     )
     config.rollout.kernel = 'cps'
-    with pytest.raises(ValueError, match=r"kernel 'sde', and rollout.kernel='cps'"):
+    with pytest.raises(ValueError, match=r"kernel 'sde', but rollout.kernel='cps'"):
         noise.noise_table(config, SIGMAS, MASKS)
 
 

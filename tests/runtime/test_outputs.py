@@ -32,7 +32,7 @@ def test_what_is_read_is_not_written_to(tmp_path):
     base.mkdir()
     (tmp_path / 'link').symlink_to(base)
     for out in (base, tmp_path / 'link', base / '..' / 'base'):
-        with pytest.raises(ValueError, match='which is read here'):
+        with pytest.raises(ValueError, match='which this command reads'):
             claim(out, ['weights'], read=[base, tmp_path / 'run'])
     assert not list(base.iterdir())
     claim(base / 'exported', ['weights'], read=[base])

@@ -43,7 +43,7 @@ def test_what_cannot_be_read_says_so(tmp_path):
     with pytest.raises(IsADirectoryError):
         read_text(tmp_path)
     (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
-    with pytest.raises(FileNotFoundError, match='loop is a link to .*, which is not there'):
+    with pytest.raises(FileNotFoundError, match='loop is a link to .*, which does not exist'):
         read_json(tmp_path / 'loop')
 
 

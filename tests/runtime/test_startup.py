@@ -17,7 +17,7 @@ def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(monkeypatch):
     check_device('')
     check_device('cpu')
     with pytest.raises(
-        ValueError, match=r'--device=cuda, and JAX found cpu \(cpu\): nvidia-smi must list'
+        ValueError, match=r'--device=cuda, but JAX found cpu \(cpu\): nvidia-smi must list'
     ):
         check_device('cuda')
     with pytest.raises(ValueError, match=r'--device=tpu, .*requirements-tpu.txt'):
@@ -40,7 +40,7 @@ def test_a_run_ends_before_anything_is_loaded(tmp_path):
         num_processes=0,
         process_id=-1,
     )
-    with pytest.raises(ValueError, match='--device=tpu, and JAX found'):
+    with pytest.raises(ValueError, match='--device=tpu, but JAX found'):
         execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'))
 
 
