@@ -1,1 +1,1 @@
-"""Opening a run, and sampling with scoring: what all other rooms stand on."""
+"""Opens a run, and samples with scoring: the base of all commands."""

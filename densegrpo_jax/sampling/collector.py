@@ -1,5 +1,5 @@
-"""Sampling with scoring: prompts in batches through the jitted rollout, each scored on the host
-while the next one is sampled.
+"""Sampling with scoring: batches of prompts pass through the jitted rollout; the host scores each
+batch while the next one is sampled.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from densegrpo_jax.sampling.session import Session
 
 
 class Pending(NamedTuple):
-    """A batch whose pictures are being scored: of its samples those that this process scores."""
+    """A batch whose images are being scored: the samples that this process scores."""
 
-    future: Future | None  # Scores of S * r pictures; None where r is 0
+    future: Future | None  # Scores of S * r images; None if r is 0
     finite: np.ndarray  # bool [S, r]
-    places: np.ndarray  # int [r], among all samples of the iteration
+    places: np.ndarray  # int [r], indices among all samples of the iteration
 
 
 class Collector:
@@ -49,12 +49,12 @@ class Collector:
         """Starts everything.
 
         Args:
-          rollout_fn: of `make_rollout`; policy, key, noise_levels: its arguments.
+          rollout_fn: from `make_rollout`; policy, key, noise_levels: its arguments.
           chosen: P prompts.
 
         Returns:
-          rollouts: list of Rollout on the devices, a batch each.
-          pending: in the same order.
+          rollouts: list of Rollout on the devices, one per batch.
+          pending: the batches being scored, in the same order.
           conditioning: of all prompts [P, ...].
           group_ids: int32 [samples], the prompt of each sample.
         """
@@ -78,8 +78,8 @@ class Collector:
     def _submit(
         self, images: jax.Array, finite: jax.Array, samples: np.ndarray, prompts: Sequence[Prompt]
     ) -> Pending:
-        """Starts scoring the rows of a batch [S, B, ...] that are this process's; `samples` [B] are
-        their places among the samples of the iteration, `prompts` [B] theirs.
+        """Starts scoring this process's rows of a batch [S, B, ...]. `samples` [B] are the rows'
+        indices among the samples of the iteration, `prompts` [B] their prompts.
         """
         images, finite = self._stop.wait((images, finite))
         (rows, images), (_, finite) = local_rows(images, 1), local_rows(finite, 1)
@@ -99,7 +99,7 @@ class Collector:
         """Waits for the scorers of all processes.
 
         Args:
-          pending: of `sample`. samples: of all batches together.
+          pending: from `sample`. samples: their number in all batches together.
 
         Returns:
           name -> float32 [S, samples], 0 where invalid; and bool [S, samples], which are valid.
@@ -113,6 +113,6 @@ class Collector:
                 valid[:, places] = scored
                 for name, rows in values.items():
                     rows[:, places] = np.where(scored, part.values[name].reshape(finite.shape), 0)
-        # apart: a score may have any name
+        # validity travels separately: a score may have any name
         values, valid = self._stop.communicator.merge((values, valid))
         return values, valid == 1

@@ -36,19 +36,18 @@ EVAL_SCENES = 1024  # size of the generated evaluation set
 
 
 def load_prompts(config, split: str) -> PromptSet:
-    """The prompt set `config.data.train` or `.eval`, see `named_prompts`; of the second,
-    `data.eval_prompts`.
+    """The prompt set `config.data.train`, or the first `data.eval_prompts` of `.eval`; see
+    `named_prompts`.
 
-    Where the OCR reward is used, a text file's lines each hold their target in straight double
-    quotes.
+    If the OCR reward is used, each line of a text file holds its target in straight double quotes.
     """
     prompts = named_prompts(config, config.data[split], split, quoted_target='ocr' in config.reward)
     return PromptSet(prompts[: config.data.eval_prompts or None]) if split == 'eval' else prompts
 
 
 def load_panel_prompts(config) -> PromptSet | None:
-    """The prompt set `config.eval.panel_prompts`; None where it is empty: the panel then scores the
-    evaluation's pictures.
+    """The prompt set `config.eval.panel_prompts`; None if it is empty: then the panel scores the
+    evaluation's images.
     """
     name = config.eval.panel_prompts
     return (
@@ -61,13 +60,14 @@ def load_panel_prompts(config) -> PromptSet | None:
 def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> PromptSet:
     """A prompt set by its name.
 
-    'tiny' is the spelling miniature's (train words, or held-out words), 'tiny_shapes' the other
-    one's (coloured shapes), 'scenes' the generated OCR scenes (the two splits of each are
-    disjoint), 'panel' our own set for what was not trained on, NAME.jsonl a file of GenEval
-    prompts, anything else a text file with one prompt a line.
+    'tiny' is the set of the miniature that spells (training words, or held-out words),
+    'tiny_shapes' that of the miniature that draws coloured shapes, 'scenes' the generated OCR
+    scenes (the two splits of each are disjoint), 'panel' our own set that measures what was not
+    trained on. NAME.jsonl is a file of GenEval prompts, and anything else a text file with one
+    prompt per line.
 
     Raises:
-      ValueError, FileNotFoundError: from reading the file; or an empty set.
+      ValueError, FileNotFoundError: the file cannot be read, or the set is empty.
     """
     if name == 'tiny':
         prompts = tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
@@ -93,8 +93,8 @@ def content_hash(prompts: PromptSet) -> str:
 
 
 def place(cache: TextCache, texts: list[str], mesh: Mesh) -> Conditioning:
-    """The conditioning of `texts` for a program over the mesh; each process reads the prompts that
-    its own devices hold.
+    """The conditioning of `texts` for a program over the mesh; each process reads the prompts of
+    its own devices.
     """
     if jax.process_count() == 1:
         return jax.tree.map(jnp.asarray, cache(texts))
@@ -116,15 +116,15 @@ def text_conditioning(
     stop: StopRequest,
     directory: pathlib.Path | None = None,
 ) -> TextCache:
-    """The cache that holds the conditioning of all `prompts`; what is missing is computed now, by
-    encoders that are then let go.
+    """The cache that holds the conditioning of all `prompts`. Missing prompts are encoded now, and
+    the encoders' memory is then freed.
 
     Args:
       folder: of the pipeline.
       mesh: the encoders' weights are split over it.
       stop: a stop between two batches loses nothing.
-      directory: of the cache, unless `config.text_cache` names one; None: it is in memory, of one
-        process alone.
+      directory: of the cache, unless `config.text_cache` names one; None: in memory, for a single
+        process only.
     """
     dtype = jnp.dtype(config.model.dtype)
     if config.text_cache:
@@ -133,8 +133,8 @@ def text_conditioning(
     cache = TextCache(directory, key, pipeline.conditioning_shapes(1))
     prompts = list(dict.fromkeys(prompts))
     here = set(cache.missing(prompts))
-    # Processes on one disk miss the same prompts, processes with disks of their own may not; all
-    # encode what any of them misses.
+    # Processes that share a disk miss the same prompts; processes with separate disks may differ.
+    # All encode every prompt that any of them misses.
     masks = [
         np.frombuffer(mask, bool)
         for mask in stop.communicator.exchange(np.array([p in here for p in prompts]).tobytes())
@@ -158,7 +158,7 @@ def text_conditioning(
 
 class Encoder:
     """Prompts -> conditioning, in batches of fixed size so that one compiled program serves all of
-    them. In a run of several processes all give the same prompts, and the `mesh`.
+    them. In a run of several processes all pass the same prompts and the `mesh`.
     """
 
     def __init__(self, pipeline: Pipeline, params: dict, batch: int = 32, mesh: Mesh | None = None):

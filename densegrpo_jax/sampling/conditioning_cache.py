@@ -1,5 +1,5 @@
-"""Conditioning of prompts, computed once and kept, so that no text encoder is in memory while a run
-samples or trains.
+"""A cache of the prompts' conditioning, so that no text encoder is in memory while a run samples or
+trains.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import safetensors.numpy
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.weights.files import write_file
 
-FORMAT = 2  # of the files; those of another number are not found, and the prompts encoded anew
+FORMAT = 2  # of the files; files of another format are ignored, and their prompts encoded anew
 
 
 def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
-    """Hash of everything a prompt's conditioning depends on besides the prompt: encoders (config
-    and weights), tokenizers, lengths, dtype.
+    """Hash of everything except the prompt that its conditioning depends on: encoders (config and
+    weights), tokenizers, lengths, dtype.
 
     Reads every byte of the text encoders' files: some seconds for FLUX.1's ten gigabytes.
     """
@@ -40,16 +40,16 @@ def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
 
 
 class TextCache:
-    """Prompts -> conditioning, kept in one file per prompt or, without a directory, in memory.
+    """Prompts -> conditioning, cached in one file per prompt or, without a directory, in memory.
 
     Args:
-      directory: created when something is stored; None: memory holds everything. Files of other
-        models, tokenizers, lengths or dtypes may lie beside: the key of a file is a hash of `key`
+      directory: created with the first file; None: memory holds everything. The folder may also
+        hold files of other models, tokenizers, lengths or dtypes: a file's name is a hash of `key`
         and the prompt.
       key: `fingerprint` of the encoders.
       shapes: names of the arrays, and the dtypes that they are stored in
         (`Pipeline.conditioning_shapes`).
-      max_bytes: of the files' conditioning that the host's memory holds too.
+      max_bytes: how much of the files' conditioning the host's memory holds too.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class TextCache:
         batch: int,
         done: Callable[[int], None],
     ) -> None:
-        """Encodes and stores `prompts`, `batch` at a time; `done(count)` is called after each
-        batch. Stopped, it continues where it was.
+        """Encodes and stores `prompts`, `batch` at a time; calls `done(count)` after each batch.
+        After a stop it continues with the missing prompts.
         """
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
             rows = encode(part)
             for i, prompt in enumerate(part):
                 if self._has(prompt):
-                    continue  # another process got here first
+                    continue  # another process was first
                 row = {n: np.asarray(rows[n][i]).astype(d) for n, d in self._dtypes.items()}
                 if self._on_disk:
                     path = self.path(prompt)
@@ -104,8 +104,8 @@ class TextCache:
         """Conditioning of `prompts`, numpy arrays [B, ...].
 
         Raises:
-          KeyError: a prompt that is not stored.
-          ValueError: a damaged file, by name.
+          KeyError: a prompt is not stored.
+          ValueError: a file is damaged; the message names it.
         """
         rows = [self._row(prompt) for prompt in prompts]
         while (

@@ -1,4 +1,4 @@
-"""Images of prompts, from the base model and from what a training run made of it."""
+"""Images of prompts, from the base model and from a trained policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(
     seed=0,
     compare=False,
 ) -> tuple[np.ndarray, list[str]]:
-    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each picture after the base
+    """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each image after the base
     model's.
     """
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
@@ -60,7 +60,7 @@ def draw(
 def write_sheet(
     out: pathlib.Path, images: np.ndarray, captions: Sequence[str], *, single: bool = False
 ) -> None:
-    """Writes a contact sheet of `draw`; single: also every image, as a PNG of its own beside it."""
+    """Writes a contact sheet of `draw`; single: also every image as a separate PNG beside it."""
     width = images.shape[2]
     columns, scale = max(1, min(len(images), 1536 // max(width, 192))), max(1, 192 // width)
     save_grid(out, images, columns=columns, scale=scale, captions=captions)

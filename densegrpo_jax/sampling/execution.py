@@ -1,5 +1,5 @@
-"""What every command that works on devices does around its work: devices, processes, signals, one
-writer, the exit status.
+"""The frame of every command that works on devices: devices, processes, signals, one writer, the
+exit status.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from densegrpo_jax.runtime.stop import (
 def execute(
     flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any], folder: str = ''
 ) -> tuple[int, Any]:
-    """Starts devices and processes as the flags say and does `work(folder, mesh, stop)`.
+    """Starts devices and processes as the flags say and calls `work(folder, mesh, stop)`.
 
     Args:
       flag: with the fields of `command_line.define_run_flags`.
-      batch: rows that the CPU devices should divide.
+      batch: rows that the number of CPU devices should divide.
       folder: where `work` writes; '' = flag.workdir.
 
     Returns:
       (exit status, what `work` returned or None).
 
     Raises:
-      Exception: of a process alone, whatever ends `work` but a stop or a reward; what of it is said
-        in a line is `command_line.run_main`'s to decide. One of several processes says it here and
-        ends.
+      Exception: in a single process, any error of `work` other than a stop or a reward's;
+        `command_line.run_main` decides which errors become one line. One of several processes logs
+        the error here and ends.
     """
     config, workdir = flag.config, pathlib.Path(folder or flag.workdir).expanduser().absolute()
     start_devices(batch, flag.cpu_devices)
@@ -79,7 +79,7 @@ def execute(
                 if isinstance(reason, RewardError):
                     stop.leave('an error of the reward')
                 if hosts.count > 1 and (stop.requested or isinstance(reason, Preempted)):
-                    hosts.meet('leave', 30)  # process 0 keeps the others' mailbox
+                    hosts.meet('leave', 30)  # process 0 holds the others' mailbox
                 raise
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):
@@ -104,7 +104,7 @@ def execute(
 
 
 def _leave(status: int) -> int:
-    """The exit status. One of several processes goes at once: the usual way out would wait for
+    """The exit status. One of several processes exits at once: the usual exit would wait for
     programs that need the others.
     """
     if jax.process_count() > 1:

@@ -1,4 +1,4 @@
-"""What a run has learned as files that other tools open, with a model card."""
+"""Exports a run's policy as files that other tools open, with a model card."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ configuration.
 
 
 def written(pipeline: Pipeline, layout: str) -> list[str]:
-    """The names that an export writes in its folder."""
+    """The file names that an export writes in its folder."""
     files = {'peft': [FILENAME], 'kohya': [KOHYA_FILENAME], MERGED: folder_names(pipeline)}
     return [*files[layout], 'README.md', 'config.json', CURVE]
 
 
 def snippet(pipeline: Pipeline, base: str, out: str, layout: str, filename: str) -> str:
-    """The lines that draw a picture in Diffusers."""
+    """The lines that draw an image in Diffusers."""
     opened = out if layout == MERGED else base
     lines = [
         f'from diffusers import {pipeline.CLASS_NAME}',
@@ -74,7 +74,7 @@ def model_card(
     filename: str,
     step: int,
 ) -> str:
-    """The text of README.md; copies the run's curve beside it where there is one."""
+    """The text of README.md; copies the run's curve beside it if there is one."""
     scores = ''
     if (workdir / 'summary.json').is_file():
         summary = read_json(workdir / 'summary.json')
@@ -83,8 +83,8 @@ def model_card(
             summary['evaluations'][0],
             {evaluated: score for evaluated, *score in summary['evaluations']},
         )
-        # not what the run ended with: these weights may be of an earlier step, or of one that was
-        # not evaluated
+        # not the run's last score: these weights may be of an earlier step, or of one that was not
+        # evaluated
         if step in of_step:
             scores = (
                 f'Evaluation score before {line(*first[1:])}, after {line(*of_step[step])} '
@@ -94,7 +94,7 @@ def model_card(
         shutil.copyfile(workdir / CURVE, out / CURVE)
         scores += f'\n![reward curve]({CURVE})\n'
     rows = {
-        'picture size': f'{config.model.width} x {config.model.height}',
+        'image size': f'{config.model.width} x {config.model.height}',
         'guidance': config.model.guidance,
         'evaluation steps': config.eval.steps,
         'LoRA rank, alpha': f'{config.lora.rank}, {config.lora.alpha:g}',
@@ -127,22 +127,22 @@ def export(
     module's docstring.
 
     Raises:
-      ValueError: an unknown layout, or one that the network has no names in; or `out` is what is
-        read, or holds files of somebody else.
+      ValueError: an unknown layout, or one in which the network has no names; or `out` is the input
+        folder, or holds files that other programs wrote.
     """
     if layout not in LAYOUTS:
         raise ValueError(f'--layout={layout!r} is not known; choose one of {LAYOUTS}')
     if config.full and layout != MERGED:
         raise ValueError(
-            f'--layout={layout} holds adapters, and this run trains all weights: use '
+            f'--layout={layout} holds adapters, but this run trains all weights: use '
             '--layout=merged'
         )
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     exact = config.copy_and_resolve_references()
-    # Adapters are merged into the base itself, not into what was left of it in few bits; nothing is
-    # computed with it.
+    # Adapters are merged into the original base, not into its quantised form; nothing is computed
+    # with it.
     exact.model.update(quantize='none', attention='xla')
-    find_step(workdir, checkpoint)  # that there is something to export, before a base is fetched
+    find_step(workdir, checkpoint)  # checks that a checkpoint exists before a base is downloaded
     checked = check(exact, mesh) if layout == MERGED else None
     pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
     claim(out, written(pipeline, layout), read=[workdir, *([checked.folder] if checked else [])])

@@ -17,7 +17,7 @@ from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 
 def find_step(workdir: pathlib.Path, which: str) -> int:
-    """The step of a run's checkpoint, see `load_policy`; reads none."""
+    """The step of a run's checkpoint, see `load_policy`; reads no arrays."""
     with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
         return _step(checkpoints, which)
 
@@ -32,11 +32,12 @@ def load_policy(
       which: 'best' (by the score of its evaluations), 'latest', or a step number.
 
     Returns:
-      (policy, step): a LoRA collection or, of a run that trains all weights, the transformer's.
+      (policy, step): a LoRA collection or, if the run trains all weights, the transformer's
+      parameters.
 
     Raises:
       FileNotFoundError: no such run or checkpoint.
-      ValueError: `which` is none of these; the policy does not fit the configuration.
+      ValueError: `which` is none of these, or the policy does not fit the configuration.
     """
     with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
         step = _step(checkpoints, which)
@@ -46,7 +47,7 @@ def load_policy(
 
 
 def weights_digest(policy: dict | None) -> str:
-    """A short hash of a policy's weights; 'base' where there are none."""
+    """A short hash of a policy's weights; 'base' without a policy."""
     if policy is None:
         return 'base'
     hashes = {

@@ -1,5 +1,5 @@
-"""Where a run's noise table comes from: its own configuration, or psi of a JSON file that
-`densegrpo_jax.calibrate` has made.
+"""The source of a run's noise table: its own configuration, or psi from a JSON file of
+`densegrpo_jax.calibrate`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SAME_SIGMA = 1e-6
 
 
 def own_table(config, sigmas: np.ndarray) -> np.ndarray:
-    """float32 [T], `rollout.noise` at `rollout.level`: where calibration starts.
+    """float32 [T], `rollout.noise` at `rollout.level`: the start of calibration.
 
     Raises:
-      ValueError: a table of the user's own that is none for this grid and kernel.
+      ValueError: the user's own table is invalid for this grid and kernel.
     """
     r = config.rollout
     levels = np.asarray(noise_table_of(config).fn(sigmas, r.level), np.float32)
@@ -37,7 +37,7 @@ def own_table(config, sigmas: np.ndarray) -> np.ndarray:
 
 def noise_table(config, sigmas: np.ndarray, masks: StepMasks) -> np.ndarray:
     """float32 [T] for the grid `sigmas` [T+1]: psi of `noise.psi_path`, or the configuration's own
-    table where that is empty.
+    table if that is empty.
     """
     if config.noise.psi_path:
         return calibrated_table(
@@ -51,14 +51,14 @@ def calibrated_table(
 ) -> np.ndarray:
     """psi of a file for the transitions of `sigmas` [T+1], float32 [T].
 
-    On the grid and the picture size that it was calibrated for psi is taken as it is. On others
-    `noise.interpolate` must be set: then psi is linear in s between the noise levels that the
-    calibrated transitions leave from, and constant beyond the outermost.
+    psi is used unchanged on the grid and the image size that it was calibrated for. On others
+    `noise.interpolate` must be set: then psi is linear in s between the noise levels at which the
+    calibrated transitions start, and constant beyond the outermost.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or not a finished calibration; another kernel;
-        another grid, picture size, or a trained transition that was not calibrated, without
-        `noise.interpolate`.
+      FileNotFoundError, ValueError: there is no such file, the calibration is not finished, or the
+        kernel differs; or, without `noise.interpolate`, the grid or image size differs, or a
+        trained transition was not calibrated.
     """
     document = read(path)
     if not document['finished']:
@@ -70,9 +70,9 @@ def calibrated_table(
     there, here = document['geometry'], geometry(config, sigmas, masks)
     if there['kernel'] != here['kernel']:
         raise ValueError(
-            f'{path} is of the kernel {there["kernel"]!r}, and rollout.kernel={here["kernel"]!r}: '
-            'their noise levels mean different '
-            'things. Calibrate this configuration, or change rollout.kernel'
+            f'{path} is of the kernel {there["kernel"]!r}, but rollout.kernel={here["kernel"]!r}: '
+            'their noise levels differ in meaning. Calibrate this configuration, or change '
+            'rollout.kernel'
         )
     psi = np.array(document['psi'])
     if not same_geometry(there, here):
@@ -93,8 +93,8 @@ def calibrated_table(
 
 
 def geometry(config, sigmas: np.ndarray, masks: StepMasks) -> dict:
-    """What psi belongs to, as JSON values: kernel, picture size, grid [T+1] and which transitions
-    are calibrated [T].
+    """The setting that psi belongs to, as JSON values: kernel, image size, grid [T+1] and which
+    transitions are calibrated [T].
     """
     return {
         'kernel': config.rollout.kernel,
@@ -106,8 +106,8 @@ def geometry(config, sigmas: np.ndarray, masks: StepMasks) -> dict:
 
 
 def same_geometry(there: dict, here: dict) -> bool:
-    """Whether psi of `there` can be taken as it is: the same pictures and grid, and every
-    transition that is trained `here` calibrated.
+    """Whether psi of `there` can be used unchanged: the image size and grid are equal, and every
+    transition that is trained `here` was calibrated.
     """
     if len(there['sigmas']) != len(here['sigmas']) or (there['height'], there['width']) != (
         here['height'],
@@ -127,13 +127,13 @@ def _shown(g: dict) -> str:
 
 
 def read(path: pathlib.Path) -> dict:
-    """A psi file. FileNotFoundError where there is none; ValueError where it is none."""
+    """A psi file. Raises FileNotFoundError if it is missing, ValueError if it is not a psi file."""
     if not path.is_file():
         raise FileNotFoundError(
             f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names '
             'it)'
         )
-    way_out = 'no psi file of densegrpo_jax.calibrate; name another one, or remove it'
+    way_out = 'not a psi file of densegrpo_jax.calibrate; name another one, or remove it'
     try:
         document = read_json(path)
     except ValueError as error:
@@ -142,7 +142,7 @@ def read(path: pathlib.Path) -> dict:
         raise ValueError(f'{path} is {way_out}')
     if found != FORMAT:
         raise ValueError(
-            f'{path} has format {found!r}, and this version reads {FORMAT}; calibrate again into '
+            f'{path} has format {found!r}, but this version reads {FORMAT}; calibrate again into '
             'another file'
         )
     if absent := [key for key in ('psi', 'geometry', 'finished', 'history') if key not in document]:
@@ -154,7 +154,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def write(path: pathlib.Path, document: dict) -> None:
-    """Replaces the file in one step; its folder is made where absent."""
+    """Replaces the file in one step; creates its folder if absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps({'format': FORMAT, **document}, allow_nan=False) + '\n')
 
@@ -170,5 +170,5 @@ def describe(config) -> str:
 
 
 def title(config, fallback: str = '') -> str:
-    """The run's label, completed by what its noise is."""
+    """The run's label, followed by the source of its noise."""
     return f'{config.label or fallback}, noise {describe(config)}'

@@ -1,5 +1,6 @@
-"""The policy and the network that moves the samples. One place says what they are: where sampler
-and update disagreed, the first ratio would not be 1."""
+"""The policy and the network that moves the samples, defined in one place: if sampler and update
+disagreed, the first ratio would not be 1.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ def policy_velocity(
     samples, but the policy is the prompt's own prediction.
 
     Args:
-      params: the base's.
-      policy: its parameters; None: the reference policy.
-      conditioning: of B rows.
+      params: the base's parameters.
+      policy: the policy's parameters; None: the reference policy.
+      conditioning: B rows.
       negative: of the empty prompt, 1 row; None: no classifier-free guidance.
-      sampling: without `loss.cfg` the function returns the pair (prediction of the prompt alone,
-        guided prediction).
+      sampling: if set, without `loss.cfg` the function returns the pair (prediction of the prompt
+        alone, guided prediction).
     """
     m, cfg = config.model, config.loss.cfg
     return pipeline.velocity_fn(

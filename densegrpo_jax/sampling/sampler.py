@@ -22,29 +22,29 @@ from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
 from densegrpo_jax.sampling.policy import policy_velocity
 
-# By default XLA may keep more than bfloat16 between fused operations, differently in every program:
-# the update would then re-score the sampler's transitions with another rounding, and the ratio of
-# the first update would leave 1 by more than the clip range.
+# By default XLA may keep more precision than bfloat16 between fused operations, differently in each
+# program. The update would then re-score the sampler's transitions with another rounding, and the
+# ratio of the first update would differ from 1 by more than the clip range.
 EXACT = {'xla_allow_excess_precision': False}
 
 
 # A decoder's activations at full resolution are the largest arrays of a rollout: 1.3 GiB for a
-# picture of 512 x 512 on a TPU.
+# image of 512 x 512 on a TPU.
 DECODED_PIXELS = 4 * 512 * 512
 
 
 class Schedule(NamedTuple):
-    """Host data of every rollout of a run."""
+    """Host data shared by all rollouts of a run."""
 
     sigmas: np.ndarray  # [T+1]
     noise_levels: np.ndarray  # [T]
     masks: StepMasks
-    plan: RolloutPlan  # what is sampled and scored
+    plan: RolloutPlan  # which transitions and completions are sampled and scored
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
-    """Grid, noise table, masks and plan of a configuration. With `noise.calibrate` the
-    table is where that starts.
+    """Grid, noise table, masks and plan of a configuration. With `noise.calibrate` the table is the
+    start of the calibration.
     """
     r, c = config.rollout, config.credit
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
@@ -63,8 +63,8 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
-    """One key per sample, [P * G] prompt-major: folded with the prompt's place in the iteration and
-    the slot in its group.
+    """One key per sample, [P * G] prompt-major: folded with the prompt's index in the iteration and
+    the sample's slot in its group.
     """
     per_prompt = jax.vmap(lambda p: jax.random.fold_in(key, p))(prompts)
     slots = jnp.arange(group)
@@ -74,14 +74,14 @@ def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
 
 
 def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[B, *shape] standard normal, row b from fold_in(keys[b], index): the same whatever the batch
-    or the devices.
+    """[B, *shape] standard normal, row b from fold_in(keys[b], index), independent of the batch and
+    the devices.
     """
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), shape))(keys)
 
 
 def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
-    """Splits an axis over the mesh's batch axes; where it does not divide, the compiler places the
+    """Splits an axis over the mesh's batch axes; if it does not divide, the compiler places the
     array.
     """
     if x.shape[axis] % batch_shards(mesh):
@@ -92,10 +92,10 @@ def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
 def decode_few(
     pipeline: Pipeline, params: dict, latents: jax.Array, height: int, width: int, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
-    """Pictures of latents [S, B, ...], B split over the mesh: uint8 [S, B, height, width, 3] and
+    """Images of latents [S, B, ...], B split over the mesh: uint8 [S, B, height, width, 3] and
     finite [S, B].
 
-    One decoder body for all states, and in it at most DECODED_PIXELS per device.
+    One decoder body serves all states; it decodes at most DECODED_PIXELS per device at a time.
     """
     states, batch = latents.shape[:2]
     shards, most = batch_shards(mesh), max(1, DECODED_PIXELS // (height * width))
@@ -125,9 +125,9 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     Returns:
       `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
       key_data of a key, prompt_places [p], noise_levels [T]) -> (Rollout of p * G samples,
-      pictures uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the
+      images uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the
       sample itself last. Batches are split over the mesh. The noise levels, a host array, are an
-      argument, and not `schedule`'s, so that one program serves any table.
+      argument instead of `schedule`'s, so that one program serves any table.
     """
     m, group, kernel = config.model, config.rollout.group, kernel_of(config)
     shape = pipeline.latent_shape(m.height, m.width)
@@ -141,8 +141,8 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         velocity = policy_velocity(
             pipeline, config, params, policy, repeated, negative, sampling=True
         )
-        # Index 0 is the initial noise, k + 1 the noise of transition k. Shared initial noise is
-        # that of the group's first sample.
+        # Index 0 is the initial noise, k + 1 the noise of transition k. If the initial noise is
+        # shared, it is that of the group's first sample.
         first = (
             jnp.repeat(keys.reshape(-1, group)[:, 0], group)
             if config.rollout.shared_noise
@@ -170,7 +170,7 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
     Returns:
       `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
       key_data of a key, prompt_places [p], noise_levels [T], latents [p * G, ...] of state k, k) ->
-      (pictures uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other
+      (images uint8 [count, p * G, H, W, 3], finite bool [count, p * G])`. Another key gives other
       continuations.
     """
     m, group, kernel = config.model, config.rollout.group, kernel_of(config)

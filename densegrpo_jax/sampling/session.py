@@ -1,8 +1,8 @@
-"""What a command works with, opened once and in one order.
+"""The objects that a command works with, opened once and in one order.
 
-`check` finds out all that names, numbers and the headers of files tell, in seconds; `load` then
-encodes the prompts and reads the weights, which may take minutes. Between the two nothing is in
-memory that is large, and a command can say what it is about to do.
+`check` checks names, numbers and the headers of files, in seconds; `load` then encodes the prompts
+and reads the weights, which may take minutes. Between the two nothing large is in memory, and a
+command can say what it is about to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from densegrpo_jax.sampling.state import check_start, lora_config
 
 
 def network_options(config, mesh: Mesh) -> dict:
-    """What `config` says about the networks besides their shapes: options of
+    """The settings of `config` for the networks, except their shapes: options of
     `pipelines.folder.build_pipeline`.
     """
     m, dtype = config.model, jnp.dtype(config.model.dtype)
@@ -50,16 +50,16 @@ def network_options(config, mesh: Mesh) -> dict:
 
 
 def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
-    """The folder that `config.model` names and its pipeline, with room for what `config` trains; no
-    weight is read.
+    """The folder that `config.model` names and its pipeline, with the adapters that `config`
+    trains; reads no weights.
     """
     options, folder = network_options(config, mesh), resolve_folder(config.model.path)
     return folder, open_pipeline(folder, **options)
 
 
 def open_shapes(config, mesh: Mesh) -> Pipeline:
-    """The pipeline that `config.model` names, for what needs no weights: a released model's is
-    known without its files.
+    """The pipeline that `config.model` names, for uses without weights: a released model's is known
+    without its files.
     """
     options, name = network_options(config, mesh), config.model.path
     return (
@@ -71,15 +71,15 @@ def open_shapes(config, mesh: Mesh) -> Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A configuration whose parts fit each other; nothing is loaded. What not every command needs
-    is made when it is first asked for.
+    """A configuration whose parts fit each other; nothing is loaded. Parts that not every command
+    needs are made on first use.
     """
 
     config: Any
     mesh: Mesh
     stop: StopRequest
     folder: pathlib.Path  # of the base model
-    pipeline: Pipeline  # of it, with room for what `config` trains
+    pipeline: Pipeline  # of the base model, with the adapters that `config` trains
 
     @property
     def hosts(self) -> Hosts:
@@ -88,12 +88,12 @@ class Checked:
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        """Of the rollouts."""
+        """The schedule of the rollouts."""
         return make_schedule(self.pipeline, self.config)
 
     @functools.cached_property
     def train(self) -> PromptSet:
-        """The prompts that are trained on."""
+        """The prompts of training."""
         return load_prompts(self.config, 'train')
 
     @functools.cached_property
@@ -103,16 +103,16 @@ class Checked:
 
     @functools.cached_property
     def reward(self) -> CompositeReward:
-        """What is trained on, and scored beside it."""
+        """The training reward, with the scores that are only logged."""
         return build_reward(self.config.reward)
 
 
 @dataclasses.dataclass(frozen=True)
 class Session(Checked):
-    """The same with everything that is large."""
+    """A checked configuration with everything large loaded."""
 
     params: dict  # the frozen base: 'transformer', 'vae'
-    conditioning: TextCache  # prompts -> their conditioning, of those that were named to `load`
+    conditioning: TextCache  # prompts passed to `load` -> their conditioning
     negative: (
         Conditioning | None
     )  # of the empty prompt, [1, ...]; None: no classifier-free guidance
@@ -124,14 +124,14 @@ def check(
     """Opens a configuration without loading anything.
 
     Args:
-      stop: of the run; None: one that nothing sets, and this process alone.
-      needs: what will be used besides the base model. 'train', 'test': the prompt sets, with the
-        reward, which is asked whether it can score them. 'schedule': rollouts. 'start': a policy
+      stop: of the run; None: one that nothing sets, for this process alone.
+      needs: what will be used in addition to the base model. 'train', 'test': the prompt sets, with
+        the reward, which checks that it can score them. 'schedule': rollouts. 'start': a policy
         that training starts from (`state.start_state`).
 
     Raises:
-      ValueError, FileNotFoundError: settings, a model folder (its weights by the headers of their
-        files) or something in `needs` that cannot be used, or not with the rest.
+      ValueError, FileNotFoundError: the settings, the model folder (its weights are checked by the
+        files' headers) or something in `needs` cannot be used, or they do not fit each other.
     """
     validate(config)
     folder, pipeline = open_base(config, mesh)
@@ -141,7 +141,7 @@ def check(
         checked.reward.check(*columns(made[name]))
     if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
-            f'eval.best={config.eval.best!r} is no score of this reward; choose one of '
+            f'eval.best={config.eval.best!r} is not a score of this reward; choose one of '
             f'{", ".join(checked.reward.names)}'
         )
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
@@ -151,12 +151,12 @@ def check(
 
 
 def load(checked: Checked, texts: Iterable[str], workdir: pathlib.Path | None = None) -> Session:
-    """Loads what is large: the prompts' conditioning, whose encoders leave again, and then the
-    weights.
+    """Loads everything large: first the prompts' conditioning, after which the encoders are freed,
+    then the weights.
 
     Args:
       texts: the prompts that will be sampled.
-      workdir: where conditioning is kept unless `config.text_cache` says; None: in memory.
+      workdir: holds the conditioning unless `config.text_cache` names a folder; None: in memory.
 
     Raises:
       Preempted: a stop was requested.
@@ -177,7 +177,7 @@ def load(checked: Checked, texts: Iterable[str], workdir: pathlib.Path | None = 
         conditioning=conditioning,
         negative=conditioning(['']) if pipeline.takes_negative(config.model.guidance) else None,
     )
-    vars(session).update(vars(checked))  # prompts, reward and schedule that are made already
+    vars(session).update(vars(checked))  # reuse prompts, reward and schedule if made already
     return session
 
 

@@ -1,5 +1,5 @@
-"""What training changes: adapters, what follows them, the optimiser and the step. Everything else
-is derived from the config.
+"""The training state: everything that training changes, which is the policy, the roles that follow
+it, the optimiser and the step. Everything else derives from the config.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from densegrpo_jax.runtime.streams import STREAM_INIT, stream_key
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """One pytree, checkpointed whole, in which every role stands under its own name: 'policy/...',
-    'ema/...', 'opt/...'.
+    """One pytree, checkpointed whole, with every role under its own name: 'policy/...', 'ema/...',
+    'opt/...'.
     """
 
     # name -> LoRA collection, or all parameters of the transformer (`full`); float32. POLICY is
-    # trained; EMA and the roles of the loss follow it as `follow_rules` says.
+    # trained; EMA and the loss's roles follow it as `follow_rules` says.
     roles: dict[str, Any]
     opt: optax.OptState
     step: jax.Array  # int32 [], completed iterations
@@ -40,16 +40,16 @@ class TrainState:
 
     @property
     def policy(self) -> Any:
-        """What is trained."""
+        """The trained policy."""
         return self.roles[POLICY]
 
     @property
     def ema(self) -> Any:
-        """Its moving average, which is evaluated and exported."""
+        """The policy's moving average (EMA), which is evaluated and exported."""
         return self.roles[EMA]
 
     def tree_flatten_with_keys(self):
-        """The roles, then STATE_FIELDS; static: the roles' names, policy and average first."""
+        """The roles, then STATE_FIELDS. Static: the roles' names, policy and EMA first."""
         names = tuple(sorted(self.roles, key=lambda name: (name != POLICY, name != EMA, name)))
         parts = {name: self.roles[name] for name in names}
         parts |= {name: getattr(self, name) for name in STATE_FIELDS}
@@ -64,16 +64,14 @@ class TrainState:
 
 
 def follow_rules(config) -> dict[str, Follow]:
-    """The roles besides the policy that a state of this configuration holds, and how each follows
-    it.
-    """
+    """The roles other than the policy in a state of this configuration, and how each follows it."""
     average = moving_average(warm_decay(config.ema.decay, config.ema.every))
     return {EMA: average, **loss_of(config).follows}
 
 
 def learning_rate(config) -> optax.Schedule:
-    """Rate of update k = 0, 1, ...: a linear rise over `optim.warmup` iterations, then
-    `optim.decay` down to 0 at the run's last one.
+    """Learning rate of update k = 0, 1, ...: a linear rise over `optim.warmup` iterations, then
+    `optim.decay` down to 0 at the run's last.
     """
     o = config.optim
     warm, rest = o.warmup * o.updates, (config.iterations - o.warmup) * o.updates
@@ -84,7 +82,7 @@ def learning_rate(config) -> optax.Schedule:
     }[o.decay]
     if not warm:
         return after
-    # The first update already moves: (k + 1) / (warm + 1) of the rate.
+    # The first update already uses (k + 1) / (warm + 1) of the rate.
     rise = optax.linear_schedule(o.learning_rate / (warm + 1), o.learning_rate, warm)
     return optax.join_schedules([rise, after], [warm])
 
@@ -104,8 +102,8 @@ def optimiser(config) -> optax.GradientTransformation:
 
 
 def _decays(tree):
-    """Which leaves weight decay shrinks: all but SD3.5's position table, a buffer that never gets a
-    gradient.
+    """The leaves that weight decay applies to: all except SD3.5's position table, a buffer without
+    a gradient.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], 'key', None) != 'pos_embed', tree
@@ -113,7 +111,7 @@ def _decays(tree):
 
 
 def lora_config(config) -> LoraConfig | None:
-    """The adapters of a configuration; None where all weights are trained."""
+    """The adapters of a configuration; None if all weights are trained."""
     return (
         None
         if config.full
@@ -128,13 +126,13 @@ def init_state(
     base: dict,
     followers: Iterable[str] = (EMA,),
 ) -> TrainState:
-    """The policy as it starts, equal to the reference, and so are its followers; to be jitted with
-    the shardings of the mesh.
+    """The initial state: policy and followers equal the reference. Jit it with the shardings of the
+    mesh.
 
     Args:
       key: of the fresh adapters (Gaussian A, zero B).
-      base: the transformer's parameters, of which only the shapes matter where there are adapters.
-      followers: the roles besides the policy; of a run those of `follow_rules`.
+      base: the transformer's parameters; with adapters only their shapes matter.
+      followers: the roles other than the policy; in a run those of `follow_rules`.
     """
     lora, zero = pipeline.transformer.lora, jnp.zeros((), jnp.int32)
     if lora is None:
@@ -158,7 +156,7 @@ def state_shapes(
 def start_state(
     config, pipeline: Pipeline, tx: optax.GradientTransformation, mesh: Mesh, base: dict
 ) -> TrainState:
-    """The state that a run begins with, placed on the mesh: fresh adapters, or those of
+    """The state at the start of a run, placed on the mesh: fresh adapters, or those of
     `lora.init_from`.
     """
     key, followers = stream_key(config.seed, STREAM_INIT, 0), tuple(follow_rules(config))
@@ -171,7 +169,7 @@ def start_state(
 
 
 def check_start(config, pipeline: Pipeline) -> None:
-    """Raises what `start_state` would for the adapter file `lora.init_from`, from its header
+    """Raises the errors of `start_state` for the adapter file `lora.init_from`, from its header
     alone.
     """
     if config.lora.init_from:
@@ -181,7 +179,7 @@ def check_start(config, pipeline: Pipeline) -> None:
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:
-    """The fresh state with its policy, and what follows it, taken from an adapter file
+    """The fresh state with policy and followers taken from an adapter file
     (`lora_reading.read_peft`).
     """
     given = from_layers(layers, pipeline.adapter_names(), pipeline.transformer.lora, state.policy)

@@ -299,8 +299,8 @@ def test_psi_of_another_grid_is_refused_unless_interpolated(tmp_path):
 def test_files_that_are_no_psi_are_refused(tmp_path):
     config = tiny_ocr.get_config()
     texts = {
-        '[]': 'is no psi file',
-        '{"format": 1': 'is no psi file',
+        '[]': 'is not a psi file',
+        '{"format": 1': 'is not a psi file',
         '{"format": 7}': 'has format 7',
         '{"format": 1, "psi": []}': 'lacks geometry',
     }

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(session):
 
 
 def test_a_reward_that_cannot_tell_samples_apart_has_no_unit():
-    with pytest.raises(RewardError, match='give the target.s own one as config.search.beta'):
+    with pytest.raises(RewardError, match='set the target.s own temperature as config.search.beta'):
         temperature_of(np.zeros((3, 4)))
     with pytest.raises(RewardError, match='all have the same reward'):
         temperature_of(np.array([[1.0, -np.inf], [2.0, -np.inf]]))

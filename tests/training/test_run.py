@@ -248,7 +248,7 @@ def test_the_score_to_choose_by_must_exist(folder, tmp_path):
     config = make_config(folder)
     config.eval.best = 'orc'
     with pytest.raises(
-        ValueError, match=r"eval\.best='orc' is no score of this reward; choose one of total, "
+        ValueError, match=r"eval\.best='orc' is not a score of this reward; choose one of total, "
     ):
         run(config, tmp_path, one_device(), StopRequest())
 

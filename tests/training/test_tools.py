@@ -277,7 +277,7 @@ def test_an_export_takes_the_place_of_nothing(trained, tmp_path):
     bytes_of = lambda folder: {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
     before = bytes_of(base), bytes_of(workdir)
     for out, layout in ((base, 'merged'), (workdir, 'peft'), (workdir, 'merged')):
-        with pytest.raises(ValueError, match='which is read here'):
+        with pytest.raises(ValueError, match='which this command reads'):
             export(config, workdir, out, layout=layout)
     assert (bytes_of(base), bytes_of(workdir)) == before
     (tmp_path / 'README.md').write_text('mine')
