@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards.base import RewardError
@@ -113,7 +114,7 @@ def test_the_gradient_of_a_clip_reward_is_its_slope(session, tmp_path):
     checked = check(config, session.mesh, needs=('schedule', 'reward'))
     clip = load(checked, [p.text for p in PROMPTS[:1]])
     with Scorer(clip.reward, 1) as scorer:
-        flow = Model(clip, None, scorer).flow(PROMPTS[:1])
+        flow = Model(clip, None, scorer, search_kernel_of(config)).flow(PROMPTS[:1])
         rng = np.random.default_rng(0)
         x = rng.normal(size=(1, 2, *flow.shape)).astype(np.float32)
         v, reward, gradient = flow.guide(x, 1)
