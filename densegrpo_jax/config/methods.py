@@ -54,6 +54,12 @@ METHODS: Mapping[str, Method] = {
         'prediction towards the image; no further image is scored.',
         'arXiv 2505.19196',
     ),
+    'winners': Method(
+        {'loss.kind': 'winners', 'credit.rule': 'sparse', 'loss.noise_power': 0.0},
+        'The best image of each prompt is learned by the regression that the model was trained '
+        'with: best-of-N search, distilled.',
+        'arXiv 2304.06767',
+    ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS, apply_method
 
 
@@ -59,7 +60,22 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
         apply_method(config, variant.method)
     if (count := variant.devices or devices) is not None:
         fit(config, count, samples=samples, transitions=transitions)
+    elif config.loss.kind != 'grpo':
+        # The recipe's own microbatch fits the transitions of its own loss.
+        fitting = microbatches(config)
+        largest = config.optim.microbatch
+        config.optim.microbatch = max([m for m in fitting if m <= largest], default=fitting[0])
     return config
+
+
+def microbatches(config) -> list[int]:
+    """Sizes of microbatches that make up an update of any sort of rows, in whole groups where the
+    loss asks for that.
+    """
+    r = config.rollout
+    size = r.prompts * r.group // config.optim.updates
+    whole = r.group if loss_of(config).groups else 1
+    return [m for m in range(whole, size + 1, whole) if size % m == 0]
 
 
 def fit(config, devices: int, *, samples: int, transitions: int):
@@ -88,11 +104,7 @@ def fit(config, devices: int, *, samples: int, transitions: int):
     whole = [
         p for p in range(1, r.prompts + 1) if r.prompts % p == 0 and p * r.group % devices == 0
     ]
-    parts = [
-        m
-        for m in range(1, total // o.updates + 1)
-        if (total // o.updates) % m == 0 and m % devices == 0
-    ]
+    parts = [m for m in microbatches(config) if m % devices == 0]
     if not whole or not parts:
         fitting = [
             n for n in range(1, total + 1) if total % n == 0 and (total // o.updates) % n == 0

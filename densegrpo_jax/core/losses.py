@@ -88,6 +88,31 @@ def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
     )
 
 
+def winners_loss(v, batch) -> LossSums:
+    """Flow-matching regression on the best sample of each group: what a best-of-N search finds is
+    taught to the policy (RAFT, arXiv 2304.06767, with the flow's own loss).
+
+        mean over groups of mean_winners || v(x_s, s) - (eps - x_0) ||^2 / elements
+
+    Args:
+        v: [M, ...] the policy's velocity at (batch.x, batch.s).
+        batch: NoisedSamples that holds whole groups. Samples that share the best reward share the
+            group's weight.
+
+    Returns:
+        LossSums whose mean over the samples that count is the mean over groups.
+    """
+    error = jnp.mean((v - (batch.noise - batch.x0)) ** 2, tuple(range(1, v.ndim)))
+    beside = (batch.prompt_id[:, None] == batch.prompt_id) & batch.mask  # [M, M]: in one's group
+    best = jnp.max(jnp.where(beside, batch.reward, -jnp.inf), axis=1)
+    winner = batch.mask & (batch.reward >= best)
+    weight = beside.sum(1) / jnp.maximum((beside & winner).sum(1), 1)
+    return loss_sums(jnp.where(winner, weight, 0) * error, batch.mask)
+
+
 LOSSES = {
-    'grpo': Loss(_grpo)  # the clipped surrogate, `grpo_loss`
+    'grpo': Loss(_grpo),  # the clipped surrogate, `grpo_loss`
+    'winners': Loss(
+        lambda outputs, batch: winners_loss(outputs[POLICY], batch), batch=CLEAN, groups=True
+    ),
 }

@@ -9,9 +9,11 @@ import tomllib
 import pytest
 
 from densegrpo_jax.config import command_line, identity, variants
+from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.runtime.trees import differing
 from densegrpo_jax.sampling.noise import title
@@ -91,7 +93,13 @@ def test_every_method_goes_with_every_recipe(name, method):
         group, _, inner = key.partition('.')
         assert config[group][inner] == value
     changed = {key for key, *_ in differing(tree(plain), tree(config))}
-    assert changed <= {*METHODS[method].overrides, 'label'}
+    loss = loss_of(config)
+    fitted = {'optim.microbatch'} if loss.groups else set()
+    assert changed <= {*METHODS[method].overrides, 'label'} | fitted
+    for of in (config, load(name, f'method={method}')):
+        assert not loss.groups or of.optim.microbatch % of.rollout.group == 0
+        samples = of.rollout.prompts * of.rollout.group // of.optim.updates
+        assert loss.batch != CLEAN or samples % of.optim.microbatch == 0
     assert config.label.endswith(f', {method}') and 'dense credit' not in config.label
 
 

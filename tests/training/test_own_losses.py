@@ -11,6 +11,8 @@ import pytest
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.core.clean_samples import NoisedSamples
+from densegrpo_jax.core.losses import winners_loss
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -231,7 +233,10 @@ def test_microbatches_that_a_loss_can_use():
     'changes, message',
     [
         ({'loss.kind': 'own_loss:absent'}, "loss.kind='own_loss:absent': the module"),
-        ({'loss.kind': 'ppo'}, r"loss.kind='ppo': expected one of 'grpo', or 'package\.module:obj"),
+        ({'loss.kind': 'ppo'}, r"loss.kind='ppo': expected one of 'grpo', 'winners', or 'package"),
+            {'loss.kind': 'ppo'},
+            r"loss.kind='ppo': expected one of 'grpo', 'winners', or 'package\.",
+        ),
         ({'loss.kind': 'own_loss:of_groups'}, 'of the kind function; expected a Loss'),
         ({'loss.kind': 'own_loss:lacking'}, "'own_loss:lacking' has the option 'horizon'"),
         (
@@ -254,3 +259,42 @@ def test_what_cannot_be_used_is_named(changes, message):
 def test_a_loss_that_gives_no_sums():
     with pytest.raises(ValueError, match=r"loss.kind='own_loss:sums' gave a .*; expected LossSums"):
         one_iteration(**{'loss.kind': 'own_loss:sums'})
+
+
+@pytest.mark.parametrize('invalid', [None, 7])
+def test_winners_learn_the_best_sample_of_each_group(invalid):
+    """The gradient is that of the regression on it, a mean over the groups."""
+    changes = {'loss.kind': 'winners', 'optim.microbatch': 12, **CLEAN}
+    _, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
+    keep, (s, noise) = valid.all(0), fresh(20)
+    terminal = np.where(keep, rewards[-1], -np.inf).reshape(PROMPTS, GROUP)
+    best = terminal.argmax(1) + GROUP * np.arange(PROMPTS)
+    x0 = np.asarray(rollout.latents[-1], np.float64)
+    x = (1 - s[:, None, None]) * x0 + s[:, None, None] * noise
+
+    def loss(policy):
+        error = jnp.mean((velocity(BASE + policy, x, s) - (noise - x0)) ** 2, (1, 2))
+        counts = keep.reshape(PROMPTS, GROUP).sum(1)  # a group weighs by its samples that count
+        return (counts * error[best]).sum() / keep.sum()
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(loss)(np.asarray(START, np.float64)))
+    moved = np.abs(gradient).max()
+    np.testing.assert_allclose(new.policy['a'] - START, -gradient, atol=3e-5 * moved)
+    assert metrics['samples'] == keep.sum() and moved > 1e-2
+
+
+def test_winners_that_tie_share_their_groups_weight():
+    ones, zeros = jnp.ones((4, 2)), jnp.zeros((4, 2))
+    batch = NoisedSamples(
+        x=zeros,
+        s=jnp.zeros(4),
+        x0=zeros,
+        noise=zeros,
+        reward=jnp.float32([1, 1, 0, 5]),
+        advantage={},
+        mask=jnp.array([True, True, True, False]),
+        prompt_id=jnp.int32([0, 0, 0, 0]),
+    )
+    slope = jax.grad(lambda v: winners_loss(v, batch).policy_sum)(ones)
+    np.testing.assert_allclose(slope, [[1.5, 1.5], [1.5, 1.5], [0, 0], [0, 0]], rtol=1e-6)
