@@ -234,9 +234,6 @@ def test_microbatches_that_a_loss_can_use():
     [
         ({'loss.kind': 'own_loss:absent'}, "loss.kind='own_loss:absent': the module"),
         ({'loss.kind': 'ppo'}, r"loss.kind='ppo': expected one of 'grpo', 'winners', or 'package"),
-            {'loss.kind': 'ppo'},
-            r"loss.kind='ppo': expected one of 'grpo', 'winners', or 'package\.",
-        ),
         ({'loss.kind': 'own_loss:of_groups'}, 'of the kind function; expected a Loss'),
         ({'loss.kind': 'own_loss:lacking'}, "'own_loss:lacking' has the option 'horizon'"),
         (
