@@ -1,1 +1,1 @@
-"""Calibration of the noise level of every step, and its figure."""
+"""Calibration of the noise level of every transition, and its figure."""

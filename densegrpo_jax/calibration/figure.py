@@ -1,4 +1,4 @@
-"""The picture of a calibration: psi, shares of signs, and the gains along every trajectory before
+"""The figure of a calibration: psi, shares of signs, and the gains along every trajectory before
 and after (the paper's Fig. 3).
 """
 
@@ -73,7 +73,7 @@ def _levels(axes, document: dict, on: np.ndarray, steps: np.ndarray) -> None:
 
 
 def _shares(axes, gains: list[np.ndarray], steps: np.ndarray) -> None:
-    """Bars up: share of positive gains; bars down: of negative ones. What lacks to 1 is ties."""
+    """Bars up: share of positive gains; bars down: share of negative gains. The rest are ties."""
     for rows, name, color, shift in zip(
         gains, ('start', 'calibrated'), (BEFORE, AFTER), (0.19, -0.19)
     ):

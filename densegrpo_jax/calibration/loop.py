@@ -1,10 +1,10 @@
 """Exploration-space calibration of a configuration (DenseGRPO Sec. 4.2, Algorithm 1): the loop
 around `core/calibration.py`.
 
-Every iteration samples N trajectories of the base policy with the present psi, takes the gains of
-the total reward, counts their signs at every trained transition and moves psi. All that an
-iteration depends on is in the file written after the one before, so a calibration that was stopped
-ends with the bits of an uninterrupted one.
+Every iteration samples N trajectories of the base policy with the current psi, computes the gains
+of the total reward, counts their signs at every trained transition and moves psi. Everything that
+an iteration depends on is in the file that the previous one wrote, so a stopped calibration ends
+with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from densegrpo_jax.sampling.state import optimiser, start_state
 def run(
     config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: StopRequest
 ) -> np.ndarray:
-    """Calibrates a configuration into the file `out`; result and errors as of `calibrate`.
+    """Calibrates a configuration into the file `out`; result and errors as in `calibrate`.
 
     Args:
-      workdir: where conditioning is kept, unless `config.text_cache` says.
+      workdir: holds the conditioning, unless `config.text_cache` names a folder.
     """
     checked = check(config, mesh, stop, needs=('train', 'start'))
     prepare(checked)
@@ -55,7 +55,7 @@ def run(
 
 
 def start_policy(session: Session) -> dict | None:
-    """The policy that is calibrated: the one of `lora.init_from`, else the base (None)."""
+    """The policy to calibrate: that of `lora.init_from`, else the base (None)."""
     config = session.config
     if not config.lora.init_from:
         return None
@@ -64,25 +64,25 @@ def start_policy(session: Session) -> dict | None:
 
 
 def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.ndarray:
-    """Makes psi, or continues or takes the file at `path`; writes the figure beside it.
+    """Computes psi, or continues or uses the file at `path`; writes the figure beside it.
 
-    It starts from `rollout.noise` at `rollout.level` and ends when psi only oscillates
+    Calibration starts from `rollout.noise` at `rollout.level`. It ends when psi only oscillates
     (`has_settled`) or after `calibration.iterations`. The result is the mean of psi over the last
-    `calibration.window` iterations: a rule of constant steps does not converge but walks about its
-    rest point, by some steps; the mean of the walk is nearer to that point than where it happens to
-    stand. Afterwards the first iteration's prompts and noise are sampled once more with the result,
+    `calibration.window` iterations. With constant step sizes psi does not converge but walks around
+    its rest point, within a few steps; the mean of the walk is nearer to that point than the last
+    psi. Afterwards the first iteration's prompts and noise are sampled once more with the result,
     so that before and after are paired.
 
     Args:
       session: with training prompts and the conditioning of `visited_prompts`.
-      policy: whose trajectories; None: the base.
+      policy: samples the trajectories; None: the base.
 
     Returns:
       float32 [T].
 
     Raises:
       Preempted, RewardError: the last complete iteration is in the file.
-      ValueError: a file of other settings; what `prepare` refuses.
+      ValueError: the file has other settings, or `prepare` raises it.
     """
     config = session.config
     sized, schedule = prepare(session)
@@ -109,10 +109,10 @@ def prepare(checked: Checked) -> tuple:
     """The configuration with calibration's prompts and samples and the default credit (dense, n =
     t), and its Schedule. Nothing runs.
 
-    A batch has as many rows as one of training at most, and divides over the mesh.
+    A batch has at most as many rows as one of training, and divides over the mesh.
 
     Raises:
-      ValueError: sizes that do not divide over the mesh; a start outside the bounds.
+      ValueError: sizes do not divide over the mesh, or the start is outside the bounds.
     """
     config, mesh = checked.config, checked.mesh
     c, r = config.calibration, config.rollout
@@ -142,11 +142,11 @@ def prepare(checked: Checked) -> tuple:
 
 
 def prompts_of_iteration(config, train: PromptSet, iteration: int) -> list[Prompt]:
-    """The prompts of an iteration, from the training set by a stream of their own."""
+    """The prompts of an iteration, drawn from the training set by a separate stream."""
     count = config.calibration.prompts
     if count > len(train):
         raise ValueError(
-            f'calibration.prompts={count}, and the training set has {len(train)} prompts'
+            f'calibration.prompts={count}, but the training set has {len(train)} prompts'
         )
     seed = int(np.random.SeedSequence([config.seed, STREAM_CALIBRATION]).generate_state(1)[0])
     return prompts_for_step(train, count, iteration, seed)
@@ -163,8 +163,8 @@ def visited_prompts(config, train: PromptSet) -> list[Prompt]:
 
 
 def settings(config, train: PromptSet, reward) -> dict:
-    """JSON values that every iteration depends on. Prompts may change under a file's name, and a
-    reward under a server's.
+    """JSON values that every iteration depends on. They include hashes, because a file's prompts or
+    a server's reward may change while its name stays.
     """
     facts = {
         'prompts of data.train': content_hash(train),
@@ -177,8 +177,8 @@ def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, re
     """The document at `path`, or a fresh one; see `noise.geometry` and `settings`.
 
     Keys: psi [T], the result so far; start [T]; history [I][T], psi after every iteration;
-    positives, negatives [I][T]; before, after: rewards [T+1][N] of every state (null where it has
-    none), of the same prompts and noise with the start and with the result.
+    positives, negatives [I][T]; before, after: rewards [T+1][N] of every state (null if it has
+    none), for the same prompts and noise with the start and with the result.
     """
     ours = settings(config, train, reward)
     if path.exists():
@@ -208,7 +208,7 @@ def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, re
 
 
 def _bounds(config) -> tuple[float, float]:
-    """Of psi, which stays a noise level of the kernel."""
+    """The bounds of psi, which stays a noise level of the kernel."""
     return config.calibration.low, min(config.calibration.high, kernel_of(config).max_level)
 
 
@@ -232,8 +232,8 @@ def _iterate(
     policy: dict | None,
     scorer: Scorer,
 ) -> None:
-    """Iterations until the end, then the measurement with the result; `document` is kept up to date
-    and written after each. config, schedule: of `prepare`.
+    """Runs iterations until the end, then measures the result; updates `document` and writes it
+    after each. config, schedule: from `prepare`.
     """
     c, r, stop, primary = config.calibration, config.rollout, session.stop, session.hosts.primary
     samples = r.prompts * r.group
@@ -241,7 +241,7 @@ def _iterate(
     collector = Collector(session, scorer, r.group, r.prompts_per_batch)
 
     def rewards(iteration: int, psi) -> np.ndarray:
-        """float64 [T+1, N]; NaN where a state was not scored, or a picture has no score."""
+        """float64 [T+1, N]; NaN where a state was not scored, or an image has no score."""
         key = key_data(stream_key(config.seed, STREAM_CALIBRATION, iteration))
         chosen = prompts_of_iteration(config, session.train, iteration)
         levels = np.asarray(psi, np.float32)
