@@ -1,5 +1,5 @@
-"""What commands share: their flags, and mistakes in what was typed, which are said in a line and
-end with status 2.
+"""The flags that commands share, and their handling of mistakes in the arguments: one line, and
+status 2.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, paths
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
-# what is raised of them, wherever it is found out
+# the errors that such arguments raise, wherever they are found
 UNUSABLE_ERRORS = (app.UsageError, ValueError, OSError, ModuleNotFoundError)
-# groups of rewards; a configuration names those of their options that it sets
+# groups of rewards; a configuration names only the options that it sets
 REWARDS = ('config.reward', 'config.eval.panel')
 
 # the folder configs of the repository, which is a part of the package
 RECIPES = pathlib.Path(__file__).parents[1] / 'configs'
 
-# what is defined here belongs to the command that calls, whose --help lists it
+# flags defined here belong to the calling command, whose --help lists them
 flags.disclaim_key_flags()
 
 
 def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
     """Parses the flags, calls `main(flags.FLAGS)` and exits with the status that it returns.
 
-    What cannot be used (`UNUSABLE_ERRORS`) is said in a line, with status 2; any other exception is
-    a fault of the program and keeps its traceback.
+    `UNUSABLE_ERRORS` become one line and status 2; any other exception is a fault of the program
+    and keeps its traceback.
 
     Args:
-      extra: the command takes arguments that are no flags, as `main(flags.FLAGS, arguments)`.
+      extra: the command takes arguments that are not flags, as `main(flags.FLAGS, arguments)`.
     """
 
     def run(argv):
@@ -62,13 +62,13 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
 def define_config(help_string: str, *, training: bool = True) -> None:
     """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value."""
     config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
-    # the library's own raises whatever it meets on the way
+    # the library's own flag lets any error through
     flags.FLAGS['config'].parser = _Configuration(training)
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
-    """A flag that names a file or folder of this machine; None where there need not be one. What
-    cannot be worked in (`runtime.paths.problem`) is refused before anything is written.
+    """A flag that names a file or folder of this machine; None if optional. Folders that cannot be
+    used (`runtime.paths.problem`) are refused before anything is written.
     """
 
     def check(value: str | None) -> bool:
@@ -81,7 +81,7 @@ def define_folder(name: str, default: str | None, help_string: str) -> None:
 
 
 def goes_with(name: str, other: str) -> None:
-    """The flag `name`, where it is given, means nothing without the flag `other`: an error then."""
+    """Makes it an error to give the flag `name` without the flag `other`."""
     flags.register_multi_flags_validator(
         [name, other],
         lambda values: bool(values[other] or not flags.FLAGS[name].present),
@@ -91,7 +91,7 @@ def goes_with(name: str, other: str) -> None:
 
 def define_seeds(count: int) -> None:
     """The flag --seeds of commands that train several; by default 0 ... count - 1."""
-    help_string = 'Seeds; every variant is run with each.'
+    help_string = 'Seeds; every variant runs with each.'
     flags.DEFINE_list('seeds', [str(seed) for seed in range(count)], help_string)
     flags.register_validator(
         'seeds',
@@ -105,26 +105,26 @@ def define_seeds(count: int) -> None:
 
 
 def define_run_flags() -> None:
-    """The flags of `sampling.execution.execute`. Only a command itself has flags: importing a
-    module defines none.
+    """Defines the flags of `sampling.execution.execute`. Only commands call it: importing a module
+    defines none.
     """
     define_config('Recipe, by its name or file, with :devices=N,method=NAME; see docs/config.md.')
-    define_folder('workdir', None, 'Where checkpoints, metrics and pictures go.')
+    define_folder('workdir', None, 'Where checkpoints, metrics and images go.')
     define_process_flags()
 
 
 def define_policy_flags(use: str) -> None:
-    """The flags of commands that draw prompts with a policy; `use` says what is done with it."""
+    """The flags of commands that draw prompts with a policy; `use` describes its use."""
     define_folder('workdir', None, f'Training run whose policy is {use}; none: the base model.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
     goes_with('checkpoint', 'workdir')
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
-    flags.DEFINE_string('prompts', None, 'Text file with one prompt a line.')
+    flags.DEFINE_string('prompts', None, 'Text file with one prompt per line.')
 
 
 def define_process_flags() -> None:
-    """Of these flags those that say which devices and processes there are."""
-    from densegrpo_jax.runtime.startup import (  # imports jax, which a reward server can do without
+    """The flags for devices and processes."""
+    from densegrpo_jax.runtime.startup import (  # imports jax, which a reward server does not need
         BACKENDS,
         HEARTBEAT_SECONDS,
     )
@@ -133,7 +133,7 @@ def define_process_flags() -> None:
         'device',
         '',
         ['', *BACKENDS],
-        'What the run needs, and ends without; empty: whatever there is.',
+        'The device that the run needs, else it ends; empty: any device.',
     )
     flags.DEFINE_integer(
         'cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.'
@@ -145,14 +145,12 @@ def define_process_flags() -> None:
         'Whether this is one of several processes of the run.',
     )
     flags.DEFINE_string(
-        'coordinator', '', 'HOST:PORT of process 0, where no cluster manager knows it.'
+        'coordinator', '', 'HOST:PORT of process 0, if no cluster manager knows it.'
     )
-    flags.DEFINE_integer('num_processes', 0, 'With --coordinator: how many processes there are.')
-    flags.DEFINE_integer('process_id', -1, 'With --coordinator: which one this is, from 0.')
+    flags.DEFINE_integer('num_processes', 0, 'With --coordinator: the number of processes.')
+    flags.DEFINE_integer('process_id', -1, 'With --coordinator: the index of this one, from 0.')
     flags.DEFINE_integer(
-        'heartbeat',
-        HEARTBEAT_SECONDS,
-        'Seconds after which a process that has died ends the others.',
+        'heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a dead process ends the others.'
     )
 
 
@@ -160,10 +158,10 @@ def load(argument: str) -> ConfigDict:
     """The configuration of --config=RECIPE[:VARIANT], not locked.
 
     Args:
-      argument: RECIPE is a Python file, or the name of one that comes with the package.
+      argument: RECIPE is a Python file, or the name of a recipe in the package.
 
     Raises:
-      ValueError: no such recipe, no such variant, or what the file itself says.
+      ValueError: no such recipe, no such variant, or an error of the file itself.
     """
     name, colon, variant = argument.partition(':')
     path = _recipe_file(name, argument)
@@ -194,29 +192,29 @@ def load(argument: str) -> ConfigDict:
 
 
 def _run_file(argument: str, path: pathlib.Path, call: Callable):
-    """What `call` returns, which runs the code of a configuration file.
+    """The result of `call`, which runs the code of a configuration file.
 
     Raises:
-      ValueError: its own, or one that names the line where anything else was raised.
+      ValueError: the file's own, or one that names the line of any other error.
     """
     try:
         return call()
     except ValueError as error:
         raise ValueError(f'--config={argument}: {error}') from error
-    except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
+    except Exception as error:  # noqa: BLE001 (a user's code may raise anything)
         frames = traceback.extract_tb(error.__traceback__)
         lines = [(frame.lineno, frame.line) for frame in frames if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
             lines = [(error.lineno, (error.text or '').strip())]
         where = f'line {lines[-1][0]} of {path}, {lines[-1][1]!r}: ' if lines else ''
-        # The library's own errors hold the whole group between their first and their last line.
+        # The library's errors hold the whole group between their first and last lines.
         said = str(error.args[0] if error.args else error).strip().splitlines() or ['']
         reason = ' ... '.join(dict.fromkeys((said[0][:200], said[-1][:200])))
         raise ValueError(f'--config={argument}: {where}{type(error).__name__}: {reason}') from error
 
 
 def _recipe_file(name: str, argument: str) -> pathlib.Path:
-    """The file of a recipe that is given by its path or its name."""
+    """The file of a recipe, given by its path or its name."""
     path = pathlib.Path(name)
     if path.is_file():
         return path
@@ -263,8 +261,8 @@ class _Configuration(flags.ArgumentParser):
 
 
 def check_key(config: ConfigDict, key: str, given: str) -> None:
-    """Raises ValueError where `config` has no such key. An option of a reward that the
-    configuration leaves alone is added.
+    """Raises ValueError if `config` has no such key. Adds an option of a reward that the
+    configuration does not set.
     """
     group, path = config, 'config'
     for name in key.split('.'):
@@ -288,7 +286,7 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
                 else ''
             )
             if (gone := RETIRED.get(f'{path}.{name}'.removeprefix('config.'))) is not None:
-                way_out = f'it is gone, every run has {gone.value!r} now: leave it out; '
+                way_out = f'it was removed, every run has {gone.value!r} now: leave it out; '
             raise ValueError(
                 f'{given}: {path} has no key {name!r}; {way_out}its keys: {", ".join(known)}'
             )
@@ -298,7 +296,7 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
 
 
 def _of_the_table(config: ConfigDict, name: str, group: str) -> list[str]:
-    """The key that may be meant; none where the configuration is not made from the table."""
+    """The key that may be meant; none if the configuration is not made from the table."""
     from densegrpo_jax.config.schema import TABLE, close_key  # imports jax, as above
 
     close = close_key(name, group) if set(TABLE) <= set(config) else None
@@ -306,12 +304,10 @@ def _of_the_table(config: ConfigDict, name: str, group: str) -> list[str]:
 
 
 def _options(kind: str) -> dict:
-    """Option -> default of a reward's class; of any type where the default does not tell the
-    type.
-    """
+    """Option -> default of a reward's class; any type if the default does not tell it."""
     options = {'weight': 1.0}
     for name, parameter in inspect.signature(resolve(kind)).parameters.items():
-        if not name.startswith('make_'):  # what tests put in
+        if not name.startswith('make_'):  # options for tests
             any_type = parameter.default is None or parameter.default is parameter.empty
             options[name] = config_dict.placeholder(object) if any_type else parameter.default
     return options
@@ -325,7 +321,7 @@ def _parse(args: list[str]) -> list[str]:
 
 
 def said(error: object) -> str:
-    """An error as a line for people; of the system's with the file that it was about."""
+    """An error as a readable line; a system error with its file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         names = ' and '.join(str(n) for n in (error.filename, error.filename2) if n is not None)
         return f'{names}: {error.strerror}'

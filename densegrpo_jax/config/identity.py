@@ -1,10 +1,10 @@
-"""Whether two things are the same: checkpoints and runs, calibrations, evaluations, searches,
-sweeps.
+"""Decides whether two things are the same: checkpoints and runs, calibrations, evaluations,
+searches, sweeps.
 
-A record holds the keys that decide it (`record`), two records are compared by `differences`. Keys
-of the machine and of the display do not decide: a run continues on other devices. Which of the
-others do depends on what is compared, its scope. Beside the keys a record holds *facts* that no key
-tells: digests of prompts, what servers of rewards call themselves, calibrated noise levels.
+A record holds the keys that decide (`record`); `differences` compares two records. Keys of the
+machine and of the display do not decide: a run continues on other devices. Which of the other keys
+decide depends on the scope, the kind of thing compared. A record also holds *facts* that no key
+tells: digests of prompts, fingerprints of reward servers, calibrated noise levels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from densegrpo_jax.runtime.trees import ABSENT, Difference, dotted
 
 
 class Scope(NamedTuple):
-    """The keys of SCIENCE that decide, as patterns of their dotted names; `but` are left out, and
-    `also` decides though it is no key of SCIENCE.
+    """The keys of SCIENCE that decide, as patterns of their dotted names, except those in `but`.
+    Keys in `also` decide although they are not keys of SCIENCE.
     """
 
     keys: tuple[str, ...]
@@ -31,14 +31,14 @@ class Scope(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-_NOT_TRAINED = ('noise.*', 'calibration.*', 'search.*')  # of the noise its values are compared
+_NOT_TRAINED = ('noise.*', 'calibration.*', 'search.*')  # noise is compared by its values
 _SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'loss.cfg')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
-_LAYOUT = ('model.scan',)  # trained arrays are stacked as the blocks are
+_LAYOUT = ('model.scan',)  # trained arrays are stacked like the blocks
 
 SCOPES: Mapping[str, Scope] = {
-    # A checkpoint continues. When a run ends is free; scores stand side by side only if they were
-    # made alike.
+    # A checkpoint continues. A run's end is free; scores are comparable only if they were made in
+    # the same way.
     'training': Scope(
         ('*',),
         but=(
@@ -52,7 +52,7 @@ SCOPES: Mapping[str, Scope] = {
         ),
         also=_LAYOUT,
     ),
-    # A psi file continues, or is taken; when it ends is free.
+    # A psi file continues, or is used; its end is free.
     'calibration': Scope(
         (
             'seed',
@@ -66,16 +66,16 @@ SCOPES: Mapping[str, Scope] = {
         ),
         but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.tolerance'),
     ),
-    # Scores of policies stand in one table.
+    # Scores of policies share a table.
     'evaluation': Scope(
         (*_SAMPLED, 'reward', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
     ),
-    # Results of a search stand in one table.
+    # Results of a search share a table.
     'search': Scope(
         (*_SAMPLED, 'noise.*', 'reward', 'search.*', 'eval.steps', 'eval.panel', 'eval.embedding'),
         but=_AMOUNT,
     ),
-    # Raw rewards of a measurement, and gradients of one.
+    # Raw rewards of a measurement, and its gradients.
     'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
     'gradients': Scope(
         ('*',),
@@ -88,10 +88,9 @@ SCOPES: Mapping[str, Scope] = {
     'text': Scope(('model.t5_length', 'model.dtype')),
 }
 
-# A record that lacks it was of a run without calibrated noise; of other facts that a record lacks
-# nothing is known.
+# A record without it is of a run without calibrated noise; other missing facts are unknown.
 _DEFAULT_FACTS: Mapping[str, object] = {'psi': None}
-# The same of these keys: there were checkpoints before they were noted.
+# These keys are unknown if missing: earlier checkpoints did not record them.
 _UNTOLD = ('eval.steps', 'eval.best')
 
 
@@ -116,20 +115,22 @@ def decides(scope: str, name: str) -> bool:
 
 
 def record(scope: str, config, facts: Mapping = {}) -> dict:
-    """What decides in a scope, as nested JSON values: the configuration's keys, then `facts`."""
+    """The values that decide in a scope, as nested JSON values: the configuration's keys, then
+    `facts`.
+    """
     kept = _deciding(scope, json.loads(config.to_json_best_effort()))
     return {**kept, **json.loads(json.dumps(dict(facts)))}
 
 
 def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
-    """Where two records of a scope differ.
+    """The differences of two records of a scope.
 
-    A key that one of them lacks counts as its default. A fact that the old one lacks is taken to be
-    the same. Keys of the old one that do not decide, such as those of the machine, do not count. A
-    key that is gone must have the value that every run has now (`retired`).
+    A key that one record lacks counts as its default. A fact that the old record lacks counts as
+    equal. Keys of the old record that do not decide, such as those of the machine, are ignored. A
+    removed key must have the value that every run has now (`retired`).
 
     Args:
-      old: of a file, perhaps of an earlier version. new: of `record`.
+      old: from a file, perhaps of an earlier version. new: from `record`.
     """
     old = {**_DEFAULT_FACTS, **_deciding(scope, renamed(scope, old))}
     untold = {name for name in new if name not in old and name not in TABLE}
@@ -154,7 +155,7 @@ def told(found: Iterable[Difference]) -> str:
 
 
 def _deciding(scope: str, tree: Mapping, prefix: str = '') -> dict:
-    """The tree without keys that do not decide; what is no key of the table stays."""
+    """The tree without keys that do not decide; entries that are not keys of the table stay."""
     kept = {}
     for name, value in tree.items():
         key = f'{prefix}.{name}' if prefix else str(name)
@@ -170,14 +171,14 @@ def _deciding(scope: str, tree: Mapping, prefix: str = '') -> dict:
 
 
 def _table_key(name: str) -> str | None:
-    """The key of the table that a dotted name is, or is an option of."""
+    """The key of the table that a dotted name is or belongs to, as an option."""
     if name in KEYS:
         return name
     return next((key for key in OPEN if name.startswith(f'{key}.')), None)
 
 
 def _default(name: str, other: Mapping) -> object:
-    """What a record that lacks a key means by that."""
+    """The value that a missing key stands for."""
     if name in _UNTOLD:
         return other.get(name, ABSENT)
     return json.loads(json.dumps(KEYS[name].default)) if name in KEYS else ABSENT

@@ -12,11 +12,11 @@ import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# What a key decides: the results; speed, memory or place; or what is shown.
+# What a key decides: the results; speed, memory or place; or the display.
 SCIENCE, MACHINE, DISPLAY = 'science', 'machine', 'display'
 
-# No run needs as many samples, steps or files as this; a typing error may, and would be busy for
-# ever.
+# No run needs as many samples, steps or files as this; a typing error may ask for them, and would
+# keep a run busy for ever.
 MANY = 1_000_000
 
 
@@ -31,11 +31,10 @@ class Key:
       low, high: bounds of a number.
       above, below: `low` (`high`) itself is out of range.
       also: values outside the bounds that are allowed.
-      choices: the names that a str may be. A registry may stand here: names that are added to it
-        later count.
-      own: whether it may also be 'package.module:object', something of the user's own.
+      choices: the names that a str may be. It may be a registry: names added to it later count.
+      own: whether the value may also be 'package.module:object', the user's own object.
       item: type of a tuple's entries.
-      length: how many entries a tuple has at least.
+      length: least number of a tuple's entries.
     """
 
     default: Any
@@ -61,7 +60,7 @@ class Key:
 
     @property
     def range(self) -> str:
-        """The values that are allowed, as mathematics; '' where the type says it all."""
+        """The allowed values in mathematical notation; '' if the type says it all."""
         if self.choices is not None:
             names = ', '.join(repr(name) for name in sorted(self.choices))
             return f"{names}, or 'package.module:object'" if self.own else names
@@ -76,7 +75,7 @@ class Key:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words."""
+        """The allowed values, in words."""
         kind = type(self.default)
         if self.choices is not None:
             return f'one of {self.range}'
@@ -99,7 +98,7 @@ class Key:
         return ' '.join(filter(None, (words, bound))) + ''.join(f', or {v}' for v in self.also)
 
     def accepts(self, value: object) -> bool:
-        """Whether a value has the type and lies in the range; True is no number."""
+        """Whether a value has the type and lies in the range; True is not a number."""
         kind = type(self.default)
         if kind is bool:
             return isinstance(value, bool)
@@ -182,7 +181,7 @@ def choice(default: str, help: str, choices: Collection[str], kind: str = SCIENC
 
 
 def part(default: str, help: str, choices: Collection[str]) -> Key:
-    """One of some names, or what the user names by where it is imported from; `method` finds it."""
+    """One of some names, or the import path of the user's own object, which `method` finds."""
     return Key(default, help, choices=choices, own=True)
 
 

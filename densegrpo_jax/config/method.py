@@ -22,17 +22,17 @@ _CREDIT_KEYS = {'window': 'coca_window', 'alpha': 'coca_alpha'}
 
 
 def credit_rule_of(config) -> CreditRule:
-    """The rule that `credit.rule` names. ValueError, as of all parts: no such name, or no such
-    object, or one of another kind.
+    """The rule that `credit.rule` names. Like all parts it raises ValueError if there is no such
+    name or object, or if the object is of another kind.
     """
     return _named('credit.rule', config.credit.rule, CREDIT_RULES, CreditRule)
 
 
 def credit_options(config) -> dict[str, Any]:
-    """The options of that rule that `credit` has keys for, as arguments of `dense_reward`.
+    """The rule's options for which `credit` has keys, as arguments of `dense_reward`.
 
     Raises:
-      ValueError: an option without a default that `credit` has no key for.
+      ValueError: `credit` has no key for an option without a default.
     """
     c = config.credit
     given = {**c, **{name: c[key] for name, key in _CREDIT_KEYS.items()}}
@@ -45,12 +45,12 @@ def kernel_of(config) -> Kernel:
 
 
 def kernel_named(name: str, key: str = 'rollout.kernel') -> Kernel:
-    """The kernel of a name that `key` has."""
+    """The kernel named `name`, the value of `key`."""
     return _named(key, name, KERNELS, Kernel)
 
 
 def search_kernel_of(config) -> Kernel:
-    """The kernel that `search.kernel` names; that of the rollouts where it is empty."""
+    """The kernel that `search.kernel` names; if that is empty, the kernel of the rollouts."""
     name = config.search.kernel
     return kernel_named(name, 'search.kernel') if name else kernel_of(config)
 
@@ -66,21 +66,21 @@ def loss_of(config) -> Loss:
 
 
 def loss_options(config) -> dict[str, Any]:
-    """Its options, as arguments of `Loss.fn`. ValueError as of `credit_options`."""
+    """The loss's options, as arguments of `Loss.fn`. Raises ValueError as `credit_options`."""
     given = {**config.loss, 'log_prob': config.rollout.log_prob, 'kernel': kernel_of(config)}
     return _options(f'loss.kind={config.loss.kind!r}', loss_of(config).options, given)
 
 
 def roles_read(config) -> tuple[str, ...]:
-    """The roles besides the policy that an update reads: the loss's, and the reference where its KL
-    is part of it.
+    """The roles other than the policy that an update reads: the loss's, and the reference if its KL
+    is part of the update.
     """
     kl = [REF] if config.loss.beta or config.loss.measure_kl else []
     return tuple(dict.fromkeys([*loss_of(config).needs, *kl]))
 
 
 def check_method(config) -> None:
-    """Raises ValueError where a part is not there, or where two do not go together."""
+    """Raises ValueError if a part does not exist, or if two parts do not fit together."""
     r = config.rollout
     kernel, table = kernel_of(config), noise_table_of(config)
     rule, loss = credit_rule_of(config), loss_of(config)
@@ -90,7 +90,7 @@ def check_method(config) -> None:
     if not kernel.noisy:
         noisy = [name for name, k in KERNELS.items() if k.noisy]
         raise ValueError(
-            f'rollout.kernel={r.kernel!r} adds no noise, so that no transition can be trained; use '
+            f'rollout.kernel={r.kernel!r} adds no noise, so no transition can be trained; use '
             f'one of {noisy}'
         )
     if config.loss.kl_form == 'flow_grpo' and kernel.level != SIGMA:
@@ -124,7 +124,7 @@ def check_method(config) -> None:
 
 
 def _options(what: str, names: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the options `names` (-> whether they have a default) those that are given."""
+    """Those of the options `names` (-> whether they have a default) that are given."""
     if absent := [name for name, default in names.items() if not default and name not in given]:
         raise ValueError(
             f'{what} has the option {absent[0]!r}, which no key of the configuration sets: give it '
@@ -134,7 +134,7 @@ def _options(what: str, names: Mapping[str, bool], given: Mapping[str, Any]) -> 
 
 
 def _named(key: str, name: str, table: Mapping[str, Part], kind: type[Part]) -> Part:
-    """What `key` = `name` stands for in `table` or on the import path."""
+    """The object that `key` = `name` stands for, in `table` or on the import path."""
     if ':' not in name:
         if name not in table:
             raise ValueError(

@@ -26,7 +26,7 @@ ROLLOUT = {
     ),
     'kernel': part(
         'cps',
-        'Of the stochastic transitions (core/kernels.py).',
+        'Kernel of the stochastic transitions (core/kernels.py).',
         tuple(name for name, kernel in KERNELS.items() if kernel.noisy),
     ),
     'noise': part(
@@ -35,18 +35,19 @@ ROLLOUT = {
         "(eta of cps); 'ddim' = DDIM's eta.",
         NOISE_TABLES,
     ),
-    'level': positive(0.8, 'Of the noise; without noise no transition can be trained.', 1000),
+    'level': positive(0.8, 'Level of the noise; without noise no transition can be trained.', 1000),
     'shared_noise': switch(
         False,
-        "One initial noise per prompt (DanceGRPO); the noise of the steps stays every sample's "
-        'own.',
+        "One initial noise per prompt (DanceGRPO); the transitions' noise stays each sample's own.",
     ),
     'first': whole(0, 'First transition of the stochastic window.', 0, STEPS),
     'last': whole(0, 'End of the stochastic window, exclusive; 0 = T.', 0, STEPS),
     'noisy_end': switch(
         False, "Noise, untrained, in the transitions into clean latents too (Flow-GRPO's code)."
     ),
-    'train_end': switch(False, 'Noise in them, trained (the paper).'),
+    'train_end': switch(
+        False, 'Noise in the transitions into clean latents, and train them (the paper).'
+    ),
     'log_prob': choice(
         'gaussian',
         "Log-probability of a transition: 'unscaled' is that of the CPS paper's code, with a clip "
@@ -61,9 +62,11 @@ NOISE = {
         'JSON file of densegrpo_jax.calibrate: its psi instead of rollout.noise and rollout.level.',
     ),
     'interpolate': switch(
-        False, 'Take psi on another grid or image size too, linearly in the noise level.'
+        False, 'Use psi on another grid or image size too, linear in the noise level.'
     ),
-    'calibrate': switch(False, 'Calibrate first, into WORKDIR/psi.json, and train with that.'),
+    'calibrate': switch(
+        False, 'Calibrate first, into WORKDIR/psi.json, and train with the result.'
+    ),
 }
 
 CALIBRATION = {
@@ -72,36 +75,38 @@ CALIBRATION = {
         "'paper' is Algorithm 1 as printed (core/calibration.py says what is wrong with it).",
         RULES,
     ),
-    # The signs of one prompt's gains are not independent, so many prompts with few samples. At
-    # N = 96 a lean of one in ten is seen in one iteration.
+    # The signs of one prompt's gains are not independent, so use many prompts with few samples. At
+    # N = 96 one iteration shows an imbalance of one in ten.
     'prompts': whole(24, 'An iteration samples N = prompts * group trajectories.'),
     'group': whole(4, 'Samples of each prompt.'),
     'iterations': whole(60, 'At most.', high=100_000),
     'eps1': whole(2, "'paper': balanced where |p - q| < eps1."),
-    # e^3 = 20 times in 60 iterations; the paper: 0.01
+    # moves psi at most by a factor of e^3 = 20 in 60 iterations; the paper: 0.01
     'eps2': positive(0.05, "Step of psi; 'scaled': relative, 'paper': absolute."),
     'z': positive(1.0, "'scaled': balanced where |p - q| <= z sqrt(p + q)."),
     # Flow-GRPO's own first step reaches 3.7; eta of cps ends at 1 in any case.
     'low': positive(0.02, 'Lower bound of psi: a transition without exploration learns nothing.'),
     'high': positive(5.0, 'Upper bound of psi.'),
-    'min_count': whole(8, "'scaled': with fewer gains that are not 0 psi stays."),
-    'window': whole(10, 'Iterations that are averaged, for the result and for the end.'),
-    # A walk without drift, of steps of eps2, differs by 0.8 eps2 sqrt(2 window / 3) = 0.10; steady
-    # drift by eps2 window = 0.5.
+    'min_count': whole(8, "'scaled': with fewer non-zero gains psi stays."),
+    'window': whole(10, 'Iterations to average, for the result and for the end.'),
+    # For a walk without drift, with steps of eps2, the means differ by 0.8 eps2 sqrt(2 window / 3)
+    # = 0.10; for a steady drift by eps2 window = 0.5.
     'tolerance': positive(
         0.1,
-        'The end: two windows in a row whose means differ by less than this share of psi, on '
-        'average over the transitions.',
+        'Calibration ends once the means of two consecutive windows differ by less than this share '
+        'of psi, on average over the transitions.',
     ),
 }
 
 CREDIT = {
-    'rule': part('dense', "How a sample's rewards are shared out.", CREDIT_RULES),
+    'rule': part(
+        'dense', "How a sample's rewards become rewards of its transitions.", CREDIT_RULES
+    ),
     'completion_steps': whole(
         0, 'n: ODE steps of a completion; 0 = all remaining grid points (n = t).', 0, STEPS
     ),
     'completion_every': whole(
-        1, 'Complete and score every m-th state only; rewards between lie on a line.', 1, STEPS
+        1, 'Complete and score every m-th state; interpolate the rewards between.', 1, STEPS
     ),
     'coca_window': whole(1, 'CoCA: transitions whose similarities are averaged.', 1, STEPS),
     'coca_alpha': number(
@@ -122,14 +127,14 @@ CREDIT = {
     ),
     'combine': choice(
         'sum',
-        "What several rewards are added up as: 'sum' (raw scores), 'normalised' scores or "
+        "The form in which several rewards are added: 'sum' (raw scores), 'normalised' scores or "
         "'advantages' (core/combine.py).",
         COMBINATIONS,
     ),
     'std': choice(
         'group',
-        "What rewards are divided by: the std within the group, 'global' (Flow-GRPO's code): of "
-        "the step over the batch, or 'pooled': one for all trained steps.",
+        "The divisor of rewards: the std within the group, 'global' (Flow-GRPO's code): the std of "
+        "the transition over the batch, or 'pooled': one std for all trained transitions.",
         STD_SCOPES,
     ),
     'std_eps': number(1e-4, 'Added to the std.', 0),
@@ -142,10 +147,10 @@ LOSS = {
         "What an update minimises; 'grpo' is the clipped surrogate (core/losses.py).",
         LOSSES,
     ),
-    'clip_range': positive(1e-4, 'Of the ratio.'),
+    'clip_range': positive(1e-4, 'Clip range of the ratio.'),
     'noise_power': number(
         0.0,
-        'A transition weighs the std of its noise to this power, scaled to a mean of 1; 1 = '
+        'Weight of a transition: the std of its noise to this power, scaled to a mean of 1; 1 = '
         'TempFlow-GRPO.',
         0,
         4,

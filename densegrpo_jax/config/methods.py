@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """Overrides by their dotted keys, the idea in a sentence, and where it comes from."""
+    """Overrides by their dotted keys, the idea in a sentence, and its source."""
 
     overrides: Mapping[str, object]
     idea: str
     source: str
 
 
-# Transitions weigh alike in all of them: weights are TempFlow-GRPO's idea (loss.noise_power).
+# All give transitions equal weights: weighting is TempFlow-GRPO's idea (loss.noise_power).
 METHODS: Mapping[str, Method] = {
     'dense_grpo': Method(
         {'credit.rule': 'dense', 'loss.noise_power': 0.0},
@@ -28,8 +28,8 @@ METHODS: Mapping[str, Method] = {
     ),
     'flow_grpo': Method(
         {'credit.rule': 'sparse', 'credit.std': 'global', 'loss.noise_power': 0.0},
-        "Each transition gets the finished image's reward; the std is that of the batch, as in "
-        'its code.',
+        "Each transition gets the finished image's reward; the std is over the batch, as in the "
+        "paper's code.",
         'arXiv 2505.05470',
     ),
     'flow_cps': Method(
@@ -72,7 +72,7 @@ def apply_method(config, name: str):
     """Sets the overrides of a method, and its name in the label; returns the configuration.
 
     Raises:
-      ValueError: no such method; lists them.
+      ValueError: no such method; the message lists the methods.
     """
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, 1)

@@ -1,4 +1,4 @@
-"""Keys of the model and of what is trained of it."""
+"""Keys of the model and of its trained part."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from densegrpo_jax.networks.attention import IMPLEMENTATIONS
 from densegrpo_jax.networks.mmdit import REMAT_POLICIES
 from densegrpo_jax.networks.quantize import FORMATS
 
-# The layers that Flow-GRPO adapts on SD3.5-M: the joint attention, not the second one of its first
-# blocks.
+# The layers that Flow-GRPO adapts on SD3.5-M: the joint attention, but not the second attention of
+# its first blocks.
 SD35_LORA_TARGETS = (
     'attn.to_q',
     'attn.to_k',
@@ -36,9 +36,9 @@ MODEL = {
         "Safetensors file of the transformer instead of the folder's, also in FLUX.1's original "
         'layout.',
     ),
-    'height': whole(512, 'Of the image, pixels.', 8, 8192),
-    'width': whole(512, 'Of the image, pixels.', 8, 8192),
-    't5_length': whole(128, "T5's tokens for each prompt.", 1, 8192),
+    'height': whole(512, 'Height of the image in pixels.', 8, 8192),
+    'width': whole(512, 'Width of the image in pixels.', 8, 8192),
+    't5_length': whole(128, "T5's tokens per prompt.", 1, 8192),
     'guidance': number(
         3.5,
         'FLUX: input of the guidance embedding. SD3.5: scale of classifier-free guidance; 1 = '
@@ -47,7 +47,7 @@ MODEL = {
         1000,
     ),
     'dtype': choice(
-        'bfloat16', 'Of the base weights and matrix products.', ('float32', 'bfloat16')
+        'bfloat16', 'Dtype of the base weights and matrix products.', ('float32', 'bfloat16')
     ),
     'quantize': choice(
         'none',
@@ -68,7 +68,7 @@ MODEL = {
     ),
     'attention': choice(
         'xla',
-        "How attention is computed: by XLA, or a fused kernel, 'cudnn' (NVIDIA GPUs) or 'splash' "
+        "Implementation of attention: XLA, or a fused kernel, 'cudnn' (NVIDIA GPUs) or 'splash' "
         '(TPUs).',
         IMPLEMENTATIONS,
         MACHINE,
@@ -76,11 +76,9 @@ MODEL = {
 }
 
 LORA = {
-    'rank': whole(64, 'Of the adapters.', 1, 4096),
+    'rank': whole(64, 'Rank of the adapters.', 1, 4096),
     'alpha': positive(128.0, "The adapters' output is scaled by alpha / rank."),
-    'targets': Key(
-        FLUX_LORA_TARGETS, 'Ends of the names of the layers that have an adapter.', length=1
-    ),
+    'targets': Key(FLUX_LORA_TARGETS, 'Ends of the names of the layers with an adapter.', length=1),
     'init_from': text(
         '', 'PEFT or Diffusers LoRA file to start from; the reference policy stays the base.'
     ),

@@ -1,4 +1,4 @@
-"""docs/config.md: the table of keys, the variants and the methods, as they are declared."""
+"""Renders docs/config.md: the table of keys, the variants and the methods, from the code."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ command line:
     python -m densegrpo_jax.main --config=my/recipe.py --config.rollout.steps=10
 
 Each key has a kind. *{SCIENCE}* decides the results, *{MACHINE}* only speed, memory and place,
-*{DISPLAY}* only what is shown. A run continues from its checkpoint, and results stand in one table,
-where the science is the same: on other devices, with other batches, under another name. Keys marked
-with * may differ too when a run continues: they say when it ends, what else is measured, or, like
-the noise table, are compared by what they lead to.
+*{DISPLAY}* only the display. A run continues from its checkpoint, and results share a table, if the
+science is the same; devices, batches and names may differ. Keys marked with * may also differ when
+a run continues: they say when it ends or what else is measured, or are compared by their effect,
+like the noise table.
 """
 
 VARIANTS = """## Variants
 
 `--config=RECIPE:devices=N,method=NAME`; either may be left out. `devices=N` fits
-`rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: as much is done at
-once as they hold. What is learned stays the same. `method=NAME` sets the keys of a method; the
+`rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: batches are as large
+as the devices hold. The learning stays the same. `method=NAME` sets the keys of a method; the
 recipe keeps its model, prompts, reward and amounts.
 """
 
@@ -66,7 +66,7 @@ def _section(keys: Mapping[str, Key], prefix: str) -> str:
         (f'`{prefix}{name}`', _default(key), _values(key), _kind(prefix + name, key), key.help)
         for name, key in keys.items()
     ]
-    return table(('key', 'default', 'values', 'kind', 'what it is'), rows) + '\n'
+    return table(('key', 'default', 'values', 'kind', 'meaning'), rows) + '\n'
 
 
 def _kind(name: str, key: Key) -> str:

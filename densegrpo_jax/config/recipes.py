@@ -1,4 +1,4 @@
-"""What several recipes start from."""
+"""The common start of several recipes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What records of earlier versions hold that today's do not write: keys that are gone, and values
-that stood elsewhere.
+"""Entries in records of earlier versions that today's do not write: removed keys, and values that
+were stored elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Always:
-    """The one value of a retired key that the code still goes by; shown as such."""
+    """The one value of a retired key that the code still implements; marked so in messages."""
 
     value: object
 
@@ -18,14 +18,14 @@ class Always:
         return f'always {self.value!r}'
 
 
-# Key -> what every run does now. A record with that value is of the same run; with another one it
-# is of a run that this version cannot make.
+# Key -> the value of every run now. A record with that value is of the same run; with another value
+# it is of a run that this version cannot make.
 RETIRED: Mapping[str, Always] = {
     'credit.completion_solver': Always('euler'),
     'credit.completion_grid': Always('timestep'),
 }
 
-# What a record is of -> where earlier versions kept values, and their keys.
+# Scope of a record -> where earlier versions stored values, and their keys.
 MOVED: Mapping[str, Mapping[str, str]] = {
     'evaluation': {
         'cfg': 'loss.cfg',
@@ -38,7 +38,7 @@ MOVED: Mapping[str, Mapping[str, str]] = {
 
 
 def renamed(scope: str, record: Mapping) -> dict:
-    """The record with values where today's records have them; one of None said nothing."""
+    """The record with its values moved to their places in today's records; None is dropped."""
     found = dict(record)
     for old, new in MOVED.get(scope, {}).items():
         if old in found:

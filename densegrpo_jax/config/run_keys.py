@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from densegrpo_jax.config.key import DISPLAY, MACHINE, Key, choice, number, positive, text, whole
 
-# Options of rewards that say where and how the same reward is asked.
+# Options of rewards that say where and how the same reward is computed.
 REWARD_MACHINE_OPTIONS = ('urls', 'timeout_s', 'retries', 'give_up_s', 'token_env', 'concurrency')
 
-# Numbers below 2**32 are different seeds: of larger ones JAX and numpy take the lower 32 bits.
-SEED = whole(42, 'Of prompts, noise and adapters.', 0, 2**32 - 1)
-ITERATIONS = whole(800, 'Of the run.')
+# Only numbers below 2**32 are distinct seeds: JAX and numpy use the lower 32 bits of larger ones.
+SEED = whole(42, 'Seed of prompts, noise and adapters.', 0, 2**32 - 1)
+ITERATIONS = whole(800, 'Iterations of the run.')
 LABEL = text('', 'A line shown at the start and kept with the results.', DISPLAY)
 
 DATA = {
     'train': text(
         'scenes',
         "'scenes', 'tiny', 'tiny_shapes', a .jsonl file of GenEval prompts, or a text file with "
-        'one prompt a line.',
+        'one prompt per line.',
     ),
     'eval': text('scenes', 'As data.train, for evaluations.'),
     'scenes': whole(20000, "Size of the generated prompt set 'scenes'.", high=10_000_000),
-    'eval_prompts': whole(0, 'Of the evaluation; 0 = all.', 0, 10_000_000),
+    'eval_prompts': whole(0, 'Number of evaluation prompts; 0 = all.', 0, 10_000_000),
 }
 
 OPTIM = {
     'learning_rate': positive(3e-4, 'Of AdamW.'),
     'b1': number(0.9, 'Decay of the first moment.', 0, 1, below=True),
     'b2': number(0.999, 'Decay of the second moment.', 0, 1, below=True),
-    'eps': positive(1e-8, "Of AdamW's denominator."),
+    'eps': positive(1e-8, "Added to AdamW's denominator."),
     'weight_decay': number(1e-4, 'Of AdamW.', 0),
     'grad_clip': positive(1.0, "The gradient's norm is clipped to this."),
     'warmup': whole(0, 'Iterations of linear warm-up.', 0),
     'decay': choice(
         'constant',
-        "Of the rate after the warm-up: 'linear' and 'cosine' reach 0 at the last iteration; "
+        "Decay of the rate after the warm-up: 'linear' and 'cosine' reach 0 at the last iteration; "
         'lengthening a run stretches them.',
         ('constant', 'linear', 'cosine'),
     ),
@@ -43,7 +43,7 @@ OPTIM = {
 }
 
 EMA = {
-    'decay': number(0.9, 'Of the moving average of the policy.', 0, 1, below=True),
+    'decay': number(0.9, 'Decay of the moving average of the policy.', 0, 1, below=True),
     'every': whole(8, 'Iterations between its updates.'),
 }
 
@@ -57,14 +57,14 @@ REWARD_WORKERS = whole(0, 'Scoring threads; 0 = one per core.', 0, 4096, MACHINE
 
 EVAL = {
     'every': whole(30, 'Iterations between evaluations.'),
-    'steps': whole(28, 'ODE steps of its images.', 1, 1000),
+    'steps': whole(28, 'ODE steps of evaluation images.', 1, 1000),
     'batch': whole(48, 'Images sampled together.', kind=MACHINE),
     'shown': whole(16, 'Images on a contact sheet.', kind=DISPLAY),
     'best': text(
         'total',
         "The score that picks the best checkpoint; 'total' is the weighted sum of `reward`.",
     ),
-    'panel': Key({}, 'Rewards that densegrpo_jax.evaluate scores besides, as in `reward`.'),
+    'panel': Key({}, 'More rewards for densegrpo_jax.evaluate, as in `reward`.'),
     'panel_prompts': text(
         '',
         "The panel's prompts: a name or file as in data.eval, 'panel' = 60 of our own, '' = the "
@@ -72,15 +72,15 @@ EVAL = {
     ),
     'embedding': text(
         'pixels',
-        "What diversity is measured in: 'pixels' (16 x 16), or a CLIP folder or id (its image "
+        "Embedding that measures diversity: 'pixels' (16 x 16), or a CLIP folder or id (its image "
         'features).',
     ),
 }
 
 CHECKPOINT = {
     'every': whole(10, 'Iterations between checkpoints.', kind=MACHINE),
-    'keep': whole(2, 'How many of the newest stay, besides the best.', kind=MACHINE),
-    'pin': Key((), 'Iterations that are saved and kept for good.', MACHINE, item=int),
+    'keep': whole(2, 'How many of the newest stay, in addition to the best.', kind=MACHINE),
+    'pin': Key((), 'Iterations whose checkpoints are never removed.', MACHINE, item=int),
 }
 
 MESH = {

@@ -1,4 +1,4 @@
-"""The one table of configuration keys, and the configuration made of its defaults.
+"""The one table of configuration keys, and the configuration of its defaults.
 
 `configs/*.py` start from `default_config()` and change what they must; a key that is not in the
 table cannot be set. Ranges and choices are checked by `validation`, docs/config.md shows the table.
@@ -14,7 +14,7 @@ import ml_collections
 from densegrpo_jax.config import method_keys, model_keys, run_keys, search_keys
 from densegrpo_jax.config.key import Key
 
-# In the order of configurations; what is no Key is a group of them.
+# In the order of configurations; an entry that is not a Key is a group of keys.
 TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'seed': run_keys.SEED,
     'iterations': run_keys.ITERATIONS,
@@ -54,8 +54,8 @@ OPEN = tuple(name for name, key in KEYS.items() if isinstance(key.default, Mappi
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """FLUX.1-dev, dense credit, the settings of the peers' FLUX recipes; nothing that a run needs
-    is left to the code.
+    """FLUX.1-dev, dense credit, the settings of comparable FLUX recipes. It has every setting that
+    a run needs; none is left to the code.
 
     Returns:
       A locked configuration: a file cannot add keys by mistake, only rewards and their options.
@@ -77,8 +77,8 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def close_key(name: str, group: str = '') -> str | None:
-    """The key, or group of keys, that somebody may have meant by `name` in `group`, as its dotted
-    name; None where none is like it. Keys of the group come first, then those of others.
+    """The dotted name of the key or group that `name` in `group` may mean; None if none is similar.
+    Keys of the group come first, then those of other groups.
     """
     beside = {
         key.rpartition('.')[2]: key for key in (*KEYS, *TABLE) if key.rpartition('.')[0] == group

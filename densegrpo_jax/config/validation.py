@@ -16,7 +16,7 @@ def validate(config) -> None:
     """Checks every key, and keys against each other.
 
     Raises:
-      ValueError: names the key, its value and what would do.
+      ValueError: the message names the key, its value and what is expected.
     """
     check_names(config)
     for name, entry in TABLE.items():
@@ -31,7 +31,7 @@ def validate(config) -> None:
 
 
 def check_value(name: str, key: Key, value: object) -> None:
-    """Raises ValueError where the value has not the key's type or is out of its range."""
+    """Raises ValueError if the value does not have the key's type or is out of its range."""
     if key.accepts(value):
         return
     hint = ''
@@ -81,12 +81,12 @@ def _check_noise(config) -> None:
     noise, c = config.noise, config.calibration
     if noise.psi_path and noise.calibrate:
         raise ValueError(
-            f'noise.psi_path={noise.psi_path!r} and noise.calibrate=True: take the table of that '
-            'file, or make one; not both'
+            f'noise.psi_path={noise.psi_path!r} and noise.calibrate=True: use the table of that '
+            'file, or calibrate; not both'
         )
     if noise.interpolate and not noise.psi_path:
         raise ValueError(
-            'noise.interpolate=True is for the table of a file, and noise.psi_path is empty'
+            'noise.interpolate=True is for the table of a file, but noise.psi_path is empty'
         )
     if not c.low < c.high:
         raise ValueError(
@@ -120,7 +120,7 @@ def _check_training(config) -> None:
     if '://' in config.text_cache:
         raise ValueError(
             f'text_cache={config.text_cache!r}: expected a folder of this machine, such as one in '
-            'a bucket that is mounted'
+            'a mounted bucket'
         )
 
 

@@ -12,7 +12,7 @@ from densegrpo_jax.config.methods import METHODS, apply_method
 
 
 class Variant(NamedTuple):
-    """What a variant says; None where it is silent."""
+    """The parts of a variant; None if absent."""
 
     devices: int | None = None
     method: str | None = None
@@ -46,8 +46,8 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
     Args:
       config: changed in place.
       text: see `parse`.
-      samples, transitions: what one device holds, see `fit`.
-      devices: that `text` stands for where it names none; None: the recipe's own batches stay.
+      samples, transitions: how many one device holds, see `fit`.
+      devices: used if `text` names none; None: the recipe's own batches stay.
 
     Returns:
       config.
@@ -79,24 +79,24 @@ def microbatches(config) -> list[int]:
 
 
 def fit(config, devices: int, *, samples: int, transitions: int):
-    """Sets the batch sizes that depend on the number of devices; what is learned does not depend on
-    it, only speed and memory do.
+    """Sets the batch sizes that depend on the number of devices. They change only speed and memory,
+    not the learning.
 
-    The rule: as many whole prompts are sampled together, and as many transitions are re-scored
-    together, as the devices hold, so that both divide over the devices and make up the iteration.
+    The rule: sample as many whole prompts together, and re-score as many transitions together, as
+    the devices hold, so that both divide over the devices and the iteration.
 
     Args:
       config: a complete configuration; `rollout.prompts_per_batch`, `optim.microbatch` and
         `eval.batch` are set.
       devices: how many.
-      samples: pictures that one device samples at a time.
+      samples: images that one device samples at a time.
       transitions: transitions that one device re-scores at a time.
 
     Returns:
       config.
 
     Raises:
-      ValueError: an iteration that does not divide over so many devices; names numbers that would
+      ValueError: an iteration does not divide over so many devices; the message names numbers that
         do.
     """
     r, o = config.rollout, config.optim

@@ -120,7 +120,7 @@ def typed(monkeypatch, capsys):
         ),
         (
             ['--config=tiny_ocr', '--config.credit.completion_solver=ab2'],
-            "no key 'completion_solver'; it is gone, every run has 'euler' now: leave it out",
+            "no key 'completion_solver'; it was removed, every run has 'euler' now: leave it out",
         ),
         ([f'--config={TINY}', '--workdri=x'], "Unknown command line flag 'workdri'"),
     ],
