@@ -1,1 +1,1 @@
-"""The training loop, in reading order in run.py, and what learns: credit and update."""
+"""The training loop, in reading order in run.py, and its learning half: credit and update."""

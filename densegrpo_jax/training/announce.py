@@ -1,4 +1,4 @@
-"""What a run prints before it loads a weight or compiles anything."""
+"""The lines that a run prints before it loads a weight or compiles anything."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ LOWERED_BY = {  # part of `memory` -> keys that make it smaller
 def memory(
     config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state
 ) -> dict[str, float]:
-    """Bytes per device of what stays or is large: weights, adapters with optimiser and moving
-    average, rollout latents, pictures.
+    """Bytes per device of everything lasting or large: weights, adapters with optimiser and moving
+    average (EMA), rollout latents, images.
 
-    Activations inside a network are not in it: they depend on the compiler (and on `model.remat`).
+    Activations inside a network are not included: they depend on the compiler (and on
+    `model.remat`).
     """
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
-    # The text encoders have left before training starts.
+    # The text encoders are freed before training starts.
     stored = {
         n: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes[n])
         for n in ('transformer', 'vae')
@@ -58,8 +59,8 @@ def memory(
 
 
 def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
-    """What to say where `memory` is more than the device has; '' where it is not, or the device (a
-    CPU) does not tell.
+    """A warning if `memory` is more than the device has; '' if it is not, or if the device (a CPU)
+    does not say.
     """
     limit = (device.memory_stats() or {}).get('bytes_limit')
     if not limit or sum(need.values()) <= limit:
@@ -79,8 +80,8 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
 
 
 def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pathlib.Path) -> None:
-    """Prints model, trainable parameters, geometry, expected device memory and where results go.
-    state: shapes will do. accumulation: microbatches of an update.
+    """Prints model, trainable parameters, geometry, expected device memory and the places of
+    results. state: shapes suffice. accumulation: microbatches of an update.
     """
     config, pipeline, schedule = checked.config, checked.pipeline, checked.schedule
     folder, mesh = checked.folder, checked.mesh

@@ -1,5 +1,5 @@
-"""The two sorts of batches that a loss may ask for: transitions of the rollouts, or their final
-latents with fresh noise. What differs between them is here and nowhere else.
+"""The two kinds of batches that a loss may ask for: transitions of the rollouts, or their final
+latents with fresh noise. All differences between them are in this file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from densegrpo_jax.sampling.policy import rescore
 
 
 class Credited(NamedTuple):
-    """What credit has found of the samples of an iteration."""
+    """The result of credit for the samples of an iteration."""
 
     rollout: Rollout
     rewards: jax.Array  # [B] of the samples
@@ -41,15 +41,15 @@ class Credited(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A sort of batch. A record has `mask` and `prompt_id` of its rows, whose order is: rows of a
-    sample first, if there are several, then samples.
+    """A kind of batch. A record has `mask` and `prompt_id` of its M rows. A sample may have several
+    rows; the sample is the faster index of M = (rows per sample) x samples.
     """
 
-    unit: str  # what a row is, in the plural
-    rows: Callable[[RolloutPlan], int]  # of each sample
+    unit: str  # name of a row, in the plural
+    rows: Callable[[RolloutPlan], int]  # per sample
     record: Callable[[Credited], Any]  # of an iteration, rows [M, ...]
-    prepared: Callable[[Any, Any, jax.Array], Any]  # (config, record, step) -> what losses read
-    # (config, velocity function, prepared rows) -> what the network says of them
+    prepared: Callable[[Any, Any, jax.Array], Any]  # (config, record, step) -> rows for losses
+    # (config, velocity function, prepared rows) -> the network's output for them
     output: Callable[[Any, Callable, Any], Any]
     # (config, the policy's output, the reference's, prepared rows) -> KL, its sum and count
     kl: Callable[[Any, Any, Any, Any], tuple[jax.Array, jax.Array]]
@@ -90,7 +90,7 @@ def _ratios(first: LossSums, sums: LossSums) -> dict[str, jax.Array]:
 
 
 def _clean(c: Credited) -> CleanSamples:
-    first = int(np.argmax(c.rollout.plan.transitions.trained))  # all of a sample have the same
+    first = int(np.argmax(c.rollout.plan.transitions.trained))  # a sample's are all equal
     advantages = {OUTCOME: c.advantages[first]}
     return clean_samples(c.rollout, c.rewards, advantages, c.group_ids, valid=c.valid)
 
@@ -127,8 +127,8 @@ BATCHES = {
 
 
 def microbatches(record: Any, samples: int, updates: int, microbatch: int) -> Any:
-    """Rows [M, ...] of `samples` samples as [updates, accumulation, microbatch, ...]; the samples
-    of one prompt stay in one update, and in a microbatch next to each other.
+    """Rows [M, ...] of `samples` samples as [updates, accumulation, microbatch, ...]. The samples
+    of one prompt stay in one update, and adjacent in a microbatch.
     """
     rows = jax.tree.leaves(record)[0].shape[0] // samples
 

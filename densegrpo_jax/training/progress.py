@@ -1,4 +1,4 @@
-"""What a run remembers besides arrays: its evaluations, its cost, and whether it still learns."""
+"""What a run stores besides arrays: its evaluations, its cost, and whether it still learns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Progress:
 
     evaluations: list = dataclasses.field(default_factory=list)  # [step, mean, standard error]
     bad_in_a_row: int = 0
-    velocity_evals: int = 0  # network calls so far, all samples
-    seconds: float = 0.0  # spent in iterations (no evaluation, no compilation of it)
+    velocity_evals: int = 0  # network evaluations so far, all samples
+    seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
 
     def evaluated(self, step: int) -> bool:
         """Whether there is an evaluation after `step` updates."""
@@ -26,19 +26,19 @@ class Progress:
         """Accounts for an iteration.
 
         Args:
-          finite: whether its gradients were.
-          velocity_evals: its network calls.
-          seconds: it took.
+          finite: whether its gradients were finite.
+          velocity_evals: its network evaluations.
+          seconds: its duration.
         """
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         self.velocity_evals += velocity_evals
         self.seconds += seconds
 
     def check(self, max_bad: int) -> None:
-        """Raises TrainingDiverged where `max_bad` updates in a row were left out."""
+        """Raises TrainingDiverged if `max_bad` updates in a row were skipped."""
         if self.bad_in_a_row >= max_bad:
             raise TrainingDiverged(
-                f'the last {self.bad_in_a_row} updates had a non-finite gradient and were left out '
+                f'the last {self.bad_in_a_row} updates had a non-finite gradient and were skipped '
                 f'(optim.max_bad={max_bad}). Lower optim.learning_rate, or look for NaN images in '
                 'the metrics (valid_share)'
             )

@@ -1,6 +1,4 @@
-"""What a run shows: scalars of an iteration, pictures, the reward curve, and the closing
-summary.
-"""
+"""The output of a run: scalars of an iteration, images, the reward curve, the closing summary."""
 
 from __future__ import annotations
 
@@ -27,27 +25,27 @@ from densegrpo_jax.training.progress import Progress
 
 
 class Stopwatch:
-    """Seconds of the parts of an iteration, in `seconds` by their names, and of the whole of it."""
+    """Seconds of the named parts of an iteration, in `seconds`, and of the whole iteration."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
         self._began = self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
-        """The part `name` ends here; it began where the one before ended."""
+        """Ends the part `name`, which began at the end of the part before."""
         now = time.monotonic()
         self.seconds[name], self._last = now - self._last, now
         self.seconds['iteration'] = now - self._began
 
 
 class Reporter:
-    """What a run shows while it goes on: metrics, images and progress. A context manager.
+    """The output of a running run: metrics, images and progress. A context manager.
 
-    The primary process writes; WORKDIR/config.json is written when it begins.
+    The primary process writes; it writes WORKDIR/config.json at the start.
 
     Args:
-      start: updates that the run had when this process took it up.
-      since: when that was, of `time.monotonic`.
+      start: updates that the run had when this process continued it.
+      since: the time of that, by `time.monotonic`.
     """
 
     def __init__(self, config, workdir: pathlib.Path, hosts: Hosts, start: int, since: float):
@@ -85,25 +83,25 @@ class Reporter:
             self._bar.note(f'first update {since:.0f} s after the start, compilation included')
 
     def evaluation(self, step: int, result: Evaluation) -> list:
-        """Logs the scores and the fixed images of an evaluation, and keeps these in the work
+        """Logs the scores and the fixed images of an evaluation, and stores the images in the work
         directory.
 
         Returns:
           [step, mean, standard error] of the score that picks the best checkpoint.
 
         Raises:
-          RewardError: not one prompt has that score.
+          RewardError: no prompt has that score.
         """
         best = self._config.eval.best
         count, scored = len(result.scores[best]), result.scored(best)
         if not scored:
             raise RewardError(
                 f'evaluation after {step} updates: not one of {count} prompts has a score '
-                f'{best!r}; the log tells why'
+                f'{best!r}; the log says why'
             )
         if scored < count:
             logging.warning(
-                '%d of %d evaluation prompts have no score %s, and the mean is over the others',
+                '%d of %d evaluation prompts have no score %s; the mean is over the others',
                 count - scored,
                 count,
                 best,
@@ -127,8 +125,8 @@ class Reporter:
 
 
 def network_calls(rollouts: Sequence[Rollout], guided: bool) -> int:
-    """Evaluations of the network for the rollouts, all samples together. guided: by
-    classifier-free guidance, two for every velocity.
+    """Network evaluations of the rollouts, all samples together. guided: classifier-free guidance
+    takes two for every velocity.
     """
     return sum((1 + guided) * r.nfe * r.std.shape[1] for r in rollouts)
 
@@ -141,8 +139,8 @@ def scalars(
     progress: Progress,
     skipped: int,
 ) -> dict[str, float]:
-    """One flat dict per iteration; step-wise arrays become name/step_k, NaN entries (untrained
-    steps) are left out.
+    """One flat dict per iteration; step-wise arrays become name/step_k, without NaN entries
+    (untrained steps).
     """
     out = {}
     for name, value in metrics.items():
@@ -151,7 +149,7 @@ def scalars(
             out[f'train/{name}'] = float(value)
         else:
             out |= {f'{name}/step_{k}': float(v) for k, v in enumerate(value) if np.isfinite(v)}
-    # The terminal reward by its parts, over the samples that the update sees; the last row of every
+    # The terminal reward by its parts, over the samples that the update uses; the last row of every
     # score is the sample itself. A score that is only logged may be missing.
     keep = valid.all(0)
     for name, rows in values.items():
@@ -178,7 +176,7 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
 
 
 def keep_pictures(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
-    """Writes the fixed evaluation pictures of a step as a captioned contact sheet and, for the
+    """Writes the fixed evaluation images of a step as a captioned contact sheet and, for the
     final comparison, as an array.
     """
     folder = workdir / 'samples'
@@ -231,7 +229,7 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=120)
     if train:
         steps, values = np.array(train, float).T
-        # a few prompts an update: what rises is hidden in which prompts they are
+        # an update has few prompts: their choice hides the rise of the scores
         window = max(1, len(values) // 10)
         smooth = np.convolve(values, np.full(window, 1 / window), 'valid')
         axes.plot(steps, values, color='0.85', linewidth=0.8)
@@ -264,8 +262,8 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
 def finish(
     config, workdir: pathlib.Path, progress: Progress, checkpoints: Checkpoints, hosts: Hosts
 ) -> dict:
-    """Writes summary.json, the curve and the before/after picture in the primary process, logs the
-    closing lines, returns the summary.
+    """Writes summary.json, the curve and the before/after image in the primary process, logs the
+    closing lines, and returns the summary.
     """
     first, last = progress.evaluations[0], progress.evaluations[-1]
     best = max(progress.evaluations, key=lambda e: e[1])

@@ -46,16 +46,16 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     Returns:
       The summary that is also written to WORKDIR/summary.json.
 
-    Whatever is raised after an update is complete, the last one has been saved then.
+    If an error is raised after a complete update, that update has been saved.
 
     Raises:
       Preempted: a stop was requested.
-      RewardError: scores could not be computed. RewardsGone: for want of servers, so that trying
+      RewardError: scores could not be computed. RewardsGone: no server was reachable, so trying
         again may help.
       TrainingDiverged: see `optim.max_bad`.
-      ValueError, FileNotFoundError: configuration, weights or prompts that cannot be used.
+      ValueError, FileNotFoundError: the configuration, weights or prompts cannot be used.
     """
-    # Open: what can be known in seconds first, then what is large.
+    # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
     checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
     accumulation = check_geometry(config, checked.schedule, mesh)
@@ -74,8 +74,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     credit_fn = make_credit(config, schedule, mesh, session.reward.weights)
     update_fn = make_update(session.pipeline, config, tx, mesh)
 
-    # Restore the newest checkpoint or start; into shapes, because beside a fresh state there need
-    # not be room for another.
+    # Restore the newest checkpoint or start; restore into shapes, because memory may not hold two
+    # states.
     checkpoints = _open_checkpoints(session, schedule, workdir)
     restored = checkpoints.restore_latest(with_shardings(shapes, shardings(shapes, mesh)))
     if restored is None:
@@ -83,7 +83,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         start, progress = 0, Progress()
     else:
         state, start, progress = restored.state, restored.step, Progress(**restored.meta)
-        del restored  # or it keeps the arrays of this start for as long as the run lasts
+        del restored  # else it keeps these arrays for the whole run
         logging.info('continuing from iteration %d of %d', start, config.iterations)
 
     with (
@@ -110,7 +110,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             saved = step
 
         try:
-            # Also where the last process was stopped between an update and its evaluation.
+            # Also if the last process was stopped between an update and its evaluation.
             if evaluation_due() and not progress.evaluated(step):
                 score = evaluate()
                 if start:  # its checkpoint was saved before the evaluation
@@ -125,7 +125,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 )
                 watch.lap('sample')
 
-                # Score; most of it is done meanwhile.
+                # Score; most of it ran during sampling.
                 values, valid = collector.scores(pending, r.prompts * r.group)
                 scores = {name: values[name] for name in session.reward.weights}
                 watch.lap('score_wait')
@@ -160,7 +160,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 checkpoints.wait_until_finished()
             except Exception as error:
                 if isinstance(reason, Preempted):
-                    raise  # nothing else is wrong
+                    raise  # there is no other error
                 logging.error('The last completed update could not be saved: %s', error)
             _say_what_is_left(checkpoints.latest_step(), config.iterations, reason)
             raise
@@ -169,11 +169,11 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
 
 def _stop_together(stop: StopRequest, reason: Exception) -> None:
-    """All processes of the run stop where this one met an error of its own: they save together.
+    """Stops all processes of the run after an error of this one, so that they save together.
 
-    A reward's is met where the others look. Any other may leave them in a program that waits for
-    this process: after `PATIENCE` seconds nothing more is saved (TimeoutError), and they end with
-    it.
+    A reward's error occurs where the others check for a stop. Any other error may leave them in a
+    program that waits for this process: after `PATIENCE` seconds nothing more is saved
+    (TimeoutError), and they end with this process.
     """
     if isinstance(reason, RewardError):
         stop.leave('an error of the reward')
@@ -184,12 +184,12 @@ def _stop_together(stop: StopRequest, reason: Exception) -> None:
 def _say_what_is_left(saved: int | None, iterations: int, reason: Exception) -> None:
     kept = f'saved after iteration {saved or 0} of {iterations}'
     if isinstance(reason, Preempted | RewardError):
-        logging.warning('%s', kept)  # what follows says that the same command continues
+        logging.warning('%s', kept)  # the next line says that the same command continues
     elif saved is None:
         logging.warning('ended by an error; nothing is saved, the same command starts anew')
     else:
         logging.warning(
-            'ended by an error, %s; once it is mended, the same command continues there', kept
+            'ended by an error, %s; once it is fixed, the same command continues there', kept
         )
 
 
@@ -205,10 +205,10 @@ def _needed_texts(checked: Checked, chosen: Callable[[int], Sequence[Prompt]]) -
 
 
 def _agree_on_update(config, stop: StopRequest, update_metrics: dict) -> None:
-    """Waits for an update that may take minutes, but not longer than for a stop; all processes take
-    it, or none.
+    """Waits for an update, which may take minutes, or for a stop; all processes keep the update, or
+    none does.
 
-    An update that has taken the memory of the state before it cannot be given up.
+    An update that has reused the memory of the state before it cannot be dropped.
     """
     if not donates_state(config):
         stop.wait(update_metrics)
@@ -228,8 +228,8 @@ def _open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Pat
 
 
 def _facts(session: Session, schedule: Schedule) -> dict:
-    """What must be the same beside the configuration: prompts may have changed under a file's name,
-    a reward under a server's, and noise levels are calibrated.
+    """Facts that must be equal in addition to the configuration: a file's prompts or a server's
+    reward may have changed under the same name, and noise levels are calibrated.
     """
     noise = session.config.noise
     calibrated = noise.psi_path or noise.calibrate

@@ -362,7 +362,7 @@ def test_whatever_ends_a_run_the_last_update_is_saved(folder, tmp_path, caplog):
         run(config, tmp_path / 'run', one_device(), At('update', 1, damage))
     assert final_state(tmp_path / 'run')[0] == 1
     assert (
-        'ended by an error, saved after iteration 1 of 2; once it is mended, the same command '
+        'ended by an error, saved after iteration 1 of 2; once it is fixed, the same command '
         'continues there' in caplog.text
     )
     shutil.rmtree(tmp_path / 'text')
