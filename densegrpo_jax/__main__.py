@@ -1,7 +1,7 @@
 """One command for all: `densegrpo train ...`, the same as `python -m densegrpo_jax.main ...`.
 
-Every command is a module of its own; this one finds it and hands the arguments on. It imports
-nothing else, so that `densegrpo --help` answers at once.
+Every command has its own module; this one finds it and passes the arguments on. It imports nothing
+else, so that `densegrpo --help` answers at once.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import sys
 
 from densegrpo_jax import __version__
 
-# Command -> its module in this package, and what it does.
+# Command -> its module in this package, and its purpose.
 COMMANDS = {
     'train': ('main', 'align a model with DenseGRPO, or continue a run'),
     'sample': ('sample', 'draw images with a base model or a trained one'),
@@ -18,13 +18,13 @@ COMMANDS = {
     'evaluate': ('evaluate', 'score a base model and checkpoints side by side'),
     'calibrate': ('calibrate', 'find the noise level of every step before training'),
     'export': ('export', 'write a trained model for Diffusers, ComfyUI and others'),
-    'plan': ('plan', 'memory, time and cost on a machine that is not here'),
+    'plan': ('plan', 'memory, time and cost on a machine that need not be present'),
     'reward-server': ('reward_server', 'serve a reward to training runs on other machines'),
 }
 
 
 def usage() -> str:
-    """What `densegrpo --help` prints."""
+    """The text of `densegrpo --help`."""
     width = max(map(len, COMMANDS))
     lines = [f'  {name:{width}}  {text}' for name, (_, text) in COMMANDS.items()]
     return '\n'.join(

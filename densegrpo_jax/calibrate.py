@@ -1,5 +1,5 @@
 """Command: calibrates the noise level of every step (DenseGRPO's Algorithm 1) for any
-configuration, before it is trained.
+configuration, before training.
 
     python -m densegrpo_jax.calibrate --config=configs/tiny_ocr.py --workdir=runs/psi
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_psi \\
@@ -7,10 +7,11 @@ configuration, before it is trained.
 
 Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every iteration) and
 beside it a PNG: psi against the start, the shares of positive and negative gains before and after,
-and the gains along every trajectory. The same command continues what was stopped; with more
-`--config.calibration.iterations` also what had not settled. With `--config.noise.calibrate=True`
-training begins with it. Exit status as `densegrpo_jax.main`: 0 finished, 75 stopped by a signal and
-resumable, 2 what cannot be used, 1 anything else.
+and the gains along every trajectory. The same command continues a stopped calibration; with more
+`--config.calibration.iterations` also one that had not settled. With
+`--config.noise.calibrate=True` training begins with a calibration. Exit status as
+`densegrpo_jax.main`: 0 finished, 75 stopped by a signal and resumable, 2 an argument or file cannot
+be used, 1 anything else.
 """
 
 from __future__ import annotations
@@ -36,6 +37,6 @@ def main(flag) -> int:
 
 if __name__ == '__main__':
     define_run_flags()
-    define_folder('out', None, 'The psi file; WORKDIR/psi.json where it is not given.')
+    define_folder('out', None, 'The psi file; default WORKDIR/psi.json.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -7,15 +7,15 @@ same prompts and the same noise.
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py \\
         --checkpoint=runs/a:best --checkpoint=runs/b:120 --group=4 --kl_prompts=32
 
-Besides the reward that is trained on: the rewards of `eval.panel`, on the evaluation's prompts or
-on `eval.panel_prompts`; with --group=G the diversity of G pictures of a prompt; with --kl_prompts=N
-the KL of the policies from the base.
+In addition to the training reward it scores the rewards of `eval.panel`, on the evaluation's
+prompts or on `eval.panel_prompts`; with --group=G the diversity of G images per prompt; with
+--kl_prompts=N the KL of the policies from the base.
 
 Writes OUT/summary.md, OUT/scores.csv (a row per prompt and policy), a contact sheet per policy and
-OUT/side_by_side.png. What is finished lies in OUT/scores.jsonl, and the prompts' conditioning in
-OUT/text (or `config.text_cache`): run again after a stop, the command continues, and a further
-checkpoint is scored without the others again. Several hosts share the work, started as for
-`densegrpo_jax.main`; the first one writes. Exit status as there.
+OUT/side_by_side.png. Finished scores are in OUT/scores.jsonl, and the prompts' conditioning in
+OUT/text (or `config.text_cache`): after a stop the same command continues, and a further checkpoint
+is scored without repeating the others. Several hosts share the work if started as for
+`densegrpo_jax.main`; the first one writes. The exit status is as there.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main(flag) -> int:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Configuration: model, reward, evaluation prompts, ODE steps.')
     define_folder(
-        'workdir', None, 'Training run whose checkpoints are scored besides the base model.'
+        'workdir', None, 'Training run whose checkpoints are scored, with the base model.'
     )
     flags.DEFINE_multi_string(
         'checkpoint',
@@ -62,17 +62,14 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool('base', True, 'Score the base model.')
     define_folder('out', 'runs/evaluation', 'Folder for the results.')
-    flags.DEFINE_bool('restart', False, 'Forget the scores that --out already has.')
+    flags.DEFINE_bool('restart', False, 'Forget the scores in --out.')
     flags.DEFINE_integer(
-        'group',
-        1,
-        'Pictures per prompt; of more than one the diversity is measured.',
-        lower_bound=1,
+        'group', 1, 'Images per prompt; with more than one, diversity is measured.', lower_bound=1
     )
     flags.DEFINE_integer(
         'kl_prompts',
         32,
-        'Prompts of which the KL from the base is measured; 0 = none.',
+        'Number of prompts on which the KL from the base is measured; 0 = none.',
         lower_bound=0,
     )
     define_process_flags()

@@ -1,4 +1,4 @@
-"""Command: writes what a run has learned in the layouts that other tools open.
+"""Command: writes a run's policy in the layouts that other tools open.
 
     python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr \\
         --out=exported/flux_ocr
@@ -7,8 +7,8 @@
 
 Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (kohya's scripts and
 ComfyUI; FLUX only), `merged` (a whole pipeline folder with the adapters added to the weights). A
-model card (README.md) with settings, scores and curve is written beside. A file in the peft layout
-can be trained further: `--config.lora.init_from=exported/flux_ocr`.
+model card (README.md) with settings, scores and curve lies beside it. Training can start from a
+file in the peft layout: `--config.lora.init_from=exported/flux_ocr`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from densegrpo_jax.sampling.export import MERGED, export
 
 def main(flag) -> None:
     if flag.layout != MERGED:
-        # an accelerator is not needed, and one host's of a pod would wait for the others'
+        # no accelerator is needed, and one host's part of a pod would wait for the others
         jax.config.update('jax_platforms', 'cpu')
     workdir, out = (pathlib.Path(folder).expanduser() for folder in (flag.workdir, flag.out))
     made = export(
@@ -34,7 +34,7 @@ def main(flag) -> None:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Configuration of the run.')
     define_folder('workdir', None, 'The training run.')
     define_folder('out', None, 'Folder to write into.')
@@ -43,8 +43,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         'dtype',
         '',
-        "'float32', 'bfloat16' or 'float16' to store in; '' keeps float32 adapters and the base's "
-        'dtype.',
+        "Stored dtype: 'float32', 'bfloat16' or 'float16'; '' keeps float32 adapters and the "
+        "base's dtype.",
     )
 
 

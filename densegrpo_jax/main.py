@@ -3,15 +3,15 @@
     python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
         [--config.iterations=100 ...]
 
-On several hosts every one runs this command; TPU slices, Slurm steps and Open MPI are recognised,
-elsewhere name the others with --coordinator, --num_processes and --process_id. The work directory
-must then be one that all of them see. Running the same command again continues the run found in the
-work directory. Exit status: 0 finished, 75 stopped by a signal and resumable, 2 a configuration,
-file or prompt that cannot be used or a work directory that another run is writing to, 1 anything
-else (with --require_gain, also too little gain). 75 also where reward servers were gone for longer
-than the reward's `give_up_s`: nothing is wrong with the run, so a supervisor may start it again,
-and it waits for them anew. The last completed update is saved then, as it is where a reward fails
-in another way (1).
+On several hosts, run this command on each. TPU slices, Slurm steps and Open MPI are recognised;
+elsewhere name the others with --coordinator, --num_processes and --process_id. All hosts must see
+the work directory. The same command, run again, continues the run in the work directory.
+
+Exit status: 0 finished; 75 stopped by a signal and resumable; 2 a configuration, file or prompt
+cannot be used, or another run writes to the work directory; 1 anything else (with --require_gain,
+also too little gain). Also 75 if reward servers stay unreachable for the reward's `give_up_s`: the
+run itself is intact, so a supervisor may restart it, and it waits for the servers anew. In that
+case, and if a reward fails in another way (1), the last completed update is saved.
 """
 
 from __future__ import annotations

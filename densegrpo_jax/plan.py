@@ -1,5 +1,5 @@
-"""Command: does a configuration fit a machine that is not here, and what would it cost? Asked of
-the compiler, before renting anything.
+"""Command: does a configuration fit a machine, and what would a run cost? The compiler answers,
+before you rent anything.
 
     python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=8 \\
         --topology=v5e:2x4 --config.mesh.fsdp=8
@@ -9,15 +9,17 @@ the compiler, before renting anything.
         --topology=v5p:2x4x4 --quick
 
 Compiles the real rollout (with completions and decoding), update and evaluation for that topology
-and prints per device: the memory of each phase against what the chip has, operations (counted from
-the networks, not by the compiler), bytes received in collectives, seconds at a stated utilisation,
-and for the whole run chip-hours and whether it fits; where it does not, what would make it fit.
-With --quick a TPU's compiler makes less effort: an eighth of the time, and more memory in the plan
-than in a run (docs/scaling.md). TPUs need `pip install libtpu` (requirements-tpu.txt), H100s
-jax-cuda13-plugin, with model.attention=cudnn also the libraries of nvidia-cudnn-cu13 in
-LD_LIBRARY_PATH; without them the CPU's compiler lays the memory out, and the table says so. Scoring
-on hosts is not in the times. Weights are not needed for the released checkpoints. With --search it
-plans densegrpo_jax.search: memory, and seconds a prompt.
+and prints per device: the memory of each phase and of the chip, operations (counted from the
+networks, not by the compiler), bytes received in collectives, and seconds at a stated utilisation.
+For the whole run it prints chip-hours and whether it fits; if not, what would make it fit. With
+--quick a TPU's compiler makes less effort: it takes an eighth of the time, and the plan shows more
+memory than a run needs (docs/scaling.md).
+
+TPUs need `pip install libtpu` (requirements-tpu.txt), H100s jax-cuda13-plugin, with
+model.attention=cudnn also the libraries of nvidia-cudnn-cu13 in LD_LIBRARY_PATH. Without them the
+CPU's compiler lays out the memory, and the table says so. The times do not include scoring on
+hosts. Released checkpoints need no weights. With --search it plans densegrpo_jax.search: memory,
+and seconds per prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from densegrpo_jax.planning.topology import CHIPS, parse
 
 
 def main(flag) -> int:
-    jax.config.update('jax_platforms', 'cpu')  # nothing runs on the devices that are planned for
+    jax.config.update('jax_platforms', 'cpu')  # nothing runs on the planned devices
     topology = parse(flag.topology)
     if not topology.can_compile:
         logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
@@ -49,13 +51,13 @@ def main(flag) -> int:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Configuration of the run.')
     flags.DEFINE_string(
         'topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.'
     )
     flags.DEFINE_float(
-        'utilisation', 0.4, 'Share of the peak rate that the arithmetic is assumed to reach.'
+        'utilisation', 0.4, 'Assumed share of the peak rate that the arithmetic reaches.'
     )
     flags.DEFINE_bool(
         'quick',

@@ -4,11 +4,11 @@
     python -m densegrpo_jax.reward_server --config=configs/reward_server.py \\
         --host=0.0.0.0 --port=18100 --token_env=REWARD_TOKEN
 
-Only `config.reward` is read, so the configuration of a training run does as well. A reward of one
-part with weight 1 is served under its own names; of several, their weighted sum `total` comes
-first. The token is taken from the environment, never from the command line, where every user of the
-machine could read it. SIGTERM and SIGINT finish the requests under way first. Exit status: 0
-stopped by a signal, 2 a configuration, token or address that cannot be used.
+It reads only `config.reward`, so the configuration of a training run works too. A reward with one
+part of weight 1 is served under its own names; of several parts the weighted sum `total` comes
+first. The token comes from the environment, never from the command line, where every user of the
+machine could read it. After SIGTERM or SIGINT it finishes running requests first. Exit status: 0
+stopped by a signal, 2 a configuration, token or address cannot be used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from densegrpo_jax.runtime.cores import cpu_cores
 
 def main(flag) -> None:
     if 'reward' not in flag.config:
-        raise ValueError('this configuration has no `reward`, as configs/reward_server.py has one')
+        raise ValueError('this configuration has no `reward`; configs/reward_server.py shows one')
     serve(
         flag.config.reward,
         flag.host,
@@ -37,7 +37,7 @@ def main(flag) -> None:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Configuration, of which only `reward` is read.', training=False)
     flags.DEFINE_string(
         'host',
@@ -52,18 +52,21 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer('workers', 0, 'Scoring threads; 0 = one per core.', lower_bound=0)
     flags.DEFINE_integer(
-        'max_queue', 16, 'Requests waiting or under way; more are told to come back.', lower_bound=1
+        'max_queue',
+        16,
+        'Most requests that wait or run; more are told to retry later.',
+        lower_bound=1,
     )
     flags.DEFINE_integer(
         'max_request_mb',
         64,
-        'Largest request in MiB (a picture of 512 x 512 has 0.75).',
+        'Largest request in MiB (an image of 512 x 512 has 0.75).',
         lower_bound=1,
     )
     flags.DEFINE_integer(
         'drain_s',
         60,
-        'Seconds that requests under way are given when the server is stopped.',
+        'Seconds that running requests have to finish when the server is stopped.',
         lower_bound=0,
     )
 

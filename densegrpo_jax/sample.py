@@ -1,11 +1,11 @@
-"""Command: pictures from a base model, or from what a training run made of it.
+"""Command: images from a base model, or from a trained policy.
 
     python -m densegrpo_jax.sample --config=configs/tiny_ocr.py \\
         --prompt='A neon sign that says "HELLO"' --out=hello.png
     python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
         --prompts=prompts.txt --copies=4
 
-With --workdir the sheet shows the run's policy; add --compare to see the base model's pictures
+With --workdir the sheet shows the run's policy; add --compare to see the base model's images
 from the same noise beside them.
 """
 
@@ -43,28 +43,24 @@ def main(flag) -> None:
         compare=flag.compare,
     )
     write_sheet(pathlib.Path(flag.out), images, captions, single=flag.single)
-    logging.info('made %s: %d pictures', flag.out, len(images))
+    logging.info('made %s: %d images', flag.out, len(images))
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Configuration: model, size, guidance and, with --workdir, the policy.')
     define_policy_flags('drawn')
-    flags.DEFINE_integer('copies', 1, 'Pictures per prompt.', lower_bound=1)
+    flags.DEFINE_integer('copies', 1, 'Images per prompt.', lower_bound=1)
     flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
     flags.DEFINE_integer(
-        'seed', 0, 'Seed of the noise: picture c of prompt i depends on (seed, i, c) alone.'
+        'seed', 0, 'Seed of the noise: image c of prompt i depends on (seed, i, c) alone.'
     )
     flags.DEFINE_bool(
         'compare', False, 'With --workdir: also the base model, same noise, each pair side by side.'
     )
-    define_folder(
-        'out', 'samples.png', 'Contact sheet to write; --single also writes every picture.'
-    )
+    define_folder('out', 'samples.png', 'Contact sheet to write; --single also writes every image.')
     goes_with('compare', 'workdir')
-    flags.DEFINE_bool(
-        'single', False, 'Also write every picture as a PNG of its own, next to --out.'
-    )
+    flags.DEFINE_bool('single', False, 'Also write every image as a PNG of its own, next to --out.')
 
 
 if __name__ == '__main__':
