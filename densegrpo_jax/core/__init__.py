@@ -1,10 +1,10 @@
 """The mathematics of DenseGRPO as pure functions: arrays and static host values in, arrays out.
 
-Reading order: schedules (the noise grid), noise_tables, masks (which steps are stochastic, which are
-trained), kernels and sde_step (the policy), ode_rollout (completion of a latent), rollout_plan (what
-is sampled and scored, as a table), rollout (which runs the table), credit_rules and dense_reward
-(credit), advantages, combine (of several rewards), transitions and clean_samples (what an
-update trains on), grpo_loss, losses, calibration.
+Reading order: schedules (the noise grid), noise_tables, masks (which transitions are stochastic,
+which are trained), kernels and sde_step (the policy), ode_rollout (completion of a latent),
+rollout_plan (the table of what is sampled and scored), rollout (which runs the table), credit_rules
+and dense_reward (credit), advantages, combine (several rewards), transitions and clean_samples (the
+batches of an update), grpo_loss, losses, calibration.
 
 Conventions: x_s = (1 - s) x_0 + s eps and v = eps - x_0, so s = 1 is noise and s = 0 the clean
 latent; a grid sigmas[0] > ... > sigmas[T] is visited from noise to image, and the paper's timestep

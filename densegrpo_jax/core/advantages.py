@@ -11,7 +11,7 @@ STD_SCOPES = ('group', 'global', 'pooled')
 
 
 def group_ids_of(sizes: Iterable[int]) -> np.ndarray:
-    """The group of each sample where the samples of a group lie together: 0 ... P-1, int32 [B].
+    """The group of each sample, for adjacent samples of a group: 0 ... P-1, int32 [B].
 
     Args:
         sizes: P numbers of samples, at least 1 each; they may differ.
@@ -29,8 +29,8 @@ class Advantages(NamedTuple):
 
 
 class GroupStatistics(NamedTuple):
-    """What `group_advantages` knows of each reward's group; population statistics (ddof 0) over the
-    samples in use.
+    """The statistics of each reward's group in `group_advantages`: population statistics (ddof 0)
+    over the samples in use.
     """
 
     rewards: jax.Array  # [T, B], 0 where not in use
@@ -56,30 +56,29 @@ def group_advantages(
     valid=None,
     min_spread=1e-6,
 ):
-    """A = (r - group mean) / (std + eps), clipped to [-clip, clip], for each transition on its own
+    """A = (r - group mean) / (std + eps), clipped to [-clip, clip], separately for each transition
     (DenseGRPO Eq. 10).
 
-    A group whose largest and smallest reward differ by at most `min_spread` says nothing about its
-    members: its advantages are exactly 0 and it is counted. All statistics are population
-    statistics (ddof 0).
+    If a group's largest and smallest rewards differ by at most `min_spread`, its advantages are
+    exactly 0 and the group is counted. All statistics are population statistics (ddof 0).
 
     Args:
         step_rewards: [T, B] per-transition rewards of `dense_reward`.
         num_groups: P, static.
         std: 'group', the group's own (the paper); 'global', of all rewards of the batch at that
             transition (Flow-GRPO); 'pooled', one number: the root mean square of r - group mean
-            over all samples and transitions in use. The first two give every transition the same
-            say, and so blow up the ones whose rewards hardly vary, often mere rounding of an image
-            to 8 bits or a reward's own noise; with 'pooled' a transition counts by how much its
-            rewards differ. (Not taken around one mean of everything: how far transitions or prompts
-            lie apart is nothing that a sample could have done better.)
+            over all samples and transitions in use. The first two give all transitions equal
+            influence, and so amplify those whose rewards hardly vary, often only by the rounding of
+            an image to 8 bits or by the reward's own noise. With 'pooled' a transition counts by
+            how much its rewards differ. (The deviation is from group means, not from one overall
+            mean: a sample cannot change the distance between transitions or prompts.)
         eps: added to the std, outside the root.
         clip: bound on |A|; None for none.
         group_ids: int [B] in 0 ... P-1; default P equal groups in prompt-major order.
         steps: bool [T], the transitions to normalise, e.g. masks.trained; the others get 0 and may
             hold NaN. Default all.
         valid: bool [B] or [T, B]; invalid samples get 0 and enter no statistic.
-        min_spread: in units of the reward; absorbs the float32 rounding of equal gains.
+        min_spread: in units of the reward; covers the float32 rounding of equal gains.
 
     Returns:
         Advantages.
@@ -100,7 +99,7 @@ def group_advantages(
 
 
 def advantage_values(stats: GroupStatistics, eps):
-    """[T, B] (r - group mean) / (std + eps); 0 in flat groups and where not in use."""
+    """[T, B] (r - group mean) / (std + eps); 0 in flat groups and for samples not in use."""
     centred = jnp.where(stats.used, stats.rewards - stats.mean, 0)
     return jnp.where(stats.flat[:, stats.group_ids], 0, centred / (stats.std + eps))
 
@@ -115,7 +114,7 @@ def group_statistics(
     valid=None,
     min_spread=1e-6,
 ) -> GroupStatistics:
-    """Statistics of [T, B] rewards at each transition on its own; arguments as of
+    """Statistics of [T, B] rewards, separately at each transition; arguments as in
     `group_advantages`.
     """
     step_rewards = jnp.asarray(step_rewards)
@@ -155,7 +154,7 @@ def group_statistics(
 
     highest = per_group(jax.ops.segment_max, jnp.where(used, rewards, -jnp.inf))
     lowest = per_group(jax.ops.segment_min, jnp.where(used, rewards, jnp.inf))
-    # also true of an empty group (-inf) and of a single sample
+    # also true for an empty group (-inf) and a single sample
     flat = highest - lowest <= min_spread
     return GroupStatistics(
         rewards, used, mean, centre, scale, flat, jnp.isfinite(highest), group_ids

@@ -8,7 +8,7 @@ RULES = ('paper', 'scaled')
 
 
 def count_gains(gains):
-    """Numbers of positive and of negative gains per transition.
+    """Numbers of positive and negative gains per transition.
 
     Args:
         gains: [T, N] per-transition gains of N trajectories.
@@ -35,13 +35,14 @@ def calibrate_step(
 ):
     """One update of psi: more noise where gains and losses are balanced, less where they are not.
 
-        paper    balanced iff |p - q| < eps1;           psi += eps2, else psi -= eps2      Algorithm 1 as printed
-        scaled   balanced iff |p - q| <= z sqrt(p + q); psi *= exp(+eps2), else exp(-eps2); no move when p + q < min_count
+        paper    psi += eps2 if |p - q| < eps1 (balanced), else psi -= eps2; Algorithm 1 as printed
+        scaled   psi *= exp(eps2) if |p - q| <= z sqrt(p + q) (balanced), else psi *= exp(-eps2);
+                 no move if p + q < min_count
 
-    The printed rule depends on N: with perfectly fair gains P(|p - q| < 2) falls with N, and psi
-    sinks to its bound; with a discrete reward ties make p = q = 0, "balanced", and psi climbs to
-    its bound. The scaled rule compares with the standard deviation sqrt(p + q) of p - q under fair
-    gains and rests where it is balanced half of the time.
+    The printed rule depends on N. With perfectly fair gains P(|p - q| < 2) falls with N, and psi
+    sinks to its bound. With a discrete reward ties make p = q = 0, "balanced", and psi climbs to
+    its bound. The scaled rule compares with sqrt(p + q), the standard deviation of p - q under fair
+    gains, and rests where it is balanced half of the time.
 
     Args:
         psi: [T] noise levels; positives, negatives: int [T]; stochastic: bool [T], the transitions
@@ -64,7 +65,8 @@ def calibrate_step(
     stochastic = np.asarray(stochastic, bool)
     if not psi.shape == p.shape == q.shape == stochastic.shape:
         raise ValueError(
-            f'shapes differ: psi {psi.shape}, positives {p.shape}, negatives {q.shape}, stochastic {stochastic.shape}'
+            f'shapes differ: psi {psi.shape}, positives {p.shape}, negatives {q.shape}, stochastic '
+            f'{stochastic.shape}'
         )
     if rule == 'paper':
         moved = psi + np.where(np.abs(p - q) < eps1, eps2, -eps2)
@@ -81,8 +83,8 @@ def has_settled(history, window, tolerance):
     """Whether psi only oscillates: its mean over the last `window` iterations equals that over the
     `window` before them.
 
-    Equal means a mean absolute difference over the transitions below `tolerance` times the mean
-    psi.
+    They are equal if their mean absolute difference over the transitions is below `tolerance` times
+    the mean psi.
 
     Args:
         history: [I, T] psi after each iteration, oldest first.

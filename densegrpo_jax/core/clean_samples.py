@@ -1,4 +1,4 @@
-"""The final latents of a rollout as a batch: for losses that noise them anew and read the velocity
+"""The final latents of a rollout as a batch, for losses that renoise them and use the velocity
 there, instead of the transitions that made them.
 """
 
@@ -18,12 +18,12 @@ class CleanSamples(NamedTuple):
     x0: Float[Array, 'B *latent']  # 0 where masked
     reward: Float[Array, 'B']  # of the sample; 0 where masked
     advantage: Mapping[str, Float[Array, 'B']]  # by name
-    mask: Bool[Array, 'B']  # False where the sample has no valid reward
+    mask: Bool[Array, 'B']  # False if the sample has no valid reward
     prompt_id: Int[Array, 'B']  # group (prompt) of the sample, 0 ... P-1
 
 
 class NoisedSamples(NamedTuple):
-    """M of them on the way to fresh noise: x = (1 - s) x_0 + s eps, whose velocity is eps - x_0."""
+    """M clean samples with fresh noise: x = (1 - s) x_0 + s eps, whose velocity is eps - x_0."""
 
     x: Float[Array, 'M *latent']
     s: Float[Array, 'M']  # uniform in [0, 1)
@@ -54,8 +54,8 @@ def clean_samples(
     x0 = rollout.completions[-1]
     mask = jnp.asarray(valid)
     return CleanSamples(
-        # What is masked gets no gradient, but the network's backward pass would multiply that 0 by
-        # a latent that is not finite.
+        # Masked rows get no gradient, but the network's backward pass would multiply that 0 by a
+        # latent that is not finite.
         x0=jnp.where(mask.reshape(-1, *(1,) * (x0.ndim - 1)), x0, 0),
         reward=jnp.where(mask, reward, 0),
         advantage={name: jnp.asarray(a) for name, a in advantages.items()},
@@ -65,11 +65,11 @@ def clean_samples(
 
 
 def noised(samples: CleanSamples, key: Any) -> NoisedSamples:
-    """Draws a noise level s and a noise for each sample: the same for its place in the iteration,
-    whatever the microbatches and devices.
+    """Draws a noise level s and noise for each sample. They depend on its index in the iteration,
+    not on microbatches and devices.
 
     Args:
-        key: typed key [], of the iteration.
+        key: typed key [] of the iteration.
     """
     shape = samples.x0.shape[1:]
     of_rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(samples.x0)))
@@ -83,8 +83,8 @@ def noised(samples: CleanSamples, key: Any) -> NoisedSamples:
 
 
 def velocity_difference(v: Float[Array, 'M *latent'], v_ref: Float[Array, 'M *latent']) -> Array:
-    """Mean square over the elements of the difference of two velocities, [M]: how far a policy is
-    from the reference where there is no transition to compare. No gradient flows into v_ref.
+    """Mean square over the elements of the difference of two velocities, [M]: the distance of a
+    policy from the reference without transitions. No gradient flows into v_ref.
     """
     difference = v - jax.lax.stop_gradient(v_ref)
     return jnp.mean(difference**2, tuple(range(1, difference.ndim)))

@@ -24,25 +24,27 @@ def combined_advantages(
     clip=5.0,
     **groups,
 ) -> Advantages:
-    """Advantages of rewards r_i with weights w_i, for each transition on its own (or all,
+    """Advantages of rewards r_i with weights w_i, separately for each transition (or over all, with
     std='pooled').
 
-    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i that of r_i, of what
-    `std` says,
+    With A(r) = (r - group mean) / (std + eps) of `group_advantages`, and std_i the std of r_i in
+    the scope `std`,
 
-        sum         A(sum_i w_i r_i)                  a reward counts as much as it spreads (Flow-GRPO)
-        normalised  A(sum_i w_i r_i / (std_i + eps))  rewards count by their weights alone; the size is that of a single reward's
-        advantages  sum_i w_i A(r_i)                  the same, but the size is that of the weights (MixGRPO)
+        sum         A(sum_i w_i r_i)                  (Flow-GRPO)
+        normalised  A(sum_i w_i r_i / (std_i + eps))
+        advantages  sum_i w_i A(r_i)                  (MixGRPO)
 
-    each clipped to [-clip, clip] in the end. 'advantages' is not normalised again: with
-    std='group', doing so gives 'normalised', and dividing by its std over the batch gives GDPO
-    (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's. Where every
-    reward hardly differs within a group (std near eps), 'normalised' enlarges what eps holds back
+    each finally clipped to [-clip, clip]. In 'sum' a reward counts in proportion to its spread. In
+    the other two rewards count by their weights alone; 'normalised' has the size of a single
+    reward's advantages, 'advantages' the size of the weights. 'advantages' is not normalised again:
+    with std='group' that would give 'normalised', and dividing by its std over the batch would give
+    GDPO (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's. If all
+    rewards hardly differ within a group (std near eps), 'normalised' amplifies what eps suppresses
     in the other two.
 
-    With a single reward of weight 1, 'sum' and 'advantages' are `group_advantages` bit for bit, and
-    'normalised' is, up to rounding, at eps = 0. With a weight w > 0, 'sum' and 'normalised' stay
-    the same (up to eps), 'advantages' is w times that before it is clipped.
+    With a single reward of weight 1, 'sum' and 'advantages' equal `group_advantages` bit for bit,
+    and 'normalised' does up to rounding at eps = 0. With a weight w > 0, 'sum' and 'normalised' do
+    not change (up to eps), and 'advantages' is w times as large before clipping.
 
     Args:
         step_rewards: name -> [T, B], per-transition rewards of `dense_reward`.
@@ -53,8 +55,8 @@ def combined_advantages(
         groups: std, group_ids, steps, valid and min_spread of `group_advantages`.
 
     Returns:
-        Advantages; zero_spread counts groups whose weighted sum does not differ, for 'advantages'
-        those in which no reward does.
+        Advantages; zero_spread counts groups whose weighted sums are equal, for 'advantages' groups
+        in which each reward's values are equal.
 
     Raises:
         ValueError: unknown `combine`, or no reward of non-zero weight.
@@ -87,8 +89,8 @@ def _weighted(parts):
 
 
 def _normalised(stats, eps):
-    """Rewards in units of their std. They are centred first, and flat groups made exactly flat: a
-    tiny std would blow up their rounding.
+    """Rewards in units of their std. They are centred first, and flat groups set exactly flat: a
+    tiny std would amplify their rounding.
     """
     rewards = jnp.where(stats.flat[:, stats.group_ids], stats.mean, stats.rewards)
     scale = stats.std + eps

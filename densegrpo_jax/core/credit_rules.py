@@ -1,4 +1,4 @@
-"""Credit rules: which states of a trajectory a rule reads the rewards of, and what it makes of them."""
+"""Credit rules: the states of a trajectory whose rewards a rule reads, and the credit it gives."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -27,15 +27,15 @@ class CreditRule:
     """One way to turn the rewards V of a trajectory's states into a reward for each transition.
 
     Attributes:
-        assign: (V [T+1, B], similarity=[T+1, B] where the rule reads it, options by keyword) -> [T,
-            B], differentiable or not, in JAX. V is NaN in states that the rule does not read; what
-            it says of transitions that are not trained is not used. Its keyword-only arguments
-            other than `similarity` are the rule's options.
-        states: masks -> the states besides T that are completed and scored for it.
+        assign: (V [T+1, B], similarity=[T+1, B] if the rule reads it, options by keyword) ->
+            [T, B], differentiable or not, in JAX. V is NaN in states that the rule does not read;
+            results for untrained transitions are not used. Its keyword-only arguments other than
+            `similarity` are the rule's options.
+        states: masks -> the states other than T that are completed and scored for it.
         reads_similarity: whether it reads `Rollout.similarity`.
-        shares: whether it is V_T times shares that do not depend on V, so that the shares of an
-            advantage of V_T can be taken instead.
-        per_sample: whether all transitions of a sample get the same.
+        shares: whether the result is V_T times shares that do not depend on V, so that the shares
+            can scale an advantage of V_T instead.
+        per_sample: whether all transitions of a sample get the same credit.
     """
 
     assign: Callable[..., Array]
@@ -47,26 +47,26 @@ class CreditRule:
     def __post_init__(self) -> None:
         if self.reads_similarity != ('similarity' in keyword_options(self.assign)):
             raise ValueError(
-                f'reads_similarity is {self.reads_similarity}; expected True where assign has the '
-                "keyword-only argument 'similarity', and False elsewhere"
+                f'reads_similarity is {self.reads_similarity}; expected True if assign has the '
+                "keyword-only argument 'similarity', else False"
             )
 
     @property
     def options(self) -> dict[str, bool]:
-        """Its options by name, and whether they have a default."""
+        """The rule's options by name, and whether they have a default."""
         named = keyword_options(self.assign)
         return {name: default for name, default in named.items() if name != 'similarity'}
 
 
 def coca_shares(similarity, window=1, *, min_total=1e-3):
-    """Each transition's share of the terminal reward, from how much nearer it brings x0hat to the
+    """Each transition's share of the terminal reward, by how much nearer it brings x0hat to the
     final sample.
 
     The similarities c_1 ... c_T are averaged in windows of `window` transitions (the last may be
-    shorter); a window's gain is the rise of that average over the previous window's (over c_0 for
-    the first); gains are divided by their sum and spread evenly over the window. Single shares may
-    be negative. Where the sum, the total rise, is below `min_total` (the first prediction was the
-    final image already) the shares would explode, and are uniform instead.
+    shorter). A window's gain is the rise of that average over the previous window's (over c_0 for
+    the first). Gains are divided by their sum and spread evenly over the window; single shares may
+    be negative. If the sum, the total rise, is below `min_total` (the first prediction was already
+    the final image), the shares would explode, and are uniform instead.
 
     Args:
         similarity: [T+1, B] cosines c_k, c_T = 1.
@@ -108,8 +108,8 @@ def _gains(rewards):
 
 
 def _gae(rewards, *, gae_lambda=0.5):
-    """A_k = d_k + gae_lambda A_{k+1} of the gains d, from the end: NaN of a state that was not
-    scored reaches only the transitions before it.
+    """A_k = d_k + gae_lambda A_{k+1} of the gains d, from the end: the NaN of a state without a
+    score reaches only the transitions before it.
     """
     if not 0 <= gae_lambda <= 1:
         raise ValueError(f'gae_lambda is {gae_lambda}; expected 0 <= gae_lambda <= 1')
@@ -143,13 +143,12 @@ CREDIT_RULES = {
 
 
 def as_credit_rule(credit: str | CreditRule) -> CreditRule:
-    """The rule itself, or the one that CREDIT_RULES has under a name. ValueError where it is
-    neither.
-    """
+    """The rule itself, or the rule of that name in CREDIT_RULES. Raises ValueError if neither."""
     if isinstance(credit, CreditRule):
         return credit
     if credit not in CREDIT_RULES:
         raise ValueError(
-            f'unknown credit rule {credit!r}; expected a CreditRule or one of {sorted(CREDIT_RULES)}'
+            f'unknown credit rule {credit!r}; expected a CreditRule or one of '
+            f'{sorted(CREDIT_RULES)}'
         )
     return CREDIT_RULES[credit]

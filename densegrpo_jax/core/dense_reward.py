@@ -1,5 +1,5 @@
-"""Credit assignment: rewards of completed states -> one reward per transition (DenseGRPO Sec. 4.1
-and its baselines).
+"""Credit assignment: turns the rewards of completed states into one reward per transition
+(DenseGRPO Sec. 4.1 and its baselines).
 """
 
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ def needed_states(credit, masks):
 
     Returns:
         tuple of int, increasing; always ends with T. The rule 'gae' reads every state from the
-        first trained transition on; those on a deterministic tail share the sample's reward where
+        first trained transition on; states on a deterministic tail share the sample's reward if
         completions use every remaining grid point (`completion_source`).
 
     Raises:
-        ValueError: an unknown rule, or one that reads a state outside 0 ... T.
+        ValueError: the rule is unknown, or reads a state outside 0 ... T.
     """
     num_steps = len(masks.trained)
     states = {int(k) for k in as_credit_rule(credit).states(masks)} | {num_steps}
@@ -31,11 +31,11 @@ def needed_states(credit, masks):
 
 
 def every_state(states, every):
-    """Of the states a rule needs, those that are completed when the rewards between are
-    interpolated: the first and every `every`-th after it, the last one before T, and T.
+    """Those of a rule's states that are completed if rewards between are interpolated: the first
+    and every `every`-th after it, the last before T, and T.
 
-    The last one bounds the interpolation: where the trained transitions end before T, none of the
-    way from there is shared out to them.
+    The last before T bounds the interpolation: if the trained transitions end before T, they get no
+    share of the gain from there to T.
 
     Args:
         states: `needed_states`.
@@ -56,18 +56,19 @@ def state_rewards(values, sources, *, interpolate=False):
     Args:
         values: [S, B] rewards of `Rollout.completions`.
         sources: `RolloutPlan.sources_of()`, T+1 row numbers.
-        interpolate: a state that was not completed, between two that were, gets the reward on the
-            line between theirs, in k: the transitions between them share the gain evenly.
+        interpolate: a state without a completion, between two with one, gets the linear
+            interpolation of their rewards in k: the transitions between share the gain evenly.
 
     Returns:
-        [T+1, B]; NaN for states that were not asked for (interpolated: for those before the first
-        that was).
+        [T+1, B]; NaN for states that were not completed (if interpolated: only before the first
+        completed state).
     """
     values = jnp.asarray(values)
     sources = np.asarray(sources)
     if sources.max() != len(values) - 1:
         raise ValueError(
-            f'values has {len(values)} rows; the rollout has {sources.max() + 1} distinct completions'
+            f'values has {len(values)} rows; the rollout has {sources.max() + 1} distinct '
+            'completions'
         )
     if not interpolate:
         return jnp.where((sources >= 0)[:, None], values[np.maximum(sources, 0)], jnp.nan)
@@ -97,15 +98,15 @@ def dense_reward(rewards, credit='dense', *, similarity=None, **options):
     `gae` is generalised advantage estimation (arXiv 1506.02438, gamma = 1) with the completion as
     the value function and no reward before the end, so that a gain is the temporal-difference
     error: lambda = 0 is `dense`, lambda = 1 is V_T - V_k, the terminal reward with a baseline that
-    costs no critic. V is the value of the *deterministic* policy: a small lambda trusts it after a
-    step or two (little variance, biased where later noise changes the reward on average), a large
-    one waits for the sample (no bias, but the luck of all later noise). The default 0.5 weighs a
-    gain's effect over about 1 / (1 - lambda) = 2 transitions.
+    needs no critic. V is the value of the *deterministic* policy. A small lambda trusts it after a
+    transition or two (little variance, but bias if later noise changes the mean reward); a large
+    lambda waits for the sample (no bias, but the variance of all later noise). The default 0.5
+    spreads a gain's effect over about 1 / (1 - lambda) = 2 transitions.
 
     The DenseGRPO paper normalises the result per transition, whatever the rule. CoCA's code
     normalises V_T first, so that the shares scale a signed advantage: for that, pass the terminal
-    group advantages broadcast to [T+1, B] as rewards and use the result as advantages. The first
-    order depends on where the reward has its zero, the second does not.
+    group advantages broadcast to [T+1, B] as rewards and use the result as advantages. The result
+    of the first order depends on the reward's zero point, that of the second does not.
 
     Args:
         rewards: [T+1, B] V; states that the rule does not read may be NaN.
@@ -115,12 +116,11 @@ def dense_reward(rewards, credit='dense', *, similarity=None, **options):
             `window` of the CoCA rules (1), `alpha` of 'coca_to_go' (0).
 
     Returns:
-        [T, B] float32; NaN where a state the rule reads was not scored.
+        [T, B] float32; NaN if a state that the rule reads was not scored.
 
     Raises:
-        ValueError: unknown rule or option, rewards that are not [T+1, B], a rule without the
-            similarity that it reads, one that gives another shape than [T, B], or lambda outside 0
-            ... 1.
+        ValueError: unknown rule or option, rewards that are not [T+1, B], a missing similarity that
+            the rule reads, a result whose shape is not [T, B], or lambda outside 0 ... 1.
     """
     rule = as_credit_rule(credit)
     name = repr(credit) if isinstance(credit, str) else rule.assign.__qualname__
@@ -133,12 +133,14 @@ def dense_reward(rewards, credit='dense', *, similarity=None, **options):
         if similarity is None or jnp.shape(similarity) != rewards.shape:
             found = None if similarity is None else jnp.shape(similarity)
             raise ValueError(
-                f'credit {name} needs similarity of shape {rewards.shape} (Rollout.similarity); got {found}'
+                f'credit {name} needs similarity of shape {rewards.shape} (Rollout.similarity); '
+                f'got {found}'
             )
         options['similarity'] = similarity
     found = rule.assign(rewards, **options)
     if jnp.shape(found) != rewards[1:].shape:
         raise ValueError(
-            f'credit {name} gave the shape {jnp.shape(found)}; expected {rewards[1:].shape}, a reward for each transition'
+            f'credit {name} gave the shape {jnp.shape(found)}; expected {rewards[1:].shape}, a '
+            'reward for each transition'
         )
     return found

@@ -1,5 +1,5 @@
-"""Variance-preserving diffusion models on the footing of flow models: a change of variables, after
-which DDIM *is* the Euler step.
+"""Variance-preserving diffusion models as flow models: a change of variables after which DDIM *is*
+the Euler step.
 
 With the model's x = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1, let s = sigma / (alpha + sigma)
 and z = x / (alpha + sigma). Then
@@ -8,7 +8,7 @@ and z = x / (alpha + sigma). Then
 
 so the grid of a DDIM scheduler (arXiv 2010.02502) becomes a grid of noise levels, its deterministic
 step the ODE's Euler step, and DDIM-eta the `cps` kernel of `sde_step` with one noise level per
-step. Only s_0 < 1, and s_T > 0 where the scheduler does not end in clean latents.
+step. Two differences remain: s_0 < 1, and s_T > 0 if the scheduler does not end in clean latents.
 """
 
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ _IRRELEVANT = (
 
 
 def scheduler_settings(config):
-    """The settings that a DDIM or PNDM scheduler_config.json of Stable Diffusion 1 has. Raises
-    ValueError for what is not supported.
+    """The settings of a DDIM or PNDM scheduler_config.json of Stable Diffusion 1. Raises ValueError
+    for unsupported settings.
     """
     for key in config:
         if key not in _DEFAULTS and key not in _IRRELEVANT and not key.startswith('_'):
@@ -63,7 +63,8 @@ def scheduler_settings(config):
             )
     if settings['beta_schedule'] not in ('linear', 'scaled_linear'):
         raise ValueError(
-            f"scheduler config: beta_schedule = {settings['beta_schedule']!r} is not 'linear' or 'scaled_linear'"
+            f"scheduler config: beta_schedule = {settings['beta_schedule']!r} is not 'linear' or "
+            "'scaled_linear'"
         )
     return settings
 
@@ -99,12 +100,13 @@ def ddim_grid(config, num_steps):
     """The scheduler's grid as noise levels, float32 [num_steps + 1].
 
     Raises:
-        ValueError: settings that are not supported, or whose last step stays where it is.
+        ValueError: unsupported settings, or settings whose last step does nothing.
     """
     c, products = scheduler_settings(config), alphas_cumprod(config)
     if c['steps_offset'] == 0 and not c['set_alpha_to_one']:
         raise ValueError(
-            'scheduler config: steps_offset = 0 with set_alpha_to_one = false ends in a step that does nothing; use 1'
+            'scheduler config: steps_offset = 0 with set_alpha_to_one = false ends in a step that '
+            'does nothing; use 1'
         )
     visited = products[ddim_timesteps(config, num_steps)]
     final = 1.0 if c['set_alpha_to_one'] else products[0]
@@ -114,7 +116,9 @@ def ddim_grid(config, num_steps):
 def ddim_noise_levels(sigmas, eta):
     """DDIM-eta as noise levels of the `cps` kernel, float32 [T]: std = s' sin(level pi / 2) with
 
-        std / s' = sigma_eta / sigma' = eta sqrt(1 - alpha^2 / alpha'^2) / sigma            arXiv 2010.02502, Eq. 16
+        std / s' = sigma_eta / sigma' = eta sqrt(1 - alpha^2 / alpha'^2) / sigma
+
+    (arXiv 2010.02502, Eq. 16).
 
     Args:
         sigmas: [T+1] grid of noise levels.
@@ -128,8 +132,8 @@ def ddim_noise_levels(sigmas, eta):
 
 
 def scale(s):
-    """sqrt(s^2 + (1 - s)^2) = 1 / (alpha + sigma): z = scale(s) x. The standard deviation of z
-    where that of x is 1.
+    """sqrt(s^2 + (1 - s)^2) = 1 / (alpha + sigma): z = scale(s) x. It is the standard deviation of
+    z if that of x is 1.
     """
     return (s**2 + (1 - s) ** 2) ** 0.5
 
@@ -139,7 +143,7 @@ def velocity_from_noise(predict_noise, config):
 
     Args:
         predict_noise: (x [B, ...], timestep [B] float32) -> eps [B, ...].
-        config: of the scheduler; its table gives the timestep of a noise level (to the nearest).
+        config: of the scheduler; its table gives the nearest timestep of a noise level.
     """
     table = noise_level(alphas_cumprod(config)).astype(np.float32)
 

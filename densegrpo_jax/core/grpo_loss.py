@@ -20,8 +20,8 @@ class LossSums(NamedTuple):
     by max, the rest add.
     """
 
-    policy_sum: jax.Array  # to be minimised: sum of weight * max(-r A, -clip(r) A)
-    policy_count: jax.Array  # transitions in the loss; groups of zero spread are in it with 0
+    policy_sum: jax.Array  # to minimise: sum of weight * max(-r A, -clip(r) A)
+    policy_count: jax.Array  # transitions in the loss, including groups of zero spread
     kl_sum: jax.Array  # sum of KL(policy || reference); 0 without a reference
     kl_count: jax.Array
     clip_sum: jax.Array  # transitions with |r - 1| > clip_range
@@ -54,25 +54,27 @@ def grpo_loss(
 ):
     """Clipped surrogate of M transitions, and their KL to the reference policy.
 
-        r = p(x' | x) / p_old(x' | x);   policy = sum w max(-r A, -clip(r, 1 - e, 1 + e) A);   kl = sum KL(p || p_ref)
+        r = p(x' | x) / p_old(x' | x)
+        policy = sum w max(-r A, -clip(r, 1 - e, 1 + e) A)
+        kl = sum KL(p || p_ref)
 
     The loss of an update is policy_sum / policy_count + beta * kl_sum / kl_count, divided once over
     all its microbatches and devices. Both counts are sums of `mask` (kl_count only with a
-    reference), so they are known before the gradient is taken.
+    reference), so they are known before the gradient.
 
     Args:
-        step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy that is
-            differentiated; [M, ...].
+        step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the policy to differentiate;
+            [M, ...].
         log_prob_old: [M] as the sampler stored it.
-        advantage: [M]; or several by name, name -> [M], each of which has a surrogate of its own.
+        advantage: [M]; or several by name, name -> [M], each with its own surrogate.
         mask: bool [M]; False leaves the transition out of sums and counts. So does std = 0. Its x
-            must be finite all the same, as `transitions` sees to: a network's backward pass
-            multiplies the gradient 0 by it.
+            must still be finite, which `transitions` ensures: a network's backward pass multiplies
+            the gradient 0 by it.
         clip_range: e.
         weight: optional [M] step weights; they scale the summands, not the count.
         advantage_weights: name -> number, static, of several advantages; default 1 each.
-        mean_ref: optional [M, ...] mean of the same step under the reference; no gradient flows
-            into it.
+        mean_ref: optional [M, ...] mean of the same transition under the reference; no gradient
+            flows into it.
         kl_form, noise_level, kernel: see `kl_divergence`.
         log_prob: as given to `sde_step`.
 
@@ -80,8 +82,8 @@ def grpo_loss(
         LossSums of float32 scalars.
     """
     mask = jnp.asarray(mask) & (step.std > 0)
-    # Masked entries are replaced before the exponential as well as after: a NaN there would reach
-    # the gradient.
+    # Masked entries are replaced before and after the exponential: a NaN there would reach the
+    # gradient.
     log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old, log_prob=log_prob), 0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
@@ -118,18 +120,18 @@ def grpo_loss(
 
 
 def noise_weights(std, trained, power):
-    """Step weights: how much noise a transition adds, to a power, scaled to a mean of 1 over the
+    """Step weights: the std of a transition's noise to a power, scaled to a mean of 1 over the
     trained transitions.
 
         w_k = std_k^power / mean_j std_j^power
 
     power = 1 is the noise-aware weight of TempFlow-GRPO (arXiv 2508.04324), whose constants are 1
-    over these means. A log-probability moves by 1 / std per unit of the mean, so that late
-    transitions, which add little noise and decide little, otherwise pull hardest.
+    over these means. A log-probability changes by 1 / std per unit of the mean. Without weights,
+    late transitions, which add little noise and decide little, have the largest gradients.
 
     Args:
-        std: [T] of the noise, 0 where a transition is deterministic; trained: bool [T]; power: 0
-            weighs all alike.
+        std: [T] of the noise, 0 where a transition is deterministic. trained: bool [T]. power: 0
+            gives equal weights.
 
     Returns:
         [T] float32; 0 where not trained.
@@ -143,8 +145,8 @@ def kl_sums(step, mean_ref, mask, **options):
     """Sum and count of the KL to the reference over M transitions.
 
     Args:
-        step, mean_ref, options: as of `kl_divergence`.
-        mask: bool [M]; what it leaves out, and what std = 0 leaves out, is in neither.
+        step, mean_ref, options: as in `kl_divergence`.
+        mask: bool [M]; sum and count leave out masked transitions and those with std = 0.
 
     Returns:
         (sum, count), float scalars.
@@ -155,16 +157,19 @@ def kl_sums(step, mean_ref, mask, **options):
 
 
 def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='sde'):
-    """KL between the policy's step and the reference's, two Gaussians of the same std, averaged
-    over elements.
+    """KL between the policy's transition and the reference's, two Gaussians of the same std,
+    averaged over elements.
 
-        gaussian    mean (mean - mean_ref)^2 / (2 std^2),     std = sigma sqrt(-D) for the sde kernel
-        flow_grpo   mean (mean - mean_ref)^2 / (2 sigma^2)    Flow-GRPO's code: without D, which its beta is tuned for
+        gaussian    mean (mean - mean_ref)^2 / (2 std^2)
+        flow_grpo   mean (mean - mean_ref)^2 / (2 sigma^2)
+
+    For the sde kernel std = sigma sqrt(-D). Flow-GRPO's code omits D, and its beta is tuned for
+    that.
 
     Args:
-        step: StepOutput; mean_ref: [M, ...].
-        form: 'gaussian' or 'flow_grpo'; the second exists for kernels whose noise level is SIGMA,
-            as that of the sde kernel, and needs noise_level [M] = sigma.
+        step: StepOutput. mean_ref: [M, ...].
+        form: 'gaussian' or 'flow_grpo'. The second exists only for kernels whose noise level is
+            SIGMA, such as the sde kernel, and needs noise_level [M] = sigma.
 
     Returns:
         [M]; 0 where std is 0.
@@ -174,7 +179,8 @@ def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='
     elif form == 'flow_grpo':
         if as_kernel(kernel).level != SIGMA or noise_level is None:
             raise ValueError(
-                f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, noise_level {noise_level}"
+                f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, "
+                f'noise_level {noise_level}'
             )
         scale = noise_level
     else:

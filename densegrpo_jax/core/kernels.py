@@ -1,4 +1,4 @@
-"""Kernels: how a step of the policy takes noise out of the latent and puts fresh noise in."""
+"""Kernels: how a step of the policy removes noise from the latent and adds fresh noise."""
 
 import dataclasses
 import math
@@ -13,20 +13,20 @@ ETA = 'eta'  # the share of the noise that is renewed, 0 (none) to 1 (all)
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A family of stochastic steps: the Euler step with part of the predicted noise end x1hat = x +
-    (1 - s) v taken out and fresh noise z put in,
+    """A family of stochastic steps: the Euler step, minus part of the predicted noise end x1hat =
+    x + (1 - s) v, plus fresh noise z,
 
         mean = x + D v - c x1hat,    x' = mean + std z,    D = s_next - s < 0
 
     Attributes:
         coefficients: (s [B], s_next [B], noise_level [B]) -> (std [B], c [B]), differentiable JAX;
             both 0 where the noise level is 0.
-        level: what its noise level means: SIGMA, ETA or a word of its own. `NoiseTable.gives` has
+        level: the meaning of its noise level: SIGMA, ETA or another word. `NoiseTable.gives` uses
             the same words. The KL form 'flow_grpo' exists for SIGMA.
-        max_level: the largest noise level that it takes.
+        max_level: the largest allowed noise level.
         noise_into_zero: whether a step into s = 0 may add noise. False: its std is 0 there whatever
             the level.
-        noisy: False where no step adds noise.
+        noisy: False if no step adds noise.
     """
 
     coefficients: Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -61,7 +61,7 @@ KERNELS = {
 
 
 def as_kernel(kernel: str | Kernel) -> Kernel:
-    """The kernel itself, or the one that KERNELS has under a name. ValueError where it is neither."""
+    """The kernel itself, or the kernel of that name in KERNELS. Raises ValueError if neither."""
     if isinstance(kernel, Kernel):
         return kernel
     if kernel not in KERNELS:

@@ -1,4 +1,4 @@
-"""Losses: what an update minimises over a batch, and what it must be given for that."""
+"""Losses: the objective that an update minimises over a batch, and the inputs it needs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,29 +13,28 @@ from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow
 TRANSITIONS = 'transitions'  # the batch is `Transitions` of the rollout
 CLEAN = 'clean'  # the batch is `NoisedSamples`: final latents with fresh noise
 
-# Of a training state besides its roles: a checkpoint has one set of names for both.
+# Fields of a training state other than its roles: a checkpoint has one set of names for both.
 STATE_FIELDS = ('opt', 'step', 'skipped')
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss and what it needs.
+    """A loss and its inputs.
 
     Attributes:
-        fn: (outputs, batch, options by keyword) -> LossSums, in JAX. `outputs` has for POLICY and
-            every role in `needs` what the network says of the batch with that role's parameters:
-            the StepOutput of the stored steps where the batch is TRANSITIONS, the velocity v [M,
-            ...] at (batch.x, batch.s) where it is CLEAN. Gradients flow into POLICY alone. The
-            update divides the sum by the number of rows whose mask is set, over all microbatches.
-            Options are keys of the configuration's group `loss`, and `log_prob` and `kernel` of the
-            rollout.
+        fn: (outputs, batch, options by keyword) -> LossSums, in JAX. `outputs` maps POLICY and
+            every role in `needs` to the network's output for the batch with that role's parameters:
+            for TRANSITIONS the StepOutput of the stored transitions, for CLEAN the velocity v [M,
+            ...] at (batch.x, batch.s). Gradients flow into POLICY alone. The update divides the sum
+            by the number of rows whose mask is set, over all microbatches. Options are keys of the
+            configuration's group `loss`, and `log_prob` and `kernel` of the rollout.
         batch: TRANSITIONS or CLEAN.
-        groups: whether a microbatch must hold whole groups, whose samples are then neighbours.
+        groups: whether a microbatch must hold whole groups; their samples are then adjacent.
         needs: further roles: REF, EMA, or one of its own in `follows`.
         follows: roles that the training state holds for this loss, by name, and how each follows
-            the policy. They begin equal to it.
+            the policy. They start equal to it.
 
-    The KL to the reference is not the loss's affair: the update adds beta times it to any.
+    The KL to the reference is not part of the loss: the update adds beta times it to any loss.
     """
 
     fn: Callable[..., LossSums]
@@ -59,15 +58,15 @@ class Loss:
 
     @property
     def options(self) -> dict[str, bool]:
-        """Its options by name, and whether they have a default."""
+        """The loss's options by name, and whether they have a default."""
         return keyword_options(self.fn)
 
 
 def loss_sums(values, mask) -> LossSums:
-    """The sums of a loss that has no ratio.
+    """The sums of a loss without a ratio.
 
     Args:
-        values: [M] what is minimised; may be anything finite where masked.
+        values: [M] to minimise; any finite value where masked.
         mask: bool [M].
     """
     values = jnp.where(mask, values, 0)
@@ -89,8 +88,8 @@ def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
 
 
 def winners_loss(v, batch) -> LossSums:
-    """Flow-matching regression on the best sample of each group: what a best-of-N search finds is
-    taught to the policy (RAFT, arXiv 2304.06767, with the flow's own loss).
+    """Flow-matching regression on the best sample of each group: the policy learns the results of a
+    best-of-N search (RAFT, arXiv 2304.06767, with the flow's own loss).
 
         mean over groups of mean_winners || v(x_s, s) - (eps - x_0) ||^2 / elements
 
@@ -100,10 +99,10 @@ def winners_loss(v, batch) -> LossSums:
             group's weight.
 
     Returns:
-        LossSums whose mean over the samples that count is the mean over groups.
+        LossSums whose mean over the counted samples is the mean over groups.
     """
     error = jnp.mean((v - (batch.noise - batch.x0)) ** 2, tuple(range(1, v.ndim)))
-    beside = (batch.prompt_id[:, None] == batch.prompt_id) & batch.mask  # [M, M]: in one's group
+    beside = (batch.prompt_id[:, None] == batch.prompt_id) & batch.mask  # [M, M]: in the same group
     best = jnp.max(jnp.where(beside, batch.reward, -jnp.inf), axis=1)
     winner = batch.mask & (batch.reward >= best)
     weight = beside.sum(1) / jnp.maximum((beside & winner).sum(1), 1)

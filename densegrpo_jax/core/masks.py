@@ -1,4 +1,4 @@
-"""Step masks: which transitions of the grid are stochastic, which of those are trained, and which
+"""Step masks: which transitions of the grid are stochastic, which of these are trained, and which
 completions coincide.
 """
 
@@ -37,7 +37,7 @@ def step_masks(
         train_end: add noise there and train it (the DenseGRPO paper). Overrides noisy_end.
         kernel: of `sde_step`. With one that adds no noise into s = 0, such as 'cps', a transition
             into s = 0 is never stochastic.
-        clean_sigma: how far above the grid's last noise level a latent counts as clean.
+        clean_sigma: a latent up to this far above the grid's last noise level counts as clean.
 
     Returns:
         StepMasks of bool [T] masks.
@@ -51,7 +51,8 @@ def step_masks(
     last = num_steps if last is None else last
     if not 0 <= first < last <= num_steps:
         raise ValueError(
-            f'the stochastic window [first, last) is [{first}, {last}); expected 0 <= first < last <= {num_steps}'
+            f'the stochastic window [first, last) is [{first}, {last}); expected 0 <= first < last '
+            f'<= {num_steps}'
         )
     index = np.arange(num_steps)
     window = (index >= first) & (index < last)
@@ -62,7 +63,8 @@ def step_masks(
     trained = window & (~into_clean | train_end)
     if not trained.any():
         raise ValueError(
-            f'no transition is trained: window [{first}, {last}), {int(into_clean.sum())} transitions into a clean latent; '
+            f'no transition is trained: window [{first}, {last}), {int(into_clean.sum())} '
+            'transitions into a clean latent; '
             "widen the window, or set train_end (which adds no noise into s = 0 with kernel 'cps')"
         )
     return StepMasks(stochastic, trained)
@@ -72,9 +74,9 @@ def completion_source(masks, k, n=None):
     """The state whose completion equals that of state k, found without computing either.
 
     With n = None (the ODE uses every remaining grid point) deterministic transitions lie on the
-    completion's own path: state k shares its completion with the next state that a stochastic
-    transition leaves, or with state T, the sample itself. With fewer steps only one case is
-    certain: when at most n transitions remain and all are deterministic.
+    completion's own path: state k shares its completion with the next state at which a stochastic
+    transition starts, or with state T, the sample itself. With fewer steps only one case is
+    certain: at most n transitions remain and all are deterministic.
 
     Returns:
         int in [k, T]; T means "the sample".

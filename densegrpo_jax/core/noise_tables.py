@@ -1,4 +1,4 @@
-"""Noise tables: where the noise levels of a grid's transitions come from."""
+"""Noise tables: the noise levels of a grid's transitions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,10 +16,9 @@ class NoiseTable:
     """A rule for the noise levels of a grid.
 
     Attributes:
-        fn: (sigmas [T+1], level) -> noise levels [T], on the host; `level` is the one number that
-            scales it.
-        gives: what its values mean, as in `Kernel.level`; None: as the kernel takes them.
-        in_levels: whether `level` is itself a noise level of the kernel, and bounded as those are.
+        fn: (sigmas [T+1], level) -> noise levels [T], on the host; the number `level` scales them.
+        gives: the meaning of its values, as in `Kernel.level`; None: that of the kernel in use.
+        in_levels: whether `level` is itself a noise level of the kernel, with the same bounds.
     """
 
     fn: Callable[[Any, float], np.ndarray]

@@ -13,8 +13,8 @@ from densegrpo_jax.core.sde_step import at_least_f32, sde_step
 def completion_grid(num_steps, k, n=None):
     """Grid indices that an n-step completion of state k visits, from k to T.
 
-    The paper counts timesteps t = T - k; the n steps pass the timesteps floor(t (n - j) / n), j = 0
-    ... n, which is every remaining grid point for n = t, and t, floor(t/2), 0 for n = 2.
+    The paper counts timesteps t = T - k; the n steps visit the timesteps floor(t (n - j) / n), j =
+    0 ... n: every remaining grid point for n = t, and t, floor(t/2), 0 for n = 2.
 
     Args:
         num_steps: T.
@@ -46,7 +46,7 @@ def ode_rollout(velocity_fn, x, sigmas, k=0, n=None, *, first_velocity=None):
         x: [B, ...] latent at noise level sigmas[k].
         sigmas: [T+1] host array, the grid.
         k, n: as in `completion_grid`.
-        first_velocity: [B, ...] optional v(x, sigmas[k]) when the caller already has it; saves one
+        first_velocity: [B, ...] optional v(x, sigmas[k]) if the caller already has it; saves one
             evaluation.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Options of the functions that a method is made of: their keyword-only arguments."""
+"""Options of the functions of a method: their keyword-only arguments."""
 
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Particles: weighted sets of latents, for search at inference.
 
-Weights are kept in log space. A row of K log weights belongs to one prompt; a particle with log
-weight -inf can never be chosen. Functions of one row take `vmap` for many. All randomness comes in
+Weights are in log space. A row of K log weights belongs to one prompt; a particle with log weight
+-inf is never chosen. Use `vmap` to apply functions of one row to many. All randomness is passed in,
 as keys or as standard normal noise.
 
 Sources: FK steering (arXiv 2501.06848), particle Gibbs (Andrieu et al. 2010; arXiv 2507.08390), the
@@ -22,16 +22,14 @@ SCHEMES = ('multinomial', 'systematic', 'ssp')
 
 
 def log_normalised(logw: Float[ArrayLike, '*batch K']) -> Float[Array, '*batch K']:
-    """log W with sum W = 1, from unnormalised log weights. NaN where all K are -inf: the caller
-    refuses that before.
+    """log W with sum W = 1, from unnormalised log weights. NaN if all K are -inf, which the caller
+    must exclude.
     """
     return jax.nn.log_softmax(at_least_f32(logw), axis=-1)
 
 
 def ess(logw: Float[ArrayLike, '*batch K']) -> Float[Array, '*batch']:
-    """Effective sample size 1 / sum W^2, from 1 (one particle has all weight) to K (all weigh
-    alike).
-    """
+    """Effective sample size 1 / sum W^2: 1 if one particle has all weight, K for equal weights."""
     return 1 / jnp.sum(jnp.exp(2 * log_normalised(logw)), axis=-1)
 
 
@@ -42,11 +40,11 @@ def resample(
 
     Args:
         key: a typed key.
-        logw: log weights, at least one of them finite.
+        logw: log weights, at least one finite.
         scheme: 'multinomial' (K independent draws); 'systematic' (one uniform number: each particle
             is chosen floor or ceil(K W_j) times); 'ssp' (Srinivasan's sampling process, Gerber,
             Chopin and Whiteley 2019: floor or ceil too, and consistent in every order of the
-            particles). Equal weights leave the last two the identity.
+            particles). For equal weights the last two are the identity.
 
     Returns:
         int32 [K], increasing for 'systematic' and 'ssp'.
@@ -56,7 +54,7 @@ def resample(
     """
     logw = at_least_f32(logw)
     count = logw.shape[0]
-    # Relative to the largest: equal weights are then exactly 1, and their sums exact.
+    # Relative to the largest weight: equal weights are then exactly 1, and their sums exact.
     weights = jnp.exp(logw - jnp.max(logw))
     if scheme == 'ssp':
         return _ssp(jax.random.uniform(key, (count - 1,), weights.dtype), weights)
@@ -78,7 +76,7 @@ def conditional_resample(
     """Multinomial resampling given that particle `pinned` is its own ancestor: a[pinned] = pinned,
     the others are independent draws from W (conditional SMC, Andrieu et al. 2010).
 
-    The pinned particle may have weight 0 itself; then no other chooses it.
+    The pinned particle may have weight 0; then no other particle chooses it.
     """
     return resample(key, logw, 'multinomial').at[pinned].set(pinned)
 
@@ -88,7 +86,7 @@ def ancestor_path(ancestors: Int[ArrayLike, 'T K'], last: Int[ArrayLike, '']) ->
     path[k] = ancestors[k, path[k + 1]].
 
     Args:
-        ancestors: row k holds the slots at state k from which the particles of state k + 1 came.
+        ancestors: row k holds, for each particle of state k + 1, its ancestor's slot at state k.
         last: the slot at state T.
     """
 
@@ -107,17 +105,17 @@ def backward_log_weights(
     mean: Float[ArrayLike, 'K *shape'],
     std: Float[ArrayLike, ''],
 ) -> Float[Array, ' K']:
-    """Log weights for drawing anew the ancestor of a path's next state (backward sampling; Whiteley
+    """Log weights for redrawing the ancestor of a path's next state (backward sampling; Whiteley
     2010, Lindsten and Schon 2013).
 
     Given the path from x_next on, particle j of state k is its ancestor with probability
-    proportional to w_j G(x_j, x_next) N(x_next; mean_j, std^2). Where w_j ends with the factor
-    exp(r(x_j) / alpha), the potential of the step, G = exp((r(x_next) - r(x_j)) / alpha), takes it
-    back: neither depends on j then.
+    proportional to w_j G(x_j, x_next) N(x_next; mean_j, std^2). If w_j ends with the factor
+    exp(r(x_j) / alpha), the potential of the step, G = exp((r(x_next) - r(x_j)) / alpha), cancels
+    it: their product then depends on j no longer.
 
     Args:
         carried: [K] log weights at state k without that factor.
-        x_next: the chosen path's next state, mean: [K, ...] of the kernel from each particle.
+        x_next: the chosen path's next state. mean: [K, ...] of the kernel from each particle.
         std: of the kernel, > 0: after a deterministic step only the ancestor itself is possible.
     """
     residual = (at_least_f32(x_next) - at_least_f32(mean)) / std
@@ -138,7 +136,7 @@ def pcnl_proposal(
 
     Args:
         x: the chain's state. noise: standard normal z.
-        gradient: g = grad l(x); None: the chain without gradient (pCN), for black-box l.
+        gradient: g = grad l(x); None: the chain without a gradient (pCN), for black-box l.
         step_size: eps in (0, 4]. At 4, rho = 0: independent draws.
     """
     rho = _rho(step_size)
@@ -161,7 +159,7 @@ def pcnl_log_accept(
 
         J(a -> b) = l(a) - eps/8 |g(a)|^2 + sqrt(eps)/2 <(b - rho a) / sqrt(1 - rho^2), g(a)>
 
-    The proposal keeps N(0, I) by itself, so the ratio stays of order one in any dimension.
+    The proposal itself leaves N(0, I) invariant, so the ratio stays of order one in any dimension.
 
     Args:
         x, proposed: as in the proposal. value, value_proposed: l there; -inf is never accepted.
@@ -191,13 +189,13 @@ def proposal_log_ratio(
     std: Float[ArrayLike, ' B'],
     shift: Float[ArrayLike, 'B *shape'],
 ) -> Float[Array, ' B']:
-    """log p(x') / q(x') of x' drawn from q = N(mean + shift, std^2) where the model's kernel is
-    p = N(mean, std^2): the correction of a guided proposal's weight.
+    """log p(x') / q(x') of x' drawn from q = N(mean + shift, std^2), where p = N(mean, std^2) is
+    the model's kernel: the correction of a guided proposal's weight.
 
         log p/q = (-<x' - mean, shift> + |shift|^2 / 2) / std^2
 
-    With shift = std^2 g / alpha this is -<x' - mean, g> / alpha + std^2 |g|^2 / (2 alpha^2). 0
-    where std is 0, where there must be no shift.
+    With shift = std^2 g / alpha this is -<x' - mean, g> / alpha + std^2 |g|^2 / (2 alpha^2). It is
+    0 where std is 0; there the shift must be 0 too.
     """
     x_next, mean, shift = at_least_f32(x_next), at_least_f32(mean), at_least_f32(shift)
     std = at_least_f32(std)
@@ -209,8 +207,8 @@ def proposal_log_ratio(
 def renoise(
     x0: Float[ArrayLike, 'B *shape'], s: Float[ArrayLike, ''], noise: Float[ArrayLike, 'B *shape']
 ) -> Float[Array, 'B *shape']:
-    """x_s = (1 - s) x_0 + s z: a clean latent put back on the path at noise level s, with the
-    path's marginal. s = 0 changes nothing.
+    """x_s = (1 - s) x_0 + s z: a clean latent renoised to noise level s, with the path's marginal.
+    s = 0 changes nothing.
     """
     s = jnp.asarray(s)
     return (1 - s) * at_least_f32(x0) + s * at_least_f32(noise)
@@ -219,8 +217,8 @@ def renoise(
 def best_candidate(
     key: PRNGKeyArray, scores: Float[ArrayLike, '*batch M'], alpha: float
 ) -> Int[Array, '*batch']:
-    """Which of M candidates goes on: drawn with probability softmax(score / alpha), or the best for
-    alpha = 0 (SVDD; the first of equals). A score of -inf is never chosen.
+    """The chosen one of M candidates: drawn with probability softmax(score / alpha), or the best
+    for alpha = 0 (SVDD; the first of equals). A score of -inf is never chosen.
     """
     scores = at_least_f32(scores)
     if alpha == 0:
@@ -235,8 +233,8 @@ def _rho(step_size: float) -> float:
 
 
 def _inverse(unit, weights):
-    """For each of `unit` in [0, K) the particle in whose share of the summed weights it falls;
-    never one without weight.
+    """For each of `unit` in [0, K), the particle in whose share of the summed weights it falls;
+    never a particle without weight.
     """
     sums = jnp.cumsum(weights)
     position = unit * (sums[-1] / len(weights))
@@ -245,8 +243,8 @@ def _inverse(unit, weights):
 
 
 def _ssp(uniforms, weights):
-    """Srinivasan's sampling process: of two particles with fractional shares one takes from the
-    other until it is whole, or the other used up; whichever is not done yet meets the next one.
+    """Srinivasan's sampling process: of two particles with fractional shares, one takes from the
+    other until it is whole or the other is used up. The particle that is not done meets the next.
     """
     count = len(weights)
     shares = weights * (count / jnp.sum(weights))
@@ -275,7 +273,7 @@ def _ssp(uniforms, weights):
         following = jnp.minimum(jnp.arange(2, count + 1), count - 1)
         pair = [(jnp.array(i), fractions[i]) for i in (0, 1)]
         (children, *_), left = jax.lax.scan(meet, (children, *pair), (uniforms, following))
-        # The fractions add up to a whole number: the last one left has 0 or, but for rounding, 1.
+        # The fractions sum to a whole number: the last particle has 0 or, up to rounding, 1.
         children = children.at[left[-1]].add(count - jnp.sum(children))
     ends = jnp.cumsum(children)
     return jnp.searchsorted(ends, jnp.arange(count), side='right').astype(jnp.int32)

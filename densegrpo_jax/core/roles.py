@@ -1,5 +1,5 @@
-"""Roles: the sets of parameters that a training state holds by name, and how each follows what is
-trained.
+"""Roles: the sets of parameters that a training state holds by name, and how each follows the
+policy.
 """
 
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-POLICY = 'policy'  # what is trained
+POLICY = 'policy'  # the trained parameters
 REF = 'ref'  # the reference policy: the frozen base, which no state holds
-EMA = 'ema'  # the moving average of the policy, which is evaluated and exported
+EMA = 'ema'  # the policy's exponential moving average, which is evaluated and exported
 
 # (parameters of the role, those of the policy after the iteration, int32 [] iterations before it)
 # -> the role's parameters after it
@@ -18,8 +18,8 @@ Follow = Callable[[Any, Any, jax.Array], Any]
 
 
 def moving_average(kept: Callable[[jax.Array], jax.Array]) -> Follow:
-    """`role <- d role + (1 - d) policy` with d = kept(iterations before this one): 0 takes the
-    policy, 1 stays.
+    """`role <- d role + (1 - d) policy` with d = kept(iterations before this one): d = 0 takes the
+    policy, d = 1 keeps the role.
     """
 
     def follow(role, policy, step):

@@ -1,4 +1,4 @@
-"""Rollouts: runs the table of a `RolloutPlan` as one scan over equal jobs, so that the program holds
+"""Rollouts: runs the table of a `RolloutPlan` as one scan over equal jobs. The program then holds
 the network once, whatever is sampled, completed and scored.
 """
 
@@ -35,38 +35,38 @@ from densegrpo_jax.core.sde_step import StepOutput, at_least_f32, guided_shift, 
 )
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """What a plan has sampled: R latents, N transitions between them and S clean latents to score.
+    """The samples of a plan: R latents, N transitions between them and S clean latents to score.
     Every array has the batch as its second axis. The plan is static and survives jit.
 
-    The fields are arrays of the shapes beside them. Their types are not checked: jax also puts
-    what stands for an array there, such as its shape or its sharding.
+    The fields are arrays of the shapes beside them. Their types are not checked, because jax also
+    puts stand-ins for arrays there, such as shapes or shardings.
     """
 
-    latents: Any  # [R, B, *latent] the kept rows; of a trajectory the states 0 ... T
+    latents: Any  # [R, B, *latent] the kept rows; for a trajectory the states 0 ... T
     s: Any  # [N, B] noise levels of x and x_next
     s_next: Any  # [N, B]
     log_prob: Any  # [N, B] 0 where std is 0
     std: Any  # [N, B]
     noise_level: Any  # [N, B] 0 where the transition is deterministic
     completions: Any  # [S, B, *latent] the sample itself is the last
-    # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None where
-    # the plan makes no predictions.
+    # [T+1, B] cosine of x0hat_k = x_k - s_k v_k with the sample, 1 for k = T (CoCA); None if the
+    # plan makes no predictions.
     similarity: Any
     plan: RolloutPlan
 
     @property
     def x(self) -> Float[Array, 'N B *latent']:
-        """Where the transitions start; gathered when asked for, as rows may be shared."""
+        """The starts of the transitions; gathered on demand, as rows may be shared."""
         return self.latents[np.array(self.plan.transitions.x_row)]
 
     @property
     def x_next(self) -> Float[Array, 'N B *latent']:
-        """Where they end."""
+        """The ends of the transitions."""
         return self.latents[np.array(self.plan.transitions.next_row)]
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the network per sample."""
+        """Network evaluations per sample."""
         return self.plan.nfe
 
 
@@ -81,15 +81,15 @@ def advance(
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
 ) -> tuple[StepOutput, Float[Array, 'B *latent']]:
-    """One evaluation of the network and one step of the policy.
+    """One network evaluation and one step of the policy.
 
     Args:
         velocity_fn: (x [B, ...], s [B]) -> v [B, ...]; or a pair (v, guided): the sample follows
-            `guided`, but the policy whose log-prob is kept has the mean of v.
+            `guided`, but the policy whose log-prob is stored has the mean of v.
         x: [B, ...] latents; s, s_next, noise_level: scalar or [B]; noise: [B, ...].
 
     Returns:
-        (StepOutput, the velocity followed [B, ...] at least float32).
+        (StepOutput, the velocity [B, ...] that the sample followed, at least float32).
     """
     x = jnp.asarray(x)
     velocity, guided = _evaluate(velocity_fn, x, s)
@@ -110,7 +110,7 @@ def continue_trajectory(
     *,
     kernel: str | Kernel = 'sde',
 ) -> Float[Array, 'B *latent']:
-    """Follows the policy from state k to the clean end, with T - k evaluations of the network.
+    """Follows the policy from state k to the clean end, with T - k network evaluations.
 
     Args:
         x: [B, ...] latents of state k.
@@ -146,16 +146,16 @@ def run_plan(
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
 ) -> Rollout:
-    """Samples what the plan says, without gradient, with the current policy. Completions are those
-    of DenseGRPO Eq. 8.
+    """Runs the plan with the current policy, without gradient. Completions are those of DenseGRPO
+    Eq. 8.
 
     Args:
         velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; steps without
-            noise follow the guided one.
+            noise follow the guided velocity.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
-        noise_levels: [T] or [T, B]; psi, sigma or eta of the noise that is added from grid index k
-            on. Ignored where the plan adds none.
+        noise_levels: [T] or [T, B]; psi, sigma or eta of the noise that a step from grid index k
+            adds. Ignored where the plan adds no noise.
         plan: for T steps, such as `trajectory_plan(masks, points)`.
         noise_fn: k (int32 scalar, traced) -> z [B, ...], standard normal, for the transitions that
             start at grid index k.
@@ -165,12 +165,12 @@ def run_plan(
         Rollout.
 
     Raises:
-        ValueError: a plan that does not hold together, or for another number of steps.
+        ValueError: the plan is inconsistent, or is for another number of steps.
     """
     check_plan(plan)
     x_init = at_least_f32(x_init)
     levels = _levels(noise_levels, sigmas, plan.num_steps, x_init)
-    # One more index than the grid has, for predictions of the clean latent.
+    # One index beyond the grid, for predictions of the clean latent.
     grid = jnp.append(jnp.asarray(sigmas, x_init.dtype), 0)
     buffer = jnp.zeros((plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
     buffer, log_probs, std = run_jobs(
@@ -209,19 +209,18 @@ def run_jobs(
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
 ) -> tuple[Float[Array, 'rows B *latent'], Float[Array, 'J W B'], Float[Array, 'J W B']]:
-    """Runs jobs in order on a buffer of latents, as one scan whose body has one call of
-    velocity_fn.
+    """Runs jobs in order on a buffer of latents, as one scan whose body calls velocity_fn once.
 
     Args:
         grid: noise levels of the grid indices 0 ... T, and 0 at T + 1.
-        levels: of the noise that is added from grid index k on.
+        levels: levels of the noise that a step from grid index k adds.
         velocity_fn, noise_fn, kernel, log_prob: as in `run_plan`.
 
     Returns:
-        (the buffer, log-prob and std of every write; 0 where it adds no noise).
+        (the buffer, log-prob and std of every write; 0 if it adds no noise).
     """
     table = tuple(jnp.asarray(np.array(column)) for column in jobs)
-    # Slots in which no job adds noise are known to be Euler steps when the program is made.
+    # Slots in which no job adds noise are known at trace time to be Euler steps.
     noisy_slots = np.array(jobs.noisy).any(0)
     shape, dtype, batch = buffer.shape[1:], buffer.dtype, buffer.shape[1]
     zeros = jnp.zeros(shape, dtype)
@@ -257,7 +256,7 @@ def run_jobs(
 
 
 def _evaluate(velocity_fn, x, s):
-    """(v, None), or (v, the guided velocity) where velocity_fn gives a pair; in the dtype of x."""
+    """(v, None), or (v, the guided velocity) if velocity_fn gives a pair; in the dtype of x."""
     found = velocity_fn(x, jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1]))
     if isinstance(found, tuple):
         velocity, guided = found
@@ -266,8 +265,8 @@ def _evaluate(velocity_fn, x, s):
 
 
 def _policy_step(velocity, guided, x, s, s_next, noise_level, noise, *, kernel, log_prob):
-    """The step whose log-prob is the policy's, with the mean of `velocity`; it lands where
-    `guided` says.
+    """The step whose log-prob is the policy's, with the mean of `velocity`; the sample follows
+    `guided`.
     """
     where = (s, s_next, noise_level)
     shift = None if guided is None else guided_shift(guided, velocity, x, *where, kernel=kernel)

@@ -1,8 +1,8 @@
-"""The plan of a rollout, a table made on the host: which evaluations of the network in which order,
-what is written with each, which writes are transitions, and what is scored.
+"""The plan of a rollout, a table made on the host: the network evaluations in order, what each
+writes, which writes are transitions, and what is scored.
 
-`rollout.run_plan` runs any such table and knows no shape of a rollout; a shape is a function that
-makes a table, such as `trajectory_plan`. The batch axis stays flat in all of them.
+`rollout.run_plan` runs any such table and does not know the rollout's shape; a shape is a function
+that makes a table, such as `trajectory_plan`. The batch axis stays flat in all of them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,24 +16,26 @@ X0HAT = 'x0hat'  # the network's prediction x_k - s_k v_k there
 
 
 class Point(NamedTuple):
-    """What a reward is of. A plan may have kinds of its own, such as one per stride of a branch."""
+    """An image that gets a reward. A plan may have its own kinds, such as one per stride of a
+    branch.
+    """
 
     kind: str
     k: int
 
 
 class Write(NamedTuple):
-    """A step taken with the velocity of a job, and the row that its end is written to."""
+    """A step with the velocity of a job, and the row for its end."""
 
     row: int
     k_to: int  # grid index of the end; T + 1 is the clean latent, s = 0, on every grid
-    noisy: bool = False  # by the kernel, with the noise of grid index k_from; else an Euler step
+    noisy: bool = False  # a kernel step, with the noise of grid index k_from; else an Euler step
 
 
 class Jobs(NamedTuple):
-    """J evaluations of the network in order, each with W writes; unused ones go to a scrap row.
+    """J network evaluations in order, each with W writes; unused writes go to a scrap row.
 
-    All noisy writes of a job take the same noise.
+    All noisy writes of a job use the same noise.
     """
 
     read: tuple[int, ...]  # [J] row of the latent
@@ -57,33 +59,33 @@ class TransitionRows(NamedTuple):
 
 
 class RolloutPlan(NamedTuple):
-    """A rollout as static data: hashable, so that it survives jit beside the arrays."""
+    """A rollout as static data: hashable, so that it passes through jit with the arrays."""
 
     num_steps: int  # T of the grid
     jobs: Jobs
     rows: int  # of the buffer; row 0 is the initial noise
-    kept: int  # the first rows, which the result keeps
+    kept: int  # number of first rows that the result keeps
     transitions: TransitionRows
     completions: tuple[int, ...]  # [S] rows of the distinct clean latents; the sample is the last
     points: tuple[Point, ...]  # what is scored
-    sources: tuple[int, ...]  # for each point the completion, 0 ... S-1, whose reward it has
-    predictions: tuple[int, ...]  # [T] rows of x0hat_k, or () where the plan has none
+    sources: tuple[int, ...]  # for each point the completion, 0 ... S-1, whose reward it gets
+    predictions: tuple[int, ...]  # [T] rows of x0hat_k, or () if the plan has none
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the network per sample."""
+        """Network evaluations per sample."""
         return len(self.jobs.read)
 
     @property
     def states(self) -> tuple[int, ...]:
-        """Of each distinct completion of a state the last state that was asked for and has it; the
-        sample's, T, ends the list.
+        """For each distinct completion of a state, the last requested state that has it; the list
+        ends with T, the sample's.
         """
         last = {c: k for k, c in enumerate(self.sources_of(STATE)) if c >= 0}
         return tuple(last[c] for c in sorted(last))
 
     def sources_of(self, kind: str = STATE) -> tuple[int, ...]:
-        """T+1 entries: the completion whose reward the point (kind, k) has; -1 = not asked for."""
+        """T+1 entries: the completion whose reward the point (kind, k) gets; -1: not requested."""
         of = dict(zip(self.points, self.sources))
         return tuple(of.get(Point(kind, k), -1) for k in range(self.num_steps + 1))
 
@@ -98,9 +100,9 @@ def trajectory_plan(
 ) -> RolloutPlan:
     """One trajectory over the whole grid, with completions of its states by ODE.
 
-    A completion of state k begins with the very velocity that the step of state k has just used, so
+    A completion of state k begins with the same velocity that the step of state k has just used, so
     completing all states with every remaining grid point costs T + T (T - 1) / 2 evaluations per
-    sample, T of them for the trajectory. States whose completion is known to coincide
+    sample, T of them for the trajectory. States whose completions are known to coincide
     (`completion_source`) share one. State T, the sample, is always scored.
 
     Args:
@@ -114,7 +116,7 @@ def trajectory_plan(
         sum over the completed states k, other than T, of min(n, T - k) - 1.
 
     Raises:
-        ValueError: a point that the trajectory does not have, or n < 1.
+        ValueError: the trajectory does not have a point, or n < 1.
     """
     num_steps = len(masks.stochastic)
     asked = sorted({*points, Point(STATE, num_steps)})
@@ -162,8 +164,8 @@ def trajectory_plan(
 
 
 def job_table(jobs: Sequence[tuple[int, int, Sequence[Write]]], scrap: int) -> Jobs:
-    """The table of jobs (row that is read, its grid index, writes), filled up with writes to the
-    row `scrap`.
+    """The table of jobs (row to read, its grid index, writes), padded with writes to the row
+    `scrap`.
     """
     width = max(len(writes) for *_, writes in jobs)
     full = [[*writes, *[Write(scrap, k)] * (width - len(writes))] for _, k, writes in jobs]
@@ -191,11 +193,11 @@ def transition_rows(
 
 
 def check_plan(plan: RolloutPlan) -> None:
-    """Raises ValueError for a table that does not hold together: a job that reads a row before it
-    is written or at another noise level, a transition whose latents are not kept or that is trained
-    without noise, a scored row that is not clean.
+    """Raises ValueError for an inconsistent table: a job that reads a row before it is written or
+    at another noise level, a transition whose latents are not kept or that is trained without
+    noise, a scored row that is not clean.
     """
-    held = {0: (0, None)}  # row -> (its grid index, the write that it is from)
+    held = {0: (0, None)}  # row -> (its grid index, the write that made it)
     read_by = []
     for j, (read, k_from, *writes) in enumerate(zip(*plan.jobs)):
         if held.get(read, (None,))[0] != k_from:
@@ -212,10 +214,10 @@ def check_plan(plan: RolloutPlan) -> None:
                 f'of the {plan.kept} rows that are kept'
             )
         if trained and not noisy:
-            raise ValueError(f'transition {i} is trained, and its write adds no noise')
+            raise ValueError(f'transition {i} is trained, but its write adds no noise')
     for row in (*plan.completions, *plan.predictions):
         if held.get(row, (0,))[0] < plan.num_steps:
-            raise ValueError(f'row {row} is scored, and what it holds in the end is not clean')
+            raise ValueError(f'row {row} is scored, but its final latent is not clean')
 
 
 def _check_points(points: Sequence[Point], num_steps: int) -> None:
@@ -227,5 +229,6 @@ def _check_points(points: Sequence[Point], num_steps: int) -> None:
             )
         if not 0 <= p.k <= last[p.kind]:
             raise ValueError(
-                f'there is no point {p.kind} {p.k}; the trajectory has {p.kind} 0 ... {last[p.kind]}'
+                f'there is no point {p.kind} {p.k}; the trajectory has {p.kind} 0 ... '
+                f'{last[p.kind]}'
             )

@@ -1,4 +1,4 @@
-"""Noise grids of the Diffusers pipelines, and noise-level tables over them. Host values, computed
+"""Noise grids of the Diffusers pipelines, and noise-level tables over them: host values, computed
 once.
 """
 
@@ -46,8 +46,7 @@ def flux_shift_mu(num_tokens, base_seq_len=256, max_seq_len=4096, base_shift=0.5
 
 
 def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
-    """The grid that FluxPipeline or StableDiffusion3Pipeline would visit with a
-    FlowMatchEulerDiscreteScheduler.
+    """The grid of FluxPipeline or StableDiffusion3Pipeline with a FlowMatchEulerDiscreteScheduler.
 
     FLUX starts from linspace(1, 1/T, T); SD3 from T points between the scheduler's own largest and
     smallest noise level. Both are then shifted: statically, shift s / (1 + (shift - 1) s), or, with
@@ -96,7 +95,7 @@ def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
     else:
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     sigmas = np.append(sigmas.astype(np.float32), np.float32(0))
-    # some shifts round the first to a neighbour of 1, and noise tables ask whether it is 1
+    # some shifts round the first value to a neighbour of 1, but noise tables compare it with 1
     if abs(sigmas[0] - 1) < 1e-6:
         sigmas[0] = 1
     return sigmas
@@ -106,12 +105,14 @@ def _scheduler_settings(config):
     name = config.get('_class_name', 'FlowMatchEulerDiscreteScheduler')
     if name != 'FlowMatchEulerDiscreteScheduler':
         raise ValueError(
-            f"scheduler config: _class_name is {name!r}; only 'FlowMatchEulerDiscreteScheduler' is supported"
+            f'scheduler config: _class_name is {name!r}; only '
+            "'FlowMatchEulerDiscreteScheduler' is supported"
         )
     for key, value in config.items():
         if key in _UNSUPPORTED and value:
             raise ValueError(
-                f'scheduler config: {key} = {value!r} is not implemented; it must be off (absent, null or false)'
+                f'scheduler config: {key} = {value!r} is not implemented; it must be off (absent, '
+                'null or false)'
             )
         if key not in _DEFAULTS and key not in _UNSUPPORTED and not key.startswith('_'):
             raise ValueError(f'scheduler config: unknown key {key!r} = {value!r}')
@@ -121,7 +122,8 @@ def _scheduler_settings(config):
     }
     if settings['time_shift_type'] not in ('exponential', 'linear'):
         raise ValueError(
-            f"scheduler config: time_shift_type is {settings['time_shift_type']!r}; expected 'exponential' or 'linear'"
+            f'scheduler config: time_shift_type is {settings["time_shift_type"]!r}; expected '
+            "'exponential' or 'linear'"
         )
     return settings
 
@@ -140,7 +142,7 @@ def check_grid(sigmas):
 
 
 def flow_grpo_noise_levels(sigmas, a=0.7):
-    """Flow-GRPO's table sigma_k = a sqrt(s_k / (1 - s_k)) (arXiv 2505.05470); where s = 1 the
+    """Flow-GRPO's table sigma_k = a sqrt(s_k / (1 - s_k)) (arXiv 2505.05470); at s = 1 the
     denominator uses sigmas[1].
 
     Args:
@@ -169,16 +171,18 @@ def constant_noise_levels(sigmas, eta):
 
 
 def check_noise_levels(noise_levels, num_steps, kernel):
-    """Raises ValueError unless the table [T] is finite, non-negative and at most what the kernel
-    takes (1 for `cps`).
+    """Raises ValueError unless the table [T] is finite, non-negative and at most the kernel's
+    maximum (1 for `cps`).
     """
     levels = np.asarray(noise_levels)
     if levels.shape != (num_steps,):
         raise ValueError(
-            f'noise levels have shape {levels.shape}; the grid has {num_steps} steps, so expected ({num_steps},)'
+            f'noise levels have shape {levels.shape}; the grid has {num_steps} steps, so expected '
+            f'({num_steps},)'
         )
     upper = as_kernel(kernel).max_level
     if not np.all(np.isfinite(levels) & (levels >= 0) & (levels <= upper)):
         raise ValueError(
-            f'noise levels of this kernel must be finite and in [0, {upper:g}]; got {levels.tolist()}'
+            f'noise levels of this kernel must be finite and in [0, {upper:g}]; got '
+            f'{levels.tolist()}'
         )

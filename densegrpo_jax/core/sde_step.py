@@ -13,9 +13,7 @@ LOG_PROBS = ('gaussian', 'unscaled')
 
 
 class StepOutput(NamedTuple):
-    """One transition x -> sample. Where std is 0 the transition is deterministic and log_prob is
-    set to 0.
-    """
+    """One transition x -> sample. If std is 0 the transition is deterministic and log_prob is 0."""
 
     sample: jax.Array  # [B, ...] x' = mean + shift + std * noise
     mean: jax.Array  # [B, ...]
@@ -36,17 +34,19 @@ def sde_step(
     log_prob='gaussian',
     shift=None,
 ):
-    """Samples one transition (give `noise`) or re-scores a given one (give `sample`).
+    """Samples one transition (give `noise`) or re-scores a stored one (give `sample`).
 
     With D = s_next - s < 0 and the predicted noise end x1hat = x + (1 - s) v, every kernel is the
-    Euler step with part of x1hat taken out and fresh noise put in:
+    Euler step, minus part of x1hat, plus fresh noise:
 
         mean = x + D v - c x1hat,    x' = mean + shift + std z
-        sde: std = sigma sqrt(-D),           c = std^2 / (2 s)               DenseGRPO Eq. 6 (Flow-GRPO), Eq. 11 (psi table)
-        cps: std = s_next sin(eta pi / 2),   c = s_next (1 - cos(eta pi / 2))  coefficients-preserving, arXiv 2509.05952
+        sde: std = sigma sqrt(-D),           c = std^2 / (2 s)
+        cps: std = s_next sin(eta pi / 2),   c = s_next (1 - cos(eta pi / 2))
         ode: std = 0,                        c = 0
 
-    At s = 1 nothing is singular here; the table of Flow-GRPO is (see `flow_grpo_noise_levels`).
+    sde is DenseGRPO Eq. 6 (Flow-GRPO), and Eq. 11 with a table psi. cps is coefficients-preserving
+    sampling, arXiv 2509.05952. Nothing here is singular at s = 1; Flow-GRPO's table is (see
+    `flow_grpo_noise_levels`).
 
     Args:
         velocity: [B, ...] network output v = eps - x_0 at (x, s).
@@ -89,12 +89,12 @@ def sde_step(
 
 
 def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
-    """The `shift` that moves the mean of `sde_step(velocity, ...)` to the mean of `guided`: (D - c
+    """The `shift` that moves the mean of `sde_step(velocity, ...)` to that of `guided`: (D - c
     (1 - s)) (guided - velocity).
 
-    With it the sampler follows a guided velocity while the policy, whose log-prob is stored, stays
-    the plain network. Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns [B,
-    ...] at least float32.
+    With it the sampler follows a guided velocity, while the policy, whose log-prob is stored,
+    remains the plain network. Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns
+    [B, ...], at least float32.
     """
     guided, velocity, x = at_least_f32(guided), at_least_f32(velocity), at_least_f32(x)
     s, s_next, noise_level = (
@@ -105,17 +105,17 @@ def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
 
 
 def log_prob_ratio(step, log_prob_old, *, log_prob='gaussian'):
-    """log p(x') - log p_old(x') of a re-scored step, with x' and p_old's value as the sampler
+    """log p(x') - log p_old(x') of a re-scored transition, with x' and p_old's value as the sampler
     stored them.
 
-    One expression over the residuals: the constants of the density are taken out of the stored
-    value before the comparison, so that what is subtracted is small and float32 round-off stays
-    near 1e-7 however many elements a latent has.
+    One expression over the residuals: the constants of the density are removed from the stored
+    value before the subtraction. Both terms are then small, and float32 round-off stays near 1e-7
+    however many elements a latent has.
 
     Args:
         step: StepOutput of `sde_step(..., sample=x')` under the current policy.
         log_prob_old: [B] the sampler's StepOutput.log_prob.
-        log_prob: as given to `sde_step`, both times.
+        log_prob: as given to both calls of `sde_step`.
 
     Returns:
         [B] log ratio; 0 where std is 0.
@@ -128,8 +128,8 @@ def _log_prob_parts(sample, mean, std, log_prob):
     """(varying part [B], constant [B]) whose sum is the log-prob.
 
     The squared residual is centred on its expectation before the mean over elements: a sum of
-    zero-mean terms keeps float32 round-off near eps in whatever order a backend adds them, a sum of
-    n positive ones does not.
+    zero-mean terms keeps float32 round-off near eps in any order of addition, a sum of n positive
+    terms does not.
     """
     axes = tuple(range(1, sample.ndim))
     safe_std = jnp.where(std > 0, std, 1)
@@ -150,8 +150,8 @@ def _over(per_sample, x):
 
 
 def at_least_f32(a: ArrayLike) -> Array:
-    """An array in float32, or in its own dtype where that is wider: arithmetic on latents is never
-    in bfloat16.
+    """An array in float32, or in its own dtype if that is wider: arithmetic on latents is never in
+    bfloat16.
     """
     a = jnp.asarray(a)
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

@@ -13,7 +13,7 @@ OUTCOME = 'outcome'  # the name of the advantage that comes from the reward of t
 
 
 class Transitions(NamedTuple):
-    """M trained transitions, the batch of an update: M = (trained transitions of a sample) * B, in
+    """M trained transitions, the batch of an update: M = (trained transitions per sample) * B, in
     the order of the rollout's N, then b.
     """
 
@@ -26,7 +26,7 @@ class Transitions(NamedTuple):
     log_prob: Float[Array, 'M']  # as the sampler stored it
     advantage: Mapping[str, Float[Array, 'M']]  # by name; a loss adds one surrogate for each
     weight: Float[Array, 'M']  # step weight of the policy loss
-    mask: Bool[Array, 'M']  # False where std is 0 or the sample has no valid reward
+    mask: Bool[Array, 'M']  # False if std is 0 or the sample has no valid reward
     prompt_id: Int[Array, 'M']  # group (prompt) of the transition, 0 ... P-1
 
 
@@ -48,7 +48,7 @@ def transitions(
         valid: False leaves the transition out of the loss.
 
     Returns:
-        Transitions, ordered as the rollout's N, then b (so `reshape(K, B, ...)` undoes it).
+        Transitions, ordered by the rollout's N, then b (so `reshape(K, B, ...)` undoes it).
     """
     shape = rollout.std.shape
     found = {name: jnp.shape(a) for name, a in advantages.items()}
@@ -72,8 +72,8 @@ def transitions(
     weight = jnp.ones(shape[0]) if weight is None else jnp.asarray(weight, jnp.float32)
 
     def latents(rows):
-        # What is masked gets no gradient, but the network's backward pass would multiply that 0 by
-        # a latent that is not finite.
+        # Masked rows get no gradient, but the network's backward pass would multiply that 0 by a
+        # latent that is not finite.
         x = rollout.latents[np.array(rows)[trained]]
         x = x.reshape(-1, *x.shape[2:])
         return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)

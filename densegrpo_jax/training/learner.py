@@ -35,9 +35,7 @@ from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 
 
 def join(rollouts: list[Rollout]) -> Rollout:
-    """Rollouts of different prompts as one: every array is concatenated along its batch axis (axis
-    1).
-    """
+    """Joins rollouts of different prompts: every array is concatenated along its batch axis (1)."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *rollouts)
 
 
@@ -45,12 +43,13 @@ def make_credit(
     config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None
 ):
     """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores) -> (record,
-    metrics of [N] or [] arrays)` for a whole iteration; the record is what the loss trains on.
+    metrics of [N] or [] arrays)` for a whole iteration; the loss trains on the record.
 
-    `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single ones and
-    `weights` theirs; both may be left out with credit.combine='sum', which goes by `rewards` alone.
-    Metrics without a score's name are of `rewards`, whatever is combined. A sample is left out
-    where any of its scores is invalid. Step-wise metrics are over trained steps, NaN elsewhere.
+    `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single scores
+    and `weights` their weights; both may be omitted with credit.combine='sum', which uses `rewards`
+    alone. Metrics without a score's name are of `rewards`, however scores are combined. A sample is
+    left out if any of its scores is invalid. Step-wise metrics are over trained steps, NaN
+    elsewhere.
     """
     c, groups = config.credit, config.rollout.prompts
     rule, options = credit_rule_of(config), credit_options(config)
@@ -121,14 +120,14 @@ def make_credit(
 
 
 def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
-    """Jitted `(state, params, conditioning [P, ...], negative conditioning [1, ...] or None, record)
-    -> (state, metrics)`: `optim.updates` optimiser steps on a record of `make_credit`.
+    """Jitted `(state, params, conditioning [P, ...], negative conditioning [1, ...] or None,
+    record) -> (state, metrics)`: `optim.updates` optimiser steps on a record of `make_credit`.
 
     Update u trains on the samples of its own share of the prompts, with all their rows of the
     record, in microbatches whose gradients are accumulated in one scan. The loss is divided once,
     by the number of rows in the update that count. A non-finite gradient leaves every role and the
-    optimiser as they were and counts in `state.skipped`. The input state is donated if
-    `donates_state`.
+    optimiser unchanged and counts in `state.skipped`. The input state is donated if
+    `donates_state(config)`.
     """
     o, r = config.optim, config.rollout
     loss, options = loss_of(config), loss_options(config)
@@ -146,8 +145,8 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         sums = loss.fn(outputs, batch, **options)
         if not isinstance(sums, LossSums):
             raise ValueError(
-                f'loss.kind={config.loss.kind!r} gave a {type(sums).__name__}; expected LossSums, such '
-                'as core.losses.loss_sums makes'
+                f'loss.kind={config.loss.kind!r} gave a {type(sums).__name__}; expected LossSums, '
+                'such as core.losses.loss_sums makes'
             )
         if REF in outputs:
             kl_sum, kl_count = kind.kl(config, outputs[POLICY], outputs[REF], batch)
@@ -181,7 +180,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             lambda a: jax.lax.with_sharding_constraint(a, rows),
             microbatches(batch, r.prompts * r.group, o.updates, o.microbatch),
         )
-        others = {role: state.roles[role] for role in rules}  # of the reference the base has all
+        others = {role: state.roles[role] for role in rules}  # REF is the base itself
         text = params, conditioning, negative
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
@@ -206,8 +205,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         }
         metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
         new = TrainState({POLICY: policy, **followed}, opt, state.step + 1, skipped)
-        # Where the state lives must not drift: a different placement would compile everything
-        # again.
+        # The state's placement must not change: another placement would compile everything again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
 
     return jax.jit(
@@ -216,15 +214,15 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
 
 def donates_state(config) -> bool:
-    """Whether the new state takes the old one's memory. Adapters are small: there the old state
-    stays until the update is complete.
+    """Whether the new state reuses the old one's memory. Adapters are small: with them the old
+    state stays until the update is complete.
     """
     return config.full
 
 
 def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
-    """Accumulation steps per update; ValueError where a batch does not divide over the mesh, or an
-    update not into microbatches that the loss can use.
+    """Accumulation steps per update. Raises ValueError if a batch does not divide over the mesh, or
+    an update does not divide into microbatches that the loss can use.
     """
     r, o, loss = config.rollout, config.optim, loss_of(config)
     check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
@@ -240,12 +238,12 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     if size % o.microbatch:
         raise ValueError(
             f'optim.microbatch={o.microbatch} does not divide the {size} {kind.unit} of an update '
-            f'({rows} a sample x {r.prompts} prompts x {r.group} samples / {o.updates} updates); near '
-            f'it: {near}'
+            f'({rows} a sample x {r.prompts} prompts x {r.group} samples / {o.updates} updates); '
+            f'near it: {near}'
         )
     if o.microbatch % whole:
         raise ValueError(
-            f'optim.microbatch={o.microbatch} does not hold whole groups of rollout.group={r.group} '
-            f'samples, which loss.kind={config.loss.kind!r} compares; near it: {near}'
+            f'optim.microbatch={o.microbatch} does not hold whole groups of rollout.group='
+            f'{r.group} samples, which loss.kind={config.loss.kind!r} compares; near it: {near}'
         )
     return size // o.microbatch

@@ -182,7 +182,7 @@ def changed(job, read=None, write=None):
             branch_plan()._replace(
                 transitions=transition_rows(branch_plan().jobs, [(0, 0)], [True])
             ),
-            'transition 0 is trained, and its write adds no noise',
+            'transition 0 is trained, but its write adds no noise',
         ),
     ],
 )
