@@ -1,1 +1,1 @@
-"""The figures of the paper, the probe and comparisons: evidence, not product."""
+"""The figures of the paper, the probe and comparisons: evidence, not part of the product."""

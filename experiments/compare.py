@@ -4,10 +4,10 @@ with spread.
     python -m experiments.compare --config=configs/tiny_ocr.py \\
         --vary=credit.rule=dense,sparse --seeds=0,1,2 --workdir=runs/credit --out=runs/credit/report
 
-Every run is a `densegrpo_jax.main` of its own in WORKDIR/VALUE/SEED; run again, unfinished ones
-continue and finished ones are kept. Writes OUT/curves.png (score against updates, network calls and
-seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md. Extra arguments after `--` go to
-every run: `-- --config.iterations=40`. For the claims of the paper there is
+Every run is a separate `densegrpo_jax.main` in WORKDIR/VALUE/SEED. The same command, run again,
+continues unfinished runs and keeps finished ones. Writes OUT/curves.png (score against updates,
+network evaluations and seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md. Extra
+arguments after `--` go to every run: `-- --config.iterations=40`. For the claims of the paper use
 `experiments.reproduce`.
 """
 
@@ -30,8 +30,8 @@ from experiments.reproduction.sweep import Run, base_digest, run_all
 
 
 def write(records: Records, key: str, values: list[str], out: pathlib.Path, command: str) -> None:
-    """Tables, curves.png and README.md in `out`; what a person wrote there, in notes.md, goes into
-    the page.
+    """Writes tables, curves.png and README.md into `out`; hand-written text in its notes.md goes
+    into the page.
     """
     records.save(out)
     curves = {value: records.curves(value) for value in values}
@@ -99,7 +99,7 @@ def main(flag, extra: Sequence[str]) -> int:
             workdir / 'text',
             tuple(extra),
         )
-        # seed by seed, so that a sweep that is cut off can be compared as far as it got
+        # seed by seed, so that the finished part of an interrupted sweep can be compared
         for seed in flag.seeds
         for value in values
     ]
@@ -128,10 +128,10 @@ def main(flag, extra: Sequence[str]) -> int:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
-    flags.DEFINE_string('config', None, 'Configuration file, given to densegrpo_jax.main as it is.')
+    """Defines the flags; importing this module defines none."""
+    flags.DEFINE_string('config', None, 'Configuration file, passed to densegrpo_jax.main.')
     flags.DEFINE_string(
-        'vary', 'credit.rule=dense,sparse', 'Key and the values that are compared: key=a,b,c.'
+        'vary', 'credit.rule=dense,sparse', 'Key and the values to compare: key=a,b,c.'
     )
     define_seeds(3)
     define_folder('workdir', None, 'Where the runs go.')

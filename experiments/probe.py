@@ -6,9 +6,9 @@ the direction of the gradients.
     python -m experiments.probe --config=configs/claims_ocr.py --workdir=runs/probe \\
         --measure=bias --checkpoint=runs/a:best
 
-What is measured, and the columns of the tables, are in experiments/reproduction/probe.py,
-probe_statistics.py and direction.py. Writes fig_NAME.csv and fig_NAME.png of every measure to OUT
-(default WORKDIR). Raw rewards are kept in WORKDIR/probe: stopped, the same command continues. Exit
+experiments/reproduction/probe.py, probe_statistics.py and direction.py describe the measures and
+the columns of the tables. Writes fig_NAME.csv and fig_NAME.png of every measure to OUT (default
+WORKDIR). Raw rewards are stored in WORKDIR/probe: after a stop the same command continues. Exit
 status as `densegrpo_jax.main`.
 """
 
@@ -56,10 +56,10 @@ def run(
     mesh,
     stop,
 ) -> None:
-    """Measures, and writes a table and a picture of each."""
+    """Measures, and writes a table and a figure of each."""
     if checkpoint and 'direction' in names:
         raise ValueError(
-            'the direction of gradients is measured of the base; leave --checkpoint or '
+            'the direction of gradients is measured for the base; leave --checkpoint or '
             '--measure=direction out'
         )
     policy = choose([checkpoint], base=False)[0] if checkpoint else probe.BASE
@@ -99,6 +99,6 @@ if __name__ == '__main__':
     flags.DEFINE_integer(
         'updates', 96, "Batches of an iteration's size whose gradients are compared (direction)."
     )
-    define_folder('out', None, 'Where tables and pictures go; default WORKDIR.')
+    define_folder('out', None, 'Folder for tables and figures; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

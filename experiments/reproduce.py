@@ -1,26 +1,27 @@
-"""Command: runs what a figure of the paper needs, on the miniature or any configuration, draws it,
-and says which claims hold.
+"""Command: runs the trainings for a figure of the paper, on the miniature or any configuration,
+draws it, and says which claims hold.
 
     # on two cores: many hours; stop it and run it again at will
     python -m experiments.reproduce --figure=4,6b
     # several runs side by side on one GPU
     python -m experiments.reproduce --figure=all --jobs=14
-    # only draws what has run
+    # only draws finished runs
     python -m experiments.reproduce --figure=all --norun
     # another configuration
     python -m experiments.reproduce --figure=4 \\
         --config=configs/claims_geneval.py --workdir=runs/claims_geneval
 
-Figures are named in experiments/reproduction/figures.py. Every training is a `densegrpo_jax.main`
-of its own in WORKDIR/VARIANT/SEED; seed after seed, so that a sweep that is cut off can be compared
-as far as it got. Run again, unfinished runs continue and finished ones are kept. OUT (default
-WORKDIR/report) collects what has finished, also from other machines: runs.csv, evaluations.csv, a
-PNG per figure and README.md with a verdict per claim. The page of this repository is
-OUT=docs/results/reproduction: `--figure=all --norun --out=docs/results/reproduction` draws it anew,
-and without --norun runs join it. Extra arguments after `--` go to every run:
+experiments/reproduction/figures.py names the figures. Every training is a separate
+`densegrpo_jax.main` in WORKDIR/VARIANT/SEED, seed after seed, so that the finished part of an
+interrupted sweep can be compared. The same command, run again, continues unfinished runs and keeps
+finished ones. OUT (default WORKDIR/report) collects finished runs, also from other machines:
+runs.csv, evaluations.csv, a PNG per figure and README.md with a verdict per claim. The page of this
+repository is OUT=docs/results/reproduction: `--figure=all --norun --out=docs/results/reproduction`
+redraws it, and without --norun new runs join it. Extra arguments after `--` go to every run:
 `-- --config.model.scan=True`.
+
 Exit status: 0 all runs have finished, 75 stopped by a signal, 1 some runs failed, 2 a figure,
-configuration or folder that cannot be used.
+configuration or folder cannot be used.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def chosen_runs(
     psi: pathlib.Path,
     extra: list[str],
 ) -> list[Run]:
-    """The trainings of the figures, each once: all seeds of GATE first, then the others; seed by
-    seed, in the order of VARIANTS.
+    """The trainings of the figures, each once: first all seeds of GATE, then the others, seed by
+    seed in the order of VARIANTS.
     """
     needed = {variant for name in figures if name in FIGURES for variant in FIGURES[name].variants}
     order = [
@@ -135,7 +136,8 @@ def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
     """Runs another command of this package to its end.
 
     Raises:
-      Preempted: a stop was requested. RuntimeError: it failed.
+      Preempted: a stop was requested.
+      RuntimeError: the command failed.
     """
     logging.info('%s (log: %s)', ' '.join(command), log)
     code = watch(command, log, stop)
@@ -146,10 +148,8 @@ def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
-    flags.DEFINE_string(
-        'config', 'configs/claims_ocr.py', 'Base configuration; what every run shares.'
-    )
+    """Defines the flags; importing this module defines none."""
+    flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration of all runs.')
     flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
     define_seeds(5)
     define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
@@ -160,14 +160,14 @@ def define_flags() -> None:
         'Runs side by side, as many as fit on the device; their times are then not comparable.',
         lower_bound=1,
     )
-    flags.DEFINE_bool('run', True, 'Run what is missing; false: only draw.')
+    flags.DEFINE_bool('run', True, 'Run missing trainings; false: only draw.')
     flags.DEFINE_string(
         'psi',
         '',
         'Noise table made by densegrpo_jax.calibrate; default: calibrate first, into '
         'WORKDIR/psi.json.',
     )
-    flags.DEFINE_string('commit', '', 'Commit of this code, where git cannot tell.')
+    flags.DEFINE_string('commit', '', 'Commit of this code, if git cannot tell.')
 
 
 if __name__ == '__main__':

@@ -5,13 +5,13 @@ hold.
     python -m experiments.search --workdir=runs/search
     # with a trained policy: search against training, and search on top of it
     python -m experiments.search --workdir=runs/search --policy=runs/tiny_ocr
-    # only draws what has run
+    # only draws finished searches
     python -m experiments.search --workdir=runs/search --norun --out=docs/results/search
 
-Tasks, methods, budgets and claims are named in experiments/searching/cases.py. Every search is one
-of `densegrpo_jax.search`, in WORKDIR/TASK/POLICY/METHOD/BUDGET; finished prompts are kept. OUT
-(default WORKDIR/report) collects what has finished: prompts.csv, a PNG per task and README.md with
-a verdict per claim. What prompts.csv holds is not searched again: to begin anew, remove it. Exit
+experiments/searching/cases.py names tasks, methods, budgets and claims. Every search is one of
+`densegrpo_jax.search`, in WORKDIR/TASK/POLICY/METHOD/BUDGET; finished prompts are kept. OUT
+(default WORKDIR/report) collects finished searches: prompts.csv, a PNG per task and README.md with
+a verdict per claim. Prompts in prompts.csv are not searched again: to start anew, remove it. Exit
 status as `densegrpo_jax.main`.
 """
 
@@ -66,7 +66,7 @@ def run(
     mesh: Mesh,
     stop: StopRequest,
 ) -> Records:
-    """Makes every case, or what is left of it, and keeps it in `out` as soon as it is done."""
+    """Runs every case, or its missing part, and stores it in `out` as soon as it is done."""
     records = Records.load(out)
     todo = [case for case in todo if len(records.rows.get(case, ())) != count]
     bar = ProgressBar(len(todo), label='searches')
@@ -119,14 +119,16 @@ def main(flag) -> int:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_folder('workdir', 'runs/search', 'Where the searches go.')
     define_folder('out', None, 'Folder for tables, figures and the page; default WORKDIR/report.')
-    define_folder('policy', None, 'Run of configs/tiny_ocr.py whose policy is searched too.')
+    define_folder(
+        'policy', None, 'Run of configs/tiny_ocr.py whose policy is used in searches too.'
+    )
     flags.DEFINE_list('tasks', list(TASKS), f'Tasks: {", ".join(TASKS)}.')
-    flags.DEFINE_multi_integer('budgets', list(BUDGETS), 'Network evaluations a prompt.')
+    flags.DEFINE_multi_integer('budgets', list(BUDGETS), 'Network evaluations per prompt.')
     flags.DEFINE_integer('prompts', 40, 'Prompts of each task.', lower_bound=2)
-    flags.DEFINE_bool('run', True, 'Search what is missing; false: only draw.')
+    flags.DEFINE_bool('run', True, 'Run missing searches; false: only draw.')
     define_process_flags()
 
 

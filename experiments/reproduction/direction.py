@@ -1,15 +1,15 @@
-"""How well one update's gradient points where the expected gradient points, for every credit rule
-on the same trajectories.
+"""How well one update's gradient aligns with the expected gradient, for every credit rule on the
+same trajectories.
 
 Trajectories of the base policy are sampled, every state is completed and scored once, and each rule
-makes its gradient from the same rewards. Nothing is trained, so the rules differ in nothing but
-credit. A gradient from 24 samples of the miniature has a cosine of about 0.04 with its expectation:
-to tell rules apart takes thousands of samples, minutes on an accelerator, half an hour or more on
-two cores.
+makes its gradient from the same rewards. Nothing is trained, so the rules differ only in credit. A
+gradient from 24 samples of the miniature has a cosine of about 0.04 with its expectation: to tell
+rules apart takes thousands of samples, which means minutes on an accelerator and half an hour or
+more on two cores.
 
-Gradients are kept as count sketches (Charikar et al. 2002): every parameter is added, with a random
-sign, to one of SKETCH buckets. Inner products survive that with a relative error of about 1 /
-sqrt(SKETCH), which has no bias.
+Gradients are stored as count sketches (Charikar et al. 2002): every parameter is added, with a
+random sign, to one of SKETCH buckets. This keeps inner products without bias, with a relative error
+of about 1 / sqrt(SKETCH).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from experiments.reproduction.measuring import (
 SKETCH = 1 << 16
 # its expectation is the policy gradient of the terminal reward, up to the whitening
 REFERENCE = 'sparse'
-# The variants that read the rewards of complete completions and differ in credit alone.
+# The variants that use the rewards of complete completions and differ only in credit.
 CREDITS = {
     name: changes
     for name, changes in VARIANTS.items()
@@ -58,15 +58,16 @@ def direction(
     config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, updates: int = 96
 ) -> list[dict]:
     """A row per credit rule of CREDITS, see `direction_rows`, from `updates` batches of an
-    iteration's size, each of other prompts.
+    iteration's size, each with different prompts.
 
     Args:
-      config: noise, batch, reward and what is trained. workdir: where sketches are kept, a file per
-        batch; the same call continues.
+      config: gives noise, batch, reward and the trained weights.
+      workdir: holds the sketches, a file per batch; the same call continues.
 
     Raises:
-      Preempted: a stop was requested. ValueError, FileNotFoundError: what cannot be used.
-        RewardError.
+      Preempted: a stop was requested.
+      ValueError, FileNotFoundError: a setting or file cannot be used.
+      RewardError: scores could not be computed.
     """
     config = measured_config(config, stop, {'optim.updates': 1})
     credits = {name: dict(changes) for name, changes in CREDITS.items()}
@@ -146,18 +147,17 @@ def sketch(tree, size: int = SKETCH) -> jax.Array:
 
 
 def direction_rows(sketches: Mapping[str, np.ndarray], samples: int) -> list[dict]:
-    """What the gradients [K, D] of K batches say of each rule. Intervals are 1.96 standard errors
-    of the jackknife over batches.
+    """Statistics of each rule from the gradients [K, D] of K batches. Intervals are 1.96 standard
+    errors of the jackknife over batches.
 
     Columns, with g a rule's gradient from one batch and h that of REFERENCE:
 
     * `alignment`: |E g| / sqrt(E |g|^2), about the mean cosine between a gradient and its own
-      expectation: what the noise leaves.
+      expectation: noise lowers it.
     * `progress`: E g . E h / (sqrt(E |g|^2) |E h|), about the mean cosine between a gradient and
-      the expected policy gradient of the terminal reward: what noise and bias leave. To first
-      order, a step of given length raises that reward in proportion to it.
-    * `bias`: E g . E h / (|E g| |E h|), the cosine of the two expectations: what is left without
-      noise.
+      the expected policy gradient of the terminal reward: noise and bias lower it. To first order,
+      a step of given length raises that reward in proportion to it.
+    * `bias`: E g . E h / (|E g| |E h|), the cosine of the two expectations: only bias lowers it.
 
     Products of expectations are means over pairs of different batches, so that no noise is counted
     as signal.
@@ -185,7 +185,8 @@ def _columns(
     own: np.ndarray, shared: np.ndarray, reference: np.ndarray
 ) -> tuple[float, float, float]:
     """(alignment, progress, bias) from the products of all pairs of batches, [K, K] each: of the
-    rule with itself, with the reference, of that with itself."""
+    rule with itself, of the rule with the reference, and of the reference with itself.
+    """
     size, own, shared, reference = (
         np.trace(own) / len(own),
         _pairs(own),
@@ -207,8 +208,8 @@ def _pairs(products: np.ndarray) -> float:
 
 
 def _jackknife(statistics, count: int) -> tuple[list[float], list[float]]:
-    """(values, standard errors) of several statistics of the batches kept, from leaving out one
-    batch at a time.
+    """(values, standard errors) of several statistics of the kept batches, by leaving out one batch
+    at a time.
     """
     every = np.arange(count)
     left = np.array([statistics(np.delete(every, i)) for i in every])

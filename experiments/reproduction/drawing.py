@@ -1,4 +1,4 @@
-"""Curves of several runs against what they cost."""
+"""Curves of several runs against their cost."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def draw_curves(
       curves: label -> runs -> evaluations (rows of `records.EVALUATION`).
       path: PNG.
       axes: keys of LABELS.
-      quantity: a key of QUANTITIES; rows where it is NaN are left out.
-      totals: one more panel: a run in one number (`statistics.summary`), mean and standard
-        deviation over seeds, against its network calls.
+      quantity: a key of QUANTITIES; rows in which it is NaN are left out.
+      totals: adds a panel: a run in one number (`statistics.summary`), mean and standard deviation
+        over seeds, against its network evaluations.
     """
     import matplotlib
 

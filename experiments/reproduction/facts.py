@@ -1,4 +1,4 @@
-"""What a result should say about where it comes from."""
+"""Facts about the origin of a result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 
 def device() -> str:
-    """The devices that the runs will see, asked in a process of its own so that this one does not
-    hold them.
+    """The devices that the runs will see; a separate process asks, so that this one does not hold
+    them.
     """
     code = 'import jax; print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")'
     return subprocess.run(
@@ -18,9 +18,7 @@ def device() -> str:
 
 
 def commit() -> str:
-    """The commit of this code, with '+' where files differ from it; 'unknown' outside a
-    repository.
-    """
+    """The commit of this code, with '+' if files differ from it; 'unknown' outside a repository."""
     git = lambda *args: subprocess.run(
         ['git', '-C', str(pathlib.Path(__file__).parent), *args], capture_output=True, text=True
     )

@@ -1,6 +1,6 @@
-"""What each figure of the paper claims, and the runs that would show it.
+"""The claim of each figure of the paper, and the runs that test it.
 
-A run is a variant (changes to one base configuration) with a seed; figures share variants, so the
+A run is a variant (changes to one base configuration) with a seed. Figures share variants, so the
 runs of one figure serve the others.
 """
 
@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     'sparse_weighted_2': {'credit.rule': 'sparse', 'loss.noise_power': 2.0},
 }
 
-# What everything else rests on: run first, with all seeds.
+# The basis of everything else: runs first, with all seeds.
 GATE = ('dense', 'sparse', 'psi')
 
 
@@ -70,7 +70,7 @@ class Figure:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Variants of the comparisons, then the others, each once."""
+        """The variants of the comparisons, then the others, each once."""
         compared = [name for c in self.comparisons for name in (c.more, c.less)]
         return tuple(dict.fromkeys([*compared, *self.also]))
 
@@ -171,7 +171,7 @@ FIGURES: Mapping[str, Figure] = {
 
 
 def select(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    """Figure names in the order asked for; 'all' stands for every one.
+    """The requested figure names in order; 'all' stands for all.
 
     Raises:
       ValueError: an unknown name.

@@ -1,5 +1,5 @@
-"""What measurements without training share: their configuration, and a store of raw results that
-survives a stop.
+"""The common part of measurements without training: their configuration, and a store of raw results
+that survives a stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.sampler import Schedule
 
-# The keys of config.credit that say how states are completed, with what they are for complete
+# The keys of config.credit that say how states are completed, with their values for complete
 # completions.
 COMPLETE = {
     key: value for key, value in default_config().credit.items() if key.startswith('completion')
@@ -26,9 +26,7 @@ COMPLETE = {
 
 
 def with_overrides(config, overrides: Mapping):
-    """A copy of a configuration with other values of some keys, checked; a key that it does not
-    have is an error.
-    """
+    """A checked copy of a configuration with some keys changed; an unknown key is an error."""
     changed = config.copy_and_resolve_references().lock()
     try:
         changed.update_from_flattened_dict(dict(overrides))
@@ -42,13 +40,13 @@ def with_overrides(config, overrides: Mapping):
 
 
 def measured_config(config, stop: StopRequest, overrides: Mapping):
-    """The configuration with dense credit from complete completions, on top of it `overrides`.
+    """The configuration with dense credit from complete completions, then with `overrides`.
 
     Raises:
-      ValueError: several processes were started; what `validate` refuses.
+      ValueError: several processes were started, or `validate` raises it.
     """
     if (count := stop.communicator.hosts.count) > 1:
-        raise ValueError(f'this measures in one process, and {count} were started')
+        raise ValueError(f'this measures in one process, but {count} were started')
     return with_overrides(
         config,
         {
@@ -60,16 +58,16 @@ def measured_config(config, stop: StopRequest, overrides: Mapping):
 
 
 def every_state_completed(schedule: Schedule) -> Schedule:
-    """The schedule that scores all T + 1 states by complete completions, whatever its credit rule
-    reads.
+    """The schedule that scores all T + 1 states by complete completions, whatever the credit rule
+    needs.
     """
     every = state_points(range(len(schedule.sigmas)))
     return schedule._replace(plan=trajectory_plan(schedule.masks, every))
 
 
 class Store:
-    """Arrays of batches in FOLDER/HASH/batch_N.npz, HASH that of the settings, which lie beside
-    them; a file is whole or absent.
+    """Arrays of batches in FOLDER/HASH/batch_N.npz. HASH is that of the settings, which are stored
+    beside them; a file is whole or absent.
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping):
@@ -82,12 +80,12 @@ class Store:
         return self._path(number).exists()
 
     def put(self, number: int, **arrays: np.ndarray) -> None:
-        """Keeps the arrays of a batch by their names."""
+        """Stores the arrays of a batch by their names."""
         with replacing(self._path(number)) as file:
             np.savez(file, **arrays)
 
     def get(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of a batch that is in the store."""
+        """The arrays of a stored batch."""
         with np.load(self._path(number), allow_pickle=False) as arrays:
             return dict(arrays)
 

@@ -30,7 +30,7 @@ FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
 
 
 def compare(records: Records, comparison: Comparison) -> Difference:
-    """The difference of a comparison over the seeds that both variants have finished."""
+    """The difference of a comparison, over the seeds that both variants have finished."""
     of = lambda variant: {
         seed: summary(rows, comparison.quantity) for seed, rows in records.curves(variant).items()
     }
@@ -40,13 +40,13 @@ def compare(records: Records, comparison: Comparison) -> Difference:
 def write(
     out: pathlib.Path, records: Records, measured: Mapping[str, Section], wanted: Mapping[str, int]
 ) -> list[pathlib.Path]:
-    """README.md and a PNG per figure that has runs.
+    """Writes README.md and a PNG per figure that has runs.
 
     Args:
-      out: folder, made if need be; other text there, in `notes_FIGURE.md`, goes under the figure.
+      out: folder, created if needed; text in its `notes_FIGURE.md` goes under the figure.
       records: finished runs.
       measured: the figures that need no training.
-      wanted: variant -> number of seeds that were asked for, to say what has not run.
+      wanted: variant -> requested number of seeds, to say what has not run.
 
     Returns:
       The files written.
@@ -119,7 +119,7 @@ def _section(
     lines = [f'## {figure.title}', '', f'Claim: {figure.claim}. Paper: {figure.paper}.', '']
     curves = {variant: records.curves(variant) for variant in figure.variants}
     present = {variant: list(runs.values()) for variant, runs in curves.items() if runs}
-    # else it would only repeat what other figures show
+    # else it would only repeat other figures
     if differences[figure.comparisons[0]].seeds:
         picture = out / f'fig_{figure.name}.png'
         draw_curves(
@@ -177,7 +177,7 @@ def _row(variant: str, runs: Sequence[Sequence[Mapping]]) -> list[str]:
 
 
 def _notes(out: pathlib.Path, name: str) -> str:
-    """What a person has written about a figure."""
+    """The hand-written notes on a figure."""
     path = out / f'notes_{name}.md'
     return f'\n\n{path.read_text().strip()}' if path.exists() else ''
 

@@ -1,16 +1,16 @@
 """Measurements of a policy that need no training, on its own trajectories:
 
-* `latent_rewards`: how well the reward of every state's completion foretells the terminal reward
+* `latent_rewards`: how well the reward of every state's completion predicts the terminal reward
   (the paper's Fig. 8).
 * `bias`: how far that reward, the value of the deterministic policy, is from the policy's own
-  value, and what it means for credit.
-* `cost`: what cheaper completions keep of the rewards and gains of complete ones.
+  value, and what this means for credit.
+* `cost`: how well cheaper completions preserve the rewards and gains of complete ones.
 
 Each takes `(config, workdir, mesh, stop)` and returns rows, a dict per line of a table
-(`probe_statistics`). Prompts are those that training begins with, noise levels are the
-configuration's; the policy is the base, or a checkpoint as `densegrpo_jax.evaluate` chooses it. Raw
-rewards lie in WORKDIR/probe, a file per batch in a folder per setting: a measurement that was
-stopped continues, and one of other settings (or of other weights) is not mixed in. For one process.
+(`probe_statistics`). Prompts are those that training begins with; noise levels are the
+configuration's. The policy is the base, or a checkpoint as `densegrpo_jax.evaluate` chooses it. Raw
+rewards are stored in WORKDIR/probe, a file per batch in a folder per setting: a stopped measurement
+continues, and results of other settings (or other weights) are not mixed in. For one process.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from experiments.reproduction.probe_statistics import (
 
 BASE = Policy('base')
 EXACT_METHOD = 'n = t'  # every remaining grid point
-# Name -> what it changes in a configuration with complete completions.
+# Name -> its changes to a configuration with complete completions.
 METHODS = {
     EXACT_METHOD: {},
     'n = 3': {'credit.completion_steps': 3},
@@ -64,9 +64,9 @@ METHODS = {
     'every 2nd state': {'credit.completion_every': 2},
     'every 2nd state, n = 2': {'credit.completion_every': 2, 'credit.completion_steps': 2},
 }
-# elements of every latent that are kept to see that two methods completed the same trajectories
+# elements stored of every latent, to check that two methods completed the same trajectories
 _MARKS = 64
-# of the latents' size: other noise differs by its whole size, another rounding by far less
+# tolerance, relative to the latents' size: other noise differs by 1, other rounding by far less
 _SAME = 0.05
 
 
@@ -83,14 +83,16 @@ def latent_rewards(
     `probe_statistics.latent_reward_rows`.
 
     Args:
-      config: the noise, the group, the reward and the training prompts; its credit does not matter.
-      workdir: where raw rewards are kept and found again.
-      policy: whose trajectories.
-      prompts: how many.
+      config: gives the noise, the group, the reward and the training prompts; its credit does not
+        matter.
+      workdir: holds the raw rewards.
+      policy: samples the trajectories.
+      prompts: number of prompts.
 
     Raises:
-      Preempted: a stop was requested; the same call continues. ValueError, FileNotFoundError: what
-        cannot be used. RewardError.
+      Preempted: a stop was requested; the same call continues.
+      ValueError, FileNotFoundError: a setting or file cannot be used.
+      RewardError: scores could not be computed.
     """
     probe = _Probe(config, workdir, mesh, stop, policy, prompts)
     schedule = every_state_completed(probe.schedule)
@@ -112,7 +114,8 @@ def bias(
 ) -> list[dict]:
     """A row per state, see `probe_statistics.bias_rows`, from `samples` trajectories of each prompt
     and stochastic continuations of each of their states; the other arguments and errors as in
-    `latent_rewards`."""
+    `latent_rewards`.
+    """
     probe = _Probe(config, workdir, mesh, stop, policy, prompts, {'rollout.group': samples})
     schedule = every_state_completed(probe.schedule)
     found = probe.measure('bias', probe.config, schedule, continuations)
@@ -134,11 +137,11 @@ def cost(
 
     Args:
       methods: name -> overrides of configuration keys, on top of dense credit with complete
-        completions; `METHODS` has examples. That itself, `EXACT_METHOD`, is always measured. More
-        steps than a trajectory has are left out.
+        completions; `METHODS` has examples. `EXACT_METHOD`, without overrides, is always measured.
+        Methods with more steps than a trajectory are left out.
 
     Raises:
-      ValueError: a method that has not completed the same trajectories.
+      ValueError: a method did not complete the same trajectories.
     """
     probe, found = _Probe(config, workdir, mesh, stop, policy, prompts), {}
     for name, overrides in {EXACT_METHOD: {}, **methods}.items():
@@ -152,7 +155,7 @@ def cost(
 
 
 def check_same_trajectories(name: str, marks: np.ndarray, expected: np.ndarray) -> None:
-    """Raises ValueError where latents [..., T+1, B] are not those of the method they are compared
+    """Raises ValueError if latents [..., T+1, B] are not those of the method that they are compared
     with.
     """
     difference, size = (
@@ -163,7 +166,7 @@ def check_same_trajectories(name: str, marks: np.ndarray, expected: np.ndarray) 
         raise ValueError(
             f'method {name!r} changed the trajectories themselves, not only their completions: '
             f'latents of size {size:.3g} differ by {difference:.3g}. A method may override how '
-            'states are completed (credit.completion_...), and nothing that samples'
+            'states are completed (credit.completion_...), but nothing that samples'
         )
 
 
@@ -171,16 +174,16 @@ class _Found(NamedTuple):
     """Raw results of a measurement."""
 
     rewards: np.ndarray  # [T+1, P, G]; NaN where a state was not completed or not scored
-    # [T+1, P, G, C]; where nothing random is left, the terminal reward
+    # [T+1, P, G, C]; the terminal reward where nothing random is left
     continued: np.ndarray | None
-    states: tuple[int, ...]  # whose completions are distinct and not the sample
-    calls: int  # of the network per sample, continuations not counted
+    states: tuple[int, ...]  # states whose completions are distinct and not the sample
+    calls: int  # network evaluations per sample, without continuations
     marks: np.ndarray  # [_MARKS, T+1, B] elements of the latents
 
 
 class _Probe:
-    """A policy, its prompts and where their raw rewards are kept. Weights are loaded when the first
-    batch is not there yet.
+    """A policy, its prompts and the store of their raw rewards. Weights are loaded on the first
+    missing batch.
     """
 
     def __init__(
@@ -208,7 +211,7 @@ class _Probe:
             self._policy, _ = load_policy(
                 self.pipeline, self.config, mesh, policy.workdir, str(policy.step)
             )
-        # As many rows at once as in training, whatever the group is here.
+        # As many rows at once as in training, whatever the group here.
         most = max(
             1, config.rollout.prompts_per_batch * config.rollout.group // self.config.rollout.group
         )
@@ -219,7 +222,7 @@ class _Probe:
         return load(self._checked, [p.text for p in self._prompts], self._workdir)
 
     def measure(self, label: str, config, schedule: Schedule, continuations: int = 0) -> _Found:
-        """Samples and scores what is not kept yet, batch by batch. Raises Preempted."""
+        """Samples and scores missing batches, one by one. Raises Preempted."""
         store = Store(self._workdir / 'probe', self._settings(config, schedule, continuations))
         starts = range(0, len(self._prompts), self._batch)
         todo = [start for start in starts if start not in store]
@@ -259,7 +262,7 @@ class _Probe:
         return self._assemble(config, [store.get(start) for start in starts], continuations)
 
     def _sampler(self, config, schedule: Schedule, continuations: int):
-        """places [p] -> (arrays to keep, pictures uint8 [S + (S-1) C, B, H, W, 3], finite): of the
+        """places [p] -> (arrays to keep, images uint8 [S + (S-1) C, B, H, W, 3], finite): of the
         S completions, then of every completed state's continuations."""
         s = self._session
         rollout = make_rollout(self.pipeline, config, schedule, self._mesh)

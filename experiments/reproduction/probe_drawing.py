@@ -12,7 +12,7 @@ from experiments.reproduction.probe_statistics import LAMBDAS
 
 def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
     """The paper's Fig. 8 from `latent_rewards`: level and order of the predicted rewards against
-    the timesteps left.
+    the remaining timesteps.
     """
     figure, (level, order) = _panels(2)
     x = [row['timesteps_left'] for row in rows]
@@ -30,12 +30,12 @@ def draw_latent_rewards(rows: Sequence[dict], path: pathlib.Path) -> None:
     )
     for axes in (level, order):
         axes.set_xticks(x)
-        axes.invert_xaxis()  # as sampled: from noise to the picture
+        axes.invert_xaxis()  # as sampled: from noise to the image
     _save(figure, path)
 
 
 def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """From `bias`: the mean bias, its size beside the gains, and what it does to GAE."""
+    """From `bias`: the mean bias, its size compared with the gains, and its effect on GAE."""
     states, (whole,) = (
         [row for row in rows if row['state'] != 'all'],
         [row for row in rows if row['state'] == 'all'],
@@ -82,8 +82,8 @@ def draw_bias(rows: Sequence[dict], path: pathlib.Path) -> None:
 
 
 def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """From `cost`: rank correlations within groups against network calls, of gains and of
-    rewards.
+    """From `cost`: rank correlations within groups, of gains and of rewards, against network
+    evaluations.
     """
     figure, panels = _panels(3)
     titles = {
@@ -95,7 +95,7 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
     width = 0.02 * (max(calls) - min(calls) or 1)
     for axes, (name, title) in zip(panels, titles.items()):
         for i, row in enumerate(rows):
-            # Methods that cost the same stand side by side.
+            # Methods of equal cost stand side by side.
             x = row['calls'] + width * (
                 calls[:i].count(row['calls']) - (calls.count(row['calls']) - 1) / 2
             )
@@ -124,7 +124,7 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
 
 
 def draw_direction(rows: Sequence[dict], path: pathlib.Path) -> None:
-    """What noise and bias leave of every rule's gradient, from the best rule to the worst."""
+    """The effect of noise and bias on every rule's gradient, from the best rule to the worst."""
     rows = sorted(rows, key=lambda row: row['progress'])
     figure, panels = _panels(3)
     titles = (

@@ -1,10 +1,10 @@
-"""What the probes report: rank correlations and the bias of the ODE as a value, from raw rewards;
-numpy arrays in, tables out.
+"""The statistics of the probes: rank correlations and the bias of the ODE as a value, from raw
+rewards; numpy arrays in, tables out.
 
 Axes: state k = 0 ... T first, then prompts P, the samples G of a prompt, and continuations C. A
-reward that is missing is NaN. A value is reported with a 95 % interval as NAME, NAME_low and
-NAME_high: percentiles of a bootstrap that draws prompts, because the samples of one prompt are no
-independent observations.
+missing reward is NaN. A value is reported with a 95 % interval as NAME, NAME_low and NAME_high:
+percentiles of a bootstrap that draws prompts, because the samples of one prompt are not independent
+observations.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 from scipy.stats import rankdata
 
 DRAWS = 1000  # of the bootstrap
-LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # for which the bias table has a column
-_FINE = np.linspace(0, 1, 21)  # among which the best lambda is looked for
+LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # values with a column in the bias table
+_FINE = np.linspace(0, 1, 21)  # candidates for the best lambda
 
 
 class Method(NamedTuple):
     """Rewards of the same trajectories by one way of completing their states."""
 
-    calls: int  # of the network per sample, the trajectory included
+    calls: int  # network evaluations per sample, the trajectory included
     rewards: np.ndarray  # [T+1, P, G]; NaN where a state was not completed
 
 
 def correlation(predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = True) -> float:
-    """Correlation of all pairs without a NaN; of their ranks it is Spearman's, with average ranks
-    for ties.
+    """Correlation of all pairs without a NaN; with ranks it is Spearman's, with average ranks for
+    ties.
 
-    A constant prediction says nothing about the order and counts 0; a constant reference, or fewer
-    than two pairs, gives NaN.
+    A constant prediction says nothing about the order and counts as 0; a constant reference, or
+    fewer than two pairs, gives NaN.
     """
     both = np.isfinite(predicted) & np.isfinite(reference)
     x, y = predicted[both].astype(float), reference[both].astype(float)
@@ -49,7 +49,7 @@ def correlation(predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = T
 def group_correlations(
     predicted: np.ndarray, reference: np.ndarray, *, ranks: bool = True
 ) -> np.ndarray:
-    """`correlation` within every group: [P, G], [P, G] -> [P]; NaN where a group's reference has no
+    """`correlation` within every group: [P, G], [P, G] -> [P]; NaN if a group's reference has no
     spread.
     """
     return np.array([correlation(x, y, ranks=ranks) for x, y in zip(predicted, reference)])
@@ -61,7 +61,7 @@ def bootstrap(
     """95 % percentile interval [2] of `statistic(drawn)`, int [P] drawn from the prompts with
     replacement.
 
-    Draws in which the statistic does not exist (NaN) are left out.
+    Draws in which the statistic is undefined (NaN) are left out.
     """
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(prompts, size=prompts)) for _ in range(draws)])
@@ -105,7 +105,7 @@ def _compare(
 
 
 def latent_reward_rows(rewards: np.ndarray, sigmas: np.ndarray) -> list[dict]:
-    """How well the reward of a state's completion foretells the terminal reward (the paper's Fig.
+    """How well the reward of a state's completion predicts the terminal reward (the paper's Fig.
     8), a row per state 0 ... T.
 
     Columns: the mean reward; `difference`, mean |R_k - R_T|; `rank_correlation` with the terminal
@@ -138,21 +138,20 @@ def latent_reward_rows(rewards: np.ndarray, sigmas: np.ndarray) -> list[dict]:
 def cost_rows(
     methods: Mapping[str, Method], reference: str, trained: np.ndarray, states: Sequence[int]
 ) -> list[dict]:
-    """What each method's rewards are worth beside those of the method `reference`, a row per
-    method.
+    """Compares each method's rewards with those of the method `reference`, a row per method.
 
-    The reference is the paper's choice, not the truth: a method can differ from it and be no worse
-    a value (`bias_rows`).
+    The reference is the paper's choice, not the truth: a method that differs from it can be an
+    equally good value (`bias_rows`).
 
-    Columns: network `calls` per sample; rank correlations overall and within groups (`group_...`),
-    each a mean over `states` or trained transitions: `reward_correlation` of the latent rewards
-    with the reference's, `gain_correlation` of the gains with the reference's, which is what credit
-    sees, `terminal_correlation` of the latent rewards with the terminal reward.
+    Columns: network evaluations per sample, `calls`; rank correlations overall and within groups
+    (`group_...`), each a mean over `states` or trained transitions: `reward_correlation` of the
+    latent rewards with the reference's, `gain_correlation` of the gains with the reference's, which
+    credit uses, `terminal_correlation` of the latent rewards with the terminal reward.
     `group_gain_correlation_K` is that of transition K alone.
 
     Args:
       trained: bool [T].
-      states: whose completion is not the sample itself.
+      states: states whose completion is not the sample itself.
     """
     whole = methods[reference].rewards
     steps, gain = np.flatnonzero(trained), np.diff(whole, axis=0)
@@ -187,31 +186,31 @@ def bias_rows(
     """The completion V_k as an estimate of the policy's own value E[R_T | x_k], which is the mean
     over stochastic continuations.
 
-    A row per state, and one, state 'all', of the advantages' correlations averaged over the
+    A row per state, and one row, state 'all', with the advantages' correlations averaged over the
     transitions. Columns:
 
-    * `value`, `expected` (means of V_k and of the continuations), `bias` = mean(E[R_T | x_k] - V_k)
-      with its `standard_error` over x_k (the x_k of a prompt taken together); `rms_bias`, root of
-      the mean squared bias, the noise of a mean over few continuations taken off; `group_rms_bias`,
-      the same of what is left of the bias within a group, where its mean cancels.
-    * `continuation_std`: of R_T around E[R_T | x_k], the error of a single continuation as an
-      estimate (what lambda = 1 pays); `gain_std`: of the gain V_{k+1} - V_k within groups;
+    * `value`, `expected`: means of V_k and of the continuations. `bias` = mean(E[R_T | x_k] - V_k)
+      with its `standard_error` over x_k (with the x_k of a prompt taken together). `rms_bias`: root
+      of the mean squared bias, minus the noise of a mean over few continuations. `group_rms_bias`:
+      the same for the deviation of the bias from its group mean.
+    * `continuation_std`: std of R_T around E[R_T | x_k], the error of a single continuation as an
+      estimate (the cost of lambda = 1). `gain_std`: std of the gain V_{k+1} - V_k within groups.
       `bias_to_gain` = group_rms_bias / gain_std.
     * `value_correlation` and `continuation_correlation`: V_k, and one continuation, with the mean
       of the other continuations.
-    * The transition from k: its true advantage is A = E[R_T | x_{k+1}] - E[R_T | x_k]. For a lambda
-      of `LAMBDAS`, `advantage_correlation_L` is the within-group correlation of GAE(L) with A as it
-      was measured, whose noise makes all of them smaller by the same factor, about
-      `advantage_reliability`; `advantage_error_L` the mean squared difference from A within groups,
-      corrected for that noise; `..._sparse` those of R_T alone. `best_lambda` has the largest
-      correlation.
+    * The transition from k: its true advantage is A = E[R_T | x_{k+1}] - E[R_T | x_k]. For each
+      lambda of `LAMBDAS`, `advantage_correlation_L` is the within-group correlation of GAE(L) with
+      the measured A, whose noise reduces all of these by the same factor, about
+      `advantage_reliability`. `advantage_error_L` is the mean squared difference from A within
+      groups, corrected for that noise; `..._sparse` are those of R_T alone. `best_lambda` has the
+      largest correlation.
 
     Args:
       values: [T+1, P, G].
-      continued: [T+1, P, G, C >= 3] terminal rewards of continuations from each state; where
-        nothing random is left, the terminal reward.
+      continued: [T+1, P, G, C >= 3] terminal rewards of continuations from each state; the terminal
+        reward where nothing random is left.
       sigmas: [T+1].
-      states: the states to report, of which nothing coincides.
+      states: the states to report; no two coincide.
     """
     num_steps, prompts = len(values) - 1, values.shape[1]
     count = np.isfinite(continued).sum(-1)
@@ -321,7 +320,7 @@ class _Advantages:
         return 0.0 if own == 0 else float(cross / np.sqrt(own * true))
 
     def _reliability(self, name, k: int, drawn) -> float:
-        """Correlation of A as measured with A."""
+        """Correlation of the measured A with A."""
         true, free = self._sums[name][2][k][drawn].sum(), self._free[k][drawn].sum()
         return _root(1 - free * _mean(self._noise[k][drawn]) / true) if true > 0 else float('nan')
 
@@ -370,8 +369,8 @@ class _Advantages:
 
 
 def gae(values: np.ndarray, lam: float) -> np.ndarray:
-    """GAE(lam) [T, P, G] of values [T+1, P, G]: `dense_reward(values, 'gae')` of any shape, and
-    nothing to compile for each lambda.
+    """GAE(lam) [T, P, G] of values [T+1, P, G]: `dense_reward(values, 'gae')` for any shape,
+    without a compilation for each lambda.
     """
     advantages = np.diff(values, axis=0)
     for k in range(len(advantages) - 2, -1, -1):
@@ -392,7 +391,7 @@ def _variance_within(x: np.ndarray) -> float:
 
 
 def _root(square: float) -> float:
-    """Square root of an unbiased estimate of something that is not negative, which noise can make
-    so.
+    """Square root of an unbiased estimate of a non-negative quantity; noise can make the estimate
+    negative.
     """
     return float(np.sqrt(max(square, 0.0)))

@@ -1,4 +1,4 @@
-"""The part of the page that comes from measurements without training."""
+"""The part of the page about measurements without training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Measure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What the page says of one."""
+    """The page's section on one measure."""
 
     title: str
     claim: str
@@ -74,7 +74,7 @@ def ranking_verdict(rows: Sequence[Row]) -> str:
 
 
 def bias_verdict(rows: Sequence[Row]) -> str:
-    """Whether the bias within groups, all that credit can see of it, is 0; an interval that
+    """Whether the bias within groups, the only part that affects credit, is 0; an interval that
     excludes 0 at a state refutes it.
     """
     lows = [_number(row, 'group_rms_bias_low') for row in rows if row['state'] != 'all']
@@ -82,8 +82,8 @@ def bias_verdict(rows: Sequence[Row]) -> str:
 
 
 def cost_verdict(rows: Sequence[Row]) -> str:
-    """Whether some method with fewer calls than the first keeps the ranking of its gains within
-    groups.
+    """Whether some method with fewer network evaluations than the first keeps the ranking of its
+    gains within groups.
     """
     cheaper = [row for row in rows[1:] if float(row['calls']) < float(rows[0]['calls'])]
     if any(_number(row, 'group_gain_correlation_low') >= KEPT for row in cheaper):
@@ -97,7 +97,7 @@ def cost_verdict(rows: Sequence[Row]) -> str:
 
 def direction_verdict(rows: Sequence[Row]) -> str:
     """Whether dense credit makes more progress than sparse credit, by intervals that do not
-    meet.
+    overlap.
     """
     of = {row['credit']: row for row in rows}
     if _number(of['dense'], 'progress_low') > _number(of['sparse'], 'progress_high'):
@@ -126,7 +126,7 @@ def _sample(row: Row) -> str:
 
 
 def _cell(row: Row, column: str) -> str:
-    """A value as it is, or with its interval."""
+    """A value, with its interval if it has one."""
     value = row.get(column, '')
     if value == 'nan':  # nothing to measure, or too little
         return ''

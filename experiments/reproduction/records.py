@@ -1,5 +1,5 @@
-"""What is known of the runs of a sweep: two small CSV files that are kept, joined with what the
-runs' own folders say now.
+"""The records of a sweep's runs: two small CSV files, joined with the current contents of the runs'
+folders.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RUN = (
     'commit',
     'command',
 )
-RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without what only the end tells
+RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without the values known at the end
 
 Key = tuple[str, str]  # variant, seed
 
@@ -54,7 +54,7 @@ class Records:
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> Records:
-        """What `save` wrote to `folder`; empty where there is nothing."""
+        """The records that `save` wrote to `folder`; empty if there are none."""
         records = cls()
         if not (folder / 'runs.csv').exists():
             return records
@@ -86,7 +86,7 @@ class Records:
         """Takes in a finished run's folder.
 
         Raises:
-          ValueError: it belongs to another base configuration than the runs already here.
+          ValueError: its base configuration differs from that of the runs already here.
         """
         run, summary = (
             json.loads((workdir / RUN_FILE).read_text()),
@@ -95,7 +95,7 @@ class Records:
         others = {row['base'] for row in self.runs.values()} - {run['base']}
         if others:
             raise ValueError(
-                f'{workdir} was run on the base configuration {run["base"]}, the results so far on '
+                f'{workdir} has the base configuration {run["base"]}, but the results so far have '
                 f'{", ".join(others)}: '
                 'they cannot be compared; give the new ones another --out'
             )
@@ -107,7 +107,7 @@ class Records:
         ]
 
     def seeds(self, variant: str) -> list[str]:
-        """Seeds of the finished runs of a variant, in the order of numbers."""
+        """Seeds of the finished runs of a variant, in numerical order."""
         return sorted((seed for name, seed in self.runs if name == variant), key=int)
 
     def curves(self, variant: str) -> dict[str, list[dict]]:
@@ -122,9 +122,9 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
       score: name of the score, as in `eval/{score}`.
 
     Returns:
-      Rows of EVALUATION without variant and seed: cost so far (velocity_evals: network calls of all
-      samples; seconds in iterations), the score with its standard error, and kl and reward of the
-      training samples as means over the updates since the last evaluation.
+      Rows of EVALUATION without variant and seed: cost so far (velocity_evals: network evaluations
+      of all samples; seconds in iterations), the score with its standard error, and kl and reward
+      of the training samples as means over the updates since the last evaluation.
     """
     rows, spent, since = (
         [],

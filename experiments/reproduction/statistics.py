@@ -1,5 +1,5 @@
-"""From runs with seeds to verdicts: paired differences, intervals over seeds, and what they allow
-to say.
+"""From runs with seeds to verdicts: paired differences, intervals over seeds, and the verdicts that
+they support.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """HOLDS where both intervals lie above 0, FAILS where both lie below, UNDECIDED otherwise
-        or below MIN_SEEDS seeds.
+        """HOLDS if both intervals lie above 0, FAILS if both lie below, UNDECIDED otherwise or with
+        fewer than MIN_SEEDS seeds.
 
-        Both, because the bootstrap of so few values is too narrow: at five seeds it covers the true
-        mean of normal values in 84 % of cases, not in 95 %.
+        Both are required, because the bootstrap of so few values is too narrow: with five seeds it
+        covers the true mean of normal values in 84 % of cases, not in 95 %.
         """
         if not self.seeds:
             return NOT_RUN
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 def summary(evaluations: Sequence[Mapping[str, float]], quantity: str = 'score') -> float:
     """A run in one number: the mean of `quantity` over its evaluations after the start.
 
-    It says how high the whole curve lies and is less noisy than its last point.
+    It measures the height of the whole curve and is less noisy than its last point.
     """
     after = [row[quantity] for row in evaluations if row['updates'] > 0]
     return float(np.mean(after)) if after else math.nan
@@ -92,8 +92,8 @@ def student_interval(
 
 
 def claim_verdict(verdicts: Sequence[str]) -> str:
-    """Of a claim with several parts: it holds when all hold, fails when one fails, and is not run
-    when none has been.
+    """The verdict on a claim with several parts: it holds if all hold, fails if one fails, and is
+    not run if none has run.
     """
     if FAILS in verdicts:
         return FAILS

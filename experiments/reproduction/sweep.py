@@ -1,5 +1,5 @@
-"""Runs trainings that differ in a few settings, some at a time, each in a process and a folder of
-its own.
+"""Runs trainings that differ in a few settings, several at a time, each in its own process and
+folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """What a person would type, without where things go."""
+        """The command that a person would type, without output folders."""
         changes = [f'--config.{key}={value}' for key, value in self.changes]
         return [
             'python',
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds the end of this very run."""
+        """Whether the folder holds this run, finished."""
         run_file = self.folder / RUN_FILE
         if not (run_file.exists() and (self.folder / 'summary.json').exists()):
             return False
@@ -67,17 +67,17 @@ class Run:
 
 
 def learned(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command without keys that change nothing that is learned: those of the
-    machine and of the display.
+    """The arguments of a command without keys that do not affect learning: those of the machine and
+    of the display.
     """
     key = lambda argument: re.match(r'--(?:no)?config\.([^=]*)|', argument)[1] or ''
     return [a for a in arguments if identity.kind_of(key(a)) in (SCIENCE, None)]
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
-    """Name of a base configuration: its file's name, and a digest of what `learned` keeps of the
-    arguments and of where it differs from the defaults. A new key with a default makes no other
-    base.
+    """Name of a base configuration: its file's name, and a digest of the arguments and of the
+    differences from the defaults, both reduced by `learned`. A new key with a default does not
+    change the name.
     """
     of = lambda configuration: dotted(identity.record('sweep', configuration))
     default, chosen = of(default_config()), of(load(config))
@@ -90,17 +90,16 @@ def base_digest(config: str, extra: Sequence[str]) -> str:
 def run_all(
     runs: Sequence[Run], jobs: int, stop: StopRequest, facts: Mapping[str, str]
 ) -> list[Run]:
-    """Runs what is not finished, at most `jobs` at a time, in the order given; a run that was begun
-    is continued.
+    """Runs unfinished trainings in order, at most `jobs` at a time; continues those already begun.
 
     Args:
-      facts: of every run, kept in its folder: base, device, commit.
+      facts: of every run, stored in its folder: base, device, commit.
 
     Returns:
       The runs that failed; their logs say why.
 
     Raises:
-      Preempted: a stop was requested. Runs under way have saved and will be continued.
+      Preempted: a stop was requested. Running trainings have saved and can continue.
     """
     left = [run for run in runs if not run.finished]
     logging.info(
@@ -133,7 +132,7 @@ def run_all(
 
 
 def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> int:
-    """Status of a run: it is started, watched, and told to save when a stop is requested."""
+    """Starts and watches a run, and tells it to save if a stop is requested; returns its status."""
     if stop.requested:
         return RESUMABLE
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -144,10 +143,10 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
         'side_by_side': jobs,
         'command': ' '.join(run.command),
     }
-    # the end of a run with another command is not the end of this one
+    # the end of a run with another command does not count
     (run.folder / 'summary.json').unlink(missing_ok=True)
     replace_file(run.folder / RUN_FILE, json.dumps(row, indent=2) + '\n')
-    # Several processes share a device's memory when none of them takes most of it beforehand.
+    # Several processes can share a device's memory only if none preallocates most of it.
     env = {} if jobs == 1 else {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
     places = [f'--workdir={run.folder}', f'--config.text_cache={run.text_cache}']
     return watch([*run.command, *places], run.folder / 'log.txt', stop, env)
@@ -159,15 +158,15 @@ def watch(
     stop: StopRequest,
     env: Mapping[str, str] | None = None,
 ) -> int:
-    """Exit status of a command of this package, which is told to save when a stop is requested.
+    """Exit status of a command of this package, which is told to save if a stop is requested.
 
     Args:
       command: begins with 'python', which stands for this interpreter.
-      log: what it prints is appended here.
-      env: set unless the environment has them already.
+      log: its output is appended here.
+      env: variables to set unless the environment has them already.
     """
     with open(log, 'a') as file:
-        # A session of its own: Ctrl-C reaches this process only, which passes it on once.
+        # A separate session: Ctrl-C reaches this process only, which passes it on once.
         process = subprocess.Popen(
             [sys.executable, *command[1:]],
             stdout=file,
@@ -178,10 +177,9 @@ def watch(
         told = False
         while process.poll() is None:
             if stop.requested and not told:
-                # not a second SIGTERM where the whole scope gets one: that would end it without
-                # saving
+                # not a second SIGTERM if the whole scope gets one: that would end it without saving
                 process.send_signal(signal.SIGUSR1)
                 told = True
             time.sleep(0.2)
-    # it had not begun to listen
+    # it was not listening yet
     return RESUMABLE if told and process.returncode == -signal.SIGUSR1 else process.returncode

@@ -1,1 +1,1 @@
-"""What the search methods buy with equal budgets: cases, records, and the page."""
+"""The search methods compared at equal budgets: cases, records, and the page."""

@@ -1,4 +1,4 @@
-"""What is searched: tasks, methods with their settings, budgets; and what the papers claim."""
+"""The searches: tasks, methods with their settings, budgets; and the papers' claims."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from densegrpo_jax.data.prompts import Prompt
 
-BUDGETS = (60, 120, 240)  # network evaluations a prompt
+BUDGETS = (60, 120, 240)  # network evaluations per prompt
 SMALL = (6, 12, 24)  # best_of_n only: where it meets a trained policy's single image
 BASE = 'base'  # the policy without training
 
@@ -18,8 +18,8 @@ class Task(NamedTuple):
 
     Attributes:
       config: file that the task starts from. reward, panel: replace the configuration's.
-      metric: the score of the best image that methods are compared by; what is searched for is
-        the reward's total.
+      metric: the score of the best image by which methods are compared; the search itself uses the
+        reward's total.
       tag: prompts with this tag only; '': all.
     """
 
@@ -70,7 +70,7 @@ METHODS: dict[str, dict[str, object]] = {
     'svdd_10': {'method': 'svdd', 'candidates': 10},
     'pg_8': {'method': 'pg', 'particles': 8},
     'pg_backward': {'method': 'pg', 'backward': True},
-    # proposals that forget where the chain is: the best of independent starts
+    # proposals independent of the chain's state: the best of independent starts
     'psi_independent': {'method': 'psi', 'step_size': 4.0},
 }
 # On top of a trained policy, the cheaper half.
@@ -90,11 +90,11 @@ class Case(NamedTuple):
 
 
 def cases(tasks: Iterable[str], budgets: Sequence[int], trained: bool = False) -> Iterator[Case]:
-    """In the order in which they run: task by task, the largest budget first, so that a sweep that
-    is cut off can be compared as far as it got.
+    """All cases in the order in which they run: task by task, the largest budget first, so that the
+    finished part of an interrupted sweep can be compared.
 
     Args:
-      trained: the task 'ocr' also with a trained policy.
+      trained: includes the task 'ocr' with a trained policy.
     """
     for task in tasks:
         for budget in sorted(budgets, reverse=True):
@@ -121,7 +121,7 @@ class Comparison(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a paper says, in words and as comparisons, all of which must hold."""
+    """A paper's claim, in words and as comparisons, all of which must hold."""
 
     source: str
     text: str

@@ -1,5 +1,5 @@
 """The page of the searches: claims with verdicts, then for each task the score against the budget,
-paired differences, diversity and what was not searched for.
+paired differences, diversity, and scores that the search did not use.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def compare(records: Records, c: Comparison, policy: str = BASE) -> Difference:
 
 
 def write(out: pathlib.Path, records: Records, facts: str) -> list[pathlib.Path]:
-    """README.md and a PNG per task that has run; what a person wrote in `notes.md` there goes into
-    the page.
+    """Writes README.md and a PNG per task that has run; hand-written text in `notes.md` there goes
+    into the page.
 
     Args:
-      facts: where the results come from, one line.
+      facts: the origin of the results, one line.
 
     Returns:
       The files written.
@@ -147,8 +147,8 @@ def _training(records: Records) -> list[str]:
 
 
 def crossing_point(curve: Sequence[tuple[float, float]], level: float) -> float | None:
-    """Where a rising curve [(x, y)] first reaches the level, on the line between its points in
-    log x; None where it does not.
+    """The x at which a rising curve [(x, y)] first reaches the level, interpolated linearly in log
+    x; None if it does not.
     """
     before = None
     for x, y in curve:

@@ -1,5 +1,5 @@
-"""What searches have found, a row for every prompt of every case: a CSV that is kept, joined with
-what the cases' own folders say now.
+"""The results of searches, a row for every prompt of every case: a CSV, joined with the current
+contents of the cases' folders.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ RECORDS = 'prompts.csv'
 
 
 class Records:
-    """Attributes:
-    rows: Case -> one dict a prompt, in their order: COLUMNS, numbers as float.
+    """The results of all cases.
+
+    Attributes:
+      rows: Case -> one dict per prompt, in order: COLUMNS, numbers as float.
     """
 
     def __init__(self):
@@ -35,7 +37,7 @@ class Records:
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> Records:
-        """What `save` wrote to `folder`; empty where there is nothing."""
+        """The results that `save` wrote to `folder`; empty if there are none."""
         records, path = cls(), folder / RECORDS
         if path.exists():
             for row in csv.DictReader(path.read_text().splitlines()):
@@ -45,7 +47,7 @@ class Records:
         return records
 
     def add(self, case: Case, folder: pathlib.Path) -> None:
-        """Takes a finished case from its folder (`search.record`), in place of what was known."""
+        """Reads a finished case from its folder (`search.record`), replacing earlier rows."""
         metric, unseen = TASKS[case.task].metric, next(iter(TASKS[case.task].panel))
         rows = []
         for line in (folder / FILE).read_text().splitlines():
@@ -77,11 +79,11 @@ class Records:
         replace_file(folder / RECORDS, out.getvalue())
 
     def of(self, case: Case, column: str) -> dict[str, float]:
-        """Prompt -> value; empty where the case has not run."""
+        """Prompt -> value; empty if the case has not run."""
         return {str(int(row['prompt'])): row[column] for row in self.rows.get(case, ())}
 
     def mean(self, case: Case, column: str) -> tuple[float, float]:
-        """Mean over prompts and its standard error; NaN where nothing has run."""
+        """Mean over prompts and its standard error; NaN if nothing has run."""
         return mean_error(list(self.of(case, column).values()))
 
 
