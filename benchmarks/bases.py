@@ -1,5 +1,5 @@
-"""What benchmarks run on without a stored model: the shapes of a released one, random weights made
-on the device.
+"""Models for benchmarks without stored weights: the shapes of a released model, with random weights
+made on the device.
 """
 
 from pathlib import Path
@@ -67,7 +67,7 @@ def random_session(config, mesh, small: bool = False) -> Session:
 
 
 def random_weights(shapes, dtype):
-    """Normal weights of standard deviation 0.02, every one made where it stays."""
+    """Normal weights of standard deviation 0.02, each made on its own device."""
     make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
     leaves, tree = jax.tree.flatten(shapes)
     return tree.unflatten([make(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])

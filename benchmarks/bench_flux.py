@@ -9,11 +9,11 @@ weights made on the device.
     # anywhere
     python -m benchmarks.bench_flux --size=small --side=64 --batch=2 --torch
 
-Utilisation (MFU) is the operations of the model over what the chip's data sheet promises in
-bfloat16 in that time. The operations are counted from the program (`planning.flops`): the forward
-pass once per velocity evaluation; for the update the forward pass and the pass back to the
-activations (the base is frozen), without what rematerialisation repeats. Phases run alone after
-compilation; the median counts.
+Utilisation (MFU) is the number of the model's operations over the chip's peak in bfloat16 (data
+sheet) in that time. The operations are counted from the program (`planning.flops`): the forward
+pass once per velocity evaluation; for the update the forward pass and the backward pass to the
+activations (the base is frozen), without the repetitions of rematerialisation. Phases run alone
+after compilation; the median counts.
 """
 
 import json
@@ -44,17 +44,17 @@ SIZE = flags.DEFINE_enum(
     'size', 'dev', ['dev', 'small'], "'dev' (12 B) or 'small' (a few million parameters)."
 )
 SIDE = flags.DEFINE_integer('side', 512, 'Height and width in pixels.')
-BATCH = flags.DEFINE_integer('batch', 8, 'Pictures sampled together.')
+BATCH = flags.DEFINE_integer('batch', 8, 'Images sampled together.')
 MICROBATCH = flags.DEFINE_integer(
     'microbatch', 0, 'Transitions per gradient accumulation step; 0 = the batch.'
 )
 REMAT = flags.DEFINE_string('remat', 'full', 'Rematerialisation policy of the update.')
 ATTENTION = flags.DEFINE_enum('attention', 'xla', IMPLEMENTATIONS, 'Implementation of attention.')
 REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs per phase.')
-TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers first, in a process of its own.')
+TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers first, in a separate process.')
 
-# Dense bfloat16 operations per second on one device, by what its device_kind contains (data sheets;
-# a TPU7x chip is two).
+# Dense bfloat16 operations per second on one device, by a part of its device_kind (data sheets; a
+# TPU7x chip is two devices).
 PEAK = {
     'H100': 989e12,
     'H200': 989e12,
@@ -178,7 +178,7 @@ def main(argv) -> None:
     rows = [
         timed('one velocity', lambda: one(params, state.policy, x), forward, peak, needs(one)),
         timed(
-            f'decode {batch} pictures', lambda: pictures(params, x), decoding, peak, needs(pictures)
+            f'decode {batch} images', lambda: pictures(params, x), decoding, peak, needs(pictures)
         ),
     ]
     key = key_data(stream_key(0, STREAM_ROLLOUT, 0))

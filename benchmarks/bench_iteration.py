@@ -1,5 +1,4 @@
-"""Where the seconds of one training iteration go: sampling with completions, decoding, scoring,
-update.
+"""Times the parts of one training iteration: sampling with completions, decoding, scoring, update.
 
     python -m benchmarks.bench_iteration --config=configs/tiny_ocr.py [--repeat=5]
 
@@ -98,11 +97,11 @@ def main(argv) -> None:
         score = lambda: scorer.submit(flat, *columns(repeated)).result()
         timed('sample, complete, decode', rollouts, repeat)
         timed(
-            f'decode alone ({len(flat)} pictures)',
+            f'decode alone ({len(flat)} images)',
             lambda: [decode(rollout.completions) for rollout, *_ in results],
             repeat,
         )
-        timed(f'score alone ({len(flat)} pictures)', score, repeat)
+        timed(f'score alone ({len(flat)} images)', score, repeat)
         scores = score()
         values, valid = (
             scores.values['total'].reshape(states, samples),

@@ -1,12 +1,12 @@
-"""How much host memory loading takes besides the arrays themselves: a synthetic multi-shard FLUX
-transformer of several GiB.
+"""Measures the host memory that loading needs beyond the arrays themselves, with a synthetic
+multi-shard FLUX transformer of several GiB.
 
     python -m benchmarks.bench_loading --gib=4 --shard_gib=1 [--devices=8] \\
         [--folder=/tmp/bench_loading]
 
-Writes random bfloat16 weights in shards (kept for the next call), loads them in a process of its
-own, and prints the peak of that process's memory (VmHWM, mapped files included) beyond what it held
-before and the arrays themselves, which on a CPU live in host memory too.
+Writes random bfloat16 weights in shards (kept for the next call) and loads them in a separate
+process. Prints the peak of that process's memory (VmHWM, mapped files included), minus its memory
+before and the arrays themselves, which on a CPU are in host memory too.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Speed and accuracy of the OCR reward: python -m benchmarks.bench_ocr [--images 864] [--mode
 detect] [--sweep] [--scenes 200]
 
-Scores distinct rendered pictures (32 x 96 words of the miniature; 512 x 512 with a word in it for
---mode detect) and prints, for 1 and 2 worker threads, wall time, pictures per second and processor
-seconds per picture. On a machine that is busy with other work only the last is meaningful. --sweep
+Scores distinct rendered images (32 x 96 words of the miniature; 512 x 512 with a word in it for
+--mode detect) and prints, for 1 and 2 worker threads, wall time, images per second and processor
+seconds per image. On a busy machine only the last is meaningful. --sweep
 instead times batch sizes and widths of the recogniser on one thread, with the mean score on clean,
-noisy and blurred pictures. --scenes instead reads that many cluttered 512 x 512 scenes of known
+noisy and blurred images. --scenes instead reads that many cluttered 512 x 512 scenes of known
 text, detector and recogniser on one thread, a third of them with a second sign, and prints the mean
 scores with and without the penalty on extra text.
 """
@@ -23,7 +23,7 @@ from tools.make_miniature.render import render, render_scene
 
 
 def pictures(count: int, mode: str, seed: int = 0) -> tuple[np.ndarray, list[str]]:
-    """`count` distinct pictures of held-out words, uint8 [count, H, W, 3], and their prompts."""
+    """`count` distinct images of held-out words, uint8 [count, H, W, 3], and their prompts."""
     prompts, rng = tiny_eval_prompts(), np.random.default_rng(seed)
     prompts = [prompts[i % len(prompts)] for i in range(count)]
     images = [render(prompt.target, prompt.metadata['scene'], rng) for prompt in prompts]
@@ -61,8 +61,8 @@ def throughput(images, prompts, mode, workers) -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         count = scorer.counts.scored - before.scored
     print(
-        f'workers {workers}: {wall:6.2f} s wall, {count / wall:6.1f} pictures/s, '
-        f'{1000 * cpu / count:6.2f} CPU-ms/picture (CPU time / workers: {cpu / workers:.2f} s), '
+        f'workers {workers}: {wall:6.2f} s wall, {count / wall:6.1f} images/s, '
+        f'{1000 * cpu / count:6.2f} CPU-ms/image (CPU time / workers: {cpu / workers:.2f} s), '
         f'mean score {scores.values["ocr"].mean():.3f}',
         flush=True,
     )
@@ -87,7 +87,7 @@ def sweep(images, prompts) -> None:
             for name, x in sets.items()
         ]
         cpu = (time.process_time() - cpu) / len(sets) / len(images)
-        print(f'{options}: {1000 * cpu:.2f} CPU-ms/picture; {", ".join(means)}', flush=True)
+        print(f'{options}: {1000 * cpu:.2f} CPU-ms/image; {", ".join(means)}', flush=True)
 
 
 def scenes(count: int, seed: int = 0) -> None:
@@ -106,8 +106,8 @@ def scenes(count: int, seed: int = 0) -> None:
     texts = reward.read(images)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(
-        f'{count} scenes of 512 x 512 px: {count / wall:.1f} pictures/s, {1000 * cpu / count:.0f} '
-        'CPU-ms/picture'
+        f'{count} scenes of 512 x 512 px: {count / wall:.1f} images/s, {1000 * cpu / count:.0f} '
+        'CPU-ms/image'
     )
     for name, second in (('one sign', False), ('a second sign', True)):
         pairs = [

@@ -1,12 +1,12 @@
-"""How long a stop takes to save the last update: adapters, moving average and moments of the
-shipped FLUX.1-dev recipe, 2.7 GiB.
+"""Measures how long a stop takes to save the last update: adapters, moving average (EMA) and
+moments of the shipped FLUX.1-dev recipe, 2.7 GiB.
 
     python -m benchmarks.bench_preemption [--folder=/tmp/bench_preemption]
 
-Random arrays of the recipe's shapes are saved as the loop saves them when SIGTERM comes: once with
-nothing else to do, and once while an earlier save is still being written, which is waited for.
-Needs 9 GiB of memory and 6 GiB in the folder, which is emptied before and after. Copying from an
-accelerator is not in it: the arrays are in host memory already.
+Saves random arrays of the recipe's shapes as the loop does on SIGTERM: once with nothing else to
+do, and once during an earlier save, which it waits for. Needs 9 GiB of memory and 6 GiB in the
+folder, which is emptied before and after. The time excludes copying from an accelerator: the arrays
+are already in host memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDER = flags.DEFINE_string(
 
 
 def random_state(config):
-    """A TrainState of the configuration, every array random: nothing in it compresses."""
+    """A TrainState of the configuration with random arrays, which do not compress."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     pipeline = released_pipeline(config.model.path, **network_options(config, mesh))
     shapes = state_shapes(pipeline, optimiser(config))

@@ -1,11 +1,12 @@
-"""How hard every transition pulls at the weights: python -m benchmarks.bench_pull
+"""Measures each transition's contribution to the gradient: python -m benchmarks.bench_pull
 --config=configs/claims_ocr.py [--batches=4]
 
-Samples an iteration, gives the samples random advantages, the same at every transition, and takes
-the gradient of each transition alone under the base policy. Prints per trained transition the std
-of its noise, the size of that gradient, and its share of the squared gradient with
-`loss.noise_power` = 0, 1 and 2 (at other weights the sizes change in proportion); beside it CoCA's
-share to go, which weighs transitions too, mean and std over the samples. No reward is asked.
+Samples an iteration, gives the samples random advantages, the same at every transition, and
+computes the gradient of each transition alone under the base policy. Prints per trained transition
+the std of its noise, the size of that gradient, and its share of the squared gradient with
+`loss.noise_power` = 0, 1 and 2 (at other weights the sizes change in proportion). It also prints
+the mean and std over the samples of CoCA's share to go, which weighs transitions too. It uses no
+reward.
 """
 
 import jax
@@ -80,8 +81,7 @@ def main(argv) -> None:
                 np.arange(r.prompts),
                 schedule.noise_levels,
             )[0]
-            # on a busy CPU, devices that wait for each other while another program is compiled give
-            # up
+            # on a busy CPU, devices that wait for each other give up if another program compiles
             jax.block_until_ready(rollout)
             values = np.random.default_rng(n).random((1, samples), np.float32)
             ids = group_ids_of([r.group] * r.prompts)

@@ -1,11 +1,11 @@
-"""What a base in fewer bits costs in accuracy: bfloat16, int8 and nf4 against float32, on the
+"""Measures the accuracy of a base in fewer bits: bfloat16, int8 and nf4 against float32, on the
 miniature.
 
     python -m benchmarks.bench_quantize [--prompts=320] [--config.model.guidance=1.5]
 
 For each form: bytes of the transformer; the error of one velocity, |v - v_ref| / |v_ref| over the
 batch, at three noise levels, against float32 and against bfloat16; PSNR of the sampled 8-bit
-pictures (same noise) against those of bfloat16; and their OCR score.
+images (same noise) against those of bfloat16; and their OCR score.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ FORMS = {
     'nf4': ('bfloat16', 'nf4'),
 }
 LEVELS = (0.9, 0.5, 0.1)  # s
-ROWS = 64  # pictures of a velocity's error
+ROWS = 64  # images for the error of a velocity
 
 
 def measure(config, name: str, text, mesh) -> dict:
-    """Velocities [levels, B, N, C], pictures, scores and transformer bytes of one form. `text`:
+    """Velocities [levels, B, N, C], images, scores and transformer bytes of one form. `text`:
     conditioning of the first ROWS prompts from the float32 encoders, or None to return this form's
-    own."""
+    own.
+    """
     config = config.copy_and_resolve_references()
     config.model.dtype, config.model.quantize = FORMS[name]
     config.data.eval_prompts = config.eval.shown = PROMPTS.value
@@ -77,7 +78,7 @@ def measure(config, name: str, text, mesh) -> dict:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two stacks of 8-bit pictures, in dB, over all pixels; infinite where they are the same."""
+    """PSNR of two stacks of 8-bit images in dB, over all pixels; infinite if they are equal."""
     error = np.mean((a.astype(float) - b) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float('inf')
 

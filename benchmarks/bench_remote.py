@@ -1,9 +1,9 @@
-"""What a remote reward costs besides the reward: python -m benchmarks.bench_remote [--images 512]
+"""Measures the overhead of a remote reward: python -m benchmarks.bench_remote [--images 512]
 [--side 512] [--workers 4]
 
-Scores distinct pictures of noise with the JPEG reward, here and by `densegrpo_jax.reward_server` on
-the loopback interface of this machine, and prints pictures per second and this process's own
-processor time per picture. Client and server share the machine's cores.
+Scores distinct images of noise with the JPEG reward, here and by `densegrpo_jax.reward_server` on
+the loopback interface of this machine, and prints images per second and this process's own
+processor time per image. Client and server share the machine's cores.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def throughput(label: str, reward, images: np.ndarray, workers: int) -> np.ndarr
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     rate = len(images) / wall
     print(
-        f'{label}: {rate:7.1f} pictures/s ({rate * images[0].nbytes / 1e6:.0f} MB/s), '
-        f'{1000 * cpu / len(images):6.2f} CPU-ms/picture',
+        f'{label}: {rate:7.1f} images/s ({rate * images[0].nbytes / 1e6:.0f} MB/s), '
+        f'{1000 * cpu / len(images):6.2f} CPU-ms/image',
         flush=True,
     )
     return scores.values['jpeg']
@@ -48,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument('--images', type=int, default=512)
     parser.add_argument('--side', type=int, default=512)
-    parser.add_argument('--workers', type=int, default=4, help='requests under way at once')
+    parser.add_argument('--workers', type=int, default=4, help='concurrent requests')
     args = parser.parse_args()
     images = np.random.default_rng(0).integers(
         0, 256, (args.images, args.side, args.side, 3), np.uint8

@@ -1,26 +1,24 @@
-"""What scoring costs, and how much of it sampling hides: python -m benchmarks.bench_rewards
---config=configs/tiny_ocr.py [--repeat=3]
+"""Measures the cost of scoring, and how much of it sampling hides: python -m
+benchmarks.bench_rewards --config=configs/tiny_ocr.py [--repeat=3]
 
     python -m benchmarks.bench_rewards --config=configs/flux_ocr.py --random \\
         --config.rollout.group=4 --config.rollout.prompts=12 \\
         --config.rollout.prompts_per_batch=1    # an accelerator, no checkpoint
 
-Takes the pictures of a real iteration (all completed states of all its samples) and prints, as
-medians over `repeat` runs after one that compiles and loads: distinct pictures scored per second
-and processor time per picture, duplicates that were not scored, and three walls: sampling without
-scoring, scoring alone, and both as training does them. Hidden is the share of the scoring's wall
-that does not show, (sampling + scoring - both) / scoring. Scoring of the last batch has no sampling
-to hide behind, so that the share is at most 1 minus the last batch's: use several batches
-(rollout.prompts_per_batch). Waited is what shows of it: from the moment that the last batch's
-pictures are there to the last score. Where sampling and scoring compete for the same processor
-cores, nothing can be hidden; on a machine that is busy with other work only processor time is
-meaningful.
+Takes the images of a real iteration (all completed states of all its samples) and prints, as
+medians over `repeat` runs after one that compiles and loads: distinct images scored per second
+and processor time per image, duplicates that were not scored, and three wall times: sampling
+without scoring, scoring alone, and both as in training. "Hidden" is the share of the scoring's wall
+time that overlaps with sampling, (sampling + scoring - both) / scoring. Nothing overlaps with the
+scoring of the last batch, so the share is at most 1 minus the last batch's: use several batches
+(rollout.prompts_per_batch). "Waited" is the time from the last batch's images to the last score. If
+sampling and scoring compete for the same processor cores, nothing can be hidden; on a busy machine
+only processor time is meaningful.
 
-With --random the released model has random weights. Its pictures are noise, in which an OCR engine
-finds nothing to read, so that rendered scenes with signs are scored in their place. With
---stand_in=SECONDS too, no network runs: a batch's pictures are there after so many seconds in which
-the processor is free, as beside an accelerator. That measures the host's part where there is no
-accelerator, nothing else.
+With --random the released model has random weights. Its images are noise without text for an OCR
+engine, so rendered scenes with signs are scored instead. With --stand_in=SECONDS as well, no
+network runs: a batch's images appear after that many seconds, in which the processor is free, as
+beside an accelerator. This measures only the host's part, on a machine without an accelerator.
 """
 
 import statistics
@@ -75,7 +73,7 @@ RANDOM_SIZE = flags.DEFINE_enum(
 
 
 class Recorder:
-    """A scorer that answers at once and remembers what it was given."""
+    """A scorer that answers at once and records its inputs."""
 
     def __init__(self, names: tuple[str, ...]):
         self.names, self.batches = names, []
@@ -93,9 +91,7 @@ class Recorder:
 
 
 class Watched:
-    """A scorer that notes when it was last asked; `scenes`: pictures that take the place of those
-    it is given.
-    """
+    """A scorer that records the time of its last call; `scenes`: images that replace its inputs."""
 
     def __init__(self, scorer: Scorer, scenes: np.ndarray | None):
         self.scorer, self.scenes, self.names, self.asked = scorer, scenes, scorer.names, 0.0
@@ -108,9 +104,7 @@ class Watched:
 
 
 class StandIn:
-    """In place of a rollout: zeros of its shapes, the pictures after so many seconds each, one
-    batch after the other.
-    """
+    """Replaces a rollout: zeros of its shapes, and each batch's images after that many seconds."""
 
     def __init__(self, rollout_fn, seconds: float):
         self._rollout_fn, self._seconds, self._device, self._result = (
@@ -249,10 +243,10 @@ def main(argv) -> None:
         with Scorer(reward, workers) as scorer:
             m = measure(scorer, batches, pictures, timed, repeat)
         print(
-            f'{scorer.workers} scoring threads, {m.images:.0f} pictures, '
+            f'{scorer.workers} scoring threads, {m.images:.0f} images, '
             f'{m.images - m.scored:.0f} duplicates, {m.invalid:.0f} invalid: alone '
-            f'{m.scored / m.scoring:.1f} distinct pictures/s, {1000 * m.cpu / m.scored:.2f} '
-            'CPU-ms of the threads per picture\n'
+            f'{m.scored / m.scoring:.1f} distinct images/s, {1000 * m.cpu / m.scored:.2f} '
+            'CPU-ms of the threads per image\n'
             f'wall: sampling {sampling:.3f} s + scoring {m.scoring:.3f} s = '
             f'{sampling + m.scoring:.3f} s; overlapped {m.both:.3f} s, of which {m.waited:.3f} s '
             'after the last batch was sampled\n'

@@ -1,5 +1,5 @@
-"""What the runs of `experiments.reproduce` share on the compositional task: coloured shapes, all
-weights trained, 24 samples an update.
+"""The base of the runs of `experiments.reproduce` on the compositional task: coloured shapes, all
+weights trained, 24 samples per update.
 
     python -m experiments.reproduce --figure=4 --config=configs/claims_geneval.py \\
         --workdir=runs/claims_geneval
@@ -15,9 +15,9 @@ def get_config():
     c.label = 'miniature FLUX, held-out compositions of shapes, the claims of the paper'
     c.iterations = 100
     c.rollout.update(prompts=2, prompts_per_batch=2)
-    # All transitions pull alike, as there. Weighed alike, the last has most of the gradient
-    # (benchmarks/bench_pull.py): with 24 samples, runs then first fell by up to 0.09 instead of
-    # 0.045, and at 3e-5 nothing was learned that seeds do not differ by.
+    # All transitions contribute gradients of equal size, as there. With equal weights the last has
+    # most of the gradient (benchmarks/bench_pull.py): with 24 samples, runs then first fell by up
+    # to 0.09 instead of 0.045, and at 3e-5 the gain was within the spread of the seeds.
     c.loss.measure_kl = True
     c.eval.update(every=10, best='shapes')
     c.checkpoint.update(every=100, keep=1)

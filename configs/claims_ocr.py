@@ -1,15 +1,14 @@
-"""What the runs of `experiments.reproduce` share: the demo, with all weights trained by small
-updates and evaluated more often.
+"""The base of the runs of `experiments.reproduce`: the demo, with all weights trained by small
+updates, and more evaluations.
 
     python -m experiments.reproduce --figure=4,6b
 
-- All weights at 1e-4 instead of the demo's adapters at 1e-3: they rise farther in as many updates.
-  The rate falls to 0 by the end, so that the last evaluations say what has been learned and not
-  where the last step went.
-- 24 samples an update instead of 96. Adam's steps are as long as the rate says, whatever the
-  gradient: where an update has many samples, good and bad estimates of its direction are good
-  enough alike (configs/claims_ocr_96.py shows it). What credit rules differ in, the noise of the
-  direction, is seen where there are few.
+- All weights at 1e-4 instead of the demo's adapters at 1e-3: the score rises farther in the same
+  number of updates. The rate falls to 0 by the end, so that the last evaluations show what was
+  learned and not the direction of the last step.
+- 24 samples per update instead of 96. The rate alone sets the length of Adam's steps, whatever the
+  gradient. With many samples per update all credit rules estimate its direction well enough
+  (configs/claims_ocr_96.py shows it); with few, their difference shows: the noise of the direction.
 """
 
 from densegrpo_jax.configs import tiny_ocr

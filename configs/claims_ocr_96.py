@@ -1,4 +1,5 @@
-"""`configs/claims_ocr.py` with the demo's 96 samples an update, where the credit rules learn alike.
+"""`configs/claims_ocr.py` with the demo's 96 samples per update, at which all credit rules learn
+equally well.
 
     python -m experiments.reproduce --figure=4 --config=configs/claims_ocr_96.py \\
         --workdir=runs/claims_ocr_96

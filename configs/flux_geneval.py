@@ -6,8 +6,8 @@
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
 Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network,
-folders of them are named with --config.reward.geneval.mask2former and .clip). They want a GPU of
-their own: serve this very file there,
+folders of them are named with --config.reward.geneval.mask2former and .clip). They need their own
+GPU: serve this file there,
 
     python -m densegrpo_jax.reward_server --config=configs/flux_geneval.py \\
         --host=0.0.0.0 --token_env=REWARD_TOKEN
@@ -18,11 +18,13 @@ and in a copy of it, to train with:
                            'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
 
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the
-first three steps, LoRA 64/128, beta 0. Hardware: written for devices with 80 GiB; not measured on
-any. Expected cost: below the 0.48 H100-hours an iteration of flux_ocr.py, with three steps trained
-instead of five; not planned, not measured. Memory: 22 GiB of weights in bfloat16, split over the
-devices by `--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training). Expected score:
-none is claimed (extrapolated; the paper has no such run).
+first three steps, LoRA 64/128, beta 0.
+Hardware: written for devices with 80 GiB; not measured on any.
+Expected cost: below the 0.48 H100-hours per iteration of flux_ocr.py, with three steps trained
+instead of five; not planned, not measured.
+Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text
+encoders, 9 GiB, are freed before training).
+Expected score: none is claimed (extrapolated; the paper has no such run).
 """
 
 from densegrpo_jax.config.schema import default_config

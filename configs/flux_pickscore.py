@@ -7,13 +7,14 @@ extra runs.
 
 The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from
 laion/CLIP-ViT-H-14-laion2B-s32B-b79K) before anything else is loaded; without a network, give
-folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=DIR. Settings:
-Flow-GRPO's pickscore_flux: T = 6, evaluation 28, guidance 3.5, LoRA 64/128, lr 3e-4, beta 0,
-Flow-SDE noise with a = 0.9. Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 0.48 H100-hours an iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
-scoring not counted; not measured). Memory: 22 GiB of weights in bfloat16, split over the devices by
-`--config.mesh.fsdp` (the text encoders, 9 GiB, leave before training),
-and 3.7 GiB of PickScore on every device (half with
+folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=DIR.
+Settings: Flow-GRPO's pickscore_flux: T = 6, evaluation 28, guidance 3.5, LoRA 64/128, lr 3e-4, beta
+0, Flow-SDE noise with a = 0.9.
+Hardware: written for devices with 80 GiB; not measured on any.
+Expected cost: 0.48 H100-hours per iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+scoring not counted; not measured).
+Memory: 22 GiB of weights in bfloat16, split over the devices by `--config.mesh.fsdp` (the text
+encoders, 9 GiB, are freed before training), and 3.7 GiB of PickScore on every device (half with
 --config.reward.pickscore.dtype=bfloat16).
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """

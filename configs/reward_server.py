@@ -1,4 +1,4 @@
-"""A reward for `densegrpo_jax.reward_server`: OCR that finds the lines of text in pictures of any
+"""A reward for `densegrpo_jax.reward_server`: OCR that finds the lines of text in images of any
 size. An example to copy.
 
     export REWARD_TOKEN=...
@@ -9,11 +9,11 @@ and in the configuration of the training run, whose environment holds the same t
 
     c.reward = {'remote': {'urls': 'http://a:18100,http://b:18100', 'names': ('ocr',),
                            'range': (0.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
-    c.reward_workers = 8  # requests under way at once
+    c.reward_workers = 8  # concurrent requests
 
-Any reward may be served (densegrpo_jax/rewards/build.py lists them), also several at once as their
-weighted sum. The servers of one run must serve the same: /info shows a fingerprint of the reward's
-options and the package's version.
+It can serve any reward (densegrpo_jax/rewards/build.py lists them), also several as their weighted
+sum. All servers of a run must serve the same reward: /info shows a fingerprint of its options and
+the package's version.
 
 Hardware: CPU cores, about one per scoring thread (--workers).
 """

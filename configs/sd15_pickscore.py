@@ -5,18 +5,19 @@ model, one of the paper's extra runs.
         --workdir=runs/sd15_pickscore \\
         --config.data.train=pickscore_train.txt --config.data.eval=pickscore_test.txt
 
-The U-Net predicts noise; a change of variables makes a flow model of it, and DDIM its sampler
-(core/diffusion_path.py). The reward's weights come as for flux_pickscore.py. Settings: the paper
-gives none. DDIM with eta = 1 and guidance 5 in sampling and training, adapters on all attention
-layers, lr 1e-4 and clip range 1e-4 are those of DDPO and CoCA, which train this model; they take 50
-steps. Here T = 20 (evaluation 50), as completions grow with its square and a DDIM of 10 steps is
-still coarse. Groups, beta and the batch are those of sd35_pickscore.py. Hardware: written for
-devices with 80 GiB; not measured on any. Expected cost: 0.36 H100-hours an iteration, 290 for 800
-(`densegrpo_jax.plan` at 40 % of the peak, scoring not counted; not measured). Memory: 2.3 GiB of
-weights and optimiser on every device, 34 GiB more while it samples and 49 while it updates (the CPU
-compiler's estimates; the U-Net keeps its activations, so few transitions are re-scored together),
-and 3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16). Expected score: above
-the base's; the paper shows a curve without a number.
+The U-Net predicts noise; a change of variables turns it into a flow model with DDIM as its sampler
+(core/diffusion_path.py). The reward's weights come as for flux_pickscore.py.
+Settings: the paper gives none. DDIM with eta = 1 and guidance 5 in sampling and training, adapters
+on all attention layers, lr 1e-4 and clip range 1e-4 are those of DDPO and CoCA, which train this
+model; they take 50 steps. Here T = 20 (evaluation 50), as completions grow with its square and a
+DDIM of 10 steps is still coarse. Groups, beta and the batch are those of sd35_pickscore.py.
+Hardware: written for devices with 80 GiB; not measured on any.
+Expected cost: 0.36 H100-hours per iteration, 290 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
+scoring not counted; not measured).
+Memory: 2.3 GiB of weights and optimiser on every device, 34 GiB more while it samples and 49 while
+it updates (the CPU compiler's estimates; the U-Net keeps its activations, so few transitions are
+re-scored together), and 3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16).
+Expected score: above the base's; the paper shows a curve without a number.
 """
 
 from densegrpo_jax.config.schema import default_config

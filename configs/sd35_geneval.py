@@ -6,8 +6,8 @@
 
 Prompts: the JSON lines of Flow-GRPO's dataset/geneval (50,000 to train on, 2,212 to evaluate).
 Reward: Mask2Former and CLIP in torch (`pip install -r requirements-geneval.txt`; without network,
-folders of them are named with --config.reward.geneval.mask2former and .clip). They want a GPU of
-their own: serve this very file there,
+folders of them are named with --config.reward.geneval.mask2former and .clip). They need their own
+GPU: serve this file there,
 
     python -m densegrpo_jax.reward_server --config=configs/sd35_geneval.py \\
         --host=0.0.0.0 --token_env=REWARD_TOKEN
@@ -17,11 +17,13 @@ and in a copy of it, to train with:
     c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names,
                            'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
 
-Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py but for the reward, the prompts and
-4,500 iterations. Hardware: the paper used 16 A100; not measured here on any.
-Expected cost: 0.33 H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak,
-scoring not counted; not measured). Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB,
-leave before training). Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
+Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py except for the reward, the prompts
+and 4,500 iterations.
+Hardware: the paper used 16 A100; not measured here on any.
+Expected cost: 0.33 H100-hours per iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak,
+scoring not counted; not measured).
+Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, are freed before training).
+Expected score: 0.97 (the paper; Flow-GRPO 0.95, base 0.63).
 """
 
 from densegrpo_jax.config.recipes import sd35

@@ -6,14 +6,14 @@
 
 The reward's weights come from Hugging Face (yuvalkirstain/PickScore_v1, its tokenizer from
 laion/CLIP-ViT-H-14-laion2B-s32B-b79K) before anything else is loaded; without a network, give
-folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=DIR. Settings: the
-paper's on Flow-GRPO's pickscore_sd3; as sd35_ocr.py but for the reward, the prompts, beta 0.01 and
-4,500 iterations. Hardware: the paper used 16 A100; not measured here on any. Expected cost: 0.33
-H100-hours an iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak, scoring not counted;
-not measured). Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, leave before
-training),
-and 3.7 GiB of PickScore on every device (half with
---config.reward.pickscore.dtype=bfloat16).
+folders: --config.reward.pickscore.path=DIR --config.reward.pickscore.processor=DIR.
+Settings: the paper's on Flow-GRPO's pickscore_sd3; as sd35_ocr.py except for the reward, the
+prompts, beta 0.01 and 4,500 iterations.
+Hardware: the paper used 16 A100; not measured here on any.
+Expected cost: 0.33 H100-hours per iteration (`densegrpo_jax.plan` of sd35_ocr at 40 % of the peak,
+scoring not counted; not measured).
+Memory: 5 GiB of weights in bfloat16 (the text encoders, 11 GiB, are freed before training), and 3.7
+GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16).
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
 

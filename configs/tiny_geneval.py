@@ -41,7 +41,7 @@ def get_config(variant: str = ''):
         level=0.7,
     )
     c.credit.std = 'global'
-    # where things are is settled in the first transitions, which pull least where all weigh alike
+    # the first transitions settle positions, and have the smallest gradients at equal weights
     c.loss.noise_power = 2.0
     c.optim.update(learning_rate=1e-4, decay='linear', microbatch=120)
     c.ema.update(decay=0.95, every=1)

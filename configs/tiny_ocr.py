@@ -39,7 +39,8 @@ def get_config(variant: str = ''):
         level=0.7,
     )
     c.credit.std = 'global'
-    # all transitions pull alike; weighed alike, the last has two thirds of the squared gradient
+    # all transitions contribute gradients of equal size; at equal weights the last has two thirds
+    # of the squared gradient
     c.loss.noise_power = 2.0
     c.optim.update(learning_rate=1e-3, decay='linear', microbatch=96)
     c.ema.update(decay=0.9, every=1)

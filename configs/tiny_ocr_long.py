@@ -3,8 +3,8 @@ recogniser's likelihood.
 
     python -m densegrpo_jax.main --config=configs/tiny_ocr_long.py --workdir=runs/long
 
-Hardware: two CPU cores, 4 GiB of memory, an hour and a half. What it reaches, and what else was
-tried: docs/results/long.
+Hardware: two CPU cores, 4 GiB of memory, an hour and a half. Results, and other settings tried:
+docs/results/long.
 """
 
 from densegrpo_jax.config.variants import apply
@@ -20,8 +20,8 @@ def get_config(variant: str = ''):
     c.loss.noise_power = 0.0  # as it was measured
     c.optim.learning_rate = 1e-4
     c.ema.decay = 0.95
-    # The plain score of a word that is nearly always read right has no gains left; the likelihood
-    # still tells better from worse letters.
+    # The plain score of a word that is nearly always read correctly has no gains left; the
+    # likelihood still distinguishes better from worse letters.
     c.reward.ocr.smooth = 0.5
     c.eval.best = 'ocr'
     return apply(c, variant, samples=24, transitions=48, devices=None)

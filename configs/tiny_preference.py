@@ -1,11 +1,11 @@
-"""A miniature FLUX learns to please: a smooth score of coloured shapes in PickScore's place, the
-paper's third task on a laptop.
+"""A miniature FLUX learns a preference: a smooth score of coloured shapes stands for PickScore, the
+paper's third task, on a laptop.
 
     python -m densegrpo_jax.main --config=configs/tiny_preference.py --workdir=runs/tiny_preference
 
 Hardware: two CPU cores, 4 GiB of memory, 15 minutes. Score on 600 held-out prompts: 1.211 -> 1.376
 (+0.165 +- 0.019 on the same prompts and noise; docs/results/shapes). GenEval's verdicts are
-logged beside it: what pleases need not be right. Variants: `--config.credit.rule=sparse`
+logged beside it: a preferred image need not be correct. Variants: `--config.credit.rule=sparse`
 (Flow-GRPO), `--config.seed=1`.
 """
 

@@ -6,8 +6,8 @@
 Hardware: two CPU cores, 4 GiB of memory, about an hour; every stage resumes where it stopped.
 Stages: `vae` (starts from the autoencoder of the miniature that spells), `flow` (transformer and
 text encoders together), `distil` (guidance). There is no stage for the text encoders alone: every
-word of a prompt is one token. The flow is stopped early on purpose: what it gets wrong is left to
-reinforcement learning.
+word of a prompt is one token. The flow stops early on purpose: its errors are left to reinforcement
+learning.
 """
 
 import ml_collections

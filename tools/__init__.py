@@ -1,1 +1,1 @@
-"""How the miniatures were made, and checks of this repository."""
+"""Tools that make the miniatures, and checks of this repository."""

@@ -1,7 +1,7 @@
-"""Compares what two runs left behind: checkpoints, metrics, tables, tensors, images.
+"""Compares the outputs of two runs: checkpoints, metrics, tables, tensors, images.
 
-Knows no module of the project, only the files of its work directories. `compare_checkouts.py` uses
-it.
+It imports no module of the project and knows only the files of its work directories.
+`compare_checkouts.py` uses it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Times, and what is derived from other things that are compared.
+# Times, and values derived from others that are compared.
 NOT_COMPARED = re.compile(
     r'(^|[/.])seconds([/.]|$)|(^|[/.])compile_s$|(^|[/.])config_hash$|^(digests|arrays)[.]'
 )
@@ -30,7 +30,9 @@ SKIPPED_FILES = re.compile(r'(^|/)(checkpoints|tensorboard|text|compiled)/|(^|/)
 
 @dataclasses.dataclass
 class Difference:
-    """`where` names file and array, `what` says it; None where a number would mean nothing."""
+    """`where` names file and array, `what` describes the difference; None if a number has no
+    meaning.
+    """
 
     where: str
     what: str
@@ -50,8 +52,8 @@ def compare_arrays(
     """At most one Difference of two arrays of any shape and dtype.
 
     Floats may differ by `tolerance` times the largest finite magnitude of either side; with 0 the
-    bits must agree, also those of zeros and NaNs. All else must always be equal. `labels` name the
-    values, where their index would say little.
+    bits must agree, also those of zeros and NaNs. Everything else must always be equal. `labels`
+    name values for which an index would say little.
     """
     a, b = np.asarray(a), np.asarray(b)
     if (a.dtype, a.shape) != (b.dtype, b.shape):
@@ -83,7 +85,7 @@ def compare_arrays(
 
 
 def compare_tables(where: str, a: Mapping, b: Mapping, tolerance: float) -> list[Difference]:
-    """Two tables {name: array}; a name that only one of them has is a Difference."""
+    """The differences of two tables {name: array}; a name in only one of them is a Difference."""
     found = [Difference(f'{where}:{n}', 'only before') for n in a if n not in b]
     found += [Difference(f'{where}:{n}', 'only after') for n in b if n not in a]
     for name in a:
@@ -95,8 +97,8 @@ def compare_tables(where: str, a: Mapping, b: Mapping, tolerance: float) -> list
 def columns(document, renames: Sequence = ()) -> dict[str, np.ndarray]:
     """A JSON value as {path: array}: 'evaluations' gathers all numbers of nested lists in order.
 
-    Null and numbers become float64, anything else text. Leaves out what `NOT_COMPARED` names. The
-    hash of a policy's weights in a record's `policy` goes: the weights are compared themselves.
+    Null and numbers become float64, anything else text. Leaves out entries in `NOT_COMPARED`, and
+    the hash of a policy's weights in a record's `policy`: the weights themselves are compared.
     """
     found: dict[str, list] = {}
 
@@ -132,14 +134,14 @@ def split_notes(found: Sequence[Difference]) -> tuple[list[Difference], list[Dif
 
 
 def compare_json(where: str, a, b, tolerance: float, renames: Sequence = ()) -> list[Difference]:
-    """Two JSON values, by path (see `columns`)."""
+    """The differences of two JSON values, by path (see `columns`)."""
     return compare_tables(where, columns(a, renames), columns(b, renames), tolerance)
 
 
 def compare_rows(
     where: str, a: Sequence[dict], b: Sequence[dict], tolerance: float, renames: Sequence = ()
 ) -> list[Difference]:
-    """Two lists of rows, such as metrics.jsonl: the same steps, names and values."""
+    """The differences of two lists of rows, such as metrics.jsonl, in steps, names and values."""
     steps = lambda rows: [row.get('step') for row in rows]
     if steps(a) != steps(b):
         return [Difference(where, f'rows of steps {steps(a)} before, {steps(b)} after')]
@@ -163,7 +165,7 @@ def compare_rows(
 
 
 def compare_text(where: str, a: str, b: str, tolerance: float) -> list[Difference]:
-    """Two texts; with a tolerance their numbers may differ by it, the rest must be equal."""
+    """The differences of two texts; numbers may differ by the tolerance, the rest must be equal."""
     if a == b:
         return []
     number = re.compile(r'(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])')
@@ -178,7 +180,9 @@ def compare_text(where: str, a: str, b: str, tolerance: float) -> list[Differenc
 
 
 def compare_pixels(where: str, a: np.ndarray, b: np.ndarray, tolerance: float) -> list[Difference]:
-    """Two images; with a tolerance a pixel may be one of 256 levels off, as a rounding makes it."""
+    """The differences of two images; with a tolerance a pixel may differ by one of 256 levels, as
+    rounding may cause.
+    """
     if tolerance and a.shape == b.shape and a.dtype == b.dtype == np.uint8:
         if np.abs(a.astype(int) - b.astype(int)).max(initial=0) <= 1:
             return []
@@ -228,7 +232,7 @@ def steps_of(folder: pathlib.Path) -> list[int]:
 
 
 class Comparison:
-    """Differences and notes of two folders, and counts of what was compared."""
+    """Differences and notes of two folders, and counts of the compared items."""
 
     def __init__(self, tolerance: float, renames: Sequence = (), ignore: str = ''):
         self._tolerance, self._renames = tolerance, renames
@@ -244,7 +248,7 @@ class Comparison:
         self.notes += [*ignored, *notes]
 
     def folders(self, a: pathlib.Path, b: pathlib.Path) -> None:
-        """Every file and the newest checkpoint of every run. What cannot be read differs."""
+        """Compares every file and each run's newest checkpoint; an unreadable file differs."""
         files = [self._files(folder) for folder in (a, b)]
         runs = [
             {p.parent.relative_to(f).as_posix() for p in f.rglob('checkpoints')} for f in (a, b)
@@ -262,7 +266,7 @@ class Comparison:
                 self._file(name, files[0][name], files[1][name])
 
     def checkpoints(self, run: str, a: pathlib.Path, b: pathlib.Path) -> None:
-        """The steps of two folders of checkpoints, and the newest of each."""
+        """Compares the steps of two folders of checkpoints, and the newest of each."""
         where = f'{run}/checkpoints'
         steps = [steps_of(folder) for folder in (a, b)]
         if steps[0] != steps[1] or not steps[0]:

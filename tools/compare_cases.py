@@ -1,7 +1,7 @@
-"""What `compare_checkouts.py` runs: small configurations that reach every part of an iteration.
+"""The cases of `compare_checkouts.py`: small configurations that reach every part of an iteration.
 
-Values are chosen so that what they name takes effect: advantages reach `credit.clip`, gradients
-`optim.grad_clip`, ratios `loss.clip_range`.
+The values take effect: advantages reach `credit.clip`, gradients `optim.grad_clip`, ratios
+`loss.clip_range`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PROMPTS = ('--prompt=A neon sign that says "HELLO"', '--prompt=A mug with the wo
 class Case:
     """Commands with their arguments, all with the same configuration.
 
-    `{case}` is the case's folder, `{sd3}` a small random SD3.5. Runs of `twins` must end alike too.
+    `{case}` is the case's folder, `{sd3}` a small random SD3.5. Runs of `twins` must also end with
+    equal results.
     """
 
     overrides: dict

@@ -1,5 +1,5 @@
-"""Do two checkouts of this project behave alike? Runs both on small configurations and compares
-everything that they leave behind, bit for bit.
+"""Checks whether two checkouts of this project behave alike: runs both on small configurations and
+compares all of their output, bit for bit.
 
     python tools/compare_checkouts.py --before=main --after=. --out=report.json
     python tools/compare_checkouts.py --before=main --after=. --only=dense,resume --tolerance=1e-6
@@ -8,15 +8,15 @@ everything that they leave behind, bit for bit.
 A checkout is a folder or a git revision, which is put into a temporary `git worktree`. Every case
 runs the public commands in both, one after the other, with the checkout as the current folder, on
 one CPU device, without a compilation cache (XLA:CPU rounds differently in a program that it reads
-back). Both write to the same path, so that no path in a file differs. Compared are:
-- checkpoints: steps, every array of the newest one, its score and what else a run remembers;
+back). Both write to the same path, so that no path in a file differs. It compares:
+- checkpoints: steps, every array of the newest one, its score and other records of a run;
 - metrics.jsonl and other JSON, without times; tables and other text; tensors; images by pixels.
-TensorBoard files (the numbers of metrics.jsonl again), the cache of prompts and locks are not.
-What describes the settings (config.json, fingerprints) may gain and lose keys: that is noted.
+It does not compare TensorBoard files (the numbers of metrics.jsonl again), the cache of prompts and
+locks. Settings (config.json, fingerprints) may gain and lose keys: that is noted.
 
 Most cases compile with `FAST` XLA flags, in a third of the time; `dense` and `full` with XLA's own.
 One core is enough: `taskset -c 0 python tools/compare_checkouts.py ...`; all cases take an hour.
-Exit status: 0 all equal, 1 something differs or failed, 2 arguments that cannot be used.
+Exit status: 0 all equal, 1 something differs or failed, 2 an argument cannot be used.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # also where it is a script
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # also if run as a script
 from tools.compare_artifacts import Comparison, Difference  # noqa: E402
 from tools.compare_cases import CASES, SMALL, TIMED, Case  # noqa: E402
 
 FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-# (regular expression, replacement): names of arrays, metrics, keys and files, old -> new, applied
-# to both sides; and configuration keys that the second checkout has under another name.
+# (regular expression, replacement) for names of arrays, metrics, keys and files, old -> new, for
+# both sides; and configuration keys that have another name in the second checkout.
 RENAMES: list[tuple[str, str]] = []
 KEY_RENAMES: dict[str, str] = {}
 SECONDS_LIMIT = 1800  # for one command
@@ -52,7 +52,7 @@ SHOWN = 8  # differences of a case on the console; the report has all
 
 
 class Failed(Exception):
-    """A command that did not end with status 0; the message has the end of what it said."""
+    """A command did not end with status 0; the message has the end of its output."""
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ class Checkout:
         }  # fmt: skip
 
     def python_code(self, code: str, fast: bool = False) -> str:
-        """What a Python program prints, run in the checkout. Raises Failed."""
+        """The output of a Python program, run in the checkout. Raises Failed."""
         return self._run([self.python, '-c', code], fast)
 
     def command(self, case: Case, name: str, arguments, values: dict, base=SMALL) -> list[str]:
@@ -92,7 +92,7 @@ class Checkout:
         return line
 
     def run(self, case: Case, values: dict) -> None:
-        """Every command of a case. Raises Failed."""
+        """Runs every command of a case. Raises Failed."""
         for name, *arguments in case.commands:
             self._run(self.command(case, name, arguments, values), case.fast)
 
@@ -149,7 +149,7 @@ def opened(name: str, side: str, options, scratch: pathlib.Path) -> Iterator[Che
 
 
 def check(checkout: Checkout) -> str:
-    """Versions that the checkout runs with. ValueError where another package is imported."""
+    """Versions of the checkout's libraries. Raises ValueError if another package is imported."""
     code = (
         'import densegrpo_jax, jax, jaxlib, sys; jax.devices(); print(densegrpo_jax.__file__); '
         'print("Python", sys.version.split()[0], "jax", jax.__version__, jaxlib.__version__)'
@@ -160,7 +160,7 @@ def check(checkout: Checkout) -> str:
         except Failed as error:
             if 'XLA_FLAGS' not in str(error) or checkout.xla_flags is not None:
                 raise
-            checkout.fast = ''  # this XLA does not know the flags
+            checkout.fast = ''  # this XLA rejects the flags
             said = checkout.python_code(code)
     except (Failed, OSError) as error:
         raise ValueError(f'--{checkout.side}: {error}') from None
@@ -171,7 +171,7 @@ def check(checkout: Checkout) -> str:
 
 
 def make_sd3(checkouts: Sequence[Checkout], folder: pathlib.Path) -> None:
-    """A random SD3.5 of a few thousand weights, made by the first checkout whose tests can."""
+    """A random SD3.5 of a few thousand weights, made by the first checkout that can."""
     code = (
         'import pathlib; from tests import miniature; '
         f'miniature.random_sd3(pathlib.Path({str(folder)!r}), scale=1.0)'
@@ -274,7 +274,7 @@ def compare_seconds(checkouts: Sequence[Checkout], scratch: pathlib.Path, option
 
 
 def ratios(before: Sequence[float], after: Sequence[float]) -> dict:
-    """Of the pairs' ratios after / before: median, quartiles and extremes."""
+    """Median, quartiles and extremes of the pairs' ratios after / before."""
     each = [a / b for b, a in zip(before, after, strict=True)]
     quartiles = statistics.quantiles(each, n=4, method='inclusive') if len(each) > 1 else each * 3
     return {
@@ -284,7 +284,7 @@ def ratios(before: Sequence[float], after: Sequence[float]) -> dict:
 
 
 def compare(checkouts: Sequence[Checkout], scratch: pathlib.Path, options, save) -> dict:
-    """Runs the chosen cases, says a line of each; name -> report, saved after every case."""
+    """Runs the chosen cases and prints a line for each; name -> report, saved after every case."""
     report: dict[str, dict] = {}
     for number, name in enumerate(options.only, start=1):
         report[name] = result = run_case(name, checkouts, scratch, options)
@@ -309,7 +309,7 @@ def compare(checkouts: Sequence[Checkout], scratch: pathlib.Path, options, save)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, checked; ends the program with status 2 where they cannot be used."""
+    """The checked arguments; ends the program with status 2 if one cannot be used."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -332,7 +332,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--key', action='append', default=[], help='OLD=>NEW, a config key of --after; repeatable')
     add('--xla_flags', default=None, help='for all cases, instead of their own')
     add('--out', default='', help='JSON file for the report')
-    add('--keep', default='', help='folder that keeps what the runs leave behind')
+    add('--keep', default='', help="folder that keeps the runs' output")
     add('--seconds', action='store_true', help='measure time instead, on the demo')
     add('--pairs', type=int, default=7, help='with --seconds: runs of each checkout')
     add('--iterations', type=int, default=5, help='with --seconds: iterations of a run')

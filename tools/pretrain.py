@@ -2,8 +2,8 @@
 
     python -m tools.pretrain --config=configs/tiny_pretrain.py --workdir=runs/tiny_pretrain
 
-Every stage resumes from its own checkpoints, a finished one is only read. The folder appears at
-WORKDIR/flux. Exit status: 0 finished, 2 a configuration or a work directory that cannot be used, 1
+Every stage resumes from its own checkpoints; a finished stage is only read. The folder appears at
+WORKDIR/flux. Exit status: 0 finished, 2 a configuration or work directory cannot be used, 1
 anything else.
 """
 
@@ -41,7 +41,7 @@ def main(flag) -> None:
 
 
 def define_flags() -> None:
-    """Only the command itself has flags: importing this module defines none."""
+    """Defines the flags; importing this module defines none."""
     define_config('Pretraining configuration.', training=False)
     define_folder(
         'workdir', 'runs/tiny_pretrain', 'Where checkpoints, samples and the finished folder go.'

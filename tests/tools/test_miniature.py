@@ -158,12 +158,12 @@ def test_which_stages_a_setting_makes_anew(key, value, stages):
         (
             'stages.flow.pool',
             1500,
-            r'stages\.flow\.pool=1500 pictures: expected a positive multiple of 1024, such as 1024',
+            r'stages\.flow\.pool=1500 images: expected a positive multiple of 1024, such as 1024',
         ),
         (
             'stages.flow.pool',
             512,
-            'stages.flow.pool=512 pictures: expected a positive multiple of 1024, such as 1024',
+            'stages.flow.pool=512 images: expected a positive multiple of 1024, such as 1024',
         ),
         ('dataset', 'faces', r"dataset='faces' is not known; choose one of \['shapes', 'words'\]"),
         ('width', 90, 'width=90 is not a positive multiple of 16; nearest: 96'),

@@ -115,8 +115,7 @@ def test_pictures_are_drawn_in_whole_chunks(size, such):
     with pytest.raises(
         ValueError,
         match=(
-            f'stages.flow.pool={size} pictures: expected a positive multiple of 1024, such as '
-            f'{such}'
+            f'stages.flow.pool={size} images: expected a positive multiple of 1024, such as {such}'
         ),
     ):
         pool.check_size(size)

@@ -16,8 +16,8 @@ SCHEDULER = {
 
 
 def component_configs(config, tokenizer, tokenizer_2) -> dict[str, dict]:
-    """The config.json of every component: the sizes of `config`, completed with what Transformers
-    and Diffusers expect there.
+    """The config.json of every component: the sizes of `config`, completed with the keys that
+    Transformers and Diffusers expect.
 
     Args:
       config: with clip_length and the ConfigDicts transformer, vae, text_encoder and

@@ -1,5 +1,5 @@
-"""What a miniature is trained on, by name: its pictures and prompts, the words its tokenizers know,
-and how it is judged.
+"""The training data of a miniature, by name: its images and prompts, the words of its tokenizers,
+and its evaluation.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ Batches = Callable[[int, int, int], tuple[np.ndarray, Sequence[str]]]
 
 
 class Dataset(NamedTuple):
-    """vocabulary: words that become one token each. batch, flow_batch:
+    """The training data of a miniature.
+
+    vocabulary: words that become one token each. batch, flow_batch:
     `(seed, step, size) -> (images uint8 [size, H, W, 3], prompts)`, pure functions, for the
-    autoencoder and for the flow. eval_prompts: never among them. reward: specification of what they
-    are scored by.
+    autoencoder and for the flow. eval_prompts: held-out prompts. reward: specification of the
+    reward that scores them.
     """
 
     vocabulary: list[str]
@@ -49,7 +51,7 @@ def coloured_shapes(config) -> Dataset:
     """Coloured shapes with counts and positions (data/shapes.py)."""
     if config.height != config.width:
         raise ValueError(
-            f'height={config.height}, width={config.width}: pictures of shapes are square'
+            f'height={config.height}, width={config.width}: images of shapes are square'
         )
     draw = functools.partial(shapes.training_batch, size=config.height)
     return Dataset(shapes.vocabulary(), draw, draw, shapes.shapes_eval_prompts(), {'shapes': {}})

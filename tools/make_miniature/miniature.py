@@ -1,7 +1,7 @@
 """A miniature FLUX from random weights: a function per stage (autoencoder, text encoders, flow,
 guidance), and the folder that they make.
 
-Every stage resumes from its own checkpoints, WORKDIR/checkpoints/STAGE; a finished one is only
+Every stage resumes from its own checkpoints, WORKDIR/checkpoints/STAGE; a finished stage is only
 read.
 """
 
@@ -42,12 +42,12 @@ from tools.make_miniature.datasets import DATASETS, Dataset
 
 FOLDER = 'flux'  # in the work directory, in the Diffusers layout
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
-FLOW = ('transformer', *TEXT_ENCODERS)  # what the flow trains
-# of a stage: how long it goes on, and how it is watched
+FLOW = ('transformer', *TEXT_ENCODERS)  # components that the flow stage trains
+# settings for a stage's length and for watching it
 FREE = ('steps', 'grid_steps', 'eval_every', 'eval_prompts', 'eval_guidance')
 _WORDS = (*TEXT_ENCODERS, 'clip_length', 't5_length')
 _FLOW = ('vae', 'transformer', 'flow_fonts', *_WORDS)
-DEPENDS = {  # stage -> settings it depends on besides its own, earlier stages
+DEPENDS = {  # stage -> further settings that it depends on, earlier stages
     'vae': (('vae',), ()),
     'text': (_WORDS, ()),
     'flow': (_FLOW, ('vae', 'text')),
@@ -57,8 +57,8 @@ DEPENDS = {  # stage -> settings it depends on besides its own, earlier stages
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What the stages of one pretraining share: its configuration, where it writes, what it learns
-    from, networks and devices.
+    """The state that the stages of one pretraining share: configuration, work directory, data,
+    networks and devices.
     """
 
     config: object
@@ -90,7 +90,7 @@ class Work:
         )
 
     def shift(self) -> float:
-        """Logit of the shift of FLUX's grid at this size of picture."""
+        """Logit of the shift of FLUX's grid at this size of image."""
         return flux_shift_mu(math.prod(token_grid(self.config.height, self.config.width)))
 
     def empty_ids(self) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ class Work:
 
 
 def validate(config) -> None:
-    """Raises ValueError, naming the key, for what would otherwise end a pretraining after hours."""
+    """Raises ValueError, naming the key, for errors that would end a pretraining after hours."""
     if config.dataset not in DATASETS:
         raise ValueError(
             f'dataset={config.dataset!r} is not known; choose one of {sorted(DATASETS)}'
@@ -116,8 +116,8 @@ def rows(config) -> int:
 
 
 def made_from(config, name: str) -> dict:
-    """All settings that the checkpoints of a stage depend on, those of the stages before it
-    included, as values that JSON holds.
+    """All settings that the checkpoints of a stage depend on, including those of earlier stages, as
+    JSON values.
     """
     c, (keys, earlier) = config.to_dict(), DEPENDS[name]
     own = {key: value for key, value in c['stages'][name].items() if key not in FREE}
@@ -158,7 +158,7 @@ def train_autoencoder(work: Work, start: dict) -> dict:
 
 
 def normalise(work: Work, autoencoder: dict) -> dict:
-    """The autoencoder with latents of about unit variance; draws pictures and their reconstructions
+    """The autoencoder with latents of about unit variance; draws images and their reconstructions
     into WORKDIR/samples/vae.png.
     """
     vae, probe = (
@@ -167,7 +167,7 @@ def normalise(work: Work, autoencoder: dict) -> dict:
     )
     mean, std = vae_stage.latent_moments(vae, autoencoder, probe)
     logging.info('latent channels: mean %s, std %s', np.round(mean, 2), np.round(std, 2))
-    # Channels that carry nothing (posterior = prior) are not blown up to unit variance.
+    # Channels without information (posterior = prior) are not scaled up to unit variance.
     scaled = vae_stage.fold_channel_scale(autoencoder, np.maximum(std, 0.25 * std.max()))
     save_grid(
         work.workdir / 'samples' / 'vae.png',
@@ -179,9 +179,7 @@ def normalise(work: Work, autoencoder: dict) -> dict:
 
 
 def train_text(work: Work, params: dict) -> dict:
-    """Both text encoders' weights, from those in `params`; the heads they were read with are left
-    out.
-    """
+    """Both text encoders' weights, trained from those in `params`, without their read-out heads."""
     config, pipeline = work.config, work.pipeline
     widths = (
         config.text_encoder_2.d_model,
@@ -199,14 +197,14 @@ def train_text(work: Work, params: dict) -> dict:
 
 
 def make_pool(work: Work, raw: dict, autoencoder: dict) -> dict[str, np.ndarray]:
-    """What flow and distillation learn from, see `pool.encode`; kept in WORKDIR/pool.npz.
+    """The training data of flow and distillation, see `pool.encode`; stored in WORKDIR/pool.npz.
 
     Args:
-      raw: the autoencoder's weights as its stage left them, by which the file is known.
+      raw: the autoencoder's weights as its stage left them, which identify the file.
       autoencoder: the same, normalised.
 
     Raises:
-      ValueError: the file was made from something else.
+      ValueError: the file was made from other data or weights.
     """
     config, path = work.config, work.workdir / 'pool.npz'
     made_from = pools.origin(config, raw)
@@ -236,8 +234,8 @@ def train_flow(work: Work, params: dict, pool: dict[str, np.ndarray]) -> dict:
 
 
 def distil(work: Work, params: dict, pool: dict[str, np.ndarray]) -> dict:
-    """The transformer's weights after classifier-free guidance has gone into its guidance
-    embedding; the others of `params` stay.
+    """The transformer's weights after distilling classifier-free guidance into its guidance
+    embedding; the other components of `params` stay.
     """
     config, s, empty = work.config, work.config.stages.distil, work.empty_ids()
     teacher = {name: params[name] for name in FLOW}
@@ -320,9 +318,9 @@ def pretrain(config, workdir: pathlib.Path, mesh: Mesh) -> pathlib.Path:
       That folder, which `load_pipeline` and Diffusers open.
 
     Raises:
-      ValueError: what `validate` refuses; checkpoints or a pool in `workdir` that belong to another
+      ValueError: `validate` raises it, or checkpoints or a pool in `workdir` belong to another
         configuration.
-      FileNotFoundError: `stages.vae.init` is no pipeline folder.
+      FileNotFoundError: `stages.vae.init` is not a pipeline folder.
     """
     validate(config)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""What the flow learns from: pictures as latents with their token ids, encoded once, kept in a file
-that says what it was made from.
+"""The training data of the flow: images as latents with their token ids, encoded once and stored in
+a file that says what it was made from.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from densegrpo_jax.sampling import loading
 from tools.make_miniature.datasets import Batches
 from tools.make_miniature.vae_stage import to_model_range
 
-# pictures drawn at a time; part of the random stream, so that another number would be another pool
+# images drawn at a time; part of the random stream, so another number would give another pool
 CHUNK = 1024
 ORIGIN = 'origin'  # the array, a JSON text, that says what a stored pool was made from
-EARLIER = {'latents', 'clip_ids', 't5_ids'}  # all that a file held before it said so
+EARLIER = {'latents', 'clip_ids', 't5_ids'}  # all arrays of a file of earlier versions
 
 
 def check_size(size: int) -> None:
@@ -31,18 +31,18 @@ def check_size(size: int) -> None:
     if size <= 0 or size % CHUNK:
         nearest = max(1, round(size / CHUNK)) * CHUNK
         raise ValueError(
-            f'stages.flow.pool={size} pictures: expected a positive multiple of {CHUNK}, such as '
+            f'stages.flow.pool={size} images: expected a positive multiple of {CHUNK}, such as '
             f'{nearest}'
         )
 
 
 def origin(config, autoencoder: dict) -> dict:
-    """All that a pool depends on, as JSON values by the names of the configuration.
+    """Everything that a pool depends on, as JSON values by the names of the configuration.
 
     Args:
       config: of the pretraining.
-      autoencoder: weights as their stage left them. Its scales per channel are measured anew by
-        every process, and may differ by rounding.
+      autoencoder: weights as their stage left them. Every process measures the scales per channel
+        anew, and they may differ by rounding.
     """
     facts = {
         'dataset': config.dataset,
@@ -62,11 +62,11 @@ def origin(config, autoencoder: dict) -> dict:
 def encode(
     pipeline: Pipeline, autoencoder: dict, draw: Batches, seed: int, size: int, mesh: Mesh
 ) -> dict[str, np.ndarray]:
-    """`size` pictures through the autoencoder.
+    """Encodes `size` images with the autoencoder.
 
     Args:
       autoencoder: its weights.
-      draw: `(seed, step, CHUNK) -> pictures and prompts`, see `datasets.Dataset`.
+      draw: `(seed, step, CHUNK) -> images and prompts`, see `datasets.Dataset`.
       size: S, a multiple of CHUNK.
       mesh: its axis 'data' splits every chunk.
 
@@ -88,7 +88,7 @@ def encode(
         for name, ids in zip(('clip_ids', 't5_ids'), pipeline.tokenize(prompts)):
             parts[name].append(ids)
         if i % 8 == 7:
-            logging.info('encoding pictures %d/%d', (i + 1) * CHUNK, size)
+            logging.info('encoding images %d/%d', (i + 1) * CHUNK, size)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
@@ -99,11 +99,11 @@ def read(path: pathlib.Path, made_from: dict) -> dict[str, np.ndarray] | None:
       made_from: what it must have been made from, see `origin`.
 
     Returns:
-      None where there is no file; also, with a warning, where an earlier version left one that does
+      None if there is no file; also, with a warning, if an earlier version left a file that does
       not say what it was made from.
 
     Raises:
-      ValueError: it was made from something else, or is damaged.
+      ValueError: the file was made from other data or weights, or is damaged.
     """
     if not path.exists():
         return None

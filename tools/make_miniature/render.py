@@ -240,7 +240,7 @@ def render(
 
 
 def _jitter(free: int, most: int, rng: np.random.Generator) -> int:
-    """An offset in [0, free], at most `most` pixels from the centre."""
+    """A random offset in [0, free], at most `most` pixels from the centre."""
     centre = free // 2
     reach = min(centre, most)
     return centre + int(rng.integers(-reach, reach + 1))
@@ -258,7 +258,7 @@ def training_batch(
     """Batch `step` of the miniature's endless training data, a pure function of (seed, step).
 
     Half of the targets are training words, half random strings; no held-out word ever occurs. Each
-    picture draws one of `fonts`.
+    image draws one of `fonts`.
 
     Returns:
       images uint8 [batch_size, height, width, 3], prompts, targets (upper case).
@@ -278,7 +278,7 @@ def training_batch(
 def render_scene(
     text: str, rng: np.random.Generator, *, extra: str = '', side: int = 512
 ) -> np.ndarray:
-    """A picture of known text for judging readers: a cluttered background and a sign, on one line
+    """An image of known text for judging readers: a cluttered background and a sign, on one line
     or two; `extra` on a second sign below.
 
     Backgrounds are gradients, grain or coloured shapes; letters are in one of `FONTS`, 1/14 to 1/7

@@ -70,12 +70,12 @@ def run_stage(
       workdir: checkpoints go to its checkpoints/NAME.
       mesh: its axis 'data' splits the rows of a batch; the weights are whole on every device. On a
         CPU that is one device per core (`runtime.startup.start_devices`).
-      made_from: JSON values that must be those of the checkpoint that is continued.
+      made_from: JSON values that must equal those of the checkpoint to continue.
       on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to
         show.
 
     Raises:
-      CheckpointMismatch: the checkpoints are of other settings; names what differs.
+      CheckpointMismatch: the checkpoints have other settings; the message names the differences.
     """
     tx = optimiser(stage)
     root = jax.random.key(seed)
@@ -104,7 +104,7 @@ def run_stage(
         workdir / 'checkpoints' / name,
         max_to_keep=keep,
         fingerprint=made_from,
-        # An earlier version noted nothing: what is absent there is taken to be the same.
+        # Earlier versions recorded nothing: absent values count as equal.
         differences=lambda old, new: [d for d in differing(old, new) if d.old is not ABSENT],
     )
     restored = checkpoints.restore_latest(state)

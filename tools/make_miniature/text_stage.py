@@ -1,9 +1,9 @@
-"""Text stage: both text encoders learn to say what a prompt says, so that the flow starts from a
-readable conditioning.
+"""Text stage: both text encoders learn to represent a prompt's content, so that the flow starts
+from readable conditioning.
 
-T5 predicts at every token its place inside the quotes, the character and the length of the word;
-CLIP's pooled vector predicts the scene (the prompt with the word removed). The linear heads that
-read this off are thrown away.
+At every token T5 predicts the token's place inside the quotes, the character and the length of the
+word; CLIP's pooled vector predicts the scene (the prompt with the word removed). The linear
+read-out heads are discarded.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def fold_channel_scale(params, scale: np.ndarray):
     """Divides latent channel c by scale[c] exactly: the encoder's last convolution shrinks, the
     decoder's first grows by the same factor.
 
-    Diffusers pipelines know one scaling factor only; with this every channel has unit variance
-    under it.
+    Diffusers pipelines have only one scaling factor; with this division every channel has unit
+    variance under it.
     """
     params = jax.tree.map(lambda p: p, params)
     out, first = dict(params['encoder']['conv_out']), dict(params['decoder']['conv_in'])
@@ -71,7 +71,7 @@ def fold_channel_scale(params, scale: np.ndarray):
 
 
 def reconstructions(vae, params, images: np.ndarray) -> np.ndarray:
-    """Pictures and their reconstructions through the posterior mean, in turn: float [-1, 1] [B, H,
+    """Images and their reconstructions through the posterior mean, in turn: float [-1, 1] [B, H,
     W, 3] -> uint8 [2 B, H, W, 3].
     """
     mean, _ = vae.apply({'params': params}, images, method='encode')
