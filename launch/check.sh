@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up the virtual environment and runs every check that needs no test: about half a minute.
-#   bash launch/check.sh          says what is wrong
-#   bash launch/check.sh --fix    mends what ruff can mend (layout, imports) and says what is left
-# All checks run, also after one that fails. What each of them looks at stands in pyproject.toml.
+# Sets up the virtual environment and runs all checks except the tests: about half a minute.
+#   bash launch/check.sh          reports errors
+#   bash launch/check.sh --fix    repairs what ruff can repair (layout, imports), reports the rest
+# All checks run, even if one fails. pyproject.toml configures them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh

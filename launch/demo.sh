@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Trains the miniature FLUX to spell: sets up a virtual environment, runs configs/tiny_ocr.py, shows where the results are.
-# It fails if the evaluation score has not risen. Arguments go to the program, e.g. `bash launch/demo.sh --config.iterations=200 --workdir=runs/longer`. Run again, it continues.
+# Trains the miniature FLUX to spell: sets up a virtual environment, runs configs/tiny_ocr.py and
+# shows where the results are. It fails if the evaluation score has not risen. Arguments go to the
+# program, e.g. `bash launch/demo.sh --config.iterations=200 --workdir=runs/longer`. The same
+# command, run again, continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -15,7 +17,8 @@ for arg in "$@"; do
 done
 
 setup_env requirements.txt
-# Large pages: XLA asks for hundreds of megabytes of fresh memory every step, and page faults cost 10 % or more of a CPU.
+# Large pages: XLA allocates hundreds of megabytes of fresh memory every step, and page faults cost
+# 10 % or more of a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 status=0
 "$PYTHON" -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir="$workdir" --require_gain=0 "$@" || status=$?

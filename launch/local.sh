@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One machine, whatever it has: a laptop, a GPU box, one TPU VM. Sets up the virtual environment and trains; run again, it continues.
+# Trains on one machine of any kind: a laptop, a GPU box, one TPU VM. Sets up the virtual
+# environment first. The same command, run again, continues.
 #   bash launch/local.sh --config=configs/tiny_ocr.py --workdir=runs/tiny                       CPU
 #   bash launch/local.sh --device=cuda --config=configs/flux_ocr.py:devices=8 --workdir=...      NVIDIA GPUs (CUDA 13)
 #   bash launch/local.sh --device=tpu --config=configs/flux_ocr.py:devices=4 --workdir=...       a TPU VM
-# All other arguments go to densegrpo_jax.main. Interrupted by SIGTERM it saves and exits with 75.
+# All other arguments go to densegrpo_jax.main. On SIGTERM it saves and exits with 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh

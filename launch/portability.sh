@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs the tests as other machines would: other instruction sets, other numbers of threads, a busy
-# machine. No result may hang on a CPU's last bit or on speed. The whole suite takes as long as
-# `bash launch/test.sh` for every setting.
+# machine. No result may depend on a CPU's last bit or on speed. For every setting the whole suite
+# takes as long as `bash launch/test.sh`.
 #   bash launch/portability.sh                  the default suite, once per setting
 #   bash launch/portability.sh tests/core -x    any arguments go to launch/test.sh, so to pytest
-#   SETTINGS="mkl-avx2 busy" bash launch/portability.sh   these settings alone
-# Exit status: 0 if all passed, else 1. .pytest_cache/portability holds what each of them printed.
+#   SETTINGS="mkl-avx2 busy" bash launch/portability.sh   only these settings
+# Exit status: 0 if all passed, else 1. .pytest_cache/portability holds the output of each.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -17,13 +17,13 @@ cache="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
 logs="$PWD/.pytest_cache/portability"
 all=(aten-default mkl-avx2 xla-avx2 xla-sse4 numpy-baseline one-thread two-threads busy)
 
-# environment_of SETTING prints its variables, a line each.
+# environment_of SETTING prints its variables, one per line.
 environment_of() {
   case "$1" in
     aten-default) echo ATEN_CPU_CAPABILITY=default ;; # torch without AVX
     mkl-avx2) echo MKL_ENABLE_INSTRUCTIONS=AVX2 ;;    # torch's exp and products without AVX-512
     xla-avx2) echo XLA_FLAGS=--xla_cpu_max_isa=AVX2 ;;
-    xla-sse4) echo XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 ;; # another program on every machine
+    xla-sse4) echo XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 ;; # a different program on every machine
     numpy-baseline) echo "NPY_DISABLE_CPU_FEATURES=$("$PYTHON" -c "$beyond_baseline")" ;;
     one-thread) threads 1 ;;
     two-threads) threads 2 ;;
@@ -31,7 +31,7 @@ environment_of() {
   esac
 }
 
-# What NumPy uses of this CPU beyond what every one has.
+# The features of this CPU that NumPy uses beyond its baseline.
 beyond_baseline="
 import numpy
 print(' '.join(numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', [])))"
@@ -65,7 +65,7 @@ for setting in "${chosen[@]}"; do
     done
   fi
   say "== $setting: ${environment[*]:-$cores busy loops}"
-  # Programs are kept apart: one of another setting would be run instead of compiled.
+  # Compiled programs are kept apart: else a program of another setting would run.
   environment+=("JAX_COMPILATION_CACHE_DIR=$cache-$setting" "PYTEST_WORKERS=$workers")
   if ! env "${environment[@]}" bash launch/test.sh "$@" 2>&1 | tee "$logs/$setting.log"; then
     failed+=("$setting")

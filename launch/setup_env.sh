@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the other scripts, from the repository's root: `setup_env FILE...` makes a virtual environment with these requirement files
-# installed, and sets PYTHON to its interpreter. It does nothing where that was done before and the files have not changed.
+# Sourced by the other scripts, from the repository's root: `setup_env FILE...` makes a virtual
+# environment with these requirement files installed, and sets PYTHON to its interpreter. It does
+# nothing if that was done before and the files have not changed.
 #
-#   PYTHON=python3.11   the interpreter to make it with (default: the first of Python 3.11 or newer that is found)
+#   PYTHON=python3.11   the interpreter to make it with (default: the first Python >= 3.11 found)
 #   VENV=.venv          where to make it
 
 say() { printf '%s\n' "$*" >&2; }
@@ -12,7 +13,8 @@ die() {
   exit 1
 }
 
-# export_settings FILE exports its lines KEY=VALUE, each value as it stands. None is ever shown: some are secret.
+# export_settings FILE exports its lines KEY=VALUE, each value unchanged. It never shows a value:
+# some are secret.
 export_settings() {
   local line number=0
   if [ ! -f "$1" ] || [ ! -r "$1" ]; then die "--env=$1 is not a file that can be read: give one with lines KEY=VALUE"; fi
@@ -48,7 +50,7 @@ _find_python() {
   die "no Python 3.11 or newer was found. Install one, or name it: PYTHON=/path/to/python3.11 bash $0"
 }
 
-# Shows pip's output as one moving line on a terminal, and as a few lines elsewhere.
+# Shows pip's output as one changing line on a terminal, and as a few lines elsewhere.
 _show_pip() {
   local line commas
   while IFS= read -r line; do

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Trains on a Slurm cluster with GPUs: one process per GPU box or per GPU, as many boxes as asked for, requeued after a preemption.
-#   bash launch/slurm.sh --name=flux --nodes=2 --gpus=8 [--time=24:00:00] [--partition=P] [--account=A] [--sbatch=OPTION]... -- MAIN ARGUMENTS
-# The repository and the work directory must lie on a file system that all nodes share. Everything after -- goes to densegrpo_jax.main.
+# Trains on a Slurm cluster with GPUs: one process per GPU box or per GPU, on the given number of
+# boxes; the job is requeued after a preemption.
+#   bash launch/slurm.sh --name=flux --nodes=2 --gpus=8 [--time=24:00:00] [--partition=P]
+#     [--account=A] [--sbatch=OPTION]... -- MAIN ARGUMENTS
+# The repository and the work directory must be on a file system that all nodes share. Everything
+# after -- goes to densegrpo_jax.main.
 # --print shows the job instead of submitting it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,8 +33,8 @@ for given in "--nodes=$nodes" "--gpus=$gpus"; do
 done
 if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
 
-# One task per box drives all of its GPUs. Slurm sends TERM two minutes before the time is up, to the step itself.
-# The interpreter is the one that setup_env makes: --print needs its name, not the installation.
+# One task per box drives all of its GPUs. Slurm sends TERM to the step itself two minutes before
+# the time is up. The interpreter is that of setup_env: --print needs only its name.
 job=(
   sbatch --parsable --job-name="$name" --nodes="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" --exclusive --time="$time"
   --requeue --open-mode=append --signal=TERM@120 --output="logs/$name.log" ${options[@]+"${options[@]}"}

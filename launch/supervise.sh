@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Runs a command until it has finished: bash launch/supervise.sh COMMAND...
 #   exit 0   it has finished
-#   exit 75  it was asked to stop and can be resumed: started again, unless this script was asked to stop too
+#   exit 75  it was stopped and can be resumed: starts it again, unless this script was stopped too
 #   other    it failed: so does this script, at once
-# Started again, densegrpo_jax.main continues from its last checkpoint. TERM, INT or HUP is handed on as USR1 and ends the loop. Not as itself:
-# Ctrl-C and a service manager send theirs to the command too, and the second one would end it in the middle of its save. What does not know
-# USR1 (another program, or Python before its handler is there) is ended by it; that counts as asked to stop: 75.
+# When restarted, densegrpo_jax.main continues from its last checkpoint. TERM, INT or HUP ends the
+# loop and is passed on as USR1. It is not passed on unchanged, because Ctrl-C and a service manager
+# also send their signal to the command, and a second one would end it in the middle of its save.
+# USR1 ends a program without a handler for it (another program, or Python before it installs the
+# handler); that counts as a stop: 75.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }

@@ -18,11 +18,11 @@ for arg in "$@"; do
 done
 
 setup_env requirements.txt requirements-test.txt
-# Compiled programs are kept, so that a second run of the suite spends its time on the tests.
+# Compiled programs are cached, so that a second run of the suite spends its time on the tests.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.2}"
-# One process per core: most of a test's time is compilation, on one thread. A file's tests share their fixtures and stay together.
-# Files come in the order of tests/order.py, not by their number of tests.
+# One process per core: most of a test's time is compilation, on one thread. A file's tests share
+# their fixtures and stay together. tests/order.py orders the files.
 cores="$(nproc 2>/dev/null || echo 2)"
 workers="${PYTEST_WORKERS:-$((cores < 4 ? cores : 4))}"  # each takes up to 4 GiB of memory
 exec "$PYTHON" -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder ${args[@]+"${args[@]}"}

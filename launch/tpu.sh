@@ -8,13 +8,17 @@
 #   bash launch/tpu.sh watch  --name=NAME --zone=ZONE --type=T --spot --bucket=B -- MAIN ARGUMENTS   create, setup, train; again when preempted
 #   bash launch/tpu.sh fetch  --name=NAME --zone=ZONE --from=runs/x --to=DIR   copies results from the first worker: a --workdir as given to train
 #   bash launch/tpu.sh delete --name=NAME --zone=ZONE
-# With more than one worker gcloud wants its key in your ssh agent: ssh-add ~/.ssh/google_compute_engine. watch needs that agent as long as it runs.
-# A pod's work directory must be one place for all workers, and a spot VM's must outlive it: --bucket=B mounts the bucket B at ~/bucket on
-# every worker (gcsfuse); train with --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical namespace.
-# FLUX.1-dev asks for a login and every worker reads it: copy it into the bucket once (gcloud storage cp -r FLUX.1-dev gs://B/) and train with
-# --config.model.path=/home/USER/bucket/FLUX.1-dev.
-# --env=FILE, for train and watch: lines KEY=VALUE for the environment of the run (HF_TOKEN, REWARD_TOKEN, LIBTPU_INIT_ARGS), copied to every
-# worker with mode 600 and shown nowhere. watch takes it to every new machine, where nothing is left of a login by hand.
+# With more than one worker gcloud needs its key in your ssh agent:
+# ssh-add ~/.ssh/google_compute_engine. watch needs that agent as long as it runs.
+# All workers of a pod must share the work directory, and it must outlive a spot VM: --bucket=B
+# mounts the bucket B at ~/bucket on every worker (gcsfuse); train with
+# --workdir=/home/USER/bucket/... as `setup` prints it. The bucket must have a hierarchical
+# namespace.
+# FLUX.1-dev needs a login, and every worker reads it: copy it into the bucket once (gcloud storage
+# cp -r FLUX.1-dev gs://B/) and train with --config.model.path=/home/USER/bucket/FLUX.1-dev.
+# --env=FILE, for train and watch: lines KEY=VALUE for the environment of the run (HF_TOKEN,
+# REWARD_TOKEN, LIBTPU_INIT_ARGS), copied to every worker with mode 600 and shown nowhere. watch
+# copies it to every new machine, which does not keep a manual login.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -78,7 +82,8 @@ create() {
   vm create "$name" --accelerator-type="$type" --version="$version" ${options[@]+"${options[@]}"}
 }
 
-# A checkpoint is complete when its folder is renamed, which gcsfuse does only in a bucket with a hierarchical namespace.
+# A checkpoint is complete once its folder is renamed, which gcsfuse can do only in a bucket with a
+# hierarchical namespace.
 check_bucket() {
   local enabled create
   if [ -z "$bucket" ]; then return; fi
@@ -119,8 +124,9 @@ train() {
   everywhere "cd densegrpo_jax && ${settings}bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
 }
 
-# What watch does with a machine that trains nothing. setup may come before ssh is up, or in the middle of a preemption: then look at the
-# machine again. $failures counts, because a setup that can never work would have it paid for idly.
+# What watch does with an idle machine. setup may run before ssh is up, or during a preemption: then
+# check the machine again. $failures counts the attempts, because the machine costs money while a
+# setup fails.
 begin() {
   local status
   set +e # not `if setup`: there a failing command would not end setup

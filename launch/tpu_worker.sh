@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh runs on each worker of a slice, in the unpacked repository:
+# launch/tpu.sh runs this on each worker of a slice, in the unpacked repository:
 #   tpu_worker.sh setup [BUCKET] | train MAIN-ARGUMENTS... | state MAIN-ARGUMENTS... | stop
-# train leaves a supervised run in the background: train.log has its output, run.pid its process, run.arguments what it was given, outcome its
-# exit code in the end.
-# With ENV_FILE=FILE in its environment the run has the settings of that file too.
-# state says how that run is: `running`, its exit code, or `absent` where none was started with these arguments, or a reboot ended it.
+# train starts a supervised run in the background: train.log has its output, run.pid its process,
+# run.arguments its arguments, and outcome, at the end, its exit code.
+# With ENV_FILE=FILE in its environment the run also has the settings of that file.
+# state prints the run's state: `running`, its exit code, or `absent` if none was started with these
+# arguments or a reboot ended it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
 source launch/setup_env.sh
 
-# The run's shell holds this lock until the outcome is written. Nothing is left of it after a reboot, when run.pid may name another process.
+# The run's shell holds this lock until the outcome is written. A reboot releases it; run.pid may
+# then name another process.
 running() { [ -e run.lock ] && ! flock -ns run.lock true; }
 
-# Ubuntu has no gcsfuse and not every image brings it: this is Google's own repository.
+# Ubuntu has no gcsfuse, and not every image has it: this is Google's own repository.
 install_gcsfuse() {
   local release key=/usr/share/keyrings/cloud.google.asc
   release="$(lsb_release -c -s)"
@@ -32,10 +34,12 @@ mount_bucket() { # mount_bucket BUCKET
     die "--bucket=$1: at $HOME/bucket there is another one, $mounted. Stop the run that uses it, then, on every worker: fusermount -u $HOME/bucket"
   fi
   if [ -z "$mounted" ]; then
-    # No cached metadata: a worker would not see for a minute, or on large machines ever, what another one has written or renamed.
+    # No cached metadata: else a worker would see another worker's writes and renames only after a
+    # minute, or on large machines never.
     gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$1" "$HOME/bucket"
   fi
-  # What commits a checkpoint. Each worker tries, with a name of its own: any of them may lack the right to write.
+  # The operation that commits a checkpoint. Each worker tries it with its own name: any of them may
+  # lack the right to write.
   if ! { try="$(mktemp -d "$HOME/bucket/.rename-XXXXXXXX")" && touch "$try/file" && mv "$try" "$try-done" && rm -r "$try-done"; }; then
     if [ -n "$try" ]; then rm -rf "$try" "$try-done"; fi
     die "--bucket=$1: a folder with a file could not be made and renamed there (the lines above say why), so that no checkpoint could be committed." \
@@ -63,7 +67,7 @@ case "$action" in
     rm -f outcome run.pid
     printf '%q ' "$@" >run.arguments
     setup_env requirements-tpu.txt
-    # The inner shell outlives the supervisor to write down how it ended.
+    # The inner shell outlives the supervisor to record its exit code.
     # shellcheck disable=SC2016  # expanded by the inner shell
     setsid nohup bash -c 'bash launch/supervise.sh "$@" 9>&- & echo "$!" >run.pid; status=0; wait "$!" || status=$?; echo "$status" >outcome' run \
       "$PYTHON" -m densegrpo_jax.main --distributed=on --device=tpu "$@" >>train.log 2>&1 </dev/null &

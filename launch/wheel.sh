@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it into an empty folder outside the repository and trains the miniature for two iterations from there.
+# Builds the wheel, installs it into an empty folder outside the repository, and trains the
+# miniature for two iterations from there.
 #   bash launch/wheel.sh                  the wheel goes to dist/
 #   bash launch/wheel.sh --out=FOLDER     or elsewhere
-#   bash launch/wheel.sh --offline        with the setuptools that are installed, instead of those that pip would fetch
-# What the package needs is taken from the virtual environment, where the package itself must not be.
+#   bash launch/wheel.sh --offline        with the installed setuptools, instead of downloaded ones
+# The package's dependencies come from the virtual environment, which must not hold the package.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -24,14 +25,15 @@ if [ "${PYTHON:0:1}" = / ]; then python="$PYTHON"; fi
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-# A copy: setuptools would leave folders in the repository, and what an earlier build left in them would come back.
+# A copy: setuptools would leave folders in the repository, and files of an earlier build in them
+# would come back.
 mkdir "$work/source"
 cp -R pyproject.toml README.md LICENSE densegrpo_jax configs "$work/source"
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps ${build[@]+"${build[@]}"} --wheel-dir "$work/dist" "$work/source" >&2
 wheels=("$work"/dist/*.whl)
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-compile --target "$work/installed" "${wheels[0]}" >&2
 
-# Only what is installed may be found: -P and the folder keep the repository out of the path.
+# Only the installed package may be found: -P and the folder keep the repository out of the path.
 mkdir "$work/elsewhere"
 cd "$work/elsewhere"
 export PYTHONPATH="$work/installed"
