@@ -278,7 +278,7 @@ def test_damaged_and_absent_files(tmp_path):
     with pytest.raises(ValueError, match='promises.*ghost.weight'):
         weights.load_weights(tmp_path, RULES, abstract())
     index.write_text('{"weight')
-    with pytest.raises(ValueError, match='index.json is damaged'):
+    with pytest.raises(ValueError, match='index.json is not valid JSON'):
         weights.load_weights(tmp_path, RULES, abstract())
 
 

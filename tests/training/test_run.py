@@ -132,7 +132,10 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     uninterrupted one.
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
-    start = lambda workdir, **how: command(folder, workdir, '--config.iterations=4', **how)
+    quick = '--xla_backend_optimization_level=0'  # five processes compile
+    start = lambda workdir, **how: command(
+        folder, workdir, '--config.iterations=4', flags=quick, **how
+    )
 
     def ends(code, number, method, step=None):
         config = tmp_path / f'{method}.py'
