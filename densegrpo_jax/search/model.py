@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.data.prompts import Prompt, columns
-from densegrpo_jax.pipelines.base import Conditioning, repeat_rows
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
@@ -29,8 +30,48 @@ def has_gradient(reward: CompositeReward) -> bool:
     return all(hasattr(part, name) for part, weight in reward.parts if weight for name in need)
 
 
+class _Same:
+    """Stands for a value as a key, by identity."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float) -> tuple:
+    """(velocity function, the same jitted, jitted decoding) of a pipeline. Searches that follow
+    each other share what is compiled.
+    """
+    pipeline: Pipeline = of.value
+
+    def velocity(params, policy, negative, text, x, s):
+        split = lambda rows: split_rows(rows, mesh)
+        text = jax.tree.map(split, repeat_rows(text, x.shape[1]))
+        network = pipeline.velocity_fn(
+            params['transformer'], policy, text, guidance, *size, negative=negative
+        )
+        rows = split(x.reshape(-1, *x.shape[2:]))
+        return network(rows, jnp.broadcast_to(s, rows.shape[:1])).reshape(x.shape)
+
+    def decoded(params, x0):
+        prompts, count = x0.shape[:2]
+        rows = x0.reshape(1, -1, *x0.shape[2:])
+        images = decode_few(pipeline, params, rows, *size, mesh)
+        return jax.tree.map(lambda a: a.reshape(prompts, count, *a.shape[2:]), images)
+
+    whole = replicated(mesh)
+    step = jax.jit(velocity, out_shardings=whole, compiler_options=EXACT)
+    return velocity, step, jax.jit(decoded, out_shardings=whole)
+
+
 class Model:
-    """The programs of a search with one policy, compiled once for every shape.
+    """A session's model with one policy, for searches.
 
     Args:
       session: with its rollouts' schedule.
@@ -48,9 +89,9 @@ class Model:
         self._size = (c.model.height, c.model.width)
         self._levels = np.where(schedule.masks.stochastic, schedule.noise_levels, 0)
         self._fixed = (session.params, policy, session.negative)
+        shared = _programs(_Same(pipeline), session.mesh, self._size, c.model.guidance)
+        self._velocity_of, self._velocity, self._decode = shared
         whole = replicated(session.mesh)
-        self._velocity = jax.jit(self._velocity_of, out_shardings=whole, compiler_options=EXACT)
-        self._decode = jax.jit(self._decoded, out_shardings=whole)
         self._guide = jax.jit(self._guided, out_shardings=whole, compiler_options=EXACT)
         self._shape = pipeline.latent_shape(*self._size)
 
@@ -143,22 +184,6 @@ class Model:
         shaped = {name: v.reshape(len(prompts), count) for name, v in values.items()}
         reward = np.where(valid, values[scorer.names[0]], -np.inf).reshape(len(prompts), count)
         return Scored(reward, shaped, images)
-
-    def _velocity_of(self, params, policy, negative, text, x, s):
-        session, m = self._session, self._session.config.model
-        split = lambda rows: split_rows(rows, session.mesh)
-        text = jax.tree.map(split, repeat_rows(text, x.shape[1]))
-        network = session.pipeline.velocity_fn(
-            params['transformer'], policy, text, m.guidance, *self._size, negative=negative
-        )
-        rows = split(x.reshape(-1, *x.shape[2:]))
-        return network(rows, jnp.broadcast_to(s, rows.shape[:1])).reshape(x.shape)
-
-    def _decoded(self, params, x0):
-        session, (prompts, count) = self._session, x0.shape[:2]
-        rows = x0.reshape(1, -1, *x0.shape[2:])
-        pictures = decode_few(session.pipeline, params, rows, *self._size, session.mesh)
-        return jax.tree.map(lambda a: a.reshape(prompts, count, *a.shape[2:]), pictures)
 
     def _guided(self, params, policy, negative, text, x, s, rewards, features):
         """(v, reward of x0hat, its gradient in x through decoder and network)."""
