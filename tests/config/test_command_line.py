@@ -305,7 +305,6 @@ def test_what_the_system_refuses_is_a_line_with_the_file(typed, tmp_path, touch,
     ('command', 'given', 'message'),
     [
         ('densegrpo_jax.sample', '--compare', '--compare is given without --workdir'),
-        ('densegrpo_jax.search', '--checkpoint=best', '--checkpoint is given without --workdir'),
         ('experiments.compare', '--seeds=0,0', 'different whole numbers below 2^32'),
     ],
 )

@@ -136,7 +136,7 @@ def test_input_gradient_equals_torch(tmp_path):
     assert relative_error(grad, latents.grad.numpy()) <= 1e-5
 
 
-@pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
+@pytest.mark.parametrize('scan', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_remat_changes_neither_values_nor_gradients(scan):
     config = BASE | dict(num_layers=1, num_single_layers=1 + scan)
     args = inputs(config, 2, (2, 3), 4)

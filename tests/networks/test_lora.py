@@ -120,7 +120,7 @@ def test_no_collection_is_the_reference(scan):
     )
 
 
-@pytest.mark.parametrize('remat', ['none', 'full'])
+@pytest.mark.parametrize('remat', [pytest.param('none', marks=pytest.mark.slow), 'full'])
 def test_gradient_over_the_collection_alone(remat):
     """jax.grad sees adapters only, agrees with a directional finite difference, and is the same
     scanned and unscanned.

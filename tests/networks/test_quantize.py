@@ -122,7 +122,12 @@ def is_stored(leaf):
 
 
 @pytest.mark.parametrize(
-    'form, scan, remat', [('int8', False, 'none'), ('nf4', True, 'full'), ('int8', True, 'dots')]
+    'form, scan, remat',
+    [
+        ('int8', False, 'none'),
+        ('nf4', True, 'full'),
+        pytest.param('int8', True, 'dots', marks=pytest.mark.slow),
+    ],
 )
 def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
     net, args, params, adapters = network(scan, remat)

@@ -217,6 +217,7 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
     """A checkpoint, with diversity and KL; one of them writes."""
     out = tmp_path / 'two'

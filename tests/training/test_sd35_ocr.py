@@ -43,7 +43,9 @@ def folder(tmp_path_factory):
     'changes, calls',
     [
         pytest.param({}, 2, id='cfg'),
-        pytest.param({'loss.cfg': False, 'model.guidance': 1.5}, 2, id='sampling'),
+        pytest.param(
+            {'loss.cfg': False, 'model.guidance': 1.5}, 2, id='sampling', marks=pytest.mark.slow
+        ),
         pytest.param({'model.guidance': 1.0}, 1, id='none', marks=pytest.mark.slow),
     ],
 )
