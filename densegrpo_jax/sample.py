@@ -60,7 +60,7 @@ def define_flags() -> None:
     )
     define_folder('out', 'samples.png', 'Contact sheet to write; --single also writes every image.')
     goes_with('compare', 'workdir')
-    flags.DEFINE_bool('single', False, 'Also write every image as a PNG of its own, next to --out.')
+    flags.DEFINE_bool('single', False, 'Also write every image as a separate PNG, next to --out.')
 
 
 if __name__ == '__main__':

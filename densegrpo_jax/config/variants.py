@@ -22,7 +22,7 @@ def parse(text: str) -> Variant:
     """The variant of 'devices=N,method=NAME', in any order; either may be absent.
 
     Raises:
-      ValueError: anything else.
+      ValueError: any other text.
     """
     found: dict[str, str] = {}
     for part in text.split(',') if text else ():
@@ -69,8 +69,8 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
 
 
 def microbatches(config) -> list[int]:
-    """Sizes of microbatches that make up an update of any sort of rows, in whole groups where the
-    loss asks for that.
+    """Sizes of microbatches that divide an update of any kind of rows, in whole groups if the loss
+    needs them.
     """
     r = config.rollout
     size = r.prompts * r.group // config.optim.updates

@@ -159,7 +159,7 @@ class Evaluator:
         """Evaluates a policy (None: the base model). Every process scores its share of each batch.
 
         Args:
-          record: where the primary process keeps scores as they come, under the policy's `key`;
+          record: in the primary process it stores scores as they come, under the policy's `key`;
             None in other processes. Prompts that it holds are not sampled again, and progress is
             shown.
 

@@ -98,7 +98,7 @@ def test_other_floats_are_widened(tmp_path, kind):
 @pytest.mark.parametrize(
     ('tensors', 'config', 'message'),
     [
-        (pair('base_model.model.'), None, 'whose strength stands in adapter_config.json'),
+        (pair('base_model.model.'), None, 'whose strength is in adapter_config.json'),
         (pair('base_model.model.'), {'use_dora': True}, 'adapter_config.json: use_dora is True'),
         (pair('base_model.model.'), {'peft_type': 'LOHA'}, "peft_type is 'LOHA'; only 'LORA'"),
         (pair('base_model.model.'), {'lora_alpha': 'x'}, "lora_alpha is 'x'; expected a number"),

@@ -275,7 +275,7 @@ def test_damaged_and_absent_files(tmp_path):
     content = json.loads(index.read_text())
     content['weight_map']['ghost.weight'] = shards[0].name
     index.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match='promises.*ghost.weight'):
+    with pytest.raises(ValueError, match='lists.*ghost.weight'):
         weights.load_weights(tmp_path, RULES, abstract())
     index.write_text('{"weight')
     with pytest.raises(ValueError, match='index.json is not valid JSON'):

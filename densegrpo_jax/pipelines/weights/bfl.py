@@ -2,7 +2,7 @@
 Diffusers' names and shapes.
 
 Nothing is copied or converted up front: each name stands for some rows of a stored tensor, and only
-what a device asks for is read.
+the parts that a device needs are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from densegrpo_jax.pipelines.weights.files import Rows
 
 PREFIX = 'model.diffusion_model.'  # of files that ComfyUI wrote
 
-# Original name -> Diffusers name, for layers that are the same in both.
+# Original name -> Diffusers name, for layers that are equal in both.
 _OUTSIDE = {
     'img_in': 'x_embedder',
     'txt_in': 'context_embedder',
@@ -26,8 +26,8 @@ _OUTSIDE = {
     'vector_in.in_layer': 'time_text_embed.text_embedder.linear_1',
     'vector_in.out_layer': 'time_text_embed.text_embedder.linear_2',
 }
-# The blocks: stack there -> (stack in Diffusers, {layer there: the layers that it is in Diffusers,
-# by rows}, {norm: norm}).
+# The blocks: original stack -> (stack in Diffusers, {original layer: its layers in Diffusers, by
+# rows}, {norm: norm}).
 STACKS = {
     'double_blocks': (
         'transformer_blocks',
@@ -68,10 +68,9 @@ def is_original(keys) -> bool:
 
 
 def as_diffusers(tensors: dict[str, Any], config: FluxConfig) -> dict[str, Any]:
-    """Diffusers' key -> what to read, for every tensor of an original checkpoint.
+    """Diffusers' key -> the stored rows, for every tensor of an original checkpoint.
 
-    Keys that no layer of the original has keep their names, so that the table of the network
-    reports them.
+    Keys of no known layer keep their names, so that the network's table reports them.
     """
     rest = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
     result, width = {}, config.hidden_dim

@@ -1,7 +1,7 @@
 """Weights on disk (safetensors, Diffusers / Transformers layout) to parameter trees and back, by a
 table of rules (`weight_rules`).
 
-Tensors are streamed one by one, a sharded parameter reads only the bytes its devices hold, and no
+Tensors are streamed one by one, and a sharded parameter reads only the bytes of its devices. No
 torch or pickle is involved.
 """
 
@@ -30,9 +30,9 @@ BASE_NAMES = ('diffusion_pytorch_model', 'model')
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, read when it is indexed. The file is mapped for that long only: the pages
-    of a shard that stayed mapped would count as this process's memory, and a large checkpoint would
-    seem to be held whole."""
+    """A tensor in a file, read when it is indexed. The file is mapped only during the read: mapped
+    pages count as this process's memory, and a large checkpoint would seem to be in memory whole.
+    """
 
     path: pathlib.Path
     key: str
@@ -47,8 +47,8 @@ class Stored:
 
 
 class Rows:
-    """Some ranges of the first axis of a stored tensor, one after another, as a tensor; read as
-    `Stored` is.
+    """Some ranges of the first axis of a stored tensor, one after another, as a tensor; read like
+    `Stored`.
     """
 
     def __init__(self, tensor: Any, *ranges: tuple[int, int]):
@@ -91,17 +91,17 @@ def load_weights(
       dtype: of the result; None keeps the stored dtypes.
       shardings: None (default device), one Sharding for all, or a tree of them shaped like
         abstract_params.
-      prefix: stripped from the keys that carry it ('text_model.'), for layouts that exist with and
-        without.
-      layout: None, or a function from the stored tensors by key to those that the rules know, for
-        checkpoints with other names.
-      convert: None, or a function from (path, array) to what is kept in the array's place, called
-        as each parameter arrives.
+      prefix: removed from the keys that have it ('text_model.'), for layouts that exist with and
+        without it.
+      layout: None, or a function from the stored tensors by key to tensors under the rules' names,
+        for checkpoints with other names.
+      convert: None, or a function from (path, array) to the value stored in the array's place,
+        called as each parameter arrives.
     Returns:
       Nested dict of jax arrays with the structure and shapes of abstract_params.
     Raises:
       FileNotFoundError: no weights, or a shard of the index is absent.
-      ValueError: a damaged file; or one error that names all missing, unexpected, doubled and
+      ValueError: a file is damaged; or one error that names all missing, unexpected, duplicate and
         mis-shaped keys.
     """
     flat = traverse_util.flatten_dict(abstract_params, sep='/')
@@ -126,7 +126,7 @@ def load_weights(
 
 
 def check_weights(folder, rules, abstract_params, *, prefix: str = '', layout=None) -> None:
-    """Raises what `load_weights` would of the same arguments, from the files' headers alone."""
+    """Raises the errors of `load_weights` with these arguments, from the files' headers alone."""
     _sources(folder, rules, traverse_util.flatten_dict(abstract_params, sep='/'), prefix, layout)
 
 
@@ -142,8 +142,8 @@ def save_weights(
 ) -> list[pathlib.Path]:
     """Writes params into the layout that `load_weights` reads: the inverse of the same table.
 
-    Each file appears under its name only when it is complete; weights of the same name from an
-    earlier save are then removed.
+    Each file appears under its name only once it is complete; after that, weights of the same name
+    from an earlier save are removed.
 
     Args:
       folder: created if absent.
@@ -151,7 +151,7 @@ def save_weights(
       filename: of the single file; shards and their index derive their names from it.
       dtype: to store in; None keeps the leaves' dtypes.
       max_shard_bytes: None for one file; otherwise files of at most this size (a larger tensor gets
-        a file of its own) and an index.
+        its own file) and an index.
       prefix: put before every key whose rule is `prefixed`.
     Returns:
       The paths written.
@@ -233,9 +233,7 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
                 tensors |= _open_file(folder / name)
             lost = sorted(set(weight_map) - set(tensors))
             if lost:
-                raise ValueError(
-                    f'{index} promises tensors that its files do not hold: {_some(lost)}'
-                )
+                raise ValueError(f'{index} lists tensors that its files do not hold: {_some(lost)}')
             return tensors
         if (folder / f'{base}.safetensors').exists():
             return _open_file(folder / f'{base}.safetensors')
@@ -380,11 +378,11 @@ def _stored(leaf, index, axes, dtype):
 def write_file(
     path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> pathlib.Path:
-    """Writes one safetensors file; it appears under its name only when it is complete. Raises
-    OSError, saying what to check.
+    """Writes one safetensors file; it appears under its name only once it is complete. Raises
+    OSError, which says what to check.
     """
-    # Not named by the process: on two hosts that share the folder, in containers above all, both
-    # may have the same number.
+    # Not named by the process: two hosts that share the folder may have the same process number,
+    # above all in containers.
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.partial')
     try:
         safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt', **(metadata or {})})

@@ -18,7 +18,7 @@ def find_folder(
     Args:
       option: the configuration key that `name` came from; with `holds` (what the folder must be)
         and `example` (an id) for messages.
-      files, ignored: glob patterns of what to download, and of what not.
+      files, ignored: glob patterns of files to download, and of files to skip.
 
     Raises:
       FileNotFoundError: neither exists, or the repository cannot be read; the message says what to
@@ -65,7 +65,7 @@ def find_folder(
     ) as error:
         raise FileNotFoundError(
             f'the weights {name!r} are not on this machine and could not be fetched '
-            f'({type(error).__name__}: no network, or offline mode). Fetch them where there is one '
-            f'(accept the licence on its page, `hf auth login`, `hf download {name} --local-dir '
-            f'DIR`) and pass --config.{option}=DIR, {holds}'
+            f'({type(error).__name__}: no network, or offline mode). Fetch them on a '
+            f'machine with network (accept the licence on its page, `hf auth login`, `hf download '
+            f'{name} --local-dir DIR`) and pass --config.{option}=DIR, {holds}'
         ) from None

@@ -1,8 +1,8 @@
 """Adapters as files that other tools open: PEFT / Diffusers and kohya / ComfyUI layouts, and merged
 into the base weights.
 
-A file holds no scale of its own: A as trained, and B times alpha / rank, so that readers which know
-of alpha and readers which do not (they take alpha = rank) compute the same layer. Everything is
+A file has no separate scale: it holds A as trained, and B times alpha / rank, so that readers with
+and without support for alpha (the latter take alpha = rank) compute the same layer. Everything is
 float32 unless a dtype is given.
 """
 
@@ -56,7 +56,7 @@ def from_layers(
     like: dict,
 ) -> dict:
     """The inverse of `to_layers`, for a network whose fresh adapters are `like`. A layer of a lower
-    rank is filled up with fresh rows, which change nothing until they are trained.
+    rank is padded with fresh rows, which change nothing until they are trained.
 
     Raises ValueError as `check_layers`.
     """
@@ -93,15 +93,15 @@ def check_layers(
     config: LoraConfig,
     like: dict,
 ) -> None:
-    """Whether an adapter fits a network whose fresh adapters are `like` (shapes will do).
+    """Checks that an adapter fits a network whose fresh adapters are `like` (shapes suffice).
 
     Args:
       shapes: checkpoint name -> shapes of down [rank, in] and up [out, rank].
       names: checkpoint name -> path, `pipeline.adapter_names()`.
 
     Raises:
-      ValueError: layers that the configuration does not adapt, layers that are absent, a higher
-        rank, or other widths; names them.
+      ValueError: layers that the configuration does not adapt, missing layers, a higher rank, or
+        other widths; the message names them.
     """
     chosen = set(config.select(names))
     absent, extra = sorted(chosen - set(shapes)), sorted(set(shapes) - chosen)
@@ -109,13 +109,13 @@ def check_layers(
         raise ValueError(
             f'the adapter does not fit lora.targets: {len(absent)} layers are absent '
             f'({absent[:3]}), {len(extra)} are not adapted here ({extra[:3]}); set lora.targets to '
-            'what the file holds'
+            "the file's layers"
         )
     flat = traverse_util.flatten_dict(like, sep='/')
     for name in sorted(chosen):
         if (rank := shapes[name][0][0]) > config.rank:
             raise ValueError(
-                f'the adapter of {name} has rank {rank}, and lora.rank={config.rank}: set '
+                f'the adapter of {name} has rank {rank}, but lora.rank={config.rank}: set '
                 f'lora.rank={max(down[0] for down, _ in shapes.values())}'
             )
         for part, found in zip('ab', shapes[name]):
@@ -155,15 +155,15 @@ def kohya_tensors(
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
     They are the names of FLUX's original release (`bfl.STACKS`) with underscores. Layers that are
-    one there are joined: downs stacked, ups on the diagonal of one matrix, zeros for those that are
-    not adapted. alpha is the joined rank.
+    one layer there are joined: downs stacked, ups on the diagonal of one matrix, zeros for layers
+    without an adapter. alpha is the joined rank.
 
     Args:
       layers: of a FLUX transformer.
-      widths: of `output_widths`.
+      widths: from `output_widths`.
 
     Raises:
-      ValueError: a layer that the layout has no name for.
+      ValueError: the layout has no name for a layer.
     """
     tensors, used = {}, set()
     for stack, (source, table, _) in bfl.STACKS.items():
@@ -198,8 +198,8 @@ def kohya_tensors(
 
 
 def merge(base: dict, adapters: dict, scale: float) -> dict:
-    """Base parameters with W + scale A B in place of every adapted kernel; the sum is taken in
-    float32, the dtype stays.
+    """Base parameters with W + scale A B in place of every adapted kernel; the sum is computed in
+    float32, and the dtype stays.
     """
     flat = traverse_util.flatten_dict(base, sep='/')
     lora = traverse_util.flatten_dict(adapters, sep='/')
@@ -219,7 +219,7 @@ def write(
     dtype: Any = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the file in one piece: it appears under its name only when it is complete. metadata
+    """Writes the file in one step: it appears under its name only once it is complete. metadata
     values become JSON strings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

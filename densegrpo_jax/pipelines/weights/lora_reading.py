@@ -1,14 +1,14 @@
-"""Adapter files of this project and of other tools, read at the strength that they were trained at.
+"""Reads adapter files of this project and of other tools, at the strength of their training.
 
 A layer computes W x + scale * up(down(x)). The scale is alpha / rank, or alpha / sqrt(rank) with
-rank-stabilised LoRA, and where alpha stands depends on the tool:
+rank-stabilised LoRA. The place of alpha depends on the tool:
 
     Diffusers   pytorch_lora_weights.safetensors, keys transformer.LAYER.lora_A.weight; settings in
                 the file's metadata, 'lora_adapter_metadata'. Files without settings, as of this
                 project: alpha = rank. Older keys: LAYER.lora.down.weight and .up
     PEFT        adapter_model.safetensors, keys base_model.model.LAYER.lora_A.weight; settings in
                 adapter_config.json beside it
-    either      a tensor LAYER.alpha, which goes before the settings
+    either      a tensor LAYER.alpha, which takes precedence over the settings
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import safetensors
 from densegrpo_jax.runtime.reading import parse_json, read_json, shown
 
 PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
-FILENAME = 'pytorch_lora_weights.safetensors'  # what `load_lora_weights` looks for
+FILENAME = 'pytorch_lora_weights.safetensors'  # the file that `load_lora_weights` looks for
 PEFT_FILENAME, PEFT_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 METADATA = 'lora_adapter_metadata'
 
@@ -35,7 +35,7 @@ _KEY = re.compile(
     r'(?P<layer>.+?)\.(?:(?P<part>lora_A|lora_B|lora\.down|lora\.up)(?:\.default)?\.weight|alpha)'
 )
 _PARTS = {'lora_A': 'down', 'lora.down': 'down', 'lora_B': 'up', 'lora.up': 'up', None: 'alpha'}
-# What is not read, by what its keys hold, and the way out.
+# Unsupported contents, by a pattern of their keys, with the reason and the way out.
 _REFUSED = {
     r'lora_magnitude_vector|dora_scale': 'DoRA, whose magnitudes have no place in an adapter here: '
     'merge it into the base model',
@@ -50,14 +50,14 @@ _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
 class Settings(NamedTuple):
-    """How strong the layers of a file are."""
+    """The scales of a file's layers."""
 
     alpha: float | None = None  # None: the layer's rank
     patterns: Mapping[str, float] = {}  # pattern of a layer's name -> its alpha
     stabilised: bool = False  # rank-stabilised: alpha / sqrt(rank)
 
     def scale(self, name: str, rank: int, own: float | None = None) -> float:
-        """Of a layer; own: its alpha where the file holds it."""
+        """The scale of a layer; own: its alpha, if the file holds it."""
         alpha = own
         if alpha is None:
             matches = (a for p, a in self.patterns.items() if re.fullmatch(rf'(.*\.)?({p})', name))
@@ -66,7 +66,7 @@ class Settings(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a file holds of a layer: functions that read, since a shape needs no tensor."""
+    """A layer in a file, with functions that read its tensors, since a shape needs no tensor."""
 
     down: Any  # [rank, in]
     up: Any  # [out, rank]
@@ -74,13 +74,13 @@ class Layer(NamedTuple):
 
 
 def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Layer -> (down [rank, in], up [out, rank] times its scale), float32, of a file or of a folder
-    that holds one.
+    """Layer -> (down [rank, in], up [out, rank] times its scale), float32, from a file or from a
+    folder that holds one.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a damaged file, one of another layout or with something that is not read, or a
-        tensor that is not finite; names it and what would do.
+      ValueError: the file is damaged, has another layout or unsupported contents, or a tensor is
+        not finite; the message names it and what is expected.
     """
     layers = {}
     for name, settings, layer in _layers(path, lambda file, key: file.get_tensor(key)):
@@ -167,13 +167,13 @@ def _check_keys(path: pathlib.Path, keys: list[str]) -> None:
 
 
 def _settings(path: pathlib.Path, keys: list[str], notes: Mapping[str, str]) -> Settings:
-    """From PEFT's file beside it, or the metadata that Diffusers writes."""
+    """The settings from PEFT's file beside it, or from the metadata that Diffusers writes."""
     config = path.with_name(PEFT_CONFIG)
     if any(key.startswith(_PEFT_PREFIX) for key in keys) or path.name == PEFT_FILENAME:
         if not config.is_file():
             raise ValueError(
-                f'{path} has the layout of PEFT, whose strength stands in {PEFT_CONFIG}: put that '
-                'file beside it'
+                f'{path} has the layout of PEFT, whose strength is in {PEFT_CONFIG}: put that file '
+                'beside it'
             )
         return _parsed(str(config), read_json(config))
     if METADATA not in notes:

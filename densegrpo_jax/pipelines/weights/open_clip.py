@@ -1,5 +1,5 @@
-"""The weight table of a CLIP in OpenCLIP's own layout (open_clip_pytorch_model), which HPSv2's
-checkpoints have.
+"""The weight table of a CLIP in OpenCLIP's own layout (open_clip_pytorch_model), the layout of
+HPSv2's checkpoints.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ PREFIX = 'model.'  # of files that were saved from inside another module
 
 
 def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The joint input projections of attention as three each: '.in_proj_weight' [3 D, D] ->
+    """Splits each joint input projection of attention into three: '.in_proj_weight' [3 D, D] ->
     '.q_proj.weight', ... [D, D].
     """
     result = {}
@@ -27,7 +27,7 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def weight_rules(scan: bool) -> list[Rule]:
-    """The table for what `split_attention` returns, into the parameters of `clip.Clip`. Projections
+    """The table from the result of `split_attention` to the parameters of `clip.Clip`. Projections
     are not transposed here.
     """
     rules = [
