@@ -120,7 +120,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
 
 
 def _record(config, schedule: Schedule, sampled: Rollout) -> Any:
-    """Shapes of what an update trains on; `sampled` are those of one batch of prompts."""
+    """Shapes of the record that an update trains on; `sampled`: shapes of one batch of prompts."""
     r = config.rollout
     added_up = config.copy_and_resolve_references()
     added_up.credit.combine = 'sum'  # needs no single scores; the record is the same

@@ -45,8 +45,8 @@ class _Same:
 
 @functools.lru_cache(maxsize=2)
 def _programs(of: _Same, mesh: Mesh, size: tuple[int, int], guidance: float) -> tuple:
-    """(velocity function, the same jitted, jitted decoding) of a pipeline. Searches that follow
-    each other share what is compiled.
+    """(velocity function, the same jitted, jitted decoding) of a pipeline. Consecutive searches
+    share the compiled programs.
     """
     pipeline: Pipeline = of.value
 
