@@ -206,7 +206,7 @@ def test_runs_on_another_base_are_refused(tmp_path, training):
     records = Records()
     records.add(one.folder)
     with pytest.raises(
-        ValueError, match='base configuration base-2, the results so far on base-1.*--out'
+        ValueError, match='base configuration base-2, but the results so far have base-1.*--out'
     ):
         records.add(two.folder)
 
