@@ -176,3 +176,9 @@ def test_a_tokenizer_belongs_to_its_encoder(clip_and_t5):
         K.check_vocabulary(tokenizer, len(tokenizer), 'there')
         with pytest.raises(ValueError, match=r'there makes token \d+, but its encoder knows 20'):
             K.check_vocabulary(tokenizer, 20, 'there')
+
+
+def test_opening_the_shipped_tokenizers_says_nothing(caplog):
+    """A text longer than the miniature's 16 tokens would make transformers warn at every start."""
+    K.load_tokenizers(K.TOKENIZERS)
+    assert not caplog.records
