@@ -203,8 +203,9 @@ def _run_file(argument: str, path: pathlib.Path, call: Callable):
         raise ValueError(f'--config={argument}: {error}') from error
     except Exception as error:  # noqa: BLE001 (a user's code may raise anything)
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [(frame.lineno, frame.line) for frame in frames if frame.filename == str(path)]
-        if isinstance(error, SyntaxError) and error.filename == str(path):
+        here = lambda name: name and pathlib.Path(name).resolve() == path.resolve()
+        lines = [(frame.lineno, frame.line) for frame in frames if here(frame.filename)]
+        if isinstance(error, SyntaxError) and here(error.filename):
             lines = [(error.lineno, (error.text or '').strip())]
         where = f'line {lines[-1][0]} of {path}, {lines[-1][1]!r}: ' if lines else ''
         # The library's errors hold the whole group between their first and last lines.
@@ -316,6 +317,11 @@ def _options(kind: str) -> dict:
 def _parse(args: list[str]) -> list[str]:
     try:
         return flags.FLAGS(args)
+    except SystemExit:
+        # absl's --help leaves with 1, which says that something failed.
+        if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
+            sys.exit(0)
+        raise
     except flags.Error as error:
         _refuse(f'{error}\n(--help lists the flags)')
 

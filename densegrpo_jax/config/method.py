@@ -17,7 +17,7 @@ from densegrpo_jax.runtime.named import imported
 
 Part = TypeVar('Part')
 
-# Options of credit rules whose key in the group `credit` has another name.
+# Options of the shipped credit rules whose key in the group `credit` has another name.
 _CREDIT_KEYS = {'window': 'coca_window', 'alpha': 'coca_alpha'}
 
 
@@ -35,7 +35,9 @@ def credit_options(config) -> dict[str, Any]:
       ValueError: `credit` has no key for an option without a default.
     """
     c = config.credit
-    given = {**c, **{name: c[key] for name, key in _CREDIT_KEYS.items()}}
+    shipped = c.rule in CREDIT_RULES
+    renamed = {name: c[key] for name, key in _CREDIT_KEYS.items()} if shipped else {}
+    given = {**c, **renamed}
     return _options(f'credit.rule={c.rule!r}', credit_rule_of(config).options, given)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from densegrpo_jax.config.key import DISPLAY, MACHINE, Key, choice, number, positive, text, whole
 
 # Options of rewards that say where and how the same reward is computed.
-REWARD_MACHINE_OPTIONS = ('urls', 'timeout_s', 'retries', 'give_up_s', 'token_env', 'concurrency')
+REWARD_MACHINE_OPTIONS = (
+    'urls',
+    'timeout_s',
+    'retries',
+    'give_up_s',
+    'token_env',
+    'concurrency',
+    'batch_size',
+)
 
 # Only numbers below 2**32 are distinct seeds: JAX and numpy use the lower 32 bits of larger ones.
 SEED = whole(42, 'Seed of prompts, noise and adapters.', 0, 2**32 - 1)

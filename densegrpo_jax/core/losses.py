@@ -88,18 +88,18 @@ def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
 
 
 def winners_loss(v, batch) -> LossSums:
-    """Flow-matching regression on the best sample of each group: the policy learns the results of a
-    best-of-N search (RAFT, arXiv 2304.06767, with the flow's own loss).
+    """Flow-matching regression on the best sample of each group: the policy learns what a best-of-N
+    search finds (RAFT, arXiv 2304.06767, with the flow's own loss).
 
-        mean over groups of mean_winners || v(x_s, s) - (eps - x_0) ||^2 / elements
+        sum_groups n mean_winners || v(x_s, s) - (eps - x_0) ||^2 / elements,  over sum_groups n
 
     Args:
         v: [M, ...] the policy's velocity at (batch.x, batch.s).
-        batch: NoisedSamples that holds whole groups. Samples that share the best reward share the
-            group's weight.
+        batch: NoisedSamples that holds whole groups. A group weighs by its number n of samples that
+            count; those that tie for its best reward share the weight.
 
     Returns:
-        LossSums whose mean over the counted samples is the mean over groups.
+        LossSums; divided by the number of samples that count it is the mean above.
     """
     error = jnp.mean((v - (batch.noise - batch.x0)) ** 2, tuple(range(1, v.ndim)))
     beside = (batch.prompt_id[:, None] == batch.prompt_id) & batch.mask  # [M, M]: in the same group

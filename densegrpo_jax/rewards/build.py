@@ -47,6 +47,10 @@ def build_reward(spec) -> CompositeReward:
     """
     parts = []
     for name, options in spec.items():
+        if not hasattr(options, 'items'):
+            raise ValueError(
+                f'reward {name!r} is {options!r}; expected its options, such as {{"weight": 1.0}}'
+            )
         options = dict(options.items())
         kind = options.pop('kind', name)
         reward = resolve(kind)

@@ -47,7 +47,7 @@ def _check_fingerprint(found: Sequence[Difference], where: str) -> None:
     if found:
         lines = '\n'.join(f'  {key}: {old!r} there, {new!r} here' for key, old, new in found)
         raise CheckpointMismatch(
-            f'{where} belongs to another model:\n'
+            f'{where} belongs to other settings:\n'
             f'{lines}\n'
             'Use the configuration it was made with, or another --workdir.'
         )

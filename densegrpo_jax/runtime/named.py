@@ -14,7 +14,7 @@ def imported(path: str, what: str) -> Any:
 
     Raises:
       ValueError: the import path has no such module, or the module no such object.
-      Exception: any error that the module itself raises.
+      ValueError too for whatever the module itself raises.
     """
     module, _, name = path.partition(':')
     if not module or not name or module.startswith('.'):
@@ -23,10 +23,16 @@ def imported(path: str, what: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f'{module}.'.startswith(f'{error.name}.'):
-            raise  # the module exists, but something that it imports does not
+            raise ValueError(
+                f'{what}: the module {module!r} cannot be imported: {error}'
+            ) from error
         raise ValueError(
             f'{what}: there is no module {error.name!r} on the import path (PYTHONPATH)'
         ) from None
+    except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
+        raise ValueError(
+            f'{what}: the module {module!r} cannot be imported: {type(error).__name__}: {error}'
+        ) from error
     if not hasattr(found, name):
         raise ValueError(f'{what}: the module {module!r} has no {name!r}')
     return getattr(found, name)

@@ -36,6 +36,7 @@ from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
 from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.training.trial import try_parts
 
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
 
@@ -59,6 +60,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     since, r = time.monotonic(), config.rollout
     checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
     accumulation = check_geometry(config, checked.schedule, mesh)
+    try_parts(config, checked.schedule)
     if config.noise.calibrate:
         prepare(checked)
     tx = optimiser(config)

@@ -249,7 +249,7 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
     del other['format']
     noise.write(tmp_path / 'other.json', other)
     config.noise.psi_path, config.iterations = str(tmp_path / 'other.json'), 2
-    with pytest.raises(ValueError, match=r'belongs to another model:\n  psi: \['):
+    with pytest.raises(ValueError, match=r'belongs to other settings:\n  psi: \['):
         train(config, tmp_path / 'c', one_device(), StopRequest())
     config.noise.psi_path, config.iterations = '', 2
     with pytest.raises(ValueError, match=r'psi: \[.*\] there, None here'):

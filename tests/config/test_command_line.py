@@ -349,3 +349,11 @@ def test_a_mistake_in_a_configuration_file_is_a_line_of_it(typed, tmp_path, text
     status, error, _ = typed(f'--config={file}')
     assert status == 2 and message.replace('{file}', str(file)) in error, error
     assert 'Traceback' not in error
+
+
+def test_a_line_is_named_where_the_path_is_relative_too(typed, tmp_path, monkeypatch):
+    (tmp_path / 'mine.py').write_text('x = 1\ny = 1 / 0\n')
+    monkeypatch.chdir(tmp_path)
+    for name in ('mine.py', './mine.py'):
+        status, error, _ = typed(f'--config={name}')
+        assert status == 2 and "line 2 of mine.py, 'y = 1 / 0': ZeroDivisionError" in error

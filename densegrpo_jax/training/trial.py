@@ -1,0 +1,76 @@
+"""The parts of a method tried on a few numbers, before anything is loaded: a user's own may do
+anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from densegrpo_jax.config.method import credit_options, credit_rule_of, kernel_of
+from densegrpo_jax.core.dense_reward import dense_reward, needed_states
+from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.sampling.sampler import Schedule
+
+SAMPLES = 3
+
+
+def try_parts(config, schedule: Schedule) -> None:
+    """Tries kernel, noise table and credit rule on the schedule of a run.
+
+    Raises:
+      ValueError: a part raises, gives another shape, adds no noise to a trained transition, or
+        gives one a reward that is not finite; names the key.
+    """
+    _try_kernel(config, schedule)
+    _try_credit(config, schedule)
+
+
+def _try_kernel(config, schedule: Schedule) -> None:
+    r, sigmas = config.rollout, schedule.sigmas
+    x, noise = np.random.default_rng(0).normal(size=(2, SAMPLES, 4)).astype(np.float32)
+    for k in np.flatnonzero(schedule.masks.trained):
+        level = np.float32(schedule.noise_levels[k])
+        at = np.full(SAMPLES, sigmas[k], np.float32)
+        where = f'rollout.kernel={r.kernel!r} with rollout.noise={r.noise!r}, transition {k}'
+        step = _called(
+            where, sde_step, -x, x, at, sigmas[k + 1], level, noise=noise, kernel=kernel_of(config)
+        )
+        mean, std = np.asarray(step.mean), np.asarray(step.std)
+        if mean.shape != x.shape or not np.isfinite(mean).all():
+            raise ValueError(f'{where}: the mean is not finite or of shape {mean.shape}')
+        if not (np.isfinite(std) & (std > 0)).all():
+            raise ValueError(
+                f'{where}, which is trained: the noise has the standard deviation '
+                f'{std.reshape(-1)[0]:g} at the level {level:g}; expected a positive one, or leave '
+                'the transition out of the window (rollout.first, rollout.last)'
+            )
+
+
+def _try_credit(config, schedule: Schedule) -> None:
+    rule, masks = credit_rule_of(config), schedule.masks
+    where = f'credit.rule={config.credit.rule!r}'
+    steps = len(masks.trained)
+    rng = np.random.default_rng(0)
+    rewards = np.full((steps + 1, SAMPLES), np.nan, np.float32)
+    read = list(_called(where, needed_states, rule, masks))
+    rewards[read] = rng.uniform(0.5, 1, (len(read), SAMPLES))
+    similarity = np.linspace(0.1, 1, steps + 1, dtype=np.float32)[:, None] * np.ones(SAMPLES)
+    given = {'similarity': similarity} if rule.reads_similarity else {}
+    found = np.asarray(
+        _called(where, dense_reward, rewards, rule, **given, **credit_options(config))
+    )
+    if not np.isfinite(bad := found[masks.trained]).all():
+        k = int(np.flatnonzero(masks.trained)[np.argmin(np.isfinite(bad).all(1))])
+        raise ValueError(
+            f'{where} gives transition {k} a reward that is not finite: it must say which states '
+            f'it reads (CreditRule.states); it says {read}, and the others have no reward'
+        )
+
+
+def _called(where: str, part, *args, **options) -> Any:
+    try:
+        return part(*args, **options)
+    except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
+        raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
