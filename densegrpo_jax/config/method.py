@@ -13,7 +13,7 @@ from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
 from densegrpo_jax.core.roles import REF
-from densegrpo_jax.runtime.named import imported
+from densegrpo_jax.runtime.named import code_digest, imported
 
 Part = TypeVar('Part')
 
@@ -79,6 +79,18 @@ def roles_read(config) -> tuple[str, ...]:
     """
     kl = [REF] if config.loss.beta or config.loss.measure_kl else []
     return tuple(dict.fromkeys([*loss_of(config).needs, *kl]))
+
+
+def own_code(config) -> dict[str, str]:
+    """Key -> digest of the module that it names, for the parts and rewards of a user's own."""
+    named = {
+        'credit.rule': config.credit.rule,
+        'rollout.kernel': config.rollout.kernel,
+        'rollout.noise': config.rollout.noise,
+        'loss.kind': config.loss.kind,
+        **{f'reward.{name}': o.get('kind', name) for name, o in config.reward.items()},
+    }
+    return {key: code_digest(name) for key, name in named.items() if ':' in name}
 
 
 def check_method(config) -> None:

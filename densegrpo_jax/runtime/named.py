@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import pathlib
 from typing import Any
+
+
+def code_digest(path: str) -> str:
+    """A short hash of the file of the module that 'package.module:object' names; '' where it has
+    none. What the module itself imports is not in it.
+    """
+    spec = importlib.util.find_spec(path.partition(':')[0])
+    file = pathlib.Path(spec.origin) if spec and spec.has_location and spec.origin else None
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file else ''
 
 
 def imported(path: str, what: str) -> Any:

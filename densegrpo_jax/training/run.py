@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, prepare, start_policy, visited_prompts
 from densegrpo_jax.config import identity
+from densegrpo_jax.config.method import own_code
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
@@ -240,4 +241,5 @@ def _facts(session: Session, schedule: Schedule) -> dict:
         'prompts of data.train': content_hash(session.train),
         'prompts of data.eval': content_hash(session.test),
         'servers of rewards': fingerprints([session.reward]),
+        'code of your own': own_code(session.config),
     }

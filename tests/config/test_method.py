@@ -5,7 +5,7 @@ is said of a name that stands for nothing usable.
 import numpy as np
 import pytest
 
-from densegrpo_jax.config import method
+from densegrpo_jax.config import identity, method
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.credit_rules import CREDIT_RULES
@@ -158,3 +158,22 @@ def test_options_of_a_rule_are_keys_of_the_credit():
     ):
         config.credit.rule = rule
         assert method.credit_options(config) == options
+
+
+def test_code_of_ones_own_that_changed_is_another_run(tmp_path, monkeypatch):
+    file = tmp_path / 'own_edited.py'
+    file.write_text('rule = 1')
+    monkeypatch.syspath_prepend(tmp_path)
+    config = changed(credit__rule='own_edited:rule')
+    record = lambda: identity.record(
+        'training', config, {'code of your own': method.own_code(config)}
+    )
+    before = record()
+    assert identity.differences('training', before, record()) == []
+    file.write_text('rule = 2')
+    [(key, old, new)] = identity.differences('training', before, record())
+    assert key == 'code of your own.credit.rule' and old != new and len(new) == 12
+    # a record of before there was this fact continues
+    untold = {k: v for k, v in before.items() if k != 'code of your own'}
+    assert identity.differences('training', untold, record()) == []
+    assert method.own_code(changed()) == {}
