@@ -19,6 +19,7 @@ encoders, 9 GiB, are freed before training), and 3.7 GiB of PickScore on every d
 Expected score: a rise from 20.4 to 21.8 over 800 updates (read off the paper's figure).
 """
 
+from densegrpo_jax.config.recipes import pickscore
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
@@ -31,16 +32,6 @@ def get_config(variant: str = ''):
     )
     c.rollout.update(steps=6, prompts=48, group=24, kernel='sde', noise='flow_grpo', level=0.9)
     c.credit.std = 'global'
-    c.reward = {
-        'pickscore': {
-            'weight': 1.0,
-            'path': 'yuvalkirstain/PickScore_v1',
-            'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-            'dtype': 'float32',
-            'batch_size': 16,
-        }
-    }
     c.eval.update(every=30, steps=28, shown=16)
-    c.eval.best = 'total'  # PickScore
-    c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
+    pickscore(c)
     return apply(c, variant, samples=24, transitions=3)

@@ -20,6 +20,7 @@ re-scored together), and 3.7 GiB of PickScore (half with --config.reward.picksco
 Expected score: above the base's; the paper shows a curve without a number.
 """
 
+from densegrpo_jax.config.recipes import pickscore
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
@@ -40,16 +41,6 @@ def get_config(variant: str = ''):
     c.credit.std = 'global'
     c.loss.beta = 0.01
     c.optim.learning_rate = 1e-4
-    c.reward = {
-        'pickscore': {
-            'weight': 1.0,
-            'path': 'yuvalkirstain/PickScore_v1',
-            'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-            'dtype': 'float32',
-            'batch_size': 16,
-        }
-    }
     c.eval.update(every=30, steps=50, shown=16)
-    c.eval.best = 'total'  # PickScore
-    c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
+    pickscore(c)
     return apply(c, variant, samples=24, transitions=2)

@@ -17,7 +17,7 @@ GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bflo
 Expected score: 24.64 (the paper; Flow-GRPO 23.31, base 21.72).
 """
 
-from densegrpo_jax.config.recipes import sd35
+from densegrpo_jax.config.recipes import pickscore, sd35
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
 
@@ -26,16 +26,6 @@ def get_config(variant: str = ''):
     c = sd35(default_config())
     c.label = 'SD3.5-M, PickScore, dense credit'
     c.iterations = 4500
-    c.reward = {
-        'pickscore': {
-            'weight': 1.0,
-            'path': 'yuvalkirstain/PickScore_v1',
-            'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-            'dtype': 'float32',
-            'batch_size': 16,
-        }
-    }
     c.loss.beta = 0.01
-    c.eval.best = 'total'  # PickScore
-    c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
+    pickscore(c)
     return apply(c, variant, samples=24, transitions=8)

@@ -16,3 +16,20 @@ def sd35(c):
     c.loss.kl_form = 'flow_grpo'
     c.eval.update(every=60, steps=40)
     return c
+
+
+def pickscore(c) -> None:
+    """Sets what the PickScore recipes share: the reward, the score of the best checkpoint, and the
+    prompt files.
+    """
+    c.reward = {
+        'pickscore': {
+            'weight': 1.0,
+            'path': 'yuvalkirstain/PickScore_v1',
+            'processor': 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
+            'dtype': 'float32',
+            'batch_size': 16,
+        }
+    }
+    c.eval.best = 'total'  # PickScore
+    c.data.update(train='pickscore_train.txt', eval='pickscore_test.txt')
