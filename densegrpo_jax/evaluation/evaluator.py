@@ -45,7 +45,7 @@ class Evaluation:
     seconds: float = 0.0  # duration
 
     def mean(self, name: str = 'total') -> float:
-        return _mean(self.scores[name])
+        return finite_mean(self.scores[name])
 
     def scored(self, name: str = 'total') -> int:
         """Prompts that have the score."""
@@ -60,7 +60,7 @@ class Evaluation:
         the prompts that have scores in both.
         """
         difference = self.scores[name] - base.scores[name]
-        return _mean(difference), _standard_error(difference)
+        return finite_mean(difference), _standard_error(difference)
 
     @property
     def over_group(self) -> str:
@@ -80,7 +80,8 @@ class Evaluation:
         )
 
 
-def _mean(values: np.ndarray) -> float:
+def finite_mean(values: np.ndarray) -> float:
+    """Mean of the values that are numbers; NaN if none is."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float('nan')
 

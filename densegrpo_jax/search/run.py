@@ -18,6 +18,7 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
+from densegrpo_jax.evaluation.evaluator import finite_mean
 from densegrpo_jax.evaluation.panel import panel_rewards
 from densegrpo_jax.rewards.base import Reward, RewardError
 from densegrpo_jax.rewards.scorer import Scorer
@@ -304,7 +305,7 @@ def _one_batch(
             'first': tracker.first[p],
             'drawn': {'total': number(rewards[found.drawn[p]])},
             'final': {'total': number(np.where(np.isfinite(rewards), rewards, 0).mean())}
-            | panel_of(lambda values: _mean(values[2:])),
+            | panel_of(lambda values: finite_mean(values[2:])),
             'best': tracker.curves[p][-1][3] | panel_of(lambda values: values[1]),
             'curve': [[nfe, reward] for nfe, reward, *_ in tracker.curves[p]],
             'diversity': diversity,
@@ -316,9 +317,3 @@ def _one_batch(
         score = number(scored.values['total'][p, 0])
         kept.append((row, ((plain[p], score), tracker.curves[p], final[p], rewards)))
     return kept
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of the values that are numbers; NaN if none is."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float('nan')
