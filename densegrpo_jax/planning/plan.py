@@ -18,7 +18,7 @@ from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice
 from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import Phase, phases
-from densegrpo_jax.planning.topology import Topology, absent_devices
+from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
 from densegrpo_jax.sampling.sampler import make_schedule
@@ -164,11 +164,7 @@ def plan_search(config, topology: Topology, utilisation: float, quick: bool = Fa
 def table(result: dict) -> str:
     """The document as text."""
     r = result
-    source = (
-        'the CPU compiler: its memory layout, an estimate only'
-        if r['estimated_on_cpu']
-        else "the topology's own compiler"
-    )
+    source = compiler_of(r['estimated_on_cpu'])
     source += ', with little effort: a run may need less memory' if r['quick'] else ''
     axes = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
     lines = [

@@ -17,7 +17,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.advice import GIB
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.planning.lowering import Phase
-from densegrpo_jax.planning.topology import Topology
+from densegrpo_jax.planning.topology import Topology, compiler_of
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings, with_shardings
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.session import Session
@@ -107,12 +107,7 @@ def table(result: dict) -> str:
         f'{r["topology"]}: {r["devices"]} devices, search by {r["method"]}: {r["evaluations"]} '
         f'network evaluations and {r["pictures"]} images a prompt, {r["prompts"]} prompts x '
         f'{r["rows"]} particles together',
-        'compiled by '
-        + (
-            'the CPU compiler: its memory layout, an estimate only'
-            if r['estimated_on_cpu']
-            else "the topology's own compiler"
-        ),
+        f'compiled by {compiler_of(r["estimated_on_cpu"])}',
         f'always resident (weights, policy): {r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
         'phase        GiB/device  fits  TFLOP/device  s/prompt',
     ]

@@ -150,3 +150,10 @@ def absent_devices(topology: Topology) -> list:
             f'{topology.compiler} does not know --topology={topology.name}: '
             f'{str(error).splitlines()[0]}'
         ) from None
+
+
+def compiler_of(estimated: bool) -> str:
+    """The compiler behind a plan, in words; estimated: the CPU's stood in."""
+    if estimated:
+        return 'the CPU compiler: its memory layout, an estimate only'
+    return "the topology's own compiler"
