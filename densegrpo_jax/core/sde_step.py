@@ -3,37 +3,38 @@
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
-from densegrpo_jax.core.kernels import as_kernel
+from densegrpo_jax.core.kernels import Kernel, as_kernel
 
 LOG_PROBS = ('gaussian', 'unscaled')
+
+PerSample = Float[ArrayLike, 'B'] | Float[ArrayLike, '']  # a number for each sample, or for all
 
 
 class StepOutput(NamedTuple):
     """One transition x -> sample. If std is 0 the transition is deterministic and log_prob is 0."""
 
-    sample: jax.Array  # [B, ...] x' = mean + shift + std * noise
-    mean: jax.Array  # [B, ...]
-    std: jax.Array  # [B]
-    log_prob: jax.Array  # [B], averaged (not summed) over the elements
+    sample: Float[Array, 'B *latent']  # x' = mean + shift + std * noise
+    mean: Float[Array, 'B *latent']
+    std: Float[Array, 'B']
+    log_prob: Float[Array, 'B']  # averaged (not summed) over the elements
 
 
 def sde_step(
-    velocity,
-    x,
-    s,
-    s_next,
-    noise_level,
+    velocity: Float[ArrayLike, 'B *latent'],
+    x: Float[ArrayLike, 'B *latent'],
+    s: PerSample,
+    s_next: PerSample,
+    noise_level: PerSample,
     *,
-    noise=None,
-    sample=None,
-    kernel='sde',
-    log_prob='gaussian',
-    shift=None,
-):
+    noise: Float[ArrayLike, 'B *latent'] | None = None,
+    sample: Float[ArrayLike, 'B *latent'] | None = None,
+    kernel: str | Kernel = 'sde',
+    log_prob: str = 'gaussian',
+    shift: Float[ArrayLike, 'B *latent'] | None = None,
+) -> StepOutput:
     """Samples one transition (give `noise`) or re-scores a stored one (give `sample`).
 
     With D = s_next - s < 0 and the predicted noise end x1hat = x + (1 - s) v, every kernel is the
@@ -67,34 +68,43 @@ def sde_step(
     Raises:
         ValueError: unknown kernel or log_prob, or not exactly one of noise and sample.
     """
-    if (noise is None) == (sample is None):
+    given = noise if sample is None else sample
+    if given is None or (noise is not None and sample is not None):
         raise ValueError('sde_step needs exactly one of noise (to sample) and sample (to re-score)')
     if sample is not None and shift is not None:
         raise ValueError('shift applies to sampling only: a re-scored sample already contains it')
+    velocity, x = at_least_f32(velocity), at_least_f32(x)
     if x.shape != velocity.shape:
         raise ValueError(f'velocity has shape {velocity.shape} and x {x.shape}; they must agree')
-    velocity, x = at_least_f32(velocity), at_least_f32(x)
     s, s_next, noise_level = (
         jnp.broadcast_to(at_least_f32(a), x.shape[:1]) for a in (s, s_next, noise_level)
     )
 
     std, taken = as_kernel(kernel).coefficients(s, s_next, noise_level)
     mean = x + _over(s_next - s, x) * velocity - _over(taken, x) * (x + _over(1 - s, x) * velocity)
+    x_next = at_least_f32(given)
     if sample is None:
         centre = mean if shift is None else mean + shift
-        sample = centre + _over(std, x) * at_least_f32(noise)
-    sample = at_least_f32(sample)
-    element_mean, constant = _log_prob_parts(sample, mean, std, log_prob)
-    return StepOutput(sample, mean, std, jnp.where(std > 0, element_mean + constant, 0.0))
+        x_next = centre + _over(std, x) * x_next
+    element_mean, constant = _log_prob_parts(x_next, mean, std, log_prob)
+    return StepOutput(x_next, mean, std, jnp.where(std > 0, element_mean + constant, 0.0))
 
 
-def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
+def guided_shift(
+    guided: Float[ArrayLike, 'B *latent'],
+    velocity: Float[ArrayLike, 'B *latent'],
+    x: Float[ArrayLike, 'B *latent'],
+    s: PerSample,
+    s_next: PerSample,
+    noise_level: PerSample,
+    *,
+    kernel: str | Kernel = 'sde',
+) -> Float[Array, 'B *latent']:
     """The `shift` that moves the mean of `sde_step(velocity, ...)` to that of `guided`: (D - c
     (1 - s)) (guided - velocity).
 
     With it the sampler follows a guided velocity, while the policy, whose log-prob is stored,
-    remains the plain network. Arguments as in `sde_step`; guided and velocity are [B, ...]. Returns
-    [B, ...], at least float32.
+    remains the plain network. Arguments as in `sde_step`. The result is at least float32.
     """
     guided, velocity, x = at_least_f32(guided), at_least_f32(velocity), at_least_f32(x)
     s, s_next, noise_level = (
@@ -104,7 +114,9 @@ def guided_shift(guided, velocity, x, s, s_next, noise_level, *, kernel='sde'):
     return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
 
 
-def log_prob_ratio(step, log_prob_old, *, log_prob='gaussian'):
+def log_prob_ratio(
+    step: StepOutput, log_prob_old: Float[ArrayLike, 'B'], *, log_prob: str = 'gaussian'
+) -> Float[Array, 'B']:
     """log p(x') - log p_old(x') of a re-scored transition, with x' and p_old's value as the sampler
     stored them.
 
