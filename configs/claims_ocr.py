@@ -11,10 +11,11 @@ updates, and more evaluations.
   (configs/claims_ocr_96.py shows it); with few, their difference shows: the noise of the direction.
 """
 
+from densegrpo_jax.config.variants import apply
 from densegrpo_jax.configs import tiny_ocr
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = tiny_ocr.get_config()
     c.label = 'miniature FLUX, held-out OCR, the claims of the paper'
     c.full = True
@@ -24,4 +25,4 @@ def get_config():
     c.loss.update(noise_power=0.0, measure_kl=True)
     c.eval.every = 10
     c.checkpoint.update(every=60, keep=1)
-    return c
+    return apply(c, variant, samples=24, transitions=24, devices=None)

@@ -4,11 +4,15 @@ with spread.
     python -m experiments.compare --config=configs/tiny_ocr.py \\
         --vary=credit.rule=dense,sparse --seeds=0,1,2 --workdir=runs/credit --out=runs/credit/report
 
-Every run is a separate `densegrpo_jax.main` in WORKDIR/VALUE/SEED. The same command, run again,
-continues unfinished runs and keeps finished ones. Writes OUT/curves.png (score against updates,
-network evaluations and seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md. Extra
-arguments after `--` go to every run: `-- --config.iterations=40`. For the claims of the paper use
-`experiments.reproduce`.
+    python -m experiments.compare --config=configs/claims_ocr.py \\
+        --vary=method=dense_grpo,flow_grpo --seeds=0 --workdir=runs/methods --out=runs/methods/out
+
+`--vary=KEY=A,B` compares values of a key, `--vary=method=A,B` methods by name (`all`: every row of
+docs/methods.md). Every run is a separate `densegrpo_jax.main` in WORKDIR/VALUE/SEED. The same
+command, run again, continues unfinished runs and keeps finished ones, also those of which only the
+tables in OUT are left. Writes OUT/curves.png (score against updates, network evaluations and
+seconds), OUT/runs.csv, OUT/evaluations.csv and OUT/README.md. Extra arguments after `--` go to
+every run: `-- --config.iterations=40`. For the claims of the paper use `experiments.reproduce`.
 """
 
 from __future__ import annotations
@@ -21,12 +25,15 @@ import numpy as np
 from absl import app, flags, logging
 
 from densegrpo_jax.config.command_line import check_key, define_folder, define_seeds, load, run_main
+from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records
-from experiments.reproduction.sweep import Run, base_digest, run_all
+from experiments.reproduction.sweep import Run, base_digest, learned, run_all
+
+METHOD = 'method'  # as a key of --vary: the recipe's variant of that name
 
 
 def write(records: Records, key: str, values: list[str], out: pathlib.Path, command: str) -> None:
@@ -89,11 +96,14 @@ def main(flag, extra: Sequence[str]) -> int:
     if not listed:
         raise app.UsageError(f'--vary={flag.vary}: expected key=value,value,...')
     workdir, out, values = pathlib.Path(flag.workdir), pathlib.Path(flag.out), listed.split(',')
+    by_method = key == METHOD
+    if by_method and values == ['all']:
+        values = list(METHODS)
     runs = [
         Run(
-            flag.config,
+            f'{flag.config}:method={value}' if by_method else flag.config,
             value,
-            ((key, value),),
+            () if by_method else ((key, value),),
             seed,
             workdir / value / seed,
             workdir / 'text',
@@ -103,20 +113,27 @@ def main(flag, extra: Sequence[str]) -> int:
         for seed in flag.seeds
         for value in values
     ]
-    check_key(load(flag.config), key, f'--vary={flag.vary}')  # now, and not in every run
+    # mistakes are found now, and not in every run
+    if by_method:
+        for value in values:
+            load(f'{flag.config}:method={value}')
+    else:
+        check_key(load(flag.config), key, f'--vary={flag.vary}')
+    base, records = base_digest(flag.config, extra), Records.load(out)
+    if others := {row['base'] for row in records.runs.values()} - {base}:
+        raise ValueError(
+            f'--out={out} has results of the base configuration {", ".join(others)}, and this one '
+            f'is {base}: they cannot be compared; give another --out'
+        )
+    left = [run for run in runs if not _recorded(records, run)]
     try:
         with handle_stop_signals() as stop:
-            facts = {
-                'base': base_digest(flag.config, extra),
-                'device': device(),
-                'commit': commit(),
-            }
-            status = 1 if run_all(runs, 1, stop, facts) else FINISHED
+            facts = {'base': base, 'device': device(), 'commit': commit()}
+            status = 1 if run_all(left, 1, stop, facts) else FINISHED
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         status = RESUMABLE
-    records = Records()
-    for run in runs:
+    for run in left:
         if run.finished:
             records.add(run.folder)
     command = ' '.join(
@@ -127,11 +144,19 @@ def main(flag, extra: Sequence[str]) -> int:
     return status
 
 
+def _recorded(records: Records, run: Run) -> bool:
+    """Whether the tables have this run; its folder may be gone."""
+    row = records.runs.get((run.variant, run.seed))
+    return row is not None and learned(row['command'].split(' ')) == learned(run.command)
+
+
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     flags.DEFINE_string('config', None, 'Configuration file, passed to densegrpo_jax.main.')
     flags.DEFINE_string(
-        'vary', 'credit.rule=dense,sparse', 'Key and the values to compare: key=a,b,c.'
+        'vary',
+        'credit.rule=dense,sparse',
+        'Key and the values to compare: key=a,b,c; or method=a,b,c, or method=all.',
     )
     define_seeds(3)
     define_folder('workdir', None, 'Where the runs go.')

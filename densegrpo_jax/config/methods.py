@@ -1,7 +1,7 @@
 """Methods by name: a row of overrides on top of any recipe, as `--config=RECIPE:method=NAME`.
 
 The recipe keeps its model, prompts, reward and amounts; a row sets what the method itself decides.
-docs/config.md shows this table.
+docs/config.md shows what each row sets, docs/methods.md its idea, its cost and what is our reading.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """Overrides by their dotted keys, the idea in a sentence, and its source."""
+    """A row of the table. The texts are plain Markdown, a sentence or two each."""
 
-    overrides: Mapping[str, object]
+    overrides: Mapping[str, object]  # by dotted key
     idea: str
-    source: str
+    source: str  # arXiv number
+    exact: str  # what is as in the source, its paper or its code
+    reading: str  # what the source leaves open, or has otherwise, and what is done here
+    cost: str  # network evaluations of a sample, as a formula of T; docs/methods.md counts them too
 
 
 # All give transitions equal weights: weighting is TempFlow-GRPO's idea (loss.noise_power).
@@ -25,12 +28,21 @@ METHODS: Mapping[str, Method] = {
         {'credit.rule': 'dense', 'loss.noise_power': 0.0},
         'Each transition gets what it added to the reward of the completed image.',
         'arXiv 2601.20218',
+        'Completions, gains, advantages and objective (Eq. 3 to 10); calibration of the noise '
+        '(Algorithm 1) is the command `calibrate`.',
+        'The transition into the clean image adds no noise and is not trained; '
+        '`rollout.train_end` trains it.',
+        'T + Σ (T − k − 1) over the completed states k',
     ),
     'flow_grpo': Method(
         {'credit.rule': 'sparse', 'credit.std': 'global', 'loss.noise_power': 0.0},
         "Each transition gets the finished image's reward; the std is over the batch, as in the "
         "paper's code.",
         'arXiv 2505.05470',
+        'Noise table, log-probability averaged over elements, std over the batch and clip '
+        'range of its code.',
+        'The transition into the clean image adds no noise (its code adds some there).',
+        'T',
     ),
     'flow_cps': Method(
         {
@@ -47,23 +59,37 @@ METHODS: Mapping[str, Method] = {
         "Flow-GRPO on a kernel that adds no more noise than the next state has; its code's "
         'log-probability and clip range.',
         'arXiv 2509.05952',
+        "Kernel (Eq. 10), its code's unscaled log-probability with clip range 1e-5, and noise 0.8.",
+        'No KL to the reference unless `loss.beta` is set.',
+        'T',
     ),
     'coca': Method(
         {'credit.rule': 'coca_to_go', 'credit.coca_signed': True, 'loss.noise_power': 0.0},
         "The finished image's advantage, shared out by how much each transition moved its "
         'prediction towards the image; no further image is scored.',
         'arXiv 2505.19196',
+        'Shares of the rise in similarity between prediction and final latent.',
+        'The paper is about diffusion models and normalises rewards over time; here the '
+        'shares scale the advantage of the finished image, and a share may be negative.',
+        'T',
     ),
     'winners': Method(
         {'loss.kind': 'winners', 'credit.rule': 'sparse', 'loss.noise_power': 0.0},
         'The best image of each prompt is learned by the regression that the model was trained '
         'with: best-of-N search, distilled.',
         'arXiv 2304.06767',
+        'Flow-matching regression on the best sample of each prompt.',
+        'The paper ranks answers of a language model and filters over all prompts; here every '
+        'group of a prompt has its winner.',
+        'T',
     ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',
         'arXiv 1506.02438',
+        'A_k = d_k + λ A_{k+1} of the gains d, with λ = 0.5 and no discount.',
+        'A value function is not learned: the rewards of the completions stand for it.',
+        'T + Σ (T − k − 1) over the completed states k',
     ),
 }
 

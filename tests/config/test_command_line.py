@@ -102,7 +102,7 @@ def typed(monkeypatch, capsys):
         ),
         ([f'--config={ROOT / "README.md"}'], 'expected a Python file with a function get_config()'),
         (
-            [f'--config={TINY.replace("tiny", "claims")}:devices=8'],
+            [f'--config={TINY.replace("tiny_ocr", "claims_ocr_96")}:devices=8'],
             "this configuration has no variants, its get_config() takes none; leave ':devices=8' "
             'out',
         ),

@@ -2,6 +2,7 @@
 conftest.py.
 """
 
+import shutil
 import types
 
 import pytest
@@ -12,11 +13,19 @@ from experiments.reproduction.records import Records
 
 CONFIG = (
     'from densegrpo_jax.config.schema import default_config\n'
+    'from densegrpo_jax.config.variants import apply\n'
     '\n'
     '\n'
-    'def get_config():\n'
-    '    return default_config()\n'
+    'def get_config(variant=""):\n'
+    '    return apply(default_config(), variant, samples=8, transitions=8, devices=None)\n'
 )
+CHANGED = """
+
+def changed():
+    config = default_config()
+    config.optim.learning_rate *= 2
+    return config
+"""
 
 
 @pytest.fixture
@@ -75,3 +84,30 @@ def test_a_key_that_is_not_there_is_refused_before_anything_runs(tmp_path, run):
     ):
         run('credit.role=dense,sparse', '0')
     assert not (tmp_path / 'work').exists()
+
+
+def test_methods_are_variants_of_the_recipe(tmp_path, run):
+    assert run('method=dense_grpo,flow_grpo', '0') == 0
+    rows = Records.load(tmp_path / 'out').runs
+    assert set(rows) == {('dense_grpo', '0'), ('flow_grpo', '0')}
+    assert 'some.py:method=flow_grpo' in rows['flow_grpo', '0']['command']
+    assert rows['dense_grpo', '0']['base'] == rows['flow_grpo', '0']['base']
+    with pytest.raises(ValueError, match='method=flow_grp is not known; did you mean'):
+        run('method=dense_grpo,flow_grp', '0')
+
+
+def test_a_run_of_which_only_the_table_is_left_is_kept(tmp_path, run):
+    assert run('credit.rule=dense', '0') == 0
+    shutil.rmtree(tmp_path / 'work')
+    assert run('credit.rule=dense,sparse', '0') == 0
+    assert not (tmp_path / 'work' / 'dense').exists()
+    assert Records.load(tmp_path / 'out').seeds('dense') == ['0']
+
+
+def test_results_of_another_base_are_refused_before_anything_runs(tmp_path, run):
+    assert run('credit.rule=dense', '0') == 0
+    text = (tmp_path / 'some.py').read_text()
+    (tmp_path / 'some.py').write_text(text.replace('default_config(),', 'changed(),') + CHANGED)
+    with pytest.raises(ValueError, match='has results of the base configuration some-.*give anoth'):
+        run('credit.rule=sparse', '0')
+    assert not (tmp_path / 'work' / 'sparse').exists()

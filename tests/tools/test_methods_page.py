@@ -1,0 +1,22 @@
+"""docs/methods.md is what the table of methods, their plans and their runs say."""
+
+import pytest
+
+from densegrpo_jax.config.methods import METHODS
+from tools.methods_page import ROOT, cost, markdown
+
+
+def test_the_page_is_up_to_date():
+    page = (ROOT / 'docs' / 'methods.md').read_text()
+    assert page == markdown(), 'make it anew: python -m tools.methods_page > docs/methods.md'
+    assert all(f'\n## {name}\n' in page for name in METHODS)
+
+
+# By hand: a trajectory of T, and for `dense` the rest of the grid from every state but those whose
+# next evaluation is the trajectory's own; the last transition is silent.
+@pytest.mark.parametrize(
+    'method,steps,expected',
+    [('flow_grpo', 6, (6, 1)), ('dense_grpo', 6, (21, 6)), ('dense_grpo', 10, (55, 10))],
+)
+def test_costs_are_counted(method, steps, expected):
+    assert cost(method, steps) == expected

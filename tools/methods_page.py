@@ -1,0 +1,101 @@
+"""Renders docs/methods.md: every method's idea, what is exact and what is our reading, its cost and
+its result on the miniature.
+
+    python -m tools.methods_page > docs/methods.md
+
+Texts and settings are the rows of densegrpo_jax/config/methods.py. Costs are counted in the plan
+that a run executes. Results are those of docs/results/methods.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import open_shapes
+from experiments.reproduction.records import Records
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RECIPE = 'tiny_ocr'
+STEPS = (6, 10)  # T of the miniature, and of the SD3.5 recipes
+RESULTS = ROOT / 'docs' / 'results' / 'methods'
+
+INTRODUCTION = f"""# Methods
+
+Made by `python -m tools.methods_page > docs/methods.md` from the rows of
+[methods.py](../densegrpo_jax/config/methods.py). docs/config.md lists the keys that they set.
+
+One engine trains with any of these. The recipe keeps its model, prompts, reward and amounts; the
+method decides where noise is added, which images are scored, how their rewards become credit, and
+the loss:
+
+    python -m densegrpo_jax.main --config=configs/{RECIPE}.py:method=flow_grpo
+    python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8,method=dense_grpo
+
+- **evaluations, images**: network evaluations and scored images of one sample, on the miniature's
+  grid with T steps, as they are executed.
+- **result**: held-out OCR accuracy of the miniature before → after 60 updates of 24 samples (all
+  weights at 1e-4, `configs/claims_ocr.py`), with the standard error over the 320 prompts. Costs
+  differ from row to row, no method has a learning rate of its own, and a single run of a miniature
+  ranks no methods: the figure shows that the method learns here.
+"""
+
+
+class Cost(NamedTuple):
+    """Of one sample, as executed."""
+
+    nfe: int
+    images: int
+
+
+def cost(method: str, steps: int) -> Cost:
+    """Counts the plan of a method on the miniature's grid of `steps` steps."""
+    config = load(f'{RECIPE}:method={method}')
+    config.rollout.steps = steps
+    plan = make_schedule(open_shapes(config, make_mesh(config.mesh)), config).plan
+    return Cost(plan.nfe, len(plan.completions))
+
+
+def result(records: Records, method: str) -> str:
+    """Scores before and after, of each seed."""
+    said = []
+    for rows in records.curves(method).values():
+        first, last = rows[0], rows[-1]
+        error = last['standard_error']
+        said.append(f'{first["score"]:.3f} → {last["score"]:.3f} ± {error:.3f}')
+    return ', '.join(said) or 'no run yet'
+
+
+def markdown() -> str:
+    """The text of docs/methods.md."""
+    records = Records.load(RESULTS)
+    rows = []
+    for name, method in METHODS.items():
+        counted = [cost(name, steps) for steps in STEPS]
+        costs = [f'{c.nfe}, {c.images}' for c in counted]
+        rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(records, name)))
+    head = ('method', 'idea', *(f'evaluations, images at T = {t}' for t in STEPS), 'result')
+    return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS)])
+
+
+def _section(name: str) -> str:
+    method = METHODS[name]
+    settings = ', '.join(f'`{key}={value}`' for key, value in method.overrides.items())
+    facts = {
+        'Source': method.source,
+        'Exact': method.exact,
+        'Our reading': method.reading,
+        'Evaluations of a sample': method.cost,
+        'Sets': settings,
+    }
+    lines = [f'- {what}: {text}' for what, text in facts.items()]
+    return '\n'.join([f'## {name}', '', method.idea, '', *lines, ''])
+
+
+if __name__ == '__main__':
+    print(markdown(), end='')
