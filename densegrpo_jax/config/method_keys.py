@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densegrpo_jax.config.key import MACHINE, choice, number, part, positive, switch, text, whole
-from densegrpo_jax.core.advantages import STD_SCOPES
+from densegrpo_jax.core.advantages import CENTRES, STD_SCOPES
 from densegrpo_jax.core.calibration import RULES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.credit_rules import CREDIT_RULES
@@ -32,7 +32,7 @@ ROLLOUT = {
     'noise': part(
         'constant',
         "Noise levels: 'flow_grpo' = level * sqrt(s / (1 - s)); 'constant' = level at every step "
-        "(eta of cps); 'ddim' = DDIM's eta.",
+        "(eta of cps); 'ddim' = DDIM's eta; 'ddim_like' = std level * s' * sqrt(1 - s), for cps.",
         NOISE_TABLES,
     ),
     'level': positive(0.8, 'Level of the noise; without noise no transition can be trained.', 1000),
@@ -134,8 +134,15 @@ CREDIT = {
     'std': choice(
         'group',
         "The divisor of rewards: the std within the group, 'global' (Flow-GRPO's code): the std of "
-        "the transition over the batch, or 'pooled': one std for all trained transitions.",
+        "the transition over the batch, 'pooled': one std for all trained transitions, or 'joint': "
+        'one for those of a group.',
         STD_SCOPES,
+    ),
+    'centre': choice(
+        'step',
+        "What is subtracted from a group's rewards: their mean at the transition, or 'joint': over "
+        "all trained transitions, with std 'joint' or 'pooled' (Stepwise-Flow-GRPO).",
+        CENTRES,
     ),
     'std_eps': number(1e-4, 'Added to the std.', 0),
     'clip': positive(5.0, 'Advantages are clipped to [-clip, clip].'),

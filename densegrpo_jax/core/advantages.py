@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STD_SCOPES = ('group', 'global', 'pooled')
+STD_SCOPES = ('group', 'global', 'pooled', 'joint')
+CENTRES = ('step', 'joint')
 
 
 def group_ids_of(sizes: Iterable[int]) -> np.ndarray:
@@ -35,11 +36,11 @@ class GroupStatistics(NamedTuple):
 
     rewards: jax.Array  # [T, B], 0 where not in use
     used: jax.Array  # bool [T, B]
-    mean: jax.Array  # [T, B], of the sample's group
+    mean: jax.Array  # [T, B], of the sample's group, at the transition or over all
     # [T, B] or [T, 1], the mean that `std` is taken around: the group's or the batch's
     centre: jax.Array
-    std: jax.Array  # [T, B], [T, 1] or [1, 1]
-    flat: jax.Array  # bool [T, P]: the group's rewards do not differ
+    std: jax.Array  # [T, B], [1, B], [T, 1] or [1, 1]
+    flat: jax.Array  # bool [T, P]: the group's rewards do not differ from their mean
     occupied: jax.Array  # bool [T, P]: the group has a sample in use
     group_ids: jax.Array  # int [B]
 
@@ -49,6 +50,7 @@ def group_advantages(
     num_groups,
     *,
     std='group',
+    centre='step',
     eps=1e-4,
     clip=5.0,
     group_ids=None,
@@ -82,11 +84,15 @@ def group_advantages(
 
     Returns:
         Advantages.
+
+    Raises:
+        ValueError: unknown or unfitting std and centre, or groups that are not equal.
     """
     stats = group_statistics(
         step_rewards,
         num_groups,
         std=std,
+        centre=centre,
         group_ids=group_ids,
         steps=steps,
         valid=valid,
@@ -109,18 +115,18 @@ def group_statistics(
     num_groups,
     *,
     std='group',
+    centre='step',
     group_ids=None,
     steps=None,
     valid=None,
     min_spread=1e-6,
 ) -> GroupStatistics:
-    """Statistics of [T, B] rewards, separately at each transition; arguments as in
-    `group_advantages`.
-    """
+    """Statistics of [T, B] rewards; arguments as in `group_advantages`."""
     step_rewards = jnp.asarray(step_rewards)
     num_steps, batch = step_rewards.shape
     if std not in STD_SCOPES:
         raise ValueError(f'std is {std!r}; expected one of {STD_SCOPES}')
+    check_centre(centre, std)
     if group_ids is None:
         if batch % num_groups:
             raise ValueError(
@@ -138,14 +144,23 @@ def group_statistics(
         """[T, B] -> [T, P]."""
         return reduce(values.T, group_ids, num_groups).T
 
+    def centred(reduce, values):
+        """[T, P] or, of all transitions, [1, P]: what the mean is taken over."""
+        return values if centre == 'step' else reduce(values, axis=0, keepdims=True)
+
     weight = used.astype(rewards.dtype)
-    count = jnp.maximum(per_group(jax.ops.segment_sum, weight), 1)
-    mean = (per_group(jax.ops.segment_sum, rewards) / count)[:, group_ids]
+    count = per_group(jax.ops.segment_sum, weight)
+    sums = centred(jnp.sum, per_group(jax.ops.segment_sum, rewards))
+    mean = (sums / jnp.maximum(centred(jnp.sum, count), 1))[:, group_ids]
+    mean = jnp.broadcast_to(mean, rewards.shape)
     total = jnp.maximum(weight.sum(1, keepdims=True), 1)
-    centre = rewards.sum(1, keepdims=True) / total if std == 'global' else mean
-    square = jnp.where(used, rewards - centre, 0) ** 2
-    if std == 'group':
-        variance = (per_group(jax.ops.segment_sum, square) / count)[:, group_ids]
+    around = rewards.sum(1, keepdims=True) / total if std == 'global' else mean
+    square = jnp.where(used, rewards - around, 0) ** 2
+    if std in ('group', 'joint'):
+        squares = per_group(jax.ops.segment_sum, square)
+        if std == 'joint':
+            squares, count = (a.sum(0, keepdims=True) for a in (squares, count))
+        variance = (squares / jnp.maximum(count, 1))[:, group_ids]
     elif std == 'pooled':
         variance = square.sum(keepdims=True) / jnp.maximum(weight.sum(), 1)
     else:
@@ -154,8 +169,21 @@ def group_statistics(
 
     highest = per_group(jax.ops.segment_max, jnp.where(used, rewards, -jnp.inf))
     lowest = per_group(jax.ops.segment_min, jnp.where(used, rewards, jnp.inf))
+    occupied = jnp.isfinite(highest)
     # also true for an empty group (-inf) and a single sample
-    flat = highest - lowest <= min_spread
-    return GroupStatistics(
-        rewards, used, mean, centre, scale, flat, jnp.isfinite(highest), group_ids
-    )
+    flat = centred(jnp.max, highest) - centred(jnp.min, lowest) <= min_spread
+    flat = jnp.broadcast_to(flat, occupied.shape)
+    return GroupStatistics(rewards, used, mean, around, scale, flat, occupied, group_ids)
+
+
+def check_centre(centre: str, std: str) -> None:
+    """Raises ValueError if there is no such centre, or if the std is of single transitions and the
+    mean of all.
+    """
+    if centre not in CENTRES:
+        raise ValueError(f'centre is {centre!r}; expected one of {CENTRES}')
+    if centre == 'joint' and std not in ('pooled', 'joint'):
+        raise ValueError(
+            f"centre 'joint' is the mean over all transitions, and std {std!r} is that of each "
+            "one: use std 'joint' (the group's) or 'pooled' (the batch's)"
+        )

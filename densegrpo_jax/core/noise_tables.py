@@ -8,7 +8,11 @@ import numpy as np
 
 from densegrpo_jax.core.diffusion_path import ddim_noise_levels
 from densegrpo_jax.core.kernels import ETA, SIGMA
-from densegrpo_jax.core.schedules import constant_noise_levels, flow_grpo_noise_levels
+from densegrpo_jax.core.schedules import (
+    constant_noise_levels,
+    ddim_like_noise_levels,
+    flow_grpo_noise_levels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,4 +34,5 @@ NOISE_TABLES = {
     'flow_grpo': NoiseTable(flow_grpo_noise_levels, SIGMA),
     'constant': NoiseTable(constant_noise_levels, in_levels=True),
     'ddim': NoiseTable(ddim_noise_levels, ETA, in_levels=True),
+    'ddim_like': NoiseTable(ddim_like_noise_levels, ETA, in_levels=True),
 }

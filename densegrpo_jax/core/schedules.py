@@ -170,6 +170,22 @@ def constant_noise_levels(sigmas, eta):
     return np.full(len(sigmas) - 1, eta, np.float32)
 
 
+def ddim_like_noise_levels(sigmas, eta):
+    """Stepwise-Flow-GRPO's noise std = eta s' sqrt(1 - s) (arXiv 2603.28718) as noise levels of the
+    `cps` kernel, std = s' sin(level pi / 2). The step from s = 1 adds none.
+
+    Args:
+        sigmas: [T+1] grid.
+        eta: 0 (deterministic) to 1.
+
+    Returns:
+        np.float32 [T].
+    """
+    check_grid(sigmas)
+    s = np.asarray(sigmas[:-1], np.float64)
+    return (2 / np.pi * np.arcsin(eta * np.sqrt(1 - s))).astype(np.float32)
+
+
 def check_noise_levels(noise_levels, num_steps, kernel):
     """Raises ValueError unless the table [T] is finite, non-negative and at most the kernel's
     maximum (1 for `cps`).

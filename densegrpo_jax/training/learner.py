@@ -83,6 +83,7 @@ def make_credit(
             groups,
             combine=c.combine,
             std=c.std,
+            centre=c.centre,
             eps=c.std_eps,
             clip=c.clip,
             group_ids=group_ids,

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.advantages import STD_SCOPES, group_advantages, group_ids_of
+from densegrpo_jax.core.advantages import CENTRES, STD_SCOPES, group_advantages, group_ids_of
 
 # One transition, two groups of three.
 STEP = np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 4.0]], np.float32)
@@ -37,6 +37,48 @@ def test_hand_computed_pooled_std():
     assert zero.tolist() == [0, 0]
     shifted, _ = group_advantages(steps + np.float32([[0], [64]]), 2, std='pooled', eps=0.0)
     np.testing.assert_allclose(shifted, values, atol=1e-5)
+
+
+def test_hand_computed_joint_centre():
+    """Groups of two over two transitions: 1, 3, 5, 7 around 4 and 0, 0, 2, 6 around 2."""
+    steps = np.float32([[1, 3, 0, 0], [5, 7, 2, 6]])
+    centred = np.array([[-3, -1, -2, -2], [1, 3, 0, 4]])
+    for std, scale in (('joint', [5**0.5, 5**0.5, 6**0.5, 6**0.5]), ('pooled', 5.5**0.5)):
+        values, zero = group_advantages(steps, 2, std=std, centre='joint', eps=0.0)
+        np.testing.assert_allclose(values, centred / scale, rtol=1e-6)
+        assert zero.tolist() == [0, 0]  # the first transition's rewards of the second group differ
+    # each group as one set of rewards of one transition, as the paper has it
+    for group in (steps[:, :2], steps[:, 2:]):
+        alone, _ = group_advantages(group, 1, std='joint', centre='joint')
+        as_one, _ = group_advantages(group.reshape(1, 4), 1)
+        np.testing.assert_allclose(alone.reshape(1, 4), as_one, rtol=1e-6)
+
+
+def test_joint_centre_leaves_out_what_is_not_in_use_and_a_group_without_spread():
+    steps = np.float32([[np.nan] * 6, [1, 2, 9, 4, 4, 4], [3, 6, 9, 4, 4, 4]])
+    values, zero = group_advantages(
+        steps,
+        2,
+        std='joint',
+        centre='joint',
+        eps=0.0,
+        steps=np.array([False, True, True]),
+        valid=np.array([True, True, False, True, True, True]),
+    )
+    scale = 3.5**0.5  # of 1, 2, 3, 6 around 3
+    np.testing.assert_allclose(values[1:, :2], np.array([[-2, -1], [0, 3]]) / scale, rtol=1e-6)
+    np.testing.assert_array_equal(values[0], 0)
+    np.testing.assert_array_equal(values[:, 2:], 0)
+    assert zero.tolist() == [0, 1, 1]
+
+
+def test_the_centre_makes_no_difference_where_all_transitions_share_a_reward():
+    steps = np.repeat(np.random.default_rng(1).random((1, 8), np.float32), 5, 0)
+    for std in ('pooled', 'joint'):
+        by_step, joint = (
+            group_advantages(steps, 2, std=std, centre=centre).values for centre in CENTRES
+        )
+        np.testing.assert_allclose(joint, by_step, rtol=2e-5, atol=1e-6)
 
 
 def test_pooled_std_keeps_a_step_that_hardly_varies_small():
@@ -103,6 +145,7 @@ def test_groups_may_have_different_sizes(std):
         'group': [np.maximum(g.std(1, keepdims=True), 1e-9) for g in groups],
         'global': [steps.std(1, keepdims=True)] * 3,
         'pooled': [np.sqrt(np.mean(np.concatenate(centred, 1) ** 2))] * 3,
+        'joint': [np.maximum(np.sqrt(np.mean(c**2)), 1e-9) for c in centred],
     }[std]
     expected = np.concatenate([c / s for c, s in zip(centred, scale)], 1)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
@@ -125,6 +168,7 @@ def test_untrained_steps_and_invalid_samples_leave_the_statistics():
             'group': np.sqrt(2 / 3),
             'global': np.std([1, 2, 3, 5, 5]),
             'pooled': np.sqrt(2 / 5),
+            'joint': np.sqrt(2 / 3),
         }[std]
         np.testing.assert_allclose(values[1], np.array([-1, 0, 1, 0, 0, 0]) / scale, rtol=1e-6)
     _, zero = group_advantages(
@@ -147,3 +191,8 @@ def test_bad_arguments():
         group_advantages(STEP, 4)
     with pytest.raises(ValueError, match='batch'):
         group_advantages(STEP, 2, std='batch')
+    with pytest.raises(ValueError, match="centre is 'mean'"):
+        group_advantages(STEP, 2, centre='mean')
+    for std in ('group', 'global'):
+        with pytest.raises(ValueError, match="use std 'joint'.* or 'pooled'"):
+            group_advantages(STEP, 2, std=std, centre='joint')

@@ -4,14 +4,16 @@ out by hand.
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.kernels import Kernel
+from densegrpo_jax.core.kernels import KERNELS, Kernel
 from densegrpo_jax.core.schedules import (
     check_grid,
     check_noise_levels,
     constant_noise_levels,
+    ddim_like_noise_levels,
     flow_grpo_noise_levels,
     flux_shift_mu,
     sigmas_from_scheduler,
@@ -193,3 +195,15 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match='noise levels'):
             check_noise_levels(levels, 2, kernel)
+
+
+def test_ddim_like_table_by_hand():
+    """std = eta s' sqrt(1 - s) of the cps kernel: 0, 0.8 * 0.5 * sqrt(0.25), 0.8 * 0.2 * sqrt(0.5),
+    0.
+    """
+    sigmas = np.float32([1, 0.75, 0.5, 0.2, 0])
+    levels = ddim_like_noise_levels(sigmas, 0.8)
+    std, _ = KERNELS['cps'].coefficients(*map(jnp.asarray, (sigmas[:-1], sigmas[1:], levels)))
+    np.testing.assert_allclose(std, [0, 0.2, 0.16 * 0.5**0.5, 0], atol=1e-7)
+    assert levels.dtype == np.float32 and levels[0] == 0
+    check_noise_levels(ddim_like_noise_levels(sigmas, 1.0), 4, 'cps')
