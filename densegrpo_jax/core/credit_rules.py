@@ -22,6 +22,11 @@ def read_onwards(masks: StepMasks) -> Iterable[int]:
     return range(int(np.flatnonzero(masks.trained)[0]), len(masks.trained) + 1)
 
 
+def read_all(masks: StepMasks) -> Iterable[int]:
+    """Every state, as `CreditRule.states`."""
+    return range(len(masks.trained) + 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class CreditRule:
     """One way to turn the rewards V of a trajectory's states into a reward for each transition.
@@ -36,6 +41,8 @@ class CreditRule:
         shares: whether the result is V_T times shares that do not depend on V, so that the shares
             can scale an advantage of V_T instead.
         per_sample: whether all transitions of a sample get the same credit.
+        interpolates: whether rewards between completed states may be interpolated
+            (`every_state`). Not for rules that compare neighbouring gains.
     """
 
     assign: Callable[..., Array]
@@ -43,6 +50,7 @@ class CreditRule:
     reads_similarity: bool = False
     shares: bool = False
     per_sample: bool = False
+    interpolates: bool = True
 
     def __post_init__(self) -> None:
         if self.reads_similarity != ('similarity' in keyword_options(self.assign)):
@@ -107,6 +115,38 @@ def _gains(rewards):
     return rewards[1:] - rewards[:-1]
 
 
+def turning_points(rewards, *, consistent=True):
+    """Which transitions turn the course of the reward into the direction of the whole trajectory
+    (TP-GRPO, arXiv 2602.06422).
+
+    With d_k = V_{k+1} - V_k and s_k = sign(d_k) sign(V_T - V_0), transition k >= 1 is one if
+    s_{k-1} < 0 < s_k, and transition 0 if 0 < s_0.
+
+    Args:
+        rewards: [T+1, B] V, all states.
+        consistent: only those after which the reward goes on in the same direction, sign(d_k) =
+            sign(V_T - V_{k+1}) (the paper; the configurations of its code do not ask for it).
+
+    Returns:
+        bool [T, B].
+    """
+    rewards = jnp.asarray(rewards)
+    gains = jnp.sign(_gains(rewards))
+    along = gains * jnp.sign(rewards[-1] - rewards[0])
+    before = jnp.concatenate([-jnp.ones_like(along[:1]), along[:-1]])
+    found = (before < 0) & (along > 0)
+    return found & (gains == jnp.sign(rewards[-1] - rewards[1:])) if consistent else found
+
+
+def _turning(rewards):
+    return jnp.where(turning_points(rewards), rewards[-1] - rewards[:-1], _gains(rewards))
+
+
+def _turning_code(rewards):
+    bonus = jnp.where(turning_points(rewards, consistent=False), _gains(rewards), 0)
+    return rewards[-1] - rewards[0] + bonus
+
+
 def _gae(rewards, *, gae_lambda=0.5):
     """A_k = d_k + gae_lambda A_{k+1} of the gains d, from the end: the NaN of a state without a
     score reaches only the transitions before it.
@@ -137,6 +177,8 @@ CREDIT_RULES = {
     'dense_baseline': CreditRule(_after, read_offsets(1)),
     'dense': CreditRule(_gains, read_offsets(0, 1)),
     'gae': CreditRule(_gae, read_onwards),
+    'turning': CreditRule(_turning, read_all, interpolates=False),
+    'turning_code': CreditRule(_turning_code, read_all, interpolates=False),
     'coca_share': CreditRule(_coca_share, reads_similarity=True, shares=True),
     'coca_to_go': CreditRule(_coca_to_go, reads_similarity=True, shares=True),
 }

@@ -92,6 +92,8 @@ def dense_reward(rewards, credit='dense', *, similarity=None, **options):
         gae              A_k = sum_{j >= k} lambda^(j-k) (V_{j+1} - V_j)
         dense_baseline   V_{k+1}
         sparse           V_T                 Flow-GRPO
+        turning          V_T - V_k at a turning point, else V_{k+1} - V_k
+        turning_code     V_T - V_0, and + V_{k+1} - V_k at a turning point
         coca_share       V_T u_k             CoCA (arXiv 2505.19196), u = `coca_shares`
         coca_to_go       V_T (alpha + (1 - alpha) sum_{j >= k} u_j)
 
@@ -102,6 +104,10 @@ def dense_reward(rewards, credit='dense', *, similarity=None, **options):
     transition or two (little variance, but bias if later noise changes the mean reward); a large
     lambda waits for the sample (no bias, but the variance of all later noise). The default 0.5
     spreads a gain's effect over about 1 / (1 - lambda) = 2 transitions.
+
+    `turning` is TP-GRPO (arXiv 2602.06422) with `turning_points`; `turning_code` is what all
+    configurations of its code train with, where fewer conditions make more turning points. Without
+    turning points they are `dense`, and the terminal reward with a baseline.
 
     The DenseGRPO paper normalises the result per transition, whatever the rule. CoCA's code
     normalises V_T first, so that the shares scale a signed advantage: for that, pass the terminal

@@ -2,7 +2,13 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule, coca_shares, read_offsets
+from densegrpo_jax.core.credit_rules import (
+    CREDIT_RULES,
+    CreditRule,
+    coca_shares,
+    read_offsets,
+    turning_points,
+)
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.masks import StepMasks
 
@@ -88,6 +94,58 @@ def test_gae_telescopes_as_a_mixture_of_longer_and_longer_gains(decay):
         expected[k] = (weights[:, None] * (rewards[k + 1 :] - rewards[k])).sum(0)
     found = jax.jit(lambda r: dense_reward(r, 'gae', gae_lambda=decay))(rewards.astype(np.float32))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# Rewards V_0 ... V_4 of a sample, its turning points for the paper (P) and for the code (C). The
+# last transition's gain is all that follows, so the paper has no use for it.
+COURSES = {
+    'up, down, up to a rise': ([0, 2, 1, 3, 4], 'PC - PC -'),  # after both it rises on
+    'down first to a rise': ([1, 0, 3, 2, 4], '- PC - C'),
+    'up and up': ([0, 1, 2, 3, 4], 'PC - - -'),
+    'too far, and back': ([0, 5, 1, 6, 4], 'C - C -'),  # beyond the end: not the paper's
+    'up first to a fall': ([4, 6, 1, 3, 0], '- PC - C'),
+    'ends where it began': ([1, 0, 2, 0, 1], '- - - -'),
+    'nothing moves before the turn': ([0, 0, -1, 2, 2], '- - C -'),  # nothing is left after it
+}
+
+
+@pytest.mark.parametrize('name', COURSES)
+def test_turning_points_by_hand(name):
+    course, marks = COURSES[name]
+    rewards = np.float32(course)[:, None]
+    paper, code = (np.array([[key in mark] for mark in marks.split()]) for key in 'PC')
+    np.testing.assert_array_equal(turning_points(rewards), paper)
+    np.testing.assert_array_equal(turning_points(rewards, consistent=False), code)
+    gains = np.diff(rewards, axis=0)
+    expected = np.where(paper, rewards[-1] - rewards[:-1], gains)
+    np.testing.assert_array_equal(dense_reward(rewards, 'turning'), expected)
+    expected = rewards[-1] - rewards[0] + np.where(code, gains, 0)
+    np.testing.assert_array_equal(dense_reward(rewards, 'turning_code'), expected)
+
+
+def test_without_turning_points_tp_grpo_is_dense_and_its_code_sparse_with_a_baseline():
+    # Down, level, up: no transition against the whole is followed by one along it.
+    rewards = np.random.default_rng(0).random((4, 50)).astype(np.float32)
+    rewards[1] = rewards[2] = rewards[0] - rewards[1]
+    rewards[3] = rewards[0] + rewards[3]
+    assert not np.asarray(turning_points(rewards, consistent=False)).any()
+    np.testing.assert_array_equal(dense_reward(rewards, 'turning'), dense_reward(rewards))
+    np.testing.assert_array_equal(
+        dense_reward(rewards, 'turning_code'), dense_reward(rewards, 'sparse') - rewards[0]
+    )
+
+
+def test_a_turning_point_is_never_worth_less_than_its_gain_in_the_direction_of_the_whole():
+    rewards = np.random.default_rng(1).random((8, 400)).astype(np.float32)
+    found = np.asarray(turning_points(rewards))
+    assert 0.1 < found.mean() < 0.5
+    course = np.sign(rewards[-1] - rewards[0])
+    more = (np.asarray(dense_reward(rewards, 'turning')) - np.diff(rewards, axis=0)) * course
+    assert (more[found] > 0).all() and (more[~found] == 0).all()
+    # turned upside down it is the same with the other sign
+    np.testing.assert_array_equal(
+        dense_reward(-rewards, 'turning'), -dense_reward(rewards, 'turning')
+    )
 
 
 def test_rules_read_only_the_states_they_declare():
@@ -185,6 +243,8 @@ def test_bad_arguments():
         'dense_baseline',
         'dense',
         'gae',
+        'turning',
+        'turning_code',
         'coca_share',
         'coca_to_go',
     }
