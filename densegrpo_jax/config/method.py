@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from densegrpo_jax.core.advantages import check_centre
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
@@ -101,6 +102,16 @@ def check_method(config) -> None:
     credit_options(config)
     loss_options(config)
     search_kernel_of(config)
+    try:
+        check_centre(config.credit.centre, config.credit.std)
+    except ValueError as error:
+        raise ValueError(f'credit.centre and credit.std: {error}') from None
+    if config.credit.completion_every > 1 and not rule.interpolates:
+        raise ValueError(
+            f'credit.completion_every={config.credit.completion_every} interpolates rewards, and '
+            f'credit.rule={config.credit.rule!r} compares the gains of neighbouring transitions, '
+            'which would be equal: use credit.completion_every=1'
+        )
     if not kernel.noisy:
         noisy = [name for name, k in KERNELS.items() if k.noisy]
         raise ValueError(

@@ -83,6 +83,71 @@ METHODS: Mapping[str, Method] = {
         'group of a prompt has its winner.',
         'T',
     ),
+    'stepwise': Method(
+        {
+            'credit.rule': 'dense',
+            'credit.completion_steps': 5,
+            'credit.centre': 'joint',
+            'credit.std': 'joint',
+            'loss.noise_power': 0.0,
+            'loss.kl_form': 'gaussian',
+            'rollout.kernel': 'cps',
+            'rollout.noise': 'ddim_like',
+            'rollout.level': 0.8,
+            'rollout.first': 1,
+        },
+        "DenseGRPO's gains by completions of five ODE steps, normalised over all transitions of a "
+        'group together; a kernel that adds no noise at first.',
+        'arXiv 2603.28718',
+        "Gains of completions with T' = 5 steps; one mean and one std over all gains of a group; "
+        "std = η s' √(1 − s) of the noise.",
+        'A completion begins with the velocity of its own state, so it has n network evaluations '
+        'less the first. η = 0.8 is ours. The first transition, which has no noise at s = 1, is '
+        'neither trained nor normalised.',
+        'T + Σ (min(5, T − k) − 1) over the completed states k',
+    ),
+    'tp_grpo': Method(
+        {
+            'credit.rule': 'turning',
+            'credit.std': 'group',
+            'loss.noise_power': 0.0,
+            'loss.kl_form': 'gaussian',
+            'loss.clip_range': 1e-5,
+            'rollout.kernel': 'cps',
+            'rollout.noise': 'constant',
+            'rollout.level': 0.8,
+            'rollout.log_prob': 'unscaled',
+        },
+        'Gains as in DenseGRPO, but a transition that turns the reward to its final course also '
+        'gets all that follows.',
+        'arXiv 2602.06422',
+        'Turning points by signs of neighbouring gains and of what follows; kernel, noise, '
+        'log-probability and clip range of its FLUX configurations.',
+        'The bonuses are not balanced in number between rise and fall. With fewer trained '
+        'transitions the first of the trajectory still counts as first.',
+        'T + Σ (T − k − 1) over the completed states k',
+    ),
+    'tp_grpo_code': Method(
+        {
+            'credit.rule': 'turning_code',
+            'credit.std': 'group',
+            'loss.noise_power': 0.0,
+            'loss.kl_form': 'gaussian',
+            'loss.clip_range': 1e-5,
+            'rollout.kernel': 'cps',
+            'rollout.noise': 'constant',
+            'rollout.level': 0.8,
+            'rollout.log_prob': 'unscaled',
+        },
+        "TP-GRPO as its code ships it: each transition gets the finished image's reward minus the "
+        "ODE's, and a turning point its own gain on top.",
+        'arXiv 2602.06422',
+        'The rule that all shipped configurations set: no condition on what follows, bonus '
+        'V_{k+1} − V_k with weight 1, nothing balanced or propagated.',
+        'It mirrors the paper, whose transitions get gains and whose turning points get the long '
+        'term; without turning points it is sparse credit with a baseline.',
+        'T + Σ (T − k − 1) over the completed states k',
+    ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',

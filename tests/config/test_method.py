@@ -105,7 +105,7 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
         ({'rollout__kernel': 'ode'}, "'ode': expected one of 'cps', 'sde', or 'package.module:obj"),
         (
             {'rollout__noise': 'own_method:angles'},
-            r"kind 'angle', and rollout.kernel='cps' takes 'eta': use .*\['constant', 'ddim'\]",
+            r"kind 'angle', and rollout.kernel='cps' takes 'eta': use .*\['constant', 'ddim', 'dd",
         ),
         ({'rollout__kernel': 'sde', 'rollout__noise': 'ddim'}, "kind 'eta', and .*takes 'sigma'"),
         (
@@ -117,7 +117,12 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             "rollout.kernel='own_method:kernel'.* expected 0 < rollout.level <= 1",
         ),
         ({'search__kernel': 'oed'}, "search.kernel='oed': expected one of '', 'cps', 'ode', 'sde'"),
-        ({'rollout__noise': 'pink'}, r"'ddim', 'flow_grpo', or 'package\.module:object'"),
+        (
+            {'credit__rule': 'turning', 'credit__completion_every': 2},
+            "credit.rule='turning' compares .* use credit.completion_every=1",
+        ),
+        ({'credit__centre': 'joint'}, "credit.centre and credit.std: .* use std 'joint'"),
+        ({'rollout__noise': 'pink'}, r"'ddim_like', 'flow_grpo', or 'package\.module:object'"),
     ],
 )
 def test_what_cannot_be_used_is_named(own, values, message):
