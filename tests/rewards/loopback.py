@@ -81,12 +81,11 @@ def serving(app, port=0, closing=lambda: None, **options):
     sock.settimeout(None)
     settings = uvicorn.Config(
         app,
-        http='h11',
+        **{'http': 'h11', **options},
         ws='none',
         log_config=None,
         log_level='critical',
         timeout_graceful_shutdown=10,
-        **options,
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={'sockets': [sock]})

@@ -3,6 +3,7 @@ its field.
 """
 
 import math
+import tracemalloc
 
 import msgpack
 import numpy as np
@@ -12,6 +13,7 @@ from loopback import PixelReward, pictures
 from densegrpo_jax.rewards.remote.protocol import (
     ProtocolError,
     Request,
+    _count,
     decode_check,
     decode_request,
     decode_response,
@@ -27,6 +29,7 @@ REQUEST = Request(
     [{}, {'tag': 'counting', 'include': [{'class': 'cup', 'count': 2}], 'x': 0.1}, {}],
 )
 NAMES = ('pixel', 'mean')
+ASKED = REQUEST, NAMES, 'f00'
 
 
 def answer(request=REQUEST, **changes):
@@ -68,6 +71,8 @@ def test_scores_arrive_to_the_bit_and_what_has_none_is_nan():
     ('changes', 'words'),
     [
         ({'protocol': 2}, r'protocol: expected 1, found 2'),
+        ({'protocol': True}, r'protocol: expected 1, found True'),
+        ({'shape': [1, 1, 1048576, 3]}, r'shape: expected images of at most 8192 pixels a side'),
         ({'id': None}, r"missing \['id'\]"),
         ({'password': 1}, r"unknown \['password'\]"),
         ({'id': ''}, r'id: expected a string'),
@@ -110,10 +115,57 @@ def test_a_malformed_request_is_refused_by_field(changes, words):
     ],
 )
 def test_what_is_no_message_is_refused(data):
-    with pytest.raises(ProtocolError, match=r'not one msgpack message|protocol'):
+    with pytest.raises(ProtocolError, match=r'not one msgpack message|protocol|values'):
         decode_request(data)
     with pytest.raises(ProtocolError):
         decode_response(data, REQUEST, NAMES, 'f00')
+
+
+BOMBS = {
+    'flat': lambda n: b'\xdd' + n.to_bytes(4, 'big') + b'\x90' * n,
+    'announced': lambda n: b'\xdd\x7f\xff\xff\xff' + b'\x90' * n,
+    'nested': lambda n: (
+        b'\xdd' + (n // 4096).to_bytes(4, 'big') + (b'\xdc\x10\x00' + b'\x80' * 4096) * (n // 4096)
+    ),
+    'maps': lambda n: b'\xdf' + (n // 2).to_bytes(4, 'big') + b'\x01\x02' * (n // 2),
+}
+
+
+@pytest.mark.parametrize('bomb', BOMBS)
+def test_what_would_fill_the_memory_is_refused_before_it_is_decoded(bomb):
+    data = BOMBS[bomb](2 << 20)  # decoded, at least 110 MiB
+    tracemalloc.start()
+    try:
+        for decode in (decode_request, decode_check, lambda d: decode_response(d, *ASKED)):
+            with pytest.raises(ProtocolError, match='values or more in'):
+                decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_most_values_that_are_taken_need_less_than_40_mib():
+    data = msgpack.packb({'a': [{} for _ in range(499_000)], 'b': bytes(2 << 20)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match='protocol: expected 1'):
+            decode_request(data)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_counting_agrees_with_the_decoder_on_any_kind_of_value():
+    values = [None, True, 5, -5, 200, -200, 70_000, 2**40, -(2**40), 1.5, 'x', 'y' * 40, 'z' * 300]
+    values += ['w' * 70_000, b'', b'b' * 300, b'c' * 70_000, msgpack.Timestamp(1)]
+    values += [msgpack.ExtType(3, b'e' * n) for n in (1, 2, 4, 8, 16, 17, 300, 70_000)]
+    values += [{i: i for i in range(n)} for n in (3, 20, 70_000)]
+    values += [list(range(n)) for n in (3, 20, 70_000)]
+    number = 1 + len(values) + 2 * (3 + 20 + 70_000) + 3 + 20 + 70_000
+    data = msgpack.packb(values)
+    _count(data, number)
+    with pytest.raises(ProtocolError, match=f'{number} values or more in {len(data)} bytes'):
+        _count(data, number - 1)
 
 
 def test_deep_metadata_is_refused_and_does_not_exhaust_the_stack():

@@ -24,6 +24,7 @@ from densegrpo_jax.rewards.remote.endpoints import (
     describe,
     low_high,
     ok,
+    printable,
     read_json,
 )
 
@@ -218,6 +219,6 @@ class RemoteReward:
 def _error(answer: Answer) -> str:
     """The message of a refusal."""
     try:
-        return str(json.loads(answer.body)['error'])
+        return printable(str(json.loads(answer.body)['error']))
     except (ValueError, KeyError, TypeError):
         return describe(answer)

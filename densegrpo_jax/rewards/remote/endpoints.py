@@ -212,8 +212,13 @@ class Endpoints:
 
 def describe(answer: Answer) -> str:
     """Status and beginning of an answer, for a message."""
-    text = answer.body[:300].decode('utf-8', 'replace').strip()
+    text = printable(answer.body[:300].decode('utf-8', 'replace').strip())
     return f'status {answer.status}' + (f': {text}' if text else '')
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere for a terminal or a log: without line ends and control sequences."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def ok(answer: Answer) -> Answer:

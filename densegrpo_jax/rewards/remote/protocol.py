@@ -33,6 +33,11 @@ import numpy as np
 
 PROTOCOL = 1
 MEDIA_TYPE = 'application/msgpack'
+MAX_SIDE = 8192  # pixels, as of a configuration's height and width
+# Decoded, a value of one byte takes up to 75 bytes of memory. A rightful message, of images and
+# texts, has fewer values than these: at most MAX_VALUES, and one for every four bytes beyond the
+# first FREE_VALUES. They are counted before anything is decoded.
+MAX_VALUES, FREE_VALUES = 500_000, 4096
 
 
 class ProtocolError(ValueError):
@@ -100,6 +105,9 @@ def decode_request(data: bytes) -> Request:
         and all(type(size) is int and size > 0 for size in shape)
     )
     _require(sizes and shape[3] == 3, 'shape', '[N, H, W, 3] of positive integers', shape)
+    _require(
+        max(shape[1:3]) <= MAX_SIDE, 'shape', f'images of at most {MAX_SIDE} pixels a side', shape
+    )
     _texts(message['prompts'], message['metadata'])
     _require(isinstance(images, list), 'images', 'a list', type(images).__name__)
     for field in ('images', 'prompts', 'metadata'):
@@ -180,7 +188,9 @@ def decode_response(
     Raises:
       ProtocolError: a check fails.
     """
-    message = _open(data, ('protocol', 'id', 'fingerprint', 'names', 'scores'))
+    # a row of scores and its digest, its two lists; the names, and the message around them
+    values = len(request.images) * (4 + len(names)) + len(names) + 16
+    message = _open(data, ('protocol', 'id', 'fingerprint', 'names', 'scores'), values)
     _require(
         message['id'] == request.id,
         'id',
@@ -243,8 +253,11 @@ def decode_response(
     return {name: table[:, k].copy() for k, name in enumerate(names)}, valid
 
 
-def _open(data: bytes, keys: tuple[str, ...]) -> dict:
-    """The msgpack map in `data`, with exactly these keys and this protocol's number."""
+def _open(data: bytes, keys: tuple[str, ...], values: int | None = None) -> dict:
+    """The msgpack map in `data`, with exactly these keys and this protocol's number; it may consist
+    of at most so many `values`.
+    """
+    _count(data, min(MAX_VALUES, FREE_VALUES + len(data) // 4) if values is None else values)
     try:
         message = msgpack.unpackb(data, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
@@ -252,10 +265,10 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
             f'{len(data)} bytes are not one msgpack message: {error or type(error).__name__}'
         ) from error
     _require(isinstance(message, dict), 'message', 'a map', type(message).__name__)
-    if message.get('protocol') != PROTOCOL:  # first: another version may have other keys
+    number = message.get('protocol')
+    if number != PROTOCOL or type(number) is not int:  # first: another version may have other keys
         raise ProtocolError(
-            f'protocol: expected {PROTOCOL}, found {message.get("protocol")!r}; server and run '
-            'need the same version'
+            f'protocol: expected {PROTOCOL}, found {number!r}; server and run need the same version'
         )
     missing, unknown = (
         [key for key in keys if key not in message],
@@ -267,6 +280,53 @@ def _open(data: bytes, keys: tuple[str, ...]) -> dict:
             f'{reprlib.repr(unknown)}'
         )
     return message
+
+
+# First byte of a msgpack value -> (bytes of its length or of the number itself, what is counted):
+# 'data' is skipped, 'items' are values, 'pairs' two each.
+_HEADS = {
+    **{0xC4 + i: (1 << i, 'data') for i in range(3)},  # bin
+    **{0xC7 + i: (1 << i, 'ext') for i in range(3)},
+    0xCA: (4, ''),  # float
+    0xCB: (8, ''),
+    **{0xCC + i: (1 << i, '') for i in range(4)},  # uint
+    **{0xD0 + i: (1 << i, '') for i in range(4)},  # int
+    **{0xD4 + i: (1 + (1 << i), '') for i in range(5)},  # fixext
+    **{0xD9 + i: (1 << i, 'data') for i in range(3)},  # str
+    0xDC: (2, 'items'),
+    0xDD: (4, 'items'),
+    0xDE: (2, 'pairs'),
+    0xDF: (4, 'pairs'),
+}
+
+
+def _count(data: bytes, most: int) -> None:
+    """Raises ProtocolError if `data` announces more than `most` msgpack values; decodes none. What
+    is no message otherwise is left to the decoder.
+    """
+    place, values, end = 0, 1, len(data)  # values announced so far, read or not
+    read = 0
+    while read < values and place < end:
+        if values > most:
+            raise ProtocolError(
+                f'message: {values} values or more in {len(data)} bytes; expected at most {most}'
+            )
+        head = data[place]
+        place, read = place + 1, read + 1
+        if head <= 0x7F or head >= 0xE0 or head in (0xC0, 0xC2, 0xC3):
+            continue
+        if head <= 0x9F:
+            values += (head & 15) << (head < 0x90)
+        elif head <= 0xBF:
+            place += head & 31
+        else:
+            size, counts = _HEADS.get(head, (0, ''))
+            number = int.from_bytes(data[place : place + size], 'big')
+            place += size
+            if counts in ('data', 'ext'):
+                place += number + (counts == 'ext')
+            elif counts:
+                values += number << (counts == 'pairs')
 
 
 def _texts(prompts, metadata) -> None:

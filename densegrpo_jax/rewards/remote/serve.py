@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from densegrpo_jax import __version__
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.remote.arrivals import bounded
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 
 LOOPBACK = ('127.0.0.1', '::1', 'localhost')
@@ -71,7 +72,7 @@ def serve(
         signal.signal(number, lambda *_: None)
     settings = uvicorn.Config(
         service.app,
-        http='h11',
+        http=bounded(),
         ws='none',
         lifespan='on',
         log_config=None,

@@ -48,8 +48,9 @@ def fingerprint(reward: Reward, spec: dict, version: str) -> str:
 class RewardService:
     """One reward behind HTTP. `app` is the ASGI application.
 
-    Memory is bounded by about 3 * max_queue * max_request_bytes (raw, decoded, as an array): a
-    request gets its place in the queue before its body is read.
+    Memory is bounded by about 3 * max_queue * max_request_bytes (raw, decoded, as an array), and
+    less than 40 MiB for the texts of each: a request gets its place in the queue before its body is
+    read, and its values are counted before they are decoded.
 
     Args:
       reward: computes the scores; called from `workers` threads, each for one request at a time.
