@@ -123,6 +123,11 @@ def check_method(config) -> None:
             "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with "
             f"rollout.kernel={r.kernel!r} use 'gaussian'"
         )
+    if loss is LOSSES['guard'] and r.log_prob != 'gaussian':
+        raise ValueError(
+            f"loss.kind='guard' has a ratio of its own and does not read rollout.log_prob="
+            f"{r.log_prob!r}: use 'gaussian'"
+        )
     if table.gives not in (None, kernel.level):
         fitting = [name for name, t in NOISE_TABLES.items() if t.gives in (None, kernel.level)]
         raise ValueError(

@@ -151,10 +151,11 @@ CREDIT = {
 LOSS = {
     'kind': part(
         'grpo',
-        "What an update minimises; 'grpo' is the clipped surrogate (core/losses.py).",
+        "What an update minimises; 'grpo' is the clipped surrogate, 'guard' that of GRPO-Guard's "
+        'ratio (core/losses.py).',
         LOSSES,
     ),
-    'clip_range': positive(1e-4, 'Clip range of the ratio.'),
+    'clip_range': positive(1e-4, "Clip range of the ratio; 2e-6 to 4e-6 for 'guard'."),
     'noise_power': number(
         0.0,
         'Weight of a transition: the std of its noise to this power, scaled to a mean of 1; 1 = '

@@ -73,6 +73,30 @@ METHODS: Mapping[str, Method] = {
         'shares scale the advantage of the finished image, and a share may be negative.',
         'T',
     ),
+    'guard': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'loss.kind': 'guard',
+            'loss.clip_range': 2e-6,
+            'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.level': 0.7,
+            'rollout.log_prob': 'gaussian',
+        },
+        'The ratio is centred and scaled alike at all steps, so that clipping holds back all of '
+        'them, on both sides.',
+        'arXiv 2510.22319',
+        "Ratio log r' = mean(z Δμ), each step's loss divided by its length of the grid, clip range "
+        '2e-6 (its GenEval runs), no KL.',
+        'With one update per iteration, as here, the ratio is 1 and the method is PPO with the '
+        'step weights σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train '
+        'other prompts, off policy, against the means that the rollout keeps. Its learning rate is '
+        '1e-4.',
+        'T',
+    ),
     'winners': Method(
         {'loss.kind': 'winners', 'credit.rule': 'sparse', 'loss.noise_power': 0.0},
         'The best image of each prompt is learned by the regression that the model was trained '

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
+from densegrpo_jax.core.guard_loss import guard_loss
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow
 
@@ -31,6 +32,7 @@ class Loss:
         batch: TRANSITIONS or CLEAN.
         groups: whether a microbatch must hold whole groups; their samples are then adjacent.
         needs: further roles: REF, EMA, or one of its own in `follows`.
+        mean_old: whether it reads `Transitions.mean_old`, which the rollouts keep for it.
         follows: roles that the training state holds for this loss, by name, and how each follows
             the policy. They start equal to it.
 
@@ -41,11 +43,14 @@ class Loss:
     batch: str = TRANSITIONS
     groups: bool = False
     needs: tuple[str, ...] = ()
+    mean_old: bool = False
     follows: Mapping[str, Follow] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch not in (TRANSITIONS, CLEAN):
             raise ValueError(f'batch is {self.batch!r}; expected {TRANSITIONS!r} or {CLEAN!r}')
+        if self.mean_old and self.batch != TRANSITIONS:
+            raise ValueError(f'mean_old is set and batch is {self.batch!r}; it is of transitions')
         known = [REF, EMA, *self.follows]
         if unknown := set(self.needs) - set(known):
             raise ValueError(f'needs has {sorted(unknown)}; expected roles of {known}')
@@ -87,6 +92,19 @@ def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
     )
 
 
+def _guard(outputs: Mapping[str, Any], batch, *, clip_range):
+    return guard_loss(
+        outputs[POLICY],
+        batch.mean_old,
+        batch.s,
+        batch.s_next,
+        batch.advantage,
+        mask=batch.mask,
+        weight=batch.weight,
+        clip_range=clip_range,
+    )
+
+
 def winners_loss(v, batch) -> LossSums:
     """Flow-matching regression on the best sample of each group: the policy learns what a best-of-N
     search finds (RAFT, arXiv 2304.06767, with the flow's own loss).
@@ -111,6 +129,7 @@ def winners_loss(v, batch) -> LossSums:
 
 LOSSES = {
     'grpo': Loss(_grpo),  # the clipped surrogate, `grpo_loss`
+    'guard': Loss(_guard, mean_old=True),
     'winners': Loss(
         lambda outputs, batch: winners_loss(outputs[POLICY], batch), batch=CLEAN, groups=True
     ),

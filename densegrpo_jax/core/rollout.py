@@ -30,6 +30,7 @@ from densegrpo_jax.core.sde_step import StepOutput, at_least_f32, guided_shift, 
         'noise_level',
         'completions',
         'similarity',
+        'mean',
     ),
     meta_fields=('plan',),
 )
@@ -53,6 +54,8 @@ class Rollout:
     # plan makes no predictions.
     similarity: Any
     plan: RolloutPlan
+    # [N, B, *latent] of the policy's transitions, without a guided shift; None if not kept
+    mean: Any = None
 
     @property
     def x(self) -> Float[Array, 'N B *latent']:
@@ -145,6 +148,7 @@ def run_plan(
     *,
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
+    keep_means: bool = False,
 ) -> Rollout:
     """Runs the plan with the current policy, without gradient. Completions are those of DenseGRPO
     Eq. 8.
@@ -160,6 +164,7 @@ def run_plan(
         noise_fn: k (int32 scalar, traced) -> z [B, ...], standard normal, for the transitions that
             start at grid index k.
         kernel, log_prob: as in `sde_step`.
+        keep_means: `Rollout.mean` is kept, for losses that compare the policy's mean with it.
 
     Returns:
         Rollout.
@@ -172,12 +177,25 @@ def run_plan(
     levels = _levels(noise_levels, sigmas, plan.num_steps, x_init)
     # One index beyond the grid, for predictions of the clean latent.
     grid = jnp.append(jnp.asarray(sigmas, x_init.dtype), 0)
-    buffer = jnp.zeros((plan.rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
-    buffer, log_probs, std = run_jobs(
-        velocity_fn, buffer, plan.jobs, grid, levels, noise_fn, kernel=kernel, log_prob=log_prob
-    )
     t = plan.transitions
     made = np.array(t.job), np.array(t.slot)
+    rows, mean_rows = plan.rows, None
+    if keep_means:  # further rows of the buffer, and one for the other writes' means
+        mean_rows = np.full(np.shape(plan.jobs.row), rows + len(t.job))
+        mean_rows[made] = rows + np.arange(len(t.job))
+        rows += len(t.job) + 1
+    buffer = jnp.zeros((rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
+    buffer, log_probs, std = run_jobs(
+        velocity_fn,
+        buffer,
+        plan.jobs,
+        grid,
+        levels,
+        noise_fn,
+        kernel=kernel,
+        log_prob=log_prob,
+        mean_rows=mean_rows,
+    )
     of_batch = lambda per_row: jnp.broadcast_to(per_row[:, None], (len(t.job), len(x_init)))
     completions = buffer[np.array(plan.completions)]
     similarity = None
@@ -195,6 +213,7 @@ def run_plan(
         completions=completions,
         similarity=similarity,
         plan=plan,
+        mean=buffer[plan.rows : rows - 1] if keep_means else None,
     )
 
 
@@ -208,6 +227,7 @@ def run_jobs(
     *,
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
+    mean_rows: np.ndarray | None = None,
 ) -> tuple[Float[Array, 'rows B *latent'], Float[Array, 'J W B'], Float[Array, 'J W B']]:
     """Runs jobs in order on a buffer of latents, as one scan whose body calls velocity_fn once.
 
@@ -215,11 +235,13 @@ def run_jobs(
         grid: noise levels of the grid indices 0 ... T, and 0 at T + 1.
         levels: levels of the noise that a step from grid index k adds.
         velocity_fn, noise_fn, kernel, log_prob: as in `run_plan`.
+        mean_rows: int [J, W] the row for the mean of a write, if means are kept too.
 
     Returns:
         (the buffer, log-prob and std of every write; 0 if it adds no noise).
     """
-    table = tuple(jnp.asarray(np.array(column)) for column in jobs)
+    columns = [*jobs] if mean_rows is None else [*jobs, mean_rows]
+    table = tuple(jnp.asarray(np.array(column)) for column in columns)
     # Slots in which no job adds noise are known at trace time to be Euler steps.
     noisy_slots = np.array(jobs.noisy).any(0)
     shape, dtype, batch = buffer.shape[1:], buffer.dtype, buffer.shape[1]
@@ -227,7 +249,7 @@ def run_jobs(
     silent = jnp.zeros(batch, dtype)
 
     def body(buffer, job):
-        read, k_from, row, k_to, noisy = job  # the last three [W]
+        read, k_from, row, k_to, noisy, *mean_row = job  # from the third on [W]
         x = jax.lax.dynamic_index_in_dim(buffer, read, keepdims=False)
         s = grid[k_from]
         velocity, guided = _evaluate(velocity_fn, x, s)
@@ -249,6 +271,8 @@ def run_jobs(
             log_probs.append(step.log_prob)
             stds.append(step.std)
             buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.sample, row[slot], 0)
+            for rows in mean_row:
+                buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.mean, rows[slot], 0)
         return buffer, (jnp.stack(log_probs), jnp.stack(stds))
 
     buffer, (log_probs, stds) = jax.lax.scan(body, buffer, table)

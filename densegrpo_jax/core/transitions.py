@@ -1,7 +1,7 @@
 """The flat record of a rollout that an update trains on."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,7 @@ class Transitions(NamedTuple):
     weight: Float[Array, 'M']  # step weight of the policy loss
     mask: Bool[Array, 'M']  # False if std is 0 or the sample has no valid reward
     prompt_id: Int[Array, 'M']  # group (prompt) of the transition, 0 ... P-1
+    mean_old: Any = None  # [M, *latent] of the policy that sampled, 0 where masked; if kept
 
 
 def transitions(
@@ -71,16 +72,15 @@ def transitions(
     mask = flat(mask)
     weight = jnp.ones(shape[0]) if weight is None else jnp.asarray(weight, jnp.float32)
 
-    def latents(rows):
+    def latents(x):
         # Masked rows get no gradient, but the network's backward pass would multiply that 0 by a
         # latent that is not finite.
-        x = rollout.latents[np.array(rows)[trained]]
         x = x.reshape(-1, *x.shape[2:])
         return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
     return Transitions(
-        x=latents(table.x_row),
-        x_next=latents(table.next_row),
+        x=latents(rollout.latents[np.array(table.x_row)[trained]]),
+        x_next=latents(rollout.latents[np.array(table.next_row)[trained]]),
         s=flat(rollout.s),
         s_next=flat(rollout.s_next),
         noise_level=flat(rollout.noise_level),
@@ -90,4 +90,5 @@ def transitions(
         weight=flat(weight[:, None] if weight.ndim == 1 else weight),
         mask=mask,
         prompt_id=flat(jnp.asarray(group_ids, jnp.int32)),
+        mean_old=None if rollout.mean is None else latents(rollout.mean[trained]),
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.config.method import credit_rule_of, kernel_of
+from densegrpo_jax.config.method import credit_rule_of, kernel_of, loss_of
 from densegrpo_jax.core.dense_reward import every_state, needed_states
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import ode_rollout
@@ -157,6 +157,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             lambda k: split(_normal(keys, k + 1, shape)),
             kernel=kernel,
             log_prob=config.rollout.log_prob,
+            keep_means=loss_of(config).mean_old,
         )
         return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
 

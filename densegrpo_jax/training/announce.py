@@ -52,8 +52,9 @@ def memory(
     states, samples = len(schedule.plan.completions), r.prompts * r.group
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
-    kept = (r.steps + 1 + states) * samples * row / devices
-    buffer = (2 * r.steps + 1 + states) * batch * row / devices
+    means = r.steps if loss_of(config).mean_old else 0
+    kept = (r.steps + 1 + states + means) * samples * row / devices
+    buffer = (2 * r.steps + 1 + states + means) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
     return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'pictures': pictures}
 

@@ -1,10 +1,13 @@
 """One iteration of a network of sixteen numbers, for tests that write its formulas out again."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.dense_reward import needed_states
@@ -41,9 +44,9 @@ class Network:
         )
 
 
-def one_iteration(invalid=None, nan=None, ema=0.0, **changes):
+def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
     """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
-    whose latents are not finite. `ema`: the moving average before it.
+    whose latents are not finite. `ema`: the followers before it. `sizes`: of the mesh's axes.
     """
     c = default_config()
     c.update_from_flattened_dict(
@@ -71,7 +74,8 @@ def one_iteration(invalid=None, nan=None, ema=0.0, **changes):
     )
     plan = trajectory_plan(masks, state_points(needed_states('dense', masks)))
     schedule = Schedule(SIGMAS, levels, masks, plan)
-    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    axes = dict(zip(('data', 'fsdp', 'tensor'), sizes))
+    mesh = make_mesh(axes, jax.devices()[: math.prod(sizes)])
     conditioning = {'pooled': jnp.asarray(PROMPT)}
     noise = (
         NOISE
@@ -89,6 +93,7 @@ def one_iteration(invalid=None, nan=None, ema=0.0, **changes):
             plan,
             lambda k: jnp.asarray(noise)[k],
             kernel=c.rollout.kernel,
+            keep_means=loss_of(c).mean_old,
         )
     )()
     rewards = np.asarray(jnp.sin(3 * rollout.completions).mean((2, 3)))

@@ -1,0 +1,107 @@
+"""Shipped losses through credit and update: the step is minus the gradient of their formula, here
+once more in float64; and it does not depend on the mesh.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.one_update import (
+    BASE,
+    GROUP,
+    PROMPT,
+    PROMPTS,
+    SAMPLES,
+    SIGMAS,
+    START,
+    one_iteration,
+)
+
+TRAINED = 4
+GUARD = {'loss.kind': 'guard', 'loss.clip_range': 2e-3, 'credit.rule': 'sparse'}
+
+
+def velocity(matrix, x, s):
+    return jnp.tanh(x @ matrix) + s * x + np.repeat(PROMPT, GROUP, 0)[:, None, :]
+
+
+def group_advantages(config, rewards, keep):
+    """[B] (r - mean) / (std + eps) in each group."""
+    found = np.zeros(SAMPLES)
+    for group in np.arange(SAMPLES).reshape(PROMPTS, GROUP):
+        kept = rewards[group[keep[group]]].astype(np.float64)
+        found[group] = (rewards[group] - kept.mean()) / (kept.std() + config.credit.std_eps)
+    return np.where(keep, found, 0)
+
+
+class Steps:
+    """The trained transitions of a rollout with the kernel sde, in float64."""
+
+    def __init__(self, rollout):
+        latents = np.asarray(rollout.latents, np.float64)
+        s = SIGMAS.astype(np.float64)
+        self.x, self.x_next, self.s = latents[:TRAINED], latents[1 : TRAINED + 1], s
+        self.level = 0.7 * np.sqrt(s[:TRAINED] / (1 - np.where(s == 1, s[1], s)[:TRAINED]))
+        self.gap = s[:TRAINED] - s[1 : TRAINED + 1]
+        self.std = self.level * np.sqrt(self.gap)
+
+    def mean(self, policy, k):
+        s, x, half = self.s[k], self.x[k], self.level[k] ** 2 * self.gap[k] / (2 * self.s[k])
+        v = velocity(BASE.astype(np.float64) + policy, x, s)
+        return x - self.gap[k] * v - half * (x + (1 - s) * v)
+
+    def log_prob(self, policy, k):
+        return -(((self.x_next[k] - self.mean(policy, k)) / self.std[k]) ** 2).mean((1, 2)) / 2
+
+
+def moved_by(config, loss, keep):
+    """Minus the sum of the gradients of `loss(policy, samples [B])` over the updates' shares."""
+    policy = np.asarray(START, np.float64)
+    for share in np.split(np.arange(SAMPLES), config.optim.updates):
+        used = np.isin(np.arange(SAMPLES), share) & keep
+        policy = policy - np.asarray(jax.grad(loss)(policy, used))
+    return policy - START
+
+
+@pytest.mark.parametrize('invalid, updates', [(None, 1), (7, 2)])
+def test_guard(invalid, updates):
+    """The second update trains other prompts with the policy that the first has made: it is off
+    policy, and its ratio compares with the means that the rollout kept.
+    """
+    changes = GUARD | {'optim.updates': updates}
+    c, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
+    steps, keep = Steps(rollout), valid.all(0)
+    advantage = group_advantages(c, rewards[-1], keep)
+
+    def loss(policy, used):
+        total = 0.0
+        for k in range(TRAINED):
+            moved = steps.mean(policy, k) - steps.mean(np.float64(START), k)
+            z = (steps.x_next[k] - steps.mean(np.float64(START), k)) / steps.std[k]
+            ratio = jnp.exp((z * moved).mean((1, 2)))
+            clipped = jnp.clip(ratio, 1 - c.loss.clip_range, 1 + c.loss.clip_range)
+            worse = jnp.maximum(-ratio * advantage, -clipped * advantage) / steps.gap[k]
+            total += jnp.where(used, worse, 0).sum()
+        return total / (TRAINED * used.sum())
+
+    with jax.enable_x64(True):
+        expected = moved_by(c, loss, keep)
+    found = new.policy['a'] - START
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    assert metrics['ratio_deviation_first'] <= 2e-7
+    assert (metrics['clip_fraction'] > 0.04) == (updates == 2)
+
+
+@pytest.mark.parametrize('changes', [GUARD], ids=['guard'])
+def test_eight_devices_move_as_one_does(changes):
+    changes = changes | {'optim.microbatch': 24, 'optim.updates': 2}
+    *_, alone, before = one_iteration(7, **changes)
+    *_, split, metrics = one_iteration(7, sizes=(2, 2, 2), **changes)
+    for role in alone.roles:
+        moved = np.asarray(alone.roles[role]['a']) - START
+        found = np.asarray(split.roles[role]['a']) - START
+        np.testing.assert_allclose(found, moved, atol=2e-5 * np.abs(moved).max(), err_msg=role)
+    for name in before:
+        np.testing.assert_allclose(metrics[name], before[name], rtol=1e-3, atol=1e-6, err_msg=name)
