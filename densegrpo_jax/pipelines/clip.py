@@ -123,7 +123,7 @@ def read_clip(
     processor: pathlib.Path | None = None,
     *,
     text: bool = True,
-    pad: bool = False,
+    geometry: str = 'transformers',
     dtype: Any = jnp.float32,
 ) -> Clip:
     """The model without its weights; reads only JSON and the tokenizer.
@@ -132,7 +132,7 @@ def read_clip(
       folder: holds config.json.
       processor: holds preprocessor_config.json and the tokenizer; None means `folder`.
       text: with the text tower.
-      pad: see `ImageSpec`.
+      geometry: of images, see `ImageSpec`.
       dtype: of matrix products; float32 products are not rounded to fewer bits on any device.
 
     Raises:
@@ -161,9 +161,8 @@ def read_clip(
     if text:
         tower = ClipTextModel(ClipTextConfig.from_json(config.tower('text_config')), **options)
         tokenizer = _load_tokenizer(processor, tower.config)
-    return Clip(
-        tower, ClipVisionModel(vision, **options), dataclasses.replace(spec, pad=pad), tokenizer
-    )
+    spec = dataclasses.replace(spec, geometry=geometry)
+    return Clip(tower, ClipVisionModel(vision, **options), spec, tokenizer)
 
 
 def check_params(clip: Clip, source: pathlib.Path) -> None:

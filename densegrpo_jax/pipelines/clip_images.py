@@ -17,6 +17,15 @@ import numpy as np
 from densegrpo_jax.networks.config_json import check_positive, read_config
 
 _FRACTION_BITS = 22  # of Pillow's filter weights for 8-bit images
+# Which part of an image the network sees, and where an odd pixel of a crop goes.
+GEOMETRIES = {
+    # the shorter side becomes `size`, the middle is kept; as CLIPImageProcessor
+    'transformers': lambda spare: int(spare / 2),
+    # likewise; as torchvision's CenterCrop, and so OpenAI's CLIP: half a pixel rounds to even
+    'torchvision': lambda spare: round(spare / 2),
+    # the longer side becomes crop_size, black bars fill the square
+    'hpsv2': lambda spare: int(spare / 2),
+}
 _IGNORED = (
     'data_format',
     'do_convert_rgb',
@@ -34,14 +43,14 @@ class ImageSpec:
       size: pixels of the shorter side after resizing.
       crop_size: pixels of both sides of the result, the middle of the resized image.
       image_mean, image_std: per channel, of values in [0, 1].
-      pad: use HPSv2's geometry: the longer side becomes crop_size, and black bars fill the square.
+      geometry: a key of GEOMETRIES.
     """
 
     size: int = 224
     crop_size: int = 224
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    pad: bool = False
+    geometry: str = 'transformers'
 
     def __post_init__(self):
         check_positive(self, 'CLIP preprocessor config', 'size', 'crop_size')
@@ -87,27 +96,33 @@ def preprocess(images: jax.Array, spec: ImageSpec) -> jax.Array:
       float32 [N, crop_size, crop_size, 3], normalised.
     """
     height, width = images.shape[1:3]
-    if spec.pad:
+    whole = spec.geometry == 'hpsv2'
+    if whole:
         resized = [round(side * spec.crop_size / max(height, width)) for side in (height, width)]
     else:
         resized = [int(spec.size * side / min(height, width)) for side in (height, width)]
     x = images.astype(jnp.float32 if jnp.issubdtype(images.dtype, jnp.floating) else jnp.int32)
+    if whole and x.dtype == jnp.int32:
+        x = x.astype(jnp.float32) / 255
     for axis in (2, 1):  # rows first, as Pillow
-        x = _resample(
-            x, axis, *filter_taps(images.shape[axis], max(resized[axis - 1], 1), spec.crop_size)
-        )
+        length = max(resized[axis - 1], 1)
+        first = GEOMETRIES[spec.geometry](length - spec.crop_size)
+        taps = filter_taps(images.shape[axis], length, spec.crop_size, first)
+        x = _resample(x, axis, *taps, clipped=not whole)
     if x.dtype == jnp.int32:
         x = x.astype(jnp.float32) / 255
     return (x - np.float32(spec.image_mean)) / np.float32(spec.image_std)
 
 
-def filter_taps(length: int, resized: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
+def filter_taps(
+    length: int, resized: int, kept: int, first_kept: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pillow's bicubic filter (a = -1/2) for one axis, widened by the scale when shrinking.
 
     Args:
       length, resized: pixels before and after.
-      kept: how many of the resized pixels, in the middle, to keep; if there are fewer, zeros
-        surround them.
+      kept: how many of the resized pixels to keep, from first_kept on; zeros stand where there is
+        none. first_kept may be negative.
 
     Returns:
       (positions int32 [kept, T], weights float64 [kept, T]): result[i] = sum_t weights[i, t] *
@@ -115,8 +130,7 @@ def filter_taps(length: int, resized: int, kept: int) -> tuple[np.ndarray, np.nd
     """
     scale = length / resized
     width = max(scale, 1.0)
-    # an odd pixel goes to the far side of a crop, and of a pad
-    out = np.arange(kept) + int((resized - kept) / 2)
+    out = np.arange(kept) + first_kept
     centre = (out + 0.5) * scale
     first = np.maximum((centre - 2 * width + 0.5).astype(int), 0)
     last = np.minimum((centre + 2 * width + 0.5).astype(int), length)
@@ -132,15 +146,16 @@ def filter_taps(length: int, resized: int, kept: int) -> tuple[np.ndarray, np.nd
     return np.clip(positions, 0, length - 1).astype(np.int32), weights
 
 
-def _resample(x, axis, positions, weights):
+def _resample(x, axis, positions, weights, clipped):
     """Filters one axis of x [N, H, W, 3]: int32 in 0..255 as Pillow does, bit for bit, or float32
-    in [0, 1]; clipped to that range.
+    in [0, 1]; clipped to that range, floats only if `clipped`.
     """
     if x.dtype == jnp.float32:
         matrix = np.zeros((len(weights), x.shape[axis]))
         np.add.at(matrix, (np.arange(len(weights))[:, None], positions), weights)
         y = jnp.tensordot(x, matrix.astype(np.float32), axes=(axis, 1), precision='highest')
-        return jnp.clip(jnp.moveaxis(y, -1, axis), 0, 1)
+        y = jnp.moveaxis(y, -1, axis)
+        return jnp.clip(y, 0, 1) if clipped else y
     fixed = np.trunc(weights * 2**_FRACTION_BITS + np.copysign(0.5, weights)).astype(np.int32)
     shape = [-1 if k == axis else 1 for k in range(4)]
     y = jnp.int32(2 ** (_FRACTION_BITS - 1))

@@ -310,16 +310,45 @@ def test_preprocessing_equals_the_official_processor(height, width):
     assert np.abs(difference).max() < 1.3 and np.sqrt(np.square(difference).mean()) < 0.5
 
 
-def test_padding_shows_the_whole_picture():
-    """HPSv2's geometry, against Pillow: the longer side becomes 48, black bars make it square."""
-    spec = ImageSpec(size=48, crop_size=48, pad=True)
-    picture = photo(np.random.default_rng(1), 100, 67)
-    expected = np.zeros((48, 48, 3), np.uint8)
-    expected[:, 8:40] = Image.fromarray(picture).resize((32, 48), Image.Resampling.BICUBIC)
-    ours = np.asarray(preprocess(picture[None], spec))[0] * np.float32(spec.image_std) + np.float32(
-        spec.image_mean
+@pytest.mark.parametrize(('height', 'width'), [(100, 67), (30, 41), (48, 20), (200, 200), (7, 9)])
+def test_hpsv2_resizes_floats_and_pads(height, width):
+    """Its transform: a float tensor, filtered by torch without rounding or clipping, the longer
+    side to 48; black bars make it square. Sharp pixels overshoot.
+    """
+    torch = pytest.importorskip('torch')
+    spec = ImageSpec(size=48, crop_size=48, geometry='hpsv2')
+    picture = np.random.default_rng(1).choice([0, 255], (height, width, 3)).astype(np.uint8)
+    scale = 48 / max(height, width)
+    resized = [round(side * scale) for side in (height, width)]
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    x = torch.nn.functional.interpolate(
+        x, resized, mode='bicubic', antialias=True, align_corners=False
     )
-    np.testing.assert_allclose(ours * 255, expected, atol=1e-3)
+    above, left = ((48 - side) // 2 for side in resized)
+    expected = np.zeros((48, 48, 3), np.float32)
+    expected[above : above + resized[0], left : left + resized[1]] = x[0].permute(1, 2, 0)
+    if max(height, width) < 48:
+        assert expected.max() > 1.01 and expected.min() < -0.01
+    for given in (picture, np.float32(picture) / 255):
+        ours = np.asarray(preprocess(given[None], spec))[0]
+        ours = ours * np.float32(spec.image_std) + np.float32(spec.image_mean)
+        np.testing.assert_allclose(ours, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(343, 600), (600, 343), (345, 600), (96, 96)])
+def test_torchvision_rounds_half_a_pixel_of_a_crop_to_even(height, width):
+    """OpenAI's transform: Pillow's resize of the shorter side, then the middle by Python's round:
+    at 600 x 343, of 391 pixels from pixel 84 on, where Transformers begins at 83.
+    """
+    sides = [int(224 * side / min(height, width)) for side in (height, width)]
+    picture = photo(np.random.default_rng(2), height, width)
+    small = np.asarray(Image.fromarray(picture).resize(sides[::-1], Image.Resampling.BICUBIC))
+    above, left = (int(round((side - 224) / 2.0)) for side in sides)
+    expected = small[above : above + 224, left : left + 224] / 255
+    spec = ImageSpec(geometry='torchvision')
+    ours = np.asarray(preprocess(picture[None], spec))[0]
+    ours = ours * np.float32(spec.image_std) + np.float32(spec.image_mean)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 def test_preprocessor_config_of_both_generations():

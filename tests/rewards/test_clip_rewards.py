@@ -103,9 +103,24 @@ def test_hpsv2_shows_the_whole_picture(folder, pictures, clipscore):
     reward = Hpsv2Reward(str(folder), weights=str(folder), batch_size=5)
     ours, near = (reward(p, PROMPTS, [{}] * 5).values['hpsv2'] for p in (pictures, square))
     image, text, _ = in_torch(folder, square, PROMPTS)
-    close(near, (image * text).sum(-1))
+    # its filter does not round to 8 bits, as the processor does in between
+    assert np.abs(near - (image * text).sum(-1).numpy()).max() < 0.01
     cropped = clipscore(pictures, PROMPTS, [{}] * 5).values['clipscore_cosine']
     assert np.abs(ours - near).max() < 0.2 * np.abs(ours - cropped).max()
+
+
+def test_hpsv2_cleans_text_as_its_tokenizer_does(folder):
+    """basic_clean of OpenCLIP's tokenizer: ftfy, then HTML entities twice."""
+    reward = Hpsv2Reward(str(folder), weights=str(folder), batch_size=5)
+    dirty = [
+        'a shop\u2019s \u201csign\u201d',
+        'fish &amp;amp; chips',
+        'caf\u00c3\u00a9',
+        '\ufb01ne',
+    ]
+    clean = ['a shop\'s "sign"', 'fish & chips', 'caf\u00e9', 'fine']
+    assert list(map(reward.clean, dirty)) == clean
+    np.testing.assert_array_equal(reward.text_features(dirty), reward.text_features(clean))
 
 
 def test_batches_and_devices_do_not_change_scores(folder, pictures, clipscore):

@@ -16,7 +16,8 @@ LAYERS = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}
 class AestheticReward(ClipReward):
     """Five linear layers on the image feature of unit length of CLIP ViT-L/14
     (christophschuhmann/improved-aesthetic-predictor, sac+logos+ava1-l14-linearMSE), raw: about 5 to
-    6.5 for good images. The prompt plays no part.
+    6.5 for good images. The prompt plays no part. Images are cut as by OpenAI's
+    CLIP, which its code uses.
 
     Args:
       path: CLIP ViT-L/14; only its image tower is loaded.
@@ -35,7 +36,9 @@ class AestheticReward(ClipReward):
         file = safetensors_file(
             f'{self.name}.head', head, origin='sac+logos+ava1-l14-linearMSE.pth'
         )
-        super().__init__(path, dtype=dtype, batch_size=batch_size, text=False)
+        super().__init__(
+            path, dtype=dtype, batch_size=batch_size, text=False, geometry='torchvision'
+        )
         width, shapes = self.clip.vision.config.projection_dim, {}
         for place, out in LAYERS.items():
             shapes[f'layers_{place}'] = {'kernel': jax.ShapeDtypeStruct((width, out), np.float32)}

@@ -5,6 +5,7 @@ common part: the place of the weights, fixed batches, cached text. Each `scores`
 differentiable in the images.
 """
 
+import html
 import math
 import pathlib
 import threading
@@ -37,7 +38,7 @@ class ClipReward:
       weights: safetensors file, or folder, to take the weights from instead of `path`.
       dtype: 'float32' or 'bfloat16', of weights and matrix products.
       batch_size: images at a time.
-      text, pad: see `clip.read_clip`.
+      text, geometry: see `clip.read_clip`.
 
     Raises:
       ValueError, FileNotFoundError: an option out of range, or files that are missing, damaged or
@@ -59,7 +60,7 @@ class ClipReward:
         dtype: str = 'float32',
         batch_size: int = 16,
         text: bool = True,
-        pad: bool = False,
+        geometry: str = 'transformers',
     ):
         from densegrpo_jax.pipelines import (
             clip,  # imported here: Flax takes a second to import, and other rewards do not need it
@@ -75,7 +76,9 @@ class ClipReward:
             if processor
             else folder
         )
-        self.clip = clip.read_clip(folder, tokenizer, text=text, pad=pad, dtype=jnp.dtype(dtype))
+        self.clip = clip.read_clip(
+            folder, tokenizer, text=text, geometry=geometry, dtype=jnp.dtype(dtype)
+        )
         self._source, self._load = weights or folder, clip.load_params
         clip.check_params(self.clip, self._source)
         devices = jax.local_devices()
@@ -102,6 +105,11 @@ class ClipReward:
           float32 [N].
         """
         raise NotImplementedError
+
+    @staticmethod
+    def clean(prompt: str) -> str:
+        """The text that is tokenized for a prompt."""
+        return prompt
 
     def named(self, params: dict, scores: jax.Array) -> dict[str, jax.Array]:
         """All scores by name, from names[0]."""
@@ -159,7 +167,7 @@ class ClipReward:
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
             parts = [
                 self._encode(self._loaded(), *batch)
-                for batch in self._batches(self.clip.tokenize(new))
+                for batch in self._batches(self.clip.tokenize(list(map(self.clean, new))))
             ]
             self._texts.update(zip(new, map(np.copy, np.concatenate(jax.device_get(parts)))))
         return np.stack([self._texts[prompt] for prompt in prompts])
@@ -234,8 +242,8 @@ class Hpsv2Reward(ClipReward):
     """HPSv2.1 (arXiv 2306.09341): the cosine of a CLIP-H that was trained on human rankings, about
     0.25 to 0.35.
 
-    It has its own geometry: the whole image, with black bars if it is not square. Its tokenizer
-    also repairs broken Unicode and HTML entities, which CLIP's does not.
+    As in its own code, the network sees the whole image, with black bars if it is not square, and
+    text is cleaned first (`clean`), which the processors of the other rewards do not do.
 
     Args:
       path: CLIP-H; gives config.json, the tokenizer and preprocessor_config.json.
@@ -257,7 +265,18 @@ class Hpsv2Reward(ClipReward):
             entry="['state_dict']",
             folder=True,
         )
-        super().__init__(path, weights=weights, dtype=dtype, batch_size=batch_size, pad=True)
+        super().__init__(
+            path, weights=weights, dtype=dtype, batch_size=batch_size, geometry='hpsv2'
+        )
+
+    @staticmethod
+    def clean(prompt):
+        """Repairs broken Unicode, straightens quotes and resolves HTML entities, as OpenCLIP's
+        tokenizer.
+        """
+        import ftfy
+
+        return html.unescape(html.unescape(ftfy.fix_text(prompt)))
 
     def scores(self, params, images, text):
         """See `ClipReward.scores`."""
