@@ -152,7 +152,7 @@ LOSS = {
     'kind': part(
         'grpo',
         "What an update minimises; 'grpo' is the clipped surrogate, 'guard' that of GRPO-Guard's "
-        'ratio (core/losses.py).',
+        "ratio, 'list' LIRE's listwise loss (core/losses.py).",
         LOSSES,
     ),
     'clip_range': positive(1e-4, "Clip range of the ratio; 2e-6 to 4e-6 for 'guard'."),
@@ -162,6 +162,15 @@ LOSS = {
         'TempFlow-GRPO.',
         0,
         4,
+    ),
+    'list_temperature': number(
+        0.0,
+        "'list': the temperature of log-ratios (means over n elements) in the softmax of a group; "
+        "0 = 2 / n, LIRE's on sums.",
+        0,
+    ),
+    'list_reward_temperature': positive(
+        1.0, "'list': the temperature of advantages in the softmax of a group."
     ),
     'beta': number(0.0, 'Weight of the KL to the reference.', 0),
     'measure_kl': switch(

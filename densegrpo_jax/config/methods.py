@@ -97,6 +97,24 @@ METHODS: Mapping[str, Method] = {
         '1e-4.',
         'T',
     ),
+    'lire': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'loss.kind': 'list',
+            'loss.noise_power': 0.0,
+            'rollout.log_prob': 'gaussian',
+        },
+        'Listwise: within a group, the softmax of the log-ratios is to agree with that of the '
+        'advantages.',
+        'arXiv 2405.13516',
+        'Loss −Σ P R with its temperature of 2 on sums over elements; no clipping, no reference.',
+        'LIRE is of language models. Here a list is the samples of a group at one transition, '
+        'log-ratios take the place of log-probabilities (those of siblings differ by their noise '
+        'alone, by hundreds of nats), and advantages that of raw rewards. With any other '
+        '`credit.rule` it is listwise too. A list over whole trajectories is not built.',
+        'T',
+    ),
     'winners': Method(
         {'loss.kind': 'winners', 'credit.rule': 'sparse', 'loss.noise_power': 0.0},
         'The best image of each prompt is learned by the regression that the model was trained '

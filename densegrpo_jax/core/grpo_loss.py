@@ -16,8 +16,8 @@ KL_FORMS = ('gaussian', 'flow_grpo')
 
 
 class LossSums(NamedTuple):
-    """Sums over the transitions of a batch. Divide once, after merging batches: the maximum merges
-    by max, the rest add.
+    """Sums over the transitions of a batch. Divide once, after merging batches: maxima merge by
+    max, the rest add.
     """
 
     policy_sum: jax.Array  # to minimise: sum of weight * max(-r A, -clip(r) A)
@@ -28,12 +28,24 @@ class LossSums(NamedTuple):
     ratio_deviation_sum: jax.Array  # sum of |r - 1|
     ratio_deviation_max: jax.Array  # largest |r - 1|
     log_ratio_square_sum: jax.Array  # sum of (log r)^2, where log r is a mean over elements
+    # Further metrics of a loss, by the names that it declares: sums over the policy_count rows, of
+    # which the mean is reported, and maxima.
+    sums: Mapping[str, jax.Array] = {}
+    maxima: Mapping[str, jax.Array] = {}
+
+    @classmethod
+    def zeros(cls, dtype=jnp.float32, sums=(), maxima=()):
+        """Of no row; `sums` and `maxima` are the names of further metrics."""
+        zero = jnp.zeros((), dtype)
+        plain = (zero,) * (len(cls._fields) - 2)
+        return cls(*plain, dict.fromkeys(sums, zero), dict.fromkeys(maxima, zero))
 
     def merge(self, other):
         """The sums of two batches together."""
         merged = jax.tree.map(jnp.add, self, other)
         return merged._replace(
-            ratio_deviation_max=jnp.maximum(self.ratio_deviation_max, other.ratio_deviation_max)
+            ratio_deviation_max=jnp.maximum(self.ratio_deviation_max, other.ratio_deviation_max),
+            maxima=jax.tree.map(jnp.maximum, self.maxima, other.maxima),
         )
 
 

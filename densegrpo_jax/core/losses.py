@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.guard_loss import guard_loss
+from densegrpo_jax.core.list_loss import EFFECTIVE, LOGIT_MAX, list_loss
+from densegrpo_jax.core.lists import list_ids
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow
 
@@ -33,6 +35,7 @@ class Loss:
         groups: whether a microbatch must hold whole groups; their samples are then adjacent.
         needs: further roles: REF, EMA, or one of its own in `follows`.
         mean_old: whether it reads `Transitions.mean_old`, which the rollouts keep for it.
+        sums, maxima: names of further metrics in its LossSums: means over rows, and maxima.
         follows: roles that the training state holds for this loss, by name, and how each follows
             the policy. They start equal to it.
 
@@ -44,6 +47,8 @@ class Loss:
     groups: bool = False
     needs: tuple[str, ...] = ()
     mean_old: bool = False
+    sums: tuple[str, ...] = ()
+    maxima: tuple[str, ...] = ()
     follows: Mapping[str, Follow] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,8 +80,7 @@ def loss_sums(values, mask) -> LossSums:
         mask: bool [M].
     """
     values = jnp.where(mask, values, 0)
-    zero = jnp.zeros((), values.dtype)
-    sums = LossSums(*(zero,) * len(LossSums._fields))
+    sums = LossSums.zeros(values.dtype)
     return sums._replace(policy_sum=values.sum(), policy_count=mask.sum().astype(values.dtype))
 
 
@@ -105,6 +109,19 @@ def _guard(outputs: Mapping[str, Any], batch, *, clip_range):
     )
 
 
+def _list(outputs: Mapping[str, Any], batch, *, list_temperature, list_reward_temperature):
+    return list_loss(
+        outputs[POLICY],
+        batch.log_prob,
+        batch.advantage,
+        list_ids(batch.prompt_id, batch.s, batch.s_next),
+        mask=batch.mask,
+        weight=batch.weight,
+        temperature=list_temperature,
+        reward_temperature=list_reward_temperature,
+    )
+
+
 def winners_loss(v, batch) -> LossSums:
     """Flow-matching regression on the best sample of each group: the policy learns what a best-of-N
     search finds (RAFT, arXiv 2304.06767, with the flow's own loss).
@@ -130,6 +147,7 @@ def winners_loss(v, batch) -> LossSums:
 LOSSES = {
     'grpo': Loss(_grpo),  # the clipped surrogate, `grpo_loss`
     'guard': Loss(_guard, mean_old=True),
+    'list': Loss(_list, groups=True, sums=(EFFECTIVE,), maxima=(LOGIT_MAX,)),
     'winners': Loss(
         lambda outputs, batch: winners_loss(outputs[POLICY], batch), batch=CLEAN, groups=True
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import jax
@@ -11,6 +12,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import loss_of
+from densegrpo_jax.core.list_loss import list_temperature_of
+from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
@@ -21,6 +24,8 @@ from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES
 
 GIB = 2**30
+# Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.
+LOG_RATIO_ROUNDING = {'float32': 1e-6, 'bfloat16': 1e-5}
 TRAINED = 'trained, optimiser, moving average'
 LOWERED_BY = {  # part of `memory` -> keys that make it smaller
     'weights': ('mesh.fsdp', 'mesh.tensor', 'model.quantize'),
@@ -77,6 +82,24 @@ def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
         f'this needs {sum(need.values()) / GIB:.2f} GiB per device before activations, and JAX has '
         f'{limit / GIB:.2f} GiB on {device.device_kind}: it will not fit. Most are {largest[0]}, '
         f'{need[largest[0]] / GIB:.2f} GiB. Keys that lower it: {", ".join(keys)}'
+    )
+
+
+def near_rounding(config, elements: int) -> str:
+    """A warning if the listwise loss's temperature is within ten times the rounding of log-ratios;
+    '' otherwise. elements: of a latent.
+    """
+    if loss_of(config) is not LOSSES['list']:
+        return ''
+    rounding = LOG_RATIO_ROUNDING[config.model.dtype]
+    tau = list_temperature_of(config.loss.list_temperature, elements)
+    if tau >= 10 * rounding:
+        return ''
+    return (
+        f'loss.kind={config.loss.kind!r} divides log-ratios by the temperature {tau:.2g}, and in '
+        f'{config.model.dtype} they are rounded by up to {rounding:g}: train/list_logit_max of the '
+        f'first updates is this rounding; if it is not far below 1, use '
+        f'loss.list_temperature={10 * rounding:g}'
     )
 
 
@@ -149,5 +172,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     ]
     for line in lines:
         logging.info('%s', line)
-    if warning := too_much(need, mesh.local_devices[0], config.full):
+    elements = math.prod(pipeline.latent_shape(m.height, m.width))
+    warnings = too_much(need, mesh.local_devices[0], config.full), near_rounding(config, elements)
+    for warning in filter(None, warnings):
         logging.warning('%s', warning)

@@ -149,6 +149,11 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
                 f'loss.kind={config.loss.kind!r} gave a {type(sums).__name__}; expected LossSums, '
                 'such as core.losses.loss_sums makes'
             )
+        if {*sums.sums} != {*loss.sums} or {*sums.maxima} != {*loss.maxima}:
+            raise ValueError(
+                f'loss.kind={config.loss.kind!r} gave the metrics {sorted(sums.sums)} and '
+                f'{sorted(sums.maxima)}; it declares {sorted(loss.sums)} and {sorted(loss.maxima)}'
+            )
         if REF in outputs:
             kl_sum, kl_count = kind.kl(config, outputs[POLICY], outputs[REF], batch)
             sums = sums._replace(kl_sum=kl_sum, kl_count=kl_count)
@@ -166,7 +171,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
         zeros = jax.tree.map(jnp.zeros_like, policy)
         (grads, sums), _ = jax.lax.scan(
-            accumulate, (zeros, LossSums(*(jnp.zeros(()),) * len(LossSums._fields))), batch
+            accumulate, (zeros, LossSums.zeros(sums=loss.sums, maxima=loss.maxima)), batch
         )
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm)
@@ -200,6 +205,8 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             'loss': sums.policy_sum / count,
             'kl': sums.kl_sum / jnp.maximum(sums.kl_count, 1),
             **kind.metrics(results[0][0], sums),
+            **{name: value / count for name, value in sums.sums.items()},
+            **sums.maxima,
             'grad_norm': results[-1][1],
             kind.unit: sums.policy_count,
             'finite': jnp.stack([finite for *_, finite in results]).all(),

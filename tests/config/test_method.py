@@ -101,6 +101,14 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             {'credit__rule': 'own_method:lacking'},
             "credit.rule='own_method:lacking' has the option 'horizon', which no key",
         ),
+        (
+            {'loss__kind': 'guard', 'rollout__log_prob': 'unscaled'},
+            "loss.kind='guard' has a ratio of its own .* use 'gaussian'",
+        ),
+        (
+            {'loss__kind': 'list', 'rollout__log_prob': 'unscaled'},
+            "loss.kind='list' takes a softmax over log-densities.* use 'gaussian'",
+        ),
         ({'rollout__kernel': 'own_method:silent'}, "'own_method:silent' adds no noise"),
         ({'rollout__kernel': 'ode'}, "'ode': expected one of 'cps', 'sde', or 'package.module:obj"),
         (

@@ -47,6 +47,21 @@ def test_nothing_is_said_where_it_fits_or_nobody_knows():
         assert announce.too_much(NEED, device(stats), full=False) == ''
 
 
+def test_a_temperature_near_the_rounding_of_log_ratios_is_said():
+    config = tiny_ocr.get_config('method=lire')
+    assert announce.near_rounding(config, 768) == ''  # 2.6e-3 in float32
+    config.model.dtype = 'bfloat16'
+    assert announce.near_rounding(config, 768) == ''
+    said = announce.near_rounding(config, 65536)
+    assert 'the temperature 3.1e-05, and in bfloat16 they are rounded by up to 1e-05' in said
+    assert said.endswith('loss.list_temperature=0.0001')
+    config.loss.list_temperature = 1e-4
+    assert announce.near_rounding(config, 65536) == ''
+    config = tiny_ocr.get_config()
+    config.model.dtype = 'bfloat16'
+    assert announce.near_rounding(config, 65536) == ''
+
+
 def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     config, seen = tiny_ocr.get_config(), []
     mesh = make_mesh(config.mesh, jax.devices()[:1])

@@ -21,6 +21,13 @@ from tests.training.one_update import (
 TRAINED = 4
 GUARD = {'loss.kind': 'guard', 'loss.clip_range': 2e-3, 'credit.rule': 'sparse'}
 
+LIST = {
+    'loss.kind': 'list',
+    'loss.list_temperature': 0.01,
+    'loss.list_reward_temperature': 0.5,
+    'credit.rule': 'sparse',
+}
+
 
 def velocity(matrix, x, s):
     return jnp.tanh(x @ matrix) + s * x + np.repeat(PROMPT, GROUP, 0)[:, None, :]
@@ -94,7 +101,39 @@ def test_guard(invalid, updates):
     assert (metrics['clip_fraction'] > 0.04) == (updates == 2)
 
 
-@pytest.mark.parametrize('changes', [GUARD], ids=['guard'])
+@pytest.mark.parametrize('invalid, updates', [(None, 1), (7, 2)])
+def test_list(invalid, updates):
+    """In microbatches of two lists; the second update is off policy."""
+    changes = LIST | {'optim.updates': updates, 'optim.microbatch': 12}
+    c, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
+    steps, keep = Steps(rollout), valid.all(0)
+    lists = lambda a: a.reshape(PROMPTS, GROUP)
+    powers = np.where(keep, np.exp(group_advantages(c, rewards[-1], keep) / 0.5), 0)
+    r = lists(powers) / lists(powers).sum(1, keepdims=True)
+
+    def loss(policy, used):
+        total, count = 0.0, lists(used).sum(1)
+        for k in range(TRAINED):
+            moved = steps.log_prob(policy, k) - steps.log_prob(np.float64(START), k)
+            p = lists(jnp.where(keep, jnp.exp(moved / 0.01), 0))
+            p /= p.sum(1, keepdims=True)
+            total -= (count * (p * r).sum(1)).sum()
+        return total / (TRAINED * used.sum())
+
+    with jax.enable_x64(True):
+        expected = moved_by(c, loss, keep)
+    found = new.policy['a'] - START
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    assert metrics['ratio_deviation_first'] <= 1e-6
+    if updates == 1:  # next to uniform, all six
+        assert metrics['list_effective'] == pytest.approx(GROUP, rel=1e-6)
+        assert metrics['list_logit_max'] <= 1e-6 / 0.01
+    else:
+        assert metrics['list_effective'] < 5.9 and metrics['list_logit_max'] > 0.1
+
+
+@pytest.mark.parametrize('changes', [GUARD, LIST], ids=['guard', 'list'])
 def test_eight_devices_move_as_one_does(changes):
     changes = changes | {'optim.microbatch': 24, 'optim.updates': 2}
     *_, alone, before = one_iteration(7, **changes)

@@ -62,6 +62,8 @@ blown_up = lambda outputs, batch: loss_sums(jnp.inf * outputs[POLICY].mean.sum((
 broken = Loss(blown_up, follows={'old': follow})
 groups = Loss(of_groups, groups=True)
 sums = Loss(lambda outputs, batch: batch.mask.sum())
+share = lambda outputs, batch: loss_sums(batch.weight, batch.mask)._replace(sums={'share': 1.0})
+telling = Loss(share)
 lacking = Loss(lambda outputs, batch, *, horizon: None)
 """
 CLEAN = {'credit.rule': 'sparse', 'loss.noise_power': 0.0}
@@ -233,7 +235,10 @@ def test_microbatches_that_a_loss_can_use():
     'changes, message',
     [
         ({'loss.kind': 'own_loss:absent'}, "loss.kind='own_loss:absent': the module"),
-        ({'loss.kind': 'ppo'}, r"loss.kind='ppo': expected one of 'grpo', 'winners', or 'package"),
+        (
+            {'loss.kind': 'ppo'},
+            "loss.kind='ppo': expected one of 'grpo', 'guard', .*'winners', or 'package",
+        ),
         ({'loss.kind': 'own_loss:of_groups'}, 'of the kind function; expected a Loss'),
         ({'loss.kind': 'own_loss:lacking'}, "'own_loss:lacking' has the option 'horizon'"),
         (
@@ -251,6 +256,11 @@ def test_what_cannot_be_used_is_named(changes, message):
     c.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         validate(c)
+
+
+def test_a_loss_that_gives_other_metrics_than_it_says():
+    with pytest.raises(ValueError, match=r"'own_loss:telling' gave the metrics \['share'\] and \["):
+        one_iteration(**{'loss.kind': 'own_loss:telling'})
 
 
 def test_a_loss_that_gives_no_sums():

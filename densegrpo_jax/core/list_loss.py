@@ -1,0 +1,111 @@
+"""A listwise objective: LIRE (arXiv 2405.13516) with the log-ratios of a group's samples at a
+transition in place of the log-probabilities of sentences.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from densegrpo_jax.core.grpo_loss import LossSums
+from densegrpo_jax.core.lists import list_softmax, list_sum
+from densegrpo_jax.core.sde_step import StepOutput, log_prob_ratio
+
+SENTENCE_TEMPERATURE = 2.0  # T of the source, whose logits are summed log-probabilities over T
+EFFECTIVE, LOGIT_MAX = 'list_effective', 'list_logit_max'  # metrics
+
+
+def list_temperature_of(given: float, elements: int) -> float:
+    """tau of a latent with n elements: the given one, or 2 / n for 0. As log-probabilities are
+    means over elements, 2 / n is the source's temperature of 2 on sums.
+    """
+    return given or SENTENCE_TEMPERATURE / elements
+
+
+def listwise_loss(
+    log_ratio: Float[ArrayLike, 'M'],
+    reward: Float[ArrayLike, 'M'],
+    ids: Int[ArrayLike, 'M'],
+    used: Bool[ArrayLike, 'M'],
+    *,
+    temperature: float,
+    reward_temperature: float,
+) -> Float[Array, 'M']:
+    """The terms of -n sum_i P_i R_i of every list with n members in use, P = softmax(log_ratio /
+    temperature), R = softmax(reward / reward_temperature).
+
+    At log_ratio = 0 the gradient is that of `grpo_loss` with the advantages (R_i - 1 / n) /
+    temperature. A list with fewer than two members in use has none.
+
+    Args:
+        log_ratio: of policy and sampler; 0 where not used.
+        reward: any finite or infinite value where not used. No gradient flows into it.
+        ids: the list of each row, `lists.list_ids`.
+        used: False leaves the row out of its list.
+
+    Returns:
+        [M] terms, 0 where not used.
+    """
+    used = jnp.asarray(used)
+    p = list_softmax(jnp.asarray(log_ratio) / temperature, ids, used)
+    r = list_softmax(jax.lax.stop_gradient(jnp.asarray(reward)) / reward_temperature, ids, used)
+    return -list_sum(used.astype(p.dtype), ids) * p * r
+
+
+def list_loss(
+    step: StepOutput,
+    log_prob_old: Float[ArrayLike, 'M'],
+    advantage: Mapping[str, Float[ArrayLike, 'M']],
+    ids: Int[ArrayLike, 'M'],
+    *,
+    mask: Bool[ArrayLike, 'M'],
+    weight: Float[ArrayLike, 'M'],
+    temperature: float,
+    reward_temperature: float,
+) -> LossSums:
+    """`listwise_loss` of transitions, with their advantages as rewards.
+
+    Log-ratios take the place of log-probabilities: those of siblings differ by the noise that each
+    drew, sqrt(n / 2) nats for n elements, which the policy does not control; P would be 1 for the
+    sample with the smallest noise.
+
+    Args:
+        step: StepOutput of `sde_step(v, x, ..., sample=x_next)` under the current policy.
+        log_prob_old: as the sampler stored it.
+        advantage: by name; the losses of several are added.
+        ids: the list of each row.
+        mask: False leaves a sample out of its list, and out of the count.
+        weight: step weights.
+        temperature: 0 for 2 / n, see `list_temperature_of`.
+        reward_temperature: of the advantages.
+
+    Returns:
+        LossSums; 'list_effective' is the effective number 1 / sum P^2 of each row's list,
+        'list_logit_max' the largest |log_ratio| / temperature. Nothing is clipped.
+    """
+    mask = jnp.asarray(mask) & (step.std > 0)
+    log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old), 0)
+    tau = list_temperature_of(temperature, math.prod(step.mean.shape[1:]))
+    options = {'temperature': tau, 'reward_temperature': reward_temperature}
+    terms = functools.reduce(
+        jnp.add, [listwise_loss(log_ratio, a, ids, mask, **options) for a in advantage.values()]
+    )
+    kept, zero = mask.astype(terms.dtype), jnp.zeros((), terms.dtype)
+    still = jax.lax.stop_gradient(log_ratio)
+    squares = list_sum(list_softmax(still / tau, ids, mask) ** 2, ids)
+    deviation = jnp.where(mask, jnp.abs(jnp.expm1(still)), 0)
+    return LossSums(
+        policy_sum=(terms * jnp.where(mask, weight, 0)).sum(),
+        policy_count=kept.sum(),
+        kl_sum=zero,
+        kl_count=zero,
+        clip_sum=zero,
+        ratio_deviation_sum=deviation.sum(),
+        ratio_deviation_max=deviation.max(initial=0.0),
+        log_ratio_square_sum=(still**2).sum(),
+        sums={EFFECTIVE: (kept / jnp.where(mask, squares, 1)).sum()},
+        maxima={LOGIT_MAX: jnp.abs(still).max(initial=0.0) / tau},
+    )
