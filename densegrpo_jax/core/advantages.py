@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 STD_SCOPES = ('group', 'global', 'pooled', 'joint')
 CENTRES = ('step', 'joint')
 
 
-def group_ids_of(sizes: Iterable[int]) -> np.ndarray:
+def group_ids_of(sizes: Iterable[int]) -> Int[np.ndarray, 'B']:
     """The group of each sample, for adjacent samples of a group: 0 ... P-1, int32 [B].
 
     Args:
@@ -24,9 +25,9 @@ def group_ids_of(sizes: Iterable[int]) -> np.ndarray:
 
 
 class Advantages(NamedTuple):
-    values: jax.Array  # [T, B]
-    # int32 [T]: groups whose rewards do not differ; 0 at transitions left out
-    zero_spread: jax.Array
+    values: Float[Array, 'T B']
+    # int32, groups whose rewards do not differ; 0 at transitions left out
+    zero_spread: Int[Array, 'T']
 
 
 class GroupStatistics(NamedTuple):
@@ -34,30 +35,30 @@ class GroupStatistics(NamedTuple):
     over the samples in use.
     """
 
-    rewards: jax.Array  # [T, B], 0 where not in use
-    used: jax.Array  # bool [T, B]
-    mean: jax.Array  # [T, B], of the sample's group, at the transition or over all
+    rewards: Float[Array, 'T B']  # 0 where not in use
+    used: Bool[Array, 'T B']
+    mean: Float[Array, 'T B']  # of the sample's group, at the transition or over all
     # [T, B] or [T, 1], the mean that `std` is taken around: the group's or the batch's
-    centre: jax.Array
-    std: jax.Array  # [T, B], [1, B], [T, 1] or [1, 1]
-    flat: jax.Array  # bool [T, P]: the group's rewards do not differ from their mean
-    occupied: jax.Array  # bool [T, P]: the group has a sample in use
-    group_ids: jax.Array  # int [B]
+    centre: Float[Array, 'T #B']
+    std: Float[Array, '#T #B']  # [T, B], [1, B], [T, 1] or [1, 1]
+    flat: Bool[Array, 'T P']  # the group's rewards do not differ from their mean
+    occupied: Bool[Array, 'T P']  # the group has a sample in use
+    group_ids: Int[ArrayLike, 'B']
 
 
 def group_advantages(
-    step_rewards,
-    num_groups,
+    step_rewards: Float[ArrayLike, 'T B'],
+    num_groups: int,
     *,
-    std='group',
-    centre='step',
-    eps=1e-4,
-    clip=5.0,
-    group_ids=None,
-    steps=None,
-    valid=None,
-    min_spread=1e-6,
-):
+    std: str = 'group',
+    centre: str = 'step',
+    eps: float = 1e-4,
+    clip: float | None = 5.0,
+    group_ids: Int[ArrayLike, 'B'] | None = None,
+    steps: Bool[ArrayLike, 'T'] | None = None,
+    valid: Bool[ArrayLike, 'B'] | Bool[ArrayLike, 'T B'] | None = None,
+    min_spread: float = 1e-6,
+) -> Advantages:
     """A = (r - group mean) / (std + eps), clipped to [-clip, clip], separately for each transition
     (DenseGRPO Eq. 10).
 
@@ -104,24 +105,24 @@ def group_advantages(
     return Advantages(values, jnp.sum(stats.flat & stats.occupied, axis=1, dtype=jnp.int32))
 
 
-def advantage_values(stats: GroupStatistics, eps):
-    """[T, B] (r - group mean) / (std + eps); 0 in flat groups and for samples not in use."""
+def advantage_values(stats: GroupStatistics, eps: float) -> Float[Array, 'T B']:
+    """(r - group mean) / (std + eps); 0 in flat groups and for samples not in use."""
     centred = jnp.where(stats.used, stats.rewards - stats.mean, 0)
     return jnp.where(stats.flat[:, stats.group_ids], 0, centred / (stats.std + eps))
 
 
 def group_statistics(
-    step_rewards,
-    num_groups,
+    step_rewards: Float[ArrayLike, 'T B'],
+    num_groups: int,
     *,
-    std='group',
-    centre='step',
-    group_ids=None,
-    steps=None,
-    valid=None,
-    min_spread=1e-6,
+    std: str = 'group',
+    centre: str = 'step',
+    group_ids: Int[ArrayLike, 'B'] | None = None,
+    steps: Bool[ArrayLike, 'T'] | None = None,
+    valid: Bool[ArrayLike, 'B'] | Bool[ArrayLike, 'T B'] | None = None,
+    min_spread: float = 1e-6,
 ) -> GroupStatistics:
-    """Statistics of [T, B] rewards; arguments as in `group_advantages`."""
+    """Statistics of the rewards; arguments as in `group_advantages`."""
     step_rewards = jnp.asarray(step_rewards)
     num_steps, batch = step_rewards.shape
     if std not in STD_SCOPES:

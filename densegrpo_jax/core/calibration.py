@@ -2,12 +2,17 @@
 Sec. 4.2, Algorithm 1).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 RULES = ('paper', 'scaled')
 
 
-def count_gains(gains):
+def count_gains(
+    gains: Float[np.ndarray, 'T N'],
+) -> tuple[Int[np.ndarray, 'T'], Int[np.ndarray, 'T']]:
     """Numbers of positive and negative gains per transition.
 
     Args:
@@ -21,18 +26,18 @@ def count_gains(gains):
 
 
 def calibrate_step(
-    psi,
-    positives,
-    negatives,
-    stochastic,
+    psi: Float[np.ndarray, 'T'] | Sequence[float],
+    positives: Int[np.ndarray, 'T'] | Sequence[int],
+    negatives: Int[np.ndarray, 'T'] | Sequence[int],
+    stochastic: Bool[np.ndarray, 'T'] | Sequence[bool],
     *,
-    rule='scaled',
-    eps1=2,
-    eps2=0.01,
-    z=1.0,
-    bounds=(1e-3, 2.0),
-    min_count=8,
-):
+    rule: str = 'scaled',
+    eps1: float = 2,
+    eps2: float = 0.01,
+    z: float = 1.0,
+    bounds: tuple[float, float] = (1e-3, 2.0),
+    min_count: int = 8,
+) -> Float[np.ndarray, 'T']:
     """One update of psi: more noise where gains and losses are balanced, less where they are not.
 
         paper    psi += eps2 if |p - q| < eps1 (balanced), else psi -= eps2; Algorithm 1 as printed
@@ -79,7 +84,11 @@ def calibrate_step(
     return np.where(moves, np.clip(moved, low, high), psi)
 
 
-def has_settled(history, window, tolerance):
+def has_settled(
+    history: Float[np.ndarray, 'I T'] | Sequence[Float[np.ndarray, 'T'] | Sequence[float]],
+    window: int,
+    tolerance: float,
+) -> bool:
     """Whether psi only oscillates: its mean over the last `window` iterations equals that over the
     `window` before them.
 

@@ -1,8 +1,10 @@
 """One advantage out of several rewards."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, Float
 
 from densegrpo_jax.core.advantages import (
     Advantages,
@@ -15,14 +17,14 @@ COMBINATIONS = ('sum', 'normalised', 'advantages')
 
 
 def combined_advantages(
-    step_rewards: Mapping,
-    weights: Mapping,
-    num_groups,
+    step_rewards: Mapping[str, Float[ArrayLike, 'T B']],
+    weights: Mapping[str, float],
+    num_groups: int,
     *,
-    combine='sum',
-    eps=1e-4,
-    clip=5.0,
-    **groups,
+    combine: str = 'sum',
+    eps: float = 1e-4,
+    clip: float | None = 5.0,
+    **groups: Any,
 ) -> Advantages:
     """Advantages of rewards r_i with weights w_i, separately for each transition (or over all, with
     std='pooled').
@@ -47,7 +49,7 @@ def combined_advantages(
     not change (up to eps), and 'advantages' is w times as large before clipping.
 
     Args:
-        step_rewards: name -> [T, B], per-transition rewards of `dense_reward`.
+        step_rewards: name -> per-transition rewards of `dense_reward`.
         weights: name -> number for each of them. A reward of weight 0 takes no part.
         num_groups: P, static.
         combine: one of COMBINATIONS, static.

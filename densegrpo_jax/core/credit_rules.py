@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
@@ -66,7 +66,9 @@ class CreditRule:
         return {name: default for name, default in named.items() if name != 'similarity'}
 
 
-def coca_shares(similarity, window=1, *, min_total=1e-3):
+def coca_shares(
+    similarity: Float[ArrayLike, 'states B'], window: int = 1, *, min_total: float = 1e-3
+) -> Float[Array, 'states-1 B']:
     """Each transition's share of the terminal reward, by how much nearer it brings x0hat to the
     final sample.
 
@@ -115,7 +117,9 @@ def _gains(rewards):
     return rewards[1:] - rewards[:-1]
 
 
-def turning_points(rewards, *, consistent=True):
+def turning_points(
+    rewards: Float[ArrayLike, 'states B'], *, consistent: bool = True
+) -> Bool[Array, 'states-1 B']:
     """Which transitions turn the course of the reward into the direction of the whole trajectory
     (TP-GRPO, arXiv 2602.06422).
 

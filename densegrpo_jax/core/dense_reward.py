@@ -2,13 +2,18 @@
 (DenseGRPO Sec. 4.1 and its baselines).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
-from densegrpo_jax.core.credit_rules import as_credit_rule
+from densegrpo_jax.core.credit_rules import CreditRule, as_credit_rule
+from densegrpo_jax.core.masks import StepMasks
 
 
-def needed_states(credit, masks):
+def needed_states(credit: str | CreditRule, masks: StepMasks) -> tuple[int, ...]:
     """States whose reward the credit rule reads, given which transitions are trained.
 
     Args:
@@ -30,7 +35,7 @@ def needed_states(credit, masks):
     return tuple(sorted(states))
 
 
-def every_state(states, every):
+def every_state(states: tuple[int, ...], every: int) -> tuple[int, ...]:
     """Those of a rule's states that are completed if rewards between are interpolated: the first
     and every `every`-th after it, the last before T, and T.
 
@@ -50,11 +55,13 @@ def every_state(states, every):
     return tuple(sorted({*before_end[::every], *before_end[-1:], states[-1]}))
 
 
-def state_rewards(values, sources, *, interpolate=False):
+def state_rewards(
+    values: Float[ArrayLike, 'S B'], sources: Sequence[int], *, interpolate: bool = False
+) -> Float[Array, 'states B']:
     """Rewards of the distinct completions -> rewards of all states.
 
     Args:
-        values: [S, B] rewards of `Rollout.completions`.
+        values: rewards of `Rollout.completions`.
         sources: `RolloutPlan.sources_of()`, T+1 row numbers.
         interpolate: a state without a completion, between two with one, gets the linear
             interpolation of their rewards in k: the transitions between share the gain evenly.
@@ -64,25 +71,30 @@ def state_rewards(values, sources, *, interpolate=False):
         completed state).
     """
     values = jnp.asarray(values)
-    sources = np.asarray(sources)
-    if sources.max() != len(values) - 1:
+    rows = np.asarray(sources)
+    if rows.max() != len(values) - 1:
         raise ValueError(
-            f'values has {len(values)} rows; the rollout has {sources.max() + 1} distinct '
-            'completions'
+            f'values has {len(values)} rows; the rollout has {rows.max() + 1} distinct completions'
         )
     if not interpolate:
-        return jnp.where((sources >= 0)[:, None], values[np.maximum(sources, 0)], jnp.nan)
-    states, scored = np.arange(len(sources)), np.flatnonzero(sources >= 0)
+        return jnp.where((rows >= 0)[:, None], values[np.maximum(rows, 0)], jnp.nan)
+    states, scored = np.arange(len(rows)), np.flatnonzero(rows >= 0)
     right = scored[np.searchsorted(scored, states)]
     left = scored[np.maximum(np.searchsorted(scored, states, side='right') - 1, 0)]
     part = np.where(right > left, (states - left) / np.maximum(right - left, 1), 0).astype(
         np.float32
     )[:, None]
-    low, high = values[sources[left]], values[sources[right]]
+    low, high = values[rows[left]], values[rows[right]]
     return jnp.where((states >= scored[0])[:, None], low + part * (high - low), jnp.nan)
 
 
-def dense_reward(rewards, credit='dense', *, similarity=None, **options):
+def dense_reward(
+    rewards: Float[ArrayLike, 'states B'],
+    credit: str | CreditRule = 'dense',
+    *,
+    similarity: Float[ArrayLike, 'states B'] | None = None,
+    **options: Any,
+) -> Float[Array, 'states-1 B']:
     """Per-transition rewards, before any normalisation.
 
     With V_k the reward of the completion of state k (the paper's R_{T-k}; V_T is the ordinary
@@ -143,10 +155,10 @@ def dense_reward(rewards, credit='dense', *, similarity=None, **options):
                 f'got {found}'
             )
         options['similarity'] = similarity
-    found = rule.assign(rewards, **options)
-    if jnp.shape(found) != rewards[1:].shape:
+    given = rule.assign(rewards, **options)
+    if jnp.shape(given) != rewards[1:].shape:
         raise ValueError(
-            f'credit {name} gave the shape {jnp.shape(found)}; expected {rewards[1:].shape}, a '
+            f'credit {name} gave the shape {jnp.shape(given)}; expected {rewards[1:].shape}, a '
             'reward for each transition'
         )
-    return found
+    return given

@@ -11,8 +11,14 @@ step the ODE's Euler step, and DDIM-eta the `cps` kernel of `sde_step` with one 
 step. Two differences remain: s_0 < 1, and s_T > 0 if the scheduler does not end in clean latents.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
+
+from densegrpo_jax.core.schedules import Grid
 
 _DEFAULTS = {
     'num_train_timesteps': 1000,
@@ -37,7 +43,7 @@ _IRRELEVANT = (
 )
 
 
-def scheduler_settings(config):
+def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a DDIM or PNDM scheduler_config.json of Stable Diffusion 1. Raises ValueError
     for unsupported settings.
     """
@@ -69,7 +75,7 @@ def scheduler_settings(config):
     return settings
 
 
-def alphas_cumprod(config):
+def alphas_cumprod(config: Mapping[str, Any]) -> Float[np.ndarray, 'N']:
     """alpha^2 of every training timestep, float64 [N]: the cumulated product of 1 - beta."""
     c = scheduler_settings(config)
     low, high, count = c['beta_start'], c['beta_end'], c['num_train_timesteps']
@@ -80,13 +86,13 @@ def alphas_cumprod(config):
     return np.cumprod(1 - betas)
 
 
-def noise_level(alpha_squared):
+def noise_level(alpha_squared: Float[np.ndarray, '*shape']) -> Float[np.ndarray, '*shape']:
     """s = sigma / (alpha + sigma) of alpha^2."""
     alpha, sigma = np.sqrt(alpha_squared), np.sqrt(1 - alpha_squared)
     return sigma / (alpha + sigma)
 
 
-def ddim_timesteps(config, num_steps):
+def ddim_timesteps(config: Mapping[str, Any], num_steps: int) -> Int[np.ndarray, '{num_steps}']:
     """The training timesteps that Diffusers' DDIMScheduler visits, int [num_steps], noise first
     ('leading' spacing).
     """
@@ -96,7 +102,7 @@ def ddim_timesteps(config, num_steps):
     ]
 
 
-def ddim_grid(config, num_steps):
+def ddim_grid(config: Mapping[str, Any], num_steps: int) -> Float[np.ndarray, '{num_steps}+1']:
     """The scheduler's grid as noise levels, float32 [num_steps + 1].
 
     Raises:
@@ -113,7 +119,7 @@ def ddim_grid(config, num_steps):
     return noise_level(np.append(visited, final)).astype(np.float32)
 
 
-def ddim_noise_levels(sigmas, eta):
+def ddim_noise_levels(sigmas: Grid, eta: float) -> Float[np.ndarray, 'T']:
     """DDIM-eta as noise levels of the `cps` kernel, float32 [T]: std = s' sin(level pi / 2) with
 
         std / s' = sigma_eta / sigma' = eta sqrt(1 - alpha^2 / alpha'^2) / sigma
@@ -131,14 +137,18 @@ def ddim_noise_levels(sigmas, eta):
     return (2 / np.pi * np.arcsin(np.minimum(share, 1))).astype(np.float32)
 
 
-def scale(s):
+def scale(
+    s: Float[Array, '*shape'] | np.floating | float,
+) -> Float[Array, '*shape'] | np.floating | float:
     """sqrt(s^2 + (1 - s)^2) = 1 / (alpha + sigma): z = scale(s) x. It is the standard deviation of
     z if that of x is 1.
     """
     return (s**2 + (1 - s) ** 2) ** 0.5
 
 
-def velocity_from_noise(predict_noise, config):
+def velocity_from_noise(
+    predict_noise: Callable[[Array, Array], Array], config: Mapping[str, Any]
+) -> Callable[[Array, Array], Array]:
     """The velocity `v(z [B, ...], s [B])` of a network that predicts eps.
 
     Args:

@@ -3,14 +3,15 @@
 """
 
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from densegrpo_jax.core.kernels import SIGMA, as_kernel
-from densegrpo_jax.core.sde_step import log_prob_ratio
+from densegrpo_jax.core.kernels import SIGMA, Kernel, as_kernel
+from densegrpo_jax.core.sde_step import StepOutput, log_prob_ratio
 
 KL_FORMS = ('gaussian', 'flow_grpo')
 
@@ -20,27 +21,29 @@ class LossSums(NamedTuple):
     max, the rest add.
     """
 
-    policy_sum: jax.Array  # to minimise: sum of weight * max(-r A, -clip(r) A)
-    policy_count: jax.Array  # transitions in the loss, including groups of zero spread
-    kl_sum: jax.Array  # sum of KL(policy || reference); 0 without a reference
-    kl_count: jax.Array
-    clip_sum: jax.Array  # transitions with |r - 1| > clip_range
-    ratio_deviation_sum: jax.Array  # sum of |r - 1|
-    ratio_deviation_max: jax.Array  # largest |r - 1|
-    log_ratio_square_sum: jax.Array  # sum of (log r)^2, where log r is a mean over elements
+    policy_sum: Float[Array, '']  # to minimise: sum of weight * max(-r A, -clip(r) A)
+    policy_count: Float[Array, '']  # transitions in the loss, including groups of zero spread
+    kl_sum: Float[Array, '']  # sum of KL(policy || reference); 0 without a reference
+    kl_count: Float[Array, '']
+    clip_sum: Float[Array, '']  # transitions with |r - 1| > clip_range
+    ratio_deviation_sum: Float[Array, '']  # sum of |r - 1|
+    ratio_deviation_max: Float[Array, '']  # largest |r - 1|
+    log_ratio_square_sum: Float[Array, '']  # sum of (log r)^2, where log r is a mean over elements
     # Further metrics of a loss, by the names that it declares: sums over the policy_count rows, of
     # which the mean is reported, and maxima.
-    sums: Mapping[str, jax.Array] = {}
-    maxima: Mapping[str, jax.Array] = {}
+    sums: Mapping[str, Float[Array, '']] = {}
+    maxima: Mapping[str, Float[Array, '']] = {}
 
     @classmethod
-    def zeros(cls, dtype=jnp.float32, sums=(), maxima=()):
+    def zeros(
+        cls, dtype: Any = jnp.float32, sums: Iterable[str] = (), maxima: Iterable[str] = ()
+    ) -> 'LossSums':
         """Of no row; `sums` and `maxima` are the names of further metrics."""
         zero = jnp.zeros((), dtype)
         plain = (zero,) * (len(cls._fields) - 2)
-        return cls(*plain, dict.fromkeys(sums, zero), dict.fromkeys(maxima, zero))
+        return cls._make([*plain, dict.fromkeys(sums, zero), dict.fromkeys(maxima, zero)])
 
-    def merge(self, other):
+    def merge(self, other: 'LossSums') -> 'LossSums':
         """The sums of two batches together."""
         merged = jax.tree.map(jnp.add, self, other)
         return merged._replace(
@@ -50,20 +53,20 @@ class LossSums(NamedTuple):
 
 
 def grpo_loss(
-    step,
-    log_prob_old,
-    advantage,
+    step: StepOutput,
+    log_prob_old: Float[ArrayLike, 'M'],
+    advantage: Float[ArrayLike, 'M'] | Mapping[str, Float[ArrayLike, 'M']],
     *,
-    mask,
-    clip_range,
-    weight=None,
-    advantage_weights=None,
-    mean_ref=None,
-    kl_form='gaussian',
-    noise_level=None,
-    kernel='sde',
-    log_prob='gaussian',
-):
+    mask: Bool[ArrayLike, 'M'],
+    clip_range: float,
+    weight: Float[ArrayLike, 'M'] | None = None,
+    advantage_weights: Mapping[str, float] | None = None,
+    mean_ref: Float[ArrayLike, 'M *latent'] | None = None,
+    kl_form: str = 'gaussian',
+    noise_level: Float[ArrayLike, 'M'] | Float[ArrayLike, ''] | None = None,
+    kernel: str | Kernel = 'sde',
+    log_prob: str = 'gaussian',
+) -> LossSums:
     """Clipped surrogate of M transitions, and their KL to the reference policy.
 
         r = p(x' | x) / p_old(x' | x)
@@ -131,7 +134,9 @@ def grpo_loss(
     )
 
 
-def noise_weights(std, trained, power):
+def noise_weights(
+    std: Float[ArrayLike, 'T'], trained: Bool[ArrayLike, 'T'], power: float
+) -> Float[Array, 'T']:
     """Step weights: the std of a transition's noise to a power, scaled to a mean of 1 over the
     trained transitions.
 
@@ -153,7 +158,12 @@ def noise_weights(std, trained, power):
     return raw * trained.sum() / raw.sum()
 
 
-def kl_sums(step, mean_ref, mask, **options):
+def kl_sums(
+    step: StepOutput,
+    mean_ref: Float[ArrayLike, 'M *latent'],
+    mask: Bool[ArrayLike, 'M'],
+    **options: Any,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
     """Sum and count of the KL to the reference over M transitions.
 
     Args:
@@ -168,7 +178,14 @@ def kl_sums(step, mean_ref, mask, **options):
     return jnp.where(mask, kl, 0).sum(), mask.astype(kl.dtype).sum()
 
 
-def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='sde'):
+def kl_divergence(
+    step: StepOutput,
+    mean_ref: Float[ArrayLike, 'M *latent'],
+    *,
+    form: str = 'gaussian',
+    noise_level: Float[ArrayLike, 'M'] | Float[ArrayLike, ''] | None = None,
+    kernel: str | Kernel = 'sde',
+) -> Float[Array, 'M']:
     """KL between the policy's transition and the reference's, two Gaussians of the same std,
     averaged over elements.
 
@@ -194,7 +211,7 @@ def kl_divergence(step, mean_ref, *, form='gaussian', noise_level=None, kernel='
                 f"kl_form 'flow_grpo' divides by the sde kernel's sigma; got kernel {kernel!r}, "
                 f'noise_level {noise_level}'
             )
-        scale = noise_level
+        scale = jnp.asarray(noise_level)
     else:
         raise ValueError(f'unknown kl_form {form!r}; expected one of {KL_FORMS}')
     difference = step.mean - jax.lax.stop_gradient(mean_ref)

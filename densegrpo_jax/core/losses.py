@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
 
+from densegrpo_jax.core.clean_samples import NoisedSamples
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.guard_loss import guard_loss
 from densegrpo_jax.core.list_loss import EFFECTIVE, LOGIT_MAX, list_loss
@@ -72,13 +74,14 @@ class Loss:
         return keyword_options(self.fn)
 
 
-def loss_sums(values, mask) -> LossSums:
+def loss_sums(values: Float[ArrayLike, 'M'], mask: Bool[ArrayLike, 'M']) -> LossSums:
     """The sums of a loss without a ratio.
 
     Args:
-        values: [M] to minimise; any finite value where masked.
-        mask: bool [M].
+        values: to minimise; any finite value where masked.
+        mask: False leaves the value out of sum and count.
     """
+    mask = jnp.asarray(mask)
     values = jnp.where(mask, values, 0)
     sums = LossSums.zeros(values.dtype)
     return sums._replace(policy_sum=values.sum(), policy_count=mask.sum().astype(values.dtype))
@@ -122,7 +125,7 @@ def _list(outputs: Mapping[str, Any], batch, *, list_temperature, list_reward_te
     )
 
 
-def winners_loss(v, batch) -> LossSums:
+def winners_loss(v: Float[Array, 'M *latent'], batch: NoisedSamples) -> LossSums:
     """Flow-matching regression on the best sample of each group: the policy learns what a best-of-N
     search finds (RAFT, arXiv 2304.06767, with the flow's own loss).
 

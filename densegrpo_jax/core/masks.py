@@ -5,21 +5,29 @@ completions coincide.
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
-from densegrpo_jax.core.kernels import as_kernel
-from densegrpo_jax.core.schedules import check_grid
+from densegrpo_jax.core.kernels import Kernel, as_kernel
+from densegrpo_jax.core.schedules import Grid, check_grid
 
 
 class StepMasks(NamedTuple):
     """Two static masks over the T transitions of a grid; `trained` is a subset of `stochastic`."""
 
-    stochastic: np.ndarray  # bool [T]: the transition adds noise
-    trained: np.ndarray  # bool [T]: the transition enters the loss
+    stochastic: Bool[np.ndarray, 'T']  # the transition adds noise
+    trained: Bool[np.ndarray, 'T']  # the transition enters the loss
 
 
 def step_masks(
-    sigmas, *, first=0, last=None, noisy_end=False, train_end=False, kernel='sde', clean_sigma=0.02
-):
+    sigmas: Grid,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    noisy_end: bool = False,
+    train_end: bool = False,
+    kernel: str | Kernel = 'sde',
+    clean_sigma: float = 0.02,
+) -> StepMasks:
     """Stochastic and trained transitions of a grid.
 
     By default every transition is stochastic and trained, except those *into* an (almost) clean
@@ -70,7 +78,7 @@ def step_masks(
     return StepMasks(stochastic, trained)
 
 
-def completion_source(masks, k, n=None):
+def completion_source(masks: StepMasks, k: int, n: int | None = None) -> int:
     """The state whose completion equals that of state k, found without computing either.
 
     With n = None (the ODE uses every remaining grid point) deterministic transitions lie on the

@@ -2,15 +2,18 @@
 grid.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
-from densegrpo_jax.core.schedules import check_grid
+from densegrpo_jax.core.schedules import Grid, check_grid
 from densegrpo_jax.core.sde_step import at_least_f32, sde_step
 
 
-def completion_grid(num_steps, k, n=None):
+def completion_grid(num_steps: int, k: int, n: int | None = None) -> tuple[int, ...]:
     """Grid indices that an n-step completion of state k visits, from k to T.
 
     The paper counts timesteps t = T - k; the n steps visit the timesteps floor(t (n - j) / n), j =
@@ -37,7 +40,15 @@ def completion_grid(num_steps, k, n=None):
     return tuple(num_steps - t * (n - j) // n for j in range(n + 1))
 
 
-def ode_rollout(velocity_fn, x, sigmas, k=0, n=None, *, first_velocity=None):
+def ode_rollout(
+    velocity_fn: Callable[[Array, Array], Array],
+    x: Float[ArrayLike, 'B *latent'],
+    sigmas: Grid,
+    k: int = 0,
+    n: int | None = None,
+    *,
+    first_velocity: Float[ArrayLike, 'B *latent'] | None = None,
+) -> Float[Array, 'B *latent']:
     """x0hat = ODE_n(x_k): the clean latent that the deterministic sampler reaches from state k
     (DenseGRPO Eq. 8).
 
@@ -56,7 +67,7 @@ def ode_rollout(velocity_fn, x, sigmas, k=0, n=None, *, first_velocity=None):
     check_grid(sigmas)
     visited = completion_grid(len(sigmas) - 1, k, n)
     grid = np.asarray(sigmas, np.float32)[list(visited)]
-    x = at_least_f32(x)
+    latent = at_least_f32(x)
 
     def euler(x, s, s_next, velocity):
         return sde_step(velocity, x, s, s_next, 0.0, noise=jnp.zeros_like(x), kernel='ode').sample
@@ -67,5 +78,5 @@ def ode_rollout(velocity_fn, x, sigmas, k=0, n=None, *, first_velocity=None):
 
     rows = np.stack([grid[:-1], grid[1:]], axis=1)
     if first_velocity is not None and len(rows):
-        x, rows = euler(x, grid[0], grid[1], first_velocity), rows[1:]
-    return jax.lax.scan(step, x, rows)[0] if len(rows) else x
+        latent, rows = euler(latent, grid[0], grid[1], first_velocity), rows[1:]
+    return jax.lax.scan(step, latent, rows)[0] if len(rows) else latent

@@ -4,19 +4,21 @@ the network once, whatever is sampled, completed and scored.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.rollout_plan import Jobs, RolloutPlan, check_plan
-from densegrpo_jax.core.schedules import check_grid
-from densegrpo_jax.core.sde_step import StepOutput, at_least_f32, guided_shift, sde_step
+from densegrpo_jax.core.schedules import Grid, check_grid
+from densegrpo_jax.core.sde_step import PerSample, StepOutput, at_least_f32, guided_shift, sde_step
+
+Levels = Float[ArrayLike, 'T'] | Float[ArrayLike, 'T B'] | Sequence[float]
 
 
 @functools.partial(
@@ -76,9 +78,9 @@ class Rollout:
 def advance(
     velocity_fn: Callable,
     x: Float[ArrayLike, 'B *latent'],
-    s,
-    s_next,
-    noise_level,
+    s: PerSample,
+    s_next: PerSample,
+    noise_level: PerSample,
     noise: Float[ArrayLike, 'B *latent'],
     *,
     kernel: str | Kernel = 'sde',
@@ -105,9 +107,9 @@ def advance(
 def continue_trajectory(
     velocity_fn: Callable,
     x: Float[ArrayLike, 'B *latent'],
-    k,
-    sigmas,
-    noise_levels,
+    k: Int[ArrayLike, ''],
+    sigmas: Grid,
+    noise_levels: Levels,
     masks: StepMasks,
     noise_fn: Callable,
     *,
@@ -141,8 +143,8 @@ def continue_trajectory(
 def run_plan(
     velocity_fn: Callable,
     x_init: Float[ArrayLike, 'B *latent'],
-    sigmas,
-    noise_levels,
+    sigmas: Grid,
+    noise_levels: Levels,
     plan: RolloutPlan,
     noise_fn: Callable,
     *,

@@ -3,10 +3,16 @@ once.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
-from densegrpo_jax.core.kernels import as_kernel
+from densegrpo_jax.core.kernels import Kernel, as_kernel
+
+# A grid of noise levels: T+1 host values.
+Grid = Float[Array, 'states'] | Float[np.ndarray, 'states'] | Sequence[float]
 
 _DEFAULTS = dict(
     num_train_timesteps=1000,
@@ -31,7 +37,13 @@ _UNSUPPORTED = (
 )
 
 
-def flux_shift_mu(num_tokens, base_seq_len=256, max_seq_len=4096, base_shift=0.5, max_shift=1.15):
+def flux_shift_mu(
+    num_tokens: int,
+    base_seq_len: int = 256,
+    max_seq_len: int = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+) -> float:
     """Resolution-dependent shift of FLUX: linear in the number of image tokens (`calculate_shift`
     of FluxPipeline).
 
@@ -45,7 +57,9 @@ def flux_shift_mu(num_tokens, base_seq_len=256, max_seq_len=4096, base_shift=0.5
     return num_tokens * slope + (base_shift - slope * base_seq_len)
 
 
-def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
+def sigmas_from_scheduler(
+    config: Mapping[str, Any], num_steps: int, num_tokens: int, *, pipeline: str
+) -> Float[np.ndarray, '{num_steps}+1']:
     """The grid of FluxPipeline or StableDiffusion3Pipeline with a FlowMatchEulerDiscreteScheduler.
 
     FLUX starts from linspace(1, 1/T, T); SD3 from T points between the scheduler's own largest and
@@ -75,6 +89,7 @@ def sigmas_from_scheduler(config, num_steps, num_tokens, *, pipeline):
 
     # The arithmetic below follows the scheduler's dtypes operation by operation, so that the grids
     # agree to the last bit.
+    sigmas: np.ndarray
     if pipeline == 'flux':
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps).astype(np.float32)
     else:
@@ -128,7 +143,7 @@ def _scheduler_settings(config):
     return settings
 
 
-def check_grid(sigmas):
+def check_grid(sigmas: Grid) -> None:
     """Raises ValueError unless `sigmas` [T+1] is finite, strictly decreasing and inside [0, 1],
     with T >= 1.
     """
@@ -141,7 +156,7 @@ def check_grid(sigmas):
         )
 
 
-def flow_grpo_noise_levels(sigmas, a=0.7):
+def flow_grpo_noise_levels(sigmas: Grid, a: float = 0.7) -> Float[np.ndarray, 'T']:
     """Flow-GRPO's table sigma_k = a sqrt(s_k / (1 - s_k)) (arXiv 2505.05470); at s = 1 the
     denominator uses sigmas[1].
 
@@ -159,7 +174,7 @@ def flow_grpo_noise_levels(sigmas, a=0.7):
     return (a * np.sqrt(s[:-1] / denominator)).astype(np.float32)
 
 
-def constant_noise_levels(sigmas, eta):
+def constant_noise_levels(sigmas: Grid, eta: float) -> Float[np.ndarray, 'T']:
     """The constant table: DanceGRPO's sigma = eta for the `sde` kernel, or one eta in [0, 1] for
     `cps`.
 
@@ -170,7 +185,7 @@ def constant_noise_levels(sigmas, eta):
     return np.full(len(sigmas) - 1, eta, np.float32)
 
 
-def ddim_like_noise_levels(sigmas, eta):
+def ddim_like_noise_levels(sigmas: Grid, eta: float) -> Float[np.ndarray, 'T']:
     """Stepwise-Flow-GRPO's noise std = eta s' sqrt(1 - s) (arXiv 2603.28718) as noise levels of the
     `cps` kernel, std = s' sin(level pi / 2). The step from s = 1 adds none.
 
@@ -186,7 +201,9 @@ def ddim_like_noise_levels(sigmas, eta):
     return (2 / np.pi * np.arcsin(eta * np.sqrt(1 - s))).astype(np.float32)
 
 
-def check_noise_levels(noise_levels, num_steps, kernel):
+def check_noise_levels(
+    noise_levels: Float[ArrayLike, 'T'] | Sequence[float], num_steps: int, kernel: str | Kernel
+) -> None:
     """Raises ValueError unless the table [T] is finite, non-negative and at most the kernel's
     maximum (1 for `cps`).
     """

@@ -53,7 +53,7 @@ def test_one_step_by_hand():
 
 
 def test_gains_are_counted_by_strict_sign():
-    p, q = count_gains([[0.0, 0.1, -0.2, 0.3, np.nan], [0, 0, 0, 0, -1e-9]])
+    p, q = count_gains(np.array([[0.0, 0.1, -0.2, 0.3, np.nan], [0, 0, 0, 0, -1e-9]]))
     assert p.tolist() == [2, 0] and q.tolist() == [1, 1]
 
 

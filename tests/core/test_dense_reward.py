@@ -11,6 +11,7 @@ from densegrpo_jax.core.credit_rules import (
 )
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.masks import StepMasks
+from tests.shapes import unchecked
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
 SIMILARITY = np.array([[0.2, 0.5], [0.4, 0.4], [0.8, 0.9], [1.0, 1.0]], np.float32)
@@ -233,7 +234,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match='similarity'):
         dense_reward(REWARDS, 'coca_share')
     with pytest.raises(ValueError, match='shape'):
-        dense_reward(REWARDS[0], 'dense')
+        unchecked(dense_reward)(REWARDS[0], 'dense')
     with pytest.raises(ValueError, match='window'):
         coca_shares(SIMILARITY, 4)
     with pytest.raises(ValueError, match=r"credit 'gae' has no option 'window'; it has \['gae_l"):
