@@ -17,6 +17,7 @@ COMMANDS = {
     'search': ('search', 'spend a budget on better images of given prompts'),
     'evaluate': ('evaluate', 'score a base model and checkpoints side by side'),
     'calibrate': ('calibrate', 'find the noise level of every step before training'),
+    'direction': ('direction', 'learn a direction that guides an embedding reward'),
     'export': ('export', 'write a trained model for Diffusers, ComfyUI and others'),
     'plan': ('plan', 'memory, time and cost on a machine that need not be present'),
     'reward-server': ('reward_server', 'serve a reward to training runs on other machines'),

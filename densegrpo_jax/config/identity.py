@@ -31,7 +31,8 @@ class Scope(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-_NOT_TRAINED = ('noise.*', 'calibration.*', 'search.*')  # noise is compared by its values
+# What is learned before a run is compared by its values: noise, and the direction of a reward.
+_NOT_TRAINED = ('noise.*', 'calibration.*', 'd2.*', 'search.*')
 _SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'loss.cfg')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
 _LAYOUT = ('model.scan',)  # trained arrays are stacked like the blocks
@@ -62,21 +63,31 @@ SCOPES: Mapping[str, Scope] = {
             'data.scenes',
             'rollout.*',
             'reward',
+            'd2.file',
             'calibration.*',
         ),
         but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.tolerance'),
     ),
     # Scores of policies share a table.
     'evaluation': Scope(
-        (*_SAMPLED, 'reward', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
+        (*_SAMPLED, 'reward', 'd2.file', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
     ),
     # Results of a search share a table.
     'search': Scope(
-        (*_SAMPLED, 'noise.*', 'reward', 'search.*', 'eval.steps', 'eval.panel', 'eval.embedding'),
+        (
+            *_SAMPLED,
+            'noise.*',
+            'reward',
+            'd2.file',
+            'search.*',
+            'eval.steps',
+            'eval.panel',
+            'eval.embedding',
+        ),
         but=_AMOUNT,
     ),
     # Raw rewards of a measurement, and its gradients.
-    'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
+    'rewards': Scope((*_SAMPLED, 'reward', 'd2.file'), but=_AMOUNT),
     'gradients': Scope(
         ('*',),
         but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*'),

@@ -190,6 +190,25 @@ METHODS: Mapping[str, Method] = {
         'term; without turning points it is sparse credit with a baseline.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
+    'd2_align': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'loss.noise_power': 0.0,
+            'd2.file': 'direction.npz',
+            'd2.omega': 1.5,
+        },
+        'Flow-GRPO on a reward whose text embedding is moved along a learned direction, the '
+        "model's average picture, so that rewarded pictures stay near it and stay diverse.",
+        'arXiv 2512.24146',
+        'The guided embedding, its scale 1.5, stage 1 in its objective and number of steps; the '
+        'guided reward inside GRPO, which the paper also reports.',
+        'The direction comes first, from `python -m densegrpo_jax.direction`, and `d2.file` names '
+        'its file. Only for rewards with an embedding (PickScore, HPSv2, CLIPScore, and '
+        '`configs/tiny_scene.py`); OCR is refused. Optimiser, batch and pictures of stage 1 are '
+        "ours. The paper's own stage 2, backpropagation through the reward, is not built.",
+        'T, and once `d2.pictures` by the ODE',
+    ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import ml_collections
 
-from densegrpo_jax.config import method_keys, model_keys, run_keys, search_keys
+from densegrpo_jax.config import d2_keys, method_keys, model_keys, run_keys, search_keys
 from densegrpo_jax.config.key import Key
 
 # In the order of configurations; an entry that is not a Key is a group of keys.
@@ -31,6 +31,7 @@ TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'optim': run_keys.OPTIM,
     'ema': run_keys.EMA,
     'reward': run_keys.REWARD,
+    'd2': d2_keys.D2,
     'text_cache': run_keys.TEXT_CACHE,
     'reward_workers': run_keys.REWARD_WORKERS,
     'eval': run_keys.EVAL,

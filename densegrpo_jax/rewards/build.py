@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.rewards.directional import EMBEDDING_REWARDS
 from densegrpo_jax.runtime.named import imported
 
 # Name in a config -> the reward, or 'module:Class' of this package, imported only if a config names
@@ -19,6 +20,7 @@ REWARDS: dict[str, str | Callable[..., Reward]] = {
     'judge': 'remote.judge:JudgeReward',
     'shapes': 'local.shapes:ShapesReward',
     'preference': 'local.preference:PreferenceReward',
+    'scene_embedding': 'local.scene_embedding:SceneEmbeddingReward',
     'clipscore': 'local.clip_rewards:ClipScoreReward',
     'pickscore': 'local.clip_rewards:PickScoreReward',
     'hpsv2': 'local.clip_rewards:Hpsv2Reward',
@@ -56,7 +58,13 @@ def build_reward(spec) -> CompositeReward:
         reward = resolve(kind)
         known = [key for key in inspect.signature(reward).parameters if not key.startswith('make_')]
         weight = options.pop('weight', 1.0)
-        if unknown := [key for key in options if key not in known]:
+        unknown = [key for key in options if key not in known]
+        if 'direction' in unknown:
+            raise ValueError(
+                f'reward {name!r} has no embedding, so no direction can guide it; rewards that '
+                f'have: {", ".join(EMBEDDING_REWARDS)}'
+            )
+        if unknown:
             raise ValueError(
                 f'reward {name!r} has no option {unknown[0]!r}; known options: '
                 f'{", ".join(["weight", "kind", *known])}'

@@ -24,6 +24,7 @@ from densegrpo_jax.pipelines.folder import check_params, load_params, open_pipel
 from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.rewards.directional import with_direction
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
@@ -104,7 +105,8 @@ class Checked:
     @functools.cached_property
     def reward(self) -> CompositeReward:
         """The training reward, with the scores that are only logged."""
-        return build_reward(self.config.reward)
+        spec, file = self.config.reward, self.config.d2.file
+        return build_reward(with_direction(spec, file) if file else spec)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ common part: the place of the weights, fixed batches, cached text. Each `scores`
 differentiable in the images.
 """
 
+import hashlib
 import html
 import math
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.rewards.base import Scores, at_least_one, check_batch
+from densegrpo_jax.rewards.directional import Direction, direction_for
 
 CLIP_L = 'openai/clip-vit-large-patch14'
 CLIP_H = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'
@@ -39,6 +41,9 @@ class ClipReward:
       dtype: 'float32' or 'bfloat16', of weights and matrix products.
       batch_size: images at a time.
       text, geometry: see `clip.read_clip`.
+      direction: a file of `densegrpo_jax.direction`: pictures are compared with the guided text,
+        and the score without it is logged as NAME_unguided. '': none.
+      omega: guidance scale instead of the file's.
 
     Raises:
       ValueError, FileNotFoundError: an option out of range, or files that are missing, damaged or
@@ -61,6 +66,8 @@ class ClipReward:
         batch_size: int = 16,
         text: bool = True,
         geometry: str = 'transformers',
+        direction: str = '',
+        omega: float | None = None,
     ):
         from densegrpo_jax.pipelines import (
             clip,  # imported here: Flax takes a second to import, and other rewards do not need it
@@ -91,7 +98,15 @@ class ClipReward:
         self._lock = threading.Lock()
         self._params, self._texts = None, {}
         self._encode = jax.jit(self.clip.text_features)
-        self._score = jax.jit(lambda *inputs: self.named(inputs[0], self.scores(*inputs)))
+        self._embed = jax.jit(self.clip.image_features)
+        self._score = jax.jit(self._all_scores)
+        self.direction: Direction | None = None
+        if direction:
+            self.direction = direction_for(self, direction, omega)
+            self.names = (*self.names, f'{self.name}_unguided')
+            self.range = (-math.inf, math.inf)  # the guided text is longer than 1
+        elif omega is not None:
+            raise ValueError(f'reward.{self.name}.omega={omega} is of a direction: give one too')
 
     def scores(self, params: dict, images: jax.Array, text: jax.Array) -> jax.Array:
         """The score names[0], which training uses. Pure, and differentiable in float images.
@@ -121,9 +136,31 @@ class ClipReward:
             return self._loaded()
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
-        """float32 [N, D] of unit length."""
+        """float32 [N, D] that pictures are compared with: of unit length, or guided."""
+        with self._lock:
+            return self._compared(self._text(prompts))
+
+    def plain_text(self, prompts: Sequence[str]) -> np.ndarray:
+        """Implements `EmbeddingReward`."""
         with self._lock:
             return self._text(prompts)
+
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        """Implements `EmbeddingReward`."""
+        with self._lock:
+            parts = [self._embed(self._loaded(), *batch) for batch in self._batches(images)]
+        return np.concatenate(jax.device_get(parts))[: len(images)]
+
+    def weights_fingerprint(self) -> str:
+        """Implements `EmbeddingReward`; reads every byte of the weights."""
+        files = [self._source]
+        if self._source.is_dir():
+            files = sorted(self._source.glob('*.safetensors'))
+        total = hashlib.sha256()
+        for path in files:
+            with open(path, 'rb') as file:
+                total.update(hashlib.file_digest(file, 'sha256').digest())
+        return total.hexdigest()[:16]
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Accepts every prompt."""
@@ -137,7 +174,9 @@ class ClipReward:
             return Scores({name: np.zeros(0, np.float32) for name in self.names}, np.zeros(0, bool))
         with self._lock:  # the devices work on one batch at a time anyway
             text = self._text(prompts)
-            parts = [self._score(self._loaded(), *batch) for batch in self._batches(images, text)]
+            plain = () if self.direction is None else (text,)
+            batches = self._batches(images, self._compared(text), *plain)
+            parts = [self._score(self._loaded(), *batch) for batch in batches]
         parts = jax.device_get(parts)
         values = {
             name: np.concatenate([part[name] for part in parts])[: len(images)]
@@ -148,6 +187,16 @@ class ClipReward:
             {name: np.where(valid, value, np.float32(np.nan)) for name, value in values.items()},
             valid,
         )
+
+    def _all_scores(self, params, images, text, plain=None):
+        """Scores by name; `plain` is the text without the direction, if there is one."""
+        found = self.named(params, self.scores(params, images, text))
+        if plain is not None:
+            found[f'{self.name}_unguided'] = self.scores(params, images, plain)
+        return found
+
+    def _compared(self, text: np.ndarray) -> np.ndarray:
+        return text if self.direction is None else self.direction.guide(text)
 
     def _find(self, option: str, name: str, holds: str, files: Sequence[str]) -> pathlib.Path:
         from densegrpo_jax.pipelines.weights.hub import find_folder
@@ -195,8 +244,16 @@ class ClipScoreReward(ClipReward):
     name = 'clipscore'
     names = ('clipscore', 'clipscore_cosine')
 
-    def __init__(self, path: str = CLIP_L, *, dtype: str = 'float32', batch_size: int = 16):
-        super().__init__(path, dtype=dtype, batch_size=batch_size)
+    def __init__(
+        self,
+        path: str = CLIP_L,
+        *,
+        dtype: str = 'float32',
+        batch_size: int = 16,
+        direction: str = '',
+        omega: float | None = None,
+    ):
+        super().__init__(path, dtype=dtype, batch_size=batch_size, direction=direction, omega=omega)
 
     def scores(self, params, images, text):
         """See `ClipReward.scores`."""
@@ -227,8 +284,17 @@ class PickScoreReward(ClipReward):
         processor: str = CLIP_H,
         dtype: str = 'float32',
         batch_size: int = 16,
+        direction: str = '',
+        omega: float | None = None,
     ):
-        super().__init__(path, processor=processor, dtype=dtype, batch_size=batch_size)
+        super().__init__(
+            path,
+            processor=processor,
+            dtype=dtype,
+            batch_size=batch_size,
+            direction=direction,
+            omega=omega,
+        )
 
     def scores(self, params, images, text):
         """See `ClipReward.scores`."""
@@ -256,7 +322,14 @@ class Hpsv2Reward(ClipReward):
     range = (-1.0, 1.0)
 
     def __init__(
-        self, path: str = CLIP_H, *, weights: str = '', dtype: str = 'float32', batch_size: int = 16
+        self,
+        path: str = CLIP_H,
+        *,
+        weights: str = '',
+        dtype: str = 'float32',
+        batch_size: int = 16,
+        direction: str = '',
+        omega: float | None = None,
     ):
         weights = safetensors_file(
             f'{self.name}.weights',
@@ -266,7 +339,13 @@ class Hpsv2Reward(ClipReward):
             folder=True,
         )
         super().__init__(
-            path, weights=weights, dtype=dtype, batch_size=batch_size, geometry='hpsv2'
+            path,
+            weights=weights,
+            dtype=dtype,
+            batch_size=batch_size,
+            geometry='hpsv2',
+            direction=direction,
+            omega=omega,
         )
 
     @staticmethod

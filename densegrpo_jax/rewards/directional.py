@@ -1,0 +1,189 @@
+"""Rewards with an embedding, and the direction files that guide them (D2-Align, arXiv 2512.24146).
+
+A guided reward compares pictures with a moved text embedding (`core.direction.guided_text`) and is
+otherwise the same. `densegrpo_jax.direction` learns the direction and writes its file.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from densegrpo_jax.core.direction import guided_text
+from densegrpo_jax.runtime.files import replacing
+
+FORMAT = 1  # of the files
+EMBEDDING_REWARDS = ('clipscore', 'pickscore', 'hpsv2', 'scene_embedding')
+
+
+@runtime_checkable
+class EmbeddingReward(Protocol):
+    """A reward whose names[0] is proportional to the product of a picture's and a text's embedding,
+    both of unit length.
+    """
+
+    name: str
+
+    def plain_text(self, prompts: Sequence[str]) -> np.ndarray:
+        """float32 [N, D], without any direction."""
+
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        """float32 [N, D] of pictures uint8 [N, H, W, 3]."""
+
+    def weights_fingerprint(self) -> str:
+        """Tells the embedding from others: equal for equal weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """A learned direction, the contents of a file.
+
+    Attributes:
+      vector: b, float32 [D].
+      omega, renormalise: as in `guided_text`.
+      reward, weights: the reward that it was learned for, and `weights_fingerprint`.
+      history: the objective at every step, float32 [steps].
+      facts: what the fit reports, names and numbers.
+    """
+
+    vector: np.ndarray
+    omega: float
+    renormalise: bool
+    reward: str
+    weights: str
+    history: np.ndarray
+    facts: Mapping[str, float]
+
+    def guide(self, text: np.ndarray) -> np.ndarray:
+        """`guided_text` of text embeddings [N, D]."""
+        return np.asarray(
+            guided_text(text, self.vector, self.omega, renormalise=self.renormalise), np.float32
+        )
+
+
+def write_direction(path: pathlib.Path, direction: Direction) -> None:
+    """Writes an npz without pickle, in one step; creates the folder if absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        np.savez(
+            file,
+            format=FORMAT,
+            vector=direction.vector.astype(np.float32),
+            omega=direction.omega,
+            renormalise=direction.renormalise,
+            reward=direction.reward,
+            weights=direction.weights,
+            history=direction.history,
+            names=np.array([*direction.facts], dtype=str),
+            values=np.array([*direction.facts.values()], np.float64),
+        )
+
+
+def read_direction(path: pathlib.Path) -> Direction:
+    """The direction in a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a direction file of this version, or its numbers are not finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'there is no direction file {path}; densegrpo_jax.direction makes one'
+        )
+    way_out = 'expected a file of densegrpo_jax.direction; name another one, or make it anew'
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            held = {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}): {way_out}') from None
+    if int(held.get('format', -1)) != FORMAT:
+        raise ValueError(f'{path} is not a direction file of format {FORMAT}: {way_out}')
+    vector, omega = held['vector'], float(held['omega'])
+    if vector.ndim != 1 or not np.isfinite(vector).all() or not np.isfinite(omega):
+        raise ValueError(f'{path}: the direction is not a finite vector: {way_out}')
+    return Direction(
+        vector.astype(np.float32),
+        omega,
+        bool(held['renormalise']),
+        str(held['reward']),
+        str(held['weights']),
+        held['history'],
+        dict(zip(held['names'].tolist(), held['values'].tolist())),
+    )
+
+
+def direction_for(reward: EmbeddingReward, file: str, omega: float | None) -> Direction:
+    """The direction of `file`, for the reward that it was learned for.
+
+    Args:
+      omega: instead of the file's, if not None.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_direction`; or it is of another reward, or of other
+        weights.
+    """
+    path = pathlib.Path(file).expanduser()
+    found = read_direction(path)
+    for what, there, here in (
+        ('the reward', found.reward, reward.name),
+        ('the weights', found.weights, reward.weights_fingerprint()),
+    ):
+        if there != here:
+            raise ValueError(
+                f'reward.{reward.name}.direction: {path} was learned for {what} {there!r}, and '
+                f'this reward has {here!r}: learn a direction for it (densegrpo_jax.direction)'
+            )
+    if omega is not None:
+        if not np.isfinite(omega):
+            raise ValueError(f'reward.{reward.name}.omega is {omega}; expected a finite number')
+        found = dataclasses.replace(found, omega=float(omega))
+    return found
+
+
+def with_direction(spec: Mapping[str, Any], file: str) -> dict[str, dict]:
+    """The rewards of a configuration, with `direction=file` for the one that has an embedding and
+    counts.
+
+    Raises:
+      ValueError: no reward of non-zero weight has an embedding, or several have.
+    """
+    rewards = {name: dict(options.items()) for name, options in spec.items()}
+    fitting = embedding_rewards(rewards)
+    if len(fitting) != 1:
+        found = f'{fitting} have' if fitting else f'none of {[*rewards]} has'
+        way_out = (
+            f'give reward.{fitting[0]}.direction instead'
+            if fitting
+            else f'expected one of {", ".join(EMBEDDING_REWARDS)}, as in configs/tiny_scene.py'
+        )
+        raise ValueError(
+            f'd2.file={file!r} is a direction in the embedding space of the reward, and {found} '
+            f'an embedding: {way_out}'
+        )
+    rewards[fitting[0]].setdefault('direction', file)
+    return rewards
+
+
+def embedding_rewards(rewards: Mapping[str, Mapping]) -> list[str]:
+    """The keys of the rewards that have an embedding and a weight other than 0."""
+    return [
+        name
+        for name, options in rewards.items()
+        if options.get('kind', name) in EMBEDDING_REWARDS and options.get('weight', 1.0)
+    ]
+
+
+def directions(rewards) -> dict[str, str]:
+    """name -> digest of the direction, of those of `rewards` and parts of sums that are guided."""
+    found = {}
+    for reward in rewards:
+        if (direction := getattr(reward, 'direction', None)) is not None:
+            content = direction.vector.tobytes() + repr(direction.omega).encode()
+            content += repr(direction.renormalise).encode()
+            found[reward.name] = hashlib.sha256(content).hexdigest()[:12]
+        found |= directions(part for part, _ in getattr(reward, 'parts', ()))
+    return found
