@@ -5,6 +5,7 @@ A name is a key of the part's table in core, or 'package.module:object' of the u
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
-from densegrpo_jax.core.roles import REF
+from densegrpo_jax.core.options import keyword_options
+from densegrpo_jax.core.roles import REF, Follow
 from densegrpo_jax.runtime.named import code_digest, imported
 
 Part = TypeVar('Part')
@@ -74,6 +76,17 @@ def loss_options(config) -> dict[str, Any]:
     return _options(f'loss.kind={config.loss.kind!r}', loss_of(config).options, given)
 
 
+def follows_of(config) -> dict[str, Follow]:
+    """The loss's own roles and how each follows the policy, with the options that `loss` sets.
+    Raises ValueError as `credit_options`.
+    """
+    where = f'loss.kind={config.loss.kind!r}'
+    return {
+        role: functools.partial(rule, **_options(where, keyword_options(rule), config.loss))
+        for role, rule in loss_of(config).follows.items()
+    }
+
+
 def roles_read(config) -> tuple[str, ...]:
     """The roles other than the policy that an update reads: the loss's, and the reference if its KL
     is part of the update.
@@ -101,6 +114,7 @@ def check_method(config) -> None:
     rule, loss = credit_rule_of(config), loss_of(config)
     credit_options(config)
     loss_options(config)
+    follows_of(config)
     search_kernel_of(config)
     try:
         check_centre(config.credit.centre, config.credit.std)
@@ -112,11 +126,16 @@ def check_method(config) -> None:
             f'credit.rule={config.credit.rule!r} compares the gains of neighbouring transitions, '
             'which would be equal: use credit.completion_every=1'
         )
-    if not kernel.noisy:
+    if not kernel.noisy and loss.batch != CLEAN:
         noisy = [name for name, k in KERNELS.items() if k.noisy]
         raise ValueError(
             f'rollout.kernel={r.kernel!r} adds no noise, so no transition can be trained; use '
             f'one of {noisy}'
+        )
+    if not kernel.noisy and config.noise.calibrate:
+        raise ValueError(
+            f'noise.calibrate=True, and rollout.kernel={r.kernel!r} adds no noise: use '
+            'noise.calibrate=False'
         )
     if config.loss.kl_form == 'flow_grpo' and kernel.level != SIGMA:
         raise ValueError(
@@ -150,6 +169,16 @@ def check_method(config) -> None:
             f'loss.kind={config.loss.kind!r} trains on clean samples, which have one reward each, '
             f'and credit.rule={config.credit.rule!r} gives every transition its own: use '
             "credit.rule='sparse'"
+        )
+    if loss.batch != CLEAN and config.loss.draws != 1:
+        raise ValueError(
+            f'loss.draws={config.loss.draws} noises of a clean sample, and loss.kind='
+            f'{config.loss.kind!r} trains on transitions: use loss.draws=1'
+        )
+    if loss.batch == CLEAN and config.loss.step_decay != 1:
+        raise ValueError(
+            f'loss.step_decay={config.loss.step_decay} weighs transitions, and loss.kind='
+            f'{config.loss.kind!r} trains on clean samples: use loss.step_decay=1'
         )
     if loss.batch == CLEAN and config.loss.noise_power:
         raise ValueError(

@@ -11,6 +11,8 @@ from densegrpo_jax.core.grpo_loss import KL_FORMS
 from densegrpo_jax.core.kernels import KERNELS
 from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.core.noise_tables import NOISE_TABLES
+from densegrpo_jax.core.pair_loss import PAIRS
+from densegrpo_jax.core.roles import OLD_DECAYS
 from densegrpo_jax.core.sde_step import LOG_PROBS
 
 STEPS = 1000  # most denoising steps of a trajectory
@@ -26,8 +28,9 @@ ROLLOUT = {
     ),
     'kernel': part(
         'cps',
-        'Kernel of the stochastic transitions (core/kernels.py).',
-        tuple(name for name, kernel in KERNELS.items() if kernel.noisy),
+        'Kernel of the stochastic transitions (core/kernels.py); losses on clean samples may have '
+        "'ode', which adds no noise.",
+        KERNELS,
     ),
     'noise': part(
         'constant',
@@ -152,7 +155,7 @@ LOSS = {
     'kind': part(
         'grpo',
         "What an update minimises; 'grpo' is the clipped surrogate, 'guard' that of GRPO-Guard's "
-        "ratio, 'list' LIRE's listwise loss (core/losses.py).",
+        "ratio, 'list' LIRE's listwise loss, 'pair' SDPO's, 'nft' DiffusionNFT's (core/losses.py).",
         LOSSES,
     ),
     'clip_range': positive(1e-4, "Clip range of the ratio; 2e-6 to 4e-6 for 'guard'."),
@@ -171,6 +174,29 @@ LOSS = {
     ),
     'list_reward_temperature': positive(
         1.0, "'list': the temperature of advantages in the softmax of a group."
+    ),
+    'pairs': choice('all', "'pair': the pairs of a group, or 'neighbours' 2i, 2i + 1.", PAIRS),
+    'step_decay': number(
+        1.0,
+        'Weight of transition k: this to the power k, on top of noise_power; SDPO: 0.99.',
+        0,
+        1,
+        above=True,
+    ),
+    'nft_strength': positive(
+        1.0, "'nft': b, how far the policy leads the old one in the mixtures of the loss.", 1000
+    ),
+    'old_decay': choice(
+        'rising',
+        "'nft': what the old policy keeps of itself after iteration i: 'none'; 'rising' = "
+        "min(0.001 i, 0.5); 'late' = 0 up to 75, then min(0.0075 (i - 75), 0.999).",
+        OLD_DECAYS,
+    ),
+    'draws': whole(
+        1,
+        'Losses on clean samples: the noise levels, each with its noise, at which one is trained.',
+        1,
+        1000,
     ),
     'beta': number(0.0, 'Weight of the KL to the reference.', 0),
     'measure_kl': switch(

@@ -115,6 +115,28 @@ METHODS: Mapping[str, Method] = {
         '`credit.rule` it is listwise too. A list over whole trajectories is not built.',
         'T',
     ),
+    'nft': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'loss.kind': 'nft',
+            'loss.noise_power': 0.0,
+            'loss.beta': 1e-4,
+            'loss.draws': 10,
+            'rollout.kernel': 'ode',
+            'rollout.noise': 'constant',
+        },
+        'On clean samples with fresh noise: good ones pull the velocity, bad ones push it away, '
+        'measured from the old policy that sampled them.',
+        'arXiv 2509.16117',
+        'Loss with b = 1, weights of the errors with their floor, r from advantages, the 1e-4 of '
+        'the distance to the reference, the old policy and the schedules of its averages; samples '
+        'by ODE from the old policy.',
+        'Ten noise levels a sample, uniform in (0, 1), are our choice. The recipe keeps its '
+        'guidance, which policy and old policy then both have; the paper trains without '
+        '(`model.guidance=1` on SD3.5).',
+        'T',
+    ),
     'winners': Method(
         {'loss.kind': 'winners', 'credit.rule': 'sparse', 'loss.noise_power': 0.0},
         'The best image of each prompt is learned by the regression that the model was trained '

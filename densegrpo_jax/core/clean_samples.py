@@ -64,13 +64,16 @@ def clean_samples(
     )
 
 
-def noised(samples: CleanSamples, key: Any) -> NoisedSamples:
+def noised(samples: CleanSamples, key: Any, draws: int = 1) -> NoisedSamples:
     """Draws a noise level s and noise for each sample. They depend on its index in the iteration,
     not on microbatches and devices.
 
     Args:
         key: typed key [] of the iteration.
+        draws: rows per sample. The sample is the faster index of the M = draws * B rows, and the
+            first B are those of a single draw.
     """
+    samples = jax.tree.map(lambda a: jnp.concatenate([a] * draws), samples)
     shape = samples.x0.shape[1:]
     of_rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(samples.x0)))
     draw = lambda sampler, i: jax.vmap(lambda k: sampler(jax.random.fold_in(k, i)))(of_rows)

@@ -12,11 +12,15 @@ from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.guard_loss import guard_loss
 from densegrpo_jax.core.list_loss import EFFECTIVE, LOGIT_MAX, list_loss
 from densegrpo_jax.core.lists import list_ids
+from densegrpo_jax.core.nft_loss import nft_terms
 from densegrpo_jax.core.options import keyword_options
-from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow
+from densegrpo_jax.core.pair_loss import pair_loss
+from densegrpo_jax.core.roles import EMA, POLICY, REF, Follow, follow_old
 
 TRANSITIONS = 'transitions'  # the batch is `Transitions` of the rollout
 CLEAN = 'clean'  # the batch is `NoisedSamples`: final latents with fresh noise
+
+OLD = 'old'  # the policy that sampled, of `nft`
 
 # Fields of a training state other than its roles: a checkpoint has one set of names for both.
 STATE_FIELDS = ('opt', 'step', 'skipped')
@@ -40,6 +44,7 @@ class Loss:
         sums, maxima: names of further metrics in its LossSums: means over rows, and maxima.
         follows: roles that the training state holds for this loss, by name, and how each follows
             the policy. They start equal to it.
+        sampler: the role whose samples the update trains on; a role of the state.
 
     The KL to the reference is not part of the loss: the update adds beta times it to any loss.
     """
@@ -52,6 +57,7 @@ class Loss:
     sums: tuple[str, ...] = ()
     maxima: tuple[str, ...] = ()
     follows: Mapping[str, Follow] = dataclasses.field(default_factory=dict)
+    sampler: str = POLICY
 
     def __post_init__(self) -> None:
         if self.batch not in (TRANSITIONS, CLEAN):
@@ -61,6 +67,8 @@ class Loss:
         known = [REF, EMA, *self.follows]
         if unknown := set(self.needs) - set(known):
             raise ValueError(f'needs has {sorted(unknown)}; expected roles of {known}')
+        if self.sampler not in (held := [POLICY, EMA, *self.follows]):
+            raise ValueError(f'sampler is {self.sampler!r}; expected one of {held}')
         taken = {POLICY, REF, EMA, *STATE_FIELDS}
         for name in self.follows:
             if name in taken or not name.isidentifier():
@@ -125,6 +133,20 @@ def _list(outputs: Mapping[str, Any], batch, *, list_temperature, list_reward_te
     )
 
 
+def _pair(outputs: Mapping[str, Any], batch, *, clip_range, pairs, log_prob):
+    return pair_loss(
+        outputs[POLICY],
+        batch.log_prob,
+        batch.advantage,
+        list_ids(batch.prompt_id, batch.s, batch.s_next),
+        mask=batch.mask,
+        weight=batch.weight,
+        clip_range=clip_range,
+        pairs=pairs,
+        log_prob=log_prob,
+    )
+
+
 def winners_loss(v: Float[Array, 'M *latent'], batch: NoisedSamples) -> LossSums:
     """Flow-matching regression on the best sample of each group: the policy learns what a best-of-N
     search finds (RAFT, arXiv 2304.06767, with the flow's own loss).
@@ -147,10 +169,17 @@ def winners_loss(v: Float[Array, 'M *latent'], batch: NoisedSamples) -> LossSums
     return loss_sums(jnp.where(winner, weight, 0) * error, batch.mask)
 
 
+def _nft(outputs: Mapping[str, Any], batch, *, nft_strength):
+    v, v_old, given = outputs[POLICY], outputs[OLD], (batch.x, batch.s, batch.x0, batch.advantage)
+    return loss_sums(nft_terms(v, v_old, *given, strength=nft_strength), batch.mask)
+
+
 LOSSES = {
     'grpo': Loss(_grpo),  # the clipped surrogate, `grpo_loss`
     'guard': Loss(_guard, mean_old=True),
     'list': Loss(_list, groups=True, sums=(EFFECTIVE,), maxima=(LOGIT_MAX,)),
+    'pair': Loss(_pair, groups=True),
+    'nft': Loss(_nft, batch=CLEAN, needs=(OLD,), follows={OLD: follow_old}, sampler=OLD),
     'winners': Loss(
         lambda outputs, batch: winners_loss(outputs[POLICY], batch), batch=CLEAN, groups=True
     ),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from densegrpo_jax.config.method import loss_of
+from densegrpo_jax.config.method import follows_of
 from densegrpo_jax.core.losses import STATE_FIELDS
 from densegrpo_jax.core.roles import EMA, POLICY, Follow, moving_average, warm_decay
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
@@ -66,7 +66,7 @@ class TrainState:
 def follow_rules(config) -> dict[str, Follow]:
     """The roles other than the policy in a state of this configuration, and how each follows it."""
     average = moving_average(warm_decay(config.ema.decay, config.ema.every))
-    return {EMA: average, **loss_of(config).follows}
+    return {EMA: average, **follows_of(config)}
 
 
 def learning_rate(config) -> optax.Schedule:

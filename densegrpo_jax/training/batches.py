@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     """
 
     unit: str  # name of a row, in the plural
-    rows: Callable[[RolloutPlan], int]  # per sample
+    rows: Callable[[Any, RolloutPlan], int]  # (config, plan) -> per sample
     record: Callable[[Credited], Any]  # of an iteration, rows [M, ...]
     prepared: Callable[[Any, Any, jax.Array], Any]  # (config, record, step) -> rows for losses
     # (config, velocity function, prepared rows) -> the network's output for them
@@ -105,7 +105,7 @@ def _kl_of_velocities(
 BATCHES = {
     TRANSITIONS: Batch(
         unit='transitions',
-        rows=lambda plan: sum(plan.transitions.trained),
+        rows=lambda config, plan: sum(plan.transitions.trained),
         record=_transitions,
         prepared=lambda config, record, step: record,
         output=rescore,
@@ -114,10 +114,10 @@ BATCHES = {
     ),
     CLEAN: Batch(
         unit='samples',
-        rows=lambda plan: 1,
+        rows=lambda config, plan: config.loss.draws,
         record=_clean,
         prepared=lambda config, record, step: noised(
-            record, stream_key(config.seed, STREAM_UPDATE, step)
+            record, stream_key(config.seed, STREAM_UPDATE, step), config.loss.draws
         ),
         output=lambda config, velocity, batch: velocity(batch.x, batch.s),
         kl=_kl_of_velocities,

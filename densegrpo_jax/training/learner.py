@@ -94,6 +94,9 @@ def make_credit(
             terminal = jnp.broadcast_to(result.values[np.argmax(trained)], values.shape)
             result = result._replace(values=by_rule(terminal))
         weight = noise_weights(rollout.std[:, 0], trained, config.loss.noise_power)
+        if config.loss.step_decay != 1:
+            starts = np.array(schedule.plan.transitions.k_from)
+            weight = weight * np.float32(config.loss.step_decay) ** starts
         record = kind.record(Credited(rollout, rewards[-1], result.values, weight, group_ids, keep))
         on = jnp.asarray(trained)
         kept = jnp.maximum(keep.sum(), 1)
@@ -236,7 +239,7 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
     check_batch(mesh, o.microbatch, 'optim.microbatch')
     kind = BATCHES[loss.batch]
-    rows = kind.rows(schedule.plan)
+    rows = kind.rows(config, schedule.plan)
     size = rows * r.prompts * r.group // o.updates
     whole = r.group if loss.groups else 1
     near = sorted(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, prepare, start_policy, visited_prompts
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.method import own_code
+from densegrpo_jax.config.method import loss_of, own_code
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
@@ -76,7 +76,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         schedule = schedule._replace(noise_levels=psi)
     rollout_fn = make_rollout(session.pipeline, config, schedule, mesh)
     credit_fn = make_credit(config, schedule, mesh, session.reward.weights)
-    update_fn = make_update(session.pipeline, config, tx, mesh)
+    update_fn, sampler = make_update(session.pipeline, config, tx, mesh), loss_of(config).sampler
 
     # Restore the newest checkpoint or start; restore into shapes, because memory may not hold two
     # states.
@@ -125,7 +125,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 watch = report.Stopwatch()
                 key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
                 rollouts, pending, conditioning, group_ids = collector.sample(
-                    rollout_fn, state.policy, chosen(step), key, schedule.noise_levels
+                    rollout_fn, state.roles[sampler], chosen(step), key, schedule.noise_levels
                 )
                 watch.lap('sample')
 

@@ -29,6 +29,8 @@ def try_parts(config, schedule: Schedule) -> None:
 
 def _try_kernel(config, schedule: Schedule) -> None:
     r, sigmas = config.rollout, schedule.sigmas
+    if not kernel_of(config).noisy:  # for losses on clean samples
+        return
     x, noise = np.random.default_rng(0).normal(size=(2, SAMPLES, 4)).astype(np.float32)
     for k in np.flatnonzero(schedule.masks.trained):
         level = np.float32(schedule.noise_levels[k])

@@ -78,6 +78,7 @@ def test_parts_of_ones_own(own):
     np.testing.assert_allclose(own_table(config, SIGMAS), [0.8, 0.6, 0.4], rtol=1e-6)
 
 
+NFT = {'loss__kind': 'nft', 'credit__rule': 'sparse'}
 NOT_THERE = "there is no module 'nowhere' on the import path"
 
 
@@ -110,7 +111,14 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             "loss.kind='list' takes a softmax over log-densities.* use 'gaussian'",
         ),
         ({'rollout__kernel': 'own_method:silent'}, "'own_method:silent' adds no noise"),
-        ({'rollout__kernel': 'ode'}, "'ode': expected one of 'cps', 'sde', or 'package.module:obj"),
+        ({'rollout__kernel': 'ode'}, "'ode' adds no noise, so no transition .* use one of .*'sde'"),
+        (
+            {**NFT, 'rollout__kernel': 'ode', 'noise__calibrate': True},
+            "rollout.kernel='ode' adds no noise: use noise.calibrate=False",
+        ),
+        ({'loss__draws': 2}, "loss.kind='grpo' trains on transitions: use loss.draws=1"),
+        ({**NFT, 'loss__step_decay': 0.9}, 'weighs transitions.* use loss.step_decay=1'),
+        ({**NFT, 'credit__rule': 'dense'}, "use credit.rule='sparse'"),
         (
             {'rollout__noise': 'own_method:angles'},
             r"kind 'angle', and rollout.kernel='cps' takes 'eta': use .*\['constant', 'ddim', 'dd",

@@ -84,7 +84,7 @@ def test_no_other_value_gets_past_its_type_or_choices(name):
         ('lora.alpha', 0.0, 'a finite number above 0'),
         ('lora.targets', (), 'a tuple of texts, at least 1'),
         ('data.eval_prompts', -5, 'at least 0'),
-        ('rollout.kernel', 'ode', "one of 'cps', 'sde'"),
+        ('rollout.kernel', 'oed', "one of 'cps', 'ode', 'sde'"),
         ('rollout.group', 1, 'at least 2.*an advantage compares them'),
         ('rollout.level', 0.0, 'above 0.*without noise'),
         ('credit.std_eps', -1e-4, 'at least 0'),

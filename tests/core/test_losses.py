@@ -77,6 +77,19 @@ def test_noise_depends_on_the_key_and_on_the_place_alone():
     assert (other.s != whole.s).all() and (other.noise != whole.noise).all()
 
 
+def test_more_draws_of_a_sample():
+    found, _ = samples()
+    once, batch = (noised(found, jax.random.key(3), draws) for draws in (1, 3))
+    for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(once)):
+        assert len(a) == 3 * B
+        np.testing.assert_array_equal(a[:B], b)
+    np.testing.assert_array_equal(batch.x0, np.tile(found.x0, (3, 1, 1)))
+    np.testing.assert_array_equal(batch.prompt_id, np.tile(found.prompt_id, 3))
+    assert len(np.unique(batch.s)) == 3 * B
+    s = np.asarray(batch.s)[:, None, None]
+    np.testing.assert_allclose(batch.x, (1 - s) * batch.x0 + s * batch.noise, atol=1e-6)
+
+
 def test_velocity_difference():
     v, v_ref = NOISE[:, :3]
     found = velocity_difference(jnp.asarray(v), jnp.asarray(v_ref))

@@ -16,7 +16,14 @@ def test_the_page_is_up_to_date():
 # next evaluation is the trajectory's own; the last transition is silent.
 @pytest.mark.parametrize(
     'method,steps,expected',
-    [('flow_grpo', 6, (6, 1)), ('dense_grpo', 6, (21, 6)), ('dense_grpo', 10, (55, 10))],
+    [
+        ('flow_grpo', 6, (6, 1)),
+        ('guard', 6, (6, 1)),
+        ('lire', 10, (10, 1)),
+        ('nft', 10, (10, 1)),
+        ('dense_grpo', 6, (21, 6)),
+        ('dense_grpo', 10, (55, 10)),
+    ],
 )
 def test_costs_are_counted(method, steps, expected):
     assert cost(method, steps) == expected

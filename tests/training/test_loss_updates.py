@@ -28,6 +28,14 @@ LIST = {
     'credit.rule': 'sparse',
 }
 
+PAIR = {
+    'loss.kind': 'pair',
+    'loss.clip_range': 2e-3,
+    'loss.step_decay': 0.9,
+    'credit.rule': 'sparse',
+}
+NFT = {'loss.kind': 'nft', 'loss.nft_strength': 0.5, 'credit.rule': 'sparse'}
+
 
 def velocity(matrix, x, s):
     return jnp.tanh(x @ matrix) + s * x + np.repeat(PROMPT, GROUP, 0)[:, None, :]
@@ -133,7 +141,84 @@ def test_list(invalid, updates):
         assert metrics['list_effective'] < 5.9 and metrics['list_logit_max'] > 0.1
 
 
-@pytest.mark.parametrize('changes', [GUARD, LIST], ids=['guard', 'list'])
+@pytest.mark.parametrize('pairs', ['all', 'neighbours'])
+def test_pair(pairs):
+    """With a sample that does not count; the second update is off policy."""
+    changes = PAIR | {'loss.pairs': pairs, 'optim.updates': 2, 'optim.microbatch': 12}
+    c, rollout, rewards, valid, new, metrics = one_iteration(7, **changes)
+    steps, keep = Steps(rollout), valid.all(0)
+    advantage = group_advantages(c, rewards[-1], keep).reshape(PROMPTS, GROUP)
+    beside = {
+        'all': [(i, j) for j in range(GROUP) for i in range(j)],
+        'neighbours': [(i, i + 1) for i in range(0, GROUP, 2)],
+    }[pairs]
+
+    def loss(policy, used):
+        total = 0.0
+        for k in range(TRAINED):
+            moved = steps.log_prob(policy, k) - steps.log_prob(np.float64(START), k)
+            moved = moved.reshape(PROMPTS, GROUP)
+            held = jnp.clip(moved, -c.loss.clip_range, c.loss.clip_range)
+            for p, there in enumerate(used.reshape(PROMPTS, GROUP)):
+                pairs_used = [(i, j) for i, j in beside if there[i] and there[j]]
+                for i, j in pairs_used:
+                    gap, w = advantage[p, i] - advantage[p, j], 0.9**k
+                    free = (w * (moved[p, i] - moved[p, j]) - gap) ** 2
+                    bound = (w * (held[p, i] - held[p, j]) - gap) ** 2
+                    total += there.sum() / len(pairs_used) * jnp.maximum(free, bound)
+        return total / (TRAINED * used.sum())
+
+    with jax.enable_x64(True):
+        expected = moved_by(c, loss, keep)
+    found = new.policy['a'] - START
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+    assert metrics['ratio_deviation_first'] <= 1e-6 and metrics['clip_fraction'] > 0.04
+
+
+@pytest.mark.parametrize('draws, beta', [(1, 0.0), (3, 0.3)])
+def test_nft(draws, beta):
+    """The old policy, which is elsewhere here, is read and then follows: d = .02 after 20."""
+    old = 3 * START
+    changes = NFT | {'loss.draws': draws, 'loss.beta': beta, 'optim.microbatch': 12}
+    c, rollout, rewards, valid, new, metrics = one_iteration(7, ema=old, **changes)
+    keep = valid.all(0)
+    r = np.clip(group_advantages(c, rewards[-1], keep) / 10 + 0.5, 0, 1)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(42), 6), 20)
+    x0 = np.where(keep[:, None, None], np.asarray(rollout.latents[-1], np.float64), 0)
+    rows = [jax.random.fold_in(key, i) for i in range(draws * SAMPLES)]
+    s = np.array([jax.random.uniform(jax.random.fold_in(k, 0)) for k in rows])
+    noise = [jax.random.normal(jax.random.fold_in(k, 1), x0.shape[1:]) for k in rows]
+    s, noise = s.reshape(draws, SAMPLES, 1, 1), np.reshape(noise, (draws, *x0.shape))
+    x = (1 - s) * x0 + s * noise
+
+    def loss(policy, used):
+        total = 0.0
+        for d in range(draws):
+            v, v_old, v_ref = (
+                velocity(BASE + np.float64(1) * p, x[d], s[d]) for p in (policy, old, 0 * old)
+            )
+            for share, sign in ((r, 1), (1 - r, -1)):
+                error = x[d] - s[d] * (v_old + sign * 0.5 * (v - v_old)) - x0
+                size = jnp.maximum(jnp.abs(jax.lax.stop_gradient(error)).mean((1, 2)), 1e-5)
+                each = 5 / 0.5 * share * (error**2).mean((1, 2)) / size
+                total += jnp.where(used, each, 0).sum()
+            total += beta * jnp.where(used, ((v - v_ref) ** 2).mean((1, 2)), 0).sum()
+        return total / (draws * used.sum())
+
+    with jax.enable_x64(True):
+        expected = moved_by(c, loss, keep)
+    found = new.policy['a'] - START
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert metrics['samples'] == draws * keep.sum() and np.abs(found).max() > 1e-2
+    kept = 0.02 * old + 0.98 * np.asarray(new.policy['a'])
+    np.testing.assert_allclose(new.roles['old']['a'], kept, rtol=1e-5)
+
+
+CASES = {'guard': GUARD, 'list': LIST, 'pair': PAIR, 'nft': NFT | {'loss.draws': 4}}
+
+
+@pytest.mark.parametrize('changes', CASES.values(), ids=CASES)
 def test_eight_devices_move_as_one_does(changes):
     changes = changes | {'optim.microbatch': 24, 'optim.updates': 2}
     *_, alone, before = one_iteration(7, **changes)

@@ -223,6 +223,8 @@ def test_microbatches_that_a_loss_can_use():
         r"loss.kind='own_loss:groups' compares; near it: \[6, 12, 24, 48\]",
     ):
         geometry(**{'optim.microbatch': 8, 'loss.kind': 'own_loss:groups'})
+    drawn = {'loss.kind': 'nft', 'loss.draws': 3, 'credit.rule': 'sparse'}
+    assert geometry(**{'optim.microbatch': 8, **drawn}) == 9
     with pytest.raises(ValueError, match=r'does not divide the 24 samples of an update \(1 a samp'):
         geometry(**{'optim.microbatch': 16, **clean})
     with pytest.raises(

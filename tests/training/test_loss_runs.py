@@ -1,0 +1,63 @@
+"""Shipped losses through whole runs: what they sample, count and keep when a run continues."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.core.roles import OLD_DECAYS
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import final_state, make_config, one_device, rows
+
+SHORT = {'iterations': 1, 'eval.every': 1, 'rollout.steps': 4, 'optim.decay': 'constant'}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
+
+
+def trained(method, folder, workdir, **changes):
+    changes = {**METHODS[method].overrides, **SHORT, **changes}
+    run(make_config(folder, **changes), workdir, one_device(), StopRequest())
+    return final_state(workdir)[1]
+
+
+def test_nft_samples_from_the_old_policy_and_continues(folder, tmp_path, monkeypatch):
+    """Bit for bit, with d = 1/4 after the first iteration and 1/2 after the second."""
+    monkeypatch.setitem(OLD_DECAYS, 'rising', lambda step: 0.25 * (step + 1.0))
+    sampled, sample = [], Collector.sample
+
+    def watched(self, rollout_fn, policy, *rest):
+        sampled.append(jax.device_get(policy))
+        found = sample(self, rollout_fn, policy, *rest)
+        assert all(not np.any(rollout.std) for rollout in found[0])  # by ODE
+        return found
+
+    monkeypatch.setattr(Collector, 'sample', watched)
+    of = {'loss.draws': 3, 'loss.beta': 0.01, 'optim.microbatch': 8}
+    whole = trained('nft', folder, tmp_path / 'whole', **of, iterations=2)
+    first = trained('nft', folder, tmp_path / 'stopped', **of)
+    continued = trained('nft', folder, tmp_path / 'stopped', **of, iterations=2)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], continued[name], name)
+    # The first update starts at zero matrices b; its policy moves them, and the old one less.
+    names = [n.removeprefix('old/') for n in first if n.startswith('old/')]
+    moved = [n for n in names if n.endswith('/b') and np.any(first[f'policy/{n}'])]
+    assert moved
+    for name in moved:
+        old = 0.75 * first[f'policy/{name}']
+        np.testing.assert_allclose(first[f'old/{name}'], old, rtol=1e-6)
+        later = 0.5 * old + 0.5 * whole[f'policy/{name}']
+        np.testing.assert_allclose(whole[f'old/{name}'], later, rtol=1e-5, atol=1e-9)
+    used = jax.tree.leaves(sampled[1])  # of the second iteration
+    old = [first[f'old/{name}'] for name in names]
+    assert {a.tobytes() for a in map(np.asarray, used)} == {a.tobytes() for a in old}
+    last = rows(tmp_path / 'whole')[-1]
+    assert last['train/samples'] == 3 * 16 and last['train/kl'] > 0
+    assert last['train/velocity_evals'] == 2 * 16 * 4  # T = 4 each
+    assert jnp.isfinite(last['train/loss']) and last['train/finite'] == 1
