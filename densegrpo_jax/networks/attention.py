@@ -26,6 +26,7 @@ from densegrpo_jax.runtime.mesh import BATCH_AXES, batch_shards
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 IMPLEMENTATIONS = ('xla', 'cudnn', 'splash')
 PLATFORM = {'cudnn': ('gpu', 'cuda'), 'splash': ('tpu',)}
+PROBE = 'probe'  # collection of the rows' entropies, filled only where it is mutable
 SPLASH_BLOCK = 512  # upper bound on the queries, and on the keys, of one step of the kernel
 TPU_LANES = 128  # block sizes are multiples of this
 
@@ -40,6 +41,29 @@ def xla(q, k, v):
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
     return out.reshape(*out.shape[:2], -1)
+
+
+def row_entropy(q, k):
+    """Entropy of every query's attention weights, over the logarithm of the number of keys and
+    averaged over the heads.
+
+    With logits l and weights A = softmax(l) of a row, H = -sum_j A_j log A_j = logsumexp(l) -
+    sum_j A_j l_j; both terms are taken relative to the largest logit. Forms all weights, in
+    float32.
+
+    Args:
+      q: [B, N, H, d]. k: [B, M, H, d].
+
+    Returns:
+      float32 [B, N] in [0, 1].
+    """
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
+    logits -= logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits)
+    total = weights.sum(-1)
+    entropy = jnp.log(total) - (weights * logits).sum(-1) / total
+    return entropy.mean(1) / jnp.log(k.shape[1])
 
 
 def cudnn(q, k, v):

@@ -157,6 +157,8 @@ class Attention(nn.Module):
             v = jnp.concatenate([heads(text, 'add_v_proj'), v], axis=1)
         if rope is not None:
             q, k = (layers.apply_rope(t, *rope) for t in (q, k))
+        if self.is_mutable_collection(attention.PROBE) and not self.is_initializing():
+            self.sow(attention.PROBE, 'entropy', attention.row_entropy(q, k))
         result = checkpoint_name(
             self.attend(q.astype(self.dtype), k.astype(self.dtype), v), 'attention'
         )
@@ -270,7 +272,7 @@ def stack(
     if scan and length:
         block = nn.scan(
             block,
-            variable_axes={'params': 0, lora_lib.COLLECTION: 0},
+            variable_axes={'params': 0, lora_lib.COLLECTION: 0, attention.PROBE: 0},
             split_rngs={'params': True},
             length=length,
             in_axes=(nn.broadcast,) * len(inputs),

@@ -7,6 +7,7 @@ and predicts. `folder` opens and writes folders.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from densegrpo_jax.networks import vae
-from densegrpo_jax.networks.attention import Attend
+from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.lora import COLLECTION
 from densegrpo_jax.pipelines.tokenizers import tokenize
 
@@ -258,6 +259,56 @@ class Pipeline:
             return (positive, guided) if both else guided
 
         return velocity
+
+    def probe_fn(
+        self,
+        base: dict,
+        policy: dict | None,
+        conditioning: Conditioning,
+        guidance: jax.Array | float,
+        height: int,
+        width: int,
+        *,
+        negative: Conditioning | None = None,
+    ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        """`velocity_fn`, also with the attention's entropy: `(x [B, ...], s [B]) -> (v [B, ...],
+        entropy float32 [B])`.
+
+        The entropy is `row_entropy` averaged over the image's tokens and all attention layers; with
+        classifier-free guidance that of the prompt's own prediction.
+
+        Raises:
+          ValueError: the family's networks are not probed.
+        """
+        tokens = self.image_tokens(height, width)
+        found: list[dict] = []  # of one evaluation, inside one trace
+
+        def apply(base, adapters, *inputs):
+            given = {'params': base} if adapters is None else {'params': base, COLLECTION: adapters}
+            v, sown = self.transformer.apply(given, *inputs, mutable=[PROBE])
+            found.append(sown[PROBE])
+            return v
+
+        probing = copy.copy(self)
+        object.__setattr__(probing, 'apply_transformer', apply)  # of a frozen dataclass
+        network = probing.velocity_fn(
+            base, policy, conditioning, guidance, height, width, negative=negative
+        )
+
+        def probed(x, s):
+            v = network(x, s)
+            # [..., B, N]; text tokens come first, and the rows of an empty prompt last
+            rows = [leaf[..., : len(x), -tokens:].mean(-1) for leaf in jax.tree.leaves(found.pop())]
+            layers = jnp.concatenate([row.reshape(-1, len(x)) for row in rows])
+            return v, layers.mean(0)
+
+        return probed
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """Tokens of an image in the transformer; they follow those of the text."""
+        raise ValueError(
+            f'the attention of {self.CLASS_NAME} cannot be probed; FLUX.1 and SD3.5 can'
+        )
 
     def decode(
         self, params: dict, latents: jax.Array, height: int, width: int

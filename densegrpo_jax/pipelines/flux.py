@@ -97,6 +97,9 @@ class FluxPipeline(Pipeline):
 
         return velocity
 
+    def image_tokens(self, height, width):
+        return self.latent_shape(height, width)[0]
+
     def spatial(self, latents, height, width):
         return unpack_latents(latents, height, width)
 

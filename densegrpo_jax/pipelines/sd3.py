@@ -94,6 +94,10 @@ class Sd3Pipeline(Pipeline):
             base, adapters, x, conditioning['context'], conditioning['pooled'], s
         )
 
+    def image_tokens(self, height, width):
+        rows, columns, _ = self.latent_shape(height, width)
+        return rows * columns // self.transformer.config.patch_size**2
+
     def spatial(self, latents, height, width):
         return latents
 
