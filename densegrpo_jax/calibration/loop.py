@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.calibration.figure import draw
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
 from densegrpo_jax.core.dense_reward import state_rewards
@@ -106,8 +107,8 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
 
 
 def prepare(checked: Checked) -> tuple:
-    """The configuration with calibration's prompts and samples and the default credit (dense, n =
-    t), and its Schedule. Nothing runs.
+    """The configuration with calibration's prompts and samples, single trajectories and the default
+    credit (dense, n = t), and its Schedule. Nothing runs.
 
     A batch has at most as many rows as one of training, and divides over the mesh.
 
@@ -129,6 +130,7 @@ def prepare(checked: Checked) -> tuple:
     with sized.unlocked():
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
         sized.credit.update(default_config().credit)
+        sized.update_from_flattened_dict(AS_TRAJECTORY)
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
     schedule, (low, high) = make_schedule(checked.pipeline, sized), _bounds(config)
     start = schedule.noise_levels[schedule.masks.trained]

@@ -33,7 +33,7 @@ class Scope(NamedTuple):
 
 # What is learned before a run is compared by its values: noise, and the direction of a reward.
 _NOT_TRAINED = ('noise.*', 'calibration.*', 'd2.*', 'search.*')
-_SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'loss.cfg')
+_SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'plan.active', 'loss.cfg')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
 _LAYOUT = ('model.scan',)  # trained arrays are stacked like the blocks
 

@@ -1,4 +1,4 @@
-"""The parts of a method that a configuration names: credit rule, kernel, noise table, loss.
+"""The parts of a method that a configuration names: plan, credit rule, kernel, noise table, loss.
 
 A name is a key of the part's table in core, or 'package.module:object' of the user's own.
 """
@@ -9,12 +9,14 @@ import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from densegrpo_jax.config.combinations import Parts, check_combinations
 from densegrpo_jax.core.advantages import check_centre
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import KERNELS, SIGMA, Kernel
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
 from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
 from densegrpo_jax.core.options import keyword_options
+from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 from densegrpo_jax.core.roles import REF, Follow
 from densegrpo_jax.runtime.named import code_digest, imported
 
@@ -42,6 +44,19 @@ def credit_options(config) -> dict[str, Any]:
     renamed = {name: c[key] for name, key in _CREDIT_KEYS.items()} if shipped else {}
     given = {**c, **renamed}
     return _options(f'credit.rule={c.rule!r}', credit_rule_of(config).options, given)
+
+
+def plan_kind_of(config) -> PlanKind:
+    """The shape of rollouts that `plan.kind` names."""
+    return _named('plan.kind', config.plan.kind, PLAN_KINDS, PlanKind)
+
+
+def plan_options(config) -> dict[str, Any]:
+    """The shape's options, as arguments of `PlanKind.make`. Raises ValueError as
+    `credit_options`.
+    """
+    given = {**config.credit, **config.plan}
+    return _options(f'plan.kind={config.plan.kind!r}', plan_kind_of(config).options, given)
 
 
 def kernel_of(config) -> Kernel:
@@ -99,6 +114,7 @@ def own_code(config) -> dict[str, str]:
     """Key -> digest of the module that it names, for the parts and rewards of a user's own."""
     named = {
         'credit.rule': config.credit.rule,
+        'plan.kind': config.plan.kind,
         'rollout.kernel': config.rollout.kernel,
         'rollout.noise': config.rollout.noise,
         'loss.kind': config.loss.kind,
@@ -115,6 +131,7 @@ def check_method(config) -> None:
     credit_options(config)
     loss_options(config)
     follows_of(config)
+    plan_options(config)
     search_kernel_of(config)
     try:
         check_centre(config.credit.centre, config.credit.std)
@@ -185,6 +202,7 @@ def check_method(config) -> None:
             f'loss.noise_power={config.loss.noise_power} weighs transitions, and loss.kind='
             f'{config.loss.kind!r} trains on clean samples: use loss.noise_power=0'
         )
+    check_combinations(config, Parts(kernel, rule, loss, plan_kind_of(config)))
 
 
 def _options(what: str, names: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ ROLLOUT = {
     'level': positive(0.8, 'Level of the noise; without noise no transition can be trained.', 1000),
     'shared_noise': switch(
         False,
-        "One initial noise per prompt (DanceGRPO); the transitions' noise stays each sample's own.",
+        'One initial noise per prompt (DanceGRPO), or per seed (plan.seeds); transitions keep '
+        "each sample's own noise.",
     ),
     'first': whole(0, 'First transition of the stochastic window.', 0, STEPS),
     'last': whole(0, 'End of the stochastic window, exclusive; 0 = T.', 0, STEPS),
@@ -146,6 +147,11 @@ CREDIT = {
         "What is subtracted from a group's rewards: their mean at the transition, or 'joint': over "
         "all trained transitions, with std 'joint' or 'pooled' (Stepwise-Flow-GRPO).",
         CENTRES,
+    ),
+    'siblings': choice(
+        'prompt',
+        "The samples that are compared: those of a 'prompt', or of one 'seed' of it (plan.seeds).",
+        ('prompt', 'seed'),
     ),
     'std_eps': number(1e-4, 'Added to the std.', 0),
     'clip': positive(5.0, 'Advantages are clipped to [-clip, clip].'),

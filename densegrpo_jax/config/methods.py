@@ -231,6 +231,34 @@ METHODS: Mapping[str, Method] = {
         "ours. The paper's own stage 2, backpropagation through the reward, is not built.",
         'T, and once `d2.pictures` by the ODE',
     ),
+    'g2rpo': Method(
+        {
+            'plan.kind': 'branch',
+            'plan.active': 'first_half',
+            'plan.strides': (1, 2),
+            'credit.rule': 'branch',
+            'credit.std': 'group',
+            'loss.noise_power': 0.0,
+            'loss.clip_range': 1e-4,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'gaussian',
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.level': 0.7,
+            'rollout.shared_noise': True,
+        },
+        'One noisy step at a time: the samples of a prompt leave one silent trajectory at the same '
+        'step and are completed with every and with every second grid point; the advantages add.',
+        'arXiv 2510.01982',
+        'Branches of the first half of the grid, normalisation per stride among siblings, the sum '
+        'before the clip to ±5, clip range 1e-4, no KL. Strides 1 and 2 are those of both scripts.',
+        'A completion with stride λ has ⌈(T − k − 1)/λ⌉ steps, evenly spaced in the index, as many '
+        'as in the code; grids of paper and code differ from ours and from each other. Population '
+        'std with eps; one update over all active steps. Paper: FLUX.1-dev, T = 16, 12 samples, '
+        '720 px, all weights, lr 2e-6, λ = 1, 2, 3 in its tables.',
+        'A + Σ (T − k − 1) over the A active steps k, and ⌈(T − k − 1)/λ⌉ − 1 more for each '
+        'further stride λ whose grid differs; A is the trajectory, which every sample computes',
+    ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',

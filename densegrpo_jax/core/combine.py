@@ -1,17 +1,12 @@
 """One advantage out of several rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
-from densegrpo_jax.core.advantages import (
-    Advantages,
-    advantage_values,
-    group_advantages,
-    group_statistics,
-)
+from densegrpo_jax.core.advantages import Advantages, advantage_values, group_statistics
 
 COMBINATIONS = ('sum', 'normalised', 'advantages')
 
@@ -63,26 +58,63 @@ def combined_advantages(
     Raises:
         ValueError: unknown `combine`, or no reward of non-zero weight.
     """
+    values, flat = _unclipped(step_rewards, weights, num_groups, combine, eps, groups)
+    return _clipped(values, flat, clip)
+
+
+def added_advantages(
+    sets: Sequence[Mapping[str, Float[ArrayLike, 'T B']]],
+    weights: Mapping[str, float],
+    num_groups: int,
+    *,
+    combine: str = 'sum',
+    eps: float = 1e-4,
+    clip: float | None = 5.0,
+    **groups: Any,
+) -> Advantages:
+    """The sum of the advantages of several sets of the same rewards, clipped once (G^2RPO: a set
+    for each stride of the completions). It grows with the number of sets.
+
+    Args:
+        sets: at least one mapping as `step_rewards` of `combined_advantages`.
+        weights, num_groups, combine, eps, clip, groups: as there.
+
+    Returns:
+        Advantages; zero_spread counts groups without spread in all sets. With one set they are
+        those of `combined_advantages`, bit for bit.
+    """
+    parts = [_unclipped(each, weights, num_groups, combine, eps, groups) for each in sets]
+    values, flat = parts[0]
+    for more, also_flat in parts[1:]:
+        values, flat = values + more, flat & also_flat
+    return _clipped(values, flat, clip)
+
+
+def _unclipped(step_rewards, weights, num_groups, combine, eps, groups):
+    """(advantages [T, B], bool [T, P]: the group has no spread)."""
     if combine not in COMBINATIONS:
         raise ValueError(f'combine is {combine!r}; expected one of {COMBINATIONS}')
     parts = [(weights[name], jnp.asarray(r)) for name, r in step_rewards.items() if weights[name]]
     if not parts:
         raise ValueError(f'no reward of non-zero weight among {list(step_rewards)}')
     if combine == 'sum':
-        return group_advantages(_weighted(parts), num_groups, eps=eps, clip=clip, **groups)
+        return _of_one(_weighted(parts), num_groups, eps, groups)
     stats = [(weight, group_statistics(r, num_groups, **groups)) for weight, r in parts]
     if combine == 'normalised':
-        return group_advantages(
-            _weighted((w, _normalised(s, eps)) for w, s in stats),
-            num_groups,
-            eps=eps,
-            clip=clip,
-            **groups,
-        )
+        scaled = _weighted((w, _normalised(s, eps)) for w, s in stats)
+        return _of_one(scaled, num_groups, eps, groups)
     values = _weighted((w, advantage_values(s, eps)) for w, s in stats)
+    return values, jnp.stack([s.flat & s.occupied for _, s in stats]).all(0)
+
+
+def _of_one(rewards, num_groups, eps, groups):
+    stats = group_statistics(rewards, num_groups, **groups)
+    return advantage_values(stats, eps), stats.flat & stats.occupied
+
+
+def _clipped(values, flat, clip) -> Advantages:
     if clip is not None:
         values = jnp.clip(values, -clip, clip)
-    flat = jnp.stack([s.flat & s.occupied for _, s in stats]).all(0)
     return Advantages(values, flat.sum(1, dtype=jnp.int32))
 
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from densegrpo_jax.core.branch_plan import BRANCH
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
+from densegrpo_jax.core.rollout_plan import STATE
 
 
 def read_offsets(*offsets: int) -> Callable[[StepMasks], Iterable[int]]:
@@ -37,6 +39,8 @@ class CreditRule:
             results for untrained transitions are not used. Its keyword-only arguments other than
             `similarity` are the rule's options.
         states: masks -> the states other than T that are completed and scored for it.
+        reads: the kind of points whose rewards V are; k of the point is the index into V. Only
+            plans that have such points serve the rule (`PlanKind.points`).
         reads_similarity: whether it reads `Rollout.similarity`.
         shares: whether the result is V_T times shares that do not depend on V, so that the shares
             can scale an advantage of V_T instead.
@@ -47,6 +51,7 @@ class CreditRule:
 
     assign: Callable[..., Array]
     states: Callable[[StepMasks], Iterable[int]] = read_offsets()
+    reads: str = STATE
     reads_similarity: bool = False
     shares: bool = False
     per_sample: bool = False
@@ -111,6 +116,10 @@ def _terminal(rewards):
 
 def _after(rewards):
     return rewards[1:]
+
+
+def _of_branch(rewards):
+    return rewards[:-1]
 
 
 def _gains(rewards):
@@ -183,6 +192,7 @@ CREDIT_RULES = {
     'gae': CreditRule(_gae, read_onwards),
     'turning': CreditRule(_turning, read_all, interpolates=False),
     'turning_code': CreditRule(_turning_code, read_all, interpolates=False),
+    'branch': CreditRule(_of_branch, read_offsets(0), reads=BRANCH),
     'coca_share': CreditRule(_coca_share, reads_similarity=True, shares=True),
     'coca_to_go': CreditRule(_coca_to_go, reads_similarity=True, shares=True),
 }

@@ -62,7 +62,7 @@ def state_rewards(
 
     Args:
         values: rewards of `Rollout.completions`.
-        sources: `RolloutPlan.sources_of()`, T+1 row numbers.
+        sources: `RolloutPlan.sources_of(kind)`, T+1 row numbers.
         interpolate: a state without a completion, between two with one, gets the linear
             interpolation of their rewards in k: the transitions between share the gain evenly.
 
@@ -72,9 +72,10 @@ def state_rewards(
     """
     values = jnp.asarray(values)
     rows = np.asarray(sources)
-    if rows.max() != len(values) - 1:
+    if rows.max() >= len(values):
         raise ValueError(
-            f'values has {len(values)} rows; the rollout has {rows.max() + 1} distinct completions'
+            f'values has {len(values)} rows; the rollout has at least {rows.max() + 1} distinct '
+            'completions'
         )
     if not interpolate:
         return jnp.where((rows >= 0)[:, None], values[np.maximum(rows, 0)], jnp.nan)
@@ -106,6 +107,7 @@ def dense_reward(
         sparse           V_T                 Flow-GRPO
         turning          V_T - V_k at a turning point, else V_{k+1} - V_k
         turning_code     V_T - V_0, and + V_{k+1} - V_k at a turning point
+        branch           V_k                 G^2RPO: here V_k is the reward of the branch of step k
         coca_share       V_T u_k             CoCA (arXiv 2505.19196), u = `coca_shares`
         coca_to_go       V_T (alpha + (1 - alpha) sum_{j >= k} u_j)
 

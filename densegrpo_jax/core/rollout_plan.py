@@ -70,11 +70,21 @@ class RolloutPlan(NamedTuple):
     points: tuple[Point, ...]  # what is scored
     sources: tuple[int, ...]  # for each point the completion, 0 ... S-1, whose reward it gets
     predictions: tuple[int, ...]  # [T] rows of x0hat_k, or () if the plan has none
+    # Kinds of the points from which credit is taken; the advantages of several are added.
+    credited: tuple[str, ...] = (STATE,)
 
     @property
     def nfe(self) -> int:
         """Network evaluations per sample."""
         return len(self.jobs.read)
+
+    @property
+    def trained_steps(self) -> tuple[bool, ...]:
+        """[T] whether the plan has a trained transition that starts at grid index k. It has at most
+        one transition for each.
+        """
+        starts = {k for k, on in zip(self.transitions.k_from, self.transitions.trained) if on}
+        return tuple(k in starts for k in range(self.num_steps))
 
     @property
     def states(self) -> tuple[int, ...]:
@@ -85,7 +95,7 @@ class RolloutPlan(NamedTuple):
         return tuple(last[c] for c in sorted(last))
 
     def sources_of(self, kind: str = STATE) -> tuple[int, ...]:
-        """T+1 entries: the completion whose reward the point (kind, k) gets; -1: not requested."""
+        """T+1 entries: the completion whose reward the point (kind, k) gets; -1: there is none."""
         of = dict(zip(self.points, self.sources))
         return tuple(of.get(Point(kind, k), -1) for k in range(self.num_steps + 1))
 

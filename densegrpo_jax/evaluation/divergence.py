@@ -45,7 +45,7 @@ class Divergence:
         self._session, self._prompts, self._count = session, prompts, min(count, len(prompts))
         self._batch = min(config.eval.batch, self._count)
         single = config.copy_and_resolve_references()
-        single.rollout.group = 1
+        single.rollout.group = single.plan.seeds = 1
         schedule = make_schedule(pipeline, single)
         schedule = schedule._replace(plan=trajectory_plan(schedule.masks))
         self._rollout, self._config, self._schedule = (

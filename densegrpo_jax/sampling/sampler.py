@@ -11,12 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from densegrpo_jax.config.method import credit_rule_of, kernel_of, loss_of
-from densegrpo_jax.core.dense_reward import every_state, needed_states
+from densegrpo_jax.config.method import (
+    credit_rule_of,
+    kernel_of,
+    loss_of,
+    plan_kind_of,
+    plan_options,
+)
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.core.plan_kinds import Setting, active_masks
 from densegrpo_jax.core.rollout import Rollout, continue_trajectory, run_plan
-from densegrpo_jax.core.rollout_plan import RolloutPlan, state_points, trajectory_plan
+from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
@@ -46,20 +52,16 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """Grid, noise table, masks and plan of a configuration. With `noise.calibrate` the table is the
     start of the calibration.
     """
-    r, c = config.rollout, config.credit
+    r = config.rollout
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
-    masks = step_masks(
-        sigmas,
-        first=r.first,
-        last=r.last or None,
-        noisy_end=r.noisy_end,
-        train_end=r.train_end,
-        kernel=kernel_of(config),
-    )
-    states = needed_states(credit_rule_of(config), masks)
-    points = state_points(every_state(states, c.completion_every))
-    plan = trajectory_plan(masks, points, c.completion_steps or None)
-    return Schedule(sigmas, noise_table(config, sigmas, masks), masks, plan)
+    ends = {'noisy_end': r.noisy_end, 'train_end': r.train_end, 'kernel': kernel_of(config)}
+    window = step_masks(sigmas, first=r.first, last=r.last or None, **ends)
+    masks = active_masks(window, config.plan.active)
+    levels = noise_table(config, sigmas, masks)
+    last = int(np.flatnonzero(window.stochastic)[-1]) + 1
+    setting = Setting(sigmas, levels, masks, last, credit_rule_of(config))
+    plan = plan_kind_of(config).make(setting, **plan_options(config))
+    return Schedule(sigmas, levels, masks, plan)
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
@@ -142,12 +144,9 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             pipeline, config, params, policy, repeated, negative, sampling=True
         )
         # Index 0 is the initial noise, k + 1 the noise of transition k. If the initial noise is
-        # shared, it is that of the group's first sample.
-        first = (
-            jnp.repeat(keys.reshape(-1, group)[:, 0], group)
-            if config.rollout.shared_noise
-            else keys
-        )
+        # shared, it is that of the first of the samples that share it.
+        beside = group // config.plan.seeds if config.rollout.shared_noise else 1
+        first = jnp.repeat(keys.reshape(-1, beside)[:, 0], beside)
         result = run_plan(
             velocity,
             pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),

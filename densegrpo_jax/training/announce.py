@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import LOSSES
+from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
@@ -54,12 +55,13 @@ def memory(
     stored['transformer'] = quantized_shapes(stored['transformer'], m.quantize)
     weights = bytes_per_device(stored, shardings(stored, mesh))
     trained = bytes_per_device(state, shardings(state, mesh))
-    states, samples = len(schedule.plan.completions), r.prompts * r.group
+    plan, samples = schedule.plan, r.prompts * r.group
+    states = len(plan.completions)
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
-    means = r.steps if loss_of(config).mean_old else 0
-    kept = (r.steps + 1 + states + means) * samples * row / devices
-    buffer = (2 * r.steps + 1 + states + means) * batch * row / devices
+    means = len(plan.transitions.job) if loss_of(config).mean_old else 0
+    kept = (plan.kept + states + means) * samples * row / devices
+    buffer = (plan.rows + means) * batch * row / devices
     pictures = states * batch * m.height * m.width * 3 / devices
     return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'pictures': pictures}
 
@@ -103,6 +105,21 @@ def near_rounding(config, elements: int) -> str:
     )
 
 
+def scored(config, plan: RolloutPlan) -> str:
+    """What is scored, in words: the points of each kind, and how they are completed."""
+    kinds: dict[str, list[int]] = {}
+    for point in plan.points:
+        kinds.setdefault(point.kind, []).append(point.k)
+    listed = [f'{kind} {tuple(steps)}' for kind, steps in kinds.items()]
+    text = f'scored {", ".join(listed)}'
+    if config.plan.kind == 'trajectory':
+        return f'{text}, completion steps {config.credit.completion_steps or "all remaining"}'
+    ends = [(k, end) for _, _, k, end, *_ in zip(*plan.transitions) if end > k + 1]
+    if ends:
+        text += ', merged steps ' + ', '.join(f'{k} to {end}' for k, end in ends)
+    return text
+
+
 def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pathlib.Path) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and the places of
     results. state: shapes suffice. accumulation: microbatches of an update.
@@ -115,8 +132,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    n = config.credit.completion_steps or 'all remaining'
-    scored = tuple(point.k for point in schedule.plan.points)
+    plan = schedule.plan
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = (
@@ -144,11 +160,11 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
             'evaluation prompts'
         ),
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}',
-        'iteration': f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es)',
-        'credit': (
-            f'{config.credit.rule}; states scored {scored}, completion steps {n}; '
-            f'{config.credit.std} std'
-        )
+        'iteration': (
+            f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
+            f'{plan.nfe} evaluations and {len(plan.completions)} images a sample'
+        ),
+        'credit': (f'{config.credit.rule}; {scored(config, plan)}; {config.credit.std} std')
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
         'update': (
             f'{o.updates} per iteration, {accumulation} x {o.microbatch} {unit}, lr '

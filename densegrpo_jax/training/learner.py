@@ -19,7 +19,7 @@ from densegrpo_jax.config.method import (
     loss_options,
     roles_read,
 )
-from densegrpo_jax.core.combine import combined_advantages
+from densegrpo_jax.core.combine import added_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
 from densegrpo_jax.core.roles import POLICY, REF
@@ -43,18 +43,23 @@ def make_credit(
     config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None
 ):
     """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores) -> (record,
-    metrics of [N] or [] arrays)` for a whole iteration; the loss trains on the record.
+    metrics of [T] or [] arrays)` for a whole iteration; the loss trains on the record.
 
     `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single scores
     and `weights` their weights; both may be omitted with credit.combine='sum', which uses `rewards`
     alone. Metrics without a score's name are of `rewards`, however scores are combined. A sample is
     left out if any of its scores is invalid. Step-wise metrics are over trained steps, NaN
-    elsewhere.
+    elsewhere. Rewards and advantages are indexed by the step k at which a transition starts.
+
+    If the plan has several kinds of points to take credit from, the advantages are added, and the
+    metrics are of the first kind.
     """
     c, groups = config.credit, config.rollout.prompts
     rule, options = credit_rule_of(config), credit_options(config)
-    kind = BATCHES[loss_of(config).batch]
-    trained = np.array(schedule.plan.transitions.trained)
+    batch_kind = BATCHES[loss_of(config).batch]
+    plan = schedule.plan
+    trained = np.array(plan.trained_steps)
+    seeds = config.plan.seeds if c.siblings == 'seed' else 1
 
     def credit(
         rollouts: list[Rollout],
@@ -64,40 +69,56 @@ def make_credit(
         scores: Mapping[str, jax.Array] | None = None,
     ):
         rollout = join(rollouts)
+        if len(rewards) != len(plan.completions):
+            raise ValueError(
+                f'rewards have {len(rewards)} rows; the plan scores {len(plan.completions)} images '
+                'of a sample'
+            )
         keep = valid.all(0)
         by_rule = lambda values: dense_reward(
             values, rule, similarity=rollout.similarity, **options
         )
         shared_out = c.coca_signed and rule.shares
         assign = (lambda values: dense_reward(values, 'sparse')) if shared_out else by_rule
-        of_states = lambda scored: state_rewards(
-            scored, rollout.plan.sources_of(), interpolate=c.completion_every > 1
+        of_points = lambda scored, kind: state_rewards(
+            scored, plan.sources_of(kind), interpolate=c.completion_every > 1
         )
-        values = of_states(rewards)
+        values = of_points(rewards, plan.credited[0])
         steps = assign(values)
-        steps_of = {name: assign(of_states(score)) for name, score in (scores or {}).items()}
-        parts, by = ({TOTAL: steps}, {TOTAL: 1.0}) if c.combine == 'sum' else (steps_of, weights)
-        result = combined_advantages(
-            parts,
-            by,
-            groups,
+        steps_of = {}
+        sets = []
+        for kind in plan.credited:
+            by_name = {n: assign(of_points(score, kind)) for n, score in (scores or {}).items()}
+            steps_of = steps_of or by_name
+            total = {TOTAL: assign(of_points(rewards, kind))}
+            sets.append(total if c.combine == 'sum' else by_name)
+        siblings = group_ids
+        if seeds > 1:  # samples of a seed are adjacent
+            siblings = np.arange(len(keep)) // (config.rollout.group // seeds)
+        result = added_advantages(
+            sets,
+            {TOTAL: 1.0} if c.combine == 'sum' else weights,
+            groups * seeds,
             combine=c.combine,
             std=c.std,
             centre=c.centre,
             eps=c.std_eps,
             clip=c.clip,
-            group_ids=group_ids,
+            group_ids=siblings,
             steps=trained,
             valid=keep,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
             terminal = jnp.broadcast_to(result.values[np.argmax(trained)], values.shape)
             result = result._replace(values=by_rule(terminal))
-        weight = noise_weights(rollout.std[:, 0], trained, config.loss.noise_power)
+        rows = plan.transitions
+        starts = np.array(rows.k_from)
+        weight = noise_weights(rollout.std[:, 0], np.array(rows.trained), config.loss.noise_power)
         if config.loss.step_decay != 1:
-            starts = np.array(schedule.plan.transitions.k_from)
             weight = weight * np.float32(config.loss.step_decay) ** starts
-        record = kind.record(Credited(rollout, rewards[-1], result.values, weight, group_ids, keep))
+        record = batch_kind.record(
+            Credited(rollout, rewards[-1], result.values[starts], weight, group_ids, keep)
+        )
         on = jnp.asarray(trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
@@ -110,7 +131,7 @@ def make_credit(
             'gain_positive': mean((steps > 0).astype(jnp.float32)),
             'gain_negative': mean((steps < 0).astype(jnp.float32)),
             'advantage_abs': mean(jnp.abs(result.values)),
-            'zero_spread': jnp.where(on, result.zero_spread / groups, jnp.nan),
+            'zero_spread': jnp.where(on, result.zero_spread / (groups * seeds), jnp.nan),
             'latent_reward': jnp.where(keep, values, 0).sum(1) / kept,
             'valid_share': keep.mean(),
         }

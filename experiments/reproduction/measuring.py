@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
@@ -40,7 +41,8 @@ def with_overrides(config, overrides: Mapping):
 
 
 def measured_config(config, stop: StopRequest, overrides: Mapping):
-    """The configuration with dense credit from complete completions, then with `overrides`.
+    """The configuration with single trajectories and dense credit from complete completions, then
+    with `overrides`.
 
     Raises:
       ValueError: several processes were started, or `validate` raises it.
@@ -51,6 +53,7 @@ def measured_config(config, stop: StopRequest, overrides: Mapping):
         config,
         {
             'credit.rule': 'dense',
+            **AS_TRAJECTORY,
             **{f'credit.{key}': value for key, value in COMPLETE.items()},
             **overrides,
         },

@@ -190,8 +190,8 @@ def test_state_rewards_spreads_shared_completions():
     values = np.array([[1.0, 2.0], [3.0, 4.0]])
     rewards = state_rewards(values, (0, 0, -1, 1))
     np.testing.assert_array_equal(rewards, [[1, 2], [1, 2], [np.nan, np.nan], [3, 4]])
-    with pytest.raises(ValueError, match='3 rows'):
-        state_rewards(np.zeros((3, 2)), (0, 0, -1, 1))
+    with pytest.raises(ValueError, match='1 rows; the rollout has at least 2'):
+        state_rewards(values[:1], (0, 0, -1, 1))
 
 
 def test_every_state():
@@ -241,6 +241,7 @@ def test_bad_arguments():
         dense_reward(REWARDS, 'gae', window=2)
     assert set(CREDIT_RULES) == {
         'sparse',
+        'branch',
         'dense_baseline',
         'dense',
         'gae',

@@ -110,6 +110,11 @@ def test_the_sum_needs_the_total_alone():
     assert not any(name.startswith('gain_of') for name in metrics)
 
 
+def test_every_image_has_a_reward():
+    with pytest.raises(ValueError, match='rewards have 4 rows; the plan scores 3 images'):
+        credit('sum', np.zeros((4, P * G), np.float32), weights=None)
+
+
 @pytest.mark.parametrize('decay', [0.0, 0.25, 1.0])
 def test_gae(decay):
     """The last transition, which is deterministic and untrained, adds nothing: its states share a

@@ -1,0 +1,142 @@
+"""Parts of a method that do not fit together: one table, whose messages say what would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from densegrpo_jax.config.plan_keys import PLAN
+from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
+from densegrpo_jax.core.kernels import SIGMA, Kernel
+from densegrpo_jax.core.losses import Loss
+from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
+
+# Keys of `plan` that every shape heeds.
+COMMON = ('kind', 'active', 'seeds')
+
+
+class Parts(NamedTuple):
+    """The parts that a configuration names."""
+
+    kernel: Kernel
+    rule: CreditRule
+    loss: Loss
+    shape: PlanKind
+
+
+class Refusal(NamedTuple):
+    """A combination that makes no sense: (configuration, parts) -> whether it is there, and what is
+    said.
+    """
+
+    found: Callable[[Any, Parts], bool]
+    message: Callable[[Any, Parts], str]
+
+
+def _idle(c, p: Parts) -> list[str]:
+    """Keys of `plan` that are set and that the shape does not heed."""
+    heeded = {*COMMON, *p.shape.options}
+    same = lambda name: PLAN[name].default in (c.plan[name], _tuple(c.plan[name]))
+    return [name for name in PLAN if name not in heeded and not same(name)]
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _shared(c) -> int:
+    """Samples of a prompt that share an initial noise, if they do."""
+    return c.rollout.group // c.plan.seeds
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n // 2 + 1) if n % d == 0]
+
+
+def _served(p: Parts) -> str:
+    """What would do instead of a credit rule that reads points which the plan does not have."""
+    rules = [repr(name) for name, rule in CREDIT_RULES.items() if rule.reads in p.shape.points]
+    kinds = [repr(name) for name, kind in PLAN_KINDS.items() if p.rule.reads in kind.points]
+    other = f', or plan.kind={" or ".join(kinds)}' if kinds else ''
+    return f'use credit.rule={" or ".join(rules)}{other}'
+
+
+TABLE: tuple[Refusal, ...] = (
+    Refusal(
+        lambda c, p: p.rule.reads not in p.shape.points,
+        lambda c, p: (
+            f'credit.rule={c.credit.rule!r} reads the rewards of points of the kind '
+            f'{p.rule.reads!r}, and plan.kind={c.plan.kind!r} has {sorted(p.shape.points)}: '
+            f'{_served(p)}'
+        ),
+    ),
+    Refusal(
+        lambda c, p: bool(_idle(c, p)),
+        lambda c, p: (
+            f'plan.{_idle(c, p)[0]}={c.plan[_idle(c, p)[0]]!r}: plan.kind={c.plan.kind!r} has no '
+            'such option; use plan.kind='
+            + ' or '.join(repr(n) for n, k in PLAN_KINDS.items() if _idle(c, p)[0] in k.options)
+        ),
+    ),
+    Refusal(
+        lambda c, p: p.shape.one_start and not c.rollout.shared_noise,
+        lambda c, p: (
+            f'plan.kind={c.plan.kind!r} compares samples that begin at one initial noise: use '
+            'rollout.shared_noise=True'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.plan.seeds > 1 and not c.rollout.shared_noise,
+        lambda c, p: (
+            f'plan.seeds={c.plan.seeds} is the number of initial noises that the samples of a '
+            'prompt share, and rollout.shared_noise=False gives every sample its own: use '
+            'rollout.shared_noise=True, or plan.seeds=1'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.plan.seeds not in _divisors(c.rollout.group),
+        lambda c, p: (
+            f'plan.seeds={c.plan.seeds} does not divide rollout.group={c.rollout.group} into equal '
+            f'parts of at least 2 samples: use one of {_divisors(c.rollout.group)}'
+        ),
+    ),
+    Refusal(
+        lambda c, p: bool(c.plan.merge_tau or c.plan.merge) and p.kernel.level != SIGMA,
+        lambda c, p: (
+            f'rollout.kernel={c.rollout.kernel!r} adds no more noise in a longer step, so merging '
+            "steps lowers it: use rollout.kernel='sde', or plan.merge_tau=0 and plan.merge=()"
+        ),
+    ),
+    Refusal(
+        lambda c, p: bool(c.plan.merge_tau and c.plan.merge),
+        lambda c, p: (
+            f'plan.merge_tau={c.plan.merge_tau} and plan.merge={tuple(c.plan.merge)} both say how '
+            'long the noisy steps are: use one of them'
+        ),
+    ),
+    Refusal(
+        lambda c, p: (
+            'completion_every' not in p.shape.options
+            and (c.credit.completion_every, c.credit.completion_steps) != (1, 0)
+        ),
+        lambda c, p: (
+            f'credit.completion_every={c.credit.completion_every} and credit.completion_steps='
+            f"{c.credit.completion_steps} are of a trajectory's completions: with plan.kind="
+            f'{c.plan.kind!r} use 1 and 0, and plan.strides for shorter ones'
+        ),
+    ),
+    Refusal(
+        lambda c, p: p.shape.one_start and c.rollout.noisy_end,
+        lambda c, p: (
+            'rollout.noisy_end=True adds noise at the end of a trajectory, and with plan.kind='
+            f'{c.plan.kind!r} samples end by the ODE: use rollout.noisy_end=False'
+        ),
+    ),
+)
+
+
+def check_combinations(config, parts: Parts) -> None:
+    """Raises ValueError for the first combination of the table that the configuration has."""
+    for refusal in TABLE:
+        if refusal.found(config, parts):
+            raise ValueError(refusal.message(config, parts))

@@ -1,0 +1,99 @@
+"""The shapes of rollouts by name: each makes the plan that a run's settings ask for."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from densegrpo_jax.core.branch_plan import BRANCH, branch_plan, merged_targets
+from densegrpo_jax.core.credit_rules import CreditRule
+from densegrpo_jax.core.dense_reward import every_state, needed_states
+from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.options import keyword_options
+from densegrpo_jax.core.rollout_plan import STATE, X0HAT, Point, RolloutPlan, trajectory_plan
+
+ACTIVE = ('window', 'first_half')  # the transitions that a plan trains, of those in the window
+
+
+class Setting(NamedTuple):
+    """What every shape is made from."""
+
+    sigmas: np.ndarray  # [T+1]
+    noise_levels: np.ndarray  # [T]
+    masks: StepMasks  # of the active transitions
+    last: int  # the largest grid index at which a noisy step may end
+    rule: CreditRule
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanKind:
+    """A shape of rollouts.
+
+    Attributes:
+        make: (Setting, options by keyword) -> RolloutPlan, on the host. Its keyword-only arguments
+            are keys of the configuration's groups `plan` and `credit`.
+        points: kinds of the points that its plans may have; `CreditRule.reads` is one of them.
+        one_start: whether the samples of a seed must share their initial noise.
+    """
+
+    make: Callable[..., RolloutPlan]
+    points: tuple[str, ...]
+    one_start: bool = False
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """The options of `make` by name, and whether they have a default."""
+        return keyword_options(self.make)
+
+
+def active_masks(masks: StepMasks, active: str) -> StepMasks:
+    """The masks without the transitions that are not active: 'window' keeps all, 'first_half' those
+    of the first half of the grid.
+
+    Raises:
+        ValueError: nothing is left to train.
+    """
+    if active not in ACTIVE:
+        raise ValueError(f'active is {active!r}; expected one of {ACTIVE}')
+    if active == 'window':
+        return masks
+    kept = np.arange(len(masks.trained)) < len(masks.trained) // 2
+    if not (masks.trained & kept).any():
+        raise ValueError(
+            f'no transition is trained: the window has none in the first half of '
+            f'{len(masks.trained)} steps'
+        )
+    return StepMasks(masks.stochastic & kept, masks.trained & kept)
+
+
+def _trajectory(setting: Setting, *, completion_every=1, completion_steps=0) -> RolloutPlan:
+    """`trajectory_plan` with the states that the credit rule reads."""
+    states = every_state(needed_states(setting.rule, setting.masks), completion_every)
+    last = len(setting.masks.trained)
+    kind = setting.rule.reads
+    points = [Point(kind if k < last else STATE, k) for k in states]
+    plan = trajectory_plan(setting.masks, points, completion_steps or None)
+    return plan._replace(credited=(kind,))
+
+
+def _branch(setting: Setting, *, strides=(1,), merge_tau=0.0, merge=()) -> RolloutPlan:
+    """`branch_plan` at the trained transitions, merged by entropy or by a list of lengths."""
+    active = [int(k) for k in np.flatnonzero(setting.masks.trained)]
+    grid = setting.sigmas, setting.noise_levels
+    targets = merged_targets(*grid, active, merge_tau, setting.last)
+    if merge:
+        if len(merge) != len(active):
+            raise ValueError(
+                f'plan.merge={tuple(merge)} has {len(merge)} lengths; expected {len(active)}, one '
+                f'for each active step of {active}'
+            )
+        ends = dict(zip(active, np.add(active, merge).tolist()))
+        targets = tuple(ends.get(k, end) for k, end in enumerate(targets))
+    return branch_plan(len(setting.sigmas) - 1, active, targets, tuple(strides))
+
+
+PLAN_KINDS = {
+    'trajectory': PlanKind(_trajectory, (STATE, X0HAT)),
+    'branch': PlanKind(_branch, (BRANCH,), one_start=True),
+}

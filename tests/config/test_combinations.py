@@ -1,0 +1,82 @@
+"""Combinations of parts that make no sense are refused with what would do; methods ship none."""
+
+import pytest
+
+from configs import tiny_ocr
+from densegrpo_jax.config.combinations import TABLE
+from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
+from densegrpo_jax.config.validation import validate
+
+# The smallest change that is a valid branch plan.
+BRANCH = {'plan.kind': 'branch', 'credit.rule': 'branch', 'rollout.shared_noise': True}
+CASES = [
+    (
+        {'plan.kind': 'branch', 'rollout.shared_noise': True},
+        "credit.rule='dense' reads .*'state', and plan.kind='branch' has .'branch'.: use "
+        "credit.rule='branch', or plan.kind='trajectory'",
+    ),
+    ({'credit.rule': 'branch'}, "use credit.rule='sparse' or .*, or plan.kind='branch'"),
+    ({**BRANCH, 'credit.rule': 'coca_to_go'}, "credit.rule='coca_to_go' reads"),
+    ({**BRANCH, 'loss.kind': 'winners'}, "use credit.rule='sparse'"),
+    ({'plan.strides': (1, 2)}, r"plan.strides=\(1, 2\): .* use plan.kind='branch'"),
+    ({'plan.merge_tau': 2.0}, "plan.merge_tau=2.0: plan.kind='trajectory' has no such option"),
+    ({**BRANCH, 'rollout.shared_noise': False}, 'use rollout.shared_noise=True'),
+    ({'plan.seeds': 2}, 'use rollout.shared_noise=True, or plan.seeds=1'),
+    (
+        {'plan.seeds': 5, 'rollout.shared_noise': True},
+        r'does not divide rollout.group=12 .* use one of \[1, 2, 3, 4, 6\]',
+    ),
+    (
+        {**BRANCH, 'plan.merge': (2,) * 5, 'rollout.kernel': 'cps', 'rollout.noise': 'constant'},
+        "rollout.kernel='cps' adds no more noise in a longer step.*use rollout.kernel='sde'",
+    ),
+    ({**BRANCH, 'plan.merge': (1,), 'plan.merge_tau': 1.0}, 'use one of them'),
+    ({**BRANCH, 'credit.completion_every': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
+    ({**BRANCH, 'credit.completion_steps': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
+    ({**BRANCH, 'rollout.noisy_end': True}, 'use rollout.noisy_end=False'),
+]
+
+
+def changed(**values):
+    config = tiny_ocr.get_config()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+@pytest.mark.parametrize('changes, message', CASES)
+def test_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        validate(changed(**changes))
+
+
+def test_every_row_of_the_table_is_tried():
+    from densegrpo_jax.config import method
+
+    found = set()
+    for changes, _ in CASES:
+        config = changed(**changes)
+        parts = method.Parts(
+            method.kernel_of(config),
+            method.credit_rule_of(config),
+            method.loss_of(config),
+            method.plan_kind_of(config),
+        )
+        found |= {i for i, refusal in enumerate(TABLE) if refusal.found(config, parts)}
+    assert found == set(range(len(TABLE)))
+
+
+@pytest.mark.parametrize('recipe', ['tiny_ocr', 'claims_ocr', 'flux_ocr:devices=8', 'sd35_ocr'])
+@pytest.mark.parametrize('name', METHODS)
+def test_methods_validate_on_every_recipe(recipe, name):
+    recipe, _, variant = recipe.partition(':')
+    validate(load(f'{recipe}:{",".join(filter(None, (variant, f"method={name}")))}'))
+
+
+def test_any_plan_can_be_sampled_as_single_trajectories():
+    config = changed(**BRANCH, **{'plan.strides': (1, 2), 'plan.seeds': 2})
+    validate(config)
+    config.update_from_flattened_dict({**AS_TRAJECTORY, 'credit.rule': 'dense'})
+    validate(config)
+    assert config.plan.kind == 'trajectory' and config.rollout.shared_noise

@@ -1,0 +1,50 @@
+"""Methods on branches through whole runs: first ratio, counts, and a stopped run that goes on with
+the same bits.
+"""
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import final_state, make_config, one_device, rows
+
+SHORT = {'rollout.steps': 4, 'eval.every': 1, 'optim.microbatch': 8, 'optim.decay': 'constant'}
+SAMPLES = 16  # of an iteration
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
+
+
+def trained(folder, workdir, method, iterations, **changes):
+    overrides = {**METHODS[method].overrides, **SHORT, **changes}
+    config = make_config(folder, **overrides, iterations=iterations)
+    run(config, workdir, one_device(), StopRequest())
+    return final_state(workdir)[1]
+
+
+# Evaluations of a sample at T = 4, by hand: the anchor up to the last active state, then the
+# completions: 3 and 2 from states 1 and 2; the second stride adds the one at 3 of the grid 1, 3, 4,
+# and none for 2, 4.
+@pytest.mark.parametrize(
+    'method, changes, transitions, evaluations', [('g2rpo', {}, 2, 2 + 3 + 2 + 1)]
+)
+def test_trains_and_continues(folder, tmp_path, method, changes, transitions, evaluations):
+    whole = trained(folder, tmp_path / 'whole', method, 2, **changes)
+    trained(folder, tmp_path / 'stopped', method, 1, **changes)
+    continued = trained(folder, tmp_path / 'stopped', method, 2, **changes)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], continued[name], name)
+    first, second = (row for row in rows(tmp_path / 'whole') if 'train/transitions' in row)
+    for row in (first, second):
+        assert row['train/transitions'] == transitions * SAMPLES
+        assert row['train/ratio_deviation_first'] <= 1e-6
+        assert row['train/finite'] == 1 and row['train/grad_norm'] > 0
+    assert first['train/velocity_evals'] == evaluations * SAMPLES
+    assert second['train/velocity_evals'] == 2 * evaluations * SAMPLES
+    steps = {name for name in first if name.startswith('gain/')}
+    assert steps == {f'gain/step_{k}' for k in range(transitions)}
