@@ -49,11 +49,7 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
     for value, runs in curves.items():
         for seed, rows in runs.items():
             first, last = rows[0], rows[-1]
-            spent = [
-                f'{last["updates"]:.0f}',
-                f'{last["velocity_evals"] / 1e6:.3f}',
-                f'{last["seconds"]:.0f}',
-            ]
+            spent = [f'{last["updates"]:.0f}', f'{last["nfe"] / 1e6:.3f}', f'{last["seconds"]:.0f}']
             lines.append(
                 [
                     value,
@@ -71,15 +67,7 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
             lines.append(
                 [f'**{value}**', 'mean', '', '', '', '', f'**{final.mean():.4f}**{spread}']
             )
-    head = [
-        key,
-        'seed',
-        'updates',
-        LABELS['velocity_evals'],
-        'seconds',
-        'before',
-        'after (± standard error)',
-    ]
+    head = [key, 'seed', 'updates', LABELS['nfe'], 'seconds', 'before', 'after (± standard error)']
     notes = out / 'notes.md'
     page = [
         f'# {key}: ' + ' against '.join(values),

@@ -33,7 +33,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import Session, check, load
-from densegrpo_jax.search.run import make_plan, search
+from densegrpo_jax.search.run import make_budget, search
 from experiments.reproduction.facts import commit
 from experiments.searching import page
 from experiments.searching.cases import BASE, BUDGETS, METHODS, TASKS, Case, Task, cases, chosen
@@ -82,7 +82,7 @@ def run(
                 prompts = chosen(task, checked.test, count)
                 session, trained = load(checked, [p.text for p in prompts], workdir), None
             of = with_method(session, case)
-            make_plan(of)
+            make_budget(of)
             if case.policy != BASE and trained is None:
                 trained, step = load_policy(session.pipeline, session.config, mesh, policy)
                 logging.info('searching with step %d of %s', step, policy)

@@ -1,5 +1,5 @@
 """Entries in records of earlier versions that today's do not write: removed keys, and values that
-were stored elsewhere.
+were stored elsewhere or under another name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ RETIRED: Mapping[str, Always] = {
     'credit.completion_grid': Always('timestep'),
 }
 
-# Scope of a record -> where earlier versions stored values, and their keys.
+# Scope of a record -> where earlier versions stored values, and their places today: 'name', or
+# 'group.name'. Scopes with groups are those of `identity`.
 MOVED: Mapping[str, Mapping[str, str]] = {
     'evaluation': {
         'cfg': 'loss.cfg',
@@ -34,15 +35,23 @@ MOVED: Mapping[str, Mapping[str, str]] = {
         'embedding': 'eval.embedding',
     },
     'search': {'eval steps': 'eval.steps', 'panel': 'eval.panel'},
+    'search result': {'pictures': 'images'},
+    'progress': {'velocity_evals': 'nfe'},
+    'metrics': {'train/velocity_evals': 'train/nfe'},
+    'curve': {'velocity_evals': 'nfe'},
 }
 
 
 def renamed(scope: str, record: Mapping) -> dict:
-    """The record with its values moved to their places in today's records; None is dropped."""
+    """The record with its values moved to their places in today's records; None that would go into
+    a group is dropped.
+    """
     found = dict(record)
     for old, new in MOVED.get(scope, {}).items():
         if old in found:
-            value, (group, name) = found.pop(old), new.split('.')
-            if value is not None:
-                found[group] = {**found.get(group, {}), name: value}
+            value, (*groups, name) = found.pop(old), new.split('.')
+            if not groups:
+                found.setdefault(name, value)
+            elif value is not None:
+                found[groups[0]] = {**found.get(groups[0], {}), name: value}
     return found

@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.files import rename_if_new
 from densegrpo_jax.runtime.images import save
+from densegrpo_jax.runtime.journal import Journal
 
 
 class Record:
     """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, one line each, and the first
-    images in FOLDER/pictures.
+    images in FOLDER/images.
 
     The first line holds the settings. A line that a stopped process left incomplete is dropped.
 
@@ -35,35 +36,29 @@ class Record:
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
-        self._pictures, self._file = folder / 'pictures', folder / 'scores.jsonl'
+        self._images, file = folder / 'images', folder / 'scores.jsonl'
         self._scores: dict[tuple[str, str, int], dict[str, float]] = {}
+        old = folder / 'pictures'  # of earlier versions
         if restart:
-            self._file.unlink(missing_ok=True)
-            shutil.rmtree(self._pictures, ignore_errors=True)
+            for images in (self._images, old):
+                shutil.rmtree(images, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))
-        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
-        whole = [line for line in lines if line.endswith(b'\n')]
-        if whole:
-            rows = [self._parse(line, number) for number, line in enumerate(whole, start=1)]
-            before = rows[0].get('settings', {})
-            if found := identity.differences('evaluation', before, settings):
-                raise ValueError(
-                    f'{self._file} holds scores of other settings ({identity.told(found)}). Name '
-                    'another folder with --out, or forget them with --restart'
-                )
-            for row in rows[1:]:
-                scores = {
-                    name: math.nan if value is None else value
-                    for name, value in row['scores'].items()
-                }
-                self._scores.setdefault((row['policy'], row['set'], row['prompt']), {}).update(
-                    scores
-                )
-        if whole != lines:
-            replace_file(self._file, b''.join(whole))
-        if not whole:
-            self._append({'settings': settings})
+        self._journal = Journal(file, restart=restart)
+        if not self._journal.rows:
+            self._journal.append({'settings': settings})
+        first, *rows = self._journal.rows
+        if found := identity.differences('evaluation', first.get('settings', {}), settings):
+            raise ValueError(
+                f'{file} holds scores of other settings ({identity.told(found)}). Name another '
+                'folder with --out, or forget them with --restart'
+            )
+        rename_if_new(old, self._images)
+        for row in rows:
+            scores = {
+                name: math.nan if value is None else value for name, value in row['scores'].items()
+            }
+            self._scores.setdefault((row['policy'], row['set'], row['prompt']), {}).update(scores)
 
     def get(self, policy: str, prompt_set: str, prompt: int) -> dict[str, float]:
         """name -> score of a prompt, NaN if it could not be scored; empty if not yet tried."""
@@ -84,7 +79,9 @@ class Record:
         values = {
             name: float(value) if math.isfinite(value) else None for name, value in scores.items()
         }
-        self._append({'policy': policy, 'set': prompt_set, 'prompt': prompt, 'scores': values})
+        self._journal.append(
+            {'policy': policy, 'set': prompt_set, 'prompt': prompt, 'scores': values}
+        )
 
     def image(self, policy: str, prompt_set: str, prompt: int) -> np.ndarray | None:
         """The stored image, uint8 [H, W, 3]; None if there is none."""
@@ -92,16 +89,4 @@ class Record:
         return np.asarray(Image.open(path).convert('RGB')) if path.exists() else None
 
     def _path(self, policy: str, prompt_set: str, prompt: int) -> pathlib.Path:
-        return self._pictures / re.sub(r'[^\w.-]', '_', policy) / f'{prompt_set}_{prompt:05d}.png'
-
-    def _append(self, row: dict) -> None:
-        with open(self._file, 'a') as file:
-            file.write(json.dumps(row) + '\n')
-
-    def _parse(self, line: bytes, number: int) -> dict:
-        try:
-            return json.loads(line)
-        except ValueError:
-            raise ValueError(
-                f'{self._file}:{number} is damaged; start anew with --restart, or remove that line'
-            ) from None
+        return self._images / re.sub(r'[^\w.-]', '_', policy) / f'{prompt_set}_{prompt:05d}.png'

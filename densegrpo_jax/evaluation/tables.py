@@ -63,9 +63,9 @@ def summary(config, name: str, prompts: PromptSet, policies: dict[str, Evaluatio
     which, e = config.data.eval if name == 'eval' else config.eval.panel_prompts, config.eval
     first = next(iter(policies.values()))
     names, group = list(first.scores), first.group
-    pictures = f', {group} images of each' if group > 1 else ''
+    of_each = f', {group} images of each' if group > 1 else ''
     lines = [
-        f'{len(prompts)} prompts ({which}){pictures}, {e.steps} ODE steps, guidance '
+        f'{len(prompts)} prompts ({which}){of_each}, {e.steps} ODE steps, guidance '
         f'{config.model.guidance:g}, seed {config.seed}; '
         'mean ± standard error over prompts.',
         *(NOTES[n].format(embedding=e.embedding) for n in names if n in NOTES),

@@ -24,7 +24,7 @@ from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.search.methods import Sizes
 from densegrpo_jax.search.model import Model
-from densegrpo_jax.search.run import make_plan
+from densegrpo_jax.search.run import make_budget
 
 
 class Programs(NamedTuple):
@@ -33,7 +33,7 @@ class Programs(NamedTuple):
     phases: dict[str, Phase]  # runs: per prompt, on average
     rows: int  # particles of a prompt that are evaluated together
     evaluations: int  # per prompt
-    pictures: int  # per prompt
+    images: int  # per prompt
     resident: int  # bytes per device of weights and policy
 
 
@@ -65,8 +65,8 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     session = Session(
         config, mesh, StopRequest(), pathlib.Path(), pipeline, placed(stored), None, negative
     )
-    plan = make_plan(session)
-    rows, latent = most_rows(plan.sizes), pipeline.latent_shape(m.height, m.width)
+    budget = make_budget(session)
+    rows, latent = most_rows(budget.sizes), pipeline.latent_shape(m.height, m.width)
     x = jax.ShapeDtypeStruct((o.prompts, rows, *latent), jnp.float32)
     text = pipeline.conditioning_shapes(o.prompts)
     model = Model(session, placed(policy), None, search_kernel_of(config))
@@ -86,16 +86,16 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
         {
             'step': Phase(
                 step,
-                plan.expected.evaluations / several,
+                budget.expected.evaluations / several,
                 count_flops(velocity, stored['transformer'], policy, texts, negative, flat),
             ),
             'decoding': Phase(
-                decoding, plan.expected.pictures / several, count_flops(decode, stored, flat)
+                decoding, budget.expected.images / several, count_flops(decode, stored, flat)
             ),
         },
         rows,
-        plan.expected.evaluations,
-        plan.expected.pictures,
+        budget.expected.evaluations,
+        budget.expected.images,
         of(stored) + of(policy),
     )
 
@@ -105,7 +105,7 @@ def table(result: dict) -> str:
     r = result
     lines = [
         f'{r["topology"]}: {r["devices"]} devices, search by {r["method"]}: {r["evaluations"]} '
-        f'network evaluations and {r["pictures"]} images a prompt, {r["prompts"]} prompts x '
+        f'network evaluations and {r["images"]} images a prompt, {r["prompts"]} prompts x '
         f'{r["rows"]} particles together',
         f'compiled by {compiler_of(r["estimated_on_cpu"])}',
         f'always resident (weights, policy): {r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
@@ -128,7 +128,7 @@ def document(config, topology: Topology, found: Programs, rows: dict, estimated:
         'devices': topology.count,
         'method': config.search.method,
         'evaluations': found.evaluations,
-        'pictures': found.pictures,
+        'images': found.images,
         'prompts': config.search.prompts,
         'rows': found.rows,
         'resident_gib': found.resident / GIB,

@@ -50,6 +50,12 @@ def replace_file(path: pathlib.Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def rename_if_new(old: pathlib.Path, new: pathlib.Path) -> None:
+    """Gives a file or folder its name of today, unless that name is taken."""
+    if old.exists() and not new.exists():
+        old.rename(new)
+
+
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, hosts: Hosts):
     """A context during which no other run writes to `folder`; the primary process holds

@@ -7,7 +7,7 @@ a base model or a trained policy.
 
 Without --prompt and --prompts it searches the evaluation's prompts. Writes OUT/search.jsonl (one
 line per prompt, with every candidate's score), OUT/summary.md, and for each prompt a sheet and its
-best image in OUT/pictures. After a stop, the same command continues. Several hosts share the work
+best image in OUT/images. After a stop, the same command continues. Several hosts share the work
 if started as for `densegrpo_jax.main`. The exit status is as there.
 """
 
@@ -33,7 +33,7 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check, load
-from densegrpo_jax.search.run import make_plan, search, unseen_rewards
+from densegrpo_jax.search.run import make_budget, search, unseen_rewards
 
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
@@ -87,7 +87,7 @@ def main(flag) -> int:
         checked.reward.check(*columns(prompts))
         unseen_rewards(checked, prompts)
         given = given_images(flag.config, flag['from'].value) if flag['from'].value else None
-        make_plan(checked, 0 if given is None else len(given))
+        make_budget(checked, 0 if given is None else len(given))
         policy = None
         if flag.workdir:
             run = pathlib.Path(flag.workdir).expanduser()

@@ -154,7 +154,7 @@ class Walk:
         if guided and flow.guide is None:
             raise ValueError('the reward of this search has no gradient to follow')
         self.flow, self.guided, self.temperature = flow, guided, temperature
-        self.evaluations = self.gradients = self.pictures = 0
+        self.evaluations = self.gradients = self.images = 0
         self._keys, self._record = np.asarray(keys, np.uint32), record
         self._names = names or [f'number {i}' for i in range(len(keys))]
 
@@ -223,7 +223,7 @@ class Walk:
             return p
         scored = self.flow.score(self.predict(p))
         count = p.x.shape[1]
-        self.pictures += count
+        self.images += count
         slots = np.arange(first, first + count)
         self._record(Event(iteration, p.k, slots, self.evaluations, scored))
         return p._replace(reward=np.asarray(scored.reward, np.float64))

@@ -26,7 +26,7 @@ from densegrpo_jax.search.passes import (
 
 
 class Sizes(NamedTuple):
-    """What a method spends its budget on; each method reads its own fields. See `plan`."""
+    """What a method spends its budget on; each method reads its own fields. See `budget`."""
 
     particles: int = 0  # best_of_n, smc, pg, psi
     iterations: int = 1  # pg: passes

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.config.retired import renamed
+from densegrpo_jax.runtime.files import rename_if_new, replace_file
 from densegrpo_jax.runtime.images import save, save_grid
+from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.search.loop import Event
 
 FILE, SUMMARY = 'search.jsonl', 'summary.md'
+IMAGES, OLD_IMAGES = 'images', 'pictures'  # the second: in folders of earlier versions
 COLUMNS = ('base', 'first', 'drawn', 'final', 'best')
 
 
@@ -31,47 +34,36 @@ class Results:
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
-        self.folder, self._file = folder, folder / FILE
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        if restart:
-            self._file.unlink(missing_ok=True)
-        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
-        whole = [line for line in lines if line.endswith(b'\n')]
+        self._journal = Journal(folder / FILE, restart=restart)
         settings = json.loads(json.dumps(settings))
         self.prompts: dict[int, dict] = {}
         self.spread: float | None = None
-        for number, line in enumerate(whole):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise ValueError(
-                    f'{self._file}:{number + 1} is damaged; start anew with --restart, '
-                    'or remove that line'
-                ) from None
-            if number == 0:
-                if found := identity.differences('search', row.get('settings', {}), settings):
-                    raise ValueError(
-                        f'{self._file} holds a search of other settings ({identity.told(found)}). '
-                        'Name another folder with --out, or forget it with --restart'
-                    )
-            elif 'spread' in row:
+        if not self._journal.rows:
+            self._journal.append({'settings': settings})
+        first, *rows = self._journal.rows
+        if found := identity.differences('search', first.get('settings', {}), settings):
+            raise ValueError(
+                f'{folder / FILE} holds a search of other settings ({identity.told(found)}). '
+                'Name another folder with --out, or forget it with --restart'
+            )
+        rename_if_new(folder / OLD_IMAGES, folder / IMAGES)
+        for row in rows:
+            if 'spread' in row:
                 self.spread = row['spread']
             else:
-                self.prompts[row['prompt']] = row
-        if whole != lines:
-            replace_file(self._file, b''.join(whole))
-        if not whole:
-            self._append({'settings': settings})
+                self.prompts[row['prompt']] = renamed('search result', row)
 
     def keep_spread(self, spread: float) -> None:
         """Stores the unit of temperatures."""
         self.spread = spread
-        self._append({'spread': spread})
+        self._journal.append({'spread': spread})
 
     def put(self, row: dict) -> None:
         """Stores the result for `row['prompt']`."""
-        self.prompts[row['prompt']] = json.loads(json.dumps(row))
-        self._append(row)
+        self._journal.append(row)
+        self.prompts[row['prompt']] = self._journal.rows[-1]
 
     def write_summary(self, title: str) -> None:
         """OUT/summary.md: means over prompts with their standard errors."""
@@ -85,17 +77,12 @@ class Results:
             ('diversity of the final set', _mean([row['diversity'] for row in rows])),
             ('network evaluations a prompt', _mean([row['nfe'] for row in rows])),
             ('of these with gradient', _mean([row['gradients'] for row in rows])),
-            ('images scored a prompt', _mean([row['pictures'] for row in rows])),
+            ('images scored a prompt', _mean([row['images'] for row in rows])),
             ('seconds a prompt', _mean([row['seconds'] for row in rows])),
         )
         text = f'# {title}\n\n{len(rows)} prompts; means and standard errors.\n\n'
         text += table(('score', *COLUMNS), body) + '\n\n' + table(('', 'mean'), other) + '\n'
         replace_file(self.folder / SUMMARY, text)
-
-    def _append(self, row: dict) -> None:
-        with open(self._file, 'a') as file:
-            file.write(json.dumps(row, allow_nan=False) + '\n')
-            file.flush()
 
 
 class Tracker:
@@ -148,7 +135,7 @@ def draw(
     scores: Sequence[float],
     budget: int,
 ) -> None:
-    """OUT/pictures/INDEX.png: the base's image, the best so far at four points of the budget, and
+    """OUT/images/INDEX.png: the base's image, the best so far at four points of the budget, and
     the final set; and INDEX_best.png, the best alone.
     """
     shown = lambda value: '-' if value is None else f'{value:.3f}'
@@ -163,13 +150,13 @@ def draw(
     captions += [f'final {shown(number(s))}' for s in scores]
     width = images[0].shape[1]
     save_grid(
-        folder / 'pictures' / f'{index:05d}.png',
+        folder / IMAGES / f'{index:05d}.png',
         np.stack(images),
         columns=max(1, min(5, 1536 // width)),
         scale=max(1, 192 // width),
         captions=captions,
     )
-    save(folder / 'pictures' / f'{index:05d}_best.png', curve[-1][2])
+    save(folder / IMAGES / f'{index:05d}_best.png', curve[-1][2])
 
 
 def _mean(values: Sequence) -> str:

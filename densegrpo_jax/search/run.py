@@ -27,10 +27,10 @@ from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Checked, Session
+from densegrpo_jax.search.budget import cost, sizes_for
 from densegrpo_jax.search.loop import Walk
 from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
 from densegrpo_jax.search.model import Model, temperature_of
-from densegrpo_jax.search.plan import cost, sizes_for
 from densegrpo_jax.search.record import Results, Tracker, draw, number
 
 GUIDED = ('smc', 'psi')  # methods that may follow a reward's gradient
@@ -38,7 +38,7 @@ GUIDED = ('smc', 'psi')  # methods that may follow a reward's gradient
 SPREAD_PROMPTS, SPREAD_SAMPLES = 8, 4
 
 
-class Plan(NamedTuple):
+class Budget(NamedTuple):
     """A configuration's search of one prompt."""
 
     sizes: Sizes
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     guided: bool
 
 
-def make_plan(session, given: int = 0) -> Plan:
+def make_budget(session, given: int = 0) -> Budget:
     """Sizes and cost of `config.search` on the schedule of a session (or `session.Checked`).
 
     Args:
@@ -85,7 +85,7 @@ def make_plan(session, given: int = 0) -> Plan:
         given=given,
     )
     many = dict(every=o.every, guided=guided, given=bool(given))
-    return Plan(sizes, cost(o.method, sizes, stochastic, **many), guided)
+    return Budget(sizes, cost(o.method, sizes, stochastic, **many), guided)
 
 
 def rule_of(config, spread: float) -> Rule:
@@ -129,7 +129,7 @@ def search(
       RewardError: no image of a prompt could be scored.
     """
     config, stop = session.config, session.stop
-    plan = make_plan(session, 0 if given is None else len(given))
+    budget = make_budget(session, 0 if given is None else len(given))
     o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
     settings = {**settings_of(session, policy), 'prompts': [p.text for p in prompts]}
     if given is not None:
@@ -150,7 +150,7 @@ def search(
             for reward in (session.reward, *unseen_rewards(session, prompts))
         )
         model = Model(session, policy, scorer, search_kernel_of(config))
-        if plan.guided and model.flow(prompts[:1]).guide is None:
+        if budget.guided and model.flow(prompts[:1]).guide is None:
             raise ValueError(
                 'search.gradient=True: not every part of the reward has a gradient; the CLIP '
                 "rewards and 'pixels' have one"
@@ -166,9 +166,9 @@ def search(
             '%s: %s, %d network evaluations and %d images a prompt; spread of the reward %.4g, '
             'temperature %.4g',
             o.method,
-            {k: v for k, v in plan.sizes._asdict().items() if v != Sizes()._asdict()[k]},
-            plan.expected.evaluations,
-            plan.expected.pictures,
+            {k: v for k, v in budget.sizes._asdict().items() if v != Sizes()._asdict()[k]},
+            budget.expected.evaluations,
+            budget.expected.images,
             unit,
             rule.temperature,
         )
@@ -181,16 +181,16 @@ def search(
                 rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
                 began = time.monotonic()
                 found = _one_batch(
-                    model, session, policy, base, prompts, keys, rows, rule, plan, latents, panel
+                    model, session, policy, base, prompts, keys, rows, rule, budget, latents, panel
                 )
                 seconds = (time.monotonic() - began) / len(chosen)
                 for i, row in zip(chosen, found):
                     if results is not None:
-                        row, pictures = row
+                        row, images = row
                         results.put({'prompt': int(i), **row, 'seconds': seconds})
-                        draw(out, int(i), *pictures, plan.expected.evaluations)
+                        draw(out, int(i), *images, budget.expected.evaluations)
                 best = float(np.mean([row['best']['total'] for row, _ in found[: len(chosen)]]))
-                spent = (start + len(chosen)) * plan.expected.evaluations
+                spent = (start + len(chosen)) * budget.expected.evaluations
                 bar.update(
                     len(prompts) - len(todo) + start + len(chosen), {'nfe': spent, 'best': best}
                 )
@@ -252,7 +252,7 @@ def unseen_rewards(session: Checked, prompts: Sequence[Prompt]) -> list[Reward]:
 
 
 def _one_batch(
-    model, session, policy, base, prompts, keys, rows, rule, plan, latents, panel
+    model, session, policy, base, prompts, keys, rows, rule, budget, latents, panel
 ) -> list[tuple[dict, tuple]]:
     """[(result of a prompt, arguments of `draw`)] of prompts `rows`."""
     config, chosen = session.config, [prompts[i] for i in rows]
@@ -261,7 +261,7 @@ def _one_batch(
     walk = Walk(
         flow,
         keys[rows],
-        guided=plan.guided,
+        guided=budget.guided,
         temperature=rule.temperature,
         record=tracker,
         names=[p.text for p in chosen],
@@ -269,7 +269,7 @@ def _one_batch(
     extra = {}
     if latents is not None:
         extra = {'given': jnp.broadcast_to(latents, (len(rows), *latents.shape))}
-    found: Found = METHODS[config.search.method](walk, plan.sizes, rule, **extra)
+    found: Found = METHODS[config.search.method](walk, budget.sizes, rule, **extra)
     for curve, prompt in zip(tracker.curves, chosen):
         if not curve:
             raise RewardError(
@@ -311,7 +311,7 @@ def _one_batch(
             'diversity': diversity,
             'nfe': walk.evaluations,
             'gradients': walk.gradients,
-            'pictures': walk.pictures,
+            'images': walk.images,
             'candidates': tracker.candidates[p],
         }
         score = number(scored.values['total'][p, 0])

@@ -32,7 +32,7 @@ LOWERED_BY = {  # part of `memory` -> keys that make it smaller
     'weights': ('mesh.fsdp', 'mesh.tensor', 'model.quantize'),
     TRAINED: ('mesh.fsdp', 'lora.rank'),
     'latents': ('rollout.prompts_per_batch', 'rollout.prompts', 'credit.completion_every'),
-    'pictures': ('rollout.prompts_per_batch', 'credit.completion_every'),
+    'images': ('rollout.prompts_per_batch', 'credit.completion_every'),
 }
 
 
@@ -62,8 +62,8 @@ def memory(
     means = len(plan.transitions.job) if loss_of(config).mean_old else 0
     kept = (plan.kept + states + means) * samples * row / devices
     buffer = (plan.rows + means) * batch * row / devices
-    pictures = states * batch * m.height * m.width * 3 / devices
-    return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'pictures': pictures}
+    images = states * batch * m.height * m.width * 3 / devices
+    return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'images': images}
 
 
 def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:
@@ -154,7 +154,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
             f'{len(devices)} x {devices[0].device_kind} ({axes}), {jax.process_count()} '
             f'process(es), attention {m.attention}'
         ),
-        'pictures': (
+        'images': (
             f'{m.width} x {m.height} px, guidance {m.guidance:g}; '
             f'{len(checked.train)} training prompts, {len(checked.test)} '
             'evaluation prompts'

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+
+from densegrpo_jax.config.retired import renamed
 
 
 class TrainingDiverged(RuntimeError):
@@ -15,23 +18,28 @@ class Progress:
 
     evaluations: list = dataclasses.field(default_factory=list)  # [step, mean, standard error]
     bad_in_a_row: int = 0
-    velocity_evals: int = 0  # network evaluations so far, all samples
+    nfe: int = 0  # network evaluations so far, of all samples
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
+
+    @classmethod
+    def of(cls, stored: Mapping) -> Progress:
+        """As it is stored, by this version or an earlier one."""
+        return cls(**renamed('progress', stored))
 
     def evaluated(self, step: int) -> bool:
         """Whether there is an evaluation after `step` updates."""
         return step in [evaluated for evaluated, *_ in self.evaluations]
 
-    def count(self, finite: bool, velocity_evals: int, seconds: float) -> None:
+    def count(self, finite: bool, nfe: int, seconds: float) -> None:
         """Accounts for an iteration.
 
         Args:
           finite: whether its gradients were finite.
-          velocity_evals: its network evaluations.
+          nfe: its network evaluations.
           seconds: its duration.
         """
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
-        self.velocity_evals += velocity_evals
+        self.nfe += nfe
         self.seconds += seconds
 
     def check(self, max_bad: int) -> None:

@@ -110,9 +110,9 @@ class Reporter:
         row = {f'eval/{name}': result.mean(name) for name in result.scores}
         row |= {'eval/valid_share': scored / count, 'eval/standard_error': error}
         self._writer.write_scalars(step, {**row, 'eval/seconds': result.seconds})
-        self._writer.write_images(step, {'eval/pictures': result.images})
+        self._writer.write_images(step, {'eval/images': result.images})
         if self._primary:
-            keep_pictures(self._workdir, step, result)
+            keep_images(self._workdir, step, result)
         of_best = f'{best} {mean:.4f} +- {error:.4f} over {scored} prompts'
         self._bar.note(f'evaluation after {step} updates: {of_best}')
         return [step, mean, error]
@@ -124,7 +124,7 @@ class Reporter:
         self._writer.flush()
 
 
-def network_calls(rollouts: Sequence[Rollout], guided: bool) -> int:
+def rollout_nfe(rollouts: Sequence[Rollout], guided: bool) -> int:
     """Network evaluations of the rollouts, all samples together. guided: classifier-free guidance
     takes two for every velocity.
     """
@@ -160,7 +160,7 @@ def scalars(
     return {
         **out,
         'train/skipped': float(skipped),
-        'train/velocity_evals': float(progress.velocity_evals),
+        'train/nfe': float(progress.nfe),
         'train/seconds': progress.seconds,
     }
 
@@ -175,7 +175,7 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
     }
 
 
-def keep_pictures(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
+def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
     """Writes the fixed evaluation images of a step as a captioned contact sheet and, for the
     final comparison, as an array.
     """
@@ -274,7 +274,7 @@ def finish(
         'before': {'mean': first[1], 'standard_error': first[2]},
         'after': {'mean': last[1], 'standard_error': last[2]},
         'best': {'step': best[0], 'mean': best[1], 'standard_error': best[2]},
-        'velocity_evals': progress.velocity_evals,
+        'nfe': progress.nfe,
         'seconds': progress.seconds,
         'evaluations': progress.evaluations,
     }

@@ -86,7 +86,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         state = start_state(config, session.pipeline, tx, mesh, session.params['transformer'])
         start, progress = 0, Progress()
     else:
-        state, start, progress = restored.state, restored.step, Progress(**restored.meta)
+        state, start, progress = restored.state, restored.step, Progress.of(restored.meta)
         del restored  # else it keeps these arrays for the whole run
         logging.info('continuing from iteration %d of %d', start, config.iterations)
 
@@ -145,7 +145,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 metrics = jax.device_get({**metrics, **update_metrics})
                 checkpoints.prepare(state)  # a stop may come while the devices are busy
                 watch.lap('update')
-                calls = report.network_calls(rollouts, session.negative is not None)
+                calls = report.rollout_nfe(rollouts, session.negative is not None)
                 progress.count(metrics['finite'], calls, watch.seconds['iteration'])
                 skipped = int(state.skipped)
                 reporter.iteration(step, metrics, values, valid, watch.seconds, progress, skipped)

@@ -9,12 +9,8 @@ import numpy as np
 
 from experiments.reproduction.statistics import summary
 
-LABELS = {
-    'updates': 'updates',
-    'velocity_evals': 'network calls (millions)',
-    'seconds': 'seconds in iterations',
-}
-SCALES = {'velocity_evals': 1e-6}
+LABELS = {'updates': 'updates', 'nfe': 'NFE (millions)', 'seconds': 'seconds in iterations'}
+SCALES = {'nfe': 1e-6}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
 
 
@@ -74,19 +70,14 @@ def draw_curves(
     if totals:
         for i, runs in enumerate(curves.values()):
             calls, values = (
-                np.mean([run[-1]['velocity_evals'] for run in runs]),
+                np.mean([run[-1]['nfe'] for run in runs]),
                 [summary(run, quantity) for run in runs],
             )
             spread = np.std(values, ddof=1) if len(values) > 1 else 0
             panels[0][-1].errorbar(
-                calls * SCALES['velocity_evals'],
-                np.mean(values),
-                spread,
-                fmt='o',
-                color=f'C{i}',
-                capsize=3,
+                calls * SCALES['nfe'], np.mean(values), spread, fmt='o', color=f'C{i}', capsize=3
             )
-        panels[0][-1].set_xlabel(f'{LABELS["velocity_evals"]} of a run')
+        panels[0][-1].set_xlabel(f'{LABELS["nfe"]} of a run')
         panels[0][-1].set_ylabel('mean of the curve after the start')
         panels[0][-1].grid(alpha=0.3)
     panels[0][0].set_ylabel(QUANTITIES[quantity])

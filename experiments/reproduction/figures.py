@@ -64,9 +64,9 @@ class Figure:
     paper: str  # what the paper's figure shows
     comparisons: Sequence[Comparison]
     also: Sequence[str] = ()  # variants drawn without being part of the claim
-    axes: Sequence[str] = ('updates', 'velocity_evals')
+    axes: Sequence[str] = ('updates', 'nfe')
     quantity: str = 'score'
-    totals: bool = False  # a run in one number against its network calls, too
+    totals: bool = False  # a run in one number against its NFE, too
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ FIGURES: Mapping[str, Figure] = {
             'more completion steps learn faster: n = t above n = 2 above sparse credit above n = 1',
             'Fig. 6c: n = t > n = 2 > Flow-GRPO > n = 1',
             (Comparison('dense', 'n_2'), Comparison('n_2', 'sparse'), Comparison('sparse', 'n_1')),
-            axes=('updates', 'velocity_evals', 'seconds'),
+            axes=('updates', 'nfe', 'seconds'),
         ),
         Figure(
             'cheaper',
@@ -124,7 +124,7 @@ FIGURES: Mapping[str, Figure] = {
             'not in the paper, which stays with n = t',
             (Comparison('n_3', 'sparse'), Comparison('every_2', 'sparse')),
             also=('dense', 'n_2', 'n_1'),
-            axes=('updates', 'velocity_evals'),
+            axes=('updates', 'nfe'),
             totals=True,
         ),
         Figure(

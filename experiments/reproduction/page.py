@@ -23,7 +23,7 @@ COLUMNS = (
     'after',
     'mean after the start',
     'KL at the end',
-    'network calls per run',
+    'NFE per run',
     'seconds per run',
 )
 FORMATS = {'score': '{:+.4f}', 'kl': '{:+.2e}'}
@@ -171,7 +171,7 @@ def _row(variant: str, runs: Sequence[Sequence[Mapping]]) -> list[str]:
         spread([row['score'] for row in last]),
         spread([summary(run) for run in runs]),
         f'{kl:.2e}' if np.isfinite(kl) else '',
-        f'{np.mean([row["velocity_evals"] for row in last]):.0f}',
+        f'{np.mean([row["nfe"] for row in last]):.0f}',
         f'{np.mean([row["seconds"] for row in last]):.0f}',
     ]
 

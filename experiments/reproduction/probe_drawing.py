@@ -113,7 +113,7 @@ def draw_cost(rows: Sequence[dict], path: pathlib.Path) -> None:
         _finish(
             axes,
             title,
-            'network calls per sample',
+            'NFE per sample',
             'mean rank correlation within a group',
             rows,
             legend=False,

@@ -180,13 +180,13 @@ MEASURES: Mapping[str, Measure] = {
     ),
     'cost': Measure(
         'Cheaper completions',
-        'fewer network calls than n = t can keep the ranking of the gains within a group (rank '
+        'fewer evaluations than n = t can keep the ranking of the gains within a group (rank '
         f'correlation of at least {KEPT})',
         'not in the paper; its Fig. 6c trains with n = 1 and 2',
         cost_verdict,
         {
             'method': 'method',
-            'network calls per sample': 'calls',
+            'NFE per sample': 'calls',
             'gains within groups': 'group_gain_correlation',
             'gains': 'gain_correlation',
             'latent rewards': 'reward_correlation',

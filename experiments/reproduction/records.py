@@ -11,13 +11,14 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
 
 EVALUATION = (
     'variant',
     'seed',
     'updates',
-    'velocity_evals',
+    'nfe',
     'seconds',
     'score',
     'standard_error',
@@ -62,6 +63,7 @@ class Records:
             records.runs = {(row['variant'], row['seed']): row for row in csv.DictReader(file)}
         with open(folder / 'evaluations.csv', newline='') as file:
             for row in csv.DictReader(file):
+                row = renamed('curve', row)
                 numbers = {name: float(row[name]) for name in EVALUATION[2:]}
                 records.evaluations.setdefault((row['variant'], row['seed']), []).append(
                     row | numbers
@@ -122,17 +124,17 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
       score: name of the score, as in `eval/{score}`.
 
     Returns:
-      Rows of EVALUATION without variant and seed: cost so far (velocity_evals: network evaluations
+      Rows of EVALUATION without variant and seed: cost so far (nfe: network evaluations
       of all samples; seconds in iterations), the score with its standard error, and kl and reward
       of the training samples as means over the updates since the last evaluation.
     """
     rows, spent, since = (
         [],
-        {'train/velocity_evals': 0.0, 'train/seconds': 0.0},
+        {'train/nfe': 0.0, 'train/seconds': 0.0},
         {'train/kl': [], 'train/reward': []},
     )
     for line in path.read_text().splitlines():
-        row = json.loads(line)
+        row = renamed('metrics', json.loads(line))
         spent |= {name: row[name] for name in spent if name in row}
         for name, values in since.items():
             values += [row[name]] if name in row else []
@@ -140,7 +142,7 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
             rows.append(
                 {
                     'updates': row['step'],
-                    'velocity_evals': spent['train/velocity_evals'],
+                    'nfe': spent['train/nfe'],
                     'seconds': round(spent['train/seconds'], 2),
                     'score': row[f'eval/{score}'],
                     'standard_error': row['eval/standard_error'],

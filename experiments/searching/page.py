@@ -96,7 +96,7 @@ def _task(records: Records, name: str) -> list[str]:
         for method in METHODS
         if method != REFERENCE
     ]
-    columns = ('nfe', 'pictures', 'seconds', 'searched', 'final', 'diversity', 'unseen_best')
+    columns = ('nfe', 'images', 'seconds', 'searched', 'final', 'diversity', 'unseen_best')
     largest = max(BUDGETS)
     cost = [
         (method, *(_cell(records.mean(case(method, largest), c), error=False) for c in columns))

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.search.record import FILE
 from experiments.searching.cases import TASKS, Case
 
 COLUMNS = (
-    'task', 'policy', 'method', 'budget', 'prompt', 'nfe', 'pictures', 'seconds',
+    'task', 'policy', 'method', 'budget', 'prompt', 'nfe', 'images', 'seconds',
     'plain', 'best', 'searched', 'final', 'diversity', 'unseen_plain', 'unseen_best',
 )  # fmt: skip
 TEXT = ('task', 'policy', 'method')
@@ -41,6 +42,7 @@ class Records:
         records, path = cls(), folder / RECORDS
         if path.exists():
             for row in csv.DictReader(path.read_text().splitlines()):
+                row = renamed('search result', row)
                 row = {k: v if k in TEXT else float(v or 'nan') for k, v in row.items()}
                 case = Case(row['task'], row['policy'], row['method'], int(row['budget']))
                 records.rows.setdefault(case, []).append(row)
@@ -51,7 +53,7 @@ class Records:
         metric, unseen = TASKS[case.task].metric, next(iter(TASKS[case.task].panel))
         rows = []
         for line in (folder / FILE).read_text().splitlines():
-            found = json.loads(line)
+            found = renamed('search result', json.loads(line))
             if 'prompt' not in found:
                 continue
             values = {
@@ -61,7 +63,7 @@ class Records:
                 'final': found['final']['total'],
                 'unseen_plain': found['base'].get(unseen),
                 'unseen_best': found['best'].get(unseen),
-                **{k: found[k] for k in ('prompt', 'nfe', 'pictures', 'seconds', 'diversity')},
+                **{k: found[k] for k in ('prompt', 'nfe', 'images', 'seconds', 'diversity')},
             }
             numbers = {k: math.nan if v is None else float(v) for k, v in values.items()}
             rows.append({**case._asdict(), **numbers})

@@ -12,8 +12,9 @@ from configs import tiny_ocr
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.identity import SCOPES, decides, differences, kind_of, record, told
 from densegrpo_jax.config.key import DISPLAY, MACHINE, SCIENCE
-from densegrpo_jax.config.retired import RETIRED
+from densegrpo_jax.config.retired import RETIRED, renamed
 from densegrpo_jax.config.schema import KEYS
+from densegrpo_jax.training.progress import Progress
 
 # The demo as commit 4206b0f recorded it, in checkpoints, scores.jsonl and psi.json.
 RECORDS = json.loads((pathlib.Path(__file__).parent / 'records_0_1.json').read_text())
@@ -191,3 +192,9 @@ def test_facts_decide_in_every_part():
         'base.vae/more.json',
         'group',
     ]
+
+
+def test_names_of_version_0_1_are_read():
+    assert Progress.of({'velocity_evals': 7, 'seconds': 2.0}) == Progress(nfe=7, seconds=2.0)
+    assert renamed('search result', {'prompt': 0, 'pictures': 3}) == {'prompt': 0, 'images': 3}
+    assert renamed('curve', {'nfe': '1'}) == {'nfe': '1'}

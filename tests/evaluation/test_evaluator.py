@@ -162,7 +162,7 @@ def test_a_kill_while_a_picture_is_saved_leaves_none(tmp_path, monkeypatch):
         run(Sampler(), Record(tmp_path, {}))
     monkeypatch.undo()
     found = run(Sampler(), Record(tmp_path, {}))
-    assert len(found.images) == 3 and len(list((tmp_path / 'pictures' / 'base').iterdir())) == 3
+    assert len(found.images) == 3 and len(list((tmp_path / 'images' / 'base').iterdir())) == 3
 
 
 class Share(Scorer):
@@ -306,6 +306,17 @@ def test_records_of_other_settings_are_refused(tmp_path):
         Record(tmp_path, {'seed': 1, 'reward': {'ocr': {'mode': 'recognise'}}})
     assert Record(tmp_path, {'seed': 2}, restart=True).get('base', 'eval', 4) == {}
     Record(tmp_path, {'seed': 2})
+
+
+def test_images_of_an_earlier_versions_folder_are_found(tmp_path):
+    """Version 0.1 called the folder `pictures`."""
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Record(tmp_path, {'seed': 1}).put('base', 'eval', 4, {'ocr': 0.5}, image)
+    (tmp_path / 'images').rename(tmp_path / 'pictures')
+    found = Record(tmp_path, {'seed': 1})
+    np.testing.assert_array_equal(found.image('base', 'eval', 4), image)
+    Record(tmp_path, {'seed': 1}, restart=True)
+    assert not (tmp_path / 'images').exists() and not (tmp_path / 'pictures').exists()
 
 
 def test_captions_are_wrapped_to_the_pictures_width():

@@ -24,7 +24,7 @@ TRAINING = """
     with open(folder / 'metrics.jsonl', 'w') as file:
         for step in (0, 1, 2):
             if step:
-                row = {'step': step, 'train/velocity_evals': 100.0 * step, 'train/kl': 0.1}
+                row = {'step': step, 'train/nfe': 100.0 * step, 'train/kl': 0.1}
                 row['train/seconds'] = 2.0 * step
                 file.write(json.dumps(row) + chr(10))
             score = 0.5 + rise * step / 2 + 0.01 * seed

@@ -194,7 +194,7 @@ def test_records_survive_their_files_and_join_other_machines(tmp_path, training)
     rows = again.curves('sparse')['2']
     assert [row['updates'] for row in rows] == [0, 1, 2]
     assert [row['score'] for row in rows] == pytest.approx([0.52, 0.62, 0.72])
-    assert [row['velocity_evals'] for row in rows] == [0, 100, 200]
+    assert [row['nfe'] for row in rows] == [0, 100, 200]
     assert math.isnan(rows[0]['kl']) and rows[1]['kl'] == pytest.approx(0.1)
     assert again.runs['sparse', '2']['commit'] == 'abc'
 
@@ -270,7 +270,7 @@ def test_the_page_goes_into_the_work_directory_unless_told_otherwise(tmp_path):
 
 def test_a_run_is_drawn_in_one_number_against_its_network_calls(tmp_path, monkeypatch):
     run = lambda last, calls: [
-        {'updates': n, 'velocity_evals': calls * n / 2, 'score': score, 'kl': math.nan}
+        {'updates': n, 'nfe': calls * n / 2, 'score': score, 'kl': math.nan}
         for n, score in enumerate((0.5, 0.6, last))
     ]
     monkeypatch.setattr('matplotlib.pyplot.close', lambda figure: None)
@@ -290,28 +290,17 @@ def test_evaluations_are_read_with_their_costs(tmp_path):
         {'step': 0, 'eval/ocr': 0.5, 'eval/standard_error': 0.1},
         {
             'step': 1,
-            'train/velocity_evals': 10.0,
+            'train/velocity_evals': 10.0,  # as version 0.1 wrote it
             'train/seconds': 1.0,
             'train/kl': 1.0,
             'train/reward': 0.2,
         },
-        {
-            'step': 2,
-            'train/velocity_evals': 20.0,
-            'train/seconds': 2.0,
-            'train/kl': 3.0,
-            'train/reward': 0.4,
-        },
+        {'step': 2, 'train/nfe': 20.0, 'train/seconds': 2.0, 'train/kl': 3.0, 'train/reward': 0.4},
         {'step': 2, 'eval/ocr': 0.6, 'eval/standard_error': 0.1},
     ]
     path = tmp_path / 'metrics.jsonl'
     path.write_text('\n'.join(map(json.dumps, rows)) + '\n')
     first, last = read_evaluations(path, 'ocr')
-    assert (last['updates'], last['velocity_evals'], last['seconds'], last['score']) == (
-        2,
-        20.0,
-        2.0,
-        0.6,
-    )
+    assert (last['updates'], last['nfe'], last['seconds'], last['score']) == (2, 20.0, 2.0, 0.6)
     assert (last['kl'], last['reward']) == (2.0, pytest.approx(0.3))
     assert math.isnan(first['kl'])

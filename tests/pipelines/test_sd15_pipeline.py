@@ -105,4 +105,4 @@ def test_the_recipe_trains_with_ddim_noise(folder, tmp_path):
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0
     # Guided; of four transitions the last is deterministic, so two states are completed.
-    assert first['train/velocity_evals'] == 2 * 4 * (4 + 3 + 2)
+    assert first['train/nfe'] == 2 * 4 * (4 + 3 + 2)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.search.budget import Cost, cost, sizes_for
 from densegrpo_jax.search.loop import Particles, Scored, Walk
 from densegrpo_jax.search.methods import METHODS, Rule, Sizes, best_of_n, pg, refine, smc, svdd
 from densegrpo_jax.search.passes import Weighting, default_states, path, weighted_pass
-from densegrpo_jax.search.plan import Cost, cost, sizes_for
 from tests.search.gaussian import gaussian_flow, reward, walk
 
 FLOW = gaussian_flow(dim=3)
@@ -43,11 +43,11 @@ def test_the_cost_is_the_formulas_and_no_velocity_is_taken_twice(method, guided,
         w = walk(flow, 3, guided=guided, record=seen.append)
         METHODS[method](w, sizes, Rule(alpha=0.3, every=every))
         formula = cost(method, sizes, flow.stochastic, every=every, guided=guided)
-        assert Cost(w.evaluations, w.pictures, w.gradients) == formula
+        assert Cost(w.evaluations, w.images, w.gradients) == formula
         rows = flow.velocity.rows
         assert len(rows) == 3 * formula.evaluations
         assert len(set(rows)) == len(rows)
-        assert sum(len(event.slots) for event in seen) == formula.pictures
+        assert sum(len(event.slots) for event in seen) == formula.images
         assert seen[-1].k == flow.steps and seen[-1].evaluations == formula.evaluations
 
 
@@ -193,7 +193,7 @@ def test_designs_may_be_given():
     w = walk(flow, 3)
     refine(w, sizes, Rule(), given)
     expected = cost('refine', sizes, flow.stochastic, given=True)
-    assert (w.evaluations, w.pictures) == expected[:2]
+    assert (w.evaluations, w.images) == expected[:2]
     # noise level 0 changes nothing
     still = Sizes(designs=3, candidates=2, rounds=1, from_state=6)
     found = refine(walk(FLOW, 3), still, Rule(keep_best=False, selection=1e9), given)
@@ -202,7 +202,7 @@ def test_designs_may_be_given():
 
 
 def test_pictures_without_score_are_never_chosen():
-    """A tenth of the pictures have none; a design all of whose candidates have none goes on."""
+    """A tenth of the images have none; a design all of whose candidates have none goes on."""
 
     def cut(x):
         return np.where(np.cos(40 * x) > -0.95, reward(x), -np.inf)

@@ -53,17 +53,17 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
 ):
     whole = run.search(session, None, PROMPTS, tmp_path / 'whole')
     row = whole[0]
-    assert (row['nfe'], row['pictures'], row['gradients']) == (15, 15, 0)
+    assert (row['nfe'], row['images'], row['gradients']) == (15, 15, 0)
     assert len(row['candidates']) == 15 and row['candidates'][-1][3] == 15
     samples = [r for _, k, _, _, r in row['candidates'] if k == 3]
     assert row['best']['total'] == max(samples)
     assert [point[1] for point in row['curve']] == sorted(point[1] for point in row['curve'])
     assert 0 < row['diversity'] < 1
-    made = sorted(path.name for path in (tmp_path / 'whole/pictures').iterdir())
+    made = sorted(path.name for path in (tmp_path / 'whole/images').iterdir())
     assert made == [f'0000{i}{end}.png' for i in range(3) for end in ('', '_best')]
     assert '| `total` |' in (tmp_path / 'whole/summary.md').read_text()
 
-    # stopped after the first two prompts, and a line half written
+    # stopped after the first two prompts, and a line half written; in the words of version 0.1
     stops, original = iter([True]), run.ProgressBar.update
 
     def update(self, *given):
@@ -74,13 +74,17 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
     monkeypatch.setattr(run.ProgressBar, 'update', update)
     with pytest.raises(Preempted):
         run.search(session, None, PROMPTS, tmp_path / 'parts')
-    with open(tmp_path / 'parts' / FILE, 'a') as file:
-        file.write('{"prompt": 2, "te')
+    written = (tmp_path / 'parts' / FILE).read_text()
+    assert written.count('"images"') == 2
+    written = written.replace('"images"', '"pictures"')
+    (tmp_path / 'parts' / FILE).write_text(written + '{"prompt": 2, "te')
+    (tmp_path / 'parts/images').rename(tmp_path / 'parts/pictures')
     again = run.search(session, None, PROMPTS, tmp_path / 'parts')
     without_time = lambda rows: {
         i: {k: v for k, v in row.items() if k != 'seconds'} for i, row in rows.items()
     }
     assert without_time(again) == without_time(whole)
+    assert len(list((tmp_path / 'parts/images').iterdir())) == 6
     lines = (tmp_path / 'parts' / FILE).read_text().splitlines()
     assert [set(json.loads(line)) & {'settings', 'spread', 'prompt'} for line in lines] == [
         {'settings'},
@@ -158,7 +162,7 @@ def test_refinement_begins_with_given_images(session, tmp_path):
     with pytest.raises(ValueError, match='2.png has 32 x 8 pixels; the model draws 32 x 16'):
         given_images(session.config, str(tmp_path / 'given'))
     with pytest.raises(ValueError, match="--from is for search.method='refine'"):
-        run.make_plan(changed(session, method='pg'), given=2)
+        run.make_budget(changed(session, method='pg'), given=2)
 
 
 def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
@@ -170,7 +174,7 @@ def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
     assert [row['candidates'] for row in found.values()] == [
         row['candidates'] for row in plain.values()
     ]
-    image = np.asarray(Image.open(tmp_path / 'watched/pictures/00000_best.png'))
+    image = np.asarray(Image.open(tmp_path / 'watched/images/00000_best.png'))
     expected = JpegReward()(image[None], ['a red sign'], [{}]).values['jpeg'][0]
     assert found[0]['best']['jpeg'] == pytest.approx(expected, abs=1e-6)
     assert np.isfinite([found[0][which]['jpeg'] for which in ('base', 'final')]).all()
@@ -199,7 +203,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(session):
         (dict(method='refine', from_level=0.0), 'changes nothing'),
     ):
         with pytest.raises(ValueError, match=message):
-            run.make_plan(changed(session, **options))
+            run.make_budget(changed(session, **options))
     for options, message in (
         (dict(method='beam'), "search.method='beam'"),
         (dict(temperature=0.0), 'search.temperature=0'),

@@ -16,7 +16,7 @@ NEED = {
     'weights': 22.0 * announce.GIB,
     announce.TRAINED: 3.0 * announce.GIB,
     'latents': 0.5 * announce.GIB,
-    'pictures': 0.5 * announce.GIB,
+    'images': 0.5 * announce.GIB,
 }
 
 

@@ -44,7 +44,7 @@ def test_trains_and_continues(folder, tmp_path, method, changes, transitions, ev
         assert row['train/transitions'] == transitions * SAMPLES
         assert row['train/ratio_deviation_first'] <= 1e-6
         assert row['train/finite'] == 1 and row['train/grad_norm'] > 0
-    assert first['train/velocity_evals'] == evaluations * SAMPLES
-    assert second['train/velocity_evals'] == 2 * evaluations * SAMPLES
+    assert first['train/nfe'] == evaluations * SAMPLES
+    assert second['train/nfe'] == 2 * evaluations * SAMPLES
     steps = {name for name in first if name.startswith('gain/')}
     assert steps == {f'gain/step_{k}' for k in range(transitions)}

@@ -52,7 +52,7 @@ def test_runs_on_a_small_folder(folder, tmp_path):
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     # bfloat16: the re-scored ratio may deviate by a tenth of the clip range.
     assert first['train/ratio_deviation_first'] <= 0.1 * config.loss.clip_range
-    assert first['train/velocity_evals'] == 4 * (3 + 2 + 1) and first['train/transitions'] == 2 * 4
+    assert first['train/nfe'] == 4 * (3 + 2 + 1) and first['train/transitions'] == 2 * 4
     assert 0 <= first['train/reward_ocr'] <= 1
 
 

@@ -59,5 +59,5 @@ def test_nft_samples_from_the_old_policy_and_continues(folder, tmp_path, monkeyp
     assert {a.tobytes() for a in map(np.asarray, used)} == {a.tobytes() for a in old}
     last = rows(tmp_path / 'whole')[-1]
     assert last['train/samples'] == 3 * 16 and last['train/kl'] > 0
-    assert last['train/velocity_evals'] == 2 * 16 * 4  # T = 4 each
+    assert last['train/nfe'] == 2 * 16 * 4  # T = 4 each
     assert jnp.isfinite(last['train/loss']) and last['train/finite'] == 1

@@ -60,9 +60,7 @@ def test_runs_and_reports(folder, tmp_path):
     # The policy has not moved when the first update re-scores its samples: the ratio with the
     # stored log-probability is 1.
     assert 0 <= table[1]['train/ratio_deviation_first'] <= 1e-6
-    assert table[1]['train/transitions'] == 2 * 16 and table[1]['train/velocity_evals'] == 16 * (
-        3 + 2 + 1
-    )
+    assert table[1]['train/transitions'] == 2 * 16 and table[1]['train/nfe'] == 16 * (3 + 2 + 1)
     assert {
         'gain/step_0',
         'gain/step_1',
@@ -153,7 +151,7 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert (
         progress['evaluations'] == found_progress['evaluations']
-        and progress['velocity_evals'] == found_progress['velocity_evals']
+        and progress['nfe'] == found_progress['nfe']
     )
     steps = [row['step'] for row in rows(broken)]
     assert steps == [0, 1, 2, 3, 4]

@@ -64,5 +64,5 @@ def test_runs_on_a_small_folder(folder, changes, calls, tmp_path):
     assert first['train/ratio_deviation_first'] <= 1e-6
     # The grid of shift 3 ends in an almost clean state: of four transitions the last two are
     # deterministic, so two states are completed.
-    assert first['train/velocity_evals'] == calls * 4 * (4 + 3 + 2)
+    assert first['train/nfe'] == calls * 4 * (4 + 3 + 2)
     assert first['train/grad_norm'] > 0

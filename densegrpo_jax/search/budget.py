@@ -15,7 +15,7 @@ class Cost(NamedTuple):
     """The cost of one prompt."""
 
     evaluations: int  # of the network
-    pictures: int  # decoded and scored
+    images: int  # decoded and scored
     gradients: int = 0  # of the reward, through decoder and network: about two evaluations each
 
 

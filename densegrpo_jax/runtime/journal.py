@@ -1,0 +1,51 @@
+"""A file to which a long task appends its results, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.reading import parse_json
+
+
+class Journal:
+    """The objects in the file so far, and those that are added. A last line that a stopped process
+    left incomplete is dropped.
+
+    Attributes:
+      rows: the objects, oldest first.
+
+    Args:
+      path: the file; its folder exists. restart: forget what it holds.
+
+    Raises:
+      ValueError: a line is not a JSON object; the message names its number.
+    """
+
+    def __init__(self, path: pathlib.Path, *, restart: bool = False):
+        self._path = path
+        if restart:
+            path.unlink(missing_ok=True)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith(b'\n')]
+        self.rows = [self._parsed(line, number) for number, line in enumerate(whole, start=1)]
+        if whole != lines:
+            replace_file(path, b''.join(whole))
+
+    def append(self, row: Mapping) -> None:
+        """Adds an object of finite numbers."""
+        text = json.dumps(row, allow_nan=False)
+        with open(self._path, 'a') as file:
+            file.write(text + '\n')
+        self.rows.append(json.loads(text))
+
+    def _parsed(self, line: bytes, number: int) -> dict:
+        try:
+            return parse_json(line.decode(), f'{self._path}:{number}')
+        except ValueError as error:
+            raise ValueError(
+                f'{self._path}:{number} is damaged ({error}); start anew with --restart, or remove '
+                'that line'
+            ) from None

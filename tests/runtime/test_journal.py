@@ -1,0 +1,36 @@
+"""A file of results, one JSON object a line, that a stopped process continues."""
+
+import pytest
+
+from densegrpo_jax.runtime.journal import Journal
+
+
+def test_what_was_appended_is_read_again(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    Journal(path).append({'a': (1, 2), 'b': 'é\u2028'})
+    Journal(path).append({'a': 3})
+    assert Journal(path).rows == [{'a': [1, 2], 'b': 'é\u2028'}, {'a': 3}]
+    assert Journal(path, restart=True).rows == [] and not path.exists()
+
+
+def test_an_incomplete_last_line_is_dropped(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text('{"a": 1}\n{"a": ')
+    journal = Journal(path)
+    journal.append({'a': 2})
+    assert Journal(path).rows == journal.rows == [{'a': 1}, {'a': 2}]
+
+
+@pytest.mark.parametrize('line', [b'{"a": ', b'[1]', b'\xff'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / 'rows.jsonl'
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=r'rows\.jsonl:2 is damaged .*--restart'):
+        Journal(path)
+
+
+def test_numbers_that_json_lacks_are_refused(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    with pytest.raises(ValueError):
+        Journal(path).append({'a': float('nan')})
+    assert not path.exists()
