@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from densegrpo_jax.config.plan_keys import PLAN
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
-from densegrpo_jax.core.losses import Loss
+from densegrpo_jax.core.losses import CLEAN, Loss
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 
 # Keys of `plan` that every shape heeds.
@@ -62,6 +62,21 @@ def _served(p: Parts) -> str:
 
 
 TABLE: tuple[Refusal, ...] = (
+    Refusal(
+        lambda c, p: c.moving.steps != 'none' and c.plan.kind != 'trajectory',
+        lambda c, p: (
+            f'moving.steps={c.moving.steps!r} chooses transitions of a trajectory, and plan.kind='
+            f"{c.plan.kind!r} has others: use plan.kind='trajectory', or moving.steps='none' with "
+            'plan.active'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.moving.steps != 'none' and p.loss.batch == CLEAN,
+        lambda c, p: (
+            f'moving.steps={c.moving.steps!r} chooses the trained transitions, and loss.kind='
+            f"{c.loss.kind!r} trains on clean samples: use moving.steps='none'"
+        ),
+    ),
     Refusal(
         lambda c, p: p.rule.reads not in p.shape.points,
         lambda c, p: (

@@ -212,6 +212,55 @@ METHODS: Mapping[str, Method] = {
         'term; without turning points it is sparse credit with a baseline.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
+    'dance': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'credit.combine': 'advantages',
+            'loss.noise_power': 0.0,
+            'loss.clip_range': 1e-4,
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'constant',
+            'rollout.level': 0.3,
+            'rollout.shared_noise': True,
+            'moving.steps': 'subset',
+            'moving.fraction': 0.6,
+        },
+        "Each transition gets the finished image's reward; noise is constant, the samples of a "
+        'prompt begin alike, and a random part of the transitions is trained.',
+        'arXiv 2505.07818',
+        'Constant noise 0.3, one initial noise per prompt, std within the group, clip range 1e-4, '
+        'advantages of several rewards added, 60 % of the transitions trained and never the last.',
+        'One random subset per iteration, where its code draws one for every sample; adapters '
+        "where the paper trains all weights (`full`). Its choice of each prompt's best and worst "
+        'samples is not built.',
+        'T',
+    ),
+    'mix': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'credit.combine': 'advantages',
+            'loss.noise_power': 0.0,
+            'loss.clip_range': 1e-4,
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.level': 0.7,
+            'rollout.shared_noise': True,
+            'moving.steps': 'window',
+            'moving.width': 4,
+            'moving.stay': 25,
+        },
+        'Noise and training in a window of transitions that moves along the grid; the ODE beside '
+        'it.',
+        'arXiv 2507.21802',
+        'Window of 4, moved by one every 25 iterations and begun again at the end; its schedules '
+        'of shorter stays and random places; one initial noise per prompt, advantages of several '
+        'rewards added, clip range 1e-4.',
+        'The window moves over the transitions that may be trained, so not into the clean image. '
+        'MixGRPO-Flash, which shortens the ODE behind the window, is not built.',
+        'T',
+    ),
     'd2_align': Method(
         {
             'credit.rule': 'sparse',

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping
 
 import ml_collections
 
-from densegrpo_jax.config import d2_keys, method_keys, model_keys, plan_keys, run_keys, search_keys
+from densegrpo_jax.config import (
+    d2_keys,
+    method_keys,
+    model_keys,
+    moving_keys,
+    plan_keys,
+    run_keys,
+    search_keys,
+)
 from densegrpo_jax.config.key import Key
 
 # In the order of configurations; an entry that is not a Key is a group of keys.
@@ -25,6 +33,7 @@ TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'data': run_keys.DATA,
     'rollout': method_keys.ROLLOUT,
     'plan': plan_keys.PLAN,
+    'moving': moving_keys.MOVING,
     'noise': method_keys.NOISE,
     'calibration': method_keys.CALIBRATION,
     'credit': method_keys.CREDIT,

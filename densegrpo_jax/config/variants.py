@@ -60,8 +60,8 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
         apply_method(config, variant.method)
     if (count := variant.devices or devices) is not None:
         fit(config, count, samples=samples, transitions=transitions)
-    elif config.loss.kind != 'grpo':
-        # The recipe's own microbatch fits the transitions of its own loss.
+    elif config.loss.kind != 'grpo' or config.moving.steps != 'none':
+        # The recipe's own microbatch fits the transitions of its own loss, all of them.
         fitting = microbatches(config)
         largest = config.optim.microbatch
         config.optim.microbatch = max([m for m in fitting if m <= largest], default=fitting[0])

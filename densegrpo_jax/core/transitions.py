@@ -38,6 +38,7 @@ def transitions(
     *,
     weight: Float[ArrayLike, 'N'] | Float[ArrayLike, 'N B'] | None = None,
     valid: Bool[ArrayLike, 'B'] | Bool[ArrayLike, 'N B'] | None = None,
+    chosen: Int[ArrayLike, 'K'] | None = None,
 ) -> Transitions:
     """The trained transitions of a rollout as a flat record: a gather of rows.
 
@@ -47,6 +48,8 @@ def transitions(
         group_ids: the group of each sample, 0 ... P-1.
         weight: step weights; default 1.
         valid: False leaves the transition out of the loss.
+        chosen: the transitions of the record, increasing; may be traced. None: those that the plan
+            trains.
 
     Returns:
         Transitions, ordered by the rollout's N, then b (so `reshape(K, B, ...)` undoes it).
@@ -59,7 +62,7 @@ def transitions(
             f'(N, B) = {shape}'
         )
     table = rollout.plan.transitions
-    trained = np.flatnonzero(table.trained)
+    trained = np.flatnonzero(table.trained) if chosen is None else jnp.asarray(chosen)
 
     def flat(per_row):
         """[N, B, ...] (or broadcastable [N, 1], [B]) -> [K * B, ...] over the trained rows."""
@@ -78,9 +81,10 @@ def transitions(
         x = x.reshape(-1, *x.shape[2:])
         return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
+    rows_of = lambda column: (np if chosen is None else jnp).array(column)[trained]
     return Transitions(
-        x=latents(rollout.latents[np.array(table.x_row)[trained]]),
-        x_next=latents(rollout.latents[np.array(table.next_row)[trained]]),
+        x=latents(rollout.latents[rows_of(table.x_row)]),
+        x_next=latents(rollout.latents[rows_of(table.next_row)]),
         s=flat(rollout.s),
         s_next=flat(rollout.s_next),
         noise_level=flat(rollout.noise_level),

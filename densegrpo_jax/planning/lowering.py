@@ -128,4 +128,7 @@ def _record(config, schedule: Schedule, sampled: Rollout) -> Any:
     scored = (jax.ShapeDtypeStruct(points, dtype) for dtype in (jnp.float32, jnp.bool))
     rollouts = [sampled] * (r.prompts // r.prompts_per_batch)
     credit = make_credit(added_up, schedule)
-    return jax.eval_shape(credit, rollouts, *scored, group_ids_of([r.group] * r.prompts))[0]
+    ids = group_ids_of([r.group] * r.prompts)
+    moving = schedule.moving
+    chosen = None if moving is None else jax.ShapeDtypeStruct((moving.count,), jnp.int32)
+    return jax.eval_shape(credit, rollouts, *scored, ids, None, chosen)[0]

@@ -9,6 +9,7 @@ STREAM_INIT, STREAM_ROLLOUT, STREAM_EVAL, STREAM_CALIBRATION = 0, 1, 2, 3
 STREAM_SEARCH = 5
 STREAM_UPDATE = 6
 STREAM_DIRECTION = 7
+STREAM_STEPS = 8
 STREAM_PROBE = 4  # measurements without training: experiments/reproduction/probe.py
 
 

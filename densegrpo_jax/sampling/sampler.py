@@ -27,6 +27,7 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
 from densegrpo_jax.sampling.policy import policy_velocity
+from densegrpo_jax.sampling.steps import StepChoice, step_choice
 
 # By default XLA may keep more precision than bfloat16 between fused operations, differently in each
 # program. The update would then re-score the sampler's transitions with another rounding, and the
@@ -46,6 +47,7 @@ class Schedule(NamedTuple):
     noise_levels: np.ndarray  # [T]
     masks: StepMasks
     plan: RolloutPlan  # which transitions and completions are sampled and scored
+    moving: StepChoice | None = None  # the trained transitions of an iteration, if they change
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
@@ -59,9 +61,23 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     masks = active_masks(window, config.plan.active)
     levels = noise_table(config, sigmas, masks)
     last = int(np.flatnonzero(window.stochastic)[-1]) + 1
-    setting = Setting(sigmas, levels, masks, last, credit_rule_of(config))
-    plan = plan_kind_of(config).make(setting, **plan_options(config))
-    return Schedule(sigmas, levels, masks, plan)
+    plan = _plan(config, Setting(sigmas, levels, masks, last, credit_rule_of(config)))
+    return Schedule(sigmas, levels, masks, plan, step_choice(config, masks))
+
+
+def restricted(config, schedule: Schedule, steps: np.ndarray) -> Schedule:
+    """The schedule in which only the transitions `steps` [w] are stochastic and trained: its plan
+    completes no state twice.
+    """
+    on = np.isin(np.arange(len(schedule.masks.trained)), steps)
+    masks = StepMasks(*(mask & on for mask in schedule.masks))
+    last = int(np.flatnonzero(masks.stochastic)[-1]) + 1
+    setting = Setting(schedule.sigmas, schedule.noise_levels, masks, last, credit_rule_of(config))
+    return schedule._replace(masks=masks, plan=_plan(config, setting))
+
+
+def _plan(config, setting: Setting) -> RolloutPlan:
+    return plan_kind_of(config).make(setting, **plan_options(config))
 
 
 def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:

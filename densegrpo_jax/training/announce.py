@@ -138,6 +138,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     masks = (
         f'stochastic {steps(schedule.masks.stochastic)}, trained {steps(schedule.masks.trained)}'
     )
+    moved = f'; {schedule.moving.count} of them an iteration' if schedule.moving else ''
     trained = f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}'
     if config.full:
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'
@@ -159,7 +160,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
             f'{len(checked.train)} training prompts, {len(checked.test)} '
             'evaluation prompts'
         ),
-        'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}',
+        'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}{moved}',
         'iteration': (
             f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
             f'{plan.nfe} evaluations and {len(plan.completions)} images a sample'

@@ -38,6 +38,7 @@ class Credited(NamedTuple):
     weight: jax.Array  # [N] step weights
     group_ids: jax.Array  # int32 [B]
     valid: jax.Array  # bool [B]
+    chosen: jax.Array | None = None  # int32 [K] the trained transitions, if they change
 
 
 class Batch(NamedTuple):
@@ -59,7 +60,8 @@ class Batch(NamedTuple):
 
 def _transitions(c: Credited) -> Transitions:
     advantages = {OUTCOME: c.advantages}
-    return transitions(c.rollout, advantages, c.group_ids, weight=c.weight, valid=c.valid)
+    options = {'weight': c.weight, 'valid': c.valid, 'chosen': c.chosen}
+    return transitions(c.rollout, advantages, c.group_ids, **options)
 
 
 def _kl_of_steps(

@@ -42,7 +42,7 @@ def join(rollouts: list[Rollout]) -> Rollout:
 def make_credit(
     config, schedule: Schedule, mesh: Mesh | None = None, weights: Mapping[str, float] | None = None
 ):
-    """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores) -> (record,
+    """Jitted `(rollouts, rewards [S, B], valid [S, B], group_ids [B], scores, chosen) -> (record,
     metrics of [T] or [] arrays)` for a whole iteration; the loss trains on the record.
 
     `rewards` is the weighted sum of the raw scores. `scores` {name: [S, B]} are the single scores
@@ -51,6 +51,9 @@ def make_credit(
     left out if any of its scores is invalid. Step-wise metrics are over trained steps, NaN
     elsewhere. Rewards and advantages are indexed by the step k at which a transition starts.
 
+    `chosen` int32 [K], increasing, are the trained transitions of this iteration, an argument so
+    that one program serves any; None: all that the plan trains.
+
     If the plan has several kinds of points to take credit from, the advantages are added, and the
     metrics are of the first kind.
     """
@@ -58,7 +61,7 @@ def make_credit(
     rule, options = credit_rule_of(config), credit_options(config)
     batch_kind = BATCHES[loss_of(config).batch]
     plan = schedule.plan
-    trained = np.array(plan.trained_steps)
+    trained, rows = np.array(plan.trained_steps), plan.transitions
     seeds = config.plan.seeds if c.siblings == 'seed' else 1
 
     def credit(
@@ -67,8 +70,12 @@ def make_credit(
         valid: jax.Array,
         group_ids: jax.Array,
         scores: Mapping[str, jax.Array] | None = None,
+        chosen: jax.Array | None = None,
     ):
         rollout = join(rollouts)
+        on, rows_on = jnp.asarray(trained), np.array(rows.trained)
+        if chosen is not None:
+            on = rows_on = jnp.zeros_like(on).at[chosen].set(True)
         if len(rewards) != len(plan.completions):
             raise ValueError(
                 f'rewards have {len(rewards)} rows; the plan scores {len(plan.completions)} images '
@@ -105,21 +112,19 @@ def make_credit(
             eps=c.std_eps,
             clip=c.clip,
             group_ids=siblings,
-            steps=trained,
+            steps=on,
             valid=keep,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
-            terminal = jnp.broadcast_to(result.values[np.argmax(trained)], values.shape)
+            terminal = jnp.broadcast_to(result.values[jnp.argmax(on)], values.shape)
             result = result._replace(values=by_rule(terminal))
-        rows = plan.transitions
         starts = np.array(rows.k_from)
-        weight = noise_weights(rollout.std[:, 0], np.array(rows.trained), config.loss.noise_power)
+        weight = noise_weights(rollout.std[:, 0], rows_on, config.loss.noise_power)
         if config.loss.step_decay != 1:
             weight = weight * np.float32(config.loss.step_decay) ** starts
         record = batch_kind.record(
-            Credited(rollout, rewards[-1], result.values[starts], weight, group_ids, keep)
+            Credited(rollout, rewards[-1], result.values[starts], weight, group_ids, keep, chosen)
         )
-        on = jnp.asarray(trained)
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
         of_samples = jnp.where(keep, rewards[-1], 0)
@@ -260,7 +265,8 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
     check_batch(mesh, o.microbatch, 'optim.microbatch')
     kind = BATCHES[loss.batch]
-    rows = kind.rows(config, schedule.plan)
+    moving = schedule.moving
+    rows = kind.rows(config, schedule.plan) if moving is None else moving.count
     size = rows * r.prompts * r.group // o.updates
     whole = r.group if loss.groups else 1
     near = sorted(

@@ -31,13 +31,14 @@ from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout
+from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
-from densegrpo_jax.training.learner import check_geometry, donates_state, make_credit, make_update
+from densegrpo_jax.training.learner import check_geometry, donates_state, make_update
 from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.training.rounds import Rounds
 from densegrpo_jax.training.trial import try_parts
 
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
@@ -74,8 +75,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     if config.noise.calibrate:
         psi = calibrate(session, workdir / FILE, start_policy(session))
         schedule = schedule._replace(noise_levels=psi)
-    rollout_fn = make_rollout(session.pipeline, config, schedule, mesh)
-    credit_fn = make_credit(config, schedule, mesh, session.reward.weights)
+    rounds = Rounds(session, schedule)
     update_fn, sampler = make_update(session.pipeline, config, tx, mesh), loss_of(config).sampler
 
     # Restore the newest checkpoint or start; restore into shapes, because memory may not hold two
@@ -124,8 +124,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 # Sample, complete by ODE, decode.
                 watch = report.Stopwatch()
                 key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
+                programs = rounds(step)
                 rollouts, pending, conditioning, group_ids = collector.sample(
-                    rollout_fn, state.roles[sampler], chosen(step), key, schedule.noise_levels
+                    programs.rollout, state.roles[sampler], chosen(step), key, programs.levels
                 )
                 watch.lap('sample')
 
@@ -135,7 +136,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 watch.lap('score_wait')
 
                 # Credit and advantages.
-                batch, metrics = credit_fn(rollouts, values[TOTAL], valid, group_ids, scores)
+                batch, metrics = programs.credit(rollouts, values[TOTAL], valid, group_ids, scores)
 
                 # Update.
                 text = conditioning, session.negative

@@ -94,7 +94,7 @@ def test_every_method_goes_with_every_recipe(name, method):
         assert config[group][inner] == value
     changed = {key for key, *_ in differing(tree(plain), tree(config))}
     loss = loss_of(config)
-    fitted = {'optim.microbatch'} if loss.groups else set()
+    fitted = {'optim.microbatch'} if loss.groups or config.moving.steps != 'none' else set()
     assert changed <= {*METHODS[method].overrides, 'label'} | fitted
     for of in (config, load(name, f'method={method}')):
         assert not loss.groups or of.optim.microbatch % of.rollout.group == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.sampler import make_schedule, restricted
 from densegrpo_jax.training.trial import try_parts
 from tests.miniature import SCHEDULER, SD3_SCHEDULER
 
@@ -37,6 +37,8 @@ def schedule(recipe, method, **changes):
         # states 1 ... 5 have at least five steps left, 6 and 7 four and three; 8 is the sample
         ('stepwise', 'sd35_ocr', 10 + 5 * 4 + 3 + 2, 8, range(1, 8)),
         # all states: 5 + 4 + 3 + 2 + 1 evaluations more, and 9 + ... + 2; the last share a picture
+        ('dance', 'flux_pickscore', 6, 1, range(5)),
+        ('mix', 'sd35_ocr', 10, 1, range(8)),
         ('tp_grpo', 'tiny_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo_code', 'flux_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo', 'sd35_ocr', 10 + 44, 9, range(8)),
@@ -48,6 +50,57 @@ def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
     assert (plan.nfe, len(plan.completions)) == (nfe, pictures)
     try_parts(config, found)
     assert np.flatnonzero(plan.transitions.trained).tolist() == list(trained)
+
+
+# (moving.width, the window, states that are completed): dense credit completes w states and scores
+# them and the sample, whatever the grid is.
+@pytest.mark.parametrize(
+    'width, steps, completed', [(3, [0, 1, 2], [0, 1, 2]), (3, [2, 3, 4], [2, 3, 4]), (1, [1], [1])]
+)
+def test_dense_credit_inside_a_window_completes_no_state_twice(width, steps, completed):
+    config, whole = schedule('flux_ocr', 'mix', credit__rule='dense', moving__width=width)
+    assert whole.moving.own_plans and whole.moving.count == width
+    plan = restricted(config, whole, np.array(steps)).plan
+    assert np.flatnonzero(plan.transitions.trained).tolist() == steps
+    assert plan.states == (*completed, 6)
+    assert plan.nfe == 6 + sum(6 - k - 1 for k in completed)
+
+
+def test_windows_and_subsets_of_the_methods():
+    _, mix = schedule('flux_ocr', 'mix', moving__stay=2)
+    assert mix.plan.nfe == 6 and len(mix.plan.completions) == 1 and not mix.moving.own_plans
+    chosen = [mix.moving.choose(i).tolist() for i in range(6)]
+    assert chosen == [[0, 1, 2, 3]] * 2 + [[1, 2, 3, 4]] * 2 + [[0, 1, 2, 3]] * 2
+    levels = mix.moving.levels(mix.noise_levels, mix.moving.choose(2))
+    assert levels.dtype == np.float32 and (levels > 0).tolist() == [False, *[True] * 4, False]
+    _, dance = schedule('flux_ocr', 'dance', rollout__steps=16)
+    assert (dance.plan.nfe, dance.moving.count) == (16, 9)  # 60 % of 15
+    steps = dance.moving.choose(3)
+    np.testing.assert_array_equal(steps, dance.moving.choose(3))  # as a run that continues
+    assert any((steps != dance.moving.choose(i)).any() for i in range(3))
+    np.testing.assert_array_equal(dance.moving.levels(dance.noise_levels, steps), np.float32(0.3))
+
+
+def test_what_never_moves_is_today_s_program():
+    """DanceGRPO with the fraction 1, MixGRPO with w = T: nothing is different."""
+    for method, changes in (
+        ('dance', {'moving__fraction': 1.0}),
+        ('mix', {'moving__width': 5}),
+        ('mix', {'moving__width': 5, 'moving__steps': 'random_window'}),
+    ):
+        _, found = schedule('flux_ocr', method, **changes)
+        _, still = schedule('flux_ocr', method, moving__steps='none')
+        assert found.moving is None and found.plan == still.plan
+
+
+def test_windows_that_cannot_be():
+    with pytest.raises(ValueError, match='moving.width=6: only 5 transitions may be trained'):
+        schedule('flux_ocr', 'mix', moving__width=6)
+    with pytest.raises(
+        ValueError, match='each of the 21 places of the window, at most 16: use mov'
+    ):
+        schedule('flux_ocr', 'mix', credit__rule='dense', rollout__steps=25)
+    schedule('flux_ocr', 'mix', credit__rule='dense', rollout__steps=25, moving__width=9)
 
 
 def test_the_first_transition_of_stepwise_has_no_noise_to_train():

@@ -1,0 +1,93 @@
+"""The trained transitions of an iteration, if they change between iterations (`moving.steps`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from densegrpo_jax.config.method import credit_rule_of
+from densegrpo_jax.config.moving_keys import SILENT_BESIDE
+from densegrpo_jax.core.dense_reward import needed_states
+from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.moving_steps import (
+    random_subset,
+    random_window,
+    stays,
+    subset_size,
+    window_at,
+)
+from densegrpo_jax.runtime.streams import STREAM_STEPS, stream_key
+
+MOST_PLANS = 16  # each is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class StepChoice:
+    """Chooses the trained transitions of an iteration.
+
+    Attributes:
+      allowed: the transitions to choose from, increasing.
+      count: how many are chosen.
+      silent: whether the others add no noise.
+      own_plans: whether every choice has a plan of its own, because credit reads completions, of
+        which fewer differ.
+      choose: iteration -> int32 [count], increasing; the same in every process and in a run that
+        continues.
+    """
+
+    allowed: tuple[int, ...]
+    count: int
+    silent: bool
+    own_plans: bool
+    choose: Callable[[int], np.ndarray]
+
+    def levels(self, noise_levels: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """float32 [T], the noise levels of an iteration that trains `steps`."""
+        if not self.silent:
+            return noise_levels
+        return np.where(np.isin(np.arange(len(noise_levels)), steps), noise_levels, 0).astype(
+            np.float32
+        )
+
+
+def step_choice(config, masks: StepMasks) -> StepChoice | None:
+    """The choice that `moving.steps` names, among the trained transitions of the masks; None if
+    the same are trained in all iterations, also because all are chosen.
+
+    Raises:
+      ValueError: the window is wider than what may be trained, or has too many places for a rule
+        that reads completions.
+    """
+    m, allowed = config.moving, tuple(int(k) for k in np.flatnonzero(masks.trained))
+    if m.steps == 'none':
+        return None
+    key = lambda iteration: stream_key(config.seed, STREAM_STEPS, iteration)
+    if m.steps == 'subset':
+        count = subset_size(m.fraction, len(allowed))
+        if count == len(allowed):
+            return None
+        return StepChoice(
+            allowed, count, False, False, lambda step: random_subset(key(step), allowed, count)
+        )
+    if m.width > len(allowed):
+        raise ValueError(
+            f'moving.width={m.width}: only {len(allowed)} transitions may be trained, {allowed}; '
+            'use a smaller window, or more rollout.steps'
+        )
+    if m.width == len(allowed):
+        return None
+    if m.steps == 'random_window':
+        choose = lambda step: random_window(key(step), allowed, m.width)
+    else:
+        staying = stays(len(allowed) - m.width + 1, m.stay, m.stay_rule, m.stay_least)
+        choose = lambda step: window_at(step, allowed, m.width, staying)
+    own_plans = needed_states(credit_rule_of(config), masks) != (len(masks.trained),)
+    if own_plans and (plans := len(allowed) - m.width + 1) > MOST_PLANS:
+        raise ValueError(
+            f'credit.rule={config.credit.rule!r} with moving.steps={m.steps!r} compiles a program '
+            f'for each of the {plans} places of the window, at most {MOST_PLANS}: use '
+            f"moving.width={len(allowed) + 1 - MOST_PLANS} or more, or credit.rule='sparse'"
+        )
+    return StepChoice(allowed, m.width, m.steps in SILENT_BESIDE, own_plans, choose)
