@@ -35,6 +35,16 @@ CASES = [
     ({**BRANCH, 'plan.merge': (1,), 'plan.merge_tau': 1.0}, 'use one of them'),
     ({**BRANCH, 'credit.completion_every': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
     ({**BRANCH, 'credit.completion_steps': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
+    ({**BRANCH, 'moving.steps': 'subset'}, "use plan.kind='trajectory', or moving.steps='none'"),
+    (
+        {
+            'moving.steps': 'window',
+            'loss.kind': 'winners',
+            'credit.rule': 'sparse',
+            'loss.noise_power': 0.0,
+        },
+        "loss.kind='winners' trains on clean samples: use moving.steps='none'",
+    ),
     ({**BRANCH, 'rollout.noisy_end': True}, 'use rollout.noisy_end=False'),
 ]
 

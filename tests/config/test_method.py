@@ -137,10 +137,6 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             {'credit__rule': 'turning', 'credit__completion_every': 2},
             "credit.rule='turning' compares .* use credit.completion_every=1",
         ),
-        (
-            {'moving__steps': 'window', 'loss__kind': 'winners', 'credit__rule': 'sparse'},
-            "loss.kind='winners' trains on clean samples: use moving.steps='none'",
-        ),
         ({'credit__centre': 'joint'}, "credit.centre and credit.std: .* use std 'joint'"),
         ({'rollout__noise': 'pink'}, r"'ddim_like', 'flow_grpo', or 'package\.module:object'"),
     ],

@@ -81,7 +81,7 @@ def test_moving_compiles_nothing_and_continues_with_the_same_bits(folder, tmp_pa
     assert len(places) == 3 and all(len(place) == 1 for place in places)
     assert len({*map(tuple, places)}) > 1  # it moved
     assert [program._cache_size() for program in made] == [1, 1]
-    calls = [row['train/velocity_evals'] for row in metrics if 'train/reward' in row]
+    calls = [row['train/nfe'] for row in metrics if 'train/reward' in row]
     assert calls == [4 * 16 * i for i in (1, 2, 3)]
     trained(folder, tmp_path / 'parts', **{**ONE, 'iterations': 1})
     again, _ = trained(folder, tmp_path / 'parts', **ONE)
@@ -98,7 +98,7 @@ def test_dense_credit_in_a_window_has_a_program_for_each_place(folder, tmp_path,
     )
     assert [plan.states for plan in made] == [(0, 1, 4), (1, 2, 4)]
     nfe = [4 + 3 + 2, 4 + 2 + 1]
-    calls = [row['train/velocity_evals'] for row in metrics if 'train/reward' in row]
+    calls = [row['train/nfe'] for row in metrics if 'train/reward' in row]
     assert calls == [16 * sum(nfe[: i + 1]) for i in range(2)]
 
 
