@@ -308,6 +308,65 @@ METHODS: Mapping[str, Method] = {
         'A + Σ (T − k − 1) over the A active steps k, and ⌈(T − k − 1)/λ⌉ − 1 more for each '
         'further stride λ whose grid differs; A is the trajectory, which every sample computes',
     ),
+    'e_grpo': Method(
+        {
+            'plan.kind': 'branch',
+            'plan.active': 'first_half',
+            'plan.strides': (1,),
+            'plan.merge_tau': 2.2,
+            'credit.rule': 'branch',
+            'credit.std': 'group',
+            'loss.noise_power': 0.0,
+            'loss.clip_range': 1e-4,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'gaussian',
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.level': 0.7,
+            'rollout.shared_noise': True,
+        },
+        "G2RPO's branches, with noisy steps of low entropy merged with those after them, until one "
+        'step adds enough noise to tell samples apart.',
+        'arXiv 2601.00423',
+        'Entropy of a step of the sde kernel, merging, active steps, normalisation among siblings, '
+        'clip range 1e-4, no KL, τ = 2.2.',
+        'τ bounds e^h of one element, the reading in which the published thresholds differ. A '
+        'merged step ends at the last noisy state at most. A branch goes on from the end of its '
+        'step; the code goes on from the state after its start. Paper: as for `g2rpo`, τ tuned at '
+        'T = 16; other grids have other entropies.',
+        'A + Σ (T − k − l_k) over the A active steps k of length l_k; A is the trajectory, which '
+        'every sample computes',
+    ),
+    'temp_flow': Method(
+        {
+            'plan.kind': 'branch',
+            'plan.active': 'window',
+            'plan.strides': (1,),
+            'plan.seeds': 4,
+            'credit.rule': 'branch',
+            'credit.siblings': 'seed',
+            'credit.std': 'group',
+            'loss.noise_power': 1.0,
+            'loss.clip_range': 1e-4,
+            'loss.beta': 0.004,
+            'loss.kl_form': 'gaussian',
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.level': 0.7,
+            'rollout.shared_noise': True,
+        },
+        'Branches at every step from four trajectories of a prompt; a transition weighs as much as '
+        'the std of its noise.',
+        'arXiv 2508.04324',
+        'Branches, four seeds, weights ∝ std with mean 1 (2.25 and 1.73 times the std, as its code '
+        'has for SD3.5 and FLUX), KL 0.004 over the variance of the step.',
+        'Samples are compared within a seed; `credit.siblings=prompt` and with it '
+        '`credit.std=global` are the other two forms of its code. Transitions into an almost clean '
+        'latent are left out, which are two on the grid of SD3.5. Paper: T = 10, 48 groups of 4 × '
+        '6, lr 3e-4; KL 0.001 with PickScore.',
+        'A + Σ (T − k − 1) over the A active steps k; A is the trajectory, which every sample '
+        'computes',
+    ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},
         'Between dense and sparse: a transition also gets part of what later ones added.',

@@ -12,9 +12,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import loss_of
+from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import LOSSES
-from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.networks.quantize import quantized_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
@@ -105,18 +105,21 @@ def near_rounding(config, elements: int) -> str:
     )
 
 
-def scored(config, plan: RolloutPlan) -> str:
+def scored(config, schedule: Schedule) -> str:
     """What is scored, in words: the points of each kind, and how they are completed."""
+    plan, tau = schedule.plan, config.plan.merge_tau
     kinds: dict[str, list[int]] = {}
     for point in plan.points:
         kinds.setdefault(point.kind, []).append(point.k)
-    listed = [f'{kind} {tuple(steps)}' for kind, steps in kinds.items()]
-    text = f'scored {", ".join(listed)}'
+    text = 'scored ' + ', '.join(f'{kind} {tuple(steps)}' for kind, steps in kinds.items())
     if config.plan.kind == 'trajectory':
         return f'{text}, completion steps {config.credit.completion_steps or "all remaining"}'
-    ends = [(k, end) for _, _, k, end, *_ in zip(*plan.transitions) if end > k + 1]
-    if ends:
-        text += ', merged steps ' + ', '.join(f'{k} to {end}' for k, end in ends)
+    ends = list(zip(plan.transitions.k_from, plan.transitions.k_to))
+    if longer := [f'{k} to {end}' for k, end in ends if end > k + 1]:
+        text += f', merged steps {", ".join(longer)}'
+    spread = lambda k, end: step_spread(schedule.sigmas, schedule.noise_levels, k, end)
+    if tau and (below := tuple(k for k, end in ends if spread(k, end) <= tau)):
+        text += f', e^h of steps {below} is below plan.merge_tau even so'
     return text
 
 
@@ -165,7 +168,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
             f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
             f'{plan.nfe} evaluations and {len(plan.completions)} images a sample'
         ),
-        'credit': (f'{config.credit.rule}; {scored(config, plan)}; {config.credit.std} std')
+        'credit': (f'{config.credit.rule}; {scored(config, schedule)}; {config.credit.std} std')
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
         'update': (
             f'{o.updates} per iteration, {accumulation} x {o.microbatch} {unit}, lr '

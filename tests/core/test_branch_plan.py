@@ -187,6 +187,24 @@ def test_the_law_of_a_branch_in_closed_form():
             )
 
 
+def test_a_merged_step_is_that_of_the_released_code():
+    """VisualGRPO's `_flow_grpo_step`, as one prints it: the mean and log-probability with the sigma
+    of the start and the longer interval, from state 1 to 3.
+    """
+    plan = branch_plan(T, [1], [1, 3, 3, 4, 5])
+    found = rollout(plan)
+    x = np.float64(found.x[0])
+    v = np.float64(velocity(found.x[0], jnp.full(B, GRID[1])))
+    s, dt, sigma = float(GRID[1]), float(GRID[3]) - float(GRID[1]), float(LEVELS[1])
+    mean = x * (1 + sigma**2 / (2 * s) * dt) + v * (1 + sigma**2 * (1 - s) / (2 * s)) * dt
+    std = sigma * math.sqrt(-dt)
+    np.testing.assert_allclose(found.x_next[0], mean + std * NOISE[1], atol=2e-6)
+    z = (np.float64(found.x_next[0]) - mean) / std
+    log_prob = (-(z**2) / 2 - math.log(std) - math.log(2 * math.pi) / 2).mean(1)
+    np.testing.assert_allclose(found.log_prob[0], log_prob, atol=2e-5)
+    np.testing.assert_allclose(found.std[0], std, rtol=1e-6)
+
+
 @pytest.mark.parametrize('k', range(4))
 def test_a_branch_is_a_trajectory_that_is_silent_but_there(k):
     only = np.arange(T) == k

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -28,6 +29,14 @@ SMALL = {
     'lora.alpha': 4.0,
     'model.height': 16,
     'model.width': 32,
+}
+# Branches with a merged step, two strides and two seeds for a prompt.
+BRANCHES = {
+    **METHODS['temp_flow'].overrides,
+    'plan.seeds': 2,
+    'plan.merge': (2, 1),
+    'plan.strides': (1, 2),
+    'loss.beta': 0.0,
 }
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 
@@ -77,21 +86,28 @@ class Iteration:
         """Loss, and the gradient of every adapter."""
         before = jax.device_get(self.start().policy)
         state, metrics = self._update(self.start(), self.params, self.conditioning, None, batch)
+        self.deviation = float(metrics['ratio_deviation_first'])
         return float(metrics['loss']), jax.tree.map(
             lambda a, b: a - b, before, jax.device_get(state.policy)
         )
 
 
-@pytest.fixture(scope='module')
-def one(tmp_path_factory):
+@pytest.fixture(
+    scope='module',
+    params=[{}, pytest.param(BRANCHES, marks=pytest.mark.slow)],
+    ids=['trajectories', 'branches'],
+)
+def one(tmp_path_factory, request):
     """Configuration; one device's pictures, transitions (on the host), loss and gradients."""
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict(SMALL)
+    config.update_from_flattened_dict({**SMALL, **request.param})
     config.model.path = str(miniature.random_flux(tmp_path_factory.mktemp('flux')))
     alone = Iteration(config, (1, 1, 1), jax.devices()[:1])
     images, batch = alone.sample()
     batch = jax.device_get(batch)
-    return config, images, batch, *alone.update(batch)
+    loss, gradients = alone.update(batch)
+    assert alone.deviation <= 1e-6
+    return config, images, batch, loss, gradients
 
 
 def close(found, expected, tolerance):
@@ -131,3 +147,15 @@ def test_equals_one_device(one, sizes, monkeypatch):
     np.testing.assert_allclose(found_batch.log_prob, batch.log_prob, rtol=1e-4, atol=1e-5)
     # a pixel that rounds the other way moves a reward by 1e-5
     close(mesh.update(found_batch)[1], gradients, 2e-2)
+
+
+def test_samples_of_a_seed_begin_alike(one):
+    config, images, batch, *_ = one
+    if config.plan.kind != 'branch':
+        pytest.skip('each sample has its own noise')
+    assert len(images) == 2  # both branches end at state 2, and both strides go on by 2, 3
+    starts = batch.x.reshape(2, 2, 2, 4, -1)  # steps, prompts, seeds, samples
+    np.testing.assert_array_equal(starts, np.repeat(starts[:, :, :, :1], 4, 3))
+    assert np.abs(starts[:, :, 0] - starts[:, :, 1]).max() > 1
+    ends = batch.x_next.reshape(2, 2, 2, 4, -1)
+    assert np.abs(ends[:, :, :, 0] - ends[:, :, :, 1]).max() > 0.1
