@@ -22,14 +22,16 @@ import pathlib
 from absl import flags
 
 from densegrpo_jax.calibration.loop import run
-from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.flag_types import define_output
+from densegrpo_jax.runtime.paths import made_ready
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.noise import FILE
 
 
 def main(flag) -> int:
     config, c, r = flag.config, flag.config.calibration, flag.config.rollout
-    out = pathlib.Path(flag.out or pathlib.Path(flag.workdir) / FILE).expanduser().absolute()
+    out = made_ready(flag.out or pathlib.Path(flag.workdir) / FILE)
     batch = math.gcd(c.prompts * c.group, r.prompts_per_batch * r.group)
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)
     return execute(flag, batch, work)[0]
@@ -37,6 +39,6 @@ def main(flag) -> int:
 
 if __name__ == '__main__':
     define_run_flags()
-    define_folder('out', None, 'The psi file; default WORKDIR/psi.json.')
+    define_output('out', None, 'The psi file; default WORKDIR/psi.json.', '.json')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -31,6 +31,7 @@ from densegrpo_jax.config.command_line import (
     define_process_flags,
     run_main,
 )
+from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.runtime.stop import StopRequest
@@ -63,15 +64,11 @@ def define_flags() -> None:
     flags.DEFINE_bool('base', True, 'Score the base model.')
     define_folder('out', 'runs/evaluation', 'Folder for the results.')
     flags.DEFINE_bool('restart', False, 'Forget the scores in --out.')
-    flags.DEFINE_integer(
-        'group', 1, 'Images per prompt; with more than one, diversity is measured.', lower_bound=1
+    define_whole(
+        'group', 1, 'Images per prompt; with more than one, diversity is measured.', 1, 10_000
     )
-    flags.DEFINE_integer(
-        'kl_prompts',
-        32,
-        'Number of prompts on which the KL from the base is measured; 0 = none.',
-        lower_bound=0,
-    )
+    measured = 'Number of prompts on which the KL from the base is measured; 0 = none.'
+    define_whole('kl_prompts', 32, measured, 0, 1_000_000)
     define_process_flags()
 
 

@@ -19,7 +19,18 @@ import jax
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, define_folder, run_main
-from densegrpo_jax.sampling.export import MERGED, export
+from densegrpo_jax.sampling.export import LAYOUTS, MERGED, export
+
+# names of a stored dtype, those of other tools too -> its name here
+DTYPES = {
+    '': '',
+    'float32': 'float32',
+    'fp32': 'float32',
+    'bfloat16': 'bfloat16',
+    'bf16': 'bfloat16',
+    'float16': 'float16',
+    'fp16': 'float16',
+}
 
 
 def main(flag) -> None:
@@ -28,7 +39,12 @@ def main(flag) -> None:
         jax.config.update('jax_platforms', 'cpu')
     workdir, out = (pathlib.Path(folder).expanduser() for folder in (flag.workdir, flag.out))
     made = export(
-        flag.config, workdir, out, layout=flag.layout, checkpoint=flag.checkpoint, dtype=flag.dtype
+        flag.config,
+        workdir,
+        out,
+        layout=flag.layout,
+        checkpoint=flag.checkpoint,
+        dtype=DTYPES[flag.dtype],
     )
     logging.info('made %s and its model card %s', made, out / 'README.md')
 
@@ -38,13 +54,10 @@ def define_flags() -> None:
     define_config('Configuration of the run.')
     define_folder('workdir', None, 'The training run.')
     define_folder('out', None, 'Folder to write into.')
-    flags.DEFINE_string('layout', 'peft', 'peft, kohya or merged.')
+    flags.DEFINE_enum('layout', 'peft', LAYOUTS, 'Adapters, or the base merged with them.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step.")
-    flags.DEFINE_string(
-        'dtype',
-        '',
-        "Stored dtype: 'float32', 'bfloat16' or 'float16'; '' keeps float32 adapters and the "
-        "base's dtype.",
+    flags.DEFINE_enum(
+        'dtype', '', list(DTYPES), "Stored dtype; '' keeps float32 adapters and the base's dtype."
     )
 
 

@@ -21,6 +21,7 @@ import math
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.flag_types import define_real
 from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.run import run
@@ -48,10 +49,7 @@ def main(flag) -> int:
 
 if __name__ == '__main__':
     define_run_flags()
-    flags.DEFINE_float(
-        'require_gain',
-        None,
-        'Exit with status 1 unless the evaluation score rose by more than this.',
-    )
+    least = 'Exit with status 1 unless the evaluation score rose by more than this.'
+    define_real('require_gain', None, least)
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -25,18 +25,20 @@ and seconds per prompt.
 from __future__ import annotations
 
 import json
-import pathlib
 
 import jax
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.config.command_line import define_config, run_main
+from densegrpo_jax.config.flag_types import define_output, define_real
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.plan import plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
+from densegrpo_jax.runtime.paths import made_ready
 
 
 def main(flag) -> int:
+    out = made_ready(flag.out) if flag.out else None
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the planned devices
     topology = parse(flag.topology)
     if not topology.can_compile:
@@ -45,8 +47,8 @@ def main(flag) -> int:
     how = (flag.config, topology, flag.utilisation, flag.quick)
     result = plan_search(*how) if flag.search else plan(*how)
     print(search.table(result) if flag.search else table(result))
-    if flag.out:
-        pathlib.Path(flag.out).write_text(json.dumps(result, indent=2) + '\n')
+    if out:
+        out.write_text(json.dumps(result, indent=2) + '\n')
     return 0 if result['fits'] else 1
 
 
@@ -56,16 +58,15 @@ def define_flags() -> None:
     flags.DEFINE_string(
         'topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.'
     )
-    flags.DEFINE_float(
-        'utilisation', 0.4, 'Assumed share of the peak rate that the arithmetic reaches.'
-    )
+    share = 'Assumed share of the peak rate that the arithmetic reaches.'
+    define_real('utilisation', 0.4, share, above=0, high=1)
     flags.DEFINE_bool(
         'quick',
         False,
         'Compile for TPUs with the least effort: faster, and more memory in the plan than in a '
         'run.',
     )
-    define_folder('out', None, 'JSON file for the result.')
+    define_output('out', None, 'JSON file for the result.', '.json')
     flags.DEFINE_bool('search', False, 'Plan config.search instead of a training run.')
 
 

@@ -11,25 +11,26 @@ from the same noise beside them.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import (
     define_config,
-    define_folder,
     define_policy_flags,
     goes_with,
     run_main,
 )
-from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.config.flag_types import define_output, define_whole
+from densegrpo_jax.data.prompts import PromptSet, check_length
+from densegrpo_jax.runtime.paths import made_ready
 from densegrpo_jax.sampling.draw import draw, write_sheet
 
 
 def main(flag) -> None:
-    prompts = list(flag.prompt)
+    out, prompts = made_ready(flag.out), list(flag.prompt)
     if flag.prompts:
         prompts += [p.text for p in PromptSet.from_text(flag.prompts, quoted_target=False)]
+    for text in flag.prompt:
+        check_length(text, '--prompt')
     if not prompts:
         raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
     images, captions = draw(
@@ -42,7 +43,7 @@ def main(flag) -> None:
         seed=flag.seed,
         compare=flag.compare,
     )
-    write_sheet(pathlib.Path(flag.out), images, captions, single=flag.single)
+    write_sheet(out, images, captions, single=flag.single)
     logging.info('made %s: %d images', flag.out, len(images))
 
 
@@ -50,15 +51,15 @@ def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     define_config('Configuration: model, size, guidance and, with --workdir, the policy.')
     define_policy_flags('drawn')
-    flags.DEFINE_integer('copies', 1, 'Images per prompt.', lower_bound=1)
-    flags.DEFINE_integer('steps', 0, 'ODE steps; 0 = config.eval.steps.', lower_bound=0)
-    flags.DEFINE_integer(
-        'seed', 0, 'Seed of the noise: image c of prompt i depends on (seed, i, c) alone.'
-    )
+    define_whole('copies', 1, 'Images per prompt.', 1, 10_000)
+    define_whole('steps', 0, 'ODE steps; 0 = config.eval.steps.', 0, 1000)
+    seeded = 'Seed of the noise: image c of prompt i depends on (seed, i, c) alone.'
+    define_whole('seed', 0, seeded, 0, 2**32 - 1)
     flags.DEFINE_bool(
         'compare', False, 'With --workdir: also the base model, same noise, each pair side by side.'
     )
-    define_folder('out', 'samples.png', 'Contact sheet to write; --single also writes every image.')
+    sheet = 'Contact sheet to write; --single also writes every image.'
+    define_output('out', 'samples.png', sheet, '.png')
     goes_with('compare', 'workdir')
     flags.DEFINE_bool('single', False, 'Also write every image as a separate PNG, next to --out.')
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
+from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.sampling.execution import execute
 from experiments.reproduction import probe, probe_drawing
@@ -95,10 +96,9 @@ if __name__ == '__main__':
     flags.DEFINE_string(
         'checkpoint', '', 'Policy: RUN:STEP, RUN:best or RUN:latest; default the base.'
     )
-    flags.DEFINE_integer('prompts', 32, 'Training prompts; the intervals are over them.')
-    flags.DEFINE_integer(
-        'updates', 96, "Batches of an iteration's size whose gradients are compared (direction)."
-    )
+    define_whole('prompts', 32, 'Training prompts; the intervals are over them.', 1, 1_000_000)
+    compared = "Batches of an iteration's size whose gradients are compared (direction)."
+    define_whole('updates', 96, compared, 1, 1_000_000)
     define_folder('out', None, 'Folder for tables and figures; default WORKDIR.')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -18,6 +18,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, paths
@@ -67,12 +68,12 @@ def define_config(help_string: str, *, training: bool = True) -> None:
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
-    """A flag that names a file or folder of this machine; None if optional. Folders that cannot be
-    used (`runtime.paths.problem`) are refused before anything is written.
+    """A flag that names a folder of this machine; None if optional. Those that cannot be used
+    (`runtime.paths.folder_problem`) are refused before anything is written.
     """
 
     def check(value: str | None) -> bool:
-        if value is not None and (problem := paths.problem(value)):
+        if value is not None and (problem := paths.folder_problem(value)):
             raise flags.ValidationError(problem)
         return True
 
@@ -135,9 +136,8 @@ def define_process_flags() -> None:
         ['', *BACKENDS],
         'The device that the run needs, else it ends; empty: any device.',
     )
-    flags.DEFINE_integer(
-        'cpu_devices', 0, 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.'
-    )
+    virtual = 'Virtual devices on a CPU; 0 = one per core, as far as the batch divides.'
+    define_whole('cpu_devices', 0, virtual, 0, 1024)
     flags.DEFINE_enum(
         'distributed',
         'auto',
@@ -147,11 +147,11 @@ def define_process_flags() -> None:
     flags.DEFINE_string(
         'coordinator', '', 'HOST:PORT of process 0, if no cluster manager knows it.'
     )
-    flags.DEFINE_integer('num_processes', 0, 'With --coordinator: the number of processes.')
-    flags.DEFINE_integer('process_id', -1, 'With --coordinator: the index of this one, from 0.')
-    flags.DEFINE_integer(
-        'heartbeat', HEARTBEAT_SECONDS, 'Seconds after which a dead process ends the others.'
-    )
+    most = 1_000_000
+    define_whole('num_processes', 0, 'With --coordinator: the number of processes.', 0, most)
+    define_whole('process_id', -1, 'With --coordinator: the index of this one, from 0.', -1, most)
+    dead = 'Seconds after which a dead process ends the others.'
+    define_whole('heartbeat', HEARTBEAT_SECONDS, dead, 1, 86_400)
 
 
 def load(argument: str) -> ConfigDict:
@@ -280,7 +280,8 @@ def check_key(config: ConfigDict, key: str, given: str) -> None:
                 if isinstance(inner, ConfigDict) and name in inner
             ]
             close += _of_the_table(config, name, path.partition('.')[2])
-            way_out = f'did you mean {close[0]!r}? ' if close else ''
+            meant = ' or '.join(map(repr, dict.fromkeys(close)))
+            way_out = f'did you mean {meant}? ' if close else ''
             way_out += (
                 'rewards are chosen in the file or together, --config.reward="{...}"; '
                 if path in REWARDS

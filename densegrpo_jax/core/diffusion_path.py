@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from densegrpo_jax.core.schedules import Grid
+from densegrpo_jax.core.schedules import Grid, settings_of
 
 _DEFAULTS = {
     'num_train_timesteps': 1000,
@@ -50,10 +50,7 @@ def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in config:
         if key not in _DEFAULTS and key not in _IRRELEVANT and not key.startswith('_'):
             raise ValueError(f'scheduler config: unknown key {key!r} = {config[key]!r}')
-    settings = {
-        key: default if config.get(key) is None else config[key]
-        for key, default in _DEFAULTS.items()
-    }
+    settings = settings_of(config, _DEFAULTS)
     required = {
         'prediction_type': 'epsilon',
         'timestep_spacing': 'leading',

@@ -131,15 +131,34 @@ def _scheduler_settings(config):
             )
         if key not in _DEFAULTS and key not in _UNSUPPORTED and not key.startswith('_'):
             raise ValueError(f'scheduler config: unknown key {key!r} = {value!r}')
-    settings = {
-        key: default if config.get(key) is None else config[key]
-        for key, default in _DEFAULTS.items()
-    }
+    settings = settings_of(config, _DEFAULTS)
     if settings['time_shift_type'] not in ('exponential', 'linear'):
         raise ValueError(
             f'scheduler config: time_shift_type is {settings["time_shift_type"]!r}; expected '
             "'exponential' or 'linear'"
         )
+    return settings
+
+
+def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a scheduler_config.json for the keys of `defaults`, which stand for what is
+    absent or null.
+
+    Raises:
+      ValueError: a value is of another kind than its default: a finite number, text, or a truth
+        value. Anything goes where that is None.
+    """
+    settings = {}
+    for key, default in defaults.items():
+        value = settings[key] = default if config.get(key) is None else config[key]
+        if isinstance(default, bool | str):
+            good, expected = type(value) is type(default), type(default).__name__
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good = default is None or (number and math.isfinite(value))
+            expected = 'a finite number'
+        if not good:
+            raise ValueError(f'scheduler config: {key} is {value!r}; expected {expected}')
     return settings
 
 

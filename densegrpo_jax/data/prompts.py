@@ -21,6 +21,10 @@ SCENES: dict[str, str] = {
 }
 
 
+# Longer than any text encoder reads, by far: T5 reads 512 tokens.
+MAX_CHARACTERS = 20_000
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt and the metadata that rewards may need."""
@@ -61,11 +65,12 @@ class PromptSet(Sequence[Prompt]):
         Raises:
           FileNotFoundError: no such file.
           ValueError: a line has no quoted target, or the file has no prompts; the message names the
-            file and the line number.
+            file and the line number. Likewise for a prompt of more than MAX_CHARACTERS.
         """
         prompts = []
         for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
             if text := line.strip():
+                check_length(text, f'{path}:{number}')
                 prompts.append(
                     ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text)
                 )
@@ -78,6 +83,15 @@ def columns(prompts: Iterable[Prompt]) -> tuple[list[str], list[dict]]:
     """(texts, metadata), in the form that rewards take."""
     prompts = list(prompts)
     return [p.text for p in prompts], [p.metadata for p in prompts]
+
+
+def check_length(text: str, where: str) -> None:
+    """Raises ValueError, which names `where`, if no text encoder could read the prompt."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f'{where}: a prompt of {len(text)} characters, which begins with {text[:40]!r}; '
+            f'expected at most {MAX_CHARACTERS}, and one prompt per line'
+        )
 
 
 def quoted_target(text: str, where: str = 'prompt') -> str:

@@ -3,6 +3,9 @@ irrelevant; any other key is an error.
 """
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -100,9 +103,10 @@ def read_config(
       defaults: what the reference assumes for absent keys, if that differs from the defaults of
         `kind`.
     Raises:
-      ValueError: an unknown key, or a value that is not supported, by name.
+      ValueError: an unknown key, or a value of another type or not supported, by name.
     """
     fields = {field.name for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
     values = dict(defaults or {})
     for key, value in config.items():
         if key in only and value not in only[key]:
@@ -110,6 +114,8 @@ def read_config(
                 f'{name}: {key}={value!r} is not supported, expected '
                 f'{" or ".join(map(repr, only[key]))}'
             )
+        if key in fields and not _fits(value, hints[key]):
+            raise ValueError(f'{name}: {key} is {value!r}; expected {_said(hints[key])}')
         if key in fields:
             values[key] = tuple(value) if isinstance(value, list) else value
         elif key not in only and key not in ignored and not key.startswith('_'):
@@ -118,6 +124,25 @@ def read_config(
                 'that is supported here'
             )
     return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a parsed value is of the type of a field; a whole number may stand for a float."""
+    parts = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value)
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    if hint is int:
+        return type(value) is int
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _said(hint: Any) -> str:
+    return 'a finite number' if hint is float else getattr(hint, '__name__', str(hint))
 
 
 def check_positive(config, name: str, *keys: str) -> None:

@@ -61,7 +61,10 @@ class VaeConfig:
         """Reads a parsed Diffusers `vae/config.json`; a key or value that this port does not cover
         is a ValueError that names it.
         """
-        blocks = len(config.get('block_out_channels', (64,)))
+        channels = config.get('block_out_channels', (64,))
+        if not isinstance(channels, list | tuple):
+            raise ValueError(f'VAE config: block_out_channels is {channels!r}; expected a list')
+        blocks = len(channels)
         only = {
             '_class_name': ['AutoencoderKL'],
             'act_fn': ['silu'],

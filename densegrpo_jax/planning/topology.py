@@ -111,6 +111,8 @@ def parse(name: str) -> Topology:
             f'one of {sorted(CHIPS)}'
         )
     shape, gpu = tuple(map(int, match[2].split('x'))), match[1] == 'h100'
+    if not 0 < math.prod(shape) <= 100_000:
+        raise ValueError(f'--topology={name!r}: expected 1 to 100000 devices')
     if gpu != (len(shape) == 1):
         raise ValueError(
             f'--topology={name!r}: '

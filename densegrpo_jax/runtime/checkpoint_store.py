@@ -45,7 +45,7 @@ class Store:
     """
 
     def __init__(self, directory: pathlib.Path, hosts: Hosts, read_only: bool):
-        if problem := paths.problem(directory):
+        if problem := paths.folder_problem(directory):
             raise ValueError(f'The folder of the checkpoints: {problem}.')
         logging.get_absl_logger().addFilter(_without_orbax_chatter)
         self._directory = _LiteralPath(directory)

@@ -1,15 +1,31 @@
-"""Checks which folders the libraries can work in."""
+"""Checks which folders the libraries can work in, and which files can be written."""
 
+import os
 import pathlib
 
 
-def problem(folder: str | pathlib.Path) -> str | None:
-    """What is wrong with a folder's name, and what to do; None if nothing is.
+def folder_problem(folder: str | pathlib.Path) -> str | None:
+    """What is wrong with a folder, which need not exist yet, and what to do; None if nothing is."""
+    if found := problem(folder):
+        return found
+    path = pathlib.Path(folder).expanduser().absolute()
+    try:
+        for place in (path, *path.parents):
+            if os.path.lexists(place) and not place.is_dir():
+                what = 'a link to nothing' if place.is_symlink() else 'a file'
+                return f'{place} is {what}, where a folder is needed; name another'
+    except OSError as error:
+        return f'{error.strerror}; name another'
+    return None
+
+
+def problem(name: str | pathlib.Path) -> str | None:
+    """What is wrong with the name of a folder or file, and what to do; None if nothing is.
 
     Every character that the file system allows works, except those named here.
     """
-    text = str(folder)
-    if not text:
+    text = str(name)
+    if not text.strip():
         return 'it is empty: is a variable of the shell unset? Name a folder, . for this one'
     if '://' in text:  # else a folder of that name would be created, where nobody looks
         return (
@@ -26,3 +42,39 @@ def problem(folder: str | pathlib.Path) -> str | None:
     except UnicodeEncodeError:
         return f'{ascii(full)} is not UTF-8, which tensorstore needs; use a path that is'
     return None
+
+
+def output_problem(file: str | pathlib.Path, suffix: str) -> str | None:
+    """What is wrong with the name of a file to write, and what to do; None if nothing is. Writes
+    nothing.
+
+    Args:
+      suffix: that the name must have, as '.png'.
+    """
+    if found := problem(file):
+        return found
+    path = pathlib.Path(file).expanduser().absolute()
+    if path.is_dir():
+        return f'{path} is a folder; name a file in it, as {path / ("name" + suffix)}'
+    if path.suffix.lower() != suffix:
+        return f'expected a name that ends in {suffix}, as {path.stem}{suffix}'
+    if found := folder_problem(path.parent):
+        return found
+    there = next(folder for folder in path.parents if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f'nothing can be written into {there}; name another place'
+    return None
+
+
+def made_ready(path: str | pathlib.Path) -> pathlib.Path:
+    """The absolute path of a file to write, whose folder exists now and can be written to.
+
+    Raises:
+      OSError: it cannot; names the folder.
+    """
+    file = pathlib.Path(path).expanduser().absolute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    trial = file.with_name(f'.{file.name}.trial')
+    trial.touch()
+    trial.unlink(missing_ok=True)  # another process of the run may have been here
+    return file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Mapping
 
 import jax
@@ -80,6 +81,10 @@ def start_processes(
         raise ValueError(
             '--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all '
             'three, or none'
+        )
+    if coordinator and not re.fullmatch(r'.+:[0-9]{1,5}', coordinator):
+        raise ValueError(
+            f'--coordinator={coordinator}: expected HOST:PORT of process 0, as 10.0.0.1:1234'
         )
     if all(given) and process >= processes:
         raise ValueError(

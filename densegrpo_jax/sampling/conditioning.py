@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.geneval import geneval_prompts
 from densegrpo_jax.data.prompts import (
     PromptSet,
+    check_length,
     panel_prompts,
     tiny_eval_prompts,
     tiny_train_prompts,
@@ -28,6 +29,7 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.pipelines.folder import load_params
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.reading import shown
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
@@ -85,6 +87,39 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
     return PromptSet(tuple(prompts))
 
 
+def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
+    """Indices of the prompts whose target ends beyond the tokens that the text encoders read: the
+    model never learns what it should write.
+    """
+
+    def reads(text: str, tokenizer, length: int) -> bool:
+        # A token has at least one byte; two are added at the ends.
+        return len(text.encode()) + 2 <= length or len(tokenizer(text).input_ids) <= length
+
+    encoders = list(zip(pipeline.tokenizers, pipeline.token_lengths))
+    found = []
+    for i, prompt in enumerate(prompts):
+        if prompt.target and prompt.target in prompt.text:
+            until = prompt.text[: prompt.text.index(prompt.target) + len(prompt.target)]
+            if not any(reads(until, *encoder) for encoder in encoders):
+                found.append(i)
+    return found
+
+
+def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
+    """Warns of `unread_targets` in the prompts that `key` names; ValueError if all are unread."""
+    if found := unread_targets(pipeline, prompts):
+        said = (
+            f'{key}: the targets of {len(found)} of {len(prompts)} prompts lie beyond the '
+            f'{" and ".join(map(str, pipeline.token_lengths))} tokens that the text encoders read, '
+            f'so the model cannot know them. The first is prompt {found[0] + 1}, '
+            f'{shown(prompts[found[0]].text, 60)}: shorten them, or raise model.t5_length'
+        )
+        if len(found) == len(prompts):
+            raise ValueError(said)
+        logging.warning('%s', said)
+
+
 def content_hash(prompts: PromptSet) -> str:
     """A short hash of the prompts' texts and metadata, in their order."""
     return hashlib.sha256(
@@ -132,6 +167,8 @@ def text_conditioning(
     key = '' if directory is None else fingerprint(folder, pipeline, dtype)
     cache = TextCache(directory, key, pipeline.conditioning_shapes(1))
     prompts = list(dict.fromkeys(prompts))
+    for text in prompts:
+        check_length(text, 'prompt')
     here = set(cache.missing(prompts))
     # Processes that share a disk miss the same prompts; processes with separate disks may differ.
     # All encode every prompt that any of them misses.

@@ -26,9 +26,10 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.directional import with_direction
 from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.paths import folder_problem
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import load_prompts, text_conditioning
+from densegrpo_jax.sampling.conditioning import check_targets, load_prompts, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
 from densegrpo_jax.sampling.state import check_start, lora_config
@@ -136,11 +137,14 @@ def check(
         files' headers) or something in `needs` cannot be used, or they do not fit each other.
     """
     validate(config)
+    if config.text_cache and (found := folder_problem(config.text_cache)):
+        raise ValueError(f'text_cache: {found}')
     folder, pipeline = open_base(config, mesh)
     checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline)
     made = {name: getattr(checked, name) for name in needs if name != 'start'}
     for name in {'train', 'test'} & made.keys():
         checked.reward.check(*columns(made[name]))
+        check_targets(pipeline, made[name], f'data.{"train" if name == "train" else "eval"}')
     if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
             f'eval.best={config.eval.best!r} is not a score of this reward; choose one of '

@@ -27,6 +27,7 @@ from densegrpo_jax.config.command_line import (
     define_process_flags,
     run_main,
 )
+from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.data.prompts import Prompt, PromptSet, columns, ocr_prompt
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
@@ -104,7 +105,7 @@ def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     define_config('Configuration: model, reward, steps and kernel of the sampler, and `search`.')
     define_policy_flags('used')
-    flags.DEFINE_integer('count', 0, 'Search the first prompts only; 0 = all.', lower_bound=0)
+    define_whole('count', 0, 'Search the first prompts only; 0 = all.', 0, 10_000_000)
     define_folder(
         'from', None, 'Folder of images that refine starts from, as the designs of each prompt.'
     )

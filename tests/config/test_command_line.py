@@ -73,7 +73,7 @@ def typed(monkeypatch, capsys):
         ),
         (
             [f'--config={TINY}', '--config.learning_rate=1'],
-            "no key 'learning_rate'; did you mean 'optim.learning_rate'?",
+            "no key 'learning_rate'; did you mean 'd2.learning_rate' or 'optim.learning_rate'?",
         ),
         (
             [f'--config={TINY}', '--noconfig.lora.ful'],

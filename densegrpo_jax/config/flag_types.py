@@ -1,0 +1,58 @@
+"""Flags whose values are checked when they are parsed: numbers in a range, files to write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from absl import flags
+
+from densegrpo_jax.runtime import paths
+
+# flags defined here belong to the calling command, whose --help lists them
+flags.disclaim_key_flags()
+
+
+def define_whole(name: str, default: int, help_string: str, low: int, high: int) -> None:
+    """A flag for a whole number, low <= x <= high."""
+    flags.DEFINE_integer(name, default, help_string)
+    _check(name, lambda x: low <= x <= high, f'expected a whole number from {low} to {high}')
+
+
+def define_real(
+    name: str,
+    default: float | None,
+    help_string: str,
+    *,
+    above: float = -math.inf,
+    high: float = math.inf,
+) -> None:
+    """A flag for a finite number, above < x <= high; None if optional."""
+    flags.DEFINE_float(name, default, help_string)
+    ends = [f'above {above:g}'] * (above > -math.inf) + [f'at most {high:g}'] * (high < math.inf)
+    expected = ' '.join(['expected a finite number', ' and '.join(ends)]).strip()
+    _check(name, lambda x: math.isfinite(x) and above < x <= high, expected)
+
+
+def define_output(name: str, default: str | None, help_string: str, suffix: str) -> None:
+    """A flag for a file that the command writes; None if optional. What can be known of it now is
+    checked now, not after the work: its suffix, whether it is a folder, whether one can be made
+    for it.
+    """
+    flags.DEFINE_string(name, default, help_string)
+
+    def check(value: str | None) -> bool:
+        if value is not None and (problem := paths.output_problem(value, suffix)):
+            raise flags.ValidationError(problem)
+        return True
+
+    flags.register_validator(name, check)
+
+
+def _check(name: str, met: Callable[[float], bool], expected: str) -> None:
+    def check(value: float | None) -> bool:
+        if value is not None and not met(value):
+            raise flags.ValidationError(f'{expected}, not {value}')
+        return True
+
+    flags.register_validator(name, check)

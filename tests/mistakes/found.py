@@ -1,0 +1,230 @@
+"""Cases in what a command finds on the disk: (maker of the folder, [command, arguments ...], words
+that the message must hold)."""
+
+import json
+import struct
+
+from mistakes.places import both, config, link, model, without, write
+
+TINY, RUN = '--config=tiny_ocr', '--workdir=run'
+OWN = ['main', '--config=own.py', RUN]
+MODEL = ['main', TINY, RUN, '--config.model.path=model']
+TRAIN = ['main', TINY, RUN, '--config.data.train=p.txt', '--config.rollout.prompts=1']
+TRAIN += ['--config.rollout.prompts_per_batch=1', '--config.optim.microbatch=6']
+SHAPES = ['main', '--config=tiny_geneval', RUN, '--config.data.train=p.jsonl']
+DRAW = ['sample', TINY, '--prompts=p.txt']
+INIT = ['main', TINY, RUN, '--config.lora.init_from=lora.safetensors']
+
+
+def tensors(header, data=b''):
+    """The bytes of a safetensors file."""
+    text = json.dumps(header).encode()
+    return struct.pack('<Q', len(text)) + text + data
+
+
+def one(dtype, shape, size, name='weight'):
+    """A safetensors file with one tensor of `size` zero bytes."""
+    entry = {'dtype': dtype, 'shape': shape, 'data_offsets': [0, size]}
+    return tensors({name: entry}, bytes(size))
+
+
+RECIPES = [
+    (write('own.py', 'def get_config():\n    pass\n'), OWN, 'get_config() returned None'),
+    (write('own.py', 'def get_config():\n    return {"a": 1}\n'), OWN, "returned {'a': 1}"),
+    (
+        write('own.py', 'def get_config():\n    return 1 / 0\n'),
+        OWN,
+        "line 2 of own.py, 'return 1 / 0'",
+    ),
+    (write('own.py', 'def get_config(:\n'), OWN, 'line 1 of own.py'),
+    (write('own.py', 'import nowhere_at_all\n'), OWN, "No module named 'nowhere_at_all'"),
+    (write('own.py', 'x = 1\n'), OWN, 'the file has no function get_config()'),
+    (write('own.py', b'\xff\xfe\x00'), OWN, 'own.py'),
+    (write('own.py', ''), OWN, 'the file has no function get_config()'),
+    (config('c.rollout.banana = 1'), OWN, 'banana'),
+    (config('c.rollout = 5'), OWN, 'rollout'),
+    (config("c.optim.learning_rate = 'fast'"), OWN, 'learning_rate'),
+    (config('c.iterations = True'), OWN, 'iterations=True: expected a whole number'),
+    (config('c.reward = {}'), OWN, 'reward'),
+    (config("c.reward = {'ocr': 5}"), OWN, 'ocr'),
+    (config("c.reward = {'beauty': {'weight': 1.0}}"), OWN, 'beauty'),
+    (config("c.reward.ocr.weight = 'one'"), OWN, 'weight'),
+    (config('c.reward.ocr.weight = 0.0'), OWN, 'weight'),
+    (
+        config("c.reward = {'mine': {'weight': 1.0, 'kind': 'nowhere_at_all:R'}}"),
+        OWN,
+        'nowhere_at_all',
+    ),
+    (config("c.reward = {'remote': {'weight': 1.0, 'urls': []}}"), OWN, 'remote'),
+    (
+        write(
+            'own.py', 'def get_config():\n    return __import__("ml_collections").ConfigDict()\n'
+        ),
+        OWN,
+        'default_config()',
+    ),
+    (write('dir/x'), ['main', '--config=dir', RUN], 'dir'),
+    (
+        write(
+            'own.py',
+            'from ml_collections import ConfigDict as C\n'
+            'def get_config():\n    return C({"a": 1})\n',
+        ),
+        ['reward_server', '--config=own.py'],
+        'this configuration has no `reward`',
+    ),
+]
+
+FOLDERS = [
+    (write('run'), ['main', TINY, RUN], 'run is a file, where a folder is needed'),
+    (link('run', 'run'), ['main', TINY, RUN], 'a link to nothing, where a folder is needed'),
+    (link('run', 'nowhere'), ['main', TINY, RUN], 'a link to nothing, where a folder is needed'),
+    (
+        write('run'),
+        ['main', TINY, '--workdir=run/deep/er'],
+        'run is a file, where a folder is needed',
+    ),
+    (write('f'), ['main', TINY, RUN, '--config.text_cache=f'], 'text_cache: '),
+    (write('f'), ['evaluate', TINY, '--out=f'], 'f is a file, where a folder is needed'),
+    (
+        write('f'),
+        ['search.__main__', TINY, '--out=f', '--prompt=x'],
+        'f is a file, where a folder is',
+    ),
+    (write('f'), ['export', TINY, RUN, '--out=f'], 'f is a file, where a folder is needed'),
+    (write('run/checkpoints/x'), ['export', TINY, RUN, '--out=o'], 'run'),
+    (write('run/checkpoints'), ['sample', TINY, '--prompt=x', RUN], 'run'),
+]
+
+PROMPTS = [
+    (write('p.txt', ''), TRAIN, 'p.txt: the file holds no prompt'),
+    (write('p.txt', '\n \n\t\n'), TRAIN, 'p.txt: the file holds no prompt'),
+    (
+        write('p.txt', 'A sign\n'),
+        TRAIN,
+        'p.txt:1: expected a target between straight double quotes',
+    ),
+    (write('p.txt', 'A "ok"\nA sign “so”\n'), TRAIN, 'p.txt:2: expected a target'),
+    (write('p.txt', 'A sign " "\n'), TRAIN, 'p.txt:1: expected a target'),
+    (write('p.txt', 'A sign "café"\n'.encode('latin-1')), TRAIN, 'line 1: byte 0xe9 is not UTF-8'),
+    (write('p.txt', 'A sign "x"\0\n'), TRAIN, 'line 1: a NUL character'),
+    (
+        write('p.txt', 'A sign ' + 'very ' * 60 + '"HI"\n'),
+        TRAIN,
+        'tokens that the text encoders read',
+    ),
+    (write('p.txt', 'A "HI" ' + 'very ' * 9000), TRAIN, 'p.txt:1: a prompt of 45006 characters'),
+    (write('p.txt', ''), DRAW, 'p.txt: the file holds no prompt'),
+    (write('p.txt', 'word ' * 10000), DRAW, 'p.txt:1: a prompt of'),
+    (write('p.txt/x'), DRAW, 'Is a directory'),
+    (link('p.txt', 'p.txt'), DRAW, 'p.txt'),
+    (write('p.jsonl', '{"prompt": 5}\n'), SHAPES, 'p.jsonl:1: not a GenEval prompt: tag is None'),
+    (write('p.jsonl', '{"x": "a"}\n'), SHAPES, 'p.jsonl:1: not a GenEval prompt: unknown key x'),
+    (write('p.jsonl', '{"prompt": "a"\n'), SHAPES, 'p.jsonl:1 is not valid JSON'),
+    (write('p.jsonl', '[1]\n'), SHAPES, 'p.jsonl:1'),
+    (write('p.jsonl', '[' * 100_000), SHAPES, 'brackets nested too deeply'),
+    (write('p.jsonl', '\n'), SHAPES, 'p.jsonl: the file holds no prompt'),
+]
+
+INDEX, SCHEDULER = 'model_index.json', 'scheduler/scheduler_config.json'
+NETWORK, WEIGHTS = 'transformer/config.json', 'transformer/diffusion_pytorch_model.safetensors'
+TOKENS = 'tokenizer/tokenizer.json'
+
+
+def set_to(key, value):
+    """Changes a key of a parsed file."""
+    return lambda parsed: parsed.update({key: value})
+
+
+MODELS = [
+    (write('model'), MODEL, "model.path='model' is not a folder"),
+    (write('model/x'), MODEL, 'model_index.json does not exist'),
+    (model(INDEX, '{"_class_name": '), MODEL, 'model_index.json is not valid JSON: line 1'),
+    (model(INDEX, '[1]'), MODEL, 'model_index.json holds [1]; expected an object'),
+    (model(INDEX, '[' * 100_000), MODEL, 'brackets nested too deeply'),
+    (model(INDEX, b'\xff\xfe{'), MODEL, 'model_index.json'),
+    (
+        model(INDEX, set_to('_class_name', 'PixArtSigmaPipeline')),
+        MODEL,
+        "is 'PixArtSigmaPipeline', expected one of",
+    ),
+    (model(INDEX, set_to('_class_name', None)), MODEL, '_class_name'),
+    (model(SCHEDULER, '[]'), MODEL, 'scheduler_config.json holds []; expected an object'),
+    (model(SCHEDULER), MODEL, 'scheduler_config.json'),
+    (model(SCHEDULER, set_to('shift', 'three')), MODEL, 'shift'),
+    (model(SCHEDULER, set_to('_class_name', 'DDPMScheduler')), MODEL, 'DDPMScheduler'),
+    (model(NETWORK, 'null'), MODEL, 'expected an object'),
+    (model(NETWORK, set_to('num_layers', -1)), MODEL, 'num_layers'),
+    (model(NETWORK, set_to('num_layers', 'two')), MODEL, 'num_layers'),
+    (model(NETWORK, set_to('num_layers', 99)), MODEL, WEIGHTS.rpartition('/')[0]),
+    (model(NETWORK, set_to('banana', 1)), MODEL, 'banana'),
+    (model(WEIGHTS), MODEL, 'transformer'),
+    (model(WEIGHTS, 'hello'), MODEL, 'is not a complete safetensors file'),
+    (model(WEIGHTS, one('F32', [2], 8)), MODEL, 'weight'),
+    (model(WEIGHTS, one('I64', [2], 16, 'proj_out.bias')), MODEL, 'transformer'),
+    (model('vae/config.json', set_to('block_out_channels', 4)), MODEL, 'block_out_channels'),
+    (model('vae/config.json', set_to('shift_factor', '0.1')), MODEL, 'shift_factor'),
+    (model(NETWORK, set_to('guidance_embeds', 'yes')), MODEL, 'guidance_embeds'),
+    (model(NETWORK, set_to('axes_dims_rope', [16, '56'])), MODEL, 'axes_dims_rope'),
+    (model(SCHEDULER, set_to('use_dynamic_shifting', 'false')), MODEL, 'use_dynamic_shifting'),
+    (model(SCHEDULER, set_to('max_shift', float('nan'))), MODEL, 'max_shift'),
+    (model('vae/config.json', set_to('scaling_factor', 'inf')), MODEL, 'scaling_factor'),
+    (model('vae/config.json', set_to('latent_channels', 7)), MODEL, 'vae'),
+    (model('text_encoder/config.json', set_to('vocab_size', 5)), MODEL, 'vocab_size'),
+    (model(TOKENS, '{'), MODEL, 'tokenizer'),
+    (model(TOKENS), MODEL, 'tokenizer'),
+    (without('tokenizer_2'), MODEL, 'tokenizer_2'),
+    (without('vae'), MODEL, 'vae'),
+    (
+        both(model('x', ''), write('model/model_index.json.bak')),
+        ['main', TINY, RUN, '--config.model.path=model', '--config.model.transformer_file=model/x'],
+        'x',
+    ),
+]
+
+LORA = [
+    (write('lora.safetensors', 'hello'), INIT, 'lora.safetensors'),
+    (write('lora.safetensors'), INIT, 'is not a complete safetensors file'),
+    (write('lora.safetensors', tensors({})), INIT, 'lora.safetensors'),
+    (write('lora.safetensors', one('F32', [2], 8)), INIT, 'lora.safetensors'),
+    (
+        write('lora.safetensors', one('F32', [2, 2], 16, 'base_model.model.x.lora_A.weight')),
+        INIT,
+        'adapter_config.json',
+    ),
+    (
+        write('lora.safetensors', one('F32', [2, 2], 16, 'text_encoder.x.lora_A.weight')),
+        INIT,
+        'text',
+    ),
+    (write('lora.safetensors/x'), INIT, 'lora.safetensors'),
+    (link('lora.safetensors', 'nowhere'), INIT, 'lora.safetensors'),
+    (
+        both(
+            write('lora.safetensors/adapter_config.json', '[]'),
+            write(
+                'lora.safetensors/adapter_model.safetensors',
+                one('F32', [2, 2], 16, 'base_model.model.x.lora_A.weight'),
+            ),
+        ),
+        INIT,
+        'adapter_config.json',
+    ),
+    (
+        write('f.safetensors', 'hello'),
+        ['main', TINY, RUN, '--config.model.transformer_file=f.safetensors'],
+        'is not a complete safetensors file',
+    ),
+    (
+        write('d/x'),
+        ['main', TINY, RUN, '--config.model.transformer_file=d'],
+        "transformer_file='d'",
+    ),
+    (write('psi.json', '{'), ['main', TINY, RUN, '--config.noise.psi_path=psi.json'], 'psi.json'),
+    (write('psi.json', '[]'), ['main', TINY, RUN, '--config.noise.psi_path=psi.json'], 'psi.json'),
+    (
+        write('psi.json', '{"psi": "x"}'),
+        ['main', TINY, RUN, '--config.noise.psi_path=psi.json'],
+        'psi.json',
+    ),
+]

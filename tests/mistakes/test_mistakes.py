@@ -1,0 +1,73 @@
+"""Mistakes in what is typed, written or found, over all commands: a line that names the thing and
+what was expected, status 2, no traceback, before any work. `forks.py` runs them.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from mistakes import found, typed  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NOTHING = lambda folder: None
+TABLES = {
+    'key': [
+        (NOTHING, ['main', typed.TINY, '--workdir=run', f'--config.{text}'], words)
+        for text, words in typed.KEYS
+    ],
+    'flag': [(NOTHING, arguments, words) for arguments, words in typed.FLAGS],
+    'tool': [(NOTHING, arguments, words) for arguments, words in typed.TOOLS],
+    'recipe': found.RECIPES,
+    'folder': found.FOLDERS,
+    'prompt': found.PROMPTS,
+    'model': found.MODELS,
+    'lora': found.LORA,
+}
+CASES = {f'{name}{i}': case for name, rows in TABLES.items() for i, case in enumerate(rows)}
+assert len(CASES) >= 150
+
+
+def module(command):
+    """The module of a command, as in `python -m MODULE`."""
+    known = command.startswith(('experiments.', 'tools.'))
+    return command if known else f'densegrpo_jax.{command}'
+
+
+@pytest.fixture(scope='module')
+def ended(tmp_path_factory):
+    """Case -> (its exit status, its output, its folder); all have run."""
+    place = tmp_path_factory.mktemp('mistakes')
+    orders = []
+    for name, (make, (command, *arguments), _) in CASES.items():
+        folder = place / name
+        folder.mkdir()
+        make(folder)
+        orders.append([name, module(command), arguments, str(folder), {}])
+    done = subprocess.run(
+        [sys.executable, 'tests/mistakes/forks.py', *sorted({order[1] for order in orders})],
+        cwd=ROOT,
+        input=json.dumps(orders),
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        check=True,
+    )
+    return {
+        name: (status, (place / name / 'output').read_text(errors='replace'))
+        for name, status in map(json.loads, done.stdout.splitlines())
+    }
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_mistake_is_named(name, ended):
+    _, arguments, words = CASES[name]
+    status, output = ended[name]
+    said = [line for line in output.splitlines() if line.startswith('error: ')]
+    assert 'Traceback' not in output and status == 2, f'{arguments}: status {status}\n{output}'
+    assert len(said) == 1 and words in said[0], f'{arguments}: expected {words!r} in\n{output}'
