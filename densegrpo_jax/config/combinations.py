@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from densegrpo_jax.config.plan_keys import PLAN
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
-from densegrpo_jax.core.losses import CLEAN, Loss
+from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 
 # Keys of `plan` that every shape heeds.
@@ -75,6 +75,26 @@ TABLE: tuple[Refusal, ...] = (
         lambda c, p: (
             f'moving.steps={c.moving.steps!r} chooses the trained transitions, and loss.kind='
             f"{c.loss.kind!r} trains on clean samples: use moving.steps='none'"
+        ),
+    ),
+    Refusal(
+        lambda c, p: (
+            p.rule.reads_predictions
+            and (c.credit.completion_every, c.credit.completion_steps) != (1, 0)
+        ),
+        lambda c, p: (
+            f'credit.completion_every={c.credit.completion_every} and credit.completion_steps='
+            f'{c.credit.completion_steps} are of completions, and credit.rule={c.credit.rule!r} '
+            'scores predictions, which need none: use 1 and 0'
+        ),
+    ),
+    Refusal(
+        lambda c, p: (
+            p.loss is LOSSES['pair'] and c.loss.pairs == 'neighbours' and bool(c.rollout.group % 2)
+        ),
+        lambda c, p: (
+            f"loss.pairs='neighbours' puts the samples of a group in pairs, and rollout.group="
+            f"{c.rollout.group} is odd: use an even number, or loss.pairs='all'"
         ),
     ),
     Refusal(

@@ -129,6 +129,7 @@ CREDIT = {
         0,
         1,
     ),
+    'sdpo_gamma': number(0.99, "'sdpo': discount of the rewards of later predictions.", 0, 1),
     'combine': choice(
         'sum',
         "The form in which several rewards are added: 'sum' (raw scores), 'normalised' scores or "

@@ -115,6 +115,31 @@ METHODS: Mapping[str, Method] = {
         '`credit.rule` it is listwise too. A list over whole trajectories is not built.',
         'T',
     ),
+    'sdpo': Method(
+        {
+            'credit.rule': 'sdpo',
+            'credit.std': 'group',
+            'loss.kind': 'pair',
+            'loss.clip_range': 1e-4,
+            'loss.noise_power': 0.0,
+            'loss.step_decay': 0.99,
+            'loss.beta': 0.0,
+            'rollout.shared_noise': True,
+        },
+        'Three predictions of the clean image are scored, the others get a reward between theirs '
+        'by similarity; pairs of samples of one initial noise fit the differences of their '
+        'returns.',
+        'arXiv 2411.11727',
+        'Anchor, interpolated rewards, returns with γ = 0.99, the clipped square of the '
+        'differences with its range 1e-4 and step weights 0.99^k; the last prediction is not '
+        'decoded where it is the sample. The first is one for a group, so that the reward scores '
+        '2 G + 1 images.',
+        'All pairs of a group instead of single ones (`loss.pairs=neighbours`); advantages are '
+        "normalised in the group, where its code keeps returns of earlier iterations. The recipe's "
+        'kernel stays: the source has SD-Turbo with DDIM, η = 1. To score completions instead of '
+        'predictions is not built.',
+        'T',
+    ),
     'nft': Method(
         {
             'credit.rule': 'sparse',

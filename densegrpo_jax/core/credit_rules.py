@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from densegrpo_jax.core.branch_plan import BRANCH
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
-from densegrpo_jax.core.rollout_plan import STATE
+from densegrpo_jax.core.prediction_rewards import sdpo_reward
+from densegrpo_jax.core.rollout_plan import STATE, X0HAT
 
 
 def read_offsets(*offsets: int) -> Callable[[StepMasks], Iterable[int]]:
@@ -29,6 +30,9 @@ def read_all(masks: StepMasks) -> Iterable[int]:
     return range(len(masks.trained) + 1)
 
 
+_READ = ('similarity', 'predictions')  # arguments of rules that are no options
+
+
 @dataclasses.dataclass(frozen=True)
 class CreditRule:
     """One way to turn the rewards V of a trajectory's states into a reward for each transition.
@@ -42,6 +46,8 @@ class CreditRule:
         reads: the kind of points whose rewards V are; k of the point is the index into V. Only
             plans that have such points serve the rule (`PlanKind.points`).
         reads_similarity: whether it reads `Rollout.similarity`.
+        reads_predictions: whether it reads `Rollout.predictions`; V of each sample's anchor is then
+            the reward of that prediction.
         shares: whether the result is V_T times shares that do not depend on V, so that the shares
             can scale an advantage of V_T instead.
         per_sample: whether all transitions of a sample get the same credit.
@@ -53,22 +59,25 @@ class CreditRule:
     states: Callable[[StepMasks], Iterable[int]] = read_offsets()
     reads: str = STATE
     reads_similarity: bool = False
+    reads_predictions: bool = False
     shares: bool = False
     per_sample: bool = False
     interpolates: bool = True
 
     def __post_init__(self) -> None:
-        if self.reads_similarity != ('similarity' in keyword_options(self.assign)):
-            raise ValueError(
-                f'reads_similarity is {self.reads_similarity}; expected True if assign has the '
-                "keyword-only argument 'similarity', else False"
-            )
+        for name in _READ:
+            reads = getattr(self, f'reads_{name}')
+            if reads != (name in keyword_options(self.assign)):
+                raise ValueError(
+                    f'reads_{name} is {reads}; expected True if assign has the keyword-only '
+                    f'argument {name!r}, else False'
+                )
 
     @property
     def options(self) -> dict[str, bool]:
         """The rule's options by name, and whether they have a default."""
         named = keyword_options(self.assign)
-        return {name: default for name, default in named.items() if name != 'similarity'}
+        return {name: default for name, default in named.items() if name not in _READ}
 
 
 def coca_shares(
@@ -108,6 +117,11 @@ def coca_shares(
         jnp.repeat(per_window, lengths, axis=0, total_repeat_length=num_steps),
         1 / num_steps,
     )
+
+
+def read_ends(masks: StepMasks) -> Iterable[int]:
+    """The first and the last prediction, as `CreditRule.states`."""
+    return (0, len(masks.trained) - 1)
 
 
 def _terminal(rewards):
@@ -193,6 +207,7 @@ CREDIT_RULES = {
     'turning': CreditRule(_turning, read_all, interpolates=False),
     'turning_code': CreditRule(_turning_code, read_all, interpolates=False),
     'branch': CreditRule(_of_branch, read_offsets(0), reads=BRANCH),
+    'sdpo': CreditRule(sdpo_reward, read_ends, reads=X0HAT, reads_predictions=True),
     'coca_share': CreditRule(_coca_share, reads_similarity=True, shares=True),
     'coca_to_go': CreditRule(_coca_to_go, reads_similarity=True, shares=True),
 }

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from densegrpo_jax.core.credit_rules import CreditRule, as_credit_rule
 from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.prediction_rewards import Predictions
 
 
 def needed_states(credit: str | CreditRule, masks: StepMasks) -> tuple[int, ...]:
@@ -94,6 +95,7 @@ def dense_reward(
     credit: str | CreditRule = 'dense',
     *,
     similarity: Float[ArrayLike, 'states B'] | None = None,
+    predictions: Predictions | None = None,
     **options: Any,
 ) -> Float[Array, 'states-1 B']:
     """Per-transition rewards, before any normalisation.
@@ -108,6 +110,8 @@ def dense_reward(
         turning          V_T - V_k at a turning point, else V_{k+1} - V_k
         turning_code     V_T - V_0, and + V_{k+1} - V_k at a turning point
         branch           V_k                 G^2RPO: here V_k is the reward of the branch of step k
+        sdpo             sum_{j >= k} gamma^(j-k) r_j: here V_k is the reward of the prediction
+                         x0hat_k, and r_k lies between three of them, `similarity_rewards`
         coca_share       V_T u_k             CoCA (arXiv 2505.19196), u = `coca_shares`
         coca_to_go       V_T (alpha + (1 - alpha) sum_{j >= k} u_j)
 
@@ -132,15 +136,18 @@ def dense_reward(
         rewards: [T+1, B] V; states that the rule does not read may be NaN.
         credit: a key of CREDIT_RULES, or a CreditRule.
         similarity: [T+1, B], `Rollout.similarity`; for rules that read it, such as CoCA's.
+        predictions: `Rollout.predictions`; for rules that read them, such as 'sdpo'.
         options: of the rule: `gae_lambda` of 'gae', the lambda above, 0 ... 1 (default 0.5);
-            `window` of the CoCA rules (1), `alpha` of 'coca_to_go' (0).
+            `sdpo_gamma` of 'sdpo' (0.99); `window` of the CoCA rules (1), `alpha` of 'coca_to_go'
+            (0).
 
     Returns:
         [T, B] float32; NaN if a state that the rule reads was not scored.
 
     Raises:
-        ValueError: unknown rule or option, rewards that are not [T+1, B], a missing similarity that
-            the rule reads, a result whose shape is not [T, B], or lambda outside 0 ... 1.
+        ValueError: unknown rule or option, rewards that are not [T+1, B], a missing similarity or
+            predictions that the rule reads, a result whose shape is not [T, B], or lambda outside
+            0 ... 1.
     """
     rule = as_credit_rule(credit)
     name = repr(credit) if isinstance(credit, str) else rule.assign.__qualname__
@@ -157,6 +164,12 @@ def dense_reward(
                 f'got {found}'
             )
         options['similarity'] = similarity
+    if rule.reads_predictions:
+        if predictions is None or len(predictions.cosines) != len(rewards) - 1:
+            raise ValueError(
+                f'credit {name} needs predictions of {len(rewards) - 1} steps (Rollout.predictions)'
+            )
+        options['predictions'] = predictions
     given = rule.assign(rewards, **options)
     if jnp.shape(given) != rewards[1:].shape:
         raise ValueError(

@@ -11,7 +11,14 @@ from densegrpo_jax.core.credit_rules import CreditRule
 from densegrpo_jax.core.dense_reward import every_state, needed_states
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
-from densegrpo_jax.core.rollout_plan import STATE, X0HAT, Point, RolloutPlan, trajectory_plan
+from densegrpo_jax.core.rollout_plan import (
+    ANCHOR,
+    STATE,
+    X0HAT,
+    Point,
+    RolloutPlan,
+    trajectory_plan,
+)
 
 ACTIVE = ('window', 'first_half')  # the transitions that a plan trains, of those in the window
 
@@ -73,7 +80,16 @@ def _trajectory(setting: Setting, *, completion_every=1, completion_steps=0) -> 
     last = len(setting.masks.trained)
     kind = setting.rule.reads
     points = [Point(kind if k < last else STATE, k) for k in states]
-    plan = trajectory_plan(setting.masks, points, completion_steps or None)
+    end = Point(X0HAT, last - 1)
+    if setting.rule.reads_predictions:
+        points.append(Point(ANCHOR, 0))
+    # The last prediction is the sample itself if the last step goes there without noise.
+    ends_there = not setting.masks.stochastic[-1] and setting.sigmas[-1] == 0 and end in points
+    asked = [p for p in points if not (ends_there and p == end)]
+    plan = trajectory_plan(setting.masks, asked, completion_steps or None)
+    if ends_there:
+        sample = len(plan.completions) - 1
+        plan = plan._replace(points=(*plan.points, end), sources=(*plan.sources, sample))
     return plan._replace(credited=(kind,))
 
 

@@ -50,6 +50,16 @@ def similarity_rewards(
     return between.at[0].set(rewards[0]).at[-1].set(rewards[2])
 
 
+def anchored_rewards(
+    rewards: Float[ArrayLike, 'states B'],
+    anchor_reward: Float[ArrayLike, 'B'],
+    anchor: Int[ArrayLike, '1 B'],
+) -> Float[Array, 'states B']:
+    """Rewards of predictions with that of each sample's anchor in its place."""
+    k = jnp.arange(len(jnp.asarray(rewards)))[:, None]
+    return jnp.where(k == anchor, jnp.asarray(anchor_reward), rewards)
+
+
 def returns_to_go(rewards: Float[Array, 'T B'], gamma: float) -> Float[Array, 'T B']:
     """R_k = r_k + gamma R_{k+1}, R_T = 0."""
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.prediction_rewards import Predictions, anchor_of
 from densegrpo_jax.core.rollout_plan import Jobs, RolloutPlan, check_plan
 from densegrpo_jax.core.schedules import Grid, check_grid
 from densegrpo_jax.core.sde_step import PerSample, StepOutput, at_least_f32, guided_shift, sde_step
@@ -33,6 +34,7 @@ Levels = Float[ArrayLike, 'T'] | Float[ArrayLike, 'T B'] | Sequence[float]
         'completions',
         'similarity',
         'mean',
+        'predictions',
     ),
     meta_fields=('plan',),
 )
@@ -58,6 +60,7 @@ class Rollout:
     plan: RolloutPlan
     # [N, B, *latent] of the policy's transitions, without a guided shift; None if not kept
     mean: Any = None
+    predictions: Predictions | None = None  # how alike they are; if the plan has an anchor
 
     @property
     def x(self) -> Float[Array, 'N B *latent']:
@@ -199,6 +202,11 @@ def run_plan(
         mean_rows=mean_rows,
     )
     of_batch = lambda per_row: jnp.broadcast_to(per_row[:, None], (len(t.job), len(x_init)))
+    predictions = None
+    if plan.anchor is not None:
+        x0hat = buffer[np.array(plan.predictions)]
+        predictions, anchor = _anchored(x0hat)
+        buffer = buffer.at[plan.anchor].set(anchor)
     completions = buffer[np.array(plan.completions)]
     similarity = None
     if plan.predictions:
@@ -216,6 +224,7 @@ def run_plan(
         similarity=similarity,
         plan=plan,
         mean=buffer[plan.rows : rows - 1] if keep_means else None,
+        predictions=predictions,
     )
 
 
@@ -311,6 +320,15 @@ def _levels(noise_levels, sigmas, num_steps: int, x):
     levels = jnp.asarray(noise_levels, jnp.float32)
     levels = levels[:, None] if levels.ndim == 1 else levels
     return jnp.broadcast_to(levels, (num_steps, x.shape[0]))
+
+
+def _anchored(x0hat):
+    """Predictions of x0hat [T, B, ...], and the anchor [B, ...] itself."""
+    first, last = _cosine(x0hat, x0hat[:1]), _cosine(x0hat, x0hat[-1:])
+    anchor = anchor_of(first, last)[None]
+    chosen = jnp.take_along_axis(x0hat, anchor.reshape(1, -1, *(1,) * (x0hat.ndim - 2)), 0)
+    cosines = jnp.stack([first, _cosine(x0hat, chosen), last], -1)
+    return Predictions(anchor, cosines), chosen[0]
 
 
 def _cosine(a, b):

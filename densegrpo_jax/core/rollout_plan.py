@@ -13,6 +13,7 @@ from densegrpo_jax.core.ode_rollout import completion_grid
 
 STATE = 'state'  # the completion of the trajectory's state k, as a kind of `Point`
 X0HAT = 'x0hat'  # the network's prediction x_k - s_k v_k there
+ANCHOR = 'anchor'  # of a sample's predictions the one least like the first and the last; k = 0
 
 
 class Point(NamedTuple):
@@ -70,6 +71,7 @@ class RolloutPlan(NamedTuple):
     points: tuple[Point, ...]  # what is scored
     sources: tuple[int, ...]  # for each point the completion, 0 ... S-1, whose reward it gets
     predictions: tuple[int, ...]  # [T] rows of x0hat_k, or () if the plan has none
+    anchor: int | None = None  # row for the anchor among them, copied there once all jobs are done
     # Kinds of the points from which credit is taken; the advantages of several are added.
     credited: tuple[str, ...] = (STATE,)
 
@@ -117,7 +119,7 @@ def trajectory_plan(
 
     Args:
         masks: of T transitions.
-        points: of the kinds STATE, k = 0 ... T, and X0HAT, k = 0 ... T-1.
+        points: of the kinds STATE, k = 0 ... T, X0HAT, k = 0 ... T-1, and ANCHOR, k = 0.
         n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
             all remaining (the paper's n = t).
 
@@ -139,6 +141,7 @@ def trajectory_plan(
     first = num_steps + 1 + len(own)
     predicted = range(first, first + num_steps)
     scrap = first + num_steps
+    anchor = scrap + 1 if Point(ANCHOR, 0) in asked else None
 
     steps, later = [], []
     for k in range(num_steps):
@@ -155,21 +158,22 @@ def trajectory_plan(
     jobs = job_table(ordered, scrap)
     written = [(ordered.index(step), 0) for step in steps]
 
-    clean = [*completed.values(), *(predicted[p.k] for p in asked if p.kind == X0HAT), num_steps]
-    rows = {
-        p: predicted[p.k] if p.kind == X0HAT else completed.get(source[p.k], num_steps)
-        for p in asked
-    }
+    rows = {p: completed.get(source[p.k], num_steps) for p in asked if p.kind == STATE}
+    rows |= {p: predicted[p.k] for p in asked if p.kind == X0HAT}
+    if anchor is not None:
+        rows[Point(ANCHOR, 0)] = anchor
+    clean = [*completed.values(), *(row for p, row in rows.items() if p.kind != STATE), num_steps]
     return RolloutPlan(
         num_steps=num_steps,
         jobs=jobs,
-        rows=scrap + 1,
+        rows=scrap + 1 if anchor is None else anchor + 1,
         kept=num_steps + 1,
         transitions=transition_rows(jobs, written, [bool(on) for on in masks.trained]),
         completions=tuple(clean),
         points=tuple(asked),
         sources=tuple(clean.index(rows[p]) for p in asked),
         predictions=tuple(predicted),
+        anchor=anchor,
     )
 
 
@@ -225,13 +229,13 @@ def check_plan(plan: RolloutPlan) -> None:
             )
         if trained and not noisy:
             raise ValueError(f'transition {i} is trained, but its write adds no noise')
-    for row in (*plan.completions, *plan.predictions):
+    for row in {*plan.completions, *plan.predictions} - {plan.anchor}:
         if held.get(row, (0,))[0] < plan.num_steps:
             raise ValueError(f'row {row} is scored, but its final latent is not clean')
 
 
 def _check_points(points: Sequence[Point], num_steps: int) -> None:
-    last = {STATE: num_steps, X0HAT: num_steps - 1}
+    last = {STATE: num_steps, X0HAT: num_steps - 1, ANCHOR: 0}
     for p in points:
         if p.kind not in last:
             raise ValueError(

@@ -22,8 +22,10 @@ from densegrpo_jax.config.method import (
 from densegrpo_jax.core.combine import added_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
+from densegrpo_jax.core.prediction_rewards import anchored_rewards
 from densegrpo_jax.core.roles import POLICY, REF
 from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.core.rollout_plan import ANCHOR
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
@@ -83,13 +85,18 @@ def make_credit(
             )
         keep = valid.all(0)
         by_rule = lambda values: dense_reward(
-            values, rule, similarity=rollout.similarity, **options
+            values, rule, similarity=rollout.similarity, predictions=rollout.predictions, **options
         )
         shared_out = c.coca_signed and rule.shares
         assign = (lambda values: dense_reward(values, 'sparse')) if shared_out else by_rule
-        of_points = lambda scored, kind: state_rewards(
-            scored, plan.sources_of(kind), interpolate=c.completion_every > 1
-        )
+
+        def of_points(scored, kind):
+            found = state_rewards(scored, plan.sources_of(kind), interpolate=c.completion_every > 1)
+            if rule.reads_predictions:
+                of_anchor = scored[plan.sources_of(ANCHOR)[0]]
+                found = anchored_rewards(found, of_anchor, rollout.predictions.anchor)
+            return found
+
         values = of_points(rewards, plan.credited[0])
         steps = assign(values)
         steps_of = {}

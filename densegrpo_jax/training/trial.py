@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.config.method import credit_options, credit_rule_of, kernel_of
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states
+from densegrpo_jax.core.prediction_rewards import Predictions
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.sampling.sampler import Schedule
 
@@ -59,7 +61,10 @@ def _try_credit(config, schedule: Schedule) -> None:
     read = list(_called(where, needed_states, rule, masks))
     rewards[read] = rng.uniform(0.5, 1, (len(read), SAMPLES))
     similarity = np.linspace(0.1, 1, steps + 1, dtype=np.float32)[:, None] * np.ones(SAMPLES)
-    given = {'similarity': similarity} if rule.reads_similarity else {}
+    given: dict[str, Any] = {'similarity': similarity} if rule.reads_similarity else {}
+    if rule.reads_predictions:  # the anchor is one of those that are scored
+        cosines = jnp.asarray(similarity[:-1, :, None] * np.ones(3, np.float32))
+        given['predictions'] = Predictions(jnp.zeros((1, SAMPLES), jnp.int32), cosines)
     found = np.asarray(
         _called(where, dense_reward, rewards, rule, **given, **credit_options(config))
     )

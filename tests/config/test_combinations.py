@@ -46,6 +46,15 @@ CASES = [
         "loss.kind='winners' trains on clean samples: use moving.steps='none'",
     ),
     ({**BRANCH, 'rollout.noisy_end': True}, 'use rollout.noisy_end=False'),
+    (
+        {'credit.rule': 'sdpo', 'credit.completion_every': 2},
+        "credit.rule='sdpo' scores predictions, which need none: use 1 and 0",
+    ),
+    (
+        {'loss.kind': 'pair', 'loss.pairs': 'neighbours', 'rollout.group': 9},
+        "rollout.group=9 is odd: use an even number, or loss.pairs='all'",
+    ),
+    ({**BRANCH, 'credit.rule': 'sdpo'}, "credit.rule='sdpo' reads .*'x0hat'"),
 ]
 
 

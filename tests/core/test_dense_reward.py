@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from densegrpo_jax.core.credit_rules import (
 )
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
 from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.prediction_rewards import Predictions
 from tests.shapes import unchecked
 
 REWARDS = np.array([[0.1, 0.5], [0.3, 0.5], [0.2, 0.9], [0.8, 0.4]], np.float32)  # T = 3, B = 2
@@ -247,6 +249,7 @@ def test_bad_arguments():
         'gae',
         'turning',
         'turning_code',
+        'sdpo',
         'coca_share',
         'coca_to_go',
     }
@@ -292,6 +295,10 @@ def test_which_rules_share_out_the_terminal_reward():
     other[-1] = 3 * REWARDS[-1]
     for name, rule in CREDIT_RULES.items():
         given = {'similarity': SIMILARITY} if rule.reads_similarity else {}
+        if rule.reads_predictions:
+            steps, batch = len(REWARDS) - 1, REWARDS.shape[1]
+            anchor, alike = np.ones((1, batch), np.int32), np.ones((steps, batch, 3), np.float32)
+            given['predictions'] = Predictions(jnp.asarray(anchor), jnp.asarray(alike))
         found, scaled = (np.asarray(dense_reward(v, rule, **given)) for v in (REWARDS, other))
         linear = np.allclose(3 * found, scaled, rtol=1e-5)
         assert linear == (rule.shares or rule.per_sample), name

@@ -21,6 +21,7 @@ def test_the_page_is_up_to_date():
         ('guard', 6, (6, 1)),
         ('lire', 10, (10, 1)),
         ('nft', 10, (10, 1)),
+        ('sdpo', 6, (6, 3)),
         ('dense_grpo', 6, (21, 6)),
         ('dense_grpo', 10, (55, 10)),
     ],

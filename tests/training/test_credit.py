@@ -11,8 +11,9 @@ import pytest
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.masks import step_masks
+from densegrpo_jax.core.prediction_rewards import Predictions
 from densegrpo_jax.core.rollout import Rollout
-from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
+from densegrpo_jax.core.rollout_plan import ANCHOR, X0HAT, Point, state_points, trajectory_plan
 from densegrpo_jax.core.transitions import OUTCOME
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training.learner import make_credit
@@ -201,3 +202,37 @@ def test_coca_shares_out_the_normalised_terminal_reward(rule):
     np.testing.assert_allclose(found, terminal * expected, atol=2e-5)
     raw, _ = credit('sum', total, weights=None, sampled=sampled, rule=rule)
     assert np.abs(raw - found).max() > 0.1
+
+
+def test_sdpo_credits_the_predictions_of_each_sample():
+    """Four pictures, one of each sample's own anchor; the returns are normalised at every step."""
+    masks = step_masks(SIGMAS, train_end=True)
+    points = [Point(X0HAT, 0), Point(X0HAT, 2), Point(ANCHOR, 0)]
+    plan = trajectory_plan(masks, points)._replace(credited=(X0HAT,))
+    rng = np.random.default_rng(3)
+    anchor = np.int32([[1, 1, 0, 2, 1, 2, 1, 1]])
+    cosines = rng.uniform(0.2, 1, (3, P * G, 3)).astype(np.float32)
+    sampled = dataclasses.replace(
+        rollout(), plan=plan, predictions=Predictions(jnp.asarray(anchor), jnp.asarray(cosines))
+    )
+    total = rng.random((4, P * G)).astype(np.float32)
+    of = dict(zip(plan.points, plan.sources))
+    first, last, middle = (total[of[p]].copy() for p in points)
+    first[2], last[[3, 5]] = middle[2], middle[[3, 5]]  # the same predictions
+    total[of[points[0]]], total[of[points[1]]] = first, last
+    config = default_config()
+    config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
+    config.credit.update(rule='sdpo', std_eps=0.0, clip=100.0, sdpo_gamma=0.9)
+    schedule = Schedule(SIGMAS, np.float32([0.7, 0.7, 0.7]), masks, plan)
+    batch, metrics = make_credit(config, schedule)(
+        [sampled], total, np.ones(total.shape, bool), GROUPS
+    )
+    r = np.einsum('kbj,jb->kb', cosines.astype(np.float64), [first, middle, last]) / cosines.sum(-1)
+    r[anchor[0], range(P * G)] = middle
+    r[0], r[2] = first, last
+    returns = np.stack([r[0] + 0.9 * r[1] + 0.81 * r[2], r[1] + 0.9 * r[2], r[2]])
+    groups = returns.reshape(3, P, G)
+    expected = (groups - groups.mean(2, keepdims=True)) / groups.std(2, keepdims=True)
+    found = np.asarray(batch.advantage[OUTCOME]).reshape(3, P, G)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    np.testing.assert_allclose(metrics['reward'], total[-1].mean(), rtol=1e-6)

@@ -1,5 +1,7 @@
 """Shipped losses through whole runs: what they sample, count and keep when a run continues."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.roles import OLD_DECAYS
+from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import final_state, make_config, one_device, rows
+from tests.training.small_run import Brightness, final_state, make_config, one_device, rows
 
 SHORT = {'iterations': 1, 'eval.every': 1, 'rollout.steps': 4, 'optim.decay': 'constant'}
 
@@ -25,6 +28,30 @@ def trained(method, folder, workdir, **changes):
     changes = {**METHODS[method].overrides, **SHORT, **changes}
     run(make_config(folder, **changes), workdir, one_device(), StopRequest())
     return final_state(workdir)[1]
+
+
+class Counted(Brightness):
+    """Counts the pictures that it scores."""
+
+    batches: ClassVar[list[int]] = []  # several threads append
+
+    def __call__(self, images, *rest):
+        Counted.batches.append(len(images))
+        return super().__call__(images, *rest)
+
+
+def test_sdpo_scores_three_pictures_of_a_trajectory(folder, tmp_path, monkeypatch):
+    """And evaluates nothing but the trajectory. The reward sees distinct images alone."""
+    monkeypatch.setitem(REWARDS, 'brightness', Counted)
+    Counted.batches.clear()
+    config = make_config(folder, **METHODS['sdpo'].overrides, **SHORT)
+    config.reward = {'brightness': {'weight': 1.0}}
+    run(config, tmp_path, one_device(), StopRequest())
+    last, samples, evaluations = rows(tmp_path)[-1], 16, 2 * 8
+    # The first prediction is that of the initial noise, one for a group of 4.
+    assert sum(Counted.batches) == (2 * 4 + 1) * 4 + evaluations
+    assert last['train/nfe'] == 4 * samples and last['train/transitions'] == 3 * samples
+    assert last['train/ratio_deviation_first'] <= 1e-6 and last['train/grad_norm'] > 0
 
 
 def test_nft_samples_from_the_old_policy_and_continues(folder, tmp_path, monkeypatch):
