@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from densegrpo_jax.config.moving_keys import budget_sizes
 from densegrpo_jax.config.plan_keys import PLAN
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
@@ -49,6 +50,10 @@ def _shared(c) -> int:
     return c.rollout.group // c.plan.seeds
 
 
+def _budget(c) -> tuple[int, int]:
+    return budget_sizes(c.rollout.group, c.budget.ratio)
+
+
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n // 2 + 1) if n % d == 0]
 
@@ -68,6 +73,34 @@ TABLE: tuple[Refusal, ...] = (
             f'moving.steps={c.moving.steps!r} chooses transitions of a trajectory, and plan.kind='
             f"{c.plan.kind!r} has others: use plan.kind='trajectory', or moving.steps='none' with "
             'plan.active'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.budget.by != 'none' and (p.loss.groups or c.plan.kind != 'trajectory'),
+        lambda c, p: (
+            f'budget.by={c.budget.by!r} makes groups of two sizes, and '
+            + (
+                f'loss.kind={c.loss.kind!r} compares whole groups of one size'
+                if p.loss.groups
+                else f"plan.kind={c.plan.kind!r} is not 'trajectory'"
+            )
+            + ": use budget.by='none'"
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.budget.by != 'none' and c.rollout.prompts % (2 * c.optim.updates) > 0,
+        lambda c, p: (
+            f'budget.by={c.budget.by!r} pairs a prompt of few samples with one of many in every '
+            f'update: rollout.prompts={c.rollout.prompts} is not a multiple of '
+            f'2 * optim.updates={2 * c.optim.updates}'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.budget.by != 'none' and min(_budget(c)) < 2,
+        lambda c, p: (
+            f'budget.ratio={c.budget.ratio:g} with rollout.group={c.rollout.group} makes groups of '
+            f'{_budget(c)[0]} and {_budget(c)[1]} samples; expected at least 2: use a ratio nearer '
+            'to 1'
         ),
     ),
     Refusal(

@@ -286,6 +286,35 @@ METHODS: Mapping[str, Method] = {
         'MixGRPO-Flash, which shortens the ODE behind the window, is not built.',
         'T',
     ),
+    'aegpo': Method(
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'credit.combine': 'advantages',
+            'loss.noise_power': 0.0,
+            'loss.clip_range': 1e-4,
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'constant',
+            'rollout.level': 0.3,
+            'rollout.shared_noise': True,
+            'moving.steps': 'entropy',
+            'moving.width': 2,
+            'budget.by': 'entropy',
+            'budget.ratio': 2.0,
+            'budget.warmup': 5,
+        },
+        "Reconstructed: DanceGRPO with noise only where the network's attention has the highest "
+        'entropy, and more samples for the prompts on which it has moved most.',
+        'arXiv 2602.06825',
+        'Two groups of prompts split at the median, the larger twice the smaller (8 and 16 at a '
+        'mean of 12); the transitions of the highest entropy explore.',
+        'All equations are a reconstruction from the abstract and third-party summaries: entropy '
+        'of the rows of all attention layers and heads over the log of the keys, at the image '
+        "tokens, along one ODE path per prompt; the absolute change from the base model's; a "
+        'moving average over iterations; the larger groups for the larger changes. Two '
+        'transitions explore where the paper takes the top 4 of 16.',
+        'T, and 2 T for each prompt (the probe)',
+    ),
     'd2_align': Method(
         {
             'credit.rule': 'sparse',

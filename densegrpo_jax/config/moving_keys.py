@@ -1,12 +1,13 @@
-"""Keys of trained transitions that change between iterations."""
+"""Keys of what changes between iterations: trained transitions, and samples of a prompt."""
 
 from __future__ import annotations
 
-from densegrpo_jax.config.key import Key, choice, number, whole
+from densegrpo_jax.config.key import Key, choice, number, positive, switch, whole
 from densegrpo_jax.core.moving_steps import STAY_RULES
 
 # The transitions beside the chosen ones: deterministic, or noisy and not trained.
-SILENT_BESIDE = ('window', 'random_window')
+ENTROPY = 'entropy'
+SILENT_BESIDE = ('window', 'random_window', 'random', ENTROPY)
 CHOICES = ('none', *SILENT_BESIDE, 'subset')
 
 MOVING: dict[str, Key] = {
@@ -14,11 +15,12 @@ MOVING: dict[str, Key] = {
         'none',
         "Which transitions are trained in an iteration: 'none' moves, all are; 'window': "
         'moving.width of them, and noise only there, moving along the grid (MixGRPO); '
-        "'random_window'; 'subset': the part moving.fraction at random, with noise everywhere "
-        '(DanceGRPO).',
+        "'random_window'; 'random': moving.width of them anywhere, and noise only there; "
+        "'entropy': those where the attention has the highest entropy (AEGPO, reconstructed); "
+        "'subset': the part moving.fraction at random, with noise everywhere (DanceGRPO).",
         CHOICES,
     ),
-    'width': whole(4, "'window', 'random_window': transitions in it.", 1, 1000),
+    'width': whole(4, 'How many, except in a subset.', 1, 1000),
     'stay': whole(25, "'window': iterations at a place."),
     'stay_rule': choice(
         'constant',
@@ -27,5 +29,38 @@ MOVING: dict[str, Key] = {
         STAY_RULES,
     ),
     'stay_least': whole(1, "'linear': iterations at the last place."),
+    'smooth': number(
+        0.9,
+        "'entropy': weight of the past in the moving average of the entropies over iterations.",
+        0,
+        1,
+        below=True,
+    ),
     'fraction': number(0.6, "'subset': part of the transitions, rounded down.", 0, 1, above=True),
 }
+
+BUDGET_BY = ('none', ENTROPY, 'random')
+
+BUDGET: dict[str, Key] = {
+    'by': choice(
+        'none',
+        "Groups of two sizes, rollout.group on average, half of an iteration's prompts each. The "
+        'larger ones go by '
+        "'entropy' to prompts on which the policy's attention has moved most from the base model's "
+        "(AEGPO, reconstructed), by 'random' to any (the control).",
+        BUDGET_BY,
+    ),
+    'ratio': positive(
+        2.0, 'The larger group over the smaller one: at rollout.group=12, 2 is 16 to 8.'
+    ),
+    'warmup': whole(5, 'Iterations with equal groups first.', 0),
+    'relative': switch(False, "'entropy': a change counts in parts of the base model's entropy."),
+}
+
+
+def budget_sizes(group: int, ratio: float) -> tuple[int, int]:
+    """The smaller and the larger group of a mean size, the larger `ratio` times the smaller up to
+    rounding.
+    """
+    low = round(2 * group / (1 + ratio))
+    return low, 2 * group - low

@@ -34,6 +34,7 @@ TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'rollout': method_keys.ROLLOUT,
     'plan': plan_keys.PLAN,
     'moving': moving_keys.MOVING,
+    'budget': moving_keys.BUDGET,
     'noise': method_keys.NOISE,
     'calibration': method_keys.CALIBRATION,
     'credit': method_keys.CREDIT,

@@ -45,12 +45,20 @@ class Collector:
         chosen: Sequence[Prompt],
         key: np.ndarray,
         noise_levels: np.ndarray,
+        *,
+        sizes: Sequence[int] | None = None,
+        places: Sequence[int] | None = None,
+        batch: int = 0,
     ) -> tuple[list[Rollout], list[Pending], Conditioning, np.ndarray]:
         """Starts everything.
 
         Args:
-          rollout_fn: from `make_rollout`; policy, key, noise_levels: its arguments.
+          rollout_fn: from `make_rollout`; with `sizes` a mapping from the size of a group to it.
+            policy, key, noise_levels: its arguments.
           chosen: P prompts.
+          sizes: samples of each prompt, equal within a batch; None: `group` of all.
+          places: of the prompts in the iteration, on which their noise depends; None: in order.
+          batch: prompts sampled together, a divisor of P; 0: as usual.
 
         Returns:
           rollouts: list of Rollout on the devices, one per batch.
@@ -61,16 +69,18 @@ class Collector:
         texts, s = [p.text for p in chosen], self._session
         placed = lambda texts: place(s.conditioning, texts, s.mesh)
         conditioning = placed(texts)
-        group_ids = group_ids_of([self._group] * len(chosen))
-        rollouts, pending, waiting = [], [], None
-        for start in range(0, len(chosen), self._batch):
-            places = np.arange(start, start + self._batch)
-            of_batch = placed(texts[start : start + self._batch])
-            result = rollout_fn(s.params, policy, of_batch, s.negative, key, places, noise_levels)
+        group_ids = group_ids_of(sizes or [self._group] * len(chosen))
+        where = np.arange(len(chosen)) if places is None else np.asarray(places)
+        rollouts, pending, waiting, batch = [], [], None, batch or self._batch
+        for start in range(0, len(chosen), batch):
+            here = np.arange(start, start + batch)
+            of_batch = placed(texts[start : start + batch])
+            roll = rollout_fn if sizes is None else rollout_fn[sizes[start]]
+            result = roll(s.params, policy, of_batch, s.negative, key, where[here], noise_levels)
             if waiting is not None:
                 pending.append(self._submit(*waiting))
             rollouts.append(result[0])
-            samples = np.flatnonzero(np.isin(group_ids, places))
+            samples = np.flatnonzero(np.isin(group_ids, here))
             waiting = (*result[1:], samples, [chosen[g] for g in group_ids[samples]])
         pending.append(self._submit(*waiting))
         return rollouts, pending, conditioning, group_ids

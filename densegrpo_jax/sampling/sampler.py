@@ -91,7 +91,7 @@ def sample_keys(key: jax.Array, prompts: jax.Array, group: int) -> jax.Array:
     ).reshape(-1)
 
 
-def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def normal_rows(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """[B, *shape] standard normal, row b from fold_in(keys[b], index), independent of the batch and
     the devices.
     """
@@ -165,11 +165,11 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         first = jnp.repeat(keys.reshape(-1, beside)[:, 0], beside)
         result = run_plan(
             velocity,
-            pipeline.initial_scale(schedule.sigmas) * split(_normal(first, 0, shape)),
+            pipeline.initial_scale(schedule.sigmas) * split(normal_rows(first, 0, shape)),
             schedule.sigmas,
             noise_levels,
             schedule.plan,
-            lambda k: split(_normal(keys, k + 1, shape)),
+            lambda k: split(normal_rows(keys, k + 1, shape)),
             kernel=kernel,
             log_prob=config.rollout.log_prob,
             keep_means=loss_of(config).mean_old,
@@ -208,7 +208,7 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
 
         def one(c):
             keys = sample_keys(jax.random.fold_in(jax.random.wrap_key_data(key), c), places, group)
-            noise = lambda j: split(_normal(keys, j, shape))
+            noise = lambda j: split(normal_rows(keys, j, shape))
             return continue_trajectory(
                 velocity,
                 split(latents),
@@ -247,7 +247,7 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
             m.width,
             negative=negative,
         )
-        noise = split(_normal(jax.random.wrap_key_data(keys), 0, shape))
+        noise = split(normal_rows(jax.random.wrap_key_data(keys), 0, shape))
         x0 = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
         images, finite = decode_few(pipeline, params, x0[None], m.height, m.width, mesh)
         return images[0], finite[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from densegrpo_jax.config.method import credit_rule_of
-from densegrpo_jax.config.moving_keys import SILENT_BESIDE
+from densegrpo_jax.config.moving_keys import ENTROPY, SILENT_BESIDE
 from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.moving_steps import (
@@ -34,14 +35,14 @@ class StepChoice:
       own_plans: whether every choice has a plan of its own, because credit reads completions, of
         which fewer differ.
       choose: iteration -> int32 [count], increasing; the same in every process and in a run that
-        continues.
+        continues. None: it depends on a probe of the policy (`sampling.probe`).
     """
 
     allowed: tuple[int, ...]
     count: int
     silent: bool
     own_plans: bool
-    choose: Callable[[int], np.ndarray]
+    choose: Callable[[int], np.ndarray] | None
 
     def levels(self, noise_levels: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """float32 [T], the noise levels of an iteration that trains `steps`."""
@@ -78,16 +79,24 @@ def step_choice(config, masks: StepMasks) -> StepChoice | None:
         )
     if m.width == len(allowed):
         return None
-    if m.steps == 'random_window':
+    choose: Callable[[int], np.ndarray] | None
+    if m.steps == ENTROPY:
+        choose = None
+    elif m.steps == 'random':
+        choose = lambda step: random_subset(key(step), allowed, m.width)
+    elif m.steps == 'random_window':
         choose = lambda step: random_window(key(step), allowed, m.width)
     else:
         staying = stays(len(allowed) - m.width + 1, m.stay, m.stay_rule, m.stay_least)
         choose = lambda step: window_at(step, allowed, m.width, staying)
     own_plans = needed_states(credit_rule_of(config), masks) != (len(masks.trained),)
-    if own_plans and (plans := len(allowed) - m.width + 1) > MOST_PLANS:
+    windows = m.steps in ('window', 'random_window')
+    plans = len(allowed) - m.width + 1 if windows else math.comb(len(allowed), m.width)
+    if own_plans and plans > MOST_PLANS:
+        wider = f'moving.width={len(allowed) + 1 - MOST_PLANS} or more, or ' if windows else ''
         raise ValueError(
             f'credit.rule={config.credit.rule!r} with moving.steps={m.steps!r} compiles a program '
-            f'for each of the {plans} places of the window, at most {MOST_PLANS}: use '
-            f"moving.width={len(allowed) + 1 - MOST_PLANS} or more, or credit.rule='sparse'"
+            f'for each of the {plans} choices of transitions, at most {MOST_PLANS}: use {wider}'
+            "credit.rule='sparse'"
         )
     return StepChoice(allowed, m.width, m.steps in SILENT_BESIDE, own_plans, choose)

@@ -19,6 +19,8 @@ class Progress:
     evaluations: list = dataclasses.field(default_factory=list)  # [step, mean, standard error]
     bad_in_a_row: int = 0
     nfe: int = 0  # network evaluations so far, of all samples
+    # [T] moving average of the attention's entropy, if transitions are chosen by it
+    entropy: list | None = None
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
 
     @classmethod

@@ -1,61 +1,217 @@
-"""The programs of an iteration: what is compiled once, and what changes between iterations."""
+"""The sampling of an iteration: what is compiled once, and what changes between iterations."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from densegrpo_jax.config.moving_keys import ENTROPY, budget_sizes
+from densegrpo_jax.core.budget import entropy_change, smoothed, split_budget, top_steps
+from densegrpo_jax.core.rollout import Rollout
+from densegrpo_jax.data.prompts import Prompt
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.runtime.mesh import batch_shards
+from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, STREAM_STEPS, key_data, stream_key
+from densegrpo_jax.sampling.collector import Collector, Pending
+from densegrpo_jax.sampling.conditioning import place
+from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.training.learner import make_credit
+from densegrpo_jax.training.progress import Progress
 
 
-class Programs(NamedTuple):
-    """What an iteration runs."""
+class Round(NamedTuple):
+    """An iteration whose images are being scored."""
 
-    rollout: Callable  # from `make_rollout`
-    levels: np.ndarray  # [T], its noise levels
+    rollouts: list[Rollout]
+    pending: list[Pending]
+    conditioning: Conditioning  # [P, ...] in the order of the groups
+    group_ids: np.ndarray  # int32 [samples]
     credit: Callable  # from `make_credit`, without its last argument
+    nfe: int  # network evaluations beside the rollouts'
+    entropy: list | None  # for `Progress`, once the iteration is complete
+    metrics: dict[str, np.ndarray]
+
+
+def probes(config, schedule: Schedule) -> tuple[bool, bool]:
+    """Whether an iteration probes the policy's attention, and whether also the base model's."""
+    base, moving = config.budget.by == ENTROPY, schedule.moving
+    return base or (moving is not None and moving.choose is None), base
+
+
+def check_rounds(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> None:
+    """Raises ValueError if the attention must be probed and cannot be, or if groups of two sizes
+    do not divide over the mesh.
+    """
+    if probes(config, schedule)[0]:
+        pipeline.image_tokens(config.model.height, config.model.width)
+    shards, r = batch_shards(mesh), config.rollout
+    sizes = budget_sizes(r.group, config.budget.ratio)
+    if config.budget.by != 'none' and not _batches(sizes, config, shards)[1]:
+        raise ValueError(
+            f'budget.by={config.budget.by!r} makes groups of {sizes[0]} and {sizes[1]} samples, '
+            f'of which at most rollout.prompts_per_batch={r.prompts_per_batch} prompts are '
+            f'sampled together: their samples do not divide over {shards} devices; change '
+            'budget.ratio, rollout.group or the mesh'
+        )
 
 
 class Rounds:
-    """The programs of every iteration.
+    """Samples iterations.
 
     Trained transitions that change are arguments of one pair of programs. Only if credit reads
     completions, and the transitions beside the chosen ones are silent, every choice has a pair of
-    its own: its plan does not complete what is known to be equal.
+    its own: its plan does not complete what is known to be equal. Groups of two sizes have a
+    rollout each.
     """
 
-    def __init__(self, session: Session, schedule: Schedule):
-        self._session, self._schedule = session, schedule
-        self._made: dict[tuple[int, ...] | None, tuple[Callable, Callable]] = {}
+    def __init__(self, session: Session, schedule: Schedule, collector: Collector):
+        self._session, self._schedule, self._collector = session, schedule, collector
+        self._rollouts: dict[tuple, Callable] = {}
+        self._credits: dict[tuple[int, ...] | None, Callable] = {}
+        probed, base = probes(session.config, schedule)
+        self._probe = (
+            make_probe(session.pipeline, session.config, schedule.sigmas, session.mesh, base=base)
+            if probed
+            else None
+        )
 
-    def __call__(self, iteration: int) -> Programs:
-        """The programs of the iteration, 0 for the first."""
-        schedule, moving = self._schedule, self._schedule.moving
-        if moving is None:
-            rollout, credit = self._pair(None)
-            return Programs(rollout, schedule.noise_levels, credit)
-        steps = moving.choose(iteration)
-        if moving.own_plans:
-            rollout, credit = self._pair(tuple(map(int, steps)))
-            return Programs(rollout, schedule.noise_levels, credit)
-        rollout, credit = self._pair(None)
-        levels = moving.levels(schedule.noise_levels, steps)
-        return Programs(rollout, levels, functools.partial(credit, chosen=steps))
+    def sample(
+        self, iteration: int, policy: dict | None, prompts: Sequence[Prompt], progress: Progress
+    ) -> Round:
+        """Starts sampling and scoring of an iteration, 0 for the first.
 
-    def _pair(self, steps: tuple[int, ...] | None) -> tuple[Callable, Callable]:
-        if steps not in self._made:
-            s = self._session
-            config = s.config
-            schedule = self._schedule
-            if steps is not None:
-                schedule = restricted(config, schedule, np.array(steps))
-            self._made[steps] = (
-                make_rollout(s.pipeline, config, schedule, s.mesh),
-                make_credit(config, schedule, s.mesh, s.reward.weights),
+        Args:
+          policy: that samples. prompts: P. progress: the run's, after the iteration before.
+        """
+        config, moving = self._session.config, self._schedule.moving
+        key = key_data(stream_key(config.seed, STREAM_ROLLOUT, iteration))
+        found, entropy, metrics = None, None, {}
+        if self._probe is not None:
+            found = self._probed(policy, prompts, key)
+            metrics['entropy'] = found.policy.mean(1)
+        steps, fixed = None, None
+        if moving is not None and moving.choose is not None:
+            steps = moving.choose(iteration)
+        elif moving is not None:
+            average = smoothed(progress.entropy, found.policy.mean(1), config.moving.smooth)
+            entropy = average.tolist()
+            steps = top_steps(average, moving.allowed, moving.count)
+        levels = self._schedule.noise_levels
+        if steps is not None and moving.own_plans:
+            fixed = tuple(map(int, steps))
+        elif steps is not None:
+            levels = moving.levels(levels, steps)
+        credit = self._credit(fixed)
+        if steps is not None and fixed is None:
+            credit = functools.partial(credit, chosen=steps)
+        rollout = lambda group: self._rollout(fixed, group)
+        sizes = self._sizes(iteration, found, len(prompts), metrics)
+        if sizes is None:
+            parts = self._collector.sample(
+                rollout(config.rollout.group), policy, prompts, key, levels
             )
-        return self._made[steps]
+        else:
+            order, batch = paired(sizes, config, batch_shards(self._session.mesh))
+            parts = self._collector.sample(
+                {int(size): rollout(int(size)) for size in np.unique(sizes)},
+                policy,
+                [prompts[p] for p in order],
+                key,
+                levels,
+                sizes=[int(sizes[p]) for p in order],
+                places=order,
+                batch=batch,
+            )
+        nfe = 0
+        if found is not None:
+            networks = 1 if found.base is None else 2
+            guided = self._session.negative is not None
+            nfe = networks * (1 + guided) * len(found.policy) * len(prompts)
+        return Round(*parts, credit, nfe, entropy, metrics)
+
+    def _probed(self, policy: dict | None, prompts: Sequence[Prompt], key: np.ndarray) -> Entropies:
+        s, batch = self._session, self._session.config.rollout.prompts_per_batch
+        parts = []
+        for start in range(0, len(prompts), batch):
+            here = np.arange(start, start + batch)
+            text = place(s.conditioning, [prompts[p].text for p in here], s.mesh)
+            parts.append(self._probe(s.params, policy, text, s.negative, key, here))
+        policy_rows, base_rows = zip(*jax.device_get(s.stop.wait(parts)))
+        base = np.concatenate(base_rows, 1) if s.config.budget.by == ENTROPY else None
+        return Entropies(np.concatenate(policy_rows, 1), base)
+
+    def _sizes(
+        self, iteration: int, found: Entropies | None, prompts: int, metrics: dict
+    ) -> np.ndarray | None:
+        """int [P] samples of each prompt; None if they are equal."""
+        config = self._session.config
+        b, sizes = config.budget, budget_sizes(config.rollout.group, config.budget.ratio)
+        if found is not None and found.base is not None:
+            change = entropy_change(found.policy, found.base, relative=b.relative)
+            metrics['entropy_change'] = np.float64(change.mean())
+        if b.by == 'none' or sizes[0] == sizes[1] or iteration < b.warmup:
+            return None
+        if b.by == 'random':
+            key = jax.random.fold_in(stream_key(config.seed, STREAM_STEPS, iteration), 1)
+            change = np.asarray(jax.random.permutation(key, prompts))
+        return split_budget(change, *sizes)
+
+    def _rollout(self, fixed: tuple[int, ...] | None, group: int) -> Callable:
+        if (fixed, group) not in self._rollouts:
+            s, config = self._session, self._session.config
+            if group != config.rollout.group:
+                config = config.copy_and_resolve_references()
+                config.rollout.group = group
+            self._rollouts[fixed, group] = make_rollout(
+                s.pipeline, config, self._plan(fixed), s.mesh
+            )
+        return self._rollouts[fixed, group]
+
+    def _credit(self, fixed: tuple[int, ...] | None) -> Callable:
+        if fixed not in self._credits:
+            s = self._session
+            self._credits[fixed] = make_credit(
+                s.config, self._plan(fixed), s.mesh, s.reward.weights
+            )
+        return self._credits[fixed]
+
+    def _plan(self, fixed: tuple[int, ...] | None) -> Schedule:
+        if fixed is None:
+            return self._schedule
+        return restricted(self._session.config, self._schedule, np.array(fixed))
+
+
+def paired(sizes: np.ndarray, config, shards: int) -> tuple[list[int], int]:
+    """An order of the prompts in which every update has as many small groups as large ones, and the
+    number of prompts to sample together: of one size, if possible dividing over `shards`.
+
+    Args:
+      sizes: [P], two different values, each of half of the prompts.
+    """
+    low, high = int(sizes.min()), int(sizes.max())
+    small, large = (np.flatnonzero(sizes == size).tolist() for size in (low, high))
+    share = len(small) // config.optim.updates
+    order = [
+        p
+        for start in range(0, len(small), share)
+        for part in (small, large)
+        for p in part[start : start + share]
+    ]
+    fitting, split = _batches((low, high), config, shards)
+    return order, max(split or fitting)
+
+
+def _batches(sizes: tuple[int, int], config, shards: int) -> tuple[list[int], list[int]]:
+    """Numbers of prompts of one size that can be sampled together, and those of them whose samples
+    divide over `shards`.
+    """
+    r, share = config.rollout, config.rollout.prompts // (2 * config.optim.updates)
+    fitting = [b for b in range(1, r.prompts_per_batch + 1) if share % b == 0]
+    return fitting, [b for b in fitting if all(b * size % shards == 0 for size in sizes)]

@@ -27,7 +27,6 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.noise import FILE
@@ -38,7 +37,7 @@ from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_update
 from densegrpo_jax.training.progress import Progress
-from densegrpo_jax.training.rounds import Rounds
+from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.trial import try_parts
 
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
@@ -64,6 +63,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
     accumulation = check_geometry(config, checked.schedule, mesh)
     try_parts(config, checked.schedule)
+    check_rounds(config, checked.pipeline, checked.schedule, mesh)
     if config.noise.calibrate:
         prepare(checked)
     tx = optimiser(config)
@@ -75,7 +75,6 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     if config.noise.calibrate:
         psi = calibrate(session, workdir / FILE, start_policy(session))
         schedule = schedule._replace(noise_levels=psi)
-    rounds = Rounds(session, schedule)
     update_fn, sampler = make_update(session.pipeline, config, tx, mesh), loss_of(config).sampler
 
     # Restore the newest checkpoint or start; restore into shapes, because memory may not hold two
@@ -96,6 +95,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         checkpoints,
     ):
         collector = Collector(session, scorer, r.group, r.prompts_per_batch)
+        rounds = Rounds(session, schedule, collector)
         evaluator = Evaluator(session, session.test, scorer)
         step = saved = start
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
@@ -123,31 +123,30 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             while step < config.iterations:
                 # Sample, complete by ODE, decode.
                 watch = report.Stopwatch()
-                key = key_data(stream_key(config.seed, STREAM_ROLLOUT, step))
-                programs = rounds(step)
-                rollouts, pending, conditioning, group_ids = collector.sample(
-                    programs.rollout, state.roles[sampler], chosen(step), key, programs.levels
-                )
+                found = rounds.sample(step, state.roles[sampler], chosen(step), progress)
                 watch.lap('sample')
 
                 # Score; most of it ran during sampling.
-                values, valid = collector.scores(pending, r.prompts * r.group)
+                values, valid = collector.scores(found.pending, r.prompts * r.group)
                 scores = {name: values[name] for name in session.reward.weights}
                 watch.lap('score_wait')
 
                 # Credit and advantages.
-                batch, metrics = programs.credit(rollouts, values[TOTAL], valid, group_ids, scores)
+                batch, metrics = found.credit(
+                    found.rollouts, values[TOTAL], valid, found.group_ids, scores
+                )
 
                 # Update.
-                text = conditioning, session.negative
+                text = found.conditioning, session.negative
                 updated, update_metrics = update_fn(state, session.params, *text, batch)
                 _agree_on_update(config, stop, update_metrics)
                 state, step = updated, step + 1
-                metrics = jax.device_get({**metrics, **update_metrics})
+                metrics = jax.device_get({**metrics, **update_metrics}) | found.metrics
                 checkpoints.prepare(state)  # a stop may come while the devices are busy
                 watch.lap('update')
-                calls = report.rollout_nfe(rollouts, session.negative is not None)
-                progress.count(metrics['finite'], calls, watch.seconds['iteration'])
+                nfe = found.nfe + report.rollout_nfe(found.rollouts, session.negative is not None)
+                progress.count(metrics['finite'], nfe, watch.seconds['iteration'])
+                progress.entropy = found.entropy
                 skipped = int(state.skipped)
                 reporter.iteration(step, metrics, values, valid, watch.seconds, progress, skipped)
                 progress.check(config.optim.max_bad)

@@ -35,6 +35,21 @@ CASES = [
     ({**BRANCH, 'plan.merge': (1,), 'plan.merge_tau': 1.0}, 'use one of them'),
     ({**BRANCH, 'credit.completion_every': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
     ({**BRANCH, 'credit.completion_steps': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
+    (
+        {
+            'budget.by': 'random',
+            'loss.kind': 'list',
+            'credit.rule': 'sparse',
+            'optim.microbatch': 48,
+        },
+        "loss.kind='list' compares whole groups of one size: use budget.by='none'",
+    ),
+    ({**BRANCH, 'budget.by': 'entropy'}, "plan.kind='branch' is not 'trajectory'"),
+    (
+        {'budget.by': 'random', 'optim.updates': 8},
+        r'rollout.prompts=8 is not a multiple of 2 \* .*=16',
+    ),
+    ({'budget.by': 'random', 'budget.ratio': 20.0}, 'groups of 1 and 23 samples; .* nearer to 1'),
     ({**BRANCH, 'moving.steps': 'subset'}, "use plan.kind='trajectory', or moving.steps='none'"),
     (
         {

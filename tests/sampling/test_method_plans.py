@@ -39,6 +39,7 @@ def schedule(recipe, method, **changes):
         # all states: 5 + 4 + 3 + 2 + 1 evaluations more, and 9 + ... + 2; the last share a picture
         ('dance', 'flux_pickscore', 6, 1, range(5)),
         ('mix', 'sd35_ocr', 10, 1, range(8)),
+        ('aegpo', 'flux_ocr', 6, 1, range(5)),
         ('tp_grpo', 'tiny_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo_code', 'flux_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo', 'sd35_ocr', 10 + 44, 9, range(8)),
@@ -97,7 +98,7 @@ def test_windows_that_cannot_be():
     with pytest.raises(ValueError, match='moving.width=6: only 5 transitions may be trained'):
         schedule('flux_ocr', 'mix', moving__width=6)
     with pytest.raises(
-        ValueError, match='each of the 21 places of the window, at most 16: use mov'
+        ValueError, match='each of the 21 choices of transitions, at most 16: use mov'
     ):
         schedule('flux_ocr', 'mix', credit__rule='dense', rollout__steps=25)
     schedule('flux_ocr', 'mix', credit__rule='dense', rollout__steps=25, moving__width=9)

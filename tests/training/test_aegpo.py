@@ -1,0 +1,177 @@
+"""AEGPO as this package reconstructs it: the probe along the path, groups of two sizes, and runs
+that continue with the same bits.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny_ocr
+from densegrpo_jax.pipelines.folder import load_pipeline
+from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.streams import key_data
+from densegrpo_jax.sampling.probe import make_probe
+from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
+from densegrpo_jax.training import rounds
+from densegrpo_jax.training.rounds import check_rounds, paired, probes
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, one_device, rows
+
+BASE = {
+    **SMOOTH,
+    'credit.rule': 'sparse',
+    'credit.std': 'group',
+    'rollout.steps': 4,  # three of them are trained
+    'rollout.shared_noise': True,
+    'rollout.group': 4,
+    'optim.microbatch': 8,
+    'iterations': 1,
+    'eval.every': 50,
+}
+# groups of 2 and 6 samples, two of the three transitions
+AEGPO = {
+    **BASE,
+    'iterations': 3,
+    'moving.steps': 'entropy',
+    'moving.width': 2,
+    'budget.by': 'entropy',
+    'budget.ratio': 3.0,
+    'budget.warmup': 1,
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
+
+
+@pytest.fixture(autouse=True)
+def setting(monkeypatch):
+    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
+    # XLA:CPU rounds differently in a program that it reads back than in one it has just compiled
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    yield
+    jax.config.update('jax_enable_compilation_cache', enabled)
+
+
+def trained(folder, workdir, **changes):
+    config = make_config(folder, **changes)
+    config.reward = {'brightness': {'weight': 1.0}}
+    run(config, workdir, one_device(), StopRequest())
+    return final_state(workdir), [row for row in rows(workdir) if 'train/reward' in row]
+
+
+def equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_prompts_are_paired():
+    config = tiny_ocr.get_config()
+    config.rollout.update(prompts=8, group=12, prompts_per_batch=4)
+    sizes = np.array([16, 8, 8, 16, 16, 16, 8, 8])
+    assert paired(sizes, config, 1) == ([1, 2, 6, 7, 0, 3, 4, 5], 4)
+    config.optim.updates = 2  # every update has as many of both
+    assert paired(sizes, config, 1) == ([1, 2, 0, 3, 6, 7, 4, 5], 2)
+    config.rollout.prompts_per_batch = 3
+    assert paired(sizes, config, 8)[1] == 2
+    config.optim.updates = 4
+    assert paired(sizes, config, 8)[1] == 1
+
+
+def test_what_is_probed_and_what_divides_over_the_devices(folder):
+    pipeline, _ = load_pipeline(folder, text_length=16)
+    eight = make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1}, jax.devices())
+    for steps, by, expected in (
+        ('entropy', 'entropy', (True, True)),
+        ('entropy', 'none', (True, False)),
+        ('none', 'entropy', (True, True)),
+        ('random', 'random', (False, False)),  # the controls
+        ('none', 'none', (False, False)),
+    ):
+        config = make_config(folder, **{**AEGPO, 'budget.by': by, 'moving.steps': steps})
+        schedule = make_schedule(pipeline, config)
+        assert probes(config, schedule) == expected
+        check_rounds(config, pipeline, schedule, one_device())
+        if by != 'none':
+            with pytest.raises(ValueError, match='of 2 and 6 samples.*do not divide over 8 dev'):
+                check_rounds(config, pipeline, schedule, eight)
+    everything = make_config(folder, **{**AEGPO, 'budget.by': 'none', 'moving.width': 3})
+    assert probes(everything, make_schedule(pipeline, everything)) == (False, False)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
+def test_the_probe_follows_the_policys_ode(folder, sizes):
+    """Against a loop over single evaluations; the base model at the policy's states."""
+    pipeline, params = load_pipeline(folder, text_length=16)
+    config = make_config(folder, **AEGPO)
+    mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor'), sizes)), jax.devices()[: np.prod(sizes)])
+    sigmas = pipeline.sigmas(4, 16, 32)
+    text = pipeline.encode(params, *pipeline.tokenize(['a sign', 'a red star', 'a dog', 'a cat']))
+    full = jax.tree.map(lambda a: a + 0.02 * np.ones_like(a), params['transformer'])
+    key, places = key_data(jax.random.key(3)), np.array([2, 0, 5, 1])
+    probe = make_probe(pipeline, config, sigmas, mesh, base=True)
+    found, there = probe(params, full, text, None, key, places)
+    assert found.shape == there.shape == (4, 4)
+    options = text, config.model.guidance, 16, 32
+    policy = jax.jit(pipeline.probe_fn(params['transformer'], full, *options))
+    base = jax.jit(pipeline.probe_fn(params['transformer'], None, *options))
+    keys = sample_keys(jax.random.wrap_key_data(key), places, 6).reshape(4, 6)[:, 0]
+    x = normal_rows(keys, 0, pipeline.latent_shape(16, 32))  # of the group's first sample
+    for k in range(4):
+        s = jnp.full(4, sigmas[k])
+        v, entropy = policy(x, s)
+        np.testing.assert_allclose(found[k], entropy, rtol=1e-4)
+        np.testing.assert_allclose(there[k], base(x, s)[1], rtol=1e-4)
+        x = x + (sigmas[k + 1] - sigmas[k]) * v
+    assert np.abs(np.asarray(found) - there).min() > 1e-6
+    same, unmoved = probe(params, None, text, None, key, places)
+    np.testing.assert_array_equal(same, unmoved)  # the base model has not moved from itself
+
+
+def test_a_run_and_its_continuation(folder, tmp_path, monkeypatch):
+    made = []
+
+    def kept(make):
+        def making(*args, **options):
+            made.append(make(*args, **options))
+            return made[-1]
+
+        return making
+
+    for name in ('make_probe', 'make_rollout', 'make_credit'):
+        monkeypatch.setattr(rounds, name, kept(getattr(rounds, name)))
+    (_, whole, meta), metrics = trained(folder, tmp_path / 'whole', **AEGPO)
+    # the probe, credit for equal groups and for two sizes, rollouts of 4, 2 and 6 samples
+    assert sorted(program._cache_size() for program in made) == [1, 1, 1, 1, 2]
+    assert metrics[0]['train/entropy_change'] == 0  # the policy begins as the base model
+    assert metrics[2]['train/entropy_change'] > 0
+    # 16 samples of 4 evaluations, and twice 4 for each of 4 prompts
+    assert [row['train/nfe'] for row in metrics] == [96, 192, 288]
+    for row in metrics:
+        chosen = [k for k in range(4) if f'advantage_abs/step_{k}' in row]
+        assert len(chosen) == 2 and 3 not in chosen
+        assert all(0 < row[f'entropy/step_{k}'] < 1 for k in range(4))
+    now = [[row[f'entropy/step_{k}'] for k in range(4)] for row in metrics]
+    average = now[0]
+    for later in now[1:]:
+        average = 0.9 * np.array(average) + 0.1 * np.array(later)
+    np.testing.assert_allclose(meta['entropy'], average, rtol=1e-6)
+    trained(folder, tmp_path / 'parts', **{**AEGPO, 'iterations': 1})
+    (_, again, its), _ = trained(folder, tmp_path / 'parts', **AEGPO)
+    equal(again, whole)
+    assert its['entropy'] == meta['entropy']
+
+
+def test_equal_groups_and_all_transitions_are_the_base_recipe(folder, tmp_path):
+    (_, expected, _), _ = trained(folder, tmp_path / 'base', **BASE)
+    changes = {'moving.width': 3, 'budget.ratio': 1.0, 'budget.warmup': 0, 'iterations': 1}
+    (_, found, _), metrics = trained(folder, tmp_path / 'aegpo', **{**AEGPO, **changes})
+    equal(found, expected)
+    assert 'train/entropy_change' in metrics[0]
