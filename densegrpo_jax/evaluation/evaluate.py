@@ -23,6 +23,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
@@ -87,6 +88,8 @@ def evaluate(
                     calibrated = config.noise.calibrate and chosen.workdir
                     psi = chosen.workdir / FILE if calibrated else None
                     result.scores[KL] = divergence(policy, record, key, psi=psi)
+                if not any(np.isfinite(values).any() for values in result.scores.values()):
+                    explain(session, policy, [p.text for p in which[name].prompts])
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
                         f'{chosen.label}, {name}: not one image has a score {empty[0]!r}; the '

@@ -10,14 +10,16 @@ import numpy as np
 from densegrpo_jax.rewards.base import Reward, RewardError, Scores, check_scores, interrupt
 
 TOTAL = 'total'
+LARGEST = 1e15  # of a total: its square, in a variance over a batch, stays far below float32's end
 
 
 class CompositeReward:
     """total = sum_i weight_i * score_i, where score_i is the first of reward i's scores.
 
-    Sums raw scores, so weights must make up for different scales. An image is valid if it is valid
-    for every reward of non-zero weight. The scores of the other rewards, named in `log_only`, may
-    be NaN in a valid image: a score of weight 0 does not decide validity.
+    Sums raw scores, so weights must make up for different scales; a sum beyond LARGEST is a
+    RewardError. An image is valid if it is valid for every reward of non-zero weight. The scores
+    of the other rewards, named in `log_only`, may be NaN in a valid image: a score of weight 0 does
+    not decide validity.
 
     `weights` maps the names of the score_i of non-zero weight to the weight_i, for other ways of
     combining them.
@@ -93,7 +95,14 @@ class CompositeReward:
             )
             if weight:
                 valid &= scores.valid
-                total += np.float32(weight) * scores.values[reward.names[0]]
+                with np.errstate(over='ignore'):  # an error below
+                    total += np.float32(weight) * scores.values[reward.names[0]]
+        if (beyond := valid & ~(np.abs(total) <= LARGEST)).any():
+            raise RewardError(
+                f'the weighted sum of the rewards is {total[beyond][0]:g} for an image; expected '
+                f'at most {LARGEST:g} in size, beyond which float32 has no variance: choose '
+                f'smaller weights than {self.weights}'
+            )
         return Scores(
             {
                 name: np.where(valid, value, np.float32(np.nan))

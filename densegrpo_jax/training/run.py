@@ -29,6 +29,7 @@ from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
+from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked, Session, check, load
@@ -104,7 +105,10 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         )
 
         def evaluate() -> float:
-            progress.evaluations.append(reporter.evaluation(step, evaluator(state.ema)))
+            result = evaluator(state.ema)
+            if not result.scored(config.eval.best):
+                explain(session, state.ema, [p.text for p in session.test])
+            progress.evaluations.append(reporter.evaluation(step, result))
             return progress.evaluations[-1][1]
 
         def save(score: float | None = None) -> None:

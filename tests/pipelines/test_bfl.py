@@ -10,7 +10,7 @@ import safetensors.numpy
 from densegrpo_jax.networks import flux
 from densegrpo_jax.pipelines.folder import load_params, load_pipeline
 from densegrpo_jax.pipelines.weights import bfl
-from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights.stored import Rows
 from tests import miniature
 
 
@@ -22,6 +22,9 @@ class Held:
 
     def get_shape(self):
         return list(self.array.shape)
+
+    def get_dtype(self):
+        return 'F32'
 
     def __getitem__(self, index):
         return self.array[index]
@@ -113,7 +116,7 @@ def test_a_network_loads_from_one_file(tmp_path):
     ).items():
         source, ranges = (
             (view._tensor.key, view._ranges)
-            if isinstance(view, weights.Rows)
+            if isinstance(view, Rows)
             else (view.key, [(0, view.get_shape()[0])])
         )
         value, row = stored[name], 0

@@ -4,6 +4,7 @@ that name what is wrong.
 
 import json
 import shutil
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,38 @@ def test_bfloat16_without_torch(tmp_path):
     assert set(again) == set(stored) and all(
         (again[k] == stored[k]).all() and again[k].dtype == ml_dtypes.bfloat16 for k in stored
     )
+
+
+EIGHT_BITS = [('float8_e4m3fn', 'F8_E4M3'), ('float8_e5m2', 'F8_E5M2')]
+
+
+@pytest.mark.parametrize(('kind', 'name'), EIGHT_BITS)
+def test_eight_bit_floats_stand_for_themselves(tmp_path, kind, name):
+    """As in transformer files that were cast; safetensors makes no numpy arrays of them."""
+    dtype, header, data, stored = np.dtype(getattr(ml_dtypes, kind)), {}, b'', tensors(2)
+    for key, value in stored.items():
+        part = value.astype(dtype).tobytes()
+        entry = {'dtype': name, 'shape': value.shape}
+        header[key] = entry | {'data_offsets': [len(data), len(data) + len(part)]}
+        data += part
+    text = json.dumps(header).encode()
+    (tmp_path / NAME).write_bytes(struct.pack('<Q', len(text)) + text + data)
+    loaded = weights.load_weights(tmp_path, RULES, abstract(2), dtype=np.float32)
+    rounded = stored['in.weight'].astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(loaded['in']['kernel'], rounded.T)
+    down = stored['blocks.1.down.weight'].astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(loaded['blocks']['down']['kernel'][1], down.T)
+
+
+@pytest.mark.parametrize('kind', ['int64', 'bool', 'uint8'])
+def test_weights_that_are_no_floats_are_refused(tmp_path, kind):
+    stored = tensors(2) | {'position_ids': np.arange(3)}  # not a weight
+    safetensors.numpy.save_file(stored, tmp_path / NAME)
+    weights.check_weights(tmp_path, RULES, abstract(2))
+    stored['in.weight'] = stored['in.weight'].astype(kind)
+    safetensors.numpy.save_file(stored, tmp_path / NAME)
+    with pytest.raises(ValueError, match=r'not of floats \(1\): in\.weight is [IBU]'):
+        weights.check_weights(tmp_path, RULES, abstract(2))
 
 
 def test_shardings(tmp_path):

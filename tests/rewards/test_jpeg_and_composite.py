@@ -134,6 +134,13 @@ def test_a_score_that_is_nan_but_called_valid_is_an_error():
         call(CompositeReward([(Constant('a', [1, 1, 1]), 1.0)]), 2)
 
 
+@pytest.mark.parametrize('scores', [[1, 3e38], [1, -3e38], [1, 2e15]])
+def test_a_sum_beyond_float32_is_an_error_and_no_infinity(scores):
+    reward = CompositeReward([(Constant('a', scores), 4.0), (Constant('b', [1, 1]), 1.0)])
+    with pytest.raises(RewardError, match=r'weighted sum of the rewards is .*smaller weights'):
+        call(reward, 2)
+
+
 @pytest.mark.parametrize('weights', [(), (0.0, 0.0), (1.0, float('nan'))])
 def test_impossible_weights(weights):
     with pytest.raises(ValueError, match=r'weight'):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from densegrpo_jax.networks.flux import FluxConfig
-from densegrpo_jax.pipelines.weights.files import Rows
+from densegrpo_jax.pipelines.weights.stored import Rows
 
 PREFIX = 'model.diffusion_model.'  # of files that ComfyUI wrote
 

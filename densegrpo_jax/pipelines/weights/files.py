@@ -5,7 +5,6 @@ Tensors are streamed one by one, and a sharded parameter reads only the bytes of
 torch or pickle is involved.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -23,50 +22,10 @@ import safetensors.numpy
 from flax import traverse_util
 
 from densegrpo_jax.networks.weight_rules import Rule
+from densegrpo_jax.pipelines.weights.stored import FLOATS, open_file
 from densegrpo_jax.runtime.reading import read_json, shown
 
 BASE_NAMES = ('diffusion_pytorch_model', 'model')
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor in a file, read when it is indexed. The file is mapped only during the read: mapped
-    pages count as this process's memory, and a large checkpoint would seem to be in memory whole.
-    """
-
-    path: pathlib.Path
-    key: str
-    shape: tuple[int, ...]
-
-    def get_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    def __getitem__(self, index):
-        with safetensors.safe_open(self.path, framework='numpy') as file:
-            return file.get_slice(self.key)[index]
-
-
-class Rows:
-    """Some ranges of the first axis of a stored tensor, one after another, as a tensor; read like
-    `Stored`.
-    """
-
-    def __init__(self, tensor: Any, *ranges: tuple[int, int]):
-        self._tensor, self._ranges = tensor, ranges
-
-    def get_shape(self) -> list[int]:
-        return [sum(stop - start for start, stop in self._ranges), *self._tensor.get_shape()[1:]]
-
-    def __getitem__(self, index):
-        index = index if isinstance(index, tuple) else (index,)
-        start, stop, _ = index[0].indices(self.get_shape()[0])
-        parts, offset = [], 0
-        for low, high in self._ranges:
-            begin, end = max(start - offset, 0), min(stop - offset, high - low)
-            if begin < end:
-                parts.append(self._tensor[(slice(low + begin, low + end), *index[1:])])
-            offset += high - low
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def load_weights(
@@ -102,7 +61,7 @@ def load_weights(
     Raises:
       FileNotFoundError: no weights, or a shard of the index is absent.
       ValueError: a file is damaged; or one error that names all missing, unexpected, duplicate and
-        mis-shaped keys.
+        mis-shaped keys, and those that do not hold floats.
     """
     flat = traverse_util.flatten_dict(abstract_params, sep='/')
     if shardings is not None:
@@ -209,7 +168,7 @@ def _sources(folder, rules, flat, prefix, layout):
 def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
     """Every key of the checkpoint -> Stored."""
     if folder.is_file():
-        return _open_file(folder)
+        return open_file(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'weights folder {folder} does not exist')
     tensors = {}
@@ -230,33 +189,19 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
                     f'{index} names files that are not in {folder}: {absent}; fetch them again'
                 )
             for name in sorted(set(weight_map.values())):
-                tensors |= _open_file(folder / name)
+                tensors |= open_file(folder / name)
             lost = sorted(set(weight_map) - set(tensors))
             if lost:
                 raise ValueError(f'{index} lists tensors that its files do not hold: {_some(lost)}')
             return tensors
         if (folder / f'{base}.safetensors').exists():
-            return _open_file(folder / f'{base}.safetensors')
+            return open_file(folder / f'{base}.safetensors')
     found = sorted(p.name for p in folder.iterdir())
     raise FileNotFoundError(
         f'no weights in {folder}: expected one of '
         f'{[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
         f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors'
     )
-
-
-def _open_file(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        file = safetensors.safe_open(path, framework='numpy')
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f'{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}; '
-            'fetch it again'
-        ) from None
-    with file:
-        return {
-            key: Stored(path, key, tuple(file.get_slice(key).get_shape())) for key in file.keys()
-        }
 
 
 def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[str]]]:
@@ -270,6 +215,7 @@ def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[s
             'unexpected': [],
             'doubled': [],
             'mis-shaped': [],
+            'not of floats': [],
             'parameters without a rule': [],
         },
     )
@@ -300,6 +246,8 @@ def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[s
             rule, key = found[path, index]
             stored = tuple(tensors[key].get_shape())
             keys.append(key)
+            if (kind := tensors[key].get_dtype()) not in FLOATS:
+                problems['not of floats'].append(f'{key} is {kind}')
             if (
                 len(stored) != len(shape)
                 or tuple(stored[a] for a in rule.axes or range(len(shape))) != shape

@@ -5,7 +5,7 @@ HPSv2's checkpoints.
 from typing import Any
 
 from densegrpo_jax.networks.weight_rules import Rule, linear_rules, norm_rules
-from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights.stored import Rows
 
 PREFIX = 'model.'  # of files that were saved from inside another module
 
@@ -22,7 +22,7 @@ def split_attention(tensors: dict[str, Any]) -> dict[str, Any]:
             continue
         rows = tensor.get_shape()[0] // 3
         for i, name in enumerate('qkv'):
-            result[f'{stem}.{name}_proj.{kind}'] = weights.Rows(tensor, (i * rows, (i + 1) * rows))
+            result[f'{stem}.{name}_proj.{kind}'] = Rows(tensor, (i * rows, (i + 1) * rows))
     return result
 
 
