@@ -103,6 +103,7 @@ METHODS: Mapping[str, Method] = {
             'credit.std': 'group',
             'loss.kind': 'list',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
             'rollout.log_prob': 'gaussian',
         },
         'Listwise: within a group, the softmax of the log-ratios is to agree with that of the '
