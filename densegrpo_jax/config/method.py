@@ -164,10 +164,10 @@ def check_method(config) -> None:
             f"loss.kind='guard' has a ratio of its own and does not read rollout.log_prob="
             f"{r.log_prob!r}: use 'gaussian'"
         )
-    if loss is LOSSES['list'] and r.log_prob != 'gaussian':
+    if loss in (LOSSES['list'], LOSSES['list_trajectory']) and r.log_prob != 'gaussian':
         raise ValueError(
-            f"loss.kind='list' takes a softmax over log-densities, and rollout.log_prob="
-            f"{r.log_prob!r} are none: use 'gaussian'"
+            f'loss.kind={config.loss.kind!r} takes a softmax over log-densities, and '
+            f"rollout.log_prob={r.log_prob!r} are none: use 'gaussian'"
         )
     if table.gives not in (None, kernel.level):
         fitting = [name for name, t in NOISE_TABLES.items() if t.gives in (None, kernel.level)]

@@ -162,7 +162,9 @@ LOSS = {
     'kind': part(
         'grpo',
         "What an update minimises; 'grpo' is the clipped surrogate, 'guard' that of GRPO-Guard's "
-        "ratio, 'list' LIRE's listwise loss, 'pair' SDPO's, 'nft' DiffusionNFT's (core/losses.py).",
+        "ratio, 'list' LIRE's listwise loss (a list for each transition; "
+        "'list_trajectory': for all of a sample's), 'pair' SDPO's, 'nft' DiffusionNFT's "
+        '(core/losses.py).',
         LOSSES,
     ),
     'clip_range': positive(1e-4, "Clip range of the ratio; 2e-6 to 4e-6 for 'guard'."),

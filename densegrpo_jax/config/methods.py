@@ -113,7 +113,8 @@ METHODS: Mapping[str, Method] = {
         'LIRE is of language models. Here a list is the samples of a group at one transition, '
         'log-ratios take the place of log-probabilities (those of siblings differ by their noise '
         'alone, by hundreds of nats), and advantages that of raw rewards. With any other '
-        '`credit.rule` it is listwise too. A list over whole trajectories is not built.',
+        '`credit.rule` it is listwise too; `loss.kind=list_trajectory` has one list for all '
+        'transitions.',
         'T',
     ),
     'sdpo': Method(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from densegrpo_jax.core.grpo_loss import LossSums
-from densegrpo_jax.core.lists import list_softmax, list_sum
+from densegrpo_jax.core.lists import Samples, list_softmax, list_sum
 from densegrpo_jax.core.sde_step import StepOutput, log_prob_ratio
 
 SENTENCE_TEMPERATURE = 2.0  # T of the source, whose logits are summed log-probabilities over T
@@ -65,6 +65,7 @@ def list_loss(
     weight: Float[ArrayLike, 'M'],
     temperature: float,
     reward_temperature: float,
+    samples: Samples | None = None,
 ) -> LossSums:
     """`listwise_loss` of transitions, with their advantages as rewards.
 
@@ -81,6 +82,9 @@ def list_loss(
         weight: step weights.
         temperature: 0 for 2 / n, see `list_temperature_of`.
         reward_temperature: of the advantages.
+        samples: of a batch of whole trajectories. A list then has the samples of a group, each with
+            the weighted sum of its log-ratios and the mean of its advantages, and counts as all
+            their transitions; `ids` is not read.
 
     Returns:
         LossSums; 'list_effective' is the effective number 1 / sum P^2 of each row's list,
@@ -90,15 +94,22 @@ def list_loss(
     log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old), 0)
     tau = list_temperature_of(temperature, math.prod(step.mean.shape[1:]))
     options = {'temperature': tau, 'reward_temperature': reward_temperature}
+    kept, weight = mask.astype(log_ratio.dtype), jnp.where(mask, weight, 0)
+    logits, used, scale = log_ratio, mask, weight
+    if samples is not None:
+        ids, of_sample = samples.ids, lambda v: jax.ops.segment_sum(v, samples.row, len(mask))
+        steps = of_sample(kept)
+        logits, used, scale = of_sample(weight * log_ratio), steps > 0, steps
+        mean = lambda a: of_sample(jnp.where(mask, a, 0)) / jnp.maximum(steps, 1)
+        advantage = {name: mean(a) for name, a in advantage.items()}
     terms = functools.reduce(
-        jnp.add, [listwise_loss(log_ratio, a, ids, mask, **options) for a in advantage.values()]
+        jnp.add, [listwise_loss(logits, a, ids, used, **options) for a in advantage.values()]
     )
-    kept, zero = mask.astype(terms.dtype), jnp.zeros((), terms.dtype)
-    still = jax.lax.stop_gradient(log_ratio)
-    squares = list_sum(list_softmax(still / tau, ids, mask) ** 2, ids)
+    zero, still = jnp.zeros((), terms.dtype), jax.lax.stop_gradient(log_ratio)
+    squares = list_sum(list_softmax(jax.lax.stop_gradient(logits) / tau, ids, used) ** 2, ids)
     deviation = jnp.where(mask, jnp.abs(jnp.expm1(still)), 0)
     return LossSums(
-        policy_sum=(terms * jnp.where(mask, weight, 0)).sum(),
+        policy_sum=(terms * scale).sum(),
         policy_count=kept.sum(),
         kl_sum=zero,
         kl_count=zero,
@@ -106,6 +117,6 @@ def list_loss(
         ratio_deviation_sum=deviation.sum(),
         ratio_deviation_max=deviation.max(initial=0.0),
         log_ratio_square_sum=(still**2).sum(),
-        sums={EFFECTIVE: (kept / jnp.where(mask, squares, 1)).sum()},
-        maxima={LOGIT_MAX: jnp.abs(still).max(initial=0.0) / tau},
+        sums={EFFECTIVE: (jnp.where(mask, 1 / jnp.where(mask, squares, 1), 0)).sum()},
+        maxima={LOGIT_MAX: jnp.abs(jax.lax.stop_gradient(logits)).max(initial=0.0) / tau},
     )

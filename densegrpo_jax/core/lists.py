@@ -1,4 +1,6 @@
-"""Lists: the samples of a group at one transition, which losses compare with each other."""
+"""Lists: the samples of a group, at one transition or over all, which losses compare."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,24 @@ def list_ids(
     where = [jnp.asarray(a) for a in (prompt_id, s, s_next)]
     begins = [a[1:] != a[:-1] for a in where]
     return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(begins[0] | begins[1] | begins[2])])
+
+
+class Samples(NamedTuple):
+    """The samples of a batch that holds whole trajectories. A sample's row is its first."""
+
+    row: Int[Array, 'M']  # of the sample of each transition
+    ids: Int[Array, 'M']  # the list of each sample, as `list_ids`; of each row
+
+
+def sample_rows(
+    prompt_id: Int[ArrayLike, 'M'], s: Float[ArrayLike, 'M'], s_next: Float[ArrayLike, 'M']
+) -> Samples:
+    """The samples of transitions that are ordered by prompt, then transition, then sample."""
+    prompts, place = jnp.asarray(prompt_id), jnp.arange(len(jnp.asarray(prompt_id)))
+    begins = jnp.concatenate([jnp.zeros(1, bool), prompts[1:] != prompts[:-1]])
+    ids, lists = jnp.cumsum(begins, dtype=jnp.int32), list_ids(prompt_id, s, s_next)
+    first = lambda of: jax.ops.segment_min(place, of, len(place))[of]
+    return Samples(first(ids) + place - first(lists), ids)
 
 
 def list_sum(values: Float[ArrayLike, 'M'], ids: Int[ArrayLike, 'M']) -> Float[Array, 'M']:

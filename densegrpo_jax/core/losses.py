@@ -11,7 +11,7 @@ from densegrpo_jax.core.clean_samples import NoisedSamples
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.guard_loss import guard_loss
 from densegrpo_jax.core.list_loss import EFFECTIVE, LOGIT_MAX, list_loss
-from densegrpo_jax.core.lists import list_ids
+from densegrpo_jax.core.lists import list_ids, sample_rows
 from densegrpo_jax.core.nft_loss import nft_terms
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.pair_loss import pair_loss
@@ -39,6 +39,8 @@ class Loss:
             configuration's group `loss`, and `log_prob` and `kernel` of the rollout.
         batch: TRANSITIONS or CLEAN.
         groups: whether a microbatch must hold whole groups; their samples are then adjacent.
+        trajectories: whether the groups come with all their transitions, ordered by prompt, then
+            transition, then sample.
         needs: further roles: REF, EMA, or one of its own in `follows`.
         mean_old: whether it reads `Transitions.mean_old`, which the rollouts keep for it.
         sums, maxima: names of further metrics in its LossSums: means over rows, and maxima.
@@ -52,6 +54,7 @@ class Loss:
     fn: Callable[..., LossSums]
     batch: str = TRANSITIONS
     groups: bool = False
+    trajectories: bool = False
     needs: tuple[str, ...] = ()
     mean_old: bool = False
     sums: tuple[str, ...] = ()
@@ -64,6 +67,8 @@ class Loss:
             raise ValueError(f'batch is {self.batch!r}; expected {TRANSITIONS!r} or {CLEAN!r}')
         if self.mean_old and self.batch != TRANSITIONS:
             raise ValueError(f'mean_old is set and batch is {self.batch!r}; it is of transitions')
+        if self.trajectories and not (self.groups and self.batch == TRANSITIONS):
+            raise ValueError('trajectories are of whole groups (groups=True) of transitions')
         known = [REF, EMA, *self.follows]
         if unknown := set(self.needs) - set(known):
             raise ValueError(f'needs has {sorted(unknown)}; expected roles of {known}')
@@ -121,15 +126,27 @@ def _guard(outputs: Mapping[str, Any], batch, *, clip_range):
 
 
 def _list(outputs: Mapping[str, Any], batch, *, list_temperature, list_reward_temperature):
+    return _listed(outputs[POLICY], batch, list_temperature, list_reward_temperature)
+
+
+def _list_trajectory(
+    outputs: Mapping[str, Any], batch, *, list_temperature, list_reward_temperature
+):
+    samples = sample_rows(batch.prompt_id, batch.s, batch.s_next)
+    return _listed(outputs[POLICY], batch, list_temperature, list_reward_temperature, samples)
+
+
+def _listed(step, batch, temperature, reward_temperature, samples=None):
     return list_loss(
-        outputs[POLICY],
+        step,
         batch.log_prob,
         batch.advantage,
         list_ids(batch.prompt_id, batch.s, batch.s_next),
         mask=batch.mask,
         weight=batch.weight,
-        temperature=list_temperature,
-        reward_temperature=list_reward_temperature,
+        temperature=temperature,
+        reward_temperature=reward_temperature,
+        samples=samples,
     )
 
 
@@ -178,6 +195,9 @@ LOSSES = {
     'grpo': Loss(_grpo),  # the clipped surrogate, `grpo_loss`
     'guard': Loss(_guard, mean_old=True),
     'list': Loss(_list, groups=True, sums=(EFFECTIVE,), maxima=(LOGIT_MAX,)),
+    'list_trajectory': Loss(
+        _list_trajectory, groups=True, trajectories=True, sums=(EFFECTIVE,), maxima=(LOGIT_MAX,)
+    ),
     'pair': Loss(_pair, groups=True),
     'nft': Loss(_nft, batch=CLEAN, needs=(OLD,), follows={OLD: follow_old}, sampler=OLD),
     'winners': Loss(

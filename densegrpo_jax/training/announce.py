@@ -91,7 +91,7 @@ def near_rounding(config, elements: int) -> str:
     """A warning if the listwise loss's temperature is within ten times the rounding of log-ratios;
     '' otherwise. elements: of a latent.
     """
-    if loss_of(config) is not LOSSES['list']:
+    if loss_of(config) not in (LOSSES['list'], LOSSES['list_trajectory']):
         return ''
     rounding = LOG_RATIO_ROUNDING[config.model.dtype]
     tau = list_temperature_of(config.loss.list_temperature, elements)

@@ -128,15 +128,22 @@ BATCHES = {
 }
 
 
-def microbatches(record: Any, samples: int, updates: int, microbatch: int) -> Any:
+def microbatches(
+    record: Any, samples: int, updates: int, microbatch: int, group: int | None = None
+) -> Any:
     """Rows [M, ...] of `samples` samples as [updates, accumulation, microbatch, ...]. The samples
-    of one prompt stay in one update, and adjacent in a microbatch.
+    of one prompt stay in one update, and adjacent in a microbatch; with `group`, the samples of a
+    prompt, all their rows follow each other too.
     """
     rows = jax.tree.leaves(record)[0].shape[0] // samples
 
     def split(a):
         a = a.reshape(rows, updates, samples // updates, *a.shape[1:])
         a = jnp.swapaxes(a, 0, 1)
+        if group is not None:  # [updates, prompts, rows, group, ...]
+            a = a.reshape(updates, rows, -1, group, *a.shape[3:])
+            a = jnp.swapaxes(a, 1, 2)
+            return a.reshape(updates, -1, microbatch, *a.shape[4:])
         return a.reshape(updates, -1, microbatch, *a.shape[3:])
 
     return jax.tree.map(split, record)

@@ -169,6 +169,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     o, r = config.optim, config.rollout
     loss, options = loss_of(config), loss_options(config)
     kind, roles, rules = BATCHES[loss.batch], roles_read(config), follow_rules(config)
+    together = r.group if loss.trajectories else None
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
@@ -220,7 +221,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         batch = kind.prepared(config, record, state.step)
         parts = jax.tree.map(
             lambda a: jax.lax.with_sharding_constraint(a, rows),
-            microbatches(batch, r.prompts * r.group, o.updates, o.microbatch),
+            microbatches(batch, r.prompts * r.group, o.updates, o.microbatch, together),
         )
         others = {role: state.roles[role] for role in rules}  # REF is the base itself
         text = params, conditioning, negative
@@ -275,7 +276,7 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     moving = schedule.moving
     rows = kind.rows(config, schedule.plan) if moving is None else moving.count
     size = rows * r.prompts * r.group // o.updates
-    whole = r.group if loss.groups else 1
+    whole = r.group * (rows if loss.trajectories else 1) if loss.groups else 1
     near = sorted(
         (d for d in range(whole, size + 1, whole) if size % d == 0),
         key=lambda d: abs(d - o.microbatch),
@@ -287,8 +288,10 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
             f'near it: {near}'
         )
     if o.microbatch % whole:
+        steps = f' with all {rows} {kind.unit} of each' if loss.trajectories else ''
         raise ValueError(
             f'optim.microbatch={o.microbatch} does not hold whole groups of rollout.group='
-            f'{r.group} samples, which loss.kind={config.loss.kind!r} compares; near it: {near}'
+            f'{r.group} samples{steps}, which loss.kind={config.loss.kind!r} compares; near it: '
+            f'{near}'
         )
     return size // o.microbatch

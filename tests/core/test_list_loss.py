@@ -15,7 +15,7 @@ from densegrpo_jax.core.list_loss import (
     list_temperature_of,
     listwise_loss,
 )
-from densegrpo_jax.core.lists import list_ids, list_softmax
+from densegrpo_jax.core.lists import list_ids, list_softmax, sample_rows
 from densegrpo_jax.core.sde_step import sde_step
 
 RNG = np.random.default_rng(0)
@@ -150,6 +150,57 @@ def test_metrics():
     expected = effective @ [4, 3, 4] / 11
     assert float(left.sums[EFFECTIVE] / left.policy_count) == pytest.approx(expected, rel=1e-3)
     assert left.policy_count == M - 1
+
+
+def by_sample(transitions=2):
+    """(prompt, s, s_next) of whole trajectories: two prompts, transitions, three samples."""
+    prompt = np.repeat(np.int32([4, 1]), 3 * transitions)
+    s = np.tile(np.repeat(np.linspace(1, 0.5, transitions), 3), 2).astype(np.float32)
+    return prompt, s, s - np.float32(0.25)
+
+
+def test_the_samples_of_whole_trajectories():
+    found = sample_rows(*by_sample())
+    np.testing.assert_array_equal(found.row, [0, 1, 2, 0, 1, 2, 6, 7, 8, 6, 7, 8])
+    np.testing.assert_array_equal(found.ids, np.repeat([0, 1], 6))
+    alone = sample_rows(*(a[:3] for a in by_sample()))
+    np.testing.assert_array_equal(alone.row, [0, 1, 2])
+    one = sample_rows(*by_sample(1))
+    np.testing.assert_array_equal(one.row, np.arange(6))
+
+
+@pytest.mark.parametrize('used', [ALL, np.arange(M) % 6 != 4, np.arange(M) % 3 != 1])
+def test_a_list_over_whole_trajectories(used):
+    """With log-ratios that add up, the weight inside, and the mean of a sample's advantages."""
+    samples = sample_rows(*by_sample())
+    reward = np.where(used, REWARD, np.nan)
+
+    def loss(policy):
+        options = {'temperature': 0.4, 'reward_temperature': 2.0, 'samples': samples}
+        step, given = steps_and_noise(policy), {'outcome': reward}
+        return list_loss(step, OLD, given, IDS, mask=used, weight=WEIGHT, **options)
+
+    def expected(policy):
+        log_ratio = (WEIGHT * (steps_and_noise(policy).log_prob - OLD)).reshape(2, 2, 3)
+        there = used.reshape(2, 2, 3)
+        total = 0.0
+        for p in range(2):
+            kept = [i for i in range(3) if there[p, :, i].any()]
+            moved = [(log_ratio[p, :, i] * there[p, :, i]).sum() / 0.4 for i in kept]
+            r = [np.mean(REWARD.reshape(2, 2, 3)[p, there[p, :, i], i]) / 2 for i in kept]
+            share = jax.nn.softmax(jnp.stack(moved)) * jax.nn.softmax(jnp.float32(r))
+            for i, part in zip(kept, share):
+                total -= len(kept) * there[p, :, i].sum() * part
+        return total
+
+    moved = POLICY + np.float32(0.1)
+    assert float(loss(moved).policy_sum) == pytest.approx(float(expected(moved)), rel=1e-4)
+    slope, wanted = (jax.grad(f)(moved) for f in (lambda p: loss(p).policy_sum, expected))
+    np.testing.assert_allclose(slope, wanted, atol=1e-4 * np.abs(wanted).max())
+    sums = loss(POLICY)
+    assert sums.policy_count == used.sum() and sums.maxima[LOGIT_MAX] < 2e-5
+    members = 3 if (used.reshape(2, 2, 3).any(1)).all() else 2
+    assert float(sums.sums[EFFECTIVE] / used.sum()) == pytest.approx(members, abs=1e-3)
 
 
 def test_batches_merge():

@@ -110,3 +110,5 @@ def test_losses_that_cannot_be():
         Loss(loss_sums, batch='pairs')
     with pytest.raises(ValueError, match=r"needs has \['best'\]; expected roles of"):
         Loss(loss_sums, needs=('ref', 'best'))
+    with pytest.raises(ValueError, match='trajectories are of whole groups'):
+        Loss(loss_sums, trajectories=True)

@@ -141,6 +141,30 @@ def test_list(invalid, updates):
         assert metrics['list_effective'] < 5.9 and metrics['list_logit_max'] > 0.1
 
 
+def test_list_trajectory():
+    """One list of a prompt, whose logits are sums over the transitions; off policy at the end."""
+    changes = LIST | {'loss.kind': 'list_trajectory', 'optim.updates': 2, 'optim.microbatch': 24}
+    c, rollout, rewards, valid, new, metrics = one_iteration(7, **changes)
+    steps, keep = Steps(rollout), valid.all(0)
+    lists = lambda a: a.reshape(PROMPTS, GROUP)
+    powers = np.where(keep, np.exp(group_advantages(c, rewards[-1], keep) / 0.5), 0)
+    r = lists(powers) / lists(powers).sum(1, keepdims=True)
+
+    def loss(policy, used):
+        moved = sum(
+            steps.log_prob(policy, k) - steps.log_prob(np.float64(START), k) for k in range(TRAINED)
+        )
+        p = lists(jnp.where(keep, jnp.exp(moved / 0.01), 0))
+        p /= p.sum(1, keepdims=True)
+        return -(lists(used).sum(1) * (p * r).sum(1)).sum() / used.sum()
+
+    with jax.enable_x64(True):
+        expected = moved_by(c, loss, keep)
+    found = new.policy['a'] - START
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    assert metrics['transitions'] == TRAINED * keep.sum() and np.abs(found).max() > 1e-2
+
+
 @pytest.mark.parametrize('pairs', ['all', 'neighbours'])
 def test_pair(pairs):
     """With a sample that does not count; the second update is off policy."""

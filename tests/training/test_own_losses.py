@@ -200,6 +200,10 @@ def test_groups_stay_whole():
     assert set(np.unique(parts['mask'][0])) == {0, 1}
     for name in parts:
         assert (np.ptp(parts[name].reshape(2, 4, 2, GROUP), axis=3) == 0).all()
+    # and of whole trajectories: one prompt, all transitions, its samples
+    places = np.arange(4 * SAMPLES).reshape(4, PROMPTS, GROUP)
+    found = microbatches(places.reshape(-1), SAMPLES, 2, 4 * GROUP, GROUP)
+    np.testing.assert_array_equal(found.reshape(PROMPTS, 4, GROUP), places.swapaxes(0, 1))
 
 
 def geometry(**changes):
@@ -215,6 +219,11 @@ def geometry(**changes):
 def test_microbatches_that_a_loss_can_use():
     assert geometry(**{'optim.microbatch': 8}) == 4 * SAMPLES // 8
     assert geometry(**{'optim.microbatch': 12, 'loss.kind': 'own_loss:groups'}) == 8
+    assert geometry(**{'optim.microbatch': 48, 'loss.kind': 'list_trajectory'}) == 2
+    with pytest.raises(
+        ValueError, match=r'rollout.group=6 samples with all 4 transitions of each, .*\[24,'
+    ):
+        geometry(**{'optim.microbatch': 12, 'loss.kind': 'list_trajectory'})
     clean = {'loss.kind': 'own_loss:regression', **CLEAN}
     assert geometry(**{'optim.microbatch': 8, **clean}) == 3
     with pytest.raises(
