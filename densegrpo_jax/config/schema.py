@@ -95,7 +95,8 @@ def close_key(name: str, group: str = '') -> str | None:
     beside = {
         key.rpartition('.')[2]: key for key in (*KEYS, *TABLE) if key.rpartition('.')[0] == group
     }
-    anywhere = {key.rpartition('.')[2]: key for key in KEYS}
+    # of keys with one name the first
+    anywhere = {key.rpartition('.')[2]: key for key in reversed([*KEYS])}
     for known, cutoff in ((beside, 0.6), (anywhere, 0.8)):
         if close := difflib.get_close_matches(name, known, 1, cutoff):
             return known[close[0]]
