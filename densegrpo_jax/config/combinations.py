@@ -16,6 +16,10 @@ from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 COMMON = ('kind', 'active', 'seeds')
 
 
+# Losses that compare the samples of a prompt with each other, transition by transition.
+_COMPARE = ('list', 'list_trajectory', 'pair')
+
+
 class Parts(NamedTuple):
     """The parts that a configuration names."""
 
@@ -67,6 +71,20 @@ def _served(p: Parts) -> str:
 
 
 TABLE: tuple[Refusal, ...] = (
+    Refusal(
+        lambda c, p: p.loss is LOSSES['pair'] and not c.rollout.shared_noise,
+        lambda c, p: (
+            f'loss.kind={c.loss.kind!r} compares samples that begin at one initial noise: use '
+            'rollout.shared_noise=True'
+        ),
+    ),
+    Refusal(
+        lambda c, p: p.loss in [LOSSES[name] for name in _COMPARE] and c.plan.seeds > 1,
+        lambda c, p: (
+            f'loss.kind={c.loss.kind!r} compares all samples of a prompt, and plan.seeds='
+            f'{c.plan.seeds} gives them several initial noises: use plan.seeds=1'
+        ),
+    ),
     Refusal(
         lambda c, p: c.moving.steps != 'none' and c.plan.kind != 'trajectory',
         lambda c, p: (

@@ -66,8 +66,22 @@ CASES = [
         "credit.rule='sdpo' scores predictions, which need none: use 1 and 0",
     ),
     (
-        {'loss.kind': 'pair', 'loss.pairs': 'neighbours', 'rollout.group': 9},
+        {
+            'loss.kind': 'pair',
+            'loss.pairs': 'neighbours',
+            'rollout.group': 9,
+            'rollout.shared_noise': True,
+        },
         "rollout.group=9 is odd: use an even number, or loss.pairs='all'",
+    ),
+    ({'loss.kind': 'pair'}, "'pair' compares samples .* use rollout.shared_noise=True"),
+    (
+        {'loss.kind': 'list', 'plan.seeds': 2, 'rollout.shared_noise': True},
+        "'list' compares all samples of a prompt, .* use plan.seeds=1",
+    ),
+    (
+        {'loss.kind': 'pair', 'plan.seeds': 2, 'rollout.shared_noise': True},
+        "'pair' compares all samples of a prompt, .* use plan.seeds=1",
     ),
     ({**BRANCH, 'credit.rule': 'sdpo'}, "credit.rule='sdpo' reads .*'x0hat'"),
 ]
