@@ -113,10 +113,16 @@ def prepare(checked: Checked) -> tuple:
     A batch has at most as many rows as one of training, and divides over the mesh.
 
     Raises:
-      ValueError: sizes do not divide over the mesh, or the start is outside the bounds.
+      ValueError: the kernel adds no noise, sizes do not divide over the mesh, or the start is
+        outside the bounds.
     """
     config, mesh = checked.config, checked.mesh
     c, r = config.calibration, config.rollout
+    if not kernel_of(config).noisy:
+        raise ValueError(
+            f'rollout.kernel={r.kernel!r} adds no noise, so there is none to calibrate: use '
+            "--config.rollout.kernel='sde' or 'cps'"
+        )
     check_batch(mesh, c.prompts * c.group, 'calibration.prompts * calibration.group')
     fitting = [
         p

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
@@ -75,8 +76,8 @@ def evaluate(
             scorers = [scorer(reward) for reward in part.rewards]
             options = dict(group=group, embed=embed, name=name, sample=sample)
             evaluators[name] = Evaluator(session, part.prompts, scorers, **options)
-        kl_prompts *= any(chosen.workdir for chosen in policies)
-        divergence = Divergence(session, checked.test, kl_prompts) if kl_prompts else None
+        count = _measured(config, policies, kl_prompts)
+        divergence = Divergence(session, checked.test, count) if count else None
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
@@ -99,6 +100,22 @@ def evaluate(
     if session.hosts.primary:
         tables.write(out, config, {name: part.prompts for name, part in which.items()}, results)
     return results
+
+
+def _measured(config, policies: Sequence[Policy], kl_prompts: int) -> int:
+    """The number of prompts whose KL is measured: 0 without a policy, or without noise in the
+    transitions, which is said.
+    """
+    if not any(chosen.workdir for chosen in policies):
+        return 0
+    if kl_prompts and not kernel_of(config).noisy:
+        logging.warning(
+            'the KL is not measured: it compares noisy transitions, and rollout.kernel=%r adds no '
+            "noise; --config.rollout.kernel='sde' measures it there",
+            config.rollout.kernel,
+        )
+        return 0
+    return kl_prompts
 
 
 def _line(evaluation: Evaluation) -> str:
