@@ -216,17 +216,18 @@ def _run_file(argument: str, path: pathlib.Path, call: Callable):
 
 def _recipe_file(name: str, argument: str) -> pathlib.Path:
     """The file of a recipe, given by its path or its name."""
-    path = pathlib.Path(name)
+    path, known = pathlib.Path(name), sorted(other.stem for other in RECIPES.glob('*.py'))
     if path.is_file():
         return path
     if path.name != name or path.suffix:
         beside, where = path.parent.glob('*.py'), f'the current folder is {pathlib.Path.cwd()}'
         close = difflib.get_close_matches(path.name, [other.name for other in beside], 1)
-        hint = f'did you mean {path.with_name(close[0])}?' if close else where
+        named = difflib.get_close_matches(path.stem, known, 1)
+        hint = f'did you mean the recipe {named[0]!r}?' if named else where
+        hint = f'did you mean {path.with_name(close[0])}?' if close else hint
         raise ValueError(f'--config={argument}: there is no file {name!r}; {hint}')
     if (packaged := RECIPES / f'{name}.py').is_file():
         return packaged
-    known = sorted(other.stem for other in RECIPES.glob('*.py'))
     close = difflib.get_close_matches(name, known, 1)
     hint = f'did you mean {close[0]!r}? ' if close else ''
     raise ValueError(

@@ -19,14 +19,15 @@ class Variant(NamedTuple):
 
 
 def parse(text: str) -> Variant:
-    """The variant of 'devices=N,method=NAME', in any order; either may be absent.
+    """The variant of 'devices=N,method=NAME', in any order; either may be absent. Blanks and empty
+    parts are as nothing.
 
     Raises:
       ValueError: any other text.
     """
     found: dict[str, str] = {}
-    for part in text.split(',') if text else ():
-        name, equals, value = part.partition('=')
+    for part in filter(None, map(str.strip, text.split(','))):
+        name, equals, value = (piece.strip() for piece in part.partition('='))
         if name not in Variant._fields or not equals or name in found:
             raise ValueError(
                 f"configuration variant {part!r} is not known; expected 'devices=N', "

@@ -91,6 +91,14 @@ def quantized_shapes(tree: dict, form: str) -> dict:
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def stored_shapes(shapes: dict, dtype, form: str) -> dict:
+    """Weights as they will be stored, from their shapes: component -> ShapeDtypeStructs of `dtype`,
+    the transformer's kernels in `form`.
+    """
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
+    return {**wanted, 'transformer': quantized_shapes(wanted['transformer'], form)}
+
+
 def converter(shapes: dict, form: str, shardings=None):
     """`(path, array) -> array or QArray`: quantises each parameter of a transformer as it is read
     (`weights.load_weights`).

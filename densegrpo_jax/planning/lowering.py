@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.config.method import roles_read
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
-from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import batch_sharding
@@ -41,15 +41,12 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     """'rollout' (one batch of prompts with completions and decoding), 'update' and 'evaluation'
     (one batch) of a configuration.
     """
-    r, m, dtype = config.rollout, config.model, jnp.dtype(config.model.dtype)
+    r, m = config.rollout, config.model
     whole = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d)
     row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(
         shape, d, sharding=batch_sharding(mesh)
     )
-    shapes = jax.tree.map(
-        lambda leaf: whole(*leaf.shape, d=dtype), pipeline.abstract_params(['transformer', 'vae'])
-    )
-    stored = {**shapes, 'transformer': quantized_shapes(shapes['transformer'], m.quantize)}
+    stored = stored_shapes(pipeline.abstract_params(['transformer', 'vae']), m.dtype, m.quantize)
     params = with_shardings(stored, shardings(stored, mesh))
     negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
     tx = optimiser(config)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import search_kernel_of
-from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.advice import GIB
 from densegrpo_jax.planning.flops import count_flops
@@ -56,8 +56,7 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
             'False, and expect about three times the memory of a step'
         )
     base = pipeline.abstract_params(['transformer', 'vae'])
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(m.dtype)), base)
-    stored = {**shapes, 'transformer': quantized_shapes(shapes['transformer'], m.quantize)}
+    stored = stored_shapes(base, m.dtype, m.quantize)
     policy = state_shapes(pipeline, optimiser(config)).ema
     placed = lambda tree: with_shardings(tree, shardings(tree, mesh))
     of = lambda tree: bytes_per_device(tree, shardings(tree, mesh))

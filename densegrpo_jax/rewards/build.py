@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import numbers
 from collections.abc import Callable
 
 from densegrpo_jax.rewards.base import Reward
@@ -69,8 +70,40 @@ def build_reward(spec) -> CompositeReward:
                 f'reward {name!r} has no option {unknown[0]!r}; known options: '
                 f'{", ".join(["weight", "kind", *known])}'
             )
-        parts.append((reward(**options), float(weight)))
+        weight = _weight(name, weight)
+        parts.append((_made(name, kind, reward, options), weight))
     return CompositeReward(parts)
+
+
+def _weight(name: str, weight) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise ValueError(f'reward.{name}.weight={weight!r}; expected a number')
+    return float(weight)
+
+
+def _made(name: str, kind: str, reward: Callable[..., Reward], options: dict) -> Reward:
+    """The reward, with what every reward has."""
+    for key, parameter in inspect.signature(reward).parameters.items():
+        default, value = parameter.default, options.get(key)
+        if isinstance(value, str) and isinstance(default, int | float):
+            raise ValueError(
+                f'reward.{name}.{key}={value!r} is text; expected a value such as {default!r}'
+            )
+    try:
+        made = reward(**options)
+    except (ValueError, OSError, ImportError):  # these say what is wrong
+        raise
+    except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
+        raise ValueError(
+            f'reward {name!r} ({kind}) cannot be made with {options}: {type(error).__name__}: '
+            f'{error}'
+        ) from error
+    if missing := [field for field in ('names', 'range') if not hasattr(made, field)]:
+        raise ValueError(
+            f'reward {name!r} ({kind}) has no {missing[0]!r}: names of its scores, such as '
+            "('redness',), and range, such as (0.0, 1.0), are set by the class or its constructor"
+        )
+    return made
 
 
 def resolve(kind: str) -> Callable[..., Reward]:

@@ -26,6 +26,7 @@ class ProgressBar:
       show: False shows nothing, for processes that do not report.
       together: how many steps run at a time. They may end together, so the rate is measured over
         that many.
+      unit: the name of a step, for the rate.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ProgressBar:
         file=None,
         show: bool = True,
         together: int = 1,
+        unit: str = 'step',
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._done, self._label, self._every, self._clock = (
@@ -47,7 +49,7 @@ class ProgressBar:
             every_seconds,
             clock,
         )
-        self._seconds_per_step = None
+        self._seconds_per_step, self._unit = None, unit
         self._updates, self._last_line = 0, None
         # when so many steps were done
         self._measured = collections.deque([(clock(), start)], maxlen=together)
@@ -123,7 +125,8 @@ class ProgressBar:
 
     def _rate(self) -> str:
         each = self._seconds_per_step
-        rate = f'{each:.1f} s/step' if each >= 1 else f'{1 / max(each, 1e-9):.1f} steps/s'
+        unit = self._unit
+        rate = f'{each:.1f} s/{unit}' if each >= 1 else f'{1 / max(each, 1e-9):.1f} {unit}s/s'
         left = max(self._total - self._done, 0) * each
         return f'{rate}  {_clock_time(left)} left' if self._done < self._total else rate
 

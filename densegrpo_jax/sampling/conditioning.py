@@ -183,7 +183,9 @@ def text_conditioning(
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
         encoder = Encoder(pipeline, params, mesh=mesh)
         show = stop.communicator.hosts.primary
-        with ProgressBar(len(missing), label='prompts', every_seconds=10, show=show) as bar:
+        with ProgressBar(
+            len(missing), label='prompts', every_seconds=10, show=show, unit='prompt'
+        ) as bar:
 
             def done(count: int) -> None:
                 bar.update(count)

@@ -173,7 +173,11 @@ def search(
             rule.temperature,
         )
         with ProgressBar(
-            len(prompts), start=len(prompts) - len(todo), label='prompts', show=results is not None
+            len(prompts),
+            start=len(prompts) - len(todo),
+            label='prompts',
+            show=results is not None,
+            unit='prompt',
         ) as bar:
             for start in range(0, len(todo), o.prompts):
                 chosen = todo[start : start + o.prompts]

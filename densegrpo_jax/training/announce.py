@@ -15,7 +15,7 @@ from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import LOSSES
-from densegrpo_jax.networks.quantize import quantized_shapes
+from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.sampling.noise import describe, title
@@ -48,11 +48,7 @@ def memory(
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
     # The text encoders are freed before training starts.
-    stored = {
-        n: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes[n])
-        for n in ('transformer', 'vae')
-    }
-    stored['transformer'] = quantized_shapes(stored['transformer'], m.quantize)
+    stored = stored_shapes({n: shapes[n] for n in ('transformer', 'vae')}, dtype, m.quantize)
     weights = bytes_per_device(stored, shardings(stored, mesh))
     trained = bytes_per_device(state, shardings(state, mesh))
     plan, samples = schedule.plan, r.prompts * r.group

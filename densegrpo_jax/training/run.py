@@ -65,6 +65,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     accumulation = check_geometry(config, checked.schedule, mesh)
     try_parts(config, checked.schedule)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
+    _check_length(config, workdir)
     if config.noise.calibrate:
         prepare(checked)
     tx = optimiser(config)
@@ -174,6 +175,17 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             raise
         checkpoints.wait_until_finished()
     return report.finish(config, workdir, progress, checkpoints, session.hosts)
+
+
+def _check_length(config, workdir: pathlib.Path) -> None:
+    """Raises ValueError if the run in `workdir` is already longer than asked for."""
+    folder = workdir / 'checkpoints'
+    done = Checkpoints(folder, read_only=True).latest_step() if folder.is_dir() else None
+    if done is not None and done > config.iterations:
+        raise ValueError(
+            f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
+            f'least {done}, or another --workdir'
+        )
 
 
 def _stop_together(stop: StopRequest, reason: Exception) -> None:

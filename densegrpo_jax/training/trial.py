@@ -6,27 +6,42 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.config.method import credit_options, credit_rule_of, kernel_of
+from densegrpo_jax.config.method import (
+    credit_options,
+    credit_rule_of,
+    kernel_of,
+    loss_of,
+    loss_options,
+    roles_read,
+)
+from densegrpo_jax.core.clean_samples import NoisedSamples
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states
+from densegrpo_jax.core.grpo_loss import LossSums
+from densegrpo_jax.core.losses import CLEAN, TRANSITIONS
 from densegrpo_jax.core.prediction_rewards import Predictions
+from densegrpo_jax.core.roles import POLICY
 from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.transitions import OUTCOME, Transitions
 from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.training.batches import BATCHES
 
 SAMPLES = 3
 
 
 def try_parts(config, schedule: Schedule) -> None:
-    """Tries kernel, noise table and credit rule on the schedule of a run.
+    """Tries kernel, noise table, credit rule and loss on the schedule of a run.
 
     Raises:
-      ValueError: a part raises, gives another shape, adds no noise to a trained transition, or
-        gives one a reward that is not finite; names the key.
+      ValueError: a part raises, gives another shape or type, adds no noise to a trained
+        transition, or gives one a reward that is not finite; names the key.
     """
     _try_kernel(config, schedule)
     _try_credit(config, schedule)
+    _try_loss(config)
 
 
 def _try_kernel(config, schedule: Schedule) -> None:
@@ -74,6 +89,43 @@ def _try_credit(config, schedule: Schedule) -> None:
             f'{where} gives transition {k} a reward that is not finite: it must say which states '
             f'it reads (CreditRule.states); it says {read}, and the others have no reward'
         )
+
+
+def _try_loss(config) -> None:
+    """From shapes alone: whether the loss gives scalar sums for a batch of two groups."""
+    loss, kind = loss_of(config), BATCHES[loss_of(config).batch]
+    rows = 2 * config.rollout.group
+    row = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    latent = jax.ShapeDtypeStruct((rows, 4, 2), jnp.float32)
+    given: dict[str, Any] = {
+        'advantage': {OUTCOME: row},
+        'mask': jax.ShapeDtypeStruct((rows,), bool),
+        'prompt_id': jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+    named = NoisedSamples if loss.batch == CLEAN else Transitions
+    for field in named._fields:
+        given.setdefault(field, latent if field in ('x', 'x0', 'x_next', 'noise') else row)
+    if loss.batch == TRANSITIONS:
+        given['mean_old'] = latent if loss.mean_old else None
+
+    def tried(batch):
+        output = kind.output(config, lambda x, s: x, batch)
+        return loss.fn(dict.fromkeys((POLICY, *roles_read(config)), output), batch, **options)
+
+    where, options = f'loss.kind={config.loss.kind!r}', loss_options(config)
+    found = _called(where, jax.eval_shape, tried, named(**given))
+    if not isinstance(found, LossSums):
+        raise ValueError(
+            f'{where} gave a {type(found).__name__}; expected LossSums, such as '
+            'core.losses.loss_sums makes'
+        )
+    for field, value in found._asdict().items():
+        for part in jax.tree.leaves(value):
+            if part.shape:
+                raise ValueError(
+                    f'{where}: {field} has the shape {part.shape}; expected the sum over a batch, '
+                    'a scalar'
+                )
 
 
 def _called(where: str, part, *args, **options) -> Any:

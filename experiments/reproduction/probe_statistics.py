@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
+from densegrpo_jax.evaluation.evaluator import finite_mean
+
 DRAWS = 1000  # of the bootstrap
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # values with a column in the bias table
 _FINE = np.linspace(0, 1, 21)  # candidates for the best lambda
@@ -80,11 +82,6 @@ def _interval(
     }
 
 
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else float('nan')
-
-
 def _compare(
     name: str, predicted: Sequence[np.ndarray], reference: Sequence[np.ndarray]
 ) -> dict[str, float]:
@@ -95,12 +92,14 @@ def _compare(
         len(reference[0]),
         np.stack([group_correlations(x, y) for x, y in zip(predicted, reference)]),
     )
-    overall = lambda drawn: _mean(
+    overall = lambda drawn: finite_mean(
         np.array(
             [correlation(x[drawn].ravel(), y[drawn].ravel()) for x, y in zip(predicted, reference)]
         )
     )
-    grouped = lambda drawn: _mean(np.array([_mean(of_pair[drawn]) for of_pair in within]))
+    grouped = lambda drawn: finite_mean(
+        np.array([finite_mean(of_pair[drawn]) for of_pair in within])
+    )
     return {**_interval(name, overall, prompts), **_interval(f'group_{name}', grouped, prompts)}
 
 
@@ -124,8 +123,8 @@ def latent_reward_rows(rewards: np.ndarray, sigmas: np.ndarray) -> list[dict]:
                 'state': k,
                 's': float(s),
                 'timesteps_left': len(rewards) - 1 - k,
-                **_interval('reward', lambda drawn: _mean(of_state[drawn]), prompts),
-                **_interval('difference', lambda drawn: _mean(difference[drawn]), prompts),
+                **_interval('reward', lambda drawn: finite_mean(of_state[drawn]), prompts),
+                **_interval('difference', lambda drawn: finite_mean(difference[drawn]), prompts),
                 **_compare('rank_correlation', [of_state], [terminal]),
                 'groups': int(np.isfinite(group_correlations(of_state, terminal)).sum()),
                 'prompts': prompts,
@@ -170,7 +169,7 @@ def cost_rows(
                     'terminal_correlation', [rewards[k] for k in states], [whole[-1]] * len(states)
                 ),
                 **{
-                    f'group_gain_correlation_{k}': _mean(group_correlations(mine[k], gain[k]))
+                    f'group_gain_correlation_{k}': finite_mean(group_correlations(mine[k], gain[k]))
                     for k in steps
                 },
                 'prompts': whole.shape[1],
@@ -228,17 +227,19 @@ def bias_rows(
     rows, advantages = [], _Advantages(values, expected, noise)
     for k in states:
         bias, gain = expected[k] - values[k], values[k + 1] - values[k]
-        per_prompt = np.array([_mean(b) for b in bias])
-        corrected = lambda drawn: _root(_mean(np.square(bias[drawn])) - _mean(noise[k][drawn]))
+        per_prompt = np.array([finite_mean(b) for b in bias])
+        corrected = lambda drawn: _root(
+            finite_mean(np.square(bias[drawn])) - finite_mean(noise[k][drawn])
+        )
         # Of G differences around their mean, independent noise leaves G - 1 parts.
-        within = lambda drawn: _root(_variance_within(bias[drawn]) - _mean(noise[k][drawn]))
+        within = lambda drawn: _root(_variance_within(bias[drawn]) - finite_mean(noise[k][drawn]))
         spread = lambda drawn: _root(_variance_within(gain[drawn]))
         others = (count[k][..., None] * expected[k][..., None] - continued[k]) / (
             count[k][..., None] - 1
         )
         each = np.moveaxis(others, -1, 0)
         pearson = lambda x, y: correlation(x.ravel(), y.ravel(), ranks=False)
-        against = lambda drawn, of: _mean(
+        against = lambda drawn, of: finite_mean(
             np.array([pearson(x[drawn], y[drawn]) for x, y in zip(of, each)])
         )
         rows.append(
@@ -246,16 +247,18 @@ def bias_rows(
                 'state': k,
                 's': float(sigmas[k]),
                 'timesteps_left': num_steps - k,
-                'value': _mean(values[k]),
-                'expected': _mean(expected[k]),
-                **_interval('bias', lambda drawn: _mean(bias[drawn]), prompts),
+                'value': finite_mean(values[k]),
+                'expected': finite_mean(expected[k]),
+                **_interval('bias', lambda drawn: finite_mean(bias[drawn]), prompts),
                 'standard_error': float(
                     np.nanstd(per_prompt, ddof=1) / np.sqrt(np.isfinite(per_prompt).sum())
                 ),
                 **_interval('rms_bias', corrected, prompts),
                 **_interval('group_rms_bias', within, prompts),
                 **_interval(
-                    'continuation_std', lambda drawn: _root(_mean(variance[k][drawn])), prompts
+                    'continuation_std',
+                    lambda drawn: _root(finite_mean(variance[k][drawn])),
+                    prompts,
                 ),
                 **_interval('gain_std', spread, prompts),
                 'bias_to_gain': within(np.arange(prompts)) / spread(np.arange(prompts))
@@ -322,7 +325,11 @@ class _Advantages:
     def _reliability(self, name, k: int, drawn) -> float:
         """Correlation of the measured A with A."""
         true, free = self._sums[name][2][k][drawn].sum(), self._free[k][drawn].sum()
-        return _root(1 - free * _mean(self._noise[k][drawn]) / true) if true > 0 else float('nan')
+        return (
+            _root(1 - free * finite_mean(self._noise[k][drawn]) / true)
+            if true > 0
+            else float('nan')
+        )
 
     def _error(self, name, k: int, drawn) -> float:
         (cross, own, true), free = (
@@ -330,7 +337,7 @@ class _Advantages:
             self._free[k][drawn].sum(),
         )
         return (
-            float((own - 2 * cross + true) / free - _mean(self._noise[k][drawn]))
+            float((own - 2 * cross + true) / free - finite_mean(self._noise[k][drawn]))
             if free
             else float('nan')
         )
@@ -338,7 +345,7 @@ class _Advantages:
     def _best(self, steps: list[int], drawn) -> float:
         found = np.array(
             [
-                _mean(np.array([self._correlation(lam, k, drawn) for k in steps]))
+                finite_mean(np.array([self._correlation(lam, k, drawn) for k in steps]))
                 for lam in _FINE.tolist()
             ]
         )
@@ -349,13 +356,15 @@ class _Advantages:
         """Columns of transitions `steps`, averaged over them."""
         prompts = self._free.shape[1]
         result = {
-            'advantage_reliability': _mean(
+            'advantage_reliability': finite_mean(
                 np.array([self._reliability(0.0, k, np.arange(prompts)) for k in steps])
             )
         }
         for name in (*LAMBDAS, 'sparse'):
             label = name if name == 'sparse' else f'{name:g}'
-            mean = lambda drawn, of, name=name: _mean(np.array([of(name, k, drawn) for k in steps]))
+            mean = lambda drawn, of, name=name: finite_mean(
+                np.array([of(name, k, drawn) for k in steps])
+            )
             result |= _interval(
                 f'advantage_correlation_{label}',
                 lambda drawn: mean(drawn, self._correlation),

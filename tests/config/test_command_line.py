@@ -100,6 +100,10 @@ def typed(monkeypatch, capsys):
             ['--config=nowhere/some.py'],
             "--config=nowhere/some.py: there is no file 'nowhere/some.py'; the current folder is",
         ),
+        (
+            ['--config=tiny_orc.py'],
+            "there is no file 'tiny_orc.py'; did you mean the recipe 'tiny_ocr'?",
+        ),
         ([f'--config={ROOT / "README.md"}'], 'expected a Python file with a function get_config()'),
         (
             [f'--config={TINY.replace("tiny_ocr", "claims_ocr_96")}:devices=8'],

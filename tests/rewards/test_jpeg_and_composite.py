@@ -188,3 +188,32 @@ def test_to_uint8_rounds_clips_and_finds_nan():
     assert finite.tolist() == [True, False, True]
     assert pictures[0, 0].tolist() == [[0, 255, 128], [0, 255, 191]]
     assert not pictures[1].any()
+
+
+class Bare:
+    """What the class of a reward must have; its constructor may set names and range."""
+
+    name, device, needs_metadata = 'bare', 'host', False
+
+    def __init__(self, sides=3):
+        self.area = 1 / sides
+
+    def check(self, prompts, metadata): ...
+
+    def __call__(self, images, prompts, metadata): ...
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({}, r"reward 'mine' \(.*:Bare\) has no 'names': names of its scores"),
+        ({'sides': 0}, r"cannot be made with {'sides': 0}: ZeroDivisionError"),
+        ({'sides': 'four'}, "reward.mine.sides='four' is text; expected a value such as 3"),
+        ({'weight': 'half'}, "reward.mine.weight='half'; expected a number"),
+        ({'weight': True}, 'reward.mine.weight=True; expected a number'),
+    ],
+    ids=str,
+)
+def test_a_reward_of_ones_own_that_cannot_be_used_is_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_reward({'mine': {'kind': f'{__name__}:Bare', **options}})

@@ -213,7 +213,7 @@ def test_progress_in_a_log_shows_rate_and_time_left():
 
 def test_progress_in_a_log_is_not_more_often_than_asked():
     now, file = [0.0], io.StringIO()
-    with ProgressBar(100, file=file, every_seconds=10, clock=lambda: now[0]) as bar:
+    with ProgressBar(100, file=file, every_seconds=10, unit='prompt', clock=lambda: now[0]) as bar:
         for done in range(1, 101):
             now[0] += 0.5
             bar.update(done)

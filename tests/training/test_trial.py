@@ -17,7 +17,9 @@ from densegrpo_jax.training.trial import try_parts
 OWN = """
 import numpy as np
 from densegrpo_jax.core.credit_rules import CreditRule, read_offsets
+from densegrpo_jax.core.grpo_loss import LossSums
 from densegrpo_jax.core.kernels import KERNELS, Kernel
+from densegrpo_jax.core.losses import CLEAN, Loss, loss_sums
 from densegrpo_jax.core.noise_tables import NoiseTable
 
 gain = lambda r: r[1:] - r[:-1]
@@ -26,6 +28,10 @@ told = CreditRule(gain, states=read_offsets(0, 1))
 short = CreditRule(lambda r: r[1:2])
 raising = CreditRule(lambda r: 1 / 0)
 window = CreditRule(lambda r, *, alpha=0.5, window=3: r[1:] * alpha + window, read_offsets(1))
+whole = Loss(lambda outputs, batch: loss_sums(batch.advantage['outcome'], batch.mask))
+unsummed = Loss(lambda outputs, batch: LossSums.zeros()._replace(policy_sum=outputs['policy'].std))
+bare = Loss(lambda outputs, batch: outputs['policy'].mean(), batch=CLEAN)
+unknown = Loss(lambda outputs, batch: loss_sums(batch.advantage['style'], batch.mask))
 silent = NoiseTable(lambda sigmas, level: np.zeros(len(sigmas) - 1))
 """
 
@@ -70,6 +76,16 @@ def test_what_ships_passes(opened, method):
             "rollout.noise='tried_parts:silent', transition 0, which is trained: the noise has the "
             'standard deviation 0',
         ),
+        ({'loss__kind': 'tried_parts:whole'}, None),
+        (
+            {'loss__kind': 'tried_parts:unsummed'},
+            "loss.kind='tried_parts:unsummed': policy_sum has the shape (",
+        ),
+        (
+            {'loss__kind': 'tried_parts:bare', 'credit__rule': 'sparse', 'loss__noise_power': 0.0},
+            "loss.kind='tried_parts:bare' gave a ",
+        ),
+        ({'loss__kind': 'tried_parts:unknown'}, "'tried_parts:unknown': KeyError: 'style'"),
         ({'rollout__level': 1e-320}, 'transition 0, which is trained'),
         (
             {'credit__rule': 'broken_parts:rule'},
