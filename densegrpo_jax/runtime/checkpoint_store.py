@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import pathlib
 import threading
 import time
@@ -25,7 +27,15 @@ from densegrpo_jax.runtime.files import may_pass
 from densegrpo_jax.runtime.hosts import Hosts
 
 DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
+SEAL = 'seal'  # key of the document for the digest of all other keys
 PAUSE = 5.0  # seconds before a failed read is repeated
+
+
+def sealed(document: Mapping) -> dict:
+    """A copy of the JSON document with the digest of its other keys under SEAL."""
+    content = {key: value for key, value in document.items() if key != SEAL}
+    text = json.dumps(content, sort_keys=True)
+    return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 class CheckpointUnreadable(OSError):
@@ -127,7 +137,13 @@ class Store:
             self._reader.close()
 
     def document(self, step: int) -> dict:
-        return self._read(step, meta=ocp.args.JsonRestore()).meta
+        """The JSON document. Raises ValueError if it is not the one that was sealed; those of
+        version 0.1 have no seal.
+        """
+        document = self._read(step, meta=ocp.args.JsonRestore()).meta
+        if SEAL in document and document[SEAL] != sealed(document)[SEAL]:
+            raise ValueError('its metadata is not what was saved')
+        return document
 
     def arrays(
         self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], partial: bool

@@ -18,7 +18,13 @@ from absl import logging
 
 from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences, check_fit, some
-from densegrpo_jax.runtime.checkpoint_store import DOCUMENT, CheckpointUnreadable, Store, brief
+from densegrpo_jax.runtime.checkpoint_store import (
+    DOCUMENT,
+    CheckpointUnreadable,
+    Store,
+    brief,
+    sealed,
+)
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
 from densegrpo_jax.runtime.hosts import Hosts
@@ -159,6 +165,7 @@ class Checkpoints:
             'arrays': {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()},
             'digests': digests,
         }
+        document = sealed(document)
         written = json.dumps(document)  # before anything is written: meta must be JSON
         self.wait_until_finished()
         shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
@@ -184,6 +191,7 @@ class Checkpoints:
             if self._hosts.primary:
                 document = self._store.document(step)
                 document |= {'meta': dict(meta), 'score': _finite(score)}
+                document = sealed(document)
                 replace_file(self.directory / str(step) / 'meta' / DOCUMENT, json.dumps(document))
         self._note_score(step, _finite(score))
 

@@ -120,7 +120,16 @@ def check_device(wanted: str) -> None:
 
     Without a usable driver JAX falls back to the CPU, and would load a large model there.
     """
-    found = jax.default_backend()
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms
+        raise ValueError(
+            f'JAX cannot start the platform {platforms or "of this machine"}'
+            f'{f" (JAX_PLATFORMS={platforms})" if platforms else ""}: '
+            f'{str(error) or "no device of it was found"}; install its requirements file, or unset '
+            'JAX_PLATFORMS'
+        ) from None
     if wanted and found != BACKENDS[wanted]:
         way_out = {
             'cpu': 'set JAX_PLATFORMS=cpu to leave the accelerator alone',

@@ -90,7 +90,8 @@ def execute(
         )
         return _leave(RESUMABLE if isinstance(reason, Preempted | RewardsGone) else 1), None
     except Exception as error:
-        if jax.process_count() == 1:
+        # not process_count(), which starts the devices: they may be what failed
+        if not jax.distributed.is_initialized():
             raise
         if isinstance(error, UNUSABLE_ERRORS):
             logging.error('%s', said(error))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import folder_names, save_pipeline
+from densegrpo_jax.pipelines.folder import folder_names, resolve_folder, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
 from densegrpo_jax.runtime.markdown import table
@@ -65,6 +65,11 @@ def snippet(pipeline: Pipeline, base: str, out: str, layout: str, filename: str)
     return '\n'.join(lines)
 
 
+def _base(path: str) -> str:
+    """What Diffusers opens for `model.path`: the folder of a model that ships with the package."""
+    return str(resolve_folder(path)) if path.startswith('builtin:') else path
+
+
 def model_card(
     config,
     pipeline: Pipeline,
@@ -109,7 +114,7 @@ def model_card(
         label=title(config, out.name),
         step=step,
         scores=scores,
-        snippet=snippet(pipeline, config.model.path, str(out), layout, filename),
+        snippet=snippet(pipeline, _base(config.model.path), str(out), layout, filename),
         settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )
 

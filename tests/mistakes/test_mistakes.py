@@ -71,3 +71,17 @@ def test_a_mistake_is_named(name, ended):
     said = [line for line in output.splitlines() if line.startswith('error: ')]
     assert 'Traceback' not in output and status == 2, f'{arguments}: status {status}\n{output}'
     assert len(said) == 1 and words in said[0], f'{arguments}: expected {words!r} in\n{output}'
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu', 'banana'])
+def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
+    """In a process of its own: a fork has imported JAX with the platform of its parent."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'densegrpo_jax.main', typed.TINY, f'--workdir={tmp_path / "run"}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'JAX_PLATFORMS': platform},
+    )
+    said = f'error: JAX cannot start the platform {platform} (JAX_PLATFORMS={platform}): '
+    assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr

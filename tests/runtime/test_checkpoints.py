@@ -291,6 +291,12 @@ def flip_a_bit(path):
     path.write_bytes(raw)
 
 
+def another_number(path):
+    """Whole JSON, with another score than was saved."""
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {'score': 0.25}))
+
+
 DAMAGE = {
     'flipped bit': lambda folder: flip_a_bit(data_file(folder, 2)),
     'truncated': lambda folder: data_file(folder, 2).write_bytes(
@@ -299,6 +305,7 @@ DAMAGE = {
     'no meta': lambda folder: shutil.rmtree(folder / '2' / 'meta'),
     'no arrays': lambda folder: shutil.rmtree(folder / '2' / 'state'),
     'empty folder': lambda folder: [shutil.rmtree(folder / '2'), (folder / '2').mkdir()],
+    'another number in the meta': lambda folder: another_number(folder / '2' / 'meta' / 'metadata'),
     'torn meta': lambda folder: (folder / '2' / 'meta' / 'metadata').write_text('{"meta": {'),
 }
 
@@ -542,7 +549,8 @@ def test_the_document_is_the_primary_hosts(tmp_path):
 
     def verify(hosts):
         with Checkpoints(tmp_path, hosts=hosts) as checkpoints:
-            document = checkpoints._store.document(1) | {'meta': {'host': hosts.index}}
+            changed = checkpoints._store.document(1) | {'meta': {'host': hosts.index}}
+            document = checkpoint_store.sealed(changed)
             checkpoints.amend(1, document['meta'])
             checkpoints._saving = checkpoints_module._Saving(
                 1, None, flatten(abstract_of(make_state())), json.dumps(document)

@@ -17,6 +17,7 @@ from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts
+from densegrpo_jax.pipelines.folder import resolve_folder
 from densegrpo_jax.pipelines.weights.lora_reading import read_peft
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -97,6 +98,8 @@ def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step,
         tiny_ocr.get_config(), pipeline, tmp_path, tmp_path, 'peft', 'lora.safetensors', step
     )
     assert f'{step} updates.' in card
+    # Diffusers does not know builtin:tiny
+    assert f'from_pretrained("{resolve_folder("builtin:tiny")}")' in card
     expected = (
         [
             f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the '
