@@ -49,7 +49,7 @@ the loss:
 class Cost(NamedTuple):
     """Of one sample, as executed."""
 
-    nfe: int
+    nfe: float
     images: int
 
 
@@ -77,7 +77,7 @@ def markdown() -> str:
     rows = []
     for name, method in METHODS.items():
         counted = [cost(name, steps) for steps in STEPS]
-        costs = [f'{c.nfe}, {c.images}' for c in counted]
+        costs = [f'{c.nfe:g}, {c.images}' for c in counted]
         rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(records, name)))
     head = ('method', 'idea', *(f'evaluations, images at T = {t}' for t in STEPS), 'result')
     return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS)])

@@ -157,6 +157,20 @@ TABLE: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
+        lambda c, p: not p.shape.scores_states and not p.rule.per_sample,
+        lambda c, p: (
+            f'plan.kind={c.plan.kind!r} scores the finished images alone, and credit.rule='
+            f"{c.credit.rule!r} reads states on the way: use credit.rule='sparse'"
+        ),
+    ),
+    Refusal(
+        lambda c, p: not p.shape.scores_states and p.loss.batch == CLEAN,
+        lambda c, p: (
+            f'plan.kind={c.plan.kind!r} gives a transition the mean of what follows it, and '
+            f"loss.kind={c.loss.kind!r} trains on clean samples: use plan.kind='trajectory'"
+        ),
+    ),
+    Refusal(
         lambda c, p: bool(_idle(c, p)),
         lambda c, p: (
             f'plan.{_idle(c, p)[0]}={c.plan[_idle(c, p)[0]]!r}: plan.kind={c.plan.kind!r} has no '

@@ -361,8 +361,8 @@ METHODS: Mapping[str, Method] = {
         'as in the code; grids of paper and code differ from ours and from each other. Population '
         'std with eps; one update over all active steps. Paper: FLUX.1-dev, T = 16, 12 samples, '
         '720 px, all weights, lr 2e-6, λ = 1, 2, 3 in its tables.',
-        'A + Σ (T − k − 1) over the A active steps k, and ⌈(T − k − 1)/λ⌉ − 1 more for each '
-        'further stride λ whose grid differs; A is the trajectory, which every sample computes',
+        'A/G + Σ (T − k − 1) over the A active steps k, and ⌈(T − k − 1)/λ⌉ − 1 more for each '
+        'further stride λ whose grid differs; the G samples share the trajectory of A evaluations',
     ),
     'e_grpo': Method(
         {
@@ -390,8 +390,7 @@ METHODS: Mapping[str, Method] = {
         'merged step ends at the last noisy state at most. A branch goes on from the end of its '
         'step; the code goes on from the state after its start. Paper: as for `g2rpo`, τ tuned at '
         'T = 16; other grids have other entropies.',
-        'A + Σ (T − k − l_k) over the A active steps k of length l_k; A is the trajectory, which '
-        'every sample computes',
+        'A/G + Σ (T − k − l_k) over the A active steps k of length l_k',
     ),
     'temp_flow': Method(
         {
@@ -420,8 +419,35 @@ METHODS: Mapping[str, Method] = {
         '`credit.std=global` are the other two forms of its code. Transitions into an almost clean '
         'latent are left out, which are two on the grid of SD3.5. Paper: T = 10, 48 groups of 4 × '
         '6, lr 3e-4; KL 0.001 with PickScore.',
-        'A + Σ (T − k − 1) over the A active steps k; A is the trajectory, which every sample '
-        'computes',
+        '4A/G + Σ (T − k − 1) over the A active steps k',
+    ),
+    'branch': Method(
+        {
+            'plan.kind': 'tree',
+            'plan.splits': (0, 2),
+            'plan.split_noise': 4.0,
+            'credit.rule': 'sparse',
+            'credit.std': 'group',
+            'loss.noise_power': 0.0,
+            'loss.clip_range': 1e-3,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'gaussian',
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'constant',
+            'rollout.level': 0.3,
+            'rollout.shared_noise': True,
+        },
+        'The samples of a prompt are the leaves of a tree: they begin together and split at chosen '
+        'steps; a transition gets the mean reward of the leaves below it.',
+        'arXiv 2509.06040',
+        'Splits, value of a node = plain mean of its leaves, normalisation over the nodes of a '
+        "depth, noise of siblings (ξ + 4η)/√17 (the paper's), constant noise 0.3, clip range 1e-3.",
+        'Its code scales the noise of siblings by 4 and keeps the std of the log-probability. The '
+        'first split is into as many as the later ones leave (G/2 with two splits); these are two '
+        'in the paper, with 16 samples, T = 20 and splits 0, 3, 6, 9. Every leaf trains its whole '
+        'path, so that depths count alike. Pruning, the softmax of log-probabilities and ODE steps '
+        'between splits are not built.',
+        'Σ 1/n_k over the steps k, at which n_k samples are still one',
     ),
     'gae': Method(
         {'credit.rule': 'gae', 'credit.gae_lambda': 0.5, 'loss.noise_power': 0.0},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.key import Key, choice, number, part, whole
+from densegrpo_jax.config.key import Key, choice, number, part, positive, whole
 from densegrpo_jax.core.plan_kinds import ACTIVE, PLAN_KINDS
 
 PLAN = {
     'kind': part(
         'trajectory',
         "Shape of a rollout: 'trajectory'; 'branch': one noisy step at a time, from a silent "
-        'trajectory that the samples of a prompt share (G2RPO).',
+        "trajectory that the samples of a prompt share (G2RPO); 'tree': trajectories that begin "
+        'together and split (BranchGRPO).',
         PLAN_KINDS,
     ),
     'active': choice(
@@ -40,6 +41,17 @@ PLAN = {
         (),
         "'branch': the length of the noisy step at each active transition, instead of merge_tau.",
         item=int,
+    ),
+    'splits': Key(
+        (0,),
+        "'tree': steps at which every trajectory splits in two; at the first, into all that the "
+        'later ones leave.',
+        item=int,
+        length=1,
+    ),
+    'split_noise': positive(
+        4.0,
+        "Weight of a child's own noise at a split, against 1 for that which its siblings share.",
     ),
 }
 

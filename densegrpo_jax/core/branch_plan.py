@@ -37,6 +37,7 @@ def branch_plan(
     active: Iterable[int],
     targets: Sequence[int] | None = None,
     strides: Sequence[int] = (1,),
+    copies: int = 1,
 ) -> RolloutPlan:
     """The anchor up to its last active state, and a branch with completions at every active step.
 
@@ -44,10 +45,9 @@ def branch_plan(
     evaluation; all completions of a branch share their first one. Completions whose grids are equal
     are one. Per sample that is
 
-        max(active) + 1  +  sum_k (1 + sum over the distinct grids of k of (steps - 1))
+        (max(active) + 1) / copies  +  sum_k (1 + sum over the distinct grids of k of (steps - 1))
 
     evaluations, the second term without branches that end clean; and one image per distinct grid.
-    Every sample computes the anchor, which its group shares.
 
     Args:
         num_steps: T.
@@ -55,6 +55,7 @@ def branch_plan(
         targets: [T] grid index at which the noisy step from k ends, k < target <= T; default k + 1.
         strides: of the completions, at least 1 each; a stride may appear several times, and then
             counts several times in the sum of advantages.
+        copies: number of adjacent samples that share an anchor, which is evaluated once for them.
 
     Returns:
         RolloutPlan with one transition per active step, in their order. The last completion, which
@@ -99,10 +100,10 @@ def branch_plan(
         if split:
             jobs.append((branch[k], ends[k], [Write(r, grid[1]) for r, grid in split]))
         jobs += [(r, a, [Write(r, b)]) for r, grid in split for a, b in zip(grid[1:-1], grid[2:])]
-    jobs = sorted(jobs, key=lambda job: job[1])  # waves of equal noise level, the anchor first
+    # The anchor, then waves of equal noise level.
+    jobs = jobs[:anchor] + sorted(jobs[anchor:], key=lambda job: job[1])
     table = job_table(jobs, scrap)
-    at_anchor = {read: j for j, (read, *_) in enumerate(jobs) if read < anchor}
-    written = [(at_anchor[k], table.row[at_anchor[k]].index(branch[k])) for k in active]
+    written = [(k, table.row[k].index(branch[k])) for k in active]
 
     scored = {
         Point(stride_kind(stride), k): of_grid(k, stride_grid(num_steps, ends[k], stride))
@@ -122,6 +123,7 @@ def branch_plan(
         sources=tuple(clean.index(r) for r in scored.values()),
         predictions=(),
         credited=tuple(stride_kind(stride) for stride in strides),
+        copies=() if copies == 1 else (copies,) * anchor + (1,) * (len(jobs) - anchor),
     )
 
 

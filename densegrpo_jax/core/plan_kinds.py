@@ -19,6 +19,7 @@ from densegrpo_jax.core.rollout_plan import (
     RolloutPlan,
     trajectory_plan,
 )
+from densegrpo_jax.core.tree_plan import tree_plan
 
 ACTIVE = ('window', 'first_half')  # the transitions that a plan trains, of those in the window
 
@@ -31,6 +32,7 @@ class Setting(NamedTuple):
     masks: StepMasks  # of the active transitions
     last: int  # the largest grid index at which a noisy step may end
     rule: CreditRule
+    beside: int = 1  # adjacent samples that share their initial noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,13 @@ class PlanKind:
             are keys of the configuration's groups `plan` and `credit`.
         points: kinds of the points that its plans may have; `CreditRule.reads` is one of them.
         one_start: whether the samples of a seed must share their initial noise.
+        scores_states: whether it scores what the credit rule reads; False: the samples alone.
     """
 
     make: Callable[..., RolloutPlan]
     points: tuple[str, ...]
     one_start: bool = False
+    scores_states: bool = True
 
     @property
     def options(self) -> dict[str, bool]:
@@ -106,10 +110,23 @@ def _branch(setting: Setting, *, strides=(1,), merge_tau=0.0, merge=()) -> Rollo
             )
         ends = dict(zip(active, np.add(active, merge).tolist()))
         targets = tuple(ends.get(k, end) for k, end in enumerate(targets))
-    return branch_plan(len(setting.sigmas) - 1, active, targets, tuple(strides))
+    num_steps = len(setting.sigmas) - 1
+    return branch_plan(num_steps, active, targets, tuple(strides), setting.beside)
+
+
+def _tree(setting: Setting, *, splits=(0,), split_noise=4.0) -> RolloutPlan:
+    """`tree_plan`, with the samples of a seed as leaves."""
+    try:
+        return tree_plan(setting.masks, tuple(splits), setting.beside, split_noise)
+    except ValueError as error:
+        raise ValueError(
+            f'plan.splits={tuple(splits)} with {setting.beside} samples (rollout.group / '
+            f'plan.seeds): {error}'
+        ) from None
 
 
 PLAN_KINDS = {
     'trajectory': PlanKind(_trajectory, (STATE, X0HAT)),
     'branch': PlanKind(_branch, (BRANCH,), one_start=True),
+    'tree': PlanKind(_tree, (STATE,), one_start=True, scores_states=False),
 }

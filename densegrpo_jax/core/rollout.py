@@ -4,6 +4,7 @@ the network once, whatever is sampled, completed and scored.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class Rollout:
         return self.latents[np.array(self.plan.transitions.next_row)]
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> float:
         """Network evaluations per sample."""
         return self.plan.nfe
 
@@ -160,7 +161,8 @@ def run_plan(
 
     Args:
         velocity_fn: (x [B, ...], s [B]) -> v [B, ...], or a pair as in `advance`; steps without
-            noise follow the guided velocity.
+            noise follow the guided velocity. Where the plan says that c adjacent samples are
+            copies, it gets every c-th row, B / c of them.
         x_init: [B, ...] standard normal noise (scaled to the path's noise at sigmas[0]).
         sigmas: [T+1] host array, the grid.
         noise_levels: [T] or [T, B]; psi, sigma or eta of the noise that a step from grid index k
@@ -190,17 +192,22 @@ def run_plan(
         mean_rows[made] = rows + np.arange(len(t.job))
         rows += len(t.job) + 1
     buffer = jnp.zeros((rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
-    buffer, log_probs, std = run_jobs(
-        velocity_fn,
-        buffer,
-        plan.jobs,
-        grid,
-        levels,
-        noise_fn,
-        kernel=kernel,
-        log_prob=log_prob,
-        mean_rows=mean_rows,
-    )
+    made_by = []
+    for first, last, copies in _segments(plan):
+        buffer, *made_here = run_jobs(
+            velocity_fn,
+            buffer,
+            plan.jobs.part(first, last),
+            grid,
+            levels,
+            noise_fn,
+            kernel=kernel,
+            log_prob=log_prob,
+            mean_rows=None if mean_rows is None else mean_rows[first:last],
+            copies=copies,
+        )
+        made_by.append(made_here)
+    log_probs, std = (jnp.concatenate(parts) for parts in zip(*made_by))
     of_batch = lambda per_row: jnp.broadcast_to(per_row[:, None], (len(t.job), len(x_init)))
     predictions = None
     if plan.anchor is not None:
@@ -239,6 +246,7 @@ def run_jobs(
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
     mean_rows: np.ndarray | None = None,
+    copies: int = 1,
 ) -> tuple[Float[Array, 'rows B *latent'], Float[Array, 'J W B'], Float[Array, 'J W B']]:
     """Runs jobs in order on a buffer of latents, as one scan whose body calls velocity_fn once.
 
@@ -247,6 +255,7 @@ def run_jobs(
         levels: levels of the noise that a step from grid index k adds.
         velocity_fn, noise_fn, kernel, log_prob: as in `run_plan`.
         mean_rows: int [J, W] the row for the mean of a write, if means are kept too.
+        copies: number of adjacent samples whose latents are equal; velocity_fn gets one of them.
 
     Returns:
         (the buffer, log-prob and std of every write; 0 if it adds no noise).
@@ -263,7 +272,7 @@ def run_jobs(
         read, k_from, row, k_to, noisy, *mean_row = job  # from the third on [W]
         x = jax.lax.dynamic_index_in_dim(buffer, read, keepdims=False)
         s = grid[k_from]
-        velocity, guided = _evaluate(velocity_fn, x, s)
+        velocity, guided = _evaluate(velocity_fn, x, s, copies)
         followed = velocity if guided is None else guided
         noise = jax.lax.cond(
             noisy.any(), lambda k: noise_fn(k).astype(dtype), lambda k: zeros, k_from
@@ -290,13 +299,29 @@ def run_jobs(
     return buffer, log_probs, stds
 
 
-def _evaluate(velocity_fn, x, s):
-    """(v, None), or (v, the guided velocity) if velocity_fn gives a pair; in the dtype of x."""
-    found = velocity_fn(x, jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1]))
+def _segments(plan: RolloutPlan):
+    """(first, last, copies) of consecutive jobs that evaluate equally many rows: a scan each."""
+    first = 0
+    for copies, jobs in itertools.groupby(plan.copies or (1,) * len(plan.jobs.read)):
+        last = first + len([*jobs])
+        yield first, last, copies
+        first = last
+
+
+def _evaluate(velocity_fn, x, s, copies=1):
+    """(v, None), or (v, the guided velocity) if velocity_fn gives a pair; in the dtype of x. Of
+    `copies` adjacent rows one is evaluated.
+    """
+    few = x if copies == 1 else x.reshape(-1, copies, *x.shape[1:])[:, 0]
+    found = velocity_fn(few, jnp.broadcast_to(jnp.asarray(s, x.dtype), few.shape[:1]))
+
+    def of_all(v):
+        return v.astype(x.dtype) if copies == 1 else jnp.repeat(v.astype(x.dtype), copies, axis=0)
+
     if isinstance(found, tuple):
         velocity, guided = found
-        return velocity.astype(x.dtype), guided.astype(x.dtype)
-    return found.astype(x.dtype), None
+        return of_all(velocity), of_all(guided)
+    return of_all(found), None
 
 
 def _policy_step(velocity, guided, x, s, s_next, noise_level, noise, *, kernel, log_prob):

@@ -6,6 +6,7 @@ that makes a table, such as `trajectory_plan`. The batch axis stays flat in all 
 """
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from densegrpo_jax.core.masks import StepMasks, completion_source
@@ -45,6 +46,13 @@ class Jobs(NamedTuple):
     k_to: tuple[tuple[int, ...], ...]  # [J, W]
     noisy: tuple[tuple[bool, ...], ...]  # [J, W]
 
+    def part(self, first: int, last: int) -> 'Jobs':
+        """The jobs first ... last - 1."""
+        here = slice(first, last)
+        return Jobs(
+            self.read[here], self.k_from[here], self.row[here], self.k_to[here], self.noisy[here]
+        )
+
 
 class TransitionRows(NamedTuple):
     """N transitions x -> x_next of the policy; see `transition_rows`."""
@@ -74,11 +82,20 @@ class RolloutPlan(NamedTuple):
     anchor: int | None = None  # row for the anchor among them, copied there once all jobs are done
     # Kinds of the points from which credit is taken; the advantages of several are added.
     credited: tuple[str, ...] = (STATE,)
+    # [J] number of adjacent samples whose latents in a job are equal, so that the network evaluates
+    # one of them; () is 1 everywhere.
+    copies: tuple[int, ...] = ()
+    # [T] number of adjacent samples that make the transition from grid index k with the same noise,
+    # as one node of a tree; () is 1 everywhere.
+    together: tuple[int, ...] = ()
+    # Where nodes split, the weight of a child's own noise against 1 for its siblings' common one.
+    split_noise: float = 1.0
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations per sample."""
-        return len(self.jobs.read)
+    def nfe(self) -> float:
+        """Network evaluations per sample; not a whole number where samples share some."""
+        total = sum(Fraction(1, c) for c in self.copies) if self.copies else len(self.jobs.read)
+        return int(total) if total == int(total) else float(total)
 
     @property
     def trained_steps(self) -> tuple[bool, ...]:
@@ -211,6 +228,8 @@ def check_plan(plan: RolloutPlan) -> None:
     at another noise level, a transition whose latents are not kept or that is trained without
     noise, a scored row that is not clean.
     """
+    if plan.copies and len(plan.copies) != len(plan.jobs.read):
+        raise ValueError(f'copies has {len(plan.copies)} entries for {len(plan.jobs.read)} jobs')
     held = {0: (0, None)}  # row -> (its grid index, the write that made it)
     read_by = []
     for j, (read, k_from, *writes) in enumerate(zip(*plan.jobs)):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.core.grpo_loss import kl_divergence
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import trajectory_plan
@@ -45,7 +46,8 @@ class Divergence:
         self._session, self._prompts, self._count = session, prompts, min(count, len(prompts))
         self._batch = min(config.eval.batch, self._count)
         single = config.copy_and_resolve_references()
-        single.rollout.group = single.plan.seeds = 1
+        single.rollout.group = 1
+        single.update_from_flattened_dict({**AS_TRAJECTORY, 'credit.rule': 'sparse'})
         schedule = make_schedule(pipeline, single)
         schedule = schedule._replace(plan=trajectory_plan(schedule.masks))
         self._rollout, self._config, self._schedule = (

@@ -61,7 +61,8 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     masks = active_masks(window, config.plan.active)
     levels = noise_table(config, sigmas, masks)
     last = int(np.flatnonzero(window.stochastic)[-1]) + 1
-    plan = _plan(config, Setting(sigmas, levels, masks, last, credit_rule_of(config)))
+    setting = Setting(sigmas, levels, masks, last, credit_rule_of(config), beside(config))
+    plan = _plan(config, setting)
     return Schedule(sigmas, levels, masks, plan, step_choice(config, masks))
 
 
@@ -72,8 +73,16 @@ def restricted(config, schedule: Schedule, steps: np.ndarray) -> Schedule:
     on = np.isin(np.arange(len(schedule.masks.trained)), steps)
     masks = StepMasks(*(mask & on for mask in schedule.masks))
     last = int(np.flatnonzero(masks.stochastic)[-1]) + 1
-    setting = Setting(schedule.sigmas, schedule.noise_levels, masks, last, credit_rule_of(config))
+    setting = Setting(
+        schedule.sigmas, schedule.noise_levels, masks, last, credit_rule_of(config), beside(config)
+    )
     return schedule._replace(masks=masks, plan=_plan(config, setting))
+
+
+def beside(config) -> int:
+    """Adjacent samples of a prompt that share their initial noise."""
+    r = config.rollout
+    return r.group // config.plan.seeds if r.shared_noise else 1
 
 
 def _plan(config, setting: Setting) -> RolloutPlan:
@@ -96,6 +105,31 @@ def normal_rows(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...])
     the devices.
     """
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), shape))(keys)
+
+
+def plan_noise(
+    plan: RolloutPlan, keys: jax.Array, shape: tuple[int, ...], k: jax.Array
+) -> jax.Array:
+    """[B, *shape] standard normal noise of the transitions from grid index k (int32, traced).
+
+    Every sample has its own, or where the plan has samples together, every node of theirs: that of
+    the node's first sample. At a split a child's noise is (xi + b eta) / sqrt(1 + b^2) with xi of
+    all children of its parent, eta its own and b = `plan.split_noise`.
+    """
+    if not plan.together:
+        return normal_rows(keys, k + 1, shape)
+    width = np.array(plan.together)
+    before = np.array([plan.copies[0], *plan.together[:-1]])  # leaves of the parent
+
+    def first(widths):
+        of_step = jnp.asarray(widths)[k]
+        return keys[jnp.arange(len(keys)) // of_step * of_step]
+
+    own = normal_rows(first(width), k + 1, shape)
+    # an index that no transition has
+    common = normal_rows(first(before), plan.num_steps + 1 + k, shape)
+    b = plan.split_noise
+    return jnp.where(jnp.asarray(before > width)[k], (common + b * own) / np.hypot(1, b), own)
 
 
 def split_rows(x: jax.Array, mesh: Mesh, axis: int = 0) -> jax.Array:
@@ -155,21 +189,26 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     ) -> tuple[Rollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
-        repeated = jax.tree.map(split, repeat_rows(conditioning, group))
-        velocity = policy_velocity(
-            pipeline, config, params, policy, repeated, negative, sampling=True
-        )
+
+        def velocity_of(copies: int):
+            repeated = jax.tree.map(split, repeat_rows(conditioning, group // copies))
+            return policy_velocity(
+                pipeline, config, params, policy, repeated, negative, sampling=True
+            )
+
+        # where samples are copies, one of them is evaluated
+        velocities = {len(keys) // c: velocity_of(c) for c in {1, *schedule.plan.copies}}
         # Index 0 is the initial noise, k + 1 the noise of transition k. If the initial noise is
         # shared, it is that of the first of the samples that share it.
-        beside = group // config.plan.seeds if config.rollout.shared_noise else 1
-        first = jnp.repeat(keys.reshape(-1, beside)[:, 0], beside)
+        same = beside(config)
+        first = jnp.repeat(keys.reshape(-1, same)[:, 0], same)
         result = run_plan(
-            velocity,
+            lambda x, s: velocities[len(x)](x if len(x) == len(keys) else split(x), s),
             pipeline.initial_scale(schedule.sigmas) * split(normal_rows(first, 0, shape)),
             schedule.sigmas,
             noise_levels,
             schedule.plan,
-            lambda k: split(normal_rows(keys, k + 1, shape)),
+            lambda k: split(plan_noise(schedule.plan, keys, shape, k)),
             kernel=kernel,
             log_prob=config.rollout.log_prob,
             keep_means=loss_of(config).mean_old,

@@ -162,7 +162,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}{moved}',
         'iteration': (
             f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
-            f'{plan.nfe} evaluations and {len(plan.completions)} images a sample'
+            f'{plan.nfe:g} evaluations and {len(plan.completions)} images a sample'
         ),
         'credit': (f'{config.credit.rule}; {scored(config, schedule)}; {config.credit.std} std')
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),

@@ -26,6 +26,7 @@ from densegrpo_jax.core.prediction_rewards import anchored_rewards
 from densegrpo_jax.core.roles import POLICY, REF
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import ANCHOR
+from densegrpo_jax.core.tree_plan import node_means
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
@@ -51,7 +52,8 @@ def make_credit(
     and `weights` their weights; both may be omitted with credit.combine='sum', which uses `rewards`
     alone. Metrics without a score's name are of `rewards`, however scores are combined. A sample is
     left out if any of its scores is invalid. Step-wise metrics are over trained steps, NaN
-    elsewhere. Rewards and advantages are indexed by the step k at which a transition starts.
+    elsewhere. Rewards and advantages are indexed by the step k at which a transition starts; a
+    transition that samples make together gets the mean of their rewards.
 
     `chosen` int32 [K], increasing, are the trained transitions of this iteration, an argument so
     that one program serves any; None: all that the plan trains.
@@ -88,7 +90,10 @@ def make_credit(
             values, rule, similarity=rollout.similarity, predictions=rollout.predictions, **options
         )
         shared_out = c.coca_signed and rule.shares
-        assign = (lambda values: dense_reward(values, 'sparse')) if shared_out else by_rule
+        alone = (lambda values: dense_reward(values, 'sparse')) if shared_out else by_rule
+        assign = alone
+        if plan.together:
+            assign = lambda values: node_means(alone(values), plan.together, keep)
 
         def of_points(scored, kind):
             found = state_rewards(scored, plan.sources_of(kind), interpolate=c.completion_every > 1)

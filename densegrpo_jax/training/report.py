@@ -128,7 +128,7 @@ def rollout_nfe(rollouts: Sequence[Rollout], guided: bool) -> int:
     """Network evaluations of the rollouts, all samples together. guided: classifier-free guidance
     takes two for every velocity.
     """
-    return sum((1 + guided) * r.nfe * r.std.shape[1] for r in rollouts)
+    return sum((1 + guided) * round(r.nfe * r.std.shape[1]) for r in rollouts)
 
 
 def scalars(

@@ -21,6 +21,16 @@ CASES = [
     ({**BRANCH, 'credit.rule': 'coca_to_go'}, "credit.rule='coca_to_go' reads"),
     ({**BRANCH, 'loss.kind': 'winners'}, "use credit.rule='sparse'"),
     ({'plan.strides': (1, 2)}, r"plan.strides=\(1, 2\): .* use plan.kind='branch'"),
+    (
+        {'plan.kind': 'tree', 'rollout.shared_noise': True},
+        "scores the finished images alone, .*'dense' reads states on the way: use .*'sparse'",
+    ),
+    (
+        {'plan.kind': 'tree', 'rollout.shared_noise': True, 'credit.rule': 'sparse'}
+        | {'loss.kind': 'winners', 'loss.noise_power': 0.0},
+        "loss.kind='winners' trains on clean samples: use plan.kind='trajectory'",
+    ),
+    ({'plan.splits': (0, 2)}, "plan.splits=.*use plan.kind='tree'"),
     ({'plan.merge_tau': 2.0}, "plan.merge_tau=2.0: plan.kind='trajectory' has no such option"),
     ({**BRANCH, 'rollout.shared_noise': False}, 'use rollout.shared_noise=True'),
     ({'plan.seeds': 2}, 'use rollout.shared_noise=True, or plan.seeds=1'),

@@ -56,12 +56,12 @@ def rollout(plan, levels=LEVELS, velocity_fn=velocity):
     ],
 )
 def test_cost_of_the_paper(steps, active, strides, shared, images):
-    """T/G + the sum over the branches, G = 12; every copy computes the anchor, and only so far as
-    there are branches.
-    """
+    """T/G + the sum over the branches, G = 12; our anchor ends with the last branch."""
     plan = branch_plan(steps, range(active), strides=strides)
-    check_plan(plan)
-    assert plan.nfe - active == pytest.approx(shared - steps / 12, abs=0.05)
+    shared_plan = branch_plan(steps, range(active), strides=strides, copies=12)
+    check_plan(shared_plan)
+    assert shared_plan.nfe == pytest.approx(shared - (steps - active) / 12, abs=0.05)
+    assert plan.nfe == pytest.approx(shared_plan.nfe + active * 11 / 12)
     assert plan.nfe == active + sum(
         steps - k - 1 + sum(math.ceil((steps - k - 1) / n) - 1 for n in strides if n > 1)
         - sum(stride_grid(steps, k + 1, n) == stride_grid(steps, k + 1, 1) for n in strides[1:])
@@ -146,13 +146,17 @@ def test_what_is_executed_is_what_the_plan_says(targets, strides):
     calls = collections.Counter()
 
     def counted(x, s):
-        jax.debug.callback(lambda: calls.update(['all']))
+        jax.debug.callback(lambda: calls.update(rows=len(x)))
         return velocity(x, s)
 
-    plan = branch_plan(T, [0, 1, 2], targets, strides)
-    jax.block_until_ready(rollout(plan, velocity_fn=counted).completions)
+    plan, shared = (branch_plan(T, [0, 1, 2], targets, strides, copies) for copies in (1, 3))
+    every, once = (rollout(p, velocity_fn=counted) for p in (plan, shared))
     jax.effects_barrier()
-    assert calls['all'] == plan.nfe
+    assert calls['rows'] == B * (plan.nfe + shared.nfe) and shared.nfe == plan.nfe - 2
+    # one evaluation for three samples gives what three give
+    np.testing.assert_allclose(once.latents, every.latents, atol=1e-6)
+    np.testing.assert_allclose(once.completions[-1], every.completions[-1], atol=1e-6)
+    np.testing.assert_allclose(once.log_prob, every.log_prob, atol=1e-6)
 
 
 def test_the_law_of_a_branch_in_closed_form():

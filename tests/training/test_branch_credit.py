@@ -167,7 +167,7 @@ def test_unmerged_e_grpo_is_g2rpo_with_one_stride(pipeline):
     assert ours.to_dict() == other.to_dict()
     assert make_schedule(pipeline, ours).plan == make_schedule(pipeline, other).plan
     merged = make_schedule(pipeline, method('e_grpo')).plan
-    assert merged.transitions.k_to == (1, 2, 4) and merged.nfe == 3 + 5 + 4 + 2
+    assert merged.transitions.k_to == (1, 2, 4) and merged.nfe == 3 / 12 + 5 + 4 + 2
 
 
 def test_temp_flow_with_one_seed_is_g2rpo_with_one_stride(pipeline):
@@ -177,6 +177,27 @@ def test_temp_flow_with_one_seed_is_g2rpo_with_one_stride(pipeline):
     other = method('g2rpo', **shared)
     found, expected = (credit(pipeline, config) for config in (ours, other))
     assert found[0].plan == expected[0].plan
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_credit_of_a_tree(pipeline):
+    """12 leaves, split into 6 nodes of 2 and then into single ones: the mean reward of a node's
+    leaves, normalised over the nodes of its depth.
+    """
+    schedule, record, metrics, rewards = credit(pipeline, method('branch'))
+    assert schedule.plan.together == (2, 2, 1, 1, 1, 1)
+    pairs = np.repeat(np.float64(rewards[0]).reshape(-1, 2).mean(1), 2)
+    expected = normalised([pairs, pairs, rewards[0], rewards[0], rewards[0]], G)
+    np.testing.assert_allclose(by_step(record), expected, atol=2e-4)
+    np.testing.assert_allclose(metrics['gain'][:5], rewards.mean(), rtol=1e-5)
+
+
+def test_a_tree_that_splits_at_once_has_sparse_credit(pipeline):
+    found = credit(pipeline, method('branch', plan__splits=(0,)))
+    sparse = {'plan__kind': 'trajectory', 'plan__splits': (0,), 'rollout__shared_noise': True}
+    expected = credit(pipeline, method('branch', **sparse))
+    assert found[0].plan.nfe == 5 + 1 / 12 and expected[0].plan.nfe == 6
     for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_array_equal(a, b)
 
