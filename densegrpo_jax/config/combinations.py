@@ -72,6 +72,14 @@ def _served(p: Parts) -> str:
 
 TABLE: tuple[Refusal, ...] = (
     Refusal(
+        lambda c, p: not p.kernel.noisy and c.rollout.shared_noise,
+        lambda c, p: (
+            f'rollout.shared_noise=True starts the samples of a prompt alike, and rollout.kernel='
+            f'{c.rollout.kernel!r} adds no noise: all would be equal; use '
+            'rollout.shared_noise=False'
+        ),
+    ),
+    Refusal(
         lambda c, p: p.loss is LOSSES['pair'] and not c.rollout.shared_noise,
         lambda c, p: (
             f'loss.kind={c.loss.kind!r} compares samples that begin at one initial noise: use '

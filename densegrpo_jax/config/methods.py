@@ -112,7 +112,7 @@ METHODS: Mapping[str, Method] = {
         'Loss −Σ P R with its temperature of 2 on sums over elements; no clipping, no reference.',
         'LIRE is of language models. Here a list is the samples of a group at one transition, '
         'log-ratios take the place of log-probabilities (those of siblings differ by their noise '
-        'alone, by hundreds of nats), and advantages that of raw rewards. With any other '
+        'alone, by 20 nats on the miniature), and advantages that of raw rewards. With any other '
         '`credit.rule` it is listwise too; `loss.kind=list_trajectory` has one list for all '
         'transitions.',
         'T',
@@ -152,6 +152,7 @@ METHODS: Mapping[str, Method] = {
             'loss.draws': 10,
             'rollout.kernel': 'ode',
             'rollout.noise': 'constant',
+            'rollout.shared_noise': False,
         },
         'On clean samples with fresh noise: good ones pull the velocity, bad ones push it away, '
         'measured from the old policy that sampled them.',
@@ -161,11 +162,17 @@ METHODS: Mapping[str, Method] = {
         'by ODE from the old policy.',
         'Ten noise levels a sample, uniform in (0, 1), are our choice. The recipe keeps its '
         'guidance, which policy and old policy then both have; the paper trains without '
-        '(`model.guidance=1` on SD3.5).',
-        'T',
+        '(`model.guidance=1` on SD3.5). Schedules count iterations. A sample whose advantage is 0 '
+        'adds nothing. Not for Stable Diffusion 1.5, whose noise levels end within (0, 1).',
+        'T; the update evaluates policy, old policy and reference at every noise level',
     ),
     'winners': Method(
-        {'loss.kind': 'winners', 'credit.rule': 'sparse', 'loss.noise_power': 0.0},
+        {
+            'loss.kind': 'winners',
+            'credit.rule': 'sparse',
+            'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
+        },
         'The best image of each prompt is learned by the regression that the model was trained '
         'with: best-of-N search, distilled.',
         'arXiv 2304.06767',

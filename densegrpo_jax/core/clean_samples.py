@@ -58,7 +58,7 @@ def clean_samples(
         # latent that is not finite.
         x0=jnp.where(mask.reshape(-1, *(1,) * (x0.ndim - 1)), x0, 0),
         reward=jnp.where(mask, reward, 0),
-        advantage={name: jnp.asarray(a) for name, a in advantages.items()},
+        advantage={name: jnp.where(mask, a, 0) for name, a in advantages.items()},
         mask=mask,
         prompt_id=jnp.asarray(group_ids, jnp.int32),
     )

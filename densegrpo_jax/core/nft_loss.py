@@ -41,6 +41,10 @@ def nft_terms(
         x: x_0 with noise of the level s.
         advantage: by name; several are added.
         strength: b > 0.
+
+    Returns:
+        [M]; 0 where the advantages are exactly 0, as in a group of equal rewards: next to the old
+        policy such a gradient is rounding, which Adam would scale up.
     """
     v, v_old, x, s, x0 = map(jnp.asarray, (v, jax.lax.stop_gradient(v_old), x, s, x0))
     axes = tuple(range(1, v.ndim))
@@ -54,4 +58,5 @@ def nft_terms(
     r = optimality(advantage)
     better = distance(strength * v + (1 - strength) * v_old)
     worse = distance((1 + strength) * v_old - strength * v)
-    return ADVANTAGE / strength * (r * better + (1 - r) * worse)
+    known = functools.reduce(jnp.logical_or, [jnp.asarray(a) != 0 for a in advantage.values()])
+    return jnp.where(known, ADVANTAGE / strength * (r * better + (1 - r) * worse), 0)

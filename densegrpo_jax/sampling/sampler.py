@@ -18,6 +18,7 @@ from densegrpo_jax.config.method import (
     plan_kind_of,
     plan_options,
 )
+from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan_kinds import Setting, active_masks
@@ -56,6 +57,7 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     """
     r = config.rollout
     sigmas = pipeline.sigmas(r.steps, config.model.height, config.model.width)
+    check_clean(config, sigmas)
     ends = {'noisy_end': r.noisy_end, 'train_end': r.train_end, 'kernel': kernel_of(config)}
     window = step_masks(sigmas, first=r.first, last=r.last or None, **ends)
     masks = active_masks(window, config.plan.active)
@@ -64,6 +66,19 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     setting = Setting(sigmas, levels, masks, last, credit_rule_of(config), beside(config))
     plan = _plan(config, setting)
     return Schedule(sigmas, levels, masks, plan, step_choice(config, masks))
+
+
+def check_clean(config, sigmas: np.ndarray) -> None:
+    """Raises ValueError if the loss trains on clean samples, at noise levels of 0 ... 1, and the
+    model's grid ends elsewhere (Stable Diffusion 1.5): samples would not be clean, and most of the
+    loss would come from levels that the model has never seen.
+    """
+    if loss_of(config).batch == CLEAN and not (sigmas[0] == 1 and sigmas[-1] == 0):
+        raise ValueError(
+            f'loss.kind={config.loss.kind!r} trains at noise levels of 0 to 1, and those of the '
+            f'model are {sigmas[-1]:.3g} to {sigmas[0]:.3g}: use a loss on transitions, such as '
+            "loss.kind='grpo'"
+        )
 
 
 def restricted(config, schedule: Schedule, steps: np.ndarray) -> Schedule:

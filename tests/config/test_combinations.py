@@ -84,6 +84,16 @@ CASES = [
         },
         "rollout.group=9 is odd: use an even number, or loss.pairs='all'",
     ),
+    (
+        {
+            'loss.kind': 'nft',
+            'credit.rule': 'sparse',
+            'loss.noise_power': 0.0,
+            'rollout.kernel': 'ode',
+            'rollout.shared_noise': True,
+        },
+        'all would be equal; use rollout.shared_noise=False',
+    ),
     ({'loss.kind': 'pair'}, "'pair' compares samples .* use rollout.shared_noise=True"),
     (
         {'loss.kind': 'list', 'plan.seeds': 2, 'rollout.shared_noise': True},

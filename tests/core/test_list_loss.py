@@ -218,3 +218,5 @@ def test_who_belongs_to_a_list():
     s = jnp.float32([1, 1, 1, 1, 0.8, 0.8, 0.8, 0.8])
     s_next = jnp.float32([0.8, 0.8, 0.8, 0.8, 0.5, 0.2, 0.2, 0.2])
     np.testing.assert_array_equal(list_ids(prompts, s, s_next), [0, 0, 1, 1, 2, 3, 4, 4])
+    merged = jnp.full(8, 0.1)  # steps of several lengths that end at one level
+    np.testing.assert_array_equal(list_ids(prompts, s, merged), [0, 0, 1, 1, 2, 2, 3, 3])

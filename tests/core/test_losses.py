@@ -43,6 +43,10 @@ def test_clean_samples_are_the_ends_of_the_trajectories():
 
 def test_a_sample_without_a_reward_leaves_nothing_that_is_not_finite():
     valid = np.arange(B) != 7
+    advantage = {'outcome': np.where(valid, 1, np.nan).astype(np.float32)}
+    given = np.zeros(B, np.float32), advantage, np.arange(B) // 4
+    kept = clean_samples(rollout(7), *given, valid=valid)
+    np.testing.assert_array_equal(kept.advantage['outcome'], valid)
     found, _ = samples(nan=7, valid=valid)
     np.testing.assert_array_equal(found.mask, valid)
     np.testing.assert_array_equal(found.x0[7], 0)
