@@ -17,7 +17,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import noise, session
 from densegrpo_jax.sampling.conditioning import load_prompts
-from densegrpo_jax.training import run as run_module
+from densegrpo_jax.training import rounds
 from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.training.small_run import Brightness
@@ -218,13 +218,13 @@ def test_training_calibrates_first_or_reads_psi_and_holds_to_it(
     folder, texts, tmp_path, caplog, monkeypatch
 ):
     caplog.set_level('INFO')
-    levels, make = [], run_module.make_rollout
+    levels, make = [], rounds.make_rollout
 
     def recording(*args):
         rollout = make(*args)
         return lambda *a: levels.append(a[-1]) or rollout(*a)
 
-    monkeypatch.setattr(run_module, 'make_rollout', recording)
+    monkeypatch.setattr(rounds, 'make_rollout', recording)
     config = make_config(folder, texts)
     config.noise.calibrate = True
     train(config, tmp_path / 'a', one_device(), StopRequest())
