@@ -178,7 +178,8 @@ METHODS: Mapping[str, Method] = {
         'arXiv 2304.06767',
         'Flow-matching regression on the best sample of each prompt.',
         'The paper ranks answers of a language model and filters over all prompts; here every '
-        'group of a prompt has its winner.',
+        'group of a prompt has its winner. With classifier-free guidance the guided velocity is '
+        'fitted; `model.guidance=1` fits the plain one.',
         'T',
     ),
     'stepwise': Method(

@@ -62,6 +62,17 @@ def test_a_temperature_near_the_rounding_of_log_ratios_is_said():
     assert announce.near_rounding(config, 65536) == ''
 
 
+def test_a_clip_range_below_the_rounding_of_log_ratios_is_said():
+    config = tiny_ocr.get_config('method=guard')
+    assert announce.near_rounding(config, 768) == ''  # float32
+    config.model.dtype = 'bfloat16'
+    said = announce.near_rounding(config, 65536)
+    assert said.startswith("loss.clip_range=2e-06 of loss.kind='guard' is below the rounding")
+    assert 'may reach 1e-05' in said
+    config.loss.clip_range = 1e-4
+    assert announce.near_rounding(config, 65536) == ''
+
+
 def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     config, seen = tiny_ocr.get_config(), []
     mesh = make_mesh(config.mesh, jax.devices()[:1])
