@@ -311,6 +311,13 @@ def test_similarity_is_the_cosine_of_the_predicted_clean_latent_with_the_sample(
     np.testing.assert_array_equal(dense.similarity[T], 1)
 
 
+@pytest.mark.parametrize('name', MASKS)
+def test_noise_levels_are_kept_where_noise_was_added(name):
+    kept = np.asarray(all_states(name).noise_level)
+    expected = np.where(MASKS[name].stochastic, LEVELS, 0).astype(np.float32)
+    np.testing.assert_array_equal(kept, np.tile(expected[:, None], (1, 4)))
+
+
 def test_noise_levels_per_sample_allow_one_window_per_group():
     levels = np.tile(LEVELS[:, None], (1, 4))
     levels[:2, :2] = 0
