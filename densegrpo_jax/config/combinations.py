@@ -179,6 +179,13 @@ TABLE: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
+        lambda c, p: c.optim.share_states and (not p.shape.one_state or p.loss.trajectories),
+        lambda c, p: (
+            f'optim.share_states=True: with plan.kind={c.plan.kind!r} and loss.kind='
+            f'{c.loss.kind!r} samples do not lie beside each other with one state; use False'
+        ),
+    ),
+    Refusal(
         lambda c, p: bool(_idle(c, p)),
         lambda c, p: (
             f'plan.{_idle(c, p)[0]}={c.plan[_idle(c, p)[0]]!r}: plan.kind={c.plan.kind!r} has no '

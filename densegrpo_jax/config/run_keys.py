@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.key import DISPLAY, MACHINE, Key, choice, number, positive, text, whole
+from densegrpo_jax.config.key import (
+    DISPLAY,
+    MACHINE,
+    Key,
+    choice,
+    number,
+    positive,
+    switch,
+    text,
+    whole,
+)
 
 # Options of rewards that say where and how the same reward is computed.
 REWARD_MACHINE_OPTIONS = (
@@ -47,6 +57,12 @@ OPTIM = {
     ),
     'updates': whole(1, 'Optimiser steps per iteration, over disjoint parts of its prompts.'),
     'microbatch': whole(24, 'Transitions per gradient accumulation step.', kind=MACHINE),
+    'share_states': switch(
+        False,
+        "plan.kind='branch': an update evaluates a state once for all samples that leave it; the "
+        'result is the same up to rounding.',
+        MACHINE,
+    ),
     'max_bad': whole(5, 'Stop after this many non-finite gradients in a row.'),
 }
 

@@ -44,6 +44,7 @@ class PlanKind:
             are keys of the configuration's groups `plan` and `credit`.
         points: kinds of the points that its plans may have; `CreditRule.reads` is one of them.
         one_start: whether the samples of a seed must share their initial noise.
+        one_state: whether the samples of a seed leave the same latents in every transition.
         scores_states: whether it scores what the credit rule reads; False: the samples alone.
     """
 
@@ -51,6 +52,7 @@ class PlanKind:
     points: tuple[str, ...]
     one_start: bool = False
     scores_states: bool = True
+    one_state: bool = False
 
     @property
     def options(self) -> dict[str, bool]:
@@ -127,6 +129,6 @@ def _tree(setting: Setting, *, splits=(0,), split_noise=4.0) -> RolloutPlan:
 
 PLAN_KINDS = {
     'trajectory': PlanKind(_trajectory, (STATE, X0HAT)),
-    'branch': PlanKind(_branch, (BRANCH,), one_start=True),
+    'branch': PlanKind(_branch, (BRANCH,), one_start=True, one_state=True),
     'tree': PlanKind(_tree, (STATE,), one_start=True, scores_states=False),
 }

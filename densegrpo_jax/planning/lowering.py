@@ -20,7 +20,7 @@ from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
-from densegrpo_jax.training.learner import make_credit, make_update
+from densegrpo_jax.training.learner import make_credit, make_update, rescored_together
 
 
 class Phase(NamedTuple):
@@ -91,7 +91,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
         state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     )
     micro = config.optim.microbatch
-    one = forward(micro, guided=config.loss.cfg) * rows / micro
+    evaluated = micro // rescored_together(config)
+    one = forward(evaluated, guided=config.loss.cfg) * rows / micro
     # Backward: through the activations, and through the weights if they are trained; every other
     # role that is read needs its own forward pass.
     learning = one * ((3 if config.full else 2) + len(roles_read(config)))

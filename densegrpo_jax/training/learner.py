@@ -32,7 +32,7 @@ from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import check_batch, replicated
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.sampling.policy import policy_velocity
-from densegrpo_jax.sampling.sampler import EXACT, Schedule
+from densegrpo_jax.sampling.sampler import EXACT, Schedule, beside
 from densegrpo_jax.sampling.state import TrainState, follow_rules
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 
@@ -178,11 +178,20 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
+    copies = rescored_together(config)
+
     def microbatch_loss(policy, others, params, conditioning, negative, batch, count):
-        rows_of = take_rows(conditioning, batch.prompt_id)
-        output = lambda role: kind.output(
-            config, policy_velocity(pipeline, config, params, role, rows_of, negative), batch
-        )
+        few = one_of_each(batch.mask, copies) if copies > 1 else None
+        ids = batch.prompt_id if few is None else batch.prompt_id[few]
+        rows_of = take_rows(conditioning, ids)
+
+        def output(role):
+            velocity = policy_velocity(pipeline, config, params, role, rows_of, negative)
+            if few is None:
+                return kind.output(config, velocity, batch)
+            of_all = lambda x, s: jnp.repeat(velocity(x[few], s[few]), copies, axis=0)
+            return kind.output(config, of_all, batch)
+
         outputs = {POLICY: output(policy)}
         outputs |= {role: output(others.get(role)) for role in roles}
         sums = loss.fn(outputs, batch, **options)
@@ -263,6 +272,19 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     )
 
 
+def rescored_together(config) -> int:
+    """Number of adjacent transitions of an update whose states are evaluated as one."""
+    return beside(config) if config.optim.share_states else 1
+
+
+def one_of_each(mask: jax.Array, copies: int) -> jax.Array:
+    """[M / copies] the row of each block of `copies` that stands for it: the first whose mask is
+    set, as the latents of the others are 0.
+    """
+    blocks = mask.reshape(-1, copies)
+    return jnp.arange(len(blocks)) * copies + jnp.argmax(blocks, axis=1)
+
+
 def donates_state(config) -> bool:
     """Whether the new state reuses the old one's memory. Adapters are small: with them the old
     state stays until the update is complete.
@@ -292,6 +314,14 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
             f'({rows} a sample x {r.prompts} prompts x {r.group} samples / {o.updates} updates); '
             f'near it: {near}'
         )
+    copies = rescored_together(config)
+    if o.microbatch % copies:
+        raise ValueError(
+            f'optim.microbatch={o.microbatch} does not hold whole blocks of the {copies} samples '
+            'that leave one state, which optim.share_states evaluates once; use a multiple of '
+            f'{copies}, or optim.share_states=False'
+        )
+    check_batch(mesh, o.microbatch // copies, 'optim.microbatch / samples that leave one state')
     if o.microbatch % whole:
         steps = f' with all {rows} {kind.unit} of each' if loss.trajectories else ''
         raise ValueError(

@@ -30,6 +30,7 @@ CASES = [
         | {'loss.kind': 'winners', 'loss.noise_power': 0.0},
         "loss.kind='winners' trains on clean samples: use plan.kind='trajectory'",
     ),
+    ({'optim.share_states': True}, 'do not lie beside each other with one state; use False'),
     ({'plan.splits': (0, 2)}, "plan.splits=.*use plan.kind='tree'"),
     ({'plan.merge_tau': 2.0}, "plan.merge_tau=2.0: plan.kind='trajectory' has no such option"),
     ({**BRANCH, 'rollout.shared_noise': False}, 'use rollout.shared_noise=True'),
