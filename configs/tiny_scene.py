@@ -26,5 +26,8 @@ def get_config(variant: str = ''):
         'preference': {'weight': 0.0},
         'shapes': {'weight': 0.0},
     }
+    # a free direction ends 2.8 times as long as the text's embedding, and then the text counts for
+    # nothing; at this length text and direction have equal shares of the reward's variance
+    c.d2.radius = 0.5
     c.eval.best = 'total'  # the scene embedding alone
     return apply(c, variant, samples=24, transitions=48, devices=None)

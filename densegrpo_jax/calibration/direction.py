@@ -150,7 +150,7 @@ def run(
     )
     guided = lambda b: np.asarray(guided_text(texts, b, d.omega, renormalise=d.renormalise))
     mean = lambda b: float((images * guided(b)).sum(1).mean())
-    shares = variance_shares(images, texts, b, d.omega)
+    shares = variance_shares(images, texts, b, d.omega, renormalise=d.renormalise)
     facts = {
         'norm': float(np.linalg.norm(b)),
         'objective': mean(b),
@@ -184,8 +184,8 @@ def pictured(prompts: PromptSet, count: int) -> list[Prompt]:
 
 
 def _embedded(session: Session, reward: EmbeddingReward, chosen: list[Prompt]) -> np.ndarray:
-    """float32 [N, D] of one picture of each of the prompts, by the base model. Pictures that are
-    not finite are left out as black ones: raises ValueError if there is one.
+    """float32 [N, D] of one picture of each of the prompts, by the base model. Raises ValueError if
+    one is not finite.
     """
     config, shards = session.config, batch_shards(session.mesh)
     batch = max(shards, config.eval.batch // shards * shards)

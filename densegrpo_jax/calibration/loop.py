@@ -28,6 +28,7 @@ from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
+from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
 from densegrpo_jax.runtime.progress import ProgressBar
@@ -177,6 +178,7 @@ def settings(config, train: PromptSet, reward) -> dict:
     facts = {
         'prompts of data.train': content_hash(train),
         'servers of rewards': fingerprints([reward]),
+        **told_directions([reward]),
     }
     return identity.record('calibration', config, facts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from densegrpo_jax.config.moving_keys import budget_sizes
+from densegrpo_jax.config.moving_keys import BUDGET, HEEDED, MOVING, SILENT_BESIDE, budget_sizes
 from densegrpo_jax.config.plan_keys import PLAN
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
@@ -45,6 +45,23 @@ def _idle(c, p: Parts) -> list[str]:
     return [name for name in PLAN if name not in heeded and not same(name)]
 
 
+def _idle_moving(c) -> list[str]:
+    """Keys of `moving` and `budget` that are set and that the choices do not heed."""
+    heeded = {*HEEDED[c.moving.steps], 'steps', *(('stay_least',) if _linear(c) else ())}
+    idle = [
+        f'moving.{name}'
+        for name, key in MOVING.items()
+        if name not in heeded and c.moving[name] != key.default
+    ]
+    budget = [] if c.budget.by != 'none' else ['ratio', 'warmup', 'relative']
+    budget += ['relative'] if c.budget.by == 'random' else []
+    return idle + [f'budget.{n}' for n in budget if c.budget[n] != BUDGET[n].default]
+
+
+def _linear(c) -> bool:
+    return c.moving.steps == 'window' and c.moving.stay_rule == 'linear'
+
+
 def _tuple(value):
     return tuple(value) if isinstance(value, list | tuple) else value
 
@@ -77,6 +94,25 @@ TABLE: tuple[Refusal, ...] = (
             f'rollout.shared_noise=True starts the samples of a prompt alike, and rollout.kernel='
             f'{c.rollout.kernel!r} adds no noise: all would be equal; use '
             'rollout.shared_noise=False'
+        lambda c, p: bool(_idle_moving(c)),
+        lambda c, p: (
+            f'{_idle_moving(c)[0]} is set, and moving.steps={c.moving.steps!r} with budget.by='
+            f'{c.budget.by!r} does not heed it: leave it at its default, or choose another '
+            'moving.steps or budget.by'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.moving.stay_rule == 'linear' and c.moving.stay_least > c.moving.stay,
+        lambda c, p: (
+            f'moving.stay_least={c.moving.stay_least} iterations at the last place are more than '
+            f'moving.stay={c.moving.stay} at the first: use at most {c.moving.stay}'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.moving.steps in SILENT_BESIDE and c.rollout.noisy_end,
+        lambda c, p: (
+            f'rollout.noisy_end=True adds noise at the end, and moving.steps={c.moving.steps!r} '
+            'only in the chosen transitions: use rollout.noisy_end=False'
         ),
     ),
     Refusal(

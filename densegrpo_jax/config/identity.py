@@ -63,31 +63,21 @@ SCOPES: Mapping[str, Scope] = {
             'data.scenes',
             'rollout.*',
             'reward',
-            'd2.file',
             'calibration.*',
         ),
         but=(*_AMOUNT, 'rollout.log_prob', 'calibration.iterations', 'calibration.tolerance'),
     ),
     # Scores of policies share a table.
     'evaluation': Scope(
-        (*_SAMPLED, 'reward', 'd2.file', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
+        (*_SAMPLED, 'reward', 'eval.steps', 'eval.panel', 'eval.embedding'), but=_AMOUNT
     ),
     # Results of a search share a table.
     'search': Scope(
-        (
-            *_SAMPLED,
-            'noise.*',
-            'reward',
-            'd2.file',
-            'search.*',
-            'eval.steps',
-            'eval.panel',
-            'eval.embedding',
-        ),
+        (*_SAMPLED, 'noise.*', 'reward', 'search.*', 'eval.steps', 'eval.panel', 'eval.embedding'),
         but=_AMOUNT,
     ),
     # Raw rewards of a measurement, and its gradients.
-    'rewards': Scope((*_SAMPLED, 'reward', 'd2.file'), but=_AMOUNT),
+    'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
     'gradients': Scope(
         ('*',),
         but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*'),
@@ -99,8 +89,9 @@ SCOPES: Mapping[str, Scope] = {
     'text': Scope(('model.t5_length', 'model.dtype')),
 }
 
-# A record without it is of a run without calibrated noise; other missing facts are unknown.
-_DEFAULT_FACTS: Mapping[str, object] = {'psi': None}
+# A record without them is of a run without calibrated noise or guided rewards; other missing facts
+# are unknown.
+_DEFAULT_FACTS: Mapping[str, object] = {'psi': None, 'directions of rewards': {}}
 # These keys are unknown if missing: earlier checkpoints did not record them.
 _UNTOLD = ('eval.steps', 'eval.best')
 

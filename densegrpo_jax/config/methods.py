@@ -35,13 +35,22 @@ METHODS: Mapping[str, Method] = {
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'flow_grpo': Method(
-        {'credit.rule': 'sparse', 'credit.std': 'global', 'loss.noise_power': 0.0},
+        {
+            'credit.rule': 'sparse',
+            'credit.std': 'global',
+            'loss.noise_power': 0.0,
+            'loss.kl_form': 'flow_grpo',
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.log_prob': 'gaussian',
+        },
         "Each transition gets the finished image's reward; the std is over the batch, as in the "
         "paper's code.",
         'arXiv 2505.05470',
         'Noise table, log-probability averaged over elements, std over the batch and clip '
         'range of its code.',
-        'The transition into the clean image adds no noise (its code adds some there).',
+        'The transition into the clean image adds no noise (its code adds some there). The level '
+        "of the noise is the recipe's; its configurations have 0.7 for SD3.5 and 0.9 for FLUX.",
         'T',
     ),
     'flow_cps': Method(
@@ -49,6 +58,7 @@ METHODS: Mapping[str, Method] = {
             'credit.rule': 'sparse',
             'credit.std': 'global',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
             'loss.kl_form': 'gaussian',
             'loss.clip_range': 1e-5,
             'rollout.kernel': 'cps',
@@ -60,7 +70,7 @@ METHODS: Mapping[str, Method] = {
         'log-probability and clip range.',
         'arXiv 2509.05952',
         "Kernel (Eq. 10), its code's unscaled log-probability with clip range 1e-5, and noise 0.8.",
-        'No KL to the reference unless `loss.beta` is set.',
+        'No KL to the reference.',
         'T',
     ),
     'coca': Method(
@@ -189,6 +199,7 @@ METHODS: Mapping[str, Method] = {
             'credit.centre': 'joint',
             'credit.std': 'joint',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
             'loss.kl_form': 'gaussian',
             'rollout.kernel': 'cps',
             'rollout.noise': 'ddim_like',
@@ -202,7 +213,7 @@ METHODS: Mapping[str, Method] = {
         "std = η s' √(1 − s) of the noise.",
         'A completion begins with the velocity of its own state, so it has n network evaluations '
         'less the first. η = 0.8 is ours. The first transition, which has no noise at s = 1, is '
-        'neither trained nor normalised.',
+        'neither trained nor normalised. There is no KL to the reference.',
         'T + Σ (min(5, T − k) − 1) over the completed states k',
     ),
     'tp_grpo': Method(
@@ -210,6 +221,7 @@ METHODS: Mapping[str, Method] = {
             'credit.rule': 'turning',
             'credit.std': 'group',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
             'loss.kl_form': 'gaussian',
             'loss.clip_range': 1e-5,
             'rollout.kernel': 'cps',
@@ -231,6 +243,7 @@ METHODS: Mapping[str, Method] = {
             'credit.rule': 'turning_code',
             'credit.std': 'group',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
             'loss.kl_form': 'gaussian',
             'loss.clip_range': 1e-5,
             'rollout.kernel': 'cps',
@@ -253,6 +266,8 @@ METHODS: Mapping[str, Method] = {
             'credit.std': 'group',
             'credit.combine': 'advantages',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'gaussian',
             'loss.clip_range': 1e-4,
             'rollout.kernel': 'sde',
             'rollout.noise': 'constant',
@@ -277,6 +292,8 @@ METHODS: Mapping[str, Method] = {
             'credit.std': 'group',
             'credit.combine': 'advantages',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'gaussian',
             'loss.clip_range': 1e-4,
             'rollout.kernel': 'sde',
             'rollout.noise': 'flow_grpo',
@@ -289,10 +306,12 @@ METHODS: Mapping[str, Method] = {
         'Noise and training in a window of transitions that moves along the grid; the ODE beside '
         'it.',
         'arXiv 2507.21802',
-        'Window of 4, moved by one every 25 iterations and begun again at the end; its schedules '
-        'of shorter stays and random places; one initial noise per prompt, advantages of several '
-        'rewards added, clip range 1e-4.',
-        'The window moves over the transitions that may be trained, so not into the clean image. '
+        'Window of 4, moved by one every 25 iterations and begun again at the end; one initial '
+        'noise per prompt, advantages of several rewards added, clip range 1e-4, no KL.',
+        'The window keeps its width and moves over the transitions that may be trained, so not '
+        "into the clean image; its code's shrinks at the end of the grid. Shorter stays later on "
+        '(`moving.stay_rule`) are rounded otherwise than there. Dense credit in the window '
+        'completes w states of every sample, also the first, which the samples of a prompt share. '
         'MixGRPO-Flash, which shortens the ODE behind the window, is not built.',
         'T',
     ),
@@ -302,6 +321,8 @@ METHODS: Mapping[str, Method] = {
             'credit.std': 'group',
             'credit.combine': 'advantages',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'gaussian',
             'loss.clip_range': 1e-4,
             'rollout.kernel': 'sde',
             'rollout.noise': 'constant',
@@ -328,8 +349,13 @@ METHODS: Mapping[str, Method] = {
     'd2_align': Method(
         {
             'credit.rule': 'sparse',
-            'credit.std': 'group',
+            'credit.std': 'global',
             'loss.noise_power': 0.0,
+            'loss.beta': 0.0,
+            'loss.kl_form': 'flow_grpo',
+            'rollout.kernel': 'sde',
+            'rollout.noise': 'flow_grpo',
+            'rollout.log_prob': 'gaussian',
             'd2.file': 'direction.npz',
             'd2.omega': 1.5,
         },

@@ -8,6 +8,15 @@ from densegrpo_jax.core.moving_steps import STAY_RULES
 # The transitions beside the chosen ones: deterministic, or noisy and not trained.
 ENTROPY = 'entropy'
 SILENT_BESIDE = ('window', 'random_window', 'random', ENTROPY)
+# The keys that each choice heeds, except stay_least of a linear stay.
+HEEDED = {
+    'none': (),
+    'window': ('width', 'stay', 'stay_rule'),
+    'random_window': ('width',),
+    'random': ('width',),
+    ENTROPY: ('width', 'smooth'),
+    'subset': ('fraction',),
+}
 CHOICES = ('none', *SILENT_BESIDE, 'subset')
 
 MOVING: dict[str, Key] = {

@@ -66,6 +66,8 @@ def variance_shares(
     texts: Float[ArrayLike, 'N D'],
     direction: Float[ArrayLike, 'D'],
     omega: float,
+    *,
+    renormalise: bool = False,
 ) -> Shares:
     """How much of the variance of i . e_guided comes from i . e and from i . b: covariance of each
     part with the sum, over the variance of the sum. (1, 0) if nothing varies.
@@ -74,6 +76,10 @@ def variance_shares(
     plus, minus = (jnp.linalg.norm(e + sign * b, axis=-1) for sign in (1, -1))
     of_text = (omega / plus + (1 - omega) / minus) * (i * e).sum(-1)
     of_direction = (omega / plus - (1 - omega) / minus) * (i @ b)
+    if renormalise:
+        guided = guided_text(e, b, omega)
+        scale = jnp.linalg.norm(e, axis=-1) / jnp.linalg.norm(guided, axis=-1)
+        of_text, of_direction = of_text * scale, of_direction * scale
     parts = [part - part.mean() for part in (of_text, of_direction)]
     total = parts[0] + parts[1]
     variance = (total**2).mean()

@@ -13,6 +13,7 @@ from densegrpo_jax.evaluation.evaluator import DIVERSITY
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.base import Reward, fingerprints
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
@@ -130,6 +131,7 @@ def settings(
         else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
         **({'servers of rewards': served} if served else {}),
+        **told_directions(reward for part in which.values() for reward in part.rewards),
         'group': group,
     }
     record = identity.record('evaluation', config, facts)

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -144,12 +144,19 @@ def direction_for(reward: EmbeddingReward, file: str, omega: float | None) -> Di
     return found
 
 
-def with_direction(spec: Mapping[str, Any], file: str) -> dict[str, dict]:
+def with_direction(
+    spec: Mapping[str, Any], file: str, omega: float, renormalise: bool
+) -> dict[str, dict]:
     """The rewards of a configuration, with `direction=file` for the one that has an embedding and
     counts.
 
+    Args:
+      omega, renormalise: `d2.omega` and `d2.renormalise`, which the file was learned with.
+
     Raises:
-      ValueError: no reward of non-zero weight has an embedding, or several have.
+      ValueError: no reward of non-zero weight has an embedding, or several have; or the file was
+        learned with another omega or renormalise.
+      FileNotFoundError: there is no such file.
     """
     rewards = {name: dict(options.items()) for name, options in spec.items()}
     fitting = embedding_rewards(rewards)
@@ -164,6 +171,16 @@ def with_direction(spec: Mapping[str, Any], file: str) -> dict[str, dict]:
             f'd2.file={file!r} is a direction in the embedding space of the reward, and {found} '
             f'an embedding: {way_out}'
         )
+    found = read_direction(pathlib.Path(file).expanduser())
+    for key, there, here in (
+        ('omega', found.omega, omega),
+        ('renormalise', found.renormalise, renormalise),
+    ):
+        if there != here:
+            raise ValueError(
+                f'd2.file={file!r} was learned with d2.{key}={there}, and d2.{key}={here} is set: '
+                f'set d2.{key}={there}, or learn a direction anew (densegrpo_jax.direction)'
+            )
     rewards[fitting[0]].setdefault('direction', file)
     return rewards
 
@@ -177,7 +194,15 @@ def embedding_rewards(rewards: Mapping[str, Mapping]) -> list[str]:
     ]
 
 
-def directions(rewards) -> dict[str, str]:
+def told_directions(rewards: Iterable) -> dict[str, dict[str, str]]:
+    """`directions` as a fact of records that decide whether results are comparable; none without
+    a guided reward.
+    """
+    found = directions(rewards)
+    return {'directions of rewards': found} if found else {}
+
+
+def directions(rewards: Iterable) -> dict[str, str]:
     """name -> digest of the direction, of those of `rewards` and parts of sums that are guided."""
     found = {}
     for reward in rewards:

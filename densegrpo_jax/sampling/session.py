@@ -106,8 +106,10 @@ class Checked:
     @functools.cached_property
     def reward(self) -> CompositeReward:
         """The training reward, with the scores that are only logged."""
-        spec, file = self.config.reward, self.config.d2.file
-        return build_reward(with_direction(spec, file) if file else spec)
+        spec, d = self.config.reward, self.config.d2
+        if d.file:
+            spec = with_direction(spec, d.file, d.omega, d.renormalise)
+        return build_reward(spec)
 
 
 @dataclasses.dataclass(frozen=True)

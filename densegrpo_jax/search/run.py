@@ -21,6 +21,7 @@ from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversit
 from densegrpo_jax.evaluation.evaluator import finite_mean
 from densegrpo_jax.evaluation.panel import panel_rewards
 from densegrpo_jax.rewards.base import Reward, RewardError
+from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
@@ -207,7 +208,8 @@ def search(
 
 def settings_of(session: Session, policy: dict | None) -> dict:
     """JSON values that a prompt's result depends on."""
-    return identity.record('search', session.config, {'policy': weights_digest(policy)})
+    facts = {'policy': weights_digest(policy), **told_directions([session.reward])}
+    return identity.record('search', session.config, facts)
 
 
 def _needs_unit(o) -> bool:

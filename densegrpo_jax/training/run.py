@@ -22,7 +22,7 @@ from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
 from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
-from densegrpo_jax.rewards.directional import directions
+from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
@@ -258,6 +258,6 @@ def _facts(session: Session, schedule: Schedule) -> dict:
         'prompts of data.train': content_hash(session.train),
         'prompts of data.eval': content_hash(session.test),
         'servers of rewards': fingerprints([session.reward]),
-        'directions of rewards': directions([session.reward]),
+        **told_directions([session.reward]),
         'code of your own': own_code(session.config),
     }

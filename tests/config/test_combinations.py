@@ -61,6 +61,17 @@ CASES = [
         r'rollout.prompts=8 is not a multiple of 2 \* .*=16',
     ),
     ({'budget.by': 'random', 'budget.ratio': 20.0}, 'groups of 1 and 23 samples; .* nearer to 1'),
+    ({'moving.steps': 'subset', 'moving.width': 3}, r"moving\.width is set, and .*'subset'"),
+    ({'moving.steps': 'window', 'moving.fraction': 0.5}, r'moving\.fraction is set'),
+    ({'moving.steps': 'random_window', 'moving.stay': 3}, r'moving\.stay is set'),
+    ({'moving.steps': 'window', 'moving.stay_least': 3}, r'moving\.stay_least is set'),
+    ({'budget.warmup': 3}, r"budget\.warmup is set, and .* budget.by='none' does not heed it"),
+    ({'budget.by': 'random', 'budget.relative': True}, r'budget\.relative is set'),
+    (
+        {'moving.steps': 'window', 'moving.stay_rule': 'linear', 'moving.stay_least': 30},
+        'moving.stay_least=30 .* use at most 25',
+    ),
+    ({'moving.steps': 'window', 'rollout.noisy_end': True}, 'use rollout.noisy_end=False'),
     ({**BRANCH, 'moving.steps': 'subset'}, "use plan.kind='trajectory', or moving.steps='none'"),
     (
         {

@@ -9,13 +9,14 @@ import tomllib
 import pytest
 
 from densegrpo_jax.config import command_line, identity, variants
+from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS
-from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.runtime.trees import differing
+from densegrpo_jax.runtime.trees import differing, dotted
 from densegrpo_jax.sampling.noise import title
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -101,6 +102,41 @@ def test_every_method_goes_with_every_recipe(name, method):
         samples = of.rollout.prompts * of.rollout.group // of.optim.updates
         assert loss.batch != CLEAN or samples % of.optim.microbatch == 0
     assert config.label.endswith(f', {method}') and 'dense credit' not in config.label
+
+
+# Science of a rollout that a recipe decides, whatever the method is: amounts.
+AMOUNTS = {'rollout.steps', 'rollout.prompts', 'rollout.group'}
+NOISE = {'rollout.kernel', 'rollout.noise', 'rollout.level'}
+KL = {'loss.beta', 'loss.kl_form'}
+# Beyond that, methods that go with any noise, any std or any KL to the reference.
+RECIPE_DECIDES = {
+    'dense_grpo': NOISE | KL | {'credit.std'},
+    'flow_grpo': {'rollout.level', 'loss.beta'},
+    'coca': NOISE | KL | {'credit.std'},
+    'guard': {'loss.kl_form'},
+    'lire': NOISE | {'loss.kl_form'},
+    'sdpo': NOISE | {'loss.kl_form'},
+    'nft': {'rollout.level', 'loss.kl_form'},
+    'winners': NOISE | KL | {'credit.std'},
+    'd2_align': {'rollout.level'},
+    'gae': NOISE | KL | {'credit.std'},
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_what_a_recipe_decides_about_a_method(method):
+    """A method's row says the rest: it is the same method on the miniature, FLUX and SD3.5."""
+    recipes = ('tiny_ocr', 'flux_ocr', 'flux_pickscore', 'sd35_ocr')
+    trees = [dotted(tree(load(name, f'method={method}'))) for name in recipes]
+    groups = ('rollout.', 'plan.', 'moving.', 'budget.', 'credit.', 'loss.')
+    differ = {
+        key
+        for key in KEYS
+        if key.startswith(groups)
+        and KEYS[key].kind == SCIENCE
+        and any(t[key] != trees[0][key] for t in trees)
+    }
+    assert differ - AMOUNTS == RECIPE_DECIDES.get(method, set())
 
 
 def test_methods_differ_and_say_where_they_come_from():

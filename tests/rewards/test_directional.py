@@ -6,12 +6,15 @@ import inspect
 import numpy as np
 import pytest
 
+from configs import tiny_scene
+from densegrpo_jax.config import identity
 from densegrpo_jax.core.direction import guided_text
 from densegrpo_jax.data.shapes import Object, draw
 from densegrpo_jax.rewards import directional
 from densegrpo_jax.rewards.build import REWARDS, build_reward, resolve
 from densegrpo_jax.rewards.directional import EMBEDDING_REWARDS, Direction
 from densegrpo_jax.rewards.local.scene_embedding import DIMENSIONS, SceneEmbeddingReward
+from densegrpo_jax.sampling.session import Checked
 from tests.clip_folder import photo, random_clip
 
 PROMPTS = ['a photo of a red circle', 'a photo of two blue stars', 'a photo of three crosses']
@@ -185,7 +188,7 @@ def test_what_a_file_is_refused_for(saved, plain, tmp_path):
 def test_which_reward_of_a_configuration_is_guided(saved):
     path, _ = saved
     spec = {'scene_embedding': {}, 'jpeg': {'weight': 0.1}}
-    guided = build_reward(directional.with_direction(spec, path))
+    guided = build_reward(directional.with_direction(spec, path, 1.5, False))
     assert guided.names == ('total', 'scene_embedding', 'scene_embedding_unguided', 'jpeg')
     assert list(directional.directions([guided])) == ['scene_embedding']
     assert directional.directions([build_reward(spec)]) == {}
@@ -195,9 +198,30 @@ def test_which_reward_of_a_configuration_is_guided(saved):
         ({'pickscore': {}, 'b': {'kind': 'hpsv2'}}, r'give reward\.pickscore\.direction instead'),
     ):
         with pytest.raises(ValueError, match=message):
-            directional.with_direction(spec, path)
+            directional.with_direction(spec, path, 1.5, False)
     with pytest.raises(ValueError, match="'ocr' has no embedding, so no direction can guide it"):
         build_reward({'ocr': {'direction': path}})
+
+
+def test_a_configuration_says_what_its_direction_was_learned_with(saved):
+    path, _ = saved
+    config = tiny_scene.get_config('method=d2_align')
+    config.d2.file = path
+    checked = Checked(config, None, None, None, None)
+    assert [*directional.directions([checked.reward])] == ['scene_embedding']
+    for key, value, message in (
+        ('omega', 1.2, 'learned with d2.omega=1.5, and d2.omega=1.2 is set: set d2.omega=1.5'),
+        ('renormalise', True, 'learned with d2.renormalise=False, and d2.renormalise=True'),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.d2[key] = value
+        with pytest.raises(ValueError, match=message):
+            _ = Checked(changed, None, None, None, None).reward
+    assert identity.differences(
+        'evaluation',
+        identity.record('evaluation', config),
+        identity.record('evaluation', config, directional.told_directions([checked.reward])),
+    )
 
 
 def test_a_direction_is_part_of_what_it_guides(saved, tmp_path):
