@@ -94,6 +94,9 @@ TABLE: tuple[Refusal, ...] = (
             f'rollout.shared_noise=True starts the samples of a prompt alike, and rollout.kernel='
             f'{c.rollout.kernel!r} adds no noise: all would be equal; use '
             'rollout.shared_noise=False'
+        ),
+    ),
+    Refusal(
         lambda c, p: bool(_idle_moving(c)),
         lambda c, p: (
             f'{_idle_moving(c)[0]} is set, and moving.steps={c.moving.steps!r} with budget.by='

@@ -19,6 +19,7 @@ from densegrpo_jax.core.moving_steps import (
     subset_size,
     window_at,
 )
+from densegrpo_jax.core.rollout_plan import STATE
 from densegrpo_jax.runtime.streams import STREAM_STEPS, stream_key
 
 MOST_PLANS = 16  # each is compiled
@@ -89,7 +90,9 @@ def step_choice(config, masks: StepMasks) -> StepChoice | None:
     else:
         staying = stays(len(allowed) - m.width + 1, m.stay, m.stay_rule, m.stay_least)
         choose = lambda step: window_at(step, allowed, m.width, staying)
-    own_plans = needed_states(credit_rule_of(config), masks) != (len(masks.trained),)
+    # predictions need no evaluation of their own, completions of states do
+    rule = credit_rule_of(config)
+    own_plans = rule.reads == STATE and needed_states(rule, masks) != (len(masks.trained),)
     windows = m.steps in ('window', 'random_window')
     plans = len(allowed) - m.width + 1 if windows else math.comb(len(allowed), m.width)
     if own_plans and plans > MOST_PLANS:
