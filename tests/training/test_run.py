@@ -30,6 +30,7 @@ from densegrpo_jax.sampling import execution
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.programs import shared_programs  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import (
     SMOOTH,
@@ -42,6 +43,8 @@ from tests.training.small_run import (
     one_device,
     rows,
 )
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
 @pytest.fixture(scope='module')
