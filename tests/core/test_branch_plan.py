@@ -159,6 +159,16 @@ def test_what_is_executed_is_what_the_plan_says(targets, strides):
     np.testing.assert_allclose(once.log_prob, every.log_prob, atol=1e-6)
 
 
+def test_guided_samples_share_their_evaluation_too():
+    """A pair (v, guided): the samples follow the second, the log-probability is of the first."""
+    pair = lambda x, s: (velocity(x, s), velocity(x, s) + 0.3)
+    every, once = (rollout(branch_plan(T, [0, 1], copies=c), velocity_fn=pair) for c in (1, B))
+    plain = rollout(branch_plan(T, [0, 1]))
+    for name in ('latents', 'completions', 'log_prob'):
+        np.testing.assert_allclose(getattr(once, name), getattr(every, name), atol=1e-6)
+    assert np.abs(once.completions - plain.completions).min() > 0.05
+
+
 def test_the_law_of_a_branch_in_closed_form():
     """Gaussian data, affine velocity: x' of step k and its completion are affine in the noise, with
     std_k = sigma_k sqrt(s_k - s_target), and the ODE's factor for each grid point visited.
