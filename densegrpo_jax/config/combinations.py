@@ -262,6 +262,14 @@ TABLE: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
+        lambda c, p: bool(c.plan.merge_tau) and c.noise.calibrate,
+        lambda c, p: (
+            f'plan.merge_tau={c.plan.merge_tau} merges steps by their noise, which noise.calibrate='
+            'True changes at the start of the run: calibrate first, and give the table as '
+            'noise.psi_path, or use plan.merge_tau=0'
+        ),
+    ),
+    Refusal(
         lambda c, p: bool(c.plan.merge_tau and c.plan.merge),
         lambda c, p: (
             f'plan.merge_tau={c.plan.merge_tau} and plan.merge={tuple(c.plan.merge)} both say how '

@@ -376,6 +376,7 @@ METHODS: Mapping[str, Method] = {
             'plan.active': 'first_half',
             'plan.strides': (1, 2),
             'credit.rule': 'branch',
+            'credit.combine': 'advantages',
             'credit.std': 'group',
             'loss.noise_power': 0.0,
             'loss.clip_range': 1e-4,
@@ -389,14 +390,16 @@ METHODS: Mapping[str, Method] = {
         'One noisy step at a time: the samples of a prompt leave one silent trajectory at the same '
         'step and are completed with every and with every second grid point; the advantages add.',
         'arXiv 2510.01982',
-        'Branches of the first half of the grid, normalisation per stride among siblings, the sum '
-        'before the clip to ±5, clip range 1e-4, no KL. Strides 1 and 2 are those of both scripts.',
+        'Branches of the first half of the grid, normalisation per stride and per reward among '
+        'siblings, the sum before the clip to ±5, one update over all active steps, clip range '
+        '1e-4, no KL. Strides 1 and 2 are those of both scripts.',
         'A completion with stride λ has ⌈(T − k − 1)/λ⌉ steps, evenly spaced in the index, as many '
         'as in the code; grids of paper and code differ from ours and from each other. Population '
-        'std with eps; one update over all active steps. Paper: FLUX.1-dev, T = 16, 12 samples, '
-        '720 px, all weights, lr 2e-6, λ = 1, 2, 3 in its tables.',
-        'A/G + Σ (T − k − 1) over the A active steps k, and ⌈(T − k − 1)/λ⌉ − 1 more for each '
-        'further stride λ whose grid differs; the G samples share the trajectory of A evaluations',
+        'std with eps. Paper: FLUX.1-dev, T = 16, 12 samples, 720 px, all weights, lr 2e-6, λ = 1, '
+        '2, 3 in its tables.',
+        'A/G + Σ (T − k − 1) over the active steps k, the last of which is A − 1, and '
+        '⌈(T − k − 1)/λ⌉ − 1 more for each further stride λ whose grid differs; the G samples '
+        'share the trajectory of A evaluations',
     ),
     'e_grpo': Method(
         {
@@ -405,6 +408,7 @@ METHODS: Mapping[str, Method] = {
             'plan.strides': (1,),
             'plan.merge_tau': 2.2,
             'credit.rule': 'branch',
+            'credit.combine': 'advantages',
             'credit.std': 'group',
             'loss.noise_power': 0.0,
             'loss.clip_range': 1e-4,
@@ -424,7 +428,7 @@ METHODS: Mapping[str, Method] = {
         'merged step ends at the last noisy state at most. A branch goes on from the end of its '
         'step; the code goes on from the state after its start. Paper: as for `g2rpo`, τ tuned at '
         'T = 16; other grids have other entropies.',
-        'A/G + Σ (T − k − l_k) over the A active steps k of length l_k',
+        'A/G + Σ (T − k − l_k) over the active steps k of length l_k, the last of which is A − 1',
     ),
     'temp_flow': Method(
         {
@@ -447,13 +451,14 @@ METHODS: Mapping[str, Method] = {
         'Branches at every step from four trajectories of a prompt; a transition weighs as much as '
         'the std of its noise.',
         'arXiv 2508.04324',
-        'Branches, four seeds, weights ∝ std with mean 1 (2.25 and 1.73 times the std, as its code '
-        'has for SD3.5 and FLUX), KL 0.004 over the variance of the step.',
+        'Branches, four seeds, weights ∝ std with mean 1 over the trained transitions, KL 0.004 '
+        'over the variance of the step.',
         'Samples are compared within a seed; `credit.siblings=prompt` and with it '
         '`credit.std=global` are the other two forms of its code. Transitions into an almost clean '
-        'latent are left out, which are two on the grid of SD3.5. Paper: T = 10, 48 groups of 4 × '
-        '6, lr 3e-4; KL 0.001 with PickScore.',
-        '4A/G + Σ (T − k − 1) over the A active steps k',
+        'latent are left out, which are two on the grid of SD3.5; so the weights are 2.1 times the '
+        'std there, where its code has 2.25. Its 1.73 for FLUX belongs to noise of 0.9 and T = 10. '
+        'Paper: T = 10, 48 groups of 4 × 6, lr 3e-4; KL 0.001 with PickScore.',
+        '4A/G + Σ (T − k − 1) over the active steps k, the last of which is A − 1',
     ),
     'branch': Method(
         {

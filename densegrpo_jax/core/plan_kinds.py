@@ -111,6 +111,12 @@ def _branch(setting: Setting, *, strides=(1,), merge_tau=0.0, merge=()) -> Rollo
                 f'for each active step of {active}'
             )
         ends = dict(zip(active, np.add(active, merge).tolist()))
+        if late := [k for k, end in ends.items() if end > max(setting.last, k + 1)]:
+            raise ValueError(
+                f'plan.merge={tuple(merge)}: the noisy step from {late[0]} would end at '
+                f'{ends[late[0]]}, in a latent so clean that its noise stays in the scored image; '
+                f'expected at most {setting.last}'
+            )
         targets = tuple(ends.get(k, end) for k, end in enumerate(targets))
     num_steps = len(setting.sigmas) - 1
     return branch_plan(num_steps, active, targets, tuple(strides), setting.beside)

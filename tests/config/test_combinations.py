@@ -44,6 +44,7 @@ CASES = [
         "rollout.kernel='cps' adds no more noise in a longer step.*use rollout.kernel='sde'",
     ),
     ({**BRANCH, 'plan.merge': (1,), 'plan.merge_tau': 1.0}, 'use one of them'),
+    ({**BRANCH, 'plan.merge_tau': 2.0, 'noise.calibrate': True}, 'calibrate first, and give the'),
     ({**BRANCH, 'credit.completion_every': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
     ({**BRANCH, 'credit.completion_steps': 2}, 'use 1 and 0, and plan.strides for shorter ones'),
     (

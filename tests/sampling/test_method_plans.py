@@ -53,6 +53,15 @@ def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
     assert np.flatnonzero(plan.transitions.trained).tolist() == list(trained)
 
 
+def test_merged_steps_end_where_their_noise_does_not_stay_in_the_image():
+    """T = 6: state 6 is clean, so noise may end at 5 at most; a single last step may be trained."""
+    merged = dict(plan__strides=(1,), plan__active='window')
+    _, found = schedule('tiny_ocr', 'g2rpo', plan__merge=(2, 2, 2, 2, 1), **merged)
+    assert found.plan.transitions.k_to == (2, 3, 4, 5, 5)
+    with pytest.raises(ValueError, match='noisy step from 3 would end at 6, .*at most 5'):
+        schedule('tiny_ocr', 'g2rpo', plan__merge=(2, 2, 2, 3, 1), **merged)
+
+
 # (moving.width, the window, states that are completed): dense credit completes w states and scores
 # them and the sample, whatever the grid is.
 @pytest.mark.parametrize(

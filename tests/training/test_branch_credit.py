@@ -97,7 +97,7 @@ def test_strides_are_normalised_alone_and_added(pipeline):
 
 
 def test_several_rewards_are_normalised_for_every_stride(pipeline):
-    config = method('g2rpo', credit__combine='advantages')
+    config = method('g2rpo')
     shape = len(make_schedule(pipeline, config).plan.completions), P * G
     a, b = np.random.default_rng(1).random((2, *shape)).astype(np.float32)
     weights = {'a': 1.0, 'b': 0.5}
