@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from densegrpo_jax.core.credit_rules import CreditRule, as_credit_rule
 from densegrpo_jax.core.masks import StepMasks
@@ -57,7 +57,10 @@ def every_state(states: tuple[int, ...], every: int) -> tuple[int, ...]:
 
 
 def state_rewards(
-    values: Float[ArrayLike, 'S B'], sources: Sequence[int], *, interpolate: bool = False
+    values: Float[ArrayLike, 'S B'],
+    sources: Sequence[int] | Int[np.ndarray, 'states'],
+    *,
+    interpolate: bool = False,
 ) -> Float[Array, 'states B']:
     """Rewards of the distinct completions -> rewards of all states.
 

@@ -13,9 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from densegrpo_jax.core.direction import guided_text
-from densegrpo_jax.runtime.files import replacing
-
 FORMAT = 1  # of the files
 EMBEDDING_REWARDS = ('clipscore', 'pickscore', 'hpsv2', 'scene_embedding')
 
@@ -60,6 +57,8 @@ class Direction:
 
     def guide(self, text: np.ndarray) -> np.ndarray:
         """`guided_text` of text embeddings [N, D]."""
+        from densegrpo_jax.core.direction import guided_text  # imports JAX, which OCR does without
+
         return np.asarray(
             guided_text(text, self.vector, self.omega, renormalise=self.renormalise), np.float32
         )
@@ -67,6 +66,8 @@ class Direction:
 
 def write_direction(path: pathlib.Path, direction: Direction) -> None:
     """Writes an npz without pickle, in one step; creates the folder if absent."""
+    from densegrpo_jax.runtime.files import replacing  # imports JAX
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         np.savez(

@@ -97,6 +97,7 @@ def one_device():
     return make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_file_that_guides_a_run(config, tmp_path):
     made = {}
     for devices in (1, 2):

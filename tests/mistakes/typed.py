@@ -49,7 +49,7 @@ KEYS = [
     ('rollout.steps=', 'rollout.steps'),
     ('rollout.prompts_per_batch=3', 'prompts_per_batch=3 does not divide rollout.prompts=8'),
     ('rollout.kernel=sdee', "did you mean 'sde'"),
-    ('rollout.kernel=ode', "expected one of 'cps', 'sde'"),
+    ('rollout.kernel=ode', 'adds no noise, so no transition can be trained'),
     ('rollout.noise=psi', "rollout.noise='psi': expected one of"),
     ('rollout.noise=ddim', 'use one of'),
     ('rollout.first=5', 'no transition is trained'),

@@ -9,6 +9,7 @@ import pytest
 
 from densegrpo_jax.networks import lora, sd3
 from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights.stored import open_file
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -101,7 +102,7 @@ def test_equals_torch(case, tmp_path):
         stored, copy = (
             f / 'diffusion_pytorch_model.safetensors' for f in (tmp_path, tmp_path / f'copy{scan}')
         )
-        assert weights._open_file(stored).keys() == weights._open_file(copy).keys()
+        assert open_file(stored).keys() == open_file(copy).keys()
 
 
 def test_position_table_is_the_stored_one():

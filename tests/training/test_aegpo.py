@@ -135,6 +135,7 @@ def test_the_probe_follows_the_policys_ode(folder, sizes):
     np.testing.assert_array_equal(same, unmoved)  # the base model has not moved from itself
 
 
+@pytest.mark.slow
 def test_a_run_and_its_continuation(folder, tmp_path, monkeypatch):
     made = []
 
@@ -169,6 +170,7 @@ def test_a_run_and_its_continuation(folder, tmp_path, monkeypatch):
     assert its['entropy'] == meta['entropy']
 
 
+@pytest.mark.slow
 def test_equal_groups_and_all_transitions_are_the_base_recipe(folder, tmp_path):
     (_, expected, _), _ = trained(folder, tmp_path / 'base', **BASE)
     changes = {'moving.width': 3, 'budget.ratio': 1.0, 'budget.warmup': 0, 'iterations': 1}

@@ -67,6 +67,10 @@ def credit(pipeline, config, rewards=None, weights=None, **scores):
     if rewards is None:
         shape = len(schedule.plan.completions), P * G
         rewards = np.random.default_rng(0).random(shape).astype(np.float32)
+    if (
+        config.credit.combine == 'advantages' and not scores
+    ):  # a run passes every reward by its name
+        weights, scores = {'alone': 1.0}, {'alone': rewards}
     record, metrics = make_credit(config, schedule, weights=weights)(
         [sampled], rewards, np.ones(rewards.shape, bool), group_ids_of([G] * P), scores
     )

@@ -88,6 +88,7 @@ def test_moving_compiles_nothing_and_continues_with_the_same_bits(folder, tmp_pa
     equal(again, whole)
 
 
+@pytest.mark.slow
 def test_dense_credit_in_a_window_has_a_program_for_each_place(folder, tmp_path, monkeypatch):
     made = []
     make = rounds.make_rollout
