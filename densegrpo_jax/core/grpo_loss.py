@@ -43,6 +43,25 @@ class LossSums(NamedTuple):
         plain = (zero,) * (len(cls._fields) - 2)
         return cls._make([*plain, dict.fromkeys(sums, zero), dict.fromkeys(maxima, zero)])
 
+    @classmethod
+    def of_ratios(
+        cls, mask: Bool[Array, 'M'], deviation: Float[Array, 'M'], log_ratio: Float[Array, 'M']
+    ) -> 'LossSums':
+        """The count of M transitions and the sums of their ratios, without gradient; the others 0.
+
+        Args:
+            mask: the transitions that count.
+            deviation: |r - 1|, 0 where masked. log_ratio: likewise.
+        """
+        deviation, log_ratio = jax.lax.stop_gradient((deviation, log_ratio))
+        kept = mask.astype(deviation.dtype)
+        return cls.zeros(deviation.dtype)._replace(
+            policy_count=kept.sum(),
+            ratio_deviation_sum=deviation.sum(),
+            ratio_deviation_max=deviation.max(initial=0.0),
+            log_ratio_square_sum=(log_ratio**2).sum(),
+        )
+
     def merge(self, other: 'LossSums') -> 'LossSums':
         """The sums of two batches together."""
         merged = jax.tree.map(jnp.add, self, other)

@@ -78,19 +78,11 @@ def guard_loss(
         return scale * (jnp.maximum(-excess * a, -clipped * a) - a)
 
     surrogate = functools.reduce(jnp.add, [surrogate_of(a) for a in advantage.values()])
-    kept, zero = mask.astype(surrogate.dtype), jnp.zeros((), surrogate.dtype)
     deviation = jnp.abs(jax.lax.stop_gradient(excess))
     axes = tuple(range(1, step.mean.ndim))
     safe_std = jnp.where(step.std > 0, step.std, 1)
     bias = jnp.mean((step.mean - mean_old) ** 2, axes) / (2 * safe_std**2)
-    plain = jax.lax.stop_gradient(jnp.where(mask, log_ratio / safe_std - bias, 0))
-    return LossSums(
-        policy_sum=surrogate.sum(),
-        policy_count=kept.sum(),
-        kl_sum=zero,
-        kl_count=zero,
-        clip_sum=(deviation > clip_range).astype(kept.dtype).sum(),
-        ratio_deviation_sum=deviation.sum(),
-        ratio_deviation_max=deviation.max(initial=0.0),
-        log_ratio_square_sum=(plain**2).sum(),
+    plain = jnp.where(mask, log_ratio / safe_std - bias, 0)
+    return LossSums.of_ratios(mask, deviation, plain)._replace(
+        policy_sum=surrogate.sum(), clip_sum=(deviation > clip_range).astype(deviation.dtype).sum()
     )

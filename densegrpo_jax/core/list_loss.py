@@ -94,29 +94,20 @@ def list_loss(
     log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old), 0)
     tau = list_temperature_of(temperature, math.prod(step.mean.shape[1:]))
     options = {'temperature': tau, 'reward_temperature': reward_temperature}
-    kept, weight = mask.astype(log_ratio.dtype), jnp.where(mask, weight, 0)
+    weight = jnp.where(mask, weight, 0)
     logits, used, scale = log_ratio, mask, weight
     if samples is not None:
         ids, of_sample = samples.ids, lambda v: jax.ops.segment_sum(v, samples.row, len(mask))
-        steps = of_sample(kept)
+        steps = of_sample(mask.astype(log_ratio.dtype))
         logits, used, scale = of_sample(weight * log_ratio), steps > 0, steps
         mean = lambda a: of_sample(jnp.where(mask, a, 0)) / jnp.maximum(steps, 1)
         advantage = {name: mean(a) for name, a in advantage.items()}
     terms = functools.reduce(
         jnp.add, [listwise_loss(logits, a, ids, used, **options) for a in advantage.values()]
     )
-    zero, still = jnp.zeros((), terms.dtype), jax.lax.stop_gradient(log_ratio)
     squares = list_sum(list_softmax(jax.lax.stop_gradient(logits) / tau, ids, used) ** 2, ids)
-    deviation = jnp.where(mask, jnp.abs(jnp.expm1(still)), 0)
-    return LossSums(
+    return LossSums.of_ratios(mask, jnp.abs(jnp.expm1(log_ratio)), log_ratio)._replace(
         policy_sum=(terms * scale).sum(),
-        policy_count=kept.sum(),
-        kl_sum=zero,
-        kl_count=zero,
-        clip_sum=zero,
-        ratio_deviation_sum=deviation.sum(),
-        ratio_deviation_max=deviation.max(initial=0.0),
-        log_ratio_square_sum=(still**2).sum(),
         sums={EFFECTIVE: (jnp.where(mask, 1 / jnp.where(mask, squares, 1), 0)).sum()},
         maxima={LOGIT_MAX: jnp.abs(jax.lax.stop_gradient(logits)).max(initial=0.0) / tau},
     )

@@ -97,15 +97,7 @@ def pair_loss(
         for a in advantage.values()
     ]
     still = jax.lax.stop_gradient(log_ratio)
-    kept, zero = mask.astype(still.dtype), jnp.zeros((), still.dtype)
-    deviation = jnp.where(mask, jnp.abs(jnp.expm1(still)), 0)
-    return LossSums(
+    return LossSums.of_ratios(mask, jnp.abs(jnp.expm1(log_ratio)), log_ratio)._replace(
         policy_sum=jnp.stack(terms).sum(),
-        policy_count=kept.sum(),
-        kl_sum=zero,
-        kl_count=zero,
-        clip_sum=(mask & (jnp.abs(still) > clip_range)).astype(kept.dtype).sum(),
-        ratio_deviation_sum=deviation.sum(),
-        ratio_deviation_max=deviation.max(initial=0.0),
-        log_ratio_square_sum=(still**2).sum(),
+        clip_sum=(jnp.abs(still) > clip_range).astype(still.dtype).sum(),
     )
