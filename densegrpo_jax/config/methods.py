@@ -22,6 +22,30 @@ class Method(NamedTuple):
     cost: str  # network evaluations of a sample, as a formula of T; docs/methods.md counts them too
 
 
+# The kernel of Flow-CPS with the log-probability and the clip range of its code.
+_CPS_CODE = {
+    'loss.noise_power': 0.0,
+    'loss.beta': 0.0,
+    'loss.kl_form': 'gaussian',
+    'loss.clip_range': 1e-5,
+    'rollout.kernel': 'cps',
+    'rollout.noise': 'constant',
+    'rollout.level': 0.8,
+    'rollout.log_prob': 'unscaled',
+}
+
+# The sde kernel from one initial noise per prompt, rewards normalised apart, no KL.
+_ONE_START = {
+    'credit.std': 'group',
+    'credit.combine': 'advantages',
+    'loss.noise_power': 0.0,
+    'loss.beta': 0.0,
+    'loss.kl_form': 'gaussian',
+    'loss.clip_range': 1e-4,
+    'rollout.kernel': 'sde',
+    'rollout.shared_noise': True,
+}
+
 # All give transitions equal weights: weighting is TempFlow-GRPO's idea (loss.noise_power).
 METHODS: Mapping[str, Method] = {
     'dense_grpo': Method(
@@ -54,18 +78,7 @@ METHODS: Mapping[str, Method] = {
         'T',
     ),
     'flow_cps': Method(
-        {
-            'credit.rule': 'sparse',
-            'credit.std': 'global',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'loss.clip_range': 1e-5,
-            'rollout.kernel': 'cps',
-            'rollout.noise': 'constant',
-            'rollout.level': 0.8,
-            'rollout.log_prob': 'unscaled',
-        },
+        {**_CPS_CODE, 'credit.rule': 'sparse', 'credit.std': 'global'},
         "Flow-GRPO on a kernel that adds no more noise than the next state has; its code's "
         'log-probability and clip range.',
         'arXiv 2509.05952',
@@ -217,18 +230,7 @@ METHODS: Mapping[str, Method] = {
         'T + Σ (min(5, T − k) − 1) over the completed states k',
     ),
     'tp_grpo': Method(
-        {
-            'credit.rule': 'turning',
-            'credit.std': 'group',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'loss.clip_range': 1e-5,
-            'rollout.kernel': 'cps',
-            'rollout.noise': 'constant',
-            'rollout.level': 0.8,
-            'rollout.log_prob': 'unscaled',
-        },
+        {**_CPS_CODE, 'credit.rule': 'turning', 'credit.std': 'group'},
         'Gains as in DenseGRPO, but a transition that turns the reward to its final course also '
         'gets all that follows.',
         'arXiv 2602.06422',
@@ -239,18 +241,7 @@ METHODS: Mapping[str, Method] = {
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'tp_grpo_code': Method(
-        {
-            'credit.rule': 'turning_code',
-            'credit.std': 'group',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'loss.clip_range': 1e-5,
-            'rollout.kernel': 'cps',
-            'rollout.noise': 'constant',
-            'rollout.level': 0.8,
-            'rollout.log_prob': 'unscaled',
-        },
+        {**_CPS_CODE, 'credit.rule': 'turning_code', 'credit.std': 'group'},
         "TP-GRPO as its code ships it: each transition gets the finished image's reward minus the "
         "ODE's, and a turning point its own gain on top.",
         'arXiv 2602.06422',
@@ -262,17 +253,10 @@ METHODS: Mapping[str, Method] = {
     ),
     'dance': Method(
         {
+            **_ONE_START,
             'credit.rule': 'sparse',
-            'credit.std': 'group',
-            'credit.combine': 'advantages',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'loss.clip_range': 1e-4,
-            'rollout.kernel': 'sde',
             'rollout.noise': 'constant',
             'rollout.level': 0.3,
-            'rollout.shared_noise': True,
             'moving.steps': 'subset',
             'moving.fraction': 0.6,
         },
@@ -288,17 +272,10 @@ METHODS: Mapping[str, Method] = {
     ),
     'mix': Method(
         {
+            **_ONE_START,
             'credit.rule': 'sparse',
-            'credit.std': 'group',
-            'credit.combine': 'advantages',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'loss.clip_range': 1e-4,
-            'rollout.kernel': 'sde',
             'rollout.noise': 'flow_grpo',
             'rollout.level': 0.7,
-            'rollout.shared_noise': True,
             'moving.steps': 'window',
             'moving.width': 4,
             'moving.stay': 25,
@@ -317,17 +294,10 @@ METHODS: Mapping[str, Method] = {
     ),
     'aegpo': Method(
         {
+            **_ONE_START,
             'credit.rule': 'sparse',
-            'credit.std': 'group',
-            'credit.combine': 'advantages',
-            'loss.noise_power': 0.0,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'loss.clip_range': 1e-4,
-            'rollout.kernel': 'sde',
             'rollout.noise': 'constant',
             'rollout.level': 0.3,
-            'rollout.shared_noise': True,
             'moving.steps': 'entropy',
             'moving.width': 2,
             'budget.by': 'entropy',
@@ -372,20 +342,13 @@ METHODS: Mapping[str, Method] = {
     ),
     'g2rpo': Method(
         {
+            **_ONE_START,
             'plan.kind': 'branch',
             'plan.active': 'first_half',
             'plan.strides': (1, 2),
             'credit.rule': 'branch',
-            'credit.combine': 'advantages',
-            'credit.std': 'group',
-            'loss.noise_power': 0.0,
-            'loss.clip_range': 1e-4,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'rollout.kernel': 'sde',
             'rollout.noise': 'flow_grpo',
             'rollout.level': 0.7,
-            'rollout.shared_noise': True,
         },
         'One noisy step at a time: the samples of a prompt leave one silent trajectory at the same '
         'step and are completed with every and with every second grid point; the advantages add.',
@@ -403,21 +366,14 @@ METHODS: Mapping[str, Method] = {
     ),
     'e_grpo': Method(
         {
+            **_ONE_START,
             'plan.kind': 'branch',
             'plan.active': 'first_half',
             'plan.strides': (1,),
             'plan.merge_tau': 2.2,
             'credit.rule': 'branch',
-            'credit.combine': 'advantages',
-            'credit.std': 'group',
-            'loss.noise_power': 0.0,
-            'loss.clip_range': 1e-4,
-            'loss.beta': 0.0,
-            'loss.kl_form': 'gaussian',
-            'rollout.kernel': 'sde',
             'rollout.noise': 'flow_grpo',
             'rollout.level': 0.7,
-            'rollout.shared_noise': True,
         },
         "G2RPO's branches, with noisy steps of low entropy merged with those after them, until one "
         'step adds enough noise to tell samples apart.',
