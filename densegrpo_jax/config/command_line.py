@@ -18,7 +18,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from densegrpo_jax.config.flag_types import define_whole
+from densegrpo_jax.config.flag_types import define_whole, refuse
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, paths
@@ -71,14 +71,8 @@ def define_folder(name: str, default: str | None, help_string: str) -> None:
     """A flag that names a folder of this machine; None if optional. Those that cannot be used
     (`runtime.paths.folder_problem`) are refused before anything is written.
     """
-
-    def check(value: str | None) -> bool:
-        if value is not None and (problem := paths.folder_problem(value)):
-            raise flags.ValidationError(problem)
-        return True
-
     flags.DEFINE_string(name, default, help_string)
-    flags.register_validator(name, check)
+    refuse(name, paths.folder_problem)
 
 
 def goes_with(name: str, other: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -40,19 +41,19 @@ def define_output(name: str, default: str | None, help_string: str, suffix: str)
     for it.
     """
     flags.DEFINE_string(name, default, help_string)
+    refuse(name, lambda value: paths.output_problem(value, suffix))
 
-    def check(value: str | None) -> bool:
-        if value is not None and (problem := paths.output_problem(value, suffix)):
-            raise flags.ValidationError(problem)
+
+def refuse(name: str, problem: Callable[[Any], str | None]) -> None:
+    """Makes it an error to give the flag `name` a value with a problem, which the message says."""
+
+    def check(value: Any) -> bool:
+        if value is not None and (found := problem(value)):
+            raise flags.ValidationError(found)
         return True
 
     flags.register_validator(name, check)
 
 
 def _check(name: str, met: Callable[[float], bool], expected: str) -> None:
-    def check(value: float | None) -> bool:
-        if value is not None and not met(value):
-            raise flags.ValidationError(f'{expected}, not {value}')
-        return True
-
-    flags.register_validator(name, check)
+    refuse(name, lambda value: None if met(value) else f'{expected}, not {value}')
