@@ -127,6 +127,15 @@ def test_a_branch_table_made_by_hand_runs_as_it_says(jitted):
     np.testing.assert_array_equal(record.s_next, GRID[[1, 1, 3, 3]])
     assert record.mask.all()
 
+    # weights and validity of each transition of each sample
+    each = {
+        'weight': np.float32([[1, 2], [3, 4]]),
+        'valid': np.array([[True, False], [True, True]]),
+    }
+    record = transitions(found, {}, np.array([0, 0]), **each)
+    np.testing.assert_array_equal(record.weight, [1, 2, 3, 4])
+    np.testing.assert_array_equal(record.mask, [True, False, True, True])
+
 
 def test_predictions_are_points_like_completions():
     masks = step_masks(GRID)
@@ -141,6 +150,34 @@ def test_predictions_are_points_like_completions():
             found.completions[row], x - GRID[k] * (2 * x + GRID[k]), rtol=1e-5
         )
     np.testing.assert_array_equal(found.completions[-1], found.latents[-1])
+
+
+def test_a_prediction_is_clean_where_the_grid_does_not_end_at_zero():
+    """As on the grids of diffusion models: x0hat = x - s v there too."""
+    grid, points = GRID + np.float32([0, 0, 0, 0, 0.1]), [Point(X0HAT, k) for k in range(4)]
+    plan = trajectory_plan(step_masks(grid), points)
+    found = run_plan(velocity, X_INIT, grid, LEVELS, plan, lambda k: jnp.zeros_like(X_INIT))
+    for k in range(4):
+        x = np.asarray(found.latents[k])
+        x0hat = found.completions[plan.sources_of(X0HAT)[k]]
+        np.testing.assert_allclose(x0hat, x - grid[k] * (2 * x + grid[k]), rtol=1e-5, atol=1e-6)
+
+
+def test_states_that_share_a_completion_are_known_by_the_last_of_them():
+    masks = StepMasks(np.array([0, 0, 1, 1], bool), np.array([0, 0, 1, 1], bool))
+    plan = trajectory_plan(masks, state_points(range(5)))
+    assert plan.sources_of() == (0, 0, 0, 1, 2) and plan.states == (2, 3, 4)
+    some = trajectory_plan(masks, state_points([0, 1, 3]))
+    assert some.sources_of() == (0, 0, -1, 1, 2) and some.states == (1, 3, 4)
+
+
+def test_the_steps_that_a_plan_trains_are_those_of_its_trained_transitions():
+    masks = StepMasks(np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool))
+    assert trajectory_plan(masks).trained_steps == (False, True, True, False)
+    assert branch_plan().trained_steps == (True, True, False, False)
+    branches = branch_plan()
+    first = branches.transitions._replace(trained=(True, False))
+    assert branches._replace(transitions=first).trained_steps == (True, False, False, False)
 
 
 def test_a_trajectory_plan_is_refused_points_it_does_not_have():

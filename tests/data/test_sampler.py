@@ -36,6 +36,11 @@ def test_the_order_is_the_one_that_earlier_runs_had():
     )
 
 
+def test_a_step_may_show_the_whole_set():
+    steps = [prompts_for_step('abc', 3, step, seed=0) for step in range(4)]
+    assert all(sorted(step) == list('abc') for step in steps) and len({*map(tuple, steps)}) > 1
+
+
 def test_errors_name_the_numbers():
     with pytest.raises(ValueError, match='11 prompts per step: expected 1 to 10'):
         prompts_for_step(range(10), 11, 0, 0)

@@ -155,3 +155,58 @@ def test_a_batch_is_scored_while_the_next_is_sampled_and_the_device_never_waits(
         for state in range(STATES)
     ]
     np.testing.assert_array_equal(values['pixel'], expected)
+
+
+class Rollout:
+    """Notes what each batch is sampled with, and answers pictures that tell prompt and state."""
+
+    def __init__(self, group):
+        self.group, self.given = group, []
+
+    def __call__(self, params, policy, conditioning, negative, key, places, noise_levels):
+        texts = np.asarray(conditioning['context'])[:, 0].tolist()
+        self.given.append((params, policy, texts, negative, key, places.tolist(), noise_levels))
+        pixel = np.repeat(np.uint8(texts), self.group) + 100 * np.arange(STATES)[:, None]
+        images = np.broadcast_to(pixel[..., None, None, None], (*pixel.shape, 8, 8, 3))
+        return len(self.given), jnp.asarray(images, jnp.uint8), jnp.ones(pixel.shape, bool)
+
+
+class OfPrompt(Pixel):
+    """A picture's score is its pixel, less the number that its prompt names."""
+
+    def __init__(self):
+        pass
+
+    def __call__(self, images, prompts, metadata):
+        values = images[:, 0, 0, 0] - np.array(prompts, np.float32)
+        return Scores({'pixel': values}, np.ones(len(images), bool))
+
+
+def numbered():
+    """A session whose conditioning is the number that the prompt names."""
+    own = session()
+    own.params, own.negative = 'the base', 'of the empty prompt'
+    own.conditioning = lambda texts: {'context': np.array([[int(t)] for t in texts], np.float32)}
+    return own
+
+
+def test_every_batch_is_sampled_with_what_belongs_to_it():
+    prompts, places = [Prompt(str(7 + i)) for i in range(4)], [20, 3, 5, 11]
+    rollouts, key, levels = {2: Rollout(2), 3: Rollout(3)}, np.zeros(2, np.uint32), np.zeros(1)
+    with Scorer(OfPrompt(), 1) as scorer:
+        collector = Collector(numbered(), scorer, group=99, prompts_per_batch=4)
+        given = dict(sizes=[2, 2, 3, 3], places=places, batch=2)
+        made, pending, conditioning, group_ids = collector.sample(
+            rollouts, 'a policy', prompts, key, levels, **given
+        )
+        values, _ = collector.scores(pending, 10)
+    assert made == [1, 1]  # one batch of each size
+    of_batch = lambda i: ([7.0 + i, 8.0 + i], places[i : i + 2])
+    for size, i in ((2, 0), (3, 2)):
+        (found,) = rollouts[size].given
+        texts, there = of_batch(i)
+        assert found == ('the base', 'a policy', texts, 'of the empty prompt', key, there, levels)
+    np.testing.assert_array_equal(conditioning['context'][:, 0], [7, 8, 9, 10])
+    np.testing.assert_array_equal(group_ids, [0, 0, 1, 1, 2, 2, 2, 3, 3, 3])
+    # each picture is scored for the prompt that it shows, in both states
+    np.testing.assert_array_equal(values['pixel'], [[0] * 10, [100] * 10])

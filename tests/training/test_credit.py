@@ -56,13 +56,15 @@ def scores():
     }
 
 
-def credit(combine, total, *single, weights=WEIGHTS, sampled=None, ids=GROUPS, **changes):
+def credit(
+    combine, total, *single, weights=WEIGHTS, sampled=None, ids=GROUPS, valid=None, **changes
+):
     config = default_config()
     config.rollout.update(steps=3, prompts=P, group=G, prompts_per_batch=P)
     config.credit.update(combine=combine, std_eps=0.0, clip=100.0, **changes)
     sampled = sampled or rollout()
     batch, metrics = make_credit(config, schedule_of(sampled), weights=weights)(
-        [sampled], total, np.ones(total.shape, bool), ids, *single
+        [sampled], total, np.ones(total.shape, bool) if valid is None else valid, ids, *single
     )
     return np.asarray(batch.advantage[OUTCOME]).reshape(2, P * G), metrics
 
@@ -127,6 +129,20 @@ def test_gae(decay):
     found, metrics = credit('sum', values, rule='gae', gae_lambda=decay)
     np.testing.assert_allclose(found, advantages(gains), atol=2e-4)
     np.testing.assert_allclose(metrics['gain'], [*gains.mean(1), np.nan], atol=1e-6)
+
+
+def test_metrics_leave_out_a_sample_whose_first_state_has_no_reward():
+    """The reward of its final image counts for nothing either, here the best of its group."""
+    total = scores()['a']
+    valid, total[-1, 2] = np.ones(total.shape, bool), 9.0
+    valid[0, 2] = False
+    _, metrics = credit('sum', total, valid=valid)
+    kept = np.delete(total, 2, axis=1)
+    np.testing.assert_allclose(metrics['reward'], kept[-1].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics['gain'][:2], np.diff(kept, axis=0).mean(1), rtol=1e-5)
+    best = (kept[-1, : G - 1].max() + kept[-1, G - 1 :].max()) / 2
+    np.testing.assert_allclose(metrics['reward_group_best'], best, rtol=1e-6)
+    assert metrics['valid_share'] == 7 / 8
 
 
 def test_groups_may_have_different_sizes():

@@ -60,6 +60,9 @@ old = lambda outputs, batch: towards_average({**outputs, EMA: outputs['old']}, b
 followed = Loss(old, needs=('old',), follows={'old': follow})
 blown_up = lambda outputs, batch: loss_sums(jnp.inf * outputs[POLICY].mean.sum((1, 2)), batch.mask)
 broken = Loss(blown_up, follows={'old': follow})
+late = lambda outputs, batch: loss_sums(
+    jnp.where(batch.prompt_id < 2, 1.0, jnp.inf) * outputs[POLICY].mean.sum((1, 2)), batch.mask)
+broken_late = Loss(late, follows={'old': follow})
 groups = Loss(of_groups, groups=True)
 sums = Loss(lambda outputs, batch: batch.mask.sum())
 share = lambda outputs, batch: loss_sums(batch.weight, batch.mask)._replace(sums={'share': 1.0})
@@ -185,6 +188,17 @@ def test_an_update_that_is_not_finite_leaves_every_role():
     np.testing.assert_array_equal(new.policy['a'], START)
     for role in ('ema', 'old'):
         np.testing.assert_array_equal(new.roles[role]['a'], ema)
+
+
+def test_of_two_updates_the_one_that_is_not_finite_is_left_out():
+    """The second, of the later prompts: the followers follow the first."""
+    ema = 3 * START
+    changes = {'loss.kind': 'own_loss:broken_late', 'optim.updates': 2}
+    _, *_, new, metrics = one_iteration(ema=ema, **changes)
+    assert not metrics['finite'] and new.skipped == 1 and not np.isfinite(metrics['grad_norm'])
+    moved = np.asarray(new.policy['a'])
+    assert np.isfinite(moved).all() and np.abs(moved - START).max() > 1e-3
+    np.testing.assert_allclose(new.roles['old']['a'], ema / 4 + 3 / 4 * moved, rtol=1e-5)
 
 
 def test_groups_stay_whole():
