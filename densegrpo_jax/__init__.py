@@ -3,6 +3,12 @@
 """
 
 import importlib
+import sys
+
+from densegrpo_jax.runtime import entry
+
+if sys.argv[:1] == ['-m']:  # perhaps a command of this package
+    entry.begin(__name__)
 
 __version__ = '0.2.0'
 

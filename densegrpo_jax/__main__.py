@@ -1,6 +1,6 @@
 """One command for all: `densegrpo train ...`, the same as `python -m densegrpo_jax.main ...`.
 
-Every command has its own module; this one finds it and passes the arguments on. It imports nothing
+Every command has its own module; this one finds it and passes the arguments on. It imports little
 else, so that `densegrpo --help` answers at once.
 """
 
@@ -9,6 +9,7 @@ import runpy
 import sys
 
 from densegrpo_jax import __version__
+from densegrpo_jax.runtime import entry
 
 # Command -> its module in this package, and its purpose.
 COMMANDS = {
@@ -46,6 +47,7 @@ def main() -> None:
     """Runs the command that the first argument names. Exits with its status; 2 for an unknown
     command.
     """
+    entry.begin_command()
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ('', [])
     if name in ('--help', '-h', 'help'):
         print(usage())

@@ -48,7 +48,7 @@ def main(flag) -> int:
     result = plan_search(*how) if flag.search else plan(*how)
     print(search.table(result) if flag.search else table(result))
     if out:
-        out.write_text(json.dumps(result, indent=2) + '\n')
+        out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
     return 0 if result['fits'] else 1
 
 

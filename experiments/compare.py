@@ -72,11 +72,11 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
     page = [
         f'# {key}: ' + ' against '.join(values),
         f'    {command}',
-        *([notes.read_text().strip()] if notes.exists() else []),
+        *([notes.read_text(encoding='utf-8').strip()] if notes.exists() else []),
         '![curves](curves.png)',
         table(head, lines),
     ]
-    (out / 'README.md').write_text('\n\n'.join(page) + '\n')
+    (out / 'README.md').write_text('\n\n'.join(page) + '\n', encoding='utf-8')
 
 
 def main(flag, extra: Sequence[str]) -> int:

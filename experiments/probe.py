@@ -40,7 +40,7 @@ _DRAW = {
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
     """A CSV with all columns of the rows."""
-    with open(path, 'w', newline='') as file:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         table.writeheader()
         table.writerows(rows)

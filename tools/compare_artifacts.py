@@ -223,7 +223,7 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
     reader = ocp.PyTreeCheckpointer()
     tree = reader.metadata(folder / 'state').item_metadata.tree
     args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in tree}
-    document = json.loads((folder / 'meta' / 'metadata').read_text())
+    document = json.loads((folder / 'meta' / 'metadata').read_text(encoding='utf-8'))
     return reader.restore(folder / 'state', restore_args=args), document
 
 
@@ -298,10 +298,13 @@ class Comparison:
     def _file(self, where: str, a: pathlib.Path, b: pathlib.Path) -> None:
         tolerance, kind = self._tolerance, a.suffix
         if kind == '.json':
-            values = (json.loads(p.read_text()) for p in (a, b))
+            values = (json.loads(p.read_text(encoding='utf-8')) for p in (a, b))
             self.add(compare_json(where, *values, tolerance, self._renames))
         elif kind == '.jsonl':
-            rows = [[json.loads(line) for line in p.read_text().splitlines()] for p in (a, b)]
+            rows = [
+                [json.loads(line) for line in p.read_text(encoding='utf-8').splitlines()]
+                for p in (a, b)
+            ]
             self.counts['rows'] += len(rows[0])
             self.add(compare_rows(where, *rows, tolerance, self._renames))
         elif kind == '.npz':
@@ -318,5 +321,9 @@ class Comparison:
             self.add(compare_pixels(where, *(np.asarray(Image.open(p)) for p in (a, b)), tolerance))
         else:
             self.add(
-                compare_text(where, *(p.read_text(errors='replace') for p in (a, b)), tolerance)
+                compare_text(
+                    where,
+                    *(p.read_text(errors='replace', encoding='utf-8') for p in (a, b)),
+                    tolerance,
+                )
             )

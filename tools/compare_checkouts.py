@@ -39,6 +39,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # also if run as a script
+from densegrpo_jax.runtime import entry  # noqa: E402
 from tools.compare_artifacts import Comparison, Difference  # noqa: E402
 from tools.compare_cases import CASES, SMALL, TIMED, Case  # noqa: E402
 
@@ -229,7 +230,7 @@ def timed_run(checkout: Checkout, workdir: pathlib.Path, iterations: int) -> dic
     line = checkout.command(case, 'main', ['--workdir={case}'], {'case': workdir}, base={})
     began, first, metrics = time.monotonic(), None, workdir / 'metrics.jsonl'
     log = workdir.with_suffix('.log')
-    with open(log, 'w') as file:
+    with open(log, 'w', encoding='utf-8') as file:
         process = subprocess.Popen(
             line, cwd=checkout.folder, env=checkout.environment(case.fast),
             stdin=subprocess.DEVNULL, stdout=file, stderr=file,
@@ -242,9 +243,9 @@ def timed_run(checkout: Checkout, workdir: pathlib.Path, iterations: int) -> dic
         finally:
             process.kill()
     if process.returncode or first is None:
-        said = ' | '.join(log.read_text().strip().splitlines()[-4:])
+        said = ' | '.join(log.read_text(encoding='utf-8').strip().splitlines()[-4:])
         raise Failed(f'{checkout.side}: ended with status {process.returncode}: {said}')
-    rows = [json.loads(row) for row in metrics.read_text().splitlines()]
+    rows = [json.loads(row) for row in metrics.read_text(encoding='utf-8').splitlines()]
     later = [row['seconds/iteration'] for row in rows if row['step'] > 1]
     return {'first_update': first, 'iteration': statistics.median(later)}
 
@@ -391,7 +392,7 @@ def main(argv: Sequence[str]) -> int:
         def save(kind: str, found: dict) -> None:
             if options.out:
                 document = json.dumps({**report, kind: found}, indent=2)
-                pathlib.Path(options.out).write_text(document + '\n')
+                pathlib.Path(options.out).write_text(document + '\n', encoding='utf-8')
 
         if not options.seconds:
             found = compare(checkouts, scratch, options, lambda cases: save('cases', cases))
@@ -407,4 +408,5 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == '__main__':
     os.environ['JAX_PLATFORMS'] = 'cpu'  # orbax imports jax to read checkpoints,
     logging.getLogger('absl').setLevel(logging.ERROR)  # and warns of files that it does not need
-    sys.exit(main(sys.argv[1:]))
+    with entry.interruptible():  # worktrees are removed
+        sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from densegrpo_jax.config.flag_types import define_whole, refuse
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
-from densegrpo_jax.runtime import console, paths
+from densegrpo_jax.runtime import console, entry, paths
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # the errors that such arguments raise, wherever they are found
@@ -53,7 +53,8 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
                     f'unexpected arguments {argv[1:]}; settings are given as --config.key=value'
                 )
             console.start()
-            sys.exit(main(flags.FLAGS, argv[1:]) if extra else main(flags.FLAGS))
+            with entry.interruptible():
+                sys.exit(main(flags.FLAGS, argv[1:]) if extra else main(flags.FLAGS))
         except UNUSABLE_ERRORS as error:
             _refuse(error)
 

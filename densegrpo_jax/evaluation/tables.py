@@ -40,13 +40,13 @@ def write(
         for policy, result in policies.items():
             result.save_sheet(out / f'{prefix}{policy.replace(" ", "_").replace("/", "_")}.png')
         side_by_side(out / f'{prefix}side_by_side.png', policies)
-    (out / 'summary.md').write_text('\n\n'.join(pages) + '\n')
+    (out / 'summary.md').write_text('\n\n'.join(pages) + '\n', encoding='utf-8')
 
 
 def write_csv(path: pathlib.Path, prompts: PromptSet, policies: dict[str, Evaluation]) -> None:
     """A row per policy and prompt: every score, 'nan' where there is none."""
     names = list(next(iter(policies.values())).scores)
-    with open(path, 'w', newline='') as file:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
         lines = csv.writer(file)
         lines.writerow(['policy', 'index', 'prompt', *names])
         for policy, result in policies.items():

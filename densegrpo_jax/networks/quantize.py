@@ -12,14 +12,19 @@ do not change. The product dequantises one block's matrix at a time, again in th
 runs in the network's own dtype.
 """
 
+from __future__ import annotations
+
 import functools
 import re
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax.traverse_util import flatten_dict
+
+if TYPE_CHECKING:
+    import qwix  # two seconds of import, for a base that is quantised
 
 FORMATS = ('int8', 'nf4')
 NF4_BLOCK = 64  # inputs per scale
@@ -33,6 +38,8 @@ def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
 
     Raises ValueError for an unknown format, or if nf4's blocks do not divide the inputs.
     """
+    import qwix
+
     if form not in FORMATS:
         raise ValueError(f'quantize={form!r}: expected one of {FORMATS}')
     ndim, inputs = kernel.ndim, kernel.shape[-2]
@@ -55,6 +62,8 @@ def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
 
 def dequantize(kernel: qwix.QArray, dtype: Any) -> jax.Array:
     """[..., in, out] in `dtype`; the scale is applied in float32."""
+    import qwix
+
     return qwix.dequantize(kernel.astype(jnp.float32)).astype(dtype)
 
 
@@ -68,7 +77,13 @@ def matmul(x: jax.Array, kernel: jax.Array | qwix.QArray) -> jax.Array:
     quantised kernel is frozen.
 
     The dequantised matrix is not kept for the backward pass: it would undo the saving."""
-    return _product(x, kernel) if isinstance(kernel, qwix.QArray) else x @ kernel.astype(x.dtype)
+    return _product(x, kernel) if _is_quantised(kernel) else x @ kernel.astype(x.dtype)
+
+
+def _is_quantised(kernel) -> bool:
+    """Whether it is a QArray: then somebody has imported qwix."""
+    library = sys.modules.get('qwix')
+    return library is not None and isinstance(kernel, library.QArray)
 
 
 def quantizes(path: str, ndim: int) -> bool:

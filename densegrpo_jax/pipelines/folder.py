@@ -22,7 +22,7 @@ from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import check_vocabulary, load_tokenizers
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.hub import find_folder
-from densegrpo_jax.runtime.reading import read_json
+from densegrpo_jax.runtime.reading import missing, read_json
 
 PIPELINES: dict[str, type[Pipeline]] = {
     cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)
@@ -53,14 +53,10 @@ def resolve_folder(name: str) -> pathlib.Path:
     Raises:
       FileNotFoundError: neither exists; the message says what to do.
     """
-    folder = (
-        BUILTIN / name.removeprefix('builtin:')
-        if name.startswith('builtin:')
-        else pathlib.Path(name).expanduser()
-    )
-    if folder.is_dir():
-        return folder
     if name.startswith('builtin:'):
+        folder = BUILTIN / name.removeprefix('builtin:')
+        if folder.is_dir():
+            return folder
         shipped = (
             sorted(p.name for p in BUILTIN.iterdir() if p.is_dir()) if BUILTIN.is_dir() else []
         )
@@ -157,9 +153,7 @@ def _source(
     if name == 'transformer' and transformer_file:
         source = pathlib.Path(transformer_file).expanduser()
         if not source.is_file():
-            raise FileNotFoundError(
-                f'model.transformer_file={str(transformer_file)!r} does not exist'
-            )
+            raise missing(source, f'model.transformer_file={str(transformer_file)!r}')
         options['layout'] = pipeline.original_layout
     return source, options
 
@@ -277,4 +271,4 @@ def save_pipeline(
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + '\n')
+    path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')

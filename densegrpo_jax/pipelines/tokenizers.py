@@ -11,6 +11,7 @@ spelled to the model letter by letter.
 
 import argparse
 import collections
+import importlib.util
 import itertools
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
 CLIP_LENGTH, T5_LENGTH = 24, 16
 # Texts with few and with many distinct letters: a tokenizer must tell them apart.
 TRIED = ('a cat', 'two dogs', 'NEON 3')
+PIECES = 'spiece.model'  # SentencePiece's file of a vocabulary
 SPACE = '\u2581'  # the mark that SentencePiece puts in front of a word
 
 
@@ -60,6 +62,12 @@ def open_tokenizer(kind: type, path: Path):
     Raises:
       ValueError: it does not open, or cannot tell texts apart.
     """
+    there = {file for file in ('tokenizer.json', PIECES) if (path / file).is_file()}
+    if there == {PIECES} and importlib.util.find_spec('sentencepiece') is None:
+        raise ValueError(
+            f'{path} has its vocabulary in {PIECES} alone, which transformers reads with another '
+            'package: pip install sentencepiece; or put the tokenizer.json of the model beside it'
+        )
     try:
         tokenizer = kind.from_pretrained(str(path), local_files_only=True)
         ids = {tuple(tokenizer(text).input_ids) for text in TRIED}
@@ -73,8 +81,8 @@ def open_tokenizer(kind: type, path: Path):
     if len(ids) < len(TRIED) or len(known) < len(TRIED):
         raise ValueError(
             f'{path} gives different texts the same tokens: the files of its vocabulary '
-            '(tokenizer.json, or vocab.json and merges.txt, or spiece.model) are missing or not '
-            'its own'
+            f'(tokenizer.json, or vocab.json and merges.txt, or {PIECES}) are missing or not its '
+            'own'
         )
     return tokenizer
 

@@ -73,7 +73,7 @@ def only_writer(folder: pathlib.Path, hosts: Hosts):
 def lock(folder: pathlib.Path):
     """FOLDER/lock, open; no other process has it until the file is closed. See `only_writer`."""
     here, began = socket.gethostname(), time.monotonic()
-    file = open(folder / LOCK, 'a+')  # noqa: SIM115 (closing it gives the lock back)
+    file = open(folder / LOCK, 'a+', encoding='utf-8')  # noqa: SIM115 (closing it gives the lock back)
     waits = False
     while True:
         try:

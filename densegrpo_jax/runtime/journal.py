@@ -37,7 +37,7 @@ class Journal:
     def append(self, row: Mapping) -> None:
         """Adds an object of finite numbers."""
         text = json.dumps(row, allow_nan=False)
-        with open(self._path, 'a') as file:
+        with open(self._path, 'a', encoding='utf-8') as file:
             file.write(text + '\n')
         self.rows.append(json.loads(text))
 

@@ -34,7 +34,7 @@ def read_text(path: str | pathlib.Path, what: str = '') -> str:
     """
     path, name = pathlib.Path(path), f'{what} {path}'.strip()
     if not path.exists():
-        raise _missing(path, name)
+        raise missing(path, name)
     data = path.read_bytes()
     encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), 'utf-8')
     try:
@@ -93,7 +93,7 @@ def read_json(
     """
     path = pathlib.Path(path)
     if not path.exists():
-        raise _missing(path, str(path), holds)
+        raise missing(path, str(path), holds)
     return parse_json(read_text(path), str(path), kind)
 
 
@@ -109,10 +109,18 @@ def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, 
             yield number, parse_json(line, f'{path}:{number}')
 
 
-def _missing(path: pathlib.Path, name: str, holds: str = '') -> FileNotFoundError:
-    found = f'{name} does not exist'
-    if path.is_symlink():
-        found = f'{name} is a link to {path.readlink()}, which does not exist'
+def missing(path: pathlib.Path, name: str, holds: str = '') -> FileNotFoundError:
+    """The error for a file that is not there.
+
+    Args:
+      name: of the file, for the message. holds: what was expected.
+    """
+    if path.is_dir():
+        found = f'{name} is a folder, where a file is needed'
+    elif path.is_symlink():
+        found = f'{name} is a link to {path.readlink()}, which does not exist: fetch it again'
+    else:
+        found = f'{name} does not exist'
     return FileNotFoundError(found + (f'; expected {holds}' if holds else ''))
 
 

@@ -178,7 +178,7 @@ def export(
             metadata={'densegrpo_step': str(step), 'base_model': config.model.path},
         )
     (out / 'README.md').write_text(
-        model_card(config, pipeline, workdir, out, layout, filename, step)
+        model_card(config, pipeline, workdir, out, layout, filename, step), encoding='utf-8'
     )
-    (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+    (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n', encoding='utf-8')
     return out / filename

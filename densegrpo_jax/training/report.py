@@ -222,7 +222,10 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    ]
     key = 'train/reward' if name == 'total' else f'train/reward_{name}'
     train = [(row['step'], row[key]) for row in rows if key in row]
     step, mean, error = (np.array(column, float) for column in zip(*evaluations))

@@ -85,14 +85,15 @@ def write(
                 *sections,
             ]
         )
-        + '\n'
+        + '\n',
+        encoding='utf-8',
     )
     return [path, *made]
 
 
 def _introduction(out: pathlib.Path, records: Records) -> str:
     note = out / 'notes.md'
-    text = [note.read_text().strip()] if note.exists() else []
+    text = [note.read_text(encoding='utf-8').strip()] if note.exists() else []
     if records.runs:
         runs = list(records.runs.values())
         each = lambda field: ', '.join(sorted({str(run[field]) for run in runs}))
@@ -179,7 +180,7 @@ def _row(variant: str, runs: Sequence[Sequence[Mapping]]) -> list[str]:
 def _notes(out: pathlib.Path, name: str) -> str:
     """The hand-written notes on a figure."""
     path = out / f'notes_{name}.md'
-    return f'\n\n{path.read_text().strip()}' if path.exists() else ''
+    return f'\n\n{path.read_text(encoding="utf-8").strip()}' if path.exists() else ''
 
 
 def _command(name: str) -> str:

@@ -44,7 +44,7 @@ def read(out: pathlib.Path) -> dict[str, Section]:
         if not path.exists():
             sections[name] = Section(*measure[:3], NOT_RUN, '')
             continue
-        with open(path, newline='') as file:
+        with open(path, newline='', encoding='utf-8') as file:
             rows = list(csv.DictReader(file))
         shown = table(
             list(measure.columns),

@@ -59,9 +59,9 @@ class Records:
         records = cls()
         if not (folder / 'runs.csv').exists():
             return records
-        with open(folder / 'runs.csv', newline='') as file:
+        with open(folder / 'runs.csv', newline='', encoding='utf-8') as file:
             records.runs = {(row['variant'], row['seed']): row for row in csv.DictReader(file)}
-        with open(folder / 'evaluations.csv', newline='') as file:
+        with open(folder / 'evaluations.csv', newline='', encoding='utf-8') as file:
             for row in csv.DictReader(file):
                 row = renamed('curve', row)
                 numbers = {name: float(row[name]) for name in EVALUATION[2:]}
@@ -91,8 +91,8 @@ class Records:
           ValueError: its base configuration differs from that of the runs already here.
         """
         run, summary = (
-            json.loads((workdir / RUN_FILE).read_text()),
-            json.loads((workdir / 'summary.json').read_text()),
+            json.loads((workdir / RUN_FILE).read_text(encoding='utf-8')),
+            json.loads((workdir / 'summary.json').read_text(encoding='utf-8')),
         )
         others = {row['base'] for row in self.runs.values()} - {run['base']}
         if others:
@@ -133,7 +133,7 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
         {'train/nfe': 0.0, 'train/seconds': 0.0},
         {'train/kl': [], 'train/reward': []},
     )
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding='utf-8').splitlines():
         row = renamed('metrics', json.loads(line))
         spent |= {name: row[name] for name in spent if name in row}
         for name, values in since.items():

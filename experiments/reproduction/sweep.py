@@ -62,7 +62,10 @@ class Run:
         run_file = self.folder / RUN_FILE
         if not (run_file.exists() and (self.folder / 'summary.json').exists()):
             return False
-        before, now = json.loads(run_file.read_text())['command'], ' '.join(self.command)
+        before, now = (
+            json.loads(run_file.read_text(encoding='utf-8'))['command'],
+            ' '.join(self.command),
+        )
         return learned(before.split(' ')) == learned(now.split(' '))
 
 
@@ -165,7 +168,7 @@ def watch(
       log: its output is appended here.
       env: variables to set unless the environment has them already.
     """
-    with open(log, 'a') as file:
+    with open(log, 'a', encoding='utf-8') as file:
         # A separate session: Ctrl-C reaches this process only, which passes it on once.
         process = subprocess.Popen(
             [sys.executable, *command[1:]],

@@ -49,7 +49,7 @@ def write(out: pathlib.Path, records: Records, facts: str) -> list[pathlib.Path]
     pictures = [_draw(out / f'{name}.png', records, name) for name in tasks]
     text = [
         '# What a search buys',
-        *([notes.read_text().strip()] if notes.exists() else []),
+        *([notes.read_text(encoding='utf-8').strip()] if notes.exists() else []),
         'Each method spends a budget of network evaluations (NFE) on each prompt. The score is '
         'that of the best image, chosen by what was searched for. Intervals are over prompts, and '
         'differences are between the same prompts. A claim holds where the 95 % intervals by '
@@ -61,7 +61,7 @@ def write(out: pathlib.Path, records: Records, facts: str) -> list[pathlib.Path]
         *(part for name in tasks for part in _task(records, name)),
         *_training(records),
     ]
-    path.write_text('\n\n'.join(text) + '\n')
+    path.write_text('\n\n'.join(text) + '\n', encoding='utf-8')
     return [path, *pictures]
 
 

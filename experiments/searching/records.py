@@ -41,7 +41,7 @@ class Records:
         """The results that `save` wrote to `folder`; empty if there are none."""
         records, path = cls(), folder / RECORDS
         if path.exists():
-            for row in csv.DictReader(path.read_text().splitlines()):
+            for row in csv.DictReader(path.read_text(encoding='utf-8').splitlines()):
                 row = renamed('search result', row)
                 row = {k: v if k in TEXT else float(v or 'nan') for k, v in row.items()}
                 case = Case(row['task'], row['policy'], row['method'], int(row['budget']))
@@ -52,7 +52,7 @@ class Records:
         """Reads a finished case from its folder (`search.record`), replacing earlier rows."""
         metric, unseen = TASKS[case.task].metric, next(iter(TASKS[case.task].panel))
         rows = []
-        for line in (folder / FILE).read_text().splitlines():
+        for line in (folder / FILE).read_text(encoding='utf-8').splitlines():
             found = renamed('search result', json.loads(line))
             if 'prompt' not in found:
                 continue

@@ -174,6 +174,15 @@ MODELS = [
     (model(TOKENS, '{'), MODEL, 'tokenizer'),
     (model(TOKENS), MODEL, 'tokenizer'),
     (without('tokenizer_2'), MODEL, 'tokenizer_2'),
+    (
+        both(model('tokenizer_2/tokenizer.json'), write('model/tokenizer_2/spiece.model')),
+        MODEL,
+        'pip install sentencepiece',
+    ),
+    # links of Hugging Face's cache to files that are gone
+    (both(model(WEIGHTS), link(f'model/{WEIGHTS}', 'blobs/1')), MODEL, f'{WEIGHTS} is a link to'),
+    (both(model(TOKENS), link(f'model/{TOKENS}', 'blobs/1')), MODEL, 'Delete the link and fetch'),
+    (both(model(INDEX), link(f'model/{INDEX}', 'blobs/1')), MODEL, f'{INDEX} is a link to'),
     (without('vae'), MODEL, 'vae'),
     (
         both(model('x', ''), write('model/model_index.json.bak')),

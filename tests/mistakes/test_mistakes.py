@@ -1,7 +1,8 @@
 """Mistakes in what is typed, written or found, over all commands: a line that names the thing and
-what was expected, status 2, no traceback, before any work. `forks.py` runs them.
+what was expected, status 2, no traceback, before any work. `forks.py` runs most of them.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mistakes import found, typed  # noqa: E402
+from mistakes import found, shell, typed  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTHING = lambda folder: None
@@ -37,6 +38,12 @@ def module(command):
     """The module of a command, as in `python -m MODULE`."""
     known = command.startswith(('experiments.', 'tools.'))
     return command if known else f'densegrpo_jax.{command}'
+
+
+# name -> case of a process of its own
+PROCESSES = {f'{" ".join(case[1])} {i}': case for i, case in enumerate(shell.QUICK)}
+assert len(PROCESSES) >= 30
+SLOW = {f'{" ".join(case[1])} {i}': case for i, case in enumerate(shell.SLOW)}
 
 
 @pytest.fixture(scope='module')
@@ -64,13 +71,64 @@ def ended(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize('name', CASES)
-def test_a_mistake_is_named(name, ended):
-    _, arguments, words = CASES[name]
-    status, output = ended[name]
+def check(arguments, words, status, output):
+    """Asserts that a command has refused its arguments as it should."""
     said = [line for line in output.splitlines() if line.startswith('error: ')]
     assert 'Traceback' not in output and status == 2, f'{arguments}: status {status}\n{output}'
     assert len(said) == 1 and words in said[0], f'{arguments}: expected {words!r} in\n{output}'
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_mistake_is_named(name, ended):
+    _, arguments, words = CASES[name]
+    check(arguments, words, *ended[name])
+
+
+def start(name, case, place):
+    """The process of a case of `shell`."""
+    make, (command, *arguments), environment, _ = case
+    folder = place / str(abs(hash(name)))
+    folder.mkdir()
+    make(folder)
+    return subprocess.Popen(
+        [sys.executable, '-m', command, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+    )
+
+
+@pytest.fixture(scope='module')
+def ended_processes(tmp_path_factory):
+    """Name -> (exit status, output); two run at a time."""
+    place = tmp_path_factory.mktemp('processes')
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+        def run(item):
+            process = start(*item, place)
+            output, _ = process.communicate(timeout=120)
+            return process.returncode, output
+
+        return dict(zip(PROCESSES, pool.map(run, PROCESSES.items())))
+
+
+@pytest.mark.parametrize('name', PROCESSES)
+def test_a_mistake_is_named_by_a_process_of_its_own(name, ended_processes):
+    _, arguments, _, words = PROCESSES[name]
+    check(arguments, words, *ended_processes[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SLOW)
+def test_a_process_of_every_command_names_a_mistake(name, tmp_path):
+    _, arguments, _, words = SLOW[name]
+    process = start(name, SLOW[name], tmp_path)
+    output, _ = process.communicate(timeout=120)
+    check(arguments, words, process.returncode, output)
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu', 'banana'])

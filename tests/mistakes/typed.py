@@ -64,7 +64,7 @@ KEYS = [
     ('model.attention=flash', "model.attention='flash': expected"),
     ('model.t5_length=0', 'model.t5_length=0: expected'),
     ('model.path=nowhere', "model.path='nowhere' is not a folder"),
-    ('model.path=', 'model_index.json does not exist'),
+    ('model.path=', "model.path='' is not a folder"),
     ('model.transformer_file=nowhere.safetensors', "'nowhere.safetensors' does not exist"),
     ('lora.init_from=nowhere.safetensors', 'nowhere.safetensors does not exist'),
     ('mesh.fsdp=3', 'config.mesh (data=-1, fsdp=3, tensor=1): the given sizes multiply to 3'),
@@ -166,6 +166,7 @@ FLAGS = [
 
 EXPERIMENT = ['--workdir=w', '--out=o']
 CLAIMS = '--config=claims_ocr'
+PRETRAIN = ['tools.pretrain', '--config=tiny_pretrain', '--workdir=w']
 TOOLS = [
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=credit.rule'], 'expected key=value'),
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=credit.role=a'], "did you mean 'rule'"),
@@ -178,4 +179,6 @@ TOOLS = [
     (['experiments.probe', CLAIMS, '--workdir=w', '--prompts=0'], 'a whole number from 1 to'),
     (['experiments.probe', CLAIMS, '--workdir=w', '--measure=beauty'], 'beauty'),
     (['experiments.search', '--workdir=w', '--prompts=1'], '1 is not integer >= 2'),
+    ([*PRETRAIN, "--config.flow_fonts=('Comic',)"], "flow_fonts: 'Comic' is not known; choose"),
+    ([*PRETRAIN, '--config.flow_fonts=()'], 'flow_fonts=(): expected one or more of'),
 ]

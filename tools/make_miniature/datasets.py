@@ -36,6 +36,8 @@ class Dataset(NamedTuple):
 
 def words(config) -> Dataset:
     """Signs that show a word (render.py); the flow sees only `config.flow_fonts`."""
+    render.check_fonts(render.FONTS, 'the fonts of the miniature')
+    render.check_fonts(config.flow_fonts, 'flow_fonts')
     draw = lambda fonts: (
         lambda *key: render.training_batch(
             *key, height=config.height, width=config.width, fonts=fonts

@@ -4,6 +4,7 @@ look per scene.
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,14 +153,29 @@ def font_folder() -> Path:
     return Path(spec.origin).parent / 'mpl-data' / 'fonts' / 'ttf'
 
 
+def check_fonts(names: Sequence[str], where: str) -> None:
+    """Raises ValueError or FileNotFoundError if a font is not one of `FONTS`, or cannot be opened.
+
+    where: what names them, for messages.
+    """
+    if isinstance(names, str) or not names:
+        raise ValueError(f'{where}={names!r}: expected one or more of {", ".join(FONTS)}')
+    for name in names:
+        if name not in FONTS:
+            raise ValueError(f'{where}: {name!r} is not known; choose from {", ".join(FONTS)}')
+        _font(name, MIN_SIZE)
+
+
 @functools.cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     path = font_folder() / f'{name}.ttf'
-    if not path.is_file():
+    try:
+        return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+    except OSError as error:
+        found = f'is no font ({error})' if path.is_file() else 'does not exist'
         raise FileNotFoundError(
-            f'font file {path} does not exist; pip install --force-reinstall matplotlib'
-        )
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+            f'font file {path} {found}; pip install --force-reinstall matplotlib'
+        ) from None
 
 
 def glyph_mask(word: str, font: str, size: int, width: int, height: int) -> np.ndarray:

@@ -147,7 +147,7 @@ def save_weights(
             'weight_map': {entry[0]: name for name, shard in zip(names, shards) for entry in shard},
         }
         written.append(folder / f'{filename}.index.json')
-        written[-1].write_text(json.dumps(index, indent=2) + '\n')
+        written[-1].write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
     for old in [
         folder / filename,
         folder / f'{filename}.index.json',

@@ -1,5 +1,6 @@
 """Model folders by name: a local folder, or a Hugging Face repository, downloaded or cached."""
 
+import fnmatch
 import pathlib
 from collections.abc import Sequence
 
@@ -21,11 +22,12 @@ def find_folder(
       files, ignored: glob patterns of files to download, and of files to skip.
 
     Raises:
-      FileNotFoundError: neither exists, or the repository cannot be read; the message says what to
-        do.
+      FileNotFoundError: neither exists, the repository cannot be read, or one of the `files` is a
+        link to nothing; the message says what to do.
     """
     folder = pathlib.Path(name).expanduser()
     if name and folder.is_dir():
+        _check_links(folder, files, ignored)
         return folder
     if name.count('/') != 1 or name.startswith(('.', '/', '~')):
         raise FileNotFoundError(
@@ -36,7 +38,7 @@ def find_folder(
     from huggingface_hub import errors
 
     try:
-        return pathlib.Path(
+        folder = pathlib.Path(
             huggingface_hub.snapshot_download(
                 name, allow_patterns=list(files), ignore_patterns=list(ignored)
             )
@@ -69,3 +71,21 @@ def find_folder(
             f'machine with network (accept the licence on its page, `hf auth login`, `hf download '
             f'{name} --local-dir DIR`) and pass --config.{option}=DIR, {holds}'
         ) from None
+    _check_links(folder, files, ignored)
+    return folder
+
+
+def _check_links(folder: pathlib.Path, files: Sequence[str], ignored: Sequence[str]) -> None:
+    """Raises FileNotFoundError if a file is a link to nothing: Hugging Face's cache has links to
+    its `blobs`, which tools that free disk space remove.
+    """
+    matches = lambda name, patterns: any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    for path in sorted((*folder.iterdir(), *folder.glob('*/*'))):
+        name = path.relative_to(folder).as_posix()
+        broken = path.is_symlink() and not path.exists()
+        if broken and matches(name, files) and not matches(name, ignored):
+            raise FileNotFoundError(
+                f'{path} is a link to {path.readlink()}, which does not exist: the file was '
+                'removed from the cache, or its disk is absent. Delete the link and fetch the file '
+                f'again (`hf download REPOSITORY {name}`)'
+            )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from densegrpo_jax.runtime.reading import parse_json, read_json, shown
+from densegrpo_jax.runtime.reading import missing, parse_json, read_json, shown
 
 PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
 FILENAME = 'pytorch_lora_weights.safetensors'  # the file that `load_lora_weights` looks for
@@ -146,9 +146,11 @@ def _file(path: pathlib.Path) -> pathlib.Path:
             raise ValueError(f'{path} holds {FILENAME} and {PEFT_FILENAME}: name one of them')
         path = there[0] if there else path / FILENAME
     if not path.is_file():
-        raise FileNotFoundError(
-            f'{path} does not exist; expected a safetensors file with LoRA keys, or a folder with '
-            f'{FILENAME} (Diffusers) or {PEFT_FILENAME} (PEFT)'
+        raise missing(
+            path,
+            str(path),
+            f'a safetensors file with LoRA keys, or a folder with {FILENAME} (Diffusers) or '
+            f'{PEFT_FILENAME} (PEFT)',
         )
     return path
 
