@@ -13,6 +13,9 @@ cannot be used, or another run writes to the work directory; 130 stopped by Ctrl
 unreachable for the reward's `give_up_s`: the run itself is intact, so a supervisor may restart it,
 and it waits for the servers anew. In that case, and if a reward fails in another way (1), the last
 completed update is saved.
+
+A key of the command line that the method does not read is refused, as `--config.credit.gae_lambda`
+with another rule than 'gae'; --unread=warn is for scripts that give one key to several methods.
 """
 
 from __future__ import annotations
@@ -21,20 +24,29 @@ import math
 
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_main
 from densegrpo_jax.config.flag_types import define_real
+from densegrpo_jax.config.unread import refuse_unread
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.run import run
+
+REFUSE, WARN = 'refuse', 'warn'
 
 
 def main(flag) -> int:
     config = flag.config
     rollout, optim = config.rollout, config.optim
     batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
-    status, summary = execute(
-        flag, batch, lambda workdir, mesh, stop: run(config, workdir, mesh, stop)
-    )
+
+    def work(workdir, mesh, stop):
+        if flag.unread == REFUSE:
+            validate(config)
+            refuse_unread(config, given_keys())
+        return run(config, workdir, mesh, stop)
+
+    status, summary = execute(flag, batch, work)
     if status != FINISHED:
         return status
     gain = summary['after']['mean'] - summary['before']['mean']
@@ -52,5 +64,7 @@ if __name__ == '__main__':
     define_run_flags()
     least = 'Exit with status 1 unless the evaluation score rose by more than this.'
     define_real('require_gain', None, least)
+    what = 'What happens to keys of the command line that the method does not read.'
+    flags.DEFINE_enum('unread', REFUSE, [REFUSE, WARN], what)
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

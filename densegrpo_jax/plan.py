@@ -29,8 +29,10 @@ import json
 import jax
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_config, run_main
+from densegrpo_jax.config.command_line import define_config, given_keys, run_main
 from densegrpo_jax.config.flag_types import define_output, define_real
+from densegrpo_jax.config.unread import refuse_unread
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.plan import plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
@@ -44,6 +46,9 @@ def main(flag) -> int:
     if not topology.can_compile:
         logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
         jax.config.update('jax_num_cpu_devices', topology.count)
+    if not flag.search:
+        validate(flag.config)
+        refuse_unread(flag.config, given_keys())
     how = (flag.config, topology, flag.utilisation, flag.quick)
     result = plan_search(*how) if flag.search else plan(*how)
     print(search.table(result) if flag.search else table(result))

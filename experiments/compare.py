@@ -26,12 +26,13 @@ from absl import app, flags, logging
 
 from densegrpo_jax.config.command_line import check_key, define_folder, define_seeds, load, run_main
 from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.config.unread import unread
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records
-from experiments.reproduction.sweep import Run, base_digest, learned, run_all
+from experiments.reproduction.sweep import Run, base_digest, configured, learned, run_all
 
 METHOD = 'method'  # as a key of --vary: the recipe's variant of that name
 
@@ -107,6 +108,7 @@ def main(flag, extra: Sequence[str]) -> int:
             load(f'{flag.config}:method={value}')
     else:
         check_key(load(flag.config), key, f'--vary={flag.vary}')
+        _check_read(flag, key, values, extra)
     base, records = base_digest(flag.config, extra), Records.load(out)
     if others := {row['base'] for row in records.runs.values()} - {base}:
         raise ValueError(
@@ -130,6 +132,19 @@ def main(flag, extra: Sequence[str]) -> int:
     write(records, key, values, out, command)
     logging.info('made %s', ', '.join(str(p) for p in sorted(out.iterdir())))
     return status
+
+
+def _check_read(flag, key: str, values: Sequence[str], extra: Sequence[str]) -> None:
+    """Raises ValueError if no run reads the key that they differ in: all would be equal."""
+    reasons = []
+    for value in values:
+        config = configured(flag.config, [*extra, f'--config.{key}={value}'])
+        try:
+            reasons.append([str(found) for found in unread(config) if found.key == key])
+        except ValueError:  # a part that does not exist: its run says so
+            return
+    if all(reasons):
+        raise ValueError(f'--vary={flag.vary}: the runs would be equal. {reasons[0][0]}')
 
 
 def _recorded(records: Records, run: Run) -> bool:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from densegrpo_jax.config.moving_keys import BUDGET, HEEDED, MOVING, SILENT_BESIDE, budget_sizes
-from densegrpo_jax.config.plan_keys import PLAN
+from densegrpo_jax.config.moving_keys import SILENT_BESIDE, budget_sizes
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
 from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
-
-# Keys of `plan` that every shape heeds.
-COMMON = ('kind', 'active', 'seeds')
-
 
 # Losses that compare the samples of a prompt with each other, transition by transition.
 _COMPARE = ('list', 'list_trajectory', 'pair')
@@ -36,34 +31,6 @@ class Refusal(NamedTuple):
 
     found: Callable[[Any, Parts], bool]
     message: Callable[[Any, Parts], str]
-
-
-def _idle(c, p: Parts) -> list[str]:
-    """Keys of `plan` that are set and that the shape does not heed."""
-    heeded = {*COMMON, *p.shape.options}
-    same = lambda name: PLAN[name].default in (c.plan[name], _tuple(c.plan[name]))
-    return [name for name in PLAN if name not in heeded and not same(name)]
-
-
-def _idle_moving(c) -> list[str]:
-    """Keys of `moving` and `budget` that are set and that the choices do not heed."""
-    heeded = {*HEEDED[c.moving.steps], 'steps', *(('stay_least',) if _linear(c) else ())}
-    idle = [
-        f'moving.{name}'
-        for name, key in MOVING.items()
-        if name not in heeded and c.moving[name] != key.default
-    ]
-    budget = [] if c.budget.by != 'none' else ['ratio', 'warmup', 'relative']
-    budget += ['relative'] if c.budget.by == 'random' else []
-    return idle + [f'budget.{n}' for n in budget if c.budget[n] != BUDGET[n].default]
-
-
-def _linear(c) -> bool:
-    return c.moving.steps == 'window' and c.moving.stay_rule == 'linear'
-
-
-def _tuple(value):
-    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _shared(c) -> int:
@@ -97,15 +64,10 @@ TABLE: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
-        lambda c, p: bool(_idle_moving(c)),
         lambda c, p: (
-            f'{_idle_moving(c)[0]} is set, and moving.steps={c.moving.steps!r} with budget.by='
-            f'{c.budget.by!r} does not heed it: leave it at its default, or choose another '
-            'moving.steps or budget.by'
+            (c.moving.steps, c.moving.stay_rule) == ('window', 'linear')
+            and c.moving.stay_least > c.moving.stay
         ),
-    ),
-    Refusal(
-        lambda c, p: c.moving.stay_rule == 'linear' and c.moving.stay_least > c.moving.stay,
         lambda c, p: (
             f'moving.stay_least={c.moving.stay_least} iterations at the last place are more than '
             f'moving.stay={c.moving.stay} at the first: use at most {c.moving.stay}'
@@ -222,14 +184,6 @@ TABLE: tuple[Refusal, ...] = (
         lambda c, p: (
             f'optim.share_states=True: with plan.kind={c.plan.kind!r} and loss.kind='
             f'{c.loss.kind!r} samples do not lie beside each other with one state; use False'
-        ),
-    ),
-    Refusal(
-        lambda c, p: bool(_idle(c, p)),
-        lambda c, p: (
-            f'plan.{_idle(c, p)[0]}={c.plan[_idle(c, p)[0]]!r}: plan.kind={c.plan.kind!r} has no '
-            'such option; use plan.kind='
-            + ' or '.join(repr(n) for n, k in PLAN_KINDS.items() if _idle(c, p)[0] in k.options)
         ),
     ),
     Refusal(

@@ -149,6 +149,11 @@ def define_process_flags() -> None:
     define_whole('heartbeat', HEARTBEAT_SECONDS, dead, 1, 86_400)
 
 
+def given_keys() -> set[str]:
+    """The keys that the command line sets, after the flags were parsed."""
+    return {*config_flags.get_override_values(flags.FLAGS['config'])}
+
+
 def load(argument: str) -> ConfigDict:
     """The configuration of --config=RECIPE[:VARIANT], not locked.
 

@@ -23,7 +23,7 @@ from densegrpo_jax.runtime.named import code_digest, imported
 Part = TypeVar('Part')
 
 # Options of the shipped credit rules whose key in the group `credit` has another name.
-_CREDIT_KEYS = {'window': 'coca_window', 'alpha': 'coca_alpha'}
+CREDIT_KEYS = {'window': 'coca_window', 'alpha': 'coca_alpha'}
 
 
 def credit_rule_of(config) -> CreditRule:
@@ -41,7 +41,7 @@ def credit_options(config) -> dict[str, Any]:
     """
     c = config.credit
     shipped = c.rule in CREDIT_RULES
-    renamed = {name: c[key] for name, key in _CREDIT_KEYS.items()} if shipped else {}
+    renamed = {name: c[key] for name, key in CREDIT_KEYS.items()} if shipped else {}
     given = {**c, **renamed}
     return _options(f'credit.rule={c.rule!r}', credit_rule_of(config).options, given)
 
@@ -159,11 +159,6 @@ def check_method(config) -> None:
             "loss.kl_form='flow_grpo' divides by the noise level of the sde kernel; with "
             f"rollout.kernel={r.kernel!r} use 'gaussian'"
         )
-    if loss is LOSSES['guard'] and r.log_prob != 'gaussian':
-        raise ValueError(
-            f"loss.kind='guard' has a ratio of its own and does not read rollout.log_prob="
-            f"{r.log_prob!r}: use 'gaussian'"
-        )
     if loss in (LOSSES['list'], LOSSES['list_trajectory']) and r.log_prob != 'gaussian':
         raise ValueError(
             f'loss.kind={config.loss.kind!r} takes a softmax over log-densities, and '
@@ -186,21 +181,6 @@ def check_method(config) -> None:
             f'loss.kind={config.loss.kind!r} trains on clean samples, which have one reward each, '
             f'and credit.rule={config.credit.rule!r} gives every transition its own: use '
             "credit.rule='sparse'"
-        )
-    if loss.batch != CLEAN and config.loss.draws != 1:
-        raise ValueError(
-            f'loss.draws={config.loss.draws} noises of a clean sample, and loss.kind='
-            f'{config.loss.kind!r} trains on transitions: use loss.draws=1'
-        )
-    if loss.batch == CLEAN and config.loss.step_decay != 1:
-        raise ValueError(
-            f'loss.step_decay={config.loss.step_decay} weighs transitions, and loss.kind='
-            f'{config.loss.kind!r} trains on clean samples: use loss.step_decay=1'
-        )
-    if loss.batch == CLEAN and config.loss.noise_power:
-        raise ValueError(
-            f'loss.noise_power={config.loss.noise_power} weighs transitions, and loss.kind='
-            f'{config.loss.kind!r} trains on clean samples: use loss.noise_power=0'
         )
     check_combinations(config, Parts(kernel, rule, loss, plan_kind_of(config)))
 

@@ -8,15 +8,16 @@ from densegrpo_jax.core.moving_steps import STAY_RULES
 # The transitions beside the chosen ones: deterministic, or noisy and not trained.
 ENTROPY = 'entropy'
 SILENT_BESIDE = ('window', 'random_window', 'random', ENTROPY)
-# The keys that each choice heeds, except stay_least of a linear stay.
+# The keys that each choice reads.
 HEEDED = {
     'none': (),
-    'window': ('width', 'stay', 'stay_rule'),
-    'random_window': ('width',),
-    'random': ('width',),
-    ENTROPY: ('width', 'smooth'),
-    'subset': ('fraction',),
+    'window': ('moving.width', 'moving.stay', 'moving.stay_rule', 'moving.stay_least'),
+    'random_window': ('moving.width',),
+    'random': ('moving.width',),
+    ENTROPY: ('moving.width', 'moving.smooth'),
+    'subset': ('moving.fraction',),
 }
+STAY_HEEDED = {rule: ('moving.stay_least',) if rule == 'linear' else () for rule in STAY_RULES}
 CHOICES = ('none', *SILENT_BESIDE, 'subset')
 
 MOVING: dict[str, Key] = {
@@ -48,7 +49,11 @@ MOVING: dict[str, Key] = {
     'fraction': number(0.6, "'subset': part of the transitions, rounded down.", 0, 1, above=True),
 }
 
-BUDGET_BY = ('none', ENTROPY, 'random')
+BUDGET_HEEDED = {
+    'none': (),
+    ENTROPY: ('budget.ratio', 'budget.warmup', 'budget.relative'),
+    'random': ('budget.ratio', 'budget.warmup'),
+}
 
 BUDGET: dict[str, Key] = {
     'by': choice(
@@ -57,7 +62,7 @@ BUDGET: dict[str, Key] = {
         'larger ones go by '
         "'entropy' to prompts on which the policy's attention has moved most from the base model's "
         "(AEGPO, reconstructed), by 'random' to any (the control).",
-        BUDGET_BY,
+        BUDGET_HEEDED,
     ),
     'ratio': positive(
         2.0, 'The larger group over the smaller one: at rollout.group=12, 2 is 16 to 8.'

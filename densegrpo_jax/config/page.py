@@ -26,6 +26,10 @@ Each key has a kind. *{SCIENCE}* decides the results, *{MACHINE}* only speed, me
 science is the same; devices, batches and names may differ. Keys marked with * may also differ when
 a run continues: they say when it ends or what else is measured, or are compared by their effect,
 like the noise table.
+
+A key of the command line that the chosen loss, credit rule, plan or kernel does not read is
+refused; one that the recipe sets is said at the start of the run. A method takes options of the
+parts that it replaces back to their defaults.
 """
 
 VARIANTS = """## Variants

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS, apply_method
+from densegrpo_jax.config.unread import reset_unread
 
 
 class Variant(NamedTuple):
@@ -59,6 +60,7 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
     variant = parse(text)
     if variant.method is not None:
         apply_method(config, variant.method)
+        reset_unread(config)  # options of the parts that the method has replaced
     if (count := variant.devices or devices) is not None:
         fit(config, count, samples=samples, transitions=transitions)
     elif config.loss.kind != 'grpo' or config.moving.steps != 'none':

@@ -12,6 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import loss_of
+from densegrpo_jax.config.unread import unread
 from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import LOSSES
@@ -197,6 +198,10 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     for line in lines:
         logging.info('%s', line)
     elements = math.prod(pipeline.latent_shape(m.height, m.width))
-    warnings = too_much(need, mesh.local_devices[0], config.full), near_rounding(config, elements)
+    warnings = (
+        too_much(need, mesh.local_devices[0], config.full),
+        near_rounding(config, elements),
+        *map(str, unread(config)),
+    )
     for warning in filter(None, warnings):
         logging.warning('%s', warning)

@@ -4,6 +4,7 @@ folder.
 
 from __future__ import annotations
 
+import ast
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -17,12 +18,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from absl import logging
+from absl import flags, logging
+from ml_collections import ConfigDict
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.key import SCIENCE
-from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
@@ -73,8 +75,12 @@ def learned(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command without keys that do not affect learning: those of the machine and
     of the display.
     """
-    key = lambda argument: re.match(r'--(?:no)?config\.([^=]*)|', argument)[1] or ''
-    return [a for a in arguments if identity.kind_of(key(a)) in (SCIENCE, None)]
+    return [a for a in arguments if identity.kind_of(_key(a)) in (SCIENCE, None)]
+
+
+def _key(argument: str) -> str:
+    """The key of the configuration that an argument sets; '' if it sets none."""
+    return re.match(r'--(?:no)?config\.([^=]*)|', argument)[1] or ''
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:
@@ -88,6 +94,33 @@ def base_digest(config: str, extra: Sequence[str]) -> str:
     given = sorted(a for a in learned(extra) if a.startswith(('--config.', '--noconfig.')))
     name = pathlib.Path(config.partition(':')[0]).stem
     return f'{name}-{hashlib.sha256(chr(0).join(changed + given).encode()).hexdigest()[:8]}'
+
+
+def configured(config: str, arguments: Sequence[str]) -> ConfigDict:
+    """The configuration of a run that is given these arguments, of which only keys of the table
+    count.
+
+    Raises:
+      ValueError: a value does not have the type of its key.
+    """
+    found = load(config)
+    for argument in arguments:
+        key, text = _key(argument), argument.partition('=')[2]
+        if key not in KEYS or isinstance(KEYS[key].default, Mapping):
+            continue
+        try:
+            value = _value(text or str(not argument.startswith('--no')), KEYS[key].default)
+            found.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError, SyntaxError) as error:
+            raise ValueError(f'{argument}: expected {KEYS[key].expected} ({error})') from None
+    return found
+
+
+def _value(text: str, default: object) -> object:
+    """A flag's text as a value of the default's type."""
+    if isinstance(default, bool):
+        return flags.BooleanParser().parse(text)
+    return ast.literal_eval(text) if isinstance(default, tuple) else type(default)(text)
 
 
 def run_all(
@@ -152,6 +185,7 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
     # Several processes can share a device's memory only if none preallocates most of it.
     env = {} if jobs == 1 else {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
     places = [f'--workdir={run.folder}', f'--config.text_cache={run.text_cache}']
+    places.append('--unread=warn')  # `extra` is for all variants, some of which may not read it
     return watch([*run.command, *places], run.folder / 'log.txt', stop, env)
 
 

@@ -20,7 +20,6 @@ CASES = [
     ({'credit.rule': 'branch'}, "use credit.rule='sparse' or .*, or plan.kind='branch'"),
     ({**BRANCH, 'credit.rule': 'coca_to_go'}, "credit.rule='coca_to_go' reads"),
     ({**BRANCH, 'loss.kind': 'winners'}, "use credit.rule='sparse'"),
-    ({'plan.strides': (1, 2)}, r"plan.strides=\(1, 2\): .* use plan.kind='branch'"),
     (
         {'plan.kind': 'tree', 'rollout.shared_noise': True},
         "scores the finished images alone, .*'dense' reads states on the way: use .*'sparse'",
@@ -31,8 +30,6 @@ CASES = [
         "loss.kind='winners' trains on clean samples: use plan.kind='trajectory'",
     ),
     ({'optim.share_states': True}, 'do not lie beside each other with one state; use False'),
-    ({'plan.splits': (0, 2)}, "plan.splits=.*use plan.kind='tree'"),
-    ({'plan.merge_tau': 2.0}, "plan.merge_tau=2.0: plan.kind='trajectory' has no such option"),
     ({**BRANCH, 'rollout.shared_noise': False}, 'use rollout.shared_noise=True'),
     ({'plan.seeds': 2}, 'use rollout.shared_noise=True, or plan.seeds=1'),
     (
@@ -62,12 +59,6 @@ CASES = [
         r'rollout.prompts=8 is not a multiple of 2 \* .*=16',
     ),
     ({'budget.by': 'random', 'budget.ratio': 20.0}, 'groups of 1 and 23 samples; .* nearer to 1'),
-    ({'moving.steps': 'subset', 'moving.width': 3}, r"moving\.width is set, and .*'subset'"),
-    ({'moving.steps': 'window', 'moving.fraction': 0.5}, r'moving\.fraction is set'),
-    ({'moving.steps': 'random_window', 'moving.stay': 3}, r'moving\.stay is set'),
-    ({'moving.steps': 'window', 'moving.stay_least': 3}, r'moving\.stay_least is set'),
-    ({'budget.warmup': 3}, r"budget\.warmup is set, and .* budget.by='none' does not heed it"),
-    ({'budget.by': 'random', 'budget.relative': True}, r'budget\.relative is set'),
     (
         {'moving.steps': 'window', 'moving.stay_rule': 'linear', 'moving.stay_least': 30},
         'moving.stay_least=30 .* use at most 25',

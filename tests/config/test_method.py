@@ -103,10 +103,6 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             "credit.rule='own_method:lacking' has the option 'horizon', which no key",
         ),
         (
-            {'loss__kind': 'guard', 'rollout__log_prob': 'unscaled'},
-            "loss.kind='guard' has a ratio of its own .* use 'gaussian'",
-        ),
-        (
             {'loss__kind': 'list', 'rollout__log_prob': 'unscaled'},
             "loss.kind='list' takes a softmax over log-densities.* use 'gaussian'",
         ),
@@ -116,8 +112,6 @@ NOT_THERE = "there is no module 'nowhere' on the import path"
             {**NFT, 'rollout__kernel': 'ode', 'noise__calibrate': True},
             "rollout.kernel='ode' adds no noise: use noise.calibrate=False",
         ),
-        ({'loss__draws': 2}, "loss.kind='grpo' trains on transitions: use loss.draws=1"),
-        ({**NFT, 'loss__step_decay': 0.9}, 'weighs transitions.* use loss.step_decay=1'),
         ({**NFT, 'credit__rule': 'dense'}, "use credit.rule='sparse'"),
         (
             {'rollout__noise': 'own_method:angles'},

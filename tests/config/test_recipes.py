@@ -13,6 +13,7 @@ from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.schema import KEYS, default_config
+from densegrpo_jax.config.unread import unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.rewards.build import build_reward
@@ -96,7 +97,9 @@ def test_every_method_goes_with_every_recipe(name, method):
     changed = {key for key, *_ in differing(tree(plain), tree(config))}
     loss = loss_of(config)
     fitted = {'optim.microbatch'} if loss.groups or config.moving.steps != 'none' else set()
-    assert changed <= {*METHODS[method].overrides, 'label'} | fitted
+    of_other_parts = {key for key in changed if dotted(tree(config))[key] == KEYS[key].default}
+    assert changed <= {*METHODS[method].overrides, 'label'} | fitted | of_other_parts
+    assert not unread(config)
     for of in (config, load(name, f'method={method}')):
         assert not loss.groups or of.optim.microbatch % of.rollout.group == 0
         samples = of.rollout.prompts * of.rollout.group // of.optim.updates
@@ -116,8 +119,7 @@ RECIPE_DECIDES = {
     'guard': {'loss.kl_form'},
     'lire': NOISE | {'loss.kl_form'},
     'sdpo': NOISE | {'loss.kl_form'},
-    'nft': {'rollout.level', 'loss.kl_form'},
-    'winners': NOISE | {'loss.kl_form', 'credit.std'},
+    'winners': NOISE | {'credit.std'},
     'd2_align': {'rollout.level'},
     'gae': NOISE | KL | {'credit.std'},
 }

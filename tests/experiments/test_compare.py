@@ -111,3 +111,13 @@ def test_results_of_another_base_are_refused_before_anything_runs(tmp_path, run)
     with pytest.raises(ValueError, match='has results of the base configuration some-.*give anoth'):
         run('credit.rule=sparse', '0')
     assert not (tmp_path / 'work' / 'sparse').exists()
+
+
+def test_a_key_that_no_run_reads_is_refused_before_anything_runs(tmp_path, run):
+    with pytest.raises(ValueError, match="would be equal. credit.gae_lambda=0.2 .* choose 'gae'"):
+        run('credit.gae_lambda=0.2,0.8', '0')
+    with pytest.raises(
+        ValueError, match='--config.loss.beta=high: expected a finite number at least 0'
+    ):
+        run('loss.beta=high', '0')
+    assert not (tmp_path / 'work').exists()

@@ -24,7 +24,7 @@ from experiments.reproduction import page
 from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.figures import FIGURES, VARIANTS, select
 from experiments.reproduction.records import Records, read_evaluations
-from experiments.reproduction.sweep import Run, base_digest, run_all
+from experiments.reproduction.sweep import Run, base_digest, configured, run_all
 from tests.experiments.conftest import FACTS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -304,3 +304,22 @@ def test_evaluations_are_read_with_their_costs(tmp_path):
     assert (last['updates'], last['nfe'], last['seconds'], last['score']) == (2, 20.0, 2.0, 0.6)
     assert (last['kl'], last['reward']) == (2.0, pytest.approx(0.3))
     assert math.isnan(first['kl'])
+
+
+def test_the_configuration_of_a_run_has_its_arguments():
+    found = configured(
+        'tiny_ocr:method=dance',
+        [
+            '--config.credit.rule=gae',
+            '--config.loss.beta=0.5',
+            '--config.plan.splits=(0, 2)',
+            '--noconfig.model.scan',
+            '--config.full',
+            '--config.reward.ocr.mode=detect',  # no key of the table
+            '--cpu_devices=1',
+        ],
+    )
+    assert (found.credit.rule, found.loss.beta, found.plan.splits) == ('gae', 0.5, (0, 2))
+    assert (found.model.scan, found.full, found.moving.steps) == (False, True, 'subset')
+    with pytest.raises(ValueError, match='--config.rollout.steps=six: expected a whole number'):
+        configured('tiny_ocr', ['--config.rollout.steps=six'])

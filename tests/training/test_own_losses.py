@@ -69,7 +69,7 @@ share = lambda outputs, batch: loss_sums(batch.weight, batch.mask)._replace(sums
 telling = Loss(share)
 lacking = Loss(lambda outputs, batch, *, horizon: None)
 """
-CLEAN = {'credit.rule': 'sparse', 'loss.noise_power': 0.0}
+CLEAN = {'credit.rule': 'sparse'}
 
 
 @pytest.fixture(autouse=True)
@@ -269,10 +269,6 @@ def test_microbatches_that_a_loss_can_use():
         (
             {'loss.kind': 'own_loss:regression'},
             "credit.rule='dense' gives every transition its own: use credit.rule='sparse'",
-        ),
-        (
-            {'loss.kind': 'own_loss:regression', **CLEAN, 'loss.noise_power': 1.0},
-            'loss.noise_power=1.0 weighs transitions',
         ),
     ],
 )

@@ -424,6 +424,7 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
         coordinator='',
         num_processes=0,
         process_id=-1,
+        unread='warn',
     )
     monkeypatch.setattr(main, 'run', run)
     for name in ('start_devices', 'keep_compiled'):

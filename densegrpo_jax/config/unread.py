@@ -1,0 +1,157 @@
+"""Keys that are set and that no chosen part of the method reads: one check, made from the options
+that the parts' registries declare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from densegrpo_jax.config.method import (
+    CREDIT_KEYS,
+    credit_rule_of,
+    kernel_of,
+    loss_of,
+    plan_kind_of,
+)
+from densegrpo_jax.config.moving_keys import BUDGET_HEEDED, HEEDED, STAY_HEEDED
+from densegrpo_jax.config.schema import KEYS
+from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
+from densegrpo_jax.core.dense_reward import needed_states
+from densegrpo_jax.core.kernels import KERNELS, Kernel
+from densegrpo_jax.core.losses import CLEAN, LOSSES, TRANSITIONS, Loss
+from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.options import keyword_options
+from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
+from densegrpo_jax.core.rollout_plan import STATE
+
+# Keys that all losses on a kind of batch have in common.
+_OF_BATCH = {
+    TRANSITIONS: {'loss.noise_power', 'loss.step_decay', 'loss.kl_form'},
+    CLEAN: {'loss.draws'},
+}
+_OF_NOISE = {
+    *(f'rollout.{name}' for name in ('noise', 'level', 'first', 'last', 'noisy_end', 'train_end')),
+    'noise.psi_path',
+    'noise.interpolate',
+}
+_COMPLETIONS = {'credit.completion_every', 'credit.completion_steps'}
+
+
+class Unread(NamedTuple):
+    """A key with a value other than its default, and the part that does not read it."""
+
+    key: str
+    value: object
+    part: str  # the key of the part
+    chosen: str  # its value
+    readers: tuple[str, ...]  # other values with which the key is read
+
+    def __str__(self) -> str:
+        ways = ' or '.join(map(repr, self.readers))
+        reads = 'reads' if len(self.readers) == 1 else 'read'
+        choose = f': choose {ways}, which {reads} it, or' if ways else ':'
+        default = KEYS[self.key].default
+        return (
+            f'{self.key}={self.value!r} is set, and {self.part}={self.chosen!r} does not read it'
+            f'{choose} leave {self.key} at its default {default!r}'
+        )
+
+
+def unread(config) -> list[Unread]:
+    """The keys that differ from their default and that a chosen part of the method should read and
+    does not, in the order of the table of keys.
+
+    Raises:
+      ValueError: a part does not exist.
+    """
+    found = {}
+    for part, chosen, own, reads in _parts(config):
+        alternatives = {**reads, chosen: own}
+        for key in set().union(*alternatives.values()) - {*own}:
+            if not _is_default(config, key):
+                readers = (name for name, keys in alternatives.items() if key in keys)
+                found[key] = Unread(key, _value(config, key), part, chosen, tuple(readers))
+    return [found[key] for key in KEYS if key in found]
+
+
+def refuse_unread(config, given: Collection[str]) -> None:
+    """Raises ValueError if one of the keys that a user has given is not read. Those that a shared
+    recipe sets may be, in a run that replaces one of its parts.
+    """
+    for found in unread(config):
+        if found.key in given:
+            raise ValueError(str(found))
+
+
+def reset_unread(config) -> None:
+    """Sets the keys that are not read to their defaults."""
+    config.update_from_flattened_dict({f.key: KEYS[f.key].default for f in unread(config)})
+
+
+def _parts(c) -> Iterable[tuple[str, str, Collection[str], Mapping[str, Collection[str]]]]:
+    """(key of a part, its value, the keys that it reads, those that every shipped part reads)."""
+    shipped_rule = c.credit.rule in CREDIT_RULES
+    losses = {name: _of_loss(loss) for name, loss in LOSSES.items()}
+    yield 'loss.kind', c.loss.kind, _of_loss(loss_of(c)), losses
+    rules = {name: _of_rule(rule) for name, rule in CREDIT_RULES.items()}
+    yield 'credit.rule', c.credit.rule, _of_rule(credit_rule_of(c), shipped_rule), rules
+    kinds = {name: _of_plan(kind) for name, kind in PLAN_KINDS.items()}
+    yield 'plan.kind', c.plan.kind, _of_plan(plan_kind_of(c)), kinds
+    kernels = {name: _of_kernel(kernel) for name, kernel in KERNELS.items()}
+    yield 'rollout.kernel', c.rollout.kernel, _of_kernel(kernel_of(c)), kernels
+    for part, chosen, heeded in (
+        ('moving.steps', c.moving.steps, HEEDED),
+        ('moving.stay_rule', c.moving.stay_rule, STAY_HEEDED),
+        ('budget.by', c.budget.by, BUDGET_HEEDED),
+    ):
+        if chosen in heeded:
+            yield part, chosen, heeded[chosen], heeded
+
+
+def _of_loss(loss: Loss) -> set[str]:
+    options = {*loss.options}.union(*map(keyword_options, loss.follows.values()))
+    keys = {f'loss.{name}' for name in options} & KEYS.keys()
+    # A loss of one's own may read the log-probability that the rollouts stored.
+    own = loss.batch == TRANSITIONS and loss not in LOSSES.values()
+    stored = {'rollout.log_prob'} if own or 'log_prob' in options else set()
+    return keys | _OF_BATCH[loss.batch] | stored
+
+
+def _of_rule(rule: CreditRule, shipped: bool = True) -> set[str]:
+    renamed = CREDIT_KEYS if shipped else {}
+    keys = {f'credit.{renamed.get(name, name)}' for name in rule.options} & KEYS.keys()
+    signed = {'credit.coca_signed'} if rule.shares else set()
+    return keys | signed | (_COMPLETIONS if _completes(rule) else set())
+
+
+def _completes(rule: CreditRule) -> bool:
+    """Whether a rule reads states before the last."""
+    if rule.reads != STATE:
+        return False
+    everywhere = np.ones(4, bool)
+    try:
+        return needed_states(rule, StepMasks(everywhere, everywhere)) != (len(everywhere),)
+    except Exception:  # noqa: BLE001 (somebody's code may raise anything; it is tried later)
+        return True
+
+
+def _of_plan(kind: PlanKind) -> set[str]:
+    names = (f'{group}.{name}' for group in ('plan', 'credit') for name in kind.options)
+    return {*names} & KEYS.keys()
+
+
+def _of_kernel(kernel: Kernel) -> set[str]:
+    return _OF_NOISE if kernel.noisy else set()
+
+
+def _value(config, key: str) -> object:
+    group, _, name = key.partition('.')
+    value = config[group][name]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_default(config, key: str) -> bool:
+    return _value(config, key) == KEYS[key].default
