@@ -57,6 +57,13 @@ OPTIM = {
     ),
     'updates': whole(1, 'Optimiser steps per iteration, over disjoint parts of its prompts.'),
     'microbatch': whole(24, 'Transitions per gradient accumulation step.', kind=MACHINE),
+    'rows_per_device': whole(
+        0,
+        'Rows of a microbatch that a device is known to hold, as `:devices=N` sets it; a run with '
+        'more says so. 0: not known.',
+        0,
+        kind=MACHINE,
+    ),
     'share_states': switch(
         False,
         "plan.kind='branch': an update evaluates a state once for all samples that leave it; the "

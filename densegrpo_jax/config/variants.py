@@ -89,8 +89,8 @@ def fit(config, devices: int, *, samples: int, transitions: int):
     the devices hold, so that both divide over the devices and the iteration.
 
     Args:
-      config: a complete configuration; `rollout.prompts_per_batch`, `optim.microbatch` and
-        `eval.batch` are set.
+      config: a complete configuration; `rollout.prompts_per_batch`, `optim.microbatch`,
+        `optim.rows_per_device` and `eval.batch` are set.
       devices: how many.
       samples: images that one device samples at a time.
       transitions: transitions that one device re-scores at a time.
@@ -120,6 +120,8 @@ def fit(config, devices: int, *, samples: int, transitions: int):
     r.prompts_per_batch = max(
         [p for p in whole if p * r.group <= samples * devices], default=whole[0]
     )
+    # whole groups may be more than the devices hold: then the run says so (`training.announce`)
     o.microbatch = max([m for m in parts if m <= transitions * devices], default=parts[0])
+    o.rows_per_device = transitions
     config.eval.batch = samples * devices
     return config

@@ -10,7 +10,12 @@ GIB = 2**30
 
 
 def advice(
-    config, topology: Topology, gib: Mapping[str, float], resident: float, mesh: Mapping[str, int]
+    config,
+    topology: Topology,
+    gib: Mapping[str, float],
+    resident: float,
+    mesh: Mapping[str, int],
+    together: int = 1,
 ) -> list[str]:
     """Settings that would make phases fit that do not. They are estimated by proportion, so plan
     again with them.
@@ -19,7 +24,7 @@ def advice(
 
     Args:
       gib: phase -> GiB of a device while it runs. resident: bytes that are always in memory.
-      mesh: axis -> size.
+      mesh: axis -> size. together: rows that stay in one microbatch.
     """
     lines, limit, r, fsdp, shards = (
         [],
@@ -56,12 +61,20 @@ def advice(
             'evaluation': ('eval.batch', config.eval.batch, 1),
         }[name]
         room = max(limit - resident / GIB, 0.0) / max(need - resident / GIB, 1e-9)
-        possible = [d for d in range(1, size) if size % d == 0 and d * each % shards == 0]
+        whole = together if name == 'update' else 1
+        possible = [
+            d for d in range(whole, size, whole) if size % d == 0 and d * each % shards == 0
+        ]
         smaller = max(
             [d for d in possible if d <= 0.9 * room * size], default=min(possible, default=size)
         )
         if smaller < size:
             lines.append(f'{name}: config.{key}={smaller} instead of {size}')
+        elif name == 'update' and whole > 1:
+            lines.append(
+                f'update: config.optim.microbatch={size} holds one whole group, as loss.kind='
+                f'{config.loss.kind!r} needs: more devices, or a smaller config.rollout.group'
+            )
         if name == 'update' and config.model.remat != 'full':
             lines.append("update: config.model.remat='full' instead of " + repr(config.model.remat))
         if config.model.attention == 'xla':

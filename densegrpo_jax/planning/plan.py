@@ -25,7 +25,7 @@ from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
-from densegrpo_jax.training.learner import check_geometry
+from densegrpo_jax.training.learner import check_geometry, rows_together
 
 HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
 
@@ -143,7 +143,10 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
         'collective_seconds': moving,
         'iterations': config.iterations,
         'chip_hours': [hours(max(seconds, moving)), hours(seconds + moving)],
-        'advice': advice(config, topology, gib, resident, mesh.shape),
+        'advice': advice(
+            config, topology, gib, resident, mesh.shape, rows_together(config, schedule)
+        ),
+        'warnings': [*filter(None, [announce.crowded(config, batch_shards(mesh))])],
     }
 
 
@@ -189,5 +192,6 @@ def table(result: dict) -> str:
         f'{r["iterations"]} iterations: {low:.0f} to {high:.0f} chip-hours',
         'it fits' if r['fits'] else 'IT DOES NOT FIT; try:',
         *(f'  {line}' for line in r['advice']),
+        *r['warnings'],
     ]
     return '\n'.join(lines)

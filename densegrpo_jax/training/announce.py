@@ -18,6 +18,7 @@ from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
@@ -107,6 +108,28 @@ def near_rounding(config, elements: int) -> str:
         f'{config.model.dtype} they are rounded by up to {rounding:g}: train/list_logit_max of the '
         f'first updates is this rounding; if it is not far below 1, use '
         f'loss.list_temperature={10 * rounding:g}'
+    )
+
+
+def crowded(config, shards: int) -> str:
+    """A warning if a microbatch puts more rows on a device than it is known to hold; '' otherwise.
+    shards: devices that share a batch.
+    """
+    o, r, loss = config.optim, config.rollout, loss_of(config)
+    rows = o.microbatch / shards
+    if not 0 < o.rows_per_device < rows:
+        return ''
+    why = 'use a smaller one, or more devices'
+    if loss.groups:
+        of = ' with all their transitions' if loss.trajectories else ''
+        why = (
+            f'loss.kind={config.loss.kind!r} compares the whole groups of rollout.group={r.group} '
+            f'samples{of}, which no microbatch may split: use more devices, or a smaller group'
+        )
+    return (
+        f'optim.microbatch={o.microbatch} is {rows:g} {BATCHES[loss.batch].unit} a device, and '
+        f'optim.rows_per_device={o.rows_per_device} are known to fit; {why}. '
+        '`densegrpo_jax.plan` says what the update needs'
     )
 
 
@@ -201,6 +224,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
     warnings = (
         too_much(need, mesh.local_devices[0], config.full),
         near_rounding(config, elements),
+        crowded(config, batch_shards(mesh)),
         *map(str, unread(config)),
     )
     for warning in filter(None, warnings):

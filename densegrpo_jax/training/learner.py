@@ -277,6 +277,19 @@ def rescored_together(config) -> int:
     return beside(config) if config.optim.share_states else 1
 
 
+def rows_of_sample(config, schedule: Schedule) -> int:
+    """Rows of a sample on which an iteration's updates train."""
+    moving, kind = schedule.moving, BATCHES[loss_of(config).batch]
+    return kind.rows(config, schedule.plan) if moving is None else moving.count
+
+
+def rows_together(config, schedule: Schedule) -> int:
+    """Rows that the loss needs in one microbatch: those of whole groups, or 1."""
+    loss = loss_of(config)
+    rows = rows_of_sample(config, schedule) if loss.trajectories else 1
+    return config.rollout.group * rows if loss.groups else 1
+
+
 def one_of_each(mask: jax.Array, copies: int) -> jax.Array:
     """[M / copies] the row of each block of `copies` that stands for it: the first whose mask is
     set, as the latents of the others are 0.
@@ -300,10 +313,8 @@ def check_geometry(config, schedule: Schedule, mesh: Mesh) -> int:
     check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
     check_batch(mesh, o.microbatch, 'optim.microbatch')
     kind = BATCHES[loss.batch]
-    moving = schedule.moving
-    rows = kind.rows(config, schedule.plan) if moving is None else moving.count
+    rows, whole = rows_of_sample(config, schedule), rows_together(config, schedule)
     size = rows * r.prompts * r.group // o.updates
-    whole = r.group * (rows if loss.trajectories else 1) if loss.groups else 1
     near = sorted(
         (d for d in range(whole, size + 1, whole) if size % d == 0),
         key=lambda d: abs(d - o.microbatch),

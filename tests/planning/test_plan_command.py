@@ -132,6 +132,23 @@ def test_advice_is_what_a_plan_takes(result):
     assert advice(config, parse('h100:1'), gib, 80 * 2**30, alone)[0].endswith(': more devices')
 
 
+def test_advice_keeps_groups_whole(result):
+    """Groups of 4: two of them fit into 8 rows; one is as few as a listwise loss can have."""
+    config, v5e, shape = small(), parse('v5e:2x4'), {'data': 2, 'fsdp': 1, 'tensor': 1}
+    config.loss.kind, config.optim.microbatch = 'list', 16
+    gib = {'update': 1000.0}
+    assert advice(config, v5e, gib, 2**30, shape, 4)[0] == (
+        'update: config.optim.microbatch=4 instead of 16'
+    )
+    config.optim.microbatch = 4
+    assert advice(config, v5e, gib, 2**30, shape, 4)[0] == (
+        "update: config.optim.microbatch=4 holds one whole group, as loss.kind='list' needs: more "
+        'devices, or a smaller config.rollout.group'
+    )
+    said = 'optim.microbatch=4 is 2 transitions a device'
+    assert table({**result, 'warnings': [said]}).endswith(said) and result['warnings'] == []
+
+
 def test_operations_follow_the_configuration():
     def flops(**overrides):
         config = small()

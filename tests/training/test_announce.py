@@ -6,7 +6,7 @@ import types
 
 import jax
 
-from configs import tiny_ocr
+from configs import flux_ocr, tiny_ocr
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.state import optimiser, state_shapes
@@ -45,6 +45,26 @@ def test_more_than_the_device_has_is_said_with_what_lowers_it():
 def test_nothing_is_said_where_it_fits_or_nobody_knows():
     for stats in ({'bytes_limit': 26 * announce.GIB}, {'bytes_in_use': 1}, {}, None):
         assert announce.too_much(NEED, device(stats), full=False) == ''
+
+
+def test_more_rows_than_a_device_is_known_to_hold_are_said():
+    """FLUX with 3 rows a device: 24, a whole group, are 3 on eight devices and 6 on four."""
+    of = lambda variant: flux_ocr.get_config(variant)
+    assert announce.crowded(of('method=lire,devices=8'), 8) == ''
+    assert of('devices=4').optim.microbatch == 12 and announce.crowded(of('devices=4'), 4) == ''
+    config = of('method=lire,devices=4')
+    said = announce.crowded(config, 4)
+    assert said.startswith(
+        'optim.microbatch=24 is 6 transitions a device, and optim.rows_per_device=3 are known to '
+        "fit; loss.kind='list' compares the whole groups of rollout.group=24 samples, which no"
+    )
+    config.loss.kind = 'list_trajectory'
+    assert '24 samples with all their transitions, which no' in announce.crowded(config, 4)
+    config.loss.kind = 'nft'
+    assert '6 samples a device, and ' in announce.crowded(config, 4)
+    assert 'use a smaller one, or more devices' in announce.crowded(config, 4)
+    config.optim.rows_per_device = 0  # nobody has said so
+    assert announce.crowded(config, 4) == ''
 
 
 def test_a_temperature_near_the_rounding_of_log_ratios_is_said():
