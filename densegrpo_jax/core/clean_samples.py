@@ -65,18 +65,25 @@ def clean_samples(
 
 
 def noised(samples: CleanSamples, key: Any, draws: int = 1) -> NoisedSamples:
-    """Draws a noise level s and noise for each sample. They depend on its index in the iteration,
-    not on microbatches and devices.
+    """All rows of `noised_rows`: of B samples M = draws * B, the sample the faster index. The first
+    B are those of a single draw.
+    """
+    return noised_rows(samples, jnp.arange(draws * len(samples.x0)), key)
+
+
+def noised_rows(samples: CleanSamples, rows: Int[ArrayLike, 'M'], key: Any) -> NoisedSamples:
+    """Draws a noise level s and noise for each row. They depend on its number in the iteration, not
+    on the other rows and the devices, so that a microbatch can be made where it is used.
 
     Args:
+        rows: numbers of rows; row r is of the sample r mod B.
         key: typed key [] of the iteration.
-        draws: rows per sample. The sample is the faster index of the M = draws * B rows, and the
-            first B are those of a single draw.
     """
-    samples = jax.tree.map(lambda a: jnp.concatenate([a] * draws), samples)
+    rows = jnp.asarray(rows)
+    samples = jax.tree.map(lambda a: a[rows % len(samples.x0)], samples)
     shape = samples.x0.shape[1:]
-    of_rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(samples.x0)))
-    draw = lambda sampler, i: jax.vmap(lambda k: sampler(jax.random.fold_in(k, i)))(of_rows)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
+    draw = lambda sampler, i: jax.vmap(lambda k: sampler(jax.random.fold_in(k, i)))(keys)
     s = draw(jax.random.uniform, 0)
     noise = draw(lambda k: jax.random.normal(k, shape, samples.x0.dtype), 1)
     wide = s.reshape(-1, *(1,) * len(shape))

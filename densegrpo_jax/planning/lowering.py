@@ -20,7 +20,12 @@ from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
-from densegrpo_jax.training.learner import make_credit, make_update, rescored_together
+from densegrpo_jax.training.learner import (
+    make_credit,
+    make_update,
+    rescored_together,
+    rows_of_sample,
+)
 
 
 class Phase(NamedTuple):
@@ -86,7 +91,7 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     record = jax.tree.map(
         lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
     )
-    rows = record.mask.shape[0]
+    rows = rows_of_sample(config, schedule) * r.prompts * r.group
     update = make_update(pipeline, config, tx, mesh).lower(
         state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     )

@@ -111,10 +111,12 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     state = state_shapes(pipeline, optimiser(config), follow_rules(config))
     held = announce.memory(config, pipeline, schedule, mesh, base, state)
     resident = held['weights'] + held[announce.TRAINED] + held['latents']
+    during = {'update': held[announce.RECORD]}  # an update's own arguments
     programs = phases(config, pipeline, schedule, mesh)
 
     def row(name: str) -> Row:
-        result = compiled_row(programs[name], topology, resident, utilisation, quick)
+        lasting = resident + during.get(name, 0.0)
+        result = compiled_row(programs[name], topology, lasting, utilisation, quick)
         logging.info('%s compiled in %.0f s', name, result.compile_s)
         return result
 

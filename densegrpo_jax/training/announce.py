@@ -15,7 +15,7 @@ from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.unread import unread
 from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
-from densegrpo_jax.core.losses import LOSSES
+from densegrpo_jax.core.losses import CLEAN, LOSSES
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.mesh import batch_shards
@@ -25,16 +25,19 @@ from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES
+from densegrpo_jax.training.learner import rows_of_sample
 
 GIB = 2**30
 # Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.
 LOG_RATIO_ROUNDING = {'float32': 1e-6, 'bfloat16': 1e-5}
 TRAINED = 'trained, optimiser, moving average'
+RECORD = 'latents of the update'
 LOWERED_BY = {  # part of `memory` -> keys that make it smaller
     'weights': ('mesh.fsdp', 'mesh.tensor', 'model.quantize'),
     TRAINED: ('mesh.fsdp', 'lora.rank'),
     'latents': ('rollout.prompts_per_batch', 'rollout.prompts', 'credit.completion_every'),
     'images': ('rollout.prompts_per_batch', 'credit.completion_every'),
+    RECORD: ('rollout.prompts',),
 }
 
 
@@ -42,7 +45,7 @@ def memory(
     config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state
 ) -> dict[str, float]:
     """Bytes per device of everything lasting or large: weights, adapters with optimiser and moving
-    average (EMA), rollout latents, images.
+    average (EMA), rollout latents, images, and the latents that an update trains on.
 
     Activations inside a network are not included: they depend on the compiler (and on
     `model.remat`).
@@ -61,7 +64,17 @@ def memory(
     kept = (plan.kept + states + means) * samples * row / devices
     buffer = (plan.rows + means) * batch * row / devices
     images = states * batch * m.height * m.width * 3 / devices
-    return {'weights': weights, TRAINED: trained, 'latents': kept + buffer, 'images': images}
+    if loss_of(config).batch == CLEAN:  # a microbatch at a time gets its noise
+        record = samples + 3 * config.optim.microbatch
+    else:  # both ends of every transition
+        record = (3 if means else 2) * rows_of_sample(config, schedule) * samples
+    return {
+        'weights': weights,
+        TRAINED: trained,
+        'latents': kept + buffer,
+        'images': images,
+        RECORD: record * row / devices,
+    }
 
 
 def too_much(need: dict[str, float], device: jax.Device, full: bool) -> str:

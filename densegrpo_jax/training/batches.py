@@ -16,7 +16,7 @@ from densegrpo_jax.core.clean_samples import (
     CleanSamples,
     NoisedSamples,
     clean_samples,
-    noised,
+    noised_rows,
     velocity_difference,
 )
 from densegrpo_jax.core.grpo_loss import LossSums, kl_sums
@@ -42,17 +42,19 @@ class Credited(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A kind of batch. A record has `mask` and `prompt_id` of its M rows. A sample may have several
-    rows; the sample is the faster index of M = (rows per sample) x samples.
+    """A kind of batch. A sample may have several rows; the sample is the faster index of the M =
+    (rows per sample) x samples rows.
     """
 
     unit: str  # name of a row, in the plural
     rows: Callable[[Any, RolloutPlan], int]  # (config, plan) -> per sample
-    record: Callable[[Credited], Any]  # of an iteration, rows [M, ...]
-    prepared: Callable[[Any, Any, jax.Array], Any]  # (config, record, step) -> rows for losses
-    # (config, velocity function, prepared rows) -> the network's output for them
+    record: Callable[[Credited], Any]  # of an iteration
+    rows_of: Callable[[Any, Any], Any]  # (config, record) -> rows [M, ...] with mask and prompt_id
+    # (config, record, rows of a microbatch, step) -> the batch that a loss gets
+    made: Callable[[Any, Any, Any, jax.Array], Any]
+    # (config, velocity function, batch) -> the network's output for it
     output: Callable[[Any, Callable, Any], Any]
-    # (config, the policy's output, the reference's, prepared rows) -> KL, its sum and count
+    # (config, the policy's output, the reference's, batch) -> KL, its sum and count
     kl: Callable[[Any, Any, Any, Any], tuple[jax.Array, jax.Array]]
     # (sums of the first update, of all updates) -> further metrics
     metrics: Callable[[LossSums, LossSums], Mapping[str, jax.Array]]
@@ -91,6 +93,26 @@ def _ratios(first: LossSums, sums: LossSums) -> dict[str, jax.Array]:
     }
 
 
+class SampleRows(NamedTuple):
+    """M rows of an iteration's samples before they are made. Latents come with their microbatch:
+    those of all draws may be gigabytes.
+    """
+
+    number: jax.Array  # int32 [M], see `noised_rows`
+    mask: jax.Array  # bool [M]
+    prompt_id: jax.Array  # int32 [M]
+
+
+def _sample_rows(config, record: CleanSamples) -> SampleRows:
+    number = jnp.arange(config.loss.draws * len(record.mask), dtype=jnp.int32)
+    of_sample = number % len(record.mask)
+    return SampleRows(number, record.mask[of_sample], record.prompt_id[of_sample])
+
+
+def _noised(config, record: CleanSamples, rows: SampleRows, step: jax.Array) -> NoisedSamples:
+    return noised_rows(record, rows.number, stream_key(config.seed, STREAM_UPDATE, step))
+
+
 def _clean(c: Credited) -> CleanSamples:
     first = int(np.argmax(c.rollout.plan.transitions.trained))  # a sample's are all equal
     advantages = {OUTCOME: c.advantages[first]}
@@ -109,7 +131,8 @@ BATCHES = {
         unit='transitions',
         rows=lambda config, plan: sum(plan.transitions.trained),
         record=_transitions,
-        prepared=lambda config, record, step: record,
+        rows_of=lambda config, record: record,
+        made=lambda config, record, rows, step: rows,
         output=rescore,
         kl=_kl_of_steps,
         metrics=_ratios,
@@ -118,9 +141,8 @@ BATCHES = {
         unit='samples',
         rows=lambda config, plan: config.loss.draws,
         record=_clean,
-        prepared=lambda config, record, step: noised(
-            record, stream_key(config.seed, STREAM_UPDATE, step), config.loss.draws
-        ),
+        rows_of=_sample_rows,
+        made=_noised,
         output=lambda config, velocity, batch: velocity(batch.x, batch.s),
         kl=_kl_of_velocities,
         metrics=lambda first, sums: {},
@@ -129,21 +151,21 @@ BATCHES = {
 
 
 def microbatches(
-    record: Any, samples: int, updates: int, microbatch: int, group: int | None = None
+    rows: Any, samples: int, updates: int, microbatch: int, group: int | None = None
 ) -> Any:
     """Rows [M, ...] of `samples` samples as [updates, accumulation, microbatch, ...]. The samples
     of one prompt stay in one update, and adjacent in a microbatch; with `group`, the samples of a
     prompt, all their rows follow each other too.
     """
-    rows = jax.tree.leaves(record)[0].shape[0] // samples
+    each = jax.tree.leaves(rows)[0].shape[0] // samples
 
     def split(a):
-        a = a.reshape(rows, updates, samples // updates, *a.shape[1:])
+        a = a.reshape(each, updates, samples // updates, *a.shape[1:])
         a = jnp.swapaxes(a, 0, 1)
         if group is not None:  # [updates, prompts, rows, group, ...]
-            a = a.reshape(updates, rows, -1, group, *a.shape[3:])
+            a = a.reshape(updates, each, -1, group, *a.shape[3:])
             a = jnp.swapaxes(a, 1, 2)
             return a.reshape(updates, -1, microbatch, *a.shape[4:])
         return a.reshape(updates, -1, microbatch, *a.shape[3:])
 
-    return jax.tree.map(split, record)
+    return jax.tree.map(split, rows)

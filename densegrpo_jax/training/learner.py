@@ -180,6 +180,9 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
     copies = rescored_together(config)
 
+    # [microbatch, ...], of batches that are made for their microbatch
+    of_batch = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
     def microbatch_loss(policy, others, params, conditioning, negative, batch, count):
         few = one_of_each(batch.mask, copies) if copies > 1 else None
         ids = batch.prompt_id if few is None else batch.prompt_id[few]
@@ -210,11 +213,14 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             sums = sums._replace(kl_sum=kl_sum, kl_count=kl_count)
         return (sums.policy_sum + config.loss.beta * sums.kl_sum) / count, sums
 
-    def one_update(carry, batch, others, params, conditioning, negative):
+    def one_update(carry, rows_here, made, others, params, conditioning, negative):
         policy, opt, skipped = carry
-        count = jnp.maximum(batch.mask.sum(), 1)
+        count = jnp.maximum(rows_here.mask.sum(), 1)
 
-        def accumulate(total, micro):
+        def accumulate(total, few):
+            micro = made(few)
+            if micro is not few:
+                micro = jax.lax.with_sharding_constraint(micro, of_batch)
             (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(
                 policy, others, params, conditioning, negative, micro, count
             )
@@ -222,7 +228,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 
         zeros = jax.tree.map(jnp.zeros_like, policy)
         (grads, sums), _ = jax.lax.scan(
-            accumulate, (zeros, LossSums.zeros(sums=loss.sums, maxima=loss.maxima)), batch
+            accumulate, (zeros, LossSums.zeros(sums=loss.sums, maxima=loss.maxima)), rows_here
         )
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm)
@@ -232,17 +238,18 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         return (policy, opt, skipped + ~finite), (sums, norm, finite)
 
     def update(state: TrainState, params, conditioning: Conditioning, negative, record):
-        batch = kind.prepared(config, record, state.step)
+        made = lambda few: kind.made(config, record, few, state.step)
+        all_rows = kind.rows_of(config, record)
         parts = jax.tree.map(
             lambda a: jax.lax.with_sharding_constraint(a, rows),
-            microbatches(batch, r.prompts * r.group, o.updates, o.microbatch, together),
+            microbatches(all_rows, r.prompts * r.group, o.updates, o.microbatch, together),
         )
         others = {role: state.roles[role] for role in rules}  # REF is the base itself
         text = params, conditioning, negative
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
             part = jax.tree.map(lambda a: a[u], parts)
-            carry, result = one_update(carry, part, others, *text)
+            carry, result = one_update(carry, part, made, others, *text)
             results.append(result)
         policy, opt, skipped = carry
         progressed = jnp.stack([finite for *_, finite in results]).any()

@@ -152,6 +152,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 nfe = found.nfe + report.rollout_nfe(found.rollouts, session.negative is not None)
                 progress.count(metrics['finite'], nfe, watch.seconds['iteration'])
                 progress.entropy = found.entropy
+                del found, batch  # their latents are not kept beside those of the next iteration
                 skipped = int(state.skipped)
                 reporter.iteration(step, metrics, values, valid, watch.seconds, progress, skipped)
                 progress.check(config.optim.max_bad)

@@ -103,3 +103,25 @@ def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     announce.announce(checked, state_shapes(checked.pipeline, optimiser(config)), 5, tmp_path)
     assert seen == [set(announce.LOWERED_BY)]
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']
+
+
+def test_latents_of_an_update_are_counted(tmp_path):
+    """Transitions have two ends; clean samples get their noise a microbatch at a time, whatever
+    the number of draws.
+    """
+    folder, one = miniature.random_flux(tmp_path / 'flux'), make_mesh({}, jax.devices()[:1])
+
+    def need(**changes):
+        config = make_config(folder, **changes)
+        checked = check(config, one, needs=('schedule',))
+        shapes = checked.pipeline.abstract_params()
+        state = state_shapes(checked.pipeline, optimiser(config))
+        parts = config, checked.pipeline, checked.schedule, one, shapes, state
+        return announce.memory(*parts)[announce.RECORD]
+
+    latent = 1 * 2 * 64 * 4  # one of two tokens, in float32
+    found = need(**{'loss.kind': 'grpo'})
+    assert found == 2 * 2 * 16 * latent, found  # T = 3, two of them trained
+    clean = {'loss.kind': 'nft', 'credit.rule': 'sparse', 'rollout.kernel': 'ode'}
+    for draws in (1, 10):
+        assert need(**clean, **{'loss.draws': draws}) == (16 + 3 * 16) * latent
