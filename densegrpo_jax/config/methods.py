@@ -203,7 +203,7 @@ METHODS: Mapping[str, Method] = {
         'The paper ranks answers of a language model and filters over all prompts; here every '
         'group of a prompt has its winner. With classifier-free guidance the guided velocity is '
         'fitted; `model.guidance=1` fits the plain one.',
-        'T',
+        'T; the update evaluates the winners alone (all samples with `loss.beta` above 0)',
     ),
     'stepwise': Method(
         {

@@ -33,6 +33,7 @@ class NoisedSamples(NamedTuple):
     advantage: Mapping[str, Float[Array, 'M']]
     mask: Bool[Array, 'M']
     prompt_id: Int[Array, 'M']
+    weight: Float[Array, 'M']  # of the loss, `Loss.weights`; else 1
 
 
 def clean_samples(
@@ -64,6 +65,17 @@ def clean_samples(
     )
 
 
+def best_weights(samples: CleanSamples) -> Float[Array, 'B']:
+    """n / (number of winners) for the best sample of each group, its winner, where n is the number
+    of its samples that count; 0 for the others. Those that tie for the best reward are all winners.
+    """
+    ids, count = samples.prompt_id, len(samples.mask)
+    total = lambda of: jax.ops.segment_sum(of.astype(jnp.float32), ids, count)[ids]
+    rewards = jnp.where(samples.mask, samples.reward, -jnp.inf)
+    winner = samples.mask & (rewards >= jax.ops.segment_max(rewards, ids, count)[ids])
+    return jnp.where(winner, total(samples.mask) / jnp.maximum(total(winner), 1), 0)
+
+
 def noised(samples: CleanSamples, key: Any, draws: int = 1) -> NoisedSamples:
     """All rows of `noised_rows`: of B samples M = draws * B, the sample the faster index. The first
     B are those of a single draw.
@@ -71,13 +83,19 @@ def noised(samples: CleanSamples, key: Any, draws: int = 1) -> NoisedSamples:
     return noised_rows(samples, jnp.arange(draws * len(samples.x0)), key)
 
 
-def noised_rows(samples: CleanSamples, rows: Int[ArrayLike, 'M'], key: Any) -> NoisedSamples:
+def noised_rows(
+    samples: CleanSamples,
+    rows: Int[ArrayLike, 'M'],
+    key: Any,
+    weight: Float[ArrayLike, 'M'] | None = None,
+) -> NoisedSamples:
     """Draws a noise level s and noise for each row. They depend on its number in the iteration, not
     on the other rows and the devices, so that a microbatch can be made where it is used.
 
     Args:
         rows: numbers of rows; row r is of the sample r mod B.
         key: typed key [] of the iteration.
+        weight: of the rows; None is 1.
     """
     rows = jnp.asarray(rows)
     samples = jax.tree.map(lambda a: a[rows % len(samples.x0)], samples)
@@ -88,7 +106,11 @@ def noised_rows(samples: CleanSamples, rows: Int[ArrayLike, 'M'], key: Any) -> N
     noise = draw(lambda k: jax.random.normal(k, shape, samples.x0.dtype), 1)
     wide = s.reshape(-1, *(1,) * len(shape))
     return NoisedSamples(
-        x=(1 - wide) * samples.x0 + wide * noise, s=s, noise=noise, **samples._asdict()
+        x=(1 - wide) * samples.x0 + wide * noise,
+        s=s,
+        noise=noise,
+        weight=jnp.ones(len(rows)) if weight is None else jnp.asarray(weight),
+        **samples._asdict(),
     )
 
 

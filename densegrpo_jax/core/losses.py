@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from densegrpo_jax.core.clean_samples import NoisedSamples
+from densegrpo_jax.core.clean_samples import CleanSamples, NoisedSamples, best_weights
 from densegrpo_jax.core.grpo_loss import LossSums, grpo_loss
 from densegrpo_jax.core.guard_loss import guard_loss
 from densegrpo_jax.core.list_loss import EFFECTIVE, LOGIT_MAX, list_loss
@@ -47,6 +47,9 @@ class Loss:
         follows: roles that the training state holds for this loss, by name, and how each follows
             the policy. They start equal to it.
         sampler: the role whose samples the update trains on; a role of the state.
+        weights: (CleanSamples of an iteration) -> [B] weights of its samples, `batch.weight` of
+            their rows. Rows of weight 0 are known to add nothing before they are made: the update
+            does not evaluate them, unless the KL to the reference needs them.
 
     The KL to the reference is not part of the loss: the update adds beta times it to any loss.
     """
@@ -61,12 +64,15 @@ class Loss:
     maxima: tuple[str, ...] = ()
     follows: Mapping[str, Follow] = dataclasses.field(default_factory=dict)
     sampler: str = POLICY
+    weights: Callable[[CleanSamples], Array] | None = None
 
     def __post_init__(self) -> None:
         if self.batch not in (TRANSITIONS, CLEAN):
             raise ValueError(f'batch is {self.batch!r}; expected {TRANSITIONS!r} or {CLEAN!r}')
         if self.mean_old and self.batch != TRANSITIONS:
             raise ValueError(f'mean_old is set and batch is {self.batch!r}; it is of transitions')
+        if self.weights is not None and (self.groups or self.batch != CLEAN):
+            raise ValueError('weights are of single samples (groups=False), of the batch CLEAN')
         if self.trajectories and not (self.groups and self.batch == TRANSITIONS):
             raise ValueError('trajectories are of whole groups (groups=True) of transitions')
         known = [REF, EMA, *self.follows]
@@ -172,18 +178,14 @@ def winners_loss(v: Float[Array, 'M *latent'], batch: NoisedSamples) -> LossSums
 
     Args:
         v: [M, ...] the policy's velocity at (batch.x, batch.s).
-        batch: NoisedSamples that holds whole groups. A group weighs by its number n of samples that
-            count; those that tie for its best reward share the weight.
+        batch: NoisedSamples with the weights of `best_weights`. A group weighs by its number n of
+            samples that count; those that tie for its best reward share the weight.
 
     Returns:
         LossSums; divided by the number of samples that count it is the mean above.
     """
     error = jnp.mean((v - (batch.noise - batch.x0)) ** 2, tuple(range(1, v.ndim)))
-    beside = (batch.prompt_id[:, None] == batch.prompt_id) & batch.mask  # [M, M]: in the same group
-    best = jnp.max(jnp.where(beside, batch.reward, -jnp.inf), axis=1)
-    winner = batch.mask & (batch.reward >= best)
-    weight = beside.sum(1) / jnp.maximum((beside & winner).sum(1), 1)
-    return loss_sums(jnp.where(winner, weight, 0) * error, batch.mask)
+    return loss_sums(batch.weight * error, batch.mask)
 
 
 def _nft(outputs: Mapping[str, Any], batch, *, nft_strength):
@@ -201,6 +203,8 @@ LOSSES = {
     'pair': Loss(_pair, groups=True),
     'nft': Loss(_nft, batch=CLEAN, needs=(OLD,), follows={OLD: follow_old}, sampler=OLD),
     'winners': Loss(
-        lambda outputs, batch: winners_loss(outputs[POLICY], batch), batch=CLEAN, groups=True
+        lambda outputs, batch: winners_loss(outputs[POLICY], batch),
+        batch=CLEAN,
+        weights=best_weights,
     ),
 }

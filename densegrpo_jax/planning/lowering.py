@@ -4,6 +4,7 @@ nothing and runs nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from densegrpo_jax.training.learner import (
     make_update,
     rescored_together,
     rows_of_sample,
+    skips_rows,
 )
 
 
@@ -91,13 +93,15 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     record = jax.tree.map(
         lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
     )
-    rows = rows_of_sample(config, schedule) * r.prompts * r.group
+    # Of a loss that chooses its samples, as few as an update may have: one of each group.
+    samples = r.prompts * (1 if skips_rows(config) else r.group)
+    rows = rows_of_sample(config, schedule) * samples
     update = make_update(pipeline, config, tx, mesh).lower(
         state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     )
     micro = config.optim.microbatch
     evaluated = micro // rescored_together(config)
-    one = forward(evaluated, guided=config.loss.cfg) * rows / micro
+    one = forward(evaluated, guided=config.loss.cfg) * math.ceil(rows / micro)
     # Backward: through the activations, and through the weights if they are trained; every other
     # role that is read needs its own forward pass.
     learning = one * ((3 if config.full else 2) + len(roles_read(config)))

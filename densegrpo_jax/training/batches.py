@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.config.method import kernel_of, loss_of
 from densegrpo_jax.core.clean_samples import (
     CleanSamples,
     NoisedSamples,
@@ -101,16 +101,20 @@ class SampleRows(NamedTuple):
     number: jax.Array  # int32 [M], see `noised_rows`
     mask: jax.Array  # bool [M]
     prompt_id: jax.Array  # int32 [M]
+    weight: jax.Array  # [M] `Loss.weights`, else 1
 
 
 def _sample_rows(config, record: CleanSamples) -> SampleRows:
+    weights = loss_of(config).weights
+    of_samples = jnp.ones(len(record.mask)) if weights is None else weights(record)
     number = jnp.arange(config.loss.draws * len(record.mask), dtype=jnp.int32)
-    of_sample = number % len(record.mask)
-    return SampleRows(number, record.mask[of_sample], record.prompt_id[of_sample])
+    at = number % len(record.mask)
+    return SampleRows(number, record.mask[at], record.prompt_id[at], of_samples[at])
 
 
 def _noised(config, record: CleanSamples, rows: SampleRows, step: jax.Array) -> NoisedSamples:
-    return noised_rows(record, rows.number, stream_key(config.seed, STREAM_UPDATE, step))
+    key = stream_key(config.seed, STREAM_UPDATE, step)
+    return noised_rows(record, rows.number, key, rows.weight)
 
 
 def _clean(c: Credited) -> CleanSamples:
@@ -148,6 +152,21 @@ BATCHES = {
         metrics=lambda first, sums: {},
     ),
 }
+
+
+def carrying_first(parts: SampleRows) -> SampleRows:
+    """Rows [updates, accumulation, microbatch] whose first microbatches hold all those of an update
+    that carry loss, in their order.
+    """
+    flat = jax.tree.map(lambda a: a.reshape(len(a), -1), parts)
+    order = jnp.argsort(~carries(flat), axis=1, stable=True)
+    take = lambda a, part: jnp.take_along_axis(a, order, axis=1).reshape(part.shape)
+    return jax.tree.map(take, flat, parts)
+
+
+def carries(rows: SampleRows) -> jax.Array:
+    """Whether a row adds to the loss."""
+    return rows.mask & (rows.weight != 0)
 
 
 def microbatches(

@@ -34,7 +34,7 @@ from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.sampling.policy import policy_velocity
 from densegrpo_jax.sampling.sampler import EXACT, Schedule, beside
 from densegrpo_jax.sampling.state import TrainState, follow_rules
-from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
+from densegrpo_jax.training.batches import BATCHES, Credited, carries, carrying_first, microbatches
 
 
 def join(rollouts: list[Rollout]) -> Rollout:
@@ -166,8 +166,9 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     record) -> (state, metrics)`: `optim.updates` optimiser steps on a record of `make_credit`.
 
     Update u trains on the samples of its own share of the prompts, with all their rows of the
-    record, in microbatches whose gradients are accumulated in one scan. The loss is divided once,
-    by the number of rows in the update that count. A non-finite gradient leaves every role and the
+    record, in microbatches whose gradients are accumulated in one scan, which passes over those
+    that are known to carry no loss. The loss is divided once, by the number of rows in the update
+    that count. A non-finite gradient leaves every role and the
     optimiser unchanged and counts in `state.skipped`. The input state is donated if
     `donates_state(config)`.
     """
@@ -178,8 +179,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
-    copies = rescored_together(config)
-
+    copies, skips = rescored_together(config), skips_rows(config)
     # [microbatch, ...], of batches that are made for their microbatch
     of_batch = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
@@ -224,12 +224,20 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(
                 policy, others, params, conditioning, negative, micro, count
             )
-            return (jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)), None
+            return jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)
+
+        def counted(total, few):
+            rows_of_zero = nothing._replace(policy_count=few.mask.sum().astype(jnp.float32))
+            return total[0], total[1].merge(rows_of_zero)
+
+        def microbatch(total, few):
+            if not skips:
+                return accumulate(total, few), None
+            return jax.lax.cond(carries(few).any(), accumulate, counted, total, few), None
 
         zeros = jax.tree.map(jnp.zeros_like, policy)
-        (grads, sums), _ = jax.lax.scan(
-            accumulate, (zeros, LossSums.zeros(sums=loss.sums, maxima=loss.maxima)), rows_here
-        )
+        nothing = LossSums.zeros(sums=loss.sums, maxima=loss.maxima)
+        (grads, sums), _ = jax.lax.scan(microbatch, (zeros, nothing), rows_here)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm)
         updates, new_opt = tx.update(grads, opt, policy)
@@ -240,9 +248,10 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     def update(state: TrainState, params, conditioning: Conditioning, negative, record):
         made = lambda few: kind.made(config, record, few, state.step)
         all_rows = kind.rows_of(config, record)
+        parts = microbatches(all_rows, r.prompts * r.group, o.updates, o.microbatch, together)
         parts = jax.tree.map(
             lambda a: jax.lax.with_sharding_constraint(a, rows),
-            microbatches(all_rows, r.prompts * r.group, o.updates, o.microbatch, together),
+            carrying_first(parts) if skips else parts,
         )
         others = {role: state.roles[role] for role in rules}  # REF is the base itself
         text = params, conditioning, negative
@@ -282,6 +291,13 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
 def rescored_together(config) -> int:
     """Number of adjacent transitions of an update whose states are evaluated as one."""
     return beside(config) if config.optim.share_states else 1
+
+
+def skips_rows(config) -> bool:
+    """Whether an update evaluates only rows that carry loss: their weights are known before, and no
+    other role is compared with the policy in the others.
+    """
+    return loss_of(config).weights is not None and REF not in roles_read(config)
 
 
 def rows_of_sample(config, schedule: Schedule) -> int:

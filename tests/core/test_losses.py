@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densegrpo_jax.core.clean_samples import clean_samples, noised, velocity_difference
+from densegrpo_jax.core.clean_samples import (
+    best_weights,
+    clean_samples,
+    noised,
+    velocity_difference,
+)
 from densegrpo_jax.core.losses import Loss, loss_sums
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import run_plan
@@ -116,3 +121,5 @@ def test_losses_that_cannot_be():
         Loss(loss_sums, needs=('ref', 'best'))
     with pytest.raises(ValueError, match='trajectories are of whole groups'):
         Loss(loss_sums, trajectories=True)
+    with pytest.raises(ValueError, match='weights are of single samples'):
+        Loss(loss_sums, weights=best_weights)

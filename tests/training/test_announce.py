@@ -105,23 +105,21 @@ def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']
 
 
-def test_latents_of_an_update_are_counted(tmp_path):
+def test_latents_of_an_update_are_counted():
     """Transitions have two ends; clean samples get their noise a microbatch at a time, whatever
     the number of draws.
     """
-    folder, one = miniature.random_flux(tmp_path / 'flux'), make_mesh({}, jax.devices()[:1])
+    mesh = make_mesh(tiny_ocr.get_config().mesh, jax.devices()[:1])
 
-    def need(**changes):
-        config = make_config(folder, **changes)
-        checked = check(config, one, needs=('schedule',))
-        shapes = checked.pipeline.abstract_params()
-        state = state_shapes(checked.pipeline, optimiser(config))
-        parts = config, checked.pipeline, checked.schedule, one, shapes, state
-        return announce.memory(*parts)[announce.RECORD]
+    def need(variant, **changes):
+        config = tiny_ocr.get_config(variant)
+        config.loss.update(changes)
+        checked = check(config, mesh, needs=('schedule',))
+        parts = checked.pipeline, checked.schedule, mesh, checked.pipeline.abstract_params()
+        return announce.memory(config, *parts, {})[announce.RECORD]
 
-    latent = 1 * 2 * 64 * 4  # one of two tokens, in float32
-    found = need(**{'loss.kind': 'grpo'})
-    assert found == 2 * 2 * 16 * latent, found  # T = 3, two of them trained
-    clean = {'loss.kind': 'nft', 'credit.rule': 'sparse', 'rollout.kernel': 'ode'}
+    latent = 12 * 64 * 4  # 12 tokens, in float32
+    assert need('') == 2 * 5 * 96 * latent  # five of six transitions are trained
     for draws in (1, 10):
-        assert need(**clean, **{'loss.draws': draws}) == (16 + 3 * 16) * latent
+        assert need('method=nft', draws=draws) == (96 + 3 * 96) * latent
+    assert need('method=guard') == 3 * 5 * 96 * latent  # and the means

@@ -11,12 +11,13 @@ import pytest
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
-from densegrpo_jax.core.clean_samples import NoisedSamples
+from densegrpo_jax.core.clean_samples import CleanSamples, NoisedSamples, best_weights
 from densegrpo_jax.core.losses import winners_loss
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.training import learner
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 from densegrpo_jax.training.learner import check_geometry
 from tests.training.one_update import (
@@ -30,6 +31,7 @@ from tests.training.one_update import (
     START,
     STEPS,
     TOKENS,
+    Network,
     one_iteration,
 )
 
@@ -292,7 +294,7 @@ def test_a_loss_that_gives_no_sums():
 @pytest.mark.parametrize('invalid', [None, 7])
 def test_winners_learn_the_best_sample_of_each_group(invalid):
     """The gradient is that of the regression on it, a mean over the groups."""
-    changes = {'loss.kind': 'winners', 'optim.microbatch': 12, **CLEAN}
+    changes = {'loss.kind': 'winners', 'optim.microbatch': 4, **CLEAN}
     _, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
     keep, (s, noise) = valid.all(0), fresh(20)
     terminal = np.where(keep, rewards[-1], -np.inf).reshape(PROMPTS, GROUP)
@@ -314,15 +316,53 @@ def test_winners_learn_the_best_sample_of_each_group(invalid):
 
 def test_winners_that_tie_share_their_groups_weight():
     ones, zeros = jnp.ones((4, 2)), jnp.zeros((4, 2))
-    batch = NoisedSamples(
-        x=zeros,
-        s=jnp.zeros(4),
+    samples = CleanSamples(
         x0=zeros,
-        noise=zeros,
         reward=jnp.float32([1, 1, 0, 5]),
         advantage={},
         mask=jnp.array([True, True, True, False]),
         prompt_id=jnp.int32([0, 0, 0, 0]),
     )
+    weight = best_weights(samples)
+    batch = NoisedSamples(x=zeros, s=jnp.zeros(4), noise=zeros, weight=weight, **samples._asdict())
     slope = jax.grad(lambda v: winners_loss(v, batch).policy_sum)(ones)
     np.testing.assert_allclose(slope, [[1.5, 1.5], [1.5, 1.5], [0, 0], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
+def test_rows_that_carry_no_loss_are_not_evaluated(monkeypatch, sizes):
+    """Of 24 samples with 3 draws, in two updates, the winners of 2 groups: 6 rows, in two
+    microbatches of 4 of the 9. The step is that of an update which evaluates all.
+    """
+    evaluated, velocity_fn = [], Network.velocity_fn
+
+    def watched(self, *args, **options):
+        velocity = velocity_fn(self, *args, **options)
+
+        def counted(x, s):
+            jax.debug.callback(lambda rows: evaluated.append(len(rows)), s)
+            return velocity(x, s)
+
+        return counted
+
+    changes = {'loss.kind': 'winners', 'loss.draws': 3, 'optim.updates': 2, **CLEAN}
+    changes |= {'optim.microbatch': 4}
+    all_rows = lambda config: False
+    *_, new, metrics = one_iteration(7, sizes=sizes, **changes)
+    with monkeypatch.context() as m:
+        m.setattr(learner, 'skips_rows', all_rows)
+        *_, whole, of_all = one_iteration(7, sizes=sizes, **changes)
+    moved = np.abs(whole.policy['a'] - START).max()
+    np.testing.assert_allclose(new.policy['a'], whole.policy['a'], atol=1e-6 * moved)
+    for name in of_all:
+        np.testing.assert_allclose(metrics[name], of_all[name], rtol=1e-5, err_msg=name)
+    assert moved > 1e-2 and metrics['samples'] == 3 * (SAMPLES - 1)
+    if sizes != (1, 1, 1):
+        return
+    monkeypatch.setattr(Network, 'velocity_fn', watched)
+    for skips, expected in ((learner.skips_rows, 2 * 2), (all_rows, 2 * 9)):
+        monkeypatch.setattr(learner, 'skips_rows', skips)
+        evaluated.clear()
+        jax.block_until_ready(one_iteration(7, **changes)[-2:])
+        jax.effects_barrier()
+        assert evaluated.count(4) == expected
