@@ -9,6 +9,7 @@ and z = x / (alpha + sigma). Then
 so the grid of a DDIM scheduler (arXiv 2010.02502) becomes a grid of noise levels, its deterministic
 step the ODE's Euler step, and DDIM-eta the `cps` kernel of `sde_step` with one noise level per
 step. Two differences remain: s_0 < 1, and s_T > 0 if the scheduler does not end in clean latents.
+Then the last latents are scale(s_T) x, a prediction z - s v of x_0 is not: it is on the scale of x.
 """
 
 from collections.abc import Callable, Mapping

@@ -120,6 +120,13 @@ class Pipeline:
         """Standard deviation of a grid's initial latents (1 at pure noise)."""
         return 1.0
 
+    @property
+    def end_scale(self) -> float:
+        """Factor that takes an exactly clean latent x_0 to the coordinates that `decode` reads,
+        those of a grid's end; 1 if grids end in x_0 itself.
+        """
+        return 1.0
+
     def sigmas(self, num_steps: int, height: int, width: int) -> np.ndarray:
         """Grid [num_steps + 1] that the Diffusers pipeline uses for this size."""
         raise NotImplementedError
@@ -313,7 +320,8 @@ class Pipeline:
     def decode(
         self, params: dict, latents: jax.Array, height: int, width: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Images of latents [B, ...], rounded as Diffusers' image processor does.
+        """Images of latents [B, ...] at the end of a grid (see `end_scale`), rounded as Diffusers'
+        image processor does.
 
         Returns:
           uint8 [B, height, width, 3], and bool [B]: False where an image holds NaN or infinity

@@ -90,12 +90,14 @@ class Sd15Pipeline(Pipeline):
         return diffusion_path.velocity_from_noise(noise, self.scheduler)
 
     def spatial(self, latents, height, width):
-        return latents / self._clean_scale()
+        return latents / self.end_scale
 
     def from_spatial(self, z, height, width):
-        return z * self._clean_scale()
+        return z * self.end_scale
 
-    def _clean_scale(self):
+    @property
+    def end_scale(self):
+        """The scheduler's grid may end above s = 0, where z = scale(s) x (core/diffusion_path)."""
         return diffusion_path.scale(float(diffusion_path.ddim_grid(self.scheduler, 1)[-1]))
 
     def weight_rules(self):

@@ -198,6 +198,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
     """
     m, group, kernel = config.model, config.rollout.group, kernel_of(config)
     shape = pipeline.latent_shape(m.height, m.width)
+    ends = _end_scales(pipeline, schedule.plan)
 
     def rollout(
         params, policy, conditioning: Conditioning, negative, key, places, noise_levels
@@ -228,9 +229,22 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             log_prob=config.rollout.log_prob,
             keep_means=loss_of(config).mean_old,
         )
-        return result, *decode_few(pipeline, params, result.completions, m.height, m.width, mesh)
+        latents = result.completions
+        if ends is not None:
+            latents = latents * ends.reshape(-1, *(1,) * (latents.ndim - 1))
+        return result, *decode_few(pipeline, params, latents, m.height, m.width, mesh)
 
     return jax.jit(rollout, compiler_options=EXACT)
+
+
+def _end_scales(pipeline: Pipeline, plan: RolloutPlan) -> np.ndarray | None:
+    """float32 [S], what distinct completions are multiplied by for `Pipeline.decode`: predictions
+    are exactly clean, the others at the end of the grid. None: by nothing.
+    """
+    clean = np.isin(plan.completions, [*plan.predictions, *filter(None, [plan.anchor])])
+    if pipeline.end_scale == 1 or not clean.any():
+        return None
+    return np.where(clean, pipeline.end_scale, 1).astype(np.float32)
 
 
 def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh, count: int):

@@ -60,8 +60,9 @@ class Flow:
       levels: float [T], noise levels of the kernel; 0 where a transition is deterministic.
       kernel: of `core.sde_step`.
       shape: of one latent. scale: standard deviation of the first latents.
+      end: factor that takes x_0 to the coordinates of the last latents (`Pipeline.end_scale`).
       velocity: (x [P, n, ...], k) -> v [P, n, ...], one evaluation per row.
-      score: (x0 [P, n, ...]) -> Scored, of clean latents.
+      score: (x0 [P, n, ...]) -> Scored, of clean latents in the coordinates of the last ones.
       guide: (x [P, n, ...], k) -> (v, reward [P, n] of x0hat = x - s v, its gradient in x
         [P, n, ...]); None if the reward has no gradient. One evaluation and one gradient per row.
     """
@@ -73,6 +74,7 @@ class Flow:
     velocity: Callable
     score: Callable[[jax.Array], Scored]
     scale: float = 1.0
+    end: float = 1.0
     guide: Callable | None = None
 
     @property
@@ -209,8 +211,8 @@ class Walk:
         return mean, float(np.asarray(std).flat[0])
 
     def predict(self, p: Particles) -> jax.Array:
-        """Clean latents [P, n, ...]: x0hat = x - s v; at T the sample itself."""
-        return p.x if p.v is None else _predict(p.x, p.v, self.flow.sigmas[p.k])
+        """Clean latents [P, n, ...], as the last ones: x0hat = x - s v; at T the sample itself."""
+        return p.x if p.v is None else _predict(p.x, p.v, self.flow.sigmas[p.k], self.flow.end)
 
     def score(self, p: Particles, iteration: int, first: int = 0) -> Particles:
         """The particles with the rewards of their predicted images, which are recorded. Particles
@@ -342,8 +344,8 @@ def _moments(x, v, s, s_next, level, *, kernel):
 
 
 @jax.jit
-def _predict(x, v, s):
-    return x - s * v
+def _predict(x, v, s, end):
+    return end * (x - s * v)
 
 
 @jax.jit

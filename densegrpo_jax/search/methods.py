@@ -113,7 +113,7 @@ def refine(walk: Walk, sizes: Sizes, rule: Rule, given: jax.Array | None = None)
         p = p.take(index)
         before = p.reward
         s, noise = walk.flow.sigmas[sizes.from_state], walk.normal(p.x.shape[1], i)
-        p = walk.evaluate(renoise(p.x, s, noise), sizes.from_state)
+        p = walk.evaluate(renoise(p.x / walk.flow.end, s, noise), sizes.from_state)
         p = candidate_pass(walk, p, sizes.candidates, rule.alpha, iteration=i)
         if rule.keep_best:
             lost = best.reward > p.reward.max(1, keepdims=True)

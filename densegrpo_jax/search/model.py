@@ -115,6 +115,7 @@ class Model:
             lambda x, k: self._velocity(*self._fixed, text, x, sigmas[k]),
             functools.partial(self._score, prompts),
             scale=session.pipeline.initial_scale(sigmas),
+            end=session.pipeline.end_scale,
             guide=guide,
         )
 
@@ -192,8 +193,9 @@ class Model:
 
         def total(x):
             v = self._velocity_of(params, policy, negative, text, x, s)
-            x0 = (x - s * v).reshape(-1, *x.shape[2:])
-            unit, finite = self._session.pipeline.decode_float(params, x0, *self._size)
+            pipeline = self._session.pipeline
+            x0 = pipeline.end_scale * (x - s * v).reshape(-1, *x.shape[2:])
+            unit, finite = pipeline.decode_float(params, x0, *self._size)
             value = sum(
                 weight * part.scores(given, unit, jnp.repeat(of, count, axis=0))
                 for (part, weight), given, of in zip(parts, rewards, features)

@@ -5,15 +5,21 @@ scheduler; and one training iteration.
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import sd15_pickscore, tiny_ocr
+from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.core.diffusion_path import velocity_from_noise
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks import attention
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
+from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.streams import key_data
+from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
@@ -60,6 +66,59 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     ours = np.asarray(pipeline.spatial(latents, 32, 48))
     assert finite.all() and np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(np.asarray(images, np.int32) - expected_images).max() <= 1 and images.std() > 5
+
+
+class Constant:
+    """The parts of the pipeline that rollouts use, with a network that predicts the same noise E
+    everywhere and a decoder that shows its latents.
+    """
+
+    scheduler = miniature.SD15_SCHEDULER
+    sigmas, initial_scale = Sd15Pipeline.sigmas, Sd15Pipeline.initial_scale
+    spatial, end_scale = Sd15Pipeline.spatial, Sd15Pipeline.end_scale
+    E = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
+
+    def latent_shape(self, height, width):
+        return self.E.shape
+
+    def velocity_fn(self, *_, **__):
+        return velocity_from_noise(lambda x, _: jnp.broadcast_to(self.E, x.shape), self.scheduler)
+
+    def decode(self, params, latents, height, width):
+        return self.spatial(latents, height, width), jnp.isfinite(latents).all((1, 2, 3))
+
+
+def test_predictions_are_decoded_on_their_own_scale():
+    """A prediction is (x_k - sigma_k E) / alpha_k in the model's coordinates, where the grid ends
+    at s_T > 0; the last latents are x_T itself.
+    """
+    config, pipeline = tiny_ocr.get_config(), Constant()
+    config.update_from_flattened_dict(
+        {
+            **METHODS['sdpo'].overrides,
+            **{'rollout.steps': 4, 'rollout.group': 2, 'rollout.kernel': 'cps'},
+            **{'rollout.noise': 'ddim', 'rollout.level': 1.0},
+        }
+    )
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    schedule = make_schedule(pipeline, config)
+    text, key = {'context': np.zeros((1, 1, 1), np.float32)}, key_data(jax.random.key(0))
+    rollout, shown, _ = make_rollout(pipeline, config, schedule, mesh)(
+        {'transformer': {}}, None, text, None, key, np.arange(1), schedule.noise_levels
+    )
+    s = schedule.sigmas.astype(np.float64)
+    assert s[-1] > 0.02 and pipeline.end_scale < 0.98
+    wide = lambda a: a.reshape(-1, 1, 1, 1, 1)
+    x = np.asarray(rollout.latents, np.float64) / wide(np.sqrt(s**2 + (1 - s) ** 2))
+    alpha, sigma = ((1 - s) / np.hypot(s, 1 - s), s / np.hypot(s, 1 - s))
+    predicted = (x - wide(sigma) * pipeline.E) / wide(alpha)
+    plan, close = rollout.plan, dict(rtol=2e-5, atol=2e-5)
+    of = lambda kind, k: shown[plan.sources_of(kind)[k]]
+    for k in (0, 3):  # the first and the last
+        np.testing.assert_allclose(of('x0hat', k), predicted[k], **close)
+    anchor = np.asarray(rollout.predictions.anchor[0])
+    np.testing.assert_allclose(of('anchor', 0), predicted[anchor, [0, 1]], **close)
+    np.testing.assert_allclose(of('state', 4), x[4], **close)
 
 
 def test_opens_for_any_mesh_with_plain_attention_alone(folder):
