@@ -288,8 +288,9 @@ METHODS: Mapping[str, Method] = {
         'The window keeps its width and moves over the transitions that may be trained, so not '
         "into the clean image; its code's shrinks at the end of the grid. Shorter stays later on "
         '(`moving.stay_rule`) are rounded otherwise than there. Dense credit in the window '
-        'completes w states of every sample, also the first, which the samples of a prompt share. '
-        'MixGRPO-Flash, which shortens the ODE behind the window, is not built.',
+        'completes w − 1 states of every sample, and the first, which the samples of a prompt '
+        'share, once for all of them; the last leads to the sample itself. MixGRPO-Flash, which '
+        'shortens the ODE behind the window, is not built.',
         'T',
     ),
     'aegpo': Method(

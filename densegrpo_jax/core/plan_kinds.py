@@ -32,7 +32,7 @@ class Setting(NamedTuple):
     masks: StepMasks  # of the active transitions
     last: int  # the largest grid index at which a noisy step may end
     rule: CreditRule
-    beside: int = 1  # adjacent samples that share their initial noise
+    beside: int = 1  # adjacent samples that share their initial noise, as many in every group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _trajectory(setting: Setting, *, completion_every=1, completion_steps=0) -> 
     # The last prediction is the sample itself if the last step goes there without noise.
     ends_there = not setting.masks.stochastic[-1] and setting.sigmas[-1] == 0 and end in points
     asked = [p for p in points if not (ends_there and p == end)]
-    plan = trajectory_plan(setting.masks, asked, completion_steps or None)
+    plan = trajectory_plan(setting.masks, asked, completion_steps or None, setting.beside)
     if ends_there:
         sample = len(plan.completions) - 1
         plan = plan._replace(points=(*plan.points, end), sources=(*plan.sources, sample))

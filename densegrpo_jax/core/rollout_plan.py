@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
+
 from densegrpo_jax.core.masks import StepMasks, completion_source
 from densegrpo_jax.core.ode_rollout import completion_grid
 
@@ -125,7 +127,7 @@ def state_points(states: Iterable[int]) -> tuple[Point, ...]:
 
 
 def trajectory_plan(
-    masks: StepMasks, points: Iterable[Point] = (), n: int | None = None
+    masks: StepMasks, points: Iterable[Point] = (), n: int | None = None, beside: int = 1
 ) -> RolloutPlan:
     """One trajectory over the whole grid, with completions of its states by ODE.
 
@@ -134,15 +136,21 @@ def trajectory_plan(
     sample, T of them for the trajectory. States whose completions are known to coincide
     (`completion_source`) share one. State T, the sample, is always scored.
 
+    Samples that begin alike are alike up to the first noise: with `beside` a completion from there
+    is evaluated once for all of them, and so are the steps that lead to it. A window of w
+    transitions after which the ODE leads to the sample so costs w - 1 completions of a sample, and
+    one for all that are alike.
+
     Args:
         masks: of T transitions.
         points: of the kinds STATE, k = 0 ... T, X0HAT, k = 0 ... T-1, and ANCHOR, k = 0.
         n: steps of a completion, n >= 1; states with fewer remaining use all of them. None means
             all remaining (the paper's n = t).
+        beside: number of adjacent samples with one initial noise.
 
     Returns:
         RolloutPlan with N = T transitions and the states 0 ... T in the kept rows; `nfe` is T + the
-        sum over the completed states k, other than T, of min(n, T - k) - 1.
+        sum over the completed states k, other than T, of min(n, T - k) - 1, less what is shared.
 
     Raises:
         ValueError: the trajectory does not have a point, or n < 1.
@@ -170,8 +178,15 @@ def trajectory_plan(
             writes.append(Write(row, grid[1]))
             later += [(row, a, [Write(row, b)]) for a, b in zip(grid[1:-1], grid[2:])]
         steps.append((k, k, writes))
-    # Waves of equal noise level, the trajectory first.
-    ordered = sorted(steps + later, key=lambda job: job[1])
+    # Rows in which samples that begin alike are alike. Only a completion from there is worth the
+    # second network body.
+    first_noise = int(np.flatnonzero([*masks.stochastic, True])[0])
+    of_these = {row for k, row in completed.items() if k <= first_noise}
+    worth = beside > 1 and any(row in of_these for row, *_ in later)
+    alike = {*range(first_noise + 1), *of_these} if worth else set()
+    # What is shared, then waves of equal noise level, the trajectory first.
+    ordered = sorted(steps + later, key=lambda job: (job[0] not in alike, job[1]))
+    shared = sum(row in alike for row, *_ in ordered)
     jobs = job_table(ordered, scrap)
     written = [(ordered.index(step), 0) for step in steps]
 
@@ -191,6 +206,7 @@ def trajectory_plan(
         sources=tuple(clean.index(rows[p]) for p in asked),
         predictions=tuple(predicted),
         anchor=anchor,
+        copies=(beside,) * shared + (1,) * (len(ordered) - shared) if shared else (),
     )
 
 

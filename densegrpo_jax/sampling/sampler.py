@@ -63,8 +63,7 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     masks = active_masks(window, config.plan.active)
     levels = noise_table(config, sigmas, masks)
     last = int(np.flatnonzero(window.stochastic)[-1]) + 1
-    setting = Setting(sigmas, levels, masks, last, credit_rule_of(config), beside(config))
-    plan = _plan(config, setting)
+    plan = _plan(config, Setting(sigmas, levels, masks, last, credit_rule_of(config)))
     return Schedule(sigmas, levels, masks, plan, step_choice(config, masks))
 
 
@@ -88,10 +87,9 @@ def restricted(config, schedule: Schedule, steps: np.ndarray) -> Schedule:
     on = np.isin(np.arange(len(schedule.masks.trained)), steps)
     masks = StepMasks(*(mask & on for mask in schedule.masks))
     last = int(np.flatnonzero(masks.stochastic)[-1]) + 1
-    setting = Setting(
-        schedule.sigmas, schedule.noise_levels, masks, last, credit_rule_of(config), beside(config)
-    )
-    return schedule._replace(masks=masks, plan=_plan(config, setting))
+    grid = schedule.sigmas, schedule.noise_levels
+    plan = _plan(config, Setting(*grid, masks, last, credit_rule_of(config)))
+    return schedule._replace(masks=masks, plan=plan)
 
 
 def beside(config) -> int:
@@ -101,6 +99,8 @@ def beside(config) -> int:
 
 
 def _plan(config, setting: Setting) -> RolloutPlan:
+    if config.budget.by == 'none':  # else groups have two sizes, and one plan
+        setting = setting._replace(beside=beside(config))
     return plan_kind_of(config).make(setting, **plan_options(config))
 
 

@@ -66,6 +66,45 @@ def completion_in_numpy(x, indices, grid=GRID):
     return x
 
 
+@pytest.mark.parametrize('name, n', [('window', None), ('default', None), ('window', 2)])
+def test_what_samples_that_begin_alike_share_is_evaluated_once(name, n):
+    """The way to the first noise, and completions from there: the rollout is the same."""
+    masks = MASKS[name]
+    start = np.repeat(X_INIT[::2], 2, 0)  # two prompts of two samples
+    states = state_points(needed_states('dense', masks))
+    rows = []
+
+    def counted(x, s):
+        jax.debug.callback(lambda given: rows.append(len(given)), s)
+        return velocity(x, s)
+
+    def run(beside):
+        plan = trajectory_plan(masks, states, n, beside)
+        found = jax.jit(lambda: run_plan(counted, start, GRID, LEVELS, plan, noise))()
+        return plan, jax.block_until_ready(found)
+
+    (alone, expected), (shared, found) = run(1), run(2)
+    jax.effects_barrier()
+    assert sum(rows) == 4 * (alone.nfe + shared.nfe) and rows.count(2) == 2 * (
+        alone.nfe - shared.nfe
+    )
+    first = int(np.flatnonzero(masks.stochastic)[0])
+    completions = [k for k in alone.states if k <= first]
+    own = lambda k: (T - k if n is None else min(n, T - k)) - 1
+    assert rows.count(2) == first + 1 + sum(own(k) for k in completions) and completions
+    for name in ('latents', 'log_prob', 'completions', 'similarity'):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-5, atol=2e-6, err_msg=name
+        )
+    same = found.completions[: len(completions)]
+    np.testing.assert_array_equal(same[:, ::2], same[:, 1::2])
+    assert np.abs(found.completions[-1][::2] - found.completions[-1][1::2]).max() > 0.1
+
+
+def test_without_completions_nothing_is_shared():
+    assert trajectory_plan(PAPER, beside=4) == trajectory_plan(PAPER)
+
+
 def test_completion_grid():
     assert completion_grid(10, 0) == tuple(range(11))
     assert completion_grid(10, 7) == (7, 8, 9, 10)

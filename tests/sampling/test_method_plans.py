@@ -21,9 +21,14 @@ class Grids:
         return sigmas_from_scheduler(self._config, steps, 1024, pipeline=self._kind)
 
 
+def changed(config, **changes):
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    return config
+
+
 def schedule(recipe, method, **changes):
     config = importlib.import_module(f'configs.{recipe}').get_config(f'method={method}')
-    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    changed(config, **changes)
     return config, make_schedule(Grids('sd3' if recipe == 'sd35_ocr' else 'flux'), config)
 
 
@@ -62,8 +67,8 @@ def test_merged_steps_end_where_their_noise_does_not_stay_in_the_image():
         schedule('tiny_ocr', 'g2rpo', plan__merge=(2, 2, 2, 3, 1), **merged)
 
 
-# (moving.width, the window, states that are completed): dense credit completes w states and scores
-# them and the sample, whatever the grid is.
+# (moving.width, the window, states that are completed): dense credit scores w states and the
+# sample, whatever the grid is. The first of the w is completed once for all 24 samples.
 @pytest.mark.parametrize(
     'width, steps, completed', [(3, [0, 1, 2], [0, 1, 2]), (3, [2, 3, 4], [2, 3, 4]), (1, [1], [1])]
 )
@@ -73,7 +78,11 @@ def test_dense_credit_inside_a_window_completes_no_state_twice(width, steps, com
     plan = restricted(config, whole, np.array(steps)).plan
     assert np.flatnonzero(plan.transitions.trained).tolist() == steps
     assert plan.states == (*completed, 6)
-    assert plan.nfe == 6 + sum(6 - k - 1 for k in completed)
+    first, *later = completed
+    assert plan.nfe == (first + 1 + 5 - first) / 24 + 5 - first + sum(5 - k for k in later)
+    assert len(later) == width - 1
+    alone = restricted(changed(config, rollout__shared_noise=False), whole, np.array(steps)).plan
+    assert alone.nfe == 6 + sum(6 - k - 1 for k in completed)
 
 
 def test_windows_and_subsets_of_the_methods():
