@@ -7,7 +7,6 @@ and predicts. `folder` opens and writes folders.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -65,6 +64,8 @@ class Pipeline:
       text_length: tokens per prompt of the encoder whose length can be chosen
         (`TextEncoder.chosen_length`), the configuration's `model.t5_length`.
       configs: the config.json of every component, as read.
+      sown: collects what the attention sows in every evaluation of the transformer; None: nothing
+        is sown.
     """
 
     modules: dict[str, nn.Module]
@@ -72,6 +73,7 @@ class Pipeline:
     scheduler: dict
     text_length: int
     configs: dict[str, dict]
+    sown: list[dict] | None = None
 
     CLASS_NAME: ClassVar[str]  # in model_index.json
     # component -> (library, class), for model_index.json
@@ -187,10 +189,12 @@ class Pipeline:
         """The transformer's prediction for `inputs`, float32: the policy's, or without adapters the
         reference's.
         """
-        return self.transformer.apply(
-            {'params': base} if adapters is None else {'params': base, COLLECTION: adapters},
-            *inputs,
-        )
+        given = {'params': base} if adapters is None else {'params': base, COLLECTION: adapters}
+        if self.sown is None:
+            return self.transformer.apply(given, *inputs)
+        v, found = self.transformer.apply(given, *inputs, mutable=[PROBE])
+        self.sown.append(found[PROBE])
+        return v
 
     def spatial(self, latents: jax.Array, height: int, width: int) -> jax.Array:
         """Latents in the autoencoder's layout, [B, height / 8, width / 8, C]."""
@@ -289,16 +293,7 @@ class Pipeline:
         """
         tokens = self.image_tokens(height, width)
         found: list[dict] = []  # of one evaluation, inside one trace
-
-        def apply(base, adapters, *inputs):
-            given = {'params': base} if adapters is None else {'params': base, COLLECTION: adapters}
-            v, sown = self.transformer.apply(given, *inputs, mutable=[PROBE])
-            found.append(sown[PROBE])
-            return v
-
-        probing = copy.copy(self)
-        object.__setattr__(probing, 'apply_transformer', apply)  # of a frozen dataclass
-        network = probing.velocity_fn(
+        network = dataclasses.replace(self, sown=found).velocity_fn(
             base, policy, conditioning, guidance, height, width, negative=negative
         )
 

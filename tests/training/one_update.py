@@ -44,10 +44,8 @@ class Network:
         )
 
 
-def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
-    """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
-    whose latents are not finite. `ema`: the followers before it. `sizes`: of the mesh's axes.
-    """
+def configured(**changes):
+    """The configuration of an iteration of this size, with `changes`."""
     c = default_config()
     c.update_from_flattened_dict(
         {
@@ -66,6 +64,14 @@ def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
             **changes,
         }
     )
+    return c
+
+
+def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
+    """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
+    whose latents are not finite. `ema`: the followers before it. `sizes`: of the mesh's axes.
+    """
+    c = configured(**changes)
     masks = step_masks(SIGMAS)
     levels = (
         flow_grpo_noise_levels(SIGMAS, 0.7)

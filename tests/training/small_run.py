@@ -15,6 +15,8 @@ from configs import tiny_ocr
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 OVERRIDES = {
@@ -80,6 +82,23 @@ def moved_alike(found, want, tolerance):
         assert error <= tolerance * np.abs(move).max() + 1e-6, (
             f'{name}: {error} of {np.abs(move).max()}'
         )
+
+
+def trained(folder, workdir, mesh=None, **changes):
+    """Runs with the reward Brightness, by default on one device: (`final_state`, lines of its
+    iterations). For tests with the fixture `exact_runs`.
+    """
+    config = make_config(folder, **changes)
+    config.reward = {'brightness': {'weight': 1.0}}
+    run(config, workdir, mesh or one_device(), StopRequest())
+    return final_state(workdir), [row for row in rows(workdir) if 'train/reward' in row]
+
+
+def equal(found, expected):
+    """Asserts that two states have the same bits."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def one_device():

@@ -9,17 +9,15 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.pipelines.folder import load_pipeline
-from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.rounds import check_rounds, paired, probes
-from densegrpo_jax.training.run import run
-from tests import miniature
-from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, one_device, rows
+from tests.training.small_run import SMOOTH, equal, make_config, one_device, trained
+
+pytestmark = pytest.mark.usefixtures('exact_runs')
 
 BASE = {
     **SMOOTH,
@@ -42,34 +40,6 @@ AEGPO = {
     'budget.ratio': 3.0,
     'budget.warmup': 1,
 }
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
-@pytest.fixture(autouse=True)
-def setting(monkeypatch):
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    # XLA:CPU rounds differently in a program that it reads back than in one it has just compiled
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    yield
-    jax.config.update('jax_enable_compilation_cache', enabled)
-
-
-def trained(folder, workdir, **changes):
-    config = make_config(folder, **changes)
-    config.reward = {'brightness': {'weight': 1.0}}
-    run(config, workdir, one_device(), StopRequest())
-    return final_state(workdir), [row for row in rows(workdir) if 'train/reward' in row]
-
-
-def equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def test_prompts_are_paired():

@@ -8,18 +8,12 @@ import pytest
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.training.small_run import final_state, make_config, one_device, rows
 
 SHORT = {'rollout.steps': 4, 'eval.every': 1, 'optim.microbatch': 8, 'optim.decay': 'constant'}
 SAMPLES = 16  # of an iteration
 # more noise than the method's own, so that the rounding of means is small against it
 TREE = {'plan.splits': (0, 1), 'rollout.noise': 'flow_grpo', 'rollout.level': 0.7}
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def trained(folder, workdir, method, iterations, **changes):

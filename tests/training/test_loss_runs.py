@@ -5,7 +5,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.roles import OLD_DECAYS
@@ -13,15 +12,9 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.training.small_run import Brightness, final_state, make_config, one_device, rows
 
 SHORT = {'iterations': 1, 'eval.every': 1, 'rollout.steps': 4, 'optim.decay': 'constant'}
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def trained(method, folder, workdir, **changes):

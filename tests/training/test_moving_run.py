@@ -10,15 +10,13 @@ from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import trajectory_plan
-from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
-from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.learner import make_credit
-from densegrpo_jax.training.run import run
-from tests import miniature
-from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, one_device, rows
+from tests.training.small_run import SMOOTH, equal, make_config, trained
+
+pytestmark = pytest.mark.usefixtures('exact_runs')
 
 SPARSE = {
     **SMOOTH,
@@ -30,34 +28,6 @@ SPARSE = {
     'eval.every': 50,
 }
 ONE = {**SPARSE, 'iterations': 3, 'moving.steps': 'random_window', 'moving.width': 1}
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
-@pytest.fixture(autouse=True)
-def setting(monkeypatch):
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    # XLA:CPU rounds differently in a program that it reads back than in one it has just compiled
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    yield
-    jax.config.update('jax_enable_compilation_cache', enabled)
-
-
-def trained(folder, workdir, **changes):
-    config = make_config(folder, **changes)
-    config.reward = {'brightness': {'weight': 1.0}}
-    run(config, workdir, one_device(), StopRequest())
-    return final_state(workdir)[1], rows(workdir)
-
-
-def equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def test_moving_compiles_nothing_and_continues_with_the_same_bits(folder, tmp_path, monkeypatch):
@@ -72,19 +42,18 @@ def test_moving_compiles_nothing_and_continues_with_the_same_bits(folder, tmp_pa
 
     monkeypatch.setattr(rounds, 'make_rollout', kept(rounds.make_rollout))
     monkeypatch.setattr(rounds, 'make_credit', kept(rounds.make_credit))
-    whole, metrics = trained(folder, tmp_path / 'whole', **ONE)
+    (_, whole, _), metrics = trained(folder, tmp_path / 'whole', **ONE)
     places = [
         [int(k.rpartition('_')[2]) for k in row if k.startswith('advantage_abs/')]
         for row in metrics
-        if 'train/reward' in row
     ]
     assert len(places) == 3 and all(len(place) == 1 for place in places)
     assert len({*map(tuple, places)}) > 1  # it moved
     assert [program._cache_size() for program in made] == [1, 1]
-    calls = [row['train/nfe'] for row in metrics if 'train/reward' in row]
+    calls = [row['train/nfe'] for row in metrics]
     assert calls == [4 * 16 * i for i in (1, 2, 3)]
     trained(folder, tmp_path / 'parts', **{**ONE, 'iterations': 1})
-    again, _ = trained(folder, tmp_path / 'parts', **ONE)
+    (_, again, _), _ = trained(folder, tmp_path / 'parts', **ONE)
     equal(again, whole)
 
 
@@ -100,7 +69,7 @@ def test_dense_credit_in_a_window_has_a_program_for_each_place(folder, tmp_path,
     assert [plan.states for plan in made] == [(0, 1, 4), (1, 2, 4)]
     # the four samples of a prompt share the way to the window and the completion from its start
     nfe = [(1 + 3) / 4 + 3 + 2, (2 + 2) / 4 + 2 + 1]
-    calls = [row['train/nfe'] for row in metrics if 'train/reward' in row]
+    calls = [row['train/nfe'] for row in metrics]
     assert calls == [16 * sum(nfe[: i + 1]) for i in range(2)]
 
 

@@ -6,20 +6,13 @@ import shutil
 
 import jax
 import numpy as np
-import pytest
 
 from densegrpo_jax.config.variants import apply
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, moved_alike, rows
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def train(folder, workdir, devices, iterations):

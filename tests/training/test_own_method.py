@@ -3,11 +3,9 @@ the same parts of the package do.
 """
 
 import numpy as np
-import pytest
 
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.training.small_run import final_state, make_config, one_device, rows
 
 OWN = """
@@ -46,11 +44,6 @@ SHORT = {
     'credit.gae_lambda': 0.8,
     'rollout.steps': 4,
 }
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def trained(folder, workdir, **changes):

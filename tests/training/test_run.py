@@ -29,7 +29,6 @@ from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import execution
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.programs import shared_programs  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import (
@@ -45,11 +44,6 @@ from tests.training.small_run import (
 )
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 def test_runs_and_reports(folder, tmp_path):

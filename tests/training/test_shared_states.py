@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.branch_plan import branch_plan
@@ -31,6 +30,7 @@ from tests.training.one_update import (
     START,
     STEPS,
     Network,
+    configured,
 )
 
 LEVELS = flow_grpo_noise_levels(SIGMAS, 0.7)
@@ -38,25 +38,10 @@ PLAN = branch_plan(STEPS, range(3), copies=GROUP)
 MESH = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
 
 
-def configured(**changes):
-    c = default_config()
-    c.update_from_flattened_dict(
-        {
-            'plan.kind': 'branch',
-            'credit.rule': 'branch',
-            'loss.beta': 0.1,
-            'rollout.shared_noise': True,
-            'rollout.steps': STEPS,
-            'rollout.prompts': PROMPTS,
-            'rollout.group': GROUP,
-            'rollout.prompts_per_batch': PROMPTS,
-            'rollout.kernel': 'sde',
-            'rollout.noise': 'flow_grpo',
-            'rollout.level': 0.7,
-            'optim.microbatch': 12,
-            **changes,
-        }
-    )
+def branches(**changes):
+    """A valid configuration of branches, with `changes`."""
+    shape = {'plan.kind': 'branch', 'credit.rule': 'branch', 'rollout.shared_noise': True}
+    c = configured(**{**shape, 'loss.beta': 0.1, 'optim.microbatch': 12, **changes})
     validate(c)
     return c
 
@@ -74,7 +59,7 @@ def rollout():
 
 def update(share):
     """(moved policy, metrics, operations) of an update after which one sample has no score."""
-    c, masks = configured(**{'optim.share_states': share}), step_masks(SIGMAS)
+    c, masks = branches(**{'optim.share_states': share}), step_masks(SIGMAS)
     schedule, sampled = Schedule(SIGMAS, LEVELS, masks, PLAN), rollout()
     rewards = np.asarray(jnp.sin(3 * sampled.completions).mean((2, 3)))
     valid = np.ones(rewards.shape, bool)
@@ -103,8 +88,8 @@ def test_the_same_gradient_for_a_sixth_of_the_work():
 
 def test_refused_where_no_state_is_shared():
     with pytest.raises(ValueError, match='do not lie beside each other with one state; use False'):
-        configured(**{'plan.kind': 'tree', 'credit.rule': 'sparse', 'optim.share_states': True})
-    c = configured(**{'optim.share_states': True, 'optim.microbatch': 9})
+        branches(**{'plan.kind': 'tree', 'credit.rule': 'sparse', 'optim.share_states': True})
+    c = branches(**{'optim.share_states': True, 'optim.microbatch': 9})
     schedule = Schedule(SIGMAS, LEVELS, step_masks(SIGMAS), PLAN)
     with pytest.raises(ValueError, match='whole blocks of the 6 samples that leave one state'):
         check_geometry(c, schedule, MESH)

@@ -14,16 +14,10 @@ from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.training.small_run import Brightness, final_state, make_config, one_device, rows
 
 # They tell an evaluation's pictures from a rollout's.
 PROMPTS = [f'the evaluation {i}' for i in range(8)]
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
 class Runs:
