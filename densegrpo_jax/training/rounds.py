@@ -112,7 +112,12 @@ class Rounds:
         if steps is not None and fixed is None:
             credit = functools.partial(credit, chosen=steps)
         rollout = lambda group: self._rollout(fixed, group)
-        sizes = self._sizes(iteration, found, len(prompts), metrics)
+        change = None
+        if found is not None and found.base is not None:
+            relative = config.budget.relative
+            change = entropy_change(found.policy, found.base, relative=relative)
+            metrics['entropy_change'] = np.float64(change.mean())
+        sizes = group_sizes(config, iteration, len(prompts), change)
         if sizes is None:
             parts = self._collector.sample(
                 rollout(config.rollout.group), policy, prompts, key, levels
@@ -147,22 +152,6 @@ class Rounds:
         base = np.concatenate(base_rows, 1) if s.config.budget.by == ENTROPY else None
         return Entropies(np.concatenate(policy_rows, 1), base)
 
-    def _sizes(
-        self, iteration: int, found: Entropies | None, prompts: int, metrics: dict
-    ) -> np.ndarray | None:
-        """int [P] samples of each prompt; None if they are equal."""
-        config = self._session.config
-        b, sizes = config.budget, budget_sizes(config.rollout.group, config.budget.ratio)
-        if found is not None and found.base is not None:
-            change = entropy_change(found.policy, found.base, relative=b.relative)
-            metrics['entropy_change'] = np.float64(change.mean())
-        if b.by == 'none' or sizes[0] == sizes[1] or iteration < b.warmup:
-            return None
-        if b.by == 'random':
-            key = jax.random.fold_in(stream_key(config.seed, STREAM_STEPS, iteration), 1)
-            change = np.asarray(jax.random.permutation(key, prompts))
-        return split_budget(change, *sizes)
-
     def _rollout(self, fixed: tuple[int, ...] | None, group: int) -> Callable:
         if (fixed, group) not in self._rollouts:
             s, config = self._session, self._session.config
@@ -186,6 +175,24 @@ class Rounds:
         if fixed is None:
             return self._schedule
         return restricted(self._session.config, self._schedule, np.array(fixed))
+
+
+def group_sizes(
+    config, iteration: int, prompts: int, change: np.ndarray | None = None
+) -> np.ndarray | None:
+    """int [P] samples of each prompt: half of the prompts have the larger groups, those on which
+    the attention has moved most, or of budget.by='random' any. None: all have rollout.group.
+
+    Args:
+      change: [P], `entropy_change`; None of the control, which depends on seed and iteration alone.
+    """
+    b, sizes = config.budget, budget_sizes(config.rollout.group, config.budget.ratio)
+    if b.by == 'none' or sizes[0] == sizes[1] or iteration < b.warmup:
+        return None
+    if b.by == 'random':
+        key = jax.random.fold_in(stream_key(config.seed, STREAM_STEPS, iteration), 1)
+        change = np.asarray(jax.random.permutation(key, prompts))
+    return split_budget(change, *sizes)
 
 
 def paired(sizes: np.ndarray, config, shards: int) -> tuple[list[int], int]:

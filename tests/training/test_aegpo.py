@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
 from densegrpo_jax.training import rounds
-from densegrpo_jax.training.rounds import check_rounds, paired, probes
+from densegrpo_jax.training.rounds import check_rounds, group_sizes, paired, probes
 from tests.training.small_run import SMOOTH, equal, make_config, one_device, trained
 
 pytestmark = pytest.mark.usefixtures('exact_runs')
@@ -53,6 +54,33 @@ def test_prompts_are_paired():
     assert paired(sizes, config, 8)[1] == 2
     config.optim.updates = 4
     assert paired(sizes, config, 8)[1] == 1
+
+
+def test_the_random_budget_is_the_same_but_for_whom_it_goes_to():
+    """Groups of 8 and 16, half of the prompts each, after as many equal iterations as by entropy;
+    every prompt has the larger group in half of the iterations (within five standard errors),
+    without a relation between iterations, and in a run that continues the same.
+    """
+    config = tiny_ocr.get_config('method=aegpo')
+    config.budget.by = 'random'
+    validate(config)
+    control = config.copy_and_resolve_references()
+    config.budget.by = 'entropy'
+    change = np.arange(8.0)
+    by_entropy = [group_sizes(config, i, 8, change) for i in range(6)]
+    at_random = [group_sizes(control, i, 8) for i in range(605)]
+    warmup = config.budget.warmup
+    assert by_entropy[:warmup] == at_random[:warmup] == [None] * warmup
+    assert by_entropy[warmup].tolist() == [8, 8, 8, 8, 16, 16, 16, 16]
+    drawn = np.array(at_random[warmup:])
+    assert (np.sort(drawn, 1) == [8] * 4 + [16] * 4).all()
+    large = drawn == 16
+    assert np.abs(large.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(large))
+    again = (large[1:] & large[:-1]).sum(1).mean()  # of four, two by chance
+    assert abs(again - 2) < 5 * np.sqrt(4 / 7 / len(large))
+    np.testing.assert_array_equal(group_sizes(control, 77, 8), drawn[77 - warmup])
+    control.seed += 1
+    assert any((group_sizes(control, i, 8) != drawn[i - warmup]).any() for i in range(5, 15))
 
 
 def test_what_is_probed_and_what_divides_over_the_devices(folder):
