@@ -18,6 +18,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from densegrpo_jax.config.documents import RECIPE, SUFFIXES, from_document
 from densegrpo_jax.config.flag_types import define_whole, refuse
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
@@ -158,13 +159,21 @@ def load(argument: str) -> ConfigDict:
     """The configuration of --config=RECIPE[:VARIANT], not locked.
 
     Args:
-      argument: RECIPE is a Python file, or the name of a recipe in the package.
+      argument: RECIPE is a Python file, the name of a recipe in the package, or a .yaml or .json
+        file, see `documents`.
 
     Raises:
       ValueError: no such recipe, no such variant, or an error of the file itself.
     """
     name, colon, variant = argument.partition(':')
     path = _recipe_file(name, argument)
+    if path.suffix in SUFFIXES:
+        if colon:
+            raise ValueError(
+                f'--config={argument}: {path.name} has no variants; name one in the file, as '
+                f"'{RECIPE}: flux_ocr:{variant}'"
+            )
+        return _run_file(argument, path, lambda: from_document(path, load))
     spec = importlib.util.spec_from_file_location('configuration', path)
     if spec is None or spec.loader is None:
         raise ValueError(
@@ -220,7 +229,10 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
     if path.is_file():
         return path
     if path.name != name or path.suffix:
-        beside, where = path.parent.glob('*.py'), f'the current folder is {pathlib.Path.cwd()}'
+        beside, where = (
+            path.parent.glob(f'*{path.suffix}'),
+            f'the current folder is {pathlib.Path.cwd()}',
+        )
         close = difflib.get_close_matches(path.name, [other.name for other in beside], 1)
         named = difflib.get_close_matches(path.stem, known, 1)
         hint = f'did you mean the recipe {named[0]!r}?' if named else where
