@@ -20,6 +20,8 @@ COMMANDS = {
     'calibrate': ('calibrate', 'find the noise level of every step before training'),
     'direction': ('direction', 'learn a direction that guides an embedding reward'),
     'export': ('export', 'write a trained model for Diffusers, ComfyUI and others'),
+    'watch': ('watch', 'follow runs in a browser'),
+    'report': ('report', 'a page of runs, as a folder for a browser'),
     'plan': ('plan', 'memory, time and cost on a machine that need not be present'),
     'reward-server': ('reward_server', 'serve a reward to training runs on other machines'),
 }

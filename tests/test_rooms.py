@@ -17,6 +17,7 @@ ROOMS = (
     'training',
     'search',
     'calibration',
+    'viewing',
     'evaluation',
     'sampling',
     'config',

@@ -91,6 +91,16 @@ EVAL = {
     'steps': whole(28, 'ODE steps of evaluation images.', 1, 1000),
     'batch': whole(48, 'Images sampled together.', kind=MACHINE),
     'shown': whole(16, 'Images on a contact sheet.', kind=DISPLAY),
+    'groups': whole(
+        1,
+        'Groups whose images go on record before every evaluation, in WORKDIR/groups; at most 256 '
+        'pixels wide or high. A group of 24 samples with 11 images takes about 4 MB.',
+        0,
+        kind=DISPLAY,
+    ),
+    'report': switch(
+        True, 'Make the page WORKDIR/report at the end of the run (10 MB, mostly script).', DISPLAY
+    ),
     'best': text(
         'total',
         "The score that picks the best checkpoint; 'total' is the weighted sum of `reward`.",

@@ -27,16 +27,20 @@ class Pending(NamedTuple):
     future: Future | None  # Scores of S * r images; None if r is 0
     finite: np.ndarray  # bool [S, r]
     places: np.ndarray  # int [r], indices among all samples of the iteration
+    # of the first groups, if they are kept: places int [n], images uint8 [S, n, H, W, 3]
+    kept: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Collector:
     """Samples and scores the prompts of an iteration, `prompts_per_batch` at a time with `group`
-    samples each. Raises Preempted.
+    samples each. The images of the first `keep` groups stay in memory. Raises Preempted.
     """
 
-    def __init__(self, session: Session, scorer: Scorer, group: int, prompts_per_batch: int):
+    def __init__(
+        self, session: Session, scorer: Scorer, group: int, prompts_per_batch: int, keep: int = 0
+    ):
         self._session, self._stop, self._scorer = session, session.stop, scorer
-        self._group, self._batch = group, prompts_per_batch
+        self._group, self._batch, self._keep = group, prompts_per_batch, keep
 
     def sample(
         self,
@@ -81,15 +85,22 @@ class Collector:
                 pending.append(self._submit(*waiting))
             rollouts.append(result[0])
             samples = np.flatnonzero(np.isin(group_ids, here))
-            waiting = (*result[1:], samples, [chosen[g] for g in group_ids[samples]])
+            shown = group_ids[samples] < self._keep
+            waiting = (*result[1:], samples, [chosen[g] for g in group_ids[samples]], shown)
         pending.append(self._submit(*waiting))
         return rollouts, pending, conditioning, group_ids
 
     def _submit(
-        self, images: jax.Array, finite: jax.Array, samples: np.ndarray, prompts: Sequence[Prompt]
+        self,
+        images: jax.Array,
+        finite: jax.Array,
+        samples: np.ndarray,
+        prompts: Sequence[Prompt],
+        shown: np.ndarray,
     ) -> Pending:
         """Starts scoring this process's rows of a batch [S, B, ...]. `samples` [B] are the rows'
-        indices among the samples of the iteration, `prompts` [B] their prompts.
+        indices among the samples of the iteration, `prompts` [B] their prompts, `shown` bool [B]
+        whose images are kept.
         """
         images, finite = self._stop.wait((images, finite))
         (rows, images), (_, finite) = local_rows(images, 1), local_rows(finite, 1)
@@ -101,7 +112,9 @@ class Collector:
             if len(places)
             else None
         )
-        return Pending(future, finite, places)
+        keep = shown[rows]
+        kept = (places[keep], np.array(images[:, keep])) if keep.any() else None
+        return Pending(future, finite, places, kept)
 
     def scores(
         self, pending: Sequence[Pending], samples: int
@@ -117,7 +130,7 @@ class Collector:
         parts = self._stop.wait([batch.future for batch in pending])
         empty = lambda: np.full((pending[0].finite.shape[0], samples), np.nan, np.float32)
         values, valid = {name: empty() for name in self._scorer.names}, empty()
-        for part, (_, finite, places) in zip(parts, pending):
+        for part, (_, finite, places, _) in zip(parts, pending):
             if part is not None:
                 scored = part.valid.reshape(finite.shape) & finite
                 valid[:, places] = scored

@@ -22,6 +22,7 @@ from densegrpo_jax.runtime.metrics import MetricWriter
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.viewing.report import FOLDER, write_report
 
 
 class Stopwatch:
@@ -288,6 +289,8 @@ def finish(
         curve(workdir, progress.evaluations, config.eval.best),
         before_after(workdir, first[0], last[0]),
     ]
+    if config.eval.report:
+        made.append(write_report(workdir / FOLDER, [workdir]))
     logging.info(
         'made %s; checkpoints %s in %s',
         ', '.join(map(str, made)),

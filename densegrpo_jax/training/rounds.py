@@ -33,6 +33,8 @@ class Round(NamedTuple):
     pending: list[Pending]
     conditioning: Conditioning  # [P, ...] in the order of the groups
     group_ids: np.ndarray  # int32 [samples]
+    prompts: list[Prompt]  # of the groups
+    chosen: np.ndarray | None  # int [K] the trained transitions, if the credit takes them
     credit: Callable  # from `make_credit`, without its last argument
     nfe: int  # network evaluations beside the rollouts'
     entropy: list | None  # for `Progress`, once the iteration is complete
@@ -118,6 +120,7 @@ class Rounds:
             change = entropy_change(found.policy, found.base, relative=relative)
             metrics['entropy_change'] = np.float64(change.mean())
         sizes = group_sizes(config, iteration, len(prompts), change)
+        order = list(range(len(prompts)))
         if sizes is None:
             parts = self._collector.sample(
                 rollout(config.rollout.group), policy, prompts, key, levels
@@ -139,7 +142,9 @@ class Rounds:
             networks = 1 if found.base is None else 2
             guided = self._session.negative is not None
             nfe = networks * (1 + guided) * len(found.policy) * len(prompts)
-        return Round(*parts, credit, nfe, entropy, metrics)
+        of_groups = [prompts[p] for p in order]
+        chosen = steps if fixed is None else None
+        return Round(*parts, of_groups, chosen, credit, nfe, entropy, metrics)
 
     def _probed(self, policy: dict | None, prompts: Sequence[Prompt], key: np.ndarray) -> Entropies:
         s, batch = self._session, self._session.config.rollout.prompts_per_batch

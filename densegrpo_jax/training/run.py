@@ -36,6 +36,7 @@ from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
+from densegrpo_jax.training.groups import group_due, record_groups
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_update
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
@@ -96,7 +97,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         report.Reporter(config, workdir, session.hosts, start, since) as reporter,
         checkpoints,
     ):
-        collector = Collector(session, scorer, r.group, r.prompts_per_batch)
+        collector = Collector(session, scorer, r.group, r.prompts_per_batch, config.eval.groups)
         rounds = Rounds(session, schedule, collector)
         evaluator = Evaluator(session, session.test, scorer)
         step = saved = start
@@ -140,6 +141,9 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 batch, metrics = found.credit(
                     found.rollouts, values[TOTAL], valid, found.group_ids, scores
                 )
+
+                if group_due(config, step + 1):
+                    record_groups(session, workdir, step + 1, found, values, valid, batch)
 
                 # Update.
                 text = found.conditioning, session.negative

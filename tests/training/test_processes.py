@@ -214,6 +214,7 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     )
     same_run(workdir, alone)
     assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
+    assert list((workdir / 'groups').glob('*.json')) and (workdir / 'report').is_dir()
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
 
 

@@ -79,6 +79,17 @@ def test_runs_and_reports(folder, tmp_path):
     ):
         assert (tmp_path / name).stat().st_size > 0
 
+    # groups on record: of the first update, and of those before evaluations
+    groups = sorted((tmp_path / 'groups').glob('*.json'))
+    assert [p.name for p in groups] == [f'step_00000{k}_0.json' for k in (1, 2, 3)]
+    group = json.loads(groups[0].read_text())
+    assert len(group['samples']) == 4 and len(group['columns']) == 3
+    assert [t['row'] for t in group['transitions']] == [0, 1, None]
+    # the step-wise means over the whole batch are within what its groups have
+    first = [sample['advantages'][0] for sample in group['samples']]
+    assert abs(sum(first)) < 1e-3 and max(map(abs, first)) > 0
+    assert (tmp_path / 'report' / 'index.html').is_file()
+
 
 def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
     """One iteration on 8 devices, data and parameters split, equals one device within f32

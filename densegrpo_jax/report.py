@@ -1,0 +1,39 @@
+"""Command: a page of one run or several, as a folder that a browser opens from disk.
+
+    python -m densegrpo_jax.report --workdir=runs/tiny_ocr
+    python -m densegrpo_jax.report --workdir=runs/a --workdir=runs/b --out=runs/a_and_b
+
+It shows the curves, held-out images by update, configuration and cost, and for the groups on record
+(`eval.groups`) every sample with its completions, scores, gains and advantages. Everything that the
+page needs is in the folder; nothing is fetched from the web. A training makes the page of itself at
+its end (`eval.report`); `densegrpo watch` shows a run that goes on.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags, logging
+
+from densegrpo_jax.config.command_line import define_folder, run_main
+from densegrpo_jax.viewing.report import FOLDER, write_report
+
+
+def main(flag) -> None:
+    workdirs = [pathlib.Path(folder).expanduser() for folder in flag.workdir]
+    if len(workdirs) > 1 and not flag.out:
+        raise ValueError('--out: name a folder for the page of several runs')
+    out = pathlib.Path(flag.out).expanduser() if flag.out else workdirs[0] / FOLDER
+    logging.info('made %s', write_report(out, workdirs))
+
+
+def define_flags() -> None:
+    """Defines the flags; importing this module defines none."""
+    flags.DEFINE_multi_string('workdir', [], 'A training run. Repeatable: runs side by side.')
+    define_folder('out', None, 'Folder of the page; default, for one run: WORKDIR/report.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.mark_flag_as_required('workdir')
+    run_main(main)

@@ -1,0 +1,213 @@
+// The page: what it shows of each run, and how it keeps up with a run that goes on.
+// Text from files enters the page as text (textContent), never as HTML.
+'use strict';
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === 'style') Object.assign(made.style, value);
+    else if (name.startsWith('on')) made.addEventListener(name.slice(2), value);
+    else if (name in made && name !== 'list') made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+const COLOURS = ['#2f7ed8', '#d9722b', '#2a9d6f', '#b0529c', '#8a7a1f', '#5c6bc0', '#c0392b'];
+const colour = (index) => COLOURS[index % COLOURS.length];
+const short = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
+
+function duration(seconds) {
+  if (!Number.isFinite(seconds)) return '–';
+  const minutes = Math.round(seconds / 60);
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return minutes < 90 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;
+}
+
+const last = (series) => (series ? series[1][series[1].length - 1] : NaN);
+
+function fact(name, value) {
+  return element('span', {}, `${name} `, element('b', {}, value));
+}
+
+function showRuns(runs) {
+  document.title = runs.map((run) => `${run.updates}/${run.iterations} ${run.name}`).join(', ');
+  const boxes = runs.map((run, index) => {
+    const scores = run.series[`eval/${run.best}`];
+    const rise = scores ? `${short(scores[1][0])} → ${short(last(scores))}` : 'none yet';
+    const of = `${run.updates} of ${run.iterations} updates`;
+    return element(
+      'div',
+      { className: 'run', style: { borderColor: colour(index) } },
+      element('h1', {}, run.label || run.name),
+      element('progress', { max: run.iterations || 1, value: run.updates, 'aria-label': of }),
+      element(
+        'div',
+        { className: 'facts' },
+        fact('state', run.state),
+        fact('', of),
+        fact(`held-out ${run.best}`, rise),
+        fact('training', duration(last(run.series['train/seconds']))),
+        run.state === 'running' ? fact('left', duration(run.left)) : null,
+        fact(
+          'network evaluations',
+          Math.round(last(run.series['train/nfe']) || 0).toLocaleString('en'),
+        ),
+        fact('folder', run.folder),
+      ),
+      run.state === 'stopped'
+        ? element(
+            'div',
+            { className: 'facts' },
+            'continue with ',
+            element('code', {}, run.continue),
+          )
+        : null,
+    );
+  });
+  document.getElementById('runs').replaceChildren(...boxes);
+}
+
+// A slider over updates. It keeps its place when news arrives, and follows the newest otherwise.
+function slider(steps, state, label, show) {
+  const at = () =>
+    state.step === null ? steps.length - 1 : Math.max(0, steps.indexOf(state.step));
+  const value = element('output', {});
+  const input = element('input', {
+    type: 'range',
+    min: 0,
+    max: steps.length - 1,
+    value: at(),
+    'aria-label': label,
+    oninput: () => {
+      const index = Number(input.value);
+      state.step = index === steps.length - 1 ? null : steps[index];
+      told(index);
+    },
+  });
+  function told(index) {
+    value.textContent = `${steps[index]}`;
+    input.setAttribute('aria-valuetext', `update ${steps[index]}`);
+    show(steps[index]);
+  }
+  queueMicrotask(() => told(at()));
+  return element('label', {}, 'update', input, value);
+}
+
+function chooser(names, chosen, label, choose) {
+  const options = names.map((name, index) =>
+    element('option', { value: index, selected: index === chosen }, name),
+  );
+  const made = element(
+    'select',
+    { 'aria-label': label, onchange: () => choose(Number(made.value)) },
+    ...options,
+  );
+  return element('label', {}, label, made);
+}
+
+const sheetState = { run: 0, step: null };
+
+function showSheets(runs) {
+  const box = document.getElementById('sheets');
+  const with_sheets = runs.filter((run) => run.sheets.length);
+  if (!with_sheets.length) return box.replaceChildren('No evaluation yet.');
+  const run = with_sheets[Math.min(sheetState.run, with_sheets.length - 1)];
+  const image = element('img', { className: 'sheet', loading: 'lazy' });
+  const show = (step) => {
+    image.src = `${run.files}/${run.sheets.find((sheet) => sheet.step === step).file}`;
+    image.alt = `Held-out images after ${step} updates, with scores and prompts`;
+  };
+  const controls = element('div', { className: 'controls' });
+  if (with_sheets.length > 1) {
+    controls.append(
+      chooser(
+        with_sheets.map((r) => r.name),
+        with_sheets.indexOf(run),
+        'run',
+        (index) => {
+          sheetState.run = index;
+          showSheets(runs);
+        },
+      ),
+    );
+  }
+  controls.append(
+    slider(
+      run.sheets.map((sheet) => sheet.step),
+      sheetState,
+      'update of the evaluation',
+      show,
+    ),
+  );
+  box.replaceChildren(controls, image);
+}
+
+function showSettings(runs) {
+  const keys = [...new Set(runs.flatMap((run) => run.changes.map(([key]) => key)))].sort();
+  const tables = runs.map(
+    (run) => new Map(run.changes.map(([key, value, usual]) => [key, [value, usual]])),
+  );
+  const usual = (key) => tables.map((of) => of.get(key)).find(Boolean)[1];
+  const cells = (key) =>
+    tables.map((of) => element('td', {}, of.has(key) ? of.get(key)[0] : usual(key)));
+  const rows = keys.map((key) =>
+    element(
+      'tr',
+      {},
+      element('td', {}, element('code', {}, key)),
+      ...cells(key),
+      element('td', {}, usual(key)),
+    ),
+  );
+  const head = ['key', ...runs.map((run) => (runs.length > 1 ? run.name : 'this run')), 'default'];
+  document
+    .getElementById('settings')
+    .replaceChildren(
+      element('p', { className: 'legend' }, 'Keys that differ from their defaults.'),
+      element(
+        'div',
+        { className: 'scroll' },
+        element(
+          'table',
+          {},
+          element('thead', {}, element('tr', {}, ...head.map((text) => element('th', {}, text)))),
+          element('tbody', {}, ...rows),
+        ),
+      ),
+    );
+}
+
+function show(runs) {
+  showRuns(runs);
+  showCurves(runs);
+  showGroups(runs);
+  showSheets(runs);
+  showSettings(runs);
+}
+
+// In a folder the data is a script; behind a server it is asked for, again and again.
+const message = document.getElementById('message');
+let seen = '';
+
+async function follow() {
+  try {
+    const answer = await fetch(`data.json?seen=${encodeURIComponent(seen)}`);
+    if (answer.status === 200) {
+      const news = await answer.json();
+      seen = news.seen;
+      show(news.runs);
+    } else if (answer.status !== 204) {
+      throw new Error(await answer.text());
+    }
+    message.textContent = '';
+  } catch (error) {
+    message.textContent = `No news from the server: ${error.message}. The page tries again.`;
+  }
+  setTimeout(follow, 5000);
+}
+
+if (window.RUNS) show(window.RUNS);
+else follow();
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => restyleCurves());

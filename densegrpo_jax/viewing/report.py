@@ -1,0 +1,68 @@
+"""The page of runs as a folder that opens from disk: HTML, script, style, data and pictures."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.viewing.run_data import PICTURES, read_run
+
+FOLDER = 'report'  # in a run's folder
+ASSETS = ('index.html', 'viewer.css', 'viewer.js', 'groups.js', 'curves.js')
+MARK = 'densegrpo-report.txt'  # a folder with it was made by this command and may be made anew
+
+
+def asset(name: str) -> bytes:
+    """A file of the page."""
+    return importlib.resources.files(__package__).joinpath('assets', name).read_bytes()
+
+
+def plotly() -> str:
+    """Plotly's own script, from its Python package: nothing is fetched from the web."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Writes the page of some runs.
+
+    Args:
+      out: a new or empty folder, or one that this function made.
+
+    Returns:
+      OUT/index.html.
+
+    Raises:
+      ValueError: `out` holds files of something else.
+      FileNotFoundError: a folder is not a run's.
+    """
+    runs = [read_run(workdir) for workdir in workdirs]
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
+        raise ValueError(f'--out={out} holds something else; name a new folder, or an empty one')
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / MARK, 'Made by densegrpo report; open index.html. It may be made anew.\n')
+    pictures = out / 'runs'
+    shutil.rmtree(pictures, ignore_errors=True)
+    for number, (run, workdir) in enumerate(zip(runs, workdirs)):
+        run['files'] = f'runs/{number}'
+        for name in shown(run):
+            target = pictures / str(number) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(workdir / name, target)
+    for name in ASSETS:
+        replace_file(out / name, asset(name).decode())
+    replace_file(out / 'plotly.js', plotly())
+    replace_file(out / 'data.js', f'window.RUNS = {json.dumps(runs, allow_nan=False)};\n')
+    return out / 'index.html'
+
+
+def shown(run: dict) -> list[str]:
+    """The pictures of a run's folder that the page shows."""
+    names = [*run['pictures'], *(s['file'] for s in run['sheets'])]
+    names += [group['image'] for group in run['groups']]
+    return [name for name in names if PICTURES.fullmatch(name)]

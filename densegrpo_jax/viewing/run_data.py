@@ -1,0 +1,177 @@
+"""What a run's folder tells: curves, evaluations, groups, configuration, cost. It reads files only,
+so the run may be going on, on another machine too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from densegrpo_jax.config.retired import renamed
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.runtime.trees import dotted
+
+SHEET = re.compile(r'step_(\d{6,})\.png')  # in samples/, of an evaluation
+GROUP = re.compile(r'step_(\d{6,})_(\d+)\.json')  # in groups/
+# what the page shows of a run's folder, and a server may send
+PICTURES = re.compile(
+    r'samples/step_\d{6,}\.png|groups/step_\d{6,}_\d+\.webp|before_after\.png|reward_curve\.png'
+)
+MAX_POINTS = 2000  # of a curve; longer ones are thinned
+QUIET = 300.0  # seconds without news, and five iterations, after which a run counts as stopped
+
+
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """Everything that the page shows of a run, as JSON values.
+
+    Raises:
+      FileNotFoundError: the folder is not a run's.
+    """
+    config = _json(workdir / 'config.json')
+    if config is None:
+        raise FileNotFoundError(
+            f'{workdir} holds no run: there is no config.json; give the --workdir of a training'
+        )
+    rows = _rows(workdir / 'metrics.jsonl')
+    summary = _json(workdir / 'summary.json')
+    last = max((row['step'] for row in rows), default=0)
+    series = _series(rows)
+    return {
+        'name': workdir.name,
+        'folder': str(workdir),
+        'label': config.get('label', ''),
+        'updates': last,
+        'iterations': config.get('iterations', last),
+        'best': config.get('eval', {}).get('best', 'total'),
+        'state': _state(workdir, config, rows, summary, last),
+        'left': _left(config, rows, last),
+        'samples': config['rollout']['prompts'] * config['rollout']['group'],
+        'series': series,
+        'sheets': _sheets(workdir),
+        'groups': _groups(workdir),
+        'changes': changes(config),
+        'continue': shlex.join(
+            [*'densegrpo train'.split(), f'--config={workdir}/config.json', f'--workdir={workdir}']
+        ),
+        'pictures': [n for n in ('before_after.png', 'reward_curve.png') if (workdir / n).exists()],
+    }
+
+
+def version(workdir: pathlib.Path) -> str:
+    """Changes whenever `read_run` would; cheap."""
+    seen = []
+    for name in ('config.json', 'metrics.jsonl', 'summary.json', 'samples', 'groups'):
+        try:
+            found = (workdir / name).stat()
+            seen.append(f'{found.st_mtime_ns}.{found.st_size}')
+        except OSError:
+            seen.append('-')
+    return ' '.join(seen)
+
+
+def changes(config: Mapping) -> list[list]:
+    """[key, value, default] of every key that differs from its default; values as text."""
+    default = dotted(json.loads(default_config().to_json_best_effort()))
+    shown = lambda value: value if isinstance(value, str) else json.dumps(value)
+    return [
+        [key, shown(value), shown(default[key]) if key in default else '']
+        for key, value in sorted(dotted(config).items())
+        if key not in ('label',) and (key not in default or default[key] != value)
+    ]
+
+
+def _json(path: pathlib.Path) -> dict | None:
+    """None if the file is absent, or half written."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    """The complete lines; the last one may be half written."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            rows.append(renamed('metrics', json.loads(line)))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
+    """name -> [updates, values]; the steps of a step-wise metric become their mean."""
+    found: dict[str, list[list]] = {}
+    for row in rows:
+        by_step: dict[str, list[float]] = {}
+        for name, value in row.items():
+            if name == 'step' or not isinstance(value, int | float) or not math.isfinite(value):
+                continue
+            stem, step_wise, _ = name.partition('/step_')
+            if step_wise:
+                by_step.setdefault(f'steps/{stem}', []).append(value)
+            else:
+                _append(found, name, row['step'], value)
+        for name, values in by_step.items():
+            _append(found, name, row['step'], sum(values) / len(values))
+    return {name: _thinned(points) for name, points in found.items()}
+
+
+def _append(series: dict[str, list[list]], name: str, step: int, value: float) -> None:
+    points = series.setdefault(name, [[], []])
+    points[0].append(step)
+    points[1].append(float(f'{value:.6g}'))
+
+
+def _thinned(points: list[list]) -> list[list]:
+    every = -(-len(points[0]) // MAX_POINTS)
+    return [column[::every] for column in points] if every > 1 else points
+
+
+def _state(
+    workdir: pathlib.Path, config: Mapping, rows: Sequence[Mapping], summary, last: int
+) -> str:
+    """'finished', 'running' or 'stopped', told from what was written and when."""
+    if summary and summary.get('updates') == config.get('iterations') == last:
+        return 'finished'
+    seconds = [row['seconds/iteration'] for row in rows[-5:] if 'seconds/iteration' in row]
+    try:
+        silent = time.time() - (workdir / 'metrics.jsonl').stat().st_mtime
+    except OSError:
+        silent = time.time() - (workdir / 'config.json').stat().st_mtime
+    return 'running' if silent < max(QUIET, 5 * max(seconds, default=0)) else 'stopped'
+
+
+def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:
+    """Seconds that the updates left take, at the median of the last ones; without evaluations."""
+    seconds = sorted(row['seconds/iteration'] for row in rows[-10:] if 'seconds/iteration' in row)
+    if not seconds:
+        return None
+    return (config.get('iterations', last) - last) * seconds[len(seconds) // 2]
+
+
+def _sheets(workdir: pathlib.Path) -> list[dict]:
+    """The contact sheets of evaluations, in order."""
+    names = [p.name for p in (workdir / 'samples').glob('step_*.png')]
+    return [
+        {'step': int(found[1]), 'file': f'samples/{name}'}
+        for name in sorted(names)
+        if (found := SHEET.fullmatch(name))
+    ]
+
+
+def _groups(workdir: pathlib.Path) -> list[dict]:
+    """The groups on record whose image is there, in order."""
+    found = []
+    for path in sorted((workdir / 'groups').glob('step_*.json')):
+        described = _json(path) if GROUP.fullmatch(path.name) else None
+        if described and path.with_suffix('.webp').exists():
+            found.append(described | {'image': f'groups/{path.stem}.webp'})
+    return found

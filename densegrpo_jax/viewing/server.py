@@ -1,0 +1,127 @@
+"""The page of runs, live: a small server for a browser on this machine."""
+
+from __future__ import annotations
+
+import mimetypes
+import pathlib
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+from absl import logging
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from densegrpo_jax.viewing.report import ASSETS, asset, plotly
+from densegrpo_jax.viewing.run_data import PICTURES, read_run, version
+
+LOOPBACK = ('127.0.0.1', '::1', 'localhost')
+HEADERS = {
+    # The page runs its own scripts only; Plotly sets styles in elements.
+    'Content-Security-Policy': (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'no-referrer',
+    'Cache-Control': 'no-cache',
+}
+
+
+def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Starlette:
+    """The application. It reads the runs anew on every request and sends their pictures and its own
+    files, nothing else of the folders.
+
+    Args:
+      hosts: names under which a browser may ask for it, without a port; a page of another site
+        that points its own name here is refused. (): any.
+    """
+    script = plotly()
+
+    async def page(request: Request) -> Response:
+        _check_host(request, hosts)
+        name = request.path_params.get('name', 'index.html')
+        if name == 'data.js':  # only the page in a folder has its data in a script
+            return Response('', media_type='text/javascript', headers=HEADERS)
+        if name == 'plotly.js':
+            return Response(script, media_type='text/javascript', headers=HEADERS)
+        if name not in ASSETS:
+            raise HTTPException(404)
+        kind = mimetypes.guess_type(name)[0]
+        return Response(asset(name), media_type=kind, headers=HEADERS)
+
+    def data(request: Request) -> Response:
+        _check_host(request, hosts)
+        seen = ' '.join(map(version, workdirs))
+        if request.query_params.get('seen') == seen:
+            return Response(status_code=204, headers=HEADERS)
+        try:
+            runs = [read_run(workdir) for workdir in workdirs]
+        except FileNotFoundError as error:
+            raise HTTPException(404, str(error)) from None
+        for number, run in enumerate(runs):
+            run['files'] = f'runs/{number}'
+        return JSONResponse({'seen': seen, 'runs': runs}, headers=HEADERS)
+
+    def picture(request: Request) -> Response:
+        _check_host(request, hosts)
+        number, name = request.path_params['number'], request.path_params['name']
+        if number >= len(workdirs) or not PICTURES.fullmatch(name):
+            raise HTTPException(404)
+        path = workdirs[number] / name
+        # a link out of the folder is not followed
+        inside = path.resolve().is_relative_to(workdirs[number].resolve())
+        if not inside or not path.is_file():
+            raise HTTPException(404)
+        return FileResponse(path, headers=HEADERS)
+
+    return Starlette(
+        routes=[
+            Route('/', page),
+            Route('/data.json', data),
+            Route('/runs/{number:int}/{name:path}', picture),
+            Route('/{name}', page),
+        ]
+    )
+
+
+def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
+    """Answers until a signal ends it. Main thread only.
+
+    Args:
+      host, port: to listen on; port 0 = any free one.
+
+    Raises:
+      ValueError: it cannot listen there.
+      FileNotFoundError: a folder is not a run's.
+    """
+    for workdir in workdirs:
+        read_run(workdir)
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(
+            f'cannot listen on {host} port {port}: {error}; choose others with --host and --port'
+        ) from None
+    local = host in LOOPBACK
+    if not local:
+        logging.warning('anyone who can reach %s sees these runs', host)
+    shown = f'[{host}]' if family == socket.AF_INET6 else host
+    port = listening.getsockname()[1]
+    logging.info('open http://%s:%d in a browser; Ctrl-C ends this, not the run', shown, port)
+    app = make_app(workdirs, LOOPBACK if local else ())
+    settings = uvicorn.Config(
+        app, ws='none', lifespan='off', log_config=None, log_level='warning', access_log=False
+    )
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _check_host(request: Request, hosts: Sequence[str]) -> None:
+    name = request.url.hostname
+    if hosts and name not in hosts:
+        raise HTTPException(403, f'this server does not answer for {name}')

@@ -1,0 +1,65 @@
+"""The page as a folder: complete, self-contained, and careful with other people's files."""
+
+import json
+import re
+
+import pytest
+
+from densegrpo_jax.viewing.report import ASSETS, MARK, asset, write_report
+from tests.viewing.made_run import EVIL, make_run
+
+
+def data_of(folder):
+    text = (folder / 'data.js').read_text()
+    return json.loads(text.removeprefix('window.RUNS = ').removesuffix(';\n'))
+
+
+def test_a_folder_has_all_that_the_page_names(tmp_path):
+    run = make_run(tmp_path / 'run')
+    page = write_report(tmp_path / 'out', [run])
+    assert page == tmp_path / 'out' / 'index.html'
+    for name in re.findall(r'(?:src|href)="([^"#:]+)"', page.read_text()):
+        assert (page.parent / name).stat().st_size > 0, name
+    (data,) = data_of(page.parent)
+    files = [*(s['file'] for s in data['sheets']), *(g['image'] for g in data['groups'])]
+    assert len(files) == 5
+    for name in files:
+        copied = page.parent / data['files'] / name
+        assert copied.read_bytes() == (run / name).read_bytes()
+
+
+def test_nothing_is_fetched_from_the_web():
+    for name in ASSETS:
+        assert not re.search(rb'https?://|//cdn', asset(name)), name
+
+
+def test_texts_of_a_run_are_data_and_not_part_of_the_page(tmp_path):
+    page = write_report(tmp_path / 'out', [make_run(tmp_path / 'run')])
+    assert data_of(page.parent)[0]['groups'][0]['prompt'] == EVIL
+    assert 'taken' not in page.read_text()
+    assert b'innerHTML' not in b''.join(map(asset, ASSETS))
+
+
+def test_a_page_is_made_anew_and_other_folders_are_left_alone(tmp_path):
+    run, out = make_run(tmp_path / 'run'), tmp_path / 'out'
+    write_report(out, [run])
+    (run / 'samples' / 'step_000002.png').unlink()
+    write_report(out, [run])
+    assert not (out / 'runs/0/samples/step_000002.png').exists()
+    (out / MARK).unlink()
+    with pytest.raises(ValueError, match=r'--out=.*out holds something else; name a new folder'):
+        write_report(out, [run])
+    with pytest.raises(ValueError, match='holds something else'):
+        write_report(run / 'config.json', [run])
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        write_report(tmp_path / 'new', [tmp_path])
+    assert not (tmp_path / 'new').exists()
+
+
+def test_several_runs_share_a_page(tmp_path):
+    runs = [make_run(tmp_path / name, updates=n) for name, n in (('a', 4), ('b', 2))]
+    page = write_report(tmp_path / 'out', runs)
+    assert [(d['name'], d['files']) for d in data_of(page.parent)] == [
+        ('a', 'runs/0'),
+        ('b', 'runs/1'),
+    ]

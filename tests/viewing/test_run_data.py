@@ -1,0 +1,79 @@
+"""What the pages read of a run's folder."""
+
+import json
+import os
+import time
+
+import pytest
+
+from densegrpo_jax.viewing import run_data
+from densegrpo_jax.viewing.run_data import read_run, version
+from tests.viewing.made_run import make_group, make_run
+
+
+def test_a_finished_run(tmp_path):
+    run = read_run(make_run(tmp_path / 'run'))
+    assert (run['state'], run['updates'], run['iterations'], run['samples']) == (
+        'finished', 4, 4, 4
+    )  # fmt: skip
+    assert run['series']['eval/total'] == [[0, 2, 4], [0.4, 0.6, 0.8]]
+    assert run['series']['train/nfe'] == [[1, 2, 3, 4], [24.0, 48.0, 72.0, 96.0]]
+    assert run['series']['steps/zero_spread'] == [[1, 2, 3, 4], [0.25] * 4]
+    assert [s['step'] for s in run['sheets']] == [0, 2, 4]
+    assert [(g['step'], g['image']) for g in run['groups']] == [
+        (2, 'groups/step_000002_0.webp'),
+        (4, 'groups/step_000004_0.webp'),
+    ]
+    changed = {key: value for key, value, _ in run['changes']}
+    assert (changed['iterations'], changed['rollout.group']) == ('4', '4')
+    assert 'optim.learning_rate' not in changed
+    assert run['continue'] == (
+        f'densegrpo train --config={tmp_path}/run/config.json --workdir={tmp_path}/run'
+    )
+    json.dumps(run, allow_nan=False)
+
+
+def test_a_run_that_goes_on_and_one_that_has_stopped(tmp_path):
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    run = read_run(folder)
+    assert run['state'] == 'running' and run['left'] == pytest.approx(8.0)
+    long_ago = time.time() - run_data.QUIET - 60
+    os.utime(folder / 'metrics.jsonl', (long_ago, long_ago))
+    assert read_run(folder)['state'] == 'stopped'
+
+
+def test_half_written_files_are_not_errors(tmp_path):
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    with open(folder / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 3, "train/rew')
+    (folder / 'groups' / 'step_000006_0.json').write_text('{"step": 6,')
+    (folder / 'groups' / 'step_000009_0.json').write_text('{}')  # its image is not there yet
+    (folder / 'summary.json').write_text('')
+    run = read_run(folder)
+    assert run['updates'] == 2 and [g['step'] for g in run['groups']] == [2]
+
+
+def test_a_run_before_its_first_update(tmp_path):
+    folder = make_run(tmp_path / 'run', updates=0, iterations=6)
+    (folder / 'metrics.jsonl').unlink()
+    run = read_run(folder)
+    assert (run['updates'], run['left'], run['series'], run['groups']) == (0, None, {}, [])
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no run: there is no config.json'):
+        read_run(tmp_path)
+
+
+def test_long_curves_are_thinned(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_data, 'MAX_POINTS', 2)
+    series = read_run(make_run(tmp_path / 'run'))['series']
+    assert series['train/nfe'] == [[1, 3], [24.0, 72.0]]
+
+
+def test_the_version_changes_with_what_is_read(tmp_path):
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    before = version(folder)
+    assert version(folder) == before
+    make_group(folder, 6)
+    assert version(folder) != before
