@@ -1,0 +1,186 @@
+"""The pages in a real browser, headless Chromium. These tests skip without it (Debian: chromium and
+chromium-driver) and its Python driver.
+"""
+
+import os
+import pathlib
+import shutil
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from densegrpo_jax.viewing.report import write_report
+from densegrpo_jax.viewing.server import LOOPBACK, make_app
+from tests.viewing.made_run import EVIL, make_run
+
+selenium = pytest.importorskip('selenium', reason='selenium is not installed')
+from selenium.webdriver import Chrome, ChromeOptions  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='Chromium is not installed')
+
+WIDE, PHONE = (1280, 900), (390, 844)
+FLAGS = (
+    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync',
+)  # fmt: skip
+CONTRAST = pathlib.Path(__file__).with_name('contrast.js').read_text()
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f'--user-data-dir={tmp_path_factory.mktemp("profile")}'):
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = Chrome(options, Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser):
+    """Opens an address and returns the browser once the page shows something."""
+
+    def page(address, size=WIDE, scheme='light'):
+        browser.set_window_size(*size)
+        media = [{'name': 'prefers-color-scheme', 'value': scheme}]
+        browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': media})
+        metrics = {'width': size[0], 'height': size[1], 'deviceScaleFactor': 1, 'mobile': False}
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+        browser.get_log('browser')
+        browser.get(address)
+        until(lambda: browser.find_elements(By.CSS_SELECTOR, '#runs .run'))
+        until(lambda: browser.find_elements(By.CSS_SELECTOR, '.table .picture'))
+        return browser
+
+    yield page
+    errors = [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
+    assert not errors
+
+
+def until(condition, seconds=30):
+    """Waits for a condition; its value."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, 'it did not happen'
+        time.sleep(0.05)
+    return found
+
+
+def text(driver, selector):
+    return driver.find_element(By.CSS_SELECTOR, selector).text
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('finished')
+    return write_report(folder / 'out', [make_run(folder / 'run')]).as_uri()
+
+
+def test_a_finished_run_opens_from_disk(page, report):
+    driver = page(report)
+    assert '4 of 4 updates' in text(driver, '#runs') and 'finished' in text(driver, '#runs')
+    assert '0.4000 → 0.8000' in text(driver, '#runs')
+    plots = driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg')
+    drawn = driver.find_elements(By.CSS_SELECTOR, '.plot .scatterlayer .trace')
+    assert len(plots) > 8 and len(drawn) >= len(driver.find_elements(By.CSS_SELECTOR, '.plot'))
+    assert 'iterations' in text(driver, '#settings')
+
+
+def test_a_prompt_is_text_whatever_it_says(page, report):
+    driver = page(report)
+    assert text(driver, '#viewer .prompt') == EVIL
+    assert driver.title.startswith('4/4')
+
+
+def test_the_slider_moves_through_the_updates_by_keyboard(page, report):
+    driver = page(report)
+    slider = driver.find_element(By.CSS_SELECTOR, '#viewer input[type=range]')
+    image = lambda: driver.find_element(By.CSS_SELECTOR, '.table .picture').value_of_css_property(
+        'background-image'
+    )
+    assert 'step_000004_0' in image()
+    slider.send_keys(Keys.ARROW_LEFT)
+    until(lambda: 'step_000002_0' in image())
+    assert slider.get_attribute('aria-valuetext') == 'update 2'
+    sheets = driver.find_element(By.CSS_SELECTOR, '#sheets input[type=range]')
+    sheets.send_keys(Keys.HOME)
+    source = driver.find_element(By.CSS_SELECTOR, '#sheets img')
+    until(lambda: source.get_attribute('src').endswith('samples/step_000000.png'))
+    driver.execute_script('arguments[0].scrollIntoView()', source)
+    until(lambda: source.get_property('naturalWidth') == 100)
+
+
+def test_a_group_shows_scores_gains_and_advantages(page, report):
+    driver = page(report)
+    heads = [e.text for e in driver.find_elements(By.CSS_SELECTOR, '.table .head')]
+    assert heads == ['', 'state 0', 'state 1', 'image']
+    # the best sample is number 3, whose first transition has no advantage
+    assert driver.find_element(By.CSS_SELECTOR, '.sample').text.split() == ['0.800', 'sample', '3']
+    steps = [e.text for e in driver.find_elements(By.CSS_SELECTOR, '.table .step')][:3]
+    assert steps == ['+0.10', '+0.10 · A 0.25', 'silent']
+    order = driver.find_element(By.CSS_SELECTOR, '#viewer select[aria-label=order]')
+    order.send_keys('worst first')
+    until(lambda: driver.find_element(By.CSS_SELECTOR, '.sample').text.split()[-1] == '0')
+
+
+def test_a_picture_opens_and_closes_by_keyboard(page, report):
+    driver = page(report)
+    driver.find_element(By.CSS_SELECTOR, '.table .picture').send_keys(Keys.ENTER)
+    dialog = driver.find_element(By.ID, 'large')
+    until(dialog.is_displayed)
+    assert EVIL in dialog.text and 'transition 0 → 1: noise 0.7000, not trained' in dialog.text
+    driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    until(lambda: not dialog.is_displayed())
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_texts_have_contrast(page, report, scheme):
+    driver = page(report, scheme=scheme)
+    worst = driver.execute_script(CONTRAST)
+    assert len(worst) > 8
+    assert not {name: ratio for name, ratio in worst.items() if ratio < 4.5}
+    ground = driver.execute_script('return getComputedStyle(document.body).backgroundColor')
+    assert (ground == 'rgb(255, 255, 255)') == (scheme == 'light')
+
+
+def test_a_phone_scrolls_only_up_and_down(page, report):
+    driver = page(report, size=PHONE)
+    until(lambda: driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg'))
+    width = driver.execute_script('return document.documentElement.scrollWidth')
+    assert width <= PHONE[0]
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A run that goes on, and the address of its live page."""
+    run = make_run(tmp_path / 'run', updates=2, iterations=6)
+    settings = uvicorn.Config(
+        make_app([run], LOOPBACK), port=0, log_config=None, lifespan='off', ws='none'
+    )
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    yield run, f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/'
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_run_that_goes_on_is_followed(page, watched):
+    run, address = watched
+    driver = page(address)
+    assert '2 of 6 updates' in text(driver, '#runs') and 'running' in text(driver, '#runs')
+    assert driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg')
+    with open(run / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 3, "train/reward": 0.7, "seconds/iteration": 2.0}\n')
+        file.flush()
+        os.fsync(file.fileno())
+    until(lambda: '3 of 6 updates' in text(driver, '#runs'))
