@@ -7,10 +7,11 @@ weights trained, 24 samples per update.
 The page that is shipped: `--out=docs/results/reproduction/geneval`.
 """
 
+from densegrpo_jax.config.variants import apply
 from densegrpo_jax.configs import tiny_geneval
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = tiny_geneval.get_config()
     c.label = 'miniature FLUX, held-out compositions of shapes, the claims of the paper'
     c.iterations = 100
@@ -21,4 +22,4 @@ def get_config():
     c.loss.measure_kl = True
     c.eval.update(every=10, best='shapes')
     c.checkpoint.update(every=100, keep=1)
-    return c
+    return apply(c, variant, samples=24, transitions=120, devices=None)

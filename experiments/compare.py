@@ -32,7 +32,7 @@ from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_st
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records
-from experiments.reproduction.sweep import Run, base_digest, configured, learned, run_all
+from experiments.reproduction.sweep import Run, base_digest, configured, recorded, run_all
 
 METHOD = 'method'  # as a key of --vary: the recipe's variant of that name
 
@@ -115,7 +115,7 @@ def main(flag, extra: Sequence[str]) -> int:
             f'--out={out} has results of the base configuration {", ".join(others)}, and this one '
             f'is {base}: they cannot be compared; give another --out'
         )
-    left = [run for run in runs if not _recorded(records, run)]
+    left = [run for run in runs if not recorded(records, run)]
     try:
         with handle_stop_signals() as stop:
             facts = {'base': base, 'device': device(), 'commit': commit()}
@@ -145,12 +145,6 @@ def _check_read(flag, key: str, values: Sequence[str], extra: Sequence[str]) -> 
             return
     if all(reasons):
         raise ValueError(f'--vary={flag.vary}: the runs would be equal. {reasons[0][0]}')
-
-
-def _recorded(records: Records, run: Run) -> bool:
-    """Whether the tables have this run; its folder may be gone."""
-    row = records.runs.get((run.variant, run.seed))
-    return row is not None and learned(row['command'].split(' ')) == learned(run.command)
 
 
 def define_flags() -> None:

@@ -11,6 +11,10 @@ draws it, and says which claims hold.
     python -m experiments.reproduce --figure=4 \\
         --config=configs/claims_geneval.py --workdir=runs/claims_geneval
 
+    # every method at equal cost, each with a learning rate of its own
+    python -m experiments.reproduce --figure=methods --seeds=0,1,2,3,4 \\
+        --workdir=runs/equal_cost --out=runs/equal_cost/report
+
 experiments/reproduction/figures.py names the figures. Every training is a separate
 `densegrpo_jax.main` in WORKDIR/VARIANT/SEED, seed after seed, so that the finished part of an
 interrupted sweep can be compared. The same command, run again, continues unfinished runs and keeps
@@ -39,6 +43,8 @@ from densegrpo_jax.runtime.stop import (
     StopRequest,
     handle_stop_signals,
 )
+from experiments.equal_cost import run as equal_cost
+from experiments.equal_cost.variants import VARIANTS as VARIED
 from experiments.reproduction import page, probed
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, select
@@ -76,6 +82,10 @@ def chosen_runs(
 
 
 def main(flag, extra: Sequence[str]) -> int:
+    if equal_cost.FIGURE in flag.figure:
+        if flag.figure != [equal_cost.FIGURE]:
+            raise ValueError(f'--figure={",".join(flag.figure)}: {equal_cost.FIGURE} runs alone')
+        return equal_cost.run(flag, extra)
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out or f'{flag.workdir}/report')
     figures = select(flag.figure, MEASURES)
     psi = pathlib.Path(flag.psi or workdir / 'psi.json')
@@ -150,7 +160,14 @@ def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Base configuration of all runs.')
-    flags.DEFINE_list('figure', None, f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all.')
+    flags.DEFINE_list(
+        'figure',
+        None,
+        f'Figures: {", ".join([*FIGURES, *MEASURES])}, or all; or {equal_cost.FIGURE} alone.',
+    )
+    flags.DEFINE_list(
+        'methods', ['all'], f'With --figure={equal_cost.FIGURE}: which of {", ".join(VARIED)}.'
+    )
     define_seeds(5)
     define_folder('workdir', 'runs/claims_ocr', 'Where the runs go.')
     define_folder('out', None, 'Folder for tables, figures and the page; default WORKDIR/report.')

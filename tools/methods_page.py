@@ -10,14 +10,11 @@ that a run executes. Results are those of docs/results/methods.
 from __future__ import annotations
 
 import pathlib
-from typing import NamedTuple
 
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.runtime.markdown import table
-from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import make_schedule
-from densegrpo_jax.sampling.session import open_shapes
+from experiments.equal_cost.budget import Cost, cost
 from experiments.reproduction.records import Records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -46,19 +43,11 @@ the loss:
 """
 
 
-class Cost(NamedTuple):
-    """Of one sample, as executed."""
-
-    nfe: float
-    images: int
-
-
-def cost(method: str, steps: int) -> Cost:
-    """Counts the plan of a method on the miniature's grid of `steps` steps."""
+def counted(method: str, steps: int) -> Cost:
+    """What a sample costs on the miniature's grid of `steps` steps."""
     config = load(f'{RECIPE}:method={method}')
     config.rollout.steps = steps
-    plan = make_schedule(open_shapes(config, make_mesh(config.mesh)), config).plan
-    return Cost(plan.nfe, len(plan.completions))
+    return cost(config)
 
 
 def result(records: Records, method: str) -> str:
@@ -76,8 +65,7 @@ def markdown() -> str:
     records = Records.load(RESULTS)
     rows = []
     for name, method in METHODS.items():
-        counted = [cost(name, steps) for steps in STEPS]
-        costs = [f'{c.nfe:g}, {c.images}' for c in counted]
+        costs = [f'{c.nfe:g}, {c.images}' for c in (counted(name, steps) for steps in STEPS)]
         rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(records, name)))
     head = ('method', 'idea', *(f'evaluations, images at T = {t}' for t in STEPS), 'result')
     return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS)])

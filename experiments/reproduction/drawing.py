@@ -9,8 +9,13 @@ import numpy as np
 
 from experiments.reproduction.statistics import summary
 
-LABELS = {'updates': 'updates', 'nfe': 'NFE (millions)', 'seconds': 'seconds in iterations'}
-SCALES = {'nfe': 1e-6}
+LABELS = {
+    'updates': 'updates',
+    'nfe': 'NFE (millions)',
+    'images': 'scored images (thousands)',
+    'seconds': 'seconds in iterations',
+}
+SCALES = {'nfe': 1e-6, 'images': 1e-3}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
 
 
@@ -18,7 +23,7 @@ def draw_curves(
     curves: Mapping[str, Sequence[Sequence[Mapping]]],
     path: pathlib.Path,
     *,
-    axes: Sequence[str] = tuple(LABELS),
+    axes: Sequence[str] = ('updates', 'nfe', 'seconds'),
     quantity: str = 'score',
     totals: bool = False,
 ) -> None:

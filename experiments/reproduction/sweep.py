@@ -29,7 +29,7 @@ from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.runtime.trees import dotted
-from experiments.reproduction.records import RUN_FILE
+from experiments.reproduction.records import RUN_FILE, Records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,12 @@ def learned(arguments: Sequence[str]) -> list[str]:
 def _key(argument: str) -> str:
     """The key of the configuration that an argument sets; '' if it sets none."""
     return re.match(r'--(?:no)?config\.([^=]*)|', argument)[1] or ''
+
+
+def recorded(records: Records, run: Run) -> bool:
+    """Whether the tables have this run; its folder may be gone."""
+    row = records.runs.get((run.variant, run.seed))
+    return row is not None and learned(row['command'].split(' ')) == learned(run.command)
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ from experiments.reproduction.sweep import Run
 
 FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
 
-# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant; a SIGUSR1
-# before the end makes it exit with 75.
+# Stands for densegrpo_jax.main: three evaluations whose level depends on the variant and which rise
+# more at the learning rate 1e-4; a SIGUSR1 before the end makes it exit with 75.
 TRAINING = """
     import json, pathlib, signal, sys, time
     args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:] if '=' in a)
@@ -20,7 +20,9 @@ TRAINING = """
     while (folder.parent.parent / 'hold').exists():
         (folder / 'waiting').write_text('')
         time.sleep(0.02)
-    rise = 0.2 if args.get('config.credit.rule') == 'sparse' else 0.3
+    sparse = args.get('config.credit.rule') == 'sparse' or args['config'].endswith('flow_grpo')
+    rise = 0.2 if sparse else 0.3
+    rise += 0.1 if args.get('config.optim.learning_rate') == '0.0001' else 0.0
     with open(folder / 'metrics.jsonl', 'w') as file:
         for step in (0, 1, 2):
             if step:

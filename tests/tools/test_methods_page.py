@@ -3,7 +3,7 @@
 import pytest
 
 from densegrpo_jax.config.methods import METHODS
-from tools.methods_page import ROOT, cost, markdown
+from tools.methods_page import ROOT, counted, markdown
 
 
 def test_the_page_is_up_to_date():
@@ -27,4 +27,4 @@ def test_the_page_is_up_to_date():
     ],
 )
 def test_costs_are_counted(method, steps, expected):
-    assert cost(method, steps) == expected
+    assert counted(method, steps) == expected

@@ -1,0 +1,1 @@
+"""Every method with its own learning rate and the same budget, in one table."""

@@ -1,0 +1,33 @@
+"""What a sample costs, and how many updates a budget pays for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import open_shapes
+
+
+class Cost(NamedTuple):
+    """Of one sample, as executed."""
+
+    nfe: float  # network evaluations; with classifier-free guidance each is two
+    images: int  # scored
+
+
+def cost(config) -> Cost:
+    """Counts the plan that a run of `config` executes; no weights are read."""
+    plan = make_schedule(open_shapes(config, make_mesh(config.mesh)), config).plan
+    return Cost(plan.nfe, len(plan.completions))
+
+
+def samples(config) -> int:
+    """Samples of one iteration."""
+    return config.rollout.prompts * config.rollout.group
+
+
+def updates_within(spent: float, each: float) -> int:
+    """Updates of `each` network evaluations that `spent` of them pay for; at least one."""
+    # rounded, as a mean over a group's samples may lie one rounding above a whole number
+    return max(1, int(spent // round(each, 3)))

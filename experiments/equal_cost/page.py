@@ -1,0 +1,233 @@
+"""The page of the table: what may be concluded, rates, tables at equal cost, curves, verdicts."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from densegrpo_jax.runtime.markdown import table
+from experiments.equal_cost.curves import AXES, Rows, mean_to, score_at, spent_until, with_images
+from experiments.equal_cost.measures import Measures
+from experiments.equal_cost.sweep import RATE_SEED, Entry, best_rates, rates
+from experiments.equal_cost.variants import CLAIMS, DENSE, SPARSE, Comparison
+from experiments.reproduction.drawing import draw_curves
+from experiments.reproduction.records import Records
+from experiments.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired
+
+MEASURED = '@'  # in a quantity: SCORE@STEPS of the measures
+NONE = Measures({})
+NAMES = {
+    'nfe': 'network evaluations',
+    'images': 'scored images',
+    'seconds': 'seconds of this machine',
+    'updates': 'updates',
+}
+FAMILIES = {  # panels of the curves, each beside dense and sparse credit
+    'credit': ('stepwise', 'tp_grpo', 'tp_grpo_code', 'gae', 'coca', 'sdpo'),
+    'losses': ('guard', 'lire', 'nft', 'winners', 'flow_cps'),
+    'branches': ('g2rpo', 'e_grpo', 'temp_flow', 'branch'),
+    'steps': ('dance', 'mix', 'aegpo', 'd2_align'),
+}
+
+
+class Curves(NamedTuple):
+    """The finished runs of the table.
+
+    Attributes:
+      of: variant -> seed -> evaluations with 'images'.
+      budgets: axis -> what all variants of all seeds have spent at least.
+    """
+
+    of: Mapping[str, Mapping[str, Rows]]
+    budgets: Mapping[str, float]
+
+
+def collect(records: Records, found: Sequence[Entry]) -> Curves:
+    """The runs of `found`, without the searches of learning rates."""
+    of = {
+        entry.name: {
+            seed: with_images(rows, entry.images)
+            for seed, rows in records.curves(entry.name).items()
+            if seed != RATE_SEED
+        }
+        for entry in found
+    }
+    of = {name: runs for name, runs in of.items() if runs}
+    ends = [runs[seed][-1] for runs in of.values() for seed in runs]
+    axes = (*AXES, 'updates')
+    return Curves(of, {axis: min((end[axis] for end in ends), default=0.0) for axis in axes})
+
+
+def difference(curves: Curves, comparison: Comparison, measures: Measures) -> Difference:
+    """A comparison over the seeds that both variants have: of measures at the end of the runs, or
+    of the mean heights of the curves up to what both have spent on an axis.
+    """
+    if MEASURED in comparison.quantity:
+        more, less = (
+            measures.seeds(name, comparison.quantity) for name in (comparison.more, comparison.less)
+        )
+        return paired(more, less)
+    pair = [curves.of.get(name, {}) for name in (comparison.more, comparison.less)]
+    axis = comparison.quantity
+    ends = [run[-1][axis] for runs in pair for run in runs.values()]
+    spent = min(ends, default=0.0)
+    more, less = ({seed: mean_to(run, axis, spent) for seed, run in runs.items()} for runs in pair)
+    return paired(more, less)
+
+
+def write(
+    out: pathlib.Path,
+    records: Records,
+    measures: Measures,
+    found: Sequence[Entry],
+    refused: Mapping[str, str],
+    budget: float,
+    command: str,
+) -> list[pathlib.Path]:
+    """Writes README.md and the curves' pictures; text in OUT/notes.md goes on top of the page.
+
+    Args:
+      budget: network evaluations of a run.
+      refused: variants that the configuration cannot train, with the reason.
+
+    Returns:
+      The files written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    curves, searched = collect(records, found), rates(records, budget)
+    page, made = ['# Methods at equal cost', f'    {command}'], []
+    notes = out / 'notes.md'
+    page += [notes.read_text().strip()] if notes.exists() else []
+    page.append(_introduction(records, budget))
+    if curves.of:
+        for axis in AXES:
+            page += [f'## At equal {NAMES[axis]}', _table(curves, axis)]
+        made = _draw(out, curves)
+        page += ['## Curves', *(f'![{path.stem}]({path.name})' for path in made)]
+        page += ['## Claims', _claims(curves, measures)]
+        page += ['## At the end of the runs', _measured(curves, measures)]
+    page += ['## Learning rates', _rates(searched, found)]
+    if refused:
+        page += ['## Left out', '\n'.join(f'- `{name}`: {why}' for name, why in refused.items())]
+    path = out / 'README.md'
+    path.write_text('\n\n'.join(page) + '\n')
+    return [path, *made]
+
+
+def _introduction(records: Records, budget: float) -> str:
+    if not records.runs:
+        return 'Nothing has run yet.'
+    each = lambda field: ', '.join(sorted({str(run[field]) for run in records.runs.values()}))
+    return (
+        f'{len(records.runs)} runs on {each("base")}, code {each("commit")}, {each("device")}. A '
+        f'run ends when it has spent {budget:,.0f} network evaluations, those of 60 updates with '
+        'dense credit. Every method has the learning rate, of three, whose curve was the highest '
+        f'on seed {RATE_SEED}, which is in no table. A difference is that of the mean heights of '
+        "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "
+        'holds if that interval and the BCa bootstrap exclude 0. The rate falls to 0 over a run: '
+        'before its end a long run is at a disadvantage. [runs.csv](runs.csv) has the command of '
+        'every run, [evaluations.csv](evaluations.csv) the curves.'
+    )
+
+
+def _table(curves: Curves, axis: str) -> str:
+    """A row per variant, the highest first, at what all runs have spent."""
+    spent = curves.budgets[axis]
+    target = [score_at(run, axis, run[-1][axis]) for run in curves.of.get(DENSE, {}).values()]
+    rows = []
+    for name, runs in curves.of.items():
+        scores = [score_at(run, axis, spent) for run in runs.values()]
+        heights = [mean_to(run, axis, spent) for run in runs.values()]
+        row = [f'`{name}`', str(len(runs)), _spread(scores), _spread(heights)]
+        for other in (DENSE, SPARSE):
+            row.append(
+                ''
+                if name == other
+                else _told(difference(curves, Comparison(name, other, axis), NONE))
+            )
+        if target:
+            reached = [spent_until(run, axis, float(np.mean(target))) for run in runs.values()]
+            share = [r / spent for r in reached]
+            row.append(
+                f'{np.median(share):.2f}' if np.isfinite(np.median(share)) else 'not reached'
+            )
+        rows.append((np.mean(heights), row))
+    head = ['method', 'seeds', f'score at {spent:,.0f}', 'mean height to there']
+    head += [f'against `{other}`' for other in (DENSE, SPARSE)]
+    head += [f'reached the end of `{DENSE}` at'] if target else []
+    return table(head, [row for _, row in sorted(rows, key=lambda entry: -entry[0])])
+
+
+def _measured(curves: Curves, measures: Measures) -> str:
+    """A row per variant: the means over its seeds, with their standard deviation."""
+    names = sorted({n for (v, _), of in measures.of.items() if v in curves.of for n in of})
+    if not names:
+        return 'Not measured yet.'
+    rows = []
+    for variant in curves.of:
+        values = [list(measures.seeds(variant, name).values()) for name in names]
+        if any(values):
+            rows.append([f'`{variant}`', *(_spread(of) if of else '' for of in values)])
+    text = (
+        'A name is SCORE@STEPS: the held-out score with so many steps of the ODE; diversity over '
+        'two images of a prompt, KL from the base along the noisy trajectories of the recipe.'
+    )
+    return f'{text}\n\n{table(["method", *names], rows)}'
+
+
+def _claims(curves: Curves, measures: Measures) -> str:
+    rows = []
+    for claim in CLAIMS:
+        found = {part: difference(curves, part, measures) for part in claim.parts}
+        verdict = claim_verdict([d.verdict for d in found.values()])
+        parts = '; '.join(
+            f'{part.more} − {part.less}, {_where(part.quantity)}: {_told(d)}'
+            for part, d in found.items()
+            if d.verdict != NOT_RUN
+        )
+        rows.append([claim.source, claim.text, f'**{verdict}**', parts])
+    return table(['source', 'claim', 'here', 'differences'], rows)
+
+
+def _rates(searched: Mapping[str, Mapping[float, float]], found: Sequence[Entry]) -> str:
+    chosen, rows = best_rates(searched), []
+    for entry in found:
+        if of := searched.get(entry.name):
+            tried = ', '.join(f'{entry.learning_rate * r:g}: {of[r]:.4f}' for r in sorted(of))
+            best = chosen.get(entry.name)
+            cost = [f'{entry.cost.nfe:g}', str(entry.cost.images), str(entry.updates)]
+            used = f'{entry.learning_rate * best:g}' if best else 'not all tried'
+            rows.append([f'`{entry.name}`', *cost, tried, used])
+    head = ['method', 'NFE of a sample', 'images of a sample', 'updates']
+    return table([*head, 'rate: mean height of the curve', 'used'], rows)
+
+
+def _draw(out: pathlib.Path, curves: Curves) -> list[pathlib.Path]:
+    made = []
+    for family, names in FAMILIES.items():
+        shown = [name for name in (DENSE, SPARSE, *names) if name in curves.of]
+        if any(name in names for name in shown):
+            path = out / f'curves_{family}.png'
+            runs = {name: list(curves.of[name].values()) for name in shown}
+            draw_curves(runs, path, axes=AXES)
+            made.append(path)
+    return made
+
+
+def _where(quantity: str) -> str:
+    return quantity if MEASURED in quantity else f'at equal {NAMES[quantity]}'
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f' ± {np.std(values, ddof=1):.4f}' if len(values) > 1 else ''
+    return f'{np.mean(values):.4f}{spread}'
+
+
+def _told(d: Difference) -> str:
+    if d.verdict == NOT_RUN:
+        return NOT_RUN
+    interval = f' [{d.student[0]:+.4f}, {d.student[1]:+.4f}]' if d.seeds > 1 else ', one seed'
+    return f'{d.mean:+.4f}{interval}'

@@ -1,0 +1,85 @@
+"""The figure `methods`: trains, collects and writes the table, in this order and resumable."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from experiments.equal_cost import measures, page, sweep
+from experiments.equal_cost.variants import VARIANTS
+from experiments.reproduction.facts import commit, device
+from experiments.reproduction.records import Records
+from experiments.reproduction.sweep import Run, base_digest, recorded, run_all
+
+FIGURE = 'methods'
+
+
+def run(flag, extra: Sequence[str]) -> int:
+    """Runs what is missing and writes the page into --out; returns the exit status.
+
+    The tables in --out count as runs, also without their folders.
+
+    Raises:
+      ValueError: a name, a configuration or results of another configuration in --out.
+    """
+    workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out or f'{flag.workdir}/report')
+    if sweep.RATE_SEED in flag.seeds:
+        raise ValueError(
+            f'--seeds: {sweep.RATE_SEED} is the seed on which the learning rates are chosen; '
+            'choose others'
+        )
+    names = list(VARIANTS) if flag.methods == ['all'] else flag.methods
+    budget = sweep.budget_of(flag.config, extra)
+    found, refused = sweep.entries(flag.config, names, budget, extra)
+    base, records = base_digest(flag.config, extra), Records.load(out)
+    measured = measures.Measures.load(out)
+    if others := {row['base'] for row in records.runs.values()} - {base}:
+        raise ValueError(
+            f'--out={out} has results of the base configuration {", ".join(others)}, and this one '
+            f'is {base}: they cannot be compared; give another --out'
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    status = FINISHED
+    chosen = lambda: sweep.best_rates(sweep.rates(records, budget))
+    stages = (
+        lambda: sweep.searches(found, workdir, extra),
+        lambda: sweep.finals(found, chosen(), flag.seeds, workdir, extra),
+    )
+    try:
+        with handle_stop_signals() as stop:
+            for stage in stages:
+                runs = [r for r in stage() if not recorded(records, r)]
+                if flag.run and runs:
+                    facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
+                    try:
+                        status = 1 if run_all(runs, flag.jobs, stop, facts) else status
+                    finally:
+                        _add(records, runs)
+                else:
+                    _add(records, runs)
+            if flag.run:
+                finals = sweep.finals(found, chosen(), flag.seeds, workdir, extra)
+                measures.measure(finals, flag.config, measured, stop)
+    except Preempted as reason:
+        logging.warning('%s; the same command continues', reason)
+        status = RESUMABLE
+    records.save(out)
+    measured.save(out)
+    command = shlex.join(['python', '-m', 'experiments.reproduce', *sys.argv[1:]])
+    # the page has all variants with runs, also those that this command was not asked for
+    known = {variant.partition(' x')[0] for variant, _ in records.runs}
+    shown, _ = sweep.entries(flag.config, [n for n in VARIANTS if n in known], budget, extra)
+    made = page.write(out, records, measured, shown, refused, budget, command)
+    logging.info('made %s', ', '.join(map(str, made)))
+    return status
+
+
+def _add(records: Records, runs: Sequence[Run]) -> None:
+    for each in runs:
+        if each.finished:
+            records.add(each.folder)

@@ -1,0 +1,140 @@
+"""What the table compares: every method, and the controls that the claims of the papers need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from densegrpo_jax.config.methods import METHODS
+
+
+class Variant(NamedTuple):
+    """A method with changes of its own; it trains at the method's learning rate."""
+
+    method: str
+    changes: Mapping[str, object] = {}
+
+
+CONTROLS: Mapping[str, Variant] = {
+    'g2rpo_one_stride': Variant('g2rpo', {'plan.strides': (1,)}),
+    'e_grpo_unmerged': Variant('e_grpo', {'plan.merge_tau': 0.0}),
+    'sdpo_ppo': Variant('sdpo', {'loss.kind': 'grpo'}),
+    'stepwise_full': Variant('stepwise', {'credit.completion_steps': 0}),
+    'stepwise_apart': Variant('stepwise', {'credit.centre': 'step', 'credit.std': 'group'}),
+}
+
+VARIANTS: Mapping[str, Variant] = {**{name: Variant(name) for name in METHODS}, **CONTROLS}
+
+DENSE, SPARSE = 'dense_grpo', 'flow_grpo'  # every method is compared with these
+
+
+class Comparison(NamedTuple):
+    """Part of a claim: with seeds in common, `more` lies above `less` in `quantity`."""
+
+    more: str
+    less: str
+    # the mean height of the curve up to an equal cost on this axis, or SCORE@STEPS at the end
+    quantity: str = 'nfe'
+
+
+class Claim(NamedTuple):
+    """What a paper claims, as comparisons which must all hold."""
+
+    source: str
+    text: str
+    parts: tuple[Comparison, ...]
+
+
+CLAIMS = (
+    Claim(
+        'DenseGRPO (2601.20218)',
+        'dense credit learns faster than sparse credit and than CoCA, update by update',
+        (Comparison(DENSE, SPARSE, 'updates'), Comparison(DENSE, 'coca', 'updates')),
+    ),
+    Claim(
+        'not in the paper',
+        'dense credit learns faster than sparse credit at equal network evaluations',
+        (Comparison(DENSE, SPARSE),),
+    ),
+    Claim(
+        'Stepwise-Flow-GRPO (2603.28718)',
+        'completions of five steps learn as fast per update as whole ones and cost less; against '
+        'DenseGRPO, which finds n = t best',
+        (Comparison('stepwise', 'stepwise_full'),),
+    ),
+    Claim(
+        'Stepwise-Flow-GRPO (2603.28718)',
+        'one mean and one std over all gains of a group beat those of each step',
+        (Comparison('stepwise', 'stepwise_apart'),),
+    ),
+    Claim(
+        'TP-GRPO (2602.06422)',
+        'turning points, credited with all that follows, learn faster than gains alone',
+        (Comparison('tp_grpo', DENSE, 'updates'),),
+    ),
+    Claim(
+        'G2RPO (2510.01982)',
+        'branches of single noisy steps learn faster than whole noisy trajectories',
+        (Comparison('g2rpo', SPARSE, 'updates'), Comparison('g2rpo', SPARSE)),
+    ),
+    Claim(
+        'G2RPO (2510.01982)',
+        'two granularities learn faster than one',
+        (Comparison('g2rpo', 'g2rpo_one_stride', 'updates'),),
+    ),
+    Claim(
+        'G2RPO (2510.01982)',
+        'two granularities are better than one also away from the trained number of steps',
+        tuple(Comparison('g2rpo', 'g2rpo_one_stride', f'total@{steps}') for steps in (3, 10)),
+    ),
+    Claim(
+        'E-GRPO (2601.00423)',
+        'merging steps of low entropy beats leaving them',
+        (Comparison('e_grpo', 'e_grpo_unmerged', 'updates'),),
+    ),
+    Claim(
+        'TempFlow-GRPO (2508.04324)',
+        'branches weighed by their noise learn faster than sparse credit',
+        (Comparison('temp_flow', SPARSE),),
+    ),
+    Claim(
+        'BranchGRPO (2509.06040)',
+        'a tree learns faster than separate samples at equal network evaluations',
+        (Comparison('branch', SPARSE),),
+    ),
+    Claim(
+        'MixGRPO (2507.21802)',
+        'noise in a moving window learns faster than noise everywhere',
+        (Comparison('mix', 'dance'),),
+    ),
+    Claim(
+        'SDPO (2411.11727)',
+        'scored predictions of three steps, with the pair loss, beat the final reward alone',
+        (Comparison('sdpo', SPARSE),),
+    ),
+    Claim(
+        'SDPO (2411.11727)',
+        'it wins where few steps draw an image: three instead of six',
+        (Comparison('sdpo', SPARSE, 'total@3'), Comparison('sdpo', DENSE, 'total@3')),
+    ),
+    Claim(
+        'SDPO (2411.11727)',
+        'its pair loss beats the clipped surrogate on the same credit',
+        (Comparison('sdpo', 'sdpo_ppo'),),
+    ),
+    Claim(
+        'DiffusionNFT (2509.16117)',
+        'the forward process learns faster than the reverse process at equal evaluations',
+        (Comparison('nft', SPARSE),),
+    ),
+    Claim(
+        'AEGPO (2602.06825)',
+        'steps and budgets by entropy learn faster than random steps and equal budgets',
+        (Comparison('aegpo', 'dance'),),
+    ),
+    Claim(
+        'not in a paper',
+        'regression on the winners of best-of-N learns as fast as forward-process training',
+        (Comparison('winners', 'nft'),),
+    ),
+)
