@@ -120,8 +120,8 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
         file = dotted(complete.to_dict()).get(key)
         if file and not pathlib.Path(file).is_file():
             raise FileNotFoundError(
-                f'{key}={file}: there is no such file in {pathlib.Path.cwd()}; docs/methods.md says '
-                'which command makes it'
+                f'{key}={file}: there is no such file in {pathlib.Path.cwd()}; docs/methods.md '
+                'says which command makes it'
             )
     counted, per_update = cost(complete), samples(complete)
     return Entry(
