@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import flags, logging
+from absl import logging
 
-from densegrpo_jax.config.command_line import define_folder, run_main
+from densegrpo_jax.config.command_line import define_folder, define_runs, run_main
 from densegrpo_jax.viewing.report import FOLDER, write_report
 
 
@@ -29,11 +29,10 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    flags.DEFINE_multi_string('workdir', [], 'A training run. Repeatable: runs side by side.')
+    define_runs()
     define_folder('out', None, 'Folder of the page; default, for one run: WORKDIR/report.')
 
 
 if __name__ == '__main__':
     define_flags()
-    flags.mark_flag_as_required('workdir')
     run_main(main)

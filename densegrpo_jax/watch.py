@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from densegrpo_jax.config.command_line import run_main
+from densegrpo_jax.config.command_line import define_runs, run_main
 from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.viewing.server import serve
 
@@ -26,12 +26,11 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    flags.DEFINE_multi_string('workdir', [], 'A training run. Repeatable: runs side by side.')
+    define_runs()
     flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on; 0.0.0.0: all of the machine.')
     define_whole('port', 8090, 'Port to listen on; 0 = any free one.', 0, 65535)
 
 
 if __name__ == '__main__':
     define_flags()
-    flags.mark_flag_as_required('workdir')
     run_main(main)

@@ -77,6 +77,13 @@ def define_folder(name: str, default: str | None, help_string: str) -> None:
     refuse(name, paths.folder_problem)
 
 
+def define_runs() -> None:
+    """The flag --workdir of commands that show several runs: repeatable, at least one."""
+    flags.DEFINE_multi_string('workdir', None, 'A training run. Repeatable: runs side by side.')
+    refuse('workdir', lambda folders: next(filter(None, map(paths.folder_problem, folders)), None))
+    flags.mark_flag_as_required('workdir')
+
+
 def goes_with(name: str, other: str) -> None:
     """Makes it an error to give the flag `name` without the flag `other`."""
     flags.register_multi_flags_validator(
