@@ -20,7 +20,10 @@ import pathlib
 from absl import flags
 
 from densegrpo_jax.calibration.direction import run
-from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.flag_types import define_output
+from densegrpo_jax.rewards.directional import read_direction
+from densegrpo_jax.runtime.paths import made_ready
 from densegrpo_jax.sampling.execution import execute
 
 FILE = 'direction.npz'
@@ -28,13 +31,15 @@ FILE = 'direction.npz'
 
 def main(flag) -> int:
     config = flag.config
-    out = pathlib.Path(flag.out or pathlib.Path(flag.workdir) / FILE).expanduser().absolute()
+    out = made_ready(flag.out or pathlib.Path(flag.workdir) / FILE)
+    if out.exists():
+        read_direction(out)  # an error if the command would overwrite another kind of file
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)
     return execute(flag, config.eval.batch, work)[0]
 
 
 if __name__ == '__main__':
     define_run_flags()
-    define_folder('out', None, 'The direction file; default WORKDIR/direction.npz.')
+    define_output('out', None, 'The direction file; default WORKDIR/direction.npz.', '.npz')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -52,6 +52,8 @@ def run(
     """
     checked = check(config, mesh, stop, needs=('train', 'start'))
     prepare(checked)
+    if out.exists():
+        noise.read(out)  # the errors of a file of another kind, before the prompts are encoded
     session = load(checked, [p.text for p in visited_prompts(config, checked.train)], workdir)
     return calibrate(session, out, start_policy(session))
 

@@ -217,7 +217,7 @@ def _run_file(argument: str, path: pathlib.Path, call: Callable):
         return call()
     except ValueError as error:
         raise ValueError(f'--config={argument}: {error}') from error
-    except Exception as error:  # noqa: BLE001 (a user's code may raise anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a user's code may raise anything)
         frames = traceback.extract_tb(error.__traceback__)
         here = lambda name: name and pathlib.Path(name).resolve() == path.resolve()
         lines = [(frame.lineno, frame.line) for frame in frames if here(frame.filename)]
@@ -343,7 +343,7 @@ def _parse(args: list[str]) -> list[str]:
         if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
             sys.exit(0)
         raise
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # the latter for --noswitch=value
         _refuse(f'{error}\n(--help lists the flags)')
 
 

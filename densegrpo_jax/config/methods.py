@@ -463,7 +463,9 @@ def apply_method(config, name: str):
       ValueError: no such method; the message lists the methods.
     """
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
+        plain = lambda text: ''.join(filter(str.isalnum, text.lower()))
+        close = [known for known in METHODS if plain(known) == plain(name)]
+        close = close or difflib.get_close_matches(name, METHODS, 1)
         hint = f'did you mean {close[0]!r}? ' if close else ''
         raise ValueError(f'method={name} is not known; {hint}methods: {", ".join(METHODS)}')
     config.update_from_flattened_dict(dict(METHODS[name].overrides))

@@ -5,6 +5,7 @@ embedding of images.
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -47,6 +48,24 @@ def pixel_embedding(images: np.ndarray) -> np.ndarray:
     return np.stack(small).reshape(len(images), -1) - 127.5
 
 
+def embedding_folder(name: str, option: str = 'eval.embedding') -> pathlib.Path | None:
+    """The folder of the CLIP that `make_embedding` loads; None for 'pixels'. Raises its errors, as
+    far as the names of files tell.
+    """
+    if name == 'pixels':
+        return None
+    from densegrpo_jax.pipelines import clip
+    from densegrpo_jax.pipelines.weights.hub import find_folder
+
+    return find_folder(
+        name,
+        option=option,
+        holds=f"'pixels' or {clip.HOLDS}",
+        example='openai/clip-vit-large-patch14',
+        files=(*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES),
+    )
+
+
 def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
     """`pixel_embedding` for 'pixels'; else the features of the image tower of the CLIP folder, or
     Hugging Face id, `name`.
@@ -58,19 +77,11 @@ def make_embedding(name: str, option: str = 'eval.embedding') -> Embed:
     Raises:
       ValueError, FileNotFoundError: there is no such folder, or it holds something else.
     """
-    if name == 'pixels':
+    folder = embedding_folder(name, option)
+    if folder is None:
         return pixel_embedding
     from densegrpo_jax.pipelines import clip
-    from densegrpo_jax.pipelines.weights.hub import find_folder
 
-    files = (*clip.PROCESSOR_FILES, *clip.WEIGHT_FILES)
-    folder = find_folder(
-        name,
-        option=option,
-        holds=f"'pixels' or {clip.HOLDS}",
-        example='openai/clip-vit-large-patch14',
-        files=files,
-    )
     network = clip.read_clip(folder, text=False)
     features = jax.jit(functools.partial(network.image_features, clip.load_params(network, folder)))
     return lambda images: np.asarray(features(images))

@@ -108,6 +108,10 @@ def _made(name: str, kind: str, reward: Callable[..., Reward], options: dict) ->
 
 def resolve(kind: str) -> Callable[..., Reward]:
     """The class or function that makes the reward `kind`. Raises ValueError as `build_reward`."""
+    if not isinstance(kind, str):
+        raise ValueError(
+            f'the kind of a reward is {kind!r}; expected a name, or package.module:Class'
+        )
     if ':' in kind:
         return _imported(kind)
     if kind not in REWARDS:

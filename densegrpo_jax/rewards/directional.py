@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 FORMAT = 1  # of the files
+_HELD = ('vector', 'omega', 'renormalise', 'reward', 'weights', 'history', 'names', 'values')
 EMBEDDING_REWARDS = ('clipscore', 'pickscore', 'hpsv2', 'scene_embedding')
 
 
@@ -103,6 +104,8 @@ def read_direction(path: pathlib.Path) -> Direction:
         raise ValueError(f'{path} cannot be read ({error}): {way_out}') from None
     if int(held.get('format', -1)) != FORMAT:
         raise ValueError(f'{path} is not a direction file of format {FORMAT}: {way_out}')
+    if absent := [key for key in _HELD if key not in held]:
+        raise ValueError(f'{path} lacks {", ".join(absent)}: {way_out}')
     vector, omega = held['vector'], float(held['omega'])
     if vector.ndim != 1 or not np.isfinite(vector).all() or not np.isfinite(omega):
         raise ValueError(f'{path}: the direction is not a finite vector: {way_out}')

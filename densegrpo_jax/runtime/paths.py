@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterable
 
 
 def folder_problem(folder: str | pathlib.Path) -> str | None:
@@ -64,6 +65,21 @@ def output_problem(file: str | pathlib.Path, suffix: str) -> str | None:
     if not os.access(there, os.W_OK | os.X_OK):
         return f'nothing can be written into {there}; name another place'
     return None
+
+
+def check_places(folder: pathlib.Path, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Raises ValueError if one of the names that a command writes in `folder` is there, and is of
+    the other kind or a link to nothing.
+    """
+    for name in (*files, *folders):
+        path, wanted = folder / name, 'a file' if name in files else 'a folder'
+        fits = path.is_file() if name in files else path.is_dir()
+        if os.path.lexists(path) and not fits:
+            found = 'a folder' if path.is_dir() else 'a file' if path.is_file() else 'a broken link'
+            raise ValueError(
+                f'{path} is {found}, and this command writes {wanted} of that name: move it away, '
+                'or name another folder'
+            )
 
 
 def made_ready(path: str | pathlib.Path) -> pathlib.Path:

@@ -28,12 +28,12 @@ def read_text(path: str | pathlib.Path, what: str = '') -> str:
       what: the kind of file, for messages: 'prompt file'.
 
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError: no such file, or a folder.
       OSError: the file cannot be read.
       ValueError: bytes of another encoding, or NUL characters; the message names the line.
     """
     path, name = pathlib.Path(path), f'{what} {path}'.strip()
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         raise missing(path, name)
     data = path.read_bytes()
     encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), 'utf-8')
@@ -92,7 +92,7 @@ def read_json(
       ValueError: as in `read_text` and `parse_json`.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         raise missing(path, str(path), holds)
     return parse_json(read_text(path), str(path), kind)
 

@@ -71,6 +71,11 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
     Raises:
       ValueError, FileNotFoundError: the file cannot be read, or the set is empty.
     """
+    if not name.strip():
+        raise ValueError(
+            f"there are no prompts to {split} on: data.{split}={name!r}; name a file, or 'scenes', "
+            "'tiny' or 'tiny_shapes'"
+        )
     if name == 'tiny':
         prompts = tiny_train_prompts() if split == 'train' else tiny_eval_prompts()
     elif name == 'tiny_shapes':

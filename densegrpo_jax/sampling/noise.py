@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -150,7 +151,30 @@ def read(path: pathlib.Path) -> dict:
             f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another '
             'file, or remove it'
         )
+    if not _whole(document):
+        raise ValueError(
+            f'{path} is damaged: expected psi [T] and a geometry with kernel, height, width, '
+            'sigmas [T + 1] and calibrated [T], all numbers finite; calibrate again into another '
+            'file'
+        )
     return document
+
+
+def _whole(document: dict) -> bool:
+    """Whether the values of a psi file have the form of those that a calibration writes."""
+    numbers = lambda x: (
+        isinstance(x, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in x)
+    )
+    g, psi = document['geometry'], document['psi']
+    if not isinstance(g, dict) or not {*g} >= {'kernel', 'height', 'width', 'sigmas', 'calibrated'}:
+        return False
+    if not all(map(numbers, (g['sigmas'], g['calibrated'], psi))):
+        return False
+    steps = len(g['calibrated'])
+    rows = document['history'] if isinstance(document['history'], list) else [None]
+    return (len(psi), len(g['sigmas'])) == (steps, steps + 1) and all(
+        numbers(row) and len(row) == steps for row in rows
+    )
 
 
 def write(path: pathlib.Path, document: dict) -> None:

@@ -29,6 +29,7 @@ from densegrpo_jax.config.command_line import (
 )
 from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.data.prompts import Prompt, PromptSet, columns, ocr_prompt
+from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.execution import execute
@@ -87,6 +88,7 @@ def main(flag) -> int:
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
         checked.reward.check(*columns(prompts))
         unseen_rewards(checked, prompts)
+        embedding_folder(flag.config.eval.embedding)
         given = given_images(flag.config, flag['from'].value) if flag['from'].value else None
         make_budget(checked, 0 if given is None else len(given))
         policy = None

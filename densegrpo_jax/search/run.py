@@ -145,6 +145,7 @@ def search(
     todo = np.flatnonzero(done == 0)
     keys = key_data(jax.vmap(lambda i: jax.random.fold_in(seed, i))(np.arange(len(prompts))))
     base = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
+    embed = make_embedding(config.eval.embedding)
     with contextlib.ExitStack() as stack:
         scorer, *panel = (
             stack.enter_context(Scorer(reward, config.reward_workers))
@@ -186,7 +187,8 @@ def search(
                 rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
                 began = time.monotonic()
                 found = _one_batch(
-                    model, session, policy, base, prompts, keys, rows, rule, budget, latents, panel
+                    *(model, session, policy, base, prompts, keys, rows, rule, budget, latents),
+                    *(panel, embed),
                 )
                 seconds = (time.monotonic() - began) / len(chosen)
                 for i, row in zip(chosen, found):
@@ -258,7 +260,7 @@ def unseen_rewards(session: Checked, prompts: Sequence[Prompt]) -> list[Reward]:
 
 
 def _one_batch(
-    model, session, policy, base, prompts, keys, rows, rule, budget, latents, panel
+    model, session, policy, base, prompts, keys, rows, rule, budget, latents, panel, embed
 ) -> list[tuple[dict, tuple]]:
     """[(result of a prompt, arguments of `draw`)] of prompts `rows`."""
     config, chosen = session.config, [prompts[i] for i in rows]
@@ -297,7 +299,6 @@ def _one_batch(
         for scorer in panel
         for name, values in model.scored(chosen, shown, usable, scorer).values.items()
     }
-    embed = make_embedding(config.eval.embedding)
     count = final.shape[1]
     kept = []
     for p in range(len(rows)):

@@ -24,6 +24,10 @@ from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.viewing.report import FOLDER, write_report
 
+# What a run writes in its work directory.
+FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text')
+FILES = ('config.json', 'metrics.jsonl', 'summary.json', 'reward_curve.png', 'before_after.png')
+
 
 class Stopwatch:
     """Seconds of the named parts of an iteration, in `seconds`, and of the whole iteration."""

@@ -25,6 +25,7 @@ from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.collector import Collector
@@ -62,7 +63,14 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     """
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
+    check_places(workdir, report.FILES, report.FOLDERS)
     checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
+    if r.prompts > len(checked.train):
+        raise ValueError(
+            f'rollout.prompts={r.prompts}, but data.train={config.data.train!r} has '
+            f'{len(checked.train)}, the number of prompts in the set: give it more, or use fewer '
+            'per iteration'
+        )
     accumulation = check_geometry(config, checked.schedule, mesh)
     try_parts(config, checked.schedule)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)

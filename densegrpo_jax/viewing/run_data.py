@@ -89,7 +89,7 @@ def changes(config: Mapping) -> list[list]:
 def _json(path: pathlib.Path) -> dict | None:
     """None if the file is absent, or half written."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return found if isinstance(found, dict) else None

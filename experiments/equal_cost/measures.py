@@ -37,7 +37,7 @@ class Measures:
         """Those that `save` wrote; none without the file."""
         of: dict[Key, dict[str, float]] = {}
         if (folder / FILE).exists():
-            with open(folder / FILE, newline='') as file:
+            with open(folder / FILE, newline='', encoding='utf-8') as file:
                 for row in csv.DictReader(file):
                     key = row['variant'], row['seed']
                     of.setdefault(key, {})[row['name']] = float(row['value'])
@@ -94,7 +94,7 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
 
 def means(path: pathlib.Path) -> dict[str, float]:
     """Column -> mean over the prompts that have a value, of a scores.csv of `evaluate`."""
-    with open(path, newline='') as file:
+    with open(path, newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     found = {}
     for name in rows[0].keys() - {'policy', 'index', 'prompt'}:

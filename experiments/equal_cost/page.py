@@ -100,7 +100,7 @@ def write(
     curves, searched = collect(records, found), rates(records, budget)
     page, made = ['# Methods at equal cost', f'    {command}'], []
     notes = out / 'notes.md'
-    page += [notes.read_text().strip()] if notes.exists() else []
+    page += [notes.read_text(encoding='utf-8').strip()] if notes.exists() else []
     page.append(_introduction(records, budget))
     if curves.of:
         for axis in AXES:
@@ -113,7 +113,7 @@ def write(
     if refused:
         page += ['## Left out', '\n'.join(f'- `{name}`: {why}' for name, why in refused.items())]
     path = out / 'README.md'
-    path.write_text('\n\n'.join(page) + '\n')
+    path.write_text('\n\n'.join(page) + '\n', encoding='utf-8')
     return [path, *made]
 
 

@@ -6,7 +6,7 @@ import struct
 
 from mistakes.places import both, config, link, model, without, write
 
-TINY, RUN = '--config=tiny_ocr', '--workdir=run'
+TINY, RUN, SCENE = '--config=tiny_ocr', '--workdir=run', '--config=tiny_scene'
 OWN = ['main', '--config=own.py', RUN]
 MODEL = ['main', TINY, RUN, '--config.model.path=model']
 TRAIN = ['main', TINY, RUN, '--config.data.train=p.txt', '--config.rollout.prompts=1']
@@ -14,6 +14,8 @@ TRAIN += ['--config.rollout.prompts_per_batch=1', '--config.optim.microbatch=6']
 SHAPES = ['main', '--config=tiny_geneval', RUN, '--config.data.train=p.jsonl']
 DRAW = ['sample', TINY, '--prompts=p.txt']
 INIT = ['main', TINY, RUN, '--config.lora.init_from=lora.safetensors']
+PSI = {'format': 1, 'finished': True, 'psi': [0.1], 'history': [], 'geometry': {'kernel': 'sde'}}
+PSI_PATH = '--config.noise.psi_path=psi.json'
 
 
 def tensors(header, data=b''):
@@ -65,6 +67,12 @@ RECIPES = [
     ),
     (write('dir/x'), ['main', '--config=dir', RUN], 'dir'),
     (
+        write('own.py', 'import sys\n\n\ndef get_config():\n    sys.exit(3)\n'),
+        OWN,
+        "line 5 of own.py, 'sys.exit(3)': SystemExit: 3",
+    ),
+    (config("c.reward = {'ocr': {'kind': None}}"), OWN, 'the kind of a reward is None'),
+    (
         write(
             'own.py',
             'from ml_collections import ConfigDict as C\n'
@@ -94,6 +102,25 @@ FOLDERS = [
     (write('f'), ['export', TINY, RUN, '--out=f'], 'f is a file, where a folder is needed'),
     (write('run/checkpoints/x'), ['export', TINY, RUN, '--out=o'], 'run'),
     (write('run/checkpoints'), ['sample', TINY, '--prompt=x', RUN], 'run'),
+    *(
+        (
+            write(f'run/{name}'),
+            ['main', TINY, RUN],
+            f'run/{name} is a file, and this command writes',
+        )
+        for name in ('samples', 'tensorboard', 'text', 'checkpoints')
+    ),
+    *(
+        (
+            write(f'run/{name}/x'),
+            ['main', TINY, RUN],
+            f'{name} is a folder, and this command writes',
+        )
+        for name in ('summary.json', 'metrics.jsonl', 'reward_curve.png')
+    ),
+    (write('run/psi.json', '{}'), ['calibrate', TINY, RUN], 'not a psi file'),
+    (write('d.npz', 'x'), ['direction', SCENE, RUN, '--out=d.npz'], 'd.npz cannot be read'),
+    (write('d.npz/x'), ['direction', SCENE, RUN, '--out=d.npz'], 'is a folder; name a file in it'),
 ]
 
 PROMPTS = [
@@ -116,7 +143,12 @@ PROMPTS = [
     (write('p.txt', 'A "HI" ' + 'very ' * 9000), TRAIN, 'p.txt:1: a prompt of 45006 characters'),
     (write('p.txt', ''), DRAW, 'p.txt: the file holds no prompt'),
     (write('p.txt', 'word ' * 10000), DRAW, 'p.txt:1: a prompt of'),
-    (write('p.txt/x'), DRAW, 'Is a directory'),
+    (write('p.txt/x'), DRAW, 'p.txt is a folder, where a file is needed'),
+    (
+        write('p.txt', 'A "HI"\n'),
+        [*TRAIN[:4], '--config.seed=1'],
+        'rollout.prompts=8, but data.train',
+    ),
     (link('p.txt', 'p.txt'), DRAW, 'p.txt'),
     (write('p.jsonl', '{"prompt": 5}\n'), SHAPES, 'p.jsonl:1: not a GenEval prompt: tag is None'),
     (write('p.jsonl', '{"x": "a"}\n'), SHAPES, 'p.jsonl:1: not a GenEval prompt: unknown key x'),
@@ -229,6 +261,8 @@ LORA = [
         ['main', TINY, RUN, '--config.model.transformer_file=d'],
         "transformer_file='d'",
     ),
+    (write('psi.json', json.dumps(PSI)), [*TRAIN[:3], PSI_PATH], 'psi.json is damaged'),
+    (write('psi.json/x'), [*TRAIN[:3], PSI_PATH], 'psi.json'),
     (write('psi.json', '{'), ['main', TINY, RUN, '--config.noise.psi_path=psi.json'], 'psi.json'),
     (write('psi.json', '[]'), ['main', TINY, RUN, '--config.noise.psi_path=psi.json'], 'psi.json'),
     (

@@ -47,6 +47,18 @@ FLOW = ('transformer', *TEXT_ENCODERS)  # components that the flow stage trains
 FREE = ('steps', 'grid_steps', 'eval_every', 'eval_prompts', 'eval_guidance')
 _WORDS = (*TEXT_ENCODERS, 'clip_length', 't5_length')
 _FLOW = ('vae', 'transformer', 'flow_fonts', *_WORDS)
+# Keys of a stage, what they may be, in words and as a function.
+RANGES = (
+    ('steps', 'a whole number at least 1', lambda x: x >= 1),
+    ('batch', 'a whole number at least 1', lambda x: x >= 1),
+    ('warmup', 'a whole number at least 0', lambda x: x >= 0),
+    ('lr', 'a finite number above 0', lambda x: 0 < x < math.inf),
+    ('ema', 'a number at least 0 and below 1', lambda x: 0 <= x < 1),
+    ('text_dropout', 'a number from 0 to 1', lambda x: 0 <= x <= 1),
+    ('grid_steps', 'a whole number at least 1', lambda x: x >= 1),
+    ('eval_every', 'a whole number at least 1', lambda x: x >= 1),
+    ('eval_prompts', 'a whole number at least 1', lambda x: x >= 1),
+)
 DEPENDS = {  # stage -> further settings that it depends on, earlier stages
     'vae': (('vae',), ()),
     'text': (_WORDS, ()),
@@ -105,7 +117,19 @@ def validate(config) -> None:
             f'dataset={config.dataset!r} is not known; choose one of {sorted(DATASETS)}'
         )
     token_grid(config.height, config.width)
+    for name, stage in config.stages.items():
+        for key, expected, fits in RANGES:
+            if key in stage and not fits(stage[key]):
+                raise ValueError(f'stages.{name}.{key}={stage[key]}: expected {expected}')
+    for key in ('t5_length', 'clip_length', 'keep_checkpoints', 'log_every'):
+        if key in config and config[key] < 1:
+            raise ValueError(f'{key}={config[key]}: expected a whole number at least 1')
     pools.check_size(config.stages.flow.pool)
+    if 'init' in config.stages.vae and config.stages.vae.init:
+        try:
+            resolve_folder(config.stages.vae.init)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'stages.vae.init: {error}') from None
 
 
 def rows(config) -> int:
