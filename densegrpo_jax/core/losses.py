@@ -36,7 +36,8 @@ class Loss:
             for TRANSITIONS the StepOutput of the stored transitions, for CLEAN the velocity v [M,
             ...] at (batch.x, batch.s). Gradients flow into POLICY alone. The update divides the sum
             by the number of rows whose mask is set, over all microbatches. Options are keys of the
-            configuration's group `loss`, and `log_prob` and `kernel` of the rollout.
+            configuration's group `loss`, `log_prob` and `kernel` of the rollout, and
+            `advantage_weights`, name -> weight, for losses that take several advantages.
         batch: TRANSITIONS or CLEAN.
         groups: whether a microbatch must hold whole groups; their samples are then adjacent.
         trajectories: whether the groups come with all their transitions, ordered by prompt, then
@@ -106,7 +107,7 @@ def loss_sums(values: Float[ArrayLike, 'M'], mask: Bool[ArrayLike, 'M']) -> Loss
     return sums._replace(policy_sum=values.sum(), policy_count=mask.sum().astype(values.dtype))
 
 
-def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
+def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob, advantage_weights=None):
     return grpo_loss(
         outputs[POLICY],
         batch.log_prob,
@@ -114,6 +115,7 @@ def _grpo(outputs: Mapping[str, Any], batch, *, clip_range, log_prob):
         mask=batch.mask,
         weight=batch.weight,
         clip_range=clip_range,
+        advantage_weights=advantage_weights,
         log_prob=log_prob,
     )
 

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from densegrpo_jax.core.guidance import Guidance, process_scores
 from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.prediction_rewards import Predictions, anchor_of
@@ -36,6 +37,8 @@ Levels = Float[ArrayLike, 'T'] | Float[ArrayLike, 'T B'] | Sequence[float]
         'similarity',
         'mean',
         'predictions',
+        'process',
+        'drift',
     ),
     meta_fields=('plan',),
 )
@@ -62,6 +65,9 @@ class Rollout:
     # [N, B, *latent] of the policy's transitions, without a guided shift; None if not kept
     mean: Any = None
     predictions: Predictions | None = None  # how alike they are; if the plan has an anchor
+    # Of a rollout with `Guidance`, else None:
+    process: Any = None  # [T+1, B] process reward of its states, 0 where not asked for
+    drift: Any = None  # [N, B] root mean square of the drift over std, 0 where none drifts
 
     @property
     def x(self) -> Float[Array, 'N B *latent']:
@@ -155,6 +161,7 @@ def run_plan(
     kernel: str | Kernel = 'sde',
     log_prob: str = 'gaussian',
     keep_means: bool = False,
+    guidance: Guidance | None = None,
 ) -> Rollout:
     """Runs the plan with the current policy, without gradient. Completions are those of DenseGRPO
     Eq. 8.
@@ -172,19 +179,24 @@ def run_plan(
             start at grid index k.
         kernel, log_prob: as in `sde_step`.
         keep_means: `Rollout.mean` is kept, for losses that compare the policy's mean with it.
+        guidance: makes noisy steps drift, which changes where they end and not their mean and
+            log-prob, and scores states; for a trajectory.
 
     Returns:
         Rollout.
 
     Raises:
-        ValueError: the plan is inconsistent, or is for another number of steps.
+        ValueError: the plan is inconsistent, or is for another number of steps; or there is
+            guidance, and it is not one trajectory of every sample.
     """
     check_plan(plan)
+    t = plan.transitions
+    if guidance is not None and (plan.copies or t.x_row != (*range(plan.num_steps),)):
+        raise ValueError('guidance is of a trajectory, and the plan has another shape')
     x_init = at_least_f32(x_init)
     levels = _levels(noise_levels, sigmas, plan.num_steps, x_init)
     # One index beyond the grid, for predictions of the clean latent.
     grid = jnp.append(jnp.asarray(sigmas, x_init.dtype), 0)
-    t = plan.transitions
     made = np.array(t.job), np.array(t.slot)
     rows, mean_rows = plan.rows, None
     if keep_means:  # further rows of the buffer, and one for the other writes' means
@@ -194,7 +206,7 @@ def run_plan(
     buffer = jnp.zeros((rows, *x_init.shape), x_init.dtype).at[0].set(x_init)
     made_by = []
     for first, last, copies in _segments(plan):
-        buffer, *made_here = run_jobs(
+        buffer, made_here = run_jobs(
             velocity_fn,
             buffer,
             plan.jobs.part(first, last),
@@ -205,9 +217,10 @@ def run_plan(
             log_prob=log_prob,
             mean_rows=None if mean_rows is None else mean_rows[first:last],
             copies=copies,
+            guidance=guidance,
         )
         made_by.append(made_here)
-    log_probs, std = (jnp.concatenate(parts) for parts in zip(*made_by))
+    writes = jax.tree.map(lambda *parts: jnp.concatenate(parts), *made_by)
     of_batch = lambda per_row: jnp.broadcast_to(per_row[:, None], (len(t.job), len(x_init)))
     predictions = None
     if plan.anchor is not None:
@@ -220,19 +233,35 @@ def run_plan(
         sample = completions[-1:]
         cosines = _cosine(buffer[np.array(plan.predictions)], sample)
         similarity = jnp.concatenate([cosines, jnp.ones((1, len(x_init)), cosines.dtype)])
+    process = drift = None
+    if guidance is not None:
+        process = process_scores(guidance, plan, buffer, grid, writes.score)
+        drift = writes.drift[made]
     return Rollout(
         latents=buffer[: plan.kept],
         s=of_batch(grid[np.array(t.k_from)]),
         s_next=of_batch(grid[np.array(t.k_to)]),
-        log_prob=log_probs[made],
-        std=std[made],
+        log_prob=writes.log_prob[made],
+        std=writes.std[made],
         noise_level=jnp.where(np.array(t.noisy)[:, None], levels[np.array(t.k_from)], 0),
         completions=completions,
         similarity=similarity,
         plan=plan,
         mean=buffer[plan.rows : rows - 1] if keep_means else None,
         predictions=predictions,
+        process=process,
+        drift=drift,
     )
+
+
+class Writes(NamedTuple):
+    """What `run_jobs` tells of J jobs' writes."""
+
+    log_prob: Float[Array, 'J W B']  # 0 if a write adds no noise
+    std: Float[Array, 'J W B']
+    # With `Guidance`, else None:
+    score: Any = None  # [J, B] process reward of the state that a job reads, 0 if it does not drift
+    drift: Any = None  # [J, W, B] as in `Rollout`
 
 
 def run_jobs(
@@ -247,7 +276,8 @@ def run_jobs(
     log_prob: str = 'gaussian',
     mean_rows: np.ndarray | None = None,
     copies: int = 1,
-) -> tuple[Float[Array, 'rows B *latent'], Float[Array, 'J W B'], Float[Array, 'J W B']]:
+    guidance: Guidance | None = None,
+) -> tuple[Float[Array, 'rows B *latent'], Writes]:
     """Runs jobs in order on a buffer of latents, as one scan whose body calls velocity_fn once.
 
     Args:
@@ -256,47 +286,73 @@ def run_jobs(
         velocity_fn, noise_fn, kernel, log_prob: as in `run_plan`.
         mean_rows: int [J, W] the row for the mean of a write, if means are kept too.
         copies: number of adjacent samples whose latents are equal; velocity_fn gets one of them.
+        guidance: as in `run_plan`; then no samples are copies.
 
     Returns:
-        (the buffer, log-prob and std of every write; 0 if it adds no noise).
+        (the buffer, what it tells of the writes).
     """
-    columns = [*jobs] if mean_rows is None else [*jobs, mean_rows]
-    table = tuple(jnp.asarray(np.array(column)) for column in columns)
     # Slots in which no job adds noise are known at trace time to be Euler steps.
     noisy_slots = np.array(jobs.noisy).any(0)
+    drifts = None
+    if guidance is not None and guidance.steps:
+        drifts = np.array(jobs.noisy).any(1) & np.isin(jobs.k_from, guidance.steps)
+    columns = [*map(np.array, jobs), mean_rows, drifts]
+    table = tuple(None if column is None else jnp.asarray(column) for column in columns)
     shape, dtype, batch = buffer.shape[1:], buffer.dtype, buffer.shape[1]
     zeros = jnp.zeros(shape, dtype)
     silent = jnp.zeros(batch, dtype)
 
     def body(buffer, job):
-        read, k_from, row, k_to, noisy, *mean_row = job  # from the third on [W]
+        read, k_from, row, k_to, noisy, mean_row, drifts = job  # from the third to the sixth [W]
         x = jax.lax.dynamic_index_in_dim(buffer, read, keepdims=False)
         s = grid[k_from]
-        velocity, guided = _evaluate(velocity_fn, x, s, copies)
+        score, gradient = None, None
+        if drifts is None:
+            velocity, guided = _evaluate(velocity_fn, x, s, copies)
+        else:
+            velocity, guided, score, gradient = _evaluate_guided(
+                velocity_fn, guidance, drifts, x, s, k_from
+            )
         followed = velocity if guided is None else guided
         noise = jax.lax.cond(
             noisy.any(), lambda k: noise_fn(k).astype(dtype), lambda k: zeros, k_from
         )
-        log_probs, stds = [], []
+        log_probs, stds, moved = [], [], []
         for slot, may_be_noisy in enumerate(noisy_slots):
             s_next = grid[k_to[slot]]
             if may_be_noisy:
                 level = jnp.where(noisy[slot], levels[k_from], 0)
+                drift = None
+                if gradient is not None:
+                    drift, size = guidance.drift(gradient, s, s_next, level, kernel=kernel)
+                    moved.append(size)
                 step = _policy_step(
-                    velocity, guided, x, s, s_next, level, noise, kernel=kernel, log_prob=log_prob
+                    velocity,
+                    guided,
+                    x,
+                    s,
+                    s_next,
+                    level,
+                    noise,
+                    kernel=kernel,
+                    log_prob=log_prob,
+                    drift=drift,
                 )
             else:
                 step = sde_step(followed, x, s, s_next, 0.0, noise=zeros, kernel='ode')
                 step = step._replace(log_prob=silent, std=silent)
+                moved.append(silent)
             log_probs.append(step.log_prob)
             stds.append(step.std)
             buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.sample, row[slot], 0)
-            for rows in mean_row:
-                buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.mean, rows[slot], 0)
-        return buffer, (jnp.stack(log_probs), jnp.stack(stds))
+            if mean_row is not None:
+                buffer = jax.lax.dynamic_update_index_in_dim(buffer, step.mean, mean_row[slot], 0)
+        made = Writes(jnp.stack(log_probs), jnp.stack(stds), score)
+        if guidance is not None:
+            made = made._replace(drift=jnp.stack(moved) if drifts is not None else 0 * made.std)
+        return buffer, made
 
-    buffer, (log_probs, stds) = jax.lax.scan(body, buffer, table)
-    return buffer, log_probs, stds
+    return jax.lax.scan(body, buffer, table)
 
 
 def _segments(plan: RolloutPlan):
@@ -324,12 +380,39 @@ def _evaluate(velocity_fn, x, s, copies=1):
     return of_all(found), None
 
 
-def _policy_step(velocity, guided, x, s, s_next, noise_level, noise, *, kernel, log_prob):
+def _evaluate_guided(velocity_fn, guidance, drifts, x, s, k):
+    """As `_evaluate`, and the process reward and its gradient: 0 unless `drifts`, a traced bool."""
+    rows = jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape[:1])
+    none = jnp.zeros_like(rows), jnp.zeros_like(x)
+    if guidance.evaluates:
+
+        def steered(x, rows, k):
+            found, score, gradient = guidance.fn(x, rows, k)
+            return *_evaluate(lambda *_: found, x, rows), score, gradient
+
+        def plain(x, rows, k):
+            return *_evaluate(velocity_fn, x, rows), *none
+
+        return jax.lax.cond(drifts, steered, plain, x, rows, k)
+    velocity, guided = _evaluate(velocity_fn, x, s)
+    followed = velocity if guided is None else guided
+    return (
+        velocity,
+        guided,
+        *jax.lax.cond(drifts, guidance.fn, lambda *_: none, x, rows, k, followed),
+    )
+
+
+def _policy_step(
+    velocity, guided, x, s, s_next, noise_level, noise, *, kernel, log_prob, drift=None
+):
     """The step whose log-prob is the policy's, with the mean of `velocity`; the sample follows
-    `guided`.
+    `guided`, and drifts.
     """
     where = (s, s_next, noise_level)
     shift = None if guided is None else guided_shift(guided, velocity, x, *where, kernel=kernel)
+    if drift is not None:
+        shift = drift if shift is None else shift + drift
     options = {'kernel': kernel, 'log_prob': log_prob, 'shift': shift}
     return sde_step(velocity, x, *where, noise=noise, **options)
 

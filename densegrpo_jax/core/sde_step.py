@@ -114,6 +114,20 @@ def guided_shift(
     return _over(s_next - s - taken * (1 - s), x) * (guided - velocity)
 
 
+def step_std(
+    s: Float[ArrayLike, 'B'],
+    s_next: Float[ArrayLike, 'B'],
+    noise_level: Float[ArrayLike, 'B'],
+    *,
+    kernel: str | Kernel = 'sde',
+) -> Float[Array, 'B']:
+    """The standard deviation of a step's noise, before the step is made. Arguments as in
+    `sde_step`.
+    """
+    given = (at_least_f32(a) for a in (s, s_next, noise_level))
+    return as_kernel(kernel).coefficients(*given)[0]
+
+
 def log_prob_ratio(
     step: StepOutput, log_prob_old: Float[ArrayLike, 'B'], *, log_prob: str = 'gaussian'
 ) -> Float[Array, 'B']:

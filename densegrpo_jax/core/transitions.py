@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from densegrpo_jax.core.rollout import Rollout
 
 OUTCOME = 'outcome'  # the name of the advantage that comes from the reward of the images
+PROCESS = 'process'  # of the one that comes from a process reward, a reward of noisy latents
 
 
 class Transitions(NamedTuple):

@@ -34,7 +34,7 @@ class Credited(NamedTuple):
 
     rollout: Rollout
     rewards: jax.Array  # [B] of the samples
-    advantages: jax.Array  # [N, B] of the transitions
+    advantages: Mapping[str, jax.Array]  # by name, [N, B] of the transitions
     weight: jax.Array  # [N] step weights
     group_ids: jax.Array  # int32 [B]
     valid: jax.Array  # bool [B]
@@ -61,9 +61,8 @@ class Batch(NamedTuple):
 
 
 def _transitions(c: Credited) -> Transitions:
-    advantages = {OUTCOME: c.advantages}
     options = {'weight': c.weight, 'valid': c.valid, 'chosen': c.chosen}
-    return transitions(c.rollout, advantages, c.group_ids, **options)
+    return transitions(c.rollout, c.advantages, c.group_ids, **options)
 
 
 def _kl_of_steps(
@@ -119,7 +118,7 @@ def _noised(config, record: CleanSamples, rows: SampleRows, step: jax.Array) -> 
 
 def _clean(c: Credited) -> CleanSamples:
     first = int(np.argmax(c.rollout.plan.transitions.trained))  # a sample's are all equal
-    advantages = {OUTCOME: c.advantages[first]}
+    advantages = {OUTCOME: c.advantages[OUTCOME][first]}
     return clean_samples(c.rollout, c.rewards, advantages, c.group_ids, valid=c.valid)
 
 

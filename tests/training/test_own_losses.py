@@ -139,7 +139,8 @@ def test_a_sample_has_the_advantage_of_its_trained_transitions():
     advantages = np.full((STEPS, SAMPLES), np.nan, np.float32)
     advantages[2:4] = np.arange(SAMPLES)
     ids, valid = np.repeat(np.arange(PROMPTS), GROUP), np.ones(SAMPLES, bool)
-    credited = Credited(late, rewards[-1], advantages, np.ones(STEPS), ids, valid)
+    named = {'outcome': advantages}
+    credited = Credited(late, rewards[-1], named, np.ones(STEPS), ids, valid)
     record = BATCHES['clean'].record(credited)
     np.testing.assert_array_equal(record.advantage['outcome'], np.arange(SAMPLES))
     np.testing.assert_array_equal(record.reward, rewards[-1])
