@@ -213,6 +213,7 @@ class FluxTransformer(nn.Module):
             **compiled,
         )
         x = joined[:, text.shape[1] :]
+        layers.keep_hidden(self, x)
 
         scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
         x = modulated_norm(x, shift, scale, self.dtype)

@@ -19,6 +19,14 @@ from densegrpo_jax.networks import quantize
 
 kernel_init = nn.initializers.lecun_normal()
 
+HIDDEN = 'hidden'  # collection of a network's last hidden states, filled only where it is mutable
+
+
+def keep_hidden(network: nn.Module, x: jax.Array) -> None:
+    """Keeps the states of the image's positions, [B, ..., D], before the output layers."""
+    if network.is_mutable_collection(HIDDEN) and not network.is_initializing():
+        network.sow(HIDDEN, 'states', x)
+
 
 class Dense(nn.Module):
     """y = x W + b, plus the adapter (alpha / rank) (x A) B if `adapters` names this layer and the

@@ -216,6 +216,7 @@ class Sd3Transformer(nn.Module):
                 first=first,
             )
 
+        layers.keep_hidden(self, carry[0])
         scale, shift = Modulation(2, adapters, self.dtype, init, name='norm_out')(cond)
         channels, (batch, height, width, _), p = (
             c.out_channels or c.in_channels,

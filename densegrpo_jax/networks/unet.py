@@ -391,6 +391,7 @@ class Unet(nn.Module):
                 name=f'up_blocks_{i}',
             )
             x, _ = stage(x, time, text, skips)
+        layers.keep_hidden(self, x)
         x = nn.silu(
             GroupNorm(c.norm_num_groups, self.dtype, eps=c.norm_eps, name='conv_norm_out')(x)
         )

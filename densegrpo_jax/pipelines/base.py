@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import PROBE, Attend
+from densegrpo_jax.networks.layers import HIDDEN
 from densegrpo_jax.networks.lora import COLLECTION
 from densegrpo_jax.pipelines.tokenizers import tokenize
 
@@ -64,8 +65,8 @@ class Pipeline:
       text_length: tokens per prompt of the encoder whose length can be chosen
         (`TextEncoder.chosen_length`), the configuration's `model.t5_length`.
       configs: the config.json of every component, as read.
-      sown: collects what the attention sows in every evaluation of the transformer; None: nothing
-        is sown.
+      sown: collects what the transformer sows in every evaluation; None: nothing is sown.
+      sows: the collection: PROBE, of the attention's entropies, or HIDDEN, of the last states.
     """
 
     modules: dict[str, nn.Module]
@@ -74,6 +75,7 @@ class Pipeline:
     text_length: int
     configs: dict[str, dict]
     sown: list[dict] | None = None
+    sows: str = PROBE
 
     CLASS_NAME: ClassVar[str]  # in model_index.json
     # component -> (library, class), for model_index.json
@@ -192,8 +194,8 @@ class Pipeline:
         given = {'params': base} if adapters is None else {'params': base, COLLECTION: adapters}
         if self.sown is None:
             return self.transformer.apply(given, *inputs)
-        v, found = self.transformer.apply(given, *inputs, mutable=[PROBE])
-        self.sown.append(found[PROBE])
+        v, found = self.transformer.apply(given, *inputs, mutable=[self.sows])
+        self.sown.append(found[self.sows])
         return v
 
     def spatial(self, latents: jax.Array, height: int, width: int) -> jax.Array:
@@ -305,6 +307,29 @@ class Pipeline:
             return v, layers.mean(0)
 
         return probed
+
+    def hidden_fn(
+        self,
+        base: dict,
+        conditioning: Conditioning,
+        guidance: jax.Array | float,
+        height: int,
+        width: int,
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """The base network's last hidden states at (x_s, s, prompt), averaged over the positions of
+        the image: `(x [B, ...], s [B]) -> float32 [B, D]`, differentiable in x. With
+        classifier-free guidance they are of the prompt's own prediction.
+        """
+        found: list[dict] = []  # of one evaluation, inside one trace
+        keeping = dataclasses.replace(self, sown=found, sows=HIDDEN)
+        network = keeping.network_fn(base, None, conditioning, guidance, height, width)
+
+        def hidden(x, s):
+            network(x, s)  # the compiler leaves out what comes after the states
+            (states,) = jax.tree.leaves(found.pop())
+            return states.astype(jnp.float32).mean(tuple(range(1, states.ndim - 1)))
+
+        return hidden
 
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens of an image in the transformer; they follow those of the text."""
