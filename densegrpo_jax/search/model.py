@@ -15,19 +15,13 @@ from densegrpo_jax.core.kernels import Kernel
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.rewards.base import RewardError
-from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.rewards.differentiable import has_gradient, reward_params, scores, text_features
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.sampling.conditioning import place
 from densegrpo_jax.sampling.sampler import EXACT, decode_few, split_rows
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.search.loop import Flow, Scored
-
-
-def has_gradient(reward: CompositeReward) -> bool:
-    """Whether every part of the sum with non-zero weight is differentiable in the images."""
-    need = ('scores', 'params', 'text_features')
-    return all(hasattr(part, name) for part, weight in reward.parts if weight for name in need)
 
 
 class _Same:
@@ -102,8 +96,7 @@ class Model:
         sigmas = np.asarray(session.schedule.sigmas, np.float32)
         guide = None
         if has_gradient(session.reward):
-            parts = [(p, w) for p, w in session.reward.parts if w]
-            features = [p.text_features([q.text for q in prompts]) for p, _ in parts]
+            features = text_features(session.reward, [q.text for q in prompts])
             guide = lambda x, k: self._guide(
                 *self._fixed, text, x, sigmas[k], self._rewards, features
             )
@@ -124,8 +117,8 @@ class Model:
         """The weights of the reward's parts on every device of the mesh; the rewards themselves
         hold them only on the devices of their process.
         """
-        weights = [part.params() for part, weight in self._session.reward.parts if weight]
-        return jax.device_put(jax.device_get(weights), replicated(self._session.mesh))
+        weights = jax.device_get(reward_params(self._session.reward))
+        return jax.device_put(weights, replicated(self._session.mesh))
 
     def lowered(self, text: Conditioning, x: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
         """The programs that evaluate and decode particles of shape `x` [P, n, ...], ready to
@@ -188,7 +181,6 @@ class Model:
 
     def _guided(self, params, policy, negative, text, x, s, rewards, features):
         """(v, reward of x0hat, its gradient in x through decoder and network)."""
-        parts = [(part, weight) for part, weight in self._session.reward.parts if weight]
         count = x.shape[1]
 
         def total(x):
@@ -196,10 +188,8 @@ class Model:
             pipeline = self._session.pipeline
             x0 = pipeline.end_scale * (x - s * v).reshape(-1, *x.shape[2:])
             unit, finite = pipeline.decode_float(params, x0, *self._size)
-            value = sum(
-                weight * part.scores(given, unit, jnp.repeat(of, count, axis=0))
-                for (part, weight), given, of in zip(parts, rewards, features)
-            )
+            text_rows = [jnp.repeat(of, count, axis=0) for of in features]
+            value = scores(self._session.reward, rewards, unit, text_rows)
             value = jnp.where(finite, value, -jnp.inf).reshape(x.shape[:2])
             return jnp.where(jnp.isfinite(value), value, 0).sum(), (v, value)
 

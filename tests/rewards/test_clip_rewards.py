@@ -12,6 +12,13 @@ import pytest
 from PIL import Image
 
 from densegrpo_jax.rewards import Scorer, build_reward
+from densegrpo_jax.rewards.differentiable import (
+    has_gradient,
+    reward_params,
+    shapes,
+    text_features,
+    without_gradient,
+)
 from densegrpo_jax.rewards.local.aesthetic import LAYERS, AestheticReward
 from densegrpo_jax.rewards.local.clip_rewards import ClipScoreReward, Hpsv2Reward, PickScoreReward
 from tests.clip_folder import photo, random_clip
@@ -94,6 +101,19 @@ def test_scores_equal_torch(folder, pictures, head, clipscore):
         pictures, PROMPTS, nothing
     )
     close(aesthetic.values['aesthetic'], head(image)[:, 0].detach())
+
+
+def test_shapes_are_those_of_the_weights_and_features(folder, head):
+    rewards = {
+        'clipscore': {'path': str(folder), 'dtype': 'bfloat16'},
+        'aesthetic': {'path': str(folder), 'head': str(folder / 'head.safetensors')},
+        'pixels': {},
+    }
+    reward = build_reward(rewards)
+    assert has_gradient(reward) and without_gradient(build_reward({'jpeg': {}})) == ['jpeg']
+    held = jax.device_get(reward_params(reward)), text_features(reward, PROMPTS)
+    shape = lambda tree: jax.tree.map(lambda a: (a.shape, np.dtype(a.dtype)), tree)
+    assert shape([*shapes(reward, len(PROMPTS))]) == shape([*held])
 
 
 def test_hpsv2_shows_the_whole_picture(folder, pictures, clipscore):

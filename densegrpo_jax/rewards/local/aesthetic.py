@@ -56,6 +56,11 @@ class AestheticReward(ClipReward):
             x = jnp.matmul(x, layer['kernel'], precision='highest') + layer['bias']
         return x[:, 0]
 
+    def shapes(self, count):
+        """See `ClipReward.shapes`."""
+        params, features = super().shapes(count)
+        return {**params, 'head': self._head[2]}, features
+
     def _loaded(self):
         from densegrpo_jax.pipelines.weights import files as weights
 

@@ -135,6 +135,18 @@ class ClipReward:
         with self._lock:
             return self._loaded()
 
+    def shapes(self, count: int) -> tuple[dict, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of `params` and of the `text_features` of `count` prompts; reads no
+        weights.
+        """
+        held, dtype = self.clip.abstract_params(), self.clip.vision.dtype
+        stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), held)
+        if self.clip.text is None:
+            return stored, jax.ShapeDtypeStruct((count, 0), jnp.float32)
+        ids = jax.ShapeDtypeStruct((count, 8), jnp.int32)
+        features = jax.eval_shape(self.clip.text_features, held, ids)
+        return {**stored, 'logit_scale': held['logit_scale']}, features
+
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
         """float32 [N, D] that pictures are compared with: of unit length, or guided."""
         with self._lock:
