@@ -19,6 +19,7 @@ COMMANDS = {
     'evaluate': ('evaluate', 'score a base model and checkpoints side by side'),
     'calibrate': ('calibrate', 'find the noise level of every step before training'),
     'direction': ('direction', 'learn a direction that guides an embedding reward'),
+    'process-reward': ('process_reward', 'fit a reward of noisy latents, which guides rollouts'),
     'export': ('export', 'write a trained model for Diffusers, ComfyUI and others'),
     'watch': ('watch', 'follow runs in a browser'),
     'report': ('report', 'a page of runs, as a folder for a browser'),

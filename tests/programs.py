@@ -9,8 +9,9 @@ takes the fixture:
     pytestmark = pytest.mark.usefixtures('shared_programs')
 
 The programs are pure functions of what they are made from, which is their key here; only how long a
-run is, when it saves and what it reports stay out. Parts of a user's own code have no key: a run
-with such parts makes its own programs, as do tests that change the code that is traced.
+run is, when it saves and what it reports stay out. Parts of a user's own code and process rewards
+have no key: a run with such parts makes its own programs, as do tests that change the code that is
+traced.
 """
 
 import collections
@@ -53,7 +54,7 @@ def shared_programs(monkeypatch):
 
 def _shared(name, make, *args):
     config = next(a for a in args if isinstance(a, ConfigDict))
-    if own_code(config):
+    if own_code(config) or config.guide.source != 'none':
         return make(*args)
     groups = GROUPS.get(name, list(config))
     programs, key = _programs[name], tuple(_key(a, groups) for a in args)
@@ -80,7 +81,7 @@ def _key(value, groups):
     if isinstance(value, Schedule):
         # The noise levels are an argument of the programs.
         arrays = (np.asarray(a).tolist() for a in (value.sigmas, *value.masks))
-        return json.dumps([*arrays]), value.plan, repr(value.moving)
+        return json.dumps([*arrays]), value.plan, repr(value.moving), value.guided
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
     if callable(getattr(value, 'update', None)):  # the optimiser, which the configuration decides

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from densegrpo_jax.config.guide_keys import SOURCES, guided
 from densegrpo_jax.config.moving_keys import SILENT_BESIDE, budget_sizes
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.kernels import SIGMA, Kernel
@@ -13,6 +14,10 @@ from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 
 # Losses that compare the samples of a prompt with each other, transition by transition.
 _COMPARE = ('list', 'list_trajectory', 'pair')
+
+
+# Losses that add a surrogate for each of several advantages.
+_WEIGHTED = [name for name, loss in LOSSES.items() if 'advantage_weights' in loss.options]
 
 
 class Parts(NamedTuple):
@@ -54,6 +59,10 @@ def _served(p: Parts) -> str:
     return f'use credit.rule={" or ".join(rules)}{other}'
 
 
+def _any(names: Iterable[str], key: str = '') -> str:
+    return ' or '.join(f'{key}{name!r}' for name in names)
+
+
 TABLE: tuple[Refusal, ...] = (
     Refusal(
         lambda c, p: not p.kernel.noisy and c.rollout.shared_noise,
@@ -61,6 +70,50 @@ TABLE: tuple[Refusal, ...] = (
             f'rollout.shared_noise=True starts the samples of a prompt alike, and rollout.kernel='
             f'{c.rollout.kernel!r} adds no noise: all would be equal; use '
             'rollout.shared_noise=False'
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.credit.process != 'none' and c.guide.source == 'none',
+        lambda c, p: (
+            f'credit.process={c.credit.process!r} is credit by a process reward, and there is '
+            f"none: use guide.source={_any(SOURCES[1:])}, or credit.process='none'"
+        ),
+    ),
+    Refusal(
+        lambda c, p: c.credit.process != 'none' and 'advantage_weights' not in p.loss.options,
+        lambda c, p: (
+            f'credit.process={c.credit.process!r} makes a second advantage, and loss.kind='
+            f'{c.loss.kind!r} takes one: use {_any(_WEIGHTED, "loss.kind=")}, or '
+            "credit.process='none'"
+        ),
+    ),
+    Refusal(
+        lambda c, p: bool(c.guide.scale and c.guide.rate),
+        lambda c, p: (
+            f'guide.scale={c.guide.scale:g} and guide.rate={c.guide.rate:g} are two sizes of one '
+            'drift: use one of them, and 0 for the other'
+        ),
+    ),
+    Refusal(
+        lambda c, p: guided(c) and c.guide.source == 'probe' and not c.guide.file,
+        lambda c, p: (
+            "guide.source='probe' needs a file of densegrpo_jax.process_reward: make one and name "
+            'it as guide.file'
+        ),
+    ),
+    Refusal(
+        lambda c, p: guided(c) and not p.kernel.noisy,
+        lambda c, p: (
+            f'guide.source={c.guide.source!r} makes noisy steps drift, and rollout.kernel='
+            f"{c.rollout.kernel!r} adds no noise: use another kernel, or guide.source='none'"
+        ),
+    ),
+    Refusal(
+        lambda c, p: guided(c) and c.plan.kind != 'trajectory',
+        lambda c, p: (
+            f'guide.source={c.guide.source!r} makes trajectories drift, and plan.kind='
+            f'{c.plan.kind!r} compares samples that leave one state, which would drift alike and '
+            "learn nothing from it: use plan.kind='trajectory', or guide.source='none'"
         ),
     ),
     Refusal(

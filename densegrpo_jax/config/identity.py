@@ -31,8 +31,10 @@ class Scope(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-# What is learned before a run is compared by its values: noise, and the direction of a reward.
-_NOT_TRAINED = ('noise.*', 'calibration.*', 'd2.*', 'search.*')
+_PROBE = ('guide.file', 'guide.samples', 'guide.ridge')
+# What is learned before a run is compared by its values: noise, the direction of a reward, a
+# process reward.
+_NOT_TRAINED = ('noise.*', 'calibration.*', 'd2.*', 'search.*', *_PROBE)
 _SAMPLED = ('seed', 'model.*', 'full', 'lora.*', 'rollout.*', 'plan.active', 'loss.cfg')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
 _LAYOUT = ('model.scan',)  # trained arrays are stacked like the blocks
@@ -83,15 +85,24 @@ SCOPES: Mapping[str, Scope] = {
         but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*'),
         also=_LAYOUT,
     ),
+    # A probe of the base's hidden states serves as process reward; the base's weights, which may
+    # have moved, are compared by their content.
+    'process': Scope(
+        ('model.*', 'rollout.steps', 'reward'), but=('model.path', 'model.transformer_file')
+    ),
     # Runs of a sweep have the same base.
     'sweep': Scope(('*',)),
     # Prompts have the same conditioning; of the model the encoders' files are compared.
     'text': Scope(('model.t5_length', 'model.dtype')),
 }
 
-# A record without them is of a run without calibrated noise or guided rewards; other missing facts
-# are unknown.
-_DEFAULT_FACTS: Mapping[str, object] = {'psi': None, 'directions of rewards': {}}
+# A record without them is of a run without calibrated noise, guided rewards or a process reward;
+# other missing facts are unknown.
+_DEFAULT_FACTS: Mapping[str, object] = {
+    'psi': None,
+    'directions of rewards': {},
+    'process reward': '',
+}
 # These keys are unknown if missing: earlier checkpoints did not record them.
 _UNTOLD = ('eval.steps', 'eval.best')
 

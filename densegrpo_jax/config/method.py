@@ -18,6 +18,7 @@ from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 from densegrpo_jax.core.roles import REF, Follow
+from densegrpo_jax.core.transitions import OUTCOME, PROCESS
 from densegrpo_jax.runtime.named import code_digest, imported
 
 Part = TypeVar('Part')
@@ -87,7 +88,13 @@ def loss_of(config) -> Loss:
 
 def loss_options(config) -> dict[str, Any]:
     """The loss's options, as arguments of `Loss.fn`. Raises ValueError as `credit_options`."""
-    given = {**config.loss, 'log_prob': config.rollout.log_prob, 'kernel': kernel_of(config)}
+    credit = config.credit
+    given = {
+        **config.loss,
+        'log_prob': config.rollout.log_prob,
+        'kernel': kernel_of(config),
+        'advantage_weights': {OUTCOME: credit.outcome_weight, PROCESS: credit.process_weight},
+    }
     return _options(f'loss.kind={config.loss.kind!r}', loss_of(config).options, given)
 
 

@@ -8,6 +8,7 @@ from densegrpo_jax.core.calibration import RULES
 from densegrpo_jax.core.combine import COMBINATIONS
 from densegrpo_jax.core.credit_rules import CREDIT_RULES
 from densegrpo_jax.core.grpo_loss import KL_FORMS
+from densegrpo_jax.core.guidance import PROCESS_CREDITS
 from densegrpo_jax.core.kernels import KERNELS
 from densegrpo_jax.core.losses import LOSSES
 from densegrpo_jax.core.noise_tables import NOISE_TABLES
@@ -102,6 +103,10 @@ CALIBRATION = {
     ),
 }
 
+# The keys that each `credit.process` reads.
+_WEIGHTS = ('credit.outcome_weight', 'credit.process_weight')
+PROCESS_HEEDED = {'none': (), **dict.fromkeys(PROCESS_CREDITS, _WEIGHTS)}
+
 CREDIT = {
     'rule': part(
         'dense', "How a sample's rewards become rewards of its transitions.", CREDIT_RULES
@@ -156,6 +161,15 @@ CREDIT = {
     ),
     'std_eps': number(1e-4, 'Added to the std.', 0),
     'clip': positive(5.0, 'Advantages are clipped to [-clip, clip].'),
+    'process': choice(
+        'none',
+        'A second advantage of the transitions in guide.steps, by the process reward r: r of the '
+        "state 'after' the step, of the one 'before' it (Euphonium's code), or the 'gain' across "
+        'it. Each advantage has its own surrogate; the surrogates are added.',
+        PROCESS_HEEDED,
+    ),
+    'outcome_weight': number(1.0, "Weight of the surrogate of the images' reward.", 0),
+    'process_weight': number(1.0, 'Weight of the surrogate of the process reward.', 0),
 }
 
 LOSS = {

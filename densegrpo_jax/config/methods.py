@@ -297,6 +297,38 @@ METHODS: Mapping[str, Method] = {
         'transitions explore where the paper takes the top 4 of 16.',
         'T, and 2 T for each prompt (the probe)',
     ),
+    'euphonium': Method(
+        {
+            **_ONE_START,
+            'credit.rule': 'sparse',
+            'credit.process': 'after',
+            'rollout.noise': 'constant',
+            'rollout.level': 0.25,
+            'moving.steps': 'subset',
+            'moving.fraction': 0.6,
+            'guide.source': 'probe',
+            'guide.file': 'process.npz',
+            'guide.normalise': True,
+            'guide.scale': 1.0,
+        },
+        'DanceGRPO whose late steps drift up the gradient of a process reward, a reward of noisy '
+        'latents; the log-probability does not see the drift, and the process reward is a second '
+        'advantage.',
+        'arXiv 2602.04928',
+        'Drift λ Δ ∇r outside mean and log-probability, as its code; two advantages, each '
+        'normalised in the group and clipped to ±5, whose surrogates are added with weights 1 and '
+        '1; constant noise 0.25, one initial noise per prompt, a random 60 % of the transitions '
+        'and never the last.',
+        'The process reward is ours: a ridge regression on the base network, from '
+        '`python -m densegrpo_jax.process_reward`, which `guide.file` names; the paper trains one '
+        'on 200,000 videos of HunyuanVideo and has no images. A step gets r of the state that it '
+        'leads to; its code takes that of the state it leaves (`credit.process=before`). '
+        'Gradients are normalised, so that a drift is std times the noise. Paper: T = 16, '
+        '`guide.steps=(12, 13, 14, 15)`, `guide.normalise=False`, `guide.scale=0.16` (λ = 0.01), 8 '
+        'samples, lr 1e-6. [euphonium.md](euphonium.md)',
+        'T, and one of the base at every state that drifts or is scored (here the states 3, 4 and '
+        '5 of 6), the drifting ones with a gradient, about two evaluations more each',
+    ),
     'd2_align': Method(
         {
             'credit.rule': 'sparse',

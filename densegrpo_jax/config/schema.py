@@ -13,6 +13,7 @@ import ml_collections
 
 from densegrpo_jax.config import (
     d2_keys,
+    guide_keys,
     method_keys,
     model_keys,
     moving_keys,
@@ -35,6 +36,7 @@ TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'plan': plan_keys.PLAN,
     'moving': moving_keys.MOVING,
     'budget': moving_keys.BUDGET,
+    'guide': guide_keys.GUIDE,
     'noise': method_keys.NOISE,
     'calibration': method_keys.CALIBRATION,
     'credit': method_keys.CREDIT,

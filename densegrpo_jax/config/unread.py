@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from densegrpo_jax.config.guide_keys import GUIDE_HEEDED
 from densegrpo_jax.config.method import (
     CREDIT_KEYS,
     credit_rule_of,
@@ -16,6 +17,7 @@ from densegrpo_jax.config.method import (
     loss_of,
     plan_kind_of,
 )
+from densegrpo_jax.config.method_keys import PROCESS_HEEDED
 from densegrpo_jax.config.moving_keys import BUDGET_HEEDED, HEEDED, STAY_HEEDED
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
@@ -106,6 +108,8 @@ def _parts(c) -> Iterable[tuple[str, str, Collection[str], Mapping[str, Collecti
         ('moving.steps', c.moving.steps, HEEDED),
         ('moving.stay_rule', c.moving.stay_rule, STAY_HEEDED),
         ('budget.by', c.budget.by, BUDGET_HEEDED),
+        ('guide.source', c.guide.source, GUIDE_HEEDED),
+        ('credit.process', c.credit.process, PROCESS_HEEDED),
     ):
         if chosen in heeded:
             yield part, chosen, heeded[chosen], heeded

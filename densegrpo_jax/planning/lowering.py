@@ -17,8 +17,12 @@ from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
+from densegrpo_jax.sampling.guidance import cost, guidance_maker
+from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.learner import (
@@ -78,7 +82,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     decode = lambda rows: count_flops(
         lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent)
     )
-    rollout = make_rollout(pipeline, config, schedule, mesh)
+    process = _process(config, pipeline, schedule, mesh)
+    rollout = make_rollout(pipeline, config, schedule, mesh, *process[1:])
     arguments = (
         params,
         state.policy,
@@ -87,8 +92,16 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
         whole(2, d=jnp.uint32),
     )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
+    arguments += process[:1]
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.nfe * forward(batch) + images.shape[0] * decode(batch)
+    beside, value = cost(config, schedule), config.guide.source == 'value'
+    # Backward through the activations, as much as forward. What a reward itself computes is left
+    # out.
+    through = lambda: forward(batch, guided=value) + (decode(batch) if value else 0)
+    if schedule.guided:
+        work += beside.evaluations * forward(batch, guided=False) + beside.images * decode(batch)
+        work += beside.gradients * through()
 
     record = jax.tree.map(
         lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
@@ -124,6 +137,32 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
             config.eval.steps * forward(config.eval.batch) + decode(config.eval.batch),
         ),
     }
+
+
+def _process(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> tuple:
+    """(shapes of the process reward's inputs of a rollout, how it makes its guidance); () without
+    one. Reads the headers of the files of a reward that scores on the devices.
+    """
+    if not schedule.guided:
+        return ()
+    m, prompts, reward = config.model, config.rollout.prompts_per_batch, None
+    whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    if config.guide.source == 'probe':
+        text = pipeline.conditioning_shapes(1)
+        base = pipeline.abstract_params(['transformer'])['transformer']
+        hidden = jax.eval_shape(
+            lambda base, text, x, s: pipeline.hidden_fn(base, text, m.guidance, m.height, m.width)(
+                x, s
+            ),
+            *(base, text, whole(1, *pipeline.latent_shape(m.height, m.width)), whole(1)),
+        )
+        inputs = {'hidden': whole(hidden.shape[-1]), 'time': whole(3)}
+    else:
+        reward = build_reward(config.reward)
+        check_computes(config.guide.source, reward)
+        weights, text = shapes(reward, prompts)
+        inputs = {'weights': weights, 'text': text}
+    return inputs, guidance_maker(pipeline, config, schedule, mesh, reward)
 
 
 def _record(config, schedule: Schedule, sampled: Rollout) -> Any:

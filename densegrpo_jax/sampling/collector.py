@@ -18,6 +18,7 @@ from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import local_rows
 from densegrpo_jax.sampling.conditioning import place
+from densegrpo_jax.sampling.process_reward import ProcessReward
 from densegrpo_jax.sampling.session import Session
 
 
@@ -53,6 +54,7 @@ class Collector:
         sizes: Sequence[int] | None = None,
         places: Sequence[int] | None = None,
         batch: int = 0,
+        process: ProcessReward | None = None,
     ) -> tuple[list[Rollout], list[Pending], Conditioning, np.ndarray]:
         """Starts everything.
 
@@ -63,6 +65,7 @@ class Collector:
           sizes: samples of each prompt, equal within a batch; None: `group` of all.
           places: of the prompts in the iteration, on which their noise depends; None: in order.
           batch: prompts sampled together, a divisor of P; 0: as usual.
+          process: of rollouts that a process reward guides or scores.
 
         Returns:
           rollouts: list of Rollout on the devices, one per batch.
@@ -80,7 +83,10 @@ class Collector:
             here = np.arange(start, start + batch)
             of_batch = placed(texts[start : start + batch])
             roll = rollout_fn if sizes is None else rollout_fn[sizes[start]]
-            result = roll(s.params, policy, of_batch, s.negative, key, where[here], noise_levels)
+            given = s.params, policy, of_batch, s.negative, key, where[here], noise_levels
+            if process is not None:
+                given = *given, process.inputs(texts[start : start + batch])
+            result = roll(*given)
             if waiting is not None:
                 pending.append(self._submit(*waiting))
             rollouts.append(result[0])

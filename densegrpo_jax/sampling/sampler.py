@@ -4,13 +4,15 @@ sampler for evaluation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.guide_keys import guided
 from densegrpo_jax.config.method import (
     credit_rule_of,
     kernel_of,
@@ -18,6 +20,7 @@ from densegrpo_jax.config.method import (
     plan_kind_of,
     plan_options,
 )
+from densegrpo_jax.core.guidance import Guidance
 from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import ode_rollout
@@ -41,6 +44,11 @@ EXACT = {'xla_allow_excess_precision': False}
 DECODED_PIXELS = 4 * 512 * 512
 
 
+# (params, conditioning [p, ...], keys [B], velocity function of B samples, inputs of the process
+# reward) -> Guidance, inside a rollout
+MakeGuidance = Callable[..., Guidance]
+
+
 class Schedule(NamedTuple):
     """Host data shared by all rollouts of a run."""
 
@@ -49,6 +57,7 @@ class Schedule(NamedTuple):
     masks: StepMasks
     plan: RolloutPlan  # which transitions and completions are sampled and scored
     moving: StepChoice | None = None  # the trained transitions of an iteration, if they change
+    guided: tuple[int, ...] = ()  # transitions of `guide.steps`, if there is a process reward
 
 
 def make_schedule(pipeline: Pipeline, config) -> Schedule:
@@ -64,7 +73,35 @@ def make_schedule(pipeline: Pipeline, config) -> Schedule:
     levels = noise_table(config, sigmas, masks)
     last = int(np.flatnonzero(window.stochastic)[-1]) + 1
     plan = _plan(config, Setting(sigmas, levels, masks, last, credit_rule_of(config)))
-    return Schedule(sigmas, levels, masks, plan, step_choice(config, masks))
+    return Schedule(
+        sigmas, levels, masks, plan, step_choice(config, masks), guided_steps(config, masks)
+    )
+
+
+def guided_steps(config, masks: StepMasks) -> tuple[int, ...]:
+    """The transitions that `guide.steps` names: by default the trained ones in the second half of
+    the grid; none without a process reward.
+
+    Raises:
+      ValueError: one of them adds no noise, or there is none.
+    """
+    if not guided(config):
+        return ()
+    named, count = tuple(sorted({*config.guide.steps})), len(masks.trained)
+    if not named:
+        named = tuple(k for k in range(count) if masks.trained[k] and 2 * k >= count)
+        if not named:
+            raise ValueError(
+                'guide.steps=() are the trained transitions in the second half of the grid, and '
+                f'there is none among {np.flatnonzero(masks.trained).tolist()} of {count}: name '
+                'those that drift'
+            )
+    if silent := [k for k in named if k >= count or not masks.stochastic[k]]:
+        raise ValueError(
+            f'guide.steps={named}: transition {silent[0]} adds no noise, so nothing drifts there; '
+            f'expected some of {np.flatnonzero(masks.stochastic).tolist()}'
+        )
+    return named
 
 
 def check_clean(config, sigmas: np.ndarray) -> None:
@@ -99,7 +136,8 @@ def beside(config) -> int:
 
 
 def _plan(config, setting: Setting) -> RolloutPlan:
-    if config.budget.by == 'none':  # else groups have two sizes, and one plan
+    # Groups of two sizes have one plan; samples that drift may not be alike.
+    if config.budget.by == 'none' and not guided(config):
         setting = setting._replace(beside=beside(config))
     return plan_kind_of(config).make(setting, **plan_options(config))
 
@@ -164,44 +202,75 @@ def decode_few(
 
     One decoder body serves all states; it decodes at most DECODED_PIXELS per device at a time.
     """
-    states, batch = latents.shape[:2]
-    shards, most = batch_shards(mesh), max(1, DECODED_PIXELS // (height * width))
+    decode = lambda z: pipeline.decode(params, z, height, width)
+    return in_parts(decode, latents, mesh, DECODED_PIXELS // (height * width))
+
+
+def in_parts(fn: Callable[[Any], Any], rows: Any, mesh: Mesh, most: int) -> Any:
+    """fn of a few rows at a time, at most `most` per device.
+
+    Args:
+      fn: arrays [b, ...] -> arrays [b, ...], a tree of each; row by row.
+      rows: arrays [S, B, ...], B split over the mesh.
+
+    Returns:
+      Arrays [S, B, ...].
+    """
+    states, batch = jax.tree.leaves(rows)[0].shape[:2]
+    shards = batch_shards(mesh)
     if batch % shards:
         shards = 1  # the compiler places them
     here = batch // shards
-    few = max(d for d in range(1, min(here, most) + 1) if here % d == 0)
+    few = max(d for d in range(1, min(here, max(1, most)) + 1) if here % d == 0)
+
     # Part n holds the n-th few rows of every device: rows stay where they are.
-    parts = jnp.swapaxes(
-        latents.reshape(states, shards, here // few, few, *latents.shape[2:]), 1, 2
-    )
-    parts = parts.reshape(-1, shards * few, *latents.shape[2:])
-    decoded = jax.lax.map(
-        lambda z: pipeline.decode(params, split_rows(z, mesh), height, width), parts
-    )
+    def parted(x):
+        x = jnp.swapaxes(x.reshape(states, shards, here // few, few, *x.shape[2:]), 1, 2)
+        return x.reshape(states * (here // few), shards * few, *x.shape[4:])
 
     def back(x):
         x = jnp.swapaxes(x.reshape(states, here // few, shards, few, *x.shape[2:]), 1, 2)
         return split_rows(x.reshape(states, batch, *x.shape[4:]), mesh, 1)
 
-    return jax.tree.map(back, decoded)
+    split = lambda part: jax.tree.map(lambda x: split_rows(x, mesh), part)
+    found = jax.lax.map(lambda part: fn(split(part)), jax.tree.map(parted, rows))
+    return jax.tree.map(back, found)
 
 
-def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
+def make_rollout(
+    pipeline: Pipeline,
+    config,
+    schedule: Schedule,
+    mesh: Mesh,
+    make_guidance: MakeGuidance | None = None,
+):
     """The jitted rollout of one batch of prompts.
+
+    Args:
+      make_guidance: of a process reward (`guidance.guidance_maker`), which moves and scores the
+        samples as `guide` and `credit.process` say; None: whatever they say, none does.
 
     Returns:
       `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
-      key_data of a key, prompt_places [p], noise_levels [T]) -> (Rollout of p * G samples,
-      images uint8 [S, p * G, H, W, 3], finite bool [S, p * G])`; S distinct completions, the
-      sample itself last. Batches are split over the mesh. The noise levels, a host array, are an
-      argument instead of `schedule`'s, so that one program serves any table.
+      key_data of a key, prompt_places [p], noise_levels [T], inputs of the process reward if there
+      is one) -> (Rollout of p * G samples, images uint8 [S, p * G, H, W, 3], finite bool
+      [S, p * G])`; S distinct completions, the sample itself last. Batches are split over the
+      mesh. The noise levels, a host array, are an argument instead of `schedule`'s, so that one
+      program serves any table.
     """
     m, group, kernel = config.model, config.rollout.group, kernel_of(config)
     shape = pipeline.latent_shape(m.height, m.width)
     ends = _end_scales(pipeline, schedule.plan)
 
     def rollout(
-        params, policy, conditioning: Conditioning, negative, key, places, noise_levels
+        params,
+        policy,
+        conditioning: Conditioning,
+        negative,
+        key,
+        places,
+        noise_levels,
+        process=None,
     ) -> tuple[Rollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
@@ -217,6 +286,9 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
         # Index 0 is the initial noise, k + 1 the noise of transition k. If the initial noise is
         # shared, it is that of the first of the samples that share it.
         same = beside(config)
+        guidance = None
+        if make_guidance is not None:
+            guidance = make_guidance(params, conditioning, keys, velocities[len(keys)], process)
         first = jnp.repeat(keys.reshape(-1, same)[:, 0], same)
         result = run_plan(
             lambda x, s: velocities[len(x)](x if len(x) == len(keys) else split(x), s),
@@ -228,6 +300,7 @@ def make_rollout(pipeline: Pipeline, config, schedule: Schedule, mesh: Mesh):
             kernel=kernel,
             log_prob=config.rollout.log_prob,
             keep_means=loss_of(config).mean_old,
+            guidance=guidance,
         )
         latents = result.completions
         if ends is not None:

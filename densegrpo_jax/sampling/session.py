@@ -31,6 +31,7 @@ from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, load_prompts, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache
+from densegrpo_jax.sampling.process_reward import ProcessReward, open_process_reward
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
 from densegrpo_jax.sampling.state import check_start, lora_config
 
@@ -111,6 +112,13 @@ class Checked:
             spec = with_direction(spec, d.file, d.omega, d.renormalise)
         return build_reward(spec)
 
+    @functools.cached_property
+    def process_reward(self) -> ProcessReward | None:
+        """What rollouts of training are guided and scored by beside the reward, if anything."""
+        return open_process_reward(
+            self.config, self.folder, self.pipeline, self.schedule.sigmas, self.reward, self.mesh
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Session(Checked):
@@ -131,8 +139,8 @@ def check(
     Args:
       stop: of the run; None: one that nothing sets, for this process alone.
       needs: what will be used in addition to the base model. 'train', 'test': the prompt sets, with
-        the reward, which checks that it can score them. 'schedule': rollouts. 'start': a policy
-        that training starts from (`state.start_state`).
+        the reward, which checks that it can score them. 'schedule': rollouts. 'process_reward':
+        those of training. 'start': a policy that training starts from (`state.start_state`).
 
     Raises:
       ValueError, FileNotFoundError: the settings, the model folder (its weights are checked by the

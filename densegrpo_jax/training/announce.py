@@ -20,6 +20,7 @@ from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
+from densegrpo_jax.sampling.guidance import cost
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
@@ -164,6 +165,17 @@ def scored(config, schedule: Schedule) -> str:
     return text
 
 
+def beside(config, schedule: Schedule) -> str:
+    """What a process reward adds to a sample, in words; '' without one."""
+    if not schedule.guided:
+        return ''
+    c, kind = cost(config, schedule), 'of the base' if config.guide.source == 'probe' else ''
+    parts = [(c.evaluations, f'evaluations {kind}'), (c.gradients, 'gradients')]
+    parts.append((c.images, 'images scored on the devices'))
+    told = ', '.join(f'{n} {what}'.strip() for n, what in parts if n)
+    return f'; process reward {config.guide.source} at {schedule.guided}: {told}'
+
+
 def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pathlib.Path) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and the places of
     results. state: shapes suffice. accumulation: microbatches of an update.
@@ -208,6 +220,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
         'iteration': (
             f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
             f'{plan.nfe:g} evaluations and {len(plan.completions)} images a sample'
+            f'{beside(config, schedule)}'
         ),
         'credit': (f'{config.credit.rule}; {scored(config, schedule)}; {config.credit.std} std')
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),

@@ -19,13 +19,16 @@ from densegrpo_jax.config.method import (
     loss_options,
     roles_read,
 )
+from densegrpo_jax.core.advantages import group_advantages
 from densegrpo_jax.core.combine import added_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
+from densegrpo_jax.core.guidance import process_credit
 from densegrpo_jax.core.prediction_rewards import anchored_rewards
 from densegrpo_jax.core.roles import POLICY, REF
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import ANCHOR
+from densegrpo_jax.core.transitions import OUTCOME, PROCESS
 from densegrpo_jax.core.tree_plan import node_means
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.rewards.composite import TOTAL
@@ -59,7 +62,8 @@ def make_credit(
     that one program serves any; None: all that the plan trains.
 
     If the plan has several kinds of points to take credit from, the advantages are added, and the
-    metrics are of the first kind.
+    metrics are of the first kind. With `credit.process` the record has a second advantage, by the
+    process reward of the rollouts' states.
     """
     c, groups = config.credit, config.rollout.prompts
     rule, options = credit_rule_of(config), credit_options(config)
@@ -67,6 +71,31 @@ def make_credit(
     plan = schedule.plan
     trained, rows = np.array(plan.trained_steps), plan.transitions
     seeds = config.plan.seeds if c.siblings == 'seed' else 1
+
+    def of_process(rollout: Rollout, on, keep, siblings):
+        """([T, B] advantages by the process reward, 0 where it does not count; metrics)."""
+        if rollout.process is None:
+            raise ValueError(
+                f'credit.process={c.process!r} needs rollouts with a process reward (guide.source)'
+            )
+        counts = on & np.isin(np.arange(len(trained)), schedule.guided)
+        steps = process_credit(rollout.process, c.process)
+        found = group_advantages(
+            steps,
+            groups * seeds,
+            std=c.std,
+            centre=c.centre,
+            eps=c.std_eps,
+            clip=c.clip,
+            group_ids=siblings,
+            steps=counts,
+            valid=keep & jnp.isfinite(steps),
+        )
+        mean = lambda x: jnp.where(keep, x, 0).sum(1) / jnp.maximum(keep.sum(), 1)
+        return found.values, {
+            'process': jnp.where(counts, mean(steps), jnp.nan),
+            'process_advantage_abs': jnp.where(counts, mean(jnp.abs(found.values)), jnp.nan),
+        }
 
     def credit(
         rollouts: list[Rollout],
@@ -134,8 +163,12 @@ def make_credit(
         weight = noise_weights(rollout.std[:, 0], rows_on, config.loss.noise_power)
         if config.loss.step_decay != 1:
             weight = weight * np.float32(config.loss.step_decay) ** starts
+        advantages, further = {OUTCOME: result.values[starts]}, {}
+        if c.process != 'none':
+            by_process, further = of_process(rollout, on, keep, siblings)
+            advantages[PROCESS] = by_process[starts]
         record = batch_kind.record(
-            Credited(rollout, rewards[-1], result.values[starts], weight, group_ids, keep, chosen)
+            Credited(rollout, rewards[-1], advantages, weight, group_ids, keep, chosen)
         )
         kept = jnp.maximum(keep.sum(), 1)
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
@@ -152,6 +185,10 @@ def make_credit(
             'latent_reward': jnp.where(keep, values, 0).sum(1) / kept,
             'valid_share': keep.mean(),
         }
+        if rollout.drift is not None:
+            drift = jnp.zeros(len(trained)).at[starts].set(jnp.where(keep, rollout.drift, 0).sum(1))
+            metrics['drift'] = jnp.where(drift > 0, drift / kept, jnp.nan)
+        metrics |= further
         if len(steps_of) > 1:
             metrics |= {f'gain_of_{name}': mean(gains) for name, gains in steps_of.items()}
         if mesh is not None:  # every process reads them

@@ -19,6 +19,7 @@ from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, STREAM_STEPS, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector, Pending
 from densegrpo_jax.sampling.conditioning import place
+from densegrpo_jax.sampling.guidance import cost, guidance_maker
 from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
 from densegrpo_jax.sampling.session import Session
@@ -77,6 +78,7 @@ class Rounds:
         self._session, self._schedule, self._collector = session, schedule, collector
         self._rollouts: dict[tuple, Callable] = {}
         self._credits: dict[tuple[int, ...] | None, Callable] = {}
+        self._process = session.process_reward
         probed, base = probes(session.config, schedule)
         self._probe = (
             make_probe(session.pipeline, session.config, schedule.sigmas, session.mesh, base=base)
@@ -123,7 +125,7 @@ class Rounds:
         order = list(range(len(prompts)))
         if sizes is None:
             parts = self._collector.sample(
-                rollout(config.rollout.group), policy, prompts, key, levels
+                rollout(config.rollout.group), policy, prompts, key, levels, process=self._process
             )
         else:
             order, batch = paired(sizes, config, batch_shards(self._session.mesh))
@@ -136,12 +138,14 @@ class Rounds:
                 sizes=[int(sizes[p]) for p in order],
                 places=order,
                 batch=batch,
+                process=self._process,
             )
-        nfe = 0
+        samples = len(parts[3])
+        nfe = samples * cost(config, self._schedule).evaluations if self._process else 0
         if found is not None:
             networks = 1 if found.base is None else 2
             guided = self._session.negative is not None
-            nfe = networks * (1 + guided) * len(found.policy) * len(prompts)
+            nfe += networks * (1 + guided) * len(found.policy) * len(prompts)
         of_groups = [prompts[p] for p in order]
         chosen = steps if fixed is None else None
         return Round(*parts, of_groups, chosen, credit, nfe, entropy, metrics)
@@ -163,9 +167,10 @@ class Rounds:
             if group != config.rollout.group:
                 config = config.copy_and_resolve_references()
                 config.rollout.group = group
-            self._rollouts[fixed, group] = make_rollout(
-                s.pipeline, config, self._plan(fixed), s.mesh
-            )
+            parts, guidance = (s.pipeline, config, self._plan(fixed), s.mesh), ()
+            if self._process is not None:
+                guidance = (guidance_maker(*parts, self._process.reward),)
+            self._rollouts[fixed, group] = make_rollout(*parts, *guidance)
         return self._rollouts[fixed, group]
 
     def _credit(self, fixed: tuple[int, ...] | None) -> Callable:

@@ -43,6 +43,7 @@ from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.trial import try_parts
 
+NEEDS = ('train', 'test', 'schedule', 'process_reward', 'start')
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
 
 
@@ -64,7 +65,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
     check_places(workdir, report.FILES, report.FOLDERS)
-    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
+    checked = check(config, mesh, stop, needs=NEEDS)
     if r.prompts > len(checked.train):
         raise ValueError(
             f'rollout.prompts={r.prompts}, but data.train={config.data.train!r} has '
@@ -272,5 +273,6 @@ def _facts(session: Session, schedule: Schedule) -> dict:
         'prompts of data.eval': content_hash(session.test),
         'servers of rewards': fingerprints([session.reward]),
         **told_directions([session.reward]),
+        **(session.process_reward.facts() if session.process_reward else {}),
         'code of your own': own_code(session.config),
     }

@@ -25,7 +25,7 @@ from densegrpo_jax.core.losses import CLEAN, TRANSITIONS
 from densegrpo_jax.core.prediction_rewards import Predictions
 from densegrpo_jax.core.roles import POLICY
 from densegrpo_jax.core.sde_step import sde_step
-from densegrpo_jax.core.transitions import OUTCOME, Transitions
+from densegrpo_jax.core.transitions import OUTCOME, PROCESS, Transitions
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training.batches import BATCHES
 
@@ -97,8 +97,9 @@ def _try_loss(config) -> None:
     rows = 2 * config.rollout.group
     row = jax.ShapeDtypeStruct((rows,), jnp.float32)
     latent = jax.ShapeDtypeStruct((rows, 4, 2), jnp.float32)
+    names = [OUTCOME] if config.credit.process == 'none' else [OUTCOME, PROCESS]
     given: dict[str, Any] = {
-        'advantage': {OUTCOME: row},
+        'advantage': dict.fromkeys(names, row),
         'mask': jax.ShapeDtypeStruct((rows,), bool),
         'prompt_id': jax.ShapeDtypeStruct((rows,), jnp.int32),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling import guidance
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 
@@ -18,8 +19,9 @@ class Cost(NamedTuple):
 
 def cost(config) -> Cost:
     """Counts the plan that a run of `config` executes; no weights are read."""
-    plan = make_schedule(open_shapes(config, make_mesh(config.mesh)), config).plan
-    return Cost(plan.nfe, len(plan.completions))
+    schedule = make_schedule(open_shapes(config, make_mesh(config.mesh)), config)
+    beside = guidance.cost(config, schedule).evaluations  # of a process reward, forward
+    return Cost(schedule.plan.nfe + beside, len(schedule.plan.completions))
 
 
 def samples(config) -> int:

@@ -11,6 +11,7 @@ from densegrpo_jax.config.validation import validate
 
 # The smallest change that is a valid branch plan.
 BRANCH = {'plan.kind': 'branch', 'credit.rule': 'branch', 'rollout.shared_noise': True}
+VALUE = {'guide.source': 'value'}
 CASES = [
     (
         {'plan.kind': 'branch', 'rollout.shared_noise': True},
@@ -108,6 +109,22 @@ CASES = [
         "'pair' compares all samples of a prompt, .* use plan.seeds=1",
     ),
     ({**BRANCH, 'credit.rule': 'sdpo'}, "credit.rule='sdpo' reads .*'x0hat'"),
+    (
+        {'credit.process': 'gain'},
+        "'gain' is credit by a process reward, .*use guide.source='probe' or .*'none'",
+    ),
+    (
+        {**VALUE, 'credit.process': 'after', 'loss.kind': 'guard'},
+        "loss.kind='guard' takes one: use loss.kind='grpo', or credit.process='none'",
+    ),
+    ({**VALUE, 'guide.rate': 0.01}, 'guide.scale=0.16 and guide.rate=0.01 .* use one of them'),
+    ({'guide.source': 'probe'}, 'needs a file of densegrpo_jax.process_reward'),
+    (
+        {**VALUE, 'rollout.kernel': 'ode', 'loss.kind': 'winners', 'credit.rule': 'sparse'}
+        | {'loss.noise_power': 0.0},
+        "rollout.kernel='ode' adds no noise: use another kernel, or guide.source='none'",
+    ),
+    ({**BRANCH, **VALUE}, "which would drift alike .* use plan.kind='trajectory'"),
 ]
 
 

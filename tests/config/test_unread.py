@@ -56,6 +56,9 @@ def changed(**values):
         ({'moving__steps': 'window', 'moving__stay_least': 3}, "stay_rule='constant' does not"),
         ({'budget__warmup': 3}, "budget.by='none' .*: choose 'entropy' or 'random', which read"),
         ({'budget__by': 'random', 'budget__relative': True}, "choose 'entropy', which reads it"),
+        ({'guide__share': 0.5}, "choose 'probe' or 'value' or 'spsa', which read it"),
+        ({'guide__source': 'value', 'guide__file': 'x'}, "choose 'probe', which reads it"),
+        ({'credit__process_weight': 2.0}, "credit.process='none' does not read it"),
     ],
 )
 def test_what_is_not_read_is_refused_if_it_was_given(values, message):

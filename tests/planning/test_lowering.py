@@ -12,14 +12,20 @@ from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_base
 
 
-def update_of(mesh, **changes):
+def planned(mesh, **changes):
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict(
         {'model.height': 16, 'model.width': 32, 'optim.microbatch': 48, **changes}
     )
+    config.reward = {'pixels': {}}
     _, pipeline = open_base(config, mesh)
     schedule = make_schedule(pipeline, config)
-    return phases(config, pipeline, schedule, mesh)['update'], schedule
+    return phases(config, pipeline, schedule, mesh), schedule
+
+
+def update_of(mesh, **changes):
+    found, schedule = planned(mesh, **changes)
+    return found['update'], schedule
 
 
 def test_an_update_is_that_of_its_batch_and_roles(monkeypatch):
@@ -33,3 +39,25 @@ def test_an_update_is_that_of_its_batch_and_roles(monkeypatch):
     steps = int(np.sum(schedule.masks.trained))
     # a forward and a backward pass a step; and one more forward pass, of the reference, a sample
     np.testing.assert_allclose(of_steps.flops / of_samples.flops, steps * 2 / 3, rtol=1e-6)
+
+
+def test_a_process_reward_is_part_of_the_rollout():
+    """Its gradients count as much as their forward passes: of the base network for a probe, of
+    network and decoder for the reward of predicted images.
+    """
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    sparse = {'credit.rule': 'sparse'}
+    plain = planned(mesh, **sparse)[0]['rollout']
+    guided = {**sparse, 'guide.steps': (3, 4), 'credit.process': 'after'}
+    probe = planned(mesh, **guided, **{'guide.source': 'probe', 'guide.file': 'x'})[0]['rollout']
+    value = planned(mesh, **guided, **{'guide.source': 'value'})[0]['rollout']
+    spsa = planned(mesh, **guided, **{'guide.source': 'spsa'})[0]['rollout']
+    # 6 evaluations and an image; with a probe 3 of the base and 2 gradients; 3 images and 2
+    # gradients; 2 times 2 images and 2 more that are scored
+    network = (probe.flops - plain.flops) / 5
+    decoding = (spsa.flops - plain.flops) / 6
+    np.testing.assert_allclose(6 * network + decoding, plain.flops, rtol=1e-6)
+    expected = plain.flops + 3 * decoding + 2 * (network + decoding)
+    np.testing.assert_allclose(value.flops, expected, rtol=1e-6)
+    for phase in (probe, value, spsa):  # in one program
+        assert 'while' in phase.lowered.as_text()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
+from densegrpo_jax.sampling.guidance import cost
 from densegrpo_jax.sampling.sampler import make_schedule, restricted
 from densegrpo_jax.training.trial import try_parts
 from tests.miniature import SCHEDULER, SD3_SCHEDULER
@@ -45,6 +46,8 @@ def schedule(recipe, method, **changes):
         ('dance', 'flux_pickscore', 6, 1, range(5)),
         ('mix', 'sd35_ocr', 10, 1, range(8)),
         ('aegpo', 'flux_ocr', 6, 1, range(5)),
+        ('euphonium', 'tiny_ocr', 6, 1, range(5)),
+        ('euphonium', 'sd35_ocr', 10, 1, range(8)),
         ('tp_grpo', 'tiny_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo_code', 'flux_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo', 'sd35_ocr', 10 + 44, 9, range(8)),
@@ -56,6 +59,41 @@ def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
     assert (plan.nfe, len(plan.completions)) == (nfe, pictures)
     try_parts(config, found)
     assert np.flatnonzero(plan.transitions.trained).tolist() == list(trained)
+
+
+# Of T = 6 the steps 3 and 4 drift, the states 4 and 5 are scored: three of the base, two of them
+# with a gradient. The reward of predictions needs none of its own; differences two images a step.
+@pytest.mark.parametrize(
+    'changes, guided, expected',
+    [
+        ({}, (3, 4), (3, 2, 0)),
+        ({'credit__process': 'gain'}, (3, 4), (3, 2, 0)),
+        ({'credit__process': 'none'}, (3, 4), (2, 2, 0)),
+        ({'guide__scale': 0.0}, (3, 4), (2, 0, 0)),
+        ({'guide__steps': (1, 4), 'credit__process': 'before'}, (1, 4), (2, 2, 0)),
+        ({'guide__source': 'value', 'guide__file': ''}, (3, 4), (0, 2, 3)),
+        (
+            {'guide__source': 'spsa', 'guide__file': '', 'guide__spsa_directions': 3},
+            (3, 4),
+            (0, 0, 2 * 3 * 2 + 2),
+        ),
+        ({'guide__scale': 0.0, 'credit__process': 'none'}, (), (0, 0, 0)),
+        ({'rollout__steps': 16}, (8, 9, 10, 11, 12, 13, 14), (8, 7, 0)),
+    ],
+)
+def test_cost_of_a_process_reward(changes, guided, expected):
+    config, found = schedule('tiny_ocr', 'euphonium', **changes)
+    assert found.guided == guided and cost(config, found) == expected
+    try_parts(config, found)
+
+
+def test_steps_that_cannot_drift():
+    with pytest.raises(
+        ValueError, match=r'guide.steps=\(2, 5\): transition 5 adds no noise.*0, 1,'
+    ):
+        schedule('tiny_ocr', 'euphonium', guide__steps=(5, 2))
+    with pytest.raises(ValueError, match='there is none among .0, 1. of 6: name those that drift'):
+        schedule('tiny_ocr', 'euphonium', rollout__last=2, moving__steps='none')
 
 
 def test_merged_steps_end_where_their_noise_does_not_stay_in_the_image():

@@ -19,6 +19,7 @@ def test_the_page_is_up_to_date():
     [
         ('flow_grpo', 6, (6, 1)),
         ('guard', 6, (6, 1)),
+        ('euphonium', 6, (6 + 3, 1)),  # and the base at the states 3, 4 and 5
         ('lire', 10, (10, 1)),
         ('nft', 10, (10, 1)),
         ('sdpo', 6, (6, 3)),

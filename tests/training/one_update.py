@@ -67,9 +67,10 @@ def configured(**changes):
     return c
 
 
-def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
+def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guidance=None, **changes):
     """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
     whose latents are not finite. `ema`: the followers before it. `sizes`: of the mesh's axes.
+    `guidance`: of the rollout.
     """
     c = configured(**changes)
     masks = step_masks(SIGMAS)
@@ -79,7 +80,8 @@ def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
         else np.full(STEPS, 0.6, np.float32)
     )
     plan = trajectory_plan(masks, state_points(needed_states('dense', masks)))
-    schedule = Schedule(SIGMAS, levels, masks, plan)
+    guided = () if guidance is None else guidance.steps
+    schedule = Schedule(SIGMAS, levels, masks, plan, guided=guided)
     axes = dict(zip(('data', 'fsdp', 'tensor'), sizes))
     mesh = make_mesh(axes, jax.devices()[: math.prod(sizes)])
     conditioning = {'pooled': jnp.asarray(PROMPT)}
@@ -100,6 +102,7 @@ def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), **changes):
             lambda k: jnp.asarray(noise)[k],
             kernel=c.rollout.kernel,
             keep_means=loss_of(c).mean_old,
+            guidance=guidance,
         )
     )()
     rewards = np.asarray(jnp.sin(3 * rollout.completions).mean((2, 3)))

@@ -59,8 +59,8 @@ CASES = {
     'tp_grpo_code': ({}, 3, 4 + 3 + 2 + 1),
     'gae': ({}, 3, 4 + 3 + 2 + 1),
 }
-# Their tests are test_aegpo.py and test_learned_direction.py.
-ELSEWHERE = {'aegpo', 'd2_align'}
+# Their tests are test_aegpo.py, test_learned_direction.py and test_euphonium.py.
+ELSEWHERE = {'aegpo', 'd2_align', 'euphonium'}
 
 
 def each(*fast):
