@@ -97,6 +97,8 @@ def run(
 def main(flag) -> int:
     workdir = pathlib.Path(flag.workdir).expanduser().absolute()
     out = pathlib.Path(flag.out).expanduser().absolute() if flag.out else workdir / 'report'
+    if not flag.tasks:
+        raise ValueError(f'--tasks is empty; choose from {", ".join(TASKS)}')
     if unknown := [name for name in flag.tasks if name not in TASKS]:
         raise ValueError(
             f'--tasks={",".join(unknown)} is not known; choose from {", ".join(TASKS)}'

@@ -187,6 +187,7 @@ TOOLS = [
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=credit.rule'], 'expected key=value'),
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=credit.role=a'], "did you mean 'rule'"),
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=method=x'], 'method=x is not known'),
+    (['experiments.search', '--workdir=w', '--tasks='], '--tasks is empty'),
     (['experiments.compare', TINY, *EXPERIMENT, '--seeds='], 'expected different whole numbers'),
     (['experiments.compare', TINY, *EXPERIMENT, '--seeds=1,1'], 'expected different whole numbers'),
     (['experiments.compare', TINY, *EXPERIMENT, '--seeds=-1'], 'expected different whole numbers'),
