@@ -227,7 +227,7 @@ def test_with_lambda_0_a_run_is_one_of_dance_to_the_bit(folder, tmp_path):
 @pytest.mark.slow
 def test_a_run_continues_with_the_same_bits_and_the_same_probe(folder, file, tmp_path):
     given = {**EUPHONIUM, 'guide.file': str(file)}
-    whole, metrics = trained(folder, tmp_path / 'whole', **given, **{'iterations': 3})
+    whole, metrics = trained(folder, tmp_path / 'whole', **{**given, 'iterations': 3})
     trained(folder, tmp_path / 'parts', **given)
     moved = tmp_path / 'moved.npz'
     moved.write_bytes(file.read_bytes())  # another path of the same probe
