@@ -133,6 +133,11 @@ CLAIMS = (
         (Comparison('aegpo', 'dance'),),
     ),
     Claim(
+        'Euphonium (2602.04928)',
+        'drift along a process reward, and its advantage, learn faster than the same without them',
+        (Comparison('euphonium', 'dance'),),
+    ),
+    Claim(
         'not in a paper',
         'regression on the winners of best-of-N learns as fast as forward-process training',
         (Comparison('winners', 'nft'),),
