@@ -11,8 +11,7 @@ import difflib
 from collections.abc import Mapping
 
 from densegrpo_jax.config.branch_methods import BRANCH_METHODS
-from densegrpo_jax.config.method_row import ONE_START as _ONE_START
-from densegrpo_jax.config.method_row import Method
+from densegrpo_jax.config.method_row import ONE_START, Method
 
 # The kernel of Flow-CPS with the log-probability and the clip range of its code.
 _CPS_CODE = {
@@ -233,7 +232,7 @@ METHODS: Mapping[str, Method] = {
     ),
     'dance': Method(
         {
-            **_ONE_START,
+            **ONE_START,
             'credit.rule': 'sparse',
             'rollout.noise': 'constant',
             'rollout.level': 0.3,
@@ -252,7 +251,7 @@ METHODS: Mapping[str, Method] = {
     ),
     'mix': Method(
         {
-            **_ONE_START,
+            **ONE_START,
             'credit.rule': 'sparse',
             'rollout.noise': 'flow_grpo',
             'rollout.level': 0.7,
@@ -275,7 +274,7 @@ METHODS: Mapping[str, Method] = {
     ),
     'aegpo': Method(
         {
-            **_ONE_START,
+            **ONE_START,
             'credit.rule': 'sparse',
             'rollout.noise': 'constant',
             'rollout.level': 0.3,
@@ -299,7 +298,7 @@ METHODS: Mapping[str, Method] = {
     ),
     'euphonium': Method(
         {
-            **_ONE_START,
+            **ONE_START,
             'credit.rule': 'sparse',
             'credit.process': 'after',
             'rollout.noise': 'constant',
