@@ -32,7 +32,14 @@ from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_st
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import Records
-from experiments.reproduction.sweep import Run, base_digest, configured, recorded, run_all
+from experiments.reproduction.sweep import (
+    Run,
+    base_digest,
+    check_runs,
+    configured,
+    recorded,
+    run_all,
+)
 
 METHOD = 'method'  # as a key of --vary: the recipe's variant of that name
 
@@ -116,6 +123,7 @@ def main(flag, extra: Sequence[str]) -> int:
             f'is {base}: they cannot be compared; give another --out'
         )
     left = [run for run in runs if not recorded(records, run)]
+    check_runs(left)
     try:
         with handle_stop_signals() as stop:
             facts = {'base': base, 'device': device(), 'commit': commit()}

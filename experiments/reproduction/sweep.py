@@ -22,9 +22,10 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.command_line import check_key, load
 from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.schema import KEYS, default_config
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
@@ -127,6 +128,23 @@ def _value(text: str, default: object) -> object:
     if isinstance(default, bool):
         return flags.BooleanParser().parse(text)
     return ast.literal_eval(text) if isinstance(default, tuple) else type(default)(text)
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Checks the configurations of runs before the first of them begins.
+
+    Raises:
+      ValueError: an argument, a key or a value that a run would refuse.
+    """
+    for run in {(run.config, run.changes, run.extra): run for run in runs}.values():
+        config = load(run.config)
+        arguments = [*run.extra, *(f'--config.{key}={value}' for key, value in run.changes)]
+        for argument in arguments:
+            if not argument.startswith('-'):
+                raise ValueError(f'{argument!r} after --: settings are given as --config.key=value')
+            if key := _key(argument):
+                check_key(config, key, argument)
+        validate(configured(run.config, arguments))
 
 
 def run_all(

@@ -9,12 +9,12 @@ from experiments.reproduction.sweep import Run
 FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
 
 # Stands for densegrpo_jax.main: three evaluations whose level depends on the variant and which rise
-# more at the learning rate 1e-4; a SIGUSR1 before the end makes it exit with 75.
+# more at the learning rate 1e-4. The rule gae fails. A SIGUSR1 before the end: it exits with 75.
 TRAINING = """
     import json, pathlib, signal, sys, time
     args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:] if '=' in a)
     folder, seed = pathlib.Path(args['workdir']), int(args['config.seed'])
-    if args.get('config.credit.rule') == 'fails':
+    if args.get('config.credit.rule') in ('fails', 'gae'):
         sys.exit(3)
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
     while (folder.parent.parent / 'hold').exists():

@@ -2,6 +2,7 @@
 conftest.py.
 """
 
+import re
 import shutil
 import types
 
@@ -66,9 +67,23 @@ def test_values_are_compared_over_seeds_and_added_to(tmp_path, run):
 
 
 def test_a_value_that_fails_is_left_out_and_the_status_says_so(tmp_path, run):
-    assert run('credit.rule=dense,fails', '0') == 1
+    assert run('credit.rule=dense,gae', '0') == 1
     page = (tmp_path / 'out' / 'README.md').read_text()
-    assert '| **dense** | mean' in page and '**fails**' not in page
+    assert '| **dense** | mean' in page and '**gae**' not in page
+
+
+@pytest.mark.parametrize(
+    'vary,said',
+    [
+        ('credit.rule=dense,fails', "credit.rule='fails': expected one of"),
+        ('rollout.steps=6,-1', 'rollout.steps=-1: expected a whole number'),
+        ('rollout.steps=6,six', 'rollout.steps=six: expected a whole number'),
+    ],
+)
+def test_a_value_that_its_run_would_refuse_is_refused_first(tmp_path, run, vary, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        run(vary, '0')
+    assert not (tmp_path / 'work').exists()
 
 
 def test_nothing_to_vary_is_refused(run):
