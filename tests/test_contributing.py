@@ -74,6 +74,7 @@ def test_the_loss(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     x0, noise, v = (rng.standard_normal((3, 4, 2)).astype(np.float32) for _ in range(3))
     given = {'x': x0, 's': np.zeros(3), 'reward': np.zeros(3), 'prompt_id': np.zeros(3, int)}
+    given['weight'] = np.ones(3)
     advantage, mask = np.float32([1, -1, 2]), np.array([True, True, False])
     batch = NoisedSamples(x0=x0, noise=noise, advantage={'outcome': advantage}, mask=mask, **given)
     sums = loss_of(config).fn({'policy': v}, batch, temperature=0.5)

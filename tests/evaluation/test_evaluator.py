@@ -225,6 +225,7 @@ class Line:
     policy * pooled.
     """
 
+    end_scale = 1.0
     initial_scale = staticmethod(lambda sigmas: 1.0)
     sigmas = staticmethod(lambda steps, height, width: SIGMAS)
     latent_shape = staticmethod(lambda height, width: (4,))

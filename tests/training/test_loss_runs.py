@@ -52,9 +52,9 @@ def test_nft_samples_from_the_old_policy_and_continues(folder, tmp_path, monkeyp
     monkeypatch.setitem(OLD_DECAYS, 'rising', lambda step: 0.25 * (step + 1.0))
     sampled, sample = [], Collector.sample
 
-    def watched(self, rollout_fn, policy, *rest):
+    def watched(self, rollout_fn, policy, *rest, **options):
         sampled.append(jax.device_get(policy))
-        found = sample(self, rollout_fn, policy, *rest)
+        found = sample(self, rollout_fn, policy, *rest, **options)
         assert all(not np.any(rollout.std) for rollout in found[0])  # by ODE
         return found
 
