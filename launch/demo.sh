@@ -26,7 +26,7 @@ case "$status" in
   0)
     say ''
     say "Results in $workdir:"
-    for file in "$workdir"/*.png "$workdir"/*.json "$workdir"/metrics.jsonl "$workdir"/tensorboard; do
+    for file in "$workdir"/report/index.html "$workdir"/*.png "$workdir"/*.json "$workdir"/metrics.jsonl "$workdir"/tensorboard; do
       if [ -e "$file" ]; then say "  $file"; fi
     done
     ;;
