@@ -117,11 +117,7 @@ def main(flag, extra: Sequence[str]) -> int:
         check_key(load(flag.config), key, f'--vary={flag.vary}')
         _check_read(flag, key, values, extra)
     base, records = base_digest(flag.config, extra), Records.load(out)
-    if others := {row['base'] for row in records.runs.values()} - {base}:
-        raise ValueError(
-            f'--out={out} has results of the base configuration {", ".join(others)}, and this one '
-            f'is {base}: they cannot be compared; give another --out'
-        )
+    records.check_base(base, out)
     left = [run for run in runs if not recorded(records, run)]
     check_runs(left)
     try:

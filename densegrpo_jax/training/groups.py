@@ -7,6 +7,7 @@ step_000020_0.webp is its table: a row per sample, a column per scored image.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from densegrpo_jax.config.method import loss_of
@@ -59,9 +61,8 @@ def record_groups(
     if loss_of(config).batch != CLEAN:
         of_plan = np.flatnonzero(plan.transitions.trained)
         trained = (of_plan if found.chosen is None else np.asarray(found.chosen)).tolist()
-    everywhere = jax.jit(lambda *arrays: arrays, out_shardings=replicated(session.mesh))
     std = found.rollouts[0].std[:, 0]
-    advantage, mask, std = everywhere(record.advantage[OUTCOME], record.mask, std)
+    advantage, mask, std = _everywhere(session.mesh)(record.advantage[OUTCOME], record.mask, std)
     advantages = np.where(np.asarray(mask), np.asarray(advantage), np.nan)
     if session.hosts.primary:
         write_groups(
@@ -77,6 +78,12 @@ def record_groups(
             trained,
             np.asarray(std),
         )
+
+
+@functools.cache  # else every call would compile it anew
+def _everywhere(mesh: Mesh):
+    """Jitted: arrays -> the same, whole in every process."""
+    return jax.jit(lambda *arrays: arrays, out_shardings=replicated(mesh))
 
 
 def write_groups(

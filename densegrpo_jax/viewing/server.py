@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mimetypes
 import pathlib
-import socket
 from collections.abc import Sequence
 
 import uvicorn
@@ -15,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from densegrpo_jax.runtime.listening import LOOPBACK, listen
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
 from densegrpo_jax.viewing.run_data import PICTURES, read_run, version
 
-LOOPBACK = ('127.0.0.1', '::1', 'localhost')
 HEADERS = {
     # The page runs its own scripts only; Plotly sets styles in elements.
     'Content-Security-Policy': (
@@ -101,19 +100,11 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
     """
     for workdir in workdirs:
         read_run(workdir)
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ValueError(
-            f'cannot listen on {host} port {port}: {error}; choose others with --host and --port'
-        ) from None
+    listening, where = listen(host, port)
     local = host in LOOPBACK
     if not local:
         logging.warning('anyone who can reach %s sees these runs', host)
-    shown = f'[{host}]' if family == socket.AF_INET6 else host
-    port = listening.getsockname()[1]
-    logging.info('open http://%s:%d in a browser; Ctrl-C ends this, not the run', shown, port)
+    logging.info('open %s in a browser; Ctrl-C ends this, not the run', where)
     app = make_app(workdirs, LOOPBACK if local else ())
     settings = uvicorn.Config(
         app, ws='none', lifespan='off', log_config=None, log_level='warning', access_log=False

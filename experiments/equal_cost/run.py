@@ -38,11 +38,7 @@ def run(flag, extra: Sequence[str]) -> int:
     found, refused = sweep.entries(flag.config, names, budget, extra)
     base, records = base_digest(flag.config, extra), Records.load(out)
     measured = measures.Measures.load(out)
-    if others := {row['base'] for row in records.runs.values()} - {base}:
-        raise ValueError(
-            f'--out={out} has results of the base configuration {", ".join(others)}, and this one '
-            f'is {base}: they cannot be compared; give another --out'
-        )
+    records.check_base(base, out)
     workdir.mkdir(parents=True, exist_ok=True)
     status = FINISHED
     chosen = lambda: sweep.best_rates(sweep.rates(records, budget))

@@ -84,6 +84,14 @@ class Records:
             table.writerows(content)
             replace_file(folder / name, text.getvalue())
 
+    def check_base(self, base: str, out: object) -> None:
+        """Raises ValueError if the runs, kept in the folder `out`, have another base."""
+        if others := {row['base'] for row in self.runs.values()} - {base}:
+            raise ValueError(
+                f'--out={out} has results of the base configuration {", ".join(others)}, and this '
+                f'one is {base}: they cannot be compared; give another --out'
+            )
+
     def add(self, workdir: pathlib.Path) -> None:
         """Takes in a finished run's folder.
 

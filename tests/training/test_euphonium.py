@@ -17,10 +17,11 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.process_reward import Probe, probe_settings, write_probe
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.run import run
-from tests import miniature
 from tests.training.one_update import GROUP, PROMPTS, SIGMAS, START, one_iteration
 from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, one_device, rows
 from tests.training.test_loss_updates import Steps, group_advantages, moved_by
+
+pytestmark = pytest.mark.usefixtures('exact_runs')
 
 TRAINED, GUIDED = 4, (2, 3)
 TARGET = np.random.default_rng(5).standard_normal((3, 4)).astype(np.float32)
@@ -144,21 +145,6 @@ EUPHONIUM = {
     'iterations': 1,
     'eval.every': 50,
 }
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return miniature.random_flux(tmp_path_factory.mktemp('flux'))
-
-
-@pytest.fixture(autouse=True)
-def setting(monkeypatch):
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    # XLA:CPU rounds differently in a program that it reads back than in one it has just compiled
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    yield
-    jax.config.update('jax_enable_compilation_cache', enabled)
 
 
 def config_of(folder, **changes):

@@ -11,8 +11,9 @@ import time
 import pytest
 import uvicorn
 
+from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing.report import write_report
-from densegrpo_jax.viewing.server import LOOPBACK, make_app
+from densegrpo_jax.viewing.server import make_app
 from tests.viewing.made_run import EVIL, make_run
 
 selenium = pytest.importorskip('selenium', reason='selenium is not installed')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 
 import uvicorn
 from absl import logging
@@ -15,8 +14,7 @@ from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.remote.arrivals import bounded
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
-
-LOOPBACK = ('127.0.0.1', '::1', 'localhost')
+from densegrpo_jax.runtime.listening import LOOPBACK, listen
 
 
 def served(spec) -> Reward:
@@ -52,19 +50,11 @@ def serve(
     name = fingerprint(reward, json.loads(spec.to_json_best_effort()), __version__)
     limits = dict(workers=workers, max_queue=max_queue, max_request_bytes=max_request_bytes)
     service = RewardService(reward, name, __version__, token=token, **limits)
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ValueError(
-            f'cannot listen on {host} port {port}: {error}; choose others with --host and --port'
-        ) from None
+    listening, where = listen(host, port)
     if not token and host not in LOOPBACK:
         logging.warning(
             'anyone who can reach %s can use this service; give it a token with --token_env', host
         )
-    shown = f'[{host}]' if family == socket.AF_INET6 else host
-    where = f'http://{shown}:{listening.getsockname()[1]}'
     logging.info('serving %s, fingerprint %s, on %s', ', '.join(reward.names), name, where)
     # uvicorn passes the signal that stopped it on to these handlers: the server has stopped
     # already, so they do nothing.
