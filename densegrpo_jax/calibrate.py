@@ -8,10 +8,10 @@ configuration, before training.
 Writes psi.json (--out; psi, its grid, the settings, the counts and psi of every iteration) and
 beside it a PNG: psi against the start, the shares of positive and negative gains before and after,
 and the gains along every trajectory. The same command continues a stopped calibration; with more
-`--config.calibration.iterations` also one that had not settled. With
-`--config.noise.calibrate=True` training begins with a calibration. Exit status as
-`densegrpo_jax.main`: 0 finished, 75 stopped by a signal and resumable, 2 an argument or file cannot
-be used, 1 anything else.
+`--config.calibration.iterations` also one that had not settled. It starts
+from `rollout.noise` and `rollout.level`, never from a table. With `--config.noise.calibrate=True`
+training begins with a calibration. Exit status as `densegrpo_jax.main`: 0 finished, 75 stopped by a
+signal and resumable, 2 an argument or file cannot be used, 1 anything else.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from __future__ import annotations
 import math
 import pathlib
 
-from absl import flags
+from absl import flags, logging
 
 from densegrpo_jax.calibration.loop import run
-from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_main
 from densegrpo_jax.config.flag_types import define_output
 from densegrpo_jax.runtime.paths import made_ready
 from densegrpo_jax.sampling.execution import execute
@@ -31,6 +31,14 @@ from densegrpo_jax.sampling.noise import FILE
 
 def main(flag) -> int:
     config, c, r = flag.config, flag.config.calibration, flag.config.rollout
+    if config.noise.psi_path:
+        start = f'calibration starts from rollout.noise={r.noise!r} and level {r.level:g}'
+        if 'noise.psi_path' in given_keys():
+            raise ValueError(
+                f'--config.noise.psi_path={config.noise.psi_path}: {start}, not from a table; '
+                'leave the key out'
+            )
+        logging.info('%s, not from the table of the recipe, %s', start, config.noise.psi_path)
     out = made_ready(flag.out or pathlib.Path(flag.workdir) / FILE)
     batch = math.gcd(c.prompts * c.group, r.prompts_per_batch * r.group)
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)

@@ -7,14 +7,14 @@ otherwise the same. `densegrpo_jax.direction` learns the direction and writes it
 import dataclasses
 import hashlib
 import pathlib
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
+
 FORMAT = 1  # of the files
-_HELD = ('vector', 'omega', 'renormalise', 'reward', 'weights', 'history', 'names', 'values')
 EMBEDDING_REWARDS = ('clipscore', 'pickscore', 'hpsv2', 'scene_embedding')
 
 
@@ -67,22 +67,17 @@ class Direction:
 
 def write_direction(path: pathlib.Path, direction: Direction) -> None:
     """Writes an npz without pickle, in one step; creates the folder if absent."""
-    from densegrpo_jax.runtime.files import replacing  # imports JAX
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        np.savez(
-            file,
-            format=FORMAT,
-            vector=direction.vector.astype(np.float32),
-            omega=direction.omega,
-            renormalise=direction.renormalise,
-            reward=direction.reward,
-            weights=direction.weights,
-            history=direction.history,
-            names=np.array([*direction.facts], dtype=str),
-            values=np.array([*direction.facts.values()], np.float64),
-        )
+    arrays = {
+        'vector': direction.vector.astype(np.float32),
+        'omega': direction.omega,
+        'renormalise': direction.renormalise,
+        'reward': direction.reward,
+        'weights': direction.weights,
+        'history': direction.history,
+        'names': np.array([*direction.facts], dtype=str),
+        'values': np.array([*direction.facts.values()], np.float64),
+    }
+    write_arrays(path, FORMAT, arrays)
 
 
 def read_direction(path: pathlib.Path) -> Direction:
@@ -92,26 +87,12 @@ def read_direction(path: pathlib.Path) -> Direction:
       FileNotFoundError: there is no such file.
       ValueError: it is not a direction file of this version, or its numbers are not finite.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'there is no direction file {path}; densegrpo_jax.direction makes one'
-        )
-    way_out = 'expected a file of densegrpo_jax.direction; name another one, or make it anew'
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            held = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f'{path} cannot be read ({error}): {way_out}') from None
-    if int(held.get('format', -1)) != FORMAT:
-        raise ValueError(f'{path} is not a direction file of format {FORMAT}: {way_out}')
-    if absent := [key for key in _HELD if key not in held]:
-        raise ValueError(f'{path} lacks {", ".join(absent)}: {way_out}')
-    vector, omega = held['vector'], float(held['omega'])
-    if vector.ndim != 1 or not np.isfinite(vector).all() or not np.isfinite(omega):
-        raise ValueError(f'{path}: the direction is not a finite vector: {way_out}')
+    shapes = {'vector': (None,), 'omega': ()}
+    others = ('renormalise', 'reward', 'weights', 'history', 'names', 'values')
+    held = read_arrays(path, FORMAT, shapes, others, 'densegrpo_jax.direction')
     return Direction(
-        vector.astype(np.float32),
-        omega,
+        held['vector'].astype(np.float32),
+        float(held['omega']),
         bool(held['renormalise']),
         str(held['reward']),
         str(held['weights']),

@@ -1,13 +1,15 @@
-"""Reads text and JSON that people or other tools wrote. Refusals are one line that names the file,
-the place and what is expected.
+"""Reads text, JSON and tables that people or other tools wrote. Refusals are one line that names
+the file, the place and what is expected.
 """
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 _MARKS = {
@@ -107,6 +109,45 @@ def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, 
     for number, line in enumerate(read_text(path, what).split('\n'), start=1):
         if line.strip():
             yield number, parse_json(line, f'{path}:{number}')
+
+
+def read_table(
+    path: str | pathlib.Path,
+    texts: Collection[str],
+    numbers: Collection[str] = (),
+    rename: Callable[[Mapping], Mapping] = dict,
+) -> list[dict]:
+    """The rows of a CSV file with a header.
+
+    Args:
+      texts, numbers: columns that it must have; cells of `numbers` become float, empty ones nan.
+      rename: applied to every row first; earlier versions had other columns.
+
+    Raises:
+      FileNotFoundError, OSError: as in `read_text`.
+      ValueError: as in `read_text`; a column is missing, a row is cut off, or a cell is no number.
+    """
+    rows = []
+    table = csv.DictReader(io.StringIO(read_text(path), newline=''))
+    wanted = [*texts, *numbers]
+    known = rename(dict.fromkeys(table.fieldnames or (), ''))
+    if absent := [name for name in wanted if name not in known]:
+        raise ValueError(
+            f'{path} has no column {", ".join(absent)}, but {", ".join(known) or "no header"}: it '
+            'is not a table that this command wrote'
+        )
+    for row in table:
+        found = dict(rename(row))
+        where = f'{path}, line {table.line_num}'
+        if None in found.values() or None in found:
+            raise ValueError(f'{where} does not have {len(known)} cells')
+        for name in numbers:
+            try:
+                found[name] = float(found[name] or 'nan')
+            except ValueError:
+                raise ValueError(f'{where}: {name}={found[name]!r} is not a number') from None
+        rows.append(found)
+    return rows
 
 
 def missing(path: pathlib.Path, name: str, holds: str = '') -> FileNotFoundError:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +25,9 @@ from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import reward_params, text_features, without_gradient
 from densegrpo_jax.rewards.directional import told_directions
-from densegrpo_jax.runtime.files import replacing
+from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 from densegrpo_jax.runtime.mesh import replicated
+from densegrpo_jax.runtime.reading import parse_json
 
 FORMAT = 1  # of the files
 
@@ -163,17 +163,14 @@ def transformer_digest(config, folder: pathlib.Path, pipeline: Pipeline) -> str:
 
 def write_probe(path: pathlib.Path, probe: Probe) -> None:
     """Writes an npz without pickle, in one step; creates the folder if absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        np.savez(
-            file,
-            format=FORMAT,
-            hidden=probe.hidden.astype(np.float32),
-            time=probe.time.astype(np.float32),
-            settings=json.dumps(probe.settings),
-            names=np.array([*probe.facts], dtype=str),
-            values=np.array([*probe.facts.values()], np.float64),
-        )
+    arrays = {
+        'hidden': probe.hidden.astype(np.float32),
+        'time': probe.time.astype(np.float32),
+        'settings': json.dumps(probe.settings),
+        'names': np.array([*probe.facts], dtype=str),
+        'values': np.array([*probe.facts.values()], np.float64),
+    }
+    write_arrays(path, FORMAT, arrays)
 
 
 def read_probe(path: pathlib.Path, key: str = 'guide.file') -> Probe:
@@ -183,22 +180,10 @@ def read_probe(path: pathlib.Path, key: str = 'guide.file') -> Probe:
       FileNotFoundError: there is no such file.
       ValueError: it is not such a file of this version, or its numbers are not finite.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'{key}: there is no file {path}; densegrpo_jax.process_reward makes one'
-        )
-    way_out = 'expected a file of densegrpo_jax.process_reward; name another one, or make it anew'
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            held = {name: stored[name] for name in stored.files}
-        settings = json.loads(str(held.get('settings', '{}')))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f'{key}: {path} cannot be read ({error}): {way_out}') from None
-    if int(held.get('format', -1)) != FORMAT:
-        raise ValueError(f'{key}: {path} is not of format {FORMAT}: {way_out}')
-    hidden, time = held.get('hidden'), held.get('time')
-    fits = hidden is not None and hidden.ndim == 1 and time is not None and time.shape == (3,)
-    if not (fits and np.isfinite(hidden).all() and np.isfinite(time).all()):
-        raise ValueError(f'{key}: {path} holds no finite vectors: {way_out}')
+    shapes, others = {'hidden': (None,), 'time': (3,)}, ('settings', 'names', 'values')
+    held = read_arrays(path, FORMAT, shapes, others, 'densegrpo_jax.process_reward', key)
+    settings = parse_json(str(held['settings']), f'{key}: settings of {path}')
     facts = dict(zip(held['names'].tolist(), held['values'].tolist()))
-    return Probe(hidden.astype(np.float32), time.astype(np.float32), settings, facts)
+    return Probe(
+        held['hidden'].astype(np.float32), held['time'].astype(np.float32), settings, facts
+    )

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.reading import read_table
 from densegrpo_jax.runtime.stop import FINISHED, Preempted, StopRequest
 from experiments.reproduction.sweep import Run, watch
 
@@ -37,10 +38,8 @@ class Measures:
         """Those that `save` wrote; none without the file."""
         of: dict[Key, dict[str, float]] = {}
         if (folder / FILE).exists():
-            with open(folder / FILE, newline='', encoding='utf-8') as file:
-                for row in csv.DictReader(file):
-                    key = row['variant'], row['seed']
-                    of.setdefault(key, {})[row['name']] = float(row['value'])
+            for row in read_table(folder / FILE, FIELDS[:-1], FIELDS[-1:]):
+                of.setdefault((row['variant'], row['seed']), {})[row['name']] = row['value']
         return cls(of)
 
     def save(self, folder: pathlib.Path) -> None:

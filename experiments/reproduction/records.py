@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.reading import read_table
 
 EVALUATION = (
     'variant',
@@ -55,19 +56,24 @@ class Records:
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> Records:
-        """The records that `save` wrote to `folder`; empty if there are none."""
-        records = cls()
-        if not (folder / 'runs.csv').exists():
+        """The records that `save` wrote to `folder`; empty if there are none.
+
+        Raises:
+          FileNotFoundError: one of the two tables is missing.
+          ValueError: one is of another form, or a run has no evaluations.
+        """
+        records, tables = cls(), [folder / 'runs.csv', folder / 'evaluations.csv']
+        if not any(path.exists() for path in tables):
             return records
-        with open(folder / 'runs.csv', newline='', encoding='utf-8') as file:
-            records.runs = {(row['variant'], row['seed']): row for row in csv.DictReader(file)}
-        with open(folder / 'evaluations.csv', newline='', encoding='utf-8') as file:
-            for row in csv.DictReader(file):
-                row = renamed('curve', row)
-                numbers = {name: float(row[name]) for name in EVALUATION[2:]}
-                records.evaluations.setdefault((row['variant'], row['seed']), []).append(
-                    row | numbers
-                )
+        runs = read_table(tables[0], RUN)
+        records.runs = {(row['variant'], row['seed']): row for row in runs}
+        rename = lambda row: renamed('curve', row)
+        for row in read_table(tables[1], EVALUATION[:2], EVALUATION[2:], rename):
+            records.evaluations.setdefault((row['variant'], row['seed']), []).append(row)
+        if alone := [' '.join(key) for key in records.runs if key not in records.evaluations]:
+            raise ValueError(
+                f'{tables[1]} has no evaluations of {", ".join(alone)}, which {tables[0]} lists'
+            )
         return records
 
     def save(self, folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.reading import read_table
 from densegrpo_jax.search.record import FILE
 from experiments.searching.cases import TASKS, Case
 
@@ -41,9 +42,8 @@ class Records:
         """The results that `save` wrote to `folder`; empty if there are none."""
         records, path = cls(), folder / RECORDS
         if path.exists():
-            for row in csv.DictReader(path.read_text(encoding='utf-8').splitlines()):
-                row = renamed('search result', row)
-                row = {k: v if k in TEXT else float(v or 'nan') for k, v in row.items()}
+            numbers = [name for name in COLUMNS if name not in TEXT]
+            for row in read_table(path, TEXT, numbers, lambda r: renamed('search result', r)):
                 case = Case(row['task'], row['policy'], row['method'], int(row['budget']))
                 records.rows.setdefault(case, []).append(row)
         return records

@@ -125,8 +125,9 @@ def test_the_command_s_file_and_what_it_is_refused_for(folder, tmp_path):
         (tmp_path / 'bad.npz').write_bytes(content)
         with pytest.raises(ValueError, match=words):
             needed(config_of(folder, **{'guide.file': str(tmp_path / 'bad.npz')}))
-    np.savez(tmp_path / 'bad.npz', format=1, hidden=np.float32([np.nan]), time=np.zeros(3))
-    with pytest.raises(ValueError, match='holds no finite vectors'):
+    rest = {'settings': '{}', 'names': [], 'values': [], 'time': np.zeros(3)}
+    np.savez(tmp_path / 'bad.npz', format=1, hidden=np.float32([np.nan]), **rest)
+    with pytest.raises(ValueError, match='hidden is float32 .*must be finite numbers'):
         needed(config_of(folder, **{'guide.file': str(tmp_path / 'bad.npz')}))
     with pytest.raises(FileNotFoundError, match='there is no file .*densegrpo_jax.process_reward'):
         needed(config_of(folder))

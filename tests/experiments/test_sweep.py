@@ -199,6 +199,24 @@ def test_records_survive_their_files_and_join_other_machines(tmp_path, training)
     assert again.runs['sparse', '2']['commit'] == 'abc'
 
 
+def test_tables_of_somebody_else_are_refused(tmp_path, training):
+    run_all(runs(tmp_path)[:1], 1, StopRequest(), FACTS)
+    records, out = Records(), tmp_path / 'out'
+    records.add(runs(tmp_path)[0].folder)
+    records.save(out)
+    evaluations = (out / 'evaluations.csv').read_text()
+    (out / 'evaluations.csv').write_text(evaluations.splitlines()[0])
+    with pytest.raises(ValueError, match='has no evaluations of dense 0, which .*runs.csv lists'):
+        Records.load(out)
+    (out / 'evaluations.csv').unlink()
+    with pytest.raises(FileNotFoundError, match='evaluations.csv does not exist'):
+        Records.load(out)
+    (out / 'evaluations.csv').write_text(evaluations)
+    (out / 'runs.csv').write_text('date,score\n2026,0.5\n')
+    with pytest.raises(ValueError, match='runs.csv has no column variant, .*but date, score'):
+        Records.load(out)
+
+
 def test_runs_on_another_base_are_refused(tmp_path, training):
     one, two = runs(tmp_path, seeds=('0',))
     run_all([one], 1, StopRequest(), FACTS)

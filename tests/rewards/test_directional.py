@@ -164,14 +164,16 @@ def test_what_a_file_is_refused_for(saved, plain, tmp_path):
         directional.write_direction(other, dataclasses.replace(made, **changes))
         with pytest.raises(ValueError, match=message):
             SceneEmbeddingReward(direction=str(other))
-    with pytest.raises(FileNotFoundError, match='no direction file .*densegrpo_jax.direction mak'):
+    with pytest.raises(FileNotFoundError, match='there is no file .*densegrpo_jax.direction mak'):
         SceneEmbeddingReward(direction=str(tmp_path / 'none.npz'))
     for content in (b'', b'no zip', (tmp_path / 'other.npz').read_bytes()[:200]):
         (tmp_path / 'bad.npz').write_bytes(content)
         with pytest.raises(ValueError, match=r'bad\.npz cannot be read .*make it anew'):
             SceneEmbeddingReward(direction=str(tmp_path / 'bad.npz'))
     np.savez(tmp_path / 'foreign.npz', weights=np.ones(3))
-    with pytest.raises(ValueError, match='not a direction file of format 1'):
+    with pytest.raises(
+        ValueError, match='not of format 1: expected a file of densegrpo_jax.direction'
+    ):
         SceneEmbeddingReward(direction=str(tmp_path / 'foreign.npz'))
     np.savez(tmp_path / 'pickled.npz', format=np.array([object()], dtype=object))
     with pytest.raises(ValueError, match='cannot be read'):
@@ -179,7 +181,7 @@ def test_what_a_file_is_refused_for(saved, plain, tmp_path):
     directional.write_direction(
         tmp_path / 'nan.npz', dataclasses.replace(made, vector=np.float32([np.nan]))
     )
-    with pytest.raises(ValueError, match='not a finite vector'):
+    with pytest.raises(ValueError, match='vector is float32 .*must be finite numbers'):
         SceneEmbeddingReward(direction=str(tmp_path / 'nan.npz'))
     with pytest.raises(ValueError, match='omega=1.5 is of a direction'):
         SceneEmbeddingReward(omega=1.5)

@@ -1,10 +1,11 @@
-"""Text and JSON as people and other tools write them."""
+"""Text, JSON and tables as people and other tools write them."""
 
 import json
+import math
 
 import pytest
 
-from densegrpo_jax.runtime.reading import json_lines, parse_json, read_json, read_text
+from densegrpo_jax.runtime.reading import json_lines, parse_json, read_json, read_table, read_text
 
 TEXT = 'A sign that says "CAFÉ"\nsecond line\n'
 
@@ -76,3 +77,28 @@ def test_json_of_a_declared_form(tmp_path):
     (tmp_path / 'rows.jsonl').write_text('{}\n[]\n')
     with pytest.raises(ValueError, match=r'rows.jsonl:2 holds \[\]; expected an object'):
         list(json_lines(tmp_path / 'rows.jsonl'))
+
+
+def test_a_table_has_the_columns_that_were_asked_for(tmp_path):
+    path = tmp_path / 'runs.csv'
+    path.write_text('seed,evals,command\n0,1.5,"a, b\nc"\n1,,d\n')
+    rename = lambda row: {{'evals': 'nfe'}.get(k, k): v for k, v in row.items()}
+    first, second = read_table(path, ['seed', 'command'], ['nfe'], rename)
+    assert first == {'seed': '0', 'nfe': 1.5, 'command': 'a, b\nc'}
+    assert second['command'] == 'd' and math.isnan(second['nfe'])
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'has no column seed, nfe, but no header'),
+        ('name,nfe\nx,1\n', 'has no column seed, but name, nfe: it is not a table that this comm'),
+        ('seed,nfe\n0\n', 'line 2 does not have 2 cells'),
+        ('seed,nfe\n0,1\n0,1,2\n', 'line 3 does not have 2 cells'),
+        ('seed,nfe\n0,many\n', "line 2: nfe='many' is not a number"),
+    ],
+)
+def test_a_table_of_another_form_is_refused(tmp_path, text, message):
+    (tmp_path / 'a.csv').write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / 'a.csv', ['seed'], ['nfe'])
