@@ -20,7 +20,8 @@ from densegrpo_jax.config.command_line import (
     run_main,
 )
 from densegrpo_jax.config.flag_types import define_output, define_whole
-from densegrpo_jax.data.prompts import PromptSet, check_length
+from densegrpo_jax.data.prompt_files import prompts_from
+from densegrpo_jax.data.prompts import check_length
 from densegrpo_jax.runtime.paths import made_ready
 from densegrpo_jax.sampling.draw import draw, write_sheet
 
@@ -28,7 +29,7 @@ from densegrpo_jax.sampling.draw import draw, write_sheet
 def main(flag) -> None:
     out, prompts = made_ready(flag.out), list(flag.prompt)
     if flag.prompts:
-        prompts += [p.text for p in PromptSet.from_text(flag.prompts, quoted_target=False)]
+        prompts += [p.text for p in prompts_from(flag.prompts, quoted_target=False)]
     for text in flag.prompt:
         check_length(text, '--prompt')
     if not prompts:

@@ -123,7 +123,7 @@ def define_policy_flags(use: str) -> None:
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step of that run.")
     goes_with('checkpoint', 'workdir')
     flags.DEFINE_multi_string('prompt', [], 'A prompt; may be given more than once.')
-    flags.DEFINE_string('prompts', None, 'Text file with one prompt per line.')
+    flags.DEFINE_string('prompts', None, 'Prompts: a file or a data set, as in data.eval.')
 
 
 def define_process_flags() -> None:

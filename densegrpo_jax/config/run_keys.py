@@ -33,8 +33,9 @@ LABEL = text('', 'A line shown at the start and kept with the results.', DISPLAY
 DATA = {
     'train': text(
         'scenes',
-        "'scenes', 'tiny', 'tiny_shapes', a .jsonl file of GenEval prompts, or a text file with "
-        'one prompt per line.',
+        "'scenes', 'tiny', 'tiny_shapes', a text file with one prompt per line, a .jsonl file of "
+        'GenEval prompts, FILE.csv or FILE.parquet with :COLUMN, or a data set '
+        'hf:OWNER/NAME:COLUMN@SPLIT; docs/running.md.',
     ),
     'eval': text('scenes', 'As data.train, for evaluations.'),
     'scenes': whole(20000, "Size of the generated prompt set 'scenes'.", high=10_000_000),

@@ -35,7 +35,8 @@ class Prompt:
     @property
     def target(self) -> str | None:
         """The text that its image should show; None if it shows none."""
-        return self.metadata.get('target')
+        target = self.metadata.get('target')  # of a table it may be anything
+        return target if isinstance(target, str) else None
 
 
 @dataclass(frozen=True)

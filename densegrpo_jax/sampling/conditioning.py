@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.data.geneval import geneval_prompts
+from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import (
     PromptSet,
     check_length,
@@ -65,11 +65,11 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
     'tiny' is the set of the miniature that spells (training words, or held-out words),
     'tiny_shapes' that of the miniature that draws coloured shapes, 'scenes' the generated OCR
     scenes (the two splits of each are disjoint), 'panel' our own set that measures what was not
-    trained on. NAME.jsonl is a file of GenEval prompts, and anything else a text file with one
-    prompt per line.
+    trained on. Anything else is a file or a data set of the Hub, see `prompts_from`.
 
     Raises:
       ValueError, FileNotFoundError: the file cannot be read, or the set is empty.
+      ModuleNotFoundError: a Parquet file needs pyarrow.
     """
     if not name.strip():
         raise ValueError(
@@ -85,10 +85,8 @@ def named_prompts(config, name: str, split: str, *, quoted_target: bool) -> Prom
         prompts = everything[EVAL_SCENES:] if split == 'train' else everything[:EVAL_SCENES]
     elif name == 'panel':
         prompts = panel_prompts()
-    elif name.endswith('.jsonl'):
-        prompts = geneval_prompts(name)
     else:
-        prompts = PromptSet.from_text(pathlib.Path(name), quoted_target=quoted_target)
+        prompts = prompts_from(name, split, quoted_target=quoted_target)
     return PromptSet(tuple(prompts))
 
 

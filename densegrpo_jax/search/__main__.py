@@ -28,7 +28,8 @@ from densegrpo_jax.config.command_line import (
     run_main,
 )
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.data.prompts import Prompt, PromptSet, columns, ocr_prompt
+from densegrpo_jax.data.prompt_files import prompts_from
+from densegrpo_jax.data.prompts import Prompt, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
@@ -43,7 +44,7 @@ def chosen_prompts(config, given: list[str], file: str | None, count: int) -> li
     quoted = 'ocr' in config.reward
     prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in given]
     if file:
-        prompts += list(PromptSet.from_text(pathlib.Path(file), quoted_target=quoted))
+        prompts += list(prompts_from(file, quoted_target=quoted))
     if not prompts:
         prompts = list(load_prompts(config, 'eval'))
     return prompts[: count or None]

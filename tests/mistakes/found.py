@@ -144,6 +144,16 @@ PROMPTS = [
     (write('p.txt', 'A "HI" ' + 'very ' * 9000), TRAIN, 'p.txt:1: a prompt of 45006 characters'),
     (write('p.txt', ''), DRAW, 'p.txt: the file holds no prompt'),
     (write('p.txt', 'word ' * 10000), DRAW, 'p.txt:1: a prompt of'),
+    (
+        write('p.csv', 'text,n\nA "HI",1\n'),
+        [*DRAW[:-1], '--prompts=p.csv'],
+        "p.csv: there is no column 'prompt'; its columns: 'text', 'n'",
+    ),
+    (
+        write('p.txt'),
+        [*TRAIN[:3], '--config.data.train=hf:ada'],
+        "'hf:ada' names no data set of the Hub",
+    ),
     (write('p.txt/x'), DRAW, 'p.txt is a folder, where a file is needed'),
     (
         write('p.txt', 'A "HI"\n'),

@@ -85,7 +85,7 @@ class GenevalReward:
             except ValueError as error:
                 raise ValueError(
                     f'prompt {i}, {prompt!r}, is not a GenEval prompt ({error}); those come from a '
-                    '.jsonl file'
+                    '.jsonl file, or a table with the columns tag and include'
                 ) from None
 
     def __call__(
