@@ -9,6 +9,9 @@ Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (k
 ComfyUI; FLUX only), `merged` (a whole pipeline folder with the adapters added to the weights). A
 model card (README.md) with settings, scores and curve lies beside it. Training can start from a
 file in the peft layout: `--config.lora.init_from=exported/flux_ocr`.
+
+--push=OWNER/NAME sends the finished files to a repository of the Hugging Face Hub, private unless
+--public is given, with the token of `hf auth login` or HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import pathlib
 import jax
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_config, define_folder, run_main
+from densegrpo_jax.config.command_line import define_config, define_folder, goes_with, run_main
+from densegrpo_jax.config.flag_types import refuse
 from densegrpo_jax.sampling.export import LAYOUTS, MERGED, export
 
 # names of a stored dtype, those of other tools too -> its name here
@@ -45,6 +49,8 @@ def main(flag) -> None:
         layout=flag.layout,
         checkpoint=flag.checkpoint,
         dtype=DTYPES[flag.dtype],
+        push_to=flag.push or '',
+        public=flag.public,
     )
     logging.info('made %s and its model card %s', made, out / 'README.md')
 
@@ -59,6 +65,10 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         'dtype', '', list(DTYPES), "Stored dtype; '' keeps float32 adapters and the base's dtype."
     )
+    flags.DEFINE_string('push', None, 'OWNER/NAME of a repository of the Hub to send the files to.')
+    refuse('push', lambda name: None if name else 'it is empty: is a variable of the shell unset?')
+    flags.DEFINE_bool('public', False, 'With --push: everyone may see it.')
+    goes_with('public', 'push')
 
 
 if __name__ == '__main__':

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import folder_names, resolve_folder, save_pipeline
@@ -18,16 +20,18 @@ from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
+from densegrpo_jax.sampling.push import check_push, push
 from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 
 CURVE = 'reward_curve.png'  # of a finished run
+HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
 MERGED = 'merged'
 LAYOUTS = ('peft', 'kohya', MERGED)
 KOHYA_FILENAME = 'kohya_lora.safetensors'
 
 CARD = """---
-base_model: {base}
-library_name: diffusers
+{front}library_name: diffusers
+pipeline_tag: text-to-image
 tags: [text-to-image, lora, reinforcement-learning, densegrpo]
 ---
 
@@ -53,15 +57,15 @@ def written(pipeline: Pipeline, layout: str) -> list[str]:
     return [*files[layout], 'README.md', 'config.json', CURVE]
 
 
-def snippet(pipeline: Pipeline, base: str, out: str, layout: str, filename: str) -> str:
-    """The lines that draw an image in Diffusers."""
-    opened = out if layout == MERGED else base
+def snippet(pipeline: Pipeline, base: str, home: str, layout: str, filename: str) -> str:
+    """The lines that draw an image in Diffusers. home: the export's folder, or its repository."""
+    opened = home if layout == MERGED else base
     lines = [
         f'from diffusers import {pipeline.CLASS_NAME}',
         f'pipe = {pipeline.CLASS_NAME}.from_pretrained("{opened}")',
     ]
     if layout != MERGED:
-        lines.append(f'pipe.load_lora_weights("{out}", weight_name="{filename}")')
+        lines.append(f'pipe.load_lora_weights("{home}", weight_name="{filename}")')
     return '\n'.join(lines)
 
 
@@ -78,8 +82,12 @@ def model_card(
     layout: str,
     filename: str,
     step: int,
+    home: str = '',
 ) -> str:
-    """The text of README.md; copies the run's curve beside it if there is one."""
+    """The text of README.md; copies the run's curve beside it if there is one.
+
+    home: where others will open the export; '' = `out`.
+    """
     scores = ''
     if (workdir / 'summary.json').is_file():
         summary = read_json(workdir / 'summary.json')
@@ -109,12 +117,15 @@ def model_card(
         'T': config.rollout.steps,
         'seed': config.seed,
     }
+    # the Hub accepts no other names of models in a card's head
+    base, released = config.model.path, HUB_ID.fullmatch(config.model.path)
     return CARD.format(
-        base=config.model.path,
+        front=f'base_model: {base}\n' if released and not pathlib.Path(base).exists() else '',
+        base=base,
         label=title(config, out.name),
         step=step,
         scores=scores,
-        snippet=snippet(pipeline, _base(config.model.path), str(out), layout, filename),
+        snippet=snippet(pipeline, _base(base), home or str(out), layout, filename),
         settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )
 
@@ -127,9 +138,14 @@ def export(
     layout: str = 'peft',
     checkpoint: str = 'best',
     dtype: str = '',
+    push_to: str = '',
+    public: bool = False,
 ) -> pathlib.Path:
     """Writes the moving average of a run's policy and returns the file or folder; see the
     module's docstring.
+
+    push_to: OWNER/NAME of a repository of the Hub that gets the finished files, see `push`.
+      public: to everyone.
 
     Raises:
       ValueError: an unknown layout, or one in which the network has no names; or `out` is the input
@@ -147,6 +163,7 @@ def export(
     # Adapters are merged into the original base, not into its quantised form; nothing is computed
     # with it.
     exact.model.update(quantize='none', attention='xla')
+    target = check_push(push_to, public) if push_to else None
     find_step(workdir, checkpoint)  # checks that a checkpoint exists before a base is downloaded
     checked = check(exact, mesh) if layout == MERGED else None
     pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
@@ -178,7 +195,12 @@ def export(
             metadata={'densegrpo_step': str(step), 'base_model': config.model.path},
         )
     (out / 'README.md').write_text(
-        model_card(config, pipeline, workdir, out, layout, filename, step), encoding='utf-8'
+        model_card(config, pipeline, workdir, out, layout, filename, step, push_to),
+        encoding='utf-8',
     )
     (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n', encoding='utf-8')
+    if target is not None:
+        what = f'{title(config, out.name)}, {step} updates ({layout})'
+        address = push(target, out, written(pipeline, layout), what)
+        logging.info('pushed to %s, %s', address, 'public' if public else 'private')
     return out / filename

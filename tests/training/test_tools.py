@@ -30,6 +30,7 @@ from densegrpo_jax.sampling.session import open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.hub import hub
 
 
 @pytest.fixture(scope='module')
@@ -271,6 +272,22 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     assert (tmp_path / 'out' / 'config.json').is_file() and (
         tmp_path / 'out' / 'reward_curve.png'
     ).is_file()
+
+
+def test_an_export_is_pushed_once_it_is_complete(trained, tmp_path, monkeypatch):
+    config, workdir = trained
+    with hub(monkeypatch, tmp_path / 'cache') as server:
+        made = export(config, workdir, tmp_path / 'out', push_to='ada/tiny')
+        with pytest.raises(ValueError, match="does not belong to 'bob'"):
+            export(config, workdir, tmp_path / 'other', push_to='bob/tiny')
+    assert not (tmp_path / 'other').exists()  # refused before anything was done
+    repository = server.repositories['models/ada/tiny']
+    sent = repository.branches['main']
+    assert repository.private and sent[made.name] == made.read_bytes()
+    assert {'config.json', 'reward_curve.png'} <= set(sent)
+    card = sent['README.md'].decode()
+    assert 'load_lora_weights("ada/tiny"' in card and str(tmp_path / 'out') not in card
+    assert 'base_model:' not in card  # the Hub knows no local folder
 
 
 def test_an_export_takes_the_place_of_nothing(trained, tmp_path):
