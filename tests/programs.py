@@ -33,6 +33,7 @@ MAKERS = (
     (rounds, 'make_rollout'),
     (rounds, 'make_credit'),
     (run, 'make_update'),
+    (run, 'make_sampler'),
     (evaluator, 'make_sampler'),
 )
 # What a program depends on, if not on all groups of the configuration.
@@ -40,6 +41,7 @@ GROUPS = {'make_sampler': ('model', 'lora')}
 # Keys and groups that none depends on.
 ASIDE = ('checkpoint', 'data', 'label', 'reward', 'reward_workers', 'text_cache')
 ASIDE_OF = {'eval': ('every', 'shown', 'batch', 'best'), 'model': ('path',)}
+ACTS = ('on', 'action', 'brake')  # the keys of the guard that an update depends on
 KEPT = 12  # programs of each kind
 
 _programs = {name: collections.OrderedDict() for _, name in MAKERS}
@@ -72,6 +74,8 @@ def _key(value, groups):
         held = {k: v for k, v in value.to_dict().items() if k in groups and k not in ASIDE}
         for group in held.keys() & ASIDE_OF.keys():
             held[group] = {k: v for k, v in held[group].items() if k not in ASIDE_OF[group]}
+        if 'guard' in held:
+            held['guard'] = {k: held['guard'][k] for k in ACTS}
         return json.dumps(held, sort_keys=True, default=repr)
     if isinstance(value, Pipeline):
         configs = json.dumps([value.configs, value.scheduler], sort_keys=True)

@@ -52,6 +52,7 @@ SCOPES: Mapping[str, Scope] = {
             'eval.panel',
             'eval.panel_prompts',
             'eval.embedding',
+            'guard.*',
         ),
         also=_LAYOUT,
     ),
@@ -82,7 +83,7 @@ SCOPES: Mapping[str, Scope] = {
     'rewards': Scope((*_SAMPLED, 'reward'), but=_AMOUNT),
     'gradients': Scope(
         ('*',),
-        but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'calibration.*', 'search.*'),
+        but=('iterations', 'optim.*', 'ema.*', 'eval.*', 'guard.*', 'calibration.*', 'search.*'),
         also=_LAYOUT,
     ),
     # A probe of the base's hidden states serves as process reward; the base's weights, which may

@@ -13,6 +13,7 @@ import ml_collections
 
 from densegrpo_jax.config import (
     d2_keys,
+    guard_keys,
     guide_keys,
     method_keys,
     model_keys,
@@ -48,6 +49,7 @@ TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'text_cache': run_keys.TEXT_CACHE,
     'reward_workers': run_keys.REWARD_WORKERS,
     'eval': run_keys.EVAL,
+    'guard': guard_keys.GUARD,
     'checkpoint': run_keys.CHECKPOINT,
     'search': search_keys.SEARCH,
     'mesh': run_keys.MESH,

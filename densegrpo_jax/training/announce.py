@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.guard_keys import WARN
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.unread import unread
 from densegrpo_jax.core.branch_plan import step_spread
@@ -26,6 +27,7 @@ from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES
+from densegrpo_jax.training.guard import guarded_part, planned
 from densegrpo_jax.training.learner import rows_of_sample
 
 GIB = 2**30
@@ -176,6 +178,18 @@ def beside(config, schedule: Schedule) -> str:
     return f'; process reward {config.guide.source} at {schedule.guided}: {told}'
 
 
+def guarded(checked: Checked) -> str:
+    """What the guard measures, at what cost, and what it does."""
+    g, (_, part) = checked.config.guard, guarded_part(checked)
+    count = len(part.prompts)
+    kl = f', KL on {min(count, g.kl_prompts)}' if g.kl_prompts else ''
+    action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
+    return (
+        f'{planned(checked.config) + 1} evaluations of {count} prompts x {g.images} images{kl}: '
+        f'{count * g.images} more images at each; a fallen score: {action}'
+    )
+
+
 def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pathlib.Path) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and the places of
     results. state: shapes suffice. accumulation: microbatches of an update.
@@ -234,6 +248,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
             'of the '
         )
         + ('weights' if config.full else 'adapters'),
+        **({'guard': guarded(checked)} if config.guard.on else {}),
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
         'results': (
             f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest '

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from densegrpo_jax.config.guard_keys import BETA, BRAKE, RATE
 from densegrpo_jax.config.method import (
     credit_options,
     credit_rule_of,
@@ -207,12 +208,14 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     that are known to carry no loss. The loss is divided once, by the number of rows in the update
     that count. A non-finite gradient leaves every role and the
     optimiser unchanged and counts in `state.skipped`. The input state is donated if
-    `donates_state(config)`.
+    `donates_state(config)`. With guard.action='brake' a last argument, float32 [], multiplies the
+    optimiser's updates, or divides `loss.beta`.
     """
     o, r = config.optim, config.rollout
     loss, options = loss_of(config), loss_options(config)
     kind, roles, rules = BATCHES[loss.batch], roles_read(config), follow_rules(config)
     together = r.group if loss.trajectories else None
+    brakes = config.guard.brake if config.guard.on and config.guard.action == BRAKE else None
     # [updates, accumulation, microbatch, ...]
     rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
 
@@ -220,7 +223,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     # [microbatch, ...], of batches that are made for their microbatch
     of_batch = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
-    def microbatch_loss(policy, others, params, conditioning, negative, batch, count):
+    def microbatch_loss(policy, others, params, conditioning, negative, brake, batch, count):
         few = one_of_each(batch.mask, copies) if copies > 1 else None
         ids = batch.prompt_id if few is None else batch.prompt_id[few]
         rows_of = take_rows(conditioning, ids)
@@ -248,9 +251,10 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         if REF in outputs:
             kl_sum, kl_count = kind.kl(config, outputs[POLICY], outputs[REF], batch)
             sums = sums._replace(kl_sum=kl_sum, kl_count=kl_count)
-        return (sums.policy_sum + config.loss.beta * sums.kl_sum) / count, sums
+        beta = config.loss.beta if brakes != BETA else config.loss.beta / brake
+        return (sums.policy_sum + beta * sums.kl_sum) / count, sums
 
-    def one_update(carry, rows_here, made, others, params, conditioning, negative):
+    def one_update(carry, rows_here, made, others, params, conditioning, negative, brake):
         policy, opt, skipped = carry
         count = jnp.maximum(rows_here.mask.sum(), 1)
 
@@ -259,7 +263,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             if micro is not few:
                 micro = jax.lax.with_sharding_constraint(micro, of_batch)
             (_, sums), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(
-                policy, others, params, conditioning, negative, micro, count
+                policy, others, params, conditioning, negative, brake, micro, count
             )
             return jax.tree.map(jnp.add, total[0], grads), total[1].merge(sums)
 
@@ -278,11 +282,13 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm)
         updates, new_opt = tx.update(grads, opt, policy)
+        if brakes == RATE:
+            updates = jax.tree.map(lambda u: u * brake, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         policy, opt = keep(optax.apply_updates(policy, updates), policy), keep(new_opt, opt)
         return (policy, opt, skipped + ~finite), (sums, norm, finite)
 
-    def update(state: TrainState, params, conditioning: Conditioning, negative, record):
+    def update(state: TrainState, params, conditioning: Conditioning, negative, record, brake=None):
         made = lambda few: kind.made(config, record, few, state.step)
         all_rows = kind.rows_of(config, record)
         parts = microbatches(all_rows, r.prompts * r.group, o.updates, o.microbatch, together)
@@ -291,7 +297,7 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
             carrying_first(parts) if skips else parts,
         )
         others = {role: state.roles[role] for role in rules}  # REF is the base itself
-        text = params, conditioning, negative
+        text = params, conditioning, negative, brake
         carry, results = (state.policy, state.opt, state.skipped), []
         for u in range(o.updates):
             part = jax.tree.map(lambda a: a[u], parts)

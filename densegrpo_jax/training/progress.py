@@ -22,6 +22,10 @@ class Progress:
     # [T] moving average of the attention's entropy, if transitions are chosen by it
     entropy: list | None = None
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
+    guarded: list = dataclasses.field(default_factory=list)  # rows of `guard.Guard`
+    broken: int = 0  # guarded evaluations in a row with a fallen score
+    brake: float = 1.0  # of `guard.action='brake'`
+    stopped_by_guard: bool = False
 
     @classmethod
     def of(cls, stored: Mapping) -> Progress:
@@ -31,6 +35,19 @@ class Progress:
     def evaluated(self, step: int) -> bool:
         """Whether there is an evaluation after `step` updates."""
         return step in [evaluated for evaluated, *_ in self.evaluations]
+
+    def competes(self, step: int) -> bool:
+        """Whether the evaluation after `step` updates may be the best: no guard, or none yet, or it
+        found no fallen score.
+        """
+        if not self.guarded or step < self.guarded[0]['step']:
+            return True
+        return any(row['step'] == step and not row['fallen'] for row in self.guarded)
+
+    def best(self) -> list:
+        """The evaluation with the highest score of those that compete; of all if none does."""
+        able = [e for e in self.evaluations if self.competes(e[0])]
+        return max(able or self.evaluations, key=lambda e: e[1])
 
     def count(self, finite: bool, nfe: int, seconds: float) -> None:
         """Accounts for an iteration.

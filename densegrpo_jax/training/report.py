@@ -122,6 +122,10 @@ class Reporter:
         self._bar.note(f'evaluation after {step} updates: {of_best}')
         return [step, mean, error]
 
+    def guarded(self, step: int, row: dict[str, float]) -> None:
+        """Logs what the guard measured after `step` updates."""
+        self._writer.write_scalars(step, row)
+
     def flush(self) -> None:
         """Metrics are on disk when this returns: a run that continues from a checkpoint does not
         write those of its steps again.
@@ -274,7 +278,7 @@ def finish(
     closing lines, and returns the summary.
     """
     first, last = progress.evaluations[0], progress.evaluations[-1]
-    best = max(progress.evaluations, key=lambda e: e[1])
+    best = progress.best()
     summary = {
         'label': title(config),
         'score': config.eval.best,
@@ -286,6 +290,9 @@ def finish(
         'seconds': progress.seconds,
         'evaluations': progress.evaluations,
     }
+    if progress.guarded:
+        guard = {'evaluations': progress.guarded, 'stopped': progress.stopped_by_guard}
+        summary['guard'] = guard | {'brake': progress.brake}
     if not hosts.primary:
         return summary
     replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')

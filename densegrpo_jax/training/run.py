@@ -4,6 +4,7 @@ evaluate -> save.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -32,12 +33,13 @@ from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.sampler import Schedule, make_sampler
 from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.groups import group_due, record_groups
+from densegrpo_jax.training.guard import Guard, check_guard, guarded_part
 from densegrpo_jax.training.learner import check_geometry, donates_state, make_update
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
@@ -74,6 +76,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         )
     accumulation = check_geometry(config, checked.schedule, mesh)
     try_parts(config, checked.schedule)
+    check_guard(checked)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
     _check_length(config, workdir)
     if config.noise.calibrate:
@@ -105,22 +108,27 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         Scorer(session.reward, config.reward_workers) as scorer,
         report.Reporter(config, workdir, session.hosts, start, since) as reporter,
         checkpoints,
+        contextlib.ExitStack() as opened,
     ):
         collector = Collector(session, scorer, r.group, r.prompts_per_batch, config.eval.groups)
         rounds = Rounds(session, schedule, collector)
-        evaluator = Evaluator(session, session.test, scorer)
+        draw = make_sampler(session.pipeline, config, config.eval.steps, mesh)
+        evaluator = Evaluator(session, session.test, scorer, sample=draw)
+        guard = Guard(session, workdir, scorer, draw, opened) if config.guard.on else None
         step = saved = start
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
         checkpoint_due = lambda: (
             step % config.checkpoint.every == 0 or step in config.checkpoint.pin
         )
 
-        def evaluate() -> float:
+        def evaluate() -> float | None:
             result = evaluator(state.ema)
             if not result.scored(config.eval.best):
                 explain(session, state.ema, [p.text for p in session.test])
             progress.evaluations.append(reporter.evaluation(step, result))
-            return progress.evaluations[-1][1]
+            if guard and guard.due(step):
+                reporter.guarded(step, guard(step, state.ema, progress))
+            return progress.evaluations[-1][1] if progress.competes(step) else None
 
         def save(score: float | None = None) -> None:
             nonlocal saved
@@ -135,7 +143,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 if start:  # its checkpoint was saved before the evaluation
                     reporter.flush()
                     checkpoints.amend(start, dataclasses.asdict(progress), score=score)
-            while step < config.iterations:
+            while step < config.iterations and not (guard and guard.stops(progress)):
                 # Sample, complete by ODE, decode.
                 watch = report.Stopwatch()
                 found = rounds.sample(step, state.roles[sampler], chosen(step), progress)
@@ -156,7 +164,8 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
 
                 # Update.
                 text = found.conditioning, session.negative
-                updated, update_metrics = update_fn(state, session.params, *text, batch)
+                brake = guard.brakes(progress) if guard else ()
+                updated, update_metrics = update_fn(state, session.params, *text, batch, *brake)
                 _agree_on_update(config, stop, update_metrics)
                 state, step = updated, step + 1
                 metrics = jax.device_get({**metrics, **update_metrics}) | found.metrics
@@ -169,10 +178,12 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 skipped = int(state.skipped)
                 reporter.iteration(step, metrics, values, valid, watch.seconds, progress, skipped)
                 progress.check(config.optim.max_bad)
+                if guard:
+                    guard.watch(step, metrics)
 
                 # Evaluate, save.
                 score = evaluate() if evaluation_due() else None
-                if score is not None or checkpoint_due():
+                if evaluation_due() or checkpoint_due():
                     save(score)
                 stop.check()
         except Exception as reason:
@@ -228,14 +239,15 @@ def _say_what_is_left(saved: int | None, iterations: int, reason: Exception) -> 
 
 
 def _needed_texts(checked: Checked, chosen: Callable[[int], Sequence[Prompt]]) -> list[str]:
-    """The prompts that a run samples: the evaluation's, those of its iterations (`chosen`), and
-    those of a calibration.
+    """The prompts that a run samples: the evaluation's, those of its iterations (`chosen`),
+    those of a calibration, and the guard's.
     """
     config, train = checked.config, checked.train
     visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
     trained = [p for p in train if p.text in visited]
-    return [p.text for p in (*checked.test, *trained, *calibrated)]
+    guarded = guarded_part(checked)[1].prompts if config.guard.on else []
+    return [p.text for p in (*checked.test, *trained, *calibrated, *guarded)]
 
 
 def _agree_on_update(config, stop: StopRequest, update_metrics: dict) -> None:

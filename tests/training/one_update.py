@@ -67,10 +67,12 @@ def configured(**changes):
     return c
 
 
-def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guidance=None, **changes):
+def one_iteration(
+    invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guidance=None, further=(), **changes
+):
     """(configuration, rollout, rewards [S, B], valid [S, B], new state, metrics). `nan`: the sample
     whose latents are not finite. `ema`: the followers before it. `sizes`: of the mesh's axes.
-    `guidance`: of the rollout.
+    `guidance`: of the rollout. `further`: arguments of the update.
     """
     c = configured(**changes)
     masks = step_masks(SIGMAS)
@@ -126,6 +128,6 @@ def one_iteration(invalid=None, nan=None, ema=0.0, sizes=(1, 1, 1), guidance=Non
         rewards,
         valid,
         *make_update(Network(), c, tx, mesh)(
-            state, {'transformer': {'w': BASE}}, conditioning, None, batch
+            state, {'transformer': {'w': BASE}}, conditioning, None, batch, *further
         ),
     )

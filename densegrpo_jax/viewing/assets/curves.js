@@ -15,6 +15,13 @@ const PLOTS = [
         )
         .map((n) => [n, n.slice(5)]),
   ],
+  [
+    'Unseen scores, by the guard',
+    (run) =>
+      Object.keys(run.series)
+        .filter((n) => n.startsWith('guard/') && !['fallen', 'brake', 'kl'].includes(n.slice(6)))
+        .map((n) => [n, n.slice(6)]),
+  ],
   // all 0 where the KL is not measured
   [
     'KL from the base',

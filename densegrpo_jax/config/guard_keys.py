@@ -1,0 +1,58 @@
+"""Keys of the guard against reward hacking (training/guard.py). It is no relation of the method
+`guard`, which is a loss.
+"""
+
+from __future__ import annotations
+
+from densegrpo_jax.config.key import DISPLAY, choice, number, positive, switch, whole
+
+WARN, BRAKE, STOP = 'warn', 'brake', 'stop'
+RATE, BETA = 'rate', 'beta'
+
+GUARD = {
+    'on': switch(
+        False,
+        'Measure the unseen panel (eval.panel), diversity and KL at evaluations. A checkpoint at '
+        'which an unseen score has fallen cannot be the best (docs/guard.md).',
+    ),
+    'action': choice(
+        WARN,
+        "What follows when unseen scores have fallen guard.patience times in a row: 'warn'; "
+        "'brake', slow the training down; 'stop', end it.",
+        (WARN, BRAKE, STOP),
+    ),
+    'patience': whole(2, 'Guarded evaluations in a row with a fallen score, before the action.'),
+    'level': number(
+        0.05,
+        'Chance of a false alarm in the whole run: that a score which has not fallen counts as '
+        'fallen at any evaluation.',
+        0,
+        1,
+        above=True,
+        below=True,
+    ),
+    'every': whole(
+        1,
+        'Evaluations from one guarded one to the next; the last is one. Others cannot be the best.',
+    ),
+    'prompts': whole(32, 'Prompts to measure on, the first of their set; 0 = all.', 0),
+    'images': whole(
+        4, 'Images of each prompt; 1 measures no diversity. eval.batch holds at least these.'
+    ),
+    'kl_prompts': whole(16, 'Prompts to measure the KL on; 0: none.', 0),
+    'brake': choice(
+        RATE,
+        "'brake' multiplies every later update by guard.factor ('rate'), or divides loss.beta by "
+        "it ('beta').",
+        (RATE, BETA),
+    ),
+    'factor': number(0.5, "Of 'brake', each time that it acts.", 0, 1, above=True, below=True),
+    'zero_spread': number(
+        1.0, 'Alarm: so large a share of groups without any spread of rewards.', 0, 1, above=True
+    ),
+    'ratio': positive(
+        0.2, 'Alarm: the mean deviation of the probability ratio from 1 in an update.'
+    ),
+    'kl_jump': number(10.0, 'Alarm: the KL grows by this factor between evaluations.', 1),
+    'pairs': whole(8, "Prompts on the verdict's pictures, those that lost most.", kind=DISPLAY),
+}

@@ -1,0 +1,286 @@
+"""The guard against reward hacking: what the reward does not see, measured at evaluations.
+
+The rule. On the same prompts and noise, every unseen score (`eval.panel`, and the diversity of a
+prompt's images) is compared with the start of the run. It has fallen if the paired one-sided t test
+says so at `guard.level`, divided by the number of scores and of guarded evaluations in the run
+(`evaluation.falls`). An evaluation with a fallen score cannot be the best. After `guard.patience`
+such evaluations in a row, `guard.action` follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import logging
+
+from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
+from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.evaluation.divergence import Divergence
+from densegrpo_jax.evaluation.diversity import embedding_folder, make_embedding
+from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
+from densegrpo_jax.evaluation.falls import Change, changes, fallen
+from densegrpo_jax.evaluation.panel import Part, parts, settings
+from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.sampling.noise import FILE
+from densegrpo_jax.sampling.session import Checked, Session
+from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.training.verdict import write_verdict
+
+FOLDER = 'guard'  # in the work directory
+START = 'start'  # the policy that others are compared with, in the record
+PANEL = 'panel'
+
+
+def guarded_part(checked: Checked) -> tuple[str, Part]:
+    """The name of the prompt set that the guard measures, and its prompts and rewards; the first of
+    them is the training reward if it can score them.
+    """
+    found = parts(checked.config, checked.test, checked.reward)
+    name = PANEL if PANEL in found else 'eval'
+    part = found[name]
+    count = checked.config.guard.prompts or len(part.prompts)
+    return name, part._replace(prompts=PromptSet(tuple(part.prompts[:count])))
+
+
+def check_guard(checked: Checked) -> None:
+    """Raises ValueError or FileNotFoundError if the guard cannot measure, or cannot act."""
+    config, g = checked.config, checked.config.guard
+    if not g.on:
+        return
+    name, part = guarded_part(checked)
+    unseen = len(part.rewards) > (name == 'eval') or _unseen(checked.reward)
+    if not unseen and g.images == 1:
+        raise ValueError(
+            'guard.on=True has nothing to measure: name rewards that are not trained on in '
+            'eval.panel, or in `reward` with weight 0, or let guard.images be at least 2'
+        )
+    if g.images > config.eval.batch:
+        raise ValueError(
+            f'guard.images={g.images} of a prompt are sampled together: raise eval.batch='
+            f'{config.eval.batch} to at least that'
+        )
+    if g.action == BRAKE and g.brake == BETA and not config.loss.beta:
+        raise ValueError(
+            "guard.brake='beta' divides loss.beta by guard.factor, and loss.beta is 0: set "
+            "loss.beta, or use guard.brake='rate'"
+        )
+    if g.images > 1:
+        embedding_folder(config.eval.embedding)
+
+
+def planned(config) -> int:
+    """Guarded evaluations of the whole run, without the start."""
+    every = config.eval.every
+    evaluations = range(every, config.iterations + every, every)
+    return max(1, math.ceil(len(evaluations) / config.guard.every))
+
+
+class Guard:
+    """Measures at evaluations and applies the rule. All processes of the run call it.
+
+    Args:
+      scorer: of the training reward.
+      sample: the compiled sampler of the evaluations.
+      stack: closes the panel's scorers.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        workdir: pathlib.Path,
+        scorer: Scorer,
+        sample: Callable,
+        stack: contextlib.ExitStack,
+    ):
+        config, g = session.config, session.config.guard
+        self._session, self._config, self._folder = session, config, workdir / FOLDER
+        name, part = guarded_part(session)
+        trained = any(reward is session.reward for reward in part.rewards)
+        panel = [reward for reward in part.rewards if reward is not session.reward]
+        scorers = [stack.enter_context(Scorer(reward, config.reward_workers)) for reward in panel]
+        self._unseen = _unseen(session.reward) if trained else []
+        self._unseen += [name for reward in panel for name in reward.names]
+        self._unseen += [DIVERSITY] if g.images > 1 else []
+        self._evaluator = Evaluator(
+            session,
+            part.prompts,
+            [scorer, *scorers] if trained else scorers,
+            group=g.images,
+            embed=make_embedding(config.eval.embedding) if g.images > 1 else None,
+            name=FOLDER,
+            sample=sample,
+        )
+        self._divergence = None
+        if g.kl_prompts and kernel_of(config).noisy:
+            self._divergence = Divergence(session, part.prompts, g.kl_prompts)
+        self._psi = workdir / FILE if config.noise.calibrate else None
+        self._record = None
+        self._rewards: dict[int, float] = {}  # update -> training reward, of this process's updates
+        with Agreement(session.hosts, 'guard').alike():
+            if session.hosts.primary:
+                which = {name: part}
+                scored = settings(config, session.folder, session.pipeline, which, g.images)
+                self._record = _record(self._folder, scored)
+
+    def due(self, step: int) -> bool:
+        """Whether the evaluation after `step` updates is guarded."""
+        count = math.ceil(step / self._config.eval.every)
+        return count % self._config.guard.every == 0 or step == self._config.iterations
+
+    def __call__(self, step: int, policy: dict, progress: Progress) -> dict[str, float]:
+        """Measures after `step` updates, writes the row into `progress.guarded`, and acts.
+
+        Returns:
+          What goes into the metrics.
+
+        Raises:
+          Preempted: a stop was requested.
+        """
+        start = self._evaluator(policy if step == 0 else None, self._record, START)
+        if step == 0:
+            now, kl = start, 0.0
+        else:
+            now = self._evaluator(policy, self._record, f'step {step}')
+            kl = self._kl(policy, step)
+        of_all = changes(start.scores, now.scores)
+        found = {name: of_all.pop(name) for name in self._unseen}
+        down = fallen(found, self._config.guard.level, planned(self._config)) if step else []
+        earlier = progress.guarded[-1]['kl'] if progress.guarded else None
+        row = {
+            'step': step,
+            'scores': {name: [_number(value) for value in c] for name, c in found.items()},
+            'kl': kl,
+            'fallen': down,
+        }
+        progress.guarded.append(row)
+        if step and kl and earlier and kl > self._config.guard.kl_jump * earlier:
+            self._alarm(f'the KL grew from {earlier:.3g} to {kl:.3g} between two evaluations')
+        self._compare(progress)
+        self._judge(step, found, of_all, down, start, now, progress)
+        metrics = {f'guard/{name}': c.mean for name, c in found.items()}
+        if kl is not None:
+            metrics['guard/kl'] = kl
+        return {**metrics, 'guard/fallen': float(len(down)), 'guard/brake': progress.brake}
+
+    def stops(self, progress: Progress) -> bool:
+        """Whether the guard has ended the run."""
+        return progress.stopped_by_guard and self._config.guard.action == STOP
+
+    def brakes(self, progress: Progress) -> tuple[np.float32, ...]:
+        """The further arguments of an update: the brake, if the guard may brake."""
+        return (np.float32(progress.brake),) if self._config.guard.action == BRAKE else ()
+
+    def watch(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Warns of signs of collapse in the metrics of update number `step`."""
+        g = self._config.guard
+        self._rewards[step] = float(metrics['reward'])
+        spread = np.asarray(metrics.get('zero_spread', math.nan), np.float64)
+        if np.isfinite(spread).any() and np.nanmean(spread) >= g.zero_spread:
+            share = np.nanmean(spread)
+            self._alarm(f'update {step}: {share:.0%} of the groups have no spread of rewards')
+        if (ratio := float(metrics.get('ratio_deviation', 0))) > g.ratio:
+            self._alarm(f'update {step}: the probability ratio is off 1 by {ratio:.2g} on average')
+
+    def _compare(self, progress: Progress) -> None:
+        """Warns if the score fell since the last evaluation while the training reward rose."""
+        if len(progress.evaluations) < 2:
+            return
+        (before, score, error), (step, now, now_error) = progress.evaluations[-2:]
+        later = [r for n, r in self._rewards.items() if before < n <= step]
+        earlier = [r for n, r in self._rewards.items() if n <= before][-len(later) :]
+        if not (later and earlier) or np.mean(later) <= np.mean(earlier):
+            return
+        if now < score - 2 * math.hypot(error, now_error):
+            self._alarm(
+                f'between updates {before} and {step} the evaluation score fell from {score:.4f} '
+                f'to {now:.4f}, and the training reward rose from {np.mean(earlier):.4f} to '
+                f'{np.mean(later):.4f}'
+            )
+
+    def _kl(self, policy: dict, step: int) -> float | None:
+        if self._divergence is None:
+            return None
+        values = self._divergence(policy, self._record, f'step {step}', FOLDER, self._psi)
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else None
+
+    def _alarm(self, what: str) -> None:
+        logging.warning('guard: %s', what)
+
+    def _judge(
+        self,
+        step: int,
+        found: Mapping[str, Change],
+        trained: Mapping[str, Change],
+        down: list[str],
+        start: Evaluation,
+        now: Evaluation,
+        progress: Progress,
+    ) -> None:
+        g = self._config.guard
+        progress.broken = progress.broken + 1 if down else 0
+        if not down:
+            return
+        told = ', '.join(
+            f'{name} {found[name].change:+.4f} +- {found[name].error:.4f} (p={found[name].p:.1g})'
+            for name in down
+        )
+        self._alarm(
+            f'after {step} updates unseen scores have fallen: {told}; this evaluation cannot be '
+            f'the best ({progress.broken} in a row)'
+        )
+        if progress.broken < g.patience:
+            return
+        action = ''
+        if g.action == BRAKE:
+            progress.brake *= g.factor
+            action = f'brake: from now on updates are multiplied by {progress.brake:g}'
+            if g.brake == BETA:
+                beta = self._config.loss.beta / progress.brake
+                action = f'brake: from now on loss.beta is {beta:g}'
+            progress.broken = 0  # the next brake needs as much evidence
+        elif g.action == STOP:
+            progress.stopped_by_guard = True
+            action = 'stop: training ends here; guard.action=warn continues it'
+        if action:
+            self._alarm(action)
+        if self._session.hosts.primary:
+            page = write_verdict(
+                self._folder,
+                step,
+                self._config,
+                {name: c for name, c in trained.items() if name == TOTAL},
+                found,
+                down,
+                action,
+                start,
+                now,
+                len(found) * planned(self._config),
+            )
+            logging.warning('guard: the pictures that show it are in %s', page)
+
+
+def _unseen(reward: CompositeReward) -> list[str]:
+    """Scores that the training reward logs and does not train on."""
+    return [part.names[0] for part, weight in reward.parts if weight == 0]
+
+
+def _record(folder: pathlib.Path, scored: Mapping) -> Record:
+    try:
+        return Record(folder, scored)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}. These are the measurements of the guard: to begin them anew, remove {folder}'
+        ) from None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

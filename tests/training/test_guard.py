@@ -1,0 +1,218 @@
+"""The guard in runs of seconds: a reward that is trained on, and one that pays for the opposite."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.rewards.base import Scores
+from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.session import check
+from densegrpo_jax.training import guard as guard_module
+from densegrpo_jax.training.guard import Guard, check_guard, planned
+from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.training.run import run
+from tests.programs import shared_programs  # noqa: F401
+from tests.training.one_update import START, one_iteration
+from tests.training.small_run import Brightness, equal, final_state, make_config, one_device, rows
+
+pytestmark = pytest.mark.usefixtures('exact_runs', 'shared_programs')
+
+
+class Darkness(Brightness):
+    """Falls whenever brightness rises."""
+
+    name, names, range = 'darkness', ('darkness',), (-1.0, 0.0)
+
+    def __call__(self, images, prompts, metadata):
+        bright = super().__call__(images, prompts, metadata).values['brightness']
+        return Scores({'darkness': -bright}, np.ones(len(images), bool))
+
+
+class Same(Brightness):
+    """Never changes."""
+
+    name, names, range = 'same', ('same',), (0.0, 1.0)
+
+    def __call__(self, images, prompts, metadata):
+        return Scores({'same': np.ones(len(images), np.float32)}, np.ones(len(images), bool))
+
+
+@pytest.fixture
+def config(folder, monkeypatch):
+    """Four updates on brightness with large steps, each evaluated and saved."""
+    monkeypatch.setitem(REWARDS, 'darkness', Darkness)
+    monkeypatch.setitem(REWARDS, 'same', Same)
+    found = make_config(
+        folder,
+        iterations=4,
+        **{
+            'eval.every': 1,
+            'eval.report': False,
+            'eval.groups': 0,
+            'checkpoint.keep': 10,
+            'optim.learning_rate': 0.1,
+            'ema.every': 1,
+            'ema.decay': 0.0,
+            'reward_workers': 1,
+            'guard.on': True,
+            'guard.prompts': 8,
+            'guard.images': 2,
+            'guard.kl_prompts': 0,
+        },
+    )
+    found.reward = {'brightness': {'weight': 1.0}}
+    found.eval.panel = {'darkness': {}}
+    return found
+
+
+def trained(config, workdir):
+    return run(config, workdir, one_device(), StopRequest())
+
+
+def test_a_fallen_score_keeps_a_checkpoint_from_being_the_best(config, tmp_path):
+    """Warns, and leaves the training as it is without a guard."""
+    config.guard.kl_prompts = 2
+    summary = trained(config, tmp_path / 'run')
+    of = summary['guard']['evaluations']
+    assert [row['step'] for row in of] == [0, 1, 2, 3, 4]
+    assert of[0]['fallen'] == [] and of[-1]['fallen'] == ['darkness'] and of[-1]['kl'] > 0
+    assert summary['after']['mean'] > summary['before']['mean']
+    down = {row['step'] for row in of if row['fallen']}
+    able = [e for e in summary['evaluations'] if e[0] not in down]
+    assert summary['best']['step'] == max(able, key=lambda e: e[1])[0]
+    best = Checkpoints(tmp_path / 'run' / 'checkpoints', read_only=True).best_step()
+    assert best is None or best not in down
+    last = [row for row in rows(tmp_path / 'run') if row['step'] == 4][0]
+    assert last['guard/fallen'] == 1 and last['guard/darkness'] == pytest.approx(
+        of[-1]['scores']['darkness'][0]
+    )
+    page = sorted((tmp_path / 'run' / 'guard').glob('verdict_*.html'))[-1]
+    assert 'darkness fell below the start' in page.read_text() and page.with_suffix('.png').exists()
+    config.guard.on = False
+    trained(config, tmp_path / 'plain')
+    equal(final_state(tmp_path / 'run')[1], final_state(tmp_path / 'plain')[1])
+
+
+def test_nothing_falls_where_nothing_is_lost(config, tmp_path):
+    config.eval.panel = {'same': {}}
+    config.guard.images, config.guard.action = 1, 'stop'
+    summary = trained(config, tmp_path)
+    assert [row['fallen'] for row in summary['guard']['evaluations']] == [[]] * 5
+    assert summary['best']['step'] == max(summary['evaluations'], key=lambda e: e[1])[0]
+    assert not list((tmp_path / 'guard').glob('verdict_*'))
+
+
+def test_stop_ends_the_run_and_warn_continues_it(config, tmp_path, caplog):
+    config.guard.action = 'stop'
+    summary = trained(config, tmp_path)
+    stopped = summary['updates']
+    assert stopped < 4 and summary['guard']['stopped']
+    assert len([row for row in summary['guard']['evaluations'] if row['fallen']]) == 2
+    assert trained(config, tmp_path)['updates'] == stopped
+    config.guard.action = 'warn'
+    assert trained(config, tmp_path)['updates'] == 4
+
+
+def test_the_brake_continues_bit_for_bit(config, tmp_path):
+    config.guard.action, config.guard.patience = 'brake', 1
+    summary = trained(config, tmp_path / 'whole')
+    falls = sum(bool(row['fallen']) for row in summary['guard']['evaluations'])
+    assert falls and summary['guard']['brake'] == 0.5**falls
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / 'cut' / 'checkpoints' / str(step))
+    assert trained(config, tmp_path / 'cut')['guard'] == summary['guard']
+    equal(final_state(tmp_path / 'cut')[1], final_state(tmp_path / 'whole')[1])
+
+
+@pytest.mark.parametrize(('kind', 'beta'), [('rate', 0.0), ('beta', 0.5)])
+def test_the_brake_in_an_update(kind, beta):
+    """Half the step; twice the weight of the KL."""
+
+    def moved_by(beta, brake=None):
+        on = {'guard.on': True, 'guard.action': 'brake', 'guard.brake': kind}
+        further = () if brake is None else (np.float32(brake),)
+        changes = {'loss.beta': beta, **(on if further else {})}
+        *_, state, _ = one_iteration(further=further, **changes)
+        return np.asarray(state.policy['a']) - START
+
+    moved = {'plain': moved_by(beta), 'one': moved_by(beta, 1.0), 'half': moved_by(beta, 0.5)}
+    doubled = moved_by(2 * beta)
+    np.testing.assert_allclose(moved['one'], moved['plain'], rtol=1e-6)
+    if kind == 'rate':
+        np.testing.assert_allclose(moved['half'], 0.5 * moved['plain'], rtol=1e-6)
+    else:
+        assert np.abs(moved['half'] - moved['plain']).max() > 1e-6
+        np.testing.assert_allclose(moved['half'], doubled, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'guard.images': 1}, 'has nothing to measure: name rewards .* in eval.panel'),
+        ({'guard.images': 9}, 'guard.images=9 of a prompt .*raise eval.batch=8'),
+        ({'guard.action': 'brake', 'guard.brake': 'beta'}, "use guard.brake='rate'"),
+        ({'guard.level': 1.0}, 'guard.level=1.0: expected a finite number above 0 and below 1'),
+        ({'eval.embedding': 'nowhere'}, "eval.embedding='nowhere'"),
+    ],
+)
+def test_what_a_guard_cannot_do_is_said_first(config, changes, message):
+    config.eval.panel = {}
+    config.update_from_flattened_dict(changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check_guard(check(config, one_device(), needs=('test',)))
+
+
+def test_a_score_that_is_only_logged_is_unseen(config):
+    config.eval.panel, config.guard.images = {}, 1
+    config.reward = {'brightness': {'weight': 1.0}, 'darkness': {'weight': 0.0}}
+    checked = check(config, one_device(), needs=('test',))
+    check_guard(checked)
+    assert guard_module._unseen(checked.reward) == ['darkness']
+
+
+def test_the_evaluations_of_a_run_are_counted(config):
+    config.update_from_flattened_dict({'iterations': 60, 'eval.every': 10, 'guard.every': 1})
+    assert planned(config) == 6
+    config.update_from_flattened_dict({'iterations': 61, 'guard.every': 2})
+    assert planned(config) == 4
+    guard = object.__new__(Guard)
+    guard._config = config
+    assert [step for step in (0, 10, 20, 30, 40, 50, 60, 61) if guard.due(step)] == [
+        0,
+        20,
+        40,
+        60,
+        61,
+    ]
+
+
+def test_signs_of_collapse_are_told(config, caplog):
+    guard = object.__new__(Guard)
+    guard._config, guard._rewards = config, {}
+    fine = {'reward': 0.5, 'zero_spread': np.array([np.nan, 0.5, 1.0]), 'ratio_deviation': 0.01}
+    guard.watch(1, fine)
+    assert not caplog.records
+    guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])})
+    assert 'update 2: 100% of the groups have no spread' in caplog.text
+    guard.watch(3, fine | {'ratio_deviation': 0.5})
+    assert 'update 3: the probability ratio is off 1 by 0.5' in caplog.text
+
+
+def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
+    guard = object.__new__(Guard)
+    guard._config, guard._rewards = config, {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.6}
+    guard._compare(Progress(evaluations=[[0, 0.5, 0.01], [2, 0.6, 0.01], [4, 0.59, 0.01]]))
+    assert not caplog.records  # within the errors
+    guard._compare(Progress(evaluations=[[0, 0.5, 0.01], [2, 0.6, 0.01], [4, 0.4, 0.01]]))
+    assert 'fell from 0.6000 to 0.4000, and the training reward rose from 0.1500' in caplog.text
+
+
+def test_the_record_of_other_settings_is_not_mixed_in(tmp_path):
+    settings = lambda name: {'eval': {'panel': {name: {}}}}
+    guard_module._record(tmp_path, settings('darkness'))
+    with pytest.raises(ValueError, match='darkness.*to begin them anew, remove'):
+        guard_module._record(tmp_path, settings('same'))
