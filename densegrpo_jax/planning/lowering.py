@@ -25,13 +25,8 @@ from densegrpo_jax.sampling.guidance import cost, guidance_maker
 from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
-from densegrpo_jax.training.learner import (
-    make_credit,
-    make_update,
-    rescored_together,
-    rows_of_sample,
-    skips_rows,
-)
+from densegrpo_jax.training.geometry import rescored_together, rows_of_sample, skips_rows
+from densegrpo_jax.training.learner import make_credit, make_update
 
 
 class Phase(NamedTuple):

@@ -25,7 +25,7 @@ from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
-from densegrpo_jax.training.learner import check_geometry, rows_together
+from densegrpo_jax.training.geometry import check_geometry, rows_together
 
 HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
 

@@ -27,8 +27,8 @@ from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES
+from densegrpo_jax.training.geometry import rows_of_sample
 from densegrpo_jax.training.guard import guarded_part, planned
-from densegrpo_jax.training.learner import rows_of_sample
 
 GIB = 2**30
 # Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.

@@ -38,9 +38,10 @@ from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
+from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
 from densegrpo_jax.training.guard import Guard, check_guard, guarded_part
-from densegrpo_jax.training.learner import check_geometry, donates_state, make_update
+from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.trial import try_parts

@@ -19,7 +19,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training import learner
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
-from densegrpo_jax.training.learner import check_geometry
+from densegrpo_jax.training.geometry import check_geometry
 from tests.training.one_update import (
     BASE,
     CHANNELS,

@@ -18,7 +18,8 @@ from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.state import TrainState
-from densegrpo_jax.training.learner import check_geometry, make_credit, make_update
+from densegrpo_jax.training.geometry import check_geometry
+from densegrpo_jax.training.learner import make_credit, make_update
 from tests.training.one_update import (
     BASE,
     FIRST,
