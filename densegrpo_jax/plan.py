@@ -7,6 +7,7 @@ before you rent anything.
         --topology=h100:8 --out=plan.json
     python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=32 \\
         --topology=v5p:2x4x4 --quick
+    python -m densegrpo_jax.plan --config=configs/flux_ocr.py:devices=1 --topology=cards:1
 
 Compiles the real rollout (with completions and decoding), update and evaluation for that topology
 and prints per device: the memory of each phase and of the chip, operations (counted from the
@@ -15,7 +16,10 @@ For the whole run it prints chip-hours and whether it fits; if not, what would m
 --quick a TPU's compiler makes less effort: it takes an eighth of the time, and the plan shows more
 memory than a run needs (docs/scaling.md).
 
-TPUs need `pip install libtpu` (requirements-tpu.txt), H100s jax-cuda13-plugin, with
+`cards:N` asks about every GPU of the table, N of it: the least change that fits each, from the
+configuration as it is over smaller batches and more rematerialisation to a base in 8 or 4 bits.
+
+TPUs need `pip install libtpu` (requirements-tpu.txt), GPUs jax-cuda13-plugin, with
 model.attention=cudnn also the libraries of nvidia-cudnn-cu13 in LD_LIBRARY_PATH. Without them the
 CPU's compiler lays out the memory, and the table says so. The times do not include scoring on
 hosts. Released checkpoints need no weights. With --search it plans densegrpo_jax.search: memory,
@@ -33,35 +37,51 @@ from densegrpo_jax.config.command_line import define_config, given_keys, run_mai
 from densegrpo_jax.config.flag_types import define_output, define_real
 from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
-from densegrpo_jax.planning import search
+from densegrpo_jax.planning import cards, search
+from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.planning.plan import plan, plan_search, table
-from densegrpo_jax.planning.topology import CHIPS, parse
+from densegrpo_jax.planning.topology import Topology, parse
 from densegrpo_jax.runtime.paths import made_ready
 
 
 def main(flag) -> int:
     out = made_ready(flag.out) if flag.out else None
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the planned devices
-    topology = parse(flag.topology)
+    count = cards.count_of(flag.topology)
+    topology = parse(flag.topology if count is None else f'{cards.REFERENCE}:{count}')
+    if count and (flag.search or flag.quick):
+        raise ValueError(f'--topology={flag.topology} is not for --search and has no --quick')
     if not topology.can_compile:
         logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
         jax.config.update('jax_num_cpu_devices', topology.count)
     if not flag.search:
         validate(flag.config)
         refuse_unread(flag.config, given_keys())
-    how = (flag.config, topology, flag.utilisation, flag.quick)
-    result = plan_search(*how) if flag.search else plan(*how)
-    print(search.table(result) if flag.search else table(result))
+    if count:
+        result = cards.fitting(flag.config, count, flag.utilisation, plan)
+        text, fits = cards.table(result), any(result['fits'].values())
+    else:
+        text, result, fits = _one(flag, topology)
+    print(text)
     if out:
         out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
-    return 0 if result['fits'] else 1
+    return 0 if fits else 1
+
+
+def _one(flag, topology: Topology) -> tuple[str, dict, bool]:
+    """(table, document, whether it fits) of one topology."""
+    how = (flag.config, topology, flag.utilisation, flag.quick)
+    result = plan_search(*how) if flag.search else plan(*how)
+    return (search.table(result) if flag.search else table(result)), result, result['fits']
 
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     define_config('Configuration of the run.')
     flags.DEFINE_string(
-        'topology', None, f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8.'
+        'topology',
+        None,
+        f'KIND:SHAPE, KIND one of {sorted(CHIPS)}: v5p:2x2x1, h100:8; cards:N, N of every GPU.',
     )
     share = 'Assumed share of the peak rate that the arithmetic reaches.'
     define_real('utilisation', 0.4, share, above=0, high=1)

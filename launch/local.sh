@@ -23,7 +23,11 @@ case "$device" in
     requirements=requirements.txt
     export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"  # see launch/demo.sh
     ;;
-  cuda | tpu) requirements="requirements-$device.txt" ;;
+  cuda)
+    requirements=requirements-cuda.txt
+    export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"  # JAX takes 0.75 of a GPU
+    ;;
+  tpu) requirements=requirements-tpu.txt ;;
   *) die "--device=$device is not known; use cpu, cuda or tpu." ;;
 esac
 setup_env "$requirements"

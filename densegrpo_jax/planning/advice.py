@@ -78,6 +78,6 @@ def advice(
         if name == 'update' and config.model.remat != 'full':
             lines.append("update: config.model.remat='full' instead of " + repr(config.model.remat))
         if config.model.attention == 'xla':
-            kernel = 'cudnn' if topology.kind == 'h100' else 'splash'
+            kernel = 'cudnn' if topology.chip.gpu else 'splash'
             lines.append(f'config.model.attention={kernel!r} keeps no attention weights')
     return list(dict.fromkeys(lines))

@@ -171,6 +171,8 @@ FLAGS = [
     (['plan', TINY, '--topology=h100:0'], 'expected 1 to 100000 devices'),
     (['plan', TINY, '--topology=banana:8'], 'expected KIND:SHAPE, as v5p:2x2x1 or h100:8'),
     (['plan', TINY, '--topology=h100:2x2'], 'GPUs are only counted'),
+    (['plan', TINY, '--topology=cards'], 'expected cards:N'),
+    (['plan', TINY, '--topology=cards:1', '--search'], 'is not for --search'),
     (['plan', TINY, '--topology=v5e:8'], 'a TPU slice has a shape'),
     (['plan', TINY, '--topology=h100:8', '--utilisation=nan'], 'above 0 and at most 1, not nan'),
     (['plan', TINY, '--topology=h100:8', '--utilisation=0'], 'above 0 and at most 1, not 0'),

@@ -9,7 +9,6 @@ import jax
 import pytest
 from ml_collections.config_flags import config_path
 
-from configs import tiny_ocr
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
@@ -20,28 +19,9 @@ from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_base
+from tests.planning.planned import small
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def small():
-    config = tiny_ocr.get_config()
-    config.update_from_flattened_dict(
-        {
-            'rollout.steps': 2,
-            'rollout.prompts': 2,
-            'rollout.group': 4,
-            'rollout.prompts_per_batch': 2,
-            'optim.microbatch': 8,
-            'eval.batch': 8,
-            'eval.steps': 2,
-            'data.eval_prompts': 16,
-            'model.height': 16,
-            'model.width': 32,
-            'model.scan': True,
-        }
-    )
-    return config
 
 
 @pytest.fixture(scope='module')
