@@ -30,6 +30,16 @@ SEED = whole(42, 'Seed of prompts, noise and adapters.', 0, 2**32 - 1)
 ITERATIONS = whole(800, 'Iterations of the run.')
 LABEL = text('', 'A line shown at the start and kept with the results.', DISPLAY)
 
+LOG = {
+    'report_to': text(
+        '',
+        "Trackers in addition to TensorBoard and metrics.jsonl: 'wandb', 'trackio', or both with a "
+        'comma; docs/running.md.',
+        DISPLAY,
+    ),
+    'project': text('densegrpo', 'Name of the project at the trackers.', DISPLAY),
+}
+
 DATA = {
     'train': text(
         'scenes',

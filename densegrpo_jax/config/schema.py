@@ -29,6 +29,7 @@ TABLE: Mapping[str, Key | Mapping[str, Key]] = {
     'seed': run_keys.SEED,
     'iterations': run_keys.ITERATIONS,
     'label': run_keys.LABEL,
+    'log': run_keys.LOG,
     'model': model_keys.MODEL,
     'lora': model_keys.LORA,
     'full': model_keys.FULL,

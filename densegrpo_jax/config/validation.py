@@ -10,6 +10,7 @@ from collections.abc import Collection
 from densegrpo_jax.config.key import Key
 from densegrpo_jax.config.method import check_method, kernel_of
 from densegrpo_jax.config.schema import TABLE, close_key
+from densegrpo_jax.runtime.trackers import names_of
 
 
 def validate(config) -> None:
@@ -28,6 +29,7 @@ def validate(config) -> None:
     _check_method(config)
     _check_noise(config)
     _check_training(config)
+    names_of(config.log.report_to)
 
 
 def check_value(name: str, key: Key, value: object) -> None:

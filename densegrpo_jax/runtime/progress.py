@@ -77,6 +77,10 @@ class ProgressBar:
         return self
 
     def __exit__(self, *exc_info):
+        self.close()
+
+    def close(self) -> None:
+        """The bar moves no more; lines below it stay in order."""
         if self._bar:
             self._bar.stop()
 

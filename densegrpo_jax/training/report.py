@@ -14,6 +14,7 @@ from absl import logging
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.runtime import trackers
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.hosts import Hosts
@@ -26,7 +27,14 @@ from densegrpo_jax.viewing.report import FOLDER, write_report
 
 # What a run writes in its work directory.
 FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text')
-FILES = ('config.json', 'metrics.jsonl', 'summary.json', 'reward_curve.png', 'before_after.png')
+FILES = (
+    'config.json',
+    'metrics.jsonl',
+    'summary.json',
+    'reward_curve.png',
+    'before_after.png',
+    trackers.FILE,
+)
 
 
 class Stopwatch:
@@ -63,6 +71,11 @@ class Reporter:
             replace_file(self._workdir / 'config.json', text + '\n')
         writer = MetricWriter(self._workdir, resume_step=self._start)
         bar = ProgressBar(self._config.iterations, start=self._start, show=self._primary)
+        log, known = self._config.log, json.loads(self._config.to_json_best_effort())
+        told = trackers.Trackers(
+            log.report_to if self._primary else '', log.project, self._workdir, known
+        )
+        self._trackers = self._open.enter_context(told)
         self._writer, self._bar = self._open.enter_context(writer), self._open.enter_context(bar)
         return self
 
@@ -81,7 +94,7 @@ class Reporter:
     ) -> None:
         """Logs update number `step`; the other arguments are those of `scalars`."""
         row = scalars(metrics, values, valid, seconds, progress, skipped)
-        self._writer.write_scalars(step, row)
+        self._write(step, row)
         self._bar.update(step, shown(metrics, seconds))
         if step == self._start + 1:
             since = time.monotonic() - self._since
@@ -114,17 +127,29 @@ class Reporter:
         mean, error = result.mean(best), result.standard_error(best)
         row = {f'eval/{name}': result.mean(name) for name in result.scores}
         row |= {'eval/valid_share': scored / count, 'eval/standard_error': error}
-        self._writer.write_scalars(step, {**row, 'eval/seconds': result.seconds})
+        self._write(step, {**row, 'eval/seconds': result.seconds})
         self._writer.write_images(step, {'eval/images': result.images})
         if self._primary:
-            keep_images(self._workdir, step, result)
+            self._trackers.picture(step, 'eval/images', keep_images(self._workdir, step, result))
         of_best = f'{best} {mean:.4f} +- {error:.4f} over {scored} prompts'
         self._bar.note(f'evaluation after {step} updates: {of_best}')
         return [step, mean, error]
 
     def guarded(self, step: int, row: dict[str, float]) -> None:
         """Logs what the guard measured after `step` updates."""
+        self._write(step, row)
+
+    def _write(self, step: int, row: dict[str, float]) -> None:
         self._writer.write_scalars(step, row)
+        self._trackers.log(step, row)
+
+    def finish(self, progress: Progress, checkpoints: Checkpoints) -> dict:
+        """Closes a finished run, see `finish`; trackers get its pictures."""
+        self._bar.close()
+        summary = finish(self._config, self._workdir, progress, checkpoints, self._primary)
+        for name in ('before_after', 'reward_curve') if self._primary else ():
+            self._trackers.picture(summary['updates'], name, self._workdir / f'{name}.png')
+        return summary
 
     def flush(self) -> None:
         """Metrics are on disk when this returns: a run that continues from a checkpoint does not
@@ -184,12 +209,13 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
     }
 
 
-def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
-    """Writes the fixed evaluation images of a step as a captioned contact sheet and, for the
-    final comparison, as an array.
+def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib.Path:
+    """Writes the fixed evaluation images of a step as a captioned contact sheet, which is returned,
+    and, for the final comparison, as an array.
     """
     folder = workdir / 'samples'
-    result.save_sheet(folder / f'step_{step:06d}.png')
+    sheet = folder / f'step_{step:06d}.png'
+    result.save_sheet(sheet)
     arrays = {
         'images': result.images,
         'scores': result.scores['total'][: len(result.images)],
@@ -197,6 +223,7 @@ def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> None:
     }
     with replacing(folder / f'step_{step:06d}.npz') as file:
         np.savez(file, **arrays)
+    return sheet
 
 
 def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) -> pathlib.Path:
@@ -272,7 +299,7 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
 
 
 def finish(
-    config, workdir: pathlib.Path, progress: Progress, checkpoints: Checkpoints, hosts: Hosts
+    config, workdir: pathlib.Path, progress: Progress, checkpoints: Checkpoints, primary: bool
 ) -> dict:
     """Writes summary.json, the curve and the before/after image in the primary process, logs the
     closing lines, and returns the summary.
@@ -293,7 +320,7 @@ def finish(
     if progress.guarded:
         guard = {'evaluations': progress.guarded, 'stopped': progress.stopped_by_guard}
         summary['guard'] = guard | {'brake': progress.brake}
-    if not hosts.primary:
+    if not primary:
         return summary
     replace_file(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
     made = [

@@ -29,6 +29,7 @@ from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.runtime.trackers import check_trackers
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
@@ -68,6 +69,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
     check_places(workdir, report.FILES, report.FOLDERS)
+    check_trackers(config.log.report_to)
     checked = check(config, mesh, stop, needs=NEEDS)
     if r.prompts > len(checked.train):
         raise ValueError(
@@ -200,7 +202,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
             _say_what_is_left(checkpoints.latest_step(), config.iterations, reason)
             raise
         checkpoints.wait_until_finished()
-    return report.finish(config, workdir, progress, checkpoints, session.hosts)
+        return reporter.finish(progress, checkpoints)
 
 
 def _check_length(config, workdir: pathlib.Path) -> None:

@@ -76,6 +76,7 @@ KEYS = [
     ('mesh.fsdp=0', 'every size must be a positive number, or -1'),
     ('eval.best=beauty', "eval.best='beauty' is not a score of this reward; choose one of"),
     ('eval.steps=0', 'eval.steps=0: expected'),
+    ('log.report_to=wand', "there is no tracker 'wand'; did you mean 'wandb'"),
     ('eval.every=-1', 'eval.every=-1: expected'),
     ('reward.ocr.mode=banana', "ocr.mode is 'banana'; expected 'recognise' or 'detect'"),
     ('reward.ocr.smooth=words', "could not convert string to float: 'words'"),
