@@ -16,6 +16,8 @@ completed update is saved.
 
 A key of the command line that the method does not read is refused, as `--config.credit.gae_lambda`
 with another rule than 'gae'; --unread=warn is for scripts that give one key to several methods.
+
+--profile=5:2 traces iterations 5 and 6 with JAX's profiler, into WORKDIR/profile.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
+from densegrpo_jax.training.profiling import check_profile, profile_of
 from densegrpo_jax.training.run import run
 
 REFUSE, WARN = 'refuse', 'warn'
@@ -40,11 +43,15 @@ def main(flag) -> int:
     rollout, optim = config.rollout, config.optim
     batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
 
+    profile = profile_of(flag.profile) if flag.profile is not None else None
+    if profile:
+        check_profile(profile, config.iterations)
+
     def work(workdir, mesh, stop):
         if flag.unread == REFUSE:
             validate(config)
             refuse_unread(config, given_keys())
-        return run(config, workdir, mesh, stop)
+        return run(config, workdir, mesh, stop, profile=profile)
 
     status, summary = execute(flag, batch, work)
     if status != FINISHED:
@@ -64,6 +71,7 @@ if __name__ == '__main__':
     define_run_flags()
     least = 'Exit with status 1 unless the evaluation score rose by more than this.'
     define_real('require_gain', None, least)
+    flags.DEFINE_string('profile', None, 'START:COUNT: iterations that the profiler traces.')
     what = 'What happens to keys of the command line that the method does not read.'
     flags.DEFINE_enum('unread', REFUSE, [REFUSE, WARN], what)
     flags.mark_flags_as_required(['config', 'workdir'])

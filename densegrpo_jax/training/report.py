@@ -26,7 +26,7 @@ from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.viewing.report import FOLDER, write_report
 
 # What a run writes in its work directory.
-FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text')
+FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile')
 FILES = (
     'config.json',
     'metrics.jsonl',

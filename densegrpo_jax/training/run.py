@@ -43,6 +43,7 @@ from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
 from densegrpo_jax.training.guard import Guard, check_guard, guarded_part
 from densegrpo_jax.training.learner import make_update
+from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.trial import try_parts
@@ -51,8 +52,12 @@ NEEDS = ('train', 'test', 'schedule', 'process_reward', 'start')
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
 
 
-def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
+def run(
+    config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, profile: Profile | None = None
+) -> dict:
     """Trains until `config.iterations`, or continues a run found in `workdir`.
+
+    profile: iterations that the profiler traces.
 
     Returns:
       The summary that is also written to WORKDIR/summary.json.
@@ -111,6 +116,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
         Scorer(session.reward, config.reward_workers) as scorer,
         report.Reporter(config, workdir, session.hosts, start, since) as reporter,
         checkpoints,
+        Profiler(profile, workdir, start) as profiler,
         contextlib.ExitStack() as opened,
     ):
         collector = Collector(session, scorer, r.group, r.prompts_per_batch, config.eval.groups)
@@ -148,6 +154,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                     checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations and not (guard and guard.stops(progress)):
                 # Sample, complete by ODE, decode.
+                profiler.begin(step + 1)
                 watch = report.Stopwatch()
                 found = rounds.sample(step, state.roles[sampler], chosen(step), progress)
                 watch.lap('sample')
@@ -180,6 +187,7 @@ def run(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest) -> dict:
                 del found, batch  # their latents are not kept beside those of the next iteration
                 skipped = int(state.skipped)
                 reporter.iteration(step, metrics, values, valid, watch.seconds, progress, skipped)
+                profiler.end(step)
                 progress.check(config.optim.max_bad)
                 if guard:
                     guard.watch(step, metrics)

@@ -100,6 +100,8 @@ FLAGS = [
     (['main', TINY, '--workdir=run', '--banana=1'], "Unknown command line flag 'banana'"),
     (['main', TINY, '--workdir=run', 'banana'], "unexpected arguments ['banana']"),
     (['main', TINY, '--workdir='], 'is a variable of the shell unset?'),
+    (['main', TINY, '--workdir=run', '--profile=3'], '--profile=3: expected START:COUNT'),
+    (['main', TINY, '--workdir=run', '--profile=999:1'], 'ends after iteration 999, but iter'),
     (['main', TINY, '--workdir= '], 'is a variable of the shell unset?'),
     (['main', TINY, '--workdir=gs://bucket/run'], 'mount the bucket'),
     (['main', TINY, '--workdir=' + 'x' * 300], 'File name too long'),
