@@ -14,6 +14,7 @@ from densegrpo_jax.runtime import entry
 # Command -> its module in this package, and its purpose.
 COMMANDS = {
     'train': ('main', 'align a model with DenseGRPO, or continue a run'),
+    'preflight': ('preflight', 'before training: what a reward teaches, at what price'),
     'sample': ('sample', 'draw images with a base model or a trained one'),
     'search': ('search', 'spend a budget on better images of given prompts'),
     'evaluate': ('evaluate', 'score a base model and checkpoints side by side'),

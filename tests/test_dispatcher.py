@@ -20,7 +20,7 @@ def call(monkeypatch, *arguments):
 
 def test_every_command_is_listed(monkeypatch, capsys):
     files = (ROOT / 'densegrpo_jax').glob('[!_]*.py')
-    rooms = {'search'}  # a room that is a command too: its __main__.py
+    rooms = {'search', 'preflight'}  # a room that is a command too: its __main__.py
     commands = {module for module, _ in dispatcher.COMMANDS.values()}
     assert commands == {f.stem for f in files} | rooms
     call(monkeypatch, '--help')

@@ -13,6 +13,7 @@ PACKAGE = ROOT / 'densegrpo_jax'
 
 # From the top of the house to its ground; commands (modules beside the rooms) stand above all.
 ROOMS = (
+    'preflight',
     'planning',
     'training',
     'search',

@@ -11,6 +11,7 @@ STREAM_UPDATE = 6
 STREAM_DIRECTION = 7
 STREAM_STEPS = 8
 STREAM_PROCESS = 9
+STREAM_PREFLIGHT = 10
 STREAM_PROBE = 4  # measurements without training: experiments/reproduction/probe.py
 
 

@@ -119,6 +119,12 @@ FOLDERS = [
         for name in ('summary.json', 'metrics.jsonl', 'reward_curve.png')
     ),
     (write('run/psi.json', '{}'), ['calibrate', TINY, RUN], 'not a psi file'),
+    (write('run', 'x'), ['preflight.__main__', TINY, RUN], 'run is a file'),
+    (
+        write('run/rewards.jsonl', '{"settings": {"seed": 1}}\n'),
+        ['preflight.__main__', TINY, RUN],
+        'give another --workdir',
+    ),
     (write('psi.json', json.dumps(PSI)), ['calibrate', TINY, RUN, PSI_PATH], 'leave the key out'),
     (write('d.npz', 'x'), ['direction', SCENE, RUN, '--out=d.npz'], 'd.npz cannot be read'),
     (write('d.npz/x'), ['direction', SCENE, RUN, '--out=d.npz'], 'is a folder; name a file in it'),

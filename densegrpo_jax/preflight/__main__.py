@@ -1,0 +1,36 @@
+"""Command: answers before training: does this reward teach this model, which credit is worth its
+price, what will a run cost?
+
+    python -m densegrpo_jax.preflight --config=configs/tiny_ocr.py --workdir=runs/preflight
+
+Samples a group for each of --prompts training prompts with the configuration's model, noise and
+reward. Every state of every sample gets a twin, which goes on from there with other noise, and
+completions (docs/preflight.md). Prints what decides the reward, the signal of each credit and its
+price, and what a run costs. Writes WORKDIR/preflight.json, a page with the pictures behind the
+numbers, index.html, and the advice as a configuration, advice.yaml. After a stop, the same command
+continues. Exit status as `densegrpo_jax.main`.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.flag_types import define_whole
+from densegrpo_jax.preflight.run import run
+from densegrpo_jax.sampling.execution import execute
+
+
+def main(flag) -> int:
+    work = lambda workdir, mesh, stop: run(
+        flag.config, workdir, mesh, stop, prompts=flag.prompts, group=flag.group
+    )
+    return execute(flag, flag.group, work)[0]
+
+
+if __name__ == '__main__':
+    define_run_flags()
+    define_whole('prompts', 32, 'Training prompts to measure.', 4, 100_000)
+    define_whole('group', 8, 'Samples of each.', 2, 1000)
+    flags.mark_flags_as_required(['config', 'workdir'])
+    run_main(main)

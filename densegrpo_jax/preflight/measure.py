@@ -1,0 +1,160 @@
+"""Rollouts of the model with twins and completions, and their rewards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from densegrpo_jax.core.ode_rollout import completion_grid
+from densegrpo_jax.preflight.signal import Rewards
+from densegrpo_jax.search.loop import Flow, Particles, Scored, Walk
+
+
+class Spent(NamedTuple):
+    """The cost of a batch: network evaluations, scored images, and the seconds of each."""
+
+    nfe: int = 0
+    images: int = 0
+    network_s: float = 0.0
+    image_s: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(a + b for a, b in zip(self, other)))
+
+
+class Batch(NamedTuple):
+    """What a batch of prompts gave.
+
+    Attributes:
+      rewards: of its prompts.
+      scores: name -> [P, G], every score of the samples.
+      samples: uint8 [P, G, H, W, 3].
+      path: uint8 [P, T + 1, H, W, 3]: full completions of the states of each prompt's first sample,
+        and that sample.
+    """
+
+    rewards: Rewards
+    scores: dict[str, np.ndarray]
+    samples: np.ndarray | None
+    path: np.ndarray | None
+    spent: Spent
+
+
+@jax.jit
+def _euler(x, v, s, s_next):
+    return x + (s_next - s) * v
+
+
+def completed(flow: Flow, p: Particles, n: int) -> tuple[jax.Array, int]:
+    """(last latents [P, m, ...] that n Euler steps of the ODE reach from the particles, network
+    evaluations of each). n is at most the steps left; 0: all.
+    """
+    left = flow.steps - p.k
+    grid = completion_grid(flow.steps, p.k, min(n or left, left))
+    x, v, evaluations = p.x, p.v, 0
+    for k, to in zip(grid, grid[1:]):
+        if k != p.k:
+            v, evaluations = flow.velocity(x, k), evaluations + 1
+        x = _euler(x, v, flow.sigmas[k], flow.sigmas[to])
+    return x, evaluations
+
+
+def measure(
+    flow: Flow,
+    keys: np.ndarray,
+    group: int,
+    completions: Sequence[int],
+    check_stop: Callable[[], None] = lambda: None,
+) -> Batch:
+    """Samples G rollouts of every prompt, a twin from every state that the transition after it does
+    not only move, and completions of every state.
+
+    Args:
+      keys: uint32 [P, 2] of the prompts.
+      completions: numbers of ODE steps, 0 for all; 0 is among them.
+    """
+    walk, spent = Walk(flow, keys), Spent()
+
+    def network(make: Callable[[], tuple]):
+        """Runs what evaluates the network; counts its seconds."""
+        nonlocal spent
+        check_stop()
+        began = time.monotonic()
+        found = jax.block_until_ready(make())
+        spent += Spent(network_s=time.monotonic() - began)
+        return found
+
+    def score(x0: jax.Array) -> Scored:
+        nonlocal spent
+        began = time.monotonic()
+        found = flow.score(x0)
+        spent += Spent(images=x0.shape[1] * x0.shape[0], image_s=time.monotonic() - began)
+        return found
+
+    def reward(x0: jax.Array) -> np.ndarray:
+        found = np.asarray(score(x0).reward, np.float64)
+        return np.where(np.isfinite(found), found, np.nan)
+
+    def end(p: Particles, iteration: int) -> Particles:
+        while p.k < flow.steps:
+            p = network(lambda: walk.advance(p, iteration)[0])
+        return p
+
+    states = [network(lambda: walk.start(group))]
+    for k in range(flow.steps):
+        states.append(network(lambda: walk.advance(states[k], 0)[0]))
+    samples = score(states[-1].x)
+    terminal = np.where(np.isfinite(samples.reward), samples.reward, np.nan).astype(np.float64)
+
+    twins, of_next = [None] * flow.steps, terminal
+    for k in reversed(range(flow.steps)):
+        if flow.stochastic[k]:  # else x_k tells x_{k+1}, and has its twin
+            of_next = reward(end(states[k], 1 + k).x)
+        twins[k] = of_next
+
+    tables, images, extra = {}, [], 0
+    for n in completions:
+        rows = []
+        for p in states[:-1]:
+            x0, more = network(lambda: completed(flow, p, n))
+            extra += more * group
+            found = score(x0)
+            rows.append(np.where(np.isfinite(found.reward), found.reward, np.nan))
+            if n == 0 and found.images is not None:
+                images.append(found.images[:, 0])
+        tables[n] = np.array(rows, np.float64)
+    if samples.images is not None:
+        images.append(samples.images[:, 0])
+    spent += Spent(nfe=(walk.evaluations + extra) * len(keys))
+    return Batch(
+        Rewards(terminal, np.array(twins), tables),
+        {name: np.asarray(v) for name, v in samples.values.items()},
+        samples.images,
+        np.stack(images, axis=1) if images else None,
+        spent,
+    )
+
+
+def evaluations(stochastic: np.ndarray, completions: Sequence[int]) -> int:
+    """Network evaluations of one sample with its twins and completions."""
+    steps = len(stochastic)
+    twins = sum(steps - k - 1 for k in range(steps) if stochastic[k])
+    left = [steps - k for k in range(steps)]
+    return steps + twins + sum(min(n or t, t) - 1 for n in completions for t in left)
+
+
+def joined(batches: Sequence[Batch]) -> Rewards:
+    """The rewards of all prompts."""
+    parts = [batch.rewards for batch in batches]
+    return Rewards(
+        np.concatenate([part.terminal for part in parts]),
+        np.concatenate([part.twins for part in parts], axis=1),
+        {
+            n: np.concatenate([part.completions[n] for part in parts], axis=1)
+            for n in parts[0].completions
+        },
+    )

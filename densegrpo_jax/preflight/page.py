@@ -1,0 +1,178 @@
+"""The preflight's results: lines for the log, a page, and the advice as a configuration."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from densegrpo_jax.preflight.advice import UNTESTED
+from densegrpo_jax.preflight.record import Record
+from densegrpo_jax.preflight.signal import Interval, Rewards
+from densegrpo_jax.runtime.files import replace_file
+
+FILE, OVERLAY, PAGE = 'preflight.json', 'advice.yaml', 'index.html'
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 1rem auto; }
+body { padding: 0 1rem; }
+table { border-collapse: collapse; margin: 0.5rem 0 1rem; }
+th, td { text-align: right; padding: 0.2rem 0.8rem; border-bottom: 1px solid; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0; }
+img { max-width: 100%; }
+.scroll { overflow-x: auto; }
+"""
+
+
+def write(
+    out: pathlib.Path,
+    config,
+    document: dict[str, Any],
+    prompts: Sequence[str],
+    rewards: Rewards,
+    record: Record,
+) -> list[pathlib.Path]:
+    """Writes the document, the page and the overlay; returns their paths."""
+    replace_file(out / FILE, json.dumps(plain(document), indent=2) + '\n')
+    replace_file(out / OVERLAY, overlay(document))
+    replace_file(out / PAGE, page(document, prompts, record))
+    return [out / FILE, out / OVERLAY, out / PAGE]
+
+
+def plain(value: Any) -> Any:
+    """JSON values: null for what is not finite, [value, low, high] for an interval."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def overlay(document: dict[str, Any]) -> str:
+    """The advised keys as a .yaml for `--config`, over the recipe that the user adds."""
+    lines = [f'# {UNTESTED}', '# Name your recipe here:', '# recipe: tiny_ocr', '']
+    keys = {k: v for advice in document['advice'] for k, v in advice['keys'].items()}
+    for advice in document['advice']:
+        lines.append(f'# {advice["reason"]}')
+        lines += [f'{key}: {json.dumps(value)}' for key, value in advice['keys'].items()]
+    if not keys:
+        lines += ['# Nothing to change.', '{}']
+    return '\n'.join(lines) + '\n'
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """What the command prints."""
+    d, reward = document, document['reward']
+    shares = d['decided']
+    found = [
+        f'{d["prompts"]} prompts x {d["group"]} samples: reward {reward["mean"]:.4f}, spread '
+        f'within groups {reward["deviation"]}',
+        f'groups without spread {reward["zero"]:.0%}, pairs with equal rewards '
+        f'{reward["ties"]:.0%}, samples with a score {reward["valid"]:.0%}',
+        f'the reward is decided by the prompt {shares["prompt"]}, by the first noise '
+        f'{shares["noise"]}, by the transitions {", ".join(map(str, shares["steps"]))}',
+        'credit       signal                NFE  images   price (seconds for equal precision)',
+    ]
+    for row in d['credits']:
+        signal, cost = d['signal'][row['credit']], row['cost']
+        own = '  <- this recipe' if row['credit'] == d['own'] else ''
+        price = Interval(row['price'], row['low'], row['high'])
+        found.append(
+            f'{row["credit"]:12s} {str(signal):20s} {cost["nfe"]:5g} {cost["images"]:7d}   '
+            f'{price}{own}'
+        )
+    run = d['run']
+    found.append(
+        f'a run of this recipe: {run["nfe"]:.3g} network evaluations, {run["images"]:.3g} scored '
+        f'images, about {run["seconds_per_iteration"]:.1f} s an iteration, {run["hours"]:.2g} '
+        'hours at the speed measured here'
+    )
+    found += [f'{"STOP: " if a["stop"] else "- "}{a["reason"]}' for a in d['advice']]
+    return [*found, UNTESTED]
+
+
+def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> str:
+    """The page as HTML, without any script."""
+    d, e = document, html.escape
+    rows = lambda table: '\n'.join(
+        '<tr>' + ''.join(f'<td>{e(str(cell))}' for cell in row) for row in table
+    )
+    table = lambda head, body: (
+        '<div class="scroll"><table><tr>'
+        + ''.join(f'<th>{e(name)}' for name in head)
+        + f'\n{rows(body)}</table></div>'
+    )
+    shares = d['decided']
+    steps = len(shares['steps'])
+    number = lambda x: '' if x is None or not math.isfinite(x) else f'{x:.3g}'
+    of_states = [
+        (
+            k,
+            f'{d["noise_levels"][k]:.3g}',
+            shares['steps'][k],
+            *(number(rho[k]) for rho in d['rank_correlation'].values()),
+            f'{d["gains"]["positive"][k]} / {d["gains"]["negative"][k]}',
+        )
+        for k in range(steps)
+    ]
+    names = [f'rank of completion, steps: {n or "all"}' for n in d['rank_correlation']]
+    credits = [
+        (
+            row['credit'] + (' (this recipe)' if row['credit'] == d['own'] else ''),
+            d['signal'][row['credit']],
+            f'{row["cost"]["nfe"]:g}',
+            row['cost']['images'],
+            Interval(row['price'], row['low'], row['high']),
+        )
+        for row in d['credits']
+    ]
+    figures = []
+    for i, prompt in enumerate(prompts):
+        for what in ('group', 'path'):
+            file = record.picture(i, what)
+            if file.exists():
+                of = (
+                    'the best and the worst of its group'
+                    if what == 'group'
+                    else ('completions along one trajectory')
+                )
+                figures.append(
+                    f'<figure><figcaption>{e(prompt)}: {of}</figcaption>'
+                    f'<img src="images/{file.name}" alt="{e(prompt)}: {of}"></figure>'
+                )
+    advice = ''.join(
+        f'<li>{"<strong>Stop.</strong> " if a["stop"] else ""}{e(a["reason"])}'
+        + ''.join(f'<br><code>{e(k)}: {e(json.dumps(v))}</code>' for k, v in a['keys'].items())
+        for a in d['advice']
+    )
+    head = lines(d)
+    return '\n'.join(
+        [
+            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width">',
+            f'<title>Preflight: {e(d["label"])}</title>\n<style>{STYLE}</style>',
+            f'<h1>Preflight: {e(d["label"])}</h1>',
+            *(f'<p>{e(line)}</p>' for line in head[:2]),
+            '<h2>Advice</h2>',
+            f'<p>{e(UNTESTED)}</p><ul>{advice}</ul>',
+            '<h2>Credits</h2>',
+            '<p>Signal: the squared correlation of a credit with what its transition changes. '
+            'Price: seconds for a gradient of equal precision, in those of this recipe.</p>',
+            table(('credit', 'signal', 'NFE', 'images', 'price'), credits),
+            '<h2>What decides the reward</h2>',
+            f'<p>The prompt {e(str(shares["prompt"]))}, the first noise {e(str(shares["noise"]))}, '
+            'and the transitions:</p>',
+            table(('transition', 'noise level', 'share', *names, 'gains up / down'), of_states),
+            '<h2>Pictures</h2>',
+            *figures,
+            '</html>\n',
+        ]
+    )

@@ -1,0 +1,218 @@
+"""The preflight of a configuration: measure, reckon, write. Measured prompts are kept, so that a
+stopped preflight continues.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from densegrpo_jax.calibration.loop import start_policy
+from densegrpo_jax.config import identity
+from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.preflight import page
+from densegrpo_jax.preflight.advice import advise, prices, unbalanced
+from densegrpo_jax.preflight.costs import costs, own_credit
+from densegrpo_jax.preflight.measure import Spent, evaluations, measure
+from densegrpo_jax.preflight.record import Record, joined
+from densegrpo_jax.preflight.record import row as row_of
+from densegrpo_jax.preflight.signal import (
+    Rewards,
+    balance,
+    decided,
+    rank_correlations,
+    signals,
+    spread,
+)
+from densegrpo_jax.rewards.directional import told_directions
+from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.mesh import batch_shards, check_batch
+from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.streams import STREAM_PREFLIGHT, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import content_hash
+from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.search.model import Model
+
+COARSE = (3, 1)  # completions measured beside the full ones
+SHOWN = 6  # prompts with pictures
+
+
+def chosen_prompts(train: PromptSet, count: int, seed: int) -> list[Prompt]:
+    """`count` different prompts of the training set, at random by the seed."""
+    rng = np.random.default_rng([seed, STREAM_PREFLIGHT])
+    picked = rng.choice(len(train), size=min(count, len(train)), replace=False)
+    return [train[int(i)] for i in sorted(picked)]
+
+
+def run(
+    config, out: pathlib.Path, mesh: Mesh, stop: StopRequest, *, prompts: int, group: int
+) -> dict[str, Any]:
+    """Measures and writes OUT/preflight.json, advice.yaml and the page; returns the document.
+
+    Args:
+      prompts, group: how many prompts, with how many samples each.
+
+    Raises:
+      Preempted: a stop was requested; measured prompts are kept.
+      ValueError, FileNotFoundError: the configuration cannot be used.
+    """
+    checked = check(config, mesh, stop, needs=('train', 'schedule'))
+    schedule = checked.schedule
+    if not kernel_of(config).noisy:
+        raise ValueError(
+            f'rollout.kernel={config.rollout.kernel!r} adds no noise, so no transition decides '
+            "anything: give --config.rollout.kernel='sde' to measure the reward"
+        )
+    check_batch(mesh, group, '--group')
+    chosen = chosen_prompts(checked.train, prompts, config.seed)
+    counts = sorted({0, *(n for n in COARSE if n < config.rollout.steps), _own_steps(config)})
+    each = evaluations(_stochastic(checked), counts)
+    logging.info(
+        '%d prompts x %d samples with their twins and completions: %d network evaluations',
+        len(chosen),
+        group,
+        each * len(chosen) * group,
+    )
+    with Agreement(checked.hosts, 'preflight').alike():
+        record = None
+        if checked.hosts.primary:
+            facts = {
+                'prompts': content_hash(PromptSet(tuple(chosen))),
+                'group': group,
+                'completions': counts,
+                'psi': [float(level) for level in schedule.noise_levels],
+                **told_directions([checked.reward]),
+            }
+            record = Record(out, identity.record('rewards', config, facts), shown=SHOWN)
+    session = load(checked, [p.text for p in chosen], out)
+    rewards, scores, speed = _measured(session, chosen, group, counts, record)
+    document = reckoned(session, rewards, scores, speed)
+    if record is not None:
+        made = page.write(out, config, document, [p.text for p in chosen], rewards, record)
+        for line in page.lines(document):
+            logging.info('%s', line)
+        logging.info('made %s', ', '.join(map(str, made)))
+    return document
+
+
+def _own_steps(config) -> int:
+    return config.credit.completion_steps if config.credit.rule != 'sparse' else 0
+
+
+def _stochastic(checked: Checked) -> np.ndarray:
+    """bool [T]: the transitions that add noise."""
+    schedule, kernel = checked.schedule, kernel_of(checked.config)
+    into = (schedule.sigmas[1:] > 0) | kernel.noise_into_zero
+    return schedule.masks.stochastic & (schedule.noise_levels > 0) & into
+
+
+def _measured(
+    session: Session, chosen: list[Prompt], group: int, counts: list[int], record: Record | None
+):
+    """As `record.joined`. Every process measures; the primary one keeps."""
+    config, stop = session.config, session.stop
+    r, communicator = config.rollout, session.stop.communicator
+    # at least two batches: the first one compiles, and its seconds do not count
+    together = max(1, min(r.prompts_per_batch * r.group // group, -(-len(chosen) // 2)))
+    together = next(
+        n for n in range(together, 0, -1) if n * group % batch_shards(session.mesh) == 0
+    )
+    done = np.zeros(len(chosen), bool)
+    if record is not None:
+        done[:] = [i in record.prompts for i in range(len(chosen))]
+    done = np.frombuffer(communicator.exchange(done.tobytes())[0], bool)
+    todo = np.flatnonzero(~done)
+    key = stream_key(config.seed, STREAM_PREFLIGHT, 0)
+    keys = key_data(jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(len(chosen))))
+    rows: dict[int, dict] = {}
+    with (
+        Scorer(session.reward, config.reward_workers) as scorer,
+        ProgressBar(
+            len(chosen), start=len(chosen) - len(todo), label='prompts', show=record is not None
+        ) as bar,
+    ):
+        model = Model(session, start_policy(session), scorer, kernel_of(config))
+        for start in range(0, len(todo), together):
+            new = todo[start : start + together]
+            # a last batch is filled up, so that one compiled shape serves all
+            filled = np.pad(new, (0, min(together, len(todo)) - len(new)), mode='edge')
+            flow = model.flow([chosen[i] for i in filled])
+            batch = measure(flow, keys[filled], group, counts, stop.check)
+            warm = start > 0  # the first batch compiles
+            for place, i in enumerate(new):
+                rows[int(i)] = row_of(batch, place, warm)
+                if record is not None:
+                    record.put(int(i), rows[int(i)], batch, place)
+            bar.update(len(chosen) - len(todo) + start + len(new))
+            stop.check()
+    if record is not None:
+        rows = record.prompts
+    shared = communicator.exchange(json.dumps(rows).encode())[0]
+    return joined({int(i): row for i, row in json.loads(shared).items()})
+
+
+def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> dict[str, Any]:
+    """The document: every measured number, the costs of a run, and the advice.
+
+    Args:
+      scores: name -> [P, G]. speed: evaluations and images with their seconds; zeros if all was
+        compiled meanwhile.
+    """
+    config, schedule = checked.config, checked.schedule
+    r, trained, own = config.rollout, schedule.masks.trained, own_credit(config)
+    whole = rewards.whole()
+    found = signals(whole, trained, own)
+    priced = costs(config, checked.pipeline, found.signal)
+    if own not in priced:
+        raise ValueError(f'the plan of {own} credit could not be made')
+    one, parts, ups = spread(whole), decided(whole), balance(whole)
+    listed = prices(found, priced, speed)
+    samples = r.prompts * r.group
+    plan = schedule.plan
+    mine = priced[own]
+    seconds = samples * mine.seconds(speed)
+    return {
+        'label': config.label,
+        'prompts': len(rewards.terminal),
+        'group': rewards.terminal.shape[1],
+        'reward': {
+            'mean': float(np.nanmean(rewards.terminal)),
+            **one._asdict(),
+            'scores': {name: float(np.nanmean(values)) for name, values in scores.items()},
+        },
+        'decided': parts._asdict(),
+        'rank_correlation': rank_correlations(whole),
+        'gains': {'positive': ups[0].tolist(), 'negative': ups[1].tolist()},
+        'noise_levels': np.where(_stochastic(checked), schedule.noise_levels, 0).tolist(),
+        'lowered_by_calibration': np.flatnonzero(unbalanced(ups) & trained).tolist(),
+        'own': own,
+        'signal': found.signal,
+        'credits': [p._asdict() | {'cost': p.cost._asdict()} for p in listed],
+        'run': {
+            'samples': samples,
+            'nfe': plan.nfe * samples * config.iterations,
+            'images': len(plan.completions) * samples * config.iterations,
+            'seconds_per_iteration': seconds,
+            'hours': seconds * config.iterations / 3600,
+            'device_hours': seconds * config.iterations / 3600 * checked.mesh.size,
+        },
+        'speed': speed._asdict(),
+        'peak_gib': _peak_gib(checked.mesh),
+        'advice': [a._asdict() for a in advise(config, one, parts, found, listed, ups, trained)],
+    }
+
+
+def _peak_gib(mesh: Mesh) -> float | None:
+    """Peak memory of the first device; None where it keeps no count."""
+    stats = mesh.local_devices[0].memory_stats() or {}
+    peak = stats.get('peak_bytes_in_use')
+    return None if peak is None else peak / 2**30

@@ -1,0 +1,261 @@
+"""What the rewards of rollouts, twins and completions tell about credit: pure statistics.
+
+A *twin* of a sample at state k leaves the sample's own state x_k with fresh noise. Given x_k both
+are independent, so their covariance is the variance of what x_k has decided:
+
+    c_k = Cov(R, R_twin(k)) = Var(E[R | x_k])        within a prompt; c_T = Var(R)
+    d_k = c_{k+1} - c_k                              what transition k decides
+
+The effect of transition k is delta_k = E[R | x_{k+1}] - E[R | x_k], with variance d_k. No run can
+see it, but its covariance with any credit A_k of the sample is that with the twins' rewards:
+
+    Cov(A_k, delta_k) = Cov(A_k, R_twin(k+1) - R_twin(k))
+
+The *signal* of a credit is the mean of the squared correlation of A_k and delta_k over transitions,
+weighted by d_k:
+
+    signal = sum_k Cov(A_k, delta_k)^2 / Var(A_k)  /  sum_k d_k
+
+1 if credits are the effects themselves. The number of samples for a gradient of a given precision
+goes with 1 / signal.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+class Rewards(NamedTuple):
+    """Rewards of P prompts x G samples on T transitions; NaN where an image has no score.
+
+    Attributes:
+      terminal: [P, G] of the samples.
+      twins: [T, P, G] of a twin from every state 0 ... T-1.
+      completions: steps -> [T, P, G] of the completions of states 0 ... T-1 by that many ODE steps,
+        or as many as are left; 0: all.
+    """
+
+    terminal: np.ndarray
+    twins: np.ndarray
+    completions: Mapping[int, np.ndarray]
+
+    @property
+    def steps(self) -> int:
+        return len(self.twins)
+
+    def whole(self) -> Rewards:
+        """Samples with a missing reward are NaN throughout, so that all statistics are over the
+        same samples.
+        """
+        arrays = [self.terminal[None], self.twins, *self.completions.values()]
+        good = np.isfinite(np.concatenate(arrays)).all(0)
+        keep = lambda a: np.where(good, a, np.nan).astype(np.float64)
+        return Rewards(
+            keep(self.terminal), keep(self.twins), {n: keep(a) for n, a in self.completions.items()}
+        )
+
+
+class Interval(NamedTuple):
+    """An estimate with a 95 % bootstrap interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
+
+
+def within(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[..., P] unbiased covariances within groups [..., P, G]; NaN with fewer than two samples."""
+    good = np.isfinite(a) & np.isfinite(b)
+    n = good.sum(-1)
+    of = lambda x: np.where(good, x, 0)
+    centred = lambda x: np.where(good, x - (of(x).sum(-1) / np.maximum(n, 1))[..., None], 0)
+    found = (centred(a) * centred(b)).sum(-1) / np.maximum(n - 1, 1)
+    return np.where(n > 1, found, np.nan)
+
+
+class Decided(NamedTuple):
+    """Shares of the reward's variance: prompts, first noise, every transition; sums to 1."""
+
+    prompt: Interval
+    noise: Interval
+    steps: list[Interval]
+    total: float  # the variance itself
+
+
+def bootstrap(
+    statistic: Callable[..., np.ndarray], arrays: list[np.ndarray], seed: int = 0
+) -> list[Interval]:
+    """Intervals of a statistic (arrays [..., P] -> [S]) over resampled prompts."""
+    count = arrays[0].shape[-1]
+    rng = np.random.default_rng(seed)
+    with np.errstate(all='ignore'), warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # a resample in which nothing is defined
+        value = np.atleast_1d(statistic(*arrays))
+        drawn = []
+        for _ in range(RESAMPLES):
+            rows = rng.integers(count, size=count)
+            drawn.append(np.atleast_1d(statistic(*(a[..., rows] for a in arrays))))
+        low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0)
+    return [Interval(*map(float, each)) for each in zip(value, low, high)]
+
+
+def covariances(rewards: Rewards) -> np.ndarray:
+    """c_k [T + 1, P]; c_T is the variance."""
+    terminal = rewards.terminal[None]
+    twins = np.concatenate([rewards.twins, terminal])
+    return within(np.broadcast_to(terminal, twins.shape), twins)
+
+
+def decided(rewards: Rewards) -> Decided:
+    """What decides the reward, from rewards that are `whole`."""
+    c, sizes = covariances(rewards), np.isfinite(rewards.terminal).sum(-1)
+    means = np.nanmean(np.where(sizes[:, None] > 0, rewards.terminal, 0), axis=1)
+    means = np.where(sizes > 1, means, np.nan)
+
+    def shares(c, means, sizes):
+        inner = np.nanmean(c, axis=-1)
+        between = np.nanvar(means, ddof=1) - np.nanmean(c[-1] / np.maximum(sizes, 1))
+        between = max(float(between), 0.0)
+        parts = np.array([between, inner[0], *np.diff(inner)])
+        return np.append(parts / (between + inner[-1]), between + inner[-1])
+
+    prompt, noise, *steps, total = bootstrap(shares, [c, means, sizes.astype(float)])
+    return Decided(prompt, noise, steps, total.value)
+
+
+def credits_of(rewards: Rewards) -> dict[str, np.ndarray]:
+    """Credit -> A_k [T, P, G] before normalisation: 'sparse', and 'dense N' of completions by N
+    steps ('dense' by all).
+    """
+    steps = rewards.steps
+    found = {'sparse': np.broadcast_to(rewards.terminal, (steps, *rewards.terminal.shape))}
+    for n, values in rewards.completions.items():
+        found[f'dense {n}' if n else 'dense'] = np.diff(
+            np.concatenate([values, rewards.terminal[None]]), axis=0
+        )
+    return found
+
+
+class Signals(NamedTuple):
+    """Credit -> its signal, and against that of `of`.
+
+    Attributes:
+      ratio: signal / signal of the credit `of`, from the same resampled prompts.
+    """
+
+    of: str
+    signal: dict[str, Interval]
+    ratio: dict[str, Interval]
+
+
+def signals(rewards: Rewards, trained: np.ndarray, of: str) -> Signals:
+    """The signal of every credit over the transitions `trained` [T], and of 'branch': siblings that
+    leave one state, so that all that came before is the same (its noise is what comes after).
+
+    Squares of covariances are corrected by their squared standard errors: a square of noise is not
+    signal.
+    """
+    c = covariances(rewards)[:, None]
+    ahead = np.concatenate([rewards.twins[1:], rewards.terminal[None]]) - rewards.twins
+    rows = {name: (within(a, ahead), within(a, a)) for name, a in credits_of(rewards).items()}
+    names = [*rows, 'branch']
+    covered = np.stack([cov for cov, _ in rows.values()])  # [C, T, P]
+    spread = np.stack([var for _, var in rows.values()])
+
+    def square(x):
+        count = np.isfinite(x).sum(-1)
+        return np.nanmean(x, -1) ** 2 - np.nanvar(x, axis=-1, ddof=1) / np.maximum(count, 1)
+
+    def of_prompts(c, covered, spread):
+        c = c[:, 0]
+        effect = np.diff(np.nanmean(c, -1))
+        total = np.where(trained, effect, 0).sum()
+        inner = np.nanmean(spread, -1)
+        kept = np.where(trained & (inner > 0), square(covered) / np.where(inner > 0, inner, 1), 0)
+        found = kept.sum(-1)
+        left = np.nanmean(c[-1], -1) - np.nanmean(c[:-1], -1)  # Var(R | x_k), siblings' noise
+        usable = trained & (left > 1e-12)
+        siblings = np.where(usable, square(np.diff(c, axis=0)) / np.where(usable, left, 1), 0).sum()
+        # no effect, no signal
+        scaled = np.append(found, siblings) / total if total > 0 else np.full(len(names), np.nan)
+        scaled = np.clip(scaled, 0, None)
+        reference = scaled[names.index(of)]
+        return np.concatenate([scaled, scaled / reference])
+
+    found = bootstrap(of_prompts, [c, covered, spread])
+    count = len(names)
+    return Signals(of, dict(zip(names, found[:count])), dict(zip(names, found[count:])))
+
+
+class Spread(NamedTuple):
+    """How the rewards of a group differ.
+
+    Attributes:
+      deviation: standard deviation within groups. zero: share of groups without any.
+      ties: share of pairs of a group with equal rewards.
+      valid: share of samples with all their scores.
+      best: mean over groups of the best reward minus the mean.
+    """
+
+    deviation: Interval
+    zero: float
+    ties: float
+    valid: float
+    best: float
+
+
+def spread(rewards: Rewards) -> Spread:
+    """Of the terminal rewards."""
+    r = rewards.terminal
+    variance = within(r, r)
+    deviation = bootstrap(lambda v: np.sqrt(np.nanmean(v, -1)), [variance])[0]
+    groups = np.isfinite(variance)
+    pairs = np.isfinite(r[:, :, None] + r[:, None, :]) & ~np.eye(r.shape[1], dtype=bool)
+    same = (np.abs(r[:, :, None] - r[:, None, :]) < 1e-9) & pairs
+    with np.errstate(all='ignore'):
+        best = np.nanmean(np.nanmax(r[groups], axis=1) - np.nanmean(r[groups], axis=1))
+    return Spread(
+        deviation,
+        float((variance[groups] < 1e-18).mean()) if groups.any() else float('nan'),
+        float(same.sum() / max(pairs.sum(), 1)),
+        float(np.isfinite(r).mean()),
+        float(best) if groups.any() else float('nan'),
+    )
+
+
+def rank_correlations(rewards: Rewards) -> dict[int, list[float]]:
+    """Steps of the completion -> mean over groups of Spearman's correlation with the terminal
+    reward, for every state; NaN where no group has a spread in both.
+    """
+    from scipy.stats import rankdata
+
+    def ranks(a):
+        return rankdata(a, axis=-1, nan_policy='omit')
+
+    of_terminal = ranks(rewards.terminal)
+    variance = within(of_terminal, of_terminal)
+    found = {}
+    for n, values in rewards.completions.items():
+        of_states = ranks(values)
+        joint = within(of_states, np.broadcast_to(of_terminal, of_states.shape))
+        scale = np.sqrt(within(of_states, of_states) * variance)
+        with np.errstate(all='ignore'):
+            rho = np.where(scale > 0, joint / np.where(scale > 0, scale, 1), np.nan)
+            found[n] = [float(np.nanmean(x)) if np.isfinite(x).any() else np.nan for x in rho]
+    return found
+
+
+def balance(rewards: Rewards) -> tuple[np.ndarray, np.ndarray]:
+    """(positive, negative) int [T]: gains of the full completions, as calibration counts them."""
+    values = np.concatenate([rewards.completions[0], rewards.terminal[None]])
+    gains = np.diff(values, axis=0)
+    return (gains > 0).sum((1, 2)), (gains < 0).sum((1, 2))

@@ -1,0 +1,88 @@
+"""Advice where the truth is planted."""
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.preflight import signal
+from densegrpo_jax.preflight.advice import advise, prices, unbalanced
+from densegrpo_jax.preflight.costs import Cost
+from densegrpo_jax.preflight.measure import Spent
+from densegrpo_jax.preflight.signal import Rewards, balance, decided, signals, spread
+from tests.preflight.planted import G, P, T, planted
+
+COSTS = {'sparse': Cost(4, 1, 4), 'dense': Cost(10, 4, 4), 'dense 1': Cost(4, 4, 4)}
+SPEED = Spent(nfe=100, images=100, network_s=100.0, image_s=1.0)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(signal, 'RESAMPLES', 200)
+
+
+def advice(rewards, own='dense', **changes):
+    config, trained = default_config(), np.ones(rewards.steps, bool)
+    config.update_from_flattened_dict(changes)
+    found = signals(rewards, trained, own)
+    priced = prices(found, COSTS, SPEED)
+    parts = spread(rewards), decided(rewards)
+    return priced, advise(config, *parts, found, priced, balance(rewards), trained)
+
+
+def test_a_price_is_seconds_by_signal():
+    found = signals(planted((0.4, 0.3, 0.2, 1.0), error=0.5), np.ones(T, bool), 'dense')
+    priced = {p.credit: p for p in prices(found, COSTS, SPEED)}
+    assert [*priced] == sorted(priced, key=lambda name: priced[name].price)
+    # 4 evaluations, 3 x 4 of the update, at a second each; 0.01 seconds an image
+    assert priced['sparse'].seconds == pytest.approx(16.01)
+    ratio = found.signal['sparse'].value / found.signal['dense'].value
+    assert priced['sparse'].price == pytest.approx(16.01 / 22.04 / ratio)
+    assert priced['dense'][3:] == pytest.approx((1, 1, 1))
+
+
+def test_exact_one_step_completions_are_advised_against_dear_ones():
+    _, found = advice(planted((0.4, 0.3, 0.2, 1.0)))
+    keys = {k: v for a in found for k, v in a.keys.items()}
+    assert keys == {'credit.rule': 'dense', 'credit.completion_steps': 1}
+    assert not any(a.stop for a in found) and 'dense 1 credit needs 0.7' in found[0].reason
+
+
+def test_completions_that_tell_nothing_are_not_advised():
+    priced, found = advice(planted((0.4, 0.3, 0.2, 1.0), error=50.0))
+    assert priced[-1].credit == 'dense 1' and not any(a.keys for a in found)
+    assert 'no credit is shown to be cheaper than the dense credit' in found[0].reason
+
+
+def test_only_the_prompt_matters():
+    _, found = advice(planted((0.0,) * T, first=0.0))
+    assert found[-1].stop and '100% of the groups have no spread' in found[-1].reason
+
+
+def test_only_the_first_noise_matters():
+    _, found = advice(planted((0.0,) * T, first=1.0))
+    assert found[-1].stop and 'decides 0% of the reward' in found[-1].reason
+
+
+def test_a_constant_reward_stops():
+    same = lambda *shape: np.ones((*shape, P, G))
+    _, found = advice(Rewards(same(), same(T), {0: same(T), 1: same(T)}).whole())
+    assert found[-1].stop
+
+
+def test_images_without_a_score_are_told():
+    rewards = planted()
+    rewards.terminal[:, 0] = np.nan
+    _, found = advice(rewards.whole())
+    assert '12% of the samples have no score' in found[0].reason
+
+
+def test_losses_at_most_transitions_speak_for_calibration():
+    rewards = planted((0.4, 0.3, 0.2, 1.0))
+    for k in range(T):  # every completion is worse than the one before
+        rewards.completions[0][k] -= 2.0 * k
+    sunk = rewards._replace(terminal=rewards.terminal - 2.0 * T)
+    _, found = advice(sunk)
+    assert found[-1].keys == {'noise.calibrate': True}
+    assert unbalanced(balance(sunk)).all() and not unbalanced(balance(planted())).any()
+    _, found = advice(sunk, **{'noise.calibrate': True})
+    assert not any('noise.calibrate' in a.keys for a in found)

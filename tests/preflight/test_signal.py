@@ -1,0 +1,120 @@
+"""Credit's signal where the truth is planted: every transition adds a number of known variance."""
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.preflight import signal
+from densegrpo_jax.preflight.signal import (
+    Rewards,
+    balance,
+    decided,
+    rank_correlations,
+    signals,
+    spread,
+    within,
+)
+from tests.preflight.planted import G, P, T, planted
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(signal, 'RESAMPLES', 300)
+
+
+def test_a_covariance_within_groups_is_numpys():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, 5))
+    a[0, 1] = np.nan
+    want = np.cov(a[0, [0, 2, 3, 4]], b[0, [0, 2, 3, 4]])[0, 1]
+    assert within(a, b)[0] == pytest.approx(want)
+    assert np.isnan(within(a[:, :1], b[:, :1])).all()
+
+
+def test_the_parts_of_the_variance_are_found():
+    found = decided(planted())
+    total = 2.0 + 0.5 + 0.3 + 1.0
+    wanted = (2.0, 0.5, 0.0, 0.3, 0.0, 1.0)
+    assert found.total == pytest.approx(total, rel=0.2)
+    for one, variance in zip((found.prompt, found.noise, *found.steps), wanted):
+        assert one.low - 0.02 <= variance / total <= one.high + 0.02, (one, variance)
+    assert sum(part.value for part in (found.prompt, found.noise, *found.steps)) == pytest.approx(1)
+
+
+def test_the_signal_of_each_credit_is_that_of_its_formula():
+    """Sparse credit carries all of the group's variance as noise, siblings what is to come, exact
+    completions nothing, and completions with errors the errors of both ends.
+    """
+    d, first, error = np.array([0.4, 0.3, 0.2, 1.0]), 0.5, 0.5
+    found = signals(planted(tuple(d), first, error=error), np.ones(T, bool), 'sparse')
+    left = d[::-1].cumsum()[::-1]
+    errors = np.array([2, 2, 2, 1]) * error  # the terminal reward has none
+    want = {
+        'sparse': (d**2 / (first + d.sum())).sum() / d.sum(),
+        'dense': 1.0,
+        'dense 1': (d**2 / (d + errors)).sum() / d.sum(),
+        'branch': (d**2 / left).sum() / d.sum(),
+    }
+    assert found.signal.keys() == want.keys()
+    for name, value in want.items():
+        one = found.signal[name]
+        assert one.low <= value <= one.high, (name, one, value)
+        assert one.value == pytest.approx(value, rel=0.25)
+    assert found.ratio['sparse'] == pytest.approx((1, 1, 1))
+    ratio = found.ratio['dense']
+    assert ratio.low <= 1 / want['sparse'] <= ratio.high and ratio.low > 1
+
+
+@pytest.mark.parametrize('only', range(T))
+def test_a_reward_that_one_step_decides_is_recognised(only):
+    variances = tuple(float(k == only) for k in range(T))
+    found = decided(planted(variances, first=0.0, prompt=0.0))
+    assert [part.value > 0.8 for part in found.steps] == [k == only for k in range(T)]
+    # one transition decides all: its credit is the reward itself
+    assert signals(planted(variances, 0.0, 0.0), np.ones(T, bool), 'dense').signal[
+        'sparse'
+    ].value == pytest.approx(1, abs=0.2)
+
+
+def test_a_reward_that_only_the_prompt_decides_teaches_nothing():
+    rewards = planted((0.0,) * T, first=0.0)
+    found = decided(rewards)
+    assert found.prompt.value == pytest.approx(1) and found.noise.value == pytest.approx(0)
+    one = spread(rewards)
+    assert one.zero == 1 and one.ties == 1 and one.deviation.value == 0
+    assert all(
+        np.isnan(s.value) for s in signals(rewards, np.ones(T, bool), 'dense').signal.values()
+    )
+
+
+def test_noise_in_the_reward_is_no_signal():
+    """Scores that have nothing to do with the images: no transition decides anything."""
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: rng.standard_normal((*shape, P, G))
+    rewards = Rewards(draw(), draw(T), {0: draw(T), 1: draw(T)}).whole()
+    found = decided(rewards)
+    assert all(part.low < 0.1 for part in (found.prompt, found.noise, *found.steps[:-1]))
+    # what is left is decided by nothing before the last image
+    assert found.steps[-1].value > 0.8
+    of = signals(rewards, np.arange(T) < T - 1, 'dense').signal
+    assert all(not one.low > 0.2 for one in of.values())
+
+
+def test_what_cannot_be_scored_is_left_out_alike():
+    rewards = planted()
+    holes = rewards._replace(twins=rewards.twins.copy())
+    holes.twins[2, :, 0] = np.nan
+    whole = holes.whole()
+    assert np.isnan(whole.terminal[:, 0]).all() and np.isfinite(whole.terminal[:, 1:]).all()
+    assert spread(whole).valid == pytest.approx(1 - 1 / G)
+    assert decided(whole).total == pytest.approx(decided(rewards).total, rel=0.15)
+
+
+def test_ranks_and_balance():
+    rewards = planted(error=4.0)
+    rho = rank_correlations(rewards)
+    assert rho[0] == sorted(rho[0])  # later states have decided more
+    assert rho[0][0] == pytest.approx(np.sqrt(0.5 / 1.8), abs=0.1)
+    assert all(noisy < exact for noisy, exact in zip(rho[1], rho[0]))
+    more, less = balance(rewards)
+    assert more[0] == less[0] == 0  # the first transition decides nothing
+    assert abs(more[1] - less[1]) < 4 * np.sqrt(P * G) and more[1] + less[1] == P * G
