@@ -68,7 +68,7 @@ def main(flag) -> int:
 
 
 if __name__ == '__main__':
-    define_run_flags()
+    define_run_flags(listed=True)
     least = 'Exit with status 1 unless the evaluation score rose by more than this.'
     define_real('require_gain', None, least)
     flags.DEFINE_string('profile', None, 'START:COUNT: iterations that the profiler traces.')

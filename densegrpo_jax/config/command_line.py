@@ -8,11 +8,12 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags
@@ -62,11 +63,13 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
     app.run(run, flags_parser=_parse)
 
 
-def define_config(help_string: str, *, training: bool = True) -> None:
-    """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value."""
+def define_config(help_string: str, *, training: bool = True, listed: bool = False) -> None:
+    """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value. listed: --help
+    lists them.
+    """
     config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
     # the library's own flag lets any error through
-    flags.FLAGS['config'].parser = _Configuration(training)
+    flags.FLAGS['config'].parser = _Configuration(training, listed)
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
@@ -108,11 +111,12 @@ def define_seeds(count: int) -> None:
     )
 
 
-def define_run_flags() -> None:
+def define_run_flags(*, listed: bool = False) -> None:
     """Defines the flags of `sampling.execution.execute`. Only commands call it: importing a module
-    defines none.
+    defines none. listed: as in `define_config`.
     """
-    define_config('Recipe, by its name or file, with :devices=N,method=NAME; see docs/config.md.')
+    what = 'Recipe, by its name or file, with :devices=N,method=NAME; see docs/config.md.'
+    define_config(what, listed=listed)
     define_folder('workdir', None, 'Where checkpoints, metrics and images go.')
     define_process_flags()
 
@@ -257,16 +261,16 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
 
 class _Configuration(flags.ArgumentParser):
     """Loads the file, and checks the keys that the command line sets before the library looks for
-    them. training: of a training run, with every key of the table.
+    them. training: of a training run, with every key of the table. listed: --help lists them.
     """
 
-    def __init__(self, training: bool = True):
-        self._training = training
+    def __init__(self, training: bool = True, listed: bool = False):
+        self.training, self.listed = training, listed
 
     def parse(self, argument: str) -> ConfigDict:
         try:
             config = load(argument)
-            if self._training:
+            if self.training:
                 from densegrpo_jax.config.validation import check_names  # imports jax
 
                 check_names(config)
@@ -336,15 +340,46 @@ def _options(kind: str) -> dict:
 
 
 def _parse(args: list[str]) -> list[str]:
+    helped = any(arg.lstrip('-').startswith('help') for arg in args[1:])
+    parser = flags.FLAGS['config'].parser if 'config' in flags.FLAGS else None
+    of_training = isinstance(parser, _Configuration) and parser.training
     try:
+        if of_training and (names := _after_help(args)):
+            _print_keys(names)
+            sys.exit(0)
         return flags.FLAGS(args)
-    except SystemExit:
+    except SystemExit as end:
         # absl's --help leaves with 1, which says that something failed.
-        if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
+        if helped and of_training and end.code:
+            _print_keys(listed=parser.listed)
+        if helped:
             sys.exit(0)
         raise
     except (flags.Error, ValueError) as error:  # the latter for --noswitch=value
         _refuse(f'{error}\n(--help lists the flags)')
+
+
+def _after_help(args: list[str]) -> list[str]:
+    """The groups and keys of --help=GROUP, or of the words after --help."""
+    for i, arg in enumerate(args):
+        if arg.startswith('--help='):
+            return arg.partition('=')[2].split(',')
+        if arg == '--help':
+            return [word for word in args[i + 1 :] if not word.startswith('-')]
+    return []
+
+
+def _print_keys(names: Sequence[str] = (), listed: bool = True) -> None:
+    """Prints keys for --help: those of `names`, or how to see them, and all if `listed`."""
+    from densegrpo_jax.config.key_help import hint, keys_text  # imports jax
+
+    text = keys_text(names).strip('\n') if names else f'\n{hint()}'
+    if listed and not names:
+        text += f'\n\nKeys, their defaults and values; a recipe sets some of them:\n\n{keys_text()}'
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def said(error: object) -> str:
