@@ -340,23 +340,31 @@ def _options(kind: str) -> dict:
 
 
 def _parse(args: list[str]) -> list[str]:
-    helped = any(arg.lstrip('-').startswith('help') for arg in args[1:])
-    parser = flags.FLAGS['config'].parser if 'config' in flags.FLAGS else None
-    of_training = isinstance(parser, _Configuration) and parser.training
     try:
-        if of_training and (names := _after_help(args)):
-            _print_keys(names)
-            sys.exit(0)
+        if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
+            _show_help(args)
         return flags.FLAGS(args)
-    except SystemExit as end:
-        # absl's --help leaves with 1, which says that something failed.
-        if helped and of_training and end.code:
-            _print_keys(listed=parser.listed)
-        if helped:
-            sys.exit(0)
-        raise
     except (flags.Error, ValueError) as error:  # the latter for --noswitch=value
         _refuse(f'{error}\n(--help lists the flags)')
+
+
+def _show_help(args: list[str]) -> NoReturn:
+    """Prints what was asked for and exits; ValueError for unknown names."""
+    parser = flags.FLAGS['config'].parser if 'config' in flags.FLAGS else None
+    configuration = parser if isinstance(parser, _Configuration) and parser.training else None
+    names = _after_help(args) if configuration else []
+    try:
+        if not names:
+            try:
+                flags.FLAGS(args)
+            except SystemExit:
+                pass  # absl's --help leaves with 1, which says that something failed
+        if configuration:
+            _print_keys(names, configuration.listed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _after_help(args: list[str]) -> list[str]:
@@ -369,17 +377,14 @@ def _after_help(args: list[str]) -> list[str]:
     return []
 
 
-def _print_keys(names: Sequence[str] = (), listed: bool = True) -> None:
+def _print_keys(names: Sequence[str], listed: bool) -> None:
     """Prints keys for --help: those of `names`, or how to see them, and all if `listed`."""
     from densegrpo_jax.config.key_help import hint, keys_text  # imports jax
 
     text = keys_text(names).strip('\n') if names else f'\n{hint()}'
     if listed and not names:
         text += f'\n\nKeys, their defaults and values; a recipe sets some of them:\n\n{keys_text()}'
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
 
 
 def said(error: object) -> str:
