@@ -17,6 +17,7 @@ from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.records import Records
 from experiments.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired
 
+CARD = pathlib.Path(__file__).with_name('card.md')  # what may be concluded from a miniature
 MEASURED = '@'  # in a quantity: SCORE@STEPS of the measures
 NONE = Measures({})
 NAMES = {
@@ -87,7 +88,7 @@ def write(
     budget: float,
     command: str,
 ) -> list[pathlib.Path]:
-    """Writes README.md and the curves' pictures; text in OUT/notes.md goes on top of the page.
+    """Writes README.md and the curves' pictures; text in OUT/notes.md goes on the page.
 
     Args:
       budget: network evaluations of a run.
@@ -99,6 +100,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     curves, searched = collect(records, found), rates(records, budget)
     page, made = ['# Methods at equal cost', f'    {command}'], []
+    page.append(CARD.read_text(encoding='utf-8').strip())
     notes = out / 'notes.md'
     page += [notes.read_text(encoding='utf-8').strip()] if notes.exists() else []
     page.append(_introduction(records, budget))

@@ -19,6 +19,9 @@ CONTROLS: Mapping[str, Variant] = {
     'g2rpo_one_stride': Variant('g2rpo', {'plan.strides': (1,)}),
     'e_grpo_unmerged': Variant('e_grpo', {'plan.merge_tau': 0.0}),
     'sdpo_ppo': Variant('sdpo', {'loss.kind': 'grpo'}),
+    'dense_one_step': Variant('dense_grpo', {'credit.completion_steps': 1}),
+    'coca_weighted': Variant('coca', {'loss.noise_power': 2.0}),
+    'sparse_weighted': Variant('flow_grpo', {'loss.noise_power': 2.0}),
     'stepwise_full': Variant('stepwise', {'credit.completion_steps': 0}),
     'stepwise_apart': Variant('stepwise', {'credit.centre': 'step', 'credit.std': 'group'}),
 }
@@ -55,6 +58,18 @@ CLAIMS = (
         'not in the paper',
         'dense credit learns faster than sparse credit at equal network evaluations',
         (Comparison(DENSE, SPARSE),),
+    ),
+    Claim(
+        'not in the paper',
+        'completions of one step, which cost no evaluation, learn faster than whole ones at equal '
+        'network evaluations',
+        (Comparison('dense_one_step', DENSE),),
+    ),
+    Claim(
+        'not in a paper',
+        'weights that give all transitions gradients of equal size bring sparse credit, and '
+        'credit by similarity, farther',
+        (Comparison('sparse_weighted', SPARSE), Comparison('coca_weighted', 'coca')),
     ),
     Claim(
         'Stepwise-Flow-GRPO (2603.28718)',
