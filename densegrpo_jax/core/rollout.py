@@ -231,7 +231,7 @@ def run_plan(
     similarity = None
     if plan.predictions:
         sample = completions[-1:]
-        cosines = _cosine(buffer[np.array(plan.predictions)], sample)
+        cosines = cosine(buffer[np.array(plan.predictions)], sample)
         similarity = jnp.concatenate([cosines, jnp.ones((1, len(x_init)), cosines.dtype)])
     process = drift = None
     if guidance is not None:
@@ -432,14 +432,14 @@ def _levels(noise_levels, sigmas, num_steps: int, x):
 
 def _anchored(x0hat):
     """Predictions of x0hat [T, B, ...], and the anchor [B, ...] itself."""
-    first, last = _cosine(x0hat, x0hat[:1]), _cosine(x0hat, x0hat[-1:])
+    first, last = cosine(x0hat, x0hat[:1]), cosine(x0hat, x0hat[-1:])
     anchor = anchor_of(first, last)[None]
     chosen = jnp.take_along_axis(x0hat, anchor.reshape(1, -1, *(1,) * (x0hat.ndim - 2)), 0)
-    cosines = jnp.stack([first, _cosine(x0hat, chosen), last], -1)
+    cosines = jnp.stack([first, cosine(x0hat, chosen), last], -1)
     return Predictions(anchor, cosines), chosen[0]
 
 
-def _cosine(a, b):
+def cosine(a, b):
     """Cosine similarity over all but the first two axes; 0 for a zero vector."""
     axes = tuple(range(2, a.ndim))
     norms = jnp.sqrt(jnp.sum(a**2, axes) * jnp.sum(b**2, axes))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from densegrpo_jax.core.calibration import calibrate_step
-from densegrpo_jax.preflight.costs import Cost, overrides
+from densegrpo_jax.preflight.costs import Cost
+from densegrpo_jax.preflight.credits import BRANCH, candidates
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Decided, Signals, Spread
 
@@ -61,29 +63,30 @@ def advise(
     priced: list[Price],
     balance: tuple[np.ndarray, np.ndarray],
     trained: np.ndarray,
+    steps: Sequence[int],
 ) -> list[Advice]:
-    """In the order in which they matter."""
+    """In the order in which they matter. steps: of the completions measured."""
     if spread.valid < 1 - FEW:
         first = [
             Advice(f'{1 - spread.valid:.0%} of the samples have no score: see the log for why')
         ]
     else:
         first = []
-    steps = sum(s.value for s, on in zip(decided.steps, trained) if on)
+    changed = sum(s.value for s, on in zip(decided.steps, trained) if on)
     if spread.zero > 1 - FEW:
         reason = (
             f'{spread.zero:.0%} of the groups have no spread of rewards: only the prompt decides, '
             'and a group teaches nothing. Use another reward, or other prompts'
         )
         return [*first, Advice(reason, stop=True)]
-    if not any(s.low > FEW for s in decided.steps) and steps < FEW:
+    if not any(s.low > FEW for s in decided.steps) and changed < FEW:
         reason = (
-            f'the noise of the trained transitions decides {steps:.0%} of the reward: updates '
+            f'the noise of the trained transitions decides {changed:.0%} of the reward: updates '
             'would follow what they cannot change. Raise rollout.level, or use a reward that sees '
             'more'
         )
         return [*first, Advice(reason, stop=True)]
-    found = [*first, *_of_spread(config, spread), *_of_credit(signals, priced)]
+    found = [*first, *_of_spread(config, spread), *_of_credit(signals, priced, steps)]
     return [*found, *_of_noise(config, balance, trained)]
 
 
@@ -97,7 +100,7 @@ def _of_spread(config, spread: Spread) -> list[Advice]:
     return [Advice(reason)]
 
 
-def _of_credit(signals: Signals, priced: list[Price]) -> list[Advice]:
+def _of_credit(signals: Signals, priced: list[Price], steps: Sequence[int]) -> list[Advice]:
     own = next((p for p in priced if p.credit == signals.of), None)
     better = [p for p in priced if p.high < 1]
     if own is None or not np.isfinite(signals.signal[signals.of].value):
@@ -114,9 +117,10 @@ def _of_credit(signals: Signals, priced: list[Price]) -> list[Advice]:
         f'{best.credit} credit needs {best.price:.2g} times the seconds '
         f'[{best.low:.2g}, {best.high:.2g}] of {signals.of} for a gradient of equal precision'
     )
-    if best.credit == 'branch':
+    if best.credit == BRANCH:
         return [Advice(f'{reason}: see the methods on branches, such as :method=g2rpo')]
-    keys = {k: v for k, v in overrides(best.credit).items() if k.startswith('credit.')}
+    credit = candidates(steps)[best.credit]
+    keys = {k: v for k, v in credit.overrides.items() if k.startswith('credit.')}
     return [Advice(reason, keys)]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
-from densegrpo_jax.config.variants import apply_method
+from densegrpo_jax.config.methods import apply_method
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.preflight.credits import Credit
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
 
 BACKWARD = 3  # evaluations that an update's forward and backward pass of a transition counts as
-BRANCH = 'g2rpo'  # the method whose plan stands for siblings that leave one state
+METHOD = 'g2rpo'  # the method whose plan stands for siblings that leave one state
 
 
 class Cost(NamedTuple):
@@ -31,39 +31,27 @@ class Cost(NamedTuple):
         return (self.nfe + BACKWARD * self.trained) * network + self.images * image
 
 
-def own_credit(config) -> str:
-    """The name, among those of `signal.credits_of`, of what the configuration trains with, or the
-    nearest.
+def costs(
+    config, pipeline: Pipeline, credits: Mapping[str, Credit | None], own: str
+) -> dict[str, Cost]:
+    """Credit -> cost of a sample; `own` is the configuration as it is. Those that it does not go
+    with are left out.
+
+    Args:
+      credits: None: branches, as METHOD's.
     """
-    if config.plan.kind == 'branch':
-        return 'branch'
-    if config.credit.rule == 'sparse':
-        return 'sparse'
-    n = config.credit.completion_steps
-    return f'dense {n}' if n else 'dense'
-
-
-def overrides(credit: str) -> dict[str, object]:
-    """The keys that choose a credit on trajectories, or on branches."""
-    if credit == 'branch':
-        return {}
-    rule, _, n = credit.partition(' ')
-    return {**AS_TRAJECTORY, 'credit.rule': rule, 'credit.completion_steps': int(n or 0)}
-
-
-def costs(config, pipeline: Pipeline, credits: Iterable[str]) -> dict[str, Cost]:
-    """Credit -> cost of a sample; those that the configuration does not go with are left out."""
     found = {}
-    for credit in credits:
+    for name, credit in credits.items():
         c = config.copy_and_resolve_references()
         try:
-            with c.unlocked():
-                c.update_from_flattened_dict(overrides(credit))
-                if credit == 'branch' and c.plan.kind != 'branch':
-                    apply_method(c, BRANCH)
-            found[credit] = _cost(make_schedule(pipeline, c))
+            if name != own and credit is None:
+                apply_method(c, METHOD)
+            elif name != own:
+                c.update_from_flattened_dict(credit.overrides)
+            found[name] = _cost(make_schedule(pipeline, c))
         except ValueError:
-            continue
+            if name == own:
+                raise
     return found
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from densegrpo_jax.core.ode_rollout import completion_grid
+from densegrpo_jax.core.rollout import cosine
 from densegrpo_jax.preflight.signal import Rewards
 from densegrpo_jax.search.loop import Flow, Particles, Scored, Walk
 
@@ -42,6 +43,11 @@ class Batch(NamedTuple):
     samples: np.ndarray | None
     path: np.ndarray | None
     spent: Spent
+
+
+@jax.jit
+def _cosine(a, b):
+    return cosine(a, b)
 
 
 @jax.jit
@@ -116,6 +122,8 @@ def measure(
             of_next = reward(end(states[k], 1 + k).x)
         twins[k] = of_next
 
+    near = [_cosine(walk.predict(p), states[-1].x) for p in states[:-1]]
+    similarity = np.array([*map(np.asarray, near), np.ones_like(terminal)], np.float64)
     tables, images, extra = {}, [], 0
     for n in completions:
         rows = []
@@ -131,7 +139,7 @@ def measure(
         images.append(samples.images[:, 0])
     spent += Spent(nfe=(walk.evaluations + extra) * len(keys))
     return Batch(
-        Rewards(terminal, np.array(twins), tables),
+        Rewards(terminal, np.array(twins), tables, similarity),
         {name: np.asarray(v) for name, v in samples.values.items()},
         samples.images,
         np.stack(images, axis=1) if images else None,
@@ -145,16 +153,3 @@ def evaluations(stochastic: np.ndarray, completions: Sequence[int]) -> int:
     twins = sum(steps - k - 1 for k in range(steps) if stochastic[k])
     left = [steps - k for k in range(steps)]
     return steps + twins + sum(min(n or t, t) - 1 for n in completions for t in left)
-
-
-def joined(batches: Sequence[Batch]) -> Rewards:
-    """The rewards of all prompts."""
-    parts = [batch.rewards for batch in batches]
-    return Rewards(
-        np.concatenate([part.terminal for part in parts]),
-        np.concatenate([part.twins for part in parts], axis=1),
-        {
-            n: np.concatenate([part.completions[n] for part in parts], axis=1)
-            for n in parts[0].completions
-        },
-    )

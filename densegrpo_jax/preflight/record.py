@@ -70,6 +70,7 @@ def row(batch: Batch, place: int, warm: bool) -> dict[str, Any]:
     return {
         'terminal': _json(rewards.terminal[place]),
         'twins': _json(rewards.twins[:, place]),
+        'similarity': _json(rewards.similarity[:, place]),
         'completions': {str(n): _json(a[:, place]) for n, a in rewards.completions.items()},
         'scores': {name: _json(v[place]) for name, v in batch.scores.items()},
         'cost': [float(x) / count for x in batch.spent],
@@ -90,6 +91,7 @@ def joined(rows: Mapping[int, Mapping]) -> tuple[Rewards, dict[str, np.ndarray],
             int(n): np.stack([array(line['completions'][n]) for line in lines], axis=1)
             for n in lines[0]['completions']
         },
+        np.stack([array(line['similarity']) for line in lines], axis=1),
     )
     scores = {
         name: np.stack([array(line['scores'][name]) for line in lines])

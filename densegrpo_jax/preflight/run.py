@@ -19,7 +19,8 @@ from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.preflight import page
 from densegrpo_jax.preflight.advice import advise, prices, unbalanced
-from densegrpo_jax.preflight.costs import costs, own_credit
+from densegrpo_jax.preflight.costs import costs
+from densegrpo_jax.preflight.credits import BRANCH, candidates, own_credit
 from densegrpo_jax.preflight.measure import Spent, evaluations, measure
 from densegrpo_jax.preflight.record import Record, joined
 from densegrpo_jax.preflight.record import row as row_of
@@ -74,6 +75,7 @@ def run(
         )
     check_batch(mesh, group, '--group')
     chosen = chosen_prompts(checked.train, prompts, config.seed)
+    own_credit(config)  # an error if it cannot be measured
     counts = sorted({0, *(n for n in COARSE if n < config.rollout.steps), _own_steps(config)})
     each = evaluations(_stochastic(checked), counts)
     logging.info(
@@ -168,18 +170,16 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
         compiled meanwhile.
     """
     config, schedule = checked.config, checked.schedule
-    r, trained, own = config.rollout, schedule.masks.trained, own_credit(config)
-    whole = rewards.whole()
-    found = signals(whole, trained, own)
-    priced = costs(config, checked.pipeline, found.signal)
-    if own not in priced:
-        raise ValueError(f'the plan of {own} credit could not be made')
+    r, trained, whole = config.rollout, schedule.masks.trained, rewards.whole()
+    own, mine = own_credit(config)
+    known = candidates(rewards.completions) | ({} if mine is None else {own: mine})
+    found = signals(whole, {name: c.of(whole) for name, c in known.items()}, trained, own)
+    priced = costs(config, checked.pipeline, {**known, BRANCH: None}, own)
     one, parts, ups = spread(whole), decided(whole), balance(whole)
     listed = prices(found, priced, speed)
     samples = r.prompts * r.group
     plan = schedule.plan
-    mine = priced[own]
-    seconds = samples * mine.seconds(speed)
+    seconds = samples * priced[own].seconds(speed)
     return {
         'label': config.label,
         'prompts': len(rewards.terminal),
@@ -207,7 +207,10 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
         },
         'speed': speed._asdict(),
         'peak_gib': _peak_gib(checked.mesh),
-        'advice': [a._asdict() for a in advise(config, one, parts, found, listed, ups, trained)],
+        'advice': [
+            a._asdict()
+            for a in advise(config, one, parts, found, listed, ups, trained, [*rewards.completions])
+        ],
     }
 
 

@@ -39,11 +39,13 @@ class Rewards(NamedTuple):
       twins: [T, P, G] of a twin from every state 0 ... T-1.
       completions: steps -> [T, P, G] of the completions of states 0 ... T-1 by that many ODE steps,
         or as many as are left; 0: all.
+      similarity: [T + 1, P, G] cosines of the predicted and the final latent; 1 at T.
     """
 
     terminal: np.ndarray
     twins: np.ndarray
     completions: Mapping[int, np.ndarray]
+    similarity: np.ndarray
 
     @property
     def steps(self) -> int:
@@ -57,7 +59,10 @@ class Rewards(NamedTuple):
         good = np.isfinite(np.concatenate(arrays)).all(0)
         keep = lambda a: np.where(good, a, np.nan).astype(np.float64)
         return Rewards(
-            keep(self.terminal), keep(self.twins), {n: keep(a) for n, a in self.completions.items()}
+            keep(self.terminal),
+            keep(self.twins),
+            {n: keep(a) for n, a in self.completions.items()},
+            keep(self.similarity),
         )
 
 
@@ -132,19 +137,6 @@ def decided(rewards: Rewards) -> Decided:
     return Decided(prompt, noise, steps, total.value)
 
 
-def credits_of(rewards: Rewards) -> dict[str, np.ndarray]:
-    """Credit -> A_k [T, P, G] before normalisation: 'sparse', and 'dense N' of completions by N
-    steps ('dense' by all).
-    """
-    steps = rewards.steps
-    found = {'sparse': np.broadcast_to(rewards.terminal, (steps, *rewards.terminal.shape))}
-    for n, values in rewards.completions.items():
-        found[f'dense {n}' if n else 'dense'] = np.diff(
-            np.concatenate([values, rewards.terminal[None]]), axis=0
-        )
-    return found
-
-
 class Signals(NamedTuple):
     """Credit -> its signal, and against that of `of`.
 
@@ -157,16 +149,21 @@ class Signals(NamedTuple):
     ratio: dict[str, Interval]
 
 
-def signals(rewards: Rewards, trained: np.ndarray, of: str) -> Signals:
+def signals(
+    rewards: Rewards, credits: Mapping[str, np.ndarray], trained: np.ndarray, of: str
+) -> Signals:
     """The signal of every credit over the transitions `trained` [T], and of 'branch': siblings that
     leave one state, so that all that came before is the same (its noise is what comes after).
+
+    Args:
+      credits: name -> A_k [T, P, G] before normalisation. of: one of the names, or 'branch'.
 
     Squares of covariances are corrected by their squared standard errors: a square of noise is not
     signal.
     """
     c = covariances(rewards)[:, None]
     ahead = np.concatenate([rewards.twins[1:], rewards.terminal[None]]) - rewards.twins
-    rows = {name: (within(a, ahead), within(a, a)) for name, a in credits_of(rewards).items()}
+    rows = {name: (within(a, ahead), within(a, a)) for name, a in credits.items()}
     names = [*rows, 'branch']
     covered = np.stack([cov for cov, _ in rows.values()])  # [C, T, P]
     spread = np.stack([var for _, var in rows.values()])

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from densegrpo_jax.preflight.credits import Credit
 from densegrpo_jax.preflight.signal import Rewards
 
 P, G, T = 160, 8, 4
@@ -22,4 +23,10 @@ def planted(
     later = lambda k: sum(normal(v, prompts, G) for v in steps[k:])
     twins = np.stack([states[k] + later(k) for k in range(len(steps))])
     completions = {0: states[:-1].copy(), 1: states[:-1] + normal(error, len(steps), prompts, G)}
-    return Rewards(states[-1], twins, completions).whole()
+    return Rewards(states[-1], twins, completions, np.ones((len(steps) + 1, prompts, G))).whole()
+
+
+def credits_of(rewards: Rewards) -> dict:
+    """Sparse and dense credit."""
+    known = {'sparse': Credit('sparse'), 'dense': Credit('dense'), 'dense 1': Credit('dense', 1)}
+    return {name: credit.of(rewards) for name, credit in known.items()}

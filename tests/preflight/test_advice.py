@@ -9,7 +9,7 @@ from densegrpo_jax.preflight.advice import advise, prices, unbalanced
 from densegrpo_jax.preflight.costs import Cost
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Rewards, balance, decided, signals, spread
-from tests.preflight.planted import G, P, T, planted
+from tests.preflight.planted import G, P, T, credits_of, planted
 
 COSTS = {'sparse': Cost(4, 1, 4), 'dense': Cost(10, 4, 4), 'dense 1': Cost(4, 4, 4)}
 SPEED = Spent(nfe=100, images=100, network_s=100.0, image_s=1.0)
@@ -23,14 +23,15 @@ def few_resamples(monkeypatch):
 def advice(rewards, own='dense', **changes):
     config, trained = default_config(), np.ones(rewards.steps, bool)
     config.update_from_flattened_dict(changes)
-    found = signals(rewards, trained, own)
+    found = signals(rewards, credits_of(rewards), trained, own)
     priced = prices(found, COSTS, SPEED)
     parts = spread(rewards), decided(rewards)
-    return priced, advise(config, *parts, found, priced, balance(rewards), trained)
+    return priced, advise(config, *parts, found, priced, balance(rewards), trained, (0, 1))
 
 
 def test_a_price_is_seconds_by_signal():
-    found = signals(planted((0.4, 0.3, 0.2, 1.0), error=0.5), np.ones(T, bool), 'dense')
+    rewards = planted((0.4, 0.3, 0.2, 1.0), error=0.5)
+    found = signals(rewards, credits_of(rewards), np.ones(T, bool), 'dense')
     priced = {p.credit: p for p in prices(found, COSTS, SPEED)}
     assert [*priced] == sorted(priced, key=lambda name: priced[name].price)
     # 4 evaluations, 3 x 4 of the update, at a second each; 0.01 seconds an image
@@ -43,7 +44,11 @@ def test_a_price_is_seconds_by_signal():
 def test_exact_one_step_completions_are_advised_against_dear_ones():
     _, found = advice(planted((0.4, 0.3, 0.2, 1.0)))
     keys = {k: v for a in found for k, v in a.keys.items()}
-    assert keys == {'credit.rule': 'dense', 'credit.completion_steps': 1}
+    assert keys == {
+        'credit.rule': 'dense',
+        'credit.completion_steps': 1,
+        'credit.completion_every': 1,
+    }
     assert not any(a.stop for a in found) and 'dense 1 credit needs 0.7' in found[0].reason
 
 
@@ -65,7 +70,7 @@ def test_only_the_first_noise_matters():
 
 def test_a_constant_reward_stops():
     same = lambda *shape: np.ones((*shape, P, G))
-    _, found = advice(Rewards(same(), same(T), {0: same(T), 1: same(T)}).whole())
+    _, found = advice(Rewards(same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)).whole())
     assert found[-1].stop
 
 

@@ -7,6 +7,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.preflight.measure import completed, evaluations, measure
 from densegrpo_jax.preflight.signal import decided, signals
 from densegrpo_jax.search.loop import Walk
+from tests.preflight.planted import credits_of
 from tests.search.gaussian import gaussian_flow, prompt_keys, velocity
 
 
@@ -43,7 +44,7 @@ def test_what_each_step_decides_is_the_closed_form():
     for one, share in zip((of.noise, *of.steps), shares):
         assert one.low - 0.02 <= share <= one.high + 0.02
     # completions of a Gaussian flow are affine in the state: dense credit is nearly the effect
-    signal = signals(found, flow.stochastic, 'sparse').signal
+    signal = signals(found, credits_of(found), flow.stochastic, 'sparse').signal
     assert signal['dense'].low <= 1 <= signal['dense'].high + 0.02
     assert signal['sparse'].high < signal['dense'].low
 

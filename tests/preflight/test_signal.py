@@ -13,7 +13,7 @@ from densegrpo_jax.preflight.signal import (
     spread,
     within,
 )
-from tests.preflight.planted import G, P, T, planted
+from tests.preflight.planted import G, P, T, credits_of, planted
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,8 @@ def test_the_signal_of_each_credit_is_that_of_its_formula():
     completions nothing, and completions with errors the errors of both ends.
     """
     d, first, error = np.array([0.4, 0.3, 0.2, 1.0]), 0.5, 0.5
-    found = signals(planted(tuple(d), first, error=error), np.ones(T, bool), 'sparse')
+    rewards = planted(tuple(d), first, error=error)
+    found = signals(rewards, credits_of(rewards), np.ones(T, bool), 'sparse')
     left = d[::-1].cumsum()[::-1]
     errors = np.array([2, 2, 2, 1]) * error  # the terminal reward has none
     want = {
@@ -70,9 +71,9 @@ def test_a_reward_that_one_step_decides_is_recognised(only):
     found = decided(planted(variances, first=0.0, prompt=0.0))
     assert [part.value > 0.8 for part in found.steps] == [k == only for k in range(T)]
     # one transition decides all: its credit is the reward itself
-    assert signals(planted(variances, 0.0, 0.0), np.ones(T, bool), 'dense').signal[
-        'sparse'
-    ].value == pytest.approx(1, abs=0.2)
+    rewards = planted(variances, 0.0, 0.0)
+    of = signals(rewards, credits_of(rewards), np.ones(T, bool), 'dense').signal
+    assert of['sparse'].value == pytest.approx(1, abs=0.2)
 
 
 def test_a_reward_that_only_the_prompt_decides_teaches_nothing():
@@ -82,7 +83,8 @@ def test_a_reward_that_only_the_prompt_decides_teaches_nothing():
     one = spread(rewards)
     assert one.zero == 1 and one.ties == 1 and one.deviation.value == 0
     assert all(
-        np.isnan(s.value) for s in signals(rewards, np.ones(T, bool), 'dense').signal.values()
+        np.isnan(s.value)
+        for s in signals(rewards, credits_of(rewards), np.ones(T, bool), 'dense').signal.values()
     )
 
 
@@ -90,12 +92,12 @@ def test_noise_in_the_reward_is_no_signal():
     """Scores that have nothing to do with the images: no transition decides anything."""
     rng = np.random.default_rng(3)
     draw = lambda *shape: rng.standard_normal((*shape, P, G))
-    rewards = Rewards(draw(), draw(T), {0: draw(T), 1: draw(T)}).whole()
+    rewards = Rewards(draw(), draw(T), {0: draw(T), 1: draw(T)}, draw(T + 1)).whole()
     found = decided(rewards)
     assert all(part.low < 0.1 for part in (found.prompt, found.noise, *found.steps[:-1]))
     # what is left is decided by nothing before the last image
     assert found.steps[-1].value > 0.8
-    of = signals(rewards, np.arange(T) < T - 1, 'dense').signal
+    of = signals(rewards, credits_of(rewards), np.arange(T) < T - 1, 'dense').signal
     assert all(not one.low > 0.2 for one in of.values())
 
 

@@ -1,0 +1,101 @@
+"""The credits that a preflight compares, by the rules that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from densegrpo_jax.config.method import credit_options, credit_rule_of
+from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
+from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
+from densegrpo_jax.core.dense_reward import dense_reward
+from densegrpo_jax.core.rollout_plan import STATE
+from densegrpo_jax.preflight.signal import Rewards
+
+BRANCH = 'branch'  # siblings that leave one state: known in closed form (`signal.signals`)
+
+
+class Credit(NamedTuple):
+    """A credit rule with its options, on completions by so many steps.
+
+    Attributes:
+      rule: as `credit.rule`; a CreditRule of the user's own.
+      completion_steps: 0: all.
+      keys: of the configuration, beside these two.
+      options: of the rule.
+      signed: the rule shares out the terminal advantage (`credit.coca_signed`).
+    """
+
+    rule: str | CreditRule
+    completion_steps: int = 0
+    keys: Mapping[str, object] = {}
+    options: Mapping[str, object] = {}
+    signed: bool = False
+
+    def of(self, rewards: Rewards) -> np.ndarray:
+        """A_k [T, P, G] before normalisation."""
+        shape = (rewards.steps + 1, -1)
+        terminal = rewards.terminal[None]
+        if self.signed:
+            centred = terminal - np.nanmean(terminal, axis=-1, keepdims=True)
+            values = np.broadcast_to(centred, (rewards.steps + 1, *centred.shape[1:]))
+        else:
+            values = np.concatenate([rewards.completions[self.completion_steps], terminal])
+        found = dense_reward(
+            values.reshape(shape),
+            self.rule,
+            similarity=rewards.similarity.reshape(shape),
+            **self.options,
+        )
+        return np.asarray(found, np.float64).reshape(rewards.steps, *terminal.shape[1:])
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """The keys that choose it, on trajectories."""
+        chosen = {'credit.rule': self.rule, 'credit.completion_steps': self.completion_steps}
+        return {**AS_TRAJECTORY, 'credit.completion_every': 1, **chosen, **self.keys}
+
+
+def candidates(steps: Iterable[int]) -> dict[str, Credit]:
+    """Those of every preflight, by name; `steps`: of the completions measured."""
+    dense = {f'dense {n}' if n else 'dense': Credit('dense', n) for n in steps}
+    signed, whole = {'credit.coca_signed': True}, {'window': 1, 'alpha': 0.0}
+    return {
+        'sparse': Credit('sparse'),
+        **dense,
+        'gae': Credit('gae', keys={'credit.gae_lambda': 0.5}, options={'gae_lambda': 0.5}),
+        'coca': Credit('coca_to_go', keys=signed, options=whole, signed=True),
+    }
+
+
+def own_credit(config) -> tuple[str, Credit | None]:
+    """The name and the credit that the configuration trains with; its states between completions
+    (`credit.completion_every`) count as completed. (BRANCH, None) for branches.
+
+    Raises:
+      ValueError: a rule that needs more than completions and similarities, or another plan.
+    """
+    rule, c = credit_rule_of(config), config.credit
+    if config.plan.kind == BRANCH:
+        return BRANCH, None
+    if config.plan.kind != 'trajectory' or rule.reads != STATE or rule.reads_predictions:
+        raise ValueError(
+            f'plan.kind={config.plan.kind!r} with credit.rule={c.rule!r}: preflight measures '
+            'credit along trajectories, and branches; measure the reward with '
+            '--config.credit.rule=dense and without a method'
+        )
+    options, signed = credit_options(config), bool(c.coca_signed and rule.shares)
+    mine = Credit(
+        c.rule if c.rule in CREDIT_RULES else rule, c.completion_steps, {}, options, signed
+    )
+    same = lambda other: (
+        (other.rule, other.signed) == (mine.rule, mine.signed)
+        and (other.completion_steps == mine.completion_steps or rule.per_sample or rule.shares)
+        and dict(other.options) == options
+    )
+    for name, known in candidates({0, c.completion_steps}).items():
+        if same(known):
+            return name, known
+    return f'{c.rule} own', mine

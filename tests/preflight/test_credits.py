@@ -1,0 +1,67 @@
+"""Credits of a preflight are those of training."""
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.config.methods import apply_method
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.core.dense_reward import dense_reward
+from densegrpo_jax.preflight.credits import BRANCH, Credit, candidates, own_credit
+from densegrpo_jax.preflight.signal import Rewards
+
+T, P, G = 4, 3, 5
+RNG = np.random.default_rng(0)
+REWARDS = Rewards(
+    RNG.random((P, G)),
+    RNG.random((T, P, G)),
+    {n: RNG.random((T, P, G)) for n in (0, 1)},
+    np.append(RNG.random((T, P, G)).cumsum(0) / T, np.ones((1, P, G)), axis=0),
+)
+
+
+def test_sparse_and_dense_are_written_out():
+    values = np.append(REWARDS.completions[1], REWARDS.terminal[None], axis=0)
+    np.testing.assert_allclose(Credit('dense', 1).of(REWARDS), np.diff(values, axis=0), rtol=1e-5)
+    sparse = Credit('sparse').of(REWARDS)
+    np.testing.assert_allclose(sparse, np.broadcast_to(REWARDS.terminal, (T, P, G)), rtol=1e-6)
+
+
+def test_shares_are_of_the_terminal_advantage():
+    found = candidates((0, 1))['coca'].of(REWARDS)
+    advantage = REWARDS.terminal - REWARDS.terminal.mean(1, keepdims=True)
+    whole = np.broadcast_to(advantage, (T + 1, P, G)).reshape(T + 1, -1)
+    want = dense_reward(
+        whole, 'coca_to_go', similarity=REWARDS.similarity.reshape(T + 1, -1), window=1, alpha=0.0
+    )
+    np.testing.assert_allclose(found.reshape(T, -1), want, rtol=1e-5)
+    np.testing.assert_allclose(found[0], advantage, rtol=1e-4, atol=1e-5)  # all that is to go
+
+
+@pytest.mark.parametrize(
+    ('changes', 'name'),
+    [
+        ({'credit.rule': 'sparse', 'credit.completion_steps': 0}, 'sparse'),
+        ({'credit.rule': 'dense'}, 'dense'),
+        ({'credit.rule': 'dense', 'credit.completion_steps': 3}, 'dense 3'),
+        ({'credit.rule': 'gae'}, 'gae'),
+        ({'credit.rule': 'coca_to_go', 'credit.coca_signed': True}, 'coca'),
+        ({'credit.rule': 'gae', 'credit.gae_lambda': 0.9}, 'gae own'),
+        ({'credit.rule': 'coca_to_go'}, 'coca_to_go own'),
+        ({'credit.rule': 'turning'}, 'turning own'),
+    ],
+)
+def test_the_credit_of_a_configuration_has_its_name(changes, name):
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    found, credit = own_credit(config)
+    assert found == name
+    assert credit.of(
+        REWARDS._replace(completions={0: REWARDS.completions[0], 3: REWARDS.completions[1]})
+    ).shape == (T, P, G)
+
+
+def test_branches_are_known_and_other_plans_refused():
+    assert own_credit(apply_method(default_config(), 'g2rpo')) == (BRANCH, None)
+    for method in ('branch', 'sdpo'):
+        with pytest.raises(ValueError, match='preflight measures credit along trajectories'):
+            own_credit(apply_method(default_config(), method))
