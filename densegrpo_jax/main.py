@@ -30,6 +30,7 @@ from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_
 from densegrpo_jax.config.flag_types import define_real
 from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
+from densegrpo_jax.planning.utilisation import seconds_at_peak
 from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.profiling import check_profile, profile_of
@@ -51,7 +52,7 @@ def main(flag) -> int:
         if flag.unread == REFUSE:
             validate(config)
             refuse_unread(config, given_keys())
-        return run(config, workdir, mesh, stop, profile=profile)
+        return run(config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak)
 
     status, summary = execute(flag, batch, work)
     if status != FINISHED:

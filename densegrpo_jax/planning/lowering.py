@@ -5,6 +5,8 @@ nothing and runs nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,15 +34,20 @@ from densegrpo_jax.training.learner import make_credit, make_update
 class Phase(NamedTuple):
     """One program of an iteration.
 
-    lowered: ready to compile. runs: how often an iteration runs it (evaluation: on average).
+    lower: makes it ready to compile. runs: how often an iteration runs it (evaluation: on average).
     flops: of one run on all devices, counted from the networks, without the repetitions of
     rematerialisation. repeated: operations that rematerialisation adds.
     """
 
-    lowered: Any
+    lower: Callable[[], Any]
     runs: float
     flops: float
     repeated: float = 0.0
+
+    @property
+    def lowered(self) -> Any:
+        """The program, ready to compile; made anew at every call, as few need it."""
+        return self.lower()
 
 
 def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[str, Phase]:
@@ -104,9 +111,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     # Of a loss that chooses its samples, as few as an update may have: one of each group.
     samples = r.prompts * (1 if skips_rows(config) else r.group)
     rows = rows_of_sample(config, schedule) * samples
-    update = make_update(pipeline, config, tx, mesh).lower(
-        state, params, pipeline.conditioning_shapes(r.prompts), negative, record
-    )
+    update = make_update(pipeline, config, tx, mesh)
+    learned = state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     micro = config.optim.microbatch
     evaluated = micro // rescored_together(config)
     one = forward(evaluated, guided=config.loss.cfg) * math.ceil(rows / micro)
@@ -124,10 +130,12 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     )
     batches = (config.data.eval_prompts or 1024) / config.eval.batch
     return {
-        'rollout': Phase(rollout.lower(*arguments), r.prompts / r.prompts_per_batch, work),
-        'update': Phase(update, 1, learning, one if m.remat == 'full' else 0.0),
+        'rollout': Phase(partial(rollout.lower, *arguments), r.prompts / r.prompts_per_batch, work),
+        'update': Phase(
+            partial(update.lower, *learned), 1, learning, one if m.remat == 'full' else 0.0
+        ),
         'evaluation': Phase(
-            sampler.lower(*drawn),
+            partial(sampler.lower, *drawn),
             batches / config.eval.every,
             config.eval.steps * forward(config.eval.batch) + decode(config.eval.batch),
         ),

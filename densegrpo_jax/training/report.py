@@ -59,9 +59,19 @@ class Reporter:
     Args:
       start: updates that the run had when this process continued it.
       since: the time of that, by `time.monotonic`.
+      full_use: seconds of an iteration whose networks use the devices fully; None: not known.
     """
 
-    def __init__(self, config, workdir: pathlib.Path, hosts: Hosts, start: int, since: float):
+    def __init__(
+        self,
+        config,
+        workdir: pathlib.Path,
+        hosts: Hosts,
+        start: int,
+        since: float,
+        full_use: float | None = None,
+    ):
+        self._full_use = full_use
         self._config, self._workdir, self._primary = config, workdir, hosts.primary
         self._start, self._since, self._open = start, since, contextlib.ExitStack()
 
@@ -94,6 +104,8 @@ class Reporter:
     ) -> None:
         """Logs update number `step`; the other arguments are those of `scalars`."""
         row = scalars(metrics, values, valid, seconds, progress, skipped)
+        if self._full_use is not None:
+            row['train/mfu'] = self._full_use / seconds['iteration']
         self._write(step, row)
         self._bar.update(step, shown(metrics, seconds))
         if step == self._start + 1:

@@ -53,11 +53,18 @@ PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
 
 
 def run(
-    config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, *, profile: Profile | None = None
+    config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    stop: StopRequest,
+    *,
+    profile: Profile | None = None,
+    at_peak: Callable[[Checked], float | None] | None = None,
 ) -> dict:
     """Trains until `config.iterations`, or continues a run found in `workdir`.
 
-    profile: iterations that the profiler traces.
+    profile: iterations that the profiler traces. at_peak: gives the seconds of an iteration whose
+      networks use the devices fully, if known: then the run logs its utilisation.
 
     Returns:
       The summary that is also written to WORKDIR/summary.json.
@@ -112,9 +119,10 @@ def run(
         del restored  # else it keeps these arrays for the whole run
         logging.info('continuing from iteration %d of %d', start, config.iterations)
 
+    full_use = at_peak(session) if at_peak else None
     with (
         Scorer(session.reward, config.reward_workers) as scorer,
-        report.Reporter(config, workdir, session.hosts, start, since) as reporter,
+        report.Reporter(config, workdir, session.hosts, start, since, full_use) as reporter,
         checkpoints,
         Profiler(profile, workdir, start) as profiler,
         contextlib.ExitStack() as opened,

@@ -416,7 +416,7 @@ def test_an_evaluation_picture_without_a_score_is_left_out_and_said(
 def test_exit_status_tells_a_supervisor_whether_to_try_again(
     tmp_path, monkeypatch, caplog, error, status
 ):
-    def run(*args):
+    def run(*args, **options):
         raise error
 
     flag = SimpleNamespace(
@@ -430,6 +430,7 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
         num_processes=0,
         process_id=-1,
         unread='warn',
+        profile=None,
     )
     monkeypatch.setattr(main, 'run', run)
     for name in ('start_devices', 'keep_compiled'):

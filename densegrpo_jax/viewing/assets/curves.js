@@ -41,6 +41,8 @@ const PLOTS = [
   ],
   ['Samples per second', (run) => [[perSecond(run), '']]],
   ['Network evaluations per second', (run) => [[evaluationsPerSecond(run), '']]],
+  // where the devices' peak is known
+  ["Use of the devices' bfloat16 peak (share)", () => [['train/mfu', '']]],
 ];
 const DASHES = ['solid', 'dot', 'dash', 'dashdot', 'longdash'];
 
