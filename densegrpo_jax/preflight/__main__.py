@@ -23,7 +23,13 @@ from densegrpo_jax.sampling.execution import execute
 
 def main(flag) -> int:
     work = lambda workdir, mesh, stop: run(
-        flag.config, workdir, mesh, stop, prompts=flag.prompts, group=flag.group
+        flag.config,
+        workdir,
+        mesh,
+        stop,
+        prompts=flag.prompts,
+        group=flag.group,
+        coarse=[int(n) for n in flag.completions],
     )
     return execute(flag, flag.group, work)[0]
 
@@ -32,5 +38,13 @@ if __name__ == '__main__':
     define_run_flags()
     define_whole('prompts', 32, 'Training prompts to measure.', 4, 100_000)
     define_whole('group', 8, 'Samples of each.', 2, 1000)
+    flags.DEFINE_list(
+        'completions', ['1', '3'], 'Steps of the completions measured beside those of all steps.'
+    )
+    flags.register_validator(
+        'completions',
+        lambda given: all(n.isdigit() and int(n) for n in given),
+        'expected whole numbers from 1, such as 1,3',
+    )
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,12 +56,21 @@ def chosen_prompts(train: PromptSet, count: int, seed: int) -> list[Prompt]:
 
 
 def run(
-    config, out: pathlib.Path, mesh: Mesh, stop: StopRequest, *, prompts: int, group: int
+    config,
+    out: pathlib.Path,
+    mesh: Mesh,
+    stop: StopRequest,
+    *,
+    prompts: int,
+    group: int,
+    coarse: Sequence[int] = COARSE,
 ) -> dict[str, Any]:
     """Measures and writes OUT/preflight.json, advice.yaml and the page; returns the document.
 
     Args:
       prompts, group: how many prompts, with how many samples each.
+      coarse: steps of the completions measured beside those of all steps; those of as many steps or
+        more are left out.
 
     Raises:
       Preempted: a stop was requested; measured prompts are kept.
@@ -76,7 +86,7 @@ def run(
     check_batch(mesh, group, '--group')
     chosen = chosen_prompts(checked.train, prompts, config.seed)
     own_credit(config)  # an error if it cannot be measured
-    counts = sorted({0, *(n for n in COARSE if n < config.rollout.steps), _own_steps(config)})
+    counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), _own_steps(config)})
     each = evaluations(_stochastic(checked), counts)
     logging.info(
         '%d prompts x %d samples with their twins and completions: %d network evaluations',

@@ -1,0 +1,64 @@
+"""Preflight against runs: planted rewards, and learning curves that follow or ignore them."""
+
+import numpy as np
+import pytest
+
+from densegrpo_jax.preflight import signal as signal_module
+from experiments import foretell
+from tests.preflight.planted import planted
+
+
+@pytest.fixture(scope='module')
+def found():
+    """Signals where completions of few steps err more."""
+    rewards = planted((0.3, 0.4, 0.3, 1.0), prompts=60)
+    rng = np.random.default_rng(1)
+    for n, error in ((1, 3.0), (2, 1.0), (3, 0.3)):
+        noise = np.sqrt(error) * rng.standard_normal(rewards.twins.shape)
+        rewards.completions[n] = rewards.completions[0] + noise
+    rewards = rewards._replace(similarity=np.linspace(0, 1, 5)[:, None, None] * np.ones((5, 60, 8)))
+    return foretell.foretold(rewards, {'noise_0.8': rewards}, np.ones(4, bool))
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(signal_module, 'RESAMPLES', 50)
+    monkeypatch.setattr(foretell, 'RESAMPLES', 200)
+
+
+def test_every_variant_has_its_signal(found):
+    assert set(found) == {*foretell.CREDITS, 'noise_0.8'}
+    by_errors = [found[f'n_{n}'].value for n in (1, 2, 3)]
+    assert by_errors == sorted(by_errors) and found['dense'].value > found['sparse'].value
+    assert found['noise_0.8'] == found['dense']
+
+
+@pytest.mark.parametrize(('slope', 'sign'), [(0.1, 1), (-0.1, -1)])
+def test_curves_that_follow_the_signal_are_foretold(found, tmp_path, slope, sign):
+    rng = np.random.default_rng(0)
+    runs = {
+        n: list(0.6 + slope * s.value + 1e-4 * rng.standard_normal(5)) for n, s in found.items()
+    }
+    made = foretell.write(tmp_path, found, runs, 'how')
+    assert all(path.exists() for path in made)
+    values = [np.mean(runs[name]) for name in found]
+    rho = foretell.rank_correlation([s.value for s in found.values()], values)
+    assert rho.value * sign > 0.9
+    decided, right = foretell.ordered(found, runs)
+    assert decided > 30 and (right > 0.9 * decided if sign > 0 else right < 0.1 * decided)
+    text = (tmp_path / 'README.md').read_text()
+    assert f'orders {right} alike' in text and '`coca_share_signed`' in text
+
+
+def test_curves_that_ignore_it_are_not(found):
+    rng = np.random.default_rng(0)
+    rho = foretell.rank_correlation([s.value for s in found.values()], rng.random(len(found)))
+    assert rho.low < 0 < rho.high
+
+
+def test_without_runs_there_is_nothing_to_compare(tmp_path):
+    class Flags:
+        workdir, out, runs = str(tmp_path), str(tmp_path / 'out'), str(tmp_path / 'none')
+
+    with pytest.raises(ValueError, match='none has no runs.csv'):
+        foretell.main(Flags)
