@@ -1,0 +1,1 @@
+"""What the guard changes, where a reward is hacked and where none is."""

@@ -1,0 +1,165 @@
+"""Command: shows what the guard against reward hacking changes, on the miniature of shapes.
+
+    python -m experiments.guarded --seeds=0,1,2 --workdir=runs/guarded --out=docs/results/guard
+
+Trains with a reward that can be hacked (scene.yaml) and with one that is what it means
+(shapes.yaml), with a guard that only warns: bit for bit the runs without one. So a run shows both,
+the checkpoint with the best trained score, and the best of those at which no unseen score has
+fallen. The same command, run again, continues. Writes the table and the curves into --out. Exit
+status as `experiments.reproduce`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags, logging
+
+from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from experiments.reproduction.facts import commit, device
+from experiments.reproduction.sweep import Run, run_all
+
+HERE = pathlib.Path(__file__).parent
+CASES = {'scene': 'a reward that can be hacked', 'shapes': 'a reward that is what it means'}
+
+
+class Chosen(NamedTuple):
+    """A checkpoint: its trained score, and its unseen scores against the start."""
+
+    step: int
+    trained: float
+    unseen: dict[str, float]  # name -> change
+
+
+class Outcome(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      start: the trained score before.
+      plain, guarded: the best checkpoint without and with the rule; None: every one had a fallen
+        score.
+      alarms: evaluations with a fallen score. evaluations: that were guarded, without the start.
+    """
+
+    start: float
+    plain: Chosen
+    guarded: Chosen | None
+    alarms: int
+    evaluations: int
+
+
+def outcome(summary: Mapping[str, Any]) -> Outcome:
+    """What a run's summary.json says."""
+    rows = {row['step']: row for row in summary['guard']['evaluations']}
+    scores = {step: mean for step, mean, _ in summary['evaluations'] if step in rows}
+
+    def best(steps: Sequence[int]) -> Chosen | None:
+        if not steps:
+            return None
+        step = max(steps, key=scores.__getitem__)
+        changes = {name: change for name, (_, change, *_) in rows[step]['scores'].items()}
+        return Chosen(step, scores[step], changes)
+
+    later = [step for step in scores if step > 0]
+    fine = [step for step in later if not rows[step]['fallen']]
+    return Outcome(scores[0], best(later), best(fine), len(later) - len(fine), len(later))
+
+
+def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
+    """The page: a table per case, a row per seed."""
+    text = ['# What the guard changes', f'    {command}']
+    text.append(
+        'Per run: the checkpoint with the best trained score of all, and the best of those at '
+        'which no unseen score had fallen (docs/guard.md). Changes of unseen scores are against '
+        'the start, on the same prompts and noise.'
+    )
+    for case, of in found.items():
+        if not of:
+            continue
+        names = [*next(iter(of.values())).plain.unseen]
+        rows = []
+        for seed, o in of.items():
+            for kind, chosen in (('best of all', o.plain), ('guarded', o.guarded)):
+                told = ['', '', *('' for _ in names)]
+                if chosen is not None:
+                    told = [str(chosen.step), f'{chosen.trained:.4f}']
+                    told += [f'{chosen.unseen[name]:+.4f}' for name in names]
+                alarms = f'{o.alarms} of {o.evaluations}' if chosen is o.plain else ''
+                rows.append([seed, kind, *told, alarms])
+        head = ['seed', 'checkpoint', 'update', 'trained score', *names, 'evaluations with a fall']
+        text += [f'## `{case}`: {CASES[case]}', table(head, rows), _in_short(of, names)]
+    return '\n\n'.join(text) + '\n'
+
+
+def _in_short(of: Mapping[str, Outcome], names: Sequence[str]) -> str:
+    both = [o for o in of.values() if o.guarded is not None]
+    if not both:
+        return 'Every checkpoint of every seed had lost an unseen score: the guard leaves none.'
+    mean = lambda values: statistics.fmean(values)
+    cost = mean(o.guarded.trained - o.plain.trained for o in both)
+    gain = ', '.join(
+        f'{name} {mean(o.guarded.unseen[name] - o.plain.unseen[name] for o in both):+.4f}'
+        for name in names
+    )
+    return (
+        f'The guarded checkpoint against the best of all, mean of {len(both)} seed(s): trained '
+        f'score {cost:+.4f}; unseen: {gain}.'
+    )
+
+
+def main(flag, extra: Sequence[str]) -> int:
+    workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
+    cases = flag.cases if flag.cases != ['all'] else [*CASES]
+    if unknown := [case for case in cases if case not in CASES]:
+        raise ValueError(f'--cases={unknown[0]} is not known; choose from {", ".join(CASES)}')
+    of = lambda case, seed: Run(
+        str(HERE / f'{case}.yaml'),
+        case,
+        (),
+        seed,
+        workdir / case / seed,
+        workdir / 'text',
+        tuple(extra),
+    )
+    runs = [of(case, seed) for seed in flag.seeds for case in cases]
+    workdir.mkdir(parents=True, exist_ok=True)
+    status = FINISHED
+    try:
+        with handle_stop_signals() as stop:
+            if flag.run:
+                facts = {'base': 'guarded', 'device': device(), 'commit': commit()}
+                status = 1 if run_all(runs, 1, stop, facts) else FINISHED
+    except Preempted as reason:
+        logging.warning('%s; the same command continues', reason)
+        status = RESUMABLE
+    found: dict[str, dict[str, Outcome]] = {case: {} for case in cases}
+    for each in runs:
+        if each.finished:
+            summary = json.loads((each.folder / 'summary.json').read_text(encoding='utf-8'))
+            found[each.variant][each.seed] = outcome(summary)
+    out.mkdir(parents=True, exist_ok=True)
+    shown = f'python -m experiments.guarded --seeds={",".join(flag.seeds)} --out={flag.out}'
+    replace_file(out / 'README.md', page(found, shown))
+    logging.info('made %s', out / 'README.md')
+    return status
+
+
+def define_flags() -> None:
+    """Defines the flags; importing this module defines none."""
+    define_seeds(3)
+    flags.DEFINE_list('cases', ['all'], f'Which of {", ".join(CASES)}.')
+    define_folder('workdir', 'runs/guarded', 'Where the runs go.')
+    define_folder('out', 'runs/guarded/report', 'Folder for the page.')
+    flags.DEFINE_bool('run', True, 'Run missing trainings; false: only write the page.')
+
+
+if __name__ == '__main__':
+    define_flags()
+    run_main(main, extra=True)
