@@ -8,32 +8,43 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import repeat_rows
+from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.released import RELEASED
+from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.session import Session, network_options
 
-# FLUX with a few million parameters, for a processor.
-SMALL = dict(
-    num_layers=2,
-    num_single_layers=4,
-    attention_head_dim=64,
-    num_attention_heads=4,
-    joint_attention_dim=64,
-    pooled_projection_dim=32,
-    axes_dims_rope=[16, 24, 24],
-    guidance_embeds=True,
-)
+# Transformers with a few million parameters, for a processor.
+SMALL = {
+    FluxPipeline: dict(
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        pooled_projection_dim=32,
+        axes_dims_rope=[16, 24, 24],
+        guidance_embeds=True,
+    ),
+    Sd3Pipeline: dict(
+        num_layers=3,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        caption_projection_dim=256,
+        dual_attention_layers=[0],
+    ),
+}
 
 
 def shapes_of(path: str, small: bool = False) -> tuple[type, dict, dict]:
     """(class of the pipeline, scheduler, configurations of the components) of a released model;
-    `small`: of a FLUX with few parameters.
+    `small`: of its family, with few parameters.
     """
     kind, scheduler, parts = RELEASED[path]
     if small:
         vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)
-        parts = parts | dict(transformer=SMALL, vae=vae)
+        parts = parts | dict(transformer=parts['transformer'] | SMALL[kind], vae=vae)
     return kind, scheduler, parts
 
 
