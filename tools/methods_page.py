@@ -31,8 +31,9 @@ One engine trains with any of these. The recipe keeps its model, prompts, reward
 method decides where noise is added, which images are scored, how their rewards become credit, and
 the loss:
 
-    python -m densegrpo_jax.main --config=configs/{RECIPE}.py:method=flow_grpo
-    python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8,method=dense_grpo
+    python -m densegrpo_jax.main --config=configs/{RECIPE}.py:method=flow_grpo --workdir=runs/sparse
+    python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8,method=dense_grpo \\
+        --workdir=runs/flux
 
 - **evaluations, images**: network evaluations and scored images of one sample, on the miniature's
   grid with T steps, as they are executed.

@@ -18,8 +18,9 @@ A recipe is a Python file with a function `get_config()` that starts from `defau
 changes what it must (`configs/`). Commands take it by its name or its file, and keys from the
 command line:
 
-    python -m densegrpo_jax.main --config=flux_ocr:devices=8 --config.optim.learning_rate=1e-4
-    python -m densegrpo_jax.main --config=my/recipe.py --config.rollout.steps=10
+    python -m densegrpo_jax.main --config=flux_ocr:devices=8 --workdir=runs/flux \\
+        --config.optim.learning_rate=1e-4
+    python -m densegrpo_jax.main --config=my/recipe.py --workdir=runs/mine --config.rollout.steps=10
 
 Each key has a kind. *{SCIENCE}* decides the results, *{MACHINE}* only speed, memory and place,
 *{DISPLAY}* only the display. A run continues from its checkpoint, and results share a table, if the

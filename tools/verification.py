@@ -1,0 +1,139 @@
+"""What was verified here: a level for every recipe, and what the pages' commands need where it was
+not at hand. `recipes_page` renders both; tests compare them with configs/ and with the pages.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# From the strongest on.
+RESULT = 'run to its result here'
+STEPS = 'trained a few steps here'
+COMPILED = 'compiled for its target'
+VALIDATED = 'validated only'
+LEVELS = {
+    RESULT: 'The command ran to its end on two CPU cores, and its result is on a page of results.',
+    STEPS: 'It has trained with its own model, for a few updates; no result is claimed.',
+    COMPILED: 'Its programs (sampling with completions and decoding, update, evaluation) were '
+    "compiled at full size by the target's own compiler, from shapes. Nothing of that size ran. "
+    'Its code runs in the tests on small random weights.',
+    VALIDATED: 'It opens, and its keys and its geometry are consistent.',
+}
+
+
+class Verified(NamedTuple):
+    """level: of LEVELS. evidence: Markdown, links relative to docs/."""
+
+    level: str
+    evidence: str
+
+
+_PLANS = '[plans](scaling.md#plans)'
+_SHAPES = '[shapes](results/shapes/README.md)'
+_OPENED = 'opened and validated in tests/docs/test_recipes_page.py'
+_CLAIMS = '[claims of the paper](results/reproduction/README.md)'
+RECIPES = {
+    'claims_geneval': Verified(
+        RESULT, '[compositional task](results/reproduction/geneval/README.md)'
+    ),
+    'claims_ocr': Verified(RESULT, _CLAIMS),
+    'claims_ocr_96': Verified(
+        RESULT,
+        '[96 samples](results/reproduction/96_samples/README.md); also on [one H200]'
+        '(results/gpu.md)',
+    ),
+    'flux_geneval': Verified(VALIDATED, _OPENED),
+    'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
+    'flux_pickscore': Verified(VALIDATED, _OPENED),
+    'reward_server': Verified(
+        RESULT, 'serves scores over HTTP in tests/rewards/test_remote.py; nothing is trained'
+    ),
+    'sd15_pickscore': Verified(
+        VALIDATED,
+        f'{_OPENED}; compiled at full size for CPU devices, [slow tests](results/slow_tests.md)',
+    ),
+    'sd35_geneval': Verified(VALIDATED, _OPENED),
+    'sd35_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
+    'sd35_pickscore': Verified(VALIDATED, _OPENED),
+    'sd35_pickscore_1024': Verified(VALIDATED, _OPENED),
+    'tiny_geneval': Verified(RESULT, _SHAPES),
+    'tiny_ocr': Verified(RESULT, '[demo](results/demo/README.md), three seeds'),
+    'tiny_ocr_long': Verified(RESULT, '[the longer run](results/long/README.md)'),
+    'tiny_preference': Verified(RESULT, _SHAPES),
+    'tiny_pretrain': Verified(RESULT, 'made the miniature that is shipped, densegrpo_jax/assets'),
+    'tiny_scene': Verified(
+        STEPS, 'an update in tests/calibration/test_learned_direction.py; [D²-Align](d2_align.md)'
+    ),
+    'tiny_shapes_pretrain': Verified(
+        RESULT, 'made the second miniature that is shipped, densegrpo_jax/assets'
+    ),
+}
+
+
+class Hardware(NamedTuple):
+    """Commands that were not run here. title: Markdown. pattern: found in the command. needs: what
+    was not at hand. instead: what was done in its place.
+    """
+
+    title: str
+    pattern: str
+    needs: str
+    instead: str
+
+
+# The first pattern that is found counts.
+HARDWARE = (
+    Hardware(
+        '`bash launch/slurm.sh`',
+        r'launch/slurm\.sh',
+        'a Slurm cluster with GPUs',
+        'the script runs with stand-ins for Slurm; its training command is read',
+    ),
+    Hardware(
+        '`bash launch/tpu.sh`',
+        r'launch/tpu\.sh',
+        'TPU slices and a Google Cloud project',
+        'the script runs with a stand-in for gcloud; its training command is read; programs '
+        'compiled for those slices',
+    ),
+    Hardware(
+        '`requirements-cuda.txt`, `--device=cuda`',
+        r'requirements-cuda\.txt|--device=cuda',
+        'an NVIDIA GPU',
+        'files and flags are read',
+    ),
+    Hardware(
+        '`requirements-tpu.txt`, `--device=tpu`',
+        r'requirements-tpu\.txt|--device=tpu',
+        'a TPU VM',
+        'files and flags are read',
+    ),
+    Hardware(
+        '`bash benchmarks/on_accelerator.sh`',
+        r'on_accelerator\.sh',
+        'a GPU or TPU',
+        'the script runs whole on a CPU with `--size=small`',
+    ),
+    Hardware(
+        '`densegrpo plan`',
+        r'densegrpo_jax\.plan|densegrpo plan',
+        'nothing, but minutes of compiling and the compiler of the machine',
+        'flags are read; the plans on the pages were made by such commands',
+    ),
+    Hardware(
+        'recipes `flux_*`, `sd35_*`, `sd15_*`',
+        r'(flux|sd35|sd15)_\w+',
+        'an accelerator, and the released weights',
+        'flags and keys are read; levels of the recipes above',
+    ),
+    Hardware(
+        '`docker`', r'docker (build|run)', 'Docker', 'the install steps of the files are checked'
+    ),
+    Hardware('`hf`', r'^hf ', 'the network and an account', 'nothing'),
+)
+
+
+def hardware_of(command: str) -> Hardware | None:
+    """What a command needs that was not at hand; None: it is one for this machine."""
+    return next((row for row in HARDWARE if re.search(row.pattern, command)), None)
