@@ -20,14 +20,14 @@ for arg in "$@"; do
 done
 case "$device" in
   cpu)
-    requirements=requirements.txt
+    requirements='requirements.txt'
     export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"  # see launch/demo.sh
     ;;
   cuda)
-    requirements=requirements-cuda.txt
+    requirements='requirements-cuda.txt'
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"  # JAX takes 0.75 of a GPU
     ;;
-  tpu) requirements=requirements-tpu.txt ;;
+  tpu) requirements='requirements-tpu.txt' ;;
   *) die "--device=$device is not known; use cpu, cuda or tpu." ;;
 esac
 setup_env "$requirements"
