@@ -43,9 +43,9 @@ RECIPES = {
         '[96 samples](results/reproduction/96_samples/README.md); also on [one H200]'
         '(results/gpu.md)',
     ),
-    'flux_geneval': Verified(VALIDATED, _OPENED),
+    'flux_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
-    'flux_pickscore': Verified(VALIDATED, _OPENED),
+    'flux_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'reward_server': Verified(
         RESULT, 'serves scores over HTTP in tests/rewards/test_remote.py; nothing is trained'
     ),
