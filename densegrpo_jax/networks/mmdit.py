@@ -46,11 +46,14 @@ class Embedder(nn.Module):
 
     features: int
     adapters: lora_lib.Adapters | None
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        x = layers.Dense(self.features, self.adapters, name='linear_1')(x)
-        return layers.Dense(self.features, self.adapters, name='linear_2')(nn.silu(x))
+        dense = lambda name: layers.Dense(
+            self.features, self.adapters, use_bias=self.bias, name=name
+        )
+        return dense('linear_2')(nn.silu(dense('linear_1')(x)))
 
 
 class TimeTextEmbed(nn.Module):
@@ -85,11 +88,17 @@ class Modulation(nn.Module):
     adapters: lora_lib.Adapters | None
     dtype: Any
     kernel_init: Any
+    bias: bool = True
 
     @nn.compact
     def __call__(self, cond):
         out = layers.Dense(
-            self.count * cond.shape[-1], self.adapters, self.dtype, self.kernel_init, name='linear'
+            self.count * cond.shape[-1],
+            self.adapters,
+            self.dtype,
+            self.kernel_init,
+            self.bias,
+            name='linear',
         )(cond)
         return jnp.split(out, self.count, axis=-1)
 
@@ -129,6 +138,7 @@ class Attention(nn.Module):
       text_out: the text stream has an output layer; False if its result is not used (the last block
         of SD3.5).
       attend: the implementation, see `networks.attention`.
+      bias: projections and output layers have one.
     """
 
     heads: int
@@ -138,6 +148,7 @@ class Attention(nn.Module):
     out: bool = True
     text_out: bool = True
     attend: Attend = attention.xla
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x, text=None, rope=None):
@@ -145,8 +156,13 @@ class Attention(nn.Module):
         with text, (x's, text's or None).
         """
 
+        def dense(x, name):
+            return layers.Dense(
+                x.shape[-1], self.adapters, self.dtype, use_bias=self.bias, name=name
+            )(x)
+
         def heads(x, name, norm=None):
-            x = layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(x)
+            x = dense(x, name)
             x = x.reshape(*x.shape[:2], self.heads, -1)
             return layers.RMSNorm(name=norm)(x) if norm and self.qk_norm else x
 
@@ -163,13 +179,10 @@ class Attention(nn.Module):
             self.attend(q.astype(self.dtype), k.astype(self.dtype), v), 'attention'
         )
 
-        def project(y, name):
-            return layers.Dense(x.shape[-1], self.adapters, self.dtype, name=name)(y)
-
         if text is None:
-            return project(result, 'to_out_0') if self.out else result
-        text_result = project(result[:, : text.shape[1]], 'to_add_out') if self.text_out else None
-        return project(result[:, text.shape[1] :], 'to_out_0'), text_result
+            return dense(result, 'to_out_0') if self.out else result
+        text_result = dense(result[:, : text.shape[1]], 'to_add_out') if self.text_out else None
+        return dense(result[:, text.shape[1] :], 'to_out_0'), text_result
 
 
 class JointBlock(nn.Module):
