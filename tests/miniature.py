@@ -1,14 +1,18 @@
-"""Small random FLUX, SD3.5 and SD1.5 folders for tests: the real layout, no training, no torch."""
+"""Small random FLUX, FLUX.2, SD3.5 and SD1.5 folders for tests: the real layout, no training, no
+torch.
+"""
 
 import json
 
 import jax
 import numpy as np
 
+from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
 from densegrpo_jax.pipelines.folder import build_pipeline, save_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import TOKENIZERS, load_tokenizers
+from tests.qwen_folder import random_tokenizer
 from tools.make_miniature.components import SCHEDULER
 
 SCHNELL_SCHEDULER = SCHEDULER | {'use_dynamic_shifting': False, 'shift': 1.0}
@@ -195,6 +199,48 @@ def random_sd15(folder, *, seed=0, scale=1.0):
     )
 
 
+def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3.0):
+    """Writes a FLUX.2-klein folder of some ten thousand parameters and returns its path. Its text
+    encoder is thin, but as deep as the layers that are read.
+    """
+    tokenizer = random_tokenizer()
+    vae, _, _ = text_and_vae_configs(*load_tokenizers(TOKENIZERS))
+    for key in ('scaling_factor', 'shift_factor'):
+        del vae[key]
+    vae |= dict(_class_name='AutoencoderKLFlux2', use_quant_conv=True, use_post_quant_conv=True)
+    text = dict(
+        architectures=['Qwen3ForCausalLM'],
+        model_type='qwen3',
+        vocab_size=len(tokenizer),
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
+        tie_word_embeddings=True,
+    )
+    transformer = dict(
+        _class_name='Flux2Transformer2DModel',
+        in_channels=64,
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=36,
+        axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=False,
+    )
+    configs = dict(transformer=transformer, vae=vae, text_encoder=text)
+    configs = json.loads(json.dumps(configs | {'pipeline': {'is_distilled': distilled}}))
+    pipeline = build_pipeline(
+        configs, SCHEDULER, (tokenizer,), kind=Flux2KleinPipeline, text_length=24
+    )
+    return _write(folder, pipeline, seed, scale)
+
+
 def _write(folder, pipeline, seed, scale):
     """Weights drawn by NumPy as the networks would draw theirs, the transformer's with noise on
     top: compiling `init` takes far longer.
@@ -205,6 +251,8 @@ def _write(folder, pipeline, seed, scale):
         name, layer = (jax.tree_util.keystr((key,), simple=True) for key in (path[-1], path[-2]))
         if name == 'kernel' and layer in ('linear', 'proj_out'):
             value = np.zeros(leaf.shape)  # modulation and output layers
+        elif name == 'var':
+            value = rng.uniform(0.2, 2.0, leaf.shape)
         elif name in ('bias', 'scale', 'weight'):
             value = np.full(leaf.shape, float(name != 'bias'))
         else:

@@ -29,6 +29,17 @@ FLUX_LORA_TARGETS = (
     'ff_context.net.2',
 )
 
+# On FLUX.2: the same layers, and the fused ones of the single blocks.
+FLUX2_LORA_TARGETS = (
+    *SD35_LORA_TARGETS,
+    'ff.linear_in',
+    'ff.linear_out',
+    'ff_context.linear_in',
+    'ff_context.linear_out',
+    'attn.to_qkv_mlp_proj',
+    'attn.to_out',
+)
+
 MODEL = {
     'path': text('black-forest-labs/FLUX.1-dev', 'Diffusers folder or Hugging Face id.'),
     'transformer_file': text(
@@ -38,11 +49,17 @@ MODEL = {
     ),
     'height': whole(512, 'Height of the image in pixels.', 8, 8192),
     'width': whole(512, 'Width of the image in pixels.', 8, 8192),
-    't5_length': whole(128, "T5's tokens per prompt.", 1, 8192),
+    't5_length': whole(
+        128,
+        'Tokens per prompt of T5 (FLUX.1, SD3.5) or of Qwen3 with its chat template (FLUX.2, which '
+        'was made with 512).',
+        1,
+        8192,
+    ),
     'guidance': number(
         3.5,
-        'FLUX: input of the guidance embedding. SD3.5: scale of classifier-free guidance; 1 = '
-        'none.',
+        'FLUX.1: input of the guidance embedding. Others: scale of classifier-free guidance; 1 = '
+        'none. A distilled FLUX.2 ignores it.',
         0,
         1000,
     ),

@@ -160,7 +160,10 @@ class DoubleBlock(nn.Module):
             (x, text), attended, ('ff', 'ff_context'), modulations
         ):
             each = each + gate[:, None] * out
-            normed = modulated_norm(attention.pin(self.attend, each), shift, scale, self.dtype)
+            normed = modulated_norm(each, shift, scale, self.dtype)
+            # If the norm's input is pinned instead, as in FLUX.1, XLA (jaxlib 0.10.2, two tokens on
+            # data x fsdp x tensor = 2 x 2 x 2) returns wrong gradients of the attention.
+            normed = attention.pin(self.attend, normed)
             out = FeedForward(self.width, self.adapters, self.dtype, name=name)(normed)
             streams.append(each + mlp_gate[:, None] * out)
         return tuple(streams), None

@@ -1,8 +1,8 @@
-"""What FLUX, Stable Diffusion 3 and Stable Diffusion 1 pipelines have in common: networks,
-tokenizers and a scheduler, behind one interface.
+"""What the pipelines of all families have in common: networks, tokenizers and a scheduler, behind
+one interface.
 
-The rest of the package uses `Pipeline` only; `flux`, `sd3` and `sd15` say how each family encodes
-and predicts. `folder` opens and writes folders.
+The rest of the package uses `Pipeline` only; `flux`, `flux2`, `sd3` and `sd15` say how each family
+encodes and predicts. `folder` opens and writes folders.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.layers import HIDDEN
 from densegrpo_jax.networks.lora import COLLECTION
-from densegrpo_jax.pipelines.tokenizers import tokenize
+from densegrpo_jax.pipelines.text_encoder import TextEncoder
+from densegrpo_jax.pipelines.weights import bfl
 
 # What the transformer gets of B prompts, by name; every pipeline declares its own arrays
 # (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
@@ -40,20 +41,6 @@ def take_rows(conditioning: Conditioning, rows) -> Conditioning:
     return {name: a[rows] for name, a in conditioning.items()}
 
 
-class TextEncoder(NamedTuple):
-    """A text encoder of a family, with its tokenizer.
-
-    component: key of `Pipeline.modules`. tokenizer: its folder. kind: its class in transformers.
-    chosen_length: whether its tokens per prompt are `Pipeline.text_length`; else the tokenizer says
-    how many.
-    """
-
-    component: str
-    tokenizer: str
-    kind: str
-    chosen_length: bool = False
-
-
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """Networks and settings without weights; the weights are a dict with the keys of `modules`.
@@ -64,7 +51,8 @@ class Pipeline:
       scheduler: scheduler_config.json.
       text_length: tokens per prompt of the encoder whose length can be chosen
         (`TextEncoder.chosen_length`), the configuration's `model.t5_length`.
-      configs: the config.json of every component, as read.
+      configs: the config.json of every component, as read, and at 'pipeline' the options in
+        model_index.json.
       sown: collects what the transformer sows in every evaluation; None: nothing is sown.
       sows: the collection: PROBE, of the attention's entropies, or HIDDEN, of the last states.
     """
@@ -84,6 +72,10 @@ class Pipeline:
     DENOISER: ClassVar[str] = 'transformer'
     SCHEDULER: ClassVar[str] = 'FlowMatchEulerDiscreteScheduler'
     TEXT_ENCODERS: ClassVar[tuple[TextEncoder, ...]]
+    # names of the transformer's layers in the original single files; None: Diffusers' names alone
+    ORIGINAL: ClassVar[bfl.Original | None] = None
+    # keys of model_index.json that are no components, with the values of absent ones
+    OPTIONS: ClassVar[dict[str, Any]] = {}
     # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
     GUIDANCE: ClassVar[str]
 
@@ -94,6 +86,11 @@ class Pipeline:
     @property
     def vae(self) -> vae.AutoencoderKL:
         return self.modules['vae']
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values of OPTIONS."""
+        return {**self.OPTIONS, **self.configs.get('pipeline', {})}
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -161,13 +158,20 @@ class Pipeline:
         return self.GUIDANCE == 'cfg' and guidance != 1
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """The input of `encode` for B prompts, arrays [B, ...]: token ids, int32 [B, L] per text
-        encoder, as the Diffusers pipeline makes them.
+        """The input of `encode` for B prompts, as the Diffusers pipeline makes it: what each text
+        encoder reads (`TextEncoder.tokenize`), one after the other.
         """
+        rows = zip(self.TEXT_ENCODERS, self.tokenizers, self.token_lengths)
         return tuple(
-            tokenize(tokenizer, prompts, length)
-            for tokenizer, length in zip(self.tokenizers, self.token_lengths)
+            array
+            for encoder, tokenizer, length in rows
+            for array in encoder.tokenize(tokenizer, prompts, length)
         )
+
+    def reads(self, text: str) -> bool:
+        """Whether some text encoder reads a prompt that begins with `text` to the end of it."""
+        rows = zip(self.TEXT_ENCODERS, self.tokenizers, self.token_lengths)
+        return any(encoder.reads(tokenizer, text, length) for encoder, tokenizer, length in rows)
 
     def encode(self, params: dict, *ids: jax.Array) -> Conditioning:
         """Conditioning of tokenised prompts; the names are those of `conditioning_shapes`."""
@@ -206,13 +210,28 @@ class Pipeline:
         """The inverse of `spatial`."""
         raise NotImplementedError
 
+    def to_vae(self, params: dict, latents: jax.Array, height: int, width: int) -> jax.Array:
+        """Latents at the end of a grid as the autoencoder decodes them: in its layout and scale."""
+        config = self.vae.config
+        return self.spatial(latents, height, width) / config.scaling_factor + (
+            config.shift_factor or 0.0
+        )
+
+    def from_vae(self, params: dict, z: jax.Array, height: int, width: int) -> jax.Array:
+        """The inverse of `to_vae`."""
+        config = self.vae.config
+        z = (z - (config.shift_factor or 0.0)) * config.scaling_factor
+        return self.from_spatial(z, height, width)
+
     def weight_rules(self) -> dict[str, list]:
         """The conversion table of every component."""
         raise NotImplementedError
 
     def original_layout(self, tensors: dict) -> dict:
         """Tensors of a single-file checkpoint of the transformer, by the names in its table."""
-        return tensors
+        if self.ORIGINAL is None or not bfl.is_original(tensors):
+            return tensors
+        return bfl.as_diffusers(tensors, self.transformer.config, self.ORIGINAL)
 
     def adapter_names(self) -> dict[str, str]:
         """Checkpoint name -> path of every layer of the transformer that may carry an adapter."""
@@ -354,20 +373,15 @@ class Pipeline:
         """Clean latents [B, ...] of images uint8 [B, height, width, 3]: the mean of the
         autoencoder's posterior.
         """
-        config = self.vae.config
         signed = images.astype(jnp.float32) / 127.5 - 1
         mean, _ = self.vae.apply({'params': params['vae']}, signed, method='encode')
-        z = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
-        return self.from_spatial(z, height, width)
+        return self.from_vae(params, mean, height, width)
 
     def decode_float(
         self, params: dict, latents: jax.Array, height: int, width: int
     ) -> tuple[jax.Array, jax.Array]:
         """As `decode`, before rounding: float32 in [0, 1], differentiable in the latents."""
-        config = self.vae.config
-        z = self.spatial(latents, height, width) / config.scaling_factor + (
-            config.shift_factor or 0.0
-        )
+        z = self.to_vae(params, latents, height, width)
         images = self.vae.apply({'params': params['vae']}, z, method='decode')
         finite = jnp.isfinite(images).all((1, 2, 3))
         return jnp.where(

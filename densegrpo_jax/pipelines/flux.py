@@ -10,7 +10,7 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, flux, t5, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.packing import (
     PATCH,
     latent_image_ids,
@@ -18,6 +18,7 @@ from densegrpo_jax.pipelines.packing import (
     token_grid,
     unpack_latents,
 )
+from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import bfl
 
 
@@ -35,6 +36,7 @@ class FluxPipeline(Pipeline):
         TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),
         TextEncoder('text_encoder_2', 'tokenizer_2', 'T5TokenizerFast', chosen_length=True),
     )
+    ORIGINAL = bfl.FLUX
     GUIDANCE = 'embedding'
 
     @classmethod
@@ -113,13 +115,6 @@ class FluxPipeline(Pipeline):
             'text_encoder': clip_text.weight_rules(self.modules['text_encoder'].scan),
             'text_encoder_2': t5.weight_rules(self.modules['text_encoder_2'].scan),
         }
-
-    def original_layout(self, tensors):
-        return (
-            bfl.as_diffusers(tensors, self.transformer.config)
-            if bfl.is_original(tensors)
-            else tensors
-        )
 
     def adapter_names(self):
         return flux.module_paths(self.transformer.config, self.transformer.scan)

@@ -16,7 +16,9 @@ from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import LoraConfig
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.chat import check_template
 from densegrpo_jax.pipelines.flux import FluxPipeline
+from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import check_vocabulary, load_tokenizers
@@ -25,7 +27,7 @@ from densegrpo_jax.pipelines.weights.hub import find_folder
 from densegrpo_jax.runtime.reading import missing, read_json
 
 PIPELINES: dict[str, type[Pipeline]] = {
-    cls.CLASS_NAME: cls for cls in (FluxPipeline, Sd3Pipeline, Sd15Pipeline)
+    cls.CLASS_NAME: cls for cls in (FluxPipeline, Flux2KleinPipeline, Sd3Pipeline, Sd15Pipeline)
 }
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
 # prefix of the keys in released CLIP folders; Transformers before 5 opens no others
@@ -183,13 +185,29 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
     configs = {
         component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX
     }
+    configs['pipeline'] = _options(folder / 'model_index.json', index, kind)
     tokenizers = load_tokenizers(folder, [(e.tokenizer, e.kind) for e in kind.TEXT_ENCODERS])
     for encoder, tokenizer in zip(kind.TEXT_ENCODERS, tokenizers):
         size = configs[encoder.component].get('vocab_size')
         if isinstance(size, int):
             check_vocabulary(tokenizer, size, f'{folder / encoder.tokenizer}')
+        if encoder.thinking is not None:
+            check_template(tokenizer, f'{folder / encoder.tokenizer}')
     scheduler = read('scheduler/scheduler_config.json', kind)
     return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
+
+
+def _options(path: pathlib.Path, index: dict, kind: type[Pipeline]) -> dict[str, Any]:
+    """The options of a kind in the parsed model_index.json at `path`. Raises ValueError if one is
+    of another type than its default.
+    """
+    given = {key: index[key] for key in kind.OPTIONS if key in index}
+    for key, value in given.items():
+        if type(value) is not type(kind.OPTIONS[key]):
+            raise ValueError(
+                f'{path}: {key} is {value!r}; expected {type(kind.OPTIONS[key]).__name__}'
+            )
+    return given
 
 
 def build_pipeline(
@@ -209,7 +227,7 @@ def build_pipeline(
 
     Args:
       text_length: tokens per prompt of the text encoder whose length can be chosen: T5 in FLUX.1
-        and SD3.5, which train here with 128.
+        and SD3.5, which train here with 128, and Qwen3 in FLUX.2.
       lora: which layers of the transformer carry adapters; the adapters themselves are not part of
         the pipeline.
       scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
@@ -249,7 +267,12 @@ def save_pipeline(
     index = {name: list(entry) for name, entry in sorted({**entries, **tokenizers}.items())}
     _write_json(
         folder / 'model_index.json',
-        {'_class_name': pipeline.CLASS_NAME, '_diffusers_version': '0.32.0', **index},
+        {
+            '_class_name': pipeline.CLASS_NAME,
+            '_diffusers_version': '0.32.0',
+            **pipeline.configs.get('pipeline', {}),
+            **index,
+        },
     )
     _write_json(folder / 'scheduler' / 'scheduler_config.json', pipeline.scheduler)
     for encoder, tokenizer in zip(pipeline.TEXT_ENCODERS, pipeline.tokenizers):

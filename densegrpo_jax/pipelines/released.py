@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.flux import FluxPipeline
+from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
@@ -82,6 +83,33 @@ _SD1_SCHEDULER = dict(
     skip_prk_steps=True,
 )
 
+
+def _klein(size: str, distilled: bool) -> tuple[type[Pipeline], dict, dict[str, dict]]:
+    """FLUX.2 [klein] of 4B, with Qwen3-4B, or of 9B, with Qwen3-8B."""
+    text = dict(num_hidden_layers=36, num_key_value_heads=8, rope_theta=1000000)
+    transformer, sizes = {
+        '4B': (
+            dict(num_layers=5, num_single_layers=20, num_attention_heads=24),
+            dict(hidden_size=2560, intermediate_size=9728),
+        ),
+        '9B': (
+            dict(num_layers=8, num_single_layers=24, num_attention_heads=32),
+            dict(hidden_size=4096, intermediate_size=12288),
+        ),
+    }[size]
+    joint = dict(joint_attention_dim=3 * sizes['hidden_size'], guidance_embeds=False)
+    return (
+        Flux2KleinPipeline,
+        _DYNAMIC_SHIFT,
+        dict(
+            transformer=transformer | joint,
+            vae={},
+            text_encoder=text | sizes,
+            pipeline=dict(is_distilled=distilled),
+        ),
+    )
+
+
 #: Hugging Face id -> (pipeline class, scheduler_config.json, config.json of every component).
 RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
     'black-forest-labs/FLUX.1-dev': (
@@ -104,6 +132,10 @@ RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
             text_encoder_2=_T5_XXL,
         ),
     ),
+    'black-forest-labs/FLUX.2-klein-4B': _klein('4B', distilled=True),
+    'black-forest-labs/FLUX.2-klein-base-4B': _klein('4B', distilled=False),
+    'black-forest-labs/FLUX.2-klein-9B': _klein('9B', distilled=True),
+    'black-forest-labs/FLUX.2-klein-base-9B': _klein('9B', distilled=False),
     'stabilityai/stable-diffusion-3.5-medium': (
         Sd3Pipeline,
         dict(shift=3.0),

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from densegrpo_jax.core import diffusion_path
 from densegrpo_jax.networks import attention, clip_text, unet, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.text_encoder import TextEncoder
 
 
 class Sd15Pipeline(Pipeline):

@@ -10,8 +10,9 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, sd3, t5, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline, TextEncoder
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.packing import token_grid
+from densegrpo_jax.pipelines.text_encoder import TextEncoder
 
 
 class Sd3Pipeline(Pipeline):

@@ -39,13 +39,17 @@ class Rule(NamedTuple):
 COLUMN = ('fsdp', 'tensor')
 ROW = (('tensor', 'fsdp'), None)
 
-# FLUX and SD3 transformers, T5, CLIP text and the autoencoder, by the names of their Diffusers and
-# Transformers modules.
+# FLUX and SD3 transformers, T5, CLIP text, Qwen3 and the autoencoders, by the names of their
+# Diffusers or Transformers modules.
 _COLUMN_LAYERS = (
     r'(to_q|to_k|to_v|add_[qkv]_proj|proj_mlp|net_0/proj|norm\w*/linear|linear_1|[xt]_embedder|context_embedder'
-    r'|SelfAttention/[qkv]|wi(_[01])?|[qkv]_proj|fc1)'
+    r'|to_qkv_mlp_proj|linear_in|\w+_modulation\w*/linear'
+    r'|SelfAttention/[qkv]|wi(_[01])?|[qkv]_proj|fc1|gate_proj|up_proj)'
 )
-_ROW_LAYERS = r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|SelfAttention/o|wo|out_proj|fc2)'
+_ROW_LAYERS = (
+    r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|linear_out'
+    r'|SelfAttention/o|wo|out_proj|fc2|o_proj|down_proj)'
+)
 
 RULES = (
     # Adapters: whole if an axis does not divide them. fsdp splits a dimension that is summed over:

@@ -95,16 +95,11 @@ def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
     model never learns what it should write.
     """
 
-    def reads(text: str, tokenizer, length: int) -> bool:
-        # A token has at least one byte; two are added at the ends.
-        return len(text.encode()) + 2 <= length or len(tokenizer(text).input_ids) <= length
-
-    encoders = list(zip(pipeline.tokenizers, pipeline.token_lengths))
     found = []
     for i, prompt in enumerate(prompts):
         if prompt.target and prompt.target in prompt.text:
             until = prompt.text[: prompt.text.index(prompt.target) + len(prompt.target)]
-            if not any(reads(until, *encoder) for encoder in encoders):
+            if not pipeline.reads(until):
                 found.append(i)
     return found
 

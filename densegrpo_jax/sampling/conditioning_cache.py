@@ -32,7 +32,7 @@ def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
     tokenizers = (encoder.tokenizer for encoder in pipeline.TEXT_ENCODERS)
     for name in (*pipeline.text_encoders, *tokenizers):
         for path in sorted((folder / name).rglob('*')):
-            if path.suffix in ('.json', '.safetensors', '.txt', '.model'):
+            if path.suffix in ('.json', '.safetensors', '.txt', '.model', '.jinja'):
                 with open(path, 'rb') as file:
                     digest = hashlib.file_digest(file, 'sha256').hexdigest()
                 total.update(f'{name}/{path.name} {digest}'.encode())

@@ -187,7 +187,10 @@ def export(
             widths = lora_files.output_widths(
                 names, pipeline.abstract_params(['transformer'])['transformer']
             )
-            filename, tensors = KOHYA_FILENAME, lora_files.kohya_tensors(layers, widths)
+            filename, tensors = (
+                KOHYA_FILENAME,
+                lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL),
+            )
         lora_files.write(
             out / filename,
             tensors,

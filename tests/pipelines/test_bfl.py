@@ -1,5 +1,5 @@
-"""FLUX.1's original single-file layout against Diffusers' own conversion, and loading a network
-from such a file.
+"""The original single-file layouts of FLUX.1 and FLUX.2 against Diffusers' own conversion, and
+loading a network from such a file.
 """
 
 import jax
@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from densegrpo_jax.networks import flux
-from densegrpo_jax.pipelines.folder import load_params, load_pipeline
+from densegrpo_jax.pipelines.folder import load_params, load_pipeline, open_pipeline
 from densegrpo_jax.pipelines.weights import bfl
 from densegrpo_jax.pipelines.weights.stored import Rows
 from tests import miniature
@@ -85,7 +85,7 @@ def test_equals_the_conversion_of_diffusers():
     want = convert_flux_transformer_checkpoint_to_diffusers(
         {k: torch.from_numpy(v) for k, v in original.items()}
     )
-    got = bfl.as_diffusers({bfl.PREFIX + k: Held(v) for k, v in original.items()}, config)
+    got = bfl.as_diffusers({bfl.PREFIX + k: Held(v) for k, v in original.items()}, config, bfl.FLUX)
     assert got.keys() == want.keys()
     for key, tensor in got.items():
         assert tuple(tensor.get_shape()) == tuple(want[key].shape)
@@ -112,7 +112,7 @@ def test_a_network_loads_from_one_file(tmp_path):
             return list(shapes[self.key])
 
     for name, view in bfl.as_diffusers(
-        {k: Recorder(k) for k in shapes}, pipeline.transformer.config
+        {k: Recorder(k) for k in shapes}, pipeline.transformer.config, bfl.FLUX
     ).items():
         source, ranges = (
             (view._tensor.key, view._ranges)
@@ -147,3 +147,65 @@ def test_a_network_loads_from_one_file(tmp_path):
         load_params(
             folder, pipeline, ('transformer',), transformer_file=tmp_path / 'absent.safetensors'
         )
+
+
+def flux2_original(config, rng):
+    """Random tensors with the names of FLUX.2's original release."""
+    width, head, mlp = config.hidden_dim, config.attention_head_dim, config.mlp_dim
+    shapes = {
+        'img_in': (width, config.in_channels),
+        'txt_in': (width, config.joint_attention_dim),
+        'time_in.in_layer': (width, config.timestep_guidance_channels),
+        'time_in.out_layer': (width, width),
+        'double_stream_modulation_img.lin': (6 * width, width),
+        'double_stream_modulation_txt.lin': (6 * width, width),
+        'single_stream_modulation.lin': (3 * width, width),
+        'final_layer.adaLN_modulation.1': (2 * width, width),
+        'final_layer.linear': (config.in_channels, width),
+    }
+    norms = []
+    for i in range(config.num_layers):
+        for s in ('img', 'txt'):
+            block = f'double_blocks.{i}.{s}'
+            shapes |= {
+                f'{block}_attn.qkv': (3 * width, width),
+                f'{block}_attn.proj': (width, width),
+                f'{block}_mlp.0': (2 * mlp, width),
+                f'{block}_mlp.2': (width, mlp),
+            }
+            norms.append(f'{block}_attn.norm')
+    for i in range(config.num_single_layers):
+        block = f'single_blocks.{i}'
+        shapes |= {
+            f'{block}.linear1': (3 * width + 2 * mlp, width),
+            f'{block}.linear2': (width, width + mlp),
+        }
+        norms.append(f'{block}.norm')
+    draw = lambda *shape: rng.standard_normal(shape, np.float32)
+    return {f'{name}.weight': draw(*shape) for name, shape in shapes.items()} | {
+        f'{name}.{which}_norm.scale': draw(head) for name in norms for which in ('query', 'key')
+    }
+
+
+@pytest.mark.parametrize('prefix', ['', bfl.PREFIX])
+def test_flux2_loads_from_one_file_as_diffusers_converts_it(prefix, tmp_path):
+    torch = pytest.importorskip('torch')
+    from diffusers.loaders.single_file_utils import (
+        convert_flux2_transformer_checkpoint_to_diffusers,
+    )
+
+    folder = miniature.random_klein(tmp_path / 'klein', double=2)
+    pipeline = open_pipeline(folder, text_length=16, scan=True)
+    original = flux2_original(pipeline.transformer.config, np.random.default_rng(0))
+    file = tmp_path / 'flux-2-klein.safetensors'
+    safetensors.numpy.save_file({prefix + k: v for k, v in original.items()}, file)
+    want = convert_flux2_transformer_checkpoint_to_diffusers(
+        {k: torch.from_numpy(v) for k, v in original.items()}
+    )
+    safetensors.numpy.save_file(
+        {k: np.ascontiguousarray(v.numpy()) for k, v in want.items()},
+        folder / 'transformer' / 'diffusion_pytorch_model.safetensors',
+    )
+    expected = load_params(folder, pipeline, ('transformer',))
+    found = load_params(folder, pipeline, ('transformer',), transformer_file=file)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.model_keys import FLUX_LORA_TARGETS, SD35_LORA_TARGETS
+from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS, FLUX_LORA_TARGETS, SD35_LORA_TARGETS
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
@@ -15,13 +15,14 @@ from tests import miniature
 
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
+TARGETS = {'flux': FLUX_LORA_TARGETS, 'klein': FLUX2_LORA_TARGETS, 'sd3': SD35_LORA_TARGETS}
+LENGTH = 24  # tokens of a prompt
 
 
 def opened(kind, folder, scan=False, targets=None):
     """(pipeline, params, adapters that change the picture, LoRA config)."""
-    targets = targets or (FLUX_LORA_TARGETS if kind == 'flux' else SD35_LORA_TARGETS)
-    config = LoraConfig(3, 6.0, targets)
-    pipeline, params = load_pipeline(folder, text_length=16, lora=config, scan=scan)
+    config = LoraConfig(3, 6.0, targets or TARGETS[kind])
+    pipeline, params = load_pipeline(folder, text_length=LENGTH, lora=config, scan=scan)
     adapters = init_adapters(
         config, pipeline.adapter_names(), params['transformer'], jax.random.key(0)
     )
@@ -34,7 +35,7 @@ def opened(kind, folder, scan=False, targets=None):
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp('pipelines')
-    return {'flux': miniature.random_flux(root / 'flux'), 'sd3': miniature.random_sd3(root / 'sd3')}
+    return {kind: getattr(miniature, f'random_{kind}')(root / kind) for kind in TARGETS}
 
 
 def our_latents(pipeline, params, adapters, noise, guidance=1.0):
@@ -49,40 +50,47 @@ def torch_latents(kind, folder, noise, lora=None):
     import diffusers
 
     torch.set_num_threads(1)
-    cls = diffusers.FluxPipeline if kind == 'flux' else diffusers.StableDiffusion3Pipeline
-    pipe = cls.from_pretrained(str(folder), torch_dtype=torch.float32)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:
         pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
-    given = (
-        torch.tensor(np.asarray(noise))
-        if kind == 'flux'
-        else torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
-    )
+    given = torch.tensor(np.asarray(noise))
+    if kind == 'klein':
+        given = given.reshape(1, SIZE[0] // 16, SIZE[1] // 16, -1)
+    if kind != 'flux':
+        given = given.permute(0, 3, 1, 2)
     out = pipe(
         prompt=PROMPT,
         height=SIZE[0],
         width=SIZE[1],
         num_inference_steps=3,
         guidance_scale=1.0,
-        max_sequence_length=16,
+        max_sequence_length=LENGTH,
         latents=given,
         output_type='latent',
     ).images
     return out.numpy() if kind == 'flux' else out.permute(0, 2, 3, 1).numpy()
 
 
+def as_torch_returns(kind, pipeline, params, latents):
+    """Flux2KleinPipeline returns latents in the autoencoder's layout and scale."""
+    return pipeline.to_vae(params, latents, *SIZE) if kind == 'klein' else latents
+
+
 def close(got, want):
     return np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
-@pytest.mark.parametrize('kind, layout', [('flux', 'peft'), ('flux', 'kohya'), ('sd3', 'peft')])
+@pytest.mark.parametrize(
+    'kind, layout',
+    [('flux', 'peft'), ('flux', 'kohya'), ('sd3', 'peft'), ('klein', 'peft'), ('klein', 'kohya')],
+)
 def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_path):
     # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers
     # looks at those.
     targets = (
         tuple(rf'transformer_blocks\.\d+\.{t}' for t in FLUX_LORA_TARGETS)
-        if layout == 'kohya'
+        if (kind, layout) == ('flux', 'kohya')
         else None
     )
     pipeline, params, adapters, config = opened(kind, folders[kind], targets=targets)
@@ -92,11 +100,12 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
         tensors = lora_files.peft_tensors(layers)
     else:
         widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
-        tensors = lora_files.kohya_tensors(layers, widths)
+        tensors = lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL)
     lora_files.write(tmp_path / lora_reading.FILENAME, tensors)
     ours = our_latents(pipeline, params, adapters, noise)
     assert not close(our_latents(pipeline, params, None, noise), ours)  # the adapters matter
-    assert close(torch_latents(kind, folders[kind], noise, tmp_path / lora_reading.FILENAME), ours)
+    theirs = torch_latents(kind, folders[kind], noise, tmp_path / lora_reading.FILENAME)
+    assert close(theirs, as_torch_returns(kind, pipeline, params, ours))
 
 
 def test_kohya_joins_layers(folders):
@@ -106,7 +115,7 @@ def test_kohya_joins_layers(folders):
     pipeline, params, adapters, config = opened('flux', folders['flux'])
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
     widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
-    tensors = lora_files.kohya_tensors(layers, widths)
+    tensors = lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL)
     key, block = 'lora_unet_single_blocks_0_linear1', 'single_transformer_blocks.0'
     joined = tensors[f'{key}.lora_up.weight'] @ tensors[f'{key}.lora_down.weight']
     parts = [up @ down for down, up in (layers[f'{block}.attn.to_{p}'] for p in 'qkv')]
@@ -127,11 +136,13 @@ def test_merged_weights_are_the_adapted_network(scan, folders, tmp_path):
     }
     assert close(our_latents(pipeline, merged, None, noise), want)
     save_pipeline(tmp_path / 'merged', pipeline, merged)
-    again, read = load_pipeline(tmp_path / 'merged', text_length=16)
+    again, read = load_pipeline(tmp_path / 'merged', text_length=LENGTH)
     assert close(our_latents(again, read, None, noise), want)
 
 
-@pytest.mark.parametrize('kind, scan', [('flux', False), ('flux', True), ('sd3', True)])
+@pytest.mark.parametrize(
+    'kind, scan', [('flux', False), ('flux', True), ('sd3', True), ('klein', True)]
+)
 def test_reads_what_it_writes(kind, scan, folders, tmp_path):
     pipeline, params, adapters, config = opened(kind, folders[kind], scan)
     names = pipeline.adapter_names()
@@ -171,4 +182,6 @@ def test_what_does_not_fit_is_named(folders, tmp_path):
         odd = {**layers, first: (layers[first][0][:, 1:], layers[first][1])}
         lora_files.from_layers(odd, names, config, adapters)
     with pytest.raises(ValueError, match='peft layout'):
-        lora_files.kohya_tensors({'x_embedder': layers[first]}, {})
+        lora_files.kohya_tensors({'x_embedder': layers[first]}, {}, pipeline.ORIGINAL)
+    with pytest.raises(ValueError, match='peft layout'):
+        lora_files.kohya_tensors(layers, {}, None)

@@ -9,6 +9,7 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -38,6 +39,8 @@ BRANCHES = {
     'plan.strides': (1, 2),
     'loss.beta': 0.0,
 }
+# FLUX.2 [klein], whose fused layers are cut across their parts.
+KLEIN = {'model.t5_length': 24, 'model.guidance': 1.0, 'lora.targets': FLUX2_LORA_TARGETS}
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 
 
@@ -94,14 +97,18 @@ class Iteration:
 
 @pytest.fixture(
     scope='module',
-    params=[{}, pytest.param(BRANCHES, marks=pytest.mark.slow)],
-    ids=['trajectories', 'branches'],
+    params=[
+        pytest.param((miniature.random_flux, {}), id='trajectories'),
+        pytest.param((miniature.random_flux, BRANCHES), id='branches', marks=pytest.mark.slow),
+        pytest.param((miniature.random_klein, KLEIN), id='klein'),
+    ],
 )
 def one(tmp_path_factory, request):
     """Configuration; one device's pictures, transitions (on the host), loss and gradients."""
     config = tiny_ocr.get_config()
-    config.update_from_flattened_dict({**SMALL, **request.param})
-    config.model.path = str(miniature.random_flux(tmp_path_factory.mktemp('flux')))
+    write, changes = request.param
+    config.update_from_flattened_dict({**SMALL, **changes})
+    config.model.path = str(write(tmp_path_factory.mktemp('model')))
     alone = Iteration(config, (1, 1, 1), jax.devices()[:1])
     images, batch = alone.sample()
     batch = jax.device_get(batch)

@@ -149,24 +149,27 @@ def output_widths(names: dict[str, str], base: dict) -> dict[str, int]:
 
 
 def kohya_tensors(
-    layers: dict[str, tuple[np.ndarray, np.ndarray]], widths: dict[str, int]
+    layers: dict[str, tuple[np.ndarray, np.ndarray]],
+    widths: dict[str, int],
+    original: bfl.Original | None,
 ) -> dict[str, np.ndarray]:
     """Keys as kohya's FLUX scripts write them:
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
-    They are the names of FLUX's original release (`bfl.STACKS`) with underscores. Layers that are
+    They are the names of the original releases with underscores. Layers that are
     one layer there are joined: downs stacked, ups on the diagonal of one matrix, zeros for layers
     without an adapter. alpha is the joined rank.
 
     Args:
       layers: of a FLUX transformer.
       widths: from `output_widths`.
+      original: `Pipeline.ORIGINAL`.
 
     Raises:
       ValueError: the layout has no name for a layer.
     """
     tensors, used = {}, set()
-    for stack, (source, table, _) in bfl.STACKS.items():
+    for stack, (source, table, _) in original.stacks.items() if original else ():
         for i in sorted({int(m[1]) for n in layers if (m := re.match(rf'{source}\.(\d+)\.', n))}):
             for target, members in table.items():
                 names = [f'{source}.{i}.{member}' for member in members]

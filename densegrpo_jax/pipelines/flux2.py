@@ -1,0 +1,154 @@
+"""FLUX.2 [klein]: packed and normalised latents, three layers of Qwen3 side by side;
+classifier-free guidance for base models, none for distilled ones.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.core.schedules import sigmas_from_scheduler
+from densegrpo_jax.networks import flux2, qwen3, vae_flux2
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.packing import (
+    PATCH,
+    latent_image_ids,
+    pack_latents,
+    token_grid,
+    unpack_latents,
+)
+from densegrpo_jax.pipelines.text_encoder import TextEncoder
+from densegrpo_jax.pipelines.weights import bfl
+
+
+class Flux2KleinPipeline(Pipeline):
+    """Latents are packed: [B, (height / 16) (width / 16), 128].
+
+    The transformer gets no mask: it attends to the padding of a prompt, as in Diffusers, so the
+    number of tokens (512 there) is part of the conditioning.
+    """
+
+    CLASS_NAME = 'Flux2KleinPipeline'
+    INDEX = {
+        'transformer': ('diffusers', flux2.CLASS_NAME),
+        'vae': ('diffusers', vae_flux2.CLASS_NAME),
+        'text_encoder': ('transformers', 'Qwen3ForCausalLM'),
+    }
+    TEXT_ENCODERS = (
+        TextEncoder(
+            'text_encoder', 'tokenizer', 'Qwen2TokenizerFast', chosen_length=True, thinking=False
+        ),
+    )
+    ORIGINAL = bfl.FLUX2
+    OPTIONS = {'is_distilled': False}
+    GUIDANCE = 'cfg'
+    # whose states are the conditioning: a quarter, half and three quarters of Qwen3's 36
+    TEXT_LAYERS = (9, 18, 27)
+
+    @classmethod
+    def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
+        transformer = flux2.Flux2Config.from_json(configs['transformer'])
+        autoencoder = vae_flux2.Flux2VaeConfig.from_json(configs['vae'])
+        text = qwen3.Qwen3Config.from_json(configs['text_encoder'])
+        count = len(cls.TEXT_LAYERS)
+        wanted = {
+            'joint_attention_dim': (
+                count * text.hidden_size,
+                f"{count} layers of the text encoder's hidden_size={text.hidden_size}",
+            ),
+            'in_channels': (
+                autoencoder.packed_channels,
+                f"2x2 of the autoencoder's latent_channels={autoencoder.latent_channels}",
+            ),
+            'guidance_embeds': (False, 'the guidance of klein is no input of the network'),
+        }
+        for key, (value, reason) in wanted.items():
+            if (found := getattr(transformer, key)) != value:
+                raise ValueError(
+                    f'transformer config: {key}={found!r}, expected {value!r}: {reason}'
+                )
+        encoder = qwen3.Qwen3Encoder(text, cls.TEXT_LAYERS, dtype=dtype)
+        encoder.chosen()  # that there are as many layers
+        return {
+            'transformer': flux2.Flux2Transformer(
+                transformer, scan=scan, remat=remat, lora=lora, dtype=dtype, attend=attend
+            ),
+            'vae': vae_flux2.AutoencoderKLFlux2(autoencoder),
+            'text_encoder': encoder,
+        }
+
+    def sigmas(self, num_steps, height, width):
+        rows, cols = token_grid(height, width)
+        return sigmas_from_scheduler(self.scheduler, num_steps, rows * cols, pipeline='flux2')
+
+    def latent_shape(self, height, width):
+        rows, cols = token_grid(height, width)
+        return rows * cols, self.transformer.config.in_channels
+
+    @property
+    def text_tokens(self):
+        return self.text_length
+
+    def conditioning_shapes(self, batch):
+        shape = batch, self.text_tokens, self.transformer.config.joint_attention_dim
+        return {'context': jax.ShapeDtypeStruct(shape, self.transformer.dtype)}
+
+    def takes_negative(self, guidance):
+        """A distilled model ignores guidance."""
+        return super().takes_negative(guidance) and not self.options['is_distilled']
+
+    def encode(self, params: dict, ids: jax.Array, mask: jax.Array) -> Conditioning:
+        """The chosen layers' states of a token, side by side."""
+        states = self.modules['text_encoder'].apply({'params': params['text_encoder']}, ids, mask)
+        return {'context': states.reshape(*states.shape[:2], -1)}
+
+    def network_fn(self, base, adapters, conditioning, guidance, height, width):
+        del guidance
+        text = conditioning['context']
+        # Positions are (time, row, column, place in the text).
+        places = np.zeros((text.shape[1], 4))
+        places[:, 3] = np.arange(text.shape[1])
+        image = np.pad(latent_image_ids(height, width), ((0, 0), (0, 1)))
+        rope = flux2.rope_tables(np.concatenate([places, image]), self.transformer.config)
+        return lambda x, s: self.apply_transformer(base, adapters, x, text, s, None, rope)
+
+    def image_tokens(self, height, width):
+        return self.latent_shape(height, width)[0]
+
+    def spatial(self, latents, height, width):
+        return unpack_latents(latents, height, width)
+
+    def from_spatial(self, z, height, width):
+        return pack_latents(z)
+
+    def _statistics(self, params: dict) -> tuple[jax.Array, jax.Array]:
+        return self.vae.apply({'params': params['vae']}, method='statistics')
+
+    def to_vae(self, params, latents, height, width):
+        mean, deviation = self._statistics(params)
+        return self.spatial(latents * deviation + mean, height, width)
+
+    def from_vae(self, params, z, height, width):
+        mean, deviation = self._statistics(params)
+        return (self.from_spatial(z, height, width) - mean) / deviation
+
+    def weight_rules(self):
+        return {
+            'transformer': flux2.weight_rules(self.transformer.config, self.transformer.scan),
+            'vae': vae_flux2.weight_rules(),
+            'text_encoder': qwen3.weight_rules(self.modules['text_encoder'].scan),
+        }
+
+    def adapter_names(self):
+        return flux2.module_paths(self.transformer.config, self.transformer.scan)
+
+    def example_inputs(self, name):
+        if name == 'transformer':
+            c = self.transformer.config
+            x, text = jnp.zeros((1, 1, c.in_channels)), jnp.zeros((1, 1, c.joint_attention_dim))
+            return x, text, jnp.zeros(1), None, (jnp.zeros((2, c.attention_head_dim)),) * 2
+        if name == 'vae':
+            side = self.vae.config.downscale * PATCH
+            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
+        return jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
