@@ -6,7 +6,8 @@ import logging as std_logging
 
 from absl import logging
 
-CHATTER = ('orbax', 'jax', 'jaxlib', 'flax')
+# the last two are the Hub's HTTP library, which tells of every request
+CHATTER = ('orbax', 'jax', 'jaxlib', 'flax', 'httpx', 'httpx2')
 
 
 class _Plain(std_logging.Formatter):

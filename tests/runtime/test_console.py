@@ -12,8 +12,8 @@ def main(_):
     console.start()
     logging.info('ours %d', 1)
     logging.error('wrong')
-    for level in (std.INFO, std.WARNING):
-        path = '/x/site-packages/orbax/a.py'
+    for level, name in ((std.INFO, 'orbax'), (std.INFO, 'httpx2'), (std.WARNING, 'orbax')):
+        path = f'/x/site-packages/{name}/a.py'
         record = std.LogRecord('absl', level, path, 1, f'library {level}', (), None)
         logging.get_absl_handler().handle(record)
 
