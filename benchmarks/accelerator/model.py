@@ -1,35 +1,15 @@
 """(b, c) A model with random weights: every phase of an iteration, its seconds to compile and to
-run, its share of the chip's peak, its memory; and Diffusers under torch.compile on the same shapes.
+run, its share of the chip's peak, its memory. `beside` measures Diffusers on the same shapes.
 """
 
 from __future__ import annotations
-
-import subprocess
 
 from benchmarks.accelerator.device import facts
 from benchmarks.accelerator.record import Record, arguments
 from benchmarks.accelerator.setting import configuration, peak_gib, session_of, too_small
 from benchmarks.phases import PHASES, phases
-from benchmarks.torch_models import available, run_torch
 
-TORCH = 'torch'
 MEMORY = 'peak memory'
-
-
-def torch_rows(record: Record, config, small: bool, repeat: int) -> None:
-    """Diffusers' seconds, or the reason why there are none. Before JAX takes the memory."""
-    if TORCH in record or any(name.startswith('torch: ') for name in record.rows):
-        return
-    if not available():
-        record.add(TORCH, missing='torch or diffusers is not installed: nothing to compare with')
-        return
-    try:
-        found = run_torch(config, small, repeat, compile=not small, timeout=None if small else 240)
-    except (subprocess.SubprocessError, ValueError) as error:
-        record.add(TORCH, missing=f'it failed: {str(error).splitlines()[0][:200]}')
-        return
-    for name in (name for name, row in found.items() if isinstance(row, dict)):
-        record.add(f'torch: {name}', how=found['how'], **found[name])
 
 
 def main() -> None:
@@ -64,7 +44,6 @@ def main() -> None:
     if MEMORY not in record:
         held = peak_gib() or max(record.rows[name]['gib'] for name in PHASES)
         record.add(MEMORY, gib=held, fits_80_gb=held <= 74.0)
-    torch_rows(record, config, small, repeat)
     record.finish()
 
 

@@ -112,7 +112,7 @@ def _beside_torch(model: str, rows: Mapping[str, dict]) -> Aim:
 
 
 def table(found: Mapping[str, dict], left_out: Mapping[str, str]) -> str:
-    """Every row of every step, then the steps that were left out, then the aims."""
+    """Every row of every step, then the steps that were left out."""
     lines = []
     for name, document in found.items():
         state = '' if document['done'] else ' (stopped: run it again for the rest)'
@@ -125,9 +125,13 @@ def table(found: Mapping[str, dict], left_out: Mapping[str, str]) -> str:
             )
             lines.append(f'    {row:34s} {shown}')
     lines += [f'{name}: left out, {reason}' for name, reason in left_out.items()]
-    lines += ['', 'aims']
-    lines += [f'    {aim.verdict:12s} {aim.text}  {aim.found}'.rstrip() for aim in aims(found)]
     return '\n'.join(lines)
+
+
+def verdicts(found: Mapping[str, dict]) -> str:
+    """The aims, met or not."""
+    lines = [f'    {aim.verdict:12s} {aim.text}  {aim.found}'.rstrip() for aim in aims(found)]
+    return '\n'.join(['aims', *lines])
 
 
 def line(facts: Mapping, found: Mapping[str, dict]) -> str:
@@ -145,7 +149,7 @@ def line(facts: Mapping, found: Mapping[str, dict]) -> str:
         if name.endswith(f'_{mode}')
         for row in document['rows'].values()
     )
-    verdicts = [aim.verdict for aim in aims(found)]
+    judged = [aim.verdict for aim in aims(found)]
     hidden = _rows(found, 'd').get('hidden')
     cells = (
         f'{facts["count"]} x {facts["device"]}, jax {facts["jax"]}',
@@ -155,6 +159,6 @@ def line(facts: Mapping, found: Mapping[str, dict]) -> str:
         share('c', UPDATE, '512'),
         '-' if hidden is None else f'{hidden["hidden"]:.0%}',
         f'{compiling(QUICK):.0f} s',
-        f'{verdicts.count(MET)} met, {verdicts.count(MISSED)} not, {verdicts.count(OPEN)} open',
+        f'{judged.count(MET)} met, {judged.count(MISSED)} not, {judged.count(OPEN)} open',
     )
     return f'| {" | ".join(cells)} |'
