@@ -59,10 +59,10 @@ def names_of(report_to: str) -> list[str]:
     for i, name in enumerate(names):
         if name not in TRACKERS:
             close = difflib.get_close_matches(name, TRACKERS, 1)
-            hint = f'; did you mean {close[0]!r}?' if close else ''
+            hint = f'did you mean {close[0]!r}? Expected' if close else 'expected'
             known = ', '.join(map(repr, TRACKERS))
             raise ValueError(
-                f'log.report_to={report_to!r}: there is no tracker {name!r}{hint}; expected some '
+                f'log.report_to={report_to!r}: there is no tracker {name!r}; {hint} some '
                 f'of {known} with commas between them, or nothing'
             )
         if name in names[:i]:
