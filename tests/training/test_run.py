@@ -133,10 +133,8 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     uninterrupted one.
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
-    quick = '--xla_backend_optimization_level=0'  # five processes compile
-    start = lambda workdir, **how: command(
-        folder, workdir, '--config.iterations=4', flags=quick, **how
-    )
+    how = dict(flags='--xla_backend_optimization_level=0', cache=tmp_path / 'compiled')
+    start = lambda workdir, **more: command(folder, workdir, '--config.iterations=4', **how, **more)
 
     def ends(code, number, method, step=None):
         config = tmp_path / f'{method}.py'
@@ -145,6 +143,7 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
         _, log = process.communicate()
         assert process.returncode == code, log
 
+    finished(start(tmp_path / 'first'))  # compiles what the others read back
     finished(start(straight))
     ends(-signal.SIGKILL, signal.SIGKILL, 'save', 2)  # while it saves
     ends(-signal.SIGKILL, signal.SIGKILL, 'restore_latest')  # before anything is compiled
