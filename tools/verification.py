@@ -32,6 +32,10 @@ class Verified(NamedTuple):
 _PLANS = '[plans](scaling.md#plans)'
 _SHAPES = '[shapes](results/shapes/README.md)'
 _OPENED = 'opened and validated in tests/docs/test_recipes_page.py'
+_KLEIN = (
+    'an iteration on small random weights in tests/training/test_klein_recipes.py; planned at full '
+    "size with the CPU's compiler"
+)
 _CLAIMS = '[claims of the paper](results/reproduction/README.md)'
 RECIPES = {
     'claims_geneval': Verified(
@@ -43,6 +47,9 @@ RECIPES = {
         '[96 samples](results/reproduction/96_samples/README.md); also on [one H200]'
         '(results/gpu.md)',
     ),
+    'flux2_klein_geneval': Verified(VALIDATED, _OPENED),
+    'flux2_klein_ocr': Verified(VALIDATED, f'{_OPENED}; {_KLEIN}'),
+    'flux2_klein_pickscore': Verified(VALIDATED, f'{_OPENED}; {_KLEIN}'),
     'flux_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
     'flux_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
@@ -122,8 +129,8 @@ HARDWARE = (
         'flags are read; the plans on the pages were made by such commands',
     ),
     Hardware(
-        'recipes `flux_*`, `sd35_*`, `sd15_*`',
-        r'(flux|sd35|sd15)_\w+',
+        'recipes `flux_*`, `flux2_*`, `sd35_*`, `sd15_*`',
+        r'(flux2?|sd35|sd15)_\w+',
         'an accelerator, and the released weights',
         'flags and keys are read; levels of the recipes above',
     ),

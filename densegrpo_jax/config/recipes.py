@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.model_keys import SD35_LORA_TARGETS
+from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS, SD35_LORA_TARGETS
 
 
 def sd35(c):
@@ -15,6 +15,30 @@ def sd35(c):
     c.credit.std = 'global'
     c.loss.kl_form = 'flow_grpo'
     c.eval.update(every=60, steps=40)
+    return c
+
+
+def klein(c):
+    """Turns the defaults into settings for the distilled FLUX.2-klein-4B: its own four steps,
+    without guidance, dense credit.
+    """
+    c.model.update(
+        path='black-forest-labs/FLUX.2-klein-4B', height=512, width=512, t5_length=512, guidance=1.0
+    )
+    c.lora.update(rank=64, alpha=128.0, targets=FLUX2_LORA_TARGETS)
+    c.rollout.update(steps=4, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
+    c.eval.update(every=30, steps=4, shown=16)
+    return c
+
+
+def klein_base(c):
+    """Turns the defaults into settings for FLUX.2-klein-base-4B: ten steps with classifier-free
+    guidance, dense credit.
+    """
+    klein(c)
+    c.model.update(path='black-forest-labs/FLUX.2-klein-base-4B', guidance=4.0)
+    c.rollout.update(steps=10, kernel='sde', noise='flow_grpo', level=0.7)
+    c.eval.update(steps=28)
     return c
 
 

@@ -60,6 +60,9 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
     variant = parse(text)
     if variant.method is not None:
         apply_method(config, variant.method)
+        # A method's completions of five steps are whole ones in a recipe of four.
+        steps = min(config.credit.completion_steps, config.rollout.steps)
+        config.credit.completion_steps = steps
         reset_unread(config)  # options of the parts that the method has replaced
     if (count := variant.devices or devices) is not None:
         fit(config, count, samples=samples, transitions=transitions)

@@ -1,0 +1,30 @@
+"""FLUX.2 [klein] learns to compose: DenseGRPO with GenEval at 512 px on the distilled four-step
+model.
+
+    python -m densegrpo_jax.main --config=configs/flux2_klein_geneval.py:devices=8 \\
+        --workdir=runs/flux2_klein_geneval \\
+        --config.data.train=train_metadata.jsonl --config.data.eval=test_metadata.jsonl
+
+Prompts and reward are those of flux_geneval.py, which says how the reward is served on a GPU of its
+own. Settings: as flux2_klein_ocr.py, except for the reward and its normalisation.
+Hardware: written for devices with 80 GiB; not measured on any.
+Expected cost and memory: those of flux2_klein_ocr.py; the reward's GPU is not counted.
+Expected score: none is claimed; no paper has such a run.
+"""
+
+from densegrpo_jax.config.recipes import klein
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.variants import apply
+from densegrpo_jax.rewards.local.geneval_detector import CLIP, MASK2FORMER
+
+
+def get_config(variant: str = ''):
+    c = klein(default_config())
+    c.label = 'FLUX.2-klein-4B, GenEval, dense credit'
+    c.credit.std = 'global'
+    c.reward = {
+        'geneval': {'weight': 1.0, 'mask2former': MASK2FORMER, 'clip': CLIP, 'torch_device': 'auto'}
+    }
+    c.eval.best = 'geneval_correct'  # GenEval's accuracy, not the partial score that is trained on
+    c.data.update(train='train_metadata.jsonl', eval='test_metadata.jsonl')
+    return apply(c, variant, samples=24, transitions=3)

@@ -1,0 +1,58 @@
+"""The FLUX.2 [klein] recipes on a small random folder: the distilled model with its own four steps,
+and the base model with classifier-free guidance.
+"""
+
+import json
+
+import jax
+import pytest
+
+from configs import flux2_klein_ocr, flux2_klein_pickscore
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+
+SMALL = {
+    'iterations': 1,
+    'model.height': 32,
+    'model.width': 64,
+    'model.t5_length': 24,
+    'model.dtype': 'float32',
+    'rollout.prompts': 2,
+    'rollout.group': 2,
+    'rollout.prompts_per_batch': 2,
+    'optim.microbatch': 4,
+    'eval.batch': 2,
+    'eval.steps': 2,
+    'eval.shown': 2,
+    'data.train': 'tiny',
+    'data.eval': 'tiny',
+    'data.eval_prompts': 2,
+}
+# A guidance of 4 is ignored by a distilled model.
+CASES = {
+    'distilled': (flux2_klein_ocr, {'model.guidance': 4.0}, 4 * (4 + 3 + 2 + 1)),
+    'base': (flux2_klein_pickscore, {'rollout.steps': 3}, 2 * 4 * (3 + 2 + 1)),
+}
+
+
+@pytest.mark.parametrize('case', ['distilled', pytest.param('base', marks=pytest.mark.slow)])
+def test_runs_on_a_small_folder(case, tmp_path):
+    recipe, changes, evaluations = CASES[case]
+    folder = miniature.random_klein(tmp_path / 'model', distilled=case == 'distilled', scale=1.0)
+    config = recipe.get_config()
+    config.model.path = str(folder)
+    config.reward = {'jpeg': {'weight': 1.0}}
+    config.update_from_flattened_dict(SMALL | changes)
+    run(
+        config,
+        tmp_path / 'run',
+        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
+        StopRequest(),
+    )
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    first = json.loads(lines[1])
+    assert first['train/ratio_deviation_first'] <= 1e-6
+    assert first['train/nfe'] == evaluations
+    assert first['train/grad_norm'] > 0
