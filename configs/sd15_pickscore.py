@@ -14,9 +14,9 @@ DDIM of 10 steps is still coarse. Groups, beta and the batch are those of sd35_p
 Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: 0.36 H100-hours per iteration, 290 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
-Memory: 2.3 GiB of weights and optimiser on every device, 34 GiB more while it samples and 49 while
-it updates (the CPU compiler's estimates; the U-Net keeps its activations, so few transitions are
-re-scored together), and 3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16).
+Memory: 40.7 GiB while it samples and 11.9 while it updates, weights and optimiser included (planned
+by the compiler for eight H100; the U-Net keeps its activations, so few transitions are re-scored
+together), and 3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16).
 Expected score: above the base's; the paper shows a curve without a number.
 """
 

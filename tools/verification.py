@@ -56,13 +56,10 @@ RECIPES = {
     'reward_server': Verified(
         RESULT, 'serves scores over HTTP in tests/rewards/test_remote.py; nothing is trained'
     ),
-    'sd15_pickscore': Verified(
-        VALIDATED,
-        f'{_OPENED}; compiled at full size for CPU devices, [slow tests](results/slow_tests.md)',
-    ),
-    'sd35_geneval': Verified(VALIDATED, _OPENED),
+    'sd15_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
+    'sd35_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'sd35_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
-    'sd35_pickscore': Verified(VALIDATED, _OPENED),
+    'sd35_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'sd35_pickscore_1024': Verified(VALIDATED, _OPENED),
     'tiny_geneval': Verified(RESULT, _SHAPES),
     'tiny_ocr': Verified(RESULT, '[demo](results/demo/README.md), three seeds'),
