@@ -1,5 +1,5 @@
-"""Small random FLUX, FLUX.2, SD3.5 and SD1.5 folders for tests: the real layout, no training, no
-torch.
+"""Small random FLUX, FLUX.2, Z-Image, SD3.5 and SD1.5 folders for tests: the real layout, no
+training, no torch.
 """
 
 import json
@@ -12,6 +12,7 @@ from densegrpo_jax.pipelines.folder import build_pipeline, save_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import TOKENIZERS, load_tokenizers
+from densegrpo_jax.pipelines.zimage import ZImagePipeline
 from tests.qwen_folder import random_tokenizer
 from tools.make_miniature.components import SCHEDULER
 
@@ -237,6 +238,44 @@ def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3
     configs = json.loads(json.dumps(configs | {'pipeline': {'is_distilled': distilled}}))
     pipeline = build_pipeline(
         configs, SCHEDULER, (tokenizer,), kind=Flux2KleinPipeline, text_length=24
+    )
+    return _write(folder, pipeline, seed, scale)
+
+
+def random_zimage(folder, *, layers=2, seed=0, scale=1.0):
+    """Writes a Z-Image folder of some ten thousand parameters and returns its path."""
+    tokenizer = random_tokenizer()
+    vae, _, _ = text_and_vae_configs(*load_tokenizers(TOKENIZERS))
+    text = dict(
+        model_type='qwen3',
+        vocab_size=len(tokenizer),
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
+        tie_word_embeddings=True,
+    )
+    transformer = dict(
+        _class_name='ZImageTransformer2DModel',
+        all_patch_size=[2],
+        all_f_patch_size=[1],
+        in_channels=16,
+        dim=24,
+        n_layers=layers,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=12,
+        axes_dims=[4, 4, 4],
+        axes_lens=[128, 32, 32],
+    )
+    configs = json.loads(json.dumps(dict(transformer=transformer, vae=vae, text_encoder=text)))
+    pipeline = build_pipeline(
+        configs, SD3_SCHEDULER, (tokenizer,), kind=ZImagePipeline, text_length=24
     )
     return _write(folder, pipeline, seed, scale)
 

@@ -14,6 +14,12 @@ import pytest
 _PLACES = (
     # Frequencies, which are multiplied by times of up to 1,000 and guidance of thousands.
     ('diffusers.models.embeddings', '', 'get_timestep_embedding', 'exp'),
+    (
+        'diffusers.models.transformers.transformer_z_image',
+        'TimestepEmbedder',
+        'timestep_embedding',
+        'exp',
+    ),
     # A logarithm that is truncated to an integer, which it is exactly at powers of two.
     ('transformers.models.t5.modeling_t5', 'T5Attention', '_relative_position_bucket', 'log'),
 )

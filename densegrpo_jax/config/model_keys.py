@@ -40,6 +40,12 @@ FLUX2_LORA_TARGETS = (
     'attn.to_out',
 )
 
+# On Z-Image: attention and feed-forward of all blocks.
+ZIMAGE_LORA_TARGETS = (
+    *(f'attention.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')),
+    *(f'feed_forward.w{i}' for i in (1, 2, 3)),
+)
+
 MODEL = {
     'path': text('black-forest-labs/FLUX.1-dev', 'Diffusers folder or Hugging Face id.'),
     'transformer_file': text(
@@ -51,8 +57,8 @@ MODEL = {
     'width': whole(512, 'Width of the image in pixels.', 8, 8192),
     't5_length': whole(
         128,
-        'Tokens per prompt of T5 (FLUX.1, SD3.5) or of Qwen3 with its chat template (FLUX.2, which '
-        'was made with 512).',
+        'Tokens per prompt of T5 (FLUX.1, SD3.5) or of Qwen3 with its chat template (FLUX.2, '
+        'Z-Image), which were made with 512.',
         1,
         8192,
     ),

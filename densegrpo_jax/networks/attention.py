@@ -43,6 +43,57 @@ def xla(q, k, v):
     return out.reshape(*out.shape[:2], -1)
 
 
+@jax.checkpoint
+def xla_prefix(q, k, v, lengths):
+    """As `xla`, over the first lengths [B] keys of every sample."""
+    logits = (
+        jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
+        * q.shape[-1] ** -0.5
+    )
+    seen = jnp.arange(k.shape[1]) < lengths[:, None]
+    logits = jnp.where(seen[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def over_prefix(attend: Attend, q, k, v, lengths):
+    """`attend` over the first lengths int32 [B] keys of every sample. What follows is padding; its
+    own results mean nothing. Same shapes and placement as `attend`.
+
+    Raises ValueError as `check_prefix`.
+    """
+    check_prefix(attend)
+    prefixed = _cudnn_prefix if kernel(attend) is cudnn else xla_prefix
+    q, k, v = (pin(attend, x, None, 'tensor') for x in (q, k, v))
+    return pin(attend, prefixed(q, k, v, lengths), None, 'tensor')
+
+
+def check_prefix(attend: Attend) -> None:
+    """Raises ValueError if `over_prefix` does not know the implementation."""
+    if kernel(attend) not in (xla, cudnn):
+        raise ValueError(
+            "model.attention='splash' attends to all tokens, and this network's texts differ in "
+            "length: use 'xla'"
+        )
+
+
+def _cudnn_prefix(q, k, v, lengths):
+    batch, tokens = q.shape[:2]
+    odd = tokens % 2
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    queries = jnp.full(batch, tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        implementation='cudnn',
+        query_seq_lengths=queries,
+        key_value_seq_lengths=lengths.astype(jnp.int32),
+    )
+    return out[:, :tokens].reshape(batch, tokens, -1)
+
+
 def row_entropy(q, k):
     """Entropy of every query's attention weights, over the logarithm of the number of keys and
     averaged over the heads.

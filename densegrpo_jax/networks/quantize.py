@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = ('int8', 'nf4')
 NF4_BLOCK = 64  # inputs per scale
-# the blocks of FLUX.1, SD3.5 and the attention of SD1.5
-KERNELS = re.compile(r'(^|.*/)\w*transformer_blocks\w*/.*kernel')
+# the blocks of FLUX, SD3.5 and Z-Image, and the attention of SD1.5
+KERNELS = re.compile(r'(^|.*/)(\w*transformer_blocks\w*|(layers|\w+_refiner)(_\d+)?)/.*kernel')
 
 
 def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:

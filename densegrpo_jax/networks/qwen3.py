@@ -17,6 +17,7 @@ from densegrpo_jax.networks.layers import Dense, RMSNorm
 from densegrpo_jax.networks.weight_rules import Rule
 
 NAME = 'Qwen3 config'
+PREFIX = 'model.'  # of the keys of Qwen3ForCausalLM, but for its head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,13 +272,14 @@ class Qwen3Encoder(nn.Module):
 
 def weight_rules(scan: bool) -> list[Rule]:
     """The table of Transformers' Qwen3ForCausalLM checkpoint (model.safetensors); scanned blocks
-    stack over their index. The head, which may be tied to the embedding, is not read.
+    stack over their index. Its keys have a PREFIX, those of Qwen3Model have none. The head, which
+    may be tied to the embedding, is not read.
     """
-    source, target = 'model.layers.{i}', 'layers' if scan else 'layers_{i}'
+    source, target = 'layers.{i}', 'layers' if scan else 'layers_{i}'
     return [
-        Rule('model.embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
+        Rule('embed_tokens.weight', 'embed_tokens/embedding', 'embedding'),
         Rule('lm_head.weight', None),
-        Rule('model.norm.weight', 'norm/scale'),
+        Rule('norm.weight', 'norm/scale'),
         Rule(
             f'{source}.self_attn.{{p:[qkvo]_proj}}.weight',
             f'{target}/self_attn/{{p}}/kernel',

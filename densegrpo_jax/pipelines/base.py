@@ -1,8 +1,8 @@
 """What the pipelines of all families have in common: networks, tokenizers and a scheduler, behind
 one interface.
 
-The rest of the package uses `Pipeline` only; `flux`, `flux2`, `sd3` and `sd15` say how each family
-encodes and predicts. `folder` opens and writes folders.
+The rest of the package uses `Pipeline` only; `flux`, `flux2`, `zimage`, `sd3` and `sd15` say how
+each family encodes and predicts. `folder` opens and writes folders.
 """
 
 from __future__ import annotations
@@ -352,9 +352,7 @@ class Pipeline:
 
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens of an image in the transformer; they follow those of the text."""
-        raise ValueError(
-            f'the attention of {self.CLASS_NAME} cannot be probed; FLUX.1 and SD3.5 can'
-        )
+        raise ValueError(f'the attention of {self.CLASS_NAME} cannot be probed; FLUX and SD3.5 can')
 
     def decode(
         self, params: dict, latents: jax.Array, height: int, width: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from densegrpo_jax.networks import attention, t5
+from densegrpo_jax.networks import attention, qwen3, t5
 from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import LoraConfig
@@ -24,10 +24,12 @@ from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import check_vocabulary, load_tokenizers
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.hub import find_folder
+from densegrpo_jax.pipelines.zimage import ZImagePipeline
 from densegrpo_jax.runtime.reading import missing, read_json
 
 PIPELINES: dict[str, type[Pipeline]] = {
-    cls.CLASS_NAME: cls for cls in (FluxPipeline, Flux2KleinPipeline, Sd3Pipeline, Sd15Pipeline)
+    cls.CLASS_NAME: cls
+    for cls in (FluxPipeline, Flux2KleinPipeline, ZImagePipeline, Sd3Pipeline, Sd15Pipeline)
 }
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
 # prefix of the keys in released CLIP folders; Transformers before 5 opens no others
@@ -148,7 +150,10 @@ def _source(
     """Where the weights of a component are, and how its tensors are named there: options of
     `load_weights`.
     """
-    options = {'prefix': CLIP_PREFIX} if pipeline.INDEX[name][1].startswith('CLIP') else {}
+    prefix = CLIP_PREFIX if pipeline.INDEX[name][1].startswith('CLIP') else ''
+    # Some folders of Qwen3Model hold the file of the whole language model.
+    prefix = qwen3.PREFIX if pipeline.INDEX[name][1].startswith('Qwen3') else prefix
+    options: dict[str, Any] = {'prefix': prefix}
     if pipeline.INDEX[name][1].startswith('T5'):
         options['layout'] = t5.shared_embedding
     source = pathlib.Path(folder) / pipeline.folder(name)
@@ -287,6 +292,7 @@ def save_pipeline(
             else 'diffusion_pytorch_model.safetensors'
         )
         prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
+        prefix = qwen3.PREFIX if cls == 'Qwen3ForCausalLM' else prefix
         weights.save_weights(
             target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix
         )

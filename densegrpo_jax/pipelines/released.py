@@ -18,6 +18,7 @@ from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
 from densegrpo_jax.pipelines.folder import build_pipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
+from densegrpo_jax.pipelines.zimage import ZImagePipeline
 
 _VAE = dict(
     in_channels=3,
@@ -84,27 +85,41 @@ _SD1_SCHEDULER = dict(
 )
 
 
+_QWEN3_4B = dict(
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_key_value_heads=8,
+    rope_theta=1000000,
+)
+
+
+def _zimage(shift: float) -> tuple[type[Pipeline], dict, dict[str, dict]]:
+    """Z-Image or, with another shift of the grid, Z-Image-Turbo."""
+    parts = dict(
+        transformer=dict(axes_lens=[1536, 512, 512]), vae=_FLUX_VAE, text_encoder=_QWEN3_4B
+    )
+    return ZImagePipeline, dict(shift=shift, use_dynamic_shifting=False), parts
+
+
 def _klein(size: str, distilled: bool) -> tuple[type[Pipeline], dict, dict[str, dict]]:
     """FLUX.2 [klein] of 4B, with Qwen3-4B, or of 9B, with Qwen3-8B."""
-    text = dict(num_hidden_layers=36, num_key_value_heads=8, rope_theta=1000000)
     transformer, sizes = {
-        '4B': (
-            dict(num_layers=5, num_single_layers=20, num_attention_heads=24),
-            dict(hidden_size=2560, intermediate_size=9728),
-        ),
+        '4B': (dict(num_layers=5, num_single_layers=20, num_attention_heads=24), {}),
         '9B': (
             dict(num_layers=8, num_single_layers=24, num_attention_heads=32),
             dict(hidden_size=4096, intermediate_size=12288),
         ),
     }[size]
-    joint = dict(joint_attention_dim=3 * sizes['hidden_size'], guidance_embeds=False)
+    text = _QWEN3_4B | sizes
+    joint = dict(joint_attention_dim=3 * text['hidden_size'], guidance_embeds=False)
     return (
         Flux2KleinPipeline,
         _DYNAMIC_SHIFT,
         dict(
             transformer=transformer | joint,
             vae={},
-            text_encoder=text | sizes,
+            text_encoder=text,
             pipeline=dict(is_distilled=distilled),
         ),
     )
@@ -136,6 +151,8 @@ RELEASED: dict[str, tuple[type[Pipeline], dict, dict[str, dict]]] = {
     'black-forest-labs/FLUX.2-klein-base-4B': _klein('4B', distilled=False),
     'black-forest-labs/FLUX.2-klein-9B': _klein('9B', distilled=True),
     'black-forest-labs/FLUX.2-klein-base-9B': _klein('9B', distilled=False),
+    'Tongyi-MAI/Z-Image': _zimage(shift=6.0),
+    'Tongyi-MAI/Z-Image-Turbo': _zimage(shift=3.0),
     'stabilityai/stable-diffusion-3.5-medium': (
         Sd3Pipeline,
         dict(shift=3.0),

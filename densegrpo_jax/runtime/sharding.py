@@ -39,15 +39,16 @@ class Rule(NamedTuple):
 COLUMN = ('fsdp', 'tensor')
 ROW = (('tensor', 'fsdp'), None)
 
-# FLUX and SD3 transformers, T5, CLIP text, Qwen3 and the autoencoders, by the names of their
-# Diffusers or Transformers modules.
+# Transformers of FLUX, Z-Image and SD3, T5, CLIP text, Qwen3 and the autoencoders, by the names of
+# their Diffusers or Transformers modules.
 _COLUMN_LAYERS = (
     r'(to_q|to_k|to_v|add_[qkv]_proj|proj_mlp|net_0/proj|norm\w*/linear|linear_1|[xt]_embedder|context_embedder'
     r'|to_qkv_mlp_proj|linear_in|\w+_modulation\w*/linear'
+    r'|w[13]|adaLN_modulation_0|final_modulation|cap_embedder_1|mlp_0'
     r'|SelfAttention/[qkv]|wi(_[01])?|[qkv]_proj|fc1|gate_proj|up_proj)'
 )
 _ROW_LAYERS = (
-    r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|linear_out'
+    r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|linear_out|w2|final_layer|mlp_2'
     r'|SelfAttention/o|wo|out_proj|fc2|o_proj|down_proj)'
 )
 

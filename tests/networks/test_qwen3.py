@@ -92,7 +92,7 @@ def load(folder, layers=(-1,), scan=False):
     model = qwen3.Qwen3Encoder(config, layers, scan=scan)
     blank = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), blank, blank > 0)['params']
-    return model, weights.load_weights(folder, qwen3.weight_rules(scan), shapes)
+    return model, weights.load_weights(folder, qwen3.weight_rules(scan), shapes, prefix='model.')
 
 
 def inputs(length, counts, side):
@@ -150,7 +150,11 @@ def test_saved_layout_is_that_of_torch(scan, tmp_path):
     reference.save_pretrained(tmp_path / 'theirs')
     _, params = load(tmp_path / 'theirs', scan=scan)
     weights.save_weights(
-        tmp_path / 'ours', qwen3.weight_rules(scan), params, filename='model.safetensors'
+        tmp_path / 'ours',
+        qwen3.weight_rules(scan),
+        params,
+        filename='model.safetensors',
+        prefix='model.',
     )
     numpy_io = pytest.importorskip('safetensors.numpy')
     theirs, ours = (

@@ -6,7 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS, FLUX_LORA_TARGETS, SD35_LORA_TARGETS
+from densegrpo_jax.config.model_keys import (
+    FLUX2_LORA_TARGETS,
+    FLUX_LORA_TARGETS,
+    SD35_LORA_TARGETS,
+    ZIMAGE_LORA_TARGETS,
+)
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
@@ -15,7 +20,12 @@ from tests import miniature
 
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
-TARGETS = {'flux': FLUX_LORA_TARGETS, 'klein': FLUX2_LORA_TARGETS, 'sd3': SD35_LORA_TARGETS}
+TARGETS = {
+    'flux': FLUX_LORA_TARGETS,
+    'klein': FLUX2_LORA_TARGETS,
+    'zimage': ZIMAGE_LORA_TARGETS,
+    'sd3': SD35_LORA_TARGETS,
+}
 LENGTH = 24  # tokens of a prompt
 
 
@@ -64,7 +74,7 @@ def torch_latents(kind, folder, noise, lora=None):
         height=SIZE[0],
         width=SIZE[1],
         num_inference_steps=3,
-        guidance_scale=1.0,
+        guidance_scale=0.0 if kind == 'zimage' else 1.0,  # none
         max_sequence_length=LENGTH,
         latents=given,
         output_type='latent',
@@ -83,7 +93,14 @@ def close(got, want):
 
 @pytest.mark.parametrize(
     'kind, layout',
-    [('flux', 'peft'), ('flux', 'kohya'), ('sd3', 'peft'), ('klein', 'peft'), ('klein', 'kohya')],
+    [
+        ('flux', 'peft'),
+        ('flux', 'kohya'),
+        ('sd3', 'peft'),
+        ('klein', 'peft'),
+        ('klein', 'kohya'),
+        ('zimage', 'peft'),
+    ],
 )
 def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_path):
     # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers
@@ -141,7 +158,8 @@ def test_merged_weights_are_the_adapted_network(scan, folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind, scan', [('flux', False), ('flux', True), ('sd3', True), ('klein', True)]
+    'kind, scan',
+    [('flux', False), ('flux', True), ('sd3', True), ('klein', True), ('zimage', True)],
 )
 def test_reads_what_it_writes(kind, scan, folders, tmp_path):
     pipeline, params, adapters, config = opened(kind, folders[kind], scan)

@@ -22,6 +22,8 @@ SIZES = {
     # 8.191 with the head, which is not tied to the embedding
     'black-forest-labs/FLUX.2-klein-9B': dict(transformer=9.079, text_encoder=7.568),
     'black-forest-labs/FLUX.2-klein-base-9B': dict(transformer=9.079),
+    'Tongyi-MAI/Z-Image': dict(transformer=6.155, vae=0.0838, text_encoder=4.022),
+    'Tongyi-MAI/Z-Image-Turbo': dict(transformer=6.155),
     'stabilityai/stable-diffusion-3.5-medium': dict(
         transformer=2.470, vae=0.0838, text_encoder_2=0.6947, text_encoder_3=4.762
     ),
@@ -44,7 +46,13 @@ def test_sizes_are_the_published_ones(name):
 
 @pytest.mark.parametrize(
     'write',
-    [miniature.random_flux, miniature.random_klein, miniature.random_sd3, miniature.random_sd15],
+    [
+        miniature.random_flux,
+        miniature.random_klein,
+        miniature.random_zimage,
+        miniature.random_sd3,
+        miniature.random_sd15,
+    ],
 )
 def test_conditioning_shapes_are_those_of_encoded_prompts(write, tmp_path):
     pipeline, params = load_pipeline(write(tmp_path / 'model'), text_length=16)

@@ -149,7 +149,7 @@ def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
         TextCache(tmp_path, 'other', shapes)(PROMPTS[:1])
 
 
-@pytest.mark.parametrize('family', ['flux', 'klein', 'sd3', 'sd15'])
+@pytest.mark.parametrize('family', ['flux', 'klein', 'zimage', 'sd3', 'sd15'])
 def test_declared_shapes_are_those_of_the_encoders(family, tmp_path):
     folder = getattr(miniature, f'random_{family}')(tmp_path)
     pipeline, params = load_pipeline(folder, text_length=16)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.config.methods import METHODS
-from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS
+from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS, ZIMAGE_LORA_TARGETS
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
@@ -41,6 +41,7 @@ BRANCHES = {
 }
 # FLUX.2 [klein], whose fused layers are cut across their parts.
 KLEIN = {'model.t5_length': 24, 'model.guidance': 1.0, 'lora.targets': FLUX2_LORA_TARGETS}
+ZIMAGE = KLEIN | {'lora.targets': ZIMAGE_LORA_TARGETS}
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 
 
@@ -101,6 +102,7 @@ class Iteration:
         pytest.param((miniature.random_flux, {}), id='trajectories'),
         pytest.param((miniature.random_flux, BRANCHES), id='branches', marks=pytest.mark.slow),
         pytest.param((miniature.random_klein, KLEIN), id='klein'),
+        pytest.param((miniature.random_zimage, ZIMAGE), id='zimage', marks=pytest.mark.slow),
     ],
 )
 def one(tmp_path_factory, request):

@@ -1,0 +1,119 @@
+"""Z-Image: latents as images, the last but one layer of Qwen3 with a mask, classifier-free
+guidance; the network's time and sign are the opposite of FLUX's.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densegrpo_jax.core.schedules import sigmas_from_scheduler
+from densegrpo_jax.networks import attention, qwen3, vae, zimage
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
+from densegrpo_jax.pipelines.packing import token_grid
+from densegrpo_jax.pipelines.text_encoder import TextEncoder
+
+TEXT_LAYER = -2  # of the text encoder's hidden states
+
+
+class ZImagePipeline(Pipeline):
+    """Latents are [B, height / 8, width / 8, 16].
+
+    `guidance` w is that of the other families, v_negative + w (v - v_negative). ZImagePipeline of
+    Diffusers counts from 0: its `guidance_scale` is w - 1.
+    """
+
+    CLASS_NAME = 'ZImagePipeline'
+    INDEX = {
+        'transformer': ('diffusers', zimage.CLASS_NAME),
+        'vae': ('diffusers', 'AutoencoderKL'),
+        'text_encoder': ('transformers', 'Qwen3Model'),
+    }
+    TEXT_ENCODERS = (
+        TextEncoder(
+            'text_encoder', 'tokenizer', 'Qwen2Tokenizer', chosen_length=True, thinking=True
+        ),
+    )
+    GUIDANCE = 'cfg'
+
+    @classmethod
+    def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):
+        transformer = zimage.ZImageConfig.from_json(configs['transformer'])
+        autoencoder = vae.VaeConfig.from_json(configs['vae'])
+        text = qwen3.Qwen3Config.from_json(configs['text_encoder'])
+        for key, value, of in (
+            ('cap_feat_dim', text.hidden_size, "the text encoder's hidden_size"),
+            ('in_channels', autoencoder.latent_channels, "the autoencoder's latent_channels"),
+        ):
+            if (found := getattr(transformer, key)) != value:
+                raise ValueError(f'transformer config: {key}={found!r}, expected {value!r}: {of}')
+        attention.check_prefix(attend)
+        return {
+            'transformer': zimage.ZImageTransformer(
+                transformer, scan=scan, remat=remat, lora=lora, dtype=dtype, attend=attend
+            ),
+            'vae': vae.AutoencoderKL(autoencoder),
+            'text_encoder': qwen3.Qwen3Encoder(text, (TEXT_LAYER,), dtype=dtype),
+        }
+
+    def sigmas(self, num_steps, height, width):
+        tokens = int(np.prod(token_grid(height, width)))
+        return sigmas_from_scheduler(self.scheduler, num_steps, tokens, pipeline='flux')
+
+    def latent_shape(self, height, width):
+        zimage.check_positions(
+            self.transformer.config, self.text_tokens, *token_grid(height, width)
+        )
+        factor = self.vae.config.downscale
+        return height // factor, width // factor, self.transformer.config.in_channels
+
+    @property
+    def text_tokens(self):
+        return self.text_length
+
+    def conditioning_shapes(self, batch):
+        shape = batch, self.text_tokens, self.transformer.config.cap_feat_dim
+        return {
+            'context': jax.ShapeDtypeStruct(shape, self.transformer.dtype),
+            'mask': jax.ShapeDtypeStruct(shape[:2], jnp.bool_),
+        }
+
+    def encode(self, params: dict, ids: jax.Array, mask: jax.Array) -> Conditioning:
+        """The prompt's tokens first, whatever side the tokenizer pads."""
+        states = self.modules['text_encoder'].apply({'params': params['text_encoder']}, ids, mask)
+        order = jnp.argsort(~mask, axis=1, stable=True)
+        context = jnp.take_along_axis(states[:, :, 0], order[..., None], axis=1)
+        return {'context': context, 'mask': jnp.take_along_axis(mask, order, axis=1)}
+
+    def network_fn(self, base, adapters, conditioning, guidance, height, width):
+        """The network predicts x_0 - ε from the time 1 - s."""
+        del guidance, height, width
+        text = conditioning['context'], conditioning['mask']
+        return lambda x, s: -self.apply_transformer(base, adapters, x, *text, 1 - s)
+
+    def spatial(self, latents, height, width):
+        return latents
+
+    def from_spatial(self, z, height, width):
+        return z
+
+    def weight_rules(self):
+        return {
+            'transformer': zimage.weight_rules(self.transformer.config, self.transformer.scan),
+            'vae': vae.weight_rules(),
+            'text_encoder': qwen3.weight_rules(self.modules['text_encoder'].scan),
+        }
+
+    def adapter_names(self):
+        return zimage.module_paths(self.transformer.config, self.transformer.scan)
+
+    def example_inputs(self, name):
+        if name == 'transformer':
+            c = self.transformer.config
+            x, text = jnp.zeros((1, 2, 2, c.in_channels)), jnp.zeros((1, 2, c.cap_feat_dim))
+            return x, text, jnp.ones((1, 2), bool), jnp.zeros(1)
+        if name == 'vae':
+            side = 2 * self.vae.config.downscale
+            return (jnp.zeros((1, side, side, self.vae.config.in_channels)),)
+        return jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
