@@ -36,6 +36,7 @@ _KLEIN = (
     'an iteration on small random weights in tests/training/test_klein_recipes.py; planned at full '
     "size with the CPU's compiler"
 )
+_SMALL = 'an iteration on small random weights in tests/training/test_klein_recipes.py (slow)'
 _CLAIMS = '[claims of the paper](results/reproduction/README.md)'
 RECIPES = {
     'claims_geneval': Verified(
@@ -72,6 +73,10 @@ RECIPES = {
     'tiny_shapes_pretrain': Verified(
         RESULT, 'made the second miniature that is shipped, densegrpo_jax/assets'
     ),
+    'zimage_ocr': Verified(
+        VALIDATED, f"{_OPENED}; {_SMALL}; planned at full size with the CPU's compiler"
+    ),
+    'zimage_pickscore': Verified(VALIDATED, f'{_OPENED}; {_SMALL}'),
 }
 
 
@@ -126,8 +131,8 @@ HARDWARE = (
         'flags are read; the plans on the pages were made by such commands',
     ),
     Hardware(
-        'recipes `flux_*`, `flux2_*`, `sd35_*`, `sd15_*`',
-        r'(flux2?|sd35|sd15)_\w+',
+        'recipes `flux_*`, `flux2_*`, `zimage_*`, `sd35_*`, `sd15_*`',
+        r'(flux2?|zimage|sd35|sd15)_\w+',
         'an accelerator, and the released weights',
         'flags and keys are read; levels of the recipes above',
     ),

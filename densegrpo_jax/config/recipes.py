@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS, SD35_LORA_TARGETS
+from densegrpo_jax.config.model_keys import (
+    FLUX2_LORA_TARGETS,
+    SD35_LORA_TARGETS,
+    ZIMAGE_LORA_TARGETS,
+)
 
 
 def sd35(c):
@@ -37,6 +41,30 @@ def klein_base(c):
     """
     klein(c)
     c.model.update(path='black-forest-labs/FLUX.2-klein-base-4B', guidance=4.0)
+    c.rollout.update(steps=10, kernel='sde', noise='flow_grpo', level=0.7)
+    c.eval.update(steps=28)
+    return c
+
+
+def zimage(c):
+    """Turns the defaults into settings for Z-Image-Turbo: its own eight steps, without guidance,
+    dense credit.
+    """
+    c.model.update(
+        path='Tongyi-MAI/Z-Image-Turbo', height=512, width=512, t5_length=512, guidance=1.0
+    )
+    c.lora.update(rank=64, alpha=128.0, targets=ZIMAGE_LORA_TARGETS)
+    c.rollout.update(steps=8, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
+    c.eval.update(every=30, steps=8, shown=16)
+    return c
+
+
+def zimage_base(c):
+    """Turns the defaults into settings for Z-Image: ten steps with classifier-free guidance, dense
+    credit.
+    """
+    zimage(c)
+    c.model.update(path='Tongyi-MAI/Z-Image', guidance=5.0)
     c.rollout.update(steps=10, kernel='sde', noise='flow_grpo', level=0.7)
     c.eval.update(steps=28)
     return c

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted(
     p.stem
     for p in (ROOT / 'configs').glob('*.py')
-    if p.stem.startswith(('tiny_', 'flux_', 'flux2_', 'sd35_', 'sd15_'))
+    if p.stem.startswith(('tiny_', 'flux_', 'flux2_', 'zimage_', 'sd35_', 'sd15_'))
     and not p.stem.endswith('_pretrain')
 )
 

@@ -1,5 +1,5 @@
-"""The FLUX.2 [klein] recipes on a small random folder: the distilled model with its own four steps,
-and the base model with classifier-free guidance.
+"""The FLUX.2 [klein] and Z-Image recipes on small random folders: distilled models with their own
+steps, and base models with classifier-free guidance.
 """
 
 import json
@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from configs import flux2_klein_ocr, flux2_klein_pickscore
+from configs import flux2_klein_ocr, flux2_klein_pickscore, zimage_ocr, zimage_pickscore
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
@@ -34,13 +34,22 @@ SMALL = {
 CASES = {
     'distilled': (flux2_klein_ocr, {'model.guidance': 4.0}, 4 * (4 + 3 + 2 + 1)),
     'base': (flux2_klein_pickscore, {'rollout.steps': 3}, 2 * 4 * (3 + 2 + 1)),
+    'zimage_turbo': (zimage_ocr, {'rollout.steps': 3}, 4 * (3 + 2 + 1)),
+    'zimage': (zimage_pickscore, {'rollout.steps': 3}, 2 * 4 * (3 + 2 + 1)),
 }
 
 
-@pytest.mark.parametrize('case', ['distilled', pytest.param('base', marks=pytest.mark.slow)])
+slow = lambda case: pytest.param(case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('case', ['distilled', slow('base'), slow('zimage_turbo'), slow('zimage')])
 def test_runs_on_a_small_folder(case, tmp_path):
     recipe, changes, evaluations = CASES[case]
-    folder = miniature.random_klein(tmp_path / 'model', distilled=case == 'distilled', scale=1.0)
+    folder = tmp_path / 'model'
+    if case.startswith('zimage'):
+        miniature.random_zimage(folder)
+    else:
+        miniature.random_klein(folder, distilled=case == 'distilled', scale=1.0)
     config = recipe.get_config()
     config.model.path = str(folder)
     config.reward = {'jpeg': {'weight': 1.0}}
