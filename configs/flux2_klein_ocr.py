@@ -14,7 +14,9 @@ Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: 0.17 H100-hours per iteration, 134 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
 Memory: 9.6 GiB of weights and optimiser in bfloat16 on every device, 35 in all while it samples
-(the CPU compiler's estimate). The text encoder, 7.5 GiB, is freed before training.
+(the CPU compiler's estimate). The text encoder, 7.5 GiB, is freed before training. On one device
+(`:devices=1`) with the base in 4 bits, `--config.model.quantize=nf4`, 24 GiB: too much for a card
+of 24 GB unless the group is smaller.
 Expected score: none is claimed; no paper has such a run.
 """
 

@@ -9,7 +9,7 @@ import pytest
 import qwix
 
 from densegrpo_jax.networks import flux, lora, quantize
-from densegrpo_jax.pipelines.folder import load_params, load_pipeline
+from densegrpo_jax.pipelines.folder import load_params, load_pipeline, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.runtime.stop import StopRequest
@@ -208,3 +208,32 @@ def test_a_run_trains_on_it(tmp_path):
     assert summary['updates'] == 2 and all(
         np.isfinite(score) for _, score, *_ in map(tuple, summary['evaluations'])
     )
+
+
+@pytest.mark.parametrize('family', ['klein', 'zimage'])
+def test_the_blocks_of_other_families_are_stored_in_few_bits(family, tmp_path):
+    folder = getattr(miniature, f'random_{family}')(tmp_path / family)
+    pipeline = open_pipeline(folder, text_length=24)
+    plain, stored = (
+        load_params(folder, pipeline, ('transformer',), quantize=form)['transformer']
+        for form in ('none', 'int8')
+    )
+    found = jax.tree_util.tree_leaves_with_path(stored, is_leaf=is_stored)
+    quantised = {path[0].key for path, leaf in found if is_stored(leaf)}
+    blocks = {name for name in stored if name.rpartition('_')[2].isdigit()} - {'cap_embedder_0'}
+    assert quantised == blocks - {'cap_embedder_1'} and len(quantised) >= 3
+    rng = np.random.default_rng(0)
+    text = {
+        name: np.ones(leaf.shape, bool)
+        if leaf.dtype == bool
+        else rng.normal(size=leaf.shape).astype(np.float32)
+        for name, leaf in pipeline.conditioning_shapes(2).items()
+    }
+    x = rng.normal(size=(2, *pipeline.latent_shape(32, 32))).astype(np.float32)
+
+    def velocity(base):
+        network = pipeline.velocity_fn(base, None, text, 1.0, 32, 32)
+        return np.asarray(jax.jit(network)(x, np.float32([0.3, 0.8])))
+
+    want = velocity(plain)
+    assert 1e-4 < np.abs(velocity(stored) - want).max() / np.abs(want).max() < 0.1
