@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.guard_keys import BRAKE
 from densegrpo_jax.config.method import roles_read
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
@@ -113,6 +115,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     rows = rows_of_sample(config, schedule) * samples
     update = make_update(pipeline, config, tx, mesh)
     learned = state, params, pipeline.conditioning_shapes(r.prompts), negative, record
+    if config.guard.on and config.guard.action == BRAKE:
+        learned = *learned, jax.ShapeDtypeStruct((), np.float32)
     micro = config.optim.microbatch
     evaluated = micro // rescored_together(config)
     one = forward(evaluated, guided=config.loss.cfg) * math.ceil(rows / micro)

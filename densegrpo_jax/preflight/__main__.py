@@ -17,7 +17,7 @@ from absl import flags
 
 from densegrpo_jax.config.command_line import define_run_flags, run_main
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.preflight.run import run
+from densegrpo_jax.preflight.run import COARSE, run
 from densegrpo_jax.sampling.execution import execute
 
 
@@ -39,11 +39,13 @@ if __name__ == '__main__':
     define_whole('prompts', 32, 'Training prompts to measure.', 4, 100_000)
     define_whole('group', 8, 'Samples of each.', 2, 1000)
     flags.DEFINE_list(
-        'completions', ['1', '3'], 'Steps of the completions measured beside those of all steps.'
+        'completions',
+        [*map(str, COARSE)],
+        'Steps of the completions measured beside those of all steps.',
     )
     flags.register_validator(
         'completions',
-        lambda given: all(n.isdigit() and int(n) for n in given),
+        lambda given: all(n.isascii() and n.isdigit() and int(n) for n in given),
         'expected whole numbers from 1, such as 1,3',
     )
     flags.mark_flags_as_required(['config', 'workdir'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from densegrpo_jax.core.calibration import calibrate_step
 from densegrpo_jax.preflight.costs import Cost
-from densegrpo_jax.preflight.credits import BRANCH, candidates
+from densegrpo_jax.preflight.credits import candidates
 from densegrpo_jax.preflight.measure import Spent
-from densegrpo_jax.preflight.signal import Decided, Signals, Spread
+from densegrpo_jax.preflight.signal import Decided, Interval, Signals, Spread
 
 FEW = 0.05  # shares below it count as nothing
 UNTESTED = (
@@ -29,8 +30,8 @@ class Advice(NamedTuple):
 
 
 class Price(NamedTuple):
-    """A credit's cost, and its price: seconds for a gradient of equal precision, relative to the
-    configuration's own credit, with the signal's interval.
+    """A credit's cost, and its price: seconds by signal, relative to the configuration's own
+    credit, with the signal's interval.
     """
 
     credit: str
@@ -42,17 +43,14 @@ class Price(NamedTuple):
 
 
 def prices(signals: Signals, costs: dict[str, Cost], speed: Spent) -> list[Price]:
-    """Of every credit whose cost is known, cheapest first."""
+    """Of every credit whose cost is known, cheapest first; NaN where a signal is not measured."""
     own = costs[signals.of].seconds(speed)
     found = []
     for name, cost in costs.items():
         ratio, relative = signals.ratio[name], cost.seconds(speed) / own
-        over = lambda x: relative / x if x > 0 else float('inf')
-        price = Price(
-            name, cost, cost.seconds(speed), over(ratio.value), over(ratio.high), over(ratio.low)
-        )
-        found.append(price)
-    return sorted(found, key=lambda p: p.price)
+        price = Interval(relative / ratio.value, relative / ratio.high, relative / ratio.low)
+        found.append(Price(name, cost, cost.seconds(speed), *price))
+    return sorted(found, key=lambda p: (math.isnan(p.price), p.price))
 
 
 def advise(
@@ -66,31 +64,38 @@ def advise(
     steps: Sequence[int],
 ) -> list[Advice]:
     """In the order in which they matter. steps: of the completions measured."""
+    first = []
     if spread.valid < 1 - FEW:
         first = [
             Advice(f'{1 - spread.valid:.0%} of the samples have no score: see the log for why')
         ]
-    else:
-        first = []
-    changed = sum(s.value for s, on in zip(decided.steps, trained) if on)
+    if not math.isfinite(spread.zero):
+        return [*first, Advice('no group has two samples with a score', stop=True)]
     if spread.zero > 1 - FEW:
         reason = (
             f'{spread.zero:.0%} of the groups have no spread of rewards: only the prompt decides, '
             'and a group teaches nothing. Use another reward, or other prompts'
         )
         return [*first, Advice(reason, stop=True)]
-    if not any(s.low > FEW for s in decided.steps) and changed < FEW:
+    if decided.reward.value > 0.5:
         reason = (
-            f'the noise of the trained transitions decides {changed:.0%} of the reward: updates '
-            'would follow what they cannot change. Raise rollout.level, or use a reward that sees '
-            'more'
+            f'{decided.reward.value:.0%} of the variance is noise of the reward itself: the same '
+            'image scored again gets another score. Use a reward that agrees with itself'
         )
         return [*first, Advice(reason, stop=True)]
-    found = [*first, *_of_spread(config, spread), *_of_credit(signals, priced, steps)]
+    if not decided.trained.low > 0 and decided.trained.value < FEW:
+        reason = (
+            f'the noise of the trained transitions decides {decided.trained.value:.0%} of the '
+            'reward: updates would follow what they cannot change. Raise rollout.level, or use a '
+            'reward that sees more'
+        )
+        return [*first, Advice(reason, stop=True)]
+    first += _of_last(decided, trained)
+    found = [*first, *_of_spread(spread), *_of_credit(signals, priced, steps)]
     return [*found, *_of_noise(config, balance, trained)]
 
 
-def _of_spread(config, spread: Spread) -> list[Advice]:
+def _of_spread(spread: Spread) -> list[Advice]:
     if spread.zero <= 0.5:
         return []
     reason = (
@@ -100,28 +105,41 @@ def _of_spread(config, spread: Spread) -> list[Advice]:
     return [Advice(reason)]
 
 
+def _of_last(decided: Decided, trained: np.ndarray) -> list[Advice]:
+    """A reward without any relation to what an image shows looks like this."""
+    last = int(np.flatnonzero(trained)[-1])
+    share = decided.steps[last].value / decided.trained.value
+    if share < 0.8 or trained.sum() == 1:
+        return []
+    reason = (
+        f'of what the trained transitions decide, the last one decides {share:.0%}: the reward may '
+        'respond to fine noise and not to what an image shows. Look at the pictures'
+    )
+    return [Advice(reason)]
+
+
 def _of_credit(signals: Signals, priced: list[Price], steps: Sequence[int]) -> list[Advice]:
-    own = next((p for p in priced if p.credit == signals.of), None)
-    better = [p for p in priced if p.high < 1]
-    if own is None or not np.isfinite(signals.signal[signals.of].value):
-        return [Advice('the effect of single transitions was not found: more prompts may show it')]
-    if not better:
+    own = signals.signal[signals.of]
+    if not own.low > 0:
         return [
             Advice(
-                f'no credit is shown to be cheaper than the {signals.of} credit of this recipe for '
-                'a gradient of equal precision'
+                f'the signal of {signals.of} credit, {own}, is not told from 0: credits cannot be '
+                'compared with so few prompts'
             )
+        ]
+    known = candidates(steps)
+    better = [p for p in priced if p.high < 1 and p.credit in known]
+    if not better:
+        return [
+            Advice(f'no credit is shown to be cheaper than the {signals.of} credit of this recipe')
         ]
     best = better[0]
     reason = (
-        f'{best.credit} credit needs {best.price:.2g} times the seconds '
-        f'[{best.low:.2g}, {best.high:.2g}] of {signals.of} for a gradient of equal precision'
+        f'{best.credit} credit has the price {best.price:.2g} [{best.low:.2g}, {best.high:.2g}] of '
+        f'{signals.of}'
     )
-    if best.credit == BRANCH:
-        return [Advice(f'{reason}: see the methods on branches, such as :method=g2rpo')]
-    credit = candidates(steps)[best.credit]
-    keys = {k: v for k, v in credit.overrides.items() if k.startswith('credit.')}
-    return [Advice(reason, keys)]
+    overrides = known[best.credit].overrides
+    return [Advice(reason, {k: v for k, v in overrides.items() if k.startswith('credit.')})]
 
 
 def _of_noise(config, balance: tuple[np.ndarray, np.ndarray], trained: np.ndarray) -> list[Advice]:

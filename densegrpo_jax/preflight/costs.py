@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from densegrpo_jax.config.methods import apply_method
+from densegrpo_jax.config.method import check_method
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.preflight.credits import Credit
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
 
 BACKWARD = 3  # evaluations that an update's forward and backward pass of a transition counts as
-METHOD = 'g2rpo'  # the method whose plan stands for siblings that leave one state
 
 
 class Cost(NamedTuple):
@@ -24,30 +23,24 @@ class Cost(NamedTuple):
 
     def seconds(self, speed: Spent) -> float:
         """At the speed of a measurement, with the update (an estimate: BACKWARD evaluations for
-        every trained transition).
+        every trained transition). Scoring counts in full: in training part of it is hidden.
         """
         network = speed.network_s / max(speed.nfe, 1)
         image = speed.image_s / max(speed.images, 1)
         return (self.nfe + BACKWARD * self.trained) * network + self.images * image
 
 
-def costs(
-    config, pipeline: Pipeline, credits: Mapping[str, Credit | None], own: str
-) -> dict[str, Cost]:
+def costs(config, pipeline: Pipeline, credits: Mapping[str, Credit], own: str) -> dict[str, Cost]:
     """Credit -> cost of a sample; `own` is the configuration as it is. Those that it does not go
     with are left out.
-
-    Args:
-      credits: None: branches, as METHOD's.
     """
     found = {}
     for name, credit in credits.items():
         c = config.copy_and_resolve_references()
         try:
-            if name != own and credit is None:
-                apply_method(c, METHOD)
-            elif name != own:
+            if name != own:
                 c.update_from_flattened_dict(credit.overrides)
+                check_method(c)
             found[name] = _cost(make_schedule(pipeline, c))
         except ValueError:
             if name == own:

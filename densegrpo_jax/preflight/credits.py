@@ -14,8 +14,6 @@ from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.rollout_plan import STATE
 from densegrpo_jax.preflight.signal import Rewards
 
-BRANCH = 'branch'  # siblings that leave one state: known in closed form (`signal.signals`)
-
 
 class Credit(NamedTuple):
     """A credit rule with its options, on completions by so many steps.
@@ -70,22 +68,27 @@ def candidates(steps: Iterable[int]) -> dict[str, Credit]:
     }
 
 
-def own_credit(config) -> tuple[str, Credit | None]:
-    """The name and the credit that the configuration trains with; its states between completions
-    (`credit.completion_every`) count as completed. (BRANCH, None) for branches.
+def own_credit(config) -> tuple[str, Credit]:
+    """The name and the credit that the configuration trains with. States between completions
+    (`credit.completion_every`) count as completed.
 
     Raises:
-      ValueError: a rule that needs more than completions and similarities, or another plan.
+      ValueError: another plan than trajectories, steps that move, a rule that needs more than
+        completions and similarities, or rollouts that drift.
     """
     rule, c = credit_rule_of(config), config.credit
-    if config.plan.kind == BRANCH:
-        return BRANCH, None
-    if config.plan.kind != 'trajectory' or rule.reads != STATE or rule.reads_predictions:
-        raise ValueError(
-            f'plan.kind={config.plan.kind!r} with credit.rule={c.rule!r}: preflight measures '
-            'credit along trajectories, and branches; measure the reward with '
-            '--config.credit.rule=dense and without a method'
-        )
+    for key, value, fits in (
+        ('plan.kind', config.plan.kind, config.plan.kind == 'trajectory'),
+        ('credit.rule', c.rule, rule.reads == STATE and not rule.reads_predictions),
+        ('moving.steps', config.moving.steps, config.moving.steps == 'none'),
+        ('guide.source', config.guide.source, config.guide.source == 'none'),
+    ):
+        if not fits:
+            raise ValueError(
+                f'{key}={value!r}: preflight measures credit along whole trajectories of the model '
+                'alone; measure the reward with the recipe without a method, and '
+                '--config.credit.rule=dense'
+            )
     options, signed = credit_options(config), bool(c.coca_signed and rule.shares)
     mine = Credit(
         c.rule if c.rule in CREDIT_RULES else rule, c.completion_steps, {}, options, signed

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.ode_rollout import completion_grid
@@ -75,6 +76,9 @@ def measure(
     group: int,
     completions: Sequence[int],
     check_stop: Callable[[], None] = lambda: None,
+    *,
+    shared_noise: bool = False,
+    pictures: bool = True,
 ) -> Batch:
     """Samples G rollouts of every prompt, a twin from every state that the transition after it does
     not only move, and completions of every state.
@@ -82,6 +86,7 @@ def measure(
     Args:
       keys: uint32 [P, 2] of the prompts.
       completions: numbers of ODE steps, 0 for all; 0 is among them.
+      shared_noise: the samples of a prompt begin with one noise. pictures: keep images.
     """
     walk, spent = Walk(flow, keys), Spent()
 
@@ -110,13 +115,20 @@ def measure(
             p = network(lambda: walk.advance(p, iteration)[0])
         return p
 
-    states = [network(lambda: walk.start(group))]
+    def begin() -> Particles:
+        if not shared_noise:
+            return walk.start(group)
+        first = flow.scale * walk.normal(1, 0)
+        return walk.evaluate(jnp.repeat(first, group, axis=1), 0)
+
+    states = [network(begin)]
     for k in range(flow.steps):
         states.append(network(lambda: walk.advance(states[k], 0)[0]))
     samples = score(states[-1].x)
     terminal = np.where(np.isfinite(samples.reward), samples.reward, np.nan).astype(np.float64)
 
-    twins, of_next = [None] * flow.steps, terminal
+    again = reward(states[-1].x)
+    twins, of_next = [None] * flow.steps, again
     for k in reversed(range(flow.steps)):
         if flow.stochastic[k]:  # else x_k tells x_{k+1}, and has its twin
             of_next = reward(end(states[k], 1 + k).x)
@@ -132,16 +144,16 @@ def measure(
             extra += more * group
             found = score(x0)
             rows.append(np.where(np.isfinite(found.reward), found.reward, np.nan))
-            if n == 0 and found.images is not None:
-                images.append(found.images[:, 0])
+            if n == 0 and pictures and found.images is not None:
+                images.append(found.images[:, 0].copy())
         tables[n] = np.array(rows, np.float64)
-    if samples.images is not None:
+    if pictures and samples.images is not None:
         images.append(samples.images[:, 0])
     spent += Spent(nfe=(walk.evaluations + extra) * len(keys))
     return Batch(
-        Rewards(terminal, np.array(twins), tables, similarity),
+        Rewards(terminal, again, np.array(twins), tables, similarity),
         {name: np.asarray(v) for name, v in samples.values.items()},
-        samples.images,
+        samples.images if pictures else None,
         np.stack(images, axis=1) if images else None,
         spent,
     )

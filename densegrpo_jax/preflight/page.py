@@ -13,7 +13,7 @@ import numpy as np
 
 from densegrpo_jax.preflight.advice import UNTESTED
 from densegrpo_jax.preflight.record import Record
-from densegrpo_jax.preflight.signal import Interval, Rewards
+from densegrpo_jax.preflight.signal import Interval
 from densegrpo_jax.runtime.files import replace_file
 
 FILE, OVERLAY, PAGE = 'preflight.json', 'advice.yaml', 'index.html'
@@ -31,12 +31,7 @@ img { max-width: 100%; }
 
 
 def write(
-    out: pathlib.Path,
-    config,
-    document: dict[str, Any],
-    prompts: Sequence[str],
-    rewards: Rewards,
-    record: Record,
+    out: pathlib.Path, document: dict[str, Any], prompts: Sequence[str], record: Record
 ) -> list[pathlib.Path]:
     """Writes the document, the page and the overlay; returns their paths."""
     replace_file(out / FILE, json.dumps(plain(document), indent=2) + '\n')
@@ -78,8 +73,9 @@ def lines(document: dict[str, Any]) -> list[str]:
         f'groups without spread {reward["zero"]:.0%}, pairs with equal rewards '
         f'{reward["ties"]:.0%}, samples with a score {reward["valid"]:.0%}',
         f'the reward is decided by the prompt {shares["prompt"]}, by the first noise '
-        f'{shares["noise"]}, by the transitions {", ".join(map(str, shares["steps"]))}',
-        'credit       signal                NFE  images   price (seconds for equal precision)',
+        f'{shares["noise"]}, by the transitions {", ".join(map(str, shares["steps"]))}, by noise '
+        f'of the reward {shares["reward"]}',
+        'credit       signal                NFE  images   price (seconds by signal)',
     ]
     for row in d['credits']:
         signal, cost = d['signal'][row['credit']], row['cost']
@@ -93,7 +89,13 @@ def lines(document: dict[str, Any]) -> list[str]:
     found.append(
         f'a run of this recipe: {run["nfe"]:.3g} network evaluations, {run["images"]:.3g} scored '
         f'images, about {run["seconds_per_iteration"]:.1f} s an iteration, {run["hours"]:.2g} '
-        'hours at the speed measured here'
+        f'hours, {run["device_hours"]:.2g} device hours at the speed measured here'
+    )
+    if d['peak_gib'] is not None:
+        found.append(f'peak memory of the first device: {d["peak_gib"]:.1f} GiB')
+    means = ', '.join(f'{name} {value:.4f}' for name, value in reward['scores'].items())
+    found.append(
+        f'mean scores: {means}; the best of a group is {reward["best"]:.4f} above its mean'
     )
     found += [f'{"STOP: " if a["stop"] else "- "}{a["reason"]}' for a in d['advice']]
     return [*found, UNTESTED]
@@ -165,7 +167,8 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
             f'<p>{e(UNTESTED)}</p><ul>{advice}</ul>',
             '<h2>Credits</h2>',
             '<p>Signal: the squared correlation of a credit with what its transition changes. '
-            'Price: seconds for a gradient of equal precision, in those of this recipe.</p>',
+            'Price: seconds of a sample by signal, in those of this recipe; a rule of thumb for '
+            'the cost of a gradient of equal precision.</p>',
             table(('credit', 'signal', 'NFE', 'images', 'price'), credits),
             '<h2>What decides the reward</h2>',
             f'<p>The prompt {e(str(shares["prompt"]))}, the first noise {e(str(shares["noise"]))}, '

@@ -69,6 +69,7 @@ def row(batch: Batch, place: int, warm: bool) -> dict[str, Any]:
     rewards, count = batch.rewards, batch.rewards.terminal.shape[0]
     return {
         'terminal': _json(rewards.terminal[place]),
+        'again': _json(rewards.again[place]),
         'twins': _json(rewards.twins[:, place]),
         'similarity': _json(rewards.similarity[:, place]),
         'completions': {str(n): _json(a[:, place]) for n, a in rewards.completions.items()},
@@ -86,6 +87,7 @@ def joined(rows: Mapping[int, Mapping]) -> tuple[Rewards, dict[str, np.ndarray],
     array = lambda values: np.array(_numbers(values), np.float64)
     rewards = Rewards(
         np.stack([array(line['terminal']) for line in lines]),
+        np.stack([array(line['again']) for line in lines]),
         np.stack([array(line['twins']) for line in lines], axis=1),
         {
             int(n): np.stack([array(line['completions'][n]) for line in lines], axis=1)

@@ -18,10 +18,11 @@ from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.evaluation.panel import base_files
 from densegrpo_jax.preflight import page
 from densegrpo_jax.preflight.advice import advise, prices, unbalanced
 from densegrpo_jax.preflight.costs import costs
-from densegrpo_jax.preflight.credits import BRANCH, candidates, own_credit
+from densegrpo_jax.preflight.credits import candidates, own_credit
 from densegrpo_jax.preflight.measure import Spent, evaluations, measure
 from densegrpo_jax.preflight.record import Record, joined
 from densegrpo_jax.preflight.record import row as row_of
@@ -33,6 +34,7 @@ from densegrpo_jax.preflight.signal import (
     signals,
     spread,
 )
+from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
@@ -102,6 +104,8 @@ def run(
                 'group': group,
                 'completions': counts,
                 'psi': [float(level) for level in schedule.noise_levels],
+                'base': base_files(checked.folder),
+                'servers of rewards': fingerprints([checked.reward]),
                 **told_directions([checked.reward]),
             }
             record = Record(out, identity.record('rewards', config, facts), shown=SHOWN)
@@ -109,7 +113,7 @@ def run(
     rewards, scores, speed = _measured(session, chosen, group, counts, record)
     document = reckoned(session, rewards, scores, speed)
     if record is not None:
-        made = page.write(out, config, document, [p.text for p in chosen], rewards, record)
+        made = page.write(out, document, [p.text for p in chosen], record)
         for line in page.lines(document):
             logging.info('%s', line)
         logging.info('made %s', ', '.join(map(str, made)))
@@ -158,7 +162,9 @@ def _measured(
             # a last batch is filled up, so that one compiled shape serves all
             filled = np.pad(new, (0, min(together, len(todo)) - len(new)), mode='edge')
             flow = model.flow([chosen[i] for i in filled])
-            batch = measure(flow, keys[filled], group, counts, stop.check)
+            pictures = int(new[0]) < SHOWN
+            how = dict(shared_noise=r.shared_noise, pictures=pictures)
+            batch = measure(flow, keys[filled], group, counts, stop.check, **how)
             warm = start > 0  # the first batch compiles
             for place, i in enumerate(new):
                 rows[int(i)] = row_of(batch, place, warm)
@@ -176,19 +182,18 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
     """The document: every measured number, the costs of a run, and the advice.
 
     Args:
-      scores: name -> [P, G]. speed: evaluations and images with their seconds; zeros if all was
-        compiled meanwhile.
+      scores: name -> [P, G]. speed: evaluations and images with their seconds.
     """
     config, schedule = checked.config, checked.schedule
     r, trained, whole = config.rollout, schedule.masks.trained, rewards.whole()
     own, mine = own_credit(config)
-    known = candidates(rewards.completions) | ({} if mine is None else {own: mine})
+    known = candidates(rewards.completions) | {own: mine}
     found = signals(whole, {name: c.of(whole) for name, c in known.items()}, trained, own)
-    priced = costs(config, checked.pipeline, {**known, BRANCH: None}, own)
-    one, parts, ups = spread(whole), decided(whole), balance(whole)
+    priced = costs(config, checked.pipeline, known, own)
+    one, parts, ups = spread(whole), decided(whole, trained), balance(whole)
     listed = prices(found, priced, speed)
     samples = r.prompts * r.group
-    plan = schedule.plan
+    plan, guided = schedule.plan, checked.pipeline.takes_negative(config.model.guidance)
     seconds = samples * priced[own].seconds(speed)
     return {
         'label': config.label,
@@ -209,7 +214,7 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
         'credits': [p._asdict() | {'cost': p.cost._asdict()} for p in listed],
         'run': {
             'samples': samples,
-            'nfe': plan.nfe * samples * config.iterations,
+            'nfe': (1 + guided) * plan.nfe * samples * config.iterations,
             'images': len(plan.completions) * samples * config.iterations,
             'seconds_per_iteration': seconds,
             'hours': seconds * config.iterations / 3600,

@@ -3,8 +3,10 @@
 A *twin* of a sample at state k leaves the sample's own state x_k with fresh noise. Given x_k both
 are independent, so their covariance is the variance of what x_k has decided:
 
-    c_k = Cov(R, R_twin(k)) = Var(E[R | x_k])        within a prompt; c_T = Var(R)
+    c_k = Cov(R, R_twin(k)) = Var(E[R | x_k])        within a prompt
     d_k = c_{k+1} - c_k                              what transition k decides
+
+The twin at the end is the same image, scored again: Var(R) - c_T is noise of the reward itself.
 
 The effect of transition k is delta_k = E[R | x_{k+1}] - E[R | x_k], with variance d_k. No run can
 see it, but its covariance with any credit A_k of the sample is that with the twins' rewards:
@@ -16,8 +18,9 @@ weighted by d_k:
 
     signal = sum_k Cov(A_k, delta_k)^2 / Var(A_k)  /  sum_k d_k
 
-1 if credits are the effects themselves. The number of samples for a gradient of a given precision
-goes with 1 / signal.
+1 if credits are the effects themselves. 1 / signal goes with the number of samples that a gradient
+of a given precision takes, as far as transitions count by what they decide and their gradients are
+orthogonal: a rule of thumb, not a law.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Rewards(NamedTuple):
     """Rewards of P prompts x G samples on T transitions; NaN where an image has no score.
 
     Attributes:
-      terminal: [P, G] of the samples.
+      terminal: [P, G] of the samples. again: [P, G], the same images scored once more.
       twins: [T, P, G] of a twin from every state 0 ... T-1.
       completions: steps -> [T, P, G] of the completions of states 0 ... T-1 by that many ODE steps,
         or as many as are left; 0: all.
@@ -43,6 +46,7 @@ class Rewards(NamedTuple):
     """
 
     terminal: np.ndarray
+    again: np.ndarray
     twins: np.ndarray
     completions: Mapping[int, np.ndarray]
     similarity: np.ndarray
@@ -55,11 +59,12 @@ class Rewards(NamedTuple):
         """Samples with a missing reward are NaN throughout, so that all statistics are over the
         same samples.
         """
-        arrays = [self.terminal[None], self.twins, *self.completions.values()]
+        arrays = [self.terminal[None], self.again[None], self.twins, *self.completions.values()]
         good = np.isfinite(np.concatenate(arrays)).all(0)
         keep = lambda a: np.where(good, a, np.nan).astype(np.float64)
         return Rewards(
             keep(self.terminal),
+            keep(self.again),
             keep(self.twins),
             {n: keep(a) for n, a in self.completions.items()},
             keep(self.similarity),
@@ -88,11 +93,15 @@ def within(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Decided(NamedTuple):
-    """Shares of the reward's variance: prompts, first noise, every transition; sums to 1."""
+    """Shares of the reward's variance: prompts, first noise, every transition, noise of the reward;
+    they sum to 1.
+    """
 
     prompt: Interval
     noise: Interval
     steps: list[Interval]
+    reward: Interval
+    trained: Interval  # of all trained transitions together
     total: float  # the variance itself
 
 
@@ -114,34 +123,38 @@ def bootstrap(
 
 
 def covariances(rewards: Rewards) -> np.ndarray:
-    """c_k [T + 1, P]; c_T is the variance."""
+    """c_k [T + 1, P]."""
     terminal = rewards.terminal[None]
-    twins = np.concatenate([rewards.twins, terminal])
+    twins = np.concatenate([rewards.twins, rewards.again[None]])
     return within(np.broadcast_to(terminal, twins.shape), twins)
 
 
-def decided(rewards: Rewards) -> Decided:
-    """What decides the reward, from rewards that are `whole`."""
+def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
+    """What decides the reward, from rewards that are `whole`. trained: bool [T]; None: all."""
     c, sizes = covariances(rewards), np.isfinite(rewards.terminal).sum(-1)
-    means = np.nanmean(np.where(sizes[:, None] > 0, rewards.terminal, 0), axis=1)
+    own = within(rewards.terminal, rewards.terminal)
+    on = np.ones(rewards.steps, bool) if trained is None else trained
+    means = np.where(sizes > 0, np.nansum(rewards.terminal, axis=1) / np.maximum(sizes, 1), 0)
     means = np.where(sizes > 1, means, np.nan)
 
-    def shares(c, means, sizes):
-        inner = np.nanmean(c, axis=-1)
-        between = np.nanvar(means, ddof=1) - np.nanmean(c[-1] / np.maximum(sizes, 1))
-        between = max(float(between), 0.0)
-        parts = np.array([between, inner[0], *np.diff(inner)])
-        return np.append(parts / (between + inner[-1]), between + inner[-1])
+    def shares(c, own, means, sizes):
+        inner, variance = np.nanmean(c, axis=-1), np.nanmean(own)
+        between = np.nanvar(means, ddof=1) - np.nanmean(own / np.maximum(sizes, 1))
+        total = max(float(between), 0.0) + variance
+        steps = np.diff(inner)
+        parts = [max(float(between), 0.0), inner[0], variance - inner[-1]]
+        return np.array([*(np.array([*parts, steps[on].sum(), *steps]) / total), total])
 
-    prompt, noise, *steps, total = bootstrap(shares, [c, means, sizes.astype(float)])
-    return Decided(prompt, noise, steps, total.value)
+    found = bootstrap(shares, [c, own, means, sizes.astype(float)])
+    prompt, noise, reward, together, *steps, total = found
+    return Decided(prompt, noise, steps, reward, together, total.value)
 
 
 class Signals(NamedTuple):
     """Credit -> its signal, and against that of `of`.
 
     Attributes:
-      ratio: signal / signal of the credit `of`, from the same resampled prompts.
+      ratio: signal / signal of the credit `of`; NaN where the latter is not told from 0.
     """
 
     of: str
@@ -152,45 +165,58 @@ class Signals(NamedTuple):
 def signals(
     rewards: Rewards, credits: Mapping[str, np.ndarray], trained: np.ndarray, of: str
 ) -> Signals:
-    """The signal of every credit over the transitions `trained` [T], and of 'branch': siblings that
-    leave one state, so that all that came before is the same (its noise is what comes after).
+    """The signal of every credit over the transitions `trained` [T].
+
+    Squares of covariances leave out the products of a prompt with itself: a square of noise is not
+    signal. So a signal may come out negative. Intervals are the jackknife's over prompts, of ratios
+    on a logarithmic scale.
 
     Args:
-      credits: name -> A_k [T, P, G] before normalisation. of: one of the names, or 'branch'.
-
-    Squares of covariances are corrected by their squared standard errors: a square of noise is not
-    signal.
+      credits: name -> A_k [T, P, G] before normalisation. of: one of the names.
     """
     c = covariances(rewards)[:, None]
-    ahead = np.concatenate([rewards.twins[1:], rewards.terminal[None]]) - rewards.twins
-    rows = {name: (within(a, ahead), within(a, a)) for name, a in credits.items()}
-    names = [*rows, 'branch']
-    covered = np.stack([cov for cov, _ in rows.values()])  # [C, T, P]
-    spread = np.stack([var for _, var in rows.values()])
+    following = np.concatenate([rewards.twins[1:], rewards.again[None]])
+    rows = [(within(a, following - rewards.twins), within(a, a)) for a in credits.values()]
+    covered, spread = (np.stack(part) for part in zip(*rows))  # [C, T, P]
 
     def square(x):
-        count = np.isfinite(x).sum(-1)
-        return np.nanmean(x, -1) ** 2 - np.nanvar(x, axis=-1, ddof=1) / np.maximum(count, 1)
+        x, count = np.where(np.isfinite(x), x, 0), np.isfinite(x).sum(-1)
+        pairs = x.sum(-1) ** 2 - (x**2).sum(-1)
+        return pairs / np.maximum(count * (count - 1), 1)
 
     def of_prompts(c, covered, spread):
-        c = c[:, 0]
-        effect = np.diff(np.nanmean(c, -1))
+        effect = np.diff(np.nanmean(c[:, 0], -1))
         total = np.where(trained, effect, 0).sum()
         inner = np.nanmean(spread, -1)
-        kept = np.where(trained & (inner > 0), square(covered) / np.where(inner > 0, inner, 1), 0)
-        found = kept.sum(-1)
-        left = np.nanmean(c[-1], -1) - np.nanmean(c[:-1], -1)  # Var(R | x_k), siblings' noise
-        usable = trained & (left > 1e-12)
-        siblings = np.where(usable, square(np.diff(c, axis=0)) / np.where(usable, left, 1), 0).sum()
+        usable = trained & (inner > 1e-18)
+        found = np.where(usable, square(covered) / np.where(usable, inner, 1), 0).sum(-1)
         # no effect, no signal
-        scaled = np.append(found, siblings) / total if total > 0 else np.full(len(names), np.nan)
-        scaled = np.clip(scaled, 0, None)
-        reference = scaled[names.index(of)]
-        return np.concatenate([scaled, scaled / reference])
+        return found / total if total > 0 else np.full(len(found), np.nan)
 
-    found = bootstrap(of_prompts, [c, covered, spread])
-    count = len(names)
-    return Signals(of, dict(zip(names, found[:count])), dict(zip(names, found[count:])))
+    with np.errstate(all='ignore'):
+        value, parts = of_prompts(c, covered, spread), []
+        for p in range(c.shape[-1]):
+            parts.append(of_prompts(*(np.delete(a, p, axis=-1) for a in (c, covered, spread))))
+        left_out = np.array(parts)  # [P, C]
+        own = [*credits].index(of)
+        signal = [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
+        measured = signal[own].low > 0
+        ratio = []
+        for i, v in enumerate(value):
+            logs = jackknife(np.log(v / value[own]), np.log(left_out[:, i] / left_out[:, own]))
+            told = measured and v > 0 and np.isfinite(logs).all()
+            ratio.append(Interval(*np.exp(logs)) if told else Interval(*[float('nan')] * 3))
+    return Signals(of, dict(zip(credits, signal)), dict(zip(credits, ratio)))
+
+
+def jackknife(value: float, left_out: np.ndarray) -> Interval:
+    """A 95 % interval from the values with each of P prompts left out."""
+    from scipy.stats import t as student
+
+    count = len(left_out)
+    error = np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum())
+    reach = float(student.ppf(0.975, count - 1) * error)
+    return Interval(float(value), float(value) - reach, float(value) + reach)
 
 
 class Spread(NamedTuple):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from absl import logging
 
+from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import PromptSet
@@ -29,6 +30,8 @@ from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.streams import STREAM_EVAL
+from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.session import Checked, Session
 from densegrpo_jax.training.progress import Progress
@@ -45,9 +48,12 @@ def guarded_part(checked: Checked) -> tuple[str, Part]:
     """
     found = parts(checked.config, checked.test, checked.reward)
     name = PANEL if PANEL in found else 'eval'
-    part = found[name]
-    count = checked.config.guard.prompts or len(part.prompts)
-    return name, part._replace(prompts=PromptSet(tuple(part.prompts[:count])))
+    part, count = found[name], checked.config.guard.prompts
+    if 0 < count < len(part.prompts):  # at random: a set may be in some order
+        rng = np.random.default_rng([checked.config.seed, STREAM_EVAL])
+        picked = sorted(rng.choice(len(part.prompts), size=count, replace=False))
+        part = part._replace(prompts=PromptSet(tuple(part.prompts[int(i)] for i in picked)))
+    return name, part
 
 
 def check_guard(checked: Checked) -> None:
@@ -107,7 +113,7 @@ class Guard:
         panel = [reward for reward in part.rewards if reward is not session.reward]
         scorers = [stack.enter_context(Scorer(reward, config.reward_workers)) for reward in panel]
         self._unseen = _unseen(session.reward) if trained else []
-        self._unseen += [name for reward in panel for name in reward.names]
+        self._unseen += [reward.names[0] for reward in panel]
         self._unseen += [DIVERSITY] if g.images > 1 else []
         self._evaluator = Evaluator(
             session,
@@ -135,40 +141,59 @@ class Guard:
         count = math.ceil(step / self._config.eval.every)
         return count % self._config.guard.every == 0 or step == self._config.iterations
 
-    def __call__(self, step: int, policy: dict, progress: Progress) -> dict[str, float]:
-        """Measures after `step` updates, writes the row into `progress.guarded`, and acts.
+    def __call__(
+        self, step: int, policy: dict, progress: Progress, evaluation: list
+    ) -> dict[str, float]:
+        """Measures after `step` updates if it is due, puts the row into `progress.guarded`, and
+        acts.
+
+        Args:
+          evaluation: [step, mean, standard error] of the trained score, not yet in `progress`.
 
         Returns:
           What goes into the metrics.
 
         Raises:
-          Preempted: a stop was requested.
+          Preempted: a stop was requested; `progress` is as it was.
         """
-        start = self._evaluator(policy if step == 0 else None, self._record, START)
-        if step == 0:
-            now, kl = start, 0.0
-        else:
-            now = self._evaluator(policy, self._record, f'step {step}')
-            kl = self._kl(policy, step)
+        if not self.due(step):
+            progress.passed_over = [*progress.passed_over, step]
+            return {}
+        policy_now = f'step {step} {weights_digest(policy)}'
+        first = policy if step == 0 else start_policy(self._session)
+        start = self._evaluator(first, self._record, START)
+        now, kl = start, 0.0
+        if step:
+            now = self._evaluator(policy, self._record, policy_now)
+            kl = self._kl(policy, policy_now)
         of_all = changes(start.scores, now.scores)
         found = {name: of_all.pop(name) for name in self._unseen}
         down = fallen(found, self._config.guard.level, planned(self._config)) if step else []
+        progress.guarded = [row for row in progress.guarded if row['step'] < step]
         earlier = progress.guarded[-1]['kl'] if progress.guarded else None
         row = {
             'step': step,
             'scores': {name: [_number(value) for value in c] for name, c in found.items()},
             'kl': kl,
             'fallen': down,
+            'action': '',
+            'brake': progress.brake,
         }
         progress.guarded.append(row)
-        if step and kl and earlier and kl > self._config.guard.kl_jump * earlier:
+        if kl and earlier and kl > self._config.guard.kl_jump * earlier:
             self._alarm(f'the KL grew from {earlier:.3g} to {kl:.3g} between two evaluations')
-        self._compare(progress)
-        self._judge(step, found, of_all, down, start, now, progress)
+        self._compare(progress.evaluations, evaluation)
+        if down:
+            self._judge(row, found, of_all, start, now, progress)
         metrics = {f'guard/{name}': c.mean for name, c in found.items()}
         if kl is not None:
             metrics['guard/kl'] = kl
-        return {**metrics, 'guard/fallen': float(len(down)), 'guard/brake': progress.brake}
+        brakes = self._config.guard.action == BRAKE
+        return {
+            **metrics,
+            'guard/fallen': float(len(down)),
+            'guard/brake': progress.brake if brakes else 1.0,
+        }
 
     def stops(self, progress: Progress) -> bool:
         """Whether the guard has ended the run."""
@@ -189,11 +214,11 @@ class Guard:
         if (ratio := float(metrics.get('ratio_deviation', 0))) > g.ratio:
             self._alarm(f'update {step}: the probability ratio is off 1 by {ratio:.2g} on average')
 
-    def _compare(self, progress: Progress) -> None:
+    def _compare(self, evaluations: list, last: list) -> None:
         """Warns if the score fell since the last evaluation while the training reward rose."""
-        if len(progress.evaluations) < 2:
+        if not evaluations:
             return
-        (before, score, error), (step, now, now_error) = progress.evaluations[-2:]
+        (before, score, error), (step, now, now_error) = evaluations[-1], last
         later = [r for n, r in self._rewards.items() if before < n <= step]
         earlier = [r for n, r in self._rewards.items() if n <= before][-len(later) :]
         if not (later and earlier) or np.mean(later) <= np.mean(earlier):
@@ -205,10 +230,10 @@ class Guard:
                 f'{np.mean(later):.4f}'
             )
 
-    def _kl(self, policy: dict, step: int) -> float | None:
+    def _kl(self, policy: dict, key: str) -> float | None:
         if self._divergence is None:
             return None
-        values = self._divergence(policy, self._record, f'step {step}', FOLDER, self._psi)
+        values = self._divergence(policy, self._record, key, FOLDER, self._psi)
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else None
 
@@ -217,41 +242,37 @@ class Guard:
 
     def _judge(
         self,
-        step: int,
+        row: dict,
         found: Mapping[str, Change],
         trained: Mapping[str, Change],
-        down: list[str],
         start: Evaluation,
         now: Evaluation,
         progress: Progress,
     ) -> None:
-        g = self._config.guard
-        progress.broken = progress.broken + 1 if down else 0
-        if not down:
-            return
+        """Tells of the fallen scores of the newest row, and acts if there were enough in a row."""
+        g, down, step = self._config.guard, row['fallen'], row['step']
+        count = progress.fallen_in_a_row
         told = ', '.join(
             f'{name} {found[name].change:+.4f} +- {found[name].error:.4f} (p={found[name].p:.1g})'
             for name in down
         )
         self._alarm(
             f'after {step} updates unseen scores have fallen: {told}; this evaluation cannot be '
-            f'the best ({progress.broken} in a row)'
+            f'the best ({count} in a row)'
         )
-        if progress.broken < g.patience:
+        if count < g.patience:
             return
-        action = ''
+        said = ''
         if g.action == BRAKE:
-            progress.brake *= g.factor
-            action = f'brake: from now on updates are multiplied by {progress.brake:g}'
+            row['action'], row['brake'] = BRAKE, row['brake'] * g.factor
+            said = f'brake: from now on updates are multiplied by {row["brake"]:g}'
             if g.brake == BETA:
-                beta = self._config.loss.beta / progress.brake
-                action = f'brake: from now on loss.beta is {beta:g}'
-            progress.broken = 0  # the next brake needs as much evidence
+                said = f'brake: from now on loss.beta is {self._config.loss.beta / row["brake"]:g}'
         elif g.action == STOP:
-            progress.stopped_by_guard = True
-            action = 'stop: training ends here; guard.action=warn continues it'
-        if action:
-            self._alarm(action)
+            row['action'] = STOP
+            said = 'stop: training ends here; guard.action=warn continues it'
+        if said:
+            self._alarm(said)
         if self._session.hosts.primary:
             page = write_verdict(
                 self._folder,
@@ -260,7 +281,7 @@ class Guard:
                 {name: c for name, c in trained.items() if name == TOTAL},
                 found,
                 down,
-                action,
+                said,
                 start,
                 now,
                 len(found) * planned(self._config),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from densegrpo_jax.config.guard_keys import BRAKE, STOP
 from densegrpo_jax.config.retired import renamed
 
 
@@ -23,9 +24,7 @@ class Progress:
     entropy: list | None = None
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
     guarded: list = dataclasses.field(default_factory=list)  # rows of `guard.Guard`
-    broken: int = 0  # guarded evaluations in a row with a fallen score
-    brake: float = 1.0  # of `guard.action='brake'`
-    stopped_by_guard: bool = False
+    passed_over: list = dataclasses.field(default_factory=list)  # steps evaluated without the guard
 
     @classmethod
     def of(cls, stored: Mapping) -> Progress:
@@ -37,12 +36,31 @@ class Progress:
         return step in [evaluated for evaluated, *_ in self.evaluations]
 
     def competes(self, step: int) -> bool:
-        """Whether the evaluation after `step` updates may be the best: no guard, or none yet, or it
-        found no fallen score.
+        """Whether the evaluation after `step` updates may be the best: a guard has neither passed
+        it over nor found a fallen score.
         """
-        if not self.guarded or step < self.guarded[0]['step']:
-            return True
-        return any(row['step'] == step and not row['fallen'] for row in self.guarded)
+        fallen = [row['step'] for row in self.guarded if row['fallen']]
+        return step not in fallen and step not in self.passed_over
+
+    @property
+    def fallen_in_a_row(self) -> int:
+        """The newest guarded evaluations with a fallen score, since the guard last braked."""
+        count = 0
+        for row in reversed(self.guarded):
+            if not row['fallen'] or row['action'] == BRAKE:
+                break
+            count += 1
+        return count
+
+    @property
+    def brake(self) -> float:
+        """What the guard's brake has come to; 1 if it has not acted."""
+        return self.guarded[-1]['brake'] if self.guarded else 1.0
+
+    @property
+    def stopped_by_guard(self) -> bool:
+        """Whether the newest guarded evaluation ended the run."""
+        return bool(self.guarded) and self.guarded[-1]['action'] == STOP
 
     def best(self) -> list:
         """The evaluation with the highest score of those that compete; of all if none does."""

@@ -142,10 +142,11 @@ def run(
             result = evaluator(state.ema)
             if not result.scored(config.eval.best):
                 explain(session, state.ema, [p.text for p in session.test])
-            progress.evaluations.append(reporter.evaluation(step, result))
-            if guard and guard.due(step):
-                reporter.guarded(step, guard(step, state.ema, progress))
-            return progress.evaluations[-1][1] if progress.competes(step) else None
+            row = reporter.evaluation(step, result)
+            if guard:  # before the evaluation counts: after a stop both are made again
+                reporter.guarded(step, guard(step, state.ema, progress, row))
+            progress.evaluations.append(row)
+            return row[1] if progress.competes(step) else None
 
         def save(score: float | None = None) -> None:
             nonlocal saved

@@ -39,8 +39,8 @@ img {{ max-width: 100%; }}
 </table>
 <p>p: of a paired one-sided t test over {count} prompts. Fallen: p below {bound:.2g}, which is
 guard.level={level:g} divided by the comparisons of the whole run.</p>
-<h2>The prompts whose unseen scores lost most</h2>
-<p>Left at the start, right now, from the same noise.</p>
+<h2>Of {shown} prompts, those whose unseen scores lost most</h2>
+<p>The first of each prompt's pictures, left at the start, right now, from the same noise.</p>
 <img src="{picture}" alt="Pictures before and after {step} updates">
 </html>
 """
@@ -78,6 +78,7 @@ def write_verdict(
         count=len(next(iter(now.scores.values()))),
         bound=g.level / comparisons,
         level=g.level,
+        shown=min(len(start.images), len(now.images)),
         picture=picture.name,
         step=step,
     )

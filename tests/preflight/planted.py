@@ -23,7 +23,9 @@ def planted(
     later = lambda k: sum(normal(v, prompts, G) for v in steps[k:])
     twins = np.stack([states[k] + later(k) for k in range(len(steps))])
     completions = {0: states[:-1].copy(), 1: states[:-1] + normal(error, len(steps), prompts, G)}
-    return Rewards(states[-1], twins, completions, np.ones((len(steps) + 1, prompts, G))).whole()
+    return Rewards(
+        states[-1], states[-1], twins, completions, np.ones((len(steps) + 1, prompts, G))
+    ).whole()
 
 
 def credits_of(rewards: Rewards) -> dict:

@@ -25,7 +25,7 @@ def advice(rewards, own='dense', **changes):
     config.update_from_flattened_dict(changes)
     found = signals(rewards, credits_of(rewards), trained, own)
     priced = prices(found, COSTS, SPEED)
-    parts = spread(rewards), decided(rewards)
+    parts = spread(rewards), decided(rewards, trained)
     return priced, advise(config, *parts, found, priced, balance(rewards), trained, (0, 1))
 
 
@@ -49,7 +49,7 @@ def test_exact_one_step_completions_are_advised_against_dear_ones():
         'credit.completion_steps': 1,
         'credit.completion_every': 1,
     }
-    assert not any(a.stop for a in found) and 'dense 1 credit needs 0.7' in found[0].reason
+    assert not any(a.stop for a in found) and 'dense 1 credit has the price 0.7' in found[0].reason
 
 
 def test_completions_that_tell_nothing_are_not_advised():
@@ -70,12 +70,15 @@ def test_only_the_first_noise_matters():
 
 def test_a_constant_reward_stops():
     same = lambda *shape: np.ones((*shape, P, G))
-    _, found = advice(Rewards(same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)).whole())
+    _, found = advice(
+        Rewards(same(), same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)).whole()
+    )
     assert found[-1].stop
 
 
 def test_images_without_a_score_are_told():
     rewards = planted()
+    rewards = rewards._replace(terminal=rewards.terminal.copy())
     rewards.terminal[:, 0] = np.nan
     _, found = advice(rewards.whole())
     assert '12% of the samples have no score' in found[0].reason
@@ -85,9 +88,57 @@ def test_losses_at_most_transitions_speak_for_calibration():
     rewards = planted((0.4, 0.3, 0.2, 1.0))
     for k in range(T):  # every completion is worse than the one before
         rewards.completions[0][k] -= 2.0 * k
-    sunk = rewards._replace(terminal=rewards.terminal - 2.0 * T)
+    lower = rewards.terminal - 2.0 * T
+    sunk = rewards._replace(terminal=lower, again=lower, twins=rewards.twins - 2.0 * T)
     _, found = advice(sunk)
     assert found[-1].keys == {'noise.calibrate': True}
     assert unbalanced(balance(sunk)).all() and not unbalanced(balance(planted())).any()
     _, found = advice(sunk, **{'noise.calibrate': True})
     assert not any('noise.calibrate' in a.keys for a in found)
+
+
+def noise(seed, **again):
+    """Scores that have nothing to do with the images."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.standard_normal((*shape, P, G))
+    terminal = draw()
+    scored = again.get('again', terminal)
+    return Rewards(terminal, scored, draw(T), {0: draw(T), 1: draw(T)}, draw(T + 1)).whole()
+
+
+def test_a_judge_that_answers_at_random_stops():
+    rng = np.random.default_rng(9)
+    _, found = advice(noise(3, again=rng.standard_normal((P, G))))
+    assert found[-1].stop and 'is noise of the reward itself' in found[-1].reason
+
+
+def test_a_reward_of_fine_noise_is_told():
+    """The same image always scores alike, and images that differ by nothing visible do not."""
+    _, found = advice(noise(3))
+    assert not any(a.stop for a in found)
+    assert (
+        'the last one decides' in found[0].reason and 'may respond to fine noise' in found[0].reason
+    )
+
+
+def test_a_signal_that_is_not_measured_advises_nothing():
+    _, found = advice(planted((0.05, 0.05, 0.05, 0.05), first=20.0), own='sparse')
+    assert not any(a.keys for a in found)
+    assert 'is not told from 0' in found[-1].reason
+
+
+def test_untrained_transitions_do_not_count():
+    rewards = planted((0.0, 0.0, 0.0, 1.0), first=1.0)
+    trained, config = np.array([True, True, True, False]), default_config()
+    found = signals(rewards, credits_of(rewards), trained, 'dense')
+    parts = spread(rewards), decided(rewards, trained)
+    priced = prices(found, COSTS, SPEED)
+    last = advise(config, *parts, found, priced, balance(rewards), trained, (0, 1))[-1]
+    assert last.stop and 'decides 0% of the reward' in last.reason
+
+
+def test_without_any_score_it_stops():
+    rewards = planted()
+    lost = rewards._replace(terminal=np.full_like(rewards.terminal, np.nan)).whole()
+    _, found = advice(lost)
+    assert found[-1].stop and 'no group has two samples with a score' in found[-1].reason

@@ -6,12 +6,13 @@ import pytest
 from densegrpo_jax.config.methods import apply_method
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.dense_reward import dense_reward
-from densegrpo_jax.preflight.credits import BRANCH, Credit, candidates, own_credit
+from densegrpo_jax.preflight.credits import Credit, candidates, own_credit
 from densegrpo_jax.preflight.signal import Rewards
 
 T, P, G = 4, 3, 5
 RNG = np.random.default_rng(0)
 REWARDS = Rewards(
+    RNG.random((P, G)),
     RNG.random((P, G)),
     RNG.random((T, P, G)),
     {n: RNG.random((T, P, G)) for n in (0, 1)},
@@ -60,8 +61,22 @@ def test_the_credit_of_a_configuration_has_its_name(changes, name):
     ).shape == (T, P, G)
 
 
-def test_branches_are_known_and_other_plans_refused():
-    assert own_credit(apply_method(default_config(), 'g2rpo')) == (BRANCH, None)
-    for method in ('branch', 'sdpo'):
-        with pytest.raises(ValueError, match='preflight measures credit along trajectories'):
-            own_credit(apply_method(default_config(), method))
+@pytest.mark.parametrize(
+    ('method', 'key'),
+    [
+        ('g2rpo', "plan.kind='branch'"),
+        ('branch', "plan.kind='tree'"),
+        ('sdpo', "credit.rule='sdpo'"),
+        ('mix', "moving.steps='"),
+    ],
+)
+def test_what_is_not_measured_is_refused(method, key):
+    with pytest.raises(ValueError, match=f'{key}.*along whole trajectories of the model alone'):
+        own_credit(apply_method(default_config(), method))
+
+
+def test_rollouts_that_drift_are_refused():
+    config = default_config()
+    config.guide.source = 'probe'
+    with pytest.raises(ValueError, match="guide.source='probe'"):
+        own_credit(config)

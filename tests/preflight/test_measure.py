@@ -69,15 +69,17 @@ def test_evaluations_are_those_that_were_counted():
     found = measure(flow, prompt_keys(2), 3, (0, 2, 1))
     expected = evaluations(flow.stochastic, (0, 2, 1))
     assert found.spent.nfe == len(flow.velocity.rows) == 2 * 3 * expected
-    # samples, twins but of the last transition, which adds no noise, and three kinds of completions
-    assert found.spent.images == 2 * 3 * (1 + 4 + 3 * 5)
+    # samples, once more, twins but of the last transition, which adds no noise, and three kinds of
+    # completions
+    assert found.spent.images == 2 * 3 * (1 + 1 + 4 + 3 * 5)
 
 
 def test_a_transition_without_noise_decides_nothing():
     flow = gaussian_flow(5, r=linear)
     assert not flow.stochastic[-1]
     found = measure(flow, prompt_keys(4), 4, (0,)).rewards
-    np.testing.assert_array_equal(found.twins[-1], found.terminal)
+    np.testing.assert_array_equal(found.twins[-1], found.again)
+    np.testing.assert_array_equal(found.again, found.terminal)
     assert decided(found).steps[-1].value == 0
 
 
@@ -86,3 +88,12 @@ def test_an_image_without_a_score_is_nan():
     found = measure(flow, prompt_keys(8), 8, (0,)).rewards
     assert np.isnan(found.terminal).any() and np.isfinite(found.terminal).any()
     assert not np.isinf(np.concatenate([found.twins.ravel(), found.completions[0].ravel()])).any()
+
+
+def test_one_noise_for_all_samples_of_a_prompt():
+    flow = gaussian_flow(4, r=linear, eta=0.3)
+    found = measure(flow, prompt_keys(40), 6, (0,), shared_noise=True).rewards.whole()
+    apart = decided(measure(flow, prompt_keys(40), 6, (0,)).rewards.whole())
+    together = decided(found)
+    assert together.noise.low < 0 < together.noise.high < apart.noise.value
+    np.testing.assert_array_equal(np.ptp(found.completions[0][0], axis=1), 0)

@@ -41,7 +41,7 @@ def preflight(config, out, mesh=None, **size):
 def test_a_preflight_from_model_to_page(config, tmp_path):
     found = preflight(config, tmp_path / 'a')
     assert found['own'] == 'dense' and {c['credit'] for c in found['credits']} == {
-        'sparse', 'dense', 'dense 1', 'gae', 'coca', 'branch',
+        'sparse', 'dense', 'dense 1', 'gae', 'coca',
     }  # fmt: skip
     cost = {c['credit']: c['cost'] for c in found['credits']}
     # T = 3: completions of states 0, 1, 2 take 2, 1, 0 more than the state's own velocity
@@ -83,8 +83,8 @@ def test_two_devices_measure_as_one_does(config, tmp_path):
 def test_a_stop_keeps_what_was_measured(config, tmp_path, monkeypatch):
     stop, measured = StopRequest(), run_module.measure
 
-    def then_stop(*arguments):
-        found = measured(*arguments)
+    def then_stop(*arguments, **options):
+        found = measured(*arguments, **options)
         stop.signal_name = 'SIGTERM'
         return found
 

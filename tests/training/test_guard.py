@@ -8,7 +8,7 @@ import pytest
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training import guard as guard_module
 from densegrpo_jax.training.guard import Guard, check_guard, planned
@@ -205,10 +205,63 @@ def test_signs_of_collapse_are_told(config, caplog):
 def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     guard = object.__new__(Guard)
     guard._config, guard._rewards = config, {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.6}
-    guard._compare(Progress(evaluations=[[0, 0.5, 0.01], [2, 0.6, 0.01], [4, 0.59, 0.01]]))
+    guard._compare([[0, 0.5, 0.01], [2, 0.6, 0.01]], [4, 0.59, 0.01])
     assert not caplog.records  # within the errors
-    guard._compare(Progress(evaluations=[[0, 0.5, 0.01], [2, 0.6, 0.01], [4, 0.4, 0.01]]))
+    guard._compare([[0, 0.5, 0.01], [2, 0.6, 0.01]], [4, 0.4, 0.01])
     assert 'fell from 0.6000 to 0.4000, and the training reward rose from 0.1500' in caplog.text
+
+
+def test_a_stop_while_the_guard_measures_is_made_up_for(config, tmp_path, monkeypatch):
+    config.guard.kl_prompts, config.iterations = 2, 2
+    stop, measured = StopRequest(), Guard._kl
+
+    def stopped(self, policy, key):
+        stop.signal_name = 'SIGTERM'
+        stop.check()
+
+    monkeypatch.setattr(Guard, '_kl', stopped)
+    with pytest.raises(Preempted):
+        run(config, tmp_path, one_device(), stop)
+    monkeypatch.setattr(Guard, '_kl', measured)
+    summary = trained(config, tmp_path)
+    assert [row['step'] for row in summary['guard']['evaluations']] == [0, 1, 2]
+    assert [step for step, *_ in summary['evaluations']] == [0, 1, 2]
+
+
+def test_a_policy_that_was_trained_anew_is_measured_anew(config, tmp_path):
+    config.iterations = 1
+    first = trained(config, tmp_path)['guard']['evaluations'][-1]['scores']
+    shutil.rmtree(tmp_path / 'checkpoints')
+    config.optim.learning_rate = 0.3
+    again = trained(config, tmp_path)['guard']['evaluations'][-1]['scores']
+    assert again['darkness'][0] != first['darkness'][0]
+
+
+def test_evaluations_without_a_guard_may_be_the_best():
+    row = lambda step, *fallen, **more: {
+        'step': step,
+        'fallen': [*fallen],
+        'action': '',
+        'brake': 1.0,
+        **more,
+    }
+    progress = Progress([[s, 0.5 + s / 10, 0.0] for s in range(5)])
+    progress.guarded, progress.passed_over = [row(0), row(2, 'a')], [1]
+    assert [progress.competes(s) for s in range(5)] == [True, False, False, True, True]
+    assert progress.best()[0] == 4
+
+
+def test_what_the_rows_say_of_the_past():
+    row = lambda *fallen, action='', brake=1.0: {
+        'step': 0, 'fallen': [*fallen], 'action': action, 'brake': brake,
+    }  # fmt: skip
+    of = lambda *rows: Progress(guarded=[*rows])
+    assert (of().fallen_in_a_row, of().brake, of().stopped_by_guard) == (0, 1.0, False)
+    assert of(row('a'), row(), row('a'), row('b')).fallen_in_a_row == 2
+    braked = of(row('a'), row('a', action='brake', brake=0.5), row('a', brake=0.5))
+    assert braked.fallen_in_a_row == 1 and braked.brake == 0.5
+    assert of(row('a', action='stop')).stopped_by_guard
+    assert not of(row('a', action='stop'), row('a')).stopped_by_guard
 
 
 def test_the_record_of_other_settings_is_not_mixed_in(tmp_path):
