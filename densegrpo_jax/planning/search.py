@@ -84,12 +84,14 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     return Programs(
         {
             'step': Phase(
-                step,
+                lambda: step,
                 budget.expected.evaluations / several,
                 count_flops(velocity, stored['transformer'], policy, texts, negative, flat),
             ),
             'decoding': Phase(
-                decoding, budget.expected.images / several, count_flops(decode, stored, flat)
+                lambda: decoding,
+                budget.expected.images / several,
+                count_flops(decode, stored, flat),
             ),
         },
         rows,
