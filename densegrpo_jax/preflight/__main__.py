@@ -1,14 +1,13 @@
-"""Command: answers before training: does this reward teach this model, which credit is worth its
-price, what will a run cost?
+"""Command: measures before training: does this reward teach this model, what does each credit tell
+at what price, what will a run cost?
 
     python -m densegrpo_jax.preflight --config=configs/tiny_ocr.py --workdir=runs/preflight
 
 Samples a group for each of --prompts training prompts with the configuration's model, noise and
 reward. Every state of every sample gets a twin, which goes on from there with other noise, and
 completions (docs/preflight.md). Prints what decides the reward, the signal of each credit and its
-price, and what a run costs. Writes WORKDIR/preflight.json, a page with the pictures behind the
-numbers, index.html, and the advice as a configuration, advice.yaml. After a stop, the same command
-continues. Exit status as `densegrpo_jax.main`.
+price, and what a run costs. Writes WORKDIR/preflight.json, and index.html with the pictures
+behind the numbers. After a stop, the same command continues. Exit status as `densegrpo_jax.main`.
 """
 
 from __future__ import annotations

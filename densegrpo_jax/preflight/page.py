@@ -1,4 +1,4 @@
-"""The preflight's results: lines for the log, a page, and the advice as a configuration."""
+"""The preflight's results: lines for the log, and a page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from densegrpo_jax.preflight.advice import UNTESTED
+from densegrpo_jax.preflight.findings import NO_ADVICE
 from densegrpo_jax.preflight.record import Record
 from densegrpo_jax.preflight.signal import Interval
 from densegrpo_jax.runtime.files import replace_file
 
-FILE, OVERLAY, PAGE = 'preflight.json', 'advice.yaml', 'index.html'
+FILE, PAGE = 'preflight.json', 'index.html'
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 1rem auto; }
@@ -33,11 +33,10 @@ img { max-width: 100%; }
 def write(
     out: pathlib.Path, document: dict[str, Any], prompts: Sequence[str], record: Record
 ) -> list[pathlib.Path]:
-    """Writes the document, the page and the overlay; returns their paths."""
+    """Writes the document and the page; returns their paths."""
     replace_file(out / FILE, json.dumps(plain(document), indent=2) + '\n')
-    replace_file(out / OVERLAY, overlay(document))
     replace_file(out / PAGE, page(document, prompts, record))
-    return [out / FILE, out / OVERLAY, out / PAGE]
+    return [out / FILE, out / PAGE]
 
 
 def plain(value: Any) -> Any:
@@ -49,18 +48,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def overlay(document: dict[str, Any]) -> str:
-    """The advised keys as a .yaml for `--config`, over the recipe that the user adds."""
-    lines = [f'# {UNTESTED}', '# Name your recipe here:', '# recipe: tiny_ocr', '']
-    keys = {k: v for advice in document['advice'] for k, v in advice['keys'].items()}
-    for advice in document['advice']:
-        lines.append(f'# {advice["reason"]}')
-        lines += [f'{key}: {json.dumps(value)}' for key, value in advice['keys'].items()]
-    if not keys:
-        lines += ['# Nothing to change.', '{}']
-    return '\n'.join(lines) + '\n'
 
 
 def lines(document: dict[str, Any]) -> list[str]:
@@ -97,8 +84,8 @@ def lines(document: dict[str, Any]) -> list[str]:
     found.append(
         f'mean scores: {means}; the best of a group is {reward["best"]:.4f} above its mean'
     )
-    found += [f'{"STOP: " if a["stop"] else "- "}{a["reason"]}' for a in d['advice']]
-    return [*found, UNTESTED]
+    found += [f'{"STOP: " if a["stop"] else "- "}{a["reason"]}' for a in d['findings']]
+    return [*found, NO_ADVICE]
 
 
 def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> str:
@@ -150,10 +137,9 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
                     f'<figure><figcaption>{e(prompt)}: {of}</figcaption>'
                     f'<img src="images/{file.name}" alt="{e(prompt)}: {of}"></figure>'
                 )
-    advice = ''.join(
+    found = ''.join(
         f'<li>{"<strong>Stop.</strong> " if a["stop"] else ""}{e(a["reason"])}'
-        + ''.join(f'<br><code>{e(k)}: {e(json.dumps(v))}</code>' for k, v in a['keys'].items())
-        for a in d['advice']
+        for a in d['findings']
     )
     head = lines(d)
     return '\n'.join(
@@ -163,8 +149,7 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
             f'<title>Preflight: {e(d["label"])}</title>\n<style>{STYLE}</style>',
             f'<h1>Preflight: {e(d["label"])}</h1>',
             *(f'<p>{e(line)}</p>' for line in head[:2]),
-            '<h2>Advice</h2>',
-            f'<p>{e(UNTESTED)}</p><ul>{advice}</ul>',
+            f'<h2>Findings</h2>\n<ul>{found}</ul>\n<p>{e(NO_ADVICE)}</p>',
             '<h2>Credits</h2>',
             '<p>Signal: the squared correlation of a credit with what its transition changes. '
             'Price: seconds of a sample by signal, in those of this recipe; a rule of thumb for '

@@ -20,9 +20,9 @@ from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.panel import base_files
 from densegrpo_jax.preflight import page
-from densegrpo_jax.preflight.advice import advise, prices, unbalanced
 from densegrpo_jax.preflight.costs import costs
 from densegrpo_jax.preflight.credits import candidates, own_credit
+from densegrpo_jax.preflight.findings import findings, prices, unbalanced
 from densegrpo_jax.preflight.measure import Spent, evaluations, measure
 from densegrpo_jax.preflight.record import Record, joined
 from densegrpo_jax.preflight.record import row as row_of
@@ -67,7 +67,7 @@ def run(
     group: int,
     coarse: Sequence[int] = COARSE,
 ) -> dict[str, Any]:
-    """Measures and writes OUT/preflight.json, advice.yaml and the page; returns the document.
+    """Measures and writes OUT/preflight.json and the page; returns the document.
 
     Args:
       prompts, group: how many prompts, with how many samples each.
@@ -179,7 +179,7 @@ def _measured(
 
 
 def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> dict[str, Any]:
-    """The document: every measured number, the costs of a run, and the advice.
+    """The document: every measured number, the costs of a run, and the findings.
 
     Args:
       scores: name -> [P, G]. speed: evaluations and images with their seconds.
@@ -222,9 +222,8 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
         },
         'speed': speed._asdict(),
         'peak_gib': _peak_gib(checked.mesh),
-        'advice': [
-            a._asdict()
-            for a in advise(config, one, parts, found, listed, ups, trained, [*rewards.completions])
+        'findings': [
+            f._asdict() for f in findings(config, one, parts, found, listed, ups, trained)
         ],
     }
 

@@ -4,9 +4,7 @@ import json
 
 import jax
 import pytest
-import yaml
 
-from densegrpo_jax.config.documents import from_document
 from densegrpo_jax.preflight import record, signal
 from densegrpo_jax.preflight import run as run_module
 from densegrpo_jax.preflight.run import chosen_prompts, run
@@ -54,9 +52,6 @@ def test_a_preflight_from_model_to_page(config, tmp_path):
     page = (tmp_path / 'a' / 'index.html').read_text()
     assert '<script' not in page and 'images/path_000.png' in page
     assert (tmp_path / 'a' / 'images' / 'group_003.png').exists()
-    overlay = tmp_path / 'a' / 'advice.yaml'
-    assert isinstance(yaml.safe_load(overlay.read_text()), dict)
-    from_document(overlay, lambda name: pytest.fail('no recipe is named'))
 
     # a stopped preflight continues, and gives the same
     kept = (tmp_path / 'a' / record.FILE).read_text().splitlines(keepends=True)

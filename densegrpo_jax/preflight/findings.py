@@ -1,31 +1,28 @@
-"""Settings that the measurements speak for, each with its reason."""
+"""What the measurements say against a run, and what they say of its credit and its noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from densegrpo_jax.core.calibration import calibrate_step
 from densegrpo_jax.preflight.costs import Cost
-from densegrpo_jax.preflight.credits import candidates
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Decided, Interval, Signals, Spread
 
 FEW = 0.05  # shares below it count as nothing
-UNTESTED = (
-    'This advice has not been compared with learning curves: it says what the measurements speak '
-    'for, not what was seen to train better.'
+NO_ADVICE = (
+    'Signals and prices are measurements, not advice: over 15 variants on the miniature they did '
+    'not foretell the order of learning curves (docs/preflight.md).'
 )
 
 
-class Advice(NamedTuple):
-    """A reason, with keys to set if there are any; `stop`: training would teach nothing."""
+class Finding(NamedTuple):
+    """A finding; `stop`: training would teach nothing."""
 
     reason: str
-    keys: dict[str, object] = {}
     stop: bool = False
 
 
@@ -53,7 +50,7 @@ def prices(signals: Signals, costs: dict[str, Cost], speed: Spent) -> list[Price
     return sorted(found, key=lambda p: (math.isnan(p.price), p.price))
 
 
-def advise(
+def findings(
     config,
     spread: Spread,
     decided: Decided,
@@ -61,51 +58,50 @@ def advise(
     priced: list[Price],
     balance: tuple[np.ndarray, np.ndarray],
     trained: np.ndarray,
-    steps: Sequence[int],
-) -> list[Advice]:
-    """In the order in which they matter. steps: of the completions measured."""
+) -> list[Finding]:
+    """In the order in which they matter."""
     first = []
     if spread.valid < 1 - FEW:
         first = [
-            Advice(f'{1 - spread.valid:.0%} of the samples have no score: see the log for why')
+            Finding(f'{1 - spread.valid:.0%} of the samples have no score: see the log for why')
         ]
     if not math.isfinite(spread.zero):
-        return [*first, Advice('no group has two samples with a score', stop=True)]
+        return [*first, Finding('no group has two samples with a score', stop=True)]
     if spread.zero > 1 - FEW:
         reason = (
             f'{spread.zero:.0%} of the groups have no spread of rewards: only the prompt decides, '
             'and a group teaches nothing. Use another reward, or other prompts'
         )
-        return [*first, Advice(reason, stop=True)]
+        return [*first, Finding(reason, stop=True)]
     if decided.reward.value > 0.5:
         reason = (
             f'{decided.reward.value:.0%} of the variance is noise of the reward itself: the same '
             'image scored again gets another score. Use a reward that agrees with itself'
         )
-        return [*first, Advice(reason, stop=True)]
+        return [*first, Finding(reason, stop=True)]
     if not decided.trained.low > 0 and decided.trained.value < FEW:
         reason = (
             f'the noise of the trained transitions decides {decided.trained.value:.0%} of the '
             'reward: updates would follow what they cannot change. Raise rollout.level, or use a '
             'reward that sees more'
         )
-        return [*first, Advice(reason, stop=True)]
+        return [*first, Finding(reason, stop=True)]
     first += _of_last(decided, trained)
-    found = [*first, *_of_spread(spread), *_of_credit(signals, priced, steps)]
+    found = [*first, *_of_spread(spread), *_of_credit(signals, priced)]
     return [*found, *_of_noise(config, balance, trained)]
 
 
-def _of_spread(spread: Spread) -> list[Advice]:
+def _of_spread(spread: Spread) -> list[Finding]:
     if spread.zero <= 0.5:
         return []
     reason = (
         f'{spread.zero:.0%} of the groups have no spread of rewards and teach nothing. Larger '
         'groups (rollout.group), prompts of middling difficulty or a smoother reward have more'
     )
-    return [Advice(reason)]
+    return [Finding(reason)]
 
 
-def _of_last(decided: Decided, trained: np.ndarray) -> list[Advice]:
+def _of_last(decided: Decided, trained: np.ndarray) -> list[Finding]:
     """A reward without any relation to what an image shows looks like this."""
     last = int(np.flatnonzero(trained)[-1])
     share = decided.steps[last].value / decided.trained.value
@@ -115,34 +111,30 @@ def _of_last(decided: Decided, trained: np.ndarray) -> list[Advice]:
         f'of what the trained transitions decide, the last one decides {share:.0%}: the reward may '
         'respond to fine noise and not to what an image shows. Look at the pictures'
     )
-    return [Advice(reason)]
+    return [Finding(reason)]
 
 
-def _of_credit(signals: Signals, priced: list[Price], steps: Sequence[int]) -> list[Advice]:
+def _of_credit(signals: Signals, priced: list[Price]) -> list[Finding]:
     own = signals.signal[signals.of]
     if not own.low > 0:
         return [
-            Advice(
+            Finding(
                 f'the signal of {signals.of} credit, {own}, is not told from 0: credits cannot be '
                 'compared with so few prompts'
             )
         ]
-    known = candidates(steps)
-    better = [p for p in priced if p.high < 1 and p.credit in known]
+    better = [p for p in priced if p.high < 1]
     if not better:
         return [
-            Advice(f'no credit is shown to be cheaper than the {signals.of} credit of this recipe')
+            Finding(
+                f'no credit is measured to be cheaper than the {signals.of} credit of this recipe'
+            )
         ]
-    best = better[0]
-    reason = (
-        f'{best.credit} credit has the price {best.price:.2g} [{best.low:.2g}, {best.high:.2g}] of '
-        f'{signals.of}'
-    )
-    overrides = known[best.credit].overrides
-    return [Advice(reason, {k: v for k, v in overrides.items() if k.startswith('credit.')})]
+    told = '; '.join(f'{p.credit} {p.price:.2g} [{p.low:.2g}, {p.high:.2g}]' for p in better)
+    return [Finding(f'credits with a price below that of {signals.of}, which is 1: {told}')]
 
 
-def _of_noise(config, balance: tuple[np.ndarray, np.ndarray], trained: np.ndarray) -> list[Advice]:
+def _of_noise(config, balance: tuple[np.ndarray, np.ndarray], trained: np.ndarray) -> list[Finding]:
     if config.noise.psi_path or config.noise.calibrate:
         return []
     off = unbalanced(balance) & trained
@@ -150,9 +142,9 @@ def _of_noise(config, balance: tuple[np.ndarray, np.ndarray], trained: np.ndarra
         return []
     reason = (
         f'gains and losses are out of balance at transitions {np.flatnonzero(off).tolist()}: '
-        'calibration would lower their noise'
+        'noise.calibrate=True would lower their noise'
     )
-    return [Advice(reason, {'noise.calibrate': True})]
+    return [Finding(reason)]
 
 
 def unbalanced(balance: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""Advice where the truth is planted."""
+"""Findings where the truth is planted."""
 
 import numpy as np
 import pytest
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.preflight import signal
-from densegrpo_jax.preflight.advice import advise, prices, unbalanced
 from densegrpo_jax.preflight.costs import Cost
+from densegrpo_jax.preflight.findings import findings, prices, unbalanced
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.preflight.signal import Rewards, balance, decided, signals, spread
 from tests.preflight.planted import G, P, T, credits_of, planted
@@ -20,13 +20,13 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(signal, 'RESAMPLES', 200)
 
 
-def advice(rewards, own='dense', **changes):
+def found_in(rewards, own='dense', **changes):
     config, trained = default_config(), np.ones(rewards.steps, bool)
     config.update_from_flattened_dict(changes)
     found = signals(rewards, credits_of(rewards), trained, own)
     priced = prices(found, COSTS, SPEED)
     parts = spread(rewards), decided(rewards, trained)
-    return priced, advise(config, *parts, found, priced, balance(rewards), trained, (0, 1))
+    return priced, findings(config, *parts, found, priced, balance(rewards), trained)
 
 
 def test_a_price_is_seconds_by_signal():
@@ -41,36 +41,31 @@ def test_a_price_is_seconds_by_signal():
     assert priced['dense'][3:] == pytest.approx((1, 1, 1))
 
 
-def test_exact_one_step_completions_are_advised_against_dear_ones():
-    _, found = advice(planted((0.4, 0.3, 0.2, 1.0)))
-    keys = {k: v for a in found for k, v in a.keys.items()}
-    assert keys == {
-        'credit.rule': 'dense',
-        'credit.completion_steps': 1,
-        'credit.completion_every': 1,
-    }
-    assert not any(a.stop for a in found) and 'dense 1 credit has the price 0.7' in found[0].reason
+def test_exact_one_step_completions_are_cheaper_than_dear_ones():
+    _, found = found_in(planted((0.4, 0.3, 0.2, 1.0)))
+    assert not any(a.stop for a in found)
+    assert 'below that of dense, which is 1: dense 1 0.7' in found[0].reason
 
 
-def test_completions_that_tell_nothing_are_not_advised():
-    priced, found = advice(planted((0.4, 0.3, 0.2, 1.0), error=50.0))
-    assert priced[-1].credit == 'dense 1' and not any(a.keys for a in found)
-    assert 'no credit is shown to be cheaper than the dense credit' in found[0].reason
+def test_completions_that_tell_nothing_are_not_cheaper():
+    priced, found = found_in(planted((0.4, 0.3, 0.2, 1.0), error=50.0))
+    assert priced[-1].credit == 'dense 1'
+    assert 'no credit is measured to be cheaper than the dense credit' in found[0].reason
 
 
 def test_only_the_prompt_matters():
-    _, found = advice(planted((0.0,) * T, first=0.0))
+    _, found = found_in(planted((0.0,) * T, first=0.0))
     assert found[-1].stop and '100% of the groups have no spread' in found[-1].reason
 
 
 def test_only_the_first_noise_matters():
-    _, found = advice(planted((0.0,) * T, first=1.0))
+    _, found = found_in(planted((0.0,) * T, first=1.0))
     assert found[-1].stop and 'decides 0% of the reward' in found[-1].reason
 
 
 def test_a_constant_reward_stops():
     same = lambda *shape: np.ones((*shape, P, G))
-    _, found = advice(
+    _, found = found_in(
         Rewards(same(), same(), same(T), {0: same(T), 1: same(T)}, same(T + 1)).whole()
     )
     assert found[-1].stop
@@ -80,7 +75,7 @@ def test_images_without_a_score_are_told():
     rewards = planted()
     rewards = rewards._replace(terminal=rewards.terminal.copy())
     rewards.terminal[:, 0] = np.nan
-    _, found = advice(rewards.whole())
+    _, found = found_in(rewards.whole())
     assert '12% of the samples have no score' in found[0].reason
 
 
@@ -90,11 +85,11 @@ def test_losses_at_most_transitions_speak_for_calibration():
         rewards.completions[0][k] -= 2.0 * k
     lower = rewards.terminal - 2.0 * T
     sunk = rewards._replace(terminal=lower, again=lower, twins=rewards.twins - 2.0 * T)
-    _, found = advice(sunk)
-    assert found[-1].keys == {'noise.calibrate': True}
+    _, found = found_in(sunk)
+    assert 'noise.calibrate=True would lower' in found[-1].reason
     assert unbalanced(balance(sunk)).all() and not unbalanced(balance(planted())).any()
-    _, found = advice(sunk, **{'noise.calibrate': True})
-    assert not any('noise.calibrate' in a.keys for a in found)
+    _, found = found_in(sunk, **{'noise.calibrate': True})
+    assert not any('noise.calibrate' in a.reason for a in found)
 
 
 def noise(seed, **again):
@@ -108,22 +103,21 @@ def noise(seed, **again):
 
 def test_a_judge_that_answers_at_random_stops():
     rng = np.random.default_rng(9)
-    _, found = advice(noise(3, again=rng.standard_normal((P, G))))
+    _, found = found_in(noise(3, again=rng.standard_normal((P, G))))
     assert found[-1].stop and 'is noise of the reward itself' in found[-1].reason
 
 
 def test_a_reward_of_fine_noise_is_told():
     """The same image always scores alike, and images that differ by nothing visible do not."""
-    _, found = advice(noise(3))
+    _, found = found_in(noise(3))
     assert not any(a.stop for a in found)
     assert (
         'the last one decides' in found[0].reason and 'may respond to fine noise' in found[0].reason
     )
 
 
-def test_a_signal_that_is_not_measured_advises_nothing():
-    _, found = advice(planted((0.05, 0.05, 0.05, 0.05), first=20.0), own='sparse')
-    assert not any(a.keys for a in found)
+def test_a_signal_that_is_not_measured_says_so():
+    _, found = found_in(planted((0.05, 0.05, 0.05, 0.05), first=20.0), own='sparse')
     assert 'is not told from 0' in found[-1].reason
 
 
@@ -133,12 +127,12 @@ def test_untrained_transitions_do_not_count():
     found = signals(rewards, credits_of(rewards), trained, 'dense')
     parts = spread(rewards), decided(rewards, trained)
     priced = prices(found, COSTS, SPEED)
-    last = advise(config, *parts, found, priced, balance(rewards), trained, (0, 1))[-1]
+    last = findings(config, *parts, found, priced, balance(rewards), trained)[-1]
     assert last.stop and 'decides 0% of the reward' in last.reason
 
 
 def test_without_any_score_it_stops():
     rewards = planted()
     lost = rewards._replace(terminal=np.full_like(rewards.terminal, np.nan)).whole()
-    _, found = advice(lost)
+    _, found = found_in(lost)
     assert found[-1].stop and 'no group has two samples with a score' in found[-1].reason
