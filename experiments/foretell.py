@@ -1,6 +1,6 @@
 """Command: compares what preflight says of credits with what finished runs have learned.
 
-    python -m experiments.foretell --workdir=runs/foretell --out=docs/results/preflight
+    python -m experiments.foretell --workdir=runs/foretell --out=docs/results/foretold
 
 Runs `densegrpo_jax.preflight` for the configuration, and for its other noise levels, and takes the
 signal of every credit that --runs (`experiments.reproduce`'s tables) has trained with. A run counts
@@ -200,7 +200,7 @@ def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     flags.DEFINE_string('config', 'configs/claims_ocr.py', 'Configuration of the runs.')
     define_folder('workdir', 'runs/foretell', 'Where the preflights go.')
-    define_folder('out', 'docs/results/preflight', 'Folder for the page.')
+    define_folder('out', 'docs/results/foretold', 'Folder for the page.')
     define_folder('runs', 'docs/results/reproduction', 'Tables of finished runs.')
     flags.DEFINE_integer('prompts', 64, 'Prompts of a preflight.', lower_bound=4)
     flags.DEFINE_integer('group', 8, 'Samples of each.', lower_bound=2)
