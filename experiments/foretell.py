@@ -1,6 +1,7 @@
 """Command: compares what preflight says of credits with what finished runs have learned.
 
-    python -m experiments.foretell --workdir=runs/foretell --out=docs/results/foretold
+    python -m experiments.foretell --config=configs/claims_ocr.py --workdir=runs/foretell \\
+        --out=docs/results/foretold
 
 Runs `densegrpo_jax.preflight` for the configuration, and for its other noise levels, and takes the
 signal of every credit that --runs (`experiments.reproduce`'s tables) has trained with. A run counts

@@ -439,8 +439,10 @@ def _anchored(x0hat):
     return Predictions(anchor, cosines), chosen[0]
 
 
-def cosine(a, b):
-    """Cosine similarity over all but the first two axes; 0 for a zero vector."""
+def cosine(a: Float[Array, 'I B *latent'], b: Float[Array, 'J B *latent']) -> Float[Array, 'K B']:
+    """Cosine similarity over all but the first two axes; 0 for a zero vector. The first axis of one
+    may be 1.
+    """
     axes = tuple(range(2, a.ndim))
     norms = jnp.sqrt(jnp.sum(a**2, axes) * jnp.sum(b**2, axes))
     return jnp.sum(a * b, axes) / jnp.maximum(norms, jnp.finfo(a.dtype).tiny)

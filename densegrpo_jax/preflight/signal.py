@@ -193,7 +193,8 @@ def signals(
         # no effect, no signal
         return found / total if total > 0 else np.full(len(found), np.nan)
 
-    with np.errstate(all='ignore'):
+    with np.errstate(all='ignore'), warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # without a score nothing is defined
         value, parts = of_prompts(c, covered, spread), []
         for p in range(c.shape[-1]):
             parts.append(of_prompts(*(np.delete(a, p, axis=-1) for a in (c, covered, spread))))
@@ -244,7 +245,8 @@ def spread(rewards: Rewards) -> Spread:
     groups = np.isfinite(variance)
     pairs = np.isfinite(r[:, :, None] + r[:, None, :]) & ~np.eye(r.shape[1], dtype=bool)
     same = (np.abs(r[:, :, None] - r[:, None, :]) < 1e-9) & pairs
-    with np.errstate(all='ignore'):
+    with np.errstate(all='ignore'), warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)
         best = np.nanmean(np.nanmax(r[groups], axis=1) - np.nanmean(r[groups], axis=1))
     return Spread(
         deviation,

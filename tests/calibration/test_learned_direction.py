@@ -142,5 +142,7 @@ def test_what_has_no_direction_to_learn(config, tmp_path):
             direction.run(c, tmp_path, tmp_path / 'b.npz', one_device(), StopRequest())
     c = config.copy_and_resolve_references()
     c.d2.file = str(tmp_path / 'absent.npz')
-    with pytest.raises(FileNotFoundError, match='no direction file'):
+    with pytest.raises(
+        FileNotFoundError, match='there is no file .*densegrpo_jax.direction makes one'
+    ):
         train(c, tmp_path / 'run', one_device(), StopRequest())

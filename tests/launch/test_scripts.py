@@ -183,11 +183,16 @@ def test_every_check_runs_also_after_one_that_fails(project):
 
     done, calls = run('check.sh')
     assert done.returncode == 0, done.stderr
-    assert [call[1:3] for call in calls] == [['ruff', 'check'], ['ruff', 'format'], ['mypy', ANY]]
+    assert [call[1:3] for call in calls] == [
+        ['ruff', 'check'],
+        ['ruff', 'format'],
+        ['mypy', ANY],
+        ['mkdocs', 'build'],
+    ]
     assert 'shellcheck saw -x launch/check.sh' in done.stderr and done.stdout == ''
 
     done, calls = run('check.sh', FAKE_RUFF='1')
-    assert done.returncode == 1 and len(calls) == 3
+    assert done.returncode == 1 and len(calls) == 4
     assert 'error: ruff check, ruff format failed' in done.stderr and 'mypy: ok' in done.stderr
 
     assert run('check.sh', '--fix')[1][0][:5] == ['-m', 'ruff', 'check', '--quiet', '--fix-only']

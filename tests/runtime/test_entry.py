@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -24,6 +25,8 @@ def start(*arguments, **environment):
         text=True,
         encoding='utf-8',
         env={**os.environ, **environment},
+        # what a shell starts with & ignores SIGINT, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -41,16 +44,19 @@ def start(*arguments, **environment):
 )
 def test_ctrl_c_during_the_imports_is_one_line(command):
     # -X importtime names every module on stderr when its import is complete
-    process = start('-X', 'importtime', '-m', *command, '--config=tiny_ocr')
-    for line in process.stderr:
-        if line.rpartition('|')[2].strip() == 'absl.flags':
-            break
-    else:
-        pytest.fail(f'absl.flags was not imported: {process.wait()}')
-    process.send_signal(signal.SIGINT)
-    said = [line for line in process.stderr if not line.startswith('import time:')]
-    assert said == ['stopped by SIGINT before any work\n']
-    assert process.wait() == entry.INTERRUPTED and not process.stdout.read()
+    with start('-X', 'importtime', '-m', *command, '--config=tiny_ocr') as process:
+        late = threading.Timer(60, process.kill)  # what goes on for so long was not stopped
+        late.start()
+        for line in process.stderr:
+            if line.rpartition('|')[2].strip() == 'absl.flags':
+                break
+        else:
+            pytest.fail(f'absl.flags was not imported: {process.wait()}')
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr if not line.startswith('import time:')]
+        assert said == ['stopped by SIGINT before any work\n']
+        assert process.wait() == entry.INTERRUPTED and not process.stdout.read()
+        late.cancel()
 
 
 @pytest.mark.parametrize('module', ['', 'theirs.command'])
@@ -66,7 +72,7 @@ def test_importing_the_package_leaves_ctrl_c_alone(module, tmp_path):
 
 
 def test_ctrl_c_in_work_cleans_up_and_is_one_line(capsys):
-    cleaned, before = [], signal.getsignal(signal.SIGINT)
+    cleaned, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as end, entry.interruptible():
             try:
