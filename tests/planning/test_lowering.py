@@ -61,3 +61,12 @@ def test_a_process_reward_is_part_of_the_rollout():
     np.testing.assert_allclose(value.flops, expected, rtol=1e-6)
     for phase in (probe, value, spsa):  # in one program
         assert 'while' in phase.lowered.as_text()
+
+
+def test_the_brake_of_a_guard_is_an_argument_of_the_update():
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    plain = planned(mesh)[0]['update']
+    braked = planned(mesh, **{'guard.on': True, 'guard.action': 'brake'})[0]['update']
+    assert len(jax.tree.leaves(braked.lowered.args_info)) == 1 + len(
+        jax.tree.leaves(plain.lowered.args_info)
+    )
