@@ -10,19 +10,14 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, flux, t5, vae
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.packing import (
-    PATCH,
-    latent_image_ids,
-    pack_latents,
-    token_grid,
-    unpack_latents,
-)
+from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.pipelines.packed import PackedPipeline
+from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import bfl
 
 
-class FluxPipeline(Pipeline):
+class FluxPipeline(PackedPipeline):
     """Latents are packed: [B, (height / 16) (width / 16), 64]."""
 
     CLASS_NAME = 'FluxPipeline'
@@ -61,14 +56,6 @@ class FluxPipeline(Pipeline):
         rows, cols = token_grid(height, width)
         return sigmas_from_scheduler(self.scheduler, num_steps, rows * cols, pipeline='flux')
 
-    def latent_shape(self, height, width):
-        rows, cols = token_grid(height, width)
-        return rows * cols, self.transformer.config.in_channels
-
-    @property
-    def text_tokens(self):
-        return self.text_length
-
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
         """T5 sees the padding, as in Diffusers, which passes no mask."""
         _, pooled = self.modules['text_encoder'].apply({'params': params['text_encoder']}, clip_ids)
@@ -98,15 +85,6 @@ class FluxPipeline(Pipeline):
             )
 
         return velocity
-
-    def image_tokens(self, height, width):
-        return self.latent_shape(height, width)[0]
-
-    def spatial(self, latents, height, width):
-        return unpack_latents(latents, height, width)
-
-    def from_spatial(self, z, height, width):
-        return pack_latents(z)
 
     def weight_rules(self):
         return {

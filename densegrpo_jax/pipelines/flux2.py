@@ -10,19 +10,14 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import flux2, qwen3, vae_flux2
-from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.packing import (
-    PATCH,
-    latent_image_ids,
-    pack_latents,
-    token_grid,
-    unpack_latents,
-)
+from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.pipelines.packed import PackedPipeline
+from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import bfl
 
 
-class Flux2KleinPipeline(Pipeline):
+class Flux2KleinPipeline(PackedPipeline):
     """Latents are packed: [B, (height / 16) (width / 16), 128].
 
     The transformer gets no mask: it attends to the padding of a prompt, as in Diffusers, so the
@@ -82,14 +77,6 @@ class Flux2KleinPipeline(Pipeline):
         rows, cols = token_grid(height, width)
         return sigmas_from_scheduler(self.scheduler, num_steps, rows * cols, pipeline='flux2')
 
-    def latent_shape(self, height, width):
-        rows, cols = token_grid(height, width)
-        return rows * cols, self.transformer.config.in_channels
-
-    @property
-    def text_tokens(self):
-        return self.text_length
-
     def conditioning_shapes(self, batch):
         shape = batch, self.text_tokens, self.transformer.config.joint_attention_dim
         return {'context': jax.ShapeDtypeStruct(shape, self.transformer.dtype)}
@@ -112,15 +99,6 @@ class Flux2KleinPipeline(Pipeline):
         image = np.pad(latent_image_ids(height, width), ((0, 0), (0, 1)))
         rope = flux2.rope_tables(np.concatenate([places, image]), self.transformer.config)
         return lambda x, s: self.apply_transformer(base, adapters, x, text, s, None, rope)
-
-    def image_tokens(self, height, width):
-        return self.latent_shape(height, width)[0]
-
-    def spatial(self, latents, height, width):
-        return unpack_latents(latents, height, width)
-
-    def from_spatial(self, z, height, width):
-        return pack_latents(z)
 
     def _statistics(self, params: dict) -> tuple[jax.Array, jax.Array]:
         return self.vae.apply({'params': params['vae']}, method='statistics')
