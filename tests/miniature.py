@@ -200,6 +200,23 @@ def random_sd15(folder, *, seed=0, scale=1.0):
     )
 
 
+def _qwen3(tokenizer, layers):
+    """The config.json of a thin Qwen3 for a tokenizer."""
+    return dict(
+        model_type='qwen3',
+        vocab_size=len(tokenizer),
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
+        tie_word_embeddings=True,
+    )
+
+
 def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3.0):
     """Writes a FLUX.2-klein folder of some ten thousand parameters and returns its path. Its text
     encoder is thin, but as deep as the layers that are read.
@@ -209,20 +226,7 @@ def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3
     for key in ('scaling_factor', 'shift_factor'):
         del vae[key]
     vae |= dict(_class_name='AutoencoderKLFlux2', use_quant_conv=True, use_post_quant_conv=True)
-    text = dict(
-        architectures=['Qwen3ForCausalLM'],
-        model_type='qwen3',
-        vocab_size=len(tokenizer),
-        hidden_size=12,
-        intermediate_size=16,
-        num_hidden_layers=28,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        rms_norm_eps=1e-6,
-        rope_theta=1000000.0,
-        tie_word_embeddings=True,
-    )
+    text = _qwen3(tokenizer, 28) | {'architectures': ['Qwen3ForCausalLM']}
     transformer = dict(
         _class_name='Flux2Transformer2DModel',
         in_channels=64,
@@ -246,19 +250,7 @@ def random_zimage(folder, *, layers=2, seed=0, scale=1.0):
     """Writes a Z-Image folder of some ten thousand parameters and returns its path."""
     tokenizer = random_tokenizer()
     vae, _, _ = text_and_vae_configs(*load_tokenizers(TOKENIZERS))
-    text = dict(
-        model_type='qwen3',
-        vocab_size=len(tokenizer),
-        hidden_size=12,
-        intermediate_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        rms_norm_eps=1e-6,
-        rope_theta=1000000.0,
-        tie_word_embeddings=True,
-    )
+    text = _qwen3(tokenizer, 3)
     transformer = dict(
         _class_name='ZImageTransformer2DModel',
         all_patch_size=[2],

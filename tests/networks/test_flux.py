@@ -12,6 +12,7 @@ import pytest
 from densegrpo_jax.networks import flux, mmdit
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks.block_stacks import stack_blocks, unstack_blocks
+from tests.networks.parity import random_tree, relative_error, unsettled
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -49,10 +50,7 @@ def reference(config, folder=None, seed=0):
     """A torch module none of whose parameters is zero or one."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    module = diffusers.FluxTransformer2DModel(**config).eval()
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
+    module = unsettled(diffusers.FluxTransformer2DModel(**config).eval())
     if folder is not None:
         module.save_pretrained(folder)
     return module
@@ -101,12 +99,7 @@ def load(folder, config, scan, **kwargs):
 def random_params(net, config, seed=0):
     """Parameters of the network's shapes, in numpy."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(config, 1, (1, 2), 1))['params']
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, shapes)
-
-
-def relative_error(got, want):
-    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
+    return random_tree(shapes, seed)
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])

@@ -12,6 +12,7 @@ import pytest
 from densegrpo_jax.networks import attention, flux2, layers, lora
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks.block_stacks import stack_blocks, unstack_blocks
+from tests.networks.parity import random_tree, relative_error, unsettled
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -52,10 +53,7 @@ def reference(config, folder=None, seed=0):
     """A torch module none of whose parameters is zero or one."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    module = diffusers.Flux2Transformer2DModel(**config).eval()
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
+    module = unsettled(diffusers.Flux2Transformer2DModel(**config).eval())
     if folder is not None:
         module.save_pretrained(folder)
     return module
@@ -109,15 +107,6 @@ def load(folder, config, scan, **kwargs):
     """(network, parameters) read from a Diffusers folder."""
     net, shapes = build(config, scan=scan, **kwargs)
     return net, weights.load_weights(folder, flux2.weight_rules(net.config, scan), shapes['params'])
-
-
-def random_tree(shapes, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, shapes)
-
-
-def relative_error(got, want):
-    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])

@@ -10,6 +10,7 @@ import pytest
 from densegrpo_jax.networks import lora, sd3
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.stored import open_file
+from tests.networks.parity import relative_error, unsettled
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -43,10 +44,7 @@ def reference(config, folder=None, seed=0):
     """A torch module none of whose parameters is zero or one."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    module = diffusers.SD3Transformer2DModel(**config).eval()
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
+    module = unsettled(diffusers.SD3Transformer2DModel(**config).eval())
     if folder is not None:
         module.save_pretrained(folder)
     return module
@@ -81,10 +79,6 @@ def load(folder, config, scan, **kwargs):
     net = sd3.Sd3Transformer(sd3.Sd3Config.from_json(config), scan=scan, **kwargs)
     abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs(config, 1, (2, 2), 1))['params']
     return net, weights.load_weights(folder, sd3.weight_rules(net.config, scan), abstract)
-
-
-def relative_error(got, want):
-    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -12,6 +12,7 @@ import pytest
 from densegrpo_jax.networks import attention, lora, zimage
 from densegrpo_jax.pipelines.weights import files as weights
 from tests.networks.block_stacks import stack_blocks, unstack_blocks
+from tests.networks.parity import random_tree, relative_error
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -86,15 +87,6 @@ def load(folder, config, scan, **kwargs):
     net, shapes = build(config, scan=scan, **kwargs)
     rules = zimage.weight_rules(net.config, scan)
     return net, weights.load_weights(folder, rules, shapes['params'])
-
-
-def random_tree(shapes, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, shapes)
-
-
-def relative_error(got, want):
-    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['unscanned', 'scanned'])
