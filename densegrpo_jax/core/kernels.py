@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 SIGMA = 'sigma'  # a noise level with std = sigma sqrt(-D), as in Flow-GRPO and DanceGRPO
 ETA = 'eta'  # the share of the noise that is renewed, 0 (none) to 1 (all)
@@ -34,6 +35,13 @@ class Kernel:
     max_level: float = math.inf
     noise_into_zero: bool = True
     noisy: bool = True
+
+    def adds_noise(
+        self, sigmas: Float[np.ndarray, 'states'], levels: Float[np.ndarray, 'steps']
+    ) -> Bool[np.ndarray, 'steps']:
+        """Whether the transitions of a grid [T + 1] add noise at these noise levels [T]."""
+        into = (sigmas[1:] > 0) | self.noise_into_zero
+        return (levels > 0) & into & self.noisy
 
 
 def _sde(s: Array, s_next: Array, noise_level: Array) -> tuple[Array, Array]:

@@ -39,3 +39,12 @@ def prompts_for_step(prompts: Sequence[T], count: int, step: int, seed: int) -> 
     epoch, position = divmod(step, len(prompts) // count)
     order = np.random.default_rng([seed, epoch]).permutation(len(prompts))
     return [prompts[int(i)] for i in order[position * count : (position + 1) * count]]
+
+
+def some_prompts(prompts: Sequence[T], count: int, seed: int, stream: int) -> list[T]:
+    """`count` different prompts in their order, or all if there are fewer; at random by the seed
+    and the stream, as a set may be in some order.
+    """
+    rng = np.random.default_rng([seed, stream])
+    picked = rng.choice(len(prompts), size=min(count, len(prompts)), replace=False)
+    return [prompts[int(i)] for i in sorted(picked)]

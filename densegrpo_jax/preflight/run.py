@@ -18,6 +18,7 @@ from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.panel import base_files
 from densegrpo_jax.preflight import page
 from densegrpo_jax.preflight.costs import costs
@@ -50,13 +51,6 @@ COARSE = (3, 1)  # completions measured beside the full ones
 SHOWN = 6  # prompts with pictures
 
 
-def chosen_prompts(train: PromptSet, count: int, seed: int) -> list[Prompt]:
-    """`count` different prompts of the training set, at random by the seed."""
-    rng = np.random.default_rng([seed, STREAM_PREFLIGHT])
-    picked = rng.choice(len(train), size=min(count, len(train)), replace=False)
-    return [train[int(i)] for i in sorted(picked)]
-
-
 def run(
     config,
     out: pathlib.Path,
@@ -86,9 +80,9 @@ def run(
             "anything: give --config.rollout.kernel='sde' to measure the reward"
         )
     check_batch(mesh, group, '--group')
-    chosen = chosen_prompts(checked.train, prompts, config.seed)
-    own_credit(config)  # an error if it cannot be measured
-    counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), _own_steps(config)})
+    chosen = some_prompts(checked.train, prompts, config.seed, STREAM_PREFLIGHT)
+    _, mine = own_credit(config)
+    counts = sorted({0, *(n for n in coarse if n < config.rollout.steps), mine.completion_steps})
     each = evaluations(_stochastic(checked), counts)
     logging.info(
         '%d prompts x %d samples with their twins and completions: %d network evaluations',
@@ -120,15 +114,10 @@ def run(
     return document
 
 
-def _own_steps(config) -> int:
-    return config.credit.completion_steps if config.credit.rule != 'sparse' else 0
-
-
 def _stochastic(checked: Checked) -> np.ndarray:
     """bool [T]: the transitions that add noise."""
-    schedule, kernel = checked.schedule, kernel_of(checked.config)
-    into = (schedule.sigmas[1:] > 0) | kernel.noise_into_zero
-    return schedule.masks.stochastic & (schedule.noise_levels > 0) & into
+    s = checked.schedule
+    return s.masks.stochastic & kernel_of(checked.config).adds_noise(s.sigmas, s.noise_levels)
 
 
 def _measured(

@@ -84,9 +84,7 @@ class Flow:
     @property
     def stochastic(self) -> np.ndarray:
         """bool [T]: whether a transition adds noise; a kernel may add none into s = 0."""
-        kernel = as_kernel(self.kernel)
-        into = (self.sigmas[1:] > 0) | kernel.noise_into_zero
-        return (self.levels > 0) & into & kernel.noisy
+        return as_kernel(self.kernel).adds_noise(self.sigmas, self.levels)
 
 
 class Particles(NamedTuple):

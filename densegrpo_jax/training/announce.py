@@ -17,6 +17,7 @@ from densegrpo_jax.config.unread import unread
 from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import CLEAN, LOSSES
+from densegrpo_jax.evaluation.panel import Part
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.mesh import batch_shards
@@ -28,7 +29,7 @@ from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES
 from densegrpo_jax.training.geometry import rows_of_sample
-from densegrpo_jax.training.guard import guarded_part, planned
+from densegrpo_jax.training.guard import planned
 
 GIB = 2**30
 # Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.
@@ -178,10 +179,9 @@ def beside(config, schedule: Schedule) -> str:
     return f'; process reward {config.guide.source} at {schedule.guided}: {told}'
 
 
-def guarded(checked: Checked) -> str:
+def guarded_by(checked: Checked, part: Part) -> str:
     """What the guard measures, at what cost, and what it does."""
-    g, (_, part) = checked.config.guard, guarded_part(checked)
-    count = len(part.prompts)
+    g, count = checked.config.guard, len(part.prompts)
     kl = f', KL on {min(count, g.kl_prompts)}' if g.kl_prompts else ''
     action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
     return (
@@ -190,9 +190,16 @@ def guarded(checked: Checked) -> str:
     )
 
 
-def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pathlib.Path) -> None:
+def announce(
+    checked: Checked,
+    state: TrainState,
+    accumulation: int,
+    workdir: pathlib.Path,
+    guarded: Part | None = None,
+) -> None:
     """Prints model, trainable parameters, geometry, expected device memory and the places of
     results. state: shapes suffice. accumulation: microbatches of an update.
+    guarded: of `check_guard`.
     """
     config, pipeline, schedule = checked.config, checked.pipeline, checked.schedule
     folder, mesh = checked.folder, checked.mesh
@@ -248,7 +255,7 @@ def announce(checked: Checked, state: TrainState, accumulation: int, workdir: pa
             'of the '
         )
         + ('weights' if config.full else 'adapters'),
-        **({'guard': guarded(checked)} if config.guard.on else {}),
+        **({'guard': guarded_by(checked, guarded)} if guarded else {}),
         'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
         'results': (
             f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest '

@@ -21,6 +21,7 @@ from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder, make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
@@ -42,27 +43,28 @@ START = 'start'  # the policy that others are compared with, in the record
 PANEL = 'panel'
 
 
-def guarded_part(checked: Checked) -> tuple[str, Part]:
-    """The name of the prompt set that the guard measures, and its prompts and rewards; the first of
-    them is the training reward if it can score them.
-    """
+def _guarded_part(checked: Checked) -> Part:
     found = parts(checked.config, checked.test, checked.reward)
-    name = PANEL if PANEL in found else 'eval'
-    part, count = found[name], checked.config.guard.prompts
-    if 0 < count < len(part.prompts):  # at random: a set may be in some order
-        rng = np.random.default_rng([checked.config.seed, STREAM_EVAL])
-        picked = sorted(rng.choice(len(part.prompts), size=count, replace=False))
-        part = part._replace(prompts=PromptSet(tuple(part.prompts[int(i)] for i in picked)))
-    return name, part
+    part, count = found.get(PANEL, found['eval']), checked.config.guard.prompts
+    chosen = some_prompts(
+        part.prompts, count or len(part.prompts), checked.config.seed, STREAM_EVAL
+    )
+    return part._replace(prompts=PromptSet(tuple(chosen)))
 
 
-def check_guard(checked: Checked) -> None:
-    """Raises ValueError or FileNotFoundError if the guard cannot measure, or cannot act."""
+def check_guard(checked: Checked) -> Part | None:
+    """What the guard measures: its prompts, and their rewards, the training reward among them if it
+    can score them; None without a guard.
+
+    Raises:
+      ValueError, FileNotFoundError: it cannot measure, or cannot act.
+    """
     config, g = checked.config, checked.config.guard
     if not g.on:
-        return
-    name, part = guarded_part(checked)
-    unseen = len(part.rewards) > (name == 'eval') or _unseen(checked.reward)
+        return None
+    part = _guarded_part(checked)
+    panel = any(reward is not checked.reward for reward in part.rewards)
+    unseen = panel or _unseen(checked.reward)
     if not unseen and g.images == 1:
         raise ValueError(
             'guard.on=True has nothing to measure: name rewards that are not trained on in '
@@ -80,6 +82,7 @@ def check_guard(checked: Checked) -> None:
         )
     if g.images > 1:
         embedding_folder(config.eval.embedding)
+    return part
 
 
 def planned(config) -> int:
@@ -93,6 +96,7 @@ class Guard:
     """Measures at evaluations and applies the rule. All processes of the run call it.
 
     Args:
+      part: of `check_guard`.
       scorer: of the training reward.
       sample: the compiled sampler of the evaluations.
       stack: closes the panel's scorers.
@@ -102,13 +106,13 @@ class Guard:
         self,
         session: Session,
         workdir: pathlib.Path,
+        part: Part,
         scorer: Scorer,
         sample: Callable,
         stack: contextlib.ExitStack,
     ):
         config, g = session.config, session.config.guard
         self._session, self._config, self._folder = session, config, workdir / FOLDER
-        name, part = guarded_part(session)
         trained = any(reward is session.reward for reward in part.rewards)
         panel = [reward for reward in part.rewards if reward is not session.reward]
         scorers = [stack.enter_context(Scorer(reward, config.reward_workers)) for reward in panel]
@@ -128,11 +132,11 @@ class Guard:
         if g.kl_prompts and kernel_of(config).noisy:
             self._divergence = Divergence(session, part.prompts, g.kl_prompts)
         self._psi = workdir / FILE if config.noise.calibrate else None
-        self._record = None
+        self._record, self._start = None, None
         self._rewards: dict[int, float] = {}  # update -> training reward, of this process's updates
         with Agreement(session.hosts, 'guard').alike():
             if session.hosts.primary:
-                which = {name: part}
+                which = {FOLDER: part}
                 scored = settings(config, session.folder, session.pipeline, which, g.images)
                 self._record = _record(self._folder, scored)
 
@@ -160,9 +164,11 @@ class Guard:
             progress.passed_over = [*progress.passed_over, step]
             return {}
         policy_now = f'step {step} {weights_digest(policy)}'
-        first = policy if step == 0 else start_policy(self._session)
-        start = self._evaluator(first, self._record, START)
-        now, kl = start, 0.0
+        if self._start is None:
+            first = policy if step == 0 else start_policy(self._session)
+            self._start = self._evaluator(first, self._record, START)
+        now = start = self._start
+        kl = 0.0
         if step:
             now = self._evaluator(policy, self._record, policy_now)
             kl = self._kl(policy, policy_now)

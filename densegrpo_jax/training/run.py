@@ -41,7 +41,7 @@ from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
-from densegrpo_jax.training.guard import Guard, check_guard, guarded_part
+from densegrpo_jax.training.guard import Guard, check_guard
 from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress
@@ -91,16 +91,17 @@ def run(
         )
     accumulation = check_geometry(config, checked.schedule, mesh)
     try_parts(config, checked.schedule)
-    check_guard(checked)
+    guarded = check_guard(checked)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
     _check_length(config, workdir)
     if config.noise.calibrate:
         prepare(checked)
     tx = optimiser(config)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
-    announce(checked, shapes, accumulation, workdir)
+    announce(checked, shapes, accumulation, workdir, guarded)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
-    session = load(checked, _needed_texts(checked, chosen), workdir)
+    texts = _needed_texts(checked, chosen, guarded.prompts if guarded else ())
+    session = load(checked, texts, workdir)
     schedule = session.schedule
     if config.noise.calibrate:
         psi = calibrate(session, workdir / FILE, start_policy(session))
@@ -131,7 +132,7 @@ def run(
         rounds = Rounds(session, schedule, collector)
         draw = make_sampler(session.pipeline, config, config.eval.steps, mesh)
         evaluator = Evaluator(session, session.test, scorer, sample=draw)
-        guard = Guard(session, workdir, scorer, draw, opened) if config.guard.on else None
+        guard = Guard(session, workdir, guarded, scorer, draw, opened) if guarded else None
         step = saved = start
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
         checkpoint_due = lambda: (
@@ -258,7 +259,9 @@ def _say_what_is_left(saved: int | None, iterations: int, reason: Exception) -> 
         )
 
 
-def _needed_texts(checked: Checked, chosen: Callable[[int], Sequence[Prompt]]) -> list[str]:
+def _needed_texts(
+    checked: Checked, chosen: Callable[[int], Sequence[Prompt]], guarded: Sequence[Prompt]
+) -> list[str]:
     """The prompts that a run samples: the evaluation's, those of its iterations (`chosen`),
     those of a calibration, and the guard's.
     """
@@ -266,7 +269,6 @@ def _needed_texts(checked: Checked, chosen: Callable[[int], Sequence[Prompt]]) -
     visited = {p.text for step in range(config.iterations) for p in chosen(step)}
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
     trained = [p for p in train if p.text in visited]
-    guarded = guarded_part(checked)[1].prompts if config.guard.on else []
     return [p.text for p in (*checked.test, *trained, *calibrated, *guarded)]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from densegrpo_jax.data.sampler import prompts_for_step
+from densegrpo_jax.data.sampler import prompts_for_step, some_prompts
 
 
 def test_an_epoch_shows_every_prompt_once():
@@ -46,3 +46,12 @@ def test_errors_name_the_numbers():
         prompts_for_step(range(10), 11, 0, 0)
     with pytest.raises(ValueError, match='step = -1'):
         prompts_for_step(range(10), 2, -1, 0)
+
+
+def test_some_prompts_are_different_ones_in_their_order():
+    train = [f'prompt {i}' for i in range(30)]
+    chosen = some_prompts(train, 12, 0, 10)
+    assert len(set(chosen)) == 12 and chosen == some_prompts(train, 12, 0, 10)
+    assert chosen == sorted(chosen, key=train.index)
+    assert chosen != some_prompts(train, 12, 1, 10) != some_prompts(train, 12, 1, 3)
+    assert some_prompts(train, 10**6, 0, 10) == train

@@ -7,11 +7,10 @@ import pytest
 
 from densegrpo_jax.preflight import record, signal
 from densegrpo_jax.preflight import run as run_module
-from densegrpo_jax.preflight.run import chosen_prompts, run
+from densegrpo_jax.preflight.run import run
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling.conditioning import load_prompts
 from tests import miniature
 from tests.training.small_run import Brightness, make_config, one_device
 
@@ -97,11 +96,3 @@ def test_without_noise_there_is_nothing_to_measure(config, tmp_path):
     with pytest.raises(ValueError, match="rollout.kernel='ode' adds no noise"):
         preflight(config, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_prompts_are_different_ones_of_the_training_set(config):
-    train = load_prompts(config, 'train')
-    chosen = chosen_prompts(train, 12, 0)
-    assert len({p.text for p in chosen}) == 12 and chosen == chosen_prompts(train, 12, 0)
-    assert chosen != chosen_prompts(train, 12, 1)
-    assert len(chosen_prompts(train, 10**6, 0)) == len(train)
