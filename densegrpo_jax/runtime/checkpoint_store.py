@@ -28,6 +28,8 @@ from densegrpo_jax.runtime.hosts import Hosts
 
 DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
 SEAL = 'seal'  # key of the document for the digest of all other keys
+STEP = 'step'  # key for the step that was saved
+KEYS = ('meta', 'fingerprint', 'score', 'arrays', 'digests')  # that every document has
 PAUSE = 5.0  # seconds before a failed read is repeated
 
 
@@ -138,11 +140,16 @@ class Store:
 
     def document(self, step: int) -> dict:
         """The JSON document. Raises ValueError if it is not the one that was sealed; those of
-        version 0.1 have no seal.
+        version 0.1 have no seal, and earlier ones no step.
         """
         document = self._read(step, meta=ocp.args.JsonRestore()).meta
+        if not isinstance(document, dict) or (absent := [k for k in KEYS if k not in document]):
+            lacks = f'lacks {", ".join(absent)}' if isinstance(document, dict) else 'is no object'
+            raise ValueError(f'its metadata {lacks}')
         if SEAL in document and document[SEAL] != sealed(document)[SEAL]:
             raise ValueError('its metadata is not what was saved')
+        if (saved := document.get(STEP, step)) != step:
+            raise ValueError(f'it was saved as step {saved}, and its folder renamed')
         return document
 
     def arrays(

@@ -20,6 +20,7 @@ from densegrpo_jax.runtime.agreement import Agreement, OtherProcessFailed
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch, Differences, check_fit, some
 from densegrpo_jax.runtime.checkpoint_store import (
     DOCUMENT,
+    STEP,
     CheckpointUnreadable,
     Store,
     brief,
@@ -33,6 +34,14 @@ from densegrpo_jax.runtime.trees import differing
 # Failures that do not concern the stored bytes: never a reason to skip a checkpoint.
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 _NOT_DAMAGE = (CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed, *_NOT_CORRUPTION)
+
+
+class CheckpointDamaged(ValueError):
+    """The checkpoint is not what was saved. why: how it shows, in a few words."""
+
+    def __init__(self, where: str, why: str):
+        super().__init__(f'{where} is damaged: {why}. Use another checkpoint of the run')
+        self.why = why
 
 
 class Restored(NamedTuple):
@@ -159,6 +168,7 @@ class Checkpoints:
         prepared, digests = self._prepared
         digests = digests if prepared is state else self._digests(state)
         document = {
+            STEP: step,
             'meta': dict(meta),
             'fingerprint': self._fingerprint,
             'score': _finite(score),
@@ -311,10 +321,8 @@ class Checkpoints:
         for step in reversed(self._agreement.poll(self.steps())[0]):
             try:
                 restored = self.restore(step, abstract_state)
-            except _NOT_DAMAGE:
-                raise
-            except Exception as error:
-                damaged[step] = brief(error)
+            except CheckpointDamaged as error:
+                damaged[step] = error.why
                 logging.error(
                     'CHECKPOINT OF STEP %d IS DAMAGED and is skipped: %s', step, damaged[step]
                 )
@@ -334,17 +342,49 @@ class Checkpoints:
     def restore(self, step: int, abstract_state, *, partial: bool = False) -> Restored:
         """The checkpoint of ``step``. ``partial``: ``abstract_state`` may omit arrays of the
         checkpoint.
+
+        Raises:
+          CheckpointDamaged: it is not what was saved.
+          CheckpointMismatch, CheckpointUnreadable, OtherProcessFailed: as in `restore_latest`.
         """
+        with self._damage_named(step):
+            return self._restore(step, abstract_state, partial)
+
+    def check(self, step: int, abstract_state, *, partial: bool = False) -> dict:
+        """The fingerprint that the checkpoint was saved with. Raises the errors of `restore` that
+        show without reading any array.
+        """
+        with self._damage_named(step):
+            return self._fitting(step, abstract_state, partial)['fingerprint']
+
+    @contextlib.contextmanager
+    def _damage_named(self, step: int):
+        try:
+            yield
+        except _NOT_DAMAGE:
+            raise
+        except Exception as error:
+            raise CheckpointDamaged(self._name(step), brief(error)) from None
+
+    def _name(self, step: int) -> str:
+        return f'The checkpoint of step {step} in {self.directory}'
+
+    def _fitting(self, step: int, abstract_state, partial: bool) -> dict:
+        """The document, which fits."""
+        document = self._store.document(step)
+        check_fit(
+            document,
+            abstract_state,
+            where=self._name(step),
+            fingerprint=self._fingerprint,
+            differences=self._differences,
+            partial=partial,
+        )
+        return document
+
+    def _restore(self, step: int, abstract_state, partial: bool) -> Restored:
         with self._agreement.alike():
-            document = self._store.document(step)
-            check_fit(
-                document,
-                abstract_state,
-                where=f'The checkpoint of step {step} in {self.directory}',
-                fingerprint=self._fingerprint,
-                differences=self._differences,
-                partial=partial,
-            )
+            document = self._fitting(step, abstract_state, partial)
             flat = {name: abstract(leaf) for name, leaf in flatten(abstract_state).items()}
             arrays = self._store.arrays(step, flat, partial)
         # all processes together

@@ -28,7 +28,7 @@ from densegrpo_jax.runtime import mesh as mesh_lib
 from densegrpo_jax.runtime.agreement import OtherProcessFailed
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
-from densegrpo_jax.runtime.checkpoints import Checkpoints
+from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.flat_state import flatten
 from tests.fake_hosts import on_hosts
 
@@ -226,6 +226,15 @@ def test_part_of_a_checkpoint(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelname != 'INFO']
 
 
+def test_what_the_document_tells_is_checked_without_arrays(tmp_path):
+    save_steps(tmp_path, [1], fingerprint=FINGERPRINT)
+    shutil.rmtree(tmp_path / '1' / 'state' / 'd')
+    with Checkpoints(tmp_path, read_only=True, fingerprint=FINGERPRINT) as checkpoints:
+        assert checkpoints.check(1, make_state()) == json.loads(json.dumps(FINGERPRINT))
+        with pytest.raises(CheckpointMismatch, match='lacks extra'):
+            checkpoints.check(1, make_state() | {'extra': jnp.zeros(2)})
+
+
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     save_steps(tmp_path, [1], fingerprint=FINGERPRINT)
     other = {
@@ -352,6 +361,39 @@ def test_a_read_that_fails_waits_for_the_others():
 
 
 @pytest.mark.filterwarnings('error')
+def _without_state(folder):
+    shutil.rmtree(folder / '1' / 'state')
+
+
+def _renamed(folder):
+    (folder / '1').rename(folder / '2')
+
+
+def _of_another_form(folder):
+    (folder / '1' / 'meta' / 'metadata').write_text('{"meta": {}}')
+
+
+def _a_list(folder):
+    (folder / '1' / 'meta' / 'metadata').write_text('[]')
+
+
+@pytest.mark.parametrize(
+    'spoil, step, message',
+    [
+        (_without_state, 1, 'The checkpoint of step 1 .* is damaged: .*state'),
+        (_renamed, 2, 'is damaged: ValueError: it was saved as step 1, and its folder renamed'),
+        (_of_another_form, 1, 'its metadata lacks fingerprint, score, arrays, digests'),
+        (_a_list, 1, 'its metadata is no object'),
+    ],
+)
+def test_damage_to_the_one_that_is_asked_for_is_named(tmp_path, spoil, step, message):
+    save_steps(tmp_path, [1])
+    spoil(tmp_path)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(CheckpointDamaged, match=message):
+            checkpoints.restore(step, make_state())
+
+
 def test_damage_to_many_arrays_is_said_in_three_lines(tmp_path, caplog, capfd):
     """Their reads fail together, each in a thread of its own."""
     noise = np.random.default_rng(0)
