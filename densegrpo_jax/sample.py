@@ -21,7 +21,7 @@ from densegrpo_jax.config.command_line import (
 )
 from densegrpo_jax.config.flag_types import define_output, define_whole
 from densegrpo_jax.data.prompt_files import prompts_from
-from densegrpo_jax.data.prompts import check_length
+from densegrpo_jax.data.prompts import check_text
 from densegrpo_jax.runtime.paths import made_ready
 from densegrpo_jax.sampling.draw import draw, write_sheet
 
@@ -31,7 +31,7 @@ def main(flag) -> None:
     if flag.prompts:
         prompts += [p.text for p in prompts_from(flag.prompts, quoted_target=False)]
     for text in flag.prompt:
-        check_length(text, '--prompt')
+        check_text(text, '--prompt')
     if not prompts:
         raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
     images, captions = draw(

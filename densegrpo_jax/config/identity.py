@@ -91,11 +91,17 @@ SCOPES: Mapping[str, Scope] = {
     'process': Scope(
         ('model.*', 'rollout.steps', 'reward'), but=('model.path', 'model.transformer_file')
     ),
+    # A run's policy is read: what its adapters mean. Their layers are compared as arrays; the base
+    # may be another, which is said.
+    'policy': Scope(('full', 'lora.rank', 'lora.alpha')),
     # Runs of a sweep have the same base.
     'sweep': Scope(('*',)),
     # Prompts have the same conditioning; of the model the encoders' files are compared.
     'text': Scope(('model.t5_length', 'model.dtype')),
 }
+
+# The name of the fact that tells a base model's weights by their content.
+BASE = 'weights of the base'
 
 # A record without them is of a run without calibrated noise, guided rewards or a process reward;
 # other missing facts are unknown.

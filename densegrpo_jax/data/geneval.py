@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from densegrpo_jax.data.prompts import Prompt, PromptSet
+from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text
 from densegrpo_jax.runtime.reading import parse_json, read_text
 
 TAGS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
@@ -116,6 +116,7 @@ def geneval_prompts(path: str | Path) -> PromptSet:
                     raise ValueError(f'prompt is {row.get("prompt")!r}; expected text')
             except ValueError as error:
                 raise ValueError(f'{path}:{number}: not a GenEval prompt: {error}') from None
+            check_text(row['prompt'], f'{path}:{number}')
             prompts.append(Prompt(row['prompt'], row))
     if not prompts:
         raise ValueError(f'{path}: the file holds no prompt; write one JSON object per line')

@@ -83,8 +83,7 @@ def find(repository: str) -> Listing:
                 f'({type(error).__name__}: no network, or offline mode). Use it once on a machine '
                 'with network, or save it as a .parquet or .csv file and name that'
             ) from None
-        stored = read_json(record)
-        found = Listing(stored['revision'], list(stored['files']))
+        found = _stored(record)
         logging.warning(
             'the Hub cannot be reached; the data set %s is used as of its commit %s',
             repository,
@@ -93,6 +92,17 @@ def find(repository: str) -> Listing:
         return found
     replace_file(record, json.dumps(found._asdict()) + '\n')
     return found
+
+
+def _stored(record: pathlib.Path) -> Listing:
+    """The listing of an earlier use. Raises ValueError if it is damaged."""
+    held = read_json(record)
+    revision, files = held.get('revision'), held.get('files')
+    if not isinstance(revision, str) or not isinstance(files, list):
+        raise ValueError(
+            f'{record} holds no listing of a data set: remove it, and retry with network'
+        )
+    return Listing(revision, [str(file) for file in files])
 
 
 def _ask(api, repository: str) -> Listing:

@@ -71,7 +71,7 @@ class PromptSet(Sequence[Prompt]):
         prompts = []
         for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
             if text := line.strip():
-                check_length(text, f'{path}:{number}')
+                check_text(text, f'{path}:{number}')
                 prompts.append(
                     ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text)
                 )
@@ -86,13 +86,24 @@ def columns(prompts: Iterable[Prompt]) -> tuple[list[str], list[dict]]:
     return [p.text for p in prompts], [p.metadata for p in prompts]
 
 
-def check_length(text: str, where: str) -> None:
-    """Raises ValueError, which names `where`, if no text encoder could read the prompt."""
+def check_text(text: str, where: str) -> None:
+    """Raises ValueError, which names `where`, if no text encoder could read the prompt: it is too
+    long, holds a NUL, or bytes of an argument that are not UTF-8.
+    """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(
             f'{where}: a prompt of {len(text)} characters, which begins with {text[:40]!r}; '
             f'expected at most {MAX_CHARACTERS}, and one prompt per line'
         )
+    if '\0' in text:
+        raise ValueError(f'{where}: the prompt {text[:40]!r} holds a NUL character; remove it')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f'{where}: the character {error.start + 1} of the prompt {text[:40]!r} is not text; '
+            'write it in UTF-8'
+        ) from None
 
 
 def quoted_target(text: str, where: str = 'prompt') -> str:

@@ -8,13 +8,13 @@ import csv
 import io
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from densegrpo_jax.data.geneval import check_metadata
-from densegrpo_jax.data.prompts import Prompt, PromptSet, check_length, ocr_prompt
+from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, ocr_prompt
 from densegrpo_jax.runtime.reading import missing, parse_json, read_text, shown
 
 COLUMN = 'prompt'  # unless the name says another
@@ -29,12 +29,13 @@ class Table(NamedTuple):
     """A table whose rows can be read once.
 
     name: for messages. columns: all of them. rows: (place for messages, column -> value), without
-    the empty cells.
+    the empty cells. unread: columns that the rows leave out, and what they hold.
     """
 
     name: str
     columns: list[str]
     rows: Iterator[tuple[str, dict[str, Any]]]
+    unread: Mapping[str, str] = {}
 
 
 def file_prompts(path: str, column: str = '', *, quoted_target: bool) -> PromptSet:
@@ -69,8 +70,11 @@ def table_prompts(table: Table, column: str = '', *, quoted_target: bool) -> Pro
     if column not in table.columns:
         raise ValueError(
             f'{table.name}: there is no column {column!r}; its columns: '
-            f'{", ".join(map(repr, table.columns)) or "none"}. Name one after a colon, as '
-            f'{table.name.partition("@")[0]}:{(table.columns or ["text"])[0]}'
+            f'{", ".join(map(repr, table.columns)) or "none"}. {_way_out(table)}'
+        )
+    if table.unread.get(column):
+        raise ValueError(
+            f'{table.name}: the column {column!r} holds {table.unread[column]}; expected text'
         )
     geneval = set(GENEVAL) <= set(table.columns)
     prompts, empty = [], 0
@@ -83,7 +87,7 @@ def table_prompts(table: Table, column: str = '', *, quoted_target: bool) -> Pro
         if not (text := text.strip()):
             empty += 1
             continue
-        check_length(text, place)
+        check_text(text, place)
         prompts.append(
             _geneval(text, row, place) if geneval else _plain(text, row, place, quoted_target)
         )
@@ -95,6 +99,14 @@ def table_prompts(table: Table, column: str = '', *, quoted_target: bool) -> Pro
             *(table.name, empty, empty + len(prompts), column),
         )
     return PromptSet(tuple(prompts))
+
+
+def _way_out(table: Table) -> str:
+    """What to do about a missing column."""
+    if len(table.columns) == 1 and (mark := re.search('[;\t|]', table.columns[0])):
+        return f'Save the table with commas between the values, not {mark[0]!r}'
+    named = next(filter(None, table.columns), 'text')
+    return f'Name one after a colon, as {table.name.partition("@")[0]}:{named}'
 
 
 def _plain(text: str, row: dict, place: str, quoted_target: bool) -> Prompt:
@@ -140,8 +152,7 @@ def read_csv(path: str | pathlib.Path) -> Table:
         columns = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise ValueError(f'{path}:1: not CSV: {error}') from None
-    if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
-        raise ValueError(f'{path}:1: two columns are called {twice[0]!r}; rename one')
+    _check_names(columns, f'{path}:1')
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         try:
@@ -160,6 +171,11 @@ def read_csv(path: str | pathlib.Path) -> Table:
     return Table(str(path), columns, rows())
 
 
+def _check_names(columns: Sequence[str], where: str) -> None:
+    if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
+        raise ValueError(f'{where}: two columns are called {twice[0]!r}; rename one')
+
+
 def read_parquet(paths: Sequence[str | pathlib.Path], name: str) -> Table:
     """One table of Parquet files with the same columns. Only columns of text, numbers and truth
     values, and lists and structures of them, are read: not pictures, for example.
@@ -174,7 +190,7 @@ def read_parquet(paths: Sequence[str | pathlib.Path], name: str) -> Table:
     except ImportError:
         raise ModuleNotFoundError(f'{name}: reading Parquet {NEEDS}') from None
 
-    files, columns = [], []
+    files, columns, unread = [], [], {}
     for path in map(pathlib.Path, paths):
         if not path.is_file():
             raise missing(path, f'prompt file {path}')
@@ -182,7 +198,12 @@ def read_parquet(paths: Sequence[str | pathlib.Path], name: str) -> Table:
             files.append(parquet.ParquetFile(path))
         except (lib.ArrowException, OSError) as error:
             raise ValueError(f'{path}: not a Parquet file: {str(error).splitlines()[0]}') from None
-        columns += [c for c in files[-1].schema_arrow.names if c not in columns]
+        schema = files[-1].schema_arrow
+        _check_names(schema.names, str(path))
+        columns += [c for c in schema.names if c not in columns]
+        unread |= {
+            f.name: f'values of Arrow type {f.type}' for f in schema if not _is_plain(f.type)
+        }
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         number = 0
@@ -193,11 +214,11 @@ def read_parquet(paths: Sequence[str | pathlib.Path], name: str) -> Table:
                     for row in batch.to_pylist():
                         number += 1
                         yield f'{name}, row {number}', _without_none(row)
-            except (lib.ArrowException, OSError) as error:
+            except (lib.ArrowException, OSError, UnicodeDecodeError) as error:
                 said = str(error).splitlines()[0]
                 raise ValueError(f'{path}: damaged after row {number}: {said}') from None
 
-    return Table(name, columns, rows())
+    return Table(name, columns, rows(), unread)
 
 
 def _is_plain(kind: Any) -> bool:

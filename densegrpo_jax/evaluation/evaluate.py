@@ -16,19 +16,20 @@ from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
-from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator
+from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator, check_group
 from densegrpo_jax.evaluation.panel import Policy, parts, settings
-from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.evaluation.record import FILES, FOLDERS, Record
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.diagnosis import explain
-from densegrpo_jax.sampling.loading import load_policy, weights_digest
+from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.session import base_digest, check, load
 
 
 def evaluate(
@@ -58,8 +59,13 @@ def evaluate(
     """
     if not policies:
         raise ValueError('nothing to score: --nobase and no --checkpoint')
+    check_places(out, FILES, FOLDERS)
     checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
     which = parts(config, checked.test, checked.reward)
+    check_group(group, config)
+    for chosen in policies:
+        if chosen.workdir is not None:
+            check_policy(checked.pipeline, config, chosen.workdir, str(chosen.step))
     with Agreement(checked.hosts, 'record').alike():
         record = None
         if checked.hosts.primary:
@@ -81,7 +87,9 @@ def evaluate(
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
-                policy, _ = load_policy(pipeline, config, mesh, chosen.workdir, str(chosen.step))
+                policy, _ = load_policy(
+                    pipeline, config, mesh, chosen.workdir, str(chosen.step), base_digest(checked)
+                )
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)

@@ -102,6 +102,15 @@ class Sampled(NamedTuple):
     images: np.ndarray  # uint8 [n, H, W, 3], the first image of each prompt
 
 
+def check_group(group: int, config) -> None:
+    """Raises ValueError if the images of a prompt are more than are sampled together."""
+    if group > config.eval.batch:
+        raise ValueError(
+            f'{group} images of a prompt are sampled together: raise '
+            f'eval.batch={config.eval.batch} to at least that'
+        )
+
+
 class Evaluator:
     """Samples and scores every prompt of a list.
 
@@ -135,11 +144,7 @@ class Evaluator:
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
         self._prompts, self._shown = prompts, min(config.eval.shown, len(prompts))
         self._group, self._embed, self._name = group, embed, name
-        if group > config.eval.batch:
-            raise ValueError(
-                f'{group} images of a prompt are sampled together: raise '
-                f'eval.batch={config.eval.batch} to at least that'
-            )
+        check_group(group, config)
         most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(session.mesh)
         self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
         self._sample = sample or make_sampler(

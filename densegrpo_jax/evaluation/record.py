@@ -19,6 +19,10 @@ from densegrpo_jax.runtime.files import rename_if_new
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.journal import Journal
 
+FILES = ('scores.jsonl', 'scores.csv', 'summary.md', 'side_by_side.png')  # of an evaluation
+FOLDERS = ('images', 'text')
+FORMS = (('settings',), ('policy', 'set', 'prompt', 'scores'))  # of the lines
+
 
 class Record:
     """Scores by (policy, prompt set, prompt) in FOLDER/scores.jsonl, one line each, and the first
@@ -44,7 +48,7 @@ class Record:
                 shutil.rmtree(images, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))
-        self._journal = Journal(file, restart=restart)
+        self._journal = Journal(file, restart=restart, forms=FORMS)
         if not self._journal.rows:
             self._journal.append({'settings': settings})
         first, *rows = self._journal.rows

@@ -23,6 +23,7 @@ from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from densegrpo_jax.pipelines.tokenizers import check_vocabulary, load_tokenizers
 from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights.content import content_digest
 from densegrpo_jax.pipelines.weights.hub import find_folder
 from densegrpo_jax.pipelines.zimage import ZImagePipeline
 from densegrpo_jax.runtime.reading import missing, read_json
@@ -142,6 +143,16 @@ def check_params(
     for name, shapes in pipeline.abstract_params(components).items():
         source, options = _source(folder, pipeline, name, transformer_file)
         weights.check_weights(source, rules[name], shapes, **options)
+
+
+def params_digest(
+    folder: str | pathlib.Path, pipeline: Pipeline, *, transformer_file: str | pathlib.Path = ''
+) -> str:
+    """A short hash of the weights that `load_params` reads, see `content.content_digest`: equal in
+    another place.
+    """
+    names = pipeline.abstract_params()
+    return content_digest(_source(folder, pipeline, n, transformer_file)[0] for n in names)
 
 
 def _source(

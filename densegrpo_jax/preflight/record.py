@@ -17,6 +17,7 @@ from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.runtime.journal import Journal
 
 FILE = 'rewards.jsonl'
+FORMS = (('settings',), ('prompt', 'terminal', 'completions', 'scores', 'cost'))  # of the lines
 
 
 class Record:
@@ -36,7 +37,7 @@ class Record:
     def __init__(self, folder: pathlib.Path, settings: Mapping, shown: int):
         self._folder, self.shown = folder, shown
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(folder / FILE)
+        self._journal = Journal(folder / FILE, forms=FORMS, remedy='give another --workdir')
         settings = json.loads(json.dumps(settings))
         if not self._journal.rows:
             self._journal.append({'settings': settings})

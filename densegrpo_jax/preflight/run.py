@@ -25,7 +25,7 @@ from densegrpo_jax.preflight.costs import costs
 from densegrpo_jax.preflight.credits import candidates, own_credit
 from densegrpo_jax.preflight.findings import findings, prices, unbalanced
 from densegrpo_jax.preflight.measure import Spent, evaluations, measure
-from densegrpo_jax.preflight.record import Record, joined
+from densegrpo_jax.preflight.record import FILE, Record, joined
 from densegrpo_jax.preflight.record import row as row_of
 from densegrpo_jax.preflight.signal import (
     Rewards,
@@ -40,6 +40,7 @@ from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
+from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PREFLIGHT, key_data, stream_key
@@ -72,6 +73,7 @@ def run(
       Preempted: a stop was requested; measured prompts are kept.
       ValueError, FileNotFoundError: the configuration cannot be used.
     """
+    check_places(out, (FILE, page.FILE, page.PAGE), ('images', 'text'))
     checked = check(config, mesh, stop, needs=('train', 'schedule'))
     schedule = checked.schedule
     if not kernel_of(config).noisy:

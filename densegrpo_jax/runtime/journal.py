@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import parse_json
@@ -19,13 +19,22 @@ class Journal:
 
     Args:
       path: the file; its folder exists. restart: forget what it holds.
+      forms: the keys of each kind of line; a line has all of one. (): any.
+      remedy: what to do about a damaged one.
 
     Raises:
-      ValueError: a line is not a JSON object; the message names its number.
+      ValueError: a line is not a JSON object of such a form; the message names its number.
     """
 
-    def __init__(self, path: pathlib.Path, *, restart: bool = False):
-        self._path = path
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        restart: bool = False,
+        forms: Sequence[Collection[str]] = (),
+        remedy: str = 'start anew with --restart',
+    ):
+        self._path, self._forms, self._remedy = path, forms, remedy
         if restart:
             path.unlink(missing_ok=True)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -43,9 +52,11 @@ class Journal:
 
     def _parsed(self, line: bytes, number: int) -> dict:
         try:
-            return parse_json(line.decode(), f'{self._path}:{number}')
+            row = parse_json(line.decode(), 'the line')
+            if self._forms and not any(set(form) <= row.keys() for form in self._forms):
+                raise ValueError(f'it holds {", ".join(row) or "nothing"}')
         except ValueError as error:
             raise ValueError(
-                f'{self._path}:{number} is damaged ({error}); start anew with --restart, or remove '
-                'that line'
+                f'{self._path}:{number} is damaged ({error}); {self._remedy}, or remove that line'
             ) from None
+        return row

@@ -37,7 +37,16 @@ def read_text(path: str | pathlib.Path, what: str = '') -> str:
     path, name = pathlib.Path(path), f'{what} {path}'.strip()
     if not path.exists() or path.is_dir():
         raise missing(path, name)
-    data = path.read_bytes()
+    if (
+        path.is_char_device()
+        and path.resolve() != pathlib.Path('/dev/null')
+        or path.is_block_device()
+    ):
+        raise ValueError(f'{name} is a device, where a file is needed')
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     encoding = next((e for mark, e in _MARKS.items() if data.startswith(mark)), 'utf-8')
     try:
         text = data.decode(encoding)

@@ -21,9 +21,10 @@ from typing import Any
 from absl import logging
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import read_json
+from densegrpo_jax.runtime.reading import read_json, shown
 
 FILE = 'trackers.json'  # in the work directory: tracker -> {'id', 'name'}
+NAMED = ('id', 'name')  # of a run there
 FINISH_SECONDS = 60.0  # a tracker that still sends after that is left behind
 
 
@@ -70,14 +71,18 @@ def names_of(report_to: str) -> list[str]:
     return names
 
 
-def check_trackers(report_to: str) -> None:
-    """Raises ModuleNotFoundError if the package of a tracker is not installed."""
+def check_trackers(report_to: str, workdir: pathlib.Path | None = None) -> None:
+    """Raises ModuleNotFoundError if the package of a tracker is not installed, ValueError if the
+    names of the runs there cannot be read.
+    """
     for name in names_of(report_to):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(
                 f'log.report_to={report_to!r}: {name} is not installed: '
                 f"pip install 'densegrpo_jax[{name}]', or pip install {name}"
             )
+    if workdir is not None:
+        _stored(names_of(report_to), workdir)
 
 
 class Tracker:
@@ -187,12 +192,24 @@ class Trackers:
 
 def _known(names: list[str], workdir: pathlib.Path) -> dict[str, dict[str, str]]:
     """Name -> 'id' and 'name' of the run there, from the file, or new ones, which go into it."""
-    path = workdir / FILE
-    known = read_json(path) if path.exists() else {}
+    known = _stored(names, workdir)
     for name in names:
         if name not in known:
             key = secrets.token_hex(4)
             known[name] = {'id': key, 'name': f'{workdir.name}-{key}'}
     if names:
-        replace_file(path, json.dumps(known, indent=2) + '\n')
+        replace_file(workdir / FILE, json.dumps(known, indent=2) + '\n')
     return {name: known[name] for name in names}
+
+
+def _stored(names: list[str], workdir: pathlib.Path) -> dict:
+    """The file's runs. Raises ValueError if one of `names` has another form there."""
+    path = workdir / FILE
+    known = read_json(path) if path.exists() else {}
+    named = lambda run: isinstance(run, dict) and all(isinstance(run.get(k), str) for k in NAMED)
+    if wrong := [name for name in names if not named(known.get(name, dict.fromkeys(NAMED, '')))]:
+        raise ValueError(
+            f'{path}: {wrong[0]} is {shown(known[wrong[0]])}; expected the id and the name of a '
+            'run. Remove the file to report to a new one'
+        )
+    return known

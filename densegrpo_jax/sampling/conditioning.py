@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import (
     PromptSet,
-    check_length,
+    check_text,
     panel_prompts,
     tiny_eval_prompts,
     tiny_train_prompts,
@@ -166,7 +166,7 @@ def text_conditioning(
     cache = TextCache(directory, key, pipeline.conditioning_shapes(1))
     prompts = list(dict.fromkeys(prompts))
     for text in prompts:
-        check_length(text, 'prompt')
+        check_text(text, 'prompt')
     here = set(cache.missing(prompts))
     # Processes that share a disk miss the same prompts; processes with separate disks may differ.
     # All encode every prompt that any of them misses.

@@ -4,6 +4,7 @@ trains.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.weights.files import write_file
+from densegrpo_jax.pipelines.weights.files import METADATA, write_file
 
 FORMAT = 2  # of the files; files of another format are ignored, and their prompts encoded anew
 
@@ -62,6 +64,7 @@ class TextCache:
         self._on_disk, self._directory = directory is not None, directory or pathlib.Path()
         self._key, self._max_bytes = key, max_bytes
         self._dtypes = {name: leaf.dtype for name, leaf in shapes.items()}
+        self._shapes = shapes
         self._held: dict[str, dict[str, np.ndarray]] = {}  # oldest first
 
     def path(self, prompt: str) -> pathlib.Path:
@@ -69,8 +72,21 @@ class TextCache:
         return self._directory / name[:2] / f'{name}.safetensors'
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """The distinct prompts that are not stored yet, in order."""
-        return [p for p in dict.fromkeys(prompts) if not self._has(p)]
+        """The distinct prompts that are not stored yet, in order. A file that was cut short counts
+        as missing, and is removed.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        for path in map(self.path, distinct) if self._on_disk else ():
+            if path.is_file() and path.stat().st_size != self._bytes:
+                logging.warning('%s is damaged; its prompt is encoded anew', path)
+                path.unlink(missing_ok=True)
+        return [p for p in distinct if not self._has(p)]
+
+    @functools.cached_property
+    def _bytes(self) -> int:
+        """The length of every file."""
+        row = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in self._shapes.items()}
+        return len(safetensors.numpy.save(row, METADATA))
 
     def _has(self, prompt: str) -> bool:
         return self.path(prompt).exists() if self._on_disk else prompt in self._held

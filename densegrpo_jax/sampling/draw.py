@@ -14,7 +14,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.session import base_digest, check, load
 
 
 def draw(
@@ -36,10 +36,12 @@ def draw(
     policies = [] if workdir else [('base', None)]
     if workdir:
         run = pathlib.Path(workdir)
-        policy, step = load_policy(checked.pipeline, config, mesh, run, checkpoint)
+        policy, step = load_policy(
+            checked.pipeline, config, mesh, run, checkpoint, base_digest(checked)
+        )
         policies = [('base', None)] * compare + [(f'step {step}', policy)]
+    sampler = make_sampler(checked.pipeline, config, steps or config.eval.steps, mesh)
     session = load(checked, prompts)
-    sampler = make_sampler(session.pipeline, config, steps or config.eval.steps, mesh)
     root = stream_key(seed, STREAM_EVAL, 1)
     images, captions = [], []
     for i, prompt in enumerate(prompts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import shutil
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
-from densegrpo_jax.runtime.reading import read_json
+from densegrpo_jax.runtime.reading import read_json, shown
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.sampling.push import check_push, push
-from densegrpo_jax.sampling.session import check, load_weights, open_shapes
+from densegrpo_jax.sampling.session import base_digest, check, load_weights, open_shapes
 
 CURVE = 'reward_curve.png'  # of a finished run
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
@@ -74,6 +75,22 @@ def _base(path: str) -> str:
     return str(resolve_folder(path)) if path.startswith('builtin:') else path
 
 
+def _evaluations(workdir: pathlib.Path) -> list:
+    """Those in a run's summary.json, if there is one. Raises ValueError if it has another form."""
+    path = workdir / 'summary.json'
+    found = read_json(path).get('evaluations') if path.is_file() else []
+    number = lambda value: type(value) in (int, float)
+    row = lambda r: (
+        isinstance(r, list) and len(r) == 3 and type(r[0]) is int and all(map(number, r))
+    )
+    if not isinstance(found, list) or not all(map(row, found)):
+        raise ValueError(
+            f'{path}: evaluations is {shown(found)}; expected [step, mean, standard error] each. '
+            'Move the file away to leave the scores out of the model card'
+        )
+    return found
+
+
 def model_card(
     config,
     pipeline: Pipeline,
@@ -82,20 +99,18 @@ def model_card(
     layout: str,
     filename: str,
     step: int,
+    evaluations: Sequence[Sequence[float]] = (),
     home: str = '',
 ) -> str:
     """The text of README.md; copies the run's curve beside it if there is one.
 
+    evaluations: of a finished run, [step, mean, standard error] each.
     home: where others will open the export; '' = `out`.
     """
     scores = ''
-    if (workdir / 'summary.json').is_file():
-        summary = read_json(workdir / 'summary.json')
+    if evaluations:
         line = lambda mean, error: f'{mean:.4f} ± {error:.4f}'
-        first, of_step = (
-            summary['evaluations'][0],
-            {evaluated: score for evaluated, *score in summary['evaluations']},
-        )
+        first, of_step = evaluations[0], {evaluated: score for evaluated, *score in evaluations}
         # not the run's last score: these weights may be of an earlier step, or of one that was not
         # evaluated
         if step in of_step:
@@ -167,8 +182,12 @@ def export(
     find_step(workdir, checkpoint)  # checks that a checkpoint exists before a base is downloaded
     checked = check(exact, mesh) if layout == MERGED else None
     pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
-    claim(out, written(pipeline, layout), read=[workdir, *([checked.folder] if checked else [])])
-    policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint)
+    evaluations = _evaluations(workdir)
+    base = [checked.folder] if checked else []
+    closed = [workdir / 'checkpoints', *base]
+    claim(out, written(pipeline, layout), read=[workdir, *base], closed=closed)
+    digest = base_digest(checked) if checked else None
+    policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint, digest)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
     kind = jnp.dtype(dtype) if dtype else None
     if layout == MERGED:
@@ -198,7 +217,7 @@ def export(
             metadata={'densegrpo_step': str(step), 'base_model': config.model.path},
         )
     (out / 'README.md').write_text(
-        model_card(config, pipeline, workdir, out, layout, filename, step, push_to),
+        model_card(config, pipeline, workdir, out, layout, filename, step, evaluations, push_to),
         encoding='utf-8',
     )
     (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n', encoding='utf-8')

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.flat_state import digest, flatten
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
+from densegrpo_jax.runtime.trees import Difference
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 
 
@@ -23,13 +27,20 @@ def find_step(workdir: pathlib.Path, which: str) -> int:
 
 
 def load_policy(
-    pipeline: Pipeline, config, mesh: Mesh, workdir: pathlib.Path, which: str = 'best'
+    pipeline: Pipeline,
+    config,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    which: str = 'best',
+    base: str | None = None,
 ) -> tuple[dict, int]:
     """The moving average of the policy from a run's checkpoints.
 
     Args:
       workdir: of the run.
       which: 'best' (by the score of its evaluations), 'latest', or a step number.
+      base: the digest of the weights that it is used with (`session.base_digest`), if they are at
+        hand: a warning says if they are not those that it was trained on.
 
     Returns:
       (policy, step): a LoRA collection or, if the run trains all weights, the transformer's
@@ -37,13 +48,48 @@ def load_policy(
 
     Raises:
       FileNotFoundError: no such run or checkpoint.
-      ValueError: `which` is none of these, or the policy does not fit the configuration.
+      ValueError: `which` is none of these, the policy does not fit the configuration, or the
+        checkpoint is damaged.
     """
-    with Checkpoints(pathlib.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
+    with _open(config, workdir) as checkpoints:
         step = _step(checkpoints, which)
         shapes = state_shapes(pipeline, optimiser(config)).ema
         abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
+        _tell_base(checkpoints.check(step, abstract, partial=True), base, workdir)
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step
+
+
+def check_policy(pipeline: Pipeline, config, workdir: pathlib.Path, which: str = 'best') -> None:
+    """Raises the errors of `load_policy` that show without reading an array."""
+    with _open(config, workdir) as checkpoints:
+        shapes = {'ema': state_shapes(pipeline, optimiser(config)).ema}
+        checkpoints.check(_step(checkpoints, which), shapes, partial=True)
+
+
+def _open(config, workdir: pathlib.Path) -> Checkpoints:
+    """Those of a run, whose policy must mean what it means in `config`."""
+    return Checkpoints(
+        pathlib.Path(workdir) / 'checkpoints',
+        read_only=True,
+        fingerprint=identity.record('policy', config),
+        differences=_differences,
+    )
+
+
+def _differences(old: Mapping, new: Mapping) -> list[Difference]:
+    """Of the run's record, which tells more, and ours."""
+    told = {name: old[name] for name in new if name in old}
+    return identity.differences('policy', told, new) if told else []
+
+
+def _tell_base(saved: Mapping, base: str | None, workdir: pathlib.Path) -> None:
+    trained_on = saved.get(identity.BASE, base)
+    if base is not None and trained_on != base:
+        logging.warning(
+            'the run in %s was trained on other weights (%s) than those of model.path (%s): its '
+            'policy may mean something else here',
+            *(workdir, trained_on, base),
+        )
 
 
 def weights_digest(policy: dict | None) -> str:

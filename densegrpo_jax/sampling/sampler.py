@@ -27,6 +27,7 @@ from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.core.plan_kinds import Setting, active_masks
 from densegrpo_jax.core.rollout import Rollout, continue_trajectory, run_plan
 from densegrpo_jax.core.rollout_plan import RolloutPlan
+from densegrpo_jax.core.schedules import check_grid
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
@@ -368,6 +369,22 @@ def make_continuations(pipeline: Pipeline, config, schedule: Schedule, mesh: Mes
     return jax.jit(continuations, compiler_options=EXACT)
 
 
+def drawing_grid(pipeline: Pipeline, config, num_steps: int) -> np.ndarray:
+    """The noise levels [num_steps + 1] of `make_sampler`. Raises ValueError if images of this size
+    have none: the scheduler shifts them towards 1 until they are equal.
+    """
+    m = config.model
+    sigmas = pipeline.sigmas(num_steps, m.height, m.width)
+    try:
+        check_grid(sigmas)
+    except ValueError as error:
+        raise ValueError(
+            f'model.height={m.height} and model.width={m.width} cannot be drawn in {num_steps} '
+            f'steps ({error}): use smaller images, or other steps'
+        ) from None
+    return sigmas
+
+
 def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
     """The jitted plain-ODE sampler: `(params, policy or None, conditioning [B, ...], negative
     conditioning [1, ...] or None, key_data of keys [B]) -> (uint8 [B, H, W, 3], finite [B])`, whole
@@ -375,7 +392,7 @@ def make_sampler(pipeline: Pipeline, config, num_steps: int, mesh: Mesh):
     """
     m = config.model
     shape = pipeline.latent_shape(m.height, m.width)
-    sigmas = pipeline.sigmas(num_steps, m.height, m.width)
+    sigmas = drawing_grid(pipeline, config, num_steps)
 
     def sample(params, policy, conditioning: Conditioning, negative, keys):
         split = lambda x: split_rows(x, mesh)

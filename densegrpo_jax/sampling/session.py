@@ -20,7 +20,13 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.folder import check_params, load_params, open_pipeline, resolve_folder
+from densegrpo_jax.pipelines.folder import (
+    check_params,
+    load_params,
+    open_pipeline,
+    params_digest,
+    resolve_folder,
+)
 from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
@@ -32,7 +38,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, load_prompts, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.process_reward import ProcessReward, open_process_reward
-from densegrpo_jax.sampling.sampler import Schedule, make_schedule
+from densegrpo_jax.sampling.sampler import Schedule, drawing_grid, make_schedule
 from densegrpo_jax.sampling.state import check_start, lora_config
 
 
@@ -160,6 +166,7 @@ def check(
             f'eval.best={config.eval.best!r} is not a score of this reward; choose one of '
             f'{", ".join(checked.reward.names)}'
         )
+    drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
     if 'start' in needs:
         check_start(config, pipeline)
@@ -209,3 +216,9 @@ def load_weights(checked: Checked, components: Sequence[str] | None = None) -> d
         transformer_file=m.transformer_file,
         quantize=m.quantize,
     )
+
+
+def base_digest(checked: Checked) -> str:
+    """A short hash of the base model's weights by their content: the fact `identity.BASE`."""
+    file = checked.config.model.transformer_file
+    return params_digest(checked.folder, checked.pipeline, transformer_file=file)

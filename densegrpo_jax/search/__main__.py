@@ -29,19 +29,23 @@ from densegrpo_jax.config.command_line import (
 )
 from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.data.prompt_files import prompts_from
-from densegrpo_jax.data.prompts import Prompt, columns, ocr_prompt
+from densegrpo_jax.data.prompts import Prompt, check_text, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
+from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.session import base_digest, check, load
+from densegrpo_jax.search.record import FILES, FOLDERS
 from densegrpo_jax.search.run import make_budget, search, unseen_rewards
 
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
     """The first `count` prompts of the flags, or else of the evaluation."""
     quoted = 'ocr' in config.reward
+    for text in given:
+        check_text(text, '--prompt')
     prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in given]
     if file:
         prompts += list(prompts_from(file, quoted_target=quoted))
@@ -85,6 +89,7 @@ def given_images(config, folder: str) -> np.ndarray:
 
 def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
+        check_places(out, FILES, FOLDERS)
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
         checked.reward.check(*columns(prompts))
@@ -95,7 +100,9 @@ def main(flag) -> int:
         policy = None
         if flag.workdir:
             run = pathlib.Path(flag.workdir).expanduser()
-            policy, step = load_policy(checked.pipeline, flag.config, mesh, run, flag.checkpoint)
+            policy, step = load_policy(
+                checked.pipeline, flag.config, mesh, run, flag.checkpoint, base_digest(checked)
+            )
             logging.info('searching with step %d of %s', step, run)
         session = load(checked, [p.text for p in prompts], out)
         search(session, policy, prompts, out, restart=flag.restart, given=given)

@@ -17,7 +17,9 @@ from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.search.loop import Event
 
 FILE, SUMMARY = 'search.jsonl', 'summary.md'
+FILES, FOLDERS = (FILE, SUMMARY), ('images', 'text')  # what a search writes
 IMAGES, OLD_IMAGES = 'images', 'pictures'  # the second: in folders of earlier versions
+FORMS = (('settings',), ('spread',), ('prompt', 'best', 'nfe', 'seconds'))  # of the lines
 COLUMNS = ('base', 'first', 'drawn', 'final', 'best')
 
 
@@ -36,7 +38,7 @@ class Results:
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(folder / FILE, restart=restart)
+        self._journal = Journal(folder / FILE, restart=restart, forms=FORMS)
         settings = json.loads(json.dumps(settings))
         self.prompts: dict[int, dict] = {}
         self.spread: float | None = None

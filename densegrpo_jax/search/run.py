@@ -21,6 +21,7 @@ from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversit
 from densegrpo_jax.evaluation.evaluator import finite_mean
 from densegrpo_jax.evaluation.panel import panel_rewards
 from densegrpo_jax.rewards.base import Reward, RewardError
+from densegrpo_jax.rewards.differentiable import without_gradient
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
@@ -64,6 +65,11 @@ def make_budget(session, given: int = 0) -> Budget:
             f'use one of {GUIDED}'
         )
     kernel = search_kernel_of(session.config)
+    if guided and (names := without_gradient(session.reward)):
+        raise ValueError(
+            f'search.gradient=True: the reward {names[0]!r} has no gradient; the CLIP rewards and '
+            "'pixels' have one"
+        )
     if not kernel.noisy and o.method != 'best_of_n':
         raise ValueError(
             f'search.kernel={o.kernel!r}: without noise the copies that {o.method} makes of a '
@@ -152,11 +158,6 @@ def search(
             for reward in (session.reward, *unseen_rewards(session, prompts))
         )
         model = Model(session, policy, scorer, search_kernel_of(config))
-        if budget.guided and model.flow(prompts[:1]).guide is None:
-            raise ValueError(
-                'search.gradient=True: not every part of the reward has a gradient; the CLIP '
-                "rewards and 'pixels' have one"
-            )
         unit = float(spread[0])
         if not unit and len(todo) and _needs_unit(o):
             unit = _measure_spread(model, prompts, config)

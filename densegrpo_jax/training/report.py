@@ -6,6 +6,7 @@ import contextlib
 import json
 import pathlib
 import time
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.viewing.report import FOLDER, write_report
 
 # What a run writes in its work directory.
-FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile')
+FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile', 'groups', 'guard', 'report')
 FILES = (
     'config.json',
     'metrics.jsonl',
@@ -238,10 +239,17 @@ def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib
     return sheet
 
 
-def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) -> pathlib.Path:
-    """The same prompts and noise before (left) and after (right) training, in one PNG."""
-    load = lambda step: np.load(workdir / 'samples' / f'step_{step:06d}.npz', allow_pickle=False)
-    before, after = load(first), load(last)
+def before_after(
+    workdir: pathlib.Path, first: int, last: int, pairs: int = 12
+) -> pathlib.Path | None:
+    """The same prompts and noise before (left) and after (right) training, in one PNG; None, and a
+    warning, if the images of an earlier start of the run are gone or damaged.
+    """
+    try:
+        before, after = (_kept_images(workdir, step) for step in (first, last))
+    except (OSError, ValueError) as error:
+        logging.warning('before_after.png is left out: %s', error)
+        return None
     n = min(pairs, len(before['images']))
     images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(
         -1, *before['images'].shape[1:]
@@ -259,6 +267,16 @@ def before_after(workdir: pathlib.Path, first: int, last: int, pairs: int = 12) 
         scale=max(1, 288 // width),
         captions=captions,
     )
+
+
+def _kept_images(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """What `keep_images` wrote."""
+    path = workdir / 'samples' / f'step_{step:06d}.npz'
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return {name: held[name] for name in ('images', 'scores', 'prompts')}
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} is damaged ({error})') from None
 
 
 def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
@@ -343,7 +361,7 @@ def finish(
         made.append(write_report(workdir / FOLDER, [workdir]))
     logging.info(
         'made %s; checkpoints %s in %s',
-        ', '.join(map(str, made)),
+        ', '.join(str(path) for path in made if path),
         checkpoints.steps(),
         checkpoints.directory,
     )

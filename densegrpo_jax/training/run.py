@@ -35,7 +35,7 @@ from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import Schedule, make_sampler
-from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.sampling.session import Checked, Session, base_digest, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.announce import announce
@@ -81,7 +81,7 @@ def run(
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
     check_places(workdir, report.FILES, report.FOLDERS)
-    check_trackers(config.log.report_to)
+    check_trackers(config.log.report_to, workdir)
     checked = check(config, mesh, stop, needs=NEEDS)
     if r.prompts > len(checked.train):
         raise ValueError(
@@ -296,13 +296,15 @@ def _open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Pat
 
 
 def _facts(session: Session, schedule: Schedule) -> dict:
-    """Facts that must be equal in addition to the configuration: a file's prompts or a server's
-    reward may have changed under the same name, and noise levels are calibrated.
+    """Facts that must be equal in addition to the configuration: a model's weights, a file's
+    prompts or a server's reward may have changed under the same name, and noise levels are
+    calibrated.
     """
     noise = session.config.noise
     calibrated = noise.psi_path or noise.calibrate
     return {
         'psi': [float(level) for level in schedule.noise_levels] if calibrated else None,
+        identity.BASE: base_digest(session),
         'prompts of data.train': content_hash(session.train),
         'prompts of data.eval': content_hash(session.test),
         'servers of rewards': fingerprints([session.reward]),

@@ -91,6 +91,20 @@ def test_a_data_set_is_fetched_once_and_serves_without_network(server, monkeypat
     assert texts('hf:ada/prompts') == ['b']
 
 
+def test_a_damaged_listing_of_an_earlier_use_is_named(server):
+    import huggingface_hub
+
+    server.add('datasets', 'ada/prompts', {'train.parquet': parquet(prompt=['a'])})
+    texts('hf:ada/prompts')
+    server.broken = ('/api/',)
+    folder = huggingface_hub.cached_assets_path('densegrpo_jax', namespace='prompts')
+    (record,) = folder.glob('*prompts.json')
+    for content in ('{}', '{"revision": "a", "files": 5}', '[]'):
+        record.write_text(content)
+        with pytest.raises(ValueError, match='ada--prompts.json holds'):
+            texts('hf:ada/prompts')
+
+
 def test_absent_data_sets_and_other_names(server):
     with pytest.raises(FileNotFoundError, match="'ada/none' does not exist .*`hf auth login`"):
         texts('hf:ada/none')

@@ -176,3 +176,37 @@ def test_a_configuration_names_such_a_file(tmp_path):
     config.data.eval_prompts = 1
     assert [p.target for p in load_prompts(config, 'train')] == ['OPEN', 'Tea']
     assert [p.metadata for p in load_prompts(config, 'eval')] == [{'n': '1', 'target': 'OPEN'}]
+
+
+@pytest.mark.parametrize(
+    'columns, message',
+    [
+        ({'prompt': [b'a']}, "the column 'prompt' holds values of Arrow type binary"),
+        ({'prompt': ['a\0']}, 'row 1: the prompt .* holds a NUL character'),
+    ],
+)
+def test_prompts_of_parquet_must_be_text(tmp_path, parquet, columns, message):
+    path = tmp_path / 'p.parquet'
+    parquet(path, **columns)
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_text_of_parquet_that_is_not_utf8_is_named(tmp_path):
+    arrow = pytest.importorskip('pyarrow')
+    from pyarrow import parquet as files
+
+    path, text = tmp_path / 'p.parquet', arrow.array([b'A \xff'], arrow.binary())
+    files.write_table(arrow.table({'prompt': text.view(arrow.string())}), path)
+    with pytest.raises(ValueError, match='p.parquet: damaged after row 0: .*utf-8'):
+        read(path)
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path):
+    arrow = pytest.importorskip('pyarrow')
+    from pyarrow import parquet as files
+
+    path, one = tmp_path / 'p.parquet', arrow.array(['a'])
+    files.write_table(arrow.Table.from_arrays([one, one], names=['prompt', 'prompt']), path)
+    with pytest.raises(ValueError, match="two columns are called 'prompt'"):
+        read(path)

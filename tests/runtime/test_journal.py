@@ -34,3 +34,10 @@ def test_numbers_that_json_lacks_are_refused(tmp_path):
     with pytest.raises(ValueError):
         Journal(path).append({'a': float('nan')})
     assert not path.exists()
+
+
+def test_a_line_of_another_form_is_named_with_the_way_out(tmp_path):
+    path = tmp_path / 'lines.jsonl'
+    path.write_text('{"a": 1}\n{"b": 2, "c": 3}\n{"c": 3}\n')
+    with pytest.raises(ValueError, match='lines.jsonl:3 is damaged .it holds c.; call a friend'):
+        Journal(path, forms=(('a',), ('b', 'c')), remedy='call a friend')

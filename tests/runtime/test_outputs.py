@@ -36,3 +36,18 @@ def test_what_is_read_is_not_written_to(tmp_path):
             claim(out, ['weights'], read=[base, tmp_path / 'run'])
     assert not list(base.iterdir())
     claim(base / 'exported', ['weights'], read=[base])
+
+
+def test_nothing_is_written_inside_what_only_its_owner_writes(tmp_path):
+    (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
+    claim(tmp_path / 'adapter', ['a'], closed=[tmp_path / 'checkpoints'])
+    (tmp_path / 'link').symlink_to(tmp_path / 'checkpoints')
+    for folder in ('checkpoints', 'checkpoints/1', 'checkpoints/new', 'link/1'):
+        with pytest.raises(ValueError, match='name a folder outside it'):
+            claim(tmp_path / folder, ['a'], closed=[tmp_path / 'checkpoints'])
+
+
+def test_a_record_of_another_form_is_named(tmp_path):
+    (tmp_path / '.densegrpo.json').write_text('[5]')
+    with pytest.raises(ValueError, match='expected names of files'):
+        claim(tmp_path, ['a'])

@@ -154,3 +154,11 @@ def test_wandb_itself_offline(tmp_path):
     files = list((tmp_path / 'wandb').glob('offline-run-*/run-*.wandb'))
     assert {file.name for file in files} == {f'run-{key}.wandb'}
     assert list((tmp_path / 'wandb').rglob('offline-run-*/files/media/images/eval/*.png'))
+
+
+@pytest.mark.parametrize('content', ['{"wandb": 5}', '{"wandb": {"id": 1, "name": "a"}}', '[1]'])
+def test_a_file_of_another_form_is_named_before_the_run(monkeypatch, tmp_path, content):
+    (tmp_path / trackers.FILE).write_text(content)
+    monkeypatch.setattr(trackers.importlib.util, 'find_spec', lambda name: name)
+    with pytest.raises(ValueError, match='trackers.json'):
+        trackers.check_trackers('wandb', tmp_path)

@@ -87,16 +87,10 @@ def test_sample_with_and_without_adapters(trained):
 @pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
 def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step, after):
     evaluations = [[0, 0.5, 0.01], [4, 0.9, 0.02], [8, 0.7, 0.03]]
-    scores = lambda step, mean, error: {'mean': mean, 'standard_error': error}
-    summary = {
-        'before': scores(*evaluations[0]),
-        'after': scores(*evaluations[-1]),
-        'evaluations': evaluations,
-    }
-    (tmp_path / 'summary.json').write_text(json.dumps(summary))
     pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline')
     card = model_card(
-        tiny_ocr.get_config(), pipeline, tmp_path, tmp_path, 'peft', 'lora.safetensors', step
+        *(tiny_ocr.get_config(), pipeline, tmp_path, tmp_path),
+        *('peft', 'lora.safetensors', step, evaluations),
     )
     assert f'{step} updates.' in card
     # Diffusers does not know builtin:tiny

@@ -25,6 +25,7 @@ from densegrpo_jax.networks.weight_rules import Rule
 from densegrpo_jax.pipelines.weights.stored import FLOATS, open_file
 from densegrpo_jax.runtime.reading import read_json, shown
 
+METADATA = {'format': 'pt'}  # of every file that is written
 BASE_NAMES = ('diffusion_pytorch_model', 'model')
 
 
@@ -333,7 +334,7 @@ def write_file(
     # above all in containers.
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.partial')
     try:
-        safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt', **(metadata or {})})
+        safetensors.numpy.save_file(tensors, partial, metadata=METADATA | (metadata or {}))
         os.replace(partial, path)
     except Exception as error:
         partial.unlink(missing_ok=True)

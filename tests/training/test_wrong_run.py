@@ -1,0 +1,172 @@
+"""A run that is read or continued with other parts than it was made with, or with damaged ones."""
+
+import json
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from densegrpo_jax.evaluation.evaluate import evaluate
+from densegrpo_jax.evaluation.panel import choose
+from densegrpo_jax.pipelines.weights import content
+from densegrpo_jax.pipelines.weights.content import content_digest
+from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
+from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.draw import draw
+from densegrpo_jax.sampling.export import export
+from densegrpo_jax.training.report import before_after
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import make_config
+
+WEIGHTS = 'diffusion_pytorch_model.safetensors'
+
+
+def train(config, workdir):
+    one = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    return run(config, workdir, one, StopRequest())
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """(folder of the base, work directory) of a run of one update, which no test changes."""
+    place = tmp_path_factory.mktemp('made')
+    base = miniature.random_flux(place / 'base')
+    train(make_config(base, iterations=1), place / 'run')
+    return base, place / 'run'
+
+
+@pytest.fixture
+def own(made, tmp_path):
+    """Copies of both, and the configuration of the run on the copy of the base."""
+    base, workdir = tmp_path / 'base', tmp_path / 'run'
+    shutil.copytree(made[0], base)
+    shutil.copytree(made[1], workdir, ignore=shutil.ignore_patterns('lock'))
+    return base, workdir, make_config(made[0], iterations=2)
+
+
+def readers(config, workdir, tmp_path):
+    """Everything that reads a run's policy."""
+    return (
+        lambda: draw(config, ['x'], workdir=workdir),
+        lambda: export(config, workdir, tmp_path / 'adapter'),
+        lambda: export(config, workdir, tmp_path / 'merged', layout='merged'),
+        lambda: evaluate(config, choose(['1'], str(workdir)), tmp_path / 'out', kl_prompts=0),
+    )
+
+
+def other_weights(path):
+    """Changes the last numbers of a safetensors file."""
+    stored = bytearray(path.read_bytes())
+    stored[-64:] = np.zeros(16, np.float32).tobytes()
+    path.write_bytes(stored)
+
+
+@pytest.mark.parametrize('key, value', [('alpha', 8.0), ('rank', 4)])
+def test_adapters_of_another_meaning_are_refused_by_every_reader(own, tmp_path, key, value):
+    _, workdir, config = own
+    config.lora[key] = value
+    for read in readers(config, workdir, tmp_path):
+        with pytest.raises(CheckpointMismatch, match=f'lora.{key}: '):
+            read()
+    assert not (tmp_path / 'out' / 'text').exists()  # refused before any prompt was encoded
+
+
+def test_another_base_is_said_by_every_reader_and_does_not_continue(own, tmp_path, caplog):
+    base, workdir, config = own
+    config.model.path = str(base)  # of the same bytes in another place: nothing is said
+    caplog.set_level(logging.WARNING)
+    draw(config, ['x'], workdir=workdir)
+    assert 'other weights' not in caplog.text
+    other_weights(base / 'vae' / WEIGHTS)
+    drawn, _, *scoring = readers(config, workdir, tmp_path)
+    for read in (drawn, *scoring):
+        caplog.clear()
+        read()
+        assert 'was trained on other weights' in caplog.text
+
+
+def test_a_run_continues_on_the_weights_that_it_began_with(own):
+    base, workdir, config = own
+    config.model.path = str(base)
+    with pytest.raises(CheckpointMismatch, match='model.path: ') as elsewhere:
+        train(config, workdir)
+    assert 'weights' not in str(elsewhere.value)
+    other_weights(base / 'transformer' / WEIGHTS)
+    with pytest.raises(CheckpointMismatch, match='weights of the base: '):
+        train(config, workdir)
+
+
+def test_a_long_file_is_compared_by_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(content, 'WHOLE', 1000)
+    monkeypatch.setattr(content, 'BLOCK', 10)
+    monkeypatch.setattr(content, 'BLOCKS', 5)
+    path = tmp_path / 'a.safetensors'
+    digest = lambda data: (
+        path.write_bytes(data),
+        content_digest([path]),
+        content_digest([tmp_path]),
+    )
+    data = bytes(range(256)) * 8
+    _, whole, folder = digest(data)
+    assert whole == folder
+    for place, same in ((0, False), (509, False), (len(data) - 1, False), (100, True)):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        assert (digest(bytes(changed))[1] == whole) == same, place
+    assert digest(data + b'x')[1] != whole
+
+
+def test_damage_is_named_by_every_reader(own, tmp_path):
+    _, workdir, config = own
+    shutil.rmtree(workdir / 'checkpoints' / '1' / 'state')
+    for read in readers(config, workdir, tmp_path)[:3]:
+        with pytest.raises(CheckpointDamaged, match='The checkpoint of step 1 .* is damaged'):
+            read()
+
+
+@pytest.mark.parametrize(
+    'content', ['{}', '{"evaluations": [[1, "a", 2]]}', '[]', '{"evaluations": 5}']
+)
+def test_a_summary_of_another_form_is_named_before_anything_is_written(own, tmp_path, content):
+    _, workdir, config = own
+    (workdir / 'summary.json').write_text(content)
+    with pytest.raises(ValueError, match='summary.json'):
+        export(config, workdir, tmp_path / 'adapter')
+    assert not (tmp_path / 'adapter').exists()
+
+
+def test_an_export_into_the_checkpoints_is_refused(own):
+    _, workdir, config = own
+    with pytest.raises(ValueError, match='name a folder outside it'):
+        export(config, workdir, workdir / 'checkpoints' / '1')
+
+
+def test_what_an_earlier_start_left_damaged_does_not_end_a_run(own, caplog):
+    _, workdir, config = own
+    (workdir / 'samples' / 'step_000000.npz').unlink()
+    (workdir / 'before_after.png').unlink()
+    files = sorted((workdir / 'text').rglob('*.safetensors'))
+    before = {path: path.read_bytes() for path in files}
+    for path in files[::2]:
+        path.write_bytes(before[path][:-10])
+    files[1].write_bytes(b'')
+    caplog.set_level(logging.WARNING)
+    assert train(config, workdir)['updates'] == 2
+    assert 'before_after.png is left out' in caplog.text
+    assert json.loads((workdir / 'summary.json').read_text())['updates'] == 2
+    assert not (workdir / 'before_after.png').exists()
+    assert {path: path.read_bytes() for path in files} == before
+    assert caplog.text.count('is damaged; its prompt is encoded anew') == len(files[::2]) + 1
+
+
+@pytest.mark.parametrize('damage', [b'x', b'PK', b''])
+def test_damaged_images_of_an_earlier_start_are_left_out(own, caplog, damage):
+    _, workdir, _ = own
+    (workdir / 'samples' / 'step_000000.npz').write_bytes(damage)
+    assert before_after(workdir, 0, 1) is None
+    assert 'step_000000.npz is damaged' in caplog.text
