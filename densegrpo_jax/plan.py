@@ -39,7 +39,7 @@ from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import cards, search
 from densegrpo_jax.planning.chips import CHIPS
-from densegrpo_jax.planning.plan import plan, plan_search, table
+from densegrpo_jax.planning.plan import check_rollout, plan, plan_search, table
 from densegrpo_jax.planning.topology import Topology, parse
 from densegrpo_jax.runtime.paths import made_ready
 
@@ -51,12 +51,14 @@ def main(flag) -> int:
     topology = parse(flag.topology if count is None else f'{cards.REFERENCE}:{count}')
     if count and (flag.search or flag.quick):
         raise ValueError(f'--topology={flag.topology} is not for --search and has no --quick')
-    if not topology.can_compile:
-        logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
-        jax.config.update('jax_num_cpu_devices', topology.count)
     if not flag.search:
         validate(flag.config)
         refuse_unread(flag.config, given_keys())
+        # before so many devices are made
+        check_rollout(flag.config, topology.count)
+    if not topology.can_compile:
+        logging.warning('%s is not installed: estimating with the CPU compiler', topology.compiler)
+        jax.config.update('jax_num_cpu_devices', topology.count)
     if count:
         result = cards.fitting(flag.config, count, flag.utilisation, plan)
         text, fits = cards.table(result), any(result['fits'].values())

@@ -67,7 +67,11 @@ def define_config(help_string: str, *, training: bool = True, listed: bool = Fal
     """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value. listed: --help
     lists them.
     """
-    config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
+    try:
+        # reads --flagfile already now
+        config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
+    except flags.Error as error:
+        _refuse(error)
     # the library's own flag lets any error through
     flags.FLAGS['config'].parser = _Configuration(training, listed)
 
@@ -166,12 +170,13 @@ def given_keys() -> set[str]:
     return {*config_flags.get_override_values(flags.FLAGS['config'])}
 
 
-def load(argument: str) -> ConfigDict:
+def load(argument: str, within: tuple[pathlib.Path, ...] = ()) -> ConfigDict:
     """The configuration of --config=RECIPE[:VARIANT], not locked.
 
     Args:
       argument: RECIPE is a Python file, the name of a recipe in the package, or a .yaml or .json
         file, see `documents`.
+      within: the files that name this one as their recipe.
 
     Raises:
       ValueError: no such recipe, no such variant, or an error of the file itself.
@@ -184,7 +189,10 @@ def load(argument: str) -> ConfigDict:
                 f'--config={argument}: {path.name} has no variants; name one in the file, as '
                 f"'{RECIPE}: flux_ocr:{variant}'"
             )
-        return _run_file(argument, path, lambda: from_document(path, load))
+        if (here := path.resolve()) in within:
+            raise ValueError(f'{RECIPE}: {path} names itself, directly or by way of another file')
+        inner = functools.partial(load, within=(*within, here))
+        return _run_file(argument, path, lambda: from_document(path, inner))
     spec = importlib.util.spec_from_file_location('configuration', path)
     if spec is None or spec.loader is None:
         raise ValueError(

@@ -8,6 +8,7 @@ recipe that it names. A run's own config.json is one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import re
@@ -66,6 +67,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
             found = _yaml(text)
     except json.JSONDecodeError as error:
         raise ValueError(f'line {error.lineno}: {error.msg}') from None
+    except RecursionError:
+        raise ValueError('brackets nested too deeply') from None
     if not isinstance(found, dict):
         raise ValueError('expected keys with their values, such as rollout.steps: 12')
     return found
@@ -121,7 +124,8 @@ def _converted(name: str, key: Key, value: object) -> object:
     if isinstance(key.default, tuple) and isinstance(value, list):
         value = tuple(value)
     if isinstance(key.default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):  # then it is refused as it stands
+            value = float(value)
     if not key.accepts(value):
         raise ValueError(f'{name}={value!r}: expected {key.expected}. {name}: {key.help}')
     return value

@@ -56,3 +56,7 @@ GUARD = {
     'kl_jump': number(10.0, 'Alarm: the KL grows by this factor between evaluations.', 1),
     'pairs': whole(8, "Prompts on the verdict's pictures, those that lost most.", kind=DISPLAY),
 }
+
+# What is read with each value of guard.on, and with each of guard.action.
+GUARD_HEEDED = {False: (), True: tuple(f'guard.{name}' for name in GUARD if name != 'on')}
+BRAKE_HEEDED = {WARN: (), BRAKE: ('guard.brake', 'guard.factor'), STOP: ()}

@@ -122,7 +122,10 @@ class Key:
             return False
         if value in self.also:
             return True
-        x = float(value)
+        try:
+            x = float(value)
+        except OverflowError:
+            return False
         return (
             math.isfinite(x)
             and (self.low is None or (x > self.low if self.above else x >= self.low))

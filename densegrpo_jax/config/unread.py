@@ -5,10 +5,11 @@ that the parts' registries declare.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from densegrpo_jax.config.guard_keys import BRAKE_HEEDED, GUARD_HEEDED
 from densegrpo_jax.config.guide_keys import GUIDE_HEEDED
 from densegrpo_jax.config.method import (
     CREDIT_KEYS,
@@ -48,8 +49,8 @@ class Unread(NamedTuple):
     key: str
     value: object
     part: str  # the key of the part
-    chosen: str  # its value
-    readers: tuple[str, ...]  # other values with which the key is read
+    chosen: object  # its value
+    readers: tuple[object, ...]  # other values with which the key is read
 
     def __str__(self) -> str:
         ways = ' or '.join(map(repr, self.readers))
@@ -93,7 +94,7 @@ def reset_unread(config) -> None:
     config.update_from_flattened_dict({f.key: KEYS[f.key].default for f in unread(config)})
 
 
-def _parts(c) -> Iterable[tuple[str, str, Collection[str], Mapping[str, Collection[str]]]]:
+def _parts(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]]:
     """(key of a part, its value, the keys that it reads, those that every shipped part reads)."""
     shipped_rule = c.credit.rule in CREDIT_RULES
     losses = {name: _of_loss(loss) for name, loss in LOSSES.items()}
@@ -110,6 +111,8 @@ def _parts(c) -> Iterable[tuple[str, str, Collection[str], Mapping[str, Collecti
         ('budget.by', c.budget.by, BUDGET_HEEDED),
         ('guide.source', c.guide.source, GUIDE_HEEDED),
         ('credit.process', c.credit.process, PROCESS_HEEDED),
+        ('guard.on', c.guard.on, GUARD_HEEDED),
+        ('guard.action', c.guard.action, BRAKE_HEEDED),
     ):
         if chosen in heeded:
             yield part, chosen, heeded[chosen], heeded

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
@@ -20,7 +20,7 @@ from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import Phase, phases
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
-from densegrpo_jax.runtime.mesh import batch_shards, make_mesh
+from densegrpo_jax.runtime.mesh import AXES, batch_shards, check_batch, make_mesh, mesh_shape
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
@@ -95,6 +95,16 @@ def stand_in(config, topology: Topology) -> tuple[Mesh, bool]:
             "installed; or use 'xla'"
         )
     return mesh, estimated
+
+
+def check_rollout(config, count: int) -> None:
+    """Raises ValueError if so many devices, none of which need exist, cannot share a rollout."""
+    mesh = AbstractMesh(mesh_shape(config.mesh, count), AXES)
+    check_batch(
+        mesh,
+        config.rollout.prompts_per_batch * config.rollout.group,
+        'rollout.prompts_per_batch * rollout.group',
+    )
 
 
 def plan(config, topology: Topology, utilisation: float, quick: bool = False) -> dict:

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densegrpo_jax.config.retired import renamed
-from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.config.schema import KEYS, default_config
+from densegrpo_jax.runtime.reading import parse_json, read_json, shown
 from densegrpo_jax.runtime.trees import dotted
 
 SHEET = re.compile(r'step_(\d{6,})\.png')  # in samples/, of an evaluation
@@ -23,6 +24,8 @@ GROUP = re.compile(r'step_(\d{6,})_(\d+)\.json')  # in groups/
 PICTURES = re.compile(
     r'samples/step_\d{6,}\.png|groups/step_\d{6,}_\d+\.webp|before_after\.png|reward_curve\.png'
 )
+# the keys of the configuration that the page reads; it lists the others
+READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
 QUIET = 300.0  # seconds without news, and five iterations, after which a run counts as stopped
 
@@ -32,12 +35,15 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: the folder is not a run's.
+      ValueError: its configuration is not one of a training.
     """
     config = _json(workdir / 'config.json')
     if config is None:
         raise FileNotFoundError(
-            f'{workdir} holds no run: there is no config.json; give the --workdir of a training'
+            f'{workdir} holds no run: there is no config.json that can be read; give the --workdir '
+            'of a training'
         )
+    _check_config(config, workdir / 'config.json')
     rows = _rows(workdir / 'metrics.jsonl')
     summary = _json(workdir / 'summary.json')
     last = max((row['step'] for row in rows), default=0)
@@ -45,13 +51,13 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     return {
         'name': workdir.name,
         'folder': str(workdir),
-        'label': config.get('label', ''),
+        'label': _value(config, 'label'),
         'updates': last,
         'iterations': config.get('iterations', last),
-        'best': config.get('eval', {}).get('best', 'total'),
+        'best': _value(config, 'eval.best'),
         'state': _state(workdir, config, rows, summary, last),
         'left': _left(config, rows, last),
-        'samples': config['rollout']['prompts'] * config['rollout']['group'],
+        'samples': _value(config, 'rollout.prompts') * _value(config, 'rollout.group'),
         'series': series,
         'sheets': _sheets(workdir),
         'groups': _groups(workdir),
@@ -86,24 +92,51 @@ def changes(config: Mapping) -> list[list]:
     ]
 
 
+def _value(config: Mapping, key: str) -> Any:
+    """The value of a key of `READ`."""
+    group, _, name = key.rpartition('.')
+    return (config.get(group, {}) if group else config).get(name, KEYS[key].default)
+
+
 def _json(path: pathlib.Path) -> dict | None:
-    """None if the file is absent, or half written."""
+    """None if the file is absent, half written, or of another form."""
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+
+
+def _check_config(config: Mapping, path: pathlib.Path) -> None:
+    """Raises ValueError if a value that the page reads is not of its key's type."""
+    for key in READ:
+        group = key.rpartition('.')[0]
+        whole = not group or isinstance(config.get(group, {}), Mapping)
+        value = _value(config, key) if whole else config[group]
+        if not whole or not KEYS[key].accepts(value):
+            raise ValueError(
+                f'{path}: {key}={shown(value)}: expected {KEYS[key].expected}; this is not the '
+                'configuration of a training'
+            )
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
-    """The complete lines; the last one may be half written."""
+    """The records with a step and numbers of the usual size; the last line may be half written."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            rows.append(renamed('metrics', json.loads(line)))
-        except json.JSONDecodeError:
-            break
+            row = renamed('metrics', parse_json(line.decode(), str(path)))
+            if type(row.get('step')) is int:
+                rows.append({name: value for name, value in row.items() if _is_number(value)})
+        except ValueError:
+            continue
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
@@ -112,7 +145,7 @@ def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
     for row in rows:
         by_step: dict[str, list[float]] = {}
         for name, value in row.items():
-            if name == 'step' or not isinstance(value, int | float) or not math.isfinite(value):
+            if name == 'step':
                 continue
             stem, step_wise, _ = name.partition('/step_')
             if step_wise:

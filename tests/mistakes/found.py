@@ -13,7 +13,10 @@ TRAIN = ['main', TINY, RUN, '--config.data.train=p.txt', '--config.rollout.promp
 TRAIN += ['--config.rollout.prompts_per_batch=1', '--config.optim.microbatch=6']
 SHAPES = ['main', '--config=tiny_geneval', RUN, '--config.data.train=p.jsonl']
 DRAW = ['sample', TINY, '--prompts=p.txt']
+TABLE = [*DRAW[:-1], '--prompts=p.csv']
 INIT = ['main', TINY, RUN, '--config.lora.init_from=lora.safetensors']
+SEARCH = ['search.__main__', TINY, '--prompt=A "HI"', '--config.search.method=best_of_n']
+PREFLIGHT = ['preflight.__main__', TINY, RUN, '--prompts=4', '--group=2']
 PSI = {'format': 1, 'finished': True, 'psi': [0.1], 'history': [], 'geometry': {'kernel': 'sde'}}
 PSI_PATH = '--config.noise.psi_path=psi.json'
 
@@ -66,6 +69,18 @@ RECIPES = [
         'default_config()',
     ),
     (write('dir/x'), ['main', '--config=dir', RUN], 'dir'),
+    (write('a.yaml', 'recipe: a.yaml'), ['main', '--config=a.yaml', RUN], 'a.yaml names itself'),
+    (
+        both(write('a.yaml', 'recipe: b.json'), write('b.json', '{"recipe": "a.yaml"}')),
+        ['main', '--config=a.yaml', RUN],
+        'a.yaml names itself, directly or by way of another file',
+    ),
+    (write('a.json', '[' * 100_000), ['main', '--config=a.json', RUN], 'nested too deeply'),
+    (
+        write('a.json', '{"recipe": "tiny_ocr", "optim.eps": 1' + '0' * 400 + '}'),
+        ['main', '--config=a.json', RUN],
+        'expected a finite number above 0',
+    ),
     (
         write('own.py', 'import sys\n\n\ndef get_config():\n    sys.exit(3)\n'),
         OWN,
@@ -126,6 +141,42 @@ FOLDERS = [
         'give another --workdir',
     ),
     (write('psi.json', json.dumps(PSI)), ['calibrate', TINY, RUN, PSI_PATH], 'leave the key out'),
+    *(
+        (write(f'run/{name}'), ['main', TINY, RUN], f'run/{name} is a file, and this command')
+        for name in ('groups', 'guard', 'report', 'profile')
+    ),
+    (write('o/images'), ['evaluate', TINY, '--out=o'], 'o/images is a file, and this command'),
+    (write('o/scores.csv/x'), ['evaluate', TINY, '--out=o'], 'o/scores.csv is a folder, and this'),
+    (write('o/images'), [*SEARCH, '--out=o'], 'o/images is a file, and this command writes'),
+    (write('o/summary.md/x'), [*SEARCH, '--out=o'], 'o/summary.md is a folder, and this command'),
+    (write('run/images'), [*PREFLIGHT], 'run/images is a file, and this command writes'),
+    (write('run/preflight.json/x'), [*PREFLIGHT], 'run/preflight.json is a folder, and this'),
+    (write('o/search.jsonl', '[1]\n'), [*SEARCH, '--out=o'], 'search.jsonl:1 is damaged'),
+    (
+        write('o/search.jsonl', '{"settings": {}}\n{"a": 1}\n'),
+        [*SEARCH, '--out=o'],
+        'search.jsonl:2 is damaged (it holds a); start anew with --restart',
+    ),
+    (
+        write('o/scores.jsonl', '{"settings": {}}\n{"policy": "base"}\n'),
+        ['evaluate', TINY, '--out=o'],
+        'scores.jsonl:2 is damaged (it holds policy)',
+    ),
+    (
+        write('run/rewards.jsonl', '{"settings": {}}\n{"prompt": 1}\n'),
+        PREFLIGHT,
+        'rewards.jsonl:2 is damaged (it holds prompt); give another --workdir',
+    ),
+    (write('run/config.json', '{"seed": 42,'), ['report', RUN], 'no config.json that can be read'),
+    (write('run/config.json', b'\xe9'), ['report', RUN], 'no config.json that can be read'),
+    (write('run/config.json', '[' * 100_000), ['report', RUN], 'no config.json that can be read'),
+    (write('run/config.json', '{"iterations": "x"}'), ['report', RUN], "iterations='x': expected"),
+    (
+        write('run/config.json', '{"rollout": {"group": []}}'),
+        ['report', RUN],
+        'rollout.group=[]: expected a whole number',
+    ),
+    (write('run/config.json', '{"rollout": 5}'), ['report', RUN], 'rollout.prompts=5: expected'),
     (write('d.npz', 'x'), ['direction', SCENE, RUN, '--out=d.npz'], 'd.npz cannot be read'),
     (write('d.npz/x'), ['direction', SCENE, RUN, '--out=d.npz'], 'is a folder; name a file in it'),
 ]
@@ -173,6 +224,20 @@ PROMPTS = [
     (write('p.jsonl', '[1]\n'), SHAPES, 'p.jsonl:1'),
     (write('p.jsonl', '[' * 100_000), SHAPES, 'brackets nested too deeply'),
     (write('p.jsonl', '\n'), SHAPES, 'p.jsonl: the file holds no prompt'),
+    (
+        write(
+            'p.jsonl',
+            '{"tag": "single_object", "include": [{"class": "cat", "count": 1}], '
+            '"prompt": "a \\ud800"}\n',
+        ),
+        SHAPES,
+        "p.jsonl:1: the character 3 of the prompt 'a \\ud800' is not text",
+    ),
+    (write('p.csv', 'prompt;n\nA;1\n'), TABLE, "commas between the values, not ';'"),
+    (write('p.csv', 'prompt\tn\nA\t1\n'), TABLE, "commas between the values, not '\\t'"),
+    (write('p.csv', ',text\nA,B\n'), TABLE, 'Name one after a colon, as p.csv:text'),
+    (write('p.txt'), [*DRAW[:-1], '--prompts=/dev/zero'], '/dev/zero is a device'),
+    (write('p.txt'), [*DRAW[:-1], '--prompts=/proc/self/mem'], '/proc/self/mem: Input/output'),
 ]
 
 INDEX, SCHEDULER = 'model_index.json', 'scheduler/scheduler_config.json'

@@ -53,6 +53,29 @@ def test_half_written_files_are_not_errors(tmp_path):
     assert run['updates'] == 2 and [g['step'] for g in run['groups']] == [2]
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'{"a": 1}', b'[1]', b'{"step": "a", "eval/total": 1}', b'{"step": 3, "x": "\xe9"}',
+        b'[' * 100_000, b'5',
+    ],
+)  # fmt: skip
+def test_a_line_of_another_form_is_left_out(tmp_path, line):
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    before = read_run(folder)['series']
+    with open(folder / 'metrics.jsonl', 'ab') as file:
+        file.write(line + b'\n')
+    assert read_run(folder)['series'] == before
+
+
+def test_numbers_that_no_curve_shows_are_left_out(tmp_path):
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    with open(folder / 'metrics.jsonl', 'a') as file:
+        file.write(f'{{"step": 3, "a": 1e999, "b": {10**400}, "c": "x", "d": null, "e": 2}}\n')
+    found = read_run(folder)['series']
+    assert found['e'] == [[3], [2.0]] and not {'a', 'b', 'c', 'd'} & found.keys()
+
+
 def test_a_run_before_its_first_update(tmp_path):
     folder = make_run(tmp_path / 'run', updates=0, iterations=6)
     (folder / 'metrics.jsonl').unlink()
