@@ -2,7 +2,7 @@
 
 Reading order: schedules (the noise grid), noise_tables, masks (which transitions are stochastic,
 which are trained), kernels and sde_step (the policy), ode_rollout (completion of a latent),
-rollout_plan (the table of what is sampled and scored), rollout (which runs the table), branch_plan,
+rollout_plan (the table of what is sampled and scored), rollout and jobs (which run it), branch_plan,
 tree_plan and plan_kinds (other tables), credit_rules and dense_reward (credit), advantages, combine
 (several rewards), transitions and clean_samples (the batches of an update), grpo_loss, losses,
 calibration.

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.dense_reward import dense_reward, every_state, needed_states, state_rewards
+from densegrpo_jax.core.jobs import advance
 from densegrpo_jax.core.masks import StepMasks, step_masks
 from densegrpo_jax.core.ode_rollout import completion_grid, ode_rollout
-from densegrpo_jax.core.rollout import advance, continue_trajectory, run_plan
+from densegrpo_jax.core.rollout import continue_trajectory, run_plan
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.sde_step import log_prob_ratio, sde_step
 from densegrpo_jax.core.transitions import OUTCOME, transitions
