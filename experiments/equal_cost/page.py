@@ -27,7 +27,7 @@ NAMES = {
     'updates': 'updates',
 }
 FAMILIES = {  # panels of the curves, each beside dense and sparse credit
-    'credit': ('stepwise', 'tp_grpo', 'tp_grpo_code', 'gae', 'coca', 'sdpo'),
+    'credit': ('stepwise', 'tp_grpo', 'tp_grpo_code', 'gae', 'coca', 'coca_weighted', 'sdpo'),
     'losses': ('guard', 'lire', 'nft', 'winners', 'flow_cps'),
     'branches': ('g2rpo', 'e_grpo', 'temp_flow', 'branch'),
     'steps': ('dance', 'mix', 'aegpo', 'euphonium', 'd2_align'),

@@ -20,7 +20,6 @@ CONTROLS: Mapping[str, Variant] = {
     'e_grpo_unmerged': Variant('e_grpo', {'plan.merge_tau': 0.0}),
     'sdpo_ppo': Variant('sdpo', {'loss.kind': 'grpo'}),
     'dense_one_step': Variant('dense_grpo', {'credit.completion_steps': 1}),
-    'coca_weighted': Variant('coca', {'loss.noise_power': 2.0}),
     'sparse_weighted': Variant('flow_grpo', {'loss.noise_power': 2.0}),
     'stepwise_full': Variant('stepwise', {'credit.completion_steps': 0}),
     'stepwise_apart': Variant('stepwise', {'credit.centre': 'step', 'credit.std': 'group'}),

@@ -48,6 +48,7 @@ CASES = {
     'flow_grpo': ({}, 3, 4),
     'flow_cps': ({}, 3, 4),
     'coca': ({}, 3, 4),
+    'coca_weighted': ({}, 3, 4),
     'guard': ({}, 3, 4),
     'lire': ({}, 3, 4),
     'sdpo': ({}, 3, 4),
