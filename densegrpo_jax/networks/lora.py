@@ -134,3 +134,18 @@ def init_adapters(config: LoraConfig, names: dict[str, str], params: dict, key) 
         flat[f'{path}/a'] = jnp.stack(draws) if stack else draws[0]
         flat[f'{path}/b'] = jnp.zeros((*stack, config.rank, outputs), jnp.float32)
     return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def merge(base: dict, adapters: dict, scale: float) -> dict:
+    """Base parameters with W + scale A B in place of every adapted kernel; the sum is computed in
+    float32, and the dtype stays.
+    """
+    flat = traverse_util.flatten_dict(base, sep='/')
+    lora = traverse_util.flatten_dict(adapters, sep='/')
+    for path in {p.rsplit('/', 1)[0] for p in lora}:
+        kernel = flat[f'{path}/kernel']
+        delta = scale * jnp.matmul(
+            lora[f'{path}/a'], lora[f'{path}/b'], precision=jax.lax.Precision.HIGHEST
+        )
+        flat[f'{path}/kernel'] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+    return traverse_util.unflatten_dict(flat, sep='/')

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import folder_names, resolve_folder, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
@@ -193,7 +194,7 @@ def export(
     if layout == MERGED:
         filename = ''
         params = load_weights(checked)
-        merge = jax.jit(lora_files.merge, static_argnums=2, donate_argnums=0)
+        merge = jax.jit(lora.merge, static_argnums=2, donate_argnums=0)
         params['transformer'] = (
             policy if config.full else merge(params['transformer'], policy, scale)
         )

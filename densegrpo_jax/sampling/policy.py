@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.core.sde_step import StepOutput, sde_step
 from densegrpo_jax.core.transitions import Transitions
+from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 
 
@@ -35,11 +37,14 @@ def policy_velocity(
       conditioning: B rows.
       negative: of the empty prompt, 1 row; None: no classifier-free guidance.
       sampling: if set, without `loss.cfg` the function returns the pair (prediction of the prompt
-        alone, guided prediction).
+        alone, guided prediction); and adapters are merged into the base where `merges` says so.
     """
     m, cfg = config.model, config.loss.cfg
+    base = params['transformer']
+    if sampling and policy is not None and merges(config, base):
+        base, policy = lora.merge(base, policy, pipeline.transformer.lora.scale), None
     return pipeline.velocity_fn(
-        params['transformer'],
+        base,
         policy,
         conditioning,
         m.guidance,
@@ -48,6 +53,15 @@ def policy_velocity(
         negative=negative if cfg or sampling else None,
         both=not cfg,
     )
+
+
+def merges(config, base: dict) -> bool:
+    """Whether rollouts merge the adapters into a copy of the base, which saves their products at
+    every evaluation: all is float32. In bfloat16 the sum would lose what the adapters add, and the
+    first ratio would not be 1; a quantised base has no kernels to add to.
+    """
+    exact = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(base))
+    return exact and not config.full and config.model.dtype == 'float32'
 
 
 def rescore(config, velocity: Callable, t: Transitions) -> StepOutput:

@@ -13,6 +13,7 @@ from densegrpo_jax.config.model_keys import (
     ZIMAGE_LORA_TARGETS,
 )
 from densegrpo_jax.core.ode_rollout import ode_rollout
+from densegrpo_jax.networks import lora
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
@@ -147,10 +148,7 @@ def test_merged_weights_are_the_adapted_network(scan, folders, tmp_path):
     pipeline, params, adapters, config = opened('flux', folders['flux'], scan)
     noise = jax.random.normal(jax.random.key(1), (1, *pipeline.latent_shape(*SIZE)))
     want = our_latents(pipeline, params, adapters, noise)
-    merged = {
-        **params,
-        'transformer': lora_files.merge(params['transformer'], adapters, config.scale),
-    }
+    merged = {**params, 'transformer': lora.merge(params['transformer'], adapters, config.scale)}
     assert close(our_latents(pipeline, merged, None, noise), want)
     save_pipeline(tmp_path / 'merged', pipeline, merged)
     again, read = load_pipeline(tmp_path / 'merged', text_length=LENGTH)

@@ -13,7 +13,6 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -198,21 +197,6 @@ def kohya_tensors(
             f'{strangers[:5]}: use the peft layout'
         )
     return tensors
-
-
-def merge(base: dict, adapters: dict, scale: float) -> dict:
-    """Base parameters with W + scale A B in place of every adapted kernel; the sum is computed in
-    float32, and the dtype stays.
-    """
-    flat = traverse_util.flatten_dict(base, sep='/')
-    lora = traverse_util.flatten_dict(adapters, sep='/')
-    for path in {p.rsplit('/', 1)[0] for p in lora}:
-        kernel = flat[f'{path}/kernel']
-        delta = scale * jnp.matmul(
-            lora[f'{path}/a'], lora[f'{path}/b'], precision=jax.lax.Precision.HIGHEST
-        )
-        flat[f'{path}/kernel'] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
-    return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def write(
