@@ -34,6 +34,7 @@ from densegrpo_jax.runtime.mesh import batch_shards, check_batch
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_CALIBRATION, key_data, stream_key
+from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
@@ -294,7 +295,7 @@ def _iterate(
                 ('negatives', negatives),
             ):
                 document[name].append(row.tolist())
-            document['before'] = document['before'] or _json(found)
+            document['before'] = document['before'] or json_value(found)
             document['psi'] = np.mean(document['history'][-c.window :], axis=0).tolist()
             document['after'] = None
             keep()
@@ -309,12 +310,8 @@ def _iterate(
             )
             stop.check()
         bar.note(f'{_outcome(document)}; sampling the first prompts again, with the result')
-        document['after'], document['finished'] = _json(rewards(0, document['psi'])), True
+        document['after'], document['finished'] = json_value(rewards(0, document['psi'])), True
         keep()
-
-
-def _json(rewards: np.ndarray) -> list:
-    return [[float(v) if np.isfinite(v) else None for v in row] for row in rewards]
 
 
 def _outcome(document: dict) -> str:

@@ -18,6 +18,7 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.runtime.files import rename_if_new
 from densegrpo_jax.runtime.images import save
 from densegrpo_jax.runtime.journal import Journal
+from densegrpo_jax.runtime.trees import json_value
 
 FILES = ('scores.jsonl', 'scores.csv', 'summary.md', 'side_by_side.png')  # of an evaluation
 FOLDERS = ('images', 'text')
@@ -80,9 +81,7 @@ class Record:
         if image is not None:  # first: a prompt with scores has its image
             save(self._path(policy, prompt_set, prompt), image)
         self._scores.setdefault((policy, prompt_set, prompt), {}).update(scores)
-        values = {
-            name: float(value) if math.isfinite(value) else None for name, value in scores.items()
-        }
+        values = json_value(scores)
         self._journal.append(
             {'policy': policy, 'set': prompt_set, 'prompt': prompt, 'scores': values}
         )

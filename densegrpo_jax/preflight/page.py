@@ -9,12 +9,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from densegrpo_jax.preflight.findings import NO_ADVICE
 from densegrpo_jax.preflight.record import Record
 from densegrpo_jax.preflight.signal import Interval
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.trees import json_value
 
 FILE, PAGE = 'preflight.json', 'index.html'
 STYLE = """
@@ -34,20 +33,9 @@ def write(
     out: pathlib.Path, document: dict[str, Any], prompts: Sequence[str], record: Record
 ) -> list[pathlib.Path]:
     """Writes the document and the page; returns their paths."""
-    replace_file(out / FILE, json.dumps(plain(document), indent=2) + '\n')
+    replace_file(out / FILE, json.dumps(json_value(document), indent=2) + '\n')
     replace_file(out / PAGE, page(document, prompts, record))
     return [out / FILE, out / PAGE]
-
-
-def plain(value: Any) -> Any:
-    """JSON values: null for what is not finite, [value, low, high] for an interval."""
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def lines(document: dict[str, Any]) -> list[str]:

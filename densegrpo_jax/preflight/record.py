@@ -15,6 +15,7 @@ from densegrpo_jax.preflight.measure import Batch, Spent
 from densegrpo_jax.preflight.signal import Rewards
 from densegrpo_jax.runtime.images import save_grid
 from densegrpo_jax.runtime.journal import Journal
+from densegrpo_jax.runtime.trees import json_value
 
 FILE = 'rewards.jsonl'
 FORMS = (('settings',), ('prompt', 'terminal', 'completions', 'scores', 'cost'))  # of the lines
@@ -69,12 +70,12 @@ def row(batch: Batch, place: int, warm: bool) -> dict[str, Any]:
     """
     rewards, count = batch.rewards, batch.rewards.terminal.shape[0]
     return {
-        'terminal': _json(rewards.terminal[place]),
-        'again': _json(rewards.again[place]),
-        'twins': _json(rewards.twins[:, place]),
-        'similarity': _json(rewards.similarity[:, place]),
-        'completions': {str(n): _json(a[:, place]) for n, a in rewards.completions.items()},
-        'scores': {name: _json(v[place]) for name, v in batch.scores.items()},
+        'terminal': json_value(rewards.terminal[place], 6),
+        'again': json_value(rewards.again[place], 6),
+        'twins': json_value(rewards.twins[:, place], 6),
+        'similarity': json_value(rewards.similarity[:, place], 6),
+        'completions': {str(n): json_value(a[:, place], 6) for n, a in rewards.completions.items()},
+        'scores': {name: json_value(v[place], 6) for name, v in batch.scores.items()},
         'cost': [float(x) / count for x in batch.spent],
         'warm': warm,
     }
@@ -102,12 +103,6 @@ def joined(rows: Mapping[int, Mapping]) -> tuple[Rewards, dict[str, np.ndarray],
     }
     timed = [line['cost'] for line in lines if line['warm']] or [line['cost'] for line in lines]
     return rewards, scores, Spent(*np.sum(timed, axis=0))
-
-
-def _json(values: np.ndarray) -> list:
-    if values.ndim > 1:
-        return [_json(v) for v in values]
-    return [round(float(v), 6) if math.isfinite(v) else None for v in values]
 
 
 def _numbers(values: list) -> list:

@@ -7,7 +7,6 @@ fingerprint of the model, the score.
 
 import contextlib
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from densegrpo_jax.runtime.checkpoint_store import (
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
 from densegrpo_jax.runtime.hosts import Hosts
-from densegrpo_jax.runtime.trees import differing
+from densegrpo_jax.runtime.trees import differing, json_value
 
 # Failures that do not concern the stored bytes: never a reason to skip a checkpoint.
 _NOT_CORRUPTION = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
@@ -171,7 +170,7 @@ class Checkpoints:
             STEP: step,
             'meta': dict(meta),
             'fingerprint': self._fingerprint,
-            'score': _finite(score),
+            'score': json_value(score),
             'arrays': {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()},
             'digests': digests,
         }
@@ -200,10 +199,10 @@ class Checkpoints:
         with self._explained(step), self._agreement.alike():
             if self._hosts.primary:
                 document = self._store.document(step)
-                document |= {'meta': dict(meta), 'score': _finite(score)}
+                document |= {'meta': dict(meta), 'score': json_value(score)}
                 document = sealed(document)
                 replace_file(self.directory / str(step) / 'meta' / DOCUMENT, json.dumps(document))
-        self._note_score(step, _finite(score))
+        self._note_score(step, json_value(score))
 
     def wait_until_finished(self) -> None:
         """Returns once the running save is complete and opened, and older checkpoints are removed.
@@ -449,8 +448,3 @@ class Checkpoints:
                 'Make room or mend the disk, then run the same command again: it continues from '
                 'there.'
             ) from None
-
-
-def _finite(score: float | None) -> float | None:
-    """The score as stored: a score that is not a number does not compete."""
-    return score if score is not None and math.isfinite(score) else None

@@ -24,6 +24,7 @@ from absl import logging
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.trees import json_value
 
 
 class _NeedsTensorFlow:
@@ -108,7 +109,7 @@ class JsonlWriter(_Writer):
     def write_scalars(self, step: int, scalars: Mapping[str, float]):
         if step != self._step:
             self._step, self._values, self._start = step, {}, self._file.tell()
-        self._values |= {name: _json_number(value) for name, value in scalars.items()}
+        self._values |= json_value(scalars)
         line = json.dumps({**self._values, 'step': int(step)}, sort_keys=True, allow_nan=False)
         # the file is in append mode: the step's line is rewritten in the same place
         self._file.truncate(self._start)
@@ -239,11 +240,6 @@ class MetricWriter(metric_writers.MultiWriter):
 
     def __exit__(self, *exc_info):
         self.close()
-
-
-def _json_number(value) -> int | float | None:
-    number = np.asarray(value).item()
-    return number if math.isfinite(number) else None
 
 
 def _prune_jsonl(path: Path, last_step: int) -> None:

@@ -1,9 +1,12 @@
-"""Trees of JSON values, compared key by key."""
+"""Trees of JSON values: made of arrays and numbers, and compared key by key."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class _Absent:
@@ -43,3 +46,22 @@ def differing(old: Mapping, new: Mapping) -> list[Difference]:
         for key in sorted(there.keys() | here.keys())
         if there.get(key, ABSENT) != here.get(key, ABSENT)
     ]
+
+
+def json_value(value: Any, digits: int | None = None) -> Any:
+    """The JSON value of numbers, arrays, mappings and sequences: null where a number is not finite.
+
+    Args:
+      digits: floats are rounded to so many decimal places; None: not at all.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): json_value(each, digits) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(each, digits) for each in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(value) if digits is None else round(float(value), digits)
+    if hasattr(value, '__array__'):
+        return json_value(np.asarray(value).tolist(), digits)
+    return value

@@ -14,6 +14,7 @@ from densegrpo_jax.runtime.files import rename_if_new, replace_file
 from densegrpo_jax.runtime.images import save, save_grid
 from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.search.loop import Event
 
 FILE, SUMMARY = 'search.jsonl', 'summary.md'
@@ -104,16 +105,16 @@ class Tracker:
         reward = event.scored.reward
         for p, curve in enumerate(self.curves):
             self.candidates[p] += [
-                [event.iteration, event.k, int(slot), event.evaluations, number(r)]
+                [event.iteration, event.k, int(slot), event.evaluations, json_value(r)]
                 for slot, r in zip(event.slots, reward[p])
             ]
             if event.k < self._steps:
                 continue
-            values = {name: number(v[p, 0]) for name, v in event.scored.values.items()}
+            values = {name: json_value(v[p, 0]) for name, v in event.scored.values.items()}
             self.first[p] = self.first[p] or values
             i = int(np.argmax(reward[p]))
             if np.isfinite(reward[p, i]) and (not curve or reward[p, i] > curve[-1][1]):
-                values = {name: number(v[p, i]) for name, v in event.scored.values.items()}
+                values = {name: json_value(v[p, i]) for name, v in event.scored.values.items()}
                 image = event.scored.images[p, i].copy()
                 curve.append((event.evaluations, float(reward[p, i]), image, values))
 
@@ -121,11 +122,6 @@ class Tracker:
         """Mean over prompts of the best reward so far; NaN before the first."""
         found = [curve[-1][1] for curve in self.curves if curve]
         return float(np.mean(found)) if found else float('nan')
-
-
-def number(value) -> float | None:
-    """A JSON number; None if not finite."""
-    return float(value) if np.isfinite(value) else None
 
 
 def draw(
@@ -149,7 +145,7 @@ def draw(
             images.append(reached[-1][2])
             captions.append(f'best at {spent}: {shown(reached[-1][1])}')
     images += list(final)
-    captions += [f'final {shown(number(s))}' for s in scores]
+    captions += [f'final {shown(json_value(s))}' for s in scores]
     width = images[0].shape[1]
     save_grid(
         folder / IMAGES / f'{index:05d}.png',

@@ -26,6 +26,7 @@ from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
+from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Checked, Session
@@ -33,7 +34,7 @@ from densegrpo_jax.search.budget import cost, sizes_for
 from densegrpo_jax.search.loop import Walk
 from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
 from densegrpo_jax.search.model import Model, temperature_of
-from densegrpo_jax.search.record import Results, Tracker, draw, number
+from densegrpo_jax.search.record import Results, Tracker, draw
 
 GUIDED = ('smc', 'psi')  # methods that may follow a reward's gradient
 # Samples for measuring the reward's spread, if it is needed.
@@ -305,14 +306,14 @@ def _one_batch(
     for p in range(len(rows)):
         rewards = found.particles.reward[p]
         diversity = float(pairwise_diversity(embed(final[p])[None])[0]) if count > 1 else None
-        panel_of = lambda image: {name: number(image(v[p])) for name, v in unseen.items()}
+        panel_of = lambda image: {name: json_value(image(v[p])) for name, v in unseen.items()}
         row = {
             'text': chosen[p].text,
-            'base': {name: number(v[p, 0]) for name, v in scored.values.items()}
+            'base': {name: json_value(v[p, 0]) for name, v in scored.values.items()}
             | panel_of(lambda values: values[0]),
             'first': tracker.first[p],
-            'drawn': {'total': number(rewards[found.drawn[p]])},
-            'final': {'total': number(np.where(np.isfinite(rewards), rewards, 0).mean())}
+            'drawn': {'total': json_value(rewards[found.drawn[p]])},
+            'final': {'total': json_value(np.where(np.isfinite(rewards), rewards, 0).mean())}
             | panel_of(lambda values: finite_mean(values[2:])),
             'best': tracker.curves[p][-1][3] | panel_of(lambda values: values[1]),
             'curve': [[nfe, reward] for nfe, reward, *_ in tracker.curves[p]],
@@ -322,6 +323,6 @@ def _one_batch(
             'images': walk.images,
             'candidates': tracker.candidates[p],
         }
-        score = number(scored.values['total'][p, 0])
+        score = json_value(scored.values['total'][p, 0])
         kept.append((row, ((plain[p], score), tracker.curves[p], final[p], rewards)))
     return kept

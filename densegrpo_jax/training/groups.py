@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +23,7 @@ from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.core.transitions import OUTCOME
 from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.mesh import replicated
+from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.training.rounds import Round
 
@@ -126,9 +126,10 @@ def write_groups(
             table = np.concatenate([np.concatenate(row, 1) for row in cells], 0)
             of_sample = lambda b: {
                 'scores': {
-                    n: _numbers(np.where(valid[:, b], of[:, b], np.nan)) for n, of in scores.items()
+                    n: json_value(np.where(valid[:, b], of[:, b], np.nan), 6)
+                    for n, of in scores.items()
                 },
-                'advantages': _numbers(advantages[:, b]),
+                'advantages': json_value(advantages[:, b], 6),
             }
             described = {
                 'step': step,
@@ -178,7 +179,3 @@ def _transitions(plan: RolloutPlan, std: np.ndarray, trained: Sequence[int]) -> 
         }
         for n, (k_from, k_to) in enumerate(zip(rows.k_from, rows.k_to))
     ]
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    return [round(float(v), 6) if math.isfinite(v) else None for v in values]

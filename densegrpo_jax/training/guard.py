@@ -32,6 +32,7 @@ from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.streams import STREAM_EVAL
+from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.session import Checked, Session
@@ -179,7 +180,7 @@ class Guard:
         earlier = progress.guarded[-1]['kl'] if progress.guarded else None
         row = {
             'step': step,
-            'scores': {name: [_number(value) for value in c] for name, c in found.items()},
+            'scores': json_value(found),
             'kl': kl,
             'fallen': down,
             'action': '',
@@ -307,7 +308,3 @@ def _record(folder: pathlib.Path, scored: Mapping) -> Record:
         raise ValueError(
             f'{error}. These are the measurements of the guard: to begin them anew, remove {folder}'
         ) from None
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -17,7 +17,6 @@ import hashlib
 import hmac
 import json
 import logging
-import math
 
 import numpy as np
 from starlette.applications import Starlette
@@ -29,6 +28,7 @@ from starlette.routing import Route
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.remote import protocol
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.trees import json_value
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,6 @@ class RewardService:
 
     async def _info(self, request: Request) -> Response:
         self._authorise(request)
-        ends = [end if math.isfinite(end) else None for end in map(float, self._reward.range)]
         return JSONResponse(
             {
                 'protocol': protocol.PROTOCOL,
@@ -120,7 +119,7 @@ class RewardService:
                 'version': self._version,
                 'fingerprint': self._name,
                 'names': list(self._reward.names),
-                'range': ends,
+                'range': json_value(list(self._reward.range)),
                 'needs_metadata': self._reward.needs_metadata,
                 'max_request_bytes': self._max_request_bytes,
             }
