@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import pathlib
@@ -12,21 +11,11 @@ from typing import Any
 from densegrpo_jax.preflight.findings import NO_ADVICE
 from densegrpo_jax.preflight.record import Record
 from densegrpo_jax.preflight.signal import Interval
+from densegrpo_jax.runtime import html
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.trees import json_value
 
 FILE, PAGE = 'preflight.json', 'index.html'
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 1rem auto; }
-body { padding: 0 1rem; }
-table { border-collapse: collapse; margin: 0.5rem 0 1rem; }
-th, td { text-align: right; padding: 0.2rem 0.8rem; border-bottom: 1px solid; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; }
-.scroll { overflow-x: auto; }
-"""
 
 
 def write(
@@ -78,15 +67,7 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> str:
     """The page as HTML, without any script."""
-    d, e = document, html.escape
-    rows = lambda table: '\n'.join(
-        '<tr>' + ''.join(f'<td>{e(str(cell))}' for cell in row) for row in table
-    )
-    table = lambda head, body: (
-        '<div class="scroll"><table><tr>'
-        + ''.join(f'<th>{e(name)}' for name in head)
-        + f'\n{rows(body)}</table></div>'
-    )
+    d = document
     shares = d['decided']
     steps = len(shares['steps'])
     number = lambda x: '' if x is None or not math.isfinite(x) else f'{x:.3g}'
@@ -113,42 +94,40 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
     ]
     figures = []
     for i, prompt in enumerate(prompts):
-        for what in ('group', 'path'):
+        for what, shown in (
+            ('group', 'the best and the worst of its group'),
+            ('path', 'completions along one trajectory'),
+        ):
             file = record.picture(i, what)
             if file.exists():
-                of = (
-                    'the best and the worst of its group'
-                    if what == 'group'
-                    else ('completions along one trajectory')
-                )
-                figures.append(
-                    f'<figure><figcaption>{e(prompt)}: {of}</figcaption>'
-                    f'<img src="images/{file.name}" alt="{e(prompt)}: {of}"></figure>'
-                )
-    found = ''.join(
-        f'<li>{"<strong>Stop.</strong> " if a["stop"] else ""}{e(a["reason"])}'
-        for a in d['findings']
-    )
+                figures.append(html.picture(f'images/{file.name}', *[f'{prompt}: {shown}'] * 2))
+    found = [('Stop. ' if a['stop'] else '') + a['reason'] for a in d['findings']]
     head = lines(d)
-    return '\n'.join(
+    return html.page(
+        f'Preflight: {d["label"]}',
         [
-            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width">',
-            f'<title>Preflight: {e(d["label"])}</title>\n<style>{STYLE}</style>',
-            f'<h1>Preflight: {e(d["label"])}</h1>',
-            *(f'<p>{e(line)}</p>' for line in head[:2]),
-            f'<h2>Findings</h2>\n<ul>{found}</ul>\n<p>{e(NO_ADVICE)}</p>',
-            '<h2>Credits</h2>',
-            '<p>Signal: the squared correlation of a credit with what its transition changes. '
-            'Price: seconds of a sample by signal, in those of this recipe; a rule of thumb for '
-            'the cost of a gradient of equal precision.</p>',
-            table(('credit', 'signal', 'NFE', 'images', 'price'), credits),
-            '<h2>What decides the reward</h2>',
-            f'<p>The prompt {e(str(shares["prompt"]))}, the first noise {e(str(shares["noise"]))}, '
-            'and the transitions:</p>',
-            table(('transition', 'noise level', 'share', *names, 'gains up / down'), of_states),
-            '<h2>Pictures</h2>',
+            *(html.text('p', line) for line in head[:2]),
+            html.text('h2', 'Findings'),
+            '<ul>' + '\n'.join(html.text('li', line) for line in found) + '</ul>',
+            html.text('p', NO_ADVICE),
+            html.text('h2', 'Credits'),
+            html.text(
+                'p',
+                'Signal: the squared correlation of a credit with what its transition changes. '
+                'Price: seconds of a sample by signal, in those of this recipe; a rule of thumb '
+                'for the cost of a gradient of equal precision.',
+            ),
+            html.table(('credit', 'signal', 'NFE', 'images', 'price'), credits),
+            html.text('h2', 'What decides the reward'),
+            html.text(
+                'p',
+                f'The prompt {shares["prompt"]}, the first noise {shares["noise"]}, and the '
+                'transitions:',
+            ),
+            html.table(
+                ('transition', 'noise level', 'share', *names, 'gains up / down'), of_states
+            ),
+            html.text('h2', 'Pictures'),
             *figures,
-            '</html>\n',
-        ]
+        ],
     )

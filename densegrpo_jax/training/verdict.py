@@ -4,7 +4,6 @@ and noise before and now.
 
 from __future__ import annotations
 
-import html
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,37 +12,9 @@ import numpy as np
 
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.falls import Change
+from densegrpo_jax.runtime import html
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.images import save_grid
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; }}
-body {{ max-width: 1240px; margin: 1rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: right; padding: 0.2rem 0.8rem; border-bottom: 1px solid; }}
-th:first-child, td:first-child {{ text-align: left; }}
-img {{ max-width: 100%; }}
-</style>
-<h1>{title}</h1>
-<p>{label}</p>
-<p>{verdict}</p>
-<table>
-<tr><th>score<th>at the start<th>now<th>change<th>p<th>
-{rows}
-</table>
-<p>p: of a paired one-sided t test over {count} prompts. Fallen: p below {bound:.2g}, which is
-guard.level={level:g} divided by the comparisons of the whole run.</p>
-<h2>Of {shown} prompts, those whose unseen scores lost most</h2>
-<p>The first of each prompt's pictures, left at the start, right now, from the same noise.</p>
-<img src="{picture}" alt="Pictures before and after {step} updates">
-</html>
-"""
 
 
 def write_verdict(
@@ -70,29 +41,34 @@ def write_verdict(
     _pictures(picture, start, now, down, g.pairs)
     rows = [_row(name, c, 'fallen' if name in down else '') for name, c in unseen.items()]
     rows += [_row(name, c, 'trained') for name, c in trained.items()]
-    text = _PAGE.format(
-        title=f'Unseen scores after {step} updates',
-        label=html.escape(config.label),
-        verdict=html.escape(f'{", ".join(down)} fell below the start. {action}'.strip()),
-        rows='\n'.join(rows),
-        count=len(next(iter(now.scores.values()))),
-        bound=g.level / comparisons,
-        level=g.level,
-        shown=min(len(start.images), len(now.images)),
-        picture=picture.name,
-        step=step,
-    )
+    count, bound = len(next(iter(now.scores.values()))), g.level / comparisons
+    shown = min(len(start.images), len(now.images))
+    parts = [
+        html.text('p', config.label),
+        html.text('p', f'{", ".join(down)} fell below the start. {action}'.strip()),
+        html.table(('score', 'at the start', 'now', 'change', 'p', ''), rows),
+        html.text(
+            'p',
+            f'p: of a paired one-sided t test over {count} prompts. Fallen: p below {bound:.2g}, '
+            f'which is guard.level={g.level:g} divided by the comparisons of the whole run.',
+        ),
+        html.text('h2', f'Of {shown} prompts, those whose unseen scores lost most'),
+        html.text(
+            'p',
+            "The first of each prompt's pictures, left at the start, right now, from the same "
+            'noise.',
+        ),
+        html.picture(picture.name, f'Pictures before and after {step} updates'),
+    ]
     page = folder / f'{stem}.html'
-    replace_file(page, text)
+    replace_file(page, html.page(f'Unseen scores after {step} updates', parts))
     return page
 
 
-def _row(name: str, c: Change, note: str) -> str:
+def _row(name: str, c: Change, note: str) -> tuple[str, ...]:
     p = '' if math.isnan(c.p) else f'{c.p:.2g}'
-    return (
-        f'<tr><td>{html.escape(name)}<td>{c.mean - c.change:.4f}<td>{c.mean:.4f}'
-        f'<td>{c.change:+.4f} ± {c.error:.4f}<td>{p}<td>{note}'
-    )
+    change = f'{c.change:+.4f} ± {c.error:.4f}'
+    return name, f'{c.mean - c.change:.4f}', f'{c.mean:.4f}', change, p, note
 
 
 def _pictures(
