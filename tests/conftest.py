@@ -3,13 +3,10 @@
 import os
 import pathlib
 
-# Most of the suite's time is compilation of programs that run once on a few numbers: LLVM need not
-# optimise them. Tests that start the commands as processes of their own use the compiler as users
-# do.
-OWN = (
-    '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
-)
+from tests.compiler import QUICK
+
+# Tests that start the commands as processes of their own use the compiler as users do.
+OWN = f'--xla_force_host_platform_device_count=8 {QUICK}'
 # What XLA_FLAGS held is added, and wins. It is kept for the processes that tests start, and for
 # those of pytest-xdist.
 ADDED = os.environ.setdefault('TESTS_XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))

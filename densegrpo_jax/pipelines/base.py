@@ -8,7 +8,6 @@ each family encodes and predicts. `folder` opens and writes folders.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -29,6 +28,10 @@ from densegrpo_jax.pipelines.weights import bfl
 # 'pooled' float32 [B, D']: one vector per prompt. 'mask' bool [B, L]: which tokens of the context
 # belong to the prompt, for networks that ignore padding; other networks get no mask.
 Conditioning = dict[str, jax.Array | np.ndarray]
+
+# (component, class and networks of a pipeline) -> shapes of the component's parameters: tracing a
+# large network takes seconds.
+_SHAPES: dict[tuple, dict] = {}
 
 
 def repeat_rows(conditioning: Conditioning, copies: int) -> Conditioning:
@@ -391,14 +394,12 @@ class Pipeline:
         jax.ShapeDtypeStruct, float32.
         """
         names = self.modules if components is None else components
-        for name in set(names) - set(self._traced):
-            self._traced[name] = jax.eval_shape(self._initialiser(name), jax.random.key(0))
-        return {name: self._traced[name] for name in names}
-
-    @functools.cached_property
-    def _traced(self) -> dict[str, dict]:
-        """Component -> shapes of its parameters: tracing a large network takes seconds."""
-        return {}
+        networks = type(self), *self.modules.items()
+        for name in names:
+            if (name, networks) not in _SHAPES:
+                shapes = jax.eval_shape(self._initialiser(name), jax.random.key(0))
+                _SHAPES[name, networks] = shapes
+        return {name: _SHAPES[name, networks] for name in names}
 
     def init_params(self, key: jax.Array) -> dict:
         """Fresh float32 parameters of every component."""

@@ -25,6 +25,7 @@ orthogonal: a rule of thumb, not a law.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -79,6 +80,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return 'unknown'
         return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
 
 

@@ -23,6 +23,7 @@ from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.training.small_run import FEW
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
 
@@ -150,7 +151,7 @@ def test_the_recipe_trains_with_ddim_noise(folder, tmp_path):
             'eval.batch': 2,
             'eval.steps': 2,
             'eval.shown': 2,
-            'data.train': 'tiny',
+            'data.train': FEW,
             'data.eval': 'tiny',
             'data.eval_prompts': 2,
         }

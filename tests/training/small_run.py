@@ -19,6 +19,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[2]
+FEW = str(pathlib.Path(__file__).with_name('prompts.txt'))  # of the 20,000 that tiny_ocr has
 OVERRIDES = {
     'iterations': 3,
     'rollout.prompts': 4,
@@ -32,6 +33,7 @@ OVERRIDES = {
     'eval.batch': 8,
     'eval.steps': 2,
     'eval.shown': 4,
+    'data.train': FEW,
     'data.eval_prompts': 8,
     'checkpoint.every': 1,
     'credit.std': 'global',

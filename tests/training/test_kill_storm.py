@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import miniature
+from tests.compiler import QUICK
 from tests.training.small_run import command, final_state, finished, rows
 
 # Every kill meets a process that has saved up to FURTHEST iterations, and saves again and again;
@@ -29,10 +30,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     folder = miniature.random_flux(tmp_path / 'flux')
     straight, broken = tmp_path / 'straight', tmp_path / 'broken'
     start = lambda workdir: command(
-        folder,
-        workdir,
-        f'--config.iterations={ITERATIONS}',
-        flags='--xla_backend_optimization_level=0',
+        folder, workdir, f'--config.iterations={ITERATIONS}', flags=QUICK
     )
     finished(start(straight))
     moments, reached = random.Random(0), [0]

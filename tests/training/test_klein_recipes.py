@@ -12,6 +12,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.training.small_run import FEW
 
 SMALL = {
     'iterations': 1,
@@ -26,7 +27,7 @@ SMALL = {
     'eval.batch': 2,
     'eval.steps': 2,
     'eval.shown': 2,
-    'data.train': 'tiny',
+    'data.train': FEW,
     'data.eval': 'tiny',
     'data.eval_prompts': 2,
 }

@@ -32,6 +32,7 @@ from densegrpo_jax.search.run import search
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.compiler import QUICK
 from tests.training.small_run import final_state, moved_alike, rows, wait_for_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -111,7 +112,7 @@ def processes(
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     # Compiled as the run in this process that they are compared with (see tests/conftest.py).
-    flags = f'--xla_backend_optimization_level=0 {os.environ["TESTS_XLA_FLAGS"]}'
+    flags = f'{QUICK} {os.environ["TESTS_XLA_FLAGS"]}'
     environment = {
         **os.environ,
         'XLA_FLAGS': flags,

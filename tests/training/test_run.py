@@ -29,6 +29,7 @@ from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling import execution
 from densegrpo_jax.training.progress import TrainingDiverged
 from densegrpo_jax.training.run import run
+from tests.compiler import QUICK
 from tests.programs import shared_programs  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import (
@@ -133,7 +134,7 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     uninterrupted one.
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
-    how = dict(flags='--xla_backend_optimization_level=0', cache=tmp_path / 'compiled')
+    how = dict(flags=QUICK, cache=tmp_path / 'compiled')
     start = lambda workdir, **more: command(folder, workdir, '--config.iterations=4', **how, **more)
 
     def ends(code, number, method, step=None):
