@@ -47,3 +47,24 @@ SEARCH = {
         'difference', 'Potential of smc (FK steering).', ('difference', 'max', 'sum')
     ),
 }
+
+_TARGET = ('search.temperature', 'search.beta', 'search.every')
+_RESAMPLING = ('search.scheme', 'search.threshold', 'search.gradient')
+_CANDIDATES = ('search.candidates', 'search.alpha')
+_ROUNDS = (
+    *(f'search.{name}' for name in ('designs', 'from_level', 'selection')),
+    *(f'search.{name}' for name in ('incremental', 'keep_best')),
+)
+# What each method of search reads, beside the budget and the kernel.
+SEARCH_HEEDED = {
+    'best_of_n': (),
+    'smc': (*_TARGET, *_RESAMPLING, 'search.potential'),
+    'svdd': _CANDIDATES,
+    'pg': (*_TARGET, 'search.particles', 'search.backward'),
+    'psi': (
+        *_TARGET,
+        *_RESAMPLING,
+        *(f'search.{name}' for name in ('particles', 'chains', 'step_size')),
+    ),
+    'refine': (*_CANDIDATES, *_ROUNDS),
+}

@@ -21,6 +21,7 @@ from densegrpo_jax.config.method import (
 from densegrpo_jax.config.method_keys import PROCESS_HEEDED
 from densegrpo_jax.config.moving_keys import BUDGET_HEEDED, HEEDED, STAY_HEEDED
 from densegrpo_jax.config.schema import KEYS
+from densegrpo_jax.config.search_keys import SEARCH_HEEDED
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.dense_reward import needed_states
 from densegrpo_jax.core.kernels import KERNELS, Kernel
@@ -113,6 +114,7 @@ def _parts(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collecti
         ('credit.process', c.credit.process, PROCESS_HEEDED),
         ('guard.on', c.guard.on, GUARD_HEEDED),
         ('guard.action', c.guard.action, BRAKE_HEEDED),
+        ('search.method', c.search.method, SEARCH_HEEDED),
     ):
         if chosen in heeded:
             yield part, chosen, heeded[chosen], heeded

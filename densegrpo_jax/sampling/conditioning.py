@@ -105,7 +105,18 @@ def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
 
 
 def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
-    """Warns of `unread_targets` in the prompts that `key` names; ValueError if all are unread."""
+    """Warns of targets that do not occur in their prompt, and of `unread_targets`, in the prompts
+    that `key` names; ValueError if all are unread.
+    """
+    absent = [i for i, p in enumerate(prompts) if p.target and p.target not in p.text]
+    if absent:
+        first = prompts[absent[0]]
+        logging.warning(
+            '%s: the targets of %d of %d prompts do not occur in their prompt, so the model cannot '
+            'know them. The first is prompt %d, %s, with the target %s',
+            *(key, len(absent), len(prompts), absent[0] + 1),
+            *(shown(first.text, 60), shown(first.target, 60)),
+        )
     if found := unread_targets(pipeline, prompts):
         said = (
             f'{key}: the targets of {len(found)} of {len(prompts)} prompts lie beyond the '

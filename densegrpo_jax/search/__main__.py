@@ -25,9 +25,11 @@ from densegrpo_jax.config.command_line import (
     define_folder,
     define_policy_flags,
     define_process_flags,
+    given_keys,
     run_main,
 )
 from densegrpo_jax.config.flag_types import define_whole
+from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import Prompt, check_text, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
@@ -89,6 +91,7 @@ def given_images(config, folder: str) -> np.ndarray:
 
 def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
+        refuse_unread(flag.config, given_keys())
         check_places(out, FILES, FOLDERS)
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)

@@ -69,7 +69,8 @@ def best_of_n(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
 
 def smc(walk: Walk, sizes: Sizes, rule: Rule) -> Found:
     """Sequential Monte Carlo with the base sampler as its proposal: FK steering (2501.06848)."""
-    result = weighted_pass(walk, walk.start(sizes.particles), _weighting(walk, rule))
+    how = _weighting(walk, rule)._replace(potential=rule.potential)
+    result = weighted_pass(walk, walk.start(sizes.particles), how)
     return Found(result.particles, walk.draw(result.logw, 0, walk.flow.steps))
 
 
@@ -158,8 +159,7 @@ METHODS: dict[str, Callable[..., Found]] = {
 
 def _weighting(walk: Walk, rule: Rule) -> Weighting:
     states = default_states(walk.flow.stochastic, rule.every)
-    how = (rule.scheme, rule.threshold, rule.potential)
-    return Weighting(rule.temperature, states, *how)
+    return Weighting(rule.temperature, states, rule.scheme, rule.threshold)
 
 
 def _first(p: Particles) -> Found:

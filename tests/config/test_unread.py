@@ -39,6 +39,10 @@ def changed(**values):
         ({'credit__coca_alpha': 0.3, 'credit__rule': 'coca_share'}, "choose 'coca_to_go', which"),
         ({'credit__completion_steps': 2, 'credit__rule': 'sparse'}, "'sparse' does not read it"),
         ({'credit__completion_every': 2, 'credit__rule': 'coca_to_go'}, "'coca_to_go' does not"),
+        (
+            {'search__beta': 1.0, 'search__method': 'svdd'},
+            "choose 'smc' or 'pg' or 'psi', which read",
+        ),
         ({'loss__pairs': 'neighbours'}, "loss.kind='grpo' .*: choose 'pair', which reads it"),
         ({'loss__clip_range': 1.0, 'loss__kind': 'list'}, "choose 'grpo' or 'guard' or 'pair'"),
         ({'loss__old_decay': 'none'}, "choose 'nft', which reads it, or leave .* 'rising'"),

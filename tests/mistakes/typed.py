@@ -158,6 +158,10 @@ FLAGS = [
         ['search.__main__', TINY, '--config.search.method=smc', '--config.search.gradient=True'],
         "search.gradient=True: the reward 'ocr' has no gradient",
     ),
+    (
+        ['search.__main__', TINY, '--config.search.candidates=2'],
+        "search.method='pg' does not read it: choose 'svdd' or 'refine', which read it",
+    ),
     (['search.__main__', TINY, '--config.search.threshold=2'], 'search.threshold=2.0: expected'),
     (['search.__main__', TINY, '--from=nowhere', '--config.search.method=refine'], 'nowhere'),
     (['evaluate', TINY, '--checkpoint=best'], 'of which run? Give --workdir=RUN'),

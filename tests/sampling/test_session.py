@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
+from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.session import check, load, load_weights
 from tests import miniature
 from tests.training.small_run import make_config, one_device
@@ -112,3 +114,20 @@ def test_guidance_needs_the_empty_prompt(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, session.negative, session.conditioning(['']))
     config.model.guidance = 1.0
     assert load(check(config, one_device()), PROMPTS).negative is None
+
+
+def test_targets_that_the_model_cannot_know_are_told(folder, caplog):
+    pipeline = check(make_config(folder), one_device()).pipeline
+    sign = lambda word, target=None: Prompt(
+        f'A sign that says "{word}"', {'target': target or word}
+    )
+    fine, absent, late = sign('ONE'), sign('TWO', 'THREE'), sign(' '.join(['long'] * 60))
+    check_targets(pipeline, PromptSet((fine,)), 'data.train')
+    assert not caplog.text
+    check_targets(pipeline, PromptSet((fine, absent)), 'data.train')
+    assert 'targets of 1 of 2 prompts do not occur in their prompt' in caplog.text
+    assert "with the target 'THREE'" in caplog.text
+    check_targets(pipeline, PromptSet((fine, late)), 'data.eval')
+    assert 'data.eval: the targets of 1 of 2 prompts lie beyond the' in caplog.text
+    with pytest.raises(ValueError, match='targets of 1 of 1 prompts lie beyond.*raise model.t5'):
+        check_targets(pipeline, PromptSet((late,)), 'data.train')
