@@ -2,15 +2,27 @@
 # Trains the miniature FLUX to spell: sets up a virtual environment, runs configs/tiny_ocr.py and
 # shows where the results are. It fails if the evaluation score has not risen. Arguments go to the
 # program, e.g. `bash launch/demo.sh --config.iterations=200 --workdir=runs/longer`. The same
-# command, run again, continues.
+# command, run again, continues. `--quick` trains with our coca_weighted instead of DenseGRPO: the
+# same score from a third of the network evaluations, in less than half of the time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
 source launch/setup_env.sh
 
-workdir=runs/tiny_ocr
+dense=runs/tiny_ocr quick=runs/tiny_ocr_quick
+workdir="$dense"
+recipe=(--config=configs/tiny_ocr.py)
+args=()
 previous=
 for arg in "$@"; do
+  if [ "$arg" = --quick ]; then
+    workdir="$quick"
+    recipe=(--config=configs/tiny_ocr.py:method=coca_weighted --config.iterations=70)
+  else
+    args+=("$arg")
+  fi
+done
+for arg in ${args[@]+"${args[@]}"}; do
   case "$previous" in --workdir | -workdir) workdir="$arg" ;; esac
   case "$arg" in --workdir=* | -workdir=*) workdir="${arg#*=}" ;; esac
   previous="$arg"
@@ -21,7 +33,8 @@ setup_env requirements.txt
 # 10 % or more of a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 status=0
-"$PYTHON" -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir="$workdir" --require_gain=0 "$@" || status=$?
+"$PYTHON" -m densegrpo_jax.main "${recipe[@]}" --workdir="$workdir" --require_gain=0 \
+  ${args[@]+"${args[@]}"} || status=$?
 case "$status" in
   0)
     say ''
@@ -29,6 +42,9 @@ case "$status" in
     for file in "$workdir"/report/index.html "$workdir"/*.png "$workdir"/*.json "$workdir"/metrics.jsonl "$workdir"/tensorboard; do
       if [ -e "$file" ]; then say "  $file"; fi
     done
+    if [ -e "$dense/summary.json" ] && [ -e "$quick/summary.json" ]; then
+      say "Both methods side by side: $PYTHON -m densegrpo_jax.report --workdir=$dense --workdir=$quick"
+    fi
     ;;
   75) say "Stopped early; the same command continues." ;;
   *) say "The run failed (exit code $status); the last lines above say why." ;;

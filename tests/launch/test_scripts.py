@@ -173,6 +173,26 @@ def test_the_demo_hands_on_the_exit_code(project, code, message):
     assert ('runs/other/curve.png' in done.stderr) == (code == 0)
 
 
+def test_the_quick_demo_is_another_method_beside_the_first(project):
+    run, folder = project
+    runs = [folder / 'runs' / name for name in ('tiny_ocr', 'tiny_ocr_quick')]
+    for path in runs:
+        path.mkdir(parents=True)
+    (runs[0] / 'summary.json').touch()
+    done, calls = run('demo.sh', '--quick', '--config.seed=1')
+    assert calls[-1][2:] == [
+        '--config=configs/tiny_ocr.py:method=coca_weighted',
+        '--config.iterations=70',
+        '--workdir=runs/tiny_ocr_quick',
+        '--require_gain=0',
+        '--config.seed=1',
+    ]
+    assert 'side by side' not in done.stderr
+    (runs[1] / 'summary.json').touch()
+    done, _ = run('demo.sh', '--quick')
+    assert '--workdir=runs/tiny_ocr --workdir=runs/tiny_ocr_quick' in done.stderr
+
+
 def test_every_check_runs_also_after_one_that_fails(project):
     run, folder = project
     done, calls = run('check.sh')
