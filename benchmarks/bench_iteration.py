@@ -2,8 +2,10 @@
 
     python -m benchmarks.bench_iteration --config=configs/tiny_ocr.py [--repeat=5]
 
-Prints the minimum and median over `repeat` runs of each phase, alone, after compilation; then the
-whole iteration with scoring overlapped.
+Prints the minimum and median over `repeat` runs of each phase, alone, after compilation, with the
+operations per second of the networks and their share of this machine's float32 matrix product.
+Operations are those of the model (`planning.flops`). Seconds of different versions compare only in
+alternation, see benchmarks/README.md.
 """
 
 import statistics
@@ -12,11 +14,14 @@ import time
 import jax
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.pipelines.base import take_rows
+from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import start_devices
@@ -32,9 +37,11 @@ CONFIG = config_flags.DEFINE_config_file(
 REPEAT = flags.DEFINE_integer('repeat', 5, 'Runs per phase.')
 
 
-def timed(name: str, function, repeat: int) -> None:
+def timed(name: str, function, repeat: int, flops: float = 0, peak: float = 0) -> float:
     """Prints minimum and median wall seconds, and processor seconds, of `repeat` calls after one
-    that compiles.
+    that compiles; returns the median.
+
+    flops: operations of a call; their rate is shown too, and its share of `peak`.
     """
     jax.block_until_ready(function())
     walls, processor = [], time.process_time()
@@ -42,12 +49,28 @@ def timed(name: str, function, repeat: int) -> None:
         start = time.perf_counter()
         jax.block_until_ready(function())
         walls.append(time.perf_counter() - start)
-    processor = (time.process_time() - processor) / repeat
+    processor, median = (time.process_time() - processor) / repeat, statistics.median(walls)
+    rate = flops / median
+    share = f'   {rate / 1e9:7.1f} GFLOP/s' if flops else ''
+    share += f' {rate / peak:5.0%}' if flops and peak else ''
     print(
-        f'{name:32s} min {min(walls):7.3f} s   median {statistics.median(walls):7.3f} s   '
-        f'processor {processor:7.3f} s',
+        f'{name:32s} min {min(walls):7.3f} s   median {median:7.3f} s   '
+        f'processor {processor:7.3f} s{share}',
         flush=True,
     )
+    return median
+
+
+def product_rate(mesh: Mesh, repeat: int, side: int = 1024) -> float:
+    """Operations per second of float32 matrix products, one after the other on every device."""
+    shards, chain = mesh.devices.size, 16
+    x = jax.device_put(
+        np.full((shards, side, side), 1e-3, np.float32),
+        NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+    )
+    products = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: y @ x, x))
+    flops = 2 * side**3 * shards * chain
+    return flops / timed(f'matrix product {side}', lambda: products(x), repeat, flops)
 
 
 def main(argv) -> None:
@@ -70,6 +93,8 @@ def main(argv) -> None:
     )
     update_fn = make_update(pipeline, config, tx, mesh)
     key = key_data(stream_key(0, STREAM_ROLLOUT, 0))
+    parts_of = phases(config, pipeline, schedule, mesh)
+    peak = product_rate(mesh, repeat)
 
     def rollouts():
         batches = [
@@ -95,11 +120,15 @@ def main(argv) -> None:
     flat = pictures.reshape(-1, *pictures.shape[2:])
     with Scorer(session.reward, config.reward_workers) as scorer:
         score = lambda: scorer.submit(flat, *columns(repeated)).result()
-        timed('sample, complete, decode', rollouts, repeat)
+        sampling = parts_of['rollout']
+        timed('sample, complete, decode', rollouts, repeat, sampling.flops * sampling.runs, peak)
+        latents = results[0][0].completions[0]
         timed(
             f'decode alone ({len(flat)} images)',
             lambda: [decode(rollout.completions) for rollout, *_ in results],
             repeat,
+            states * len(results) * count_flops(lambda z: decode(z[None]), latents),
+            peak,
         )
         timed(f'score alone ({len(flat)} images)', score, repeat)
         scores = score()
@@ -110,7 +139,13 @@ def main(argv) -> None:
         ids = group_ids_of([config.rollout.group] * config.rollout.prompts)
         batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid, ids)
         undonated = jax.jit(update_fn.__wrapped__)
-        timed('update', lambda: undonated(state, params, conditioning, negative, batch), repeat)
+        timed(
+            'update',
+            lambda: undonated(state, params, conditioning, negative, batch),
+            repeat,
+            parts_of['update'].flops,
+            peak,
+        )
 
 
 if __name__ == '__main__':
