@@ -171,7 +171,8 @@ def hub(monkeypatch, folder, token='hf_write'):
     made = Hub()
     methods = ['GET', 'HEAD', 'POST', 'PUT']
     app = Starlette(routes=[Route('/{path:path}', made.answer, methods=methods)])
-    with serving(app) as made.url:
+    # On a busy machine seconds pass between requests; the client reuses its connection.
+    with serving(app, timeout_keep_alive=600) as made.url:
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
         monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
         monkeypatch.setattr(constants, 'ENDPOINT', made.url)
