@@ -20,7 +20,7 @@ done
 setup_env requirements.txt requirements-test.txt
 # Compiled programs are cached, so that a second run of the suite spends its time on the tests.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.2}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.05}"
 # So is bytecode, whatever the environment says: tests start processes that import all of JAX.
 export PYTHONDONTWRITEBYTECODE='' PYTHONPYCACHEPREFIX="${PYTHONPYCACHEPREFIX:-$PWD/.pytest_cache/bytecode}"
 # One process per core: most of a test's time is compilation, on one thread. A file's tests share

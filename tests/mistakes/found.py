@@ -16,7 +16,7 @@ DRAW = ['sample', TINY, '--prompts=p.txt']
 TABLE = [*DRAW[:-1], '--prompts=p.csv']
 INIT = ['main', TINY, RUN, '--config.lora.init_from=lora.safetensors']
 SEARCH = ['search.__main__', TINY, '--prompt=A "HI"', '--config.search.method=best_of_n']
-PREFLIGHT = ['preflight.__main__', TINY, RUN, '--prompts=4', '--group=2']
+PREFLIGHT = ['preflight.__main__', TINY, RUN, '--prompts=4', '--group=8']
 PSI = {'format': 1, 'finished': True, 'psi': [0.1], 'history': [], 'geometry': {'kernel': 'sde'}}
 PSI_PATH = '--config.noise.psi_path=psi.json'
 

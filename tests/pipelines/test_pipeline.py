@@ -39,12 +39,17 @@ def folder(tmp_path_factory):
 
 def ours(folder, height, width, steps, guidance, noise, *, batch=PROMPTS, t5_length=16):
     pipeline, params = load_pipeline(folder, text_length=t5_length)
-    conditioning = pipeline.encode(params, *pipeline.tokenize(batch))
-    velocity = pipeline.velocity_fn(
-        params['transformer'], None, conditioning, guidance, height, width
-    )
-    latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
-    images, finite = pipeline.decode(params, latents, height, width)
+
+    @jax.jit
+    def drawn(params, ids, noise):
+        conditioning = pipeline.encode(params, *ids)
+        velocity = pipeline.velocity_fn(
+            params['transformer'], None, conditioning, guidance, height, width
+        )
+        latents = ode_rollout(velocity, noise, pipeline.sigmas(steps, height, width))
+        return latents, *pipeline.decode(params, latents, height, width)
+
+    latents, images, finite = drawn(params, pipeline.tokenize(batch), noise)
     assert finite.all()
     return np.asarray(latents), np.asarray(images)
 

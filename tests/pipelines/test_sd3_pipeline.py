@@ -92,9 +92,11 @@ def test_guidance_one_is_the_plain_network(folder):
     pipeline, params = load_pipeline(folder, text_length=16)
     x = jax.random.normal(jax.random.key(0), (3, *pipeline.latent_shape(32, 32)))
     s = jnp.array([0.3, 0.7, 1.0])
-    conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
-    negative = pipeline.encode(params, *pipeline.tokenize(['']))
+    encode = jax.jit(pipeline.encode)
+    conditioning = encode(params, *pipeline.tokenize(PROMPTS))
+    negative = encode(params, *pipeline.tokenize(['']))
 
+    @jax.jit
     def v(guidance, negative):
         return pipeline.velocity_fn(
             params['transformer'], None, conditioning, guidance, 32, 32, negative=negative

@@ -77,6 +77,7 @@ def drawn(monkeypatch):
     return drawn
 
 
+@pytest.mark.slow
 def test_every_stage_once_then_a_pipeline_that_draws(tmp_path, drawn, monkeypatch):
     config, mesh = toy(), make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     # AdamW is a third of what a step takes to compile, and test_stages has it.

@@ -33,6 +33,7 @@ OVERRIDES = {
     'eval.batch': 8,
     'eval.steps': 2,
     'eval.shown': 4,
+    'eval.report': False,
     'data.train': FEW,
     'data.eval_prompts': 8,
     'checkpoint.every': 1,

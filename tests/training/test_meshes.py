@@ -101,7 +101,7 @@ class Iteration:
     params=[
         pytest.param((miniature.random_flux, {}), id='trajectories'),
         pytest.param((miniature.random_flux, BRANCHES), id='branches', marks=pytest.mark.slow),
-        pytest.param((miniature.random_klein, KLEIN), id='klein'),
+        pytest.param((miniature.random_klein, KLEIN), id='klein', marks=pytest.mark.slow),
         pytest.param((miniature.random_zimage, ZIMAGE), id='zimage', marks=pytest.mark.slow),
     ],
 )

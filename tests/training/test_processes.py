@@ -68,7 +68,7 @@ Store.arrays, Checkpoints.save, Progress.check = arrays, save, check
 def get_config():
     REWARDS['brightness'] = Brightness
     mesh = {{'mesh.data': 4, 'mesh.tensor': 2}}
-    batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8}}
+    batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8, 'eval.report': True}}
     config = make_config({folder!r}, **mesh, **batches, **SMOOTH)
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config

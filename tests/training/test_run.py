@@ -49,6 +49,7 @@ pytestmark = pytest.mark.usefixtures('shared_programs')
 
 def test_runs_and_reports(folder, tmp_path):
     kept = {'checkpoint.every': 10, 'checkpoint.keep': 1, 'checkpoint.pin': (1,)}
+    kept['eval.report'] = True
     summary = run(make_config(folder, **kept), tmp_path, one_device(), StopRequest())
     assert summary['updates'] == 3 and len(summary['evaluations']) == 3  # at 0, 2 and 3
     # pinned, not the newest, and never evaluated
