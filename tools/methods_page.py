@@ -10,6 +10,8 @@ that a run executes. Results are those of docs/results/methods.
 from __future__ import annotations
 
 import pathlib
+import statistics
+from collections.abc import Mapping
 
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.methods import METHODS
@@ -20,7 +22,10 @@ from experiments.reproduction.records import Records
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = 'tiny_ocr'
 STEPS = (6, 10)  # T of the miniature, and of the SD3.5 recipes
-RESULTS = ROOT / 'docs' / 'results' / 'methods'
+RESULTS = ROOT / 'docs' / 'results'
+# Methods whose runs are variants of the reproduction, and one that trains on another reward.
+VARIANTS = {'dense_grpo': 'dense', 'gae': 'gae_0.5'}
+ELSEWHERE = {'d2_align': 'its own reward 1.009 → 1.055 ([d2_align.md](d2_align.md))'}
 
 INTRODUCTION = f"""# Methods
 
@@ -40,7 +45,8 @@ the loss:
 - **result**: held-out OCR accuracy of the miniature before → after 60 updates of 24 samples (all
   weights at 1e-4, `configs/claims_ocr.py`), with the standard error over the 320 prompts. Costs
   differ from row to row, no method has a learning rate of its own, and a single run of a miniature
-  ranks no methods: the figure shows that the method learns here.
+  ranks no methods: the figure shows that the method learns here
+  ([all runs](results/methods/README.md)).
 """
 
 
@@ -51,23 +57,28 @@ def counted(method: str, steps: int) -> Cost:
     return cost(config)
 
 
-def result(records: Records, method: str) -> str:
-    """Scores before and after, of each seed."""
-    said = []
-    for rows in records.curves(method).values():
-        first, last = rows[0], rows[-1]
-        error = last['standard_error']
-        said.append(f'{first["score"]:.3f} → {last["score"]:.3f} ± {error:.3f}')
-    return ', '.join(said) or 'no run yet'
+def result(runs: Mapping[str, Records], method: str) -> str:
+    """Scores before and after: of a seed with the error over prompts, or the means of several."""
+    if method in ELSEWHERE:
+        return ELSEWHERE[method]
+    variant = VARIANTS.get(method)
+    curves = runs['methods' if variant is None else 'reproduction'].curves(variant or method)
+    ends = [(rows[0]['score'], rows[-1]['score']) for rows in curves.values()]
+    if not ends:
+        return 'no run yet'
+    before, after = (statistics.fmean(of) for of in zip(*ends))
+    error = next(iter(curves.values()))[-1]['standard_error']
+    spread = f'± {error:.3f}' if len(ends) == 1 else f'({len(ends)} seeds)'
+    return f'{before:.3f} → {after:.3f} {spread}'
 
 
 def markdown() -> str:
     """The text of docs/methods.md."""
-    records = Records.load(RESULTS)
+    runs = {name: Records.load(RESULTS / name) for name in ('methods', 'reproduction')}
     rows = []
     for name, method in METHODS.items():
         costs = [f'{c.nfe:g}, {c.images}' for c in (counted(name, steps) for steps in STEPS)]
-        rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(records, name)))
+        rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(runs, name)))
     head = ('method', 'idea', *(f'evaluations, images at T = {t}' for t in STEPS), 'result')
     return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS)])
 
