@@ -3,7 +3,7 @@
 # shows where the results are. It fails if the evaluation score has not risen. Arguments go to the
 # program, e.g. `bash launch/demo.sh --config.iterations=200 --workdir=runs/longer`. The same
 # command, run again, continues. `--quick` trains with our coca_weighted instead of DenseGRPO: the
-# same score from a third of the network evaluations, in less than half of the time.
+# same score from a third of the network evaluations.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh

@@ -45,7 +45,7 @@ the loss:
 - **result**: held-out OCR accuracy of the miniature before → after 60 updates of 24 samples (all
   weights at 1e-4, `configs/claims_ocr.py`), with the standard error over the 320 prompts. Costs
   differ from row to row, no method has a learning rate of its own, and a single run of a miniature
-  ranks no methods: the figure shows that the method learns here
+  ranks no methods: the figure says where that run ended
   ([all runs](results/methods/README.md)).
 """
 

@@ -64,15 +64,15 @@ class Unread(NamedTuple):
         )
 
 
-def unread(config) -> list[Unread]:
+def unread(config, *, search: bool = False) -> list[Unread]:
     """The keys that differ from their default and that a chosen part of the method should read and
-    does not, in the order of the table of keys.
+    does not, in the order of the table of keys: of a training, or of a search.
 
     Raises:
       ValueError: a part does not exist.
     """
     found = {}
-    for part, chosen, own, reads in _parts(config):
+    for part, chosen, own, reads in _searching(config) if search else _parts(config):
         alternatives = {**reads, chosen: own}
         for key in set().union(*alternatives.values()) - {*own}:
             if not _is_default(config, key):
@@ -81,18 +81,21 @@ def unread(config) -> list[Unread]:
     return [found[key] for key in KEYS if key in found]
 
 
-def refuse_unread(config, given: Collection[str]) -> None:
+def refuse_unread(config, given: Collection[str], *, search: bool = False) -> None:
     """Raises ValueError if one of the keys that a user has given is not read. Those that a shared
     recipe sets may be, in a run that replaces one of its parts.
     """
-    for found in unread(config):
+    for found in unread(config, search=search):
         if found.key in given:
             raise ValueError(str(found))
 
 
 def reset_unread(config) -> None:
-    """Sets the keys that are not read to their defaults."""
-    config.update_from_flattened_dict({f.key: KEYS[f.key].default for f in unread(config)})
+    """Sets the keys of the method's parts that are not read to their defaults. Those of the guard
+    wait for it to be switched on.
+    """
+    idle = [f.key for f in unread(config) if not f.part.startswith('guard.')]
+    config.update_from_flattened_dict({key: KEYS[key].default for key in idle})
 
 
 def _parts(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]]:
@@ -114,10 +117,15 @@ def _parts(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collecti
         ('credit.process', c.credit.process, PROCESS_HEEDED),
         ('guard.on', c.guard.on, GUARD_HEEDED),
         ('guard.action', c.guard.action, BRAKE_HEEDED),
-        ('search.method', c.search.method, SEARCH_HEEDED),
     ):
-        if chosen in heeded:
+        if chosen in heeded and (part != 'guard.action' or c.guard.on):
             yield part, chosen, heeded[chosen], heeded
+
+
+def _searching(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]]:
+    """As `_parts`, of a search."""
+    if c.search.method in SEARCH_HEEDED:
+        yield 'search.method', c.search.method, SEARCH_HEEDED[c.search.method], SEARCH_HEEDED
 
 
 def _of_loss(loss: Loss) -> set[str]:

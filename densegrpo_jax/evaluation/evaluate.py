@@ -84,11 +84,13 @@ def evaluate(
             evaluators[name] = Evaluator(session, part.prompts, scorers, **options)
         count = _measured(config, policies, kl_prompts)
         divergence = Divergence(session, checked.test, count) if count else None
+        trained = any(chosen.workdir is not None for chosen in policies)
+        base = base_digest(checked) if trained else None
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:
                 policy, _ = load_policy(
-                    pipeline, config, mesh, chosen.workdir, str(chosen.step), base_digest(checked)
+                    pipeline, config, mesh, chosen.workdir, str(chosen.step), base
                 )
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():

@@ -148,11 +148,11 @@ def check_params(
 def params_digest(
     folder: str | pathlib.Path, pipeline: Pipeline, *, transformer_file: str | pathlib.Path = ''
 ) -> str:
-    """A short hash of the weights that `load_params` reads, see `content.content_digest`: equal in
-    another place.
+    """A short hash of the files that `load_params` reads, see `content.content_digest`: equal in
+    another place, and beside other files.
     """
-    names = pipeline.abstract_params()
-    return content_digest(_source(folder, pipeline, n, transformer_file)[0] for n in names)
+    sources = (_source(folder, pipeline, n, transformer_file)[0] for n in pipeline.modules)
+    return content_digest(path for of in sources for path in weights.weight_files(of)[0])
 
 
 def _source(

@@ -109,7 +109,7 @@ class JsonlWriter(_Writer):
     def write_scalars(self, step: int, scalars: Mapping[str, float]):
         if step != self._step:
             self._step, self._values, self._start = step, {}, self._file.tell()
-        self._values |= json_value(scalars)
+        self._values |= json_value({name: np.asarray(v).item() for name, v in scalars.items()})
         line = json.dumps({**self._values, 'step': int(step)}, sort_keys=True, allow_nan=False)
         # the file is in append mode: the step's line is rewritten in the same place
         self._file.truncate(self._start)

@@ -58,7 +58,7 @@ def json_value(value: Any, digits: int | None = None) -> Any:
         return {str(key): json_value(each, digits) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(each, digits) for each in value]
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):
         if not math.isfinite(value):
             return None
         return float(value) if digits is None else round(float(value), digits)

@@ -27,6 +27,7 @@ from densegrpo_jax.data.scenes import scene_prompts
 from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.pipelines.folder import load_params
+from densegrpo_jax.rewards.local.ocr import normalise
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.reading import shown
@@ -109,6 +110,9 @@ def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
     that `key` names; ValueError if all are unread.
     """
     absent = [i for i, p in enumerate(prompts) if p.target and p.target not in p.text]
+    absent = [
+        i for i in absent if normalise(prompts[i].target or '') not in normalise(prompts[i].text)
+    ]
     if absent:
         first = prompts[absent[0]]
         logging.warning(

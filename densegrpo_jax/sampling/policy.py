@@ -1,5 +1,5 @@
 """The policy and the network that moves the samples, defined in one place: if sampler and update
-disagreed, the first ratio would not be 1.
+disagreed, the first ratio would not be 1. Rollouts use merged weights where both agree to rounding.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.core.sde_step import StepOutput, sde_step
@@ -37,14 +38,11 @@ def policy_velocity(
       conditioning: B rows.
       negative: of the empty prompt, 1 row; None: no classifier-free guidance.
       sampling: if set, without `loss.cfg` the function returns the pair (prediction of the prompt
-        alone, guided prediction); and adapters are merged into the base where `merges` says so.
+        alone, guided prediction).
     """
     m, cfg = config.model, config.loss.cfg
-    base = params['transformer']
-    if sampling and policy is not None and merges(config, base):
-        base, policy = lora.merge(base, policy, pipeline.transformer.lora.scale), None
     return pipeline.velocity_fn(
-        base,
+        params['transformer'],
         policy,
         conditioning,
         m.guidance,
@@ -55,12 +53,27 @@ def policy_velocity(
     )
 
 
-def merges(config, base: dict) -> bool:
-    """Whether rollouts merge the adapters into a copy of the base, which saves their products at
-    every evaluation: all is float32. In bfloat16 the sum would lose what the adapters add, and the
-    first ratio would not be 1; a quantised base has no kernels to add to.
+def merged(
+    pipeline: Pipeline, config, params: dict, policy: dict | None, mesh: Mesh
+) -> tuple[dict, dict | None]:
+    """`params` and `policy` for a rollout: where `merges` says so, the adapters are in the base's
+    kernels, which saves their products at every evaluation, and the policy is None.
+    """
+    if policy is None or not merges(config, params['transformer'], mesh):
+        return params, policy
+    base = lora.merge(params['transformer'], policy, pipeline.transformer.lora.scale)
+    return params | {'transformer': base}, None
+
+
+def merges(config, base: dict, mesh: Mesh) -> bool:
+    """Whether a rollout's base takes the adapters in: on CPUs, if all is float32.
+
+    Elsewhere the first ratio would not be 1: in bfloat16, and in the products of accelerators,
+    which round float32 to fewer bits, the sum loses what the adapters add. A quantised base has no
+    kernels to add to.
     """
     exact = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(base))
+    exact = exact and all(device.platform == 'cpu' for device in mesh.devices.flat)
     return exact and not config.full and config.model.dtype == 'float32'
 
 

@@ -91,7 +91,7 @@ def given_images(config, folder: str) -> np.ndarray:
 
 def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        refuse_unread(flag.config, given_keys())
+        refuse_unread(flag.config, given_keys(), search=True)
         check_places(out, FILES, FOLDERS)
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)

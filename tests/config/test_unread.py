@@ -5,7 +5,7 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.schema import KEYS, default_config
-from densegrpo_jax.config.unread import refuse_unread, unread
+from densegrpo_jax.config.unread import refuse_unread, reset_unread, unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.config.variants import apply
 
@@ -39,10 +39,6 @@ def changed(**values):
         ({'credit__coca_alpha': 0.3, 'credit__rule': 'coca_share'}, "choose 'coca_to_go', which"),
         ({'credit__completion_steps': 2, 'credit__rule': 'sparse'}, "'sparse' does not read it"),
         ({'credit__completion_every': 2, 'credit__rule': 'coca_to_go'}, "'coca_to_go' does not"),
-        (
-            {'search__beta': 1.0, 'search__method': 'svdd'},
-            "choose 'smc' or 'pg' or 'psi', which read",
-        ),
         ({'loss__pairs': 'neighbours'}, "loss.kind='grpo' .*: choose 'pair', which reads it"),
         ({'loss__clip_range': 1.0, 'loss__kind': 'list'}, "choose 'grpo' or 'guard' or 'pair'"),
         ({'loss__old_decay': 'none'}, "choose 'nft', which reads it, or leave .* 'rising'"),
@@ -112,3 +108,18 @@ def test_a_method_takes_back_what_a_recipe_set_for_its_own_parts():
         group, name = key.split('.')
         assert config[group][name] == KEYS[key].default
     assert config.loss.beta == METHODS['nft'].overrides['loss.beta']
+
+
+def test_a_search_is_told_of_keys_of_another_method_and_a_training_is_not():
+    config = changed(search__method='svdd', search__beta=1.0, search__candidates=2)
+    assert not unread(config)
+    with pytest.raises(ValueError, match="choose 'smc' or 'pg' or 'psi', which read it"):
+        refuse_unread(config, {'search.beta'}, search=True)
+    refuse_unread(config, {'search.candidates', 'loss.pairs'}, search=True)
+
+
+def test_a_method_leaves_the_guard_of_a_recipe_alone():
+    config = changed(guard__level=0.01, credit__gae_lambda=0.3)
+    reset_unread(config)
+    default = KEYS['credit.gae_lambda'].default
+    assert config.guard.level == 0.01 and config.credit.gae_lambda == default

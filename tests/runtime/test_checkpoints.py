@@ -360,7 +360,6 @@ def test_a_read_that_fails_waits_for_the_others():
     assert ended and loop.is_closed() and asyncio.get_event_loop_policy() is usual
 
 
-@pytest.mark.filterwarnings('error')
 def _without_state(folder):
     shutil.rmtree(folder / '1' / 'state')
 
@@ -394,6 +393,7 @@ def test_damage_to_the_one_that_is_asked_for_is_named(tmp_path, spoil, step, mes
             checkpoints.restore(step, make_state())
 
 
+@pytest.mark.filterwarnings('error')
 def test_damage_to_many_arrays_is_said_in_three_lines(tmp_path, caplog, capfd):
     """Their reads fail together, each in a thread of its own."""
     noise = np.random.default_rng(0)

@@ -141,7 +141,7 @@ def test_the_reward_of_the_prediction_has_its_gradient_through_decoder_and_netwo
     gradient = jax.jit(jax.grad(lambda x: scores(x, sigmas[1]).sum()))(plain.latents[1])
     moved = 2.0 * np.square(plain.std[1])[:, None, None] * gradient
     scale = np.abs(moved).max()
-    assert scale > 1e-6
+    assert scale > 1e-4
     np.testing.assert_allclose(found.latents[2] - plain.latents[2], moved, atol=1e-2 * scale + 8e-6)
     # what is given up by x' is not in the log-prob, which is that of the noise alone
     np.testing.assert_allclose(found.log_prob[0], plain.log_prob[0], atol=1e-6)

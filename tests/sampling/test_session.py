@@ -122,7 +122,8 @@ def test_targets_that_the_model_cannot_know_are_told(folder, caplog):
         f'A sign that says "{word}"', {'target': target or word}
     )
     fine, absent, late = sign('ONE'), sign('TWO', 'THREE'), sign(' '.join(['long'] * 60))
-    check_targets(pipeline, PromptSet((fine,)), 'data.train')
+    alike = sign('Tea for two', 'TEA  for two')  # as the OCR reward compares
+    check_targets(pipeline, PromptSet((fine, alike)), 'data.train')
     assert not caplog.text
     check_targets(pipeline, PromptSet((fine, absent)), 'data.train')
     assert 'targets of 1 of 2 prompts do not occur in their prompt' in caplog.text

@@ -166,13 +166,18 @@ def _sources(folder, rules, flat, prefix, layout):
     return tensors, _match(folder, tensors, rules, flat, prefix)
 
 
-def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
-    """Every key of the checkpoint -> Stored."""
+def weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+    """The safetensors files that hold a component's weights, and the keys that its index lists, if
+    there is one. `folder` may be a file.
+
+    Raises:
+      FileNotFoundError: there are none, or some are missing.
+      ValueError: the index is damaged.
+    """
     if folder.is_file():
-        return open_file(folder)
+        return [folder], []
     if not folder.is_dir():
         raise FileNotFoundError(f'weights folder {folder} does not exist')
-    tensors = {}
     for base in BASE_NAMES:
         index = folder / f'{base}.safetensors.index.json'
         if index.exists():
@@ -189,20 +194,28 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
                 raise FileNotFoundError(
                     f'{index} names files that are not in {folder}: {absent}; fetch them again'
                 )
-            for name in sorted(set(weight_map.values())):
-                tensors |= open_file(folder / name)
-            lost = sorted(set(weight_map) - set(tensors))
-            if lost:
-                raise ValueError(f'{index} lists tensors that its files do not hold: {_some(lost)}')
-            return tensors
+            return [folder / name for name in sorted(set(weight_map.values()))], [*weight_map]
         if (folder / f'{base}.safetensors').exists():
-            return open_file(folder / f'{base}.safetensors')
+            return [folder / f'{base}.safetensors'], []
     found = sorted(p.name for p in folder.iterdir())
     raise FileNotFoundError(
         f'no weights in {folder}: expected one of '
         f'{[f"{b}.safetensors[.index.json]" for b in BASE_NAMES]}, found '
         f'{_some(found) or "nothing"}. Pickled .bin weights are not read: save them as safetensors'
     )
+
+
+def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
+    """Every key of the checkpoint -> Stored."""
+    files, listed = weight_files(folder)
+    tensors = {}
+    for path in files:
+        tensors |= open_file(path)
+    if lost := sorted(set(listed) - set(tensors)):
+        raise ValueError(
+            f'the index of {folder} lists tensors that its files do not hold: {_some(lost)}'
+        )
+    return tensors
 
 
 def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[str]]]:
