@@ -9,6 +9,7 @@ import hashlib
 import json
 
 from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -172,7 +173,9 @@ def hub(monkeypatch, folder, token='hf_write'):
     made = Hub()
     methods = ['GET', 'HEAD', 'POST', 'PUT']
     app = Starlette(routes=[Route('/{path:path}', made.answer, methods=methods)])
-    with serving(app) as made.url:
+    close_session()  # with connections to stand-ins of other tests
+    # On a busy machine seconds pass between requests, and the client reuses its connection.
+    with serving(app, timeout_keep_alive=600) as made.url:
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
         monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
         monkeypatch.setattr(constants, 'ENDPOINT', made.url)

@@ -77,9 +77,12 @@ def _open(config, workdir: pathlib.Path) -> Checkpoints:
 
 
 def _differences(old: Mapping, new: Mapping) -> list[Difference]:
-    """Of the run's record, which tells more, and ours."""
-    told = {name: old[name] for name in new if name in old}
-    return identity.differences('policy', told, new) if told else []
+    """Of the run's record, which tells more, and ours; if all weights were trained, there are no
+    adapters to compare.
+    """
+    names = [name for name in new if name in old and not (name == 'lora' and new.get('full'))]
+    told, ours = ({name: record[name] for name in names} for record in (old, new))
+    return identity.differences('policy', told, ours) if told else []
 
 
 def _tell_base(saved: Mapping, base: str | None, workdir: pathlib.Path) -> None:
