@@ -43,6 +43,9 @@ _OF_NOISE = {
 }
 _COMPLETIONS = {'credit.completion_every', 'credit.completion_steps'}
 
+# (key of a part, its value, the keys that it reads, those that every shipped part reads)
+Part = tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]
+
 
 class Unread(NamedTuple):
     """A key with a value other than its default, and the part that does not read it."""
@@ -71,8 +74,13 @@ def unread(config, *, search: bool = False) -> list[Unread]:
     Raises:
       ValueError: a part does not exist.
     """
+    parts = _searching(config) if search else (*_parts(config), *_guarding(config))
+    return _unread(config, parts)
+
+
+def _unread(config, parts: Iterable[Part]) -> list[Unread]:
     found = {}
-    for part, chosen, own, reads in _searching(config) if search else _parts(config):
+    for part, chosen, own, reads in parts:
         alternatives = {**reads, chosen: own}
         for key in set().union(*alternatives.values()) - {*own}:
             if not _is_default(config, key):
@@ -94,12 +102,12 @@ def reset_unread(config) -> None:
     """Sets the keys of the method's parts that are not read to their defaults. Those of the guard
     wait for it to be switched on.
     """
-    idle = [f.key for f in unread(config) if not f.part.startswith('guard.')]
-    config.update_from_flattened_dict({key: KEYS[key].default for key in idle})
+    idle = _unread(config, _parts(config))
+    config.update_from_flattened_dict({found.key: KEYS[found.key].default for found in idle})
 
 
-def _parts(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]]:
-    """(key of a part, its value, the keys that it reads, those that every shipped part reads)."""
+def _parts(c) -> Iterable[Part]:
+    """Those of the method."""
     shipped_rule = c.credit.rule in CREDIT_RULES
     losses = {name: _of_loss(loss) for name, loss in LOSSES.items()}
     yield 'loss.kind', c.loss.kind, _of_loss(loss_of(c)), losses
@@ -115,15 +123,18 @@ def _parts(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collecti
         ('budget.by', c.budget.by, BUDGET_HEEDED),
         ('guide.source', c.guide.source, GUIDE_HEEDED),
         ('credit.process', c.credit.process, PROCESS_HEEDED),
-        ('guard.on', c.guard.on, GUARD_HEEDED),
-        ('guard.action', c.guard.action, BRAKE_HEEDED),
     ):
-        if chosen in heeded and (part != 'guard.action' or c.guard.on):
+        if chosen in heeded:
             yield part, chosen, heeded[chosen], heeded
 
 
-def _searching(c) -> Iterable[tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]]:
-    """As `_parts`, of a search."""
+def _guarding(c) -> Iterable[Part]:
+    yield 'guard.on', c.guard.on, GUARD_HEEDED[c.guard.on], GUARD_HEEDED
+    if c.guard.on and c.guard.action in BRAKE_HEEDED:
+        yield 'guard.action', c.guard.action, BRAKE_HEEDED[c.guard.action], BRAKE_HEEDED
+
+
+def _searching(c) -> Iterable[Part]:
     if c.search.method in SEARCH_HEEDED:
         yield 'search.method', c.search.method, SEARCH_HEEDED[c.search.method], SEARCH_HEEDED
 

@@ -109,9 +109,10 @@ def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:
     """Warns of targets that do not occur in their prompt, and of `unread_targets`, in the prompts
     that `key` names; ValueError if all are unread.
     """
-    absent = [i for i, p in enumerate(prompts) if p.target and p.target not in p.text]
     absent = [
-        i for i in absent if normalise(prompts[i].target or '') not in normalise(prompts[i].text)
+        i
+        for i, p in enumerate(prompts)
+        if p.target and p.target not in p.text and normalise(p.target) not in normalise(p.text)
     ]
     if absent:
         first = prompts[absent[0]]
