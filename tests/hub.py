@@ -81,6 +81,8 @@ class Hub:
             return self.batch(await request.json())
         if parts[0] == 'api' and parts[1] in ('models', 'datasets'):
             return await self.api(request, '/'.join(parts[1:4]), parts[4:], account)
+        if 'resolve' not in parts:  # an error here would close a connection that the client reuses
+            return refused(404, 'Not found')
         return self.file(parts, account, method)
 
     def validated(self, sent):
