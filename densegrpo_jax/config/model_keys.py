@@ -50,8 +50,8 @@ MODEL = {
     'path': text('black-forest-labs/FLUX.1-dev', 'Diffusers folder or Hugging Face id.'),
     'transformer_file': text(
         '',
-        "Safetensors file of the transformer instead of the folder's, also in FLUX.1's original "
-        'layout.',
+        "Safetensors file of the transformer instead of the folder's, also in the original layout "
+        'of FLUX.1, FLUX.2 and Z-Image, with the names that ComfyUI uses.',
     ),
     'height': whole(512, 'Height of the image in pixels.', 8, 8192),
     'width': whole(512, 'Width of the image in pixels.', 8, 8192),

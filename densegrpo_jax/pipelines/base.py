@@ -21,7 +21,7 @@ from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.layers import HIDDEN
 from densegrpo_jax.networks.lora import COLLECTION
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
-from densegrpo_jax.pipelines.weights import bfl
+from densegrpo_jax.pipelines.weights import originals
 
 # What the transformer gets of B prompts, by name; every pipeline declares its own arrays
 # (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
@@ -76,7 +76,7 @@ class Pipeline:
     SCHEDULER: ClassVar[str] = 'FlowMatchEulerDiscreteScheduler'
     TEXT_ENCODERS: ClassVar[tuple[TextEncoder, ...]]
     # names of the transformer's layers in the original single files; None: Diffusers' names alone
-    ORIGINAL: ClassVar[bfl.Original | None] = None
+    ORIGINAL: ClassVar[originals.Original | None] = None
     # keys of model_index.json that are no components, with the values of absent ones
     OPTIONS: ClassVar[dict[str, Any]] = {}
     # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
@@ -232,9 +232,9 @@ class Pipeline:
 
     def original_layout(self, tensors: dict) -> dict:
         """Tensors of a single-file checkpoint of the transformer, by the names in its table."""
-        if self.ORIGINAL is None or not bfl.is_original(tensors):
+        if self.ORIGINAL is None or not originals.is_original(tensors, self.ORIGINAL):
             return tensors
-        return bfl.as_diffusers(tensors, self.transformer.config, self.ORIGINAL)
+        return originals.as_diffusers(tensors, self.ORIGINAL)
 
     def adapter_names(self) -> dict[str, str]:
         """Checkpoint name -> path of every layer of the transformer that may carry an adapter."""

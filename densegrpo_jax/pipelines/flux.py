@@ -14,7 +14,7 @@ from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.packed import PackedPipeline
 from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
-from densegrpo_jax.pipelines.weights import bfl
+from densegrpo_jax.pipelines.weights import originals
 
 
 class FluxPipeline(PackedPipeline):
@@ -31,7 +31,7 @@ class FluxPipeline(PackedPipeline):
         TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),
         TextEncoder('text_encoder_2', 'tokenizer_2', 'T5TokenizerFast', chosen_length=True),
     )
-    ORIGINAL = bfl.FLUX
+    ORIGINAL = originals.FLUX
     GUIDANCE = 'embedding'
 
     @classmethod

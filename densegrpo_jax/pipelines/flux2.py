@@ -14,7 +14,7 @@ from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.packed import PackedPipeline
 from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
-from densegrpo_jax.pipelines.weights import bfl
+from densegrpo_jax.pipelines.weights import originals
 
 
 class Flux2KleinPipeline(PackedPipeline):
@@ -35,7 +35,7 @@ class Flux2KleinPipeline(PackedPipeline):
             'text_encoder', 'tokenizer', 'Qwen2TokenizerFast', chosen_length=True, thinking=False
         ),
     )
-    ORIGINAL = bfl.FLUX2
+    ORIGINAL = originals.FLUX2
     OPTIONS = {'is_distilled': False}
     GUIDANCE = 'cfg'
     # whose states are the conditioning: a quarter, half and three quarters of Qwen3's 36

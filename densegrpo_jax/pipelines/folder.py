@@ -116,8 +116,8 @@ def load_params(
     `load_pipeline`.
 
     transformer_file: a safetensors file to take the transformer from instead, with Diffusers' names
-    or those of FLUX.1's original release. quantize: 'none', or the format that the transformer's
-    blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
+    or those of the original release (`originals`). quantize: 'none', or the format that the
+    transformer's blocks are stored in (`quantize.FORMATS`), each matrix as it arrives.
     """
     rules, params = pipeline.weight_rules(), {}
     for name, shapes in pipeline.abstract_params(components).items():

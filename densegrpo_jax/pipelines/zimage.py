@@ -13,6 +13,7 @@ from densegrpo_jax.networks import attention, qwen3, vae, zimage
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
+from densegrpo_jax.pipelines.weights import originals
 
 TEXT_LAYER = -2  # of the text encoder's hidden states
 
@@ -35,6 +36,7 @@ class ZImagePipeline(Pipeline):
             'text_encoder', 'tokenizer', 'Qwen2Tokenizer', chosen_length=True, thinking=True
         ),
     )
+    ORIGINAL = originals.Z_IMAGE
     GUIDANCE = 'cfg'
 
     @classmethod

@@ -18,8 +18,8 @@ import numpy as np
 from flax import traverse_util
 
 from densegrpo_jax.networks.lora import LoraConfig
-from densegrpo_jax.pipelines.weights import bfl
 from densegrpo_jax.pipelines.weights import files as weights
+from densegrpo_jax.pipelines.weights import originals
 from densegrpo_jax.pipelines.weights.lora_reading import PREFIX
 
 
@@ -150,7 +150,7 @@ def output_widths(names: dict[str, str], base: dict) -> dict[str, int]:
 def kohya_tensors(
     layers: dict[str, tuple[np.ndarray, np.ndarray]],
     widths: dict[str, int],
-    original: bfl.Original | None,
+    original: originals.Original | None,
 ) -> dict[str, np.ndarray]:
     """Keys as kohya's FLUX scripts write them:
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.

@@ -1,5 +1,5 @@
-"""The original single-file layouts of FLUX.1 and FLUX.2 against Diffusers' own conversion, and
-loading a network from such a file.
+"""The original single-file layouts of FLUX.1, FLUX.2 and Z-Image against Diffusers' own conversion,
+and loading a network from such a file.
 """
 
 import jax
@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 
 from densegrpo_jax.networks import flux
-from densegrpo_jax.pipelines.folder import load_params, load_pipeline, open_pipeline
-from densegrpo_jax.pipelines.weights import bfl
+from densegrpo_jax.pipelines.folder import check_params, load_params, load_pipeline, open_pipeline
+from densegrpo_jax.pipelines.weights import originals
 from densegrpo_jax.pipelines.weights.stored import Rows
 from tests import miniature
 
@@ -85,7 +85,8 @@ def test_equals_the_conversion_of_diffusers():
     want = convert_flux_transformer_checkpoint_to_diffusers(
         {k: torch.from_numpy(v) for k, v in original.items()}
     )
-    got = bfl.as_diffusers({bfl.PREFIX + k: Held(v) for k, v in original.items()}, config, bfl.FLUX)
+    held = {originals.PREFIX + k: Held(v) for k, v in original.items()}
+    got = originals.as_diffusers(held, originals.FLUX)
     assert got.keys() == want.keys()
     for key, tensor in got.items():
         assert tuple(tensor.get_shape()) == tuple(want[key].shape)
@@ -111,9 +112,8 @@ def test_a_network_loads_from_one_file(tmp_path):
         def get_shape(self):
             return list(shapes[self.key])
 
-    for name, view in bfl.as_diffusers(
-        {k: Recorder(k) for k in shapes}, pipeline.transformer.config, bfl.FLUX
-    ).items():
+    views = originals.as_diffusers({k: Recorder(k) for k in shapes}, originals.FLUX)
+    for name, view in views.items():
         source, ranges = (
             (view._tensor.key, view._ranges)
             if isinstance(view, Rows)
@@ -187,7 +187,7 @@ def flux2_original(config, rng):
     }
 
 
-@pytest.mark.parametrize('prefix', ['', bfl.PREFIX])
+@pytest.mark.parametrize('prefix', ['', originals.PREFIX])
 def test_flux2_loads_from_one_file_as_diffusers_converts_it(prefix, tmp_path):
     torch = pytest.importorskip('torch')
     from diffusers.loaders.single_file_utils import (
@@ -209,3 +209,89 @@ def test_flux2_loads_from_one_file_as_diffusers_converts_it(prefix, tmp_path):
     expected = load_params(folder, pipeline, ('transformer',))
     found = load_params(folder, pipeline, ('transformer',), transformer_file=file)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def z_image_original(config, rng):
+    """Random tensors with the names of Z-Image's original release, as ComfyUI ships it."""
+    width, head = config.dim, config.dim // config.n_heads
+    inner, cond = int(width / 3 * 8), config.cond_dim
+    both = {
+        'x_embedder': (width, 4 * config.in_channels),
+        'final_layer.linear': (4 * config.in_channels, width),
+        'final_layer.adaLN_modulation.1': (width, cond),
+        'cap_embedder.1': (width, config.cap_feat_dim),
+        't_embedder.mlp.0': (1024, 256),
+        't_embedder.mlp.2': (cond, 1024),
+    }
+    weights = {
+        'x_pad_token': (1, width),
+        'cap_pad_token': (1, width),
+        'cap_embedder.0.weight': (config.cap_feat_dim,),
+        'norm_final.weight': (width,),  # the release has it, and nothing reads it
+    }
+    stacks = {
+        'noise_refiner': config.n_refiner_layers,
+        'context_refiner': config.n_refiner_layers,
+        'layers': config.n_layers,
+    }
+    for block in (f'{name}.{i}' for name, length in stacks.items() for i in range(length)):
+        if not block.startswith('context'):
+            both[f'{block}.adaLN_modulation.0'] = 4 * width, cond
+        weights |= {
+            f'{block}.attention.qkv.weight': (3 * width, width),
+            f'{block}.attention.out.weight': (width, width),
+            f'{block}.feed_forward.w1.weight': (inner, width),
+            f'{block}.feed_forward.w2.weight': (width, inner),
+            f'{block}.feed_forward.w3.weight': (inner, width),
+            **{f'{block}.attention.{part}_norm.weight': (head,) for part in 'qk'},
+            **{
+                f'{block}.{part}_norm{i}.weight': (width,)
+                for part in ('attention', 'ffn')
+                for i in (1, 2)
+            },
+        }
+    weights |= {f'{name}.weight': shape for name, shape in both.items()}
+    weights |= {f'{name}.bias': shape[:1] for name, shape in both.items()}
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in weights.items()}
+
+
+@pytest.mark.parametrize('scan, prefix', [(True, ''), (False, originals.PREFIX)])
+def test_z_image_loads_from_one_file_as_diffusers_converts_it(scan, prefix, tmp_path):
+    torch = pytest.importorskip('torch')
+    from diffusers.loaders.single_file_utils import (
+        convert_z_image_transformer_checkpoint_to_diffusers,
+    )
+
+    folder = miniature.random_zimage(tmp_path / 'zimage')
+    pipeline = open_pipeline(folder, text_length=16, scan=scan)
+    original = z_image_original(pipeline.transformer.config, np.random.default_rng(0))
+    file = tmp_path / 'z_image_turbo.safetensors'
+    safetensors.numpy.save_file({prefix + k: v for k, v in original.items()}, file)
+    want = convert_z_image_transformer_checkpoint_to_diffusers(
+        {prefix + k: torch.from_numpy(v) for k, v in original.items()}
+    )
+    safetensors.numpy.save_file(
+        {k: np.ascontiguousarray(v.numpy()) for k, v in want.items()},
+        folder / 'transformer' / 'diffusion_pytorch_model.safetensors',
+    )
+    expected = load_params(folder, pipeline, ('transformer',))
+    found = load_params(folder, pipeline, ('transformer',), transformer_file=file)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_misfits_of_a_z_image_file_are_listed(tmp_path):
+    folder = miniature.random_zimage(tmp_path / 'zimage')
+    pipeline = open_pipeline(folder, text_length=16, scan=True)
+    original = z_image_original(pipeline.transformer.config, np.random.default_rng(0))
+    original['layers.7.attention.out.weight'] = original.pop('layers.1.attention.out.weight')
+    original['layers.0.attention.qkv.weight'] = original['layers.0.attention.qkv.weight'][:-1]
+    original['odd.weight'] = np.zeros(1)
+    safetensors.numpy.save_file(original, tmp_path / 'broken.safetensors')
+    with pytest.raises(ValueError) as error:
+        check_params(
+            folder, pipeline, ('transformer',), transformer_file=tmp_path / 'broken.safetensors'
+        )
+    missing, unexpected, shapes = str(error.value).splitlines()[1:]
+    assert 'missing (1): layers.1.attention.to_out.0.weight' in missing
+    assert 'unexpected (2): layers.7.attention.to_out.0.weight, odd.weight' in unexpected
+    assert 'layers.0.attention.to_q.weight is [23, 24], expected [24, 24]' in shapes

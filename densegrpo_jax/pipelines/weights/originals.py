@@ -1,5 +1,6 @@
-"""The original single-file checkpoints of FLUX.1 (flux1-dev.safetensors) and FLUX.2 [klein]
-(flux-2-klein-4b.safetensors), read as if their tensors had Diffusers' names and shapes.
+"""The original single-file checkpoints of FLUX.1 (flux1-dev.safetensors), FLUX.2 [klein]
+(flux-2-klein-4b.safetensors) and Z-Image (z_image_turbo_bf16.safetensors), read as if their tensors
+had Diffusers' names and shapes.
 
 Nothing is copied or converted up front: each name stands for some rows of a stored tensor, and only
 the parts that a device needs are read.
@@ -7,10 +8,10 @@ the parts that a device needs are read.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from densegrpo_jax.networks.flux import FluxConfig
-from densegrpo_jax.networks.flux2 import Flux2Config
 from densegrpo_jax.pipelines.weights.stored import Rows
 
 PREFIX = 'model.diffusion_model.'  # of files that ComfyUI wrote
@@ -21,10 +22,14 @@ class Original(NamedTuple):
 
     outside: original name -> Diffusers name, for layers that are equal in both. stacks: original
     stack -> (stack in Diffusers, {original layer: its layers in Diffusers, by rows}, {norm: norm}).
+    swapped: layers whose halves, shift and scale, change places. unused: layers that no network
+    reads.
     """
 
     outside: dict[str, str]
     stacks: dict[str, tuple[str, dict[str, tuple[str, ...]], dict[str, str]]]
+    swapped: Mapping[str, str] = {}
+    unused: tuple[str, ...] = ()
 
 
 _DOUBLE_NORMS = {
@@ -76,6 +81,7 @@ FLUX = Original(
             _SINGLE_NORMS,
         ),
     },
+    swapped={'final_layer.adaLN_modulation.1': 'norm_out.linear'},
 )
 FLUX2 = Original(
     outside={
@@ -106,54 +112,76 @@ FLUX2 = Original(
             _SINGLE_NORMS,
         ),
     },
+    swapped={'final_layer.adaLN_modulation.1': 'norm_out.linear'},
 )
 
 
-def is_original(keys) -> bool:
-    """Whether these are the keys of an original checkpoint."""
-    return any(key.removeprefix(PREFIX).startswith('double_blocks.') for key in keys)
+def _z_image_stack(name: str, modulated: bool = True):
+    """The same layers as in Diffusers, but for the attention's."""
+    feed_forward = (f'feed_forward.w{i}' for i in (1, 2, 3))
+    same = (*feed_forward, *(('adaLN_modulation.0',) * modulated))
+    attention = {
+        'attention.qkv': ('attention.to_q', 'attention.to_k', 'attention.to_v'),
+        'attention.out': ('attention.to_out.0',),
+    }
+    norms = {f'attention.{part}_norm': f'attention.norm_{part}' for part in 'qk'}
+    return name, attention | {layer: (layer,) for layer in same}, norms
 
 
-def as_diffusers(
-    tensors: dict[str, Any], config: FluxConfig | Flux2Config, original: Original
-) -> dict[str, Any]:
+Z_IMAGE = Original(
+    outside={
+        'x_embedder': 'all_x_embedder.2-1',
+        'final_layer.linear': 'all_final_layer.2-1.linear',
+        'final_layer.adaLN_modulation.1': 'all_final_layer.2-1.adaLN_modulation.1',
+    },
+    stacks={
+        'noise_refiner': _z_image_stack('noise_refiner'),
+        'context_refiner': _z_image_stack('context_refiner', modulated=False),
+        'layers': _z_image_stack('layers'),
+    },
+    unused=('norm_final',),
+)
+
+
+def is_original(keys: Iterable[str], original: Original) -> bool:
+    """Whether these are the keys of an original checkpoint: some layers have names that Diffusers
+    does not give.
+    """
+    only = tuple(f'{name}.' for name in original.outside)
+    return any(key.removeprefix(PREFIX).startswith(only) for key in keys)
+
+
+def as_diffusers(tensors: dict[str, Any], original: Original) -> dict[str, Any]:
     """Diffusers' key -> the stored rows, for every tensor of an original checkpoint.
 
     Keys of no known layer keep their names, so that the network's table reports them.
     """
     rest = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
-    result, width = {}, config.hidden_dim
+    result: dict[str, Any] = {}
 
-    def move(source: str, target: str, kinds=('weight', 'bias')):
-        for kind in kinds:
-            if f'{source}.{kind}' in rest:
-                result[f'{target}.{"weight" if kind == "scale" else kind}'] = rest.pop(
-                    f'{source}.{kind}'
-                )
-
-    def split(source: str, targets: list[str]):
-        for kind in ('weight', 'bias'):
-            tensor, row = rest.pop(f'{source}.{kind}', None), 0
-            for target in targets if tensor is not None else ():
-                size = 4 * width if target.endswith('proj_mlp') else width
-                result[f'{target}.{kind}'] = Rows(tensor, (row, row + size))
-                row += size
+    def move(source: str, targets: tuple[str, ...], parts: tuple[int, ...] = (1,), swap=False):
+        """parts: relative numbers of rows."""
+        for kind in ('weight', 'bias', 'scale'):
+            if (tensor := rest.pop(f'{source}.{kind}', None)) is None:
+                continue
+            rows, ends = tensor.get_shape()[0], [0]
+            for i in range(len(parts)):
+                ends.append(rows * sum(parts[: i + 1]) // sum(parts))
+            ranges = list(zip(ends, ends[1:]))
+            views = [Rows(tensor, *ranges[::-1])] if swap else [Rows(tensor, r) for r in ranges]
+            for target, view in zip(targets, views if len(parts) > 1 else [tensor]):
+                result[f'{target}.{"bias" if kind == "bias" else "weight"}'] = view
 
     for source, target in original.outside.items():
-        move(source, target)
-    for kind in ('weight', 'bias'):  # shift and scale change places
-        if (tensor := rest.pop(f'final_layer.adaLN_modulation.1.{kind}', None)) is not None:
-            result[f'norm_out.linear.{kind}'] = Rows(tensor, (width, 2 * width), (0, width))
-    for (stack, (ours, layers, norms)), length in zip(
-        original.stacks.items(), (config.num_layers, config.num_single_layers)
-    ):
-        for i in range(length):
-            source, target = f'{stack}.{i}', f'{ours}.{i}'
-            for name, members in layers.items():
-                if len(members) == 1:
-                    move(f'{source}.{name}', f'{target}.{members[0]}')
-                else:
-                    split(f'{source}.{name}', [f'{target}.{member}' for member in members])
-            for name, norm in norms.items():
-                move(f'{source}.{name}', f'{target}.{norm}', ('scale',))
+        move(source, (target,))
+    for source, target in original.swapped.items():
+        move(source, (target,), (1, 1), swap=True)
+    for stack, (ours, layers, norms) in original.stacks.items():
+        blocks = (re.match(rf'{re.escape(stack)}\.(\d+)\.', key) for key in rest)
+        for i in sorted({int(match[1]) for match in blocks if match}):
+            for name, members in [*layers.items(), *((n, (norm,)) for n, norm in norms.items())]:
+                parts = tuple(4 if member == 'proj_mlp' else 1 for member in members)
+                move(f'{stack}.{i}.{name}', tuple(f'{ours}.{i}.{m}' for m in members), parts)
+    for name in original.unused:
+        rest.pop(f'{name}.weight', None)
     return result | rest
