@@ -5,10 +5,11 @@
     python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr \\
         --layout=merged --out=exported/flux_ocr_full
 
-Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (kohya's scripts and
-ComfyUI; FLUX only), `merged` (a whole pipeline folder with the adapters added to the weights). A
-model card (README.md) with settings, scores and curve lies beside it. Training can start from a
-file in the peft layout: `--config.lora.init_from=exported/flux_ocr`.
+Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (the names of ComfyUI
+and of kohya's scripts; FLUX and Z-Image; Diffusers opens it too), `merged` (a whole pipeline folder
+with the adapters added to the weights). A model card (README.md) with settings, scores and curve
+lies beside it. Training can start from a file of either kind:
+`--config.lora.init_from=exported/flux_ocr`.
 
 --push=OWNER/NAME sends the finished files to a repository of the Hugging Face Hub, private unless
 --public is given, with the token of `hf auth login` or HF_TOKEN.

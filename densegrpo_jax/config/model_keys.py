@@ -103,7 +103,9 @@ LORA = {
     'alpha': positive(128.0, "The adapters' output is scaled by alpha / rank."),
     'targets': Key(FLUX_LORA_TARGETS, 'Ends of the names of the layers with an adapter.', length=1),
     'init_from': text(
-        '', 'PEFT or Diffusers LoRA file to start from; the reference policy stays the base.'
+        '',
+        'LoRA file to start from, of Diffusers, PEFT, ComfyUI or kohya; the reference policy stays '
+        'the base.',
     ),
 }
 

@@ -19,7 +19,7 @@ from densegrpo_jax.core.roles import EMA, POLICY, Follow, moving_average, warm_d
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.weights.lora_files import check_layers, from_layers
-from densegrpo_jax.pipelines.weights.lora_reading import peft_shapes, read_peft
+from densegrpo_jax.pipelines.weights.lora_reading import layer_shapes, read_layers
 from densegrpo_jax.runtime.sharding import init_sharded
 from densegrpo_jax.runtime.streams import STREAM_INIT, stream_key
 
@@ -161,26 +161,26 @@ def start_state(
     """
     key, followers = stream_key(config.seed, STREAM_INIT, 0), tuple(follow_rules(config))
     state = init_sharded(lambda base: init_state(pipeline, tx, key, base, followers), mesh, base)
-    return (
-        start_from(state, read_peft(config.lora.init_from), pipeline)
-        if config.lora.init_from
-        else state
-    )
+    if not config.lora.init_from:
+        return state
+    names = pipeline.adapter_names()
+    return start_from(state, read_layers(config.lora.init_from, names, pipeline.ORIGINAL), pipeline)
 
 
 def check_start(config, pipeline: Pipeline) -> None:
     """Raises the errors of `start_state` for the adapter file `lora.init_from`, from its header
-    alone.
+    and joined layers.
     """
     if config.lora.init_from:
         policy = state_shapes(pipeline, optimiser(config)).policy
         names, lora = pipeline.adapter_names(), pipeline.transformer.lora
-        check_layers(peft_shapes(config.lora.init_from), names, lora, policy)
+        shapes = layer_shapes(config.lora.init_from, names, pipeline.ORIGINAL)
+        check_layers(shapes, names, lora, policy)
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:
     """The fresh state with policy and followers taken from an adapter file
-    (`lora_reading.read_peft`).
+    (`lora_reading.read_layers`).
     """
     given = from_layers(layers, pipeline.adapter_names(), pipeline.transformer.lora, state.policy)
     placed = lambda: jax.tree.map(

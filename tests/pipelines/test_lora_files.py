@@ -49,6 +49,14 @@ def folders(tmp_path_factory):
     return {kind: getattr(miniature, f'random_{kind}')(root / kind) for kind in TARGETS}
 
 
+def in_layout(layout, layers, pipeline, params):
+    """The tensors of an adapter file."""
+    if layout == 'peft':
+        return lora_files.peft_tensors(layers)
+    widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
+    return lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL)
+
+
 def our_latents(pipeline, params, adapters, noise, guidance=1.0):
     conditioning = pipeline.encode(params, *pipeline.tokenize([PROMPT]))
     velocity = pipeline.velocity_fn(params['transformer'], adapters, conditioning, guidance, *SIZE)
@@ -101,6 +109,7 @@ def close(got, want):
         ('klein', 'peft'),
         ('klein', 'kohya'),
         ('zimage', 'peft'),
+        ('zimage', 'kohya'),
     ],
 )
 def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_path):
@@ -114,11 +123,7 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
     pipeline, params, adapters, config = opened(kind, folders[kind], targets=targets)
     noise = jax.random.normal(jax.random.key(1), (1, *pipeline.latent_shape(*SIZE)))
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
-    if layout == 'peft':
-        tensors = lora_files.peft_tensors(layers)
-    else:
-        widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
-        tensors = lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL)
+    tensors = in_layout(layout, layers, pipeline, params)
     lora_files.write(tmp_path / lora_reading.FILENAME, tensors)
     ours = our_latents(pipeline, params, adapters, noise)
     assert not close(our_latents(pipeline, params, None, noise), ours)  # the adapters matter
@@ -133,7 +138,7 @@ def test_kohya_joins_layers(folders):
     pipeline, params, adapters, config = opened('flux', folders['flux'])
     layers = lora_files.to_layers(adapters, pipeline.adapter_names(), config.scale)
     widths = lora_files.output_widths(pipeline.adapter_names(), params['transformer'])
-    tensors = lora_files.kohya_tensors(layers, widths, pipeline.ORIGINAL)
+    tensors = in_layout('kohya', layers, pipeline, params)
     key, block = 'lora_unet_single_blocks_0_linear1', 'single_transformer_blocks.0'
     joined = tensors[f'{key}.lora_up.weight'] @ tensors[f'{key}.lora_down.weight']
     parts = [up @ down for down, up in (layers[f'{block}.attn.to_{p}'] for p in 'qkv')]
@@ -156,16 +161,29 @@ def test_merged_weights_are_the_adapted_network(scan, folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind, scan',
-    [('flux', False), ('flux', True), ('sd3', True), ('klein', True), ('zimage', True)],
+    'kind, scan, layout',
+    [
+        ('flux', False, 'peft'),
+        ('flux', True, 'peft'),
+        ('flux', True, 'kohya'),
+        ('sd3', True, 'peft'),
+        ('klein', True, 'peft'),
+        ('klein', False, 'kohya'),
+        ('zimage', True, 'peft'),
+        ('zimage', True, 'kohya'),
+    ],
 )
-def test_reads_what_it_writes(kind, scan, folders, tmp_path):
+def test_reads_what_it_writes(kind, scan, layout, folders, tmp_path):
     pipeline, params, adapters, config = opened(kind, folders[kind], scan)
     names = pipeline.adapter_names()
     layers = lora_files.to_layers(adapters, names, config.scale)
     assert set(layers) == set(config.select(names))
-    lora_files.write(tmp_path / lora_reading.FILENAME, lora_files.peft_tensors(layers))
-    again = lora_files.from_layers(lora_reading.read_peft(tmp_path), names, config, adapters)
+    file = tmp_path / 'adapter.safetensors'
+    lora_files.write(file, in_layout(layout, layers, pipeline, params))
+    read = lora_reading.read_layers(file, names, pipeline.ORIGINAL)
+    shapes = lora_reading.layer_shapes(file, names, pipeline.ORIGINAL)
+    assert shapes == {name: (down.shape, up.shape) for name, (down, up) in read.items()}
+    again = lora_files.from_layers(read, names, config, adapters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, adapters)
 
 

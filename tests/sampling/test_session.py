@@ -53,7 +53,7 @@ def test_an_adapter_that_does_not_fit_is_known_from_its_header(folder, tmp_path,
     file = tmp_path / lora_reading.FILENAME
     lora_files.write(file, lora_files.peft_tensors(layers))
     shapes = {name: (down.shape, up.shape) for name, (down, up) in layers.items()}
-    assert lora_reading.peft_shapes(tmp_path) == shapes
+    assert lora_reading.layer_shapes(tmp_path) == shapes
     config.lora.init_from = str(tmp_path)
     check(config, one_device())  # nothing starts from it
     with pytest.raises(ValueError, match='rank 3, .* lora.rank=2' if rank == 3 else 'are absent'):

@@ -18,7 +18,7 @@ from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts
 from densegrpo_jax.pipelines.folder import resolve_folder
-from densegrpo_jax.pipelines.weights.lora_reading import read_peft
+from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
@@ -341,7 +341,7 @@ def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
     want, _ = load_policy(pipeline, config, mesh, workdir)
     base = pipeline.abstract_params()['transformer']
     state = jax.jit(lambda: init_state(pipeline, optimiser(config), jax.random.key(0), base))()
-    state = start_from(state, read_peft(tmp_path / 'out'), pipeline)
+    state = start_from(state, read_layers(tmp_path / 'out'), pipeline)
     for tree in (state.policy, state.ema):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), tree, want)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -152,15 +151,15 @@ def kohya_tensors(
     widths: dict[str, int],
     original: originals.Original | None,
 ) -> dict[str, np.ndarray]:
-    """Keys as kohya's FLUX scripts write them:
+    """Keys as kohya's scripts write them:
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
-    They are the names of the original releases with underscores. Layers that are
-    one layer there are joined: downs stacked, ups on the diagonal of one matrix, zeros for layers
-    without an adapter. alpha is the joined rank.
+    They are the names of the original releases with underscores, which ComfyUI reads. Layers that
+    are one layer there are joined: downs stacked, ups on the diagonal of one matrix, zeros for
+    layers without an adapter. alpha is the joined rank.
 
     Args:
-      layers: of a FLUX transformer.
+      layers: of a transformer of FLUX.1, FLUX.2 or Z-Image.
       widths: from `output_widths`.
       original: `Pipeline.ORIGINAL`.
 
@@ -168,32 +167,30 @@ def kohya_tensors(
       ValueError: the layout has no name for a layer.
     """
     tensors, used = {}, set()
-    for stack, (source, table, _) in original.stacks.items() if original else ():
-        for i in sorted({int(m[1]) for n in layers if (m := re.match(rf'{source}\.(\d+)\.', n))}):
-            for target, members in table.items():
-                names = [f'{source}.{i}.{member}' for member in members]
-                if not any(name in layers for name in names):
-                    continue
-                used |= set(names)
-                rank = next(layers[n][0].shape[0] for n in names if n in layers)
-                inputs = next(layers[n][0].shape[1] for n in names if n in layers)
-                blank = lambda n: (
-                    np.zeros((rank, inputs), np.float32),
-                    np.zeros((widths[n], rank), np.float32),
-                )
-                downs, ups = zip(*(layers.get(n) or blank(n) for n in names))
-                joined = np.zeros((sum(u.shape[0] for u in ups), rank * len(ups)), np.float32)
-                row = 0
-                for j, up in enumerate(ups):
-                    joined[row : row + up.shape[0], j * rank : (j + 1) * rank] = up
-                    row += up.shape[0]
-                key = f'lora_unet_{stack}_{i}_{target}'.replace('.', '_')
-                tensors[f'{key}.lora_down.weight'] = np.concatenate(downs)
-                tensors[f'{key}.lora_up.weight'] = joined
-                tensors[f'{key}.alpha'] = np.array(float(rank * len(ups)), np.float32)
+    table = originals.block_layers(original, layers) if original else {}
+    for target, names in table.items():
+        present = [name for name in names if name in layers]
+        if not present:
+            continue
+        used |= set(present)
+        rank, inputs = layers[present[0]][0].shape
+        blank = lambda n, rank=rank, inputs=inputs: (
+            np.zeros((rank, inputs), np.float32),
+            np.zeros((widths[n], rank), np.float32),
+        )
+        downs, ups = zip(*(layers.get(n) or blank(n) for n in names))
+        joined = np.zeros((sum(u.shape[0] for u in ups), rank * len(ups)), np.float32)
+        row = 0
+        for j, up in enumerate(ups):
+            joined[row : row + up.shape[0], j * rank : (j + 1) * rank] = up
+            row += up.shape[0]
+        key = f'lora_unet_{target}'.replace('.', '_')
+        tensors[f'{key}.lora_down.weight'] = np.concatenate(downs)
+        tensors[f'{key}.lora_up.weight'] = joined
+        tensors[f'{key}.alpha'] = np.array(float(rank * len(ups)), np.float32)
     if strangers := sorted(set(layers) - used):
         raise ValueError(
-            'the kohya layout is written for the blocks of FLUX; it has no name for '
+            'the kohya layout is written for the blocks of FLUX and Z-Image; it has no name for '
             f'{strangers[:5]}: use the peft layout'
         )
     return tensors
@@ -211,7 +208,7 @@ def write(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     cast = {
-        k: np.ascontiguousarray(v if dtype is None else v.astype(jnp.dtype(dtype)))
+        k: np.asarray(v if dtype is None else v.astype(jnp.dtype(dtype)), order='C')
         for k, v in tensors.items()
     }
     weights.write_file(

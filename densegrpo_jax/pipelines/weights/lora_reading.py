@@ -8,7 +8,11 @@ rank-stabilised LoRA. The place of alpha depends on the tool:
                 project: alpha = rank. Older keys: LAYER.lora.down.weight and .up
     PEFT        adapter_model.safetensors, keys base_model.model.LAYER.lora_A.weight; settings in
                 adapter_config.json beside it
-    either      a tensor LAYER.alpha, which takes precedence over the settings
+    kohya       keys lora_unet_LAYER.lora_down.weight and .lora_up.weight, underscores for dots
+    all         a tensor LAYER.alpha, which takes precedence over the settings
+
+ComfyUI and kohya name layers as the original releases do; one of those may be several in Diffusers
+(`originals`), which share its down and have some rows of its up each.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from __future__ import annotations
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 
+from densegrpo_jax.pipelines.weights.originals import Original, block_layers, split_rows
 from densegrpo_jax.runtime.reading import missing, parse_json, read_json, shown
 
 PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
@@ -30,19 +35,22 @@ PEFT_FILENAME, PEFT_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 METADATA = 'lora_adapter_metadata'
 
 _PEFT_PREFIX = 'base_model.model.'
+_KOHYA_PREFIX = 'lora_unet_'
+_PARTS = {
+    **dict.fromkeys(('lora_A', 'lora.down', 'lora_down'), 'down'),
+    **dict.fromkeys(('lora_B', 'lora.up', 'lora_up'), 'up'),
+    None: 'alpha',
+}
 _KEY = re.compile(
-    rf'(?:{re.escape(_PEFT_PREFIX)})?(?:transformer\.|diffusion_model\.)?'
-    r'(?P<layer>.+?)\.(?:(?P<part>lora_A|lora_B|lora\.down|lora\.up)(?:\.default)?\.weight|alpha)'
+    rf'(?:{re.escape(_PEFT_PREFIX)})?(?:transformer\.|diffusion_model\.)?(?P<layer>.+?)'
+    rf'\.(?:(?P<part>{"|".join(re.escape(p) for p in _PARTS if p)})(?:\.default)?\.weight|alpha)'
 )
-_PARTS = {'lora_A': 'down', 'lora.down': 'down', 'lora_B': 'up', 'lora.up': 'up', None: 'alpha'}
 # Unsupported contents, by a pattern of their keys, with the reason and the way out.
 _REFUSED = {
     r'lora_magnitude_vector|dora_scale': 'DoRA, whose magnitudes have no place in an adapter here: '
     'merge it into the base model',
-    r'^text_encoder': "layers of a text encoder, which is not trained here: save the transformer's "
-    'layers alone',
-    r'^lora_unet_|^lora_te': "kohya's layout: open it in Diffusers (load_lora_weights) and save it "
-    'there (save_lora_weights)',
+    r'^text_encoder|^lora_te': 'layers of a text encoder, which is not trained here: save the '
+    "transformer's layers alone",
     r'modules_to_save|lora_embedding|\.bias$|\.diff': 'weights beside the two matrices of a layer: '
     'merge the adapter into the base model',
 }
@@ -66,77 +74,144 @@ class Settings(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer in a file, with functions that read its tensors, since a shape needs no tensor."""
+    """A layer in a file."""
 
-    down: Any  # [rank, in]
-    up: Any  # [out, rank]
+    name: str  # as the file has it
+    members: tuple[str, ...]  # its layers in Diffusers
+    tensors: dict[str, Any]  # 'down' [rank, in] and 'up' [out, rank], as safetensors' slices
     alpha: float | None
 
 
-def read_peft(path: str | pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_layers(
+    path: str | pathlib.Path, names: Iterable[str] = (), original: Original | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Layer -> (down [rank, in], up [out, rank] times its scale), float32, from a file or from a
     folder that holds one.
 
+    Args:
+      names: Diffusers' names of the network's layers; without them and `original`, the file must
+        have such names itself.
+      original: `Pipeline.ORIGINAL`, the names of the original release.
+
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is damaged, has another layout or unsupported contents, or a tensor is
-        not finite; the message names it and what is expected.
+      ValueError: the file is damaged, has another layout or unsupported contents, names a layer
+        twice, or a tensor is not finite; the message names it and what is expected.
     """
-    layers = {}
-    for name, settings, layer in _layers(path, lambda file, key: file.get_tensor(key)):
-        down, up = (np.asarray(a).astype(np.float32) for a in layer[:2])
-        up = up * np.float32(settings.scale(name, len(down), layer.alpha))
+    layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for settings, layer in _layers(path, names, original):
+        down, up = (layer.tensors[part][:].astype(np.float32) for part in ('down', 'up'))
+        up = up * np.float32(settings.scale(layer.name, len(down), layer.alpha))
         if not (np.isfinite(down).all() and np.isfinite(up).all()):
-            raise ValueError(f'{path}: the layer {name} holds values that are not finite')
-        layers[name] = down, up
+            raise ValueError(f'{path}: the layer {layer.name} holds values that are not finite')
+        layers |= _split(layer.members, down, up)
     return layers
 
 
-def peft_shapes(path: str | pathlib.Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of the layers of `read_peft`, down and up, from the file's header alone. Raises as it
-    does, except for values.
+def layer_shapes(
+    path: str | pathlib.Path, names: Iterable[str] = (), original: Original | None = None
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of the layers of `read_layers`, down and up, from the file's header and the joined
+    layers. Raises as it does, except for values.
     """
-    shape = lambda file, key: tuple(file.get_slice(key).get_shape())
-    return {name: (layer.down, layer.up) for name, _, layer in _layers(path, shape)}
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for _, layer in _layers(path, names, original):
+        down, up = layer.tensors['down'], layer.tensors['up']
+        if len(layer.members) == 1:
+            shapes[layer.members[0]] = tuple(down.get_shape()), tuple(up.get_shape())
+        else:
+            parts = _split(layer.members, down[:], up[:])
+            shapes |= {name: (down.shape, up.shape) for name, (down, up) in parts.items()}
+    return shapes
 
 
-def _layers(path: str | pathlib.Path, read: Callable) -> Iterator[tuple[str, Settings, Layer]]:
-    """(name, the file's settings, layer) in the order of the file; read(file, key) of its two
-    matrices.
+def _split(
+    members: tuple[str, ...], down: np.ndarray, up: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The layers that a joined one stands for. Each keeps the ranks that reach it, all if none
+    does; one that alone is reached by none has no adapter.
     """
+    if len(members) == 1:
+        return {members[0]: (down, up)}
+    layers = {}
+    for name, (begin, end) in zip(members, split_rows(len(up), members)):
+        reaching = (up[begin:end] != 0).any(0) if up.any() else np.ones(len(down), bool)
+        if reaching.any():
+            layers[name] = down[reaching], up[begin:end, reaching]
+    return layers
+
+
+def _layers(
+    path: str | pathlib.Path, names: Iterable[str], original: Original | None
+) -> Iterator[tuple[Settings, Layer]]:
+    """(the file's settings, layer) in the order of the file, which is open meanwhile."""
     path = _file(pathlib.Path(path).expanduser())
-    found: dict[str, dict[str, Any]] = {}
+    known = {name: (name,) for name in names}
+    if original is not None:
+        known |= {ours: (theirs,) for ours, theirs in original.outside.items()}
+        known |= block_layers(original, list(known))
+    underscored = {name.replace('.', '_'): members for name, members in known.items()}
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             keys = list(file.keys())
             _check_keys(path, keys)
+            found: dict[str, dict[str, Any]] = {}
             for key in keys:
-                if (kind := file.get_slice(key).get_dtype()) not in _FLOATS:
+                tensor, match = file.get_slice(key), _KEY.fullmatch(key)
+                if (kind := tensor.get_dtype()) not in _FLOATS:
                     raise ValueError(
                         f'{path}: {key} is stored as {kind}; expected one of {", ".join(_FLOATS)}: '
                         'convert the file'
                     )
-                match = _KEY.fullmatch(key)
                 part = _PARTS[match['part']]
-                value = read(file, key) if part != 'alpha' else float(file.get_tensor(key))
-                found.setdefault(match['layer'], {})[part] = value
-            notes = file.metadata() or {}
+                if part == 'alpha':
+                    tensor = _alpha(path, key, file.get_tensor(key))
+                found.setdefault(match['layer'], {})[part] = tensor
+            settings = _settings(path, keys, file.metadata() or {})
+            sources: dict[str, str] = {}
+            for name, parts in found.items():
+                alpha = parts.pop('alpha', None)
+                _check_pair(path, name, parts)
+                members = (
+                    underscored.get(name.removeprefix(_KOHYA_PREFIX))
+                    if name.startswith(_KOHYA_PREFIX)
+                    else known.get(name, (name,))
+                )
+                if members is None:
+                    raise ValueError(
+                        f'{path}: the layer {name}, in the layout of kohya, is none of this '
+                        'network: open the file in Diffusers (load_lora_weights) and save it there '
+                        '(save_lora_weights)'
+                    )
+                if doubled := [member for member in members if member in sources]:
+                    raise ValueError(
+                        f'{path} holds the layer {doubled[0]} twice, in {sources[doubled[0]]} and '
+                        f'in {name}: remove one of them'
+                    )
+                sources |= dict.fromkeys(members, name)
+                yield settings, Layer(name, members, parts, alpha)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
-    settings = _settings(path, keys, notes)
-    for name, parts in found.items():
-        if not {'down', 'up'} <= parts.keys():
-            raise ValueError(
-                f'{path}: the layer {name} has only {sorted(parts)}; expected lora_A and lora_B'
-            )
-        layer = Layer(parts['down'], parts['up'], parts.get('alpha'))
-        down, up = (a if isinstance(a, tuple) else a.shape for a in layer[:2])
-        if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not down[0]:
-            raise ValueError(
-                f'{path}: the layer {name} has lora_A {tuple(down)} and lora_B {tuple(up)}; '
-                'expected [rank, in] and [out, rank] with a rank of at least 1'
-            )
-        yield name, settings, layer
+
+
+def _alpha(path: pathlib.Path, key: str, value: np.ndarray) -> float:
+    if value.size != 1 or not np.isfinite(value).all():
+        raise ValueError(f'{path}: {key} is {shown(value.tolist())}; expected one number')
+    return float(value.reshape(()))
+
+
+def _check_pair(path: pathlib.Path, name: str, parts: Mapping[str, Any]) -> None:
+    """Checks that a layer has its two matrices and that they fit each other."""
+    if parts.keys() != {'down', 'up'}:
+        raise ValueError(
+            f'{path}: the layer {name} has only {sorted(parts)}; expected lora_A and lora_B'
+        )
+    down, up = (tuple(parts[part].get_shape()) for part in ('down', 'up'))
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not down[0]:
+        raise ValueError(
+            f'{path}: the layer {name} has lora_A {down} and lora_B {up}; expected [rank, in] and '
+            '[out, rank] with a rank of at least 1'
+        )
 
 
 def _file(path: pathlib.Path) -> pathlib.Path:

@@ -9,7 +9,7 @@ the parts that a device needs are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from densegrpo_jax.pipelines.weights.stored import Rows
@@ -143,6 +143,27 @@ Z_IMAGE = Original(
 )
 
 
+def block_layers(original: Original, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Original name of every layer of the blocks -> its layers in Diffusers, by rows.
+
+    names: Diffusers' names of a network's layers, which say how many blocks there are.
+    """
+    found = {}
+    for stack, (ours, layers, _) in original.stacks.items():
+        blocks = (re.match(rf'{re.escape(ours)}\.(\d+)\.', name) for name in names)
+        for i in sorted({int(match[1]) for match in blocks if match}):
+            for name, members in layers.items():
+                found[f'{stack}.{i}.{name}'] = tuple(f'{ours}.{i}.{member}' for member in members)
+    return found
+
+
+def split_rows(rows: int, members: Sequence[str]) -> list[tuple[int, int]]:
+    """The rows of a joined layer that belong to each of its `members`, names in Diffusers."""
+    shares = [4 if member.endswith('proj_mlp') else 1 for member in members]
+    ends = [rows * sum(shares[:i]) // sum(shares) for i in range(len(shares) + 1)]
+    return list(zip(ends, ends[1:]))
+
+
 def is_original(keys: Iterable[str], original: Original) -> bool:
     """Whether these are the keys of an original checkpoint: some layers have names that Diffusers
     does not give.
@@ -159,29 +180,27 @@ def as_diffusers(tensors: dict[str, Any], original: Original) -> dict[str, Any]:
     rest = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
     result: dict[str, Any] = {}
 
-    def move(source: str, targets: tuple[str, ...], parts: tuple[int, ...] = (1,), swap=False):
-        """parts: relative numbers of rows."""
+    def move(source: str, *targets: str, swap: bool = False):
         for kind in ('weight', 'bias', 'scale'):
             if (tensor := rest.pop(f'{source}.{kind}', None)) is None:
                 continue
-            rows, ends = tensor.get_shape()[0], [0]
-            for i in range(len(parts)):
-                ends.append(rows * sum(parts[: i + 1]) // sum(parts))
-            ranges = list(zip(ends, ends[1:]))
-            views = [Rows(tensor, *ranges[::-1])] if swap else [Rows(tensor, r) for r in ranges]
-            for target, view in zip(targets, views if len(parts) > 1 else [tensor]):
+            views, rows = [tensor], tensor.get_shape()[0]
+            if swap:
+                views = [Rows(tensor, (rows // 2, rows), (0, rows // 2))]
+            elif len(targets) > 1:
+                views = [Rows(tensor, part) for part in split_rows(rows, targets)]
+            for target, view in zip(targets, views):
                 result[f'{target}.{"bias" if kind == "bias" else "weight"}'] = view
 
     for source, target in original.outside.items():
-        move(source, (target,))
+        move(source, target)
     for source, target in original.swapped.items():
-        move(source, (target,), (1, 1), swap=True)
+        move(source, target, swap=True)
     for stack, (ours, layers, norms) in original.stacks.items():
         blocks = (re.match(rf'{re.escape(stack)}\.(\d+)\.', key) for key in rest)
         for i in sorted({int(match[1]) for match in blocks if match}):
             for name, members in [*layers.items(), *((n, (norm,)) for n, norm in norms.items())]:
-                parts = tuple(4 if member == 'proj_mlp' else 1 for member in members)
-                move(f'{stack}.{i}.{name}', tuple(f'{ours}.{i}.{m}' for m in members), parts)
+                move(f'{stack}.{i}.{name}', *(f'{ours}.{i}.{member}' for member in members))
     for name in original.unused:
         rest.pop(f'{name}.weight', None)
     return result | rest
