@@ -8,10 +8,12 @@ takes the fixture:
 
     pytestmark = pytest.mark.usefixtures('shared_programs')
 
+A test that changes what is traced, or brings code of its own, takes `own_programs`: its runs share
+among themselves alone.
+
 The programs are pure functions of what they are made from, which is their key here; only how long a
-run is, when it saves and what it reports stay out. Parts of a user's own code and process rewards
-have no key: a run with such parts makes its own programs, as do tests that change the code that is
-traced.
+run is, when it saves and what it reports stay out. Process rewards have no key, and a user's own
+code has one within a test only: other runs with such parts make their own programs.
 """
 
 import collections
@@ -23,9 +25,11 @@ import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from densegrpo_jax.calibration import loop
 from densegrpo_jax.config.method import own_code
-from densegrpo_jax.evaluation import evaluator
+from densegrpo_jax.evaluation import divergence, evaluate, evaluator
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.sampling import draw
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training import rounds, run
 
@@ -35,6 +39,10 @@ MAKERS = (
     (run, 'make_update'),
     (run, 'make_sampler'),
     (evaluator, 'make_sampler'),
+    (evaluate, 'make_sampler'),
+    (draw, 'make_sampler'),
+    (divergence, 'make_rollout'),
+    (loop, 'make_rollout'),
 )
 # What a program depends on, if not on all groups of the configuration.
 GROUPS = {'make_sampler': ('model', 'lora')}
@@ -50,16 +58,27 @@ _programs = {name: collections.OrderedDict() for _, name in MAKERS}
 @pytest.fixture
 def shared_programs(monkeypatch):
     """Runs of equal configurations share their programs."""
+    _share(monkeypatch, _programs, own=False)
+
+
+@pytest.fixture
+def own_programs(monkeypatch):
+    """Runs of equal configurations in one test share their programs."""
+    _share(monkeypatch, {name: collections.OrderedDict() for _, name in MAKERS}, own=True)
+
+
+def _share(monkeypatch, programs, own):
     for module, name in MAKERS:
-        monkeypatch.setattr(module, name, functools.partial(_shared, name, getattr(module, name)))
+        make = functools.partial(_shared, programs, own, name, getattr(module, name))
+        monkeypatch.setattr(module, name, make)
 
 
-def _shared(name, make, *args):
+def _shared(kept, own, name, make, *args):
     config = next(a for a in args if isinstance(a, ConfigDict))
-    if own_code(config) or config.guide.source != 'none':
+    if config.guide.source != 'none' or (own_code(config) and not own):
         return make(*args)
     groups = GROUPS.get(name, list(config))
-    programs, key = _programs[name], tuple(_key(a, groups) for a in args)
+    programs, key = kept[name], tuple(_key(a, groups) for a in args)
     if key not in programs:
         programs[key] = make(*args)
         if len(programs) > KEPT:

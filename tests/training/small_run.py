@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,13 @@ def trained(folder, workdir, mesh=None, **changes):
     config.reward = {'brightness': {'weight': 1.0}}
     run(config, workdir, mesh or one_device(), StopRequest())
     return final_state(workdir), [row for row in rows(workdir) if 'train/reward' in row]
+
+
+def after_one_iteration(path, copy):
+    """A copy of a run of two iterations as it was after the first; returns its folder."""
+    shutil.copytree(path, copy)
+    shutil.rmtree(copy / 'checkpoints' / '2')
+    return copy
 
 
 def equal(found, expected):

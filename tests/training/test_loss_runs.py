@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.roles import OLD_DECAYS
@@ -12,7 +13,17 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.training.run import run
-from tests.training.small_run import Brightness, final_state, make_config, one_device, rows
+from tests.programs import own_programs  # noqa: F401
+from tests.training.small_run import (
+    Brightness,
+    after_one_iteration,
+    final_state,
+    make_config,
+    one_device,
+    rows,
+)
+
+pytestmark = pytest.mark.usefixtures('own_programs')
 
 SHORT = {'iterations': 1, 'eval.every': 1, 'rollout.steps': 4, 'optim.decay': 'constant'}
 
@@ -61,8 +72,9 @@ def test_nft_samples_from_the_old_policy_and_continues(folder, tmp_path, monkeyp
     monkeypatch.setattr(Collector, 'sample', watched)
     of = {'loss.draws': 3, 'loss.beta': 0.01, 'optim.microbatch': 8}
     whole = trained('nft', folder, tmp_path / 'whole', **of, iterations=2)
-    first = trained('nft', folder, tmp_path / 'stopped', **of)
-    continued = trained('nft', folder, tmp_path / 'stopped', **of, iterations=2)
+    stopped = after_one_iteration(tmp_path / 'whole', tmp_path / 'stopped')
+    _, first, _ = final_state(stopped)
+    continued = trained('nft', folder, stopped, **of, iterations=2)
     for name in whole:
         np.testing.assert_array_equal(whole[name], continued[name], name)
     # The first update starts at zero matrices b; its policy moves them, and the old one less.

@@ -3,7 +3,6 @@ and one iteration on eight devices that moves the policy as one device does.
 """
 
 import functools
-import shutil
 
 import jax
 import pytest
@@ -11,7 +10,14 @@ import pytest
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.runtime.mesh import make_mesh
 from tests.programs import shared_programs  # noqa: F401
-from tests.training.small_run import SMOOTH, equal, final_state, moved_alike, trained
+from tests.training.small_run import (
+    SMOOTH,
+    after_one_iteration,
+    equal,
+    final_state,
+    moved_alike,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures('exact_runs', 'shared_programs')
 
@@ -97,19 +103,12 @@ def whole(folder, tmp_path_factory):
     return run
 
 
-def after_one_iteration(path, tmp_path):
-    """A copy of a run of two iterations as it was after the first."""
-    copy = shutil.copytree(path, tmp_path / 'stopped')
-    shutil.rmtree(copy / 'checkpoints' / '2')
-    return copy
-
-
 @pytest.mark.parametrize('method', each('mix', 'g2rpo'))
 def test_counts_and_continues_with_the_same_bits(folder, tmp_path, whole, method):
     _, per_sample, evaluations = CASES[method]
     settings, measured = settings_of(method)
     path, expected, meta, metrics = whole(method)
-    stopped = after_one_iteration(path, tmp_path)
+    stopped = after_one_iteration(path, tmp_path / 'stopped')
     (step, continued, its), _ = trained(folder, stopped, iterations=2, **settings)
     equal(continued, expected)
     assert step == 2 and its['nfe'] == meta['nfe'] == 2 * SAMPLES * evaluations
@@ -127,6 +126,6 @@ def test_an_iteration_on_eight_devices_moves_as_on_one(folder, tmp_path, whole, 
     mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}, jax.devices())
     settings, _ = settings_of(method)
     (_, split, _), _ = trained(folder, tmp_path / 'split', mesh, iterations=1, **settings)
-    _, alone, _ = final_state(after_one_iteration(whole(method)[0], tmp_path))
+    _, alone, _ = final_state(after_one_iteration(whole(method)[0], tmp_path / 'alone'))
     # a pixel that rounds the other way moves a reward
     moved_alike(split, alone, 2e-2)

@@ -14,9 +14,10 @@ from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.learner import make_credit
+from tests.programs import own_programs  # noqa: F401
 from tests.training.small_run import SMOOTH, equal, make_config, trained
 
-pytestmark = pytest.mark.usefixtures('exact_runs')
+pytestmark = pytest.mark.usefixtures('exact_runs', 'own_programs')
 
 SPARSE = {
     **SMOOTH,

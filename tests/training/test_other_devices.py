@@ -2,17 +2,27 @@
 them: a run that was moved ends where one that stayed does.
 """
 
-import shutil
-
 import jax
 import numpy as np
+import pytest
 
 from densegrpo_jax.config.variants import apply
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, moved_alike, rows
+from tests.programs import shared_programs  # noqa: F401
+from tests.training.small_run import (
+    SMOOTH,
+    Brightness,
+    after_one_iteration,
+    final_state,
+    make_config,
+    moved_alike,
+    rows,
+)
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
 def train(folder, workdir, devices, iterations):
@@ -31,8 +41,7 @@ def test_a_run_continues_on_other_devices(folder, tmp_path, monkeypatch):
     stayed = train(folder, tmp_path / 'stayed', 1, 2)
     _, expected, _ = final_state(tmp_path / 'stayed')
     # from one device to two: the same run as it was after its first update
-    shutil.copytree(tmp_path / 'stayed', tmp_path / 'to two')
-    shutil.rmtree(tmp_path / 'to two' / 'checkpoints' / '2')
+    after_one_iteration(tmp_path / 'stayed', tmp_path / 'to two')
     moved = {'to two': train(folder, tmp_path / 'to two', 2, 2)}
     # and from two to one
     train(folder, tmp_path / 'to one', 2, 1)

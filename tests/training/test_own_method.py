@@ -3,10 +3,14 @@ the same parts of the package do.
 """
 
 import numpy as np
+import pytest
 
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests.training.small_run import final_state, make_config, one_device, rows
+from tests.programs import own_programs  # noqa: F401
+from tests.training.small_run import after_one_iteration, final_state, make_config, one_device, rows
+
+pytestmark = pytest.mark.usefixtures('own_programs')
 
 OWN = """
 from densegrpo_jax.core.credit_rules import CreditRule, read_onwards
@@ -80,8 +84,8 @@ def test_a_loss_on_clean_samples_trains_and_continues(folder, tmp_path, monkeypa
     (tmp_path / 'own_regression.py').write_text(REGRESSION)
     monkeypatch.syspath_prepend(tmp_path)
     whole = trained(folder, tmp_path / 'whole', **ON_SAMPLES, iterations=2)
-    trained(folder, tmp_path / 'stopped', **ON_SAMPLES)
-    continued = trained(folder, tmp_path / 'stopped', **ON_SAMPLES, iterations=2)
+    stopped = after_one_iteration(tmp_path / 'whole', tmp_path / 'stopped')
+    continued = trained(folder, stopped, **ON_SAMPLES, iterations=2)
     for name in whole:
         np.testing.assert_array_equal(whole[name], continued[name], name)
     last = rows(tmp_path / 'whole')[-1]

@@ -14,7 +14,10 @@ from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.run import run
+from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import Brightness, final_state, make_config, one_device, rows
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 # They tell an evaluation's pictures from a rollout's.
 PROMPTS = [f'the evaluation {i}' for i in range(8)]

@@ -23,7 +23,10 @@ from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.report import before_after
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import make_config, one_device
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
