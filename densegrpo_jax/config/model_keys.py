@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from densegrpo_jax.config.key import MACHINE, Key, choice, number, positive, switch, text, whole
+from densegrpo_jax.core.classifier_free import ALWAYS
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
 from densegrpo_jax.networks.mmdit import REMAT_POLICIES
 from densegrpo_jax.networks.quantize import FORMATS
@@ -68,6 +69,20 @@ MODEL = {
         'none. A distilled FLUX.2 ignores it.',
         0,
         1000,
+    ),
+    'cfg_normalization': number(
+        0.0,
+        "Classifier-free guidance, as in ZImagePipeline: the guided velocity's norm is at most "
+        "this times that of the prompt's own; 0 = no bound.",
+        0,
+        1000,
+    ),
+    'cfg_truncation': number(
+        ALWAYS,
+        'Classifier-free guidance, as in ZImagePipeline: none where the time 1 - s is above this; '
+        '1 = everywhere.',
+        0,
+        1,
     ),
     'dtype': choice(
         'bfloat16', 'Dtype of the base weights and matrix products.', ('float32', 'bfloat16')

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from densegrpo_jax.core.classifier_free import ALWAYS, guided_velocity
 from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.layers import HIDDEN
@@ -56,6 +57,8 @@ class Pipeline:
         (`TextEncoder.chosen_length`), the configuration's `model.t5_length`.
       configs: the config.json of every component, as read, and at 'pipeline' the options in
         model_index.json.
+      cfg_normalization, cfg_truncation: of classifier-free guidance, see
+        `core.classifier_free.guided_velocity`.
       sown: collects what the transformer sows in every evaluation; None: nothing is sown.
       sows: the collection: PROBE, of the attention's entropies, or HIDDEN, of the last states.
     """
@@ -65,6 +68,8 @@ class Pipeline:
     scheduler: dict
     text_length: int
     configs: dict[str, dict]
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = ALWAYS
     sown: list[dict] | None = None
     sows: str = PROBE
 
@@ -264,8 +269,7 @@ class Pipeline:
             parameters. None: the base alone, which is the reference policy.
           conditioning: B rows.
           guidance: scalar or [B]. Input of the guidance embedding if the network has one; else the
-            scale w of classifier-free guidance, v_negative + w (v - v_negative)
-            (arXiv:2207.12598), which needs `negative`.
+            scale w of classifier-free guidance (`core.classifier_free`), which needs `negative`.
           negative: conditioning of the empty prompt, 1 or B rows; None: no classifier-free
             guidance.
           both: with `negative`, the function returns the pair (prediction of the prompt alone,
@@ -287,10 +291,14 @@ class Pipeline:
             positive, negative = jnp.split(
                 network(jnp.concatenate([x, x]), jnp.concatenate([s, s])), 2
             )
-            scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), s.shape).reshape(
-                -1, *(1,) * (x.ndim - 1)
+            guided = guided_velocity(
+                positive,
+                negative,
+                s,
+                guidance,
+                normalization=self.cfg_normalization,
+                truncation=self.cfg_truncation,
             )
-            guided = negative + scale * (positive - negative)
             return (positive, guided) if both else guided
 
         return velocity

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from densegrpo_jax.core.classifier_free import ALWAYS
 from densegrpo_jax.networks import attention, qwen3, t5
 from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
@@ -238,6 +239,8 @@ def build_pipeline(
     remat: str = 'none',
     dtype: Any = jnp.float32,
     attend: Attend = attention.xla,
+    cfg_normalization: float = 0.0,
+    cfg_truncation: float = ALWAYS,
 ) -> Pipeline:
     """The pipeline of the given component configurations (the contents of their config.json).
 
@@ -248,6 +251,8 @@ def build_pipeline(
         the pipeline.
       scan, remat, attend: how the transformer's blocks are compiled, see `FluxTransformer`.
       dtype: of matrix products and of the residual stream.
+      cfg_normalization, cfg_truncation: of classifier-free guidance, see
+        `core.classifier_free.guided_velocity`.
     """
     modules = kind.build_modules(
         configs, lora=lora, scan=scan, remat=remat, dtype=dtype, attend=attend
@@ -258,6 +263,8 @@ def build_pipeline(
         scheduler=dict(scheduler),
         text_length=text_length,
         configs=configs,
+        cfg_normalization=cfg_normalization,
+        cfg_truncation=cfg_truncation,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.networks.attention import choose
@@ -55,7 +56,25 @@ def network_options(config, mesh: Mesh) -> dict:
         remat=m.remat,
         dtype=dtype,
         attend=attend,
+        cfg_normalization=m.cfg_normalization,
+        cfg_truncation=m.cfg_truncation,
     )
+
+
+def _with_guidance(config, pipeline: Pipeline) -> Pipeline:
+    """The pipeline. Raises ValueError if options of classifier-free guidance are set and there is
+    none.
+    """
+    if pipeline.takes_negative(config.model.guidance):
+        return pipeline
+    for name in ('cfg_normalization', 'cfg_truncation'):
+        if (value := config.model[name]) != KEYS[f'model.{name}'].default:
+            raise ValueError(
+                f'model.{name}={value:g} is of classifier-free guidance, and a '
+                f'{pipeline.CLASS_NAME} with model.guidance={config.model.guidance:g} has none: '
+                'leave it out, or set model.guidance if the model takes it'
+            )
+    return pipeline
 
 
 def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
@@ -63,7 +82,7 @@ def open_base(config, mesh: Mesh) -> tuple[pathlib.Path, Pipeline]:
     trains; reads no weights.
     """
     options, folder = network_options(config, mesh), resolve_folder(config.model.path)
-    return folder, open_pipeline(folder, **options)
+    return folder, _with_guidance(config, open_pipeline(folder, **options))
 
 
 def open_shapes(config, mesh: Mesh) -> Pipeline:
@@ -71,11 +90,12 @@ def open_shapes(config, mesh: Mesh) -> Pipeline:
     without its files.
     """
     options, name = network_options(config, mesh), config.model.path
-    return (
+    pipeline = (
         released_pipeline(name, **options)
         if name in RELEASED
         else open_pipeline(resolve_folder(name), **options)
     )
+    return _with_guidance(config, pipeline)
 
 
 @dataclasses.dataclass(frozen=True)

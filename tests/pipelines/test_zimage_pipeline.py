@@ -43,7 +43,7 @@ def torch_pipe(folder):
     return pipe
 
 
-def torch_pictures(pipe, height, width, steps, guidance, noise):
+def torch_pictures(pipe, height, width, steps, guidance, noise, **options):
     """`guidance` as here: that of the pipeline counts from 0."""
     import torch
 
@@ -54,6 +54,7 @@ def torch_pictures(pipe, height, width, steps, guidance, noise):
         guidance_scale=guidance - 1,
         max_sequence_length=LENGTH,
         latents=torch.tensor(noise).permute(0, 3, 1, 2),
+        **options,
     )
     draw = lambda kind: pipe(prompt=list(PROMPTS), **call, output_type=kind).images
     latents = draw('latent').permute(0, 2, 3, 1).numpy()
@@ -73,18 +74,29 @@ def test_conditioning_is_that_of_the_official_pipeline(conditioned, torch_pipe):
         assert np.abs(row[kept] - want.numpy()).max() <= 1e-5 * want.abs().max()
 
 
+NORMED, CUT = {'cfg_normalization': 0.9}, {'cfg_truncation': 0.3}
+
+
 @pytest.mark.parametrize(
-    'height, width, steps, guidance', [(48, 80, 3, 5.0), (32, 112, 8, 1.0), (16, 16, 1, 2.5)]
+    'height, width, steps, guidance, options',
+    [
+        (48, 80, 3, 5.0, {}),
+        (32, 112, 8, 1.0, {}),
+        (16, 16, 1, 2.5, {}),
+        (16, 48, 4, 5.0, NORMED),
+        (16, 48, 4, 5.0, NORMED | CUT),
+    ],
 )
 def test_random_folder_makes_the_official_picture(
-    folder, conditioned, torch_pipe, height, width, steps, guidance
+    folder, conditioned, torch_pipe, height, width, steps, guidance, options
 ):
     shape = 3, height // 8, width // 8, 16
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    expected, expected_images = torch_pictures(torch_pipe, height, width, steps, guidance, noise)
+    call = height, width, steps, guidance, noise
+    expected, expected_images = torch_pictures(torch_pipe, *call, **options)
     params, conditioning, negative = conditioned
     for scan in (False, True) if height == 48 else (False,):
-        pipeline = open_pipeline(folder, text_length=LENGTH, scan=scan)
+        pipeline = open_pipeline(folder, text_length=LENGTH, scan=scan, **options)
         base = params['transformer']
         if scan:
             base = load_pipeline(folder, text_length=LENGTH, scan=True)[1]['transformer']
@@ -105,6 +117,9 @@ def test_random_folder_makes_the_official_picture(
         error = np.mean((np.asarray(images, np.float64) - expected_images) ** 2)
         assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 50
     assert np.asarray(images).std() > 5  # not a blank picture
+    if options:  # which change it
+        plain, _ = torch_pictures(torch_pipe, *call)
+        assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_the_side_of_the_padding_does_not_matter(folder, conditioned):

@@ -15,7 +15,7 @@ from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
 from densegrpo_jax.sampling.conditioning import check_targets
-from densegrpo_jax.sampling.session import check, load, load_weights
+from densegrpo_jax.sampling.session import check, load, load_weights, open_shapes
 from tests import miniature
 from tests.training.small_run import make_config, one_device
 
@@ -114,6 +114,23 @@ def test_guidance_needs_the_empty_prompt(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, session.negative, session.conditioning(['']))
     config.model.guidance = 1.0
     assert load(check(config, one_device()), PROMPTS).negative is None
+
+
+@pytest.mark.parametrize('option', [{'cfg_normalization': 1.0}, {'cfg_truncation': 0.5}])
+def test_options_of_guidance_need_guidance(option, folder, tmp_path):
+    config = make_config(folder)  # FLUX.1, whose guidance is an input of the network
+    config.model.update(option)
+    ((name, value),) = option.items()
+    said = rf'model\.{name}={value:g} is of classifier-free guidance, and a FluxPipeline'
+    for opened in (check, open_shapes):
+        with pytest.raises(ValueError, match=said):
+            opened(config, one_device())
+    config.model.path = str(miniature.random_zimage(tmp_path / 'zimage'))
+    config.lora.targets, config.model.guidance = ('attention.to_q',), 3.0
+    assert getattr(check(config, one_device()).pipeline, name) == value
+    config.model.guidance = 1.0
+    with pytest.raises(ValueError, match=r'with model\.guidance=1 has none'):
+        check(config, one_device())
 
 
 def test_targets_that_the_model_cannot_know_are_told(folder, caplog):

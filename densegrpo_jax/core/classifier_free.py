@@ -1,0 +1,42 @@
+"""Classifier-free guidance: the velocity away from that of the empty prompt."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+ALWAYS = 1.0  # the truncation that guides up to the image
+
+
+def guided_velocity(
+    positive: Float[Array, 'B *latent'],
+    negative: Float[Array, 'B *latent'],
+    s: Float[Array, ' B'],
+    scale: Float[ArrayLike, '*rows'],
+    *,
+    normalization: float = 0.0,
+    truncation: float = ALWAYS,
+) -> Float[Array, 'B *latent']:
+    """v_negative + w (v - v_negative) (arXiv:2207.12598), with the two options of Diffusers'
+    ZImagePipeline, which count at every evaluation alike: in rollouts, completions and updates.
+
+    Args:
+        positive: [B, ...] v, the prediction of the prompt.
+        negative: [B, ...] v_negative, that of the empty prompt.
+        s: [B] noise level of the latent.
+        scale: w, a scalar or [B].
+        normalization: bounds the norm of a sample's guided velocity by this times the norm of v;
+            0: no bound.
+        truncation: v itself counts, without guidance, once the time 1 - s is above this; 1: never.
+    """
+    rows = lambda x: x.reshape(-1, *(1,) * (positive.ndim - 1))
+    scale = rows(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), s.shape))
+    guided = negative + scale * (positive - negative)
+    if normalization:
+        square = lambda v: (v**2).sum(tuple(range(1, v.ndim)))
+        most, found = normalization**2 * square(positive), square(guided)
+        # A quotient and a root that have a gradient at a velocity of 0 too.
+        longer = found > most
+        share = jnp.where(longer, most / jnp.where(longer, found, 1.0), 1.0)
+        guided = guided * rows(jnp.sqrt(share))
+    if truncation < ALWAYS:
+        guided = jnp.where(rows(1 - s > truncation), positive, guided)
+    return guided
