@@ -1,0 +1,81 @@
+"""The page of a run of another family: Z-Image with classifier-free guidance and its options, whose
+first update has the ratio 1 too.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import zimage_pickscore
+from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.training.run import run
+from tests import miniature
+from tests.training.small_run import FEW, one_device, rows
+
+JPEG = {'jpeg': {'weight': 1.0}}
+SETTINGS = {
+    'iterations': 2,
+    'model.height': 32,
+    'model.width': 64,
+    'model.t5_length': 24,
+    'model.dtype': 'float32',
+    'model.cfg_normalization': 0.9,
+    'model.cfg_truncation': 0.3,  # the last of three steps is not guided
+    'lora.rank': 2,
+    'rollout.steps': 3,
+    'rollout.prompts': 2,
+    'rollout.group': 3,
+    'rollout.prompts_per_batch': 1,
+    'optim.microbatch': 6,
+    'eval.batch': 2,
+    'eval.steps': 2,
+    'eval.shown': 2,
+    'eval.groups': 2,
+    'data.train': FEW,
+    'data.eval': 'tiny',
+    'data.eval_prompts': 2,
+}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('zimage')
+    config = zimage_pickscore.get_config()
+    config.model.path = str(miniature.random_zimage(folder / 'model'))
+    config.reward = JPEG
+    config.update_from_flattened_dict(SETTINGS)
+    run(config, folder / 'run', one_device(), StopRequest())
+    return folder / 'run'
+
+
+def test_its_page_holds_the_trajectories(finished):
+    page = finished / 'report'
+    assert (page / 'index.html').stat().st_size > 0
+    text = (page / 'data.js').read_text()
+    (data,) = json.loads(text.removeprefix('window.RUNS = ').removesuffix(';\n'))
+    groups = data['groups']
+    assert [(g['step'], g['group']) for g in groups] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    reward = build_reward(JPEG)
+    for group in groups:
+        table = np.asarray(Image.open(page / data['files'] / group['image']).convert('RGB'))
+        (width, height), columns = group['cell'], len(group['columns'])
+        assert (width, height, len(group['samples'])) == (64, 32, 3)
+        assert {p['k'] for column in group['columns'] for p in column['points']} == {0, 1, 2, 3}
+        cells = table.reshape(3, height, columns, width, 3).swapaxes(1, 2)
+        for images, sample in zip(cells, group['samples']):
+            # each picture is the one that the score below it is of
+            scored = reward(images, [group['prompt']] * columns, [{}] * columns)
+            np.testing.assert_allclose(
+                sample['scores']['jpeg'], np.asarray(scored.values['jpeg']), atol=1e-6
+            )
+            assert len(sample['advantages']) == 2
+        assert [t['row'] for t in group['transitions']] == [0, 1, None]  # the last one is silent
+    assert len(data['sheets']) >= 2
+
+
+def test_the_ratio_of_its_first_update_is_one(finished):
+    first = [row for row in rows(finished) if 'train/reward' in row][0]
+    assert first['train/ratio_deviation_first'] <= 1e-6 and first['train/grad_norm'] > 0
