@@ -73,20 +73,16 @@ class Collector:
           conditioning: of all prompts [P, ...].
           group_ids: int32 [samples], the prompt of each sample.
         """
-        texts, s = [p.text for p in chosen], self._session
-        placed = lambda texts: place(s.conditioning, texts, s.mesh)
-        conditioning = placed(texts)
+        texts = [p.text for p in chosen]
+        conditioning = place(self._session.conditioning, texts, self._session.mesh)
         group_ids = group_ids_of(sizes or [self._group] * len(chosen))
         where = np.arange(len(chosen)) if places is None else np.asarray(places)
         rollouts, pending, waiting, batch = [], [], None, batch or self._batch
         for start in range(0, len(chosen), batch):
             here = np.arange(start, start + batch)
-            of_batch = placed(texts[start : start + batch])
             roll = rollout_fn if sizes is None else rollout_fn[sizes[start]]
-            given = s.params, policy, of_batch, s.negative, key, where[here], noise_levels
-            if process is not None:
-                given = *given, process.inputs(texts[start : start + batch])
-            result = roll(*given)
+            of_batch = policy, texts[start : start + batch], key, where[here], noise_levels
+            result = roll(*self.given(*of_batch, process))
             if waiting is not None:
                 pending.append(self._submit(*waiting))
             rollouts.append(result[0])
@@ -95,6 +91,21 @@ class Collector:
             waiting = (*result[1:], samples, [chosen[g] for g in group_ids[samples]], shown)
         pending.append(self._submit(*waiting))
         return rollouts, pending, conditioning, group_ids
+
+    def given(
+        self,
+        policy: dict | None,
+        texts: list[str],
+        key: np.ndarray,
+        places: np.ndarray,
+        noise_levels: np.ndarray,
+        process: ProcessReward | None = None,
+    ) -> tuple:
+        """The arguments of the rollout of a batch of prompts, see `sample`."""
+        s = self._session
+        conditioning = place(s.conditioning, texts, s.mesh)
+        given = s.params, policy, conditioning, s.negative, key, places, noise_levels
+        return given if process is None else (*given, process.inputs(texts))
 
     def _submit(
         self,

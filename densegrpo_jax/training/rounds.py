@@ -23,6 +23,7 @@ from densegrpo_jax.sampling.guidance import cost, guidance_maker
 from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
 from densegrpo_jax.sampling.session import Session
+from densegrpo_jax.training.ahead import Foreseen
 from densegrpo_jax.training.learner import make_credit
 from densegrpo_jax.training.progress import Progress
 
@@ -149,6 +150,27 @@ class Rounds:
         of_groups = [prompts[p] for p in order]
         chosen = steps if fixed is None else None
         return Round(*parts, of_groups, chosen, credit, nfe, entropy, metrics)
+
+    def foreseen(
+        self, iteration: int, policy: dict | None, prompts: Sequence[Prompt]
+    ) -> Foreseen | None:
+        """What `sample` will call, if that is known before the iteration."""
+        s, config, moving = self._session, self._session.config, self._schedule.moving
+        if self._probe is not None or config.budget.by != 'none':
+            return None
+        levels, options = self._schedule.noise_levels, {}
+        if moving is not None:
+            if moving.own_plans:
+                return None
+            options = {'chosen': moving.choose(iteration)}
+            levels = moving.levels(levels, options['chosen'])
+        key = key_data(stream_key(config.seed, STREAM_ROLLOUT, iteration))
+        texts, batch = [p.text for p in prompts], config.rollout.prompts_per_batch
+        places = np.arange(batch)
+        given = self._collector.given(policy, texts[:batch], key, places, levels, self._process)
+        conditioning = place(s.conditioning, texts, s.mesh)
+        rollout, scores = self._rollout(None, config.rollout.group), tuple(s.reward.weights)
+        return Foreseen(rollout, given, self._credit(None), scores, options, conditioning)
 
     def _probed(self, policy: dict | None, prompts: Sequence[Prompt], key: np.ndarray) -> Entropies:
         s, batch = self._session, self._session.config.rollout.prompts_per_batch

@@ -38,6 +38,7 @@ from densegrpo_jax.sampling.sampler import Schedule, make_sampler
 from densegrpo_jax.sampling.session import Checked, Session, base_digest, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
+from densegrpo_jax.training.ahead import Ahead
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
@@ -155,6 +156,14 @@ def run(
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
 
+        brake = lambda: guard.brakes(progress) if guard else ()
+        foreseen = None
+        if step < config.iterations:
+            foreseen = rounds.foreseen(step, state.roles[sampler], chosen(step))
+        learned = state, session.params, session.negative, *brake()
+        ahead = Ahead(config, foreseen, update_fn, learned)
+        del foreseen, learned
+
         try:
             # Also if the last process was stopped between an update and its evaluation.
             if evaluation_due() and not progress.evaluated(step):
@@ -166,6 +175,7 @@ def run(
                 # Sample, complete by ODE, decode.
                 profiler.begin(step + 1)
                 watch = report.Stopwatch()
+                stop.wait(ahead.rollout)
                 found = rounds.sample(step, state.roles[sampler], chosen(step), progress)
                 watch.lap('sample')
 
@@ -184,8 +194,8 @@ def run(
 
                 # Update.
                 text = found.conditioning, session.negative
-                brake = guard.brakes(progress) if guard else ()
-                updated, update_metrics = update_fn(state, session.params, *text, batch, *brake)
+                stop.wait(ahead.update)
+                updated, update_metrics = update_fn(state, session.params, *text, batch, *brake())
                 _agree_on_update(config, stop, update_metrics)
                 state, step = updated, step + 1
                 metrics = jax.device_get({**metrics, **update_metrics}) | found.metrics
