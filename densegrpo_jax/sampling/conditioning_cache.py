@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -18,8 +19,11 @@ from absl import logging
 
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.weights.files import METADATA, write_file
+from densegrpo_jax.runtime.reading import check_file
 
-FORMAT = 2  # of the files; files of another format are ignored, and their prompts encoded anew
+FORMAT = 3  # of the files; files of another format are ignored, and their prompts encoded anew
+
+OF, DIGEST = 'of', 'sha256'  # in a file's metadata: its name, a hash of its arrays
 
 
 def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
@@ -35,6 +39,7 @@ def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
     for name in (*pipeline.text_encoders, *tokenizers):
         for path in sorted((folder / name).rglob('*')):
             if path.suffix in ('.json', '.safetensors', '.txt', '.model', '.jinja'):
+                check_file(path)
                 with open(path, 'rb') as file:
                     digest = hashlib.file_digest(file, 'sha256').hexdigest()
                 total.update(f'{name}/{path.name} {digest}'.encode())
@@ -72,21 +77,40 @@ class TextCache:
         return self._directory / name[:2] / f'{name}.safetensors'
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """The distinct prompts that are not stored yet, in order. A file that was cut short counts
-        as missing, and is removed.
+        """The distinct prompts that are not stored yet, in order. A file that was cut short, or is
+        of another prompt or encoder, counts as missing, and is removed.
+
+        Raises:
+          FileNotFoundError: something else than a file has a file's name.
         """
         distinct = list(dict.fromkeys(prompts))
         for path in map(self.path, distinct) if self._on_disk else ():
-            if path.is_file() and path.stat().st_size != self._bytes:
-                logging.warning('%s is damaged; its prompt is encoded anew', path)
+            if found := self._problem(path):
+                logging.warning('%s is %s; its prompt is encoded anew', path, found)
                 path.unlink(missing_ok=True)
         return [p for p in distinct if not self._has(p)]
+
+    def _problem(self, path: pathlib.Path) -> str | None:
+        """What is wrong with a file, by its header and length alone; None if nothing is, or if
+        there is none.
+        """
+        if not os.path.lexists(path):
+            return None
+        check_file(path)
+        if path.stat().st_size != self._bytes:
+            return 'damaged'
+        try:
+            with safetensors.safe_open(path, framework='numpy') as file:
+                notes = file.metadata() or {}
+        except safetensors.SafetensorError:
+            return 'damaged'
+        return None if notes.get(OF) == path.stem else 'the file of another prompt'
 
     @functools.cached_property
     def _bytes(self) -> int:
         """The length of every file."""
         row = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in self._shapes.items()}
-        return len(safetensors.numpy.save(row, METADATA))
+        return len(safetensors.numpy.save(row, METADATA | _notes('0' * 64, row)))
 
     def _has(self, prompt: str) -> bool:
         return self.path(prompt).exists() if self._on_disk else prompt in self._held
@@ -111,7 +135,7 @@ class TextCache:
                 if self._on_disk:
                     path = self.path(prompt)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_file(path, row)
+                    write_file(path, row, _notes(path.stem, row))
                 else:
                     self._held[prompt] = row
             done(min(start + batch, len(prompts)))
@@ -121,7 +145,7 @@ class TextCache:
 
         Raises:
           KeyError: a prompt is not stored.
-          ValueError: a file is damaged; the message names it.
+          ValueError: a file is damaged or not of its prompt; the message names it.
         """
         rows = [self._row(prompt) for prompt in prompts]
         while (
@@ -138,15 +162,32 @@ class TextCache:
                 raise KeyError(f'the prompt {prompt!r} has no conditioning in memory')
             path = self.path(prompt)
             try:
-                stored = safetensors.numpy.load_file(path)
-                self._held[prompt] = {name: stored[name] for name in self._dtypes}
+                self._held[prompt] = self._read(path)
             except FileNotFoundError:
                 raise KeyError(
                     f'the prompt {prompt!r} has no stored conditioning in {self._directory}'
                 ) from None
-            except (safetensors.SafetensorError, KeyError) as error:
+            except (safetensors.SafetensorError, KeyError, ValueError) as error:
                 raise ValueError(
                     f'{path} is damaged ({error}); delete it and start again: it will be computed '
                     'anew'
                 ) from None
         return self._held[prompt]
+
+    def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
+        """The arrays of a file that is of this name and whole."""
+        with safetensors.safe_open(path, framework='numpy') as file:
+            row = {name: file.get_tensor(name) for name in self._dtypes}
+            if (file.metadata() or {}) != METADATA | _notes(path.stem, row):
+                raise ValueError('its content is not that of its name')
+        return row
+
+
+def _notes(name: str, row: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What a file of this name says of itself: copies under another name, and changed bytes, are
+    noticed.
+    """
+    total = hashlib.sha256()
+    for key in sorted(row):
+        total.update(row[key].tobytes())
+    return {OF: name, DIGEST: total.hexdigest()}

@@ -2,6 +2,7 @@
 encoders in memory.
 """
 
+import os
 import shutil
 
 import jax
@@ -124,6 +125,39 @@ def test_a_stop_keeps_what_is_done_and_damage_is_named(folder, tmp_path, monkeyp
         cache(PROMPTS[:1])
 
 
+def test_a_file_of_another_prompt_or_encoder_is_not_used(tmp_path, caplog):
+    """Exchanged files are encoded anew, changed values end the run; both were trained on."""
+    shapes, prompts = _rows(1), PROMPTS[:2]
+    value = lambda text: len(text) + (text == PROMPTS[1])
+    rows = lambda part: {
+        'context': jnp.stack([jnp.full((2, 3), value(p), jnp.float32) for p in part]),
+        'pooled': jnp.ones((len(part), 3)),
+    }
+    fill = lambda cache: cache.fill(cache.missing(prompts), rows, 2, lambda n: None)
+    other, cache = (TextCache(tmp_path, key, shapes) for key in ('other', 'key'))
+    fill(other), fill(cache)
+    paths = [cache.path(p) for p in prompts]
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents[::-1]):
+        path.write_bytes(content)
+    assert TextCache(tmp_path, 'key', shapes).missing(prompts) == prompts
+    assert 'is the file of another prompt; its prompt is encoded anew' in caplog.text
+    fill(cache)
+    assert [path.read_bytes() for path in paths] == contents
+    paths[0].write_bytes(other.path(prompts[0]).read_bytes())
+    assert TextCache(tmp_path, 'key', shapes).missing(prompts) == prompts[:1]
+    fill(cache)
+    paths[1].write_bytes(contents[1][:-1] + b'\x41')
+    changed = TextCache(tmp_path, 'key', shapes)
+    assert changed.missing(prompts) == []
+    with pytest.raises(ValueError, match=f'{paths[1].name} is damaged .its content is not'):
+        changed(prompts)
+    paths[0].unlink()
+    os.mkfifo(paths[0])
+    with pytest.raises(FileNotFoundError, match='is a pipe'):
+        changed.missing(prompts)
+
+
 def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
     """A mask is stored, read, placed and repeated with the context it belongs to; a file that lacks
     it is not of this pipeline.
@@ -145,7 +179,7 @@ def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
         np.testing.assert_array_equal(np.asarray(rows, np.float32), given[name][[1, 1, 0, 0]])
     one = {name: leaf for name, leaf in shapes.items() if name == 'context'}
     TextCache(tmp_path, 'other', one).fill(PROMPTS[:1], lambda part: given, 1, lambda n: None)
-    with pytest.raises(ValueError, match="damaged .'mask'."):
+    with pytest.raises(ValueError, match='damaged .*tensor mask'):
         TextCache(tmp_path, 'other', shapes)(PROMPTS[:1])
 
 
