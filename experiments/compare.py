@@ -92,6 +92,10 @@ def main(flag, extra: Sequence[str]) -> int:
     if not listed:
         raise app.UsageError(f'--vary={flag.vary}: expected key=value,value,...')
     workdir, out, values = pathlib.Path(flag.workdir), pathlib.Path(flag.out), listed.split(',')
+    if len({*values}) < len(values) or '' in values:
+        raise ValueError(f'--vary={flag.vary}: expected different values, none of them empty')
+    if twice := [text for text in extra if text.lstrip('-').startswith(f'config.{key}=')]:
+        raise ValueError(f'--vary={flag.vary} and {twice[0]} set the same key: leave one out')
     by_method = key == METHOD
     if by_method and values == ['all']:
         values = list(METHODS)

@@ -49,7 +49,8 @@ from experiments.reproduction import page, probed
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, select
 from experiments.reproduction.probed import MEASURES
-from experiments.reproduction.records import Records
+from experiments.reproduction.records import Records, check_results
+from experiments.reproduction.statistics import NOT_RUN
 from experiments.reproduction.sweep import Run, base_digest, run_all, watch
 
 
@@ -91,6 +92,10 @@ def main(flag, extra: Sequence[str]) -> int:
     psi = pathlib.Path(flag.psi or workdir / 'psi.json')
     runs = chosen_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
     records, status = Records.load(out), FINISHED
+    if not flag.run:
+        measured = [s for s in probed.read(out).values() if s.verdict != NOT_RUN]
+        found = records.runs or measured or any(run.finished for run in runs)
+        check_results(bool(found), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         with handle_stop_signals() as stop:

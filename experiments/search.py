@@ -35,6 +35,7 @@ from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import Session, check, load
 from densegrpo_jax.search.run import make_budget, search
 from experiments.reproduction.facts import commit
+from experiments.reproduction.records import check_results
 from experiments.searching import page
 from experiments.searching.cases import BASE, BUDGETS, METHODS, TASKS, Case, Task, cases, chosen
 from experiments.searching.records import Records
@@ -110,6 +111,8 @@ def main(flag) -> int:
         run(todo, flag.prompts, policy, folder, out, mesh, stop)
 
     status = 0
+    if not flag.run:
+        check_results(bool(Records.load(out).rows), workdir, out)
     if flag.run:
         config = configuration(TASKS[flag.tasks[0]], 1)
         given = types.SimpleNamespace(config=config, **flag.flag_values_dict())

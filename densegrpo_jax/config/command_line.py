@@ -21,9 +21,11 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from densegrpo_jax.config.documents import RECIPE, SUFFIXES, from_document
 from densegrpo_jax.config.flag_types import define_whole, refuse
+from densegrpo_jax.config.given import check_given
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, entry, paths
+from densegrpo_jax.runtime.reading import missing, read_text
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # the errors that such arguments raise, wherever they are found
@@ -68,9 +70,10 @@ def define_config(help_string: str, *, training: bool = True, listed: bool = Fal
     lists them.
     """
     try:
+        _check_flag_files(sys.argv)
         # reads --flagfile already now
         config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
-    except flags.Error as error:
+    except (flags.Error, ValueError, OSError) as error:
         _refuse(error)
     # the library's own flag lets any error through
     flags.FLAGS['config'].parser = _Configuration(training, listed)
@@ -247,6 +250,8 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
     path, known = pathlib.Path(name), sorted(other.stem for other in RECIPES.glob('*.py'))
     if path.is_file():
         return path
+    if path.exists() and (path.name != name or path.suffix or name not in known):
+        raise ValueError(f'--config={argument}: {missing(path, str(path))}')
     if path.name != name or path.suffix:
         beside, where = (
             path.parent.glob(f'*{path.suffix}'),
@@ -347,12 +352,33 @@ def _options(kind: str) -> dict:
     return options
 
 
+def _check_flag_files(args: Sequence[str], within: tuple[pathlib.Path, ...] = ()) -> None:
+    """Raises ValueError or OSError if a file of --flagfile is no text, or names itself. The library
+    opens anything, more than once: a pipe is empty then, or never begins.
+
+    Args:
+      within: the files that hold `args`.
+    """
+    for given, following in zip(args, [*args[1:], '']):
+        flag, equals, name = given.strip().partition('=')
+        if flag in ('--flagfile', '-flagfile'):
+            path = pathlib.Path((name if equals else following).strip()).expanduser()
+            if path in within:
+                raise ValueError(f'--flagfile={path} names itself')
+            if str(path) != '.':  # no name: the library's own error
+                lines = read_text(path, '--flagfile').split('\n')
+                _check_flag_files(lines, (*within, path))
+
+
 def _parse(args: list[str]) -> list[str]:
     try:
+        _check_flag_files(args)
         if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
             _show_help(args)
-        return flags.FLAGS(args)
-    except (flags.Error, ValueError) as error:  # the latter for --noswitch=value
+        left = flags.FLAGS(args)
+        check_given(args)
+        return left
+    except (flags.Error, ValueError, OSError) as error:  # ValueError: also for --noswitch=value
         _refuse(f'{error}\n(--help lists the flags)')
 
 

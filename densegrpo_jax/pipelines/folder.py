@@ -4,6 +4,7 @@ written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
-from densegrpo_jax.pipelines.tokenizers import check_vocabulary, load_tokenizers
+from densegrpo_jax.pipelines.tokenizers import check_length, check_vocabulary, load_tokenizers
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.content import content_digest
 from densegrpo_jax.pipelines.weights.hub import find_folder
@@ -143,7 +144,19 @@ def check_params(
     rules = pipeline.weight_rules()
     for name, shapes in pipeline.abstract_params(components).items():
         source, options = _source(folder, pipeline, name, transformer_file)
-        weights.check_weights(source, rules[name], shapes, **options)
+        try:
+            weights.check_weights(source, rules[name], shapes, **options)
+        except ValueError as error:
+            file = pathlib.Path(folder) / pipeline.folder(name) / 'config.json'
+            raise ValueError(f'{error}{_unset(file, pipeline, name)}') from None
+
+
+def _unset(file: pathlib.Path, pipeline: Pipeline, name: str) -> str:
+    """What a component's config.json leaves to defaults, as a line; '' if nothing."""
+    network = getattr(pipeline.modules[name], 'config', None)
+    fields = dataclasses.fields(network) if dataclasses.is_dataclass(network) else ()
+    absent = [f.name for f in fields if f.name not in pipeline.configs[name]]
+    return f'\n  {file} does not set {", ".join(absent)}: defaults were taken' if absent else ''
 
 
 def params_digest(
@@ -202,16 +215,40 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
     configs = {
         component: read(f'{kind.folder(component)}/config.json', kind) for component in kind.INDEX
     }
+    scheduler = read('scheduler/scheduler_config.json', kind)
+    for component, (library, _) in kind.INDEX.items():
+        names = ('_class_name',) if library == 'diffusers' else ('model_type', 'architectures')
+        _check_kind(folder / kind.folder(component) / 'config.json', configs[component], names)
+    _check_kind(folder / 'scheduler' / 'scheduler_config.json', scheduler, ('_class_name',))
     configs['pipeline'] = _options(folder / 'model_index.json', index, kind)
     tokenizers = load_tokenizers(folder, [(e.tokenizer, e.kind) for e in kind.TEXT_ENCODERS])
     for encoder, tokenizer in zip(kind.TEXT_ENCODERS, tokenizers):
         size = configs[encoder.component].get('vocab_size')
         if isinstance(size, int):
             check_vocabulary(tokenizer, size, f'{folder / encoder.tokenizer}')
+        longest = configs[encoder.component].get('max_position_embeddings')
+        if isinstance(longest, int) and not encoder.chosen_length:
+            check_length(tokenizer, longest, folder / encoder.tokenizer)
         if encoder.thinking is not None:
             check_template(tokenizer, f'{folder / encoder.tokenizer}')
-    scheduler = read('scheduler/scheduler_config.json', kind)
-    return build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
+    try:
+        pipeline = build_pipeline(configs, scheduler, tokenizers, kind=kind, **options)
+        pipeline.sigmas(1, 256, 256)  # reads the scheduler's settings
+    except ValueError as error:
+        raise ValueError(f'{folder}: {error}') from None
+    return pipeline
+
+
+def _check_kind(path: pathlib.Path, config: dict, names: Sequence[str]) -> None:
+    """Raises ValueError if a parsed file does not say what it configures, by one of the keys
+    `names`. What it does not set has the libraries' defaults: a file that lost its content would be
+    another network, or draw on another grid.
+    """
+    if not any(config.get(name) for name in names):
+        raise ValueError(
+            f'{path} has no {" or ".join(names)}, which every such file has: it is not the '
+            "model's own; fetch it again"
+        )
 
 
 def _options(path: pathlib.Path, index: dict, kind: type[Pipeline]) -> dict[str, Any]:

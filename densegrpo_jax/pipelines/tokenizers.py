@@ -21,6 +21,7 @@ import numpy as np
 
 from densegrpo_jax.data.prompts import SCENES
 from densegrpo_jax.data.words import ASSETS
+from densegrpo_jax.runtime.reading import read_json
 
 FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerFast'))
 TOKENIZERS = ASSETS / 'tokenizers'  # holds tokenizer/ and tokenizer_2/
@@ -68,8 +69,12 @@ def open_tokenizer(kind: type, path: Path):
             f'{path} has its vocabulary in {PIECES} alone, which transformers reads with another '
             'package: pip install sentencepiece; or put the tokenizer.json of the model beside it'
         )
+    for file in sorted(path.glob('*.json')):
+        if 'model' not in read_json(file) and file.name == 'tokenizer.json':
+            raise ValueError(f"{file} has no 'model': it is not a tokenizer's; fetch it again")
     try:
         tokenizer = kind.from_pretrained(str(path), local_files_only=True)
+        tokenizer(list(TRIED), padding='max_length', max_length=16, truncation=True)
         ids = {tuple(tokenizer(text).input_ids) for text in TRIED}
     except Exception as error:  # noqa: BLE001 (the library lets any error through)
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -85,6 +90,20 @@ def open_tokenizer(kind: type, path: Path):
             'own'
         )
     return tokenizer
+
+
+def check_length(tokenizer, positions: int, folder: Path) -> None:
+    """Checks the number of tokens to which a tokenizer fills prompts, of an encoder with that many
+    positions.
+
+    Raises:
+      ValueError: the tokenizer does not say, or says more.
+    """
+    if tokenizer.model_max_length > positions:
+        raise ValueError(
+            f'{folder / "tokenizer_config.json"} has no model_max_length of at most {positions}, '
+            "the positions of its encoder: it is not the model's own; fetch it again"
+        )
 
 
 def check_vocabulary(tokenizer, size: int, where: str) -> None:

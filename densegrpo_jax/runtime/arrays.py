@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from densegrpo_jax.runtime.reading import kind
+
 
 def write_arrays(path: pathlib.Path, version: int, arrays: Mapping[str, Any]) -> None:
     """Writes an npz in one step; creates the folder if absent. `version` becomes `format`."""
@@ -44,7 +46,8 @@ def read_arrays(
     """
     named = f'{key}: ' if key else ''
     if not path.is_file():
-        raise FileNotFoundError(f'{named}there is no file {path}; {maker} makes one')
+        found = f'{path} is {kind(path)}' if path.exists() else f'there is no file {path}'
+        raise FileNotFoundError(f'{named}{found}; {maker} makes one')
     way_out = f'expected a file of {maker}; name another one, or make it anew'
     try:
         with np.load(path, allow_pickle=False) as stored:

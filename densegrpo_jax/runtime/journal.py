@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import parse_json
+from densegrpo_jax.runtime.reading import check_file, parse_json
 
 
 class Journal:
@@ -37,6 +37,8 @@ class Journal:
         self._path, self._forms, self._remedy = path, forms, remedy
         if restart:
             path.unlink(missing_ok=True)
+        if path.exists():
+            check_file(path)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b'\n')]
         self.rows = [self._parsed(line, number) for number, line in enumerate(whole, start=1)]

@@ -4,6 +4,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from densegrpo_jax.runtime.reading import kind
+
 
 def folder_problem(folder: str | pathlib.Path) -> str | None:
     """What is wrong with a folder, which need not exist yet, and what to do; None if nothing is."""
@@ -13,7 +15,7 @@ def folder_problem(folder: str | pathlib.Path) -> str | None:
     try:
         for place in (path, *path.parents):
             if os.path.lexists(place) and not place.is_dir():
-                what = 'a link to nothing' if place.is_symlink() else 'a file'
+                what = 'a link to nothing' if place.is_symlink() else kind(place)
                 return f'{place} is {what}, where a folder is needed; name another'
     except OSError as error:
         return f'{error.strerror}; name another'
@@ -75,10 +77,9 @@ def check_places(folder: pathlib.Path, files: Iterable[str], folders: Iterable[s
         path, wanted = folder / name, 'a file' if name in files else 'a folder'
         fits = path.is_file() if name in files else path.is_dir()
         if os.path.lexists(path) and not fits:
-            found = 'a folder' if path.is_dir() else 'a file' if path.is_file() else 'a broken link'
             raise ValueError(
-                f'{path} is {found}, and this command writes {wanted} of that name: move it away, '
-                'or name another folder'
+                f'{path} is {kind(path)}, and this command writes {wanted} of that name: move it '
+                'away, or name another folder'
             )
 
 

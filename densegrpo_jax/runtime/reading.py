@@ -30,19 +30,12 @@ def read_text(path: str | pathlib.Path, what: str = '') -> str:
       what: the kind of file, for messages: 'prompt file'.
 
     Raises:
-      FileNotFoundError: no such file, or a folder.
+      FileNotFoundError: as `check_file`.
       OSError: the file cannot be read.
       ValueError: bytes of another encoding, or NUL characters; the message names the line.
     """
     path, name = pathlib.Path(path), f'{what} {path}'.strip()
-    if not path.exists() or path.is_dir():
-        raise missing(path, name)
-    if (
-        path.is_char_device()
-        and path.resolve() != pathlib.Path('/dev/null')
-        or path.is_block_device()
-    ):
-        raise ValueError(f'{name} is a device, where a file is needed')
+    check_file(path, name)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -103,8 +96,7 @@ def read_json(
       ValueError: as in `read_text` and `parse_json`.
     """
     path = pathlib.Path(path)
-    if not path.exists() or path.is_dir():
-        raise missing(path, str(path), holds)
+    check_file(path, holds=holds)
     return parse_json(read_text(path), str(path), kind)
 
 
@@ -159,19 +151,44 @@ def read_table(
     return rows
 
 
+def check_file(path: pathlib.Path, name: str = '', holds: str = '') -> None:
+    """Call it before a file is opened: a pipe may never begin, and a device never end.
+
+    Args: as `missing`; name: '' = the path.
+
+    Raises:
+      FileNotFoundError: there is no such file, or something else of that name.
+    """
+    if not path.is_file():
+        raise missing(path, name or str(path), holds)
+
+
 def missing(path: pathlib.Path, name: str, holds: str = '') -> FileNotFoundError:
     """The error for a file that is not there.
 
     Args:
       name: of the file, for the message. holds: what was expected.
     """
-    if path.is_dir():
-        found = f'{name} is a folder, where a file is needed'
-    elif path.is_symlink():
+    if path.is_symlink() and not path.exists():
         found = f'{name} is a link to {path.readlink()}, which does not exist: fetch it again'
+    elif path.exists():
+        found = f'{name} is {kind(path)}, where a file is needed'
+        found += ': write its content to one' if kind(path) == 'a pipe' else ''
     else:
         found = f'{name} does not exist'
     return FileNotFoundError(found + (f'; expected {holds}' if holds else ''))
+
+
+def kind(path: pathlib.Path) -> str:
+    """What there is of a name that is in use, for messages."""
+    tests = {
+        'a file': path.is_file,
+        'a folder': path.is_dir,
+        'a pipe': path.is_fifo,
+        'a socket': path.is_socket,
+        'a broken link': lambda: not path.exists(),
+    }
+    return next((name for name, holds in tests.items() if holds()), 'a device')
 
 
 def shown(value: Any, length: int = 40) -> str:

@@ -14,7 +14,7 @@ from densegrpo_jax.config.method import kernel_of, noise_table_of
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.schedules import check_noise_levels
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import read_json
+from densegrpo_jax.runtime.reading import kind, read_json
 
 FORMAT = 1  # of psi.json
 FILE = 'psi.json'  # in the work directory of a run that calibrates first
@@ -130,9 +130,9 @@ def _shown(g: dict) -> str:
 def read(path: pathlib.Path) -> dict:
     """A psi file. Raises FileNotFoundError if it is missing, ValueError if it is not a psi file."""
     if not path.is_file():
+        found = f'{path} is {kind(path)}' if path.exists() else f'there is no psi file {path}'
         raise FileNotFoundError(
-            f'there is no psi file {path}; densegrpo_jax.calibrate makes one (noise.psi_path names '
-            'it)'
+            f'{found}; densegrpo_jax.calibrate makes one (noise.psi_path names it)'
         )
     way_out = 'not a psi file of densegrpo_jax.calibrate; name another one, or remove it'
     try:

@@ -13,7 +13,7 @@ from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_st
 from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost.variants import VARIANTS
 from experiments.reproduction.facts import commit, device
-from experiments.reproduction.records import Records
+from experiments.reproduction.records import Records, check_results
 from experiments.reproduction.sweep import Run, base_digest, recorded, run_all
 
 FIGURE = 'methods'
@@ -39,6 +39,8 @@ def run(flag, extra: Sequence[str]) -> int:
     base, records = base_digest(flag.config, extra), Records.load(out)
     measured = measures.Measures.load(out)
     records.check_base(base, out)
+    if not flag.run:
+        check_results(bool(records.runs) or any(workdir.glob('*/**/summary.json')), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
     status = FINISHED
     chosen = lambda: sweep.best_rates(sweep.rates(records, budget))

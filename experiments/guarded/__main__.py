@@ -11,7 +11,6 @@ status as `experiments.reproduce`.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,10 @@ from absl import flags, logging
 from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.facts import commit, device
+from experiments.reproduction.records import check_results
 from experiments.reproduction.sweep import Run, run_all
 
 HERE = pathlib.Path(__file__).parent
@@ -129,6 +130,8 @@ def main(flag, extra: Sequence[str]) -> int:
         tuple(extra),
     )
     runs = [of(case, seed) for seed in flag.seeds for case in cases]
+    if not flag.run:
+        check_results(any(run.finished for run in runs), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
     status = FINISHED
     try:
@@ -142,7 +145,7 @@ def main(flag, extra: Sequence[str]) -> int:
     found: dict[str, dict[str, Outcome]] = {case: {} for case in cases}
     for each in runs:
         if each.finished:
-            summary = json.loads((each.folder / 'summary.json').read_text(encoding='utf-8'))
+            summary = read_json(each.folder / 'summary.json')
             found[each.variant][each.seed] = outcome(summary)
     out.mkdir(parents=True, exist_ok=True)
     shown = f'python -m experiments.guarded --seeds={",".join(flag.seeds)} --out={flag.out}'

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import read_table
+from densegrpo_jax.runtime.reading import read_json, read_table
 
 EVALUATION = (
     'variant',
@@ -40,6 +40,15 @@ RUN = (
 RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without the values known at the end
 
 Key = tuple[str, str]  # variant, seed
+
+
+def check_results(found: bool, workdir: object, out: object) -> None:
+    """Raises ValueError if nothing was found to draw, before an empty page replaces a full one."""
+    if not found:
+        raise ValueError(
+            f'--norun: there are no results in --workdir={workdir} nor --out={out}; name the '
+            'folder of finished runs, or leave --norun out'
+        )
 
 
 class Records:
@@ -104,10 +113,7 @@ class Records:
         Raises:
           ValueError: its base configuration differs from that of the runs already here.
         """
-        run, summary = (
-            json.loads((workdir / RUN_FILE).read_text(encoding='utf-8')),
-            json.loads((workdir / 'summary.json').read_text(encoding='utf-8')),
-        )
+        run, summary = (read_json(workdir / name) for name in (RUN_FILE, 'summary.json'))
         others = {row['base'] for row in self.runs.values()} - {run['base']}
         if others:
             raise ValueError(

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mistakes import found, shell, typed  # noqa: E402
+from mistakes import found, shell, special, typed  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTHING = lambda folder: None
@@ -23,12 +23,15 @@ TABLES = {
         for text, words in typed.KEYS
     ],
     'flag': [(NOTHING, arguments, words) for arguments, words in typed.FLAGS],
+    'given': [(NOTHING, arguments, words) for arguments, words in typed.GIVEN],
     'tool': [(NOTHING, arguments, words) for arguments, words in typed.TOOLS],
     'recipe': found.RECIPES,
     'folder': found.FOLDERS,
     'prompt': found.PROMPTS,
     'model': found.MODELS,
     'lora': found.LORA,
+    'special': special.SPECIAL,
+    'form': special.FORMS,
 }
 CASES = {f'{name}{i}': case for name, rows in TABLES.items() for i, case in enumerate(rows)}
 assert len(CASES) >= 150

@@ -104,11 +104,11 @@ FLAGS = [
     (['main', TINY, '--workdir='], 'is a variable of the shell unset?'),
     (['main', TINY, '--workdir=run', '--profile=3'], '--profile=3: expected START:COUNT'),
     (['main', TINY, '--workdir=run', '--profile=999:1'], 'ends after iteration 999, but iter'),
-    (['main', TINY, '--workdir=run', '--flagfile=nowhere'], 'Unable to open flagfile'),
+    (['main', TINY, '--workdir=run', '--flagfile=nowhere'], '--flagfile nowhere does not exist'),
     (['main', TINY, '--workdir= '], 'is a variable of the shell unset?'),
     (['main', TINY, '--workdir=gs://bucket/run'], 'mount the bucket'),
     (['main', TINY, '--workdir=' + 'x' * 300], 'File name too long'),
-    (['main', TINY, '--workdir=/dev/null/run'], '/dev/null is a file, where a folder is needed'),
+    (['main', TINY, '--workdir=/dev/null/run'], '/dev/null is a device, where a folder is needed'),
     (['main', TINY, '--workdir=run', '--cpu_devices=-2'], 'a whole number from 0 to 1024, not -2'),
     (['main', TINY, '--workdir=run', '--cpu_devices=100000'], 'a whole number from 0 to 1024'),
     (['main', TINY, '--workdir=run', '--heartbeat=0'], 'a whole number from 1 to 86400, not 0'),
@@ -142,7 +142,7 @@ FLAGS = [
     (['sample', TINY, '--prompt=x', '--workdir=nowhere'], 'No checkpoint folder'),
     (['sample', TINY, '--prompt=x', '--out=.'], 'is a folder; name a file in it'),
     (['sample', TINY, '--prompt=x', '--out=x.exe'], 'a name that ends in .png, as x.png'),
-    (['sample', TINY, '--prompt=x', '--out=/dev/null/x.png'], '/dev/null is a file'),
+    (['sample', TINY, '--prompt=x', '--out=/dev/null/x.png'], '/dev/null is a device'),
     (['sample', TINY, '--prompt=\udcff'], '--prompt: the character 1 of the prompt'),
     (
         ['sample', TINY, '--prompt=x', '--config.model.height=8192', '--config.model.width=8192'],
@@ -205,7 +205,7 @@ FLAGS = [
     (['plan', TINY, '--topology=h100:8', '--utilisation=nan'], 'above 0 and at most 1, not nan'),
     (['plan', TINY, '--topology=h100:8', '--utilisation=0'], 'above 0 and at most 1, not 0'),
     (['plan', TINY, '--topology=h100:8', '--out=plan.txt'], 'a name that ends in .json'),
-    (['plan', TINY, '--topology=h100:8', '--out=/dev/null/p.json'], '/dev/null is a file'),
+    (['plan', TINY, '--topology=h100:8', '--out=/dev/null/p.json'], '/dev/null is a device'),
     (['reward_server', TINY, '--port=70000'], '70000 is not an integer in the range'),
     (['reward_server', TINY, '--token_env=NOT_THERE'], 'the environment variable NOT_THERE'),
     (['reward_server', TINY, '--max_queue=0'], '0 is not a positive integer'),
@@ -213,14 +213,48 @@ FLAGS = [
     (['reward_server', TINY, '--host=256.256.256.256'], 'cannot listen on 256.256.256.256'),
 ]
 
-EXPERIMENT = ['--workdir=w', '--out=o']
 CLAIMS = '--config=claims_ocr'
+# Empty values, and flags with two: the first would be ignored.
+GIVEN = [
+    (['sample', TINY, '--prompt='], '--prompt= is empty: is a variable of the shell unset?'),
+    (['sample', TINY, '--prompt', ''], '--prompt= is empty: is a variable of the shell unset?'),
+    (['sample', TINY, '--prompt=x', '--prompt=  '], '--prompt= is empty'),
+    (['sample', TINY, '--prompts='], '--prompts= is empty'),
+    (['sample', TINY, '--prompt=x', '--workdir=run', '--checkpoint='], '--checkpoint= is empty'),
+    (['search.__main__', TINY, '--prompts='], '--prompts= is empty'),
+    (['export', TINY, '--workdir=run', '--out=o', '--push='], 'flag --push=: it is empty'),
+    (['main', TINY, '--workdir=run', '--profile='], '--profile= is empty'),
+    (['plan', TINY, '--topology='], '--topology= is empty'),
+    (['main', TINY, '--config=tiny_scene', '--workdir=run'], '--config is given more than once'),
+    (['main', TINY, '--workdir=a', '--workdir=b'], "more than once, 'a', then 'b': leave all but"),
+    (['main', TINY, '--workdir', 'a', '-workdir=b'], "--workdir is given more than once, 'a'"),
+    (['sample', TINY, '--prompts=a', '--prompts=b'], '--prompts is given more than once'),
+    (['sample', TINY, '--prompt=x', '--seed=1', '--seed=2'], '--seed is given more than once'),
+    (['evaluate', TINY, '--base', '--nobase'], "--base is given more than once, 'true', then"),
+    (['experiments.search', '--norun', '--workdir=w'], 'there are no results in --workdir='),
+    (['experiments.reproduce', '--figure=4', '--norun', '--workdir=w'], 'there are no results in'),
+    (['experiments.reproduce', '--figure=bias', '--norun', '--workdir=w'], 'there are no results'),
+    (
+        ['experiments.reproduce', '--figure=methods', '--norun', '--workdir=w', CLAIMS],
+        'are no results in',
+    ),
+    (['experiments.guarded.__main__', '--norun', '--workdir=w', '--out=o'], 'are no results in'),
+]
+
+EXPERIMENT = ['--workdir=w', '--out=o']
 PRETRAIN = ['tools.pretrain', '--config=tiny_pretrain', '--workdir=w']
 TOOLS = [
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=credit.rule'], 'expected key=value'),
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=credit.role=a'], "did you mean 'rule'"),
     (['experiments.compare', TINY, *EXPERIMENT, '--vary=method=x'], 'method=x is not known'),
-    (['experiments.search', '--workdir=w', '--tasks='], '--tasks is empty'),
+    (['experiments.compare', TINY, *EXPERIMENT, '--vary=a=b', '--vary=c=d'], 'more than once'),
+    (['experiments.compare', TINY, *EXPERIMENT, '--vary=seed=1,1'], 'expected different values'),
+    (['experiments.compare', TINY, *EXPERIMENT, '--vary=seed=1,'], 'none of them empty'),
+    (
+        ['experiments.compare', TINY, *EXPERIMENT, '--vary=seed=1,2', '--', '--config.seed=3'],
+        'set the same key: leave one out',
+    ),
+    (['experiments.search', '--workdir=w', '--tasks='], '--tasks= is empty'),
     (['experiments.compare', TINY, *EXPERIMENT, '--seeds='], 'expected different whole numbers'),
     (['experiments.compare', TINY, *EXPERIMENT, '--seeds=1,1'], 'expected different whole numbers'),
     (['experiments.compare', TINY, *EXPERIMENT, '--seeds=-1'], 'expected different whole numbers'),

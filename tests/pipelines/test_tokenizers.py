@@ -167,7 +167,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
     shutil.copytree(K.TOKENIZERS, tmp_path, dirs_exist_ok=True)
     for file in (tmp_path / 'tokenizer').glob('*.json'):
         file.write_text('{"a": ')
-    with pytest.raises(ValueError, match='is no tokenizer that CLIPTokenizer opens'):
+    with pytest.raises(ValueError, match=r'tokenizer.json is not valid JSON: line 1'):
         K.load_tokenizers(tmp_path)
 
 

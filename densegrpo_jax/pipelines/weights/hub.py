@@ -4,6 +4,8 @@ import fnmatch
 import pathlib
 from collections.abc import Sequence
 
+from densegrpo_jax.runtime.reading import missing
+
 
 def find_folder(
     name: str,
@@ -23,11 +25,11 @@ def find_folder(
 
     Raises:
       FileNotFoundError: neither exists, the repository cannot be read, or one of the `files` is a
-        link to nothing; the message says what to do.
+        link to nothing, a pipe or a device; the message says what to do.
     """
     folder = pathlib.Path(name).expanduser()
     if name and folder.is_dir():
-        _check_links(folder, files, ignored)
+        _check_files(folder, files, ignored)
         return folder
     if name.count('/') != 1 or name.startswith(('.', '/', '~')):
         raise FileNotFoundError(
@@ -71,21 +73,23 @@ def find_folder(
             f'machine with network (accept the licence on its page, `hf auth login`, `hf download '
             f'{name} --local-dir DIR`) and pass --config.{option}=DIR, {holds}'
         ) from None
-    _check_links(folder, files, ignored)
+    _check_files(folder, files, ignored)
     return folder
 
 
-def _check_links(folder: pathlib.Path, files: Sequence[str], ignored: Sequence[str]) -> None:
-    """Raises FileNotFoundError if a file is a link to nothing: Hugging Face's cache has links to
-    its `blobs`, which tools that free disk space remove.
+def _check_files(folder: pathlib.Path, files: Sequence[str], ignored: Sequence[str]) -> None:
+    """Raises FileNotFoundError if one is no file, but a pipe, for example, or a link to nothing:
+    Hugging Face's cache has links to its `blobs`, which tools that free disk space remove.
     """
     matches = lambda name, patterns: any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     for path in sorted((*folder.iterdir(), *folder.glob('*/*'))):
         name = path.relative_to(folder).as_posix()
-        broken = path.is_symlink() and not path.exists()
-        if broken and matches(name, files) and not matches(name, ignored):
-            raise FileNotFoundError(
-                f'{path} is a link to {path.readlink()}, which does not exist: the file was '
-                'removed from the cache, or its disk is absent. Delete the link and fetch the file '
-                f'again (`hf download REPOSITORY {name}`)'
-            )
+        if path.is_file() or path.is_dir() or not matches(name, files) or matches(name, ignored):
+            continue
+        if path.exists():
+            raise missing(path, str(path))
+        raise FileNotFoundError(
+            f'{path} is a link to {path.readlink()}, which does not exist: the file was removed '
+            'from the cache, or its disk is absent. Delete the link and fetch the file again (`hf '
+            f'download REPOSITORY {name}`)'
+        )

@@ -13,6 +13,8 @@ import ml_dtypes  # gives numpy bfloat16, which safetensors needs
 import numpy as np
 import safetensors
 
+from densegrpo_jax.runtime.reading import check_file
+
 # Names in safetensors. Those of 8 bits are read here, as safetensors cannot make numpy arrays of
 # them: each value stands for itself.
 EIGHT_BITS = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2}
@@ -78,7 +80,10 @@ class Rows:
 
 
 def open_file(path: pathlib.Path) -> dict[str, Any]:
-    """Every key of a file -> Stored. Raises ValueError if it is no safetensors file."""
+    """Every key of a file -> Stored. Raises FileNotFoundError if it is no file, ValueError if it is
+    no safetensors file.
+    """
+    check_file(path)
     try:
         file = safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:

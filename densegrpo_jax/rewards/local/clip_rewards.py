@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.rewards.base import Scores, at_least_one, check_batch
 from densegrpo_jax.rewards.directional import Direction, direction_for
+from densegrpo_jax.runtime.reading import missing
 
 CLIP_L = 'openai/clip-vit-large-patch14'
 CLIP_H = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'
@@ -391,7 +392,7 @@ def safetensors_file(
     path = pathlib.Path(value).expanduser()
     if value and path.suffix not in ('.pt', '.pth', '.bin', '.ckpt'):
         if not (path.is_file() or folder and path.is_dir()):
-            raise FileNotFoundError(f'reward.{option}={value!r} does not exist')
+            raise missing(path, f'reward.{option}={value!r}')
         return path
     source = str(path) if value else origin.split(' of ')[0]
     raise ValueError(

@@ -1,0 +1,50 @@
+"""Arguments that would be read in another way than they were meant: empty, or given twice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+
+
+def check_given(args: Sequence[str]) -> None:
+    """Call it when the flags are parsed.
+
+    Raises:
+      ValueError: a flag is given as empty, as an unset variable of the shell makes it, or a flag
+        that takes one value has two. Of keys of a configuration the last value counts, so that a
+        script's own can be overridden; a line says so.
+    """
+    values: dict[str, list[str]] = {}
+    for name, value in _given(args):
+        if not value.strip() and '.' not in name and flags.FLAGS[name].default != '':
+            raise ValueError(
+                f'--{name}= is empty: is a variable of the shell unset? Give a value, or leave it '
+                'out'
+            )
+        if not isinstance(flags.FLAGS[name], flags.MultiFlag):
+            values.setdefault(name, []).append(value)
+    for name, given in values.items():
+        if len(set(given)) == 1:
+            continue
+        shown = ', then '.join(dict.fromkeys(map(repr, given)))
+        if '.' not in name:
+            raise ValueError(f'--{name} is given more than once, {shown}: leave all but one out')
+        print(f'note: --{name} is given more than once, {shown}: the last counts', file=sys.stderr)
+
+
+def _given(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, value) of the flags, without those of flag files."""
+    rest = list(args[1:])
+    while rest and (arg := rest.pop(0)) != '--':
+        name, equals, value = arg.lstrip('-').partition('=')
+        if not arg.startswith('-') or name == 'flagfile':
+            continue
+        switch = name.removeprefix('no')
+        if name not in flags.FLAGS and switch in flags.FLAGS:
+            yield switch, 'false'
+        elif name in flags.FLAGS and flags.FLAGS[name].boolean and not equals:
+            yield name, 'true'
+        elif name in flags.FLAGS:
+            yield name, value if equals else rest.pop(0) if rest else ''
