@@ -18,12 +18,24 @@ from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.runtime.reading import parse_json, read_json, shown
 from densegrpo_jax.runtime.trees import dotted
 
-SHEET = re.compile(r'step_(\d{6,})\.png')  # in samples/, of an evaluation
-GROUP = re.compile(r'step_(\d{6,})_(\d+)\.json')  # in groups/
+SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
+GROUP = re.compile(r'step_(\d{6,9})_(\d{1,9})\.json')  # in groups/
 # what the page shows of a run's folder, and a server may send
 PICTURES = re.compile(
-    r'samples/step_\d{6,}\.png|groups/step_\d{6,}_\d+\.webp|before_after\.png|reward_curve\.png'
+    r'samples/step_\d{6,9}\.png|groups/step_\d{6,9}_\d{1,9}\.webp'
+    r'|before_after\.png|reward_curve\.png'
 )
+# what a group's file holds, as `training.groups` writes it; the page's script trusts it
+_NUMBER = int | float | None
+GROUP_FORM = {
+    'step': int,
+    'group': int,
+    'prompt': str,
+    'cell': [int],
+    'columns': [{'points': [{'kind': str, 'k': int}]}],
+    'transitions': [{'k_from': int, 'k_to': int, 'std': _NUMBER, 'row': int | None}],
+    'samples': [{'scores': {...: [_NUMBER]}, 'advantages': [_NUMBER]}],
+}
 # the keys of the configuration that the page reads; it lists the others
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
@@ -125,7 +137,7 @@ def _rows(path: pathlib.Path) -> list[dict]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             row = renamed('metrics', parse_json(line.decode(), str(path)))
-            if type(row.get('step')) is int:
+            if type(row.get('step')) is int and _is_number(row['step']):
                 rows.append({name: value for name, value in row.items() if _is_number(value)})
         except ValueError:
             continue
@@ -205,6 +217,28 @@ def _groups(workdir: pathlib.Path) -> list[dict]:
     found = []
     for path in sorted((workdir / 'groups').glob('step_*.json')):
         described = _json(path) if GROUP.fullmatch(path.name) else None
-        if described and path.with_suffix('.webp').exists():
-            found.append(described | {'image': f'groups/{path.stem}.webp'})
+        if described is None or not path.with_suffix('.webp').exists():
+            continue
+        try:
+            group = _shaped(described, GROUP_FORM)
+        except ValueError:
+            continue
+        if group['samples'] and group['columns'] and len(group['cell']) == 2:
+            found.append(group | {'image': f'groups/{path.stem}.webp'})
     return found
+
+
+def _shaped(value: Any, form: Any) -> Any:
+    """The parts of a parsed value that `form` has, whose leaves are types, and `...` any key.
+    Raises ValueError if one is absent, of another type or not finite.
+    """
+    if isinstance(form, list) and isinstance(value, list):
+        return [_shaped(part, form[0]) for part in value]
+    if isinstance(form, dict) and isinstance(value, dict):
+        keys = value if ... in form else form
+        return {key: _shaped(value.get(key), form.get(key, form.get(...))) for key in keys}
+    if isinstance(form, list | dict) or not isinstance(value, form):
+        raise ValueError(f'{shown(value)} is of another form')
+    if isinstance(value, int | float) and not _is_number(value):
+        raise ValueError(f'{shown(value)} is not a finite number')
+    return value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import pathlib
+import re
 from collections.abc import Sequence
 
 import uvicorn
@@ -11,13 +13,15 @@ from absl import logging
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
 from densegrpo_jax.viewing.run_data import PICTURES, read_run, version
 
+MOST = 256  # connections at a time
 HEADERS = {
     # The page runs its own scripts only; Plotly sets styles in elements.
     'Content-Security-Policy': (
@@ -39,7 +43,7 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
       hosts: names under which a browser may ask for it, without a port; a page of another site
         that points its own name here is refused. (): any.
     """
-    script = plotly()
+    script = plotly().encode()  # once, however many read it
 
     async def page(request: Request) -> Response:
         _check_host(request, hosts)
@@ -60,21 +64,26 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
             return Response(status_code=204, headers=HEADERS)
         try:
             runs = [read_run(workdir) for workdir in workdirs]
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             raise HTTPException(404, str(error)) from None
         for number, run in enumerate(runs):
             run['files'] = f'runs/{number}'
-        return JSONResponse({'seen': seen, 'runs': runs}, headers=HEADERS)
+        # ASCII: names in a damaged file may hold what has no encoding
+        text = json.dumps({'seen': seen, 'runs': runs}, allow_nan=False)
+        return Response(text, media_type='application/json', headers=HEADERS)
 
     def picture(request: Request) -> Response:
         _check_host(request, hosts)
         number, name = request.path_params['number'], request.path_params['name']
-        if number >= len(workdirs) or not PICTURES.fullmatch(name):
+        folder = dict(zip(map(str, range(len(workdirs))), workdirs)).get(number)
+        if folder is None or not PICTURES.fullmatch(name):
             raise HTTPException(404)
-        path = workdirs[number] / name
-        # a link out of the folder is not followed
-        inside = path.resolve().is_relative_to(workdirs[number].resolve())
-        if not inside or not path.is_file():
+        path = folder / name
+        try:  # a link out of the folder is not followed
+            there = path.resolve().is_relative_to(folder.resolve()) and path.is_file()
+        except (OSError, RuntimeError):  # a link to itself
+            there = False
+        if not there:
             raise HTTPException(404)
         return FileResponse(path, headers=HEADERS)
 
@@ -82,7 +91,7 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
         routes=[
             Route('/', page),
             Route('/data.json', data),
-            Route('/runs/{number:int}/{name:path}', picture),
+            Route('/runs/{number}/{name:path}', picture),
             Route('/{name}', page),
         ]
     )
@@ -107,12 +116,21 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
     logging.info('open %s in a browser; Ctrl-C ends this, not the run', where)
     app = make_app(workdirs, LOOPBACK if local else ())
     settings = uvicorn.Config(
-        app, ws='none', lifespan='off', log_config=None, log_level='warning', access_log=False
+        app,
+        http=bounded(),
+        limit_concurrency=MOST,
+        ws='none',
+        lifespan='off',
+        log_config=None,
+        log_level='warning',
+        access_log=False,
+        timeout_graceful_shutdown=5,
     )
     uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _check_host(request: Request, hosts: Sequence[str]) -> None:
-    name = request.url.hostname
+    given = request.headers.get('host', '')
+    name = re.sub(r':\d*$', '', given).strip('[]').lower()
     if hosts and name not in hosts:
-        raise HTTPException(403, f'this server does not answer for {name}')
+        raise HTTPException(403, f'this server does not answer for {given[:100]!r}')

@@ -7,8 +7,8 @@ import urllib.request
 import pytest
 from loopback import PixelReward, serving
 
-from densegrpo_jax.rewards.remote.arrivals import bounded
 from densegrpo_jax.rewards.remote.service import RewardService
+from densegrpo_jax.runtime.arrivals import bounded
 
 SILENT = [b'', b'GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ']
 

@@ -103,6 +103,62 @@ def test_a_page_of_another_site_gets_no_answer(run):
         assert get(app, path, host='evil.example:8090')[0] == 403
 
 
+@pytest.mark.parametrize(
+    'host',
+    [
+        '', 'localhost@evil.example', 'evil.example@localhost', 'localhost.evil.example', '[', '127.1',
+        'localhost/evil.example', 'localhost#evil.example', 'evil.example\\@localhost', 'localhost:8090:80',
+    ],
+)  # fmt: skip
+def test_neither_does_a_name_that_is_no_name(run, host):
+    app = make_app([run], hosts=('127.0.0.1', '::1', 'localhost'))
+    assert get(app, '/data.json', host=host)[0] == 403
+    for known in ('LOCALHOST', '[::1]:8090', '127.0.0.1'):
+        assert get(app, '/', host=known)[0] == 200
+
+
+@pytest.mark.parametrize(
+    'path', [f'/runs/{"9" * 5000}/x.png', f'/runs/0/samples/step_{"0" * 400}.png', '/%ff%fe']
+)
+def test_names_of_any_length_are_not_found(run, path):
+    assert get(make_app([run]), path)[0] == 404
+
+
+def test_a_link_to_itself_is_not_found(run):
+    (run / 'samples' / 'step_000007.png').symlink_to('step_000007.png')
+    assert get(make_app([run]), '/runs/0/samples/step_000007.png')[0] == 404
+
+
+GROUP = 'groups/step_000002_0.json'
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        (GROUP, b'{"a": NaN}'),
+        (GROUP, b'{"step": 2, "prompt": '),
+        (GROUP, b'{"a": "\\ud800"}'),
+        (GROUP, b'{"a": 1e999}'),
+        ('metrics.jsonl', b'{"step": 1' + b'0' * 400 + b', "a": 1}\n'),
+        ('metrics.jsonl', b'{"step": 1, "a": 1' + b'0' * 5000 + b'}\n\xff\n[1]\n{"step": 2, "b'),
+        ('metrics.jsonl', b'{"step": 1, "\\ud800": 1}\n'),
+        ('summary.json', b'{"updates": NaN}'),
+    ],
+)
+def test_damaged_files_leave_the_rest_of_the_page(run, name, content):
+    """As a run writes them, or a disk loses them."""
+    (run / name).write_bytes(content)
+    status, _, body = get(make_app([run]), '/data.json')
+    shown = json.loads(body)['runs'][0]
+    assert status == 200 and len(shown['groups']) == (0 if name == GROUP else 1)
+
+
+def test_a_damaged_configuration_is_said(run):
+    (run / 'config.json').write_text('{"rollout": 5}')
+    status, _, body = get(make_app([run]), '/data.json')
+    assert status == 404 and b'rollout.prompts=5: expected a whole number' in body
+
+
 def test_a_run_that_vanishes_is_said(run, tmp_path):
     app = make_app([run])
     run.rename(tmp_path / 'elsewhere')

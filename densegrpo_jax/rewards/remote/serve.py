@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from densegrpo_jax import __version__
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.rewards.remote.arrivals import bounded
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
+from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 
 
