@@ -152,7 +152,7 @@ class Scorer:
         except RewardError:
             failed.set()
             raise
-        except Exception as error:
+        except BaseException as error:  # a SystemExit too: the batch would wait for ever
             failed.set()
             raise RewardError(
                 f'reward {self._reward.name!r} failed: {type(error).__name__}: {error}'

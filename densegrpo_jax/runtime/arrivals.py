@@ -1,7 +1,8 @@
-"""Connections that have not sent the headers of a request yet, bounded in time and in number.
+"""Connections of a server, bounded in number, and in time until they have asked for something.
 
-The server cannot ask them for a token, so they must not keep rightful clients out: each gets
-HEADER_SECONDS, and an address has at most MOST_PER_ADDRESS of them.
+The server cannot ask them for a token, so they must not keep rightful clients out: an address has
+at most MOST_OPEN connections and MOST_PER_ADDRESS without the headers of a request, for which each
+gets HEADER_SECONDS.
 """
 
 import asyncio
@@ -14,17 +15,20 @@ log = logging.getLogger(__name__)
 
 HEADER_SECONDS = 10.0
 MOST_PER_ADDRESS = 64
+MOST_OPEN = 256  # a process may open 1024 files, by the usual limit
 
 
 def bounded(
-    seconds: float = HEADER_SECONDS, most: int = MOST_PER_ADDRESS
+    seconds: float = HEADER_SECONDS, most: int = MOST_PER_ADDRESS, most_open: int = MOST_OPEN
 ) -> type[asyncio.Protocol]:
     """The class of a server's connections, as `http=` of `uvicorn.Config`.
 
     Args:
       seconds: from the connection, or from the answer before, to the end of the headers.
       most: connections of one address without headers at a time; more are closed.
+      most_open: connections of one address at a time; more are closed.
     """
+    opened: collections.Counter[str] = collections.Counter()
     unfinished: collections.Counter[str] = collections.Counter()
 
     class Connection(H11Protocol):
@@ -32,7 +36,10 @@ def bounded(
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if unfinished[self._address] >= most:
+            opened[self._address] += 1
+            if opened[self._address] > most_open:
+                self._end(f'has {most_open} connections open')
+            elif unfinished[self._address] >= most:
                 self._end(f'has {most} connections open that have not asked for anything')
             else:
                 self._expect_headers()
@@ -48,6 +55,9 @@ def bounded(
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._headers_came()
+            opened[self._address] -= 1
+            if not opened[self._address]:
+                del opened[self._address]
             super().connection_lost(exc)
 
         @property

@@ -75,6 +75,21 @@ def test_many_of_one_address_leave_the_others_alone(server, caplog, sent):
             assert other.recv(4096).startswith(b'HTTP/1.1 200')
 
 
+def test_an_address_has_so_many_connections_whatever_they_ask(caplog):
+    """Headers without the body that they announce need no token either."""
+    app = RewardService(PixelReward(), 'f00', '1', token='secret').app
+    head = b'POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n'
+    with serving(app, http=bounded(60, 8, 3)) as url, contextlib.ExitStack() as stack:
+        port = int(url.rpartition(':')[2])
+        held = [stack.enter_context(connected(port, '127.0.0.2', head)) for _ in range(3)]
+        assert closed(connected(port, '127.0.0.2', head)) and healthy(port)
+        assert 'of 127.0.0.2, which has 3 connections open' in caplog.text
+        held[0].sendall(b'123456789')
+        assert held[0].recv(4096).startswith(b'HTTP/1.1 401')
+        for sock in held[1:]:
+            sock.sendall(b'123456789')
+
+
 def test_a_request_is_not_timed_once_its_headers_are_there(server):
     port = server(0.2, 8)
     headers = (b'POST /score HTTP/1.1', b'Host: x', b'Authorization: Bearer secret')

@@ -10,6 +10,7 @@ import pathlib
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -438,6 +439,23 @@ def test_two_sets_of_servers_in_one_sum():
     assert reward.names == ('total', 'deqa', 'imagereward')
 
 
+def test_a_reward_that_exits_fails_its_request_alone():
+    """It kept its thread: the second such request stopped the server for good."""
+
+    def leave(images):
+        if images[0, 0, 0, 1] == 7:
+            sys.exit(3)
+
+    with serving(service(PixelReward(leave), workers=1).app) as url:
+        images, *of = batch(1)
+        images[0, 0, 0, 1] = 7
+        for _ in range(2):
+            with pytest.raises(RewardError, match='the reward failed.*SystemExit: 3'):
+                client(url)(images, *of)
+        images[0, 0, 0, 1] = 8
+        assert_own_scores(client(url)(images, *of), (images, *of))
+
+
 def test_what_is_served_and_its_fingerprint():
     assert served({'jpeg': {}}).names == ('jpeg',)
     assert served({'jpeg': {'weight': 2.0}}).names == ('total', 'jpeg')
@@ -488,3 +506,42 @@ def test_the_command_serves_and_stops_on_sigterm(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_command_ends_though_a_reward_hangs(tmp_path):
+    """It waited for the thread, which Python does not stop."""
+    (tmp_path / 'sleeper.py').write_text(
+        'import time\n\nfrom densegrpo_jax.rewards import JpegReward\n\n\n'
+        'class Sleeper(JpegReward):\n    def __call__(self, *batch):\n        time.sleep(600)\n'
+    )
+    (tmp_path / 'own.py').write_text(
+        'from ml_collections import ConfigDict\n'
+        "get_config = lambda: ConfigDict({'reward': {'r': {'kind': 'sleeper:Sleeper'}}})\n"
+    )
+    command = [sys.executable, '-m', 'densegrpo_jax.reward_server', '--config=own.py']
+    process = subprocess.Popen(
+        [*command, '--port=0', '--drain_s=0'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = int(re.search(r'http://127.0.0.1:(\d+)', process.stderr.readline())[1])
+        body = encode_request(Request('id', *batch(1)))
+        with socket.create_connection(('127.0.0.1', port), 30) as sock:
+            head = f'POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n'
+            sock.sendall(head.encode() + body)
+            while b'"pending":1' not in health(port):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            assert sock.recv(4096).startswith(b'HTTP/1.1 503') and process.wait(30) == 0
+        assert 'requests that were not finished' in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def health(port):
+    with urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=30) as answer:
+        return answer.read()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 
 import uvicorn
 from absl import logging
@@ -15,6 +17,8 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
+
+CLOSING_SECONDS = 2.0  # from the end of the drain to that of the process, at most
 
 
 def served(spec) -> Reward:
@@ -70,5 +74,28 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=drain_s,
     )
-    uvicorn.Server(settings).run(sockets=[listening])
+    _Server(settings, drain_s + CLOSING_SECONDS).run(sockets=[listening])
     logging.info('stopped')
+
+
+class _Server(uvicorn.Server):
+    """Ends the process `seconds` after the signal: a thread in which a reward hangs cannot be
+    stopped, and Python waits for its threads.
+    """
+
+    def __init__(self, settings: uvicorn.Config, seconds: float):
+        super().__init__(settings)
+        self._timer = threading.Timer(seconds, _end, [seconds])
+        self._timer.daemon = True
+
+    async def shutdown(self, sockets=None) -> None:
+        self._timer.start()
+        await super().shutdown(sockets)
+
+
+def _end(seconds: float) -> None:
+    logging.warning(
+        'stopped, with requests that were not finished after %g s: their clients ask again', seconds
+    )
+    logging.flush()
+    os._exit(0)

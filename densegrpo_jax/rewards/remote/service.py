@@ -8,7 +8,7 @@
 
 Refusals are JSON, {"error": message}: 401 wrong token, 408 the request does not arrive in time, 413
 too large, 422 malformed or not scorable (the message names the field), 429 the queue is full (with
-Retry-After), 500 the reward failed.
+Retry-After), 500 the reward failed, 503 the server stops.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # time limit for a request to arrive, so that a dead sender does not keep a place in the queue
 READ_SECONDS = 60.0
 RETRY_AFTER_SECONDS = 1
+LONG_SECONDS = 300.0  # of scoring, after which the log says so
 
 
 def fingerprint(reward: Reward, spec: dict, version: str) -> str:
@@ -152,7 +153,7 @@ class RewardService:
                         some_valid=False,
                     )
                 try:
-                    scores = await asyncio.wrap_future(future)
+                    scores = await _noted(asyncio.wrap_future(future), len(asked.images))
                 # any error of a reward: tell the caller, and keep serving
                 except Exception as error:
                     log.exception('the reward failed on a request of %d images', len(asked.images))
@@ -189,6 +190,8 @@ class RewardService:
         self._pending += 1
         try:
             yield
+        except asyncio.CancelledError:  # the server has been told to stop, and waits no longer
+            raise HTTPException(503, 'the server stops; ask another one, or again') from None
         finally:
             self._pending -= 1
 
@@ -227,6 +230,20 @@ class RewardService:
                 408, f'the request did not arrive within {READ_SECONDS:g} s'
             ) from error
         return body if size <= keep else None
+
+
+async def _noted(future: asyncio.Future, images: int):
+    """The future's result; a line in the log whenever LONG_SECONDS have passed."""
+    waited = 0.0
+    while not (await asyncio.wait([future], timeout=LONG_SECONDS))[0]:
+        waited += LONG_SECONDS
+        log.warning(
+            'a request of %d images has been with the reward for %g s; if it hangs, its thread is '
+            'lost: restart the server',
+            images,
+            waited,
+        )
+    return future.result()
 
 
 @contextlib.contextmanager
