@@ -12,6 +12,7 @@ source launch/setup_env.sh
 dense=runs/tiny_ocr quick=runs/tiny_ocr_quick
 workdir="$dense"
 recipe=(--config=configs/tiny_ocr.py)
+gain=(--require_gain=0)
 args=()
 previous=
 for arg in "$@"; do
@@ -24,7 +25,10 @@ for arg in "$@"; do
 done
 for arg in ${args[@]+"${args[@]}"}; do
   case "$previous" in --workdir | -workdir) workdir="$arg" ;; esac
-  case "$arg" in --workdir=* | -workdir=*) workdir="${arg#*=}" ;; esac
+  case "$arg" in
+    --workdir=* | -workdir=*) workdir="${arg#*=}" ;;
+    --require_gain*) gain=() ;;
+  esac
   previous="$arg"
 done
 
@@ -33,8 +37,8 @@ setup_env requirements.txt
 # 10 % or more of a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 status=0
-"$PYTHON" -m densegrpo_jax.main "${recipe[@]}" --workdir="$workdir" --require_gain=0 \
-  ${args[@]+"${args[@]}"} || status=$?
+"$PYTHON" -m densegrpo_jax.main "${recipe[@]}" --workdir="$workdir" \
+  ${gain[@]+"${gain[@]}"} ${args[@]+"${args[@]}"} || status=$?
 case "$status" in
   0)
     say ''

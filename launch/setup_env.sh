@@ -13,6 +13,28 @@ die() {
   exit 1
 }
 
+# not_empty OPTION: an option with nothing after its = is what an unset variable of the shell leaves.
+not_empty() {
+  if [[ "$1" =~ ^--[a-z]+=$ ]]; then die "$1 is empty: is a variable of the shell unset? Give a value, or leave it out"; fi
+}
+
+# need_tool NAME PURPOSE
+need_tool() {
+  if ! command -v "$1" >/dev/null 2>&1; then die "$1 is not installed here, or not on the PATH: $2"; fi
+}
+
+# need_run ARGUMENT... checks the arguments of densegrpo_jax.main.
+need_run() {
+  local given=" $* " flag
+  if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
+  for flag in --config --workdir; do
+    case "$given" in
+      *" $flag="* | *" $flag "* | *" -${flag#--}="* | *' --flagfile'*) ;;
+      *) die "$flag is missing among the arguments after --: $*" ;;
+    esac
+  done
+}
+
 # export_settings FILE exports its lines KEY=VALUE, each value unchanged. It never shows a value:
 # some are secret.
 export_settings() {

@@ -14,6 +14,7 @@ source launch/setup_env.sh
 name='' nodes=1 gpus=8 time=24:00:00 print=''
 options=()
 while [ "$#" -gt 0 ]; do
+  not_empty "$1"
   case "$1" in
     --name=*) name="${1#*=}" ;;
     --nodes=*) nodes="${1#*=}" ;;
@@ -28,10 +29,14 @@ while [ "$#" -gt 0 ]; do
   shift
 done
 if [ -z "$name" ]; then die "--name=NAME is missing: the job's name, and that of its log in logs/"; fi
+if ! [[ "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then die "--name=$name: expected letters, digits, and . _ - between them, as it names the log file too"; fi
+# the forms of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]
+if ! [[ "$time" =~ ^([0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2})$ ]]; then die "--time=$time: expected HOURS:MINUTES:SECONDS or DAYS-HOURS, as 24:00:00"; fi
 for given in "--nodes=$nodes" "--gpus=$gpus"; do
-  if ! [[ "$given" =~ =[1-9][0-9]*$ ]]; then die "$given: expected a whole number of at least 1"; fi
+  if ! [[ "$given" =~ =[1-9][0-9]{0,5}$ ]]; then die "$given: expected a whole number from 1 to 999999"; fi
 done
-if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
+need_run "$@"
+if [ -z "$print" ]; then need_tool sbatch 'run this on a machine of the cluster, or look at the job with --print'; fi
 
 # One task per box drives all of its GPUs. Slurm sends TERM to the step itself two minutes before
 # the time is up. The interpreter is that of setup_env: --print needs only its name.

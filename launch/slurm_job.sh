@@ -2,6 +2,10 @@
 # The job of launch/slurm.sh: slurm_job.sh PYTHON MAIN-ARGUMENTS... runs one process per task and
 # requeues a stopped run.
 set -euo pipefail
+if [ "$#" -eq 0 ]; then
+  echo "usage: slurm_job.sh PYTHON MAIN-ARGUMENTS... (launch/slurm.sh submits it)" >&2
+  exit 2
+fi
 python="$1"
 shift
 status=0

@@ -32,6 +32,7 @@ esac
 name='' zone='' type='' version='' spot='' bucket='' env='' from='' to='' poll=60
 project=()
 while [ "$#" -gt 0 ]; do
+  not_empty "$1"
   case "$1" in
     --name=*) name="${1#*=}" ;;
     --zone=*) zone="${1#*=}" ;;
@@ -54,6 +55,13 @@ need() { # need OPTION VALUE
 }
 need --name "$name"
 need --zone "$zone"
+case "$action" in
+  train | watch) need_run "$@" ;;
+  *) if [ "$#" -gt 0 ]; then die "arguments after -- go with train and watch: $action starts no run"; fi ;;
+esac
+if ! [[ "$poll" =~ ^[0-9]{1,6}$ ]]; then die "--poll=$poll: expected a whole number of seconds"; fi
+case "$bucket" in *[!a-z0-9._-]*) die "--bucket=$bucket: expected the name alone, as my-bucket, without gs:// and folders" ;; esac
+need_tool gcloud 'install the Google Cloud CLI (cloud.google.com/sdk)'
 if [ -n "$env" ]; then
   case "$action" in
     train | watch) (export_settings "$env") ;; # looked through before a machine is paid for
@@ -116,7 +124,6 @@ send_settings() ( # a copy with this mode from the start, under a name without a
 
 train() {
   local settings=
-  if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
   if [ -n "$env" ]; then
     send_settings
     settings='chmod 600 run.env && ENV_FILE=run.env '
@@ -145,7 +152,6 @@ begin() {
 
 watch() {
   need --bucket "$bucket"
-  if [ "$#" -eq 0 ]; then die "nothing to train: give the arguments of densegrpo_jax.main after --, at least --config and --workdir"; fi
   choose_version # here: a `die` under `if create` would not end the loop
   check_bucket # before a machine is paid for
   local state run look failures=0

@@ -137,7 +137,13 @@ def test_a_slice_is_made_with_the_image_of_its_type(scripts):
         (['dance'], 'say what to do'),
         (['create', '--zone=z', '--type=v4-8'], 'create needs --name'),
         (['train', *VM], 'nothing to train'),
-        (['watch', *VM, '--', '--config=c'], 'watch needs --bucket'),
+        (['train', *VM, '--', '--config=c'], '--workdir is missing among the arguments after --'),
+        (['train', *VM, '--', 'c', '--workdir=w'], '--config is missing among the arguments'),
+        (['train', *VM, '--env=', '--', '--config=c'], '--env= is empty: is a variable of the sh'),
+        (['logs', *VM, '--', '--config=c'], 'arguments after -- go with train and watch'),
+        (['setup', *VM, '--bucket=gs://b'], '--bucket=gs://b: expected the name alone'),
+        (['setup', *VM, '--poll=soon'], '--poll=soon: expected a whole number'),
+        (['watch', *VM, '--', '--config=c', '--workdir=w'], 'watch needs --bucket'),
         (['setup', *VM, '--speed=1'], 'unknown option --speed=1'),
         (['fetch', *VM, '--from=x'], 'fetch needs --to'),
         (['setup', *VM, '--env=x'], '--env=x goes with train and watch'),
@@ -180,7 +186,7 @@ def test_setup_sends_the_commit_to_every_worker(scripts):
     'args',
     [
         ['setup', '--bucket=b', '--project=p'],
-        ['watch', '--bucket=b', '--project=p', '--type=v5p-8', '--', '--workdir=w'],
+        ['watch', '--bucket=b', '--project=p', '--type=v5p-8', '--', '--config=c', '--workdir=w'],
     ],
 )
 def test_a_bucket_that_cannot_rename_folders_is_refused_before_anything_is_made(
@@ -210,7 +216,7 @@ def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
         *VM,
         '--',
         '--config=configs/flux_ocr.py:devices=8',
-        '--config.label=two words',
+        '--workdir=two words',
     )
     (call,) = calls
     assert call[4:7] == ['ssh', 'n', '--worker=all']
@@ -218,7 +224,7 @@ def test_training_starts_everywhere_with_its_arguments_untouched(scripts):
     assert command[-3:] == [
         'train',
         '--config=configs/flux_ocr.py:devices=8',
-        '--config.label=two words',
+        '--workdir=two words',
     ]
 
 
@@ -231,19 +237,29 @@ def test_settings_go_to_every_worker_and_are_never_shown(scripts, tmp_path):
         'esac\n'
     )
     (tmp_path / 'bin' / 'gcloud').write_text(STAND_IN.replace('#!/bin/bash\n', copy))
-    done, calls = scripts('tpu.sh', 'train', *VM, f'--env={file}', '--', '--config=c')
+    done, calls = scripts(
+        'tpu.sh', 'train', *VM, f'--env={file}', '--', '--config=c', '--workdir=w'
+    )
     assert done.returncode == 0, done.stderr
     scp, ssh = calls
     assert scp[4] == 'scp' and scp[6:] == ['n:densegrpo_jax/run.env', '--worker=all', *TAIL]
     assert sent.read_text() == '600\n' + file.read_text() and not Path(scp[5]).exists()
     assert ssh[7] == (
         '--command=cd densegrpo_jax && chmod 600 run.env && ENV_FILE=run.env bash '
-        'launch/tpu_worker.sh train --config=c'
+        'launch/tpu_worker.sh train --config=c --workdir=w'
     )
     assert 'hush' not in done.stdout + done.stderr + str(calls)
 
     answers = {'describe': [(0, 'PREEMPTED'), (0, 'READY')], 'state': [(0, '0')]}
-    options = ['--type=v5p-8', '--bucket=b', '--poll=0', f'--env={file}', '--', '--workdir=w']
+    options = [
+        '--type=v5p-8',
+        '--bucket=b',
+        '--poll=0',
+        f'--env={file}',
+        '--',
+        '--config=c',
+        '--workdir=w',
+    ]
     done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
     assert [call[4] for call in calls[1:]] == [
         'describe',
@@ -275,7 +291,14 @@ def test_settings_that_cannot_be_read_are_refused_before_anything_happens(
 ):
     if text is not None:
         (tmp_path / 'settings').write_text(text)
-    options = ['--type=v5p-8', '--bucket=b', f'--env={tmp_path}/settings', '--', '--workdir=w']
+    options = [
+        '--type=v5p-8',
+        '--bucket=b',
+        f'--env={tmp_path}/settings',
+        '--',
+        '--config=c',
+        '--workdir=w',
+    ]
     done, calls = scripts('tpu.sh', action, *VM, *options)
     assert (
         done.returncode == 1
@@ -290,7 +313,15 @@ def test_a_preempted_slice_is_made_again_and_a_finished_one_left(scripts):
         'describe': [(0, 'PREEMPTED'), (0, 'READY'), (0, 'READY')],
         'state': [(0, 'running'), (0, '0')],
     }
-    options = ['--type=v5p-8', '--spot', '--bucket=b', '--poll=0', '--', '--workdir=w']
+    options = [
+        '--type=v5p-8',
+        '--spot',
+        '--bucket=b',
+        '--poll=0',
+        '--',
+        '--config=c',
+        '--workdir=w',
+    ]
     done, calls = scripts('tpu.sh', 'watch', *VM, *options, answers_for=answers)
     assert done.returncode == 0, done.stderr
     assert calls[0][1:4] == ['storage', 'buckets', 'describe']
@@ -323,15 +354,17 @@ def test_a_slice_that_trains_nothing_is_set_up_and_started(scripts, state):
         '--bucket=b',
         '--poll=0',
         '--',
+        '--config=c',
         '--workdir=w',
         answers_for=answers,
     )
     assert done.returncode == 0, done.stderr
-    assert 'tpu_worker.sh state --workdir=w;' in calls[2][7]
+    assert 'tpu_worker.sh state --config=c --workdir=w;' in calls[2][7]
     look = ['describe', 'ssh']
     assert [call[4] for call in calls[1:]] == [*look, *look, 'scp', 'ssh', 'ssh', *look, *look]
     assert (
-        'tpu_worker.sh setup b' in calls[6][7] and 'tpu_worker.sh train --workdir=w' in calls[7][7]
+        'tpu_worker.sh setup b' in calls[6][7]
+        and 'tpu_worker.sh train --config=c --workdir=w' in calls[7][7]
     )
 
 
@@ -349,6 +382,7 @@ def test_a_slice_that_cannot_be_had_is_asked_for_again(scripts):
         '--bucket=b',
         '--poll=0',
         '--',
+        '--config=c',
         '--workdir=w',
         answers_for=answers,
     )
@@ -370,6 +404,7 @@ def test_a_watch_that_could_never_make_its_slice_ends_at_once(scripts, options, 
         '--bucket=b',
         '--poll=0',
         '--',
+        '--config=c',
         '--workdir=w',
         answers_for=answers,
     )
@@ -391,6 +426,7 @@ def test_a_slice_that_takes_no_ssh_yet_is_set_up_again(scripts):
         '--bucket=b',
         '--poll=0',
         '--',
+        '--config=c',
         '--workdir=w',
         answers_for=answers,
     )
@@ -426,6 +462,7 @@ def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
         '--bucket=b',
         '--poll=0',
         '--',
+        '--config=c',
         '--workdir=w',
         answers_for=answers,
     )
@@ -477,7 +514,7 @@ def test_slurm_submits_one_task_per_box(scripts):
         '--sbatch=--mem=0',
         '--',
         '--config=c',
-        '--config.label=two words',
+        '--workdir=two words',
     ]
     done, calls = scripts('slurm.sh', *args, answers_for={'sbatch': [(0, '123')]})
     assert done.returncode == 0 and 'Submitted job 123' in done.stderr
@@ -495,25 +532,37 @@ def test_slurm_submits_one_task_per_box(scripts):
         'launch/slurm_job.sh',
         '.venv/bin/python',
         '--config=c',
-        '--config.label=two words',
+        '--workdir=two words',
     ]
     done, calls = scripts('slurm.sh', '--print', *args)
     assert [c[0] for c in calls] == [] and shlex.split(done.stdout) == call
-    done, calls = scripts('slurm.sh', '--nodes=2', '--', '--config=c')
+    done, calls = scripts('slurm.sh', '--nodes=2', '--', '--config=c', '--workdir=w')
     assert done.returncode == 1 and '--name=NAME is missing' in done.stderr
 
 
 def test_a_slurm_job_is_shown_before_anything_is_installed(scripts):
-    for given in ('--gpus=many', '--gpus=0', '--nodes=', '--nodes=2.5'):
-        done, calls = scripts('slurm.sh', '--name=flux', given, '--', '--config=c')
+    for given in ('--gpus=many', '--gpus=0', '--nodes=1e3', '--nodes=2.5'):
+        done, calls = scripts('slurm.sh', '--name=flux', given, '--', '--config=c', '--workdir=w')
         assert done.returncode == 1 and f'{given}: expected a whole number' in done.stderr
         assert not calls
-    done, calls = scripts('slurm.sh', '--print', '--name=flux', '--', '--config=c')
+    for given, words in {
+        '--time=abc': '--time=abc: expected HOURS:MINUTES:SECONDS',
+        '--time=': '--time= is empty',
+        '--partition=': '--partition= is empty',
+        '--name=a/b': '--name=a/b: expected letters',
+    }.items():
+        done, calls = scripts('slurm.sh', '--name=flux', given, '--', '--config=c', '--workdir=w')
+        assert done.returncode == 1 and words in done.stderr and not calls
+    (scripts.folder.parent / 'bin' / 'sbatch').unlink()
+    done, calls = scripts('slurm.sh', '--name=flux', '--', '--config=c', '--workdir=w')
+    assert done.returncode == 1 and 'sbatch is not installed here' in done.stderr and not calls
+    done, calls = scripts('slurm.sh', '--print', '--name=flux', '--', '--config=c', '--workdir=w')
     assert done.returncode == 0 and calls == []
-    assert shlex.split(done.stdout)[-3:] == [
+    assert shlex.split(done.stdout)[-4:] == [
         'launch/slurm_job.sh',
         '.venv/bin/python',
         '--config=c',
+        '--workdir=w',
     ]
     assert not (scripts.folder / '.venv').exists() and not (scripts.folder / 'logs').exists()
 
