@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -273,6 +274,12 @@ def test_the_page_goes_into_the_work_directory_unless_told_otherwise(tmp_path):
         f'--config={root / "configs" / "claims_ocr.py"}',
     ]
     env = {**os.environ, 'PYTHONPATH': str(root)}
+    done = subprocess.run([*command, '--workdir=work'], cwd=tmp_path, env=env)
+    assert done.returncode == 2 and not [*tmp_path.rglob('README.md')]  # there is nothing to draw
+    for out in ('work/report', 'other'):
+        (tmp_path / out).mkdir(parents=True)
+        for table in ('runs.csv', 'evaluations.csv'):
+            shutil.copy(root / 'docs' / 'results' / 'reproduction' / table, tmp_path / out)
     assert subprocess.run([*command, '--workdir=work'], cwd=tmp_path, env=env).returncode == 0
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob('README.md')] == [
         'work/report/README.md'

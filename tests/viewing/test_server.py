@@ -106,10 +106,18 @@ def test_a_page_of_another_site_gets_no_answer(run):
 @pytest.mark.parametrize(
     'host',
     [
-        '', 'localhost@evil.example', 'evil.example@localhost', 'localhost.evil.example', '[', '127.1',
-        'localhost/evil.example', 'localhost#evil.example', 'evil.example\\@localhost', 'localhost:8090:80',
+        '',
+        '[',
+        '127.1',
+        'localhost@evil.example',
+        'evil.example@localhost',
+        'localhost.evil.example',
+        'localhost/evil.example',
+        'localhost#evil.example',
+        'evil.example\\@localhost',
+        'localhost:8090:80',
     ],
-)  # fmt: skip
+)
 def test_neither_does_a_name_that_is_no_name(run, host):
     app = make_app([run], hosts=('127.0.0.1', '::1', 'localhost'))
     assert get(app, '/data.json', host=host)[0] == 403
