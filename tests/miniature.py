@@ -205,8 +205,8 @@ def _qwen3(tokenizer, layers):
     return dict(
         model_type='qwen3',
         vocab_size=len(tokenizer),
-        hidden_size=12,
-        intermediate_size=16,
+        hidden_size=16,
+        intermediate_size=24,
         num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
@@ -234,7 +234,7 @@ def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3
         num_single_layers=single,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=36,
+        joint_attention_dim=48,
         axes_dims_rope=[4, 4, 4, 4],
         guidance_embeds=False,
     )
@@ -261,7 +261,7 @@ def random_zimage(folder, *, layers=2, seed=0, scale=1.0):
         n_refiner_layers=1,
         n_heads=2,
         n_kv_heads=2,
-        cap_feat_dim=12,
+        cap_feat_dim=16,
         axes_dims=[4, 4, 4],
         axes_lens=[128, 32, 32],
     )

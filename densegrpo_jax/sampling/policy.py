@@ -1,5 +1,8 @@
 """The policy and the network that moves the samples, defined in one place: if sampler and update
-disagreed, the first ratio would not be 1. Rollouts use merged weights where both agree to rounding.
+disagreed, the first ratio would not be 1.
+
+A rollout on the adapters merged into the base takes 0.90 to 0.96 of the time on a CPU, and rounds
+otherwise than the update: in the second iteration the ratio is then 1 within 2e-6 only.
 """
 
 from __future__ import annotations
@@ -7,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.core.sde_step import StepOutput, sde_step
 from densegrpo_jax.core.transitions import Transitions
-from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 
 
@@ -51,30 +51,6 @@ def policy_velocity(
         negative=negative if cfg or sampling else None,
         both=not cfg,
     )
-
-
-def merged(
-    pipeline: Pipeline, config, params: dict, policy: dict | None, mesh: Mesh
-) -> tuple[dict, dict | None]:
-    """`params` and `policy` for a rollout: where `merges` says so, the adapters are in the base's
-    kernels, which saves their products at every evaluation, and the policy is None.
-    """
-    if policy is None or not merges(config, params['transformer'], mesh):
-        return params, policy
-    base = lora.merge(params['transformer'], policy, pipeline.transformer.lora.scale)
-    return params | {'transformer': base}, None
-
-
-def merges(config, base: dict, mesh: Mesh) -> bool:
-    """Whether a rollout's base takes the adapters in: on CPUs, if all is float32.
-
-    Elsewhere the first ratio would not be 1: in bfloat16, and in the products of accelerators,
-    which round float32 to fewer bits, the sum loses what the adapters add. A quantised base has no
-    kernels to add to.
-    """
-    exact = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(base))
-    exact = exact and all(device.platform == 'cpu' for device in mesh.devices.flat)
-    return exact and not config.full and config.model.dtype == 'float32'
 
 
 def rescore(config, velocity: Callable, t: Transitions) -> StepOutput:

@@ -31,7 +31,7 @@ from densegrpo_jax.core.schedules import check_grid
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.sampling.noise import noise_table
-from densegrpo_jax.sampling.policy import merged, policy_velocity
+from densegrpo_jax.sampling.policy import policy_velocity
 from densegrpo_jax.sampling.steps import StepChoice, step_choice
 
 # By default XLA may keep more precision than bfloat16 between fused operations, differently in each
@@ -275,11 +275,12 @@ def make_rollout(
     ) -> tuple[Rollout, jax.Array, jax.Array]:
         keys = sample_keys(jax.random.wrap_key_data(key), places, group)
         split = lambda x, axis=0: split_rows(x, mesh, axis)
-        weights = merged(pipeline, config, params, policy, mesh)
 
         def velocity_of(copies: int):
             repeated = jax.tree.map(split, repeat_rows(conditioning, group // copies))
-            return policy_velocity(pipeline, config, *weights, repeated, negative, sampling=True)
+            return policy_velocity(
+                pipeline, config, params, policy, repeated, negative, sampling=True
+            )
 
         # where samples are copies, one of them is evaluated
         velocities = {len(keys) // c: velocity_of(c) for c in {1, *schedule.plan.copies}}
