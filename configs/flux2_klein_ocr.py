@@ -13,10 +13,10 @@ flux_ocr.py; prompts have 512 tokens, as the model was made with.
 Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: 0.17 H100-hours per iteration, 134 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
-Memory: 9.6 GiB of weights and optimiser in bfloat16 on every device, 35 in all while it samples
-(the CPU compiler's estimate). The text encoder, 7.5 GiB, is freed before training. On one device
-(`:devices=1`) with the base in 4 bits, `--config.model.quantize=nf4`, 24 GiB: too much for a card
-of 24 GB unless the group is smaller.
+Memory: 24.5 GiB on one H100 (`:devices=1`), as its compiler plans it; the text encoder, 7.5 GiB, is
+freed before training. A card of 24 GB takes it with the base in 4 bits,
+`--config.model.quantize=nf4`: 19.4 GiB. A v5e-8 takes it with `--config.mesh.data=1
+--config.mesh.fsdp=8`. All plans: docs/own_machine.md.
 Expected score: none is claimed; no paper has such a run.
 """
 

@@ -13,9 +13,9 @@ Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: 1.4 H100-hours per iteration, 1,130 for 800 (`densegrpo_jax.plan` at 40 % of the
 peak, scoring not counted; not measured). Six steps (`--config.rollout.steps=6`) need 21 guided
 evaluations a sample instead of 55.
-Memory: 11 GiB of weights and optimiser in bfloat16 on every device, 46 in all while it samples (the
-CPU compiler's estimate), and 3.7 GiB of PickScore (half with
---config.reward.pickscore.dtype=bfloat16). The text encoder, 7.5 GiB, is freed before training.
+Memory: 42 GiB on one H100 (`:devices=1`), as its compiler plans it (docs/own_machine.md), and
+3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16). The text encoder,
+7.5 GiB, is freed before training.
 Expected score: above the base's; no paper has such a run.
 """
 

@@ -7,13 +7,16 @@ The policy keeps the model's own eight steps, T = 8, and needs no guidance. With
 zimage_pickscore.py.
 Settings: no paper trains this model. CPS with a uniform eta = 0.8 and all else are those of
 flux_ocr.py; prompts have up to 512 tokens, and padding beyond the next 32 is not attended to. The
-attention is plain or cuDNN's (`--config.model.attention=cudnn`).
+attention is plain or cuDNN's (`--config.model.attention=cudnn`). The single file that ComfyUI uses
+serves as the transformer: `--config.model.transformer_file=z_image_turbo_bf16.safetensors`.
 
 Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: 0.89 H100-hours per iteration, 713 for 800 (`densegrpo_jax.plan` at 40 % of the peak,
 scoring not counted; not measured).
-Memory: 15 GiB of weights and optimiser in bfloat16 on every device, 48 in all while it samples (the
-CPU compiler's estimate). The text encoder, 7.5 GiB, is freed before training.
+Memory: 29.4 GiB on one H100 (`:devices=1`), as its compiler plans it; the text encoder, 7.5 GiB, is
+freed before training. A card of 24 GB hardly takes it with the base in 4 bits,
+`--config.model.quantize=nf4`: 21.0 GiB of 21.9. A v5e-8 takes it with `--config.mesh.data=1
+--config.mesh.fsdp=8`. All plans: docs/own_machine.md.
 Expected score: none is claimed; no paper has such a run.
 """
 

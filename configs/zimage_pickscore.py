@@ -7,12 +7,15 @@
 The reward's weights come as for flux_pickscore.py.
 Settings: no paper trains this model. Classifier-free guidance 5 in sampling, completion and
 training (ZImagePipeline of Diffusers counts guidance from 0 and calls it 4); T = 10, evaluation 28,
-Flow-SDE noise with a = 0.7 as for SD3.5, which has such guidance too; LoRA 64/128, beta 0.
+Flow-SDE noise with a = 0.7 as for SD3.5, which has such guidance too; LoRA 64/128, beta 0. The
+further options of that guidance are off, as by default there; `--config.model.cfg_normalization=1`
+and `--config.model.cfg_truncation=0.7` would set them.
 Hardware: written for devices with 80 GiB; not measured on any.
-Expected cost: 2.6 H100-hours per iteration (that of flux2_klein_pickscore.py times the ratio of the
-networks' operations; not planned, not measured).
-Memory: that of zimage_ocr.py, and 3.7 GiB of PickScore on every device (half with
---config.reward.pickscore.dtype=bfloat16).
+Expected cost: 2.6 H100-hours per iteration, 2,050 for 800 (`densegrpo_jax.plan` at 40 % of the
+peak, scoring not counted; not measured).
+Memory: 41 GiB on one H100 (`:devices=1`), as its compiler plans it (docs/own_machine.md), and
+3.7 GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16). The text
+encoder, 7.5 GiB, is freed before training.
 Expected score: above the base's; no paper has such a run.
 """
 

@@ -32,11 +32,8 @@ class Verified(NamedTuple):
 _PLANS = '[plans](scaling.md#plans)'
 _SHAPES = '[shapes](results/shapes/README.md)'
 _OPENED = 'opened and validated in tests/docs/test_recipes_page.py'
-_KLEIN = (
-    'an iteration on small random weights in tests/training/test_klein_recipes.py; planned at full '
-    "size with the CPU's compiler"
-)
-_SMALL = 'an iteration on small random weights in tests/training/test_klein_recipes.py (slow)'
+_SMALL = 'an iteration on small random weights in tests/training/test_klein_recipes.py'
+_MACHINE = '[your machine](own_machine.md#flux2-klein-and-z-image)'
 _CLAIMS = '[claims of the paper](results/reproduction/README.md)'
 RECIPES = {
     'claims_geneval': Verified(
@@ -48,9 +45,9 @@ RECIPES = {
         '[96 samples](results/reproduction/96_samples/README.md); also on [one H200]'
         '(results/gpu.md)',
     ),
-    'flux2_klein_geneval': Verified(VALIDATED, _OPENED),
-    'flux2_klein_ocr': Verified(VALIDATED, f'{_OPENED}; {_KLEIN}'),
-    'flux2_klein_pickscore': Verified(VALIDATED, f'{_OPENED}; {_KLEIN}'),
+    'flux2_klein_geneval': Verified(VALIDATED, f'{_OPENED}; its plan is that of flux2_klein_ocr'),
+    'flux2_klein_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL}'),
+    'flux2_klein_pickscore': Verified(COMPILED, f'{_MACHINE}, h100:1; {_SMALL} (slow)'),
     'flux_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
     'flux_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
@@ -73,10 +70,12 @@ RECIPES = {
     'tiny_shapes_pretrain': Verified(
         RESULT, 'made the second miniature that is shipped, densegrpo_jax/assets'
     ),
-    'zimage_ocr': Verified(
-        VALIDATED, f"{_OPENED}; {_SMALL}; planned at full size with the CPU's compiler"
+    'zimage_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL} (slow)'),
+    'zimage_pickscore': Verified(
+        COMPILED,
+        f'{_MACHINE}, h100:1; two iterations on small random weights in '
+        'tests/viewing/test_other_family.py',
     ),
-    'zimage_pickscore': Verified(VALIDATED, f'{_OPENED}; {_SMALL}'),
 }
 
 
