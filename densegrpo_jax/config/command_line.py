@@ -25,6 +25,7 @@ from densegrpo_jax.config.given import check_given
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, entry, paths
+from densegrpo_jax.runtime.leaving import leave
 from densegrpo_jax.runtime.reading import missing, read_text
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
@@ -62,7 +63,13 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
         except UNUSABLE_ERRORS as error:
             _refuse(error)
 
-    app.run(run, flags_parser=_parse)
+    def run_to_its_end(argv):
+        try:
+            run(argv)
+        except SystemExit as end:
+            leave(end)
+
+    app.run(run_to_its_end, flags_parser=_parse)
 
 
 def define_config(help_string: str, *, training: bool = True, listed: bool = False) -> None:

@@ -25,7 +25,8 @@ def guided_velocity(
         scale: w, a scalar or [B].
         normalization: bounds the norm of a sample's guided velocity by this times the norm of v;
             0: no bound.
-        truncation: v itself counts, without guidance, once the time 1 - s is above this; 1: never.
+        truncation: v itself counts, without guidance, once the time 1 - s is above this, in
+            float32; 1: never.
     """
     rows = lambda x: x.reshape(-1, *(1,) * (positive.ndim - 1))
     scale = rows(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), s.shape))
@@ -33,10 +34,10 @@ def guided_velocity(
     if normalization:
         square = lambda v: (v**2).sum(tuple(range(1, v.ndim)))
         most, found = normalization**2 * square(positive), square(guided)
-        # A quotient and a root that have a gradient at a velocity of 0 too.
-        longer = found > most
-        share = jnp.where(longer, most / jnp.where(longer, found, 1.0), 1.0)
-        guided = guided * rows(jnp.sqrt(share))
+        longer, zero = found > most, most == 0
+        # A quotient and a root that have a gradient where a velocity is 0 too.
+        share = jnp.where(longer & ~zero, most / jnp.where(longer, found, 1.0), 1.0)
+        guided = guided * rows(jnp.where(longer & zero, 0.0, jnp.sqrt(share)))
     if truncation < ALWAYS:
         guided = jnp.where(rows(1 - s > truncation), positive, guided)
     return guided

@@ -155,7 +155,9 @@ def _unset(file: pathlib.Path, pipeline: Pipeline, name: str) -> str:
     """What a component's config.json leaves to defaults, as a line; '' if nothing."""
     network = getattr(pipeline.modules[name], 'config', None)
     fields = dataclasses.fields(network) if dataclasses.is_dataclass(network) else ()
-    absent = [f.name for f in fields if f.name not in pipeline.configs[name]]
+    absent = [
+        f.name for f in fields if f.name not in pipeline.configs[name] and f.default is not None
+    ]
     return f'\n  {file} does not set {", ".join(absent)}: defaults were taken' if absent else ''
 
 

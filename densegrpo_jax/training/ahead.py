@@ -16,6 +16,7 @@ from absl import logging
 
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.runtime.leaving import COMPILING
 
 
 class Foreseen(NamedTuple):
@@ -38,23 +39,45 @@ class Foreseen(NamedTuple):
 class Ahead:
     """Futures of compilations; None where nothing can be compiled ahead. Each is done when the
     program may be called, also if it could not be compiled: the call will say why.
+
+    A context: at its end, what has not begun is not compiled. What has goes on, and
+    `runtime.leaving` does not wait for it.
     """
 
     def __init__(self, config, foreseen: Foreseen | None, update: Callable, learned: Sequence[Any]):
         """Starts. learned: the arguments of the update without the iteration's own: state,
         parameters, negative conditioning, and what follows the record.
         """
+        self._pool: ThreadPoolExecutor | None = None
         self.rollout: Future | None = None
         self.update: Future | None = None
         # On a GPU the compiler chooses kernels by their times, which an evaluation would disturb.
         if foreseen is None or jax.default_backend() == 'gpu':
             return
-        pool = ThreadPoolExecutor(1, thread_name_prefix='compile')
-        self.rollout = pool.submit(_quietly, _rollout, foreseen)
-        self.update = pool.submit(
+        # shapes, so that no array is kept for it
+        foreseen = foreseen._replace(
+            given=jax.tree.map(_shape, foreseen.given),
+            conditioning=jax.tree.map(_shape, foreseen.conditioning),
+        )
+        learned = jax.tree.map(_shape, learned)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=COMPILING)
+        self.rollout = self._pool.submit(_quietly, _rollout, foreseen)
+        self.update = self._pool.submit(
             _quietly, _update, config, foreseen, self.rollout, update, *learned
         )
-        pool.shutdown(wait=False)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _shape(a: Any) -> jax.ShapeDtypeStruct:
+    """What an argument is compiled for; only an array that must stay in its place has one."""
+    committed = isinstance(a, jax.Array) and a.committed
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding if committed else None)
 
 
 def _quietly(make: Callable, *args):
@@ -62,7 +85,7 @@ def _quietly(make: Callable, *args):
     try:
         return make(*args)
     except Exception as error:
-        logging.info('a program was not compiled ahead: %s', error)
+        logging.info('not compiled ahead, %s: %s', make.__name__.strip('_'), error)
         return None
 
 
@@ -74,6 +97,8 @@ def _rollout(foreseen: Foreseen):
 
 
 def _update(config, foreseen, rollout, update, state, params, negative, *more):
+    if rollout.result() is None:
+        return None
     r, ((rollout_shapes, images, _), _) = config.rollout, rollout.result()
     points = images.shape[0], r.prompts * r.group
     score = jax.ShapeDtypeStruct(points, jnp.float32)

@@ -157,11 +157,10 @@ def run(
             saved = step
 
         brake = lambda: guard.brakes(progress) if guard else ()
-        foreseen = None
-        if step < config.iterations:
-            foreseen = rounds.foreseen(step, state.roles[sampler], chosen(step))
+        trains = step < config.iterations and not (guard and guard.stops(progress))
+        foreseen = rounds.foreseen(step, state.roles[sampler], chosen(step)) if trains else None
         learned = state, session.params, session.negative, *brake()
-        ahead = Ahead(config, foreseen, update_fn, learned)
+        ahead = opened.enter_context(Ahead(config, foreseen, update_fn, learned))
         del foreseen, learned
 
         try:

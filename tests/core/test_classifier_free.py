@@ -34,5 +34,9 @@ def test_late_times_are_not_guided():
 
 
 def test_has_a_gradient_where_a_velocity_is_zero():
-    total = lambda v: guided_velocity(v, NEGATIVE, S, 2.0, normalization=1.0).sum()
-    assert np.isfinite(jax.grad(total)(V)).all()
+    total = lambda v, negative: guided_velocity(v, negative, S, 2.0, normalization=1.0).sum()
+    for v, negative in ((V, NEGATIVE), (jnp.zeros_like(V), jnp.ones_like(V))):
+        for found in jax.grad(total, (0, 1))(v, negative):
+            assert np.isfinite(found).all()
+    bounded = guided_velocity(jnp.zeros_like(V), jnp.ones_like(V), S, 2.0, normalization=1.0)
+    np.testing.assert_array_equal(bounded, jnp.zeros_like(V))  # no longer than v

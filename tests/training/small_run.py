@@ -175,7 +175,12 @@ def command(folder, workdir, *extra, flags='', config='configs/tiny_ocr.py', cac
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
     return subprocess.Popen(
-        python + arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        python + arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

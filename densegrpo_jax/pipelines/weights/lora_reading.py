@@ -148,7 +148,7 @@ def _layers(
     path = _file(pathlib.Path(path).expanduser())
     known = {name: (name,) for name in names}
     if original is not None:
-        known |= {ours: (theirs,) for ours, theirs in original.outside.items()}
+        known |= {theirs: (ours,) for theirs, ours in original.outside.items()}
         known |= block_layers(original, list(known))
     underscored = {name.replace('.', '_'): members for name, members in known.items()}
     try:
@@ -166,7 +166,13 @@ def _layers(
                 part = _PARTS[match['part']]
                 if part == 'alpha':
                     tensor = _alpha(path, key, file.get_tensor(key))
-                found.setdefault(match['layer'], {})[part] = tensor
+                of_layer = found.setdefault(match['layer'], {})
+                if part in of_layer:
+                    raise ValueError(
+                        f'{path} holds the {part} of the layer {match["layer"]} twice, once as '
+                        f'{key}: remove one of them'
+                    )
+                of_layer[part] = tensor
             settings = _settings(path, keys, file.metadata() or {})
             sources: dict[str, str] = {}
             for name, parts in found.items():
@@ -180,8 +186,8 @@ def _layers(
                 if members is None:
                     raise ValueError(
                         f'{path}: the layer {name}, in the layout of kohya, is none of this '
-                        'network: open the file in Diffusers (load_lora_weights) and save it there '
-                        '(save_lora_weights)'
+                        'network. Is it an adapter of another model? Else open it in Diffusers '
+                        '(load_lora_weights) and save it there (save_lora_weights)'
                     )
                 if doubled := [member for member in members if member in sources]:
                     raise ValueError(

@@ -9,7 +9,7 @@ the parts that a device needs are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from densegrpo_jax.pipelines.weights.stored import Rows
@@ -143,7 +143,7 @@ Z_IMAGE = Original(
 )
 
 
-def block_layers(original: Original, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def block_layers(original: Original, names: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Original name of every layer of the blocks -> its layers in Diffusers, by rows.
 
     names: Diffusers' names of a network's layers, which say how many blocks there are.
