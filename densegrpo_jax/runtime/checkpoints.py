@@ -437,14 +437,13 @@ class Checkpoints:
             raise
         except Exception as error:
             on_disk = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
-            left = (
-                f'The last complete one is of step {max(on_disk)}.'
+            left, then = (
+                (f'The last complete one is of step {max(on_disk)}', 'it continues from there')
                 if on_disk
-                else 'There is no earlier one.'
+                else ('There is no earlier one', 'it begins anew')
             )
             raise OSError(
                 f'The checkpoint of step {step} could not be written to {self.directory}: '
-                f'{brief(error)}. {left} '
-                'Make room or mend the disk, then run the same command again: it continues from '
-                'there.'
+                f'{brief(error)}. {left}. Make room or mend the disk, then run the same command '
+                f'again: {then}.'
             ) from None

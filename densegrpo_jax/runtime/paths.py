@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 from collections.abc import Iterable
 
 from densegrpo_jax.runtime.reading import kind
@@ -81,6 +82,21 @@ def check_places(folder: pathlib.Path, files: Iterable[str], folders: Iterable[s
                 f'{path} is {kind(path)}, and this command writes {wanted} of that name: move it '
                 'away, or name another folder'
             )
+
+
+def check_room(folder: pathlib.Path, size: float, what: str) -> None:
+    """Raises ValueError if `size` bytes of `what`, written into `folder`, would fill its disk."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise ValueError(
+            f'{what} takes {_bytes(size)} in {folder}, whose disk has {_bytes(free)} left: make '
+            'room, or name another folder'
+        )
+
+
+def _bytes(size: float) -> str:
+    return f'{size / 2**30:.2f} GiB' if size >= 2**29 else f'{size / 2**20:.2f} MiB'
 
 
 def made_ready(path: str | pathlib.Path) -> pathlib.Path:

@@ -28,6 +28,7 @@ from densegrpo_jax.data.shapes import shapes_eval_prompts, shapes_train_prompts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, take_rows
 from densegrpo_jax.pipelines.folder import load_params
 from densegrpo_jax.rewards.local.ocr import normalise
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import batch_sharding, batch_shards, replicated
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.reading import shown
@@ -192,6 +193,8 @@ def text_conditioning(
     ]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
+        with Agreement(stop.communicator.hosts, 'text').alike():
+            cache.check_room(missing)
         logging.info('encoding %d prompts into %s', len(missing), directory or 'memory')
         split = lambda tree: shardings(tree, mesh)
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)

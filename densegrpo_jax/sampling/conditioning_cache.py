@@ -18,12 +18,14 @@ import safetensors.numpy
 from absl import logging
 
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.pipelines.weights.files import METADATA, write_file
+from densegrpo_jax.pipelines.weights.files import write_file
+from densegrpo_jax.runtime.paths import check_room
 from densegrpo_jax.runtime.reading import check_file
 
 FORMAT = 3  # of the files; files of another format are ignored, and their prompts encoded anew
 
-OF, DIGEST = 'of', 'sha256'  # in a file's metadata: its name, a hash of its arrays
+# The one key of a file's metadata: several would be written in any order, and files differ.
+SAYS = 'format'
 
 
 def fingerprint(folder: pathlib.Path, pipeline: Pipeline, dtype) -> str:
@@ -104,13 +106,21 @@ class TextCache:
                 notes = file.metadata() or {}
         except safetensors.SafetensorError:
             return 'damaged'
-        return None if notes.get(OF) == path.stem else 'the file of another prompt'
+        mine = notes.get(SAYS, '').startswith(f'{path.stem} ')
+        return None if mine else 'the file of another prompt'
+
+    def check_room(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError if the disk has too little room for the files of `prompts`."""
+        count = sum(not self._has(prompt) for prompt in prompts) if self._on_disk else 0
+        if count:
+            what = f'the conditioning of {count} prompts (text_cache)'
+            check_room(self._directory, count * self._bytes, what)
 
     @functools.cached_property
     def _bytes(self) -> int:
         """The length of every file."""
         row = {name: np.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in self._shapes.items()}
-        return len(safetensors.numpy.save(row, METADATA | _notes('0' * 64, row)))
+        return len(safetensors.numpy.save(row, _notes('0' * 64, row)))
 
     def _has(self, prompt: str) -> bool:
         return self.path(prompt).exists() if self._on_disk else prompt in self._held
@@ -178,16 +188,16 @@ class TextCache:
         """The arrays of a file that is of this name and whole."""
         with safetensors.safe_open(path, framework='numpy') as file:
             row = {name: file.get_tensor(name) for name in self._dtypes}
-            if (file.metadata() or {}) != METADATA | _notes(path.stem, row):
+            if file.metadata() != _notes(path.stem, row):
                 raise ValueError('its content is not that of its name')
         return row
 
 
 def _notes(name: str, row: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What a file of this name says of itself: copies under another name, and changed bytes, are
-    noticed.
+    """What a file says of itself, its name and a hash of its arrays: copies under another name and
+    changed bytes are noticed.
     """
     total = hashlib.sha256()
     for key in sorted(row):
         total.update(row[key].tobytes())
-    return {OF: name, DIGEST: total.hexdigest()}
+    return {SAYS: f'{name} {total.hexdigest()}'}

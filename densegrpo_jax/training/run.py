@@ -25,8 +25,9 @@ from densegrpo_jax.rewards.base import RewardError, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.runtime.paths import check_places
+from densegrpo_jax.runtime.paths import check_places, check_room
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.runtime.trackers import check_trackers
@@ -94,11 +95,15 @@ def run(
     try_parts(config, checked.schedule)
     guarded = check_guard(checked)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
-    _check_length(config, workdir)
+    done = _check_length(config, workdir)
     if config.noise.calibrate:
         prepare(checked)
     tx = optimiser(config)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
+    if done != config.iterations:
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        with Agreement(checked.hosts, 'room').alike():
+            check_room(workdir, size / checked.hosts.count, 'a checkpoint')
     announce(checked, shapes, accumulation, workdir, guarded)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
     texts = _needed_texts(checked, chosen, guarded.prompts if guarded else ())
@@ -232,8 +237,10 @@ def run(
         return reporter.finish(progress, checkpoints)
 
 
-def _check_length(config, workdir: pathlib.Path) -> None:
-    """Raises ValueError if the run in `workdir` is already longer than asked for."""
+def _check_length(config, workdir: pathlib.Path) -> int | None:
+    """The last checkpoint's step of the run in `workdir`, if there is one. Raises ValueError if it
+    is already longer than asked for.
+    """
     folder = workdir / 'checkpoints'
     done = Checkpoints(folder, read_only=True).latest_step() if folder.is_dir() else None
     if done is not None and done > config.iterations:
@@ -241,6 +248,7 @@ def _check_length(config, workdir: pathlib.Path) -> None:
             f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
             f'least {done}, or another --workdir'
         )
+    return done
 
 
 def _stop_together(stop: StopRequest, reason: Exception) -> None:

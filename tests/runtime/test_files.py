@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,33 @@ import pytest
 from densegrpo_jax.runtime import files
 from densegrpo_jax.runtime.files import only_writer, replace_file
 from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.paths import check_room
 from tests.fake_hosts import on_hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, monkeypatch):
+    path = tmp_path / 'a.json'
+    replace_file(path, 'old')
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left on device') as caught:
+        replace_file(path, 'new')
+    assert caught.value.filename == str(path) and path.read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+def test_what_would_fill_a_disk_is_said_before_it_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
+    check_room(tmp_path / 'run' / 'new', 5 << 20, 'a checkpoint')
+    said = 'a checkpoint takes 7.00 GiB in .*new, whose disk has 5.00 MiB left: make room'
+    with pytest.raises(ValueError, match=said):
+        check_room(tmp_path / 'run' / 'new', 7 << 30, 'a checkpoint')
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatch):

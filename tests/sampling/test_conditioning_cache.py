@@ -192,6 +192,16 @@ def test_declared_shapes_are_those_of_the_encoders(family, tmp_path):
     assert shape(found) == shape(pipeline.conditioning_shapes(2))
 
 
+def test_a_disk_that_cannot_hold_the_cache_is_named_before_anything_is_encoded(
+    folder, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(ValueError, match='the conditioning of 5 prompts .text_cache. takes'):
+        stored(folder, tmp_path)
+    assert not [*tmp_path.rglob('*.safetensors')]
+
+
 def test_host_memory_is_bounded(tmp_path):
     cache = TextCache(tmp_path, 'key', _rows(1), max_bytes=3 * (24 + 12))
     cache.fill(PROMPTS, lambda part: _rows(len(part)), 2, lambda n: None)

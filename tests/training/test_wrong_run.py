@@ -54,6 +54,21 @@ def own(made, tmp_path):
     return base, workdir, make_config(made[0], iterations=2)
 
 
+def test_a_disk_without_room_for_a_checkpoint_is_named_before_anything_is_encoded(
+    own, tmp_path, monkeypatch
+):
+    _, workdir, config = own
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(ValueError, match='a checkpoint takes .* whose disk has 0.00 MiB left'):
+        train(config, tmp_path / 'another')
+    assert not (tmp_path / 'another' / 'text').exists()
+    before = sorted(workdir.rglob('*'))
+    with pytest.raises(ValueError, match='a checkpoint takes'):
+        train(config, workdir)
+    assert sorted(workdir.rglob('*')) == before
+
+
 def readers(config, workdir, tmp_path):
     """Everything that reads a run's policy."""
     return (
