@@ -40,7 +40,7 @@ from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import base_digest, check, load
 from densegrpo_jax.search.record import FILES, FOLDERS
-from densegrpo_jax.search.run import make_budget, search, unseen_rewards
+from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
 
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
@@ -107,8 +107,10 @@ def main(flag) -> int:
                 checked.pipeline, flag.config, mesh, run, flag.checkpoint, base_digest(checked)
             )
             logging.info('searching with step %d of %s', step, run)
+        # what is wrong with earlier results is said before the prompts are encoded
+        check_results(checked, policy, prompts, out, restart=flag.restart, given=given)
         session = load(checked, [p.text for p in prompts], out)
-        search(session, policy, prompts, out, restart=flag.restart, given=given)
+        search(session, policy, prompts, out, given=given)
         logging.info('made %s', out / 'summary.md')
 
     return execute(flag, flag.config.search.prompts, work, folder=flag.out)[0]

@@ -24,6 +24,7 @@ from densegrpo_jax.rewards.base import Reward, RewardError
 from densegrpo_jax.rewards.differentiable import without_gradient
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
 from densegrpo_jax.runtime.trees import json_value
@@ -139,9 +140,7 @@ def search(
     config, stop = session.config, session.stop
     budget = make_budget(session, 0 if given is None else len(given))
     o, seed = config.search, stream_key(config.seed, STREAM_SEARCH, 0)
-    settings = {**settings_of(session, policy), 'prompts': [p.text for p in prompts]}
-    if given is not None:
-        settings['given'] = hashlib.sha256(np.ascontiguousarray(given)).hexdigest()[:12]
+    settings = _recorded(session, policy, prompts, given)
     results = Results(out, settings, restart=restart) if session.hosts.primary else None
     done = np.full(len(prompts), np.nan, np.float32)
     spread = np.full(1, np.nan, np.float32)
@@ -210,7 +209,35 @@ def search(
     return results.prompts
 
 
-def settings_of(session: Session, policy: dict | None) -> dict:
+def check_results(
+    checked: Checked,
+    policy: dict | None,
+    prompts: Sequence[Prompt],
+    out: pathlib.Path,
+    *,
+    restart: bool = False,
+    given: np.ndarray | None = None,
+) -> None:
+    """Raises ValueError if the results in `out` are damaged or of other settings, in all processes;
+    with `restart` it forgets them. Arguments as in `search`.
+    """
+    settings = _recorded(checked, policy, prompts, given)
+    with Agreement(checked.hosts, 'results').alike():
+        if checked.hosts.primary:
+            Results(out, settings, restart=restart)
+
+
+def _recorded(
+    checked: Checked, policy: dict | None, prompts: Sequence[Prompt], given: np.ndarray | None
+) -> dict:
+    """The settings of the results."""
+    settings = {**settings_of(checked, policy), 'prompts': [p.text for p in prompts]}
+    if given is not None:
+        settings['given'] = hashlib.sha256(np.ascontiguousarray(given)).hexdigest()[:12]
+    return settings
+
+
+def settings_of(session: Checked, policy: dict | None) -> dict:
     """JSON values that a prompt's result depends on."""
     facts = {'policy': weights_digest(policy), **told_directions([session.reward])}
     return identity.record('search', session.config, facts)
