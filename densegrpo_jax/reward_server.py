@@ -50,7 +50,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         'token_env', '', 'Environment variable that holds the token which requests must carry.'
     )
-    flags.DEFINE_integer('workers', 0, 'Scoring threads; 0 = one per core.', lower_bound=0)
+    flags.DEFINE_integer(
+        'workers', 0, 'Scoring threads; 0 = one per core.', lower_bound=0, upper_bound=1024
+    )
     flags.DEFINE_integer(
         'max_queue',
         16,

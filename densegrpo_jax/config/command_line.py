@@ -62,6 +62,12 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
                 sys.exit(main(flags.FLAGS, argv[1:]) if extra else main(flags.FLAGS))
         except UNUSABLE_ERRORS as error:
             _refuse(error)
+        except RuntimeError as error:
+            if 'home directory' not in str(error):  # pathlib's, of ~NAME/folder
+                raise
+            _refuse(
+                f'a path begins with ~ and the name of a user whom this machine lacks ({error})'
+            )
 
     def run_to_its_end(argv):
         try:
@@ -192,6 +198,8 @@ def load(argument: str, within: tuple[pathlib.Path, ...] = ()) -> ConfigDict:
       ValueError: no such recipe, no such variant, or an error of the file itself.
     """
     name, colon, variant = argument.partition(':')
+    if colon and not variant:
+        raise ValueError(f'--config={argument}: there is no variant after the colon; leave it out')
     path = _recipe_file(name, argument)
     if path.suffix in SUFFIXES:
         if colon:
@@ -385,7 +393,8 @@ def _parse(args: list[str]) -> list[str]:
         left = flags.FLAGS(args)
         check_given(args)
         return left
-    except (flags.Error, ValueError, OSError) as error:  # ValueError: also for --noswitch=value
+    # ValueError: also for --noswitch=value. RuntimeError: a path that begins with ~NOBODY.
+    except (flags.Error, ValueError, OSError, RuntimeError) as error:
         _refuse(f'{error}\n(--help lists the flags)')
 
 

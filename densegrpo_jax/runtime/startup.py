@@ -82,7 +82,8 @@ def start_processes(
             '--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all '
             'three, or none'
         )
-    if coordinator and not re.fullmatch(r'.+:[0-9]{1,5}', coordinator):
+    port = re.fullmatch(r'.+:([0-9]{1,5})', coordinator)
+    if coordinator and not (port and 0 < int(port[1]) < 65536):
         raise ValueError(
             f'--coordinator={coordinator}: expected HOST:PORT of process 0, as 10.0.0.1:1234'
         )

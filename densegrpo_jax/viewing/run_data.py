@@ -119,7 +119,11 @@ def _json(path: pathlib.Path) -> dict | None:
 
 
 def _check_config(config: Mapping, path: pathlib.Path) -> None:
-    """Raises ValueError if a value that the page reads is not of its key's type."""
+    """Raises ValueError if a value that the page reads is not of its key's type, or if the key that
+    every training has is absent.
+    """
+    if 'iterations' not in config:
+        raise ValueError(f'{path} has no iterations: this is not the configuration of a training')
     for key in READ:
         group = key.rpartition('.')[0]
         whole = not group or isinstance(config.get(group, {}), Mapping)

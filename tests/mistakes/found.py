@@ -172,11 +172,16 @@ FOLDERS = [
     (write('run/config.json', '[' * 100_000), ['report', RUN], 'no config.json that can be read'),
     (write('run/config.json', '{"iterations": "x"}'), ['report', RUN], "iterations='x': expected"),
     (
-        write('run/config.json', '{"rollout": {"group": []}}'),
+        write('run/config.json', '{"iterations": 1, "rollout": {"group": []}}'),
         ['report', RUN],
         'rollout.group=[]: expected a whole number',
     ),
-    (write('run/config.json', '{"rollout": 5}'), ['report', RUN], 'rollout.prompts=5: expected'),
+    (write('run/config.json', '{}'), ['report', RUN], 'config.json has no iterations'),
+    (
+        write('run/config.json', '{"iterations": 1, "rollout": 5}'),
+        ['report', RUN],
+        'rollout.prompts=5: expected',
+    ),
     (write('d.npz', 'x'), ['direction', SCENE, RUN, '--out=d.npz'], 'd.npz cannot be read'),
     (write('d.npz/x'), ['direction', SCENE, RUN, '--out=d.npz'], 'is a folder; name a file in it'),
 ]

@@ -78,6 +78,7 @@ def check(arguments, words, status, output):
     """Asserts that a command has refused its arguments as it should."""
     said = [line for line in output.splitlines() if line.startswith('error: ')]
     assert 'Traceback' not in output and status == 2, f'{arguments}: status {status}\n{output}'
+    assert '\nencoding ' not in f'\n{output}', f'{arguments}: late\n{output}'
     assert len(said) == 1 and words in said[0], f'{arguments}: expected {words!r} in\n{output}'
 
 

@@ -209,7 +209,27 @@ FLAGS = [
     (['reward_server', TINY, '--port=70000'], '70000 is not an integer in the range'),
     (['reward_server', TINY, '--token_env=NOT_THERE'], 'the environment variable NOT_THERE'),
     (['reward_server', TINY, '--max_queue=0'], '0 is not a positive integer'),
-    (['reward_server', TINY, '--workers=-1'], '-1 is not a non-negative integer'),
+    (['reward_server', TINY, '--workers=-1'], '-1 is not an integer in the range'),
+    (['reward_server', TINY, '--workers=100000'], '100000 is not an integer in the range'),
+    (['report', '--workdir=~nobody-here/run'], 'home directory'),
+    (['main', TINY, '--workdir=~nobody-here/run'], 'home directory'),
+    (['main', TINY, '--workdir=run', '--config.model.path=~nobody-here/x'], 'home directory'),
+    (['main', f'{TINY}:', '--workdir=run'], 'there is no variant after the colon'),
+    (
+        ['main', TINY, '--workdir=r', '--coordinator=x:0', '--num_processes=2', '--process_id=0'],
+        'expected HOST:PORT of process 0',
+    ),
+    (
+        [
+            'main',
+            TINY,
+            '--workdir=r',
+            '--coordinator=x:99999',
+            '--num_processes=2',
+            '--process_id=0',
+        ],
+        'expected HOST:PORT of process 0',
+    ),
     (['reward_server', TINY, '--host=256.256.256.256'], 'cannot listen on 256.256.256.256'),
 ]
 

@@ -162,7 +162,7 @@ def test_damaged_files_leave_the_rest_of_the_page(run, name, content):
 
 
 def test_a_damaged_configuration_is_said(run):
-    (run / 'config.json').write_text('{"rollout": 5}')
+    (run / 'config.json').write_text('{"iterations": 1, "rollout": 5}')
     status, _, body = get(make_app([run]), '/data.json')
     assert status == 404 and b'rollout.prompts=5: expected a whole number' in body
 
