@@ -254,10 +254,6 @@ GIVEN = [
     (['experiments.search', '--norun', '--workdir=w'], 'there are no results in --workdir='),
     (['experiments.reproduce', '--figure=4', '--norun', '--workdir=w'], 'there are no results in'),
     (['experiments.reproduce', '--figure=bias', '--norun', '--workdir=w'], 'there are no results'),
-    (
-        ['experiments.reproduce', '--figure=methods', '--norun', '--workdir=w', CLAIMS],
-        'are no results in',
-    ),
     (['experiments.guarded.__main__', '--norun', '--workdir=w', '--out=o'], 'are no results in'),
 ]
 
