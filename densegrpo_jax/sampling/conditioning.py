@@ -193,7 +193,8 @@ def text_conditioning(
     ]
     missing = [prompts[i] for i in np.flatnonzero(np.any(masks, axis=0))]
     if missing:
-        with Agreement(stop.communicator.hosts, 'text').alike():
+        named = hashlib.sha256('\n'.join(missing).encode()).hexdigest()[:16]
+        with Agreement(stop.communicator.hosts, f'text/{named}').alike():
             cache.check_room(missing)
         logging.info('encoding %d prompts into %s', len(missing), directory or 'memory')
         split = lambda tree: shardings(tree, mesh)
