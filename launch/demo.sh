@@ -27,7 +27,8 @@ for arg in ${args[@]+"${args[@]}"}; do
   case "$previous" in --workdir | -workdir) workdir="$arg" ;; esac
   case "$arg" in
     --workdir=* | -workdir=*) workdir="${arg#*=}" ;;
-    --require_gain*) gain=() ;;
+    --require_gain* | -require_gain*) gain=() ;;
+    --config | -config | --config=* | -config=*) recipe=() ;;
   esac
   previous="$arg"
 done
@@ -37,7 +38,7 @@ setup_env requirements.txt
 # 10 % or more of a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 status=0
-"$PYTHON" -m densegrpo_jax.main "${recipe[@]}" --workdir="$workdir" \
+"$PYTHON" -m densegrpo_jax.main ${recipe[@]+"${recipe[@]}"} --workdir="$workdir" \
   ${gain[@]+"${gain[@]}"} ${args[@]+"${args[@]}"} || status=$?
 case "$status" in
   0)

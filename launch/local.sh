@@ -12,11 +12,17 @@ source launch/setup_env.sh
 
 device=cpu
 args=()
+previous=
 for arg in "$@"; do
+  case "$previous" in
+    --device | -device) device="$arg" previous='' && continue ;;
+  esac
   case "$arg" in
-    --device=*) device="${arg#*=}" ;;
+    --device=* | -device=*) device="${arg#*=}" ;;
+    --device | -device) ;;
     *) args+=("$arg") ;;
   esac
+  previous="$arg"
 done
 case "$device" in
   cpu)

@@ -30,8 +30,8 @@ while [ "$#" -gt 0 ]; do
 done
 if [ -z "$name" ]; then die "--name=NAME is missing: the job's name, and that of its log in logs/"; fi
 if ! [[ "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then die "--name=$name: expected letters, digits, and . _ - between them, as it names the log file too"; fi
-# the forms of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]
-if ! [[ "$time" =~ ^([0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2})$ ]]; then die "--time=$time: expected HOURS:MINUTES:SECONDS or DAYS-HOURS, as 24:00:00"; fi
+# the forms of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]], UNLIMITED
+if ! [[ "$time" =~ ^([0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|UNLIMITED|INFINITE)$ ]]; then die "--time=$time: expected HOURS:MINUTES:SECONDS or DAYS-HOURS, as 24:00:00"; fi
 for given in "--nodes=$nodes" "--gpus=$gpus"; do
   if ! [[ "$given" =~ =[1-9][0-9]{0,5}$ ]]; then die "$given: expected a whole number from 1 to 999999"; fi
 done

@@ -21,12 +21,12 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from densegrpo_jax.config.documents import RECIPE, SUFFIXES, from_document
 from densegrpo_jax.config.flag_types import define_whole, refuse
-from densegrpo_jax.config.given import check_given
+from densegrpo_jax.config.given import check_flag_files, check_given
 from densegrpo_jax.config.retired import RETIRED
 from densegrpo_jax.rewards.build import resolve
 from densegrpo_jax.runtime import console, entry, paths
 from densegrpo_jax.runtime.leaving import leave
-from densegrpo_jax.runtime.reading import missing, read_text
+from densegrpo_jax.runtime.reading import missing
 
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # the errors that such arguments raise, wherever they are found
@@ -83,7 +83,7 @@ def define_config(help_string: str, *, training: bool = True, listed: bool = Fal
     lists them.
     """
     try:
-        _check_flag_files(sys.argv)
+        check_flag_files(sys.argv)
         # reads --flagfile already now
         config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
     except (flags.Error, ValueError, OSError) as error:
@@ -265,7 +265,7 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
     path, known = pathlib.Path(name), sorted(other.stem for other in RECIPES.glob('*.py'))
     if path.is_file():
         return path
-    if path.exists() and (path.name != name or path.suffix or name not in known):
+    if name and path.exists() and (path.name != name or path.suffix or name not in known):
         raise ValueError(f'--config={argument}: {missing(path, str(path))}')
     if path.name != name or path.suffix:
         beside, where = (
@@ -367,27 +367,9 @@ def _options(kind: str) -> dict:
     return options
 
 
-def _check_flag_files(args: Sequence[str], within: tuple[pathlib.Path, ...] = ()) -> None:
-    """Raises ValueError or OSError if a file of --flagfile is no text, or names itself. The library
-    opens anything, more than once: a pipe is empty then, or never begins.
-
-    Args:
-      within: the files that hold `args`.
-    """
-    for given, following in zip(args, [*args[1:], '']):
-        flag, equals, name = given.strip().partition('=')
-        if flag in ('--flagfile', '-flagfile'):
-            path = pathlib.Path((name if equals else following).strip()).expanduser()
-            if path in within:
-                raise ValueError(f'--flagfile={path} names itself')
-            if str(path) != '.':  # no name: the library's own error
-                lines = read_text(path, '--flagfile').split('\n')
-                _check_flag_files(lines, (*within, path))
-
-
 def _parse(args: list[str]) -> list[str]:
     try:
-        _check_flag_files(args)
+        check_flag_files(args)
         if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
             _show_help(args)
         left = flags.FLAGS(args)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
 from absl import flags
+
+from densegrpo_jax.runtime.reading import read_text
 
 
 def check_given(args: Sequence[str]) -> None:
@@ -32,6 +36,25 @@ def check_given(args: Sequence[str]) -> None:
         if '.' not in name:
             raise ValueError(f'--{name} is given more than once, {shown}: leave all but one out')
         print(f'note: --{name} is given more than once, {shown}: the last counts', file=sys.stderr)
+
+
+def check_flag_files(args: Sequence[str], within: tuple[pathlib.Path, ...] = ()) -> None:
+    """Raises ValueError or OSError if a file of --flagfile is no text, or names itself. The library
+    opens anything, more than once: a pipe is empty then, or never begins.
+
+    Args:
+      within: the files that hold `args`.
+    """
+    for given, following in zip(args, [*args[1:], '']):
+        flag, equals, name = given.strip().partition('=')
+        if flag in ('--flagfile', '-flagfile'):
+            path = pathlib.Path((name if equals else following).strip()).expanduser()
+            if path in within:
+                raise ValueError(f'--flagfile={path} names itself')
+            # without a name: the library's own error
+            if str(path) not in ('.', os.devnull):
+                lines = read_text(path, '--flagfile').split('\n')
+                check_flag_files(lines, (*within, path))
 
 
 def _given(args: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -52,7 +52,7 @@ MODEL = {
     'transformer_file': text(
         '',
         "Safetensors file of the transformer instead of the folder's, also in the original layout "
-        'of FLUX.1, FLUX.2 and Z-Image, with the names that ComfyUI uses.',
+        'of FLUX.1, FLUX.2 and Z-Image, as ComfyUI has them too.',
     ),
     'height': whole(512, 'Height of the image in pixels.', 8, 8192),
     'width': whole(512, 'Width of the image in pixels.', 8, 8192),

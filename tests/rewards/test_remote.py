@@ -532,7 +532,9 @@ def test_the_command_ends_though_a_reward_hangs(tmp_path):
         with socket.create_connection(('127.0.0.1', port), 30) as sock:
             head = f'POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n'
             sock.sendall(head.encode() + body)
+            deadline = time.monotonic() + 120
             while b'"pending":1' not in health(port):
+                assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             assert sock.recv(4096).startswith(b'HTTP/1.1 503') and process.wait(30) == 0

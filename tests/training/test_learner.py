@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.core.grpo_loss import LossSums
+from densegrpo_jax.core.losses import TRANSITIONS
+from densegrpo_jax.training.batches import BATCHES
 from tests.training.one_update import (
     BASE,
     CLIP,
@@ -23,8 +26,8 @@ from tests.training.one_update import (
 
 
 def expected(c, rollout, rewards, valid):
-    """(policy after the iteration, clip_fraction, approx_kl_old), float64, from latents and
-    rewards: Eq. 3 to 8 without this package.
+    """(policy after the iteration, clip_fraction, approx_kl_old, kl), float64, from latents
+    and rewards: Eq. 3 to 8 without this package.
     """
     s, latents = SIGMAS.astype(np.float64), np.asarray(rollout.latents, np.float64)
     of_state = np.stack([rewards[rollout.plan.sources_of()[k]] for k in range(STEPS + 1)]).astype(
@@ -57,7 +60,7 @@ def expected(c, rollout, rewards, valid):
         return x - (s[k] - s[k + 1]) * (v + level[k] ** 2 / (2 * s[k]) * x1)
 
     def loss(policy, rows):
-        total, clipped, square = 0.0, 0, 0.0
+        total, clipped, square, kl = 0.0, 0, 0.0, 0.0
         for k in TRAINED:
             now, old, reference = (mean(BASE + p, k, rows) for p in (policy, START, 0.0))
             of_elements = lambda square, scale: square.mean((1, 2)) / (2 * scale**2)
@@ -73,15 +76,12 @@ def expected(c, rollout, rewards, valid):
             total -= (
                 jnp.minimum(ratio * a, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * a) * weight[k]
             ).sum()
-            total += (
-                c.loss.beta
-                * of_elements(
-                    (now - reference) ** 2, std[k] if c.loss.kl_form == 'gaussian' else level[k]
-                ).sum()
-            )
-        return total / (len(TRAINED) * len(rows)), jnp.stack([clipped, square / 2])
+            scale = std[k] if c.loss.kl_form == 'gaussian' else level[k]
+            kl += of_elements((now - reference) ** 2, scale).sum()
+        total += c.loss.beta * kl
+        return total / (len(TRAINED) * len(rows)), jnp.stack([clipped, square / 2, kl])
 
-    policy, sums = np.asarray(START, np.float64), np.zeros(2)
+    policy, sums = np.asarray(START, np.float64), np.zeros(3)
     for share in np.split(np.arange(SAMPLES), c.optim.updates):
         rows = share[keep[share]]
         sums += np.asarray(loss(policy, rows)[1])
@@ -118,7 +118,7 @@ def expected(c, rollout, rewards, valid):
 def test_an_iteration_moves_the_policy_as_its_formulas_say(invalid, changes):
     c, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
     with jax.enable_x64(True):
-        policy, clipped, square = expected(c, rollout, rewards, valid)
+        policy, clipped, square, kl = expected(c, rollout, rewards, valid)
     np.testing.assert_allclose(
         new.policy['a'] - START, policy - START, atol=3e-6 * np.abs(policy - START).max()
     )
@@ -135,9 +135,17 @@ def test_an_iteration_moves_the_policy_as_its_formulas_say(invalid, changes):
         rtol=1e-3,
         atol=1e-12,
     )
+    if c.loss.beta:
+        np.testing.assert_allclose(metrics['kl'], kl, rtol=1e-4)
     # d = min(decay, (1 + step) / (10 + step)) with the step before the update, 20; the average was
     # 0.
     np.testing.assert_allclose(new.ema['a'], (1 - 21 / 30) * new.policy['a'], rtol=1e-6)
+
+
+def test_an_update_without_samples_has_finite_metrics():
+    none = LossSums.zeros()
+    for name, value in BATCHES[TRANSITIONS].metrics(none, none).items():
+        assert value == 0, name
 
 
 def test_a_sample_that_is_not_finite_costs_itself_and_not_the_update():

@@ -154,7 +154,7 @@ def kohya_tensors(
     """Keys as kohya's scripts write them:
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
-    They are the names of the original releases with underscores, which ComfyUI reads. Layers that
+    They are the names of the original releases with underscores, which ComfyUI maps. Layers that
     are one layer there are joined: downs stacked, ups on the diagonal of one matrix, zeros for
     layers without an adapter. alpha is the joined rank.
 
