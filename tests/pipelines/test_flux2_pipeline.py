@@ -192,7 +192,7 @@ def test_a_prompt_is_read_to_its_end_or_not(folder):
     'path, change, said',
     [
         ('model_index.json', {'is_distilled': 'yes'}, 'is_distilled.*bool'),
-        ('transformer/config.json', {'joint_attention_dim': 24}, 'joint_attention_dim=24.*36'),
+        ('transformer/config.json', {'joint_attention_dim': 24}, 'joint_attention_dim=24.*48'),
         ('transformer/config.json', {'in_channels': 128}, 'in_channels=128.*64'),
         ('transformer/config.json', {'guidance_embeds': True}, 'guidance_embeds=True'),
         ('text_encoder/config.json', {'num_hidden_layers': 24}, 'there is no 27'),

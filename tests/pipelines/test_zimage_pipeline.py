@@ -153,7 +153,7 @@ def test_saves_what_it_loads_and_reads_the_whole_language_model(folder, tmp_path
 
 @pytest.mark.parametrize(
     'change, said',
-    [({'cap_feat_dim': 16}, 'cap_feat_dim=16.*12'), ({'in_channels': 8}, 'in_channels=8.*16')],
+    [({'cap_feat_dim': 12}, 'cap_feat_dim=12.*16'), ({'in_channels': 8}, 'in_channels=8.*16')],
 )
 def test_parts_that_do_not_fit_are_named(folder, tmp_path, change, said):
     import shutil
