@@ -26,8 +26,8 @@ from tests.training.one_update import (
 
 
 def expected(c, rollout, rewards, valid):
-    """(policy after the iteration, clip_fraction, approx_kl_old, kl), float64, from latents
-    and rewards: Eq. 3 to 8 without this package.
+    """(policy after the iteration, clip_fraction, ratio_deviation, approx_kl_old, kl),
+    float64, from latents and rewards: Eq. 3 to 8 without this package.
     """
     s, latents = SIGMAS.astype(np.float64), np.asarray(rollout.latents, np.float64)
     of_state = np.stack([rewards[rollout.plan.sources_of()[k]] for k in range(STEPS + 1)]).astype(
@@ -60,7 +60,7 @@ def expected(c, rollout, rewards, valid):
         return x - (s[k] - s[k + 1]) * (v + level[k] ** 2 / (2 * s[k]) * x1)
 
     def loss(policy, rows):
-        total, clipped, square, kl = 0.0, 0, 0.0, 0.0
+        total, clipped, deviation, square, kl = 0.0, 0, 0.0, 0.0, 0.0
         for k in TRAINED:
             now, old, reference = (mean(BASE + p, k, rows) for p in (policy, START, 0.0))
             of_elements = lambda square, scale: square.mean((1, 2)) / (2 * scale**2)
@@ -69,19 +69,18 @@ def expected(c, rollout, rewards, valid):
                 - of_elements((latents[k + 1, rows] - now) ** 2, std[k])
             )
             a = advantage[k, rows]
-            clipped, square = (
-                clipped + (jnp.abs(ratio - 1) > CLIP).sum(),
-                square + (jnp.log(ratio) ** 2).sum(),
-            )
+            clipped += (jnp.abs(ratio - 1) > CLIP).sum()
+            deviation += jnp.abs(ratio - 1).sum()
+            square += (jnp.log(ratio) ** 2).sum()
             total -= (
                 jnp.minimum(ratio * a, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * a) * weight[k]
             ).sum()
             scale = std[k] if c.loss.kl_form == 'gaussian' else level[k]
             kl += of_elements((now - reference) ** 2, scale).sum()
         total += c.loss.beta * kl
-        return total / (len(TRAINED) * len(rows)), jnp.stack([clipped, square / 2, kl])
+        return total / (len(TRAINED) * len(rows)), jnp.stack([clipped, deviation, square / 2, kl])
 
-    policy, sums = np.asarray(START, np.float64), np.zeros(3)
+    policy, sums = np.asarray(START, np.float64), np.zeros(4)
     for share in np.split(np.arange(SAMPLES), c.optim.updates):
         rows = share[keep[share]]
         sums += np.asarray(loss(policy, rows)[1])
@@ -118,7 +117,7 @@ def expected(c, rollout, rewards, valid):
 def test_an_iteration_moves_the_policy_as_its_formulas_say(invalid, changes):
     c, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
     with jax.enable_x64(True):
-        policy, clipped, square, kl = expected(c, rollout, rewards, valid)
+        policy, clipped, deviation, square, kl = expected(c, rollout, rewards, valid)
     np.testing.assert_allclose(
         new.policy['a'] - START, policy - START, atol=3e-6 * np.abs(policy - START).max()
     )
@@ -135,6 +134,7 @@ def test_an_iteration_moves_the_policy_as_its_formulas_say(invalid, changes):
         rtol=1e-3,
         atol=1e-12,
     )
+    np.testing.assert_allclose(metrics['ratio_deviation'], deviation, rtol=1e-3, atol=1e-6)
     if c.loss.beta:
         np.testing.assert_allclose(metrics['kl'], kl, rtol=1e-4)
     # d = min(decay, (1 + step) / (10 + step)) with the step before the update, 20; the average was
