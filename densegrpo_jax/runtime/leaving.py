@@ -18,8 +18,13 @@ def leave(end: SystemExit) -> NoReturn:
     """
     compiling = any(thread.name.startswith(COMPILING) for thread in threading.enumerate())
     if compiling and isinstance(end.code, int | None):
-        logging.flush()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(end.code or 0)
+        leave_at_once(end.code or 0)
     raise end
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """Ends the process without waiting for its threads and programs."""
+    logging.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

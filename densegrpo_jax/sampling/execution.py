@@ -4,9 +4,7 @@ exit status.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.runtime.communicator import Communicator
 from densegrpo_jax.runtime.files import only_writer
 from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.leaving import leave_at_once
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.startup import (
     check_device,
@@ -109,8 +108,5 @@ def _leave(status: int) -> int:
     programs that need the others.
     """
     if jax.process_count() > 1:
-        logging.flush()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave_at_once(status)
     return status

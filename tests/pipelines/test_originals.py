@@ -30,6 +30,17 @@ class Held:
         return self.array[index]
 
 
+def check_loads_as(folder, pipeline, file, want):
+    """Asserts that `file` loads as the tensors `want`, of torch, do from the folder."""
+    safetensors.numpy.save_file(
+        {k: np.ascontiguousarray(v.numpy()) for k, v in want.items()},
+        folder / 'transformer' / 'diffusion_pytorch_model.safetensors',
+    )
+    expected = load_params(folder, pipeline, ('transformer',))
+    found = load_params(folder, pipeline, ('transformer',), transformer_file=file)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def original_shapes(width, columns, double, single, head):
     """Key -> shape of an original checkpoint; `columns` stands for every input width."""
     rows = {
@@ -202,13 +213,7 @@ def test_flux2_loads_from_one_file_as_diffusers_converts_it(prefix, tmp_path):
     want = convert_flux2_transformer_checkpoint_to_diffusers(
         {k: torch.from_numpy(v) for k, v in original.items()}
     )
-    safetensors.numpy.save_file(
-        {k: np.ascontiguousarray(v.numpy()) for k, v in want.items()},
-        folder / 'transformer' / 'diffusion_pytorch_model.safetensors',
-    )
-    expected = load_params(folder, pipeline, ('transformer',))
-    found = load_params(folder, pipeline, ('transformer',), transformer_file=file)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    check_loads_as(folder, pipeline, file, want)
 
 
 def z_image_original(config, rng):
@@ -270,13 +275,7 @@ def test_z_image_loads_from_one_file_as_diffusers_converts_it(scan, prefix, tmp_
     want = convert_z_image_transformer_checkpoint_to_diffusers(
         {prefix + k: torch.from_numpy(v) for k, v in original.items()}
     )
-    safetensors.numpy.save_file(
-        {k: np.ascontiguousarray(v.numpy()) for k, v in want.items()},
-        folder / 'transformer' / 'diffusion_pytorch_model.safetensors',
-    )
-    expected = load_params(folder, pipeline, ('transformer',))
-    found = load_params(folder, pipeline, ('transformer',), transformer_file=file)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    check_loads_as(folder, pipeline, file, want)
 
 
 def test_misfits_of_a_z_image_file_are_listed(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 
@@ -16,6 +15,7 @@ from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.remote.service import RewardService, fingerprint
 from densegrpo_jax.runtime.arrivals import bounded
+from densegrpo_jax.runtime.leaving import leave_at_once
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 
 CLOSING_SECONDS = 2.0  # from the end of the drain to that of the process, at most
@@ -97,5 +97,4 @@ def _end(seconds: float) -> None:
     logging.warning(
         'stopped, with requests that were not finished after %g s: their clients ask again', seconds
     )
-    logging.flush()
-    os._exit(0)
+    leave_at_once(0)
