@@ -2,6 +2,7 @@
 made on the device.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.pipelines.flux import FluxPipeline
-from densegrpo_jax.pipelines.folder import build_pipeline
+from densegrpo_jax.pipelines.folder import PIPELINES, build_pipeline, resolve_folder
 from densegrpo_jax.pipelines.released import RELEASED
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.runtime.stop import StopRequest
@@ -38,9 +39,15 @@ SMALL = {
 
 
 def shapes_of(path: str, small: bool = False) -> tuple[type, dict, dict]:
-    """(class of the pipeline, scheduler, configurations of the components) of a released model;
-    `small`: of its family, with few parameters.
+    """(class of the pipeline, scheduler, configurations of the components) of a released model, or
+    of a pipeline folder; `small`: of its family, with few parameters.
     """
+    if path not in RELEASED:
+        folder = resolve_folder(path)
+        read = lambda file: json.loads((folder / file).read_text())
+        kind = PIPELINES[read('model_index.json')['_class_name']]
+        names = 'transformer', 'vae'
+        return kind, {}, {name: read(f'{kind.folder(name)}/config.json') for name in names}
     kind, scheduler, parts = RELEASED[path]
     if small:
         vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)

@@ -1,11 +1,17 @@
 """Times the parts of one training iteration: sampling with completions, decoding, scoring, update.
 
     python -m benchmarks.bench_iteration --config=configs/tiny_ocr.py [--repeat=5]
+    # and Diffusers under torch.compile on the same shapes, before and after
+    python -m benchmarks.bench_iteration --config=configs/tiny_ocr.py --torch
 
 Prints the minimum and median over `repeat` runs of each phase, alone, after compilation, with the
 operations per second of the networks and their share of this machine's float32 matrix product.
 Operations are those of the model (`planning.flops`). Seconds of different versions compare only in
 alternation, see benchmarks/README.md.
+
+With --torch it prints what Diffusers and peft need for the network evaluations, the decoding and
+the microbatches of the same iteration: seconds of one, times their number. Kernels, credit, the
+optimiser and adapters while sampling come on top of torch's, and are part of ours.
 """
 
 import statistics
@@ -17,6 +23,7 @@ from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
+from benchmarks.torch_models import run_torch
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.pipelines.base import take_rows
@@ -35,6 +42,7 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', 'configs/tiny_ocr.py', 'Configuration.', lock_config=True
 )
 REPEAT = flags.DEFINE_integer('repeat', 5, 'Runs per phase.')
+TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers too, in a process of its own.')
 
 
 def timed(name: str, function, repeat: int, flops: float = 0, peak: float = 0) -> float:
@@ -73,8 +81,37 @@ def product_rate(mesh: Mesh, repeat: int, side: int = 1024) -> float:
     return flops / timed(f'matrix product {side}', lambda: products(x), repeat, flops)
 
 
+def of_torch(config, repeat: int) -> list[dict[str, float]]:
+    """What `run_torch` measures, {phase: seconds of one}, in a list; empty without --torch."""
+    if not TORCH.value:
+        return []
+    found = run_torch(config, small=False, repeat=repeat)
+    return [{name: row['seconds'] for name, row in found.items() if isinstance(row, dict)}]
+
+
+def compare(ours: dict[str, float], theirs: list[dict[str, float]], count: dict[str, int]) -> None:
+    """Prints the seconds of torch for each of our phases, the lesser of its runs, and the ratio.
+
+    count: how many of each of torch's phases ours consists of.
+    """
+    parts = {
+        'sample, complete, decode': ('one velocity', 'decode'),
+        'decode': ('decode',),
+        'update': ('update of a microbatch',),
+    }
+    least = {name: min(found[name] for found in theirs) for name in theirs[0]}
+    for phase, names in parts.items():
+        if all(name in least for name in names):
+            seconds = sum(least[name] * count[name] for name in names)
+            print(
+                f'torch: {phase:25s} {seconds:11.3f} s   torch / ours {seconds / ours[phase]:6.2f}',
+                flush=True,
+            )
+
+
 def main(argv) -> None:
     config, repeat = CONFIG.value, REPEAT.value
+    theirs = of_torch(config, repeat)
     r, m = config.rollout, config.model
     start_devices(r.prompts_per_batch * r.group)
     mesh = make_mesh(config.mesh)
@@ -121,9 +158,12 @@ def main(argv) -> None:
     with Scorer(session.reward, config.reward_workers) as scorer:
         score = lambda: scorer.submit(flat, *columns(repeated)).result()
         sampling = parts_of['rollout']
-        timed('sample, complete, decode', rollouts, repeat, sampling.flops * sampling.runs, peak)
+        ours = {}
+        ours['sample, complete, decode'] = timed(
+            'sample, complete, decode', rollouts, repeat, sampling.flops * sampling.runs, peak
+        )
         latents = results[0][0].completions[0]
-        timed(
+        ours['decode'] = timed(
             f'decode alone ({len(flat)} images)',
             lambda: [decode(rollout.completions) for rollout, *_ in results],
             repeat,
@@ -139,13 +179,21 @@ def main(argv) -> None:
         ids = group_ids_of([config.rollout.group] * config.rollout.prompts)
         batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid, ids)
         undonated = jax.jit(update_fn.__wrapped__)
-        timed(
+        ours['update'] = timed(
             'update',
             lambda: undonated(state, params, conditioning, negative, batch),
             repeat,
             parts_of['update'].flops,
             peak,
         )
+    if theirs := theirs + of_torch(config, repeat):
+        rows = np.asarray(batch.mask).size
+        count = {
+            'one velocity': sum(int(rollout.nfe) for rollout, *_ in results),
+            'decode': states * len(results),
+            'update of a microbatch': -(-rows // config.optim.microbatch),
+        }
+        compare(ours, theirs, count)
 
 
 if __name__ == '__main__':

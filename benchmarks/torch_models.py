@@ -1,5 +1,6 @@
 """Diffusers' transformer and decoder of FLUX or SD3.5 with random weights under torch.compile: what
-the benchmarks compare with. A process of its own, so that neither holds the other's memory.
+the benchmarks compare with. A process of its own, so that neither holds the other's memory. A CPU
+decodes with channels last, which is faster there.
 
     python -m benchmarks.torch_models < request.json
 
@@ -27,7 +28,7 @@ def run_torch(
     config, small: bool, repeat: int, *, compile: bool = True, timeout: float | None = None
 ) -> dict:
     """{'torch': version, 'device': ..., phase: {'seconds': ..., 'compile_s': ...}} of the model of
-    `config` at its size and batch. compile: with torch.compile, otherwise eager.
+    `config` at its size, batch and dtype. compile: with torch.compile, otherwise eager.
 
     Raises:
       subprocess.SubprocessError: it failed, or ran longer than `timeout` seconds.
@@ -42,7 +43,9 @@ def run_torch(
         kind='flux' if flux else 'sd3',
         transformer=parts['transformer'],
         vae=parts['vae'],
-        side=config.model.height,
+        height=config.model.height,
+        width=config.model.width,
+        dtype=config.model.dtype,
         batch=config.rollout.prompts_per_batch * config.rollout.group,
         copies=2 if guided else 1,
         text=config.model.t5_length + (0 if flux else 77),
@@ -68,20 +71,20 @@ def inputs_of(request: dict, config, rows: int) -> dict:
     """Random inputs of the network for `rows` samples."""
     import torch
 
-    side, text = request['side'], request['text']
+    height, width, text = request['height'], request['width'], request['text']
     common = dict(
         encoder_hidden_states=torch.randn(rows, text, config.joint_attention_dim),
         pooled_projections=torch.randn(rows, config.pooled_projection_dim),
         return_dict=False,
     )
     if request['kind'] == 'sd3':
-        latent = torch.randn(rows, config.in_channels, side // 8, side // 8)
+        latent = torch.randn(rows, config.in_channels, height // 8, width // 8)
         return dict(hidden_states=latent, timestep=torch.full((rows,), 700.0), **common)
-    tokens = (side // 16) ** 2
-    grid = torch.meshgrid(*(torch.arange(side // 16.0),) * 2, indexing='ij')
-    ids = torch.stack([torch.zeros(tokens), *(axis.flatten() for axis in grid)], 1)
+    axes = torch.arange(height // 16.0), torch.arange(width // 16.0)
+    grid = [axis.flatten() for axis in torch.meshgrid(*axes, indexing='ij')]
+    ids = torch.stack([torch.zeros_like(grid[0]), *grid], 1)
     return dict(
-        hidden_states=torch.randn(rows, tokens, config.in_channels),
+        hidden_states=torch.randn(rows, len(ids), config.in_channels),
         timestep=torch.full((rows,), 0.7),
         guidance=torch.full((rows,), 3.5) if config.guidance_embeds else None,
         img_ids=ids,
@@ -100,10 +103,12 @@ def main() -> None:
     how = 'torch.compile' if request['compile'] else 'eager'
     result = {'torch': torch.__version__, 'device': device, 'how': how}
     with torch.device(device):
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(getattr(torch, request['dtype']))
         transformer = getattr(diffusers, classes[request['kind']])(**request['transformer'])
         known = {k: v for k, v in request['vae'].items() if not k.startswith('_')}
         vae = diffusers.AutoencoderKL(**known).eval()
+        if device == 'cpu':
+            vae = vae.to(memory_format=torch.channels_last)
         transformer.eval().requires_grad_(False)
         result.update(sampling(request, transformer, vae))
         del vae
@@ -119,7 +124,8 @@ def sampling(request: dict, transformer, vae) -> dict:
 
     compiled = torch.compile if request['compile'] else lambda function: function
     inputs = inputs_of(request, transformer.config, request['batch'] * request['copies'])
-    latents = torch.randn(request['batch'], 16, request['side'] // 8, request['side'] // 8)
+    channels, size = vae.config.latent_channels, (request['height'] // 8, request['width'] // 8)
+    latents = torch.randn(request['batch'], channels, *size)
     network, decoder = compiled(transformer), compiled(vae.decode)
     with torch.inference_mode():
         return {
