@@ -35,6 +35,7 @@ class Key:
       own: whether the value may also be 'package.module:object', the user's own object.
       item: type of a tuple's entries.
       length: least number of a tuple's entries.
+      longest: of a text for people: one line of at most so many printable characters.
     """
 
     default: Any
@@ -49,6 +50,7 @@ class Key:
     own: bool = False
     item: type = str
     length: int = 0
+    longest: int | None = None
 
     @property
     def type(self) -> str:
@@ -81,6 +83,8 @@ class Key:
             return f'one of {self.range}'
         if kind is bool:
             return 'True or False'
+        if kind is str and self.longest is not None:
+            return f'one line of at most {self.longest} printable characters'
         if kind is str:
             return 'a text'
         if kind is tuple:
@@ -105,8 +109,10 @@ class Key:
         if kind in (int, float):
             return self._is_number(value)
         if kind is str:
-            return isinstance(value, str) and (
-                self.choices is None or value in self.choices or (self.own and ':' in value)
+            return (
+                isinstance(value, str)
+                and (self.choices is None or value in self.choices or (self.own and ':' in value))
+                and (self.longest is None or (len(value) <= self.longest and value.isprintable()))
             )
         if kind is tuple:
             return (
@@ -176,6 +182,11 @@ def switch(default: bool, help: str, kind: str = SCIENCE) -> Key:
 def text(default: str, help: str, kind: str = SCIENCE) -> Key:
     """Any text: a path, a name."""
     return Key(default, help, kind)
+
+
+def line(default: str, help: str, longest: int = 200) -> Key:
+    """One line for people, which pages, logs and file names may hold."""
+    return Key(default, help, DISPLAY, longest=longest)
 
 
 def choice(default: str, help: str, choices: Collection[str], kind: str = SCIENCE) -> Key:

@@ -7,6 +7,7 @@ from densegrpo_jax.config.key import (
     MACHINE,
     Key,
     choice,
+    line,
     number,
     positive,
     switch,
@@ -28,7 +29,7 @@ REWARD_MACHINE_OPTIONS = (
 # Only numbers below 2**32 are distinct seeds: JAX and numpy use the lower 32 bits of larger ones.
 SEED = whole(42, 'Seed of prompts, noise and adapters.', 0, 2**32 - 1)
 ITERATIONS = whole(800, 'Iterations of the run.')
-LABEL = text('', 'A line shown at the start and kept with the results.', DISPLAY)
+LABEL = line('', 'A line shown at the start and kept with the results.')
 
 LOG = {
     'report_to': text(

@@ -29,6 +29,7 @@ def validate(config) -> None:
     _check_method(config)
     _check_noise(config)
     _check_training(config)
+    _check_kept(config)
     names_of(config.log.report_to)
 
 
@@ -123,6 +124,20 @@ def _check_training(config) -> None:
         raise ValueError(
             f'text_cache={config.text_cache!r}: expected a folder of this machine, such as one in '
             'a mounted bucket'
+        )
+
+
+def _check_kept(config) -> None:
+    """What evaluations and checkpoints keep."""
+    if config.eval.panel_prompts and not config.eval.panel:
+        raise ValueError(
+            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to score it: name '
+            'rewards in eval.panel'
+        )
+    if beyond := [i for i in config.checkpoint.pin if i > config.iterations]:
+        raise ValueError(
+            f'checkpoint.pin={tuple(config.checkpoint.pin)}: there is no iteration {beyond[0]}; '
+            f'expected iterations up to iterations={config.iterations}'
         )
 
 

@@ -89,13 +89,8 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     result = {'eval': Part(test, [reward])}
     if (prompts := load_panel_prompts(config)) is None:
         result['eval'].rewards.extend(panel)
-    elif panel:
-        result['panel'] = Part(prompts, panel)
     else:
-        raise ValueError(
-            f'eval.panel_prompts={config.eval.panel_prompts!r} has no reward to score it: name '
-            'rewards in eval.panel'
-        )
+        result['panel'] = Part(prompts, panel)
     for part in result.values():
         names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:

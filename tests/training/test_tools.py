@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_ocr
+from densegrpo_jax.config.validation import validate
 from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
@@ -231,7 +232,7 @@ def test_a_panel_is_checked_before_anything_is_loaded(panel, tmp_path):
         opened()
     panel.eval.panel = {}
     with pytest.raises(ValueError, match="eval.panel_prompts='panel' has no reward"):
-        opened()
+        validate(panel)
     panel.eval.update(panel={'jpeg': {}}, panel_prompts='')
     with pytest.raises(ValueError, match=r"\['jpeg'\] occur twice"):
         opened()
