@@ -176,10 +176,12 @@ class Pipeline:
             for array in encoder.tokenize(tokenizer, prompts, length)
         )
 
-    def reads(self, text: str) -> bool:
-        """Whether some text encoder reads a prompt that begins with `text` to the end of it."""
+    def reads(self, texts: Sequence[str]) -> np.ndarray:
+        """bool [B], whether some text encoder reads a prompt that begins with each text to the end
+        of it.
+        """
         rows = zip(self.TEXT_ENCODERS, self.tokenizers, self.token_lengths)
-        return any(encoder.reads(tokenizer, text, length) for encoder, tokenizer, length in rows)
+        return np.any([encoder.reads(tokens, texts, length) for encoder, tokens, length in rows], 0)
 
     def encode(self, params: dict, *ids: jax.Array) -> Conditioning:
         """Conditioning of tokenised prompts; the names are those of `conditioning_shapes`."""

@@ -142,7 +142,8 @@ def check_params(
 ) -> None:
     """Raises the errors of `load_params` with these arguments, from the files' headers alone."""
     rules = pipeline.weight_rules()
-    for name, shapes in pipeline.abstract_params(components).items():
+    for name in pipeline.modules if components is None else components:
+        shapes = pipeline.abstract_params([name])[name]  # one by one, so that errors come early
         source, options = _source(folder, pipeline, name, transformer_file)
         try:
             weights.check_weights(source, rules[name], shapes, **options)

@@ -36,9 +36,13 @@ class TextEncoder(NamedTuple):
             return (tokenize(tokenizer, prompts, length),)
         return chat_tokens(tokenizer, prompts, length, thinking=self.thinking)
 
-    def reads(self, tokenizer: Any, text: str, length: int) -> bool:
-        """Whether a prompt that begins with `text` is read to the end of it."""
+    def reads(self, tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
+        """bool [B], whether a prompt that begins with each text is read to the end of it."""
         if self.thinking is not None:
-            text = opening(tokenizer, text, thinking=self.thinking)
+            texts = [opening(tokenizer, text, thinking=self.thinking) for text in texts]
         # A token has at least one byte; two are added at the ends.
-        return len(text.encode()) + 2 <= length or len(tokenizer(text).input_ids) <= length
+        read = np.array([len(text.encode()) + 2 <= length for text in texts], bool)
+        if longer := np.flatnonzero(~read).tolist():
+            ids = tokenizer([texts[i] for i in longer]).input_ids
+            read[longer] = [len(row) <= length for row in ids]
+        return read

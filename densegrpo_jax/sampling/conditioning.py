@@ -96,14 +96,14 @@ def unread_targets(pipeline: Pipeline, prompts: PromptSet) -> list[int]:
     """Indices of the prompts whose target ends beyond the tokens that the text encoders read: the
     model never learns what it should write.
     """
-
-    found = []
-    for i, prompt in enumerate(prompts):
-        if prompt.target and prompt.target in prompt.text:
-            until = prompt.text[: prompt.text.index(prompt.target) + len(prompt.target)]
-            if not pipeline.reads(until):
-                found.append(i)
-    return found
+    until = {
+        i: p.text[: p.text.index(p.target) + len(p.target)]
+        for i, p in enumerate(prompts)
+        if p.target and p.target in p.text
+    }
+    if not until:
+        return []
+    return [i for i, read in zip(until, pipeline.reads([*until.values()])) if not read]
 
 
 def check_targets(pipeline: Pipeline, prompts: PromptSet, key: str) -> None:

@@ -176,6 +176,8 @@ def check(
     if config.text_cache and (found := folder_problem(config.text_cache)):
         raise ValueError(f'text_cache: {found}')
     folder, pipeline = open_base(config, mesh)
+    if 'start' in needs:
+        check_start(config, pipeline)
     checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline)
     made = {name: getattr(checked, name) for name in needs if name != 'start'}
     for name in {'train', 'test'} & made.keys():
@@ -188,8 +190,6 @@ def check(
         )
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
-    if 'start' in needs:
-        check_start(config, pipeline)
     return checked
 
 

@@ -185,7 +185,7 @@ def test_saves_what_it_loads(folder, tmp_path):
 
 def test_a_prompt_is_read_to_its_end_or_not(folder):
     pipeline = open_pipeline(folder, text_length=LENGTH)
-    assert pipeline.reads('cat cat') and not pipeline.reads(PROMPTS[2])
+    assert pipeline.reads(['cat cat', PROMPTS[2], 'cat']).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
