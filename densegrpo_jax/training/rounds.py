@@ -96,26 +96,20 @@ class Rounds:
           policy: that samples. prompts: P. progress: the run's, after the iteration before.
         """
         config, moving = self._session.config, self._schedule.moving
-        key = key_data(stream_key(config.seed, STREAM_ROLLOUT, iteration))
+        key = self._key(iteration)
         found, entropy, metrics = None, None, {}
         if self._probe is not None:
             found = self._probed(policy, prompts, key)
             metrics['entropy'] = found.policy.mean(1)
-        steps, fixed = None, None
+        steps = None
         if moving is not None and moving.choose is not None:
             steps = moving.choose(iteration)
         elif moving is not None:
             average = smoothed(progress.entropy, found.policy.mean(1), config.moving.smooth)
             entropy = average.tolist()
             steps = top_steps(average, moving.allowed, moving.count)
-        levels = self._schedule.noise_levels
-        if steps is not None and moving.own_plans:
-            fixed = tuple(map(int, steps))
-        elif steps is not None:
-            levels = moving.levels(levels, steps)
-        credit = self._credit(fixed)
-        if steps is not None and fixed is None:
-            credit = functools.partial(credit, chosen=steps)
+        fixed, levels, options = self._of_steps(steps)
+        credit = functools.partial(self._credit(fixed), **options)
         rollout = lambda group: self._rollout(fixed, group)
         change = None
         if found is not None and found.base is not None:
@@ -148,8 +142,7 @@ class Rounds:
             guided = self._session.negative is not None
             nfe += networks * (1 + guided) * len(found.policy) * len(prompts)
         of_groups = [prompts[p] for p in order]
-        chosen = steps if fixed is None else None
-        return Round(*parts, of_groups, chosen, credit, nfe, entropy, metrics)
+        return Round(*parts, of_groups, options.get('chosen'), credit, nfe, entropy, metrics)
 
     def foreseen(
         self, iteration: int, policy: dict | None, prompts: Sequence[Prompt]
@@ -158,19 +151,30 @@ class Rounds:
         s, config, moving = self._session, self._session.config, self._schedule.moving
         if self._probe is not None or config.budget.by != 'none':
             return None
-        levels, options = self._schedule.noise_levels, {}
-        if moving is not None:
-            if moving.own_plans:
-                return None
-            options = {'chosen': moving.choose(iteration)}
-            levels = moving.levels(levels, options['chosen'])
-        key = key_data(stream_key(config.seed, STREAM_ROLLOUT, iteration))
+        fixed, levels, options = self._of_steps(moving and moving.choose(iteration))
         texts, batch = [p.text for p in prompts], config.rollout.prompts_per_batch
         places = np.arange(batch)
+        key = self._key(iteration)
         given = self._collector.given(policy, texts[:batch], key, places, levels, self._process)
         conditioning = place(s.conditioning, texts, s.mesh)
-        rollout, scores = self._rollout(None, config.rollout.group), tuple(s.reward.weights)
-        return Foreseen(rollout, given, self._credit(None), scores, options, conditioning)
+        rollout, scores = self._rollout(fixed, config.rollout.group), tuple(s.reward.weights)
+        return Foreseen(rollout, given, self._credit(fixed), scores, options, conditioning)
+
+    def _key(self, iteration: int) -> np.ndarray:
+        return key_data(stream_key(self._session.config.seed, STREAM_ROLLOUT, iteration))
+
+    def _of_steps(
+        self, steps: np.ndarray | None
+    ) -> tuple[tuple[int, ...] | None, np.ndarray, dict]:
+        """What an iteration that trains on the transitions `steps` (None: the plan's) calls: (those
+        of programs of its own or None, noise levels [T], last arguments of the credit).
+        """
+        moving, levels = self._schedule.moving, self._schedule.noise_levels
+        if steps is None:
+            return None, levels, {}
+        if moving.own_plans:
+            return tuple(map(int, steps)), levels, {}
+        return None, moving.levels(levels, steps), {'chosen': steps}
 
     def _probed(self, policy: dict | None, prompts: Sequence[Prompt], key: np.ndarray) -> Entropies:
         s, batch = self._session, self._session.config.rollout.prompts_per_batch
