@@ -20,6 +20,7 @@ from densegrpo_jax.pipelines.clip_images import ImageSpec, preprocess
 from densegrpo_jax.pipelines.tokenizers import open_tokenizer, tokenize
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights import open_clip
+from densegrpo_jax.runtime.quiet import import_transformers
 from densegrpo_jax.runtime.reading import read_json
 
 HOLDS = 'a folder in the Transformers layout of CLIP (config.json, model.safetensors)'
@@ -219,14 +220,12 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def _load_tokenizer(folder: pathlib.Path, config: ClipTextConfig):
     """Checks what Transformers found: without any file it opens an empty tokenizer."""
-    import transformers
-
     if not (
         (folder / 'tokenizer.json').is_file()
         or ((folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file())
     ):
         raise FileNotFoundError(f'there is no tokenizer in {folder}; expected {HOLDS_PROCESSOR}')
-    tokenizer = open_tokenizer(transformers.CLIPTokenizer, folder)
+    tokenizer = open_tokenizer(import_transformers().CLIPTokenizer, folder)
     # 2: see ClipTextModel
     last = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id
     if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != last:

@@ -21,6 +21,7 @@ import numpy as np
 
 from densegrpo_jax.data.prompts import SCENES
 from densegrpo_jax.data.words import ASSETS
+from densegrpo_jax.runtime.quiet import import_transformers
 from densegrpo_jax.runtime.reading import read_json
 
 FLUX_TOKENIZERS = (('tokenizer', 'CLIPTokenizer'), ('tokenizer_2', 'T5TokenizerFast'))
@@ -43,8 +44,7 @@ def load_tokenizers(
       FileNotFoundError: a folder is missing.
       ValueError: a tokenizer does not open, or cannot tell texts apart (`check_tokenizer`).
     """
-    import transformers  # a second of import that rendering does not need
-
+    transformers = import_transformers()
     opened = []
     for name, cls in kinds:
         path = Path(folder) / name
@@ -210,12 +210,13 @@ def build(
     """Writes both tokenizers below the folder `out`, which is made if it does not exist; every one
     of `words` is one token.
     """
-    from transformers import CLIPTokenizer, T5TokenizerFast
-
+    transformers = import_transformers()
     vocabulary, merges = clip_vocabulary(words)
-    clip = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=clip_length)
+    clip = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=clip_length)
     clip.save_pretrained(str(Path(out) / 'tokenizer'))
-    t5 = T5TokenizerFast(vocab=t5_vocabulary(words), extra_ids=0, model_max_length=t5_length)
+    t5 = transformers.T5TokenizerFast(
+        vocab=t5_vocabulary(words), extra_ids=0, model_max_length=t5_length
+    )
     t5.save_pretrained(str(Path(out) / 'tokenizer_2'))
 
 
