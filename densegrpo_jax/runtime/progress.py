@@ -131,8 +131,11 @@ class ProgressBar:
         each = self._seconds_per_step
         unit = self._unit
         rate = f'{each:.1f} s/{unit}' if each >= 1 else f'{1 / max(each, 1e-9):.1f} {unit}s/s'
-        left = max(self._total - self._done, 0) * each
-        return f'{rate}  {_clock_time(left)} left' if self._done < self._total else rate
+        if self._done >= self._total:
+            return rate
+        if self._updates < 2:  # no remaining time: the next steps take a fraction of it
+            return f'{rate}, compilation included'
+        return f'{rate}  {_clock_time((self._total - self._done) * each)} left'
 
 
 def _clock_time(seconds: float) -> str:

@@ -203,8 +203,8 @@ def test_progress_in_a_log_shows_rate_and_time_left():
         now[0] += 0.2 * 5
         bar.update(10)
     assert file.getvalue().splitlines() == [
-        'train 3/10  reward 0.5  kl 1e-05  60.0 s/step  7:00 left',
-        'train 4/10  reward 0.5  kl 1e-05  2.0 s/step  0:12 left',  # the first step compiled
+        'train 3/10  reward 0.5  kl 1e-05  60.0 s/step, compilation included',
+        'train 4/10  reward 0.5  kl 1e-05  2.0 s/step  0:12 left',
         'train 5/10  reward 0.5  kl 1e-05  2.0 s/step  0:10 left',
         'saved',
         'train 10/10  1.8 s/step',
