@@ -66,7 +66,7 @@ CASES = {
     'tp_grpo_code': ({}, 3, 4 + 3 + 2 + 1),
     'gae': ({}, 3, 4 + 3 + 2 + 1),
 }
-# Their tests are test_aegpo.py, test_learned_direction.py and test_euphonium.py.
+# Their tests are test_aegpo.py, test_d2_align.py and test_euphonium.py.
 ELSEWHERE = {'aegpo', 'd2_align', 'euphonium'}
 
 
