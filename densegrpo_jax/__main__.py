@@ -27,6 +27,7 @@ COMMANDS = {
     'plan': ('plan', 'memory, time and cost on a machine that need not be present'),
     'reward-server': ('reward_server', 'serve a reward to training runs on other machines'),
 }
+ALIASES = {'serve-rewards': 'reward-server'}
 
 
 def usage() -> str:
@@ -59,6 +60,7 @@ def main() -> None:
     if name == '--version':
         print(__version__)
         return
+    name = ALIASES.get(name, name)
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         found = f'unknown command {name!r}' if name else 'no command given'

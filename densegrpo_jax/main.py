@@ -23,6 +23,8 @@ with another rule than 'gae'; --unread=warn is for scripts that give one key to 
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 
 from absl import flags, logging
 
@@ -52,7 +54,10 @@ def main(flag) -> int:
         if flag.unread == REFUSE:
             validate(config)
             refuse_unread(config, given_keys())
-        return run(config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak)
+        command = shlex.join(['densegrpo', 'train', *sys.argv[1:]])
+        return run(
+            config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, command=command
+        )
 
     status, summary = execute(flag, batch, work)
     if status != FINISHED:

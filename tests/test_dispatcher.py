@@ -59,5 +59,6 @@ def test_a_command_gets_its_arguments_and_gives_its_status():
     assert version.stdout == f'{densegrpo_jax.__version__}\n' and version.returncode == 0
     done = run('train', '--config=nowhere.py', '--workdir=w')
     assert done.returncode == 2 and 'nowhere.py' in done.stderr
+    assert 'densegrpo_jax.reward_server' in run('serve-rewards', '--help').stdout
     shown = run('sample', '--help').stdout
     assert '--compare' in shown and 'densegrpo_jax.sample' in shown

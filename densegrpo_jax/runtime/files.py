@@ -120,6 +120,26 @@ def lock(folder: pathlib.Path):
     return file
 
 
+def is_held(folder: pathlib.Path) -> bool | None:
+    """Whether a process of this machine holds FOLDER/lock (`only_writer`). None: that cannot be
+    told, as the last one that wrote to the folder was on another machine.
+    """
+    path = folder / LOCK
+    if not path.is_file():
+        return None
+    try:
+        with open(path, encoding='utf-8') as file:
+            if not file.read(1000).strip().endswith(f' on {socket.gethostname()}'):
+                return None
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+            except BlockingIOError:
+                return True
+            return False
+    except (OSError, ValueError):
+        return None
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether a read failed because of the machine, not because of the stored bytes."""
     while error.__cause__ is not None:

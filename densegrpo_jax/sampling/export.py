@@ -13,7 +13,7 @@ from absl import logging
 
 from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import folder_names, resolve_folder, save_pipeline
+from densegrpo_jax.pipelines.folder import folder_names, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files
 from densegrpo_jax.pipelines.weights.lora_reading import FILENAME
 from densegrpo_jax.runtime.markdown import table
@@ -59,21 +59,25 @@ def written(pipeline: Pipeline, layout: str) -> list[str]:
     return [*files[layout], 'README.md', 'config.json', CURVE]
 
 
-def snippet(pipeline: Pipeline, base: str, home: str, layout: str, filename: str) -> str:
-    """The lines that draw an image in Diffusers. home: the export's folder, or its repository."""
-    opened = home if layout == MERGED else base
-    lines = [
-        f'from diffusers import {pipeline.CLASS_NAME}',
-        f'pipe = {pipeline.CLASS_NAME}.from_pretrained("{opened}")',
+def snippet(
+    pipeline: Pipeline, base: str, home: str, layout: str, filename: str, dtype: str
+) -> str:
+    """The lines that open it in Diffusers. base: `model.path`. home: the export's folder, or its
+    repository. dtype: `model.dtype`; without one, Diffusers takes different ones for the parts.
+    """
+    lines = ['import torch', f'from diffusers import {pipeline.CLASS_NAME}']
+    opened = repr(home if layout == MERGED else base)
+    if layout != MERGED and base.startswith('builtin:'):  # wherever the package is
+        lines.insert(0, 'from importlib.resources import files')
+        opened = f"files('densegrpo_jax') / 'assets' / {base.removeprefix('builtin:')!r}"
+    lines += [
+        f'pipe = {pipeline.CLASS_NAME}.from_pretrained(',
+        f'    {opened}, torch_dtype=torch.{dtype}',
+        ')',
     ]
     if layout != MERGED:
-        lines.append(f'pipe.load_lora_weights("{home}", weight_name="{filename}")')
+        lines.append(f'pipe.load_lora_weights({home!r}, weight_name={filename!r})')
     return '\n'.join(lines)
-
-
-def _base(path: str) -> str:
-    """What Diffusers opens for `model.path`: the folder of a model that ships with the package."""
-    return str(resolve_folder(path)) if path.startswith('builtin:') else path
 
 
 def _evaluations(workdir: pathlib.Path) -> list:
@@ -141,7 +145,7 @@ def model_card(
         label=title(config, out.name),
         step=step,
         scores=scores,
-        snippet=snippet(pipeline, _base(base), home or str(out), layout, filename),
+        snippet=snippet(pipeline, base, home or str(out), layout, filename, config.model.dtype),
         settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )
 

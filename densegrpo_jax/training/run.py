@@ -62,11 +62,13 @@ def run(
     *,
     profile: Profile | None = None,
     at_peak: Callable[[Checked], float | None] | None = None,
+    command: str = '',
 ) -> dict:
     """Trains until `config.iterations`, or continues a run found in `workdir`.
 
     profile: iterations that the profiler traces. at_peak: gives the seconds of an iteration whose
-      networks use the devices fully, if known: then the run logs its utilisation.
+      networks use the devices fully, if known: then the run logs its utilisation. command: that
+      started it, kept with the results.
 
     Returns:
       The summary that is also written to WORKDIR/summary.json.
@@ -129,7 +131,9 @@ def run(
     full_use = at_peak(session) if at_peak else None
     with (
         Scorer(session.reward, config.reward_workers) as scorer,
-        report.Reporter(config, workdir, session.hosts, start, since, full_use) as reporter,
+        report.Reporter(
+            config, workdir, session.hosts, start, since, full_use, command
+        ) as reporter,
         checkpoints,
         Profiler(profile, workdir, start) as profiler,
         contextlib.ExitStack() as opened,

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.viewing.run_data import PICTURES, read_run
+from densegrpo_jax.viewing.run_data import PICTURES, read_runs
 
 FOLDER = 'report'  # in a run's folder
 ASSETS = ('index.html', 'viewer.css', 'viewer.js', 'groups.js', 'curves.js')
@@ -41,7 +41,7 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
       ValueError: `out` holds files of something else.
       FileNotFoundError: a folder is not a run's.
     """
-    runs = [read_run(workdir) for workdir in workdirs]
+    runs = read_runs(workdirs)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
         raise ValueError(f'--out={out} holds something else; name a new folder, or an empty one')
     out.mkdir(parents=True, exist_ok=True)

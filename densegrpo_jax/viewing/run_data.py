@@ -15,7 +15,8 @@ from typing import Any
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
-from densegrpo_jax.runtime.reading import parse_json, read_json, shown
+from densegrpo_jax.runtime.files import is_held
+from densegrpo_jax.runtime.reading import parse_json, read_json, read_text, shown
 from densegrpo_jax.runtime.trees import dotted
 
 SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
@@ -40,6 +41,19 @@ GROUP_FORM = {
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
 QUIET = 300.0  # seconds without news, and five iterations, after which a run counts as stopped
+COMMAND = 'command.txt'  # how the run was started, in its folder
+
+
+def read_runs(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+    """`read_run` of each, with names that tell them apart."""
+    runs = [read_run(workdir) for workdir in workdirs]
+    folders = [workdir.resolve().parts for workdir in workdirs]
+    for run, folder in zip(runs, folders):
+        others = [other for other in folders if other != folder]
+        longer = range(1, len(folder))
+        taken = lambda n: any(other[-n:] == folder[-n:] for other in others)  # noqa: B023
+        run['name'] = '/'.join(folder[-next((n for n in longer if not taken(n)), 1) :])
+    return runs
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -61,8 +75,8 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     last = max((row['step'] for row in rows), default=0)
     series = _series(rows)
     return {
-        'name': workdir.name,
-        'folder': str(workdir),
+        'name': workdir.resolve().name,
+        'folder': str(workdir.resolve()),
         'label': _value(config, 'label'),
         'updates': last,
         'iterations': config.get('iterations', last),
@@ -74,6 +88,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'sheets': _sheets(workdir),
         'groups': _groups(workdir),
         'changes': changes(config),
+        'command': _command(workdir),
         'continue': shlex.join(
             [*'densegrpo train'.split(), f'--config={workdir}/config.json', f'--workdir={workdir}']
         ),
@@ -90,7 +105,9 @@ def version(workdir: pathlib.Path) -> str:
             seen.append(f'{found.st_mtime_ns}.{found.st_size}')
         except OSError:
             seen.append('-')
-    return ' '.join(seen)
+    # a run may stop without a word
+    quiet = min(int(_silent(workdir) // QUIET), 100)
+    return ' '.join([*seen, str(is_held(workdir)), str(quiet)])
 
 
 def changes(config: Mapping) -> list[list]:
@@ -187,15 +204,34 @@ def _thinned(points: list[list]) -> list[list]:
 def _state(
     workdir: pathlib.Path, config: Mapping, rows: Sequence[Mapping], summary, last: int
 ) -> str:
-    """'finished', 'running' or 'stopped', told from what was written and when."""
+    """'finished', 'running' or 'stopped', told from what was written and when, and by whether the
+    run's process is there.
+    """
     if summary and summary.get('updates') == config.get('iterations') == last:
         return 'finished'
+    if is_held(workdir) is False:
+        return 'stopped'
     seconds = [row['seconds/iteration'] for row in rows[-5:] if 'seconds/iteration' in row]
+    quiet = max(QUIET, 5 * max(seconds, default=0))
+    return 'running' if _silent(workdir) < quiet else 'stopped'
+
+
+def _silent(workdir: pathlib.Path) -> float:
+    """Seconds since the run's last news; 0 if there are no files."""
+    for name in ('metrics.jsonl', 'config.json'):
+        try:
+            return time.time() - (workdir / name).stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
+
+
+def _command(workdir: pathlib.Path) -> str:
+    """The command that started the run; '' if it is not on record."""
     try:
-        silent = time.time() - (workdir / 'metrics.jsonl').stat().st_mtime
-    except OSError:
-        silent = time.time() - (workdir / 'config.json').stat().st_mtime
-    return 'running' if silent < max(QUIET, 5 * max(seconds, default=0)) else 'stopped'
+        return read_text(workdir / COMMAND)[:10_000].strip()
+    except (OSError, ValueError):
+        return ''
 
 
 def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
-from densegrpo_jax.viewing.run_data import PICTURES, read_run, version
+from densegrpo_jax.viewing.run_data import PICTURES, read_run, read_runs, version
 
 MOST = 256  # connections at a time
 HEADERS = {
@@ -63,7 +63,7 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
         if request.query_params.get('seen') == seen:
             return Response(status_code=204, headers=HEADERS)
         try:
-            runs = [read_run(workdir) for workdir in workdirs]
+            runs = read_runs(workdirs)
         except (OSError, ValueError) as error:
             raise HTTPException(404, str(error)) from None
         for number, run in enumerate(runs):

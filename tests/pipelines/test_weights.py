@@ -330,6 +330,12 @@ def test_two_hosts_with_equal_process_numbers_write_the_same_file(tmp_path, monk
     np.testing.assert_array_equal(safetensors.numpy.load_file(path)['x'], arrays['x'])
 
 
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path):
+    (tmp_path / 'any').touch()
+    path = weights.write_file(tmp_path / NAME, {'x': np.arange(3.0)})
+    assert path.stat().st_mode == (tmp_path / 'any').stat().st_mode
+
+
 def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     params = weights.load_weights(write(tmp_path, tensors()), RULES, abstract())
     before = (tmp_path / NAME).read_bytes()

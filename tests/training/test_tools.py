@@ -18,14 +18,14 @@ from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose, parts
-from densegrpo_jax.pipelines.folder import resolve_folder
+from densegrpo_jax.pipelines.folder import BUILTIN as ASSETS
 from densegrpo_jax.pipelines.weights.lora_reading import read_layers
 from densegrpo_jax.rewards import REWARDS, RewardError, Scores, build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.sampling.draw import draw
-from densegrpo_jax.sampling.export import export, model_card
+from densegrpo_jax.sampling.export import export, model_card, snippet
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import open_base, open_shapes
 from densegrpo_jax.sampling.state import init_state, optimiser, start_from
@@ -95,7 +95,8 @@ def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step,
     )
     assert f'{step} updates.' in card
     # Diffusers does not know builtin:tiny
-    assert f'from_pretrained("{resolve_folder("builtin:tiny")}")' in card
+    assert "files('densegrpo_jax') / 'assets' / 'tiny', torch_dtype=torch.float32" in card
+    assert str(ASSETS) not in card  # others read it
     expected = (
         [
             f'Evaluation score before 0.5000 ± 0.0100, after {after} (standard errors over the '
@@ -105,6 +106,19 @@ def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step,
         else []
     )
     assert [line for line in card.splitlines() if 'Evaluation score' in line] == expected
+
+
+def test_the_lines_of_a_model_card_draw():
+    """Without its adapters; without a dtype, Diffusers mixes those of the stored parts."""
+    config = tiny_ocr.get_config()
+    pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline')
+    lines = snippet(pipeline, config.model.path, 'adapter', 'peft', 'a.safetensors', 'float32')
+    *opening, adapters = lines.splitlines()
+    assert adapters == "pipe.load_lora_weights('adapter', weight_name='a.safetensors')"
+    names = {}
+    exec('\n'.join(opening), names)
+    size = dict(height=32, width=96, num_inference_steps=1, max_sequence_length=16)
+    assert names['pipe']('a sign', **size).images[0].size == (96, 32)
 
 
 class Brightness:
@@ -281,7 +295,7 @@ def test_an_export_is_pushed_once_it_is_complete(trained, tmp_path, monkeypatch)
     assert repository.private and sent[made.name] == made.read_bytes()
     assert {'config.json', 'reward_curve.png'} <= set(sent)
     card = sent['README.md'].decode()
-    assert 'load_lora_weights("ada/tiny"' in card and str(tmp_path / 'out') not in card
+    assert "load_lora_weights('ada/tiny'" in card and str(tmp_path / 'out') not in card
     assert 'base_model:' not in card  # the Hub knows no local folder
 
 

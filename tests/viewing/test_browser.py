@@ -2,6 +2,7 @@
 chromium-driver) and its Python driver.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -14,9 +15,10 @@ import uvicorn
 from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing.report import write_report
 from densegrpo_jax.viewing.server import make_app
-from tests.viewing.made_run import EVIL, make_run
+from tests.viewing.made_run import EVIL, make_group, make_run
 
 selenium = pytest.importorskip('selenium', reason='selenium is not installed')
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver import Chrome, ChromeOptions  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -67,12 +69,14 @@ def page(browser):
 
 
 def until(condition, seconds=30):
-    """Waits for a condition; its value."""
+    """Waits for a condition; its value. An element that the page has just replaced is none."""
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, 'it did not happen'
+    while time.monotonic() < end:
+        with contextlib.suppress(StaleElementReferenceException):
+            if found := condition():
+                return found
         time.sleep(0.05)
-    return found
+    raise AssertionError('it did not happen')
 
 
 def text(driver, selector):
@@ -159,6 +163,16 @@ def test_a_phone_scrolls_only_up_and_down(page, report):
     assert width <= PHONE[0]
 
 
+def test_a_picture_fits_a_phone(page, report):
+    driver = page(report, size=PHONE)
+    driver.find_element(By.CSS_SELECTOR, '.table .picture').send_keys(Keys.ENTER)
+    dialog = driver.find_element(By.ID, 'large')
+    until(dialog.is_displayed)
+    across = 'return [arguments[0].scrollWidth, arguments[0].clientWidth]'
+    needed, there = driver.execute_script(across, dialog)
+    assert needed <= there
+
+
 @pytest.fixture
 def watched(tmp_path):
     """A run that goes on, and the address of its live page."""
@@ -185,3 +199,25 @@ def test_a_run_that_goes_on_is_followed(page, watched):
         file.flush()
         os.fsync(file.fileno())
     until(lambda: '3 of 6 updates' in text(driver, '#runs'))
+
+
+def test_news_leaves_the_keyboard_where_it_is(page, watched):
+    """What has not changed is not drawn again, and what has keeps the focus."""
+    run, address = watched
+    driver = page(address)
+    focused = lambda: driver.switch_to.active_element.get_attribute('aria-label')
+    until(lambda: driver.find_elements(By.CSS_SELECTOR, '.table .picture'))
+    before = driver.find_element(By.CSS_SELECTOR, '#viewer input[type=range]')
+    before.send_keys(Keys.HOME)
+    with open(run / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 3, "train/reward": 0.7, "seconds/iteration": 2.0}\n')
+    until(lambda: '3 of 6 updates' in text(driver, '#runs'))
+    assert before.is_displayed() and focused() == 'update of the group'
+    make_group(run, 3)
+    slider = lambda: driver.find_element(By.CSS_SELECTOR, '#viewer input[type=range]')
+    until(lambda: slider().get_property('max') == '1')
+    until(lambda: focused() == 'update of the group')
+    order = driver.find_element(By.CSS_SELECTOR, '#viewer select[aria-label=order]')
+    order.send_keys('worst first')
+    until(lambda: driver.find_element(By.CSS_SELECTOR, '.sample').text.split()[-1] == '0')
+    assert focused() == 'order'

@@ -2,12 +2,14 @@
 
 import json
 import os
+import pathlib
 import time
 
 import pytest
 
+from densegrpo_jax.runtime.files import LOCK, lock
 from densegrpo_jax.viewing import run_data
-from densegrpo_jax.viewing.run_data import read_run, version
+from densegrpo_jax.viewing.run_data import read_run, read_runs, version
 from tests.viewing.made_run import make_group, make_run
 
 
@@ -40,6 +42,39 @@ def test_a_run_that_goes_on_and_one_that_has_stopped(tmp_path):
     long_ago = time.time() - run_data.QUIET - 60
     os.utime(folder / 'metrics.jsonl', (long_ago, long_ago))
     assert read_run(folder)['state'] == 'stopped'
+
+
+def test_a_run_whose_process_has_gone_has_stopped(tmp_path):
+    """At once, also after kill -9; what another machine runs is told from its last news."""
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    with lock(folder):
+        while_running = version(folder)
+        assert read_run(folder)['state'] == 'running'
+    assert read_run(folder)['state'] == 'stopped' and version(folder) != while_running
+    (folder / LOCK).write_text('process 7 on elsewhere\n')
+    assert read_run(folder)['state'] == 'running'
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    names = 'a/run', 'b/run', 'b/other'
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_run(tmp_path / name)
+    folders = [tmp_path / name for name in names]
+    assert [run['name'] for run in read_runs(folders)] == ['a/run', 'b/run', 'other']
+    assert [run['name'] for run in read_runs(folders[:1] * 2)] == ['run', 'run']
+    monkeypatch.chdir(folders[0])
+    here = read_run(pathlib.Path('.'))
+    assert (here['name'], here['folder']) == ('run', str(folders[0]))
+
+
+def test_the_command_is_shown_if_it_is_on_record(tmp_path):
+    folder = make_run(tmp_path / 'run')
+    assert read_run(folder)['command'] == ''
+    (folder / run_data.COMMAND).write_text('densegrpo train --config=tiny_ocr\n')
+    assert read_run(folder)['command'] == 'densegrpo train --config=tiny_ocr'
+    (folder / run_data.COMMAND).write_bytes(b'\xe9')
+    assert read_run(folder)['command'] == ''
 
 
 def test_half_written_files_are_not_errors(tmp_path):

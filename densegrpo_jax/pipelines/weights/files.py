@@ -347,7 +347,10 @@ def write_file(
     # above all in containers.
     partial = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.partial')
     try:
+        partial.touch()
+        readers = partial.stat().st_mode  # the library's own file is for its owner alone
         safetensors.numpy.save_file(tensors, partial, metadata=METADATA | (metadata or {}))
+        partial.chmod(readers)
         os.replace(partial, path)
     except Exception as error:
         partial.unlink(missing_ok=True)

@@ -73,7 +73,9 @@ function picture(run, group, row, column, scale) {
 
 function openLarge(run, group, sample, column, transitions, score) {
   const dialog = document.getElementById('large');
-  const scale = Math.max(1, Math.min(4, 480 / Math.max(...group.cell)));
+  // as large as the window lets it be, on a phone too
+  const room = (window.innerWidth - 72) / group.cell[0];
+  const scale = Math.min(4, Math.max(1, 480 / Math.max(...group.cell)), room);
   const facts = Object.entries(sample.scores).map(
     ([name, values]) => `${name} ${short(values[column.index])}`,
   );
@@ -281,5 +283,5 @@ function showGroups(runs) {
       'the gain to the next image, and its advantage A. Blue raises its probability, orange ' +
       'lowers it, dashed is not trained.',
   );
-  box.replaceChildren(legend, controls, prompt, place);
+  renew(box, legend, controls, prompt, place);
 }

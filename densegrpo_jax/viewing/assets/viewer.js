@@ -69,6 +69,28 @@ function showRuns(runs) {
   document.getElementById('runs').replaceChildren(...boxes);
 }
 
+// Replaces what a box holds; the keyboard's focus stays on what has the same name.
+function renew(box, ...children) {
+  const focused = box.contains(document.activeElement) && document.activeElement;
+  const name = focused && focused.getAttribute('aria-label');
+  box.replaceChildren(...children);
+  if (!name) return;
+  const named = () => [...box.querySelectorAll('[aria-label]')];
+  const find = () => named().find((e) => e.getAttribute('aria-label') === name);
+  // a slider fills its table a moment later
+  queueMicrotask(() => find()?.focus({ preventScroll: true }));
+}
+
+// News that changes nothing in a box leaves it alone: somebody may be dragging its slider.
+const shownIn = new Map();
+
+function isNews(box, facts) {
+  const text = JSON.stringify(facts);
+  if (shownIn.get(box) === text) return false;
+  shownIn.set(box, text);
+  return true;
+}
+
 // A slider over updates. It keeps its place when news arrives, and follows the newest otherwise.
 function slider(steps, state, label, show) {
   const at = () =>
@@ -141,7 +163,7 @@ function showSheets(runs) {
       show,
     ),
   );
-  box.replaceChildren(controls, image);
+  renew(box, controls, image);
 }
 
 function showSettings(runs) {
@@ -161,10 +183,21 @@ function showSettings(runs) {
       element('td', {}, usual(key)),
     ),
   );
+  const started = runs
+    .filter((run) => run.command)
+    .map((run) =>
+      element(
+        'p',
+        { className: 'facts' },
+        runs.length > 1 ? `${run.name}: started with` : 'started with',
+        element('code', {}, run.command),
+      ),
+    );
   const head = ['key', ...runs.map((run) => (runs.length > 1 ? run.name : 'this run')), 'default'];
   document
     .getElementById('settings')
     .replaceChildren(
+      ...started,
       element('p', { className: 'legend' }, 'Keys that differ from their defaults.'),
       element(
         'div',
@@ -182,9 +215,10 @@ function showSettings(runs) {
 function show(runs) {
   showRuns(runs);
   showCurves(runs);
-  showGroups(runs);
-  showSheets(runs);
-  showSettings(runs);
+  const of = (what) => runs.map((run) => [run.name, what(run)]);
+  if (isNews('groups', of((run) => run.groups.map((group) => group.image)))) showGroups(runs);
+  if (isNews('sheets', of((run) => run.sheets))) showSheets(runs);
+  if (isNews('settings', of((run) => [run.changes, run.command]))) showSettings(runs);
 }
 
 // In a folder the data is a script; behind a server it is asked for, again and again.
