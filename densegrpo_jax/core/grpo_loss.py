@@ -26,6 +26,7 @@ class LossSums(NamedTuple):
     kl_sum: Float[Array, '']  # sum of KL(policy || reference); 0 without a reference
     kl_count: Float[Array, '']
     clip_sum: Float[Array, '']  # transitions with |r - 1| > clip_range
+    clip_low_sum: Float[Array, '']  # those of them with r < 1
     ratio_deviation_sum: Float[Array, '']  # sum of |r - 1|
     ratio_deviation_max: Float[Array, '']  # largest |r - 1|
     log_ratio_square_sum: Float[Array, '']  # sum of (log r)^2, where log r is a mean over elements
@@ -140,13 +141,15 @@ def grpo_loss(
     if mean_ref is not None:
         options = {'form': kl_form, 'noise_level': noise_level, 'kernel': kernel}
         kl_sum, _ = kl_sums(step, mean_ref, mask, **options)
-    deviation = jnp.abs(jax.lax.stop_gradient(ratio) - 1)
+    excess = jax.lax.stop_gradient(ratio) - 1
+    deviation = jnp.abs(excess)
     return LossSums(
         policy_sum=surrogate.sum(),
         policy_count=count,
         kl_sum=kl_sum,
         kl_count=zero if mean_ref is None else count,
         clip_sum=(deviation > clip_range).astype(kept.dtype).sum(),
+        clip_low_sum=(excess < -clip_range).astype(kept.dtype).sum(),
         ratio_deviation_sum=deviation.sum(),
         ratio_deviation_max=deviation.max(initial=0.0),
         log_ratio_square_sum=(jax.lax.stop_gradient(log_ratio) ** 2).sum(),

@@ -84,5 +84,7 @@ def guard_loss(
     bias = jnp.mean((step.mean - mean_old) ** 2, axes) / (2 * safe_std**2)
     plain = jnp.where(mask, log_ratio / safe_std - bias, 0)
     return LossSums.of_ratios(mask, deviation, plain)._replace(
-        policy_sum=surrogate.sum(), clip_sum=(deviation > clip_range).astype(deviation.dtype).sum()
+        policy_sum=surrogate.sum(),
+        clip_sum=(deviation > clip_range).astype(deviation.dtype).sum(),
+        clip_low_sum=(jax.lax.stop_gradient(excess) < -clip_range).astype(deviation.dtype).sum(),
     )

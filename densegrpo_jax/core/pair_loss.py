@@ -100,4 +100,5 @@ def pair_loss(
     return LossSums.of_ratios(mask, jnp.abs(jnp.expm1(log_ratio)), log_ratio)._replace(
         policy_sum=jnp.stack(terms).sum(),
         clip_sum=(jnp.abs(still) > clip_range).astype(still.dtype).sum(),
+        clip_low_sum=(still < -clip_range).astype(still.dtype).sum(),
     )

@@ -82,6 +82,8 @@ def _ratios(first: LossSums, sums: LossSums) -> dict[str, jax.Array]:
     count = jnp.maximum(sums.policy_count, 1)
     return {
         'clip_fraction': sums.clip_sum / count,
+        'clip_fraction_low': sums.clip_low_sum / count,
+        'clip_fraction_high': (sums.clip_sum - sums.clip_low_sum) / count,
         'ratio_deviation': sums.ratio_deviation_sum / count,
         # Before anything has changed, the re-scored ratio must be 1: this compares with the
         # sampler's stored log-probability.

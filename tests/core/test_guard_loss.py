@@ -126,7 +126,7 @@ def test_clipping_by_hand():
     sums = by_hand(jnp.log(ratios), advantage, 0.2)
     expected = 4 * np.array([-2, -1.2, 1.3, -0.7, 2 * 0.8])  # 1 / (s - s_next) = 4
     assert float(sums.policy_sum) == pytest.approx(expected.sum(), rel=1e-5)
-    assert (sums.policy_count, sums.clip_sum) == (5, 4)
+    assert (sums.policy_count, sums.clip_sum, sums.clip_low_sum) == (5, 4, 2)
     assert float(sums.ratio_deviation_max) == pytest.approx(0.3, rel=1e-5)
     assert float(sums.ratio_deviation_sum) == pytest.approx(1.2, rel=1e-5)
     logs = np.log(ratios[:5])

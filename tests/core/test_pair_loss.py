@@ -83,6 +83,14 @@ def test_on_policy_neighbours_follow_their_formula():
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_ratios_beyond_the_range_count_by_their_side():
+    at = np.float32([0, 0.3, -0.3, 0.1, -0.4, -0.1] * 2)
+    old = steps(POLICY).log_prob - at
+    options = {'mask': ALL, 'weight': WEIGHT, 'clip_range': 0.2, 'pairs': 'all'}
+    sums = pair_loss(steps(POLICY), old, {'outcome': ADVANTAGE}, IDS, **options)
+    assert (sums.clip_sum, sums.clip_low_sum) == (6, 4)
+
+
 def test_a_pair_is_a_group_of_two():
     log_ratio, advantage = RNG.normal(size=(2, 2)).astype(np.float32)
     both = [total(log_ratio, advantage, pairs=pairs) for pairs in ('all', 'neighbours')]

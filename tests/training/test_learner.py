@@ -134,6 +134,8 @@ def test_an_iteration_moves_the_policy_as_its_formulas_say(invalid, changes):
         rtol=1e-3,
         atol=1e-12,
     )
+    sides = metrics['clip_fraction_low'] + metrics['clip_fraction_high']
+    np.testing.assert_allclose(sides, metrics['clip_fraction'], rtol=1e-6)
     np.testing.assert_allclose(metrics['ratio_deviation'], deviation, rtol=1e-3, atol=1e-6)
     if c.loss.beta:
         np.testing.assert_allclose(metrics['kl'], kl, rtol=1e-4)

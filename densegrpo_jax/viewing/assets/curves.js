@@ -28,7 +28,17 @@ const PLOTS = [
     (run) => (run.series['train/kl']?.[1].some(Boolean) ? [['train/kl', '']] : []),
   ],
   ['Gradient norm', () => [['train/grad_norm', '']]],
-  ['Clipped transitions (share)', () => [['train/clip_fraction', '']]],
+  // runs of before have their sum alone
+  [
+    'Clipped transitions (share)',
+    (run) =>
+      run.series['train/clip_fraction_low']
+        ? [
+            ['train/clip_fraction_high', 'ratio too high'],
+            ['train/clip_fraction_low', 'too low'],
+          ]
+        : [['train/clip_fraction', '']],
+  ],
   ['Groups without spread (share)', () => [['steps/zero_spread', '']]],
   ['Advantage (mean of |A|)', () => [['steps/advantage_abs', '']]],
   ['Scored samples (share)', () => [['train/valid_share', '']]],
