@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config.variants import microbatches
@@ -112,8 +113,8 @@ def fitting(
     reference = reference or parse(f'{REFERENCE}:{count}')
     open_cards = sorted(GPUS, key=lambda name: CHIPS[name].gib)
     found: dict[str, dict] = {}
-    tried = []
-    for changes in ladder(config, count):
+    tried, rungs = [], list(ladder(config, count))
+    for number, changes in enumerate(rungs, 1):
         varied = config.copy_and_resolve_references()
         varied.unlock()
         varied.update_from_flattened_dict(changes)
@@ -123,6 +124,12 @@ def fitting(
         for name in [name for name in open_cards if gib <= CHIPS[name].gib]:
             found[name] = {'changes': changes, 'gib': gib, **_cost(name, needs, reference)}
             open_cards.remove(name)
+        held = [name for name in found if found[name]['changes'] is changes]
+        logging.info(
+            'setting %d of at most %d, %s: %.1f GiB, %s',
+            *(number, len(rungs), arguments(changes), gib),
+            f'fits {", ".join(held)}' if held else 'fits no further card',
+        )
         if not open_cards:
             break
     return {
@@ -160,9 +167,14 @@ def table(result: Mapping) -> str:
                 'config.mesh.fsdp, a smaller config.rollout.group or a smaller model'
             )
             continue
-        changes = ' '.join(f'--config.{key}={value}' for key, value in row['changes'].items())
         lines.append(
             f'{start}{row["gib"]:6.1f} {row["seconds_per_iteration"]:12.1f} '
-            f'{row["card_hours"]:11.0f}  {changes or "the configuration as it is"}'
+            f'{row["card_hours"]:11.0f}  {arguments(row["changes"])}'
         )
     return '\n'.join(lines)
+
+
+def arguments(changes: Mapping) -> str:
+    """Settings as a command takes them, or words for none."""
+    given = ' '.join(f'--config.{key}={value}' for key, value in changes.items())
+    return given or 'the configuration as it is'

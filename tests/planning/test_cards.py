@@ -96,7 +96,7 @@ def test_trained_weights_are_not_quantised():
     assert all('model.quantize' not in step for step in cards.ladder(tiny_ocr_long.get_config(), 1))
 
 
-def test_the_least_change_that_fits_each_card():
+def test_the_least_change_that_fits_each_card(caplog):
     """Needs that are made up: 60 GiB as it is, 40 with smaller batches, 25 in 8 bits."""
     planned = []
 
@@ -113,7 +113,11 @@ def test_the_least_change_that_fits_each_card():
         }
 
     config = flux_ocr.get_config('devices=1')
-    result = cards.fitting(config, 1, 0.4, needs)
+    with caplog.at_level('INFO'):
+        result = cards.fitting(config, 1, 0.4, needs)
+    steps = [line.message for line in caplog.records if line.message.startswith('setting ')]
+    assert len(steps) == len(planned)  # a compilation takes minutes
+    assert 'the configuration as it is: 60.0 GiB, fits ' in steps[0] and 'h200' in steps[0]
     fits = result['fits']
     assert fits['h100']['changes'] == fits['h200']['changes'] == fits['b200']['changes'] == {}
     assert fits['l40s']['gib'] == 40.0 and 'model.quantize' not in fits['l40s']['changes']
