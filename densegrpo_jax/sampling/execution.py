@@ -5,6 +5,7 @@ exit status.
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,8 @@ from densegrpo_jax.runtime.stop import (
     StopRequest,
     handle_stop_signals,
 )
+
+LAST_OUT = 1.0  # seconds that process 0 stays after the others have been told to leave
 
 
 def execute(
@@ -79,6 +82,8 @@ def execute(
                     stop.leave('an error of the reward')
                 if hosts.count > 1 and (stop.requested or isinstance(reason, Preempted)):
                     hosts.meet('leave', 30)  # process 0 holds the others' mailbox
+                    if hosts.primary:  # one that still hears of the meeting would be aborted
+                        time.sleep(LAST_OUT)
                 raise
     except (Preempted, RewardError) as reason:
         if isinstance(reason, RewardError):

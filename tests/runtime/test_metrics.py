@@ -233,7 +233,7 @@ def test_steps_that_end_together_are_measured_together():
         for done, now[0] in [(1, 10.0), (2, 10.1), (3, 20.0), (4, 20.1), (5, 30.0)]:
             bar.update(done)
     assert [line.split('  ')[1] for line in file.getvalue().splitlines()] == [
-        '10.0 s/step',
+        '10.0 s/step, compilation included',
         *['5.0 s/step'] * 4,
     ]
 
