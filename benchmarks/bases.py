@@ -2,7 +2,6 @@
 made on the device.
 """
 
-import json
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import PIPELINES, build_pipeline, resolve_folder
 from densegrpo_jax.pipelines.released import RELEASED
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
+from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.session import Session, network_options
 
@@ -44,7 +44,7 @@ def shapes_of(path: str, small: bool = False) -> tuple[type, dict, dict]:
     """
     if path not in RELEASED:
         folder = resolve_folder(path)
-        read = lambda file: json.loads((folder / file).read_text())
+        read = lambda file: read_json(folder / file)
         kind = PIPELINES[read('model_index.json')['_class_name']]
         names = 'transformer', 'vae'
         return kind, {}, {name: read(f'{kind.folder(name)}/config.json') for name in names}
