@@ -152,6 +152,16 @@ def check_params(
             raise ValueError(f'{error}{_unset(file, pipeline, name)}') from None
 
 
+def check_files(
+    folder: str | pathlib.Path, pipeline: Pipeline, *, transformer_file: str | pathlib.Path = ''
+) -> None:
+    """Raises the errors of `load_params` that do not depend on the networks: weights that are
+    absent or damaged, without the seconds that a network's shapes take.
+    """
+    for name in pipeline.modules:
+        weights.open_tensors(_source(folder, pipeline, name, transformer_file)[0])
+
+
 def _unset(file: pathlib.Path, pipeline: Pipeline, name: str) -> str:
     """What a component's config.json leaves to defaults, as a line; '' if nothing."""
     network = getattr(pipeline.modules[name], 'config', None)

@@ -22,6 +22,7 @@ from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.networks.attention import choose
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.folder import (
+    check_files,
     check_params,
     load_params,
     open_pipeline,
@@ -176,18 +177,20 @@ def check(
     if config.text_cache and (found := folder_problem(config.text_cache)):
         raise ValueError(f'text_cache: {found}')
     folder, pipeline = open_base(config, mesh)
+    check_files(folder, pipeline, transformer_file=config.model.transformer_file)
     if 'start' in needs:
         check_start(config, pipeline)
     checked = Checked(config, mesh, stop or StopRequest(), folder, pipeline)
     made = {name: getattr(checked, name) for name in needs if name != 'start'}
-    for name in {'train', 'test'} & made.keys():
-        checked.reward.check(*columns(made[name]))
-        check_targets(pipeline, made[name], f'data.{"train" if name == "train" else "eval"}')
     if 'test' in needs and config.eval.best not in checked.reward.names:
         raise ValueError(
             f'eval.best={config.eval.best!r} is not a score of this reward; choose one of '
             f'{", ".join(checked.reward.names)}'
         )
+    for name, key in (('train', 'data.train'), ('test', 'data.eval')):
+        if name in made:
+            checked.reward.check(*columns(made[name]))
+            check_targets(pipeline, made[name], key)
     drawing_grid(pipeline, config, config.eval.steps)
     check_params(folder, pipeline, transformer_file=config.model.transformer_file)
     return checked

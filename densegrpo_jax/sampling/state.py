@@ -172,10 +172,10 @@ def check_start(config, pipeline: Pipeline) -> None:
     and joined layers.
     """
     if config.lora.init_from:
-        policy = state_shapes(pipeline, optimiser(config)).policy
         names, lora = pipeline.adapter_names(), pipeline.transformer.lora
         shapes = layer_shapes(config.lora.init_from, names, pipeline.ORIGINAL)
-        check_layers(shapes, names, lora, policy)
+        # Last: the shapes of a large network take seconds.
+        check_layers(shapes, names, lora, state_shapes(pipeline, optimiser(config)).policy)
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:

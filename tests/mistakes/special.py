@@ -1,6 +1,7 @@
 """Pipes, sockets and devices where a file is expected: a pipe never begins, a device never ends.
 (maker of the folder, [command, arguments ...], words that the message must hold)."""
 
+import json
 import os
 import socket
 
@@ -89,6 +90,8 @@ SPECIAL = [
 ]
 
 CONFIGS = ['transformer', 'vae', 'text_encoder', 'text_encoder_2', 'scheduler']
+# Fewer than the weights have; all else at the defaults of a large network.
+FEW = {'_class_name': 'FluxTransformer2DModel', 'num_layers': 1, 'num_single_layers': 1}
 FORMS = [
     *(
         (model(f'{name}/{file}', content), MODEL, f'{file} {words}')
@@ -101,7 +104,7 @@ FORMS = [
         ]
     ),
     (
-        model('transformer/config.json', '{"_class_name": "FluxTransformer2DModel"}'),
+        model('transformer/config.json', json.dumps(FEW)),
         MODEL,
         'the weights in model/transformer do not fit this network',
     ),

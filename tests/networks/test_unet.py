@@ -68,7 +68,7 @@ def test_equals_torch(case, tmp_path):
     out = jax.jit(net.apply)({'params': params}, x, text, t)
     assert np.abs(np.asarray(out) - want).max() <= 1e-5 * np.abs(want).max()
     weights.save_weights(tmp_path / 'copy', unet.weight_rules(), params)
-    assert weights._open_tensors(tmp_path / 'copy').keys() == weights._open_tensors(tmp_path).keys()
+    assert weights.open_tensors(tmp_path / 'copy').keys() == weights.open_tensors(tmp_path).keys()
 
 
 def test_stable_diffusion_1_has_its_published_size():

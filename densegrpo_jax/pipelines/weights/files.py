@@ -161,7 +161,7 @@ def save_weights(
 
 def _sources(folder, rules, flat, prefix, layout):
     """(tensors by key, path -> (rule, its keys in block order)) of a checkpoint that fits."""
-    tensors = _open_tensors(pathlib.Path(folder))
+    tensors = open_tensors(pathlib.Path(folder))
     tensors = tensors if layout is None else layout(tensors)
     return tensors, _match(folder, tensors, rules, flat, prefix)
 
@@ -205,8 +205,13 @@ def weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
     )
 
 
-def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
-    """Every key of the checkpoint -> Stored."""
+def open_tensors(folder: pathlib.Path) -> dict[str, Any]:
+    """Every key of a checkpoint -> Stored, from the files' headers. `folder` may be a file.
+
+    Raises:
+      FileNotFoundError: no weights, or a shard of the index is absent.
+      ValueError: a file is damaged, or lacks what the index lists.
+    """
     files, listed = weight_files(folder)
     tensors = {}
     for path in files:
