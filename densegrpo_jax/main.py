@@ -28,7 +28,7 @@ import sys
 
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_main
+from densegrpo_jax.config.command_line import define_run_flags, given_keys, given_recipe, run_main
 from densegrpo_jax.config.flag_types import define_real
 from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
@@ -37,6 +37,7 @@ from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.profiling import check_profile, profile_of
 from densegrpo_jax.training.run import run
+from densegrpo_jax.training.started import Start
 
 REFUSE, WARN = 'refuse', 'warn'
 
@@ -54,9 +55,9 @@ def main(flag) -> int:
         if flag.unread == REFUSE:
             validate(config)
             refuse_unread(config, given_keys())
-        command = shlex.join(['densegrpo', 'train', *sys.argv[1:]])
+        start = Start(shlex.join(['densegrpo', 'train', *sys.argv[1:]]), given_recipe())
         return run(
-            config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, command=command
+            config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, started=start
         )
 
     status, summary = execute(flag, batch, work)

@@ -181,6 +181,11 @@ def define_process_flags() -> None:
     define_whole('heartbeat', HEARTBEAT_SECONDS, dead, 1, 86_400)
 
 
+def given_recipe() -> str:
+    """The configuration that --config names, without the keys of the command line, as JSON."""
+    return flags.FLAGS['config'].parser.recipe
+
+
 def given_keys() -> set[str]:
     """The keys that the command line sets, after the flags were parsed."""
     return {*config_flags.get_override_values(flags.FLAGS['config'])}
@@ -293,11 +298,12 @@ class _Configuration(flags.ArgumentParser):
     """
 
     def __init__(self, training: bool = True, listed: bool = False):
-        self.training, self.listed = training, listed
+        self.training, self.listed, self.recipe = training, listed, ''
 
     def parse(self, argument: str) -> ConfigDict:
         try:
             config = load(argument)
+            self.recipe = config.to_json_best_effort(indent=2)
             if self.training:
                 from densegrpo_jax.config.validation import check_names  # imports jax
 

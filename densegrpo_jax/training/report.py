@@ -24,14 +24,16 @@ from densegrpo_jax.runtime.metrics import MetricWriter
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.training.started import CONFIG, Start, write_start
 from densegrpo_jax.viewing.report import FOLDER, write_report
-from densegrpo_jax.viewing.run_data import COMMAND
+from densegrpo_jax.viewing.run_data import COMMAND, RECIPE
 
 # What a run writes in its work directory.
 FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile', 'groups', 'guard', 'report')
 FILES = (
-    'config.json',
+    CONFIG,
     COMMAND,
+    RECIPE,
     'metrics.jsonl',
     'summary.json',
     'reward_curve.png',
@@ -57,13 +59,14 @@ class Stopwatch:
 class Reporter:
     """The output of a running run: metrics, images and progress. A context manager.
 
-    The primary process writes; it writes WORKDIR/config.json, and the command, at the start.
+    The primary process writes; at the start it writes the configuration and how the run was started
+    (`write_start`).
 
     Args:
       start: updates that the run had when this process continued it.
       since: the time of that, by `time.monotonic`.
       full_use: seconds of an iteration whose networks use the devices fully; None: not known.
-      command: that started this process; '': not known.
+      started: how this process was started.
     """
 
     def __init__(
@@ -74,18 +77,15 @@ class Reporter:
         start: int,
         since: float,
         full_use: float | None = None,
-        command: str = '',
+        started: Start | None = None,
     ):
-        self._full_use, self._command = full_use, command
+        self._full_use, self._started = full_use, started or Start()
         self._config, self._workdir, self._primary = config, workdir, hosts.primary
         self._start, self._since, self._open = start, since, contextlib.ExitStack()
 
     def __enter__(self) -> Reporter:
         if self._primary:
-            text = self._config.to_json_best_effort(indent=2)
-            replace_file(self._workdir / 'config.json', text + '\n')
-            if self._command:
-                replace_file(self._workdir / COMMAND, self._command + '\n')
+            write_start(self._workdir, self._config, self._started)
         writer = MetricWriter(self._workdir, resume_step=self._start)
         bar = ProgressBar(self._config.iterations, start=self._start, show=self._primary)
         log, known = self._config.log, json.loads(self._config.to_json_best_effort())

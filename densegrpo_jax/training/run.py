@@ -48,6 +48,7 @@ from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
+from densegrpo_jax.training.started import Start
 from densegrpo_jax.training.trial import try_parts
 
 NEEDS = ('train', 'test', 'schedule', 'process_reward', 'start')
@@ -62,13 +63,13 @@ def run(
     *,
     profile: Profile | None = None,
     at_peak: Callable[[Checked], float | None] | None = None,
-    command: str = '',
+    started: Start | None = None,
 ) -> dict:
     """Trains until `config.iterations`, or continues a run found in `workdir`.
 
     profile: iterations that the profiler traces. at_peak: gives the seconds of an iteration whose
-      networks use the devices fully, if known: then the run logs its utilisation. command: that
-      started it, kept with the results.
+      networks use the devices fully, if known: then the run logs its utilisation. started: how it
+      was, kept with the results.
 
     Returns:
       The summary that is also written to WORKDIR/summary.json.
@@ -132,7 +133,7 @@ def run(
     with (
         Scorer(session.reward, config.reward_workers) as scorer,
         report.Reporter(
-            config, workdir, session.hosts, start, since, full_use, command
+            config, workdir, session.hosts, start, since, full_use, started
         ) as reporter,
         checkpoints,
         Profiler(profile, workdir, start) as profiler,

@@ -41,7 +41,8 @@ GROUP_FORM = {
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
 QUIET = 300.0  # seconds without news, and five iterations, after which a run counts as stopped
-COMMAND = 'command.txt'  # how the run was started, in its folder
+# how the run was started, in its folder: the command, and the configuration that it names
+COMMAND, RECIPE = 'command.txt', 'recipe.json'
 
 
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
@@ -87,7 +88,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'series': series,
         'sheets': _sheets(workdir),
         'groups': _groups(workdir),
-        'changes': changes(config),
+        'changes': changes(config, _json(workdir / RECIPE)),
         'command': _command(workdir),
         'continue': shlex.join(
             [*'densegrpo train'.split(), f'--config={workdir}/config.json', f'--workdir={workdir}']
@@ -110,14 +111,18 @@ def version(workdir: pathlib.Path) -> str:
     return ' '.join([*seen, str(is_held(workdir)), str(quiet)])
 
 
-def changes(config: Mapping) -> list[list]:
-    """[key, value, default] of every key that differs from its default; values as text."""
+def changes(config: Mapping, recipe: Mapping | None) -> list[list]:
+    """[key, value, the recipe's, default] of every key that differs from one of them, as text. The
+    recipe's is None for all keys if it is not known.
+    """
     default = dotted(json.loads(default_config().to_json_best_effort()))
-    shown = lambda value: value if isinstance(value, str) else json.dumps(value)
+    own = default if recipe is None else dotted(recipe)
+    text = lambda value: value if isinstance(value, str) else json.dumps(value)
+    of = lambda values, key: text(values[key]) if key in values else ''
     return [
-        [key, shown(value), shown(default[key]) if key in default else '']
+        [key, text(value), None if recipe is None else of(own, key), of(default, key)]
         for key, value in sorted(dotted(config).items())
-        if key not in ('label',) and (key not in default or default[key] != value)
+        if key != 'label' and any(key not in base or base[key] != value for base in (own, default))
     ]
 
 

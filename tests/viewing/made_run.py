@@ -9,6 +9,7 @@ from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.training.groups import write_groups
+from densegrpo_jax.viewing.run_data import RECIPE
 
 EVIL = '<script>document.title = "taken"</script> & "HELLO"'
 SAMPLES, STEPS = 4, 3
@@ -21,14 +22,19 @@ def plan():
     return trajectory_plan(masks, state_points(range(STEPS + 1)))
 
 
-def make_run(folder, *, updates=4, iterations=4, prompt=EVIL, every=2):
-    """A run of `iterations` updates, of which `updates` are done."""
+def make_run(folder, *, updates=4, iterations=4, prompt=EVIL, every=2, recipe=False):
+    """A run of `iterations` updates, of which `updates` are done. recipe: whether it says that its
+    recipe evaluates at other updates.
+    """
     folder.mkdir(parents=True)
     config = default_config()
     config.iterations, config.label = iterations, 'made up'
     config.eval.every = every
     config.rollout.prompts, config.rollout.group = 1, SAMPLES
     (folder / 'config.json').write_text(config.to_json_best_effort(indent=2))
+    config.eval.every = every + 3  # beside the recipe
+    if recipe:
+        (folder / RECIPE).write_text(config.to_json_best_effort(indent=2))
     (folder / 'samples').mkdir()
     rng = np.random.default_rng(0)
     with open(folder / 'metrics.jsonl', 'w') as file:

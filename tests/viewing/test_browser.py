@@ -86,7 +86,7 @@ def text(driver, selector):
 @pytest.fixture(scope='module')
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp('finished')
-    return write_report(folder / 'out', [make_run(folder / 'run')]).as_uri()
+    return write_report(folder / 'out', [make_run(folder / 'run', recipe=True)]).as_uri()
 
 
 def test_a_finished_run_opens_from_disk(page, report):
@@ -96,7 +96,11 @@ def test_a_finished_run_opens_from_disk(page, report):
     plots = driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg')
     drawn = driver.find_elements(By.CSS_SELECTOR, '.plot .scatterlayer .trace')
     assert len(plots) > 8 and len(drawn) >= len(driver.find_elements(By.CSS_SELECTOR, '.plot'))
+    head, first, *_ = text(driver, '#settings table').splitlines()
+    assert (head, first) == ('key this run recipe default', 'eval.every 2 5 30')
     assert 'iterations' in text(driver, '#settings')
+    bold = driver.find_elements(By.CSS_SELECTOR, '#settings strong')
+    assert [cell.text for cell in bold] == ['2']
 
 
 def test_a_prompt_is_text_whatever_it_says(page, report):

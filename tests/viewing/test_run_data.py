@@ -26,7 +26,7 @@ def test_a_finished_run(tmp_path):
         (2, 'groups/step_000002_0.webp'),
         (4, 'groups/step_000004_0.webp'),
     ]
-    changed = {key: value for key, value, _ in run['changes']}
+    changed = {key: value for key, value, *_ in run['changes']}
     assert (changed['iterations'], changed['rollout.group']) == ('4', '4')
     assert 'optim.learning_rate' not in changed
     assert run['continue'] == (
@@ -75,6 +75,18 @@ def test_the_command_is_shown_if_it_is_on_record(tmp_path):
     assert read_run(folder)['command'] == 'densegrpo train --config=tiny_ocr'
     (folder / run_data.COMMAND).write_bytes(b'\xe9')
     assert read_run(folder)['command'] == ''
+
+
+def test_a_run_is_compared_with_its_recipe(tmp_path):
+    folder = make_run(tmp_path / 'run')
+    config = json.loads((folder / 'config.json').read_text())
+    of_key = lambda key: next(row[1:] for row in read_run(folder)['changes'] if row[0] == key)
+    assert of_key('eval.every') == ['2', None, '30']
+    recipe = {**config, 'eval': {**config['eval'], 'every': 5, 'prompts': 1}, 'seed': 7}
+    (folder / run_data.RECIPE).write_text(json.dumps(recipe))
+    assert of_key('eval.every') == ['2', '5', '30']
+    assert of_key('rollout.group') == ['4', '4', '24']
+    assert of_key('seed') == ['42', '7', '42']  # set back to its default
 
 
 def test_half_written_files_are_not_errors(tmp_path):

@@ -167,20 +167,29 @@ function showSheets(runs) {
 }
 
 function showSettings(runs) {
-  const keys = [...new Set(runs.flatMap((run) => run.changes.map(([key]) => key)))].sort();
   const tables = runs.map(
-    (run) => new Map(run.changes.map(([key, value, usual]) => [key, [value, usual]])),
+    (run) => new Map(run.changes.map(([key, ...values]) => [key, values])),
   );
-  const usual = (key) => tables.map((of) => of.get(key)).find(Boolean)[1];
-  const cells = (key) =>
-    tables.map((of) => element('td', {}, of.has(key) ? of.get(key)[0] : usual(key)));
+  const known = (key) => tables.map((of) => of.get(key)).find(Boolean);
+  const isSet = (values) => Boolean(values) && values[1] !== null && values[1] !== values[0];
+  // what was set beside the recipe first
+  const isFirst = (key) => tables.some((of) => isSet(of.get(key)));
+  const keys = [...new Set(tables.flatMap((of) => [...of.keys()]))].sort(
+    (a, b) => isFirst(b) - isFirst(a) || (a < b ? -1 : 1),
+  );
+  const alone = runs.length === 1 && runs[0].changes.some(([, , recipe]) => recipe !== null);
+  const cell = (values, key) => {
+    const text = values ? values[0] : known(key)[2];
+    return element('td', {}, isSet(values) ? element('strong', {}, text) : text);
+  };
   const rows = keys.map((key) =>
     element(
       'tr',
       {},
       element('td', {}, element('code', {}, key)),
-      ...cells(key),
-      element('td', {}, usual(key)),
+      ...tables.map((of) => cell(of.get(key), key)),
+      ...(alone ? [element('td', {}, known(key)[1])] : []),
+      element('td', {}, known(key)[2]),
     ),
   );
   const started = runs
@@ -193,12 +202,16 @@ function showSettings(runs) {
         element('code', {}, run.command),
       ),
     );
-  const head = ['key', ...runs.map((run) => (runs.length > 1 ? run.name : 'this run')), 'default'];
+  const names = runs.map((run) => (runs.length > 1 ? run.name : 'this run'));
+  const head = ['key', ...names, ...(alone ? ['recipe'] : []), 'default'];
+  const legend = keys.some(isFirst)
+    ? 'Bold: set otherwise than in the recipe. The other keys differ from their defaults.'
+    : 'Keys that differ from their defaults.';
   document
     .getElementById('settings')
     .replaceChildren(
       ...started,
-      element('p', { className: 'legend' }, 'Keys that differ from their defaults.'),
+      element('p', { className: 'legend' }, legend),
       element(
         'div',
         { className: 'scroll' },

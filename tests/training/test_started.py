@@ -1,0 +1,32 @@
+"""What a run's folder says of how it was started."""
+
+import json
+
+from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.training.started import Start, write_start
+from densegrpo_jax.viewing.run_data import COMMAND, RECIPE
+
+
+def test_the_first_start_stays_where_the_run_continues_by_its_own_file(tmp_path):
+    recipe = default_config()
+    config = recipe.copy_and_resolve_references()
+    config.iterations = 3
+    of = lambda config: config.to_json_best_effort()
+    read = lambda name: (tmp_path / name).read_text().strip()
+
+    write_start(tmp_path, config, Start('train --config=a --config.iterations=3', of(recipe)))
+    assert json.loads(read('config.json'))['iterations'] == 3
+    assert json.loads(read(RECIPE))['iterations'] == recipe.iterations
+
+    write_start(tmp_path, config, Start('train --config=config.json', of(config)))
+    assert read(COMMAND) == 'train --config=a --config.iterations=3'
+    assert json.loads(read(RECIPE))['iterations'] == recipe.iterations
+
+    config.iterations = 5
+    write_start(tmp_path, config, Start('train --config=b', of(config)))
+    assert read(COMMAND) == 'train --config=b' and json.loads(read(RECIPE))['iterations'] == 5
+
+
+def test_nothing_is_said_where_nothing_is_known(tmp_path):
+    write_start(tmp_path, default_config(), Start())
+    assert [path.name for path in tmp_path.iterdir()] == ['config.json']
