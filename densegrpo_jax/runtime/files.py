@@ -66,16 +66,30 @@ def rename_if_new(old: pathlib.Path, new: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, hosts: Hosts):
-    """A context during which no other run writes to `folder`; the primary process holds
-    FOLDER/lock, which is released however the process ends.
+    """A context during which no other run writes to `folder`, which is made if absent; the primary
+    process holds FOLDER/lock, which is released however the process ends. A folder in which nothing
+    was written is left as it was.
 
     Raises:
       ValueError: another run writes there; raised in all processes.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     with Agreement(hosts, 'lock').alike():
         file = lock(folder) if hosts.primary else None
-    with file or contextlib.nullcontext():
+    if file is None:
         yield
+        return
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where there are no locks
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    for path in made:
+                        path.rmdir()
 
 
 def lock(folder: pathlib.Path):
@@ -86,7 +100,11 @@ def lock(folder: pathlib.Path):
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            if _is_at(folder / LOCK, file):
+                break
+            file.close()  # the holder has removed it
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / LOCK, 'a+', encoding='utf-8')  # noqa: SIM115
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or 'an unnamed process'
@@ -118,6 +136,14 @@ def lock(folder: pathlib.Path):
     file.write(f'process {os.getpid()} on {here}\n')
     file.flush()
     return file
+
+
+def _is_at(path: pathlib.Path, file) -> bool:
+    """Whether an open file is the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_held(folder: pathlib.Path) -> bool | None:

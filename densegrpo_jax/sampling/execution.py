@@ -69,7 +69,6 @@ def execute(
         hosts = Hosts.current()
         if not hosts.primary:
             logging.set_verbosity(logging.WARNING)
-        workdir.mkdir(parents=True, exist_ok=True)
         keep_compiled(str(workdir / 'compiled'))
         with (
             only_writer(workdir, hosts),

@@ -51,13 +51,14 @@ SLOW = {f'{" ".join(case[1])} {i}': case for i, case in enumerate(shell.SLOW)}
 
 @pytest.fixture(scope='module')
 def ended(tmp_path_factory):
-    """Case -> (its exit status, its output, its folder); all have run."""
+    """Case -> (its exit status, its output, whether it has made a work directory); all have run."""
     place = tmp_path_factory.mktemp('mistakes')
-    orders = []
+    orders, found = [], {}
     for name, (make, (command, *arguments), _) in CASES.items():
         folder = place / name
         folder.mkdir()
         make(folder)
+        found[name] = (folder / 'run').exists()
         orders.append([name, module(command), arguments, str(folder), {}])
     done = subprocess.run(
         [sys.executable, 'tests/mistakes/forks.py', *sorted({order[1] for order in orders})],
@@ -69,7 +70,11 @@ def ended(tmp_path_factory):
         check=True,
     )
     return {
-        name: (status, (place / name / 'output').read_text(errors='replace'))
+        name: (
+            status,
+            (place / name / 'output').read_text(errors='replace'),
+            (place / name / 'run').exists() and not found[name],
+        )
         for name, status in map(json.loads, done.stdout.splitlines())
     }
 
@@ -85,7 +90,9 @@ def check(arguments, words, status, output):
 @pytest.mark.parametrize('name', CASES)
 def test_a_mistake_is_named(name, ended):
     _, arguments, words = CASES[name]
-    check(arguments, words, *ended[name])
+    *said, left = ended[name]
+    check(arguments, words, *said)
+    assert not left, f'{arguments}: the refused command has made its work directory'
 
 
 def start(name, case, place):

@@ -109,6 +109,27 @@ def test_of_several_processes_the_first_holds_the_folder_and_all_of_them_give_up
     assert 'is being written to' in str(first) and str(second) == f'process 0 of the run: {first}'
 
 
+def test_a_folder_in_which_nothing_was_written_is_left_as_it_was(tmp_path):
+    with pytest.raises(KeyError), only_writer(tmp_path / 'a' / 'b', Hosts()):
+        raise KeyError
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / 'mine').mkdir()
+    with only_writer(tmp_path / 'mine', Hosts()):
+        pass
+    assert not [*(tmp_path / 'mine').iterdir()]
+    with only_writer(tmp_path / 'a' / 'b', Hosts()):
+        (tmp_path / 'a' / 'b' / 'result').touch()
+    assert sorted(path.name for path in (tmp_path / 'a' / 'b').iterdir()) == ['lock', 'result']
+
+
+def test_who_waits_for_a_folder_that_then_goes_makes_it_anew(tmp_path, monkeypatch):
+    first = only_writer(tmp_path / 'run', Hosts())
+    first.__enter__()
+    monkeypatch.setattr(files.time, 'sleep', lambda seconds: first.__exit__(None, None, None))
+    with only_writer(tmp_path / 'run', Hosts()):
+        assert (tmp_path / 'run' / 'lock').exists() and files.is_held(tmp_path / 'run')
+
+
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_without_locks_a_run_goes_on(tmp_path, monkeypatch, caplog, number):
     def flock(*args):
