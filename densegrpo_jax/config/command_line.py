@@ -17,13 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_dict, config_flags
+from ml_collections import ConfigDict, config_flags
 
 from densegrpo_jax.config.documents import RECIPE, SUFFIXES, from_document
 from densegrpo_jax.config.flag_types import define_whole, refuse
 from densegrpo_jax.config.given import check_flag_files, check_given
-from densegrpo_jax.config.retired import RETIRED
-from densegrpo_jax.rewards.build import resolve
+from densegrpo_jax.config.unknown import check_key
 from densegrpo_jax.runtime import console, entry, paths
 from densegrpo_jax.runtime.leaving import leave
 from densegrpo_jax.runtime.reading import missing
@@ -32,7 +31,6 @@ UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # the errors that such arguments raise, wherever they are found
 UNUSABLE_ERRORS = (app.UsageError, ValueError, OSError, ModuleNotFoundError)
 # groups of rewards; a configuration names only the options that it sets
-REWARDS = ('config.reward', 'config.eval.panel')
 
 # the folder configs of the repository, which is a part of the package
 RECIPES = pathlib.Path(__file__).parents[1] / 'configs'
@@ -317,60 +315,6 @@ class _Configuration(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return 'configuration file'
-
-
-def check_key(config: ConfigDict, key: str, given: str) -> None:
-    """Raises ValueError if `config` has no such key. Adds an option of a reward that the
-    configuration does not set.
-    """
-    group, path = config, 'config'
-    for name in key.split('.'):
-        if not isinstance(group, ConfigDict):
-            raise ValueError(f'{given}: {path} is a value ({group!r}), not a group of keys')
-        known = dict(group.items())
-        if path.rpartition('.')[0] in REWARDS:
-            known = {**_options(group.get('kind', path.rpartition('.')[2])), **known}
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            close += [
-                f'{other}.{name}'
-                for other, inner in config.items()
-                if isinstance(inner, ConfigDict) and name in inner
-            ]
-            close += _of_the_table(config, name, path.partition('.')[2])
-            meant = ' or '.join(map(repr, dict.fromkeys(close)))
-            way_out = f'did you mean {meant}? ' if close else ''
-            way_out += (
-                'rewards are chosen in the file or together, --config.reward="{...}"; '
-                if path in REWARDS
-                else ''
-            )
-            if (gone := RETIRED.get(f'{path}.{name}'.removeprefix('config.'))) is not None:
-                way_out = f'it was removed, every run has {gone.value!r} now: leave it out; '
-            raise ValueError(
-                f'{given}: {path} has no key {name!r}; {way_out}its keys: {", ".join(known)}'
-            )
-        if name not in group:
-            group[name] = known[name]
-        group, path = group[name], f'{path}.{name}'
-
-
-def _of_the_table(config: ConfigDict, name: str, group: str) -> list[str]:
-    """The key that may be meant; none if the configuration is not made from the table."""
-    from densegrpo_jax.config.schema import TABLE, close_key  # imports jax, as above
-
-    close = close_key(name, group) if set(TABLE) <= set(config) else None
-    return [close] if close else []
-
-
-def _options(kind: str) -> dict:
-    """Option -> default of a reward's class; any type if the default does not tell it."""
-    options = {'weight': 1.0}
-    for name, parameter in inspect.signature(resolve(kind)).parameters.items():
-        if not name.startswith('make_'):  # options for tests
-            any_type = parameter.default is None or parameter.default is parameter.empty
-            options[name] = config_dict.placeholder(object) if any_type else parameter.default
-    return options
 
 
 def _parse(args: list[str]) -> list[str]:

@@ -1,5 +1,5 @@
-"""Entries in records of earlier versions that today's do not write: removed keys, and values that
-were stored elsewhere or under another name.
+"""Names that are not ours, or no longer: removed keys and moved values in records of earlier
+versions, and what other tools call our keys.
 """
 
 from __future__ import annotations
@@ -23,6 +23,19 @@ class Always:
 RETIRED: Mapping[str, Always] = {
     'credit.completion_solver': Always('euler'),
     'credit.completion_grid': Always('timestep'),
+}
+
+# names in Diffusers, PEFT and peers' scripts -> the last part of ours
+ELSEWHERE: Mapping[str, str] = {
+    'lr': 'learning_rate',
+    'guidance_scale': 'guidance',
+    'num_inference_steps': 'steps',
+    'num_steps': 'steps',
+    'max_train_steps': 'iterations',
+    'num_image_per_prompt': 'group',
+    'lora_alpha': 'alpha',
+    'lora_rank': 'rank',
+    'r': 'rank',
 }
 
 # Scope of a record -> where earlier versions stored values, and their places today: 'name', or

@@ -23,6 +23,7 @@ from densegrpo_jax.config import (
     search_keys,
 )
 from densegrpo_jax.config.key import Key
+from densegrpo_jax.config.retired import ELSEWHERE
 
 # In the order of configurations; an entry that is not a Key is a group of keys.
 TABLE: Mapping[str, Key | Mapping[str, Key]] = {
@@ -97,6 +98,7 @@ def close_key(name: str, group: str = '') -> str | None:
     """The dotted name of the key or group that `name` in `group` may mean; None if none is similar.
     Keys of the group come first, then those of other groups.
     """
+    name = ELSEWHERE.get(name, name)
     beside = {
         key.rpartition('.')[2]: key for key in (*KEYS, *TABLE) if key.rpartition('.')[0] == group
     }
