@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mistakes import found, shell, special, typed  # noqa: E402
+from mistakes import found, late, shell, special, typed  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTHING = lambda folder: None
@@ -35,6 +35,7 @@ TABLES = {
 }
 CASES = {f'{name}{i}': case for name, rows in TABLES.items() for i, case in enumerate(rows)}
 assert len(CASES) >= 150
+LATE = {f'late{i}': case for i, case in enumerate(late.LATE)}
 
 
 def module(command):
@@ -49,12 +50,10 @@ assert len(PROCESSES) >= 30
 SLOW = {f'{" ".join(case[1])} {i}': case for i, case in enumerate(shell.SLOW)}
 
 
-@pytest.fixture(scope='module')
-def ended(tmp_path_factory):
+def run(cases, place):
     """Case -> (its exit status, its output, whether it has made a work directory); all have run."""
-    place = tmp_path_factory.mktemp('mistakes')
     orders, found = [], {}
-    for name, (make, (command, *arguments), _) in CASES.items():
+    for name, (make, (command, *arguments), _) in cases.items():
         folder = place / name
         folder.mkdir()
         make(folder)
@@ -79,6 +78,18 @@ def ended(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope='module')
+def ended(tmp_path_factory):
+    """What `run` gives for all cases."""
+    return run(CASES, tmp_path_factory.mktemp('mistakes'))
+
+
+@pytest.fixture(scope='module')
+def ended_late(tmp_path_factory):
+    """What `run` gives for the cases that take seconds each."""
+    return run(LATE, tmp_path_factory.mktemp('late'))
+
+
 def check(arguments, words, status, output):
     """Asserts that a command has refused its arguments as it should."""
     said = [line for line in output.splitlines() if line.startswith('error: ')]
@@ -93,6 +104,15 @@ def test_a_mistake_is_named(name, ended):
     *said, left = ended[name]
     check(arguments, words, *said)
     assert not left, f'{arguments}: the refused command has made its work directory'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', LATE)
+def test_a_mistake_is_named_before_work(name, ended_late):
+    _, arguments, words = LATE[name]
+    *said, left = ended_late[name]
+    check(arguments, words, *said)
+    assert not left
 
 
 def start(name, case, place):

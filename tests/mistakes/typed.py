@@ -32,7 +32,6 @@ KEYS = [
     ('optim.grad_clip=0', 'optim.grad_clip=0.0: expected'),
     ('optim.eps=0', 'optim.eps=0.0: expected'),
     ('optim.updates=3', 'optim.updates=3'),
-    ('optim.microbatch=7', 'optim.microbatch'),
     ('optim.warmup=-1', 'optim.warmup=-1: expected'),
     ('optim.warmup=100', 'optim.warmup=100'),
     ('optim.decay=exp', "optim.decay='exp': expected"),
@@ -98,7 +97,6 @@ KEYS = [
     ('data.train=', "there are no prompts to train on: data.train=''"),
     ('data.train=nowhere.txt', 'prompt file nowhere.txt does not exist'),
     ('data.train=nowhere.jsonl', 'nowhere.jsonl does not exist'),
-    ('rollout.prompts=30000', 'the number of prompts in the set'),
 ]
 
 TINY = '--config=tiny_ocr'

@@ -1,0 +1,35 @@
+"""Cases that are refused only once prompts were read or networks traced, seconds after the start;
+most have siblings in the other tables. (maker of the folder, [command, arguments ...], words that
+the message must hold)."""
+
+import json
+
+from mistakes.found import MODEL, NETWORK, PREFLIGHT, RUN, TINY, WEIGHTS, one, set_to
+from mistakes.places import model, write
+
+NOTHING = lambda folder: None
+PLAIN = ['main', TINY, RUN]
+# Fewer than the weights have; all else at the defaults of a large network.
+FEW = {'_class_name': 'FluxTransformer2DModel', 'num_layers': 1, 'num_single_layers': 1}
+LATE = [
+    (NOTHING, [*PLAIN, '--config.optim.microbatch=7'], 'optim.microbatch'),
+    (NOTHING, [*PLAIN, '--config.rollout.prompts=30000'], 'the number of prompts in the set'),
+    (
+        write('run/rewards.jsonl', '{"settings": {"seed": 1}}\n'),
+        ['preflight.__main__', TINY, RUN],
+        'give another --workdir',
+    ),
+    (
+        write('run/rewards.jsonl', '{"settings": {}}\n{"prompt": 1}\n'),
+        PREFLIGHT,
+        'rewards.jsonl:2 is damaged (it holds prompt); give another --workdir',
+    ),
+    (model(NETWORK, set_to('num_layers', 3)), MODEL, WEIGHTS.rpartition('/')[0]),
+    (
+        model(NETWORK, json.dumps(FEW)),
+        MODEL,
+        'the weights in model/transformer do not fit this network',
+    ),
+    (model(WEIGHTS, one('F32', [2], 8)), MODEL, 'weight'),
+    (model('vae/config.json', set_to('latent_channels', 7)), MODEL, 'vae'),
+]
