@@ -134,7 +134,6 @@ class Guard:
             self._divergence = Divergence(session, part.prompts, g.kl_prompts)
         self._psi = workdir / FILE if config.noise.calibrate else None
         self._record, self._start = None, None
-        self._rewards: dict[int, float] = {}  # update -> training reward, of this process's updates
         with Agreement(session.hosts, 'guard').alike():
             if session.hosts.primary:
                 which = {FOLDER: part}
@@ -189,7 +188,7 @@ class Guard:
         progress.guarded.append(row)
         if kl and earlier and kl > self._config.guard.kl_jump * earlier:
             self._alarm(f'the KL grew from {earlier:.3g} to {kl:.3g} between two evaluations')
-        self._compare(progress.evaluations, evaluation)
+        self._compare(progress, evaluation)
         if down:
             self._judge(row, found, of_all, start, now, progress)
         metrics = {f'guard/{name}': c.mean for name, c in found.items()}
@@ -210,10 +209,14 @@ class Guard:
         """The further arguments of an update: the brake, if the guard may brake."""
         return (np.float32(progress.brake),) if self._config.guard.action == BRAKE else ()
 
-    def watch(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Warns of signs of collapse in the metrics of update number `step`."""
+    def watch(self, step: int, metrics: Mapping[str, np.ndarray], progress: Progress) -> None:
+        """Warns of signs of collapse in the metrics of update number `step`, and notes its reward
+        in `progress`.
+        """
         g = self._config.guard
-        self._rewards[step] = float(metrics['reward'])
+        if math.isfinite(reward := float(metrics['reward'])):
+            recent = [*progress.rewards, [step, reward]]
+            progress.rewards = recent[-2 * self._config.eval.every :]  # what `_compare` reads
         spread = np.asarray(metrics.get('zero_spread', math.nan), np.float64)
         if np.isfinite(spread).any() and np.nanmean(spread) >= g.zero_spread:
             share = np.nanmean(spread)
@@ -221,13 +224,13 @@ class Guard:
         if (ratio := float(metrics.get('ratio_deviation', 0))) > g.ratio:
             self._alarm(f'update {step}: the probability ratio is off 1 by {ratio:.2g} on average')
 
-    def _compare(self, evaluations: list, last: list) -> None:
+    def _compare(self, progress: Progress, last: list) -> None:
         """Warns if the score fell since the last evaluation while the training reward rose."""
-        if not evaluations:
+        if not progress.evaluations:
             return
-        (before, score, error), (step, now, now_error) = evaluations[-1], last
-        later = [r for n, r in self._rewards.items() if before < n <= step]
-        earlier = [r for n, r in self._rewards.items() if n <= before][-len(later) :]
+        (before, score, error), (step, now, now_error) = progress.evaluations[-1], last
+        later = [r for n, r in progress.rewards if before < n <= step]
+        earlier = [r for n, r in progress.rewards if n <= before][-len(later) :]
         if not (later and earlier) or np.mean(later) <= np.mean(earlier):
             return
         if now < score - 2 * math.hypot(error, now_error):

@@ -25,6 +25,8 @@ class Progress:
     seconds: float = 0.0  # spent in iterations (without evaluations and their compilation)
     guarded: list = dataclasses.field(default_factory=list)  # rows of `guard.Guard`
     passed_over: list = dataclasses.field(default_factory=list)  # steps evaluated without the guard
+    # [update, training reward] of the last updates, if a guard watches them
+    rewards: list = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, stored: Mapping) -> Progress:

@@ -219,7 +219,7 @@ def run(
                 profiler.end(step)
                 progress.check(config.optim.max_bad)
                 if guard:
-                    guard.watch(step, metrics)
+                    guard.watch(step, metrics, progress)
 
                 # Evaluate, save.
                 score = evaluate() if evaluation_due() else None

@@ -1,5 +1,7 @@
 """The guard in runs of seconds: a reward that is trained on, and one that pays for the opposite."""
 
+import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -192,22 +194,29 @@ def test_the_evaluations_of_a_run_are_counted(config):
 
 def test_signs_of_collapse_are_told(config, caplog):
     guard = object.__new__(Guard)
-    guard._config, guard._rewards = config, {}
+    guard._config, config.eval.every, progress = config, 1, Progress()
     fine = {'reward': 0.5, 'zero_spread': np.array([np.nan, 0.5, 1.0]), 'ratio_deviation': 0.01}
-    guard.watch(1, fine)
+    guard.watch(1, fine, progress)
     assert not caplog.records
-    guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])})
+    guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])}, progress)
     assert 'update 2: 100% of the groups have no spread' in caplog.text
-    guard.watch(3, fine | {'ratio_deviation': 0.5})
+    guard.watch(3, fine | {'ratio_deviation': 0.5}, progress)
     assert 'update 3: the probability ratio is off 1 by 0.5' in caplog.text
+    guard.watch(4, fine | {'reward': np.nan}, progress)
+    assert progress.rewards == [[2, 0.5], [3, 0.5]]
 
 
 def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     guard = object.__new__(Guard)
-    guard._config, guard._rewards = config, {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.6}
-    guard._compare([[0, 0.5, 0.01], [2, 0.6, 0.01]], [4, 0.59, 0.01])
+    config.eval.every = 2
+    guard._config, progress = config, Progress([[0, 0.5, 0.01], [2, 0.6, 0.01]])
+    for update, reward in ((1, 0.1), (2, 0.2), (3, 0.5), (4, 0.6)):
+        if update == 3:  # stopped and continued
+            progress = Progress.of(json.loads(json.dumps(dataclasses.asdict(progress))))
+        guard.watch(update, {'reward': reward}, progress)
+    guard._compare(progress, [4, 0.59, 0.01])
     assert not caplog.records  # within the errors
-    guard._compare([[0, 0.5, 0.01], [2, 0.6, 0.01]], [4, 0.4, 0.01])
+    guard._compare(progress, [4, 0.4, 0.01])
     assert 'fell from 0.6000 to 0.4000, and the training reward rose from 0.1500' in caplog.text
 
 
