@@ -11,7 +11,7 @@ of D2-Align:
     python -m densegrpo_jax.main --config=configs/tiny_scene.py:method=d2_align \\
         --workdir=runs/tiny_scene_d2 --config.d2.file=runs/direction/direction.npz
 
-Hardware: two CPU cores, 4 GiB of memory. No score is claimed yet.
+Hardware: two CPU cores, 4 GiB of memory. Scores: docs/d2_align.md and docs/results/guard.
 """
 
 from densegrpo_jax.config.variants import apply

@@ -13,7 +13,8 @@ STEPS = 'trained a few steps here'
 COMPILED = 'compiled for its target'
 VALIDATED = 'validated only'
 LEVELS = {
-    RESULT: 'The command ran to its end on two CPU cores, and its result is on a page of results.',
+    RESULT: 'The command ran to its end, on two CPU cores unless the evidence names a GPU, which '
+    'shows its result.',
     STEPS: 'It has trained with its own model, for a few updates; no result is claimed.',
     COMPILED: 'Its programs (sampling with completions and decoding, update, evaluation) were '
     "compiled at full size by the target's own compiler, from shapes. Nothing of that size ran. "
@@ -42,8 +43,7 @@ RECIPES = {
     'claims_ocr': Verified(RESULT, _CLAIMS),
     'claims_ocr_96': Verified(
         RESULT,
-        '[96 samples](results/reproduction/96_samples/README.md); also on [one H200]'
-        '(results/gpu.md)',
+        '[96 samples](results/reproduction/96_samples/README.md), on [one H200](results/gpu.md)',
     ),
     'flux2_klein_geneval': Verified(VALIDATED, f'{_OPENED}; its plan is that of flux2_klein_ocr'),
     'flux2_klein_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL}'),
@@ -65,7 +65,7 @@ RECIPES = {
     'tiny_preference': Verified(RESULT, _SHAPES),
     'tiny_pretrain': Verified(RESULT, 'made the miniature that is shipped, densegrpo_jax/assets'),
     'tiny_scene': Verified(
-        STEPS, 'an update in tests/calibration/test_learned_direction.py; [D²-Align](d2_align.md)'
+        RESULT, '[the guard](results/guard/README.md), [D²-Align](d2_align.md#what-stage-1-learns)'
     ),
     'tiny_shapes_pretrain': Verified(
         RESULT, 'made the second miniature that is shipped, densegrpo_jax/assets'

@@ -35,7 +35,7 @@ GUARD = {
         1,
         'Evaluations from one guarded one to the next; the last is one. Others cannot be the best.',
     ),
-    'prompts': whole(32, 'Prompts to measure on, the first of their set; 0 = all.', 0),
+    'prompts': whole(32, 'Prompts to measure on, drawn from their set by the seed; 0 = all.', 0),
     'images': whole(
         4, 'Images of each prompt; 1 measures no diversity. eval.batch holds at least these.'
     ),

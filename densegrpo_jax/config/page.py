@@ -29,13 +29,14 @@ a run continues: they say when it ends or what else is measured, or are compared
 like the noise table.
 
 A key of the command line that the chosen loss, credit rule, plan or kernel does not read is
-refused; one that the recipe sets is said at the start of the run. A method takes options of the
-parts that it replaces back to their defaults.
+refused; of one that the recipe sets, the start of the run warns. If a method replaces a part, that
+part's options return to their defaults.
 """
 
 VARIANTS = """## Variants
 
-`--config=RECIPE:devices=N,method=NAME`; either may be left out. `devices=N` fits
+`--config=RECIPE:devices=N,method=NAME`; either may be left out. Without `devices=N` the recipes for
+large models fit 8 devices: give `devices=1` for one GPU. `devices=N` fits
 `rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: batches are as large
 as the devices hold. The learning stays the same. `method=NAME` sets the keys of a method; the
 recipe keeps its model, prompts, reward and amounts.

@@ -1,10 +1,12 @@
-"""The commands in the code blocks of the pages."""
+"""The commands in the code blocks of the pages, and in tables of commands."""
 
 from __future__ import annotations
 
 import pathlib
 import re
 from typing import NamedTuple
+
+from densegrpo_jax.__main__ import COMMANDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # notes*.md are parts of the page beside them
@@ -42,6 +44,12 @@ def commands_of(text: str) -> list[str]:
     """The commands of a page, without comments."""
     lines = [line for block in blocks(text) for line in re.sub(r'\\\n\s*', '', block).splitlines()]
     lines = [re.sub(r'\s+#\s.*$', '', line.strip()).removeprefix('$ ') for line in lines]
+    lines += [
+        f'densegrpo {name} {arguments}'
+        for name, cells in re.findall(r'^\| `([a-z-]+)` \|(.*)\|$', text, re.MULTILINE)
+        if name in COMMANDS
+        for arguments in re.findall(r'`(--\w+=[^`]* [^`]*)`', cells)
+    ]
     first = lambda line: re.split(r'\s', re.sub(r'^(\w+=\S*\s+)+', '', line), maxsplit=1)[0]
     return [line for line in lines if first(line).split('/')[-1] in STARTERS]
 
