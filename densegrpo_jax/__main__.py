@@ -5,6 +5,7 @@ else, so that `densegrpo --help` answers at once.
 """
 
 import difflib
+import os
 import runpy
 import sys
 
@@ -69,6 +70,9 @@ def main() -> None:
         sys.exit(2)
     module, _ = COMMANDS[name]
     sys.argv = [sys.argv[0], *arguments]
+    # As `python -m` does: a user's own rewards and losses lie in the current folder.
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     # As `python -m` runs it: the module is __main__, whose docstring and flags --help shows.
     runpy.run_module(f'{__package__}.{module}', run_name='__main__', alter_sys=True)
 

@@ -1,5 +1,6 @@
 """`densegrpo COMMAND` and `python -m densegrpo_jax COMMAND`."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -62,3 +63,28 @@ def test_a_command_gets_its_arguments_and_gives_its_status():
     assert 'densegrpo_jax.reward_server' in run('serve-rewards', '--help').stdout
     shown = run('sample', '--help').stdout
     assert '--compare' in shown and 'densegrpo_jax.sample' in shown
+
+
+def test_the_script_finds_modules_in_the_current_folder(tmp_path):
+    """As `python -m` does, and not if Python is told to leave that folder out."""
+    (tmp_path / 'bin').mkdir()
+    script = tmp_path / 'bin' / 'densegrpo.py'
+    script.write_text('from densegrpo_jax.__main__ import main\n\nmain()\n')
+    (tmp_path / 'my_rewards.py').write_text('')
+    (tmp_path / 'own.py').write_text(
+        'from ml_collections import ConfigDict\n\n\ndef get_config():\n'
+        "    return ConfigDict({'reward': {'a': {'kind': 'my_rewards:Mine', 'weight': 1.0}}})\n"
+    )
+
+    def error(*options):
+        done = subprocess.run(
+            [sys.executable, *options, str(script), 'reward-server', '--config=own.py'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
+        return done.stderr
+
+    assert "there is no module 'my_rewards'" not in error() and 'Mine' in error()
+    assert "there is no module 'my_rewards'" in error('-P')
