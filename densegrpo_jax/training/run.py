@@ -150,7 +150,9 @@ def run(
             step % config.checkpoint.every == 0 or step in config.checkpoint.pin
         )
 
-        def evaluate() -> float | None:
+        competing: dict[int, float | None] = {}  # step -> score of the newest evaluation
+
+        def evaluate() -> None:
             result = evaluator(state.ema)
             if not result.scored(config.eval.best):
                 explain(session, state.ema, [p.text for p in session.test])
@@ -158,11 +160,13 @@ def run(
             if guard:  # before the evaluation counts: after a stop both are made again
                 reporter.guarded(step, guard(step, state.ema, progress, row))
             progress.evaluations.append(row)
-            return row[1] if progress.competes(step) else None
+            competing.clear()
+            competing[step] = row[1] if progress.competes(step) else None
 
-        def save(score: float | None = None) -> None:
+        def save() -> None:
             nonlocal saved
             reporter.flush()
+            score = competing.get(step)
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
 
@@ -176,9 +180,10 @@ def run(
         try:
             # Also if the last process was stopped between an update and its evaluation.
             if evaluation_due() and not progress.evaluated(step):
-                score = evaluate()
+                evaluate()
                 if start:  # its checkpoint was saved before the evaluation
                     reporter.flush()
+                    score = competing[start]
                     checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations and not (guard and guard.stops(progress)):
                 # Sample, complete by ODE, decode.
@@ -204,8 +209,8 @@ def run(
                 # Update.
                 text = found.conditioning, session.negative
                 stop.wait(ahead.update)
-                updated, update_metrics = update_fn(state, session.params, *text, batch, *brake())
-                _agree_on_update(config, stop, update_metrics)
+                update = lambda: update_fn(state, session.params, *text, batch, *brake())  # noqa: B023
+                updated, update_metrics = updated_together(stop, update, donates_state(config))
                 state, step = updated, step + 1
                 metrics = jax.device_get({**metrics, **update_metrics}) | found.metrics
                 checkpoints.prepare(state)  # a stop may come while the devices are busy
@@ -222,9 +227,10 @@ def run(
                     guard.watch(step, metrics, progress)
 
                 # Evaluate, save.
-                score = evaluate() if evaluation_due() else None
+                if evaluation_due():
+                    evaluate()
                 if evaluation_due() or checkpoint_due():
-                    save(score)
+                    save()
                 stop.check()
         except Exception as reason:
             try:
@@ -294,15 +300,23 @@ def _needed_texts(
     return [p.text for p in (*checked.test, *trained, *calibrated, *guarded)]
 
 
-def _agree_on_update(config, stop: StopRequest, update_metrics: dict) -> None:
-    """Waits for an update, which may take minutes, or for a stop; all processes keep the update, or
-    none does.
+def updated_together(stop: StopRequest, update: Callable[[], tuple], donates: bool) -> tuple:
+    """The (state, metrics) of `update`, which may take minutes; all processes keep them, or none
+    does.
 
-    An update that has reused the memory of the state before it cannot be dropped.
+    donates: whether the update reuses the memory of the state before it. Then it cannot be dropped,
+      so the processes agree before they begin it. Otherwise a stop ends the wait for it.
+
+    Raises:
+      Preempted: a stop was requested, in this process or another one.
     """
-    if not donates_state(config):
-        stop.wait(update_metrics)
+    if donates:
         stop.communicator.exchange()
+        return update()
+    updated, metrics = update()
+    stop.wait(metrics)
+    stop.communicator.exchange()
+    return updated, metrics
 
 
 def _open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path) -> Checkpoints:

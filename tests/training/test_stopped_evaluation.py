@@ -1,5 +1,6 @@
 """A run that is stopped during any of its evaluations ends as if nothing had stopped it."""
 
+import errno
 import json
 import pathlib
 
@@ -183,3 +184,24 @@ def test_an_evaluation_that_was_cut_off_is_made_and_saved(
     # Started once more it has nothing left to do.
     runs.evaluated.clear()
     assert runs.start() == summary and runs.evaluated == []
+
+
+def test_a_checkpoint_that_is_saved_at_the_second_attempt_can_be_the_best(
+    folder, tmp_path, monkeypatch
+):
+    """Its evaluation is on record, so nobody makes it again."""
+    runs, save, fails = Runs(folder, tmp_path / 'folder', monkeypatch, 2), Checkpoints.save, [True]
+
+    def once(self, step, *args, **kwargs):
+        if step == 2 and fails:
+            fails.pop()
+            raise OSError(errno.EIO, 'the disk does not answer')
+        return save(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, 'save', once)
+    with pytest.raises(OSError, match='does not answer'):
+        runs.start()
+    workdir = runs.workdir / 'run'
+    assert Checkpoints(workdir / 'checkpoints', read_only=True).best_step() == 2
+    assert runs.start()['best']['step'] == 2
+    assert Checkpoints(workdir / 'checkpoints', read_only=True).best_step() == 2
