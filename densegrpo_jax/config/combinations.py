@@ -176,6 +176,13 @@ TABLE: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
+        lambda c, p: c.budget.by != 'none' and c.plan.seeds > 1,
+        lambda c, p: (
+            f'budget.by={c.budget.by!r} makes groups of two sizes, and plan.seeds={c.plan.seeds} '
+            "divides groups of one: use plan.seeds=1, or budget.by='none'"
+        ),
+    ),
+    Refusal(
         lambda c, p: c.budget.by != 'none' and min(_budget(c)) < 2,
         lambda c, p: (
             f'budget.ratio={c.budget.ratio:g} with rollout.group={c.rollout.group} makes groups of '

@@ -73,14 +73,15 @@ def own_credit(config) -> tuple[str, Credit]:
     (`credit.completion_every`) count as completed.
 
     Raises:
-      ValueError: another plan than trajectories, steps that move, a rule that needs more than
-        completions and similarities, or rollouts that drift.
+      ValueError: another plan than trajectories, steps that move, several seeds, a rule that needs
+        more than completions and similarities, or rollouts that drift.
     """
     rule, c = credit_rule_of(config), config.credit
     for key, value, fits in (
         ('plan.kind', config.plan.kind, config.plan.kind == 'trajectory'),
         ('credit.rule', c.rule, rule.reads == STATE and not rule.reads_predictions),
         ('moving.steps', config.moving.steps, config.moving.steps == 'none'),
+        ('plan.seeds', config.plan.seeds, config.plan.seeds == 1),
         ('guide.source', config.guide.source, config.guide.source == 'none'),
     ):
         if not fits:

@@ -61,6 +61,10 @@ CASES = [
     ),
     ({'budget.by': 'random', 'budget.ratio': 20.0}, 'groups of 1 and 23 samples; .* nearer to 1'),
     (
+        {'budget.by': 'random', 'plan.seeds': 2, 'rollout.shared_noise': True},
+        "divides groups of one: use plan.seeds=1, or budget.by='none'",
+    ),
+    (
         {'moving.steps': 'window', 'moving.stay_rule': 'linear', 'moving.stay_least': 30},
         'moving.stay_least=30 .* use at most 25',
     ),

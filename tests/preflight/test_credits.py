@@ -75,6 +75,14 @@ def test_what_is_not_measured_is_refused(method, key):
         own_credit(apply_method(default_config(), method))
 
 
+def test_several_seeds_of_a_prompt_are_refused():
+    """Preflight starts a group from one noise, or every sample from its own."""
+    config = default_config()
+    config.plan.seeds, config.rollout.shared_noise = 4, True
+    with pytest.raises(ValueError, match='plan.seeds=4: preflight measures'):
+        own_credit(config)
+
+
 def test_rollouts_that_drift_are_refused():
     config = default_config()
     config.guide.source = 'probe'
