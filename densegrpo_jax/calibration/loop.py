@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.calibration.figure import draw
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.config.moving_keys import BUDGET, MOVING
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
@@ -38,9 +39,17 @@ from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
+from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
-from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.sampling.session import Checked, Session, base_digest, check, load
 from densegrpo_jax.sampling.state import optimiser, start_state
+
+# Calibration samples whole trajectories, in groups of one size.
+_AS_SAMPLED = {
+    **AS_TRAJECTORY,
+    **{f'moving.{name}': key.default for name, key in MOVING.items()},
+    **{f'budget.{name}': key.default for name, key in BUDGET.items()},
+}
 
 
 def run(
@@ -91,7 +100,7 @@ def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.n
     """
     config = session.config
     sized, schedule = prepare(session)
-    document = _opened(path, config, schedule, session.train, session.reward)
+    document = _opened(path, schedule, session, policy)
     document['finished'] = _ended(document, config) and document['after'] is not None
     if not document['finished']:
         what = _described(sized, schedule)
@@ -140,7 +149,7 @@ def prepare(checked: Checked) -> tuple:
     with sized.unlocked():
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
         sized.credit.update(default_config().credit)
-        sized.update_from_flattened_dict(AS_TRAJECTORY)
+        sized.update_from_flattened_dict(_AS_SAMPLED)
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
     schedule, (low, high) = make_schedule(checked.pipeline, sized), _bounds(config)
     start = schedule.noise_levels[schedule.masks.trained]
@@ -174,26 +183,28 @@ def visited_prompts(config, train: PromptSet) -> list[Prompt]:
     return list({p.text: p for p in every}.values())
 
 
-def settings(config, train: PromptSet, reward) -> dict:
-    """JSON values that every iteration depends on. They include hashes, because a file's prompts or
-    a server's reward may change while its name stays.
+def settings(checked: Checked, policy: dict | None) -> dict:
+    """JSON values that every iteration depends on. They include hashes, because a model's weights,
+    a file's prompts or a server's reward may change while its name stays.
     """
     facts = {
-        'prompts of data.train': content_hash(train),
-        'servers of rewards': fingerprints([reward]),
-        **told_directions([reward]),
+        identity.BASE: base_digest(checked),
+        'policy': weights_digest(policy),
+        'prompts of data.train': content_hash(checked.train),
+        'servers of rewards': fingerprints([checked.reward]),
+        **told_directions([checked.reward]),
     }
-    return identity.record('calibration', config, facts)
+    return identity.record('calibration', checked.config, facts)
 
 
-def _opened(path: pathlib.Path, config, schedule: Schedule, train: PromptSet, reward) -> dict:
+def _opened(path: pathlib.Path, schedule: Schedule, checked: Checked, policy: dict | None) -> dict:
     """The document at `path`, or a fresh one; see `noise.geometry` and `settings`.
 
     Keys: psi [T], the result so far; start [T]; history [I][T], psi after every iteration;
     positives, negatives [I][T]; before, after: rewards [T+1][N] of every state (null if it has
     none), for the same prompts and noise with the start and with the result.
     """
-    ours = settings(config, train, reward)
+    config, ours = checked.config, settings(checked, policy)
     if path.exists():
         document = noise.read(path)
         if found := identity.differences('calibration', document['settings'], ours):

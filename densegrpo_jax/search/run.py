@@ -16,11 +16,11 @@ from absl import logging
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import search_kernel_of
-from densegrpo_jax.data.prompts import Prompt, columns
+from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import finite_mean
-from densegrpo_jax.evaluation.panel import panel_rewards
-from densegrpo_jax.rewards.base import Reward, RewardError
+from densegrpo_jax.evaluation.panel import base_files, panel_rewards
+from densegrpo_jax.rewards.base import Reward, RewardError, fingerprints
 from densegrpo_jax.rewards.differentiable import without_gradient
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
@@ -28,6 +28,7 @@ from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
 from densegrpo_jax.runtime.trees import json_value
+from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Checked, Session
@@ -143,7 +144,7 @@ def search(
     settings = _recorded(session, policy, prompts, given)
     results = Results(out, settings, restart=restart) if session.hosts.primary else None
     done = np.full(len(prompts), np.nan, np.float32)
-    spread = np.full(1, np.nan, np.float32)
+    spread = np.full(1, np.nan)
     if results is not None:
         done[:] = [i in results.prompts for i in range(len(prompts))]
         spread[:] = results.spread or 0
@@ -195,8 +196,9 @@ def search(
                 for i, row in zip(chosen, found):
                     if results is not None:
                         row, images = row
-                        results.put({'prompt': int(i), **row, 'seconds': seconds})
+                        # first, as a prompt that is on record is not searched again
                         draw(out, int(i), *images, budget.expected.evaluations)
+                        results.put({'prompt': int(i), **row, 'seconds': seconds})
                 best = float(np.mean([row['best']['total'] for row, _ in found[: len(chosen)]]))
                 spent = (start + len(chosen)) * budget.expected.evaluations
                 bar.update(
@@ -232,6 +234,7 @@ def _recorded(
 ) -> dict:
     """The settings of the results."""
     settings = {**settings_of(checked, policy), 'prompts': [p.text for p in prompts]}
+    settings['content of the prompts'] = content_hash(PromptSet(tuple(prompts)))
     if given is not None:
         settings['given'] = hashlib.sha256(np.ascontiguousarray(given)).hexdigest()[:12]
     return settings
@@ -239,7 +242,13 @@ def _recorded(
 
 def settings_of(session: Checked, policy: dict | None) -> dict:
     """JSON values that a prompt's result depends on."""
-    facts = {'policy': weights_digest(policy), **told_directions([session.reward])}
+    facts = {
+        'policy': weights_digest(policy),
+        'base': base_files(session.folder),
+        'psi': session.schedule.noise_levels.tolist() if session.config.noise.psi_path else None,
+        'servers of rewards': fingerprints([session.reward]),
+        **told_directions([session.reward]),
+    }
     return identity.record('search', session.config, facts)
 
 
@@ -257,16 +266,22 @@ def _needs_unit(o) -> bool:
 def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
     chosen = prompts[:SPREAD_PROMPTS]
     key = jax.random.fold_in(stream_key(config.seed, STREAM_SEARCH, 1), 0)
-    walk = Walk(model.flow(chosen), key_data(jax.random.split(key, len(chosen))))
-    found = best_of_n(walk, Sizes(particles=SPREAD_SAMPLES), Rule())
-    spread = temperature_of(found.particles.reward)
+    keys = key_data(jax.random.split(key, len(chosen)))
+    rewards, evaluations, together = [], 0, config.search.prompts  # as many as memory is meant for
+    for start in range(0, len(chosen), together):
+        rows = slice(start, start + together)
+        walk = Walk(model.flow(chosen[rows]), keys[rows])
+        found = best_of_n(walk, Sizes(particles=SPREAD_SAMPLES), Rule())
+        rewards.append(np.asarray(found.particles.reward))
+        evaluations += walk.evaluations * len(chosen[rows])
+    spread = temperature_of(np.concatenate(rewards))
     logging.info(
         'the reward of %d samples of each of %d prompts has a spread of %.4g within a prompt '
         '(%d evaluations, outside the budget)',
         SPREAD_SAMPLES,
         len(chosen),
         spread,
-        walk.evaluations * len(chosen),
+        evaluations,
     )
     return spread
 

@@ -35,7 +35,7 @@ from densegrpo_jax.runtime.streams import STREAM_EVAL
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.session import Checked, Session
+from densegrpo_jax.sampling.session import Checked, Session, base_digest
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.verdict import write_verdict
 
@@ -166,7 +166,7 @@ class Guard:
         policy_now = f'step {step} {weights_digest(policy)}'
         if self._start is None:
             first = policy if step == 0 else start_policy(self._session)
-            self._start = self._evaluator(first, self._record, START)
+            self._start = self._evaluator(first, self._record, self._start_key(first))
         now = start = self._start
         kl = 0.0
         if step:
@@ -200,6 +200,13 @@ class Guard:
             'guard/fallen': float(len(down)),
             'guard/brake': progress.brake if brakes else 1.0,
         }
+
+    def _start_key(self, first: dict | None) -> str:
+        """What the start is called in the record. A folder may outlive its run, and the weights
+        that it began from.
+        """
+        given = weights_digest(first) if self._config.lora.init_from else ''
+        return f'{START} {base_digest(self._session)} {given}'.rstrip()
 
     def stops(self, progress: Progress) -> bool:
         """Whether the guard has ended the run."""

@@ -190,6 +190,34 @@ def test_eta_of_cps_stays_at_most_one(folder, texts, tmp_path):
     np.testing.assert_array_equal(psi, np.float32([1, 1, 0.9]))
 
 
+def test_steps_that_move_and_groups_of_two_sizes_are_not_calibrations(folder, texts):
+    given = {'moving.steps': 'random', 'moving.width': 2, 'credit.rule': 'sparse'}
+    given |= {'rollout.steps': 10, 'budget.by': 'random', 'rollout.prompts': 4}
+    config = make_config(folder, texts, **given)
+    checked = session.check(config, one_device(), StopRequest(), needs=('train',))
+    sized, schedule = calibration.prepare(checked)
+    assert (sized.moving.steps, sized.budget.by, sized.credit.rule) == ('none', 'none', 'dense')
+    assert schedule.masks.trained.sum() == 9
+
+
+def test_psi_of_another_base_or_start_is_refused(folder, texts, tmp_path, monkeypatch):
+    config = make_config(folder, texts, **{'calibration.iterations': 1})
+    psi, document = calibrated(config, tmp_path)
+    again, _ = calibrated(config, tmp_path)
+    np.testing.assert_array_equal(again, psi)
+    for name, fact in (('base_digest', 'weights of the base'), ('weights_digest', 'policy')):
+        with monkeypatch.context() as patch:
+            patch.setattr(calibration, name, lambda _: 'other')
+            with pytest.raises(ValueError, match=f"other settings .{fact}: .*, now 'other'"):
+                calibrated(config, tmp_path)
+    # one of an earlier version does not say; it is taken
+    document['settings'] = {
+        key: value for key, value in document['settings'].items() if ' of the base' not in key
+    }
+    noise.write(tmp_path / 'psi.json', document)
+    calibrated(config, tmp_path)
+
+
 def test_bounds_and_sizes_that_cannot_be_are_refused_before_anything_is_loaded(
     folder, texts, tmp_path, monkeypatch
 ):

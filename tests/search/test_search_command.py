@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -95,6 +96,38 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
     # other settings are not mixed in
     with pytest.raises(ValueError, match=r'search of other settings \(search.nfe: 18, now 21'):
         run.search(changed(session, nfe=21), None, PROMPTS, tmp_path / 'parts')
+    scenes = [dataclasses.replace(prompt, metadata={'tag': 'counting'}) for prompt in PROMPTS]
+    with pytest.raises(ValueError, match='content of the prompts'):
+        run.search(session, None, scenes, tmp_path / 'parts')
+    with monkeypatch.context() as patch:
+        patch.setattr(run, 'base_files', lambda folder: {'other.safetensors': 1})
+        with pytest.raises(ValueError, match='base.other.safetensors'):
+            run.search(session, None, PROMPTS, tmp_path / 'parts')
+
+
+def test_a_prompt_without_its_pictures_is_not_on_record(session, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError('no space left')
+
+    alone = changed(session, prompts=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, 'draw', full)
+        with pytest.raises(OSError, match='no space left'):
+            run.search(alone, None, PROMPTS, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [[*line] for line in lines] == [['settings'], ['spread']]
+    # measured with as many prompts at a time as are searched, and otherwise the same
+    model = lambda of: Model(of, None, None, run.search_kernel_of(of.config))
+    flows = []
+    monkeypatch.setattr(Model, 'flow', lambda self, prompts: flows.append(len(prompts)))
+    monkeypatch.setattr(run, 'Walk', lambda flow, keys: types.SimpleNamespace(evaluations=3))
+    found = iter(np.float32([[[0.1, 0.3]], [[0.2, 0.6]], [[0.5, 0.5]]]))
+    particles = lambda: types.SimpleNamespace(reward=next(found))
+    best = lambda *args: types.SimpleNamespace(particles=particles())
+    monkeypatch.setattr(run, 'best_of_n', best)
+    spread = run._measure_spread(model(alone), PROMPTS, alone.config)
+    assert flows == [1, 1, 1]
+    assert spread == temperature_of(np.float32([[0.1, 0.3], [0.2, 0.6], [0.5, 0.5]]))
 
 
 def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):

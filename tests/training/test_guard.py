@@ -246,6 +246,17 @@ def test_a_policy_that_was_trained_anew_is_measured_anew(config, tmp_path):
     assert again['darkness'][0] != first['darkness'][0]
 
 
+def test_the_start_is_measured_anew_if_the_base_is_another(config, tmp_path, monkeypatch):
+    config.iterations = 1
+    trained(config, tmp_path)
+    shutil.rmtree(tmp_path / 'checkpoints')
+    monkeypatch.setattr(guard_module, 'base_digest', lambda session: 'other')
+    trained(config, tmp_path)
+    lines = (tmp_path / 'guard' / 'scores.jsonl').read_text().splitlines()
+    policies = {json.loads(line).get('policy', '') for line in lines}
+    assert len([name for name in policies if name.startswith('start ')]) == 2
+
+
 def test_evaluations_without_a_guard_may_be_the_best():
     row = lambda step, *fallen, **more: {
         'step': step,
