@@ -15,6 +15,7 @@ from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.data.prompts import Prompt, columns
 from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import local_rows
 from densegrpo_jax.sampling.conditioning import place
@@ -125,7 +126,9 @@ class Collector:
         repeated = [prompts[i] for i in rows] * images.shape[0]
         pictures = images.reshape(-1, *images.shape[2:])
         future = (
-            self._scorer.submit(pictures, *columns(repeated), while_waiting=self._stop.check)
+            self._scorer.submit(
+                pictures, *columns(repeated), some_valid=False, while_waiting=self._stop.check
+            )
             if len(places)
             else None
         )
@@ -143,6 +146,9 @@ class Collector:
 
         Returns:
           name -> float32 [S, samples], 0 where invalid; and bool [S, samples], which are valid.
+
+        Raises:
+          RewardError: no image has a valid score; or the scorer's.
         """
         parts = self._stop.wait([batch.future for batch in pending])
         empty = lambda: np.full((pending[0].finite.shape[0], samples), np.nan, np.float32)
@@ -155,4 +161,6 @@ class Collector:
                     rows[:, places] = np.where(scored, part.values[name].reshape(finite.shape), 0)
         # validity travels separately: a score may have any name
         values, valid = self._stop.communicator.merge((values, valid))
+        if not (valid == 1).any():  # of all processes: one alone may have a few images
+            raise RewardError(f'none of the {valid.size} images could be scored; the log says why')
         return values, valid == 1

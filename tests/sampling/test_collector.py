@@ -13,6 +13,7 @@ import pytest
 
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.rewards import Scorer, Scores
+from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
@@ -134,6 +135,24 @@ def test_a_score_may_have_any_name_the_mask_is_not_among_them():
     # 0 where there is none
     np.testing.assert_array_equal(values['valid'], [[0, 0, 0.5, 0.75, 0, 1.25]])
     np.testing.assert_array_equal(values['finite'], -values['valid'])
+
+
+def test_images_without_a_score_are_left_out_unless_there_is_no_other():
+    """A process, or a batch, may have no other; the samples of an iteration are many."""
+    images = np.uint8([[4, 4, 4, 1, 2, 3]]).reshape(1, 6, 1, 1, 1).repeat(3, -1)
+    made = iter(np.split(images, 2, axis=1))
+    rollout = lambda *_: (None, jnp.asarray(next(made)), jnp.ones((1, 3), bool))
+    prompts = [Prompt('one'), Prompt('two')]
+    with Scorer(Valid(), 1) as scorer:
+        collector = Collector(session(), scorer, 3, 1)
+        given = prompts, np.zeros(2, np.uint32), np.zeros(1)
+        _, pending, *_ = collector.sample(rollout, None, *given)
+        _, valid = collector.scores(pending, 6)
+        assert valid.tolist() == [[False] * 3 + [True] * 3]
+        made = iter([images[:, :3]] * 2)
+        _, pending, *_ = collector.sample(rollout, None, *given)
+        with pytest.raises(RewardError, match='none of the 6 images could be scored'):
+            collector.scores(pending, 6)
 
 
 @pytest.mark.parametrize('workers', [1, 3])
