@@ -180,8 +180,10 @@ def define_process_flags() -> None:
 
 
 def given_recipe() -> str:
-    """The configuration that --config names, without the keys of the command line, as JSON."""
-    return flags.FLAGS['config'].parser.recipe
+    """The configuration that --config names, without the keys of the command line, as JSON; ''
+    where no command line was read.
+    """
+    return flags.FLAGS['config'].parser.recipe if 'config' in flags.FLAGS else ''
 
 
 def given_keys() -> set[str]:

@@ -63,8 +63,8 @@ OPTIM = {
     'warmup': whole(0, 'Iterations of linear warm-up.', 0),
     'decay': choice(
         'constant',
-        "Decay of the rate after the warm-up: 'linear' and 'cosine' reach 0 at the last iteration; "
-        'lengthening a run stretches them.',
+        "Decay of the rate after the warm-up: 'linear' and 'cosine' fall towards 0, where the "
+        'update after the last would be; lengthening a run stretches them.',
         ('constant', 'linear', 'cosine'),
     ),
     'updates': whole(1, 'Optimiser steps per iteration, over disjoint parts of its prompts.'),

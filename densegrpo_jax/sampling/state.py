@@ -71,7 +71,7 @@ def follow_rules(config) -> dict[str, Follow]:
 
 def learning_rate(config) -> optax.Schedule:
     """Learning rate of update k = 0, 1, ...: a linear rise over `optim.warmup` iterations, then
-    `optim.decay` down to 0 at the run's last.
+    `optim.decay` towards 0, where the update after the run's last would be.
     """
     o = config.optim
     warm, rest = o.warmup * o.updates, (config.iterations - o.warmup) * o.updates
