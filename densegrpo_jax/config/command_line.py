@@ -183,7 +183,7 @@ def given_recipe() -> str:
     """The configuration that --config names, without the keys of the command line, as JSON; ''
     where no command line was read.
     """
-    return flags.FLAGS['config'].parser.recipe if 'config' in flags.FLAGS else ''
+    return getattr(flags.FLAGS['config'].parser, 'recipe', '') if 'config' in flags.FLAGS else ''
 
 
 def given_keys() -> set[str]:
