@@ -177,7 +177,7 @@ function showSettings(runs) {
   const keys = [...new Set(tables.flatMap((of) => [...of.keys()]))].sort(
     (a, b) => isFirst(b) - isFirst(a) || (a < b ? -1 : 1),
   );
-  const alone = runs.length === 1 && runs[0].changes.some(([, , recipe]) => recipe !== null);
+  const alone = runs.length === 1 && keys.some(isFirst);
   const cell = (values, key) => {
     const text = values ? values[0] : known(key)[2];
     return element('td', {}, isSet(values) ? element('strong', {}, text) : text);
