@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.calibration.figure import draw
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
-from densegrpo_jax.config.moving_keys import BUDGET, MOVING
+from densegrpo_jax.config.moving_keys import UNMOVED
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_settled
@@ -43,13 +43,6 @@ from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
 from densegrpo_jax.sampling.session import Checked, Session, base_digest, check, load
 from densegrpo_jax.sampling.state import optimiser, start_state
-
-# Calibration samples whole trajectories, in groups of one size.
-_AS_SAMPLED = {
-    **AS_TRAJECTORY,
-    **{f'moving.{name}': key.default for name, key in MOVING.items()},
-    **{f'budget.{name}': key.default for name, key in BUDGET.items()},
-}
 
 
 def run(
@@ -149,7 +142,7 @@ def prepare(checked: Checked) -> tuple:
     with sized.unlocked():
         sized.rollout.update(prompts=c.prompts, group=c.group, prompts_per_batch=batch)
         sized.credit.update(default_config().credit)
-        sized.update_from_flattened_dict(_AS_SAMPLED)
+        sized.update_from_flattened_dict({**AS_TRAJECTORY, **UNMOVED})
         sized.noise.update(psi_path='', interpolate=False, calibrate=False)
     schedule, (low, high) = make_schedule(checked.pipeline, sized), _bounds(config)
     start = schedule.noise_levels[schedule.masks.trained]

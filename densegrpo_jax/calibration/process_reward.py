@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config.guide_keys import GUIDE
 from densegrpo_jax.config.method_keys import CREDIT
-from densegrpo_jax.config.moving_keys import BUDGET, MOVING
+from densegrpo_jax.config.moving_keys import UNMOVED
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.core.ridge import explained, ridge
 from densegrpo_jax.data.prompts import Prompt, PromptSet
@@ -42,8 +42,7 @@ HELD_OUT = 0.2  # of the prompts
 _AS_SAMPLED = {
     **AS_TRAJECTORY,
     **{f'guide.{n}': key.default for n, key in GUIDE.items() if n not in ('samples', 'ridge')},
-    **{f'moving.{name}': key.default for name, key in MOVING.items()},
-    **{f'budget.{name}': key.default for name, key in BUDGET.items()},
+    **UNMOVED,
     'credit.rule': 'sparse',
     **{f'credit.{n}': CREDIT[n].default for n in ('process', 'process_weight', 'outcome_weight')},
 }

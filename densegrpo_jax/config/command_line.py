@@ -30,7 +30,6 @@ from densegrpo_jax.runtime.reading import missing
 UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 # the errors that such arguments raise, wherever they are found
 UNUSABLE_ERRORS = (app.UsageError, ValueError, OSError, ModuleNotFoundError)
-# groups of rewards; a configuration names only the options that it sets
 
 # the folder configs of the repository, which is a part of the package
 RECIPES = pathlib.Path(__file__).parents[1] / 'configs'

@@ -71,6 +71,12 @@ BUDGET: dict[str, Key] = {
     'relative': switch(False, "'entropy': a change counts in parts of the base model's entropy."),
 }
 
+# Keys -> values of trajectories whose trained steps do not move, in groups of one size.
+UNMOVED = {
+    **{f'moving.{name}': key.default for name, key in MOVING.items()},
+    **{f'budget.{name}': key.default for name, key in BUDGET.items()},
+}
+
 
 def budget_sizes(group: int, ratio: float) -> tuple[int, int]:
     """The smaller and the larger group of a mean size, the larger `ratio` times the smaller up to

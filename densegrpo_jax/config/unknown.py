@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_dict
 from densegrpo_jax.config.retired import ELSEWHERE, RETIRED
 from densegrpo_jax.rewards.build import resolve
 
+# groups of rewards; a configuration names only the options that it sets
 REWARDS = ('config.reward', 'config.eval.panel')
 
 
