@@ -44,6 +44,11 @@ class Progress:
         fallen = [row['step'] for row in self.guarded if row['fallen']]
         return step not in fallen and step not in self.passed_over
 
+    def competing_score(self, step: int) -> float | None:
+        """The score of the evaluation after `step` updates; None if there is none that competes."""
+        scores = {evaluated: score for evaluated, score, _ in self.evaluations}
+        return scores.get(step) if self.competes(step) else None
+
     @property
     def fallen_in_a_row(self) -> int:
         """The newest guarded evaluations with a fallen score, since the guard last braked."""

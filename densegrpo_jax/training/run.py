@@ -150,8 +150,6 @@ def run(
             step % config.checkpoint.every == 0 or step in config.checkpoint.pin
         )
 
-        competing: dict[int, float | None] = {}  # step -> score of the newest evaluation
-
         def evaluate() -> None:
             result = evaluator(state.ema)
             if not result.scored(config.eval.best):
@@ -160,13 +158,11 @@ def run(
             if guard:  # before the evaluation counts: after a stop both are made again
                 reporter.guarded(step, guard(step, state.ema, progress, row))
             progress.evaluations.append(row)
-            competing.clear()
-            competing[step] = row[1] if progress.competes(step) else None
 
         def save() -> None:
             nonlocal saved
             reporter.flush()
-            score = competing.get(step)
+            score = progress.competing_score(step)
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
 
@@ -183,7 +179,7 @@ def run(
                 evaluate()
                 if start:  # its checkpoint was saved before the evaluation
                     reporter.flush()
-                    score = competing[start]
+                    score = progress.competing_score(start)
                     checkpoints.amend(start, dataclasses.asdict(progress), score=score)
             while step < config.iterations and not (guard and guard.stops(progress)):
                 # Sample, complete by ODE, decode.
