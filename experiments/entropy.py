@@ -1,5 +1,6 @@
-"""Command: is the attention's entropy worth what AEGPO builds on it? Entropy of a step against what
-the step gains, and a prompt's change of entropy against the spread of its rewards.
+"""Command: is the attention's entropy worth what AEGPO (reconstructed) builds on it? Entropy of a
+step against what the step gains, and a prompt's change of entropy against the spread of its
+rewards.
 
     python -m experiments.entropy --config=configs/tiny_ocr.py --workdir=runs/entropy \\
         --checkpoint=runs/tiny_ocr:latest --prompts=32

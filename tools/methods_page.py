@@ -77,7 +77,7 @@ def markdown() -> str:
     runs = {name: Records.load(RESULTS / name) for name in ('methods', 'reproduction')}
     rows = []
     for name, method in METHODS.items():
-        costs = [f'{c.nfe:g}, {c.images}' for c in (counted(name, steps) for steps in STEPS)]
+        costs = [f'{c.nfe:.4g}, {c.images:.4g}' for c in (counted(name, steps) for steps in STEPS)]
         rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(runs, name)))
     head = ('method', 'idea', *(f'evaluations, images at T = {t}' for t in STEPS), 'result')
     return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS)])

@@ -25,6 +25,7 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
+from densegrpo_jax.sampling.cost import probed
 from densegrpo_jax.sampling.guidance import cost, guidance_maker
 from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
@@ -99,6 +100,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     arguments += process[:1]
     sampled, images, _ = jax.eval_shape(rollout, *arguments)
     work = sampled.nfe * forward(batch) + images.shape[0] * decode(batch)
+    if probe := probed(config, schedule):  # of the attention, a row for each prompt
+        work += probe * forward(r.prompts_per_batch)
     beside, value = cost(config, schedule), config.guide.source == 'value'
     # Backward through the activations, as much as forward. What a reward itself computes is left
     # out.

@@ -9,6 +9,7 @@ from densegrpo_jax.config.method import check_method
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.preflight.credits import Credit
 from densegrpo_jax.preflight.measure import Spent
+from densegrpo_jax.sampling.cost import of_sample
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
 
 BACKWARD = 3  # evaluations that an update's forward and backward pass of a transition counts as
@@ -18,7 +19,7 @@ class Cost(NamedTuple):
     """Of one sample: network evaluations, scored images, trained transitions."""
 
     nfe: float
-    images: int
+    images: float
     trained: int
 
     def seconds(self, speed: Spent) -> float:
@@ -41,13 +42,13 @@ def costs(config, pipeline: Pipeline, credits: Mapping[str, Credit], own: str) -
             if name != own:
                 c.update_from_flattened_dict(credit.overrides)
                 check_method(c)
-            found[name] = _cost(make_schedule(pipeline, c))
+            found[name] = _cost(c, make_schedule(pipeline, c))
         except ValueError:
             if name == own:
                 raise
     return found
 
 
-def _cost(schedule: Schedule) -> Cost:
-    plan = schedule.plan
-    return Cost(plan.nfe, len(plan.completions), sum(plan.transitions.trained))
+def _cost(config, schedule: Schedule) -> Cost:
+    each = of_sample(config, schedule)
+    return Cost(each.nfe, each.images, sum(schedule.plan.transitions.trained))

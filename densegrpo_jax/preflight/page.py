@@ -46,7 +46,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         own = '  <- this recipe' if row['credit'] == d['own'] else ''
         price = Interval(row['price'], row['low'], row['high'])
         found.append(
-            f'{row["credit"]:12s} {str(signal):20s} {cost["nfe"]:5g} {cost["images"]:7d}   '
+            f'{row["credit"]:12s} {str(signal):20s} {cost["nfe"]:5g} {cost["images"]:7.4g}   '
             f'{price}{own}'
         )
     run = d['run']
@@ -87,7 +87,7 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
             row['credit'] + (' (this recipe)' if row['credit'] == d['own'] else ''),
             d['signal'][row['credit']],
             f'{row["cost"]["nfe"]:g}',
-            row['cost']['images'],
+            f'{row["cost"]["images"]:.4g}',
             Interval(row['price'], row['low'], row['high']),
         )
         for row in d['credits']

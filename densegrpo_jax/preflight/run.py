@@ -184,7 +184,7 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
     one, parts, ups = spread(whole), decided(whole, trained), balance(whole)
     listed = prices(found, priced, speed)
     samples = r.prompts * r.group
-    plan, guided = schedule.plan, checked.pipeline.takes_negative(config.model.guidance)
+    guided = checked.pipeline.takes_negative(config.model.guidance)
     seconds = samples * priced[own].seconds(speed)
     return {
         'label': config.label,
@@ -205,8 +205,8 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
         'credits': [p._asdict() | {'cost': p.cost._asdict()} for p in listed],
         'run': {
             'samples': samples,
-            'nfe': (1 + guided) * plan.nfe * samples * config.iterations,
-            'images': len(plan.completions) * samples * config.iterations,
+            'nfe': (1 + guided) * priced[own].nfe * samples * config.iterations,
+            'images': priced[own].images * samples * config.iterations,
             'seconds_per_iteration': seconds,
             'hours': seconds * config.iterations / 3600,
             'device_hours': seconds * config.iterations / 3600 * checked.mesh.size,

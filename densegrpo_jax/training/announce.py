@@ -22,6 +22,7 @@ from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
+from densegrpo_jax.sampling.cost import of_sample, probed
 from densegrpo_jax.sampling.guidance import cost
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
@@ -169,14 +170,16 @@ def scored(config, schedule: Schedule) -> str:
 
 
 def beside(config, schedule: Schedule) -> str:
-    """What a process reward adds to a sample, in words; '' without one."""
+    """What the attention probe and a process reward add to a sample, in words; '' without them."""
+    probe = probed(config, schedule) / config.rollout.group
+    told = f'; attention probe: {probe:.3g} evaluations' if probe else ''
     if not schedule.guided:
-        return ''
+        return told
     c, kind = cost(config, schedule), 'of the base' if config.guide.source == 'probe' else ''
     parts = [(c.evaluations, f'evaluations {kind}'), (c.gradients, 'gradients')]
     parts.append((c.images, 'images scored on the devices'))
-    told = ', '.join(f'{n} {what}'.strip() for n, what in parts if n)
-    return f'; process reward {config.guide.source} at {schedule.guided}: {told}'
+    added = ', '.join(f'{n} {what}'.strip() for n, what in parts if n)
+    return f'{told}; process reward {config.guide.source} at {schedule.guided}: {added}'
 
 
 def guarded_by(checked: Checked, part: Part) -> str:
@@ -240,7 +243,7 @@ def announce(
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}{moved}',
         'iteration': (
             f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
-            f'{plan.nfe:g} evaluations and {len(plan.completions)} images a sample'
+            f'{plan.nfe:g} evaluations and {of_sample(config, schedule).images:g} images a sample'
             f'{beside(config, schedule)}'
         ),
         'credit': (f'{config.credit.rule}; {scored(config, schedule)}; {config.credit.std} std')

@@ -19,6 +19,7 @@ from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, STREAM_STEPS, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector, Pending
 from densegrpo_jax.sampling.conditioning import place
+from densegrpo_jax.sampling.cost import probed, probes
 from densegrpo_jax.sampling.guidance import cost, guidance_maker
 from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
@@ -41,12 +42,6 @@ class Round(NamedTuple):
     nfe: int  # network evaluations beside the rollouts'
     entropy: list | None  # for `Progress`, once the iteration is complete
     metrics: dict[str, np.ndarray]
-
-
-def probes(config, schedule: Schedule) -> tuple[bool, bool]:
-    """Whether an iteration probes the policy's attention, and whether also the base model's."""
-    base, moving = config.budget.by == ENTROPY, schedule.moving
-    return base or (moving is not None and moving.choose is None), base
 
 
 def check_rounds(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> None:
@@ -80,10 +75,10 @@ class Rounds:
         self._rollouts: dict[tuple, Callable] = {}
         self._credits: dict[tuple[int, ...] | None, Callable] = {}
         self._process = session.process_reward
-        probed, base = probes(session.config, schedule)
+        policy, base = probes(session.config, schedule)
         self._probe = (
             make_probe(session.pipeline, session.config, schedule.sigmas, session.mesh, base=base)
-            if probed
+            if policy
             else None
         )
 
@@ -138,9 +133,8 @@ class Rounds:
         samples = len(parts[3])
         nfe = samples * cost(config, self._schedule).evaluations if self._process else 0
         if found is not None:
-            networks = 1 if found.base is None else 2
             guided = self._session.negative is not None
-            nfe += networks * (1 + guided) * len(found.policy) * len(prompts)
+            nfe += (1 + guided) * probed(config, self._schedule) * len(prompts)
         of_groups = [prompts[p] for p in order]
         return Round(*parts, of_groups, options.get('chosen'), credit, nfe, entropy, metrics)
 

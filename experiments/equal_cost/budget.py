@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling import guidance
+from densegrpo_jax.sampling.cost import Cost, of_sample
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 
 
-class Cost(NamedTuple):
-    """Of one sample, as executed."""
-
-    nfe: float  # network evaluations; with classifier-free guidance each is two
-    images: int  # scored
-
-
 def cost(config) -> Cost:
     """Counts the plan that a run of `config` executes; no weights are read."""
-    schedule = make_schedule(open_shapes(config, make_mesh(config.mesh)), config)
-    beside = guidance.cost(config, schedule).evaluations  # of a process reward, forward
-    return Cost(schedule.plan.nfe + beside, len(schedule.plan.completions))
+    return of_sample(config, make_schedule(open_shapes(config, make_mesh(config.mesh)), config))
 
 
 def samples(config) -> int:

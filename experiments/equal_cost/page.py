@@ -200,7 +200,7 @@ def _rates(searched: Mapping[str, Mapping[float, float]], found: Sequence[Entry]
         if of := searched.get(entry.name):
             tried = ', '.join(f'{entry.learning_rate * r:g}: {of[r]:.4f}' for r in sorted(of))
             best = chosen.get(entry.name)
-            cost = [f'{entry.cost.nfe:g}', str(entry.cost.images), str(entry.updates)]
+            cost = [f'{entry.cost.nfe:g}', f'{entry.cost.images:g}', str(entry.updates)]
             used = f'{entry.learning_rate * best:g}' if best else 'not all tried'
             rows.append([f'`{entry.name}`', *cost, tried, used])
     head = ['method', 'NFE of a sample', 'images of a sample', 'updates']

@@ -22,6 +22,7 @@ CONTROLS: Mapping[str, Variant] = {
     'dense_one_step': Variant('dense_grpo', {'credit.completion_steps': 1}),
     'sparse_weighted': Variant('flow_grpo', {'loss.noise_power': 2.0}),
     'stepwise_full': Variant('stepwise', {'credit.completion_steps': 0}),
+    'aegpo_random': Variant('aegpo', {'moving.steps': 'random', 'budget.by': 'random'}),
     'stepwise_apart': Variant('stepwise', {'credit.centre': 'step', 'credit.std': 'group'}),
 }
 
@@ -142,9 +143,9 @@ CLAIMS = (
         (Comparison('nft', SPARSE),),
     ),
     Claim(
-        'AEGPO (2602.06825)',
-        'steps and budgets by entropy learn faster than random steps and equal budgets',
-        (Comparison('aegpo', 'dance'),),
+        'AEGPO (2602.06825), reconstructed',
+        'steps and budgets by entropy learn faster than random ones of the same number and sizes',
+        (Comparison('aegpo', 'aegpo_random'), Comparison('aegpo', 'aegpo_random', 'updates')),
     ),
     Claim(
         'Euphonium (2602.04928)',

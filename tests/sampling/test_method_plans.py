@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
+from densegrpo_jax.sampling.cost import of_sample
 from densegrpo_jax.sampling.guidance import cost
 from densegrpo_jax.sampling.sampler import make_schedule, restricted
 from densegrpo_jax.training.trial import try_parts
@@ -45,9 +46,15 @@ def schedule(recipe, method, **changes):
         # all states: 5 + 4 + 3 + 2 + 1 evaluations more, and 9 + ... + 2; the last share a picture
         ('dance', 'flux_pickscore', 6, 1, range(5)),
         ('mix', 'sd35_ocr', 10, 1, range(8)),
-        ('aegpo', 'flux_ocr', 6, 1, range(5)),
-        ('euphonium', 'tiny_ocr', 6, 1, range(5)),
-        ('euphonium', 'sd35_ocr', 10, 1, range(8)),
+        # the probe evaluates policy and base once at every state, for a group of 24
+        ('aegpo', 'flux_ocr', 6 + 2 * 6 / 24, 1, range(5)),
+        # the probe of a process reward is evaluated at three states, and at four
+        ('euphonium', 'tiny_ocr', 6 + 3, 1, range(5)),
+        ('euphonium', 'sd35_ocr', 10 + 4, 1, range(8)),
+        # the sample, its anchor, and the first prediction, which 24 samples have in common
+        ('sdpo', 'flux_ocr', 6, 2 + 1 / 24, range(5)),
+        # a tree that splits at 0 and 2: one root for 24, then 12 nodes, then 24
+        ('branch', 'flux_ocr', 1 / 24 + 2 * 12 / 24 + 3, 1, range(5)),
         ('tp_grpo', 'tiny_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo_code', 'flux_ocr', 6 + 15, 6, range(5)),
         ('tp_grpo', 'sd35_ocr', 10 + 44, 9, range(8)),
@@ -56,7 +63,7 @@ def schedule(recipe, method, **changes):
 def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
     config, found = schedule(recipe, method)
     plan = found.plan
-    assert (plan.nfe, len(plan.completions)) == (nfe, pictures)
+    assert of_sample(config, found) == pytest.approx((nfe, pictures))
     try_parts(config, found)
     assert np.flatnonzero(plan.transitions.trained).tolist() == list(trained)
 

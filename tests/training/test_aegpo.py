@@ -12,10 +12,11 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
+from densegrpo_jax.sampling.cost import probes
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
 from densegrpo_jax.training import rounds
-from densegrpo_jax.training.rounds import check_rounds, group_sizes, paired, probes
+from densegrpo_jax.training.rounds import check_rounds, group_sizes, paired
 from tests.training.small_run import SMOOTH, equal, make_config, one_device, trained
 
 pytestmark = pytest.mark.usefixtures('exact_runs')
