@@ -65,16 +65,19 @@ class StopRequest:
 
         Args:
           value: a pytree of jax Arrays and concurrent Futures.
+          poll_seconds: the longest pause between two looks.
 
         Returns:
           The same pytree, with arrays ready and futures replaced by their results; raises a
           future's exception.
         """
         leaves, structure = jax.tree.flatten(value)
+        pause = 0.001  # what takes milliseconds is not waited for longer
         for leaf in leaves:
             while not _ready(leaf):
                 self.check()
-                time.sleep(poll_seconds)
+                time.sleep(pause)
+                pause = min(2 * pause, poll_seconds)
         self.check()
         return jax.tree.unflatten(
             structure, [leaf.result() if _is_future(leaf) else leaf for leaf in leaves]

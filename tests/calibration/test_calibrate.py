@@ -200,6 +200,7 @@ def test_steps_that_move_and_groups_of_two_sizes_are_not_calibrations(folder, te
     assert schedule.masks.trained.sum() == 9
 
 
+@pytest.mark.slow
 def test_psi_of_another_base_or_start_is_refused(folder, texts, tmp_path, monkeypatch):
     config = make_config(folder, texts, **{'calibration.iterations': 1})
     psi, document = calibrated(config, tmp_path)

@@ -260,6 +260,7 @@ def test_what_is_no_folder_is_refused(name, monkeypatch):
         ), command
 
 
+@pytest.mark.slow
 def test_help_lists_the_flags_that_a_command_speaks_of():
     assert {'main', 'calibrate', 'evaluate'} < {
         name.removeprefix('densegrpo_jax.') for name in COMMANDS

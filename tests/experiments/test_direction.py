@@ -78,6 +78,7 @@ def test_credits_are_those_that_need_no_other_trajectories():
     assert not {'psi', 'noise_0.5', 'n_1'} & set(CREDITS)
 
 
+@pytest.mark.slow
 def test_measured_on_a_random_miniature_and_continued(tmp_path, monkeypatch):
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict(

@@ -104,6 +104,7 @@ def test_tables_and_figures(whole, tmp_path):
         assert (tmp_path / f'{name}.png').stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_has_been_measured_is_not_sampled_again(whole, config):
     tables, workdir = whole
     written = lambda: {p: p.stat().st_mtime_ns for p in (workdir / 'probe').rglob('*.npz')}
@@ -113,7 +114,13 @@ def test_what_has_been_measured_is_not_sampled_again(whole, config):
     assert before and written() == before
 
 
-@pytest.mark.parametrize('name', DRAW)
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name == 'latent_rewards' else pytest.param(name, marks=pytest.mark.slow)
+        for name in DRAW
+    ],
+)
 def test_a_stopped_measurement_continues(whole, config, tmp_path, monkeypatch, name):
     tables, _ = whole
     stop, put = StopRequest(), probe.Store.put
@@ -132,6 +139,7 @@ def test_a_stopped_measurement_continues(whole, config, tmp_path, monkeypatch, n
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
+@pytest.mark.slow
 def test_other_settings_and_other_policies_do_not_meet(whole, config):
     _, workdir = whole
     folders = lambda: {path.name for path in (workdir / 'probe').iterdir()}
@@ -146,6 +154,7 @@ def test_other_settings_and_other_policies_do_not_meet(whole, config):
     assert len(folders()) == len(before) + 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
     tables, workdir = whole
     asked = []
@@ -164,6 +173,7 @@ def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
     assert all(row['reward'] != base['reward'] for row, base in zip(rows, tables['latent_rewards']))
 
 
+@pytest.mark.slow
 def test_a_method_may_not_change_the_trajectories(whole, config):
     _, workdir = whole
     with pytest.raises(ValueError, match="'louder' changed the trajectories"):

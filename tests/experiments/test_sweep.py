@@ -262,6 +262,7 @@ def test_the_page_says_what_holds_and_what_has_not_run(tmp_path, training):
     assert verdicts['GAE(lambda) over the completions'] == '**not run**' and '## GAE' not in text
 
 
+@pytest.mark.slow
 def test_the_page_goes_into_the_work_directory_unless_told_otherwise(tmp_path):
     """Not into docs/results/reproduction: it would mix with the results that are shipped."""
     root = pathlib.Path(reproduce.__file__).parents[1]

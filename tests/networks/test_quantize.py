@@ -199,6 +199,7 @@ def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
     assert bytes_per_device(shapes, place(shapes)) == held
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_it(tmp_path):
     config = make_config(
         miniature.random_flux(tmp_path / 'flux'), **{'model.quantize': 'int8', 'iterations': 2}

@@ -100,16 +100,20 @@ def close(got, want):
     return np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     'kind, layout',
     [
         ('flux', 'peft'),
-        ('flux', 'kohya'),
+        slow('flux', 'kohya'),
         ('sd3', 'peft'),
-        ('klein', 'peft'),
+        slow('klein', 'peft'),
         ('klein', 'kohya'),
         ('zimage', 'peft'),
-        ('zimage', 'kohya'),
+        slow('zimage', 'kohya'),
     ],
 )
 def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_path):

@@ -61,7 +61,9 @@ def torch_pictures(folder):
     return pictures
 
 
-@pytest.mark.parametrize('height, width, guidance', [(32, 96, 1.0), (48, 80, 4.5)])
+@pytest.mark.parametrize(
+    'height, width, guidance', [pytest.param(32, 96, 1.0, marks=pytest.mark.slow), (48, 80, 4.5)]
+)
 def test_random_folder_makes_the_official_picture(folder, torch_pictures, height, width, guidance):
     noise = (
         np.random.default_rng(0)

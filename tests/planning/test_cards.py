@@ -134,6 +134,7 @@ def test_the_least_change_that_fits_each_card(caplog):
     assert 'the configuration as it is' in text
 
 
+@pytest.mark.slow
 def test_every_card_holds_the_miniature():
     """With the CPU's compiler in the place of the card's: one step of the ladder is enough."""
     config = small()

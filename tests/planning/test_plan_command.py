@@ -129,6 +129,7 @@ def test_advice_keeps_groups_whole(result):
     assert table({**result, 'warnings': [said]}).endswith(said) and result['warnings'] == []
 
 
+@pytest.mark.slow
 def test_operations_follow_the_configuration():
     def flops(**overrides):
         config = small()

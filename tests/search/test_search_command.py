@@ -217,6 +217,7 @@ def test_the_panel_is_scored_and_nothing_is_chosen_by_it(session, tmp_path):
         run.unseen_rewards(dataclasses.replace(session, config=config), PROMPTS)
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_finds(session, tmp_path):
     one = run.search(session, None, PROMPTS[:2], tmp_path / 'one')
     mesh = make_mesh({'data': 4, 'fsdp': 2, 'tensor': 1})

@@ -36,8 +36,10 @@ def compiled():
 
 @pytest.mark.parametrize(
     'changes, sizes',
-    [({'optim.updates': 2}, (2, 2, 2)), ({**BRAKE, **WINDOW}, (1, 1, 1))],
-    ids=['mesh', 'more arguments'],
+    [
+        pytest.param({'optim.updates': 2}, (2, 2, 2), id='mesh', marks=pytest.mark.slow),
+        pytest.param({**BRAKE, **WINDOW}, (1, 1, 1), id='more arguments'),
+    ],
 )
 def test_each_is_compiled_once_and_ahead(folder, tmp_path, compiled, changes, sizes):
     """The iteration then calls it with arguments of those very shapes and places."""
@@ -51,6 +53,7 @@ def test_each_is_compiled_once_and_ahead(folder, tmp_path, compiled, changes, si
 
 
 @pytest.mark.usefixtures('shared_programs')
+@pytest.mark.slow
 def test_a_program_that_does_not_compile_ahead_compiles_when_it_is_called(
     folder, tmp_path, monkeypatch
 ):

@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
     return miniature.random_flux(tmp_path_factory.mktemp('flux'), double=2, single=2)
 
 
+@pytest.mark.slow
 def test_runs_on_a_small_folder(folder, tmp_path):
     config = flux_ocr.get_config()
     config.model.path = str(folder)

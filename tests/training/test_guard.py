@@ -98,6 +98,7 @@ def test_a_fallen_score_keeps_a_checkpoint_from_being_the_best(config, tmp_path)
     equal(final_state(tmp_path / 'run')[1], final_state(tmp_path / 'plain')[1])
 
 
+@pytest.mark.slow
 def test_nothing_falls_where_nothing_is_lost(config, tmp_path):
     config.eval.panel = {'same': {}}
     config.guard.images, config.guard.action = 1, 'stop'
@@ -237,6 +238,7 @@ def test_a_stop_while_the_guard_measures_is_made_up_for(config, tmp_path, monkey
     assert [step for step, *_ in summary['evaluations']] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_trained_anew_is_measured_anew(config, tmp_path):
     config.iterations = 1
     first = trained(config, tmp_path)['guard']['evaluations'][-1]['scores']

@@ -36,25 +36,32 @@ def train(folder, workdir, devices, iterations):
     return run(config, workdir, mesh, StopRequest())
 
 
-def test_a_run_continues_on_other_devices(folder, tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def stayed(folder, tmp_path_factory):
+    """The folder and the summary of a run that stays on one device."""
+    workdir = tmp_path_factory.mktemp('stayed')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REWARDS, 'brightness', Brightness)
+        return workdir, train(folder, workdir, 1, 2)
+
+
+@pytest.mark.parametrize('devices', [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_continues_on_other_devices(folder, stayed, tmp_path, monkeypatch, devices):
+    """From one device to two, or from two to one, after the first update."""
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    stayed = train(folder, tmp_path / 'stayed', 1, 2)
-    _, expected, _ = final_state(tmp_path / 'stayed')
-    # from one device to two: the same run as it was after its first update
-    after_one_iteration(tmp_path / 'stayed', tmp_path / 'to two')
-    moved = {'to two': train(folder, tmp_path / 'to two', 2, 2)}
-    # and from two to one
-    train(folder, tmp_path / 'to one', 2, 1)
-    moved['to one'] = train(folder, tmp_path / 'to one', 1, 2)
-    for name, summary in moved.items():
-        assert summary['updates'] == 2 and len(summary['evaluations']) >= 2
-        # Sums in another order round otherwise, and a pixel that rounds the other way moves a
-        # reward by 2.6e-6.
-        moved_alike(final_state(tmp_path / name)[1], expected, 1e-2)
-        np.testing.assert_allclose(
-            summary['evaluations'][-1][1], stayed['evaluations'][-1][1], atol=5e-6
-        )
-        # the gradient is that of advantages, which divide by the spread of the rewards
-        for key, rtol in {'train/reward': 0, 'gain/step_0': 2e-4, 'train/grad_norm': 1e-2}.items():
-            found, want = (rows(tmp_path / n)[2][key] for n in (name, 'stayed'))
-            np.testing.assert_allclose(found, want, rtol=rtol, atol=5e-6, err_msg=key)
+    before, its = stayed
+    moved = tmp_path / 'moved'
+    if devices == 2:
+        after_one_iteration(before, moved)
+    else:
+        train(folder, moved, 2, 1)
+    summary = train(folder, moved, devices, 2)
+    assert summary['updates'] == 2 and len(summary['evaluations']) >= 2
+    # Sums in another order round otherwise, and a pixel that rounds the other way moves a reward by
+    # 2.6e-6.
+    moved_alike(final_state(moved)[1], final_state(before)[1], 1e-2)
+    np.testing.assert_allclose(summary['evaluations'][-1][1], its['evaluations'][-1][1], atol=5e-6)
+    # the gradient is that of advantages, which divide by the spread of the rewards
+    for key, rtol in {'train/reward': 0, 'gain/step_0': 2e-4, 'train/grad_norm': 1e-2}.items():
+        found, want = (rows(path)[2][key] for path in (moved, before))
+        np.testing.assert_allclose(found, want, rtol=rtol, atol=5e-6, err_msg=key)

@@ -194,6 +194,17 @@ def alone(config_file, tmp_path_factory):
 
 
 def test_two_processes_are_one_run(config_file, alone, tmp_path):
+    workdir = tmp_path / 'two'
+    with processes(config_file, workdir) as started:
+        assert ended(started, workdir) == [0, 0]
+    same_run(workdir, alone)
+    assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
+    assert list((workdir / 'groups').glob('*.json')) and (workdir / 'report').is_dir()
+    assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_continue_as_one(config_file, alone, tmp_path):
     """SIGTERM to one of them stops both after the same update; started again, where one of them
     cannot read the newest checkpoint both take the one before it, and end as one process does."""
     workdir = tmp_path / 'two'
@@ -214,9 +225,6 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
         and (workdir / 'checkpoints_corrupt' / f'{newest}.0').is_dir()
     )
     same_run(workdir, alone)
-    assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
-    assert list((workdir / 'groups').glob('*.json')) and (workdir / 'report').is_dir()
-    assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
 
 
 @pytest.mark.slow

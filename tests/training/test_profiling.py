@@ -65,6 +65,7 @@ def test_a_profile_ends_with_the_run():
         check_profile(profile_of('3:2'), 3)
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_trace_that_a_browser_opens_and_its_utilisation(folder, tmp_path):
     config = make_config(folder, **{'iterations': 2, 'eval.groups': 0, 'eval.report': False})
     options = {'profile': Profile(2, 2), 'at_peak': lambda session: 0.25}

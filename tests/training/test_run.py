@@ -111,45 +111,43 @@ def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
     moved_alike(found, expected, 1e-2)
 
 
-# tiny_ocr, in a process that sends itself a signal when a method of its checkpoints has returned.
+# tiny_ocr, in a process that sends itself a signal when it has begun to save a checkpoint.
 INTERRUPTED = """
 import os
 from configs import tiny_ocr
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 
 get_config = tiny_ocr.get_config
-original = Checkpoints.{method}
+original = Checkpoints.save
 
-def interrupting(self, first, *args, **kwargs):
-    result = original(self, first, *args, **kwargs)
-    if {step} in (None, first):
+def interrupting(self, step, *args, **kwargs):
+    original(self, step, *args, **kwargs)
+    if step == {step}:
         os.kill(os.getpid(), {number})
-    return result
 
-Checkpoints.{method} = interrupting
+Checkpoints.save = interrupting
 """
 
 
 def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
-    """Killed twice with -9, stopped once with SIGTERM, the run ends with the very bits of an
-    uninterrupted one.
+    """Killed with -9, and stopped with SIGTERM, the run ends with the very bits of an uninterrupted
+    one. test_kill_storm.py kills at random moments.
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
     how = dict(flags=QUICK, cache=tmp_path / 'compiled')
     start = lambda workdir, **more: command(folder, workdir, '--config.iterations=4', **how, **more)
 
-    def ends(code, number, method, step=None):
-        config = tmp_path / f'{method}.py'
-        config.write_text(INTERRUPTED.format(method=method, step=step, number=int(number)))
+    def ends(code, number, step):
+        config = tmp_path / f'at_{step}.py'
+        config.write_text(INTERRUPTED.format(step=step, number=int(number)))
         process = start(broken, config=config)
         _, log = process.communicate()
         assert process.returncode == code, log
 
     finished(start(tmp_path / 'first'))  # compiles what the others read back
     finished(start(straight))
-    ends(-signal.SIGKILL, signal.SIGKILL, 'save', 2)  # while it saves
-    ends(-signal.SIGKILL, signal.SIGKILL, 'restore_latest')  # before anything is compiled
-    ends(75, signal.SIGTERM, 'save', 3)
+    ends(-signal.SIGKILL, signal.SIGKILL, 2)
+    ends(75, signal.SIGTERM, 3)
     finished(start(broken))
     (step, expected, progress), (found_step, found, found_progress) = (
         final_state(straight),

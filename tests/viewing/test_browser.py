@@ -205,6 +205,7 @@ def test_a_run_that_goes_on_is_followed(page, watched):
     until(lambda: '3 of 6 updates' in text(driver, '#runs'))
 
 
+@pytest.mark.slow
 def test_news_leaves_the_keyboard_where_it_is(page, watched):
     """What has not changed is not drawn again, and what has keeps the focus."""
     run, address = watched
