@@ -281,6 +281,20 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+# Names that papers and other code use -> ours, for the error; none is taken for ours.
+_NAMES_ELSEWHERE = {
+    'cps': 'flow_cps',
+    'dancegrpo': 'dance',
+    'mixgrpo': 'mix',
+    'branchgrpo': 'branch',
+    'tempflowgrpo': 'temp_flow',
+    'granulargrpo': 'g2rpo',
+    'grpoguard': 'guard',
+    'diffusionnft': 'nft',
+    'stepwiseflowgrpo': 'stepwise',
+}
+
+
 def apply_method(config, name: str):
     """Sets the overrides of a method, and its name in the label; returns the configuration.
 
@@ -289,7 +303,8 @@ def apply_method(config, name: str):
     """
     if name not in METHODS:
         plain = lambda text: ''.join(filter(str.isalnum, text.lower()))
-        close = [known for known in METHODS if plain(known) == plain(name)]
+        ours = {**{plain(known): known for known in METHODS}, **_NAMES_ELSEWHERE}
+        close = [ours[plain(name)]] if plain(name) in ours else []
         close = close or difflib.get_close_matches(name, METHODS, 1)
         hint = f'did you mean {close[0]!r}? ' if close else ''
         raise ValueError(f'method={name} is not known; {hint}methods: {", ".join(METHODS)}')

@@ -170,6 +170,9 @@ def test_methods_differ_and_say_where_they_come_from():
         ('rule=dense', "'method=NAME', or both with a comma between. Methods: dense_grpo, "),
         ('method=', 'method= is not known; methods: dense_grpo, '),
         ('method=cocoa', "method=cocoa is not known; did you mean 'coca'?"),
+        ('method=cps', "method=cps is not known; did you mean 'flow_cps'?"),
+        ('method=DanceGRPO', "method=DanceGRPO is not known; did you mean 'dance'?"),
+        ('method=grpo_guard', "method=grpo_guard is not known; did you mean 'guard'?"),
     ],
 )
 def test_a_variant_that_is_none_is_explained(text, message):
