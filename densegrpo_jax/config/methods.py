@@ -3,7 +3,7 @@
 The recipe keeps its model, prompts, reward and amounts; a row sets what the method itself decides.
 docs/config.md shows what each row sets, docs/methods.md its idea, its cost and what is our reading.
 Rows of branches and trees are in `branch_methods`, of DanceGRPO and what builds on it in
-`dance_methods`; METHODS is the one table of all.
+`dance_methods`; METHODS is the one table of all. What the papers ran is in `published`.
 """
 
 from __future__ import annotations
