@@ -72,7 +72,9 @@ DANCE_METHODS: Mapping[str, Method] = {
         'of the rows of all attention layers and heads over the log of the keys, at the image '
         "tokens, along one ODE path per prompt; the absolute change from the base model's; a "
         'moving average over iterations; the larger groups for the larger changes. Two '
-        'transitions explore where the paper takes the top 4 of 16.',
+        'transitions explore where the paper takes the top 4 of 16. The loss is the mean over all '
+        'transitions, so that a prompt of more samples has a larger say in the update; equal '
+        'weights per prompt, a choice of layers and a sample of the queries are not built.',
         'T, and 2 T for each prompt (the probe)',
     ),
     'euphonium': Method(
@@ -101,9 +103,8 @@ DANCE_METHODS: Mapping[str, Method] = {
         '`python -m densegrpo_jax.process_reward`, which `guide.file` names; the paper trains one '
         'on 200,000 videos of HunyuanVideo and has no images. A step gets r of the state that it '
         'leads to; its code takes that of the state it leaves (`credit.process=before`). '
-        'Gradients are normalised, so that a drift is std times the noise. Paper: T = 16, '
-        '`guide.steps=(12, 13, 14, 15)`, `guide.normalise=False`, `guide.scale=0.16` (λ = 0.01), 8 '
-        'samples, lr 1e-6. [euphonium.md](euphonium.md)',
+        'Gradients are normalised, so that a drift is std times the noise; its script leaves them '
+        'as they are. [euphonium.md](euphonium.md)',
         'T, and one of the base at every state that drifts or is scored (here the states 3, 4 and '
         '5 of 6), the drifting ones with a gradient, about two evaluations more each',
     ),

@@ -106,11 +106,10 @@ METHODS: Mapping[str, Method] = {
         'them, on both sides.',
         'arXiv 2510.22319',
         "Ratio log r' = mean(z Δμ), each step's loss divided by its length of the grid, clip range "
-        '2e-6 (its GenEval runs), no KL.',
+        '2e-6 (its GenEval runs; 4e-6 with PickScore), no KL.',
         'With one update per iteration, as here, the ratio is 1 and the method is PPO with the '
         'step weights σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train '
-        'other prompts, off policy, against the means that the rollout keeps. Its learning rate is '
-        '1e-4.',
+        'other prompts, off policy, against the means that the rollout keeps.',
         'T',
     ),
     'lire': Method(
@@ -230,7 +229,8 @@ METHODS: Mapping[str, Method] = {
         'Turning points by signs of neighbouring gains and of what follows; kernel, noise, '
         'log-probability and clip range of its FLUX configurations.',
         'The bonuses are not balanced in number between rise and fall. With fewer trained '
-        'transitions the first of the trajectory still counts as first.',
+        'transitions the first of the trajectory still counts as first. Noise of 0.8 is that of '
+        'FLUX; its configurations have 0.7 for SD3.5.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'tp_grpo_code': Method(
@@ -241,7 +241,8 @@ METHODS: Mapping[str, Method] = {
         'The rule that all shipped configurations set: no condition on what follows, bonus '
         'V_{k+1} − V_k with weight 1, nothing balanced or propagated.',
         'It mirrors the paper, whose transitions get gains and whose turning points get the long '
-        'term; without turning points it is sparse credit with a baseline.',
+        'term; without turning points it is sparse credit with a baseline. Noise of 0.8 is that of '
+        'FLUX; its configurations have 0.7 for SD3.5.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
     **DANCE_METHODS,
