@@ -3,18 +3,20 @@ its result on the miniature.
 
     python -m tools.methods_page > docs/methods.md
 
-Texts and settings are the rows of densegrpo_jax/config/methods.py. Costs are counted in the plan
-that a run executes. Results are those of docs/results/methods.
+Texts and settings are the rows of densegrpo_jax/config/methods.py and published.py. Costs are
+counted in the plan that a run executes. Results are those of docs/results/methods.
 """
 
 from __future__ import annotations
 
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.method_row import Published
 from densegrpo_jax.config.methods import METHODS
+from densegrpo_jax.config.published import FLUX, PUBLISHED, SD35
 from densegrpo_jax.runtime.markdown import table
 from experiments.equal_cost.budget import Cost, cost
 from experiments.reproduction.records import Records
@@ -26,11 +28,22 @@ RESULTS = ROOT / 'docs' / 'results'
 # Methods whose runs are variants of the reproduction, and one that trains on another reward.
 VARIANTS = {'dense_grpo': 'dense', 'gae': 'gae_0.5'}
 ELSEWHERE = {'d2_align': 'its own reward 1.009 → 1.055 ([d2_align.md](d2_align.md))'}
+# Recipes of the commands: of the miniature, and of the published settings by model; D2-Align's need
+# a reward with an embedding.
+PUBLISHED_RECIPES = {FLUX: 'flux_ocr', SD35: 'sd35_ocr'}
+WITH_EMBEDDING = {RECIPE: 'tiny_scene', 'flux_ocr': 'flux_pickscore'}
+# Methods that train with a file -> the command that makes it, the variant that it takes, the file,
+# and the key that names it.
+FILES = {
+    'euphonium': ('process_reward', ':{}', 'process.npz', 'guide.file'),
+    'd2_align': ('direction', '', 'direction.npz', 'd2.file'),
+}
 
 INTRODUCTION = f"""# Methods
 
 Made by `python -m tools.methods_page > docs/methods.md` from the rows of
-[methods.py](../densegrpo_jax/config/methods.py). docs/config.md lists the keys that they set.
+[methods.py](../densegrpo_jax/config/methods.py) and
+[published.py](../densegrpo_jax/config/published.py). docs/config.md lists the keys that they set.
 
 One engine trains with any of these. The recipe keeps its model, prompts, reward and amounts; the
 method decides where noise is added, which images are scored, how their rewards become credit, and
@@ -39,6 +52,11 @@ the loss:
     python -m densegrpo_jax.main --config=configs/{RECIPE}.py:method=flow_grpo --workdir=runs/sparse
     python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8,method=dense_grpo \\
         --workdir=runs/flux
+
+With `settings=paper` beside the method, the recipe also takes the amounts that the method's paper
+or code states for the recipe's model, {FLUX} or {SD35}: steps, samples, size, learning rate.
+What is not listed stays the recipe's. These settings are validated; nothing was trained with them
+here.
 
 - **evaluations, images**: network evaluations and scored images of one sample, on the miniature's
   grid with T steps, as they are executed.
@@ -85,16 +103,70 @@ def markdown() -> str:
 
 def _section(name: str) -> str:
     method = METHODS[name]
-    settings = ', '.join(f'`{key}={value}`' for key, value in method.overrides.items())
     facts = {
         'Source': method.source,
         'Exact': method.exact,
         'Our reading': method.reading,
         'Evaluations of a sample': method.cost,
-        'Sets': settings,
+        'Sets': _keys(method.overrides),
+        'Published settings': _published(PUBLISHED.get(name, {})),
     }
     lines = [f'- {what}: {text}' for what, text in facts.items()]
-    return '\n'.join([f'## {name}', '', method.idea, '', *lines, ''])
+    return '\n'.join([f'## {name}', '', method.idea, '', *lines, '', *_commands(name), ''])
+
+
+def _keys(overrides: Mapping[str, object]) -> str:
+    return ', '.join(f'`{key}={value}`' for key, value in overrides.items())
+
+
+def _published(found: Mapping[str, Published]) -> str:
+    """The settings for each model, then for some rewards, and the notes."""
+    texts = []
+    for model, published in found.items():
+        more = [f'; with `{r}` {_keys(of)}' for r, of in published.by_reward.items()]
+        text = f'{model}: {_keys(published.overrides)}{"".join(more)}.'
+        texts.append(f'{text} {published.note}'.strip())
+    return ' '.join(texts) or f'none for {FLUX} or {SD35}.'
+
+
+def _commands(name: str) -> Iterator[str]:
+    """The lines of the commands that train the miniature, and with the published settings."""
+    beside = ', then with the published settings' if name in PUBLISHED else ''
+    yield from (f'On the miniature{beside}:', '')  # without words the block would be of the list
+    yield from _training(name, RECIPE, f'method={name}', name, [])
+    for model, published in PUBLISHED.get(name, {}).items():
+        # all weights and their moments do not fit one device
+        split = ['--config.mesh.fsdp=8'] if published.overrides.get('full') else []
+        recipe = PUBLISHED_RECIPES[model]
+        workdir = f'{name}_{recipe.partition("_")[0]}'
+        variant = f'devices=8,method={name},settings=paper'
+        yield from _training(name, recipe, variant, workdir, split)
+
+
+def _training(
+    name: str, recipe: str, variant: str, workdir: str, extra: list[str]
+) -> Iterator[str]:
+    if name == 'd2_align':
+        recipe = WITH_EMBEDDING[recipe]
+    if name in FILES:
+        module, takes, file, key = FILES[name]
+        made = f'runs/{workdir}_{module}'
+        config = f'--config=configs/{recipe}.py{takes.format(variant)}'
+        yield from _command(module, config, f'--workdir={made}', *extra)
+        extra = [f'--config.{key}={made}/{file}', *extra]
+    config = f'--config=configs/{recipe}.py:{variant}'
+    yield from _command('main', config, f'--workdir=runs/{workdir}', *extra)
+
+
+def _command(module: str, *arguments: str) -> Iterator[str]:
+    """The lines of a command, in columns of 100 as far as its words allow."""
+    line = f'    python -m densegrpo_jax.{module}'
+    for argument in arguments:
+        if len(line) + len(argument) > 97:
+            yield f'{line} \\'
+            line = '       '
+        line += f' {argument}'
+    yield line
 
 
 if __name__ == '__main__':

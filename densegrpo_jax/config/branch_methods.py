@@ -21,12 +21,12 @@ BRANCH_METHODS: Mapping[str, Method] = {
         'step and are completed with every and with every second grid point; the advantages add.',
         'arXiv 2510.01982',
         'Branches of the first half of the grid, normalisation per stride and per reward among '
-        'siblings, the sum before the clip to ±5, one update over all active steps, clip range '
-        '1e-4, no KL. Strides 1 and 2 are those of both scripts.',
+        'siblings, the sum before the clip to ±5, clip range 1e-4, no KL. Strides 1 and 2 are '
+        'those of both scripts.',
         'A completion with stride λ has ⌈(T − k − 1)/λ⌉ steps, evenly spaced in the index, as many '
         'as in the code; grids of paper and code differ from ours and from each other. Population '
-        'std with eps. Paper: FLUX.1-dev, T = 16, 12 samples, 720 px, all weights, lr 2e-6, λ = 1, '
-        '2, 3 in its tables.',
+        'std with eps. One update trains all active steps together; paper and code take one '
+        'optimiser step for each of them in turn.',
         'A/G + Σ (T − k − 1) over the active steps k, the last of which is A − 1, and '
         '⌈(T − k − 1)/λ⌉ − 1 more for each further stride λ whose grid differs; the G samples '
         'share the trajectory of A evaluations',
@@ -49,8 +49,10 @@ BRANCH_METHODS: Mapping[str, Method] = {
         'clip range 1e-4, no KL, τ = 2.2.',
         'τ bounds e^h of one element, the reading in which the published thresholds differ. A '
         'merged step ends at the last noisy state at most. A branch goes on from the end of its '
-        'step; the code goes on from the state after its start. Paper: as for `g2rpo`, τ tuned at '
-        'T = 16; other grids have other entropies.',
+        'step; the code goes on from the state after its start. τ was tuned at T = 16; other grids '
+        'have other entropies. One update trains all active steps together; the paper takes one '
+        'optimiser step for each. The released configuration trains strides 1 and 2, as `g2rpo`, '
+        'and its lists of merges are all ones, so that it merges nothing; the paper has stride 1.',
         'A/G + Σ (T − k − l_k) over the active steps k of length l_k, the last of which is A − 1',
     ),
     'temp_flow': Method(
@@ -79,8 +81,7 @@ BRANCH_METHODS: Mapping[str, Method] = {
         'Samples are compared within a seed; `credit.siblings=prompt` and with it '
         '`credit.std=global` are the other two forms of its code. Transitions into an almost clean '
         'latent are left out, which are two on the grid of SD3.5; so the weights are 2.1 times the '
-        'std there, where its code has 2.25. Its 1.73 for FLUX belongs to noise of 0.9 and T = 10. '
-        'Paper: T = 10, 48 groups of 4 × 6, lr 3e-4; KL 0.001 with PickScore.',
+        'std there, where its code has 2.25. Its 1.73 for FLUX belongs to noise of 0.9 and T = 10.',
         '4A/G + Σ (T − k − 1) over the active steps k, the last of which is A − 1',
     ),
     'branch': Method(
@@ -107,8 +108,9 @@ BRANCH_METHODS: Mapping[str, Method] = {
         'Its code scales the noise of siblings by 4 and keeps the std of the log-probability. The '
         'first split is into as many as the later ones leave (G/2 with two splits); these are two '
         'in the paper, with 16 samples, T = 20 and splits 0, 3, 6, 9. Every leaf trains its whole '
-        'path, so that depths count alike. Pruning, the softmax of log-probabilities and ODE steps '
-        'between splits are not built.',
+        'path, so that depths count alike. All noisy transitions are trained; its script trains a '
+        'part of 0.6, and `moving.steps`, which chooses parts, is refused with trees. Pruning, the '
+        'softmax of log-probabilities and ODE steps between splits are not built.',
         'Σ 1/n_k over the steps k, at which n_k samples are still one',
     ),
 }

@@ -1,8 +1,11 @@
-"""A row of the table of methods (`methods`), and settings that several rows share."""
+"""A row of the table of methods (`methods`) and of what was published (`published`), and settings
+that several methods share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -15,6 +18,15 @@ class Method(NamedTuple):
     exact: str  # what is as in the source, its paper or its code
     reading: str  # what the source leaves open, or has otherwise, and what is done here
     cost: str  # network evaluations of a sample, as a formula of T; docs/methods.md counts them too
+
+
+class Published(NamedTuple):
+    """The amounts that a paper or its code states for one model, on top of the method's row."""
+
+    overrides: Mapping[str, object]  # by dotted key
+    note: str = ''  # plain Markdown: what no key sets, and where the sources differ
+    # the reward of a recipe -> amounts that the source states for it
+    by_reward: Mapping[str, Mapping[str, object]] = MappingProxyType({})
 
 
 # The sde kernel from one initial noise per prompt, rewards normalised apart, no KL.

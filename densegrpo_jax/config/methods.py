@@ -2,7 +2,8 @@
 
 The recipe keeps its model, prompts, reward and amounts; a row sets what the method itself decides.
 docs/config.md shows what each row sets, docs/methods.md its idea, its cost and what is our reading.
-Rows of branches and trees are in `branch_methods`; METHODS is the one table of all.
+Rows of branches and trees are in `branch_methods`, of DanceGRPO and what builds on it in
+`dance_methods`; METHODS is the one table of all. What the papers ran is in `published`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import difflib
 from collections.abc import Mapping
 
 from densegrpo_jax.config.branch_methods import BRANCH_METHODS
-from densegrpo_jax.config.method_row import ONE_START, Method
+from densegrpo_jax.config.dance_methods import DANCE_METHODS
+from densegrpo_jax.config.method_row import Method
 
 # The kernel of Flow-CPS with the log-probability and the clip range of its code.
 _CPS_CODE = {
@@ -104,11 +106,10 @@ METHODS: Mapping[str, Method] = {
         'them, on both sides.',
         'arXiv 2510.22319',
         "Ratio log r' = mean(z Δμ), each step's loss divided by its length of the grid, clip range "
-        '2e-6 (its GenEval runs), no KL.',
+        '2e-6 (its GenEval runs; 4e-6 with PickScore), no KL.',
         'With one update per iteration, as here, the ratio is 1 and the method is PPO with the '
         'step weights σ / √Δ. `optim.updates` above 1 reuses no sample: later updates train '
-        'other prompts, off policy, against the means that the rollout keeps. Its learning rate is '
-        '1e-4.',
+        'other prompts, off policy, against the means that the rollout keeps.',
         'T',
     ),
     'lire': Method(
@@ -228,7 +229,8 @@ METHODS: Mapping[str, Method] = {
         'Turning points by signs of neighbouring gains and of what follows; kernel, noise, '
         'log-probability and clip range of its FLUX configurations.',
         'The bonuses are not balanced in number between rise and fall. With fewer trained '
-        'transitions the first of the trajectory still counts as first.',
+        'transitions the first of the trajectory still counts as first. Noise of 0.8 is that of '
+        'FLUX; its configurations have 0.7 for SD3.5.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
     'tp_grpo_code': Method(
@@ -239,107 +241,11 @@ METHODS: Mapping[str, Method] = {
         'The rule that all shipped configurations set: no condition on what follows, bonus '
         'V_{k+1} − V_k with weight 1, nothing balanced or propagated.',
         'It mirrors the paper, whose transitions get gains and whose turning points get the long '
-        'term; without turning points it is sparse credit with a baseline.',
+        'term; without turning points it is sparse credit with a baseline. Noise of 0.8 is that of '
+        'FLUX; its configurations have 0.7 for SD3.5.',
         'T + Σ (T − k − 1) over the completed states k',
     ),
-    'dance': Method(
-        {
-            **ONE_START,
-            'credit.rule': 'sparse',
-            'rollout.noise': 'constant',
-            'rollout.level': 0.3,
-            'moving.steps': 'subset',
-            'moving.fraction': 0.6,
-        },
-        "Each transition gets the finished image's reward; noise is constant, the samples of a "
-        'prompt begin alike, and a random part of the transitions is trained.',
-        'arXiv 2505.07818',
-        'Constant noise 0.3, one initial noise per prompt, std within the group, clip range 1e-4, '
-        'advantages of several rewards added, 60 % of the transitions trained and never the last.',
-        'One random subset per iteration, where its code draws one for every sample; adapters '
-        "where the paper trains all weights (`full`). Its choice of each prompt's best and worst "
-        'samples is not built.',
-        'T',
-    ),
-    'mix': Method(
-        {
-            **ONE_START,
-            'credit.rule': 'sparse',
-            'rollout.noise': 'flow_grpo',
-            'rollout.level': 0.7,
-            'moving.steps': 'window',
-            'moving.width': 4,
-            'moving.stay': 25,
-        },
-        'Noise and training in a window of transitions that moves along the grid; the ODE beside '
-        'it.',
-        'arXiv 2507.21802',
-        'Window of 4, moved by one every 25 iterations and begun again at the end; one initial '
-        'noise per prompt, advantages of several rewards added, clip range 1e-4, no KL.',
-        'The window keeps its width and moves over the transitions that may be trained, so not '
-        "into the clean image; its code's shrinks at the end of the grid. Shorter stays later on "
-        '(`moving.stay_rule`) are rounded otherwise than there. Dense credit in the window '
-        'completes w − 1 states of every sample, and the first, which the samples of a prompt '
-        'share, once for all of them; the last leads to the sample itself. MixGRPO-Flash, which '
-        'shortens the ODE behind the window, is not built.',
-        'T',
-    ),
-    'aegpo': Method(
-        {
-            **ONE_START,
-            'credit.rule': 'sparse',
-            'rollout.noise': 'constant',
-            'rollout.level': 0.3,
-            'moving.steps': 'entropy',
-            'moving.width': 2,
-            'budget.by': 'entropy',
-            'budget.ratio': 2.0,
-            'budget.warmup': 5,
-        },
-        "Reconstructed: DanceGRPO with noise only where the network's attention has the highest "
-        'entropy, and more samples for the prompts on which it has moved most.',
-        'arXiv 2602.06825',
-        'Two groups of prompts split at the median, the larger twice the smaller (8 and 16 at a '
-        'mean of 12); the transitions of the highest entropy explore.',
-        'All equations are a reconstruction from the abstract and third-party summaries: entropy '
-        'of the rows of all attention layers and heads over the log of the keys, at the image '
-        "tokens, along one ODE path per prompt; the absolute change from the base model's; a "
-        'moving average over iterations; the larger groups for the larger changes. Two '
-        'transitions explore where the paper takes the top 4 of 16.',
-        'T, and 2 T for each prompt (the probe)',
-    ),
-    'euphonium': Method(
-        {
-            **ONE_START,
-            'credit.rule': 'sparse',
-            'credit.process': 'after',
-            'rollout.noise': 'constant',
-            'rollout.level': 0.25,
-            'moving.steps': 'subset',
-            'moving.fraction': 0.6,
-            'guide.source': 'probe',
-            'guide.file': 'process.npz',
-            'guide.normalise': True,
-            'guide.scale': 1.0,
-        },
-        'DanceGRPO whose late steps drift up the gradient of a process reward, a reward of noisy '
-        'latents; the log-probability does not see the drift, and the process reward is a second '
-        'advantage.',
-        'arXiv 2602.04928',
-        'Drift λ Δ ∇r outside mean and log-probability, as its code; two advantages, each '
-        'normalised in the group and clipped to ±5, whose surrogates are added with weights 1 and '
-        '1; constant noise 0.25, one initial noise per prompt, a random 60 % of the transitions '
-        'and never the last.',
-        'The process reward is ours: a ridge regression on the base network, from '
-        '`python -m densegrpo_jax.process_reward`, which `guide.file` names; the paper trains one '
-        'on 200,000 videos of HunyuanVideo and has no images. A step gets r of the state that it '
-        'leads to; its code takes that of the state it leaves (`credit.process=before`). '
-        'Gradients are normalised, so that a drift is std times the noise. Paper: T = 16, '
-        '`guide.steps=(12, 13, 14, 15)`, `guide.normalise=False`, `guide.scale=0.16` (λ = 0.01), 8 '
-        'samples, lr 1e-6. [euphonium.md](euphonium.md)',
-        'T, and one of the base at every state that drifts or is scored (here the states 3, 4 and '
-        '5 of 6), the drifting ones with a gradient, about two evaluations more each',
-    ),
+    **DANCE_METHODS,
     'd2_align': Method(
         {
             'credit.rule': 'sparse',
@@ -376,6 +282,20 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+# Names that papers and other code use -> ours, for the error; none is taken for ours.
+_NAMES_ELSEWHERE = {
+    'cps': 'flow_cps',
+    'dancegrpo': 'dance',
+    'mixgrpo': 'mix',
+    'branchgrpo': 'branch',
+    'tempflowgrpo': 'temp_flow',
+    'granulargrpo': 'g2rpo',
+    'grpoguard': 'guard',
+    'diffusionnft': 'nft',
+    'stepwiseflowgrpo': 'stepwise',
+}
+
+
 def apply_method(config, name: str):
     """Sets the overrides of a method, and its name in the label; returns the configuration.
 
@@ -384,7 +304,8 @@ def apply_method(config, name: str):
     """
     if name not in METHODS:
         plain = lambda text: ''.join(filter(str.isalnum, text.lower()))
-        close = [known for known in METHODS if plain(known) == plain(name)]
+        ours = {**{plain(known): known for known in METHODS}, **_NAMES_ELSEWHERE}
+        close = [ours[plain(name)]] if plain(name) in ours else []
         close = close or difflib.get_close_matches(name, METHODS, 1)
         hint = f'did you mean {close[0]!r}? ' if close else ''
         raise ValueError(f'method={name} is not known; {hint}methods: {", ".join(METHODS)}')

@@ -35,11 +35,12 @@ part's options return to their defaults.
 
 VARIANTS = """## Variants
 
-`--config=RECIPE:devices=N,method=NAME`; either may be left out. Without `devices=N` the recipes for
-large models fit 8 devices: give `devices=1` for one GPU. `devices=N` fits
+`--config=RECIPE:devices=N,method=NAME,settings=paper`; each may be left out. Without `devices=N`
+the recipes for large models fit 8 devices: give `devices=1` for one GPU. `devices=N` fits
 `rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: batches are as large
 as the devices hold. The learning stays the same. `method=NAME` sets the keys of a method; the
-recipe keeps its model, prompts, reward and amounts.
+recipe keeps its model, prompts, reward and amounts. `settings=paper` also sets the amounts, as far
+as the method's paper or code states them for the recipe's model ([methods](methods.md)).
 """
 
 

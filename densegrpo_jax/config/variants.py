@@ -1,6 +1,7 @@
 """Variants of a recipe: `--config=flux_ocr:devices=4,method=flow_grpo`.
 
-`devices=N` fits the batches to N devices by one rule, `method=NAME` chooses a row of `methods`.
+`devices=N` fits the batches to N devices by one rule, `method=NAME` chooses a row of `methods`,
+`settings=paper` the amounts of `published` for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS, apply_method
+from densegrpo_jax.config.published import PAPER, apply_published
 from densegrpo_jax.config.unread import reset_unread
 
 
@@ -17,11 +19,12 @@ class Variant(NamedTuple):
 
     devices: int | None = None
     method: str | None = None
+    settings: str | None = None
 
 
 def parse(text: str) -> Variant:
-    """The variant of 'devices=N,method=NAME', in any order; either may be absent. Blanks and empty
-    parts are as nothing.
+    """The variant of 'devices=N,method=NAME,settings=paper', in any order; each may be absent.
+    Blanks and empty parts are as nothing.
 
     Raises:
       ValueError: any other text.
@@ -32,14 +35,20 @@ def parse(text: str) -> Variant:
         if name not in Variant._fields or not equals or name in found:
             raise ValueError(
                 f"configuration variant {part!r} is not known; expected 'devices=N', "
-                "'method=NAME', or both with a comma between. "
+                f"'method=NAME', 'settings={PAPER}', or several with commas between. "
                 f'Methods: {", ".join(METHODS)}'
             )
         found[name] = value
     devices = found.get('devices')
     if devices is not None and not (devices.isascii() and devices.isdigit() and int(devices) > 0):
         raise ValueError(f'devices={devices}: expected devices=N with a whole N of at least 1')
-    return Variant(None if devices is None else int(devices), found.get('method'))
+    settings = found.get('settings')
+    if settings not in (None, PAPER):
+        raise ValueError(
+            f'settings={settings}: expected settings={PAPER}, the published settings of the '
+            "method; without it the recipe's own stay"
+        )
+    return Variant(None if devices is None else int(devices), found.get('method'), settings)
 
 
 def apply(config, text: str, *, samples: int, transitions: int, devices: int | None = 8):
@@ -48,18 +57,25 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
     Args:
       config: changed in place.
       text: see `parse`.
-      samples, transitions: how many one device holds, see `fit`.
+      samples, transitions: how many one device holds at the recipe's size of image, see `fit`; of
+        larger published ones it holds fewer.
       devices: used if `text` names none; None: the recipe's own batches stay.
 
     Returns:
       config.
 
     Raises:
-      ValueError: an unknown variant or method; see `fit`.
+      ValueError: an unknown variant or method; see `apply_published` and `fit`.
     """
     variant = parse(text)
     if variant.method is not None:
         apply_method(config, variant.method)
+    if variant.settings is not None:
+        pixels = _pixels(config)
+        apply_published(config, variant.method)
+        room = min(1, pixels / _pixels(config))
+        samples, transitions = (max(1, int(held * room)) for held in (samples, transitions))
+    if variant.method is not None:
         # A method's completions of five steps are whole ones in a recipe of four.
         steps = min(config.credit.completion_steps, config.rollout.steps)
         config.credit.completion_steps = steps
@@ -72,6 +88,10 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
         largest = config.optim.microbatch
         config.optim.microbatch = max([m for m in fitting if m <= largest], default=fitting[0])
     return config
+
+
+def _pixels(config) -> int:
+    return config.model.height * config.model.width
 
 
 def microbatches(config) -> list[int]:

@@ -167,9 +167,12 @@ def test_methods_differ_and_say_where_they_come_from():
         ('devices', "variant 'devices' is not known; expected 'devices=N'"),
         ('devices=0', 'devices=0: expected devices=N with a whole N of at least 1'),
         ('devices=4,devices=8', "variant 'devices=8' is not known"),
-        ('rule=dense', "'method=NAME', or both with a comma between. Methods: dense_grpo, "),
+        ('rule=dense', "'settings=paper', or several with commas between. Methods: dense_grpo, "),
         ('method=', 'method= is not known; methods: dense_grpo, '),
         ('method=cocoa', "method=cocoa is not known; did you mean 'coca'?"),
+        ('method=cps', "method=cps is not known; did you mean 'flow_cps'?"),
+        ('method=DanceGRPO', "method=DanceGRPO is not known; did you mean 'dance'?"),
+        ('method=grpo_guard', "method=grpo_guard is not known; did you mean 'guard'?"),
     ],
 )
 def test_a_variant_that_is_none_is_explained(text, message):
@@ -178,9 +181,10 @@ def test_a_variant_that_is_none_is_explained(text, message):
 
 
 def test_a_variant_is_read_in_any_order():
-    assert variants.parse('') == (None, None)
-    assert variants.parse('devices=4') == (4, None)
-    assert variants.parse(' devices=4, , method = gae,') == (4, 'gae')
+    assert variants.parse('') == (None, None, None)
+    assert variants.parse('devices=4') == (4, None, None)
+    assert variants.parse(' devices=4, , method = gae,') == (4, 'gae', None)
+    assert variants.parse('settings=paper,method=mix') == (None, 'mix', 'paper')
     assert variants.parse('method=gae,devices=2') == variants.parse('devices=2,method=gae')
 
 

@@ -1,0 +1,309 @@
+"""What the papers of the methods, or their code, ran on FLUX.1-dev and SD3.5-M: amounts on top of a
+method's row, as `--config=RECIPE:method=NAME,settings=paper`.
+
+A number stands here only if the paper or its code states it. The recipe keeps the rest, its prompts
+and its reward. Our readings of a method (`methods`) stay, unless a note says otherwise. Nothing of
+this size was trained here.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+from densegrpo_jax.config.method_row import Published
+
+PAPER = 'paper'  # the one value of `settings` in a variant
+FLUX, SD35 = 'FLUX.1-dev', 'SD3.5-M'
+# The last part of `model.path`, a Hugging Face id or a folder -> the model.
+_MODELS = {'FLUX.1-dev': FLUX, 'stable-diffusion-3.5-medium': SD35}
+RECIPES = {FLUX: 'flux_pickscore', SD35: 'sd35_pickscore'}  # one of each, for any method
+
+_SHIFT = "Its grid is shifted by 3, ours by the model's rule (2.2 at 720 px); no key sets that."
+_ACCUMULATION = 'One update takes a whole iteration: its accumulation over {} has no key.'
+_PIXELS = {'model.height': 720, 'model.width': 720}
+
+# All methods that arXiv 2601.20218 compares. Its global batch of 144 with 8 accumulations is 48
+# groups of 24 samples.
+_DENSE_GRPO = {
+    'model.guidance': 4.5,
+    'lora.rank': 32,
+    'lora.alpha': 64.0,
+    'rollout.steps': 10,
+    'rollout.prompts': 48,
+    'rollout.group': 24,
+    'loss.clip_range': 1e-4,
+    'optim.learning_rate': 3e-4,
+    'optim.weight_decay': 1e-4,
+    'eval.steps': 40,
+}
+_DENSE_GRPO_REWARDS = {
+    'geneval': {'iterations': 4500, 'loss.beta': 0.04},
+    'ocr': {'iterations': 1500, 'loss.beta': 0.04},
+    'pickscore': {'iterations': 4500, 'loss.beta': 0.01},
+}
+
+# Also the likeliest base of AEGPO.
+_DANCE = {
+    **_PIXELS,
+    'full': True,
+    'rollout.steps': 16,
+    'rollout.group': 12,
+    'rollout.level': 0.3,
+    'loss.clip_range': 1e-4,
+    'optim.learning_rate': 1e-5,
+}
+
+_TP_GRPO = {
+    FLUX: Published(
+        {
+            'rollout.steps': 6,
+            'rollout.group': 24,
+            'rollout.level': 0.8,
+            'loss.beta': 0.0,
+            'loss.clip_range': 1e-5,
+        },
+        'Its configurations have 5 or 6 noisy transitions; the kernel adds no noise in the sixth.',
+    ),
+    SD35: Published(
+        {
+            'model.guidance': 4.5,
+            'rollout.steps': 10,
+            'rollout.level': 0.7,
+            'rollout.train_end': True,
+        },
+        'Nine transitions are noisy: with `rollout.train_end` also the one into an almost clean '
+        'latent, in which this kernel leaves hardly any noise.',
+    ),
+}
+
+# G2RPO and E-GRPO.
+_BRANCHES = {
+    **_PIXELS,
+    'model.guidance': 3.5,
+    'full': True,
+    'rollout.steps': 16,
+    'rollout.group': 12,
+    'rollout.level': 0.7,
+    'loss.clip_range': 1e-4,
+    'optim.learning_rate': 2e-6,
+    'optim.weight_decay': 1e-4,
+}
+
+# By method, then by model.
+PUBLISHED: Mapping[str, Mapping[str, Published]] = {
+    'dense_grpo': {
+        SD35: Published(
+            _DENSE_GRPO,
+            '512 px, and 1024 px in a run with PickScore, as the recipes have them. The noise is '
+            "the recipe's until `calibrate` has found it.",
+            _DENSE_GRPO_REWARDS,
+        )
+    },
+    'flow_grpo': {
+        FLUX: Published(
+            {
+                'model.height': 512,
+                'model.width': 512,
+                'model.guidance': 3.5,
+                'lora.rank': 64,
+                'lora.alpha': 128.0,
+                'rollout.steps': 6,
+                'rollout.prompts': 48,
+                'rollout.group': 24,
+                'rollout.level': 0.9,
+                'loss.beta': 0.0,
+                'optim.learning_rate': 3e-4,
+                'eval.steps': 28,
+            },
+            'Its configuration pickscore_flux.',
+        ),
+        SD35: Published(
+            {**_DENSE_GRPO, 'rollout.level': 0.7},
+            'As the baseline of arXiv 2601.20218.',
+            _DENSE_GRPO_REWARDS,
+        ),
+    },
+    'flow_cps': {
+        SD35: Published(
+            {'rollout.level': 0.8, 'loss.clip_range': 1e-5},
+            'Noise of 0.7 to 0.8. No other amount of its runs is known here.',
+        )
+    },
+    'coca': {
+        SD35: Published(
+            _DENSE_GRPO,
+            'As a baseline of arXiv 2601.20218; its own paper has no flow models.',
+            _DENSE_GRPO_REWARDS,
+        )
+    },
+    'guard': {
+        SD35: Published(
+            {'loss.beta': 0.0, 'optim.learning_rate': 1e-4},
+            by_reward={
+                'geneval': {'loss.clip_range': 2e-6},
+                'pickscore': {'loss.clip_range': 4e-6},
+            },
+        )
+    },
+    'nft': {
+        SD35: Published(
+            {
+                'model.guidance': 1.0,
+                'rollout.prompts': 48,
+                'rollout.group': 24,
+                'loss.nft_strength': 1.0,
+            },
+            'Without classifier-free guidance. Its b is 1 or 0.1 (`loss.nft_strength`).',
+        )
+    },
+    'stepwise': {SD35: Published({'rollout.steps': 10, 'credit.completion_steps': 5})},
+    'tp_grpo': _TP_GRPO,
+    'tp_grpo_code': _TP_GRPO,
+    'dance': {
+        FLUX: Published(
+            {**_DANCE, 'iterations': 300, 'moving.fraction': 0.6, 'credit.clip': 5.0},
+            f'{_SHIFT} {_ACCUMULATION.format(4)}',
+        )
+    },
+    'mix': {
+        FLUX: Published(
+            {
+                'rollout.steps': 25,
+                'rollout.group': 12,
+                'rollout.level': 0.7,
+                'moving.width': 4,
+                'moving.stay': 25,
+                'credit.clip': 5.0,
+                'loss.clip_range': 1e-4,
+                'optim.learning_rate': 1e-5,
+            },
+            f"Its grid is shifted by 3, ours by the model's rule. {_ACCUMULATION.format(3)}",
+        )
+    },
+    'aegpo': {
+        FLUX: Published(
+            {**_DANCE, 'moving.width': 4, 'budget.ratio': 2.0},
+            'Known are the groups of 8 and 16 and the top 4 transitions; the rest is that of '
+            f'DanceGRPO, the likeliest base. {_SHIFT}',
+        )
+    },
+    'euphonium': {
+        FLUX: Published(
+            {
+                'iterations': 501,
+                'rollout.steps': 16,
+                'rollout.group': 8,
+                'rollout.level': 0.25,
+                'rollout.noisy_end': True,
+                'moving.fraction': 0.6,
+                'guide.steps': (12, 13, 14, 15),
+                'guide.normalise': False,
+                'guide.scale': 0.16,
+                'credit.clip': 5.0,
+                'loss.clip_range': 1e-4,
+                'optim.learning_rate': 1e-6,
+            },
+            'Those of HunyuanVideo, without its size, guidance and shift: it has no image model. '
+            'Transition 15, the last, drifts and is not trained: `rollout.noisy_end` gives it '
+            'noise. λ = 0.01 is `guide.scale=0.16` at noise of 0.25. '
+            f'{_ACCUMULATION.format(4)}',
+        )
+    },
+    'd2_align': {
+        FLUX: Published(
+            {'d2.omega': 1.5, 'd2.steps': 2000},
+            'Its reward is HPSv2.1, alone or with CLIP. No amount of its GRPO runs is known here.',
+        )
+    },
+    'g2rpo': {
+        FLUX: Published(
+            {
+                **_BRANCHES,
+                'iterations': 301,
+                'rollout.prompts': 16,
+                'plan.strides': (1, 2, 3),
+                'optim.grad_clip': 1.0,
+            },
+            'A prompt on each of 16 GPUs. Strides 1, 2 and 3 are those of its tables, 1 and 2 '
+            f'(`plan.strides`) those of both scripts. {_SHIFT}',
+        )
+    },
+    'e_grpo': {
+        FLUX: Published(
+            {**_BRANCHES, 'iterations': 300, 'plan.merge_tau': 2.2},
+            f'The released configuration has a learning rate of 1e-5. {_SHIFT} So steps merge '
+            'otherwise: lengths 1, 1, 2, 2, 3, 3, 4, 4, where on its grid they are 1, 1, 2, 2, 2, '
+            '3, 3, 3 (`plan.merge`, with `plan.merge_tau=0`).',
+        )
+    },
+    'temp_flow': {
+        SD35: Published(
+            {
+                'rollout.steps': 10,
+                'rollout.prompts': 48,
+                'rollout.group': 24,
+                'rollout.last': 9,
+                'rollout.train_end': True,
+                'loss.clip_range': 1e-4,
+                'loss.beta': 0.004,
+                'optim.learning_rate': 3e-4,
+            },
+            'Branches at every transition but the last, so also into an almost clean latent, whose '
+            'noise stays in the image.',
+            {'pickscore': {'loss.beta': 0.001}},
+        )
+    },
+    'branch': {
+        FLUX: Published(
+            {
+                'rollout.steps': 20,
+                'rollout.group': 16,
+                'rollout.level': 0.3,
+                'plan.splits': (0, 3, 6, 9),
+                'loss.clip_range': 1e-3,
+                'optim.learning_rate': 1e-5,
+            },
+            _ACCUMULATION.format(12),
+        )
+    },
+}
+
+
+def apply_published(config, method: str | None):
+    """Sets what was published of a method for the configuration's model; returns the configuration.
+
+    Args:
+      config: with the row of the method; changed in place, with a word in its label.
+      method: None: the variant names none.
+
+    Raises:
+      ValueError: no method, or nothing was published of it for this model; the message says what
+        would do.
+    """
+    if method is None:
+        raise ValueError(
+            f'settings={PAPER} are those of a method, and none is chosen: add method=NAME, one of '
+            f'{", ".join(PUBLISHED)}'
+        )
+    found = PUBLISHED.get(method, {})
+    if not found:
+        raise ValueError(
+            f'settings={PAPER}: there are none of method={method}, neither for {FLUX} nor for '
+            f'{SD35}: leave settings={PAPER} out; methods that have some: {", ".join(PUBLISHED)}'
+        )
+    path = config.model.path
+    model = _MODELS.get(pathlib.PurePath(path).name)
+    if model is None or model not in found:
+        raise ValueError(
+            f'settings={PAPER}: those of method={method} are for {" and ".join(found)}, and the '
+            f'model of this recipe is {path!r}: choose a recipe such as '
+            f'{" or ".join(RECIPES[known] for known in found)}, or leave settings={PAPER} out'
+        )
+    published = found[model]
+    config.update_from_flattened_dict(dict(published.overrides))
+    for reward, overrides in published.by_reward.items():
+        if reward in config.reward:
+            config.update_from_flattened_dict(dict(overrides))
+    config.label = f'{config.label}, published settings'
+    return config
