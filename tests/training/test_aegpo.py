@@ -166,12 +166,3 @@ def test_a_run_and_its_continuation(folder, tmp_path, monkeypatch):
     (_, again, its), _ = trained(folder, tmp_path / 'parts', **AEGPO)
     equal(again, whole)
     assert its['entropy'] == meta['entropy']
-
-
-@pytest.mark.slow
-def test_equal_groups_and_all_transitions_are_the_base_recipe(folder, tmp_path):
-    (_, expected, _), _ = trained(folder, tmp_path / 'base', **BASE)
-    changes = {'moving.width': 3, 'budget.ratio': 1.0, 'budget.warmup': 0, 'iterations': 1}
-    (_, found, _), metrics = trained(folder, tmp_path / 'aegpo', **{**AEGPO, **changes})
-    equal(found, expected)
-    assert 'train/entropy_change' in metrics[0]
