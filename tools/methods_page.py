@@ -67,6 +67,28 @@ here.
   ([all runs](results/methods/README.md)).
 """
 
+OWN = """## Yours in 40 lines
+
+A method needs no row and no change to the package.
+[examples/own_method.py](../examples/own_method.py) has a credit rule and a loss that are not in it:
+
+```python
+{code}```
+
+This trains with both:
+
+    python -m densegrpo_jax.main --config=configs/tiny_ocr.py --workdir=runs/own \\
+        --config.credit.rule=examples.own_method:rule \\
+        --config.loss.kind=examples.own_method:loss
+
+Modules are found in the current folder and on PYTHONPATH: a file `own_method.py` that lies there is
+named `own_method:rule`. A run goes on only with the code that it began with. [A
+test](../tests/training/test_own_method.py) trains with the code of this page: its update is that of
+the formula, on policy and off, and a first update is that of `gae` with λ = 1 and the clipped loss.
+Kernels, noise tables and shapes of rollouts are named in the same way:
+[Contributing](../CONTRIBUTING.md#a-credit-rule) says what each is given.
+"""
+
 
 def counted(method: str, steps: int) -> Cost:
     """What a sample costs on the miniature's grid of `steps` steps."""
@@ -98,7 +120,12 @@ def markdown() -> str:
         costs = [f'{c.nfe:.4g}, {c.images:.4g}' for c in (counted(name, steps) for steps in STEPS)]
         rows.append((f'[`{name}`](#{name})', method.idea, *costs, result(runs, name)))
     head = ('method', 'idea', *(f'evaluations, images at T = {t}' for t in STEPS), 'result')
-    return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS)])
+    return '\n'.join([INTRODUCTION, table(head, rows), '', *map(_section, METHODS), own_method()])
+
+
+def own_method() -> str:
+    """The last section: a method that is no row, its code and its command."""
+    return OWN.format(code=(ROOT / 'examples' / 'own_method.py').read_text())
 
 
 def _section(name: str) -> str:

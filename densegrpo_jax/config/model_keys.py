@@ -66,7 +66,7 @@ MODEL = {
     'guidance': number(
         3.5,
         'FLUX.1: input of the guidance embedding. Others: scale of classifier-free guidance; 1 = '
-        'none. A distilled FLUX.2 ignores it.',
+        'none. A distilled FLUX.2 ignores it; Z-Image in Diffusers counts from 0, one less.',
         0,
         1000,
     ),

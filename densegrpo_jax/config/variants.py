@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS, apply_method
+from densegrpo_jax.config.moving_keys import SILENT_BESIDE
 from densegrpo_jax.config.published import PAPER, apply_published
 from densegrpo_jax.config.unread import reset_unread
 
@@ -79,6 +80,8 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
         # A method's completions of five steps are whole ones in a recipe of four.
         steps = min(config.credit.completion_steps, config.rollout.steps)
         config.credit.completion_steps = steps
+        if config.moving.steps in SILENT_BESIDE:  # it trains three, and a window is to move there
+            config.moving.width = min(config.moving.width, max(1, config.rollout.steps - 2))
         reset_unread(config)  # options of the parts that the method has replaced
     if (count := variant.devices or devices) is not None:
         fit(config, count, samples=samples, transitions=transitions)

@@ -363,9 +363,15 @@ class Pipeline:
 
         return hidden
 
+    def diffusers_guidance(self, guidance: float) -> float:
+        """The `guidance_scale` of `CLASS_NAME` in Diffusers that means the same."""
+        return guidance
+
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens of an image in the transformer; they follow those of the text."""
-        raise ValueError(f'the attention of {self.CLASS_NAME} cannot be probed; FLUX and SD3.5 can')
+        raise ValueError(
+            f'the attention of {self.CLASS_NAME} cannot be probed; FLUX.1, FLUX.2 and SD3.5 can'
+        )
 
     def decode(
         self, params: dict, latents: jax.Array, height: int, width: int

@@ -88,6 +88,9 @@ class ZImagePipeline(Pipeline):
         context = jnp.take_along_axis(states[:, :, 0], order[..., None], axis=1)
         return {'context': context, 'mask': jnp.take_along_axis(mask, order, axis=1)}
 
+    def diffusers_guidance(self, guidance):
+        return guidance - 1
+
     def network_fn(self, base, adapters, conditioning, guidance, height, width):
         """The network predicts x_0 - ε from the time 1 - s."""
         del guidance, height, width

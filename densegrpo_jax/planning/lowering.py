@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from densegrpo_jax.config.guard_keys import BRAKE
+from densegrpo_jax.config.guide_keys import IMAGES
 from densegrpo_jax.config.method import roles_read
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
@@ -22,6 +23,7 @@ from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
@@ -53,9 +55,15 @@ class Phase(NamedTuple):
         return self.lower()
 
 
-def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[str, Phase]:
+def phases(
+    config,
+    pipeline: Pipeline,
+    schedule: Schedule,
+    mesh: Mesh,
+    reward: CompositeReward | None = None,
+) -> dict[str, Phase]:
     """'rollout' (one batch of prompts with completions and decoding), 'update' and 'evaluation'
-    (one batch) of a configuration.
+    (one batch) of a configuration. reward: of `reward_inside`; None: it is made here.
     """
     r, m = config.rollout, config.model
     whole = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d)
@@ -87,7 +95,8 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     decode = lambda rows: count_flops(
         lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent)
     )
-    process = _process(config, pipeline, schedule, mesh)
+    reward = reward_inside(config, schedule) if reward is None else reward
+    process = _process(config, pipeline, schedule, mesh, reward)
     rollout = make_rollout(pipeline, config, schedule, mesh, *process[1:])
     arguments = (
         params,
@@ -149,15 +158,28 @@ def phases(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> dict[s
     }
 
 
-def _process(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> tuple:
+def reward_inside(config, schedule: Schedule) -> CompositeReward | None:
+    """The reward that scores predicted images inside the rollouts; None if none does. Reads the
+    headers of its files. Raises ValueError if it computes elsewhere.
+    """
+    if not schedule.guided or config.guide.source not in IMAGES:
+        return None
+    reward = build_reward(config.reward)
+    check_computes(config.guide.source, reward)
+    return reward
+
+
+def _process(
+    config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, reward: CompositeReward | None
+) -> tuple:
     """(shapes of the process reward's inputs of a rollout, how it makes its guidance); () without
-    one. Reads the headers of the files of a reward that scores on the devices.
+    one.
     """
     if not schedule.guided:
         return ()
-    m, prompts, reward = config.model, config.rollout.prompts_per_batch, None
+    m = config.model
     whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    if config.guide.source == 'probe':
+    if reward is None:
         text = pipeline.conditioning_shapes(1)
         base = pipeline.abstract_params(['transformer'])['transformer']
         hidden = jax.eval_shape(
@@ -168,9 +190,7 @@ def _process(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> tupl
         )
         inputs = {'hidden': whole(hidden.shape[-1]), 'time': whole(3)}
     else:
-        reward = build_reward(config.reward)
-        check_computes(config.guide.source, reward)
-        weights, text = shapes(reward, prompts)
+        weights, text = shapes(reward, config.rollout.prompts_per_batch)
         inputs = {'weights': weights, 'text': text}
     return inputs, guidance_maker(pipeline, config, schedule, mesh, reward)
 

@@ -17,7 +17,7 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import GIB, advice
 from densegrpo_jax.planning.collectives import collective_bytes
-from densegrpo_jax.planning.lowering import Phase, phases
+from densegrpo_jax.planning.lowering import Phase, phases, reward_inside
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
 from densegrpo_jax.runtime.cores import cpu_cores
 from densegrpo_jax.runtime.mesh import AXES, batch_shards, check_batch, make_mesh, mesh_shape
@@ -27,6 +27,7 @@ from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
 from densegrpo_jax.training.geometry import check_geometry, rows_together
 
+LASTING = ('weights', announce.TRAINED, 'latents', announce.PROCESS)  # from phase to phase
 HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
 
 
@@ -119,10 +120,11 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     batch = config.rollout.prompts_per_batch * config.rollout.group
     base = pipeline.abstract_params()
     state = state_shapes(pipeline, optimiser(config), follow_rules(config))
-    held = announce.memory(config, pipeline, schedule, mesh, base, state)
-    resident = held['weights'] + held[announce.TRAINED] + held['latents']
+    reward = reward_inside(config, schedule)
+    held = announce.memory(config, pipeline, schedule, mesh, base, state, reward)
+    resident = sum(held[name] for name in LASTING if name in held)
     during = {'update': held[announce.RECORD]}  # an update's own arguments
-    programs = phases(config, pipeline, schedule, mesh)
+    programs = phases(config, pipeline, schedule, mesh, reward)
 
     def row(name: str) -> Row:
         lasting = resident + during.get(name, 0.0)
@@ -186,8 +188,8 @@ def table(result: dict) -> str:
         f'{r["topology"]}: {r["devices"]} devices ({axes}), {r["samples_per_device"]} samples '
         f'each, attention {r["attention"]}',
         f'compiled by {source}',
-        f'always resident (weights, optimiser, latents): {r["resident_gib"]:.2f} GiB of '
-        f'{r["limit_gib"]:g} GiB',
+        'always resident (weights, also of a process reward, optimiser, latents): '
+        f'{r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
         'phase        GiB/device  fits  TFLOP/device  received GiB  s/iteration  collectives s',
     ]
     for name, row in r['phases'].items():

@@ -4,6 +4,7 @@ JAX, with a gradient in the images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,13 @@ def shapes(reward: CompositeReward, count: int) -> tuple[list[Any], list[Any]]:
     shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
     params, features = zip(*jax.tree.map(shape, [held(part) for part, _ in _parts(reward)]))
     return [*params], [*features]
+
+
+def weights_bytes(reward: CompositeReward) -> int:
+    """Bytes of `reward_params`, by their `shapes`."""
+    import jax  # rewards on the host do without
+
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(shapes(reward, 1)[0]))
 
 
 def scores(reward: CompositeReward, params: Sequence[Any], images, features: Sequence[Any]):

@@ -128,7 +128,7 @@ def model_card(
         scores += f'\n![reward curve]({CURVE})\n'
     rows = {
         'image size': f'{config.model.width} x {config.model.height}',
-        'guidance': config.model.guidance,
+        '`guidance_scale` in Diffusers': f'{pipeline.diffusers_guidance(config.model.guidance):g}',
         'evaluation steps': config.eval.steps,
         'LoRA rank, alpha': f'{config.lora.rank}, {config.lora.alpha:g}',
         'reward': ', '.join(config.reward),

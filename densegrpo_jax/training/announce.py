@@ -20,6 +20,8 @@ from densegrpo_jax.core.losses import CLEAN, LOSSES
 from densegrpo_jax.evaluation.panel import Part
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.rewards.differentiable import weights_bytes
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.sampling.cost import of_sample, probed
@@ -37,23 +39,32 @@ GIB = 2**30
 LOG_RATIO_ROUNDING = {'float32': 1e-6, 'bfloat16': 1e-5}
 TRAINED = 'trained, optimiser, moving average'
 RECORD = 'latents of the update'
+PROCESS = 'weights of the process reward'
 LOWERED_BY = {  # part of `memory` -> keys that make it smaller
     'weights': ('mesh.fsdp', 'mesh.tensor', 'model.quantize'),
     TRAINED: ('mesh.fsdp', 'lora.rank'),
     'latents': ('rollout.prompts_per_batch', 'rollout.prompts', 'credit.completion_every'),
     'images': ('rollout.prompts_per_batch', 'credit.completion_every'),
     RECORD: ('rollout.prompts',),
+    PROCESS: ('guide.source',),
 }
 
 
 def memory(
-    config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh, shapes: dict, state
+    config,
+    pipeline: Pipeline,
+    schedule: Schedule,
+    mesh: Mesh,
+    shapes: dict,
+    state,
+    reward: CompositeReward | None = None,
 ) -> dict[str, float]:
     """Bytes per device of everything lasting or large: weights, adapters with optimiser and moving
-    average (EMA), rollout latents, images, and the latents that an update trains on.
+    average (EMA), rollout latents, images, the latents that an update trains on, and the copy of
+    the weights of `reward` that rollouts take if it scores predicted images inside them.
 
     Activations inside a network are not included: they depend on the compiler (and on
-    `model.remat`).
+    `model.remat`). Nor are the weights with which a reward scores finished images.
     """
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
@@ -79,6 +90,7 @@ def memory(
         'latents': kept + buffer,
         'images': images,
         RECORD: record * row / devices,
+        **({} if reward is None else {PROCESS: weights_bytes(reward)}),
     }
 
 
@@ -208,7 +220,9 @@ def announce(
     folder, mesh = checked.folder, checked.mesh
     r, m, o = config.rollout, config.model, config.optim
     base = pipeline.abstract_params()
-    need = memory(config, pipeline, schedule, mesh, base, state)
+    process = checked.process_reward
+    reward = None if process is None else process.reward
+    need = memory(config, pipeline, schedule, mesh, base, state, reward)
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())

@@ -17,8 +17,12 @@ from densegrpo_jax.config.unread import unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.rewards.build import build_reward
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.trees import differing, dotted
 from densegrpo_jax.sampling.noise import title
+from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import open_shapes
+from densegrpo_jax.training.rounds import check_rounds
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,8 +71,11 @@ def test_shipped_configurations_validate(name, monkeypatch):
     'name',
     [
         'flux_ocr',
+        'flux2_klein_geneval',
         'flux2_klein_ocr',
         'flux2_klein_pickscore',
+        'zimage_ocr',
+        'zimage_pickscore',
         'sd35_ocr',
         'sd35_pickscore_1024',
         'sd15_pickscore',
@@ -104,8 +111,10 @@ def test_every_method_goes_with_every_recipe(name, method):
     validate(config)
     for key, value in METHODS[method].overrides.items():
         group, _, inner = key.partition('.')
-        steps = config.rollout.steps  # a completion has no more than there are
-        assert config[group][inner] == (min(value, steps) if inner == 'completion_steps' else value)
+        steps = config.rollout.steps
+        # a completion has no more than there are, and a window moves
+        most = {'completion_steps': steps, 'width': max(1, steps - 2)}.get(inner)
+        assert config[group][inner] == (value if most is None else min(value, most))
     changed = {key for key, *_ in differing(tree(plain), tree(config))}
     loss = loss_of(config)
     fitted = {'optim.microbatch'} if loss.groups or config.moving.steps != 'none' else set()
@@ -117,6 +126,23 @@ def test_every_method_goes_with_every_recipe(name, method):
         samples = of.rollout.prompts * of.rollout.group // of.optim.updates
         assert loss.batch != CLEAN or samples % of.optim.microbatch == 0
     assert config.label.endswith(f', {method}') and 'dense credit' not in config.label
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', ['flux2_klein_ocr', 'sd15_pickscore', 'sd35_ocr', 'zimage_ocr'])
+def test_every_method_has_a_schedule_on_every_model(name, method):
+    """As a run opens it. Where attention is not probed, AEGPO says so."""
+    config = load(name, f'method={method},devices=8')
+    mesh = make_mesh(config.mesh)
+    pipeline = open_shapes(config, mesh)
+    schedule = make_schedule(pipeline, config)
+    assert any(schedule.plan.transitions.trained)
+    assert config.moving.steps == 'none' or schedule.moving is not None
+    if method == 'aegpo' and name in ('sd15_pickscore', 'zimage_ocr'):
+        with pytest.raises(ValueError, match='cannot be probed'):
+            check_rounds(config, pipeline, schedule, mesh)
+    else:
+        check_rounds(config, pipeline, schedule, mesh)
 
 
 # Science of a rollout that a recipe decides, whatever the method is: amounts.

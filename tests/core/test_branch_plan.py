@@ -89,16 +89,49 @@ def test_grids_of_strides():
             assert stride_grid(16, k, 2) == (*range(k, 16, 2), 16)
 
 
+# Granular-GRPO's `run_ode_sample_step`, T = 16: the grid indices that a completion evaluates after
+# the noisy step k = 0 ... 7, by stride. From the last of them it jumps to the clean latent.
+VISITED = {
+    1: [tuple(range(k + 1, 16)) for k in range(8)],
+    2: [
+        (1, 2, 4, 6, 8, 10, 12, 14),
+        (2, 3, 5, 7, 9, 11, 13),
+        (3, 4, 6, 8, 10, 12, 14),
+        (4, 5, 7, 9, 11, 13),
+        (5, 6, 8, 10, 12, 14),
+        (6, 7, 9, 11, 13),
+        (7, 8, 10, 12, 14),
+        (8, 9, 11, 13),
+    ],
+    3: [
+        (1, 2, 5, 8, 11),
+        (2, 3, 6, 9, 12),
+        (3, 4, 7, 10, 13),
+        (4, 5, 8, 11),
+        (5, 6, 9, 12),
+        (6, 7, 10, 13),
+        (7, 8, 11),
+        (8, 9, 12),
+    ],
+}
+# Where rounding to our grid is another: (stride, k) -> how much later the indices are there.
+ROUNDED = {(3, 2): (0, 2, 2, 1, 1), (3, 5): (0, 2, 1, 1)}
+
+
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('k', range(8))
-def test_as_many_evaluations_as_the_released_code(k, stride):
-    """Granular-GRPO lists k+1, k+2, then every stride-th index up to T = 16, evaluates all but the
-    last and jumps from there to the clean latent.
+def test_indices_of_the_released_code(k, stride):
+    """As many evaluations from the same state to the clean end. The code's second evaluation is
+    always the next grid point, which leaves a long jump at the end; ours are even, so that all but
+    the first are later by the stride less one.
     """
-    listed = [k + 1, *range(k + 2, 17, stride)]
-    assert len(stride_grid(16, k + 1, stride)) - 1 == len(listed) - 1
-    if stride == 1:
-        assert list(stride_grid(16, k + 1, stride)) == listed
+    *ours, end = stride_grid(16, k + 1, stride)
+    visited = VISITED[stride][k]
+    # its list of indices, of which it does not evaluate the last
+    assert visited == (k + 1, *range(k + 2, 17, stride))[:-1]
+    later = ROUNDED.get((stride, k), (0, *[stride - 1] * (len(visited) - 1)))
+    assert end == 16 and tuple(np.subtract(ours, visited)) == later
+    assert max(np.diff([*ours, end])) <= stride
 
 
 def test_merged_steps_of_the_paper():

@@ -17,7 +17,16 @@ from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.rounds import check_rounds, group_sizes, paired
-from tests.training.small_run import SMOOTH, equal, make_config, one_device, trained
+from tests.training.small_run import (
+    SMOOTH,
+    after_one_iteration,
+    equal,
+    final_state,
+    make_config,
+    moved_alike,
+    one_device,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures('exact_runs')
 
@@ -170,9 +179,32 @@ def test_a_run_and_its_continuation(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_equal_groups_and_all_transitions_are_the_base_recipe(folder, tmp_path):
-    (_, expected, _), _ = trained(folder, tmp_path / 'base', **BASE)
-    changes = {'moving.width': 3, 'budget.ratio': 1.0, 'budget.warmup': 0, 'iterations': 1}
-    (_, found, _), metrics = trained(folder, tmp_path / 'aegpo', **{**AEGPO, **changes})
-    equal(found, expected)
-    assert 'train/entropy_change' in metrics[0]
+def test_groups_of_two_sizes_on_eight_devices_move_as_on_one(folder, tmp_path, monkeypatch):
+    """The second iteration, from one policy that has moved from the base: groups of 4 and 8 by the
+    change of entropy, the two transitions of the highest.
+    """
+    sizes = []
+
+    def kept(*arguments):
+        sizes.append(group_sizes(*arguments))
+        return sizes[-1]
+
+    monkeypatch.setattr(rounds, 'group_sizes', kept)
+    groups = {'rollout.group': 6, 'rollout.prompts_per_batch': 4, 'budget.ratio': 2.0}
+    changes = {**AEGPO, **groups, 'optim.microbatch': 16, 'ema.every': 8, 'iterations': 2}
+    mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}, jax.devices())
+    (_, alone, _), before = trained(folder, tmp_path / 'alone', **changes)
+    _, start, _ = final_state(after_one_iteration(tmp_path / 'alone', tmp_path / 'split'))
+    (_, split, _), metrics = trained(folder, tmp_path / 'split', mesh, **changes)
+    began = {n.replace('policy', 'ema', 1): a for n, a in start.items() if n.startswith('policy')}
+    moved_alike(split, {**alone, **began}, 2e-2)
+    first, of_one, of_eight = sizes
+    assert first is None and sorted(of_one) == [4, 4, 8, 8]
+    np.testing.assert_array_equal(of_eight, of_one)
+    found, wanted = metrics[-1], before[-1]
+    names = [n for n in wanted if n.startswith('entropy/')] + ['train/entropy_change']
+    assert len(names) == 5 and wanted['train/entropy_change'] > 1e-6
+    for name in names:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, err_msg=name)
+    chosen = {n for n in wanted if n.startswith('advantage_abs/')}
+    assert len(chosen) == 2 and chosen == {n for n in found if n.startswith('advantage_abs/')}

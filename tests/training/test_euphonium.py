@@ -13,12 +13,21 @@ from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.guidance import Guidance, process_credit, reward_shift
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.process_reward import Probe, probe_settings, write_probe
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training.run import run
 from tests.training.one_update import GROUP, PROMPTS, SIGMAS, START, one_iteration
-from tests.training.small_run import SMOOTH, Brightness, final_state, make_config, one_device, rows
+from tests.training.small_run import (
+    SMOOTH,
+    Brightness,
+    final_state,
+    make_config,
+    moved_alike,
+    one_device,
+    rows,
+)
 from tests.training.test_loss_updates import Steps, group_advantages, moved_by
 
 pytestmark = pytest.mark.usefixtures('exact_runs')
@@ -157,8 +166,8 @@ def config_of(folder, **changes):
     return config
 
 
-def trained(folder, workdir, **changes):
-    run(config_of(folder, **changes), workdir, one_device(), StopRequest())
+def trained(folder, workdir, mesh=None, **changes):
+    run(config_of(folder, **changes), workdir, mesh or one_device(), StopRequest())
     return final_state(workdir)[1], [row for row in rows(workdir) if 'train/reward' in row]
 
 
@@ -239,3 +248,17 @@ def test_a_run_continues_with_the_same_bits_and_the_same_probe(folder, file, tmp
     np.savez(moved, **held)
     with pytest.raises(ValueError, match='process reward'):
         trained(folder, tmp_path / 'parts', **{**again, 'iterations': 4})
+
+
+@pytest.mark.slow
+def test_an_iteration_on_eight_devices_moves_as_on_one(folder, file, tmp_path):
+    mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}, jax.devices())
+    given = {**EUPHONIUM, 'guide.file': str(file), 'ema.every': 8}
+    alone, before = trained(folder, tmp_path / 'alone', **given)
+    split, metrics = trained(folder, tmp_path / 'split', mesh, **given)
+    # a pixel that rounds the other way moves a reward
+    moved_alike(split, alone, 2e-2)
+    guided = [n for n in before[-1] if n.startswith(('drift/', 'process/'))]
+    assert len(guided) > 2
+    for name in guided:
+        np.testing.assert_allclose(metrics[-1][name], before[-1][name], rtol=1e-3, err_msg=name)

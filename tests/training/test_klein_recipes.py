@@ -43,9 +43,7 @@ CASES = {
 slow = lambda case: pytest.param(case, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    'case', [slow('distilled'), slow('base'), slow('zimage_turbo'), slow('zimage')]
-)
+@pytest.mark.parametrize('case', ['distilled', slow('base'), slow('zimage_turbo'), slow('zimage')])
 def test_runs_on_a_small_folder(case, tmp_path):
     recipe, changes, evaluations = CASES[case]
     folder = tmp_path / 'model'

@@ -1,58 +1,108 @@
-"""A method of one's own through a whole run: parts named by where they are imported from train as
-the same parts of the package do.
+"""A method of one's own through a whole run: the code of docs/methods.md, and parts named by where
+they are imported from, which train as the same parts of the package do.
 """
 
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests.programs import own_programs  # noqa: F401
-from tests.training.small_run import after_one_iteration, final_state, make_config, one_device, rows
+from tests.training.one_update import START, one_iteration
+from tests.training.small_run import (
+    SMOOTH,
+    after_one_iteration,
+    final_state,
+    make_config,
+    moved_alike,
+    one_device,
+    rows,
+)
+from tests.training.test_loss_updates import TRAINED, Steps, group_advantages, moved_by
 
 pytestmark = pytest.mark.usefixtures('own_programs')
 
+ROOT = pathlib.Path(__file__).parents[2]
+[PAGE] = re.findall(
+    r'## Yours in 40 lines\n(.*)', (ROOT / 'docs/methods.md').read_text(), re.DOTALL
+)
+[CODE] = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
+# key -> value of the page's command
+GIVEN = dict(re.findall(r'--config\.(\S+?)=examples\.(\S+)', PAGE))
+
 OWN = """
-from densegrpo_jax.core.credit_rules import CreditRule, read_onwards
-from densegrpo_jax.core.dense_reward import dense_reward
 from densegrpo_jax.core.kernels import ETA, KERNELS, Kernel
-from densegrpo_jax.core.grpo_loss import grpo_loss
-from densegrpo_jax.core.losses import Loss
 from densegrpo_jax.core.noise_tables import NoiseTable
 from densegrpo_jax.core.schedules import constant_noise_levels
 
-def assign(rewards, *, gae_lambda):
-    return dense_reward(rewards, 'gae', gae_lambda=gae_lambda)
-
-rule = CreditRule(assign, read_onwards)
 kernel = Kernel(lambda *at: KERNELS['cps'].coefficients(*at), ETA, 1.0, noise_into_zero=False)
 table = NoiseTable(constant_noise_levels, ETA, in_levels=True)
-
-def clipped(outputs, batch, *, clip_range):
-    stored = {'mask': batch.mask, 'weight': batch.weight, 'clip_range': clip_range}
-    return grpo_loss(outputs['policy'], batch.log_prob, batch.advantage, **stored)
-
-loss = Loss(clipped)
 """
-SHIPPED = {'credit.rule': 'gae', 'rollout.kernel': 'cps', 'rollout.noise': 'constant'}
-NAMED = {
-    'loss.kind': 'own_parts:loss',
-    'credit.rule': 'own_parts:rule',
-    'rollout.kernel': 'own_parts:kernel',
-    'rollout.noise': 'own_parts:table',
-}
+SHIPPED = {'rollout.kernel': 'cps', 'rollout.noise': 'constant'}
+NAMED = {'rollout.kernel': 'own_parts:kernel', 'rollout.noise': 'own_parts:table'}
+GAE = {'credit.rule': 'gae', 'credit.gae_lambda': 1.0}
 SHORT = {
+    **SMOOTH,
+    'optim.learning_rate': 1.0,
+    'loss.clip_range': 0.2,
     'iterations': 1,
     'eval.every': 1,
+    'ema.every': 8,
     'rollout.level': 0.6,
-    'credit.gae_lambda': 0.8,
     'rollout.steps': 4,
 }
 
 
+@pytest.fixture(autouse=True)
+def own_method(tmp_path_factory, monkeypatch):
+    """The page's code is a module in a folder of the reader's."""
+    path = tmp_path_factory.mktemp('reader')
+    (path / 'own_method.py').write_text(CODE)
+    monkeypatch.syspath_prepend(path)
+
+
 def trained(folder, workdir, **changes):
-    run(make_config(folder, **{**SHORT, **changes}), workdir, one_device(), StopRequest())
+    config = make_config(folder, **{**SHORT, **changes})
+    config.reward = {'pixels': {'weight': 1.0}}  # smooth: equal pictures up to rounding score alike
+    run(config, workdir, one_device(), StopRequest())
     return final_state(workdir)[1]
+
+
+def test_the_page_shows_the_example_in_at_most_40_lines():
+    assert CODE == (ROOT / 'examples' / 'own_method.py').read_text()
+    assert len(CODE.splitlines()) <= 40
+    assert GIVEN == {'credit.rule': 'own_method:rule', 'loss.kind': 'own_method:loss'}
+
+
+@pytest.mark.parametrize('invalid, updates', [(None, 1), (7, 2)])
+def test_its_update_is_that_of_the_formula(invalid, updates):
+    """In float64; the second update is off policy, where the pull counts."""
+    changes = {**GIVEN, 'optim.updates': updates}
+    c, rollout, rewards, valid, new, metrics = one_iteration(invalid, **changes)
+    steps, keep = Steps(rollout), valid.all(0)
+    values = np.asarray(state_rewards(rewards, rollout.plan.sources_of()), np.float64)
+
+    def loss(policy, used):
+        total = 0.0
+        for k in range(TRAINED):
+            advantage = group_advantages(c, values[-1] - values[k], keep)
+            moved = steps.log_prob(policy, k) - steps.log_prob(np.float64(START), k)
+            ratio = jnp.exp(moved)
+            pull = abs(advantage) * (ratio - 1) ** 2 / (2 * c.loss.clip_range)
+            total += jnp.where(used, pull - ratio * advantage, 0).sum()
+        return total / (TRAINED * used.sum())
+
+    with jax.enable_x64(True):
+        expected = moved_by(c, loss, keep)
+    found = new.policy['a'] - START
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    assert metrics['finite'] and np.abs(found).max() > 1e-2
 
 
 REGRESSION = """
@@ -96,13 +146,18 @@ def test_a_loss_on_clean_samples_trains_and_continues(folder, tmp_path, monkeypa
 
 
 def test_parts_of_ones_own_train_as_those_of_the_package(folder, tmp_path, monkeypatch):
+    """Kernel and noise to the bit. The page's method as `gae` with the clipped loss: with λ = 1 the
+    later gains add up to what is still gained, and at the ratio 1 there is neither pull nor clip.
+    """
     (tmp_path / 'own_parts.py').write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    own, shipped, usual = (
-        trained(folder, tmp_path / name, **changes)
-        for name, changes in (('own', NAMED), ('shipped', SHIPPED), ('usual', {}))
-    )
+    cases = {'own': NAMED, 'shipped': SHIPPED, 'page': GIVEN, 'gae': GAE, 'usual': {}}
+    found = {name: trained(folder, tmp_path / name, **of) for name, of in cases.items()}
+    own, shipped, usual = found['own'], found['shipped'], found['usual']
     assert own.keys() == shipped.keys()
     for name in own:
         np.testing.assert_array_equal(own[name], shipped[name], name)
     assert any(np.abs(own[n] - usual[n]).max() > 1e-6 for n in own if n.startswith('policy/'))
+    moved_alike(found['page'], found['gae'], 1e-2)
+    with pytest.raises(AssertionError, match='policy/'):
+        moved_alike(found['page'], usual, 0.1)
