@@ -128,21 +128,34 @@ def test_every_method_goes_with_every_recipe(name, method):
     assert config.label.endswith(f', {method}') and 'dense credit' not in config.label
 
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('name', ['flux2_klein_ocr', 'sd15_pickscore', 'sd35_ocr', 'zimage_ocr'])
-def test_every_method_has_a_schedule_on_every_model(name, method):
-    """As a run opens it. Where attention is not probed, AEGPO says so."""
-    config = load(name, f'method={method},devices=8')
+# What a run says as it opens: attention that is not probed, and noise that SD1.5 does not have.
+REFUSED = {
+    ('sd15_pickscore', 'aegpo'): 'cannot be probed',
+    ('zimage_ocr', 'aegpo'): 'cannot be probed',
+    ('sd15_pickscore', 'nft'): 'trains at noise levels of 0 to 1',
+    ('sd15_pickscore', 'winners'): 'trains at noise levels of 0 to 1',
+}
+
+
+def opens(config):
     mesh = make_mesh(config.mesh)
     pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
+    check_rounds(config, pipeline, schedule, mesh)
+    return schedule
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', ['flux2_klein_ocr', 'sd15_pickscore', 'sd35_ocr', 'zimage_ocr'])
+def test_every_method_opens_on_every_model(name, method):
+    config = load(name, f'method={method},devices=8')
+    if said := REFUSED.get((name, method)):
+        with pytest.raises(ValueError, match=said):
+            opens(config)
+        return
+    schedule = opens(config)
     assert any(schedule.plan.transitions.trained)
     assert config.moving.steps == 'none' or schedule.moving is not None
-    if method == 'aegpo' and name in ('sd15_pickscore', 'zimage_ocr'):
-        with pytest.raises(ValueError, match='cannot be probed'):
-            check_rounds(config, pipeline, schedule, mesh)
-    else:
-        check_rounds(config, pipeline, schedule, mesh)
 
 
 # Science of a rollout that a recipe decides, whatever the method is: amounts.
