@@ -129,6 +129,7 @@ ON_SAMPLES = {
 }
 
 
+@pytest.mark.slow
 def test_a_loss_on_clean_samples_trains_and_continues(folder, tmp_path, monkeypatch):
     """The draws of a run that was stopped go on as if it had not been."""
     (tmp_path / 'own_regression.py').write_text(REGRESSION)
