@@ -202,8 +202,11 @@ def _append(series: dict[str, list[list]], name: str, step: int, value: float) -
 
 
 def _thinned(points: list[list]) -> list[list]:
-    every = -(-len(points[0]) // MAX_POINTS)
-    return [column[::every] for column in points] if every > 1 else points
+    """Evenly, and with the newest: that is what a run is followed for."""
+    count = len(points[0])
+    every = -(-count // MAX_POINTS)
+    kept = sorted({*range(0, count, every), count - 1})
+    return [[column[index] for index in kept] for column in points]
 
 
 def _state(

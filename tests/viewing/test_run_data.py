@@ -135,10 +135,11 @@ def test_what_is_no_run_is_refused(tmp_path):
         read_run(tmp_path)
 
 
-def test_long_curves_are_thinned(tmp_path, monkeypatch):
+@pytest.mark.parametrize(('updates', 'kept'), [(2, [1, 2]), (3, [1, 3]), (4, [1, 3, 4])])
+def test_long_curves_are_thinned_and_keep_their_newest(tmp_path, monkeypatch, updates, kept):
     monkeypatch.setattr(run_data, 'MAX_POINTS', 2)
-    series = read_run(make_run(tmp_path / 'run'))['series']
-    assert series['train/nfe'] == [[1, 3], [24.0, 72.0]]
+    series = read_run(make_run(tmp_path / 'run', updates=updates))['series']
+    assert series['train/nfe'] == [kept, [24.0 * step for step in kept]]
 
 
 def test_the_version_changes_with_what_is_read(tmp_path):
