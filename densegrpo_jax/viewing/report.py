@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.viewing.run_data import PICTURES, read_runs
+from densegrpo_jax.viewing.run_data import picture, read_runs
 
 FOLDER = 'report'  # in a run's folder
 ASSETS = ('index.html', 'viewer.css', 'viewer.js', 'groups.js', 'curves.js')
@@ -50,10 +50,10 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
     shutil.rmtree(pictures, ignore_errors=True)
     for number, (run, workdir) in enumerate(zip(runs, workdirs)):
         run['files'] = f'runs/{number}'
-        for name in shown(run):
-            target = pictures / str(number) / name
+        for path in shown(workdir, run):
+            target = pictures / str(number) / path.relative_to(workdir)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(workdir / name, target)
+            shutil.copyfile(path, target)
     for name in ASSETS:
         replace_file(out / name, asset(name).decode())
     replace_file(out / 'plotly.js', plotly())
@@ -61,8 +61,8 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
     return out / 'index.html'
 
 
-def shown(run: dict) -> list[str]:
+def shown(workdir: pathlib.Path, run: dict) -> list[pathlib.Path]:
     """The pictures of a run's folder that the page shows."""
     names = [*run['pictures'], *(s['file'] for s in run['sheets'])]
     names += [group['image'] for group in run['groups']]
-    return [name for name in names if PICTURES.fullmatch(name)]
+    return [path for name in names if (path := picture(workdir, name))]

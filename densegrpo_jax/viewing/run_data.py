@@ -93,8 +93,22 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'continue': shlex.join(
             [*'densegrpo train'.split(), f'--config={workdir}/config.json', f'--workdir={workdir}']
         ),
-        'pictures': [n for n in ('before_after.png', 'reward_curve.png') if (workdir / n).exists()],
+        'pictures': [n for n in ('before_after.png', 'reward_curve.png') if picture(workdir, n)],
     }
+
+
+def picture(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """A picture of a run's folder that may be shown. None: it is absent, is none of the page's, or
+    is a link out of the folder, which may lead to anything.
+    """
+    path = workdir / name
+    if not PICTURES.fullmatch(name):
+        return None
+    try:
+        inside = path.resolve().is_relative_to(workdir.resolve())
+        return path if inside and path.is_file() else None
+    except (OSError, RuntimeError):  # a link to itself
+        return None
 
 
 def version(workdir: pathlib.Path) -> str:
@@ -256,7 +270,7 @@ def _sheets(workdir: pathlib.Path) -> list[dict]:
     return [
         {'step': int(found[1]), 'file': f'samples/{name}'}
         for name in sorted(names)
-        if (found := SHEET.fullmatch(name))
+        if (found := SHEET.fullmatch(name)) and picture(workdir, f'samples/{name}')
     ]
 
 
@@ -265,14 +279,15 @@ def _groups(workdir: pathlib.Path) -> list[dict]:
     found = []
     for path in sorted((workdir / 'groups').glob('step_*.json')):
         described = _json(path) if GROUP.fullmatch(path.name) else None
-        if described is None or not path.with_suffix('.webp').exists():
+        image = f'groups/{path.stem}.webp'
+        if described is None or not picture(workdir, image):
             continue
         try:
             group = _shaped(described, GROUP_FORM)
         except ValueError:
             continue
         if group['samples'] and group['columns'] and len(group['cell']) == 2:
-            found.append(group | {'image': f'groups/{path.stem}.webp'})
+            found.append(group | {'image': image})
     return found
 
 

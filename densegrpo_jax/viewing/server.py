@@ -19,7 +19,7 @@ from starlette.routing import Route
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
-from densegrpo_jax.viewing.run_data import PICTURES, read_run, read_runs, version
+from densegrpo_jax.viewing.run_data import picture, read_run, read_runs, version
 
 MOST = 256  # connections at a time
 HEADERS = {
@@ -72,18 +72,12 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
         text = json.dumps({'seen': seen, 'runs': runs}, allow_nan=False)
         return Response(text, media_type='application/json', headers=HEADERS)
 
-    def picture(request: Request) -> Response:
+    def image(request: Request) -> Response:
         _check_host(request, hosts)
         number, name = request.path_params['number'], request.path_params['name']
         folder = dict(zip(map(str, range(len(workdirs))), workdirs)).get(number)
-        if folder is None or not PICTURES.fullmatch(name):
-            raise HTTPException(404)
-        path = folder / name
-        try:  # a link out of the folder is not followed
-            there = path.resolve().is_relative_to(folder.resolve()) and path.is_file()
-        except (OSError, RuntimeError):  # a link to itself
-            there = False
-        if not there:
+        path = picture(folder, name) if folder else None
+        if path is None:
             raise HTTPException(404)
         return FileResponse(path, headers=HEADERS)
 
@@ -91,7 +85,7 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
         routes=[
             Route('/', page),
             Route('/data.json', data),
-            Route('/runs/{number}/{name:path}', picture),
+            Route('/runs/{number}/{name:path}', image),
             Route('/{name}', page),
         ]
     )
