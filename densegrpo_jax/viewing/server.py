@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import mimetypes
 import pathlib
 import re
+import socket
 from collections.abc import Sequence
 
 import uvicorn
@@ -35,13 +37,13 @@ HEADERS = {
 }
 
 
-def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Starlette:
+def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = LOOPBACK) -> Starlette:
     """The application. It reads the runs anew on every request and sends their pictures and its own
     files, nothing else of the folders.
 
     Args:
-      hosts: names under which a browser may ask for it, without a port; a page of another site
-        that points its own name here is refused. (): any.
+      hosts: names under which a browser may ask for it, besides any IP address, in lower case and
+        without a port; a page of another site that points its own name here is refused.
     """
     script = plotly().encode()  # once, however many read it
 
@@ -108,7 +110,7 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
     if not local:
         logging.warning('anyone who can reach %s sees these runs', host)
     logging.info('open %s in a browser; Ctrl-C ends this, not the run', where)
-    app = make_app(workdirs, LOOPBACK if local else ())
+    app = make_app(workdirs, LOOPBACK if local else names_here(host))
     settings = uvicorn.Config(
         app,
         http=bounded(),
@@ -123,8 +125,28 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
     uvicorn.Server(settings).run(sockets=[listening])
 
 
+def names_here(host: str) -> tuple[str, ...]:
+    """The names of this machine, and the one that was given to listen on, in lower case."""
+    names = (host, socket.gethostname(), socket.getfqdn())
+    return (*LOOPBACK, *(name.lower() for name in names))
+
+
 def _check_host(request: Request, hosts: Sequence[str]) -> None:
     given = request.headers.get('host', '')
-    name = re.sub(r':\d*$', '', given).strip('[]').lower()
-    if hosts and name not in hosts:
-        raise HTTPException(403, f'this server does not answer for {given[:100]!r}')
+    name = re.sub(r':\d*$', '', given).lower()
+    name = name[1:-1] if name.startswith('[') and name.endswith(']') else name
+    if name in hosts or _is_address(name):
+        return
+    raise HTTPException(
+        403,
+        f'this server does not answer for {given[:100]!r}: open it by its IP address or as '
+        f'{hosts[-1]!r}, or start it with --host and that name',
+    )
+
+
+def _is_address(name: str) -> bool:
+    """An address is nobody's to point elsewhere, as a name is."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

@@ -6,8 +6,10 @@ from urllib.parse import quote
 
 import pytest
 
+from densegrpo_jax.runtime.listening import LOOPBACK
+from densegrpo_jax.viewing import server
 from densegrpo_jax.viewing.report import ASSETS
-from densegrpo_jax.viewing.server import make_app
+from densegrpo_jax.viewing.server import make_app, names_here
 from tests.viewing.made_run import make_run
 
 
@@ -97,7 +99,7 @@ def test_nothing_else_of_the_disk_is_sent(run, path):
 
 
 def test_a_page_of_another_site_gets_no_answer(run):
-    app = make_app([run], hosts=('127.0.0.1', 'localhost'))
+    app = make_app([run], hosts=LOOPBACK)
     assert get(app, '/data.json', host='localhost:8090')[0] == 200
     for path in ('/', '/data.json', '/runs/0/samples/step_000002.png'):
         assert get(app, path, host='evil.example:8090')[0] == 403
@@ -119,10 +121,25 @@ def test_a_page_of_another_site_gets_no_answer(run):
     ],
 )
 def test_neither_does_a_name_that_is_no_name(run, host):
-    app = make_app([run], hosts=('127.0.0.1', '::1', 'localhost'))
+    app = make_app([run], hosts=LOOPBACK)
     assert get(app, '/data.json', host=host)[0] == 403
     for known in ('LOCALHOST', '[::1]:8090', '127.0.0.1'):
         assert get(app, '/', host=known)[0] == 200
+
+
+def test_other_machines_ask_by_address_or_by_a_name_of_this_one(run, monkeypatch):
+    monkeypatch.setattr(server.socket, 'gethostname', lambda: 'Box')
+    monkeypatch.setattr(server.socket, 'getfqdn', lambda: 'box.lab.example')
+    app = make_app([run], names_here('Given.example'))
+    for known in (
+        '192.168.1.7:8090', '[fe80::1]:8090', 'given.example', 'box', 'BOX.lab.example:8090',
+        'localhost:8090',
+    ):  # fmt: skip
+        assert get(app, '/data.json', host=known)[0] == 200, known
+    for path in ('/', '/data.json', '/runs/0/samples/step_000002.png'):
+        status, _, body = get(app, path, host='evil.example:8090')
+        assert status == 403 and b"by its IP address or as 'box.lab.example'" in body
+    assert get(app, '/', host='192.168.1.7.evil.example')[0] == 403
 
 
 @pytest.mark.parametrize(
