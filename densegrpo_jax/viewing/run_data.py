@@ -15,7 +15,7 @@ from typing import Any
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
-from densegrpo_jax.runtime.files import is_held
+from densegrpo_jax.runtime.files import LOCK, is_held
 from densegrpo_jax.runtime.reading import parse_json, read_json, read_text, shown
 from densegrpo_jax.runtime.trees import dotted
 
@@ -45,27 +45,41 @@ QUIET = 300.0  # seconds without news, and five iterations, after which a run co
 COMMAND, RECIPE = 'command.txt', 'recipe.json'
 
 
+class Loading(FileNotFoundError):
+    """A run's process is there and has not begun: it reads its model first, which takes minutes."""
+
+
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
     """`read_run` of each, with names that tell them apart."""
-    runs = [read_run(workdir) for workdir in workdirs]
+    return [read_run(workdir) | {'name': n} for workdir, n in zip(workdirs, names(workdirs))]
+
+
+def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """The last parts of folders, as many as tell them apart."""
     folders = [workdir.resolve().parts for workdir in workdirs]
-    for run, folder in zip(runs, folders):
+    found = []
+    for folder in folders:
         others = [other for other in folders if other != folder]
         longer = range(1, len(folder))
         taken = lambda n: any(other[-n:] == folder[-n:] for other in others)  # noqa: B023
-        run['name'] = '/'.join(folder[-next((n for n in longer if not taken(n)), 1) :])
-    return runs
+        found.append('/'.join(folder[-next((n for n in longer if not taken(n)), 1) :]))
+    return found
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """Everything that the page shows of a run, as JSON values.
 
     Raises:
+      Loading: the run has not begun.
       FileNotFoundError: the folder is not a run's.
       ValueError: its configuration is not one of a training.
     """
     config = _json(workdir / 'config.json')
     if config is None:
+        if (workdir / LOCK).is_file() and is_held(workdir) is not False:
+            raise Loading(
+                f'{workdir}: the run is still loading; it writes its config.json when it begins'
+            )
         raise FileNotFoundError(
             f'{workdir} holds no run: there is no config.json that can be read; give the --workdir '
             'of a training'

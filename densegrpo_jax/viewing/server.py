@@ -18,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from densegrpo_jax.config.command_line import said
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
-from densegrpo_jax.viewing.run_data import picture, read_run, read_runs, version
+from densegrpo_jax.viewing.run_data import Loading, names, picture, read_run, version
 
 MOST = 256  # connections at a time
 HEADERS = {
@@ -64,14 +65,15 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = LOOPBACK) 
         seen = ' '.join(map(version, workdirs))
         if request.query_params.get('seen') == seen:
             return Response(status_code=204, headers=HEADERS)
-        try:
-            runs = read_runs(workdirs)
-        except (OSError, ValueError) as error:
-            raise HTTPException(404, str(error)) from None
-        for number, run in enumerate(runs):
-            run['files'] = f'runs/{number}'
+        runs, problems = [], []
+        for number, (workdir, name) in enumerate(zip(workdirs, names(workdirs))):
+            try:
+                runs.append(read_run(workdir) | {'name': name, 'files': f'runs/{number}'})
+            except (OSError, ValueError) as error:  # the others have news all the same
+                problems.append(said(error))
+        news = {'seen': seen, 'runs': runs, 'problems': problems}
         # ASCII: names in a damaged file may hold what has no encoding
-        text = json.dumps({'seen': seen, 'runs': runs}, allow_nan=False)
+        text = json.dumps(news, allow_nan=False)
         return Response(text, media_type='application/json', headers=HEADERS)
 
     def image(request: Request) -> Response:
@@ -104,7 +106,10 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
       FileNotFoundError: a folder is not a run's.
     """
     for workdir in workdirs:
-        read_run(workdir)
+        try:
+            read_run(workdir)
+        except Loading as loading:
+            logging.info('%s, and the page shows it then', loading)
     listening, where = listen(host, port)
     local = host in LOOPBACK
     if not local:

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
+from densegrpo_jax.runtime.files import lock
 from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing import server
 from densegrpo_jax.viewing.report import ASSETS
@@ -178,14 +179,42 @@ def test_damaged_files_leave_the_rest_of_the_page(run, name, content):
     assert status == 200 and len(shown['groups']) == (0 if name == GROUP else 1)
 
 
+def news_of(app):
+    status, _, body = get(app, '/data.json')
+    assert status == 200
+    return json.loads(body)
+
+
 def test_a_damaged_configuration_is_said(run):
     (run / 'config.json').write_text('{"iterations": 1, "rollout": 5}')
-    status, _, body = get(make_app([run]), '/data.json')
-    assert status == 404 and b'rollout.prompts=5: expected a whole number' in body
+    news = news_of(make_app([run]))
+    assert news['runs'] == [] and 'rollout.prompts=5: expected a whole' in news['problems'][0]
 
 
-def test_a_run_that_vanishes_is_said(run, tmp_path):
-    app = make_app([run])
+def test_a_run_that_vanishes_is_said_and_the_others_have_news(run, tmp_path):
+    other = make_run(tmp_path / 'runs' / 'other')
+    app = make_app([run, other])
+    seen = news_of(app)['seen']
     run.rename(tmp_path / 'elsewhere')
-    status, _, body = get(app, '/data.json')
-    assert status == 404 and b'holds no run' in body
+    news = news_of(app)
+    assert news['seen'] != seen
+    assert [(r['name'], r['files']) for r in news['runs']] == [('other', 'runs/1')]
+    assert len(news['problems']) == 1 and 'run holds no run' in news['problems'][0]
+
+
+def test_a_run_that_is_loading_is_waited_for(run, monkeypatch, caplog):
+    """`densegrpo watch` may be started with the run, which reads its model for minutes first."""
+    monkeypatch.setattr(server.uvicorn.Server, 'run', lambda *_, sockets: sockets[0].close())
+    config, away = run / 'config.json', run / 'away.json'
+    config.rename(away)
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        server.serve([run], '127.0.0.1', 0)
+    app = make_app([run])
+    with lock(run), caplog.at_level('INFO'):
+        server.serve([run], '127.0.0.1', 0)
+        news = news_of(app)
+        assert news['runs'] == [] and 'run: the run is still loading' in news['problems'][0]
+        away.rename(config)
+        begun = news_of(app)
+    assert 'still loading; it writes its config.json when it begins, and the page' in caplog.text
+    assert begun['seen'] != news['seen'] and len(begun['runs']) == 1 and not begun['problems']
