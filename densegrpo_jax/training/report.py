@@ -364,7 +364,7 @@ def finish(
         before_after(workdir, first[0], last[0]),
     ]
     if config.eval.report:
-        made.append(write_report(workdir / FOLDER, [workdir]))
+        made.append(write_report(workdir / FOLDER, [workdir], ended=True))
     logging.info(
         'made %s; checkpoints %s in %s',
         ', '.join(str(path) for path in made if path),

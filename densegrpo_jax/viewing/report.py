@@ -28,11 +28,14 @@ def plotly() -> str:
     return get_plotlyjs()
 
 
-def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib.Path:
+def write_report(
+    out: pathlib.Path, workdirs: Sequence[pathlib.Path], ended: bool = False
+) -> pathlib.Path:
     """Writes the page of some runs.
 
     Args:
       out: a new or empty folder, or one that this function made.
+      ended: the process of the run asks, at its end: no run of them goes on.
 
     Returns:
       OUT/index.html.
@@ -41,7 +44,7 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
       ValueError: `out` holds files of something else.
       FileNotFoundError: a folder is not a run's.
     """
-    runs = read_runs(workdirs)
+    runs = read_runs(workdirs, ended)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
         raise ValueError(f'--out={out} holds something else; name a new folder, or an empty one')
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ import math
 import pathlib
 import re
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.runtime.files import LOCK, is_held
 from densegrpo_jax.runtime.reading import parse_json, read_json, read_text, shown
 from densegrpo_jax.runtime.trees import dotted
+from densegrpo_jax.viewing.state import signs, state_of
 
 SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
 GROUP = re.compile(r'step_(\d{6,9})_(\d{1,9})\.json')  # in groups/
@@ -38,9 +38,8 @@ GROUP_FORM = {
     'samples': [{'scores': {...: [_NUMBER]}, 'advantages': [_NUMBER]}],
 }
 # the keys of the configuration that the page reads; it lists the others
-READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best')
+READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best', 'guard.action')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
-QUIET = 300.0  # seconds without news, and five iterations, after which a run counts as stopped
 # how the run was started, in its folder: the command, and the configuration that it names
 COMMAND, RECIPE = 'command.txt', 'recipe.json'
 
@@ -49,9 +48,10 @@ class Loading(FileNotFoundError):
     """A run's process is there and has not begun: it reads its model first, which takes minutes."""
 
 
-def read_runs(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+def read_runs(workdirs: Sequence[pathlib.Path], ended: bool = False) -> list[dict[str, Any]]:
     """`read_run` of each, with names that tell them apart."""
-    return [read_run(workdir) | {'name': n} for workdir, n in zip(workdirs, names(workdirs))]
+    named = zip(workdirs, names(workdirs))
+    return [read_run(workdir, ended) | {'name': name} for workdir, name in named]
 
 
 def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
@@ -66,8 +66,10 @@ def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
     return found
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
     """Everything that the page shows of a run, as JSON values.
+
+    ended: the process of the run asks, at its end.
 
     Raises:
       Loading: the run has not begun.
@@ -89,6 +91,8 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     summary = _json(workdir / 'summary.json')
     last = max((row['step'] for row in rows), default=0)
     series = _series(rows)
+    action = _value(config, 'guard.action')
+    state = state_of(workdir, config, action, summary, rows, ended)
     return {
         'name': workdir.resolve().name,
         'folder': str(workdir.resolve()),
@@ -96,7 +100,8 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'updates': last,
         'iterations': config.get('iterations', last),
         'best': _value(config, 'eval.best'),
-        'state': _state(workdir, config, rows, summary, last),
+        'state': state.name,
+        'advice': state.advice,
         'left': _left(config, rows, last),
         'samples': _value(config, 'rollout.prompts') * _value(config, 'rollout.group'),
         'series': series,
@@ -104,9 +109,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'groups': _groups(workdir),
         'changes': changes(config, _json(workdir / RECIPE)),
         'command': _command(workdir),
-        'continue': shlex.join(
-            [*'densegrpo train'.split(), f'--config={workdir}/config.json', f'--workdir={workdir}']
-        ),
+        'continue': '' if state.flags is None else _continue(workdir, state.flags),
         'pictures': [n for n in ('before_after.png', 'reward_curve.png') if picture(workdir, n)],
     }
 
@@ -134,9 +137,7 @@ def version(workdir: pathlib.Path) -> str:
             seen.append(f'{found.st_mtime_ns}.{found.st_size}')
         except OSError:
             seen.append('-')
-    # a run may stop without a word
-    quiet = min(int(_silent(workdir) // QUIET), 100)
-    return ' '.join([*seen, str(is_held(workdir)), str(quiet)])
+    return ' '.join([*seen, signs(workdir)])  # a run may stop without a word
 
 
 def changes(config: Mapping, recipe: Mapping | None) -> list[list]:
@@ -237,37 +238,19 @@ def _thinned(points: list[list]) -> list[list]:
     return [[column[index] for index in kept] for column in points]
 
 
-def _state(
-    workdir: pathlib.Path, config: Mapping, rows: Sequence[Mapping], summary, last: int
-) -> str:
-    """'finished', 'running' or 'stopped', told from what was written and when, and by whether the
-    run's process is there.
-    """
-    if summary and summary.get('updates') == config.get('iterations') == last:
-        return 'finished'
-    if is_held(workdir) is False:
-        return 'stopped'
-    seconds = [row['seconds/iteration'] for row in rows[-5:] if 'seconds/iteration' in row]
-    quiet = max(QUIET, 5 * max(seconds, default=0))
-    return 'running' if _silent(workdir) < quiet else 'stopped'
-
-
-def _silent(workdir: pathlib.Path) -> float:
-    """Seconds since the run's last news; 0 if there are no files."""
-    for name in ('metrics.jsonl', 'config.json'):
-        try:
-            return time.time() - (workdir / name).stat().st_mtime
-        except OSError:
-            continue
-    return 0.0
-
-
 def _command(workdir: pathlib.Path) -> str:
     """The command that started the run; '' if it is not on record."""
     try:
         return read_text(workdir / COMMAND)[:10_000].strip()
     except (OSError, ValueError):
         return ''
+
+
+def _continue(workdir: pathlib.Path, flags: Sequence[str]) -> str:
+    """The command that goes on with the run."""
+    folder = workdir.resolve()
+    own = f'--config={folder}/config.json', f'--workdir={folder}'
+    return shlex.join(['densegrpo', 'train', *own, *flags])
 
 
 def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:

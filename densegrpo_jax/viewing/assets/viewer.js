@@ -56,12 +56,12 @@ function showRuns(runs) {
         ),
         fact('folder', run.folder),
       ),
-      run.state === 'stopped'
+      run.advice
         ? element(
             'div',
             { className: 'facts' },
-            'continue with ',
-            element('code', {}, run.continue),
+            run.advice,
+            run.continue ? element('code', {}, run.continue) : null,
           )
         : null,
     );
