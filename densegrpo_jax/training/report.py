@@ -25,8 +25,9 @@ from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.started import CONFIG, Start, write_start
+from densegrpo_jax.viewing.command import COMMAND
 from densegrpo_jax.viewing.report import FOLDER, write_report
-from densegrpo_jax.viewing.run_data import COMMAND, RECIPE
+from densegrpo_jax.viewing.run_data import RECIPE
 
 # What a run writes in its work directory.
 FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile', 'groups', 'guard', 'report')
@@ -364,7 +365,7 @@ def finish(
         before_after(workdir, first[0], last[0]),
     ]
     if config.eval.report:
-        made.append(write_report(workdir / FOLDER, [workdir]))
+        made.append(write_report(workdir / FOLDER, [workdir], ended=True))
     logging.info(
         'made %s; checkpoints %s in %s',
         ', '.join(str(path) for path in made if path),

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.viewing.run_data import PICTURES, read_runs
+from densegrpo_jax.viewing.run_data import picture, read_runs
 
 FOLDER = 'report'  # in a run's folder
 ASSETS = ('index.html', 'viewer.css', 'viewer.js', 'groups.js', 'curves.js')
@@ -28,11 +28,14 @@ def plotly() -> str:
     return get_plotlyjs()
 
 
-def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib.Path:
+def write_report(
+    out: pathlib.Path, workdirs: Sequence[pathlib.Path], ended: bool = False
+) -> pathlib.Path:
     """Writes the page of some runs.
 
     Args:
       out: a new or empty folder, or one that this function made.
+      ended: the process of the run asks, at its end: no run of them goes on.
 
     Returns:
       OUT/index.html.
@@ -41,7 +44,7 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
       ValueError: `out` holds files of something else.
       FileNotFoundError: a folder is not a run's.
     """
-    runs = read_runs(workdirs)
+    runs = read_runs(workdirs, ended)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
         raise ValueError(f'--out={out} holds something else; name a new folder, or an empty one')
     out.mkdir(parents=True, exist_ok=True)
@@ -50,10 +53,10 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
     shutil.rmtree(pictures, ignore_errors=True)
     for number, (run, workdir) in enumerate(zip(runs, workdirs)):
         run['files'] = f'runs/{number}'
-        for name in shown(run):
-            target = pictures / str(number) / name
+        for path in shown(workdir, run):
+            target = pictures / str(number) / path.relative_to(workdir)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(workdir / name, target)
+            shutil.copyfile(path, target)
     for name in ASSETS:
         replace_file(out / name, asset(name).decode())
     replace_file(out / 'plotly.js', plotly())
@@ -61,8 +64,8 @@ def write_report(out: pathlib.Path, workdirs: Sequence[pathlib.Path]) -> pathlib
     return out / 'index.html'
 
 
-def shown(run: dict) -> list[str]:
+def shown(workdir: pathlib.Path, run: dict) -> list[pathlib.Path]:
     """The pictures of a run's folder that the page shows."""
     names = [*run['pictures'], *(s['file'] for s in run['sheets'])]
     names += [group['image'] for group in run['groups']]
-    return [name for name in names if PICTURES.fullmatch(name)]
+    return [path for name in names if (path := picture(workdir, name))]

@@ -8,16 +8,16 @@ import json
 import math
 import pathlib
 import re
-import shlex
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
-from densegrpo_jax.runtime.files import is_held
-from densegrpo_jax.runtime.reading import parse_json, read_json, read_text, shown
+from densegrpo_jax.runtime.files import LOCK, is_held
+from densegrpo_jax.runtime.reading import parse_json, read_json, shown
 from densegrpo_jax.runtime.trees import dotted
+from densegrpo_jax.viewing.command import continuing, read_command
+from densegrpo_jax.viewing.state import signs, state_of
 
 SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
 GROUP = re.compile(r'step_(\d{6,9})_(\d{1,9})\.json')  # in groups/
@@ -38,34 +38,49 @@ GROUP_FORM = {
     'samples': [{'scores': {...: [_NUMBER]}, 'advantages': [_NUMBER]}],
 }
 # the keys of the configuration that the page reads; it lists the others
-READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best')
+READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best', 'guard.action')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
-QUIET = 300.0  # seconds without news, and five iterations, after which a run counts as stopped
-# how the run was started, in its folder: the command, and the configuration that it names
-COMMAND, RECIPE = 'command.txt', 'recipe.json'
+RECIPE = 'recipe.json'  # the configuration that the run's command names, in its folder
 
 
-def read_runs(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+class Loading(FileNotFoundError):
+    """A run's process is there and has not begun: it reads its model first, which takes minutes."""
+
+
+def read_runs(workdirs: Sequence[pathlib.Path], ended: bool = False) -> list[dict[str, Any]]:
     """`read_run` of each, with names that tell them apart."""
-    runs = [read_run(workdir) for workdir in workdirs]
+    named = zip(workdirs, names(workdirs))
+    return [read_run(workdir, ended) | {'name': name} for workdir, name in named]
+
+
+def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """The last parts of folders, as many as tell them apart."""
     folders = [workdir.resolve().parts for workdir in workdirs]
-    for run, folder in zip(runs, folders):
+    found = []
+    for folder in folders:
         others = [other for other in folders if other != folder]
         longer = range(1, len(folder))
         taken = lambda n: any(other[-n:] == folder[-n:] for other in others)  # noqa: B023
-        run['name'] = '/'.join(folder[-next((n for n in longer if not taken(n)), 1) :])
-    return runs
+        found.append('/'.join(folder[-next((n for n in longer if not taken(n)), 1) :]))
+    return found
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
     """Everything that the page shows of a run, as JSON values.
 
+    ended: the process of the run asks, at its end.
+
     Raises:
+      Loading: the run has not begun.
       FileNotFoundError: the folder is not a run's.
       ValueError: its configuration is not one of a training.
     """
     config = _json(workdir / 'config.json')
     if config is None:
+        if (workdir / LOCK).is_file() and is_held(workdir) is not False:
+            raise Loading(
+                f'{workdir}: the run is still loading; it writes its config.json when it begins'
+            )
         raise FileNotFoundError(
             f'{workdir} holds no run: there is no config.json that can be read; give the --workdir '
             'of a training'
@@ -75,6 +90,8 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     summary = _json(workdir / 'summary.json')
     last = max((row['step'] for row in rows), default=0)
     series = _series(rows)
+    action = _value(config, 'guard.action')
+    state = state_of(workdir, config, action, summary, rows, ended)
     return {
         'name': workdir.resolve().name,
         'folder': str(workdir.resolve()),
@@ -82,19 +99,32 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
         'updates': last,
         'iterations': config.get('iterations', last),
         'best': _value(config, 'eval.best'),
-        'state': _state(workdir, config, rows, summary, last),
+        'state': state.name,
+        'advice': state.advice,
         'left': _left(config, rows, last),
         'samples': _value(config, 'rollout.prompts') * _value(config, 'rollout.group'),
         'series': series,
         'sheets': _sheets(workdir),
         'groups': _groups(workdir),
         'changes': changes(config, _json(workdir / RECIPE)),
-        'command': _command(workdir),
-        'continue': shlex.join(
-            [*'densegrpo train'.split(), f'--config={workdir}/config.json', f'--workdir={workdir}']
-        ),
-        'pictures': [n for n in ('before_after.png', 'reward_curve.png') if (workdir / n).exists()],
+        'command': read_command(workdir)[0],
+        'continue': '' if state.flags is None else continuing(workdir, state.flags),
+        'pictures': [n for n in ('before_after.png', 'reward_curve.png') if picture(workdir, n)],
     }
+
+
+def picture(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """A picture of a run's folder that may be shown. None: it is absent, is none of the page's, or
+    is a link out of the folder, which may lead to anything.
+    """
+    path = workdir / name
+    if not PICTURES.fullmatch(name):
+        return None
+    try:
+        inside = path.resolve().is_relative_to(workdir.resolve())
+        return path if inside and path.is_file() else None
+    except (OSError, RuntimeError):  # a link to itself
+        return None
 
 
 def version(workdir: pathlib.Path) -> str:
@@ -106,9 +136,7 @@ def version(workdir: pathlib.Path) -> str:
             seen.append(f'{found.st_mtime_ns}.{found.st_size}')
         except OSError:
             seen.append('-')
-    # a run may stop without a word
-    quiet = min(int(_silent(workdir) // QUIET), 100)
-    return ' '.join([*seen, str(is_held(workdir)), str(quiet)])
+    return ' '.join([*seen, signs(workdir)])  # a run may stop without a word
 
 
 def changes(config: Mapping, recipe: Mapping | None) -> list[list]:
@@ -202,41 +230,11 @@ def _append(series: dict[str, list[list]], name: str, step: int, value: float) -
 
 
 def _thinned(points: list[list]) -> list[list]:
-    every = -(-len(points[0]) // MAX_POINTS)
-    return [column[::every] for column in points] if every > 1 else points
-
-
-def _state(
-    workdir: pathlib.Path, config: Mapping, rows: Sequence[Mapping], summary, last: int
-) -> str:
-    """'finished', 'running' or 'stopped', told from what was written and when, and by whether the
-    run's process is there.
-    """
-    if summary and summary.get('updates') == config.get('iterations') == last:
-        return 'finished'
-    if is_held(workdir) is False:
-        return 'stopped'
-    seconds = [row['seconds/iteration'] for row in rows[-5:] if 'seconds/iteration' in row]
-    quiet = max(QUIET, 5 * max(seconds, default=0))
-    return 'running' if _silent(workdir) < quiet else 'stopped'
-
-
-def _silent(workdir: pathlib.Path) -> float:
-    """Seconds since the run's last news; 0 if there are no files."""
-    for name in ('metrics.jsonl', 'config.json'):
-        try:
-            return time.time() - (workdir / name).stat().st_mtime
-        except OSError:
-            continue
-    return 0.0
-
-
-def _command(workdir: pathlib.Path) -> str:
-    """The command that started the run; '' if it is not on record."""
-    try:
-        return read_text(workdir / COMMAND)[:10_000].strip()
-    except (OSError, ValueError):
-        return ''
+    """Evenly, and with the newest: that is what a run is followed for."""
+    count = len(points[0])
+    every = -(-count // MAX_POINTS)
+    kept = sorted({*range(0, count, every), count - 1})
+    return [[column[index] for index in kept] for column in points]
 
 
 def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:
@@ -253,7 +251,7 @@ def _sheets(workdir: pathlib.Path) -> list[dict]:
     return [
         {'step': int(found[1]), 'file': f'samples/{name}'}
         for name in sorted(names)
-        if (found := SHEET.fullmatch(name))
+        if (found := SHEET.fullmatch(name)) and picture(workdir, f'samples/{name}')
     ]
 
 
@@ -262,14 +260,15 @@ def _groups(workdir: pathlib.Path) -> list[dict]:
     found = []
     for path in sorted((workdir / 'groups').glob('step_*.json')):
         described = _json(path) if GROUP.fullmatch(path.name) else None
-        if described is None or not path.with_suffix('.webp').exists():
+        image = f'groups/{path.stem}.webp'
+        if described is None or not picture(workdir, image):
             continue
         try:
             group = _shaped(described, GROUP_FORM)
         except ValueError:
             continue
         if group['samples'] and group['columns'] and len(group['cell']) == 2:
-            found.append(group | {'image': f'groups/{path.stem}.webp'})
+            found.append(group | {'image': image})
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import mimetypes
 import pathlib
 import re
+import socket
 from collections.abc import Sequence
 
 import uvicorn
@@ -16,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from densegrpo_jax.config.command_line import said
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
-from densegrpo_jax.viewing.run_data import PICTURES, read_run, read_runs, version
+from densegrpo_jax.viewing.run_data import Loading, names, picture, read_run, version
 
 MOST = 256  # connections at a time
 HEADERS = {
@@ -35,13 +38,13 @@ HEADERS = {
 }
 
 
-def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Starlette:
+def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = LOOPBACK) -> Starlette:
     """The application. It reads the runs anew on every request and sends their pictures and its own
     files, nothing else of the folders.
 
     Args:
-      hosts: names under which a browser may ask for it, without a port; a page of another site
-        that points its own name here is refused. (): any.
+      hosts: names under which a browser may ask for it, besides any IP address, in lower case and
+        without a port; a page of another site that points its own name here is refused.
     """
     script = plotly().encode()  # once, however many read it
 
@@ -62,28 +65,23 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
         seen = ' '.join(map(version, workdirs))
         if request.query_params.get('seen') == seen:
             return Response(status_code=204, headers=HEADERS)
-        try:
-            runs = read_runs(workdirs)
-        except (OSError, ValueError) as error:
-            raise HTTPException(404, str(error)) from None
-        for number, run in enumerate(runs):
-            run['files'] = f'runs/{number}'
+        runs, problems = [], []
+        for number, (workdir, name) in enumerate(zip(workdirs, names(workdirs))):
+            try:
+                runs.append(read_run(workdir) | {'name': name, 'files': f'runs/{number}'})
+            except (OSError, ValueError) as error:  # the others have news all the same
+                problems.append(said(error))
+        news = {'seen': seen, 'runs': runs, 'problems': problems}
         # ASCII: names in a damaged file may hold what has no encoding
-        text = json.dumps({'seen': seen, 'runs': runs}, allow_nan=False)
+        text = json.dumps(news, allow_nan=False)
         return Response(text, media_type='application/json', headers=HEADERS)
 
-    def picture(request: Request) -> Response:
+    def image(request: Request) -> Response:
         _check_host(request, hosts)
         number, name = request.path_params['number'], request.path_params['name']
         folder = dict(zip(map(str, range(len(workdirs))), workdirs)).get(number)
-        if folder is None or not PICTURES.fullmatch(name):
-            raise HTTPException(404)
-        path = folder / name
-        try:  # a link out of the folder is not followed
-            there = path.resolve().is_relative_to(folder.resolve()) and path.is_file()
-        except (OSError, RuntimeError):  # a link to itself
-            there = False
-        if not there:
+        path = picture(folder, name) if folder else None
+        if path is None:
             raise HTTPException(404)
         return FileResponse(path, headers=HEADERS)
 
@@ -91,7 +89,7 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = ()) -> Sta
         routes=[
             Route('/', page),
             Route('/data.json', data),
-            Route('/runs/{number}/{name:path}', picture),
+            Route('/runs/{number}/{name:path}', image),
             Route('/{name}', page),
         ]
     )
@@ -108,13 +106,16 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
       FileNotFoundError: a folder is not a run's.
     """
     for workdir in workdirs:
-        read_run(workdir)
+        try:
+            read_run(workdir)
+        except Loading as loading:
+            logging.info('%s, and the page shows it then', loading)
     listening, where = listen(host, port)
     local = host in LOOPBACK
     if not local:
         logging.warning('anyone who can reach %s sees these runs', host)
     logging.info('open %s in a browser; Ctrl-C ends this, not the run', where)
-    app = make_app(workdirs, LOOPBACK if local else ())
+    app = make_app(workdirs, LOOPBACK if local else names_here(host))
     settings = uvicorn.Config(
         app,
         http=bounded(),
@@ -129,8 +130,28 @@ def serve(workdirs: Sequence[pathlib.Path], host: str, port: int) -> None:
     uvicorn.Server(settings).run(sockets=[listening])
 
 
+def names_here(host: str) -> tuple[str, ...]:
+    """The names of this machine, and the one that was given to listen on, in lower case."""
+    names = (host, socket.gethostname(), socket.getfqdn())
+    return (*LOOPBACK, *(name.lower() for name in names))
+
+
 def _check_host(request: Request, hosts: Sequence[str]) -> None:
     given = request.headers.get('host', '')
-    name = re.sub(r':\d*$', '', given).strip('[]').lower()
-    if hosts and name not in hosts:
-        raise HTTPException(403, f'this server does not answer for {given[:100]!r}')
+    name = re.sub(r':\d*$', '', given).lower()
+    name = name[1:-1] if name.startswith('[') and name.endswith(']') else name
+    if name in hosts or _is_address(name):
+        return
+    raise HTTPException(
+        403,
+        f'this server does not answer for {given[:100]!r}: open it by its IP address or as '
+        f'{hosts[-1]!r}, or start it with --host and that name',
+    )
+
+
+def _is_address(name: str) -> bool:
+    """An address is nobody's to point elsewhere, as a name is."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

@@ -205,6 +205,14 @@ def test_a_run_that_goes_on_is_followed(page, watched):
     until(lambda: '3 of 6 updates' in text(driver, '#runs'))
 
 
+def test_a_run_that_vanishes_is_told_on_the_page(page, watched, tmp_path):
+    run, address = watched
+    driver = page(address)
+    run.rename(tmp_path / 'elsewhere')
+    until(lambda: 'holds no run' in text(driver, '#message'))
+    assert '2 of 6 updates' in text(driver, '#runs')
+
+
 @pytest.mark.slow
 def test_news_leaves_the_keyboard_where_it_is(page, watched):
     """What has not changed is not drawn again, and what has keeps the focus."""

@@ -40,6 +40,22 @@ def test_texts_of_a_run_are_data_and_not_part_of_the_page(tmp_path):
     assert b'innerHTML' not in b''.join(map(asset, ASSETS))
 
 
+def test_links_out_of_the_run_are_not_copied(tmp_path):
+    """A page is passed on; a folder from somebody else may link to any file of its reader."""
+    run, secret = make_run(tmp_path / 'run'), tmp_path / 'secret'
+    secret.write_bytes(b'secret')
+    for name in ('samples/step_000004.png', 'groups/step_000004_0.webp', 'reward_curve.png'):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(secret)
+    (run / 'samples/step_000006.png').symlink_to('step_000006.png')  # to itself
+    page = write_report(tmp_path / 'out', [run])
+    (data,) = data_of(page.parent)
+    assert [s['step'] for s in data['sheets']] == [0, 2] and data['pictures'] == []
+    assert [group['step'] for group in data['groups']] == [2]
+    copied = [path for path in (page.parent / 'runs').rglob('*') if path.is_file()]
+    assert len(copied) == 3 and b'secret' not in {path.read_bytes() for path in copied}
+
+
 def test_a_page_is_made_anew_and_other_folders_are_left_alone(tmp_path):
     run, out = make_run(tmp_path / 'run'), tmp_path / 'out'
     write_report(out, [run])

@@ -6,8 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
+from densegrpo_jax.runtime.files import lock
+from densegrpo_jax.runtime.listening import LOOPBACK
+from densegrpo_jax.viewing import server
 from densegrpo_jax.viewing.report import ASSETS
-from densegrpo_jax.viewing.server import make_app
+from densegrpo_jax.viewing.server import make_app, names_here
 from tests.viewing.made_run import make_run
 
 
@@ -97,7 +100,7 @@ def test_nothing_else_of_the_disk_is_sent(run, path):
 
 
 def test_a_page_of_another_site_gets_no_answer(run):
-    app = make_app([run], hosts=('127.0.0.1', 'localhost'))
+    app = make_app([run], hosts=LOOPBACK)
     assert get(app, '/data.json', host='localhost:8090')[0] == 200
     for path in ('/', '/data.json', '/runs/0/samples/step_000002.png'):
         assert get(app, path, host='evil.example:8090')[0] == 403
@@ -119,10 +122,25 @@ def test_a_page_of_another_site_gets_no_answer(run):
     ],
 )
 def test_neither_does_a_name_that_is_no_name(run, host):
-    app = make_app([run], hosts=('127.0.0.1', '::1', 'localhost'))
+    app = make_app([run], hosts=LOOPBACK)
     assert get(app, '/data.json', host=host)[0] == 403
     for known in ('LOCALHOST', '[::1]:8090', '127.0.0.1'):
         assert get(app, '/', host=known)[0] == 200
+
+
+def test_other_machines_ask_by_address_or_by_a_name_of_this_one(run, monkeypatch):
+    monkeypatch.setattr(server.socket, 'gethostname', lambda: 'Box')
+    monkeypatch.setattr(server.socket, 'getfqdn', lambda: 'box.lab.example')
+    app = make_app([run], names_here('Given.example'))
+    for known in (
+        '192.168.1.7:8090', '[fe80::1]:8090', 'given.example', 'box', 'BOX.lab.example:8090',
+        'localhost:8090',
+    ):  # fmt: skip
+        assert get(app, '/data.json', host=known)[0] == 200, known
+    for path in ('/', '/data.json', '/runs/0/samples/step_000002.png'):
+        status, _, body = get(app, path, host='evil.example:8090')
+        assert status == 403 and b"by its IP address or as 'box.lab.example'" in body
+    assert get(app, '/', host='192.168.1.7.evil.example')[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -161,14 +179,42 @@ def test_damaged_files_leave_the_rest_of_the_page(run, name, content):
     assert status == 200 and len(shown['groups']) == (0 if name == GROUP else 1)
 
 
+def news_of(app):
+    status, _, body = get(app, '/data.json')
+    assert status == 200
+    return json.loads(body)
+
+
 def test_a_damaged_configuration_is_said(run):
     (run / 'config.json').write_text('{"iterations": 1, "rollout": 5}')
-    status, _, body = get(make_app([run]), '/data.json')
-    assert status == 404 and b'rollout.prompts=5: expected a whole number' in body
+    news = news_of(make_app([run]))
+    assert news['runs'] == [] and 'rollout.prompts=5: expected a whole' in news['problems'][0]
 
 
-def test_a_run_that_vanishes_is_said(run, tmp_path):
-    app = make_app([run])
+def test_a_run_that_vanishes_is_said_and_the_others_have_news(run, tmp_path):
+    other = make_run(tmp_path / 'runs' / 'other')
+    app = make_app([run, other])
+    seen = news_of(app)['seen']
     run.rename(tmp_path / 'elsewhere')
-    status, _, body = get(app, '/data.json')
-    assert status == 404 and b'holds no run' in body
+    news = news_of(app)
+    assert news['seen'] != seen
+    assert [(r['name'], r['files']) for r in news['runs']] == [('other', 'runs/1')]
+    assert len(news['problems']) == 1 and 'run holds no run' in news['problems'][0]
+
+
+def test_a_run_that_is_loading_is_waited_for(run, monkeypatch, caplog):
+    """`densegrpo watch` may be started with the run, which reads its model for minutes first."""
+    monkeypatch.setattr(server.uvicorn.Server, 'run', lambda *_, sockets: sockets[0].close())
+    config, away = run / 'config.json', run / 'away.json'
+    config.rename(away)
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        server.serve([run], '127.0.0.1', 0)
+    app = make_app([run])
+    with lock(run), caplog.at_level('INFO'):
+        server.serve([run], '127.0.0.1', 0)
+        news = news_of(app)
+        assert news['runs'] == [] and 'run: the run is still loading' in news['problems'][0]
+        away.rename(config)
+        begun = news_of(app)
+    assert 'still loading; it writes its config.json when it begins, and the page' in caplog.text
+    assert begun['seen'] != news['seen'] and len(begun['runs']) == 1 and not begun['problems']

@@ -56,12 +56,12 @@ function showRuns(runs) {
         ),
         fact('folder', run.folder),
       ),
-      run.state === 'stopped'
+      run.advice
         ? element(
             'div',
             { className: 'facts' },
-            'continue with ',
-            element('code', {}, run.continue),
+            run.advice,
+            run.continue ? element('code', {}, run.continue) : null,
           )
         : null,
     );
@@ -237,6 +237,7 @@ function show(runs) {
 // In a folder the data is a script; behind a server it is asked for, again and again.
 const message = document.getElementById('message');
 let seen = '';
+let problems = ''; // of runs that cannot be read, while others have news
 
 async function follow() {
   try {
@@ -244,11 +245,12 @@ async function follow() {
     if (answer.status === 200) {
       const news = await answer.json();
       seen = news.seen;
-      show(news.runs);
+      problems = news.problems.join(' · ');
+      if (news.runs.length) show(news.runs);
     } else if (answer.status !== 204) {
       throw new Error(await answer.text());
     }
-    message.textContent = '';
+    message.textContent = problems;
   } catch (error) {
     message.textContent = `No news from the server: ${error.message}. The page tries again.`;
   }
