@@ -23,6 +23,7 @@ with another rule than 'gae'; --unread=warn is for scripts that give one key to 
 from __future__ import annotations
 
 import math
+import pathlib
 import shlex
 import sys
 
@@ -55,7 +56,8 @@ def main(flag) -> int:
         if flag.unread == REFUSE:
             validate(config)
             refuse_unread(config, given_keys())
-        start = Start(shlex.join(['densegrpo', 'train', *sys.argv[1:]]), given_recipe())
+        command = shlex.join(['densegrpo', 'train', *sys.argv[1:]])
+        start = Start(command, given_recipe(), str(pathlib.Path.cwd()))
         return run(
             config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, started=start
         )

@@ -25,8 +25,9 @@ from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.started import CONFIG, Start, write_start
+from densegrpo_jax.viewing.command import COMMAND
 from densegrpo_jax.viewing.report import FOLDER, write_report
-from densegrpo_jax.viewing.run_data import COMMAND, RECIPE
+from densegrpo_jax.viewing.run_data import RECIPE
 
 # What a run writes in its work directory.
 FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile', 'groups', 'guard', 'report')

@@ -5,7 +5,8 @@ import pathlib
 from typing import NamedTuple
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.viewing.run_data import COMMAND, RECIPE
+from densegrpo_jax.viewing.command import COMMAND, COMMAND_IN
+from densegrpo_jax.viewing.run_data import RECIPE
 
 CONFIG = 'config.json'
 
@@ -14,10 +15,12 @@ class Start(NamedTuple):
     """How a run was started; '' where that is not known.
 
     recipe: the configuration that the command names, without the keys that it sets, as JSON.
+    folder: the current one, which relative paths start from.
     """
 
     command: str = ''
     recipe: str = ''
+    folder: str = ''
 
 
 def write_start(workdir: pathlib.Path, config, started: Start) -> None:
@@ -26,7 +29,10 @@ def write_start(workdir: pathlib.Path, config, started: Start) -> None:
     """
     own = workdir / CONFIG
     if not _same(own, started.recipe):
-        for name, text in ((COMMAND, started.command), (RECIPE, started.recipe)):
+        command = started.command
+        if command and started.folder:
+            command += f'\n{COMMAND_IN}{started.folder}'
+        for name, text in ((COMMAND, command), (RECIPE, started.recipe)):
             if text:
                 replace_file(workdir / name, text + '\n')
     replace_file(own, config.to_json_best_effort(indent=2) + '\n')

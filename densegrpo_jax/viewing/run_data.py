@@ -8,15 +8,15 @@ import json
 import math
 import pathlib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.runtime.files import LOCK, is_held
-from densegrpo_jax.runtime.reading import parse_json, read_json, read_text, shown
+from densegrpo_jax.runtime.reading import parse_json, read_json, shown
 from densegrpo_jax.runtime.trees import dotted
+from densegrpo_jax.viewing.command import continuing, read_command
 from densegrpo_jax.viewing.state import signs, state_of
 
 SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
@@ -40,8 +40,7 @@ GROUP_FORM = {
 # the keys of the configuration that the page reads; it lists the others
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best', 'guard.action')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
-# how the run was started, in its folder: the command, and the configuration that it names
-COMMAND, RECIPE = 'command.txt', 'recipe.json'
+RECIPE = 'recipe.json'  # the configuration that the run's command names, in its folder
 
 
 class Loading(FileNotFoundError):
@@ -108,8 +107,8 @@ def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
         'sheets': _sheets(workdir),
         'groups': _groups(workdir),
         'changes': changes(config, _json(workdir / RECIPE)),
-        'command': _command(workdir),
-        'continue': '' if state.flags is None else _continue(workdir, state.flags),
+        'command': read_command(workdir)[0],
+        'continue': '' if state.flags is None else continuing(workdir, state.flags),
         'pictures': [n for n in ('before_after.png', 'reward_curve.png') if picture(workdir, n)],
     }
 
@@ -236,21 +235,6 @@ def _thinned(points: list[list]) -> list[list]:
     every = -(-count // MAX_POINTS)
     kept = sorted({*range(0, count, every), count - 1})
     return [[column[index] for index in kept] for column in points]
-
-
-def _command(workdir: pathlib.Path) -> str:
-    """The command that started the run; '' if it is not on record."""
-    try:
-        return read_text(workdir / COMMAND)[:10_000].strip()
-    except (OSError, ValueError):
-        return ''
-
-
-def _continue(workdir: pathlib.Path, flags: Sequence[str]) -> str:
-    """The command that goes on with the run."""
-    folder = workdir.resolve()
-    own = f'--config={folder}/config.json', f'--workdir={folder}'
-    return shlex.join(['densegrpo', 'train', *own, *flags])
 
 
 def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:

@@ -33,6 +33,7 @@ from tests.compiler import QUICK
 from tests.programs import shared_programs  # noqa: F401
 from tests.rewards.loopback import serving
 from tests.training.small_run import (
+    ROOT,
     SMOOTH,
     Brightness,
     command,
@@ -164,6 +165,7 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     assert steps == [0, 1, 2, 3, 4]
     called = (broken / 'command.txt').read_text()
     assert called.startswith('densegrpo train --config=') and '--config.iterations=4' in called
+    assert called.endswith(f'\n# in {ROOT}\n')
     timeless = lambda row: {k: v for k, v in row.items() if 'seconds' not in k}
     assert [timeless(r) for r in rows(broken)] == [timeless(r) for r in rows(straight)]
 

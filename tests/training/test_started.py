@@ -4,7 +4,8 @@ import json
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.training.started import Start, write_start
-from densegrpo_jax.viewing.run_data import COMMAND, RECIPE
+from densegrpo_jax.viewing.command import COMMAND, read_command
+from densegrpo_jax.viewing.run_data import RECIPE
 
 
 def test_the_first_start_stays_where_the_run_continues_by_its_own_file(tmp_path):
@@ -25,6 +26,12 @@ def test_the_first_start_stays_where_the_run_continues_by_its_own_file(tmp_path)
     config.iterations = 5
     write_start(tmp_path, config, Start('train --config=b', of(config)))
     assert read(COMMAND) == 'train --config=b' and json.loads(read(RECIPE))['iterations'] == 5
+
+
+def test_the_folder_of_the_command_is_kept_with_it(tmp_path):
+    command = "densegrpo train --config=a --config.reward='{\n}'"
+    write_start(tmp_path, default_config(), Start(command, '', '/home/a b'))
+    assert read_command(tmp_path) == (command, '/home/a b')
 
 
 def test_nothing_is_said_where_nothing_is_known(tmp_path):

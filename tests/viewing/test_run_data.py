@@ -43,15 +43,6 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     assert (here['name'], here['folder']) == ('run', str(folders[0]))
 
 
-def test_the_command_is_shown_if_it_is_on_record(tmp_path):
-    folder = make_run(tmp_path / 'run')
-    assert read_run(folder)['command'] == ''
-    (folder / run_data.COMMAND).write_text('densegrpo train --config=tiny_ocr\n')
-    assert read_run(folder)['command'] == 'densegrpo train --config=tiny_ocr'
-    (folder / run_data.COMMAND).write_bytes(b'\xe9')
-    assert read_run(folder)['command'] == ''
-
-
 def test_a_run_is_compared_with_its_recipe(tmp_path):
     folder = make_run(tmp_path / 'run')
     config = json.loads((folder / 'config.json').read_text())

@@ -1,0 +1,67 @@
+"""The command that started a run, and the one that goes on with it."""
+
+import pytest
+
+from densegrpo_jax.viewing.command import COMMAND, continuing
+from densegrpo_jax.viewing.run_data import read_run
+from tests.viewing.made_run import make_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / 'run')
+
+
+@pytest.fixture
+def own(run):
+    return f'densegrpo train --config={run}/config.json --workdir={run}'
+
+
+@pytest.mark.parametrize(
+    ('recorded', 'shown'),
+    [
+        ('densegrpo train --config=a\n', 'densegrpo train --config=a'),
+        ('densegrpo train --config=a\n# in /home/a b\n', 'densegrpo train --config=a'),
+        ('\udce9', ''),
+    ],
+)
+def test_the_command_is_shown_if_it_is_on_record(run, recorded, shown):
+    assert read_run(run)['command'] == ''
+    (run / COMMAND).write_text(recorded, errors='surrogateescape')
+    assert read_run(run)['command'] == shown
+
+
+@pytest.mark.parametrize(
+    ('given', 'kept'),
+    [
+        ('--config=tiny_ocr --workdir=runs/run --device=gpu', ' --device=gpu'),
+        ('--config tiny_ocr --workdir runs/run --cpu_devices 2', ' --cpu_devices 2'),
+        ('--config=a --config.seed=3 --config.noise.a -0.5 --noconfig.guard.on --x=1', ' --x=1'),
+        (
+            "--coordinator=box:80 -num_processes=2 --config=a --config.label='a --device=b'",
+            ' --coordinator=box:80 -num_processes=2',
+        ),
+        ('--config=a --device="gpu', ''),  # damaged
+    ],
+)
+def test_a_run_goes_on_by_its_own_configuration_with_the_other_flags(run, own, given, kept):
+    (run / COMMAND).write_text(f'densegrpo train {given}\n')
+    assert continuing(run, ()) == own + kept
+    assert continuing(run, ['--more']) == f'{own}{kept} --more'
+
+
+def test_it_goes_on_in_the_folder_where_it_was_started(run, own, monkeypatch):
+    (run / COMMAND).write_text('densegrpo train --config=a --device=gpu\n# in /home/a b\n')
+    expected = f"cd '/home/a b' && {own} --device=gpu"
+    assert continuing(run, ()) == expected
+    monkeypatch.chdir(run.parent)  # paths are those of the run, wherever the page is made
+    assert continuing(run.relative_to(run.parent), ()) == expected
+
+
+def test_a_file_of_flags_may_name_the_configuration(run):
+    (run / COMMAND).write_text('densegrpo train --flagfile=flags.txt\n# in /home\n')
+    assert continuing(run, ['-x']) == 'cd /home && densegrpo train --flagfile=flags.txt -x'
+
+
+def test_without_a_record_the_configuration_goes_on(run, own):
+    assert continuing(run, ()) == own
