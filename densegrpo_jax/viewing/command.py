@@ -15,7 +15,7 @@ LONGEST = 10_000  # characters of a command that is shown
 
 
 def read_command(workdir: pathlib.Path) -> tuple[str, str]:
-    """The command that started the run, and the current folder then; '' for what is not on record."""
+    """The command that started the run, and its current folder; '' for what is not on record."""
     try:
         text = read_text(workdir / COMMAND).strip()
     except (OSError, ValueError):
