@@ -230,6 +230,21 @@ def test_a_tree_says_which_samples_are_one_node(page, tmp_path, monkeypatch):
     assert 'A tree:' in text(driver, '#viewer .legend')
 
 
+def test_the_pictures_of_a_finished_run_are_below_the_curves(page, tmp_path):
+    run = make_run(tmp_path / 'run')
+    sheet = (run / 'samples' / 'step_000000.png').read_bytes()
+    for name in ('before_after.png', 'reward_curve.png'):
+        (run / name).write_bytes(sheet)
+    driver = page(write_report(tmp_path / 'out', [run]).as_uri())
+    images = driver.find_elements(By.CSS_SELECTOR, '#curves .pictures img')
+    assert [image.get_attribute('alt') for image in images] == [
+        'Held-out images before and after training',
+        'Held-out score by update',
+    ]
+    driver.execute_script('arguments[0].scrollIntoView()', images[0])
+    until(lambda: all(image.get_property('naturalWidth') == 100 for image in images))
+
+
 def test_a_picture_opens_and_closes_by_keyboard(page, report):
     driver = page(report)
     driver.find_element(By.CSS_SELECTOR, '.table .picture').send_keys(Keys.ENTER)
