@@ -170,12 +170,14 @@ def shrunk(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 def _transitions(plan: RolloutPlan, std: np.ndarray, trained: Sequence[int]) -> list[dict]:
     rows = plan.transitions
+    together = plan.together or (1,) * plan.num_steps
     return [
         {
             'k_from': k_from,
             'k_to': k_to,
             'std': round(float(std[n]), 6),
             'row': trained.index(n) if n in trained else None,  # of a sample's advantages
+            'together': together[k_from],  # adjacent samples that make it as one node of a tree
         }
         for n, (k_from, k_to) in enumerate(zip(rows.k_from, rows.k_to))
     ]

@@ -6,7 +6,9 @@ import numpy as np
 from PIL import Image
 
 from densegrpo_jax.config.schema import default_config
+from densegrpo_jax.core.credit_rules import as_credit_rule
 from densegrpo_jax.core.masks import StepMasks
+from densegrpo_jax.core.plan_kinds import PLAN_KINDS, Setting
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.training.groups import write_groups
 from densegrpo_jax.viewing.run_data import RECIPE
@@ -20,6 +22,29 @@ def plan():
     stochastic, trained = [True, True, False], [True, True, False]
     masks = StepMasks(np.array(stochastic), np.array(trained))
     return trajectory_plan(masks, state_points(range(STEPS + 1)))
+
+
+def plan_of(kind, rule, noisy=(0, 1, 2, 3), **options):
+    """A plan of five transitions, as a run makes it, whose noisy ones are trained."""
+    on = np.isin(np.arange(5), noisy)
+    setting = Setting(
+        sigmas=np.linspace(1, 0, 6),
+        noise_levels=np.ones(5),
+        masks=StepMasks(on, on),
+        last=4,
+        rule=as_credit_rule(rule),
+        beside=SAMPLES,
+    )
+    return PLAN_KINDS[kind].make(setting, **options)
+
+
+PLANS = {
+    'branch': lambda: plan_of('branch', 'branch', (0, 1, 2), strides=(1, 2), merge=(1, 2, 1)),
+    'sdpo': lambda: plan_of('trajectory', 'sdpo'),
+    'tree': lambda: plan_of('tree', 'sparse', splits=(1, 2)),
+    'every 2': lambda: plan_of('trajectory', 'dense', completion_every=2),
+    'after': lambda: plan_of('trajectory', 'dense_baseline'),
+}
 
 
 def make_run(folder, *, updates=4, iterations=4, prompt=EVIL, every=2, recipe=False):
@@ -60,13 +85,25 @@ def make_run(folder, *, updates=4, iterations=4, prompt=EVIL, every=2, recipe=Fa
 
 def make_group(folder, step, prompt=EVIL):
     """Group 0 of an update; sample b is grey of the value 40 b, its score rises by 0.1 a state."""
-    rollout = plan()
+    advantages = np.array([[1.5, -1.5, 0.5, np.nan], [0.0, 1.0, -1.0, 0.25]])
+    return _write(folder, step, prompt, plan(), advantages, np.array([0.7, 0.3, 0.0]))
+
+
+def make_group_of(folder, step, rollout):
+    """The same with another plan. The transition from grid index k has the advantage k + b / 10."""
+    rows = rollout.transitions
+    trained = np.array(rows.k_from)[np.array(rows.trained)]
+    advantages = trained[:, None] + np.arange(SAMPLES) / 10
+    return _write(folder, step, 'a prompt', rollout, advantages, np.where(rows.noisy, 0.5, 0.0))
+
+
+def _write(folder, step, prompt, rollout, advantages, std):
     images = len(rollout.completions)
     pictures = np.full((images, SAMPLES, 8, 16, 3), 40, np.uint8)
     pictures *= np.arange(SAMPLES, dtype=np.uint8)[:, None, None, None]
     scores = 0.1 * np.arange(images)[:, None] + 0.2 * np.arange(SAMPLES)
     valid = np.ones((images, SAMPLES), bool)
-    valid[0, 1] = False
+    valid[0, 1] = images == 1
     return write_groups(
         folder / 'groups',
         step,
@@ -76,7 +113,7 @@ def make_group(folder, step, prompt=EVIL):
         np.zeros(SAMPLES, int),
         {'total': scores, 'ocr': scores / 2},
         valid,
-        np.array([[1.5, -1.5, 0.5, np.nan], [0.0, 1.0, -1.0, 0.25]]),
-        [0, 1],
-        np.array([0.7, 0.3, 0.0]),
+        advantages,
+        np.flatnonzero(rollout.transitions.trained).tolist(),
+        std,
     )

@@ -3,6 +3,7 @@ chromium-driver) and its Python driver.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -14,8 +15,9 @@ import uvicorn
 
 from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing.report import write_report
+from densegrpo_jax.viewing.run_data import GROUP_FORM
 from densegrpo_jax.viewing.server import make_app
-from tests.viewing.made_run import EVIL, make_group, make_run
+from tests.viewing.made_run import EVIL, PLANS, make_group, make_group_of, make_run
 
 selenium = pytest.importorskip('selenium', reason='selenium is not installed')
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
@@ -138,6 +140,109 @@ def test_a_group_shows_scores_gains_and_advantages(page, report):
     order = driver.find_element(By.CSS_SELECTOR, '#viewer select[aria-label=order]')
     order.send_keys('worst first')
     until(lambda: driver.find_element(By.CSS_SELECTOR, '.sample').text.split()[-1] == '0')
+
+
+# Of the first sample: its label's lines and marks, and of each column the place of its picture in
+# the sheet, its name and the marks below it.
+FIRST_ROW = """
+const texts = (e, of) => [...e.querySelectorAll(of)].map((found) => found.textContent);
+const heads = texts(document, '.table .head').slice(1);
+const cells = [...document.querySelectorAll('.table .cell')].slice(0, heads.length);
+const place = (cell) => {
+  const style = cell.querySelector('.picture').style;
+  return Math.round(-parseFloat(style.backgroundPositionX) / parseFloat(style.width));
+};
+return [
+  texts(document.querySelector('.table .sample'), '.node, .step'),
+  ...cells.map((cell, i) => [place(cell), heads[i], ...texts(cell, '.step')]),
+];
+"""
+
+
+@pytest.mark.parametrize(
+    'name,expected',
+    [
+        # transition k of the best sample, number 3, has the advantage k + 0.3
+        (
+            'branch',
+            [
+                [],
+                [0, 'branch 0', 'A 0.30'],
+                [2, 'branch 0 by 2'],
+                [1, 'branch 1', 'A 1.30'],
+                [3, 'branch 1 by 2'],
+                [4, 'branch 2 by 2'],
+                [5, 'branch 2', 'A 2.30'],
+            ],
+        ),
+        (
+            'sdpo',
+            [
+                [],
+                [0, 'prediction 0', *(f'{k} → {k + 1}: A {k}.30' for k in range(4))],
+                [1, 'anchor'],
+                [2, 'image, prediction 4', 'silent'],
+            ],
+        ),
+        (
+            'every 2',
+            [
+                [],
+                [0, 'state 0', '0 → 1: A 0.30', '1 → 2: A 1.30'],
+                [1, 'state 2', '2 → 3: A 2.30', '3 → 4: A 3.30'],
+                [2, 'image', 'silent'],
+            ],
+        ),
+        # its transition 0 leaves a state without a picture
+        (
+            'after',
+            [
+                ['0 → 1: A 0.30'],
+                *([k - 1, f'state {k}', f'+0.10 · A {k}.30'] for k in range(1, 4)),
+                [3, 'image', 'silent'],
+            ],
+        ),
+    ],
+)
+def test_an_advantage_stands_below_the_picture_of_its_own_index(page, tmp_path, name, expected):
+    run = make_run(tmp_path / 'run', updates=1)
+    (path,) = make_group_of(run, 1, PLANS[name]())
+    if name == 'every 2':  # as older versions wrote it
+        group = json.loads(path.read_text())
+        for transition in group['transitions']:
+            del transition['together']
+        path.write_text(json.dumps(group))
+    driver = page(write_report(tmp_path / 'out', [run]).as_uri())
+    assert driver.execute_script(FIRST_ROW) == expected
+
+
+def test_a_tree_says_which_samples_are_one_node(page, tmp_path, monkeypatch):
+    monkeypatch.setitem(GROUP_FORM['transitions'][0], 'together', int | None)
+    run = make_run(tmp_path / 'run', updates=1)
+    make_group_of(run, 1, PLANS['tree']())
+    driver = page(write_report(tmp_path / 'out', [run]).as_uri())
+    label, column = driver.execute_script(FIRST_ROW)
+    assert label == ['0–3 are one to state 1', '2–3 are one to state 2']
+    marks = [f'{k} → {k + 1}: A {k}.30' for k in range(4)]
+    assert column == [0, 'image', *marks, '4 → 5: silent']
+    titles = [e.get_attribute('title') for e in driver.find_elements(By.CSS_SELECTOR, '.step')]
+    assert titles[1] == 'transition 1 → 2 of 2–3, noise 0.5000'
+    assert 'A tree:' in text(driver, '#viewer .legend')
+
+
+def test_the_pictures_of_a_finished_run_are_below_the_curves(page, tmp_path):
+    run = make_run(tmp_path / 'run')
+    sheet = (run / 'samples' / 'step_000000.png').read_bytes()
+    for name in ('before_after.png', 'reward_curve.png'):
+        (run / name).write_bytes(sheet)
+    driver = page(write_report(tmp_path / 'out', [run]).as_uri())
+    images = driver.find_elements(By.CSS_SELECTOR, '#curves .pictures img')
+    assert [image.get_attribute('alt') for image in images] == [
+        'Held-out images before and after training',
+        'Held-out score by update',
+    ]
+    driver.execute_script('arguments[0].scrollIntoView()', images[0])
+    until(lambda: all(image.get_property('naturalWidth') == 100 for image in images))
 
 
 def test_a_picture_opens_and_closes_by_keyboard(page, report):

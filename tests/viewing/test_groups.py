@@ -8,7 +8,7 @@ from PIL import Image
 
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.training.groups import group_due, shrunk
-from tests.viewing.made_run import SAMPLES, make_group
+from tests.viewing.made_run import PLANS, SAMPLES, make_group, make_group_of
 
 
 def test_a_group_says_what_each_image_scored_and_each_transition_got(tmp_path):
@@ -24,6 +24,53 @@ def test_a_group_says_what_each_image_scored_and_each_transition_got(tmp_path):
     second = group['samples'][1]
     assert second['scores'] == {'total': [None, 0.3, 0.4], 'ocr': [None, 0.15, 0.2]}
     assert second['advantages'] == [-1.5, 1.0] and group['samples'][3]['advantages'][0] is None
+
+
+@pytest.mark.parametrize(
+    'name,points,transitions',
+    [
+        # the sample's image is the last branch with the first stride
+        (
+            'branch',
+            ['branch 0', 'branch 1', *(f'branch by 2 {k}' for k in range(3)), 'branch 2'],
+            [(0, 1, 0), (1, 3, 1), (2, 3, 2)],
+        ),
+        # the last step goes to the sample without noise, so the last prediction is the sample
+        (
+            'sdpo',
+            ['x0hat 0', 'anchor 0', 'state 5, x0hat 4'],
+            [(0, 1, 0), (1, 2, 1), (2, 3, 2), (3, 4, 3), (4, 5, None)],
+        ),
+        ('tree', ['state 5'], [(0, 1, 0), (1, 2, 1), (2, 3, 2), (3, 4, 3), (4, 5, None)]),
+        (
+            'every 2',
+            ['state 0', 'state 2', 'state 4, state 5'],
+            [(0, 1, 0), (1, 2, 1), (2, 3, 2), (3, 4, 3), (4, 5, None)],
+        ),
+    ],
+)
+def test_columns_and_transitions_are_in_the_order_of_the_plan(tmp_path, name, points, transitions):
+    rollout = PLANS[name]()
+    (path,) = make_group_of(tmp_path, 1, rollout)
+    group = json.loads(path.read_text())
+    named = lambda column: ', '.join(f'{p["kind"]} {p["k"]}' for p in column['points'])
+    assert [named(column) for column in group['columns']] == points
+    assert [(t['k_from'], t['k_to'], t['row']) for t in group['transitions']] == transitions
+    for t in group['transitions']:
+        if t['row'] is not None:  # as `make_group_of` has made them
+            got = [sample['advantages'][t['row']] for sample in group['samples']]
+            np.testing.assert_allclose(got, t['k_from'] + np.arange(SAMPLES) / 10)
+
+
+def test_a_transition_says_how_many_samples_make_it_as_one_node(tmp_path):
+    together = {}
+    for step, (name, make) in enumerate(PLANS.items(), 1):
+        (path,) = make_group_of(tmp_path, step, make())
+        group = json.loads(path.read_text())
+        together[name] = [t['together'] for t in group['transitions']]
+    assert together.pop('tree') == [4, 2, 1, 1, 1]  # splits at the steps 1 and 2
+    assert together.pop('branch') == [1, 1, 1]
+    assert all(of == [1] * 5 for of in together.values())
 
 
 def test_its_table_of_images_has_a_row_per_sample_unchanged(tmp_path):

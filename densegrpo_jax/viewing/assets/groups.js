@@ -1,5 +1,5 @@
 // The trajectory viewer: a group as a table. A row is a sample, a column a scored image of it. Under
-// an image stand its score and the transition from its state.
+// an image stand its score and the transitions of its grid index.
 'use strict';
 
 const ORDERS = [
@@ -20,33 +20,81 @@ function shade(advantage, strongest) {
 
 const NAMES = { state: 'state', x0hat: 'prediction', anchor: 'anchor' };
 
-function columnName(points, last) {
-  if (points.some((p) => p.kind === 'state' && p.k === last)) return 'image';
-  return points.map((p) => `${NAMES[p.kind] || p.kind} ${p.k}`).join(', ');
+function pointName(point) {
+  if (point.kind === 'anchor') return 'anchor'; // its index is another one in every sample
+  const [kind, stride] = point.kind.split(' by ');
+  return `${NAMES[kind] || kind} ${point.k}${stride ? ` by ${stride}` : ''}`;
 }
 
-// Columns in the order of their first grid index; the sample's own image comes last.
+// The trajectory's end is "image", whatever other states have the same completion.
+function columnName(points, last) {
+  if (!points.some((p) => p.kind === 'state' && p.k === last)) {
+    return points.map(pointName).join(', ');
+  }
+  return ['image', ...points.filter((p) => p.kind !== 'state').map(pointName)].join(', ');
+}
+
+// Columns in the order of their first grid index; the sample's own image comes last, the anchor
+// before it.
 function layout(group) {
   const last = Math.max(...group.columns.flatMap((c) => c.points.map((p) => p.k)), 0);
-  const columns = group.columns.map((column, index) => ({
-    index,
-    points: column.points,
-    name: columnName(column.points, last),
-    k: column.points.length ? Math.min(...column.points.map((p) => p.k)) : 0,
-    own: index === group.columns.length - 1,
-  }));
+  const columns = group.columns.map((column, index) => {
+    const placed = column.points.filter((p) => p.kind !== 'anchor');
+    return {
+      index,
+      points: column.points,
+      indices: placed.map((p) => p.k),
+      name: columnName(column.points, last),
+      k: placed.length ? Math.min(...placed.map((p) => p.k)) : last,
+      own: index === group.columns.length - 1,
+    };
+  });
   return columns.sort((a, b) => a.own - b.own || a.k - b.k || a.index - b.index);
 }
 
-// The transitions below a column: those that leave its states; others go below the sample's image.
+// The column below which the transition from grid index k stands, -1: left of all of them. It is
+// the picture of k of any kind: the state that the transition leaves, the branch that it makes, or
+// the prediction there, whose reward is the first that SDPO credits it with. The strides of a
+// branch share its transition; it stands below the first stride, which the sample's own image has
+// too. Without a picture of k it is the nearest one before.
+function placeOf(columns, k) {
+  const own = columns.length - 1;
+  if (own === 0 || columns[own].indices.includes(k)) return own;
+  const exact = columns.findIndex((column) => column.indices.includes(k));
+  if (exact >= 0) return exact;
+  const before = columns.map((c) => Math.max(-1, ...c.indices.filter((index) => index < k)));
+  const nearest = Math.max(...before);
+  return nearest < 0 ? -1 : before.indexOf(nearest);
+}
+
+// The transitions that stand below each column, and those left of all.
 function below(columns, group) {
   const of = columns.map(() => []);
+  const left = [];
   for (const transition of group.transitions) {
-    const has = (p) => p.kind === 'state' && p.k === transition.k_from;
-    const place = columns.findIndex((column) => column.points.some(has));
-    of[place < 0 ? columns.length - 1 : place].push(transition);
+    const place = placeOf(columns, transition.k_from);
+    (place < 0 ? left : of[place]).push(transition);
   }
-  return of;
+  return { of, left };
+}
+
+// The samples that make a transition as one node of a tree, such as "2–3"; adjacent ones. A file
+// without `together` has no trees.
+function nodeName(group, transition, index) {
+  const width = transition.together || 1;
+  const first = index - (index % width);
+  const end = Math.min(first + width, group.samples.length) - 1;
+  return end > first ? `${first}–${end}` : '';
+}
+
+// With which samples a sample is one node, and up to which state.
+function nodes(group, index) {
+  const until = new Map();
+  for (const transition of group.transitions) {
+    const name = nodeName(group, transition, index);
+    if (name) until.set(name, transition.k_to);
+  }
+  return [...until].map(([name, k]) => `${name} are one to state ${k}`);
 }
 
 function gain(sample, columns, place, score) {
@@ -57,6 +105,40 @@ function gain(sample, columns, place, score) {
   return (
     finite(sample.scores[score][next.index], NaN) - finite(sample.scores[score][here.index], NaN)
   );
+}
+
+function transitionName(group, transition, index) {
+  const node = nodeName(group, transition, index);
+  return `transition ${transition.k_from} → ${transition.k_to}${node ? ` of ${node}` : ''}`;
+}
+
+const advantageOf = (sample, transition) =>
+  transition.row === null ? null : (sample.advantages[transition.row] ?? null);
+
+const signed = (rise) => `${rise >= 0 ? '+' : ''}${rise.toFixed(2)}`;
+
+// The transitions of a sample that stand together. `k` are the grid indices of the picture above
+// them: one transition of its own needs no name. `rise` is what they gain together.
+function steps(group, sample, transitions, k, rise, strongest) {
+  const alone = transitions.length === 1;
+  const gained = Number.isFinite(rise) ? signed(rise) : '';
+  const marks = transitions.map((t) => {
+    const advantage = advantageOf(sample, t);
+    const known = advantage !== null;
+    const named = alone && k.includes(t.k_from) ? '' : `${t.k_from} → ${t.k_to}`;
+    const text = [alone ? gained : '', known ? `A ${short(advantage, 2)}` : ''].filter(Boolean);
+    const said = text.join(' · ') || (t.std === 0 ? 'silent' : 'not trained');
+    return element(
+      'div',
+      {
+        className: known ? 'step' : 'step untrained',
+        style: known ? { background: shade(advantage, strongest) } : {},
+        title: `${transitionName(group, t, sample.index)}, noise ${short(t.std)}`,
+      },
+      named ? `${named}: ${said}` : said,
+    );
+  });
+  return alone || !gained ? marks : [element('div', { className: 'score' }, gained), ...marks];
 }
 
 function picture(run, group, row, column, scale) {
@@ -79,14 +161,11 @@ function openLarge(run, group, sample, column, transitions, score) {
   const facts = Object.entries(sample.scores).map(
     ([name, values]) => `${name} ${short(values[column.index])}`,
   );
-  const steps = transitions.map((t) => {
-    const advantage = t.row === null ? null : sample.advantages[t.row];
+  const told = transitions.map((t) => {
+    const advantage = advantageOf(sample, t);
     const trained = advantage === null ? 'not trained' : `advantage ${short(advantage, 3)}`;
-    return element(
-      'div',
-      {},
-      `transition ${t.k_from} → ${t.k_to}: noise ${short(t.std)}, ${trained}`,
-    );
+    const name = transitionName(group, t, sample.index);
+    return element('div', {}, `${name}: noise ${short(t.std)}, ${trained}`);
   });
   dialog.replaceChildren(
     element(
@@ -108,7 +187,7 @@ function openLarge(run, group, sample, column, transitions, score) {
     }),
     element('p', { className: 'prompt' }, group.prompt),
     element('p', {}, facts.join(' · ')),
-    ...steps,
+    ...told,
   );
   dialog.showModal();
 }
@@ -150,28 +229,14 @@ function groupTable(run, group) {
         `sample ${sample.index}`,
         element('br'),
         whole,
+        ...nodes(group, sample.index).map((node) => element('div', { className: 'node' }, node)),
+        ...steps(group, sample, transitions.left, [], NaN, strongest),
       ),
     );
     columns.forEach((column, place) => {
       const value = sample.scores[score][column.index];
-      const steps = transitions[place].map((t) => {
-        const advantage = t.row === null ? null : sample.advantages[t.row];
-        const rise = gain(sample, columns, place, score);
-        const text = [
-          Number.isFinite(rise) ? `${rise >= 0 ? '+' : ''}${rise.toFixed(2)}` : '',
-          advantage === null || advantage === undefined ? '' : `A ${short(advantage, 2)}`,
-        ];
-        const known = advantage !== null && advantage !== undefined;
-        return element(
-          'div',
-          {
-            className: known ? 'step' : 'step untrained',
-            style: known ? { background: shade(advantage, strongest) } : {},
-            title: `transition ${t.k_from} → ${t.k_to}, noise ${short(t.std)}`,
-          },
-          text.filter(Boolean).join(' · ') || 'silent',
-        );
-      });
+      const here = transitions.of[place];
+      const rise = gain(sample, columns, place, score);
       cells.push(
         element(
           'div',
@@ -180,10 +245,10 @@ function groupTable(run, group) {
             className: `picture ${scale > 1 ? 'pixels' : ''}`,
             style: picture(run, group, sample.index, column.index, scale),
             'aria-label': `sample ${sample.index}, ${column.name}, score ${short(value, 3)}`,
-            onclick: () => openLarge(run, group, sample, column, transitions[place], score),
+            onclick: () => openLarge(run, group, sample, column, here, score),
           }),
           element('div', { className: 'score' }, short(value, 3)),
-          ...steps,
+          ...steps(group, sample, here, column.indices, rise, strongest),
         ),
       );
     });
@@ -275,13 +340,19 @@ function showGroups(runs) {
       }),
     ),
   );
+  const tree = shown.some((g) => g.transitions.some((t) => t.together > 1));
   const legend = element(
     'p',
     { className: 'legend' },
     'A column is a state of the trajectory, completed to an image by the ODE, or what else the ' +
-      'method scores. Below an image stand its score and the transition that leaves the state: ' +
-      'the gain to the next image, and its advantage A. Blue raises its probability, orange ' +
-      'lowers it, dashed is not trained.',
+      'method scores: branches, predictions. Below an image stand its score and the transition ' +
+      'of its grid index, and those after it up to the next image: the gain to the next image, ' +
+      'and the advantage A; what comes before the first image stands left of it. Blue raises its ' +
+      'probability, orange lowers it, dashed is not trained.',
+    tree
+      ? ' A tree: "2–3 are one to state 4" names samples that are one node until then; "as ' +
+          'sampled" puts them side by side.'
+      : null,
   );
   renew(box, legend, controls, prompt, place);
 }

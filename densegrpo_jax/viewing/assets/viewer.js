@@ -129,6 +129,28 @@ function chooser(names, chosen, label, choose) {
   return element('label', {}, label, made);
 }
 
+const PICTURES = {
+  'before_after.png': 'Held-out images before and after training',
+  'reward_curve.png': 'Held-out score by update',
+};
+
+// What a finished run has made of itself, small; a click opens it in its own size.
+function showPictures(runs) {
+  const of = (run, name) => {
+    const says = `${PICTURES[name] || name}${runs.length > 1 ? `, ${run.name}` : ''}`;
+    const href = `${run.files}/${name}`;
+    const image = element('img', { src: href, alt: says, loading: 'lazy' });
+    return element(
+      'figure',
+      {},
+      element('a', { href, target: '_blank' }, image),
+      element('figcaption', {}, says),
+    );
+  };
+  const figures = runs.flatMap((run) => run.pictures.map((name) => of(run, name)));
+  document.getElementById('pictures').replaceChildren(...figures);
+}
+
 const sheetState = { run: 0, step: null };
 
 function showSheets(runs) {
@@ -229,6 +251,7 @@ function show(runs) {
   showRuns(runs);
   showCurves(runs);
   const of = (what) => runs.map((run) => [run.name, what(run)]);
+  if (isNews('pictures', of((run) => run.pictures))) showPictures(runs);
   if (isNews('groups', of((run) => run.groups.map((group) => group.image)))) showGroups(runs);
   if (isNews('sheets', of((run) => run.sheets))) showSheets(runs);
   if (isNews('settings', of((run) => [run.changes, run.command]))) showSettings(runs);
