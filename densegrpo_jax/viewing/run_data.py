@@ -34,7 +34,9 @@ GROUP_FORM = {
     'prompt': str,
     'cell': [int],
     'columns': [{'points': [{'kind': str, 'k': int}]}],
-    'transitions': [{'k_from': int, 'k_to': int, 'std': _NUMBER, 'row': int | None}],
+    'transitions': [
+        {'k_from': int, 'k_to': int, 'std': _NUMBER, 'row': int | None, 'together': int | None}
+    ],
     'samples': [{'scores': {...: [_NUMBER]}, 'advantages': [_NUMBER]}],
 }
 # the keys of the configuration that the page reads; it lists the others

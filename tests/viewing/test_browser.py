@@ -15,7 +15,6 @@ import uvicorn
 
 from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing.report import write_report
-from densegrpo_jax.viewing.run_data import GROUP_FORM
 from densegrpo_jax.viewing.server import make_app
 from tests.viewing.made_run import EVIL, PLANS, make_group, make_group_of, make_run
 
@@ -216,8 +215,7 @@ def test_an_advantage_stands_below_the_picture_of_its_own_index(page, tmp_path, 
     assert driver.execute_script(FIRST_ROW) == expected
 
 
-def test_a_tree_says_which_samples_are_one_node(page, tmp_path, monkeypatch):
-    monkeypatch.setitem(GROUP_FORM['transitions'][0], 'together', int | None)
+def test_a_tree_says_which_samples_are_one_node(page, tmp_path):
     run = make_run(tmp_path / 'run', updates=1)
     make_group_of(run, 1, PLANS['tree']())
     driver = page(write_report(tmp_path / 'out', [run]).as_uri())
