@@ -5,8 +5,8 @@
 
 It reads the work directory, whoever started the run and wherever it goes on, and shows the page of
 `densegrpo report`, which follows the news. It listens on this machine only; from another one use a
-tunnel: `ssh -L 8090:localhost:8090 MACHINE`. It sends the page and the pictures of the named runs,
-nothing else.
+tunnel: `ssh -L 8090:localhost:8090 MACHINE`. With --host it answers for IP addresses, that host and
+this machine's names. It sends the page and the pictures of the named runs, nothing else.
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ class Reporter:
     ):
         self._full_use, self._started = full_use, started or Start()
         self._config, self._workdir, self._primary = config, workdir, hosts.primary
+        self._alone = hosts.count == 1
         self._start, self._since, self._open = start, since, contextlib.ExitStack()
 
     def __enter__(self) -> Reporter:
@@ -170,6 +171,19 @@ class Reporter:
         for name in ('before_after', 'reward_curve') if self._primary else ():
             self._trackers.picture(summary['updates'], name, self._workdir / f'{name}.png')
         return summary
+
+    def failed(self) -> None:
+        """Makes the page of a run of one process that an error ends. Not where a copy of all
+        pictures may come too late: a signal leaves little time, other processes wait for this one.
+        """
+        if not (self._alone and self._config.eval.report):
+            return
+        try:
+            self.flush()
+            page = write_report(self._workdir / FOLDER, [self._workdir], ended=True)
+            logging.info('made %s', page)
+        except Exception as error:  # noqa: BLE001 (the run's own error is the one to tell)
+            logging.warning('the page of the run was not made: %s', error)
 
     def flush(self) -> None:
         """Metrics are on disk when this returns: a run that continues from a checkpoint does not

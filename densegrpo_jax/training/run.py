@@ -239,6 +239,8 @@ def run(
                     raise  # there is no other error
                 logging.error('The last completed update could not be saved: %s', error)
             _say_what_is_left(checkpoints.latest_step(), config.iterations, reason)
+            if not isinstance(reason, Preempted):
+                reporter.failed()
             raise
         checkpoints.wait_until_finished()
         return reporter.finish(progress, checkpoints)

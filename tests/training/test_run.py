@@ -366,7 +366,8 @@ def test_whatever_ends_a_run_the_last_update_is_saved(folder, tmp_path, caplog):
     command continues once the files are gone.
     """
     config = make_config(folder, iterations=2, **{'checkpoint.every': 10, 'eval.every': 10})
-    config.text_cache = str(tmp_path / 'text')
+    config.text_cache, config.eval.report = str(tmp_path / 'text'), True
+    page = tmp_path / 'run' / 'report' / 'data.js'
 
     def damage():
         for file in (tmp_path / 'text').rglob('*.safetensors'):
@@ -379,8 +380,10 @@ def test_whatever_ends_a_run_the_last_update_is_saved(folder, tmp_path, caplog):
         'ended by an error, saved after iteration 1 of 2; once it is fixed, the same command '
         'continues there' in caplog.text
     )
+    assert '"updates": 1' in page.read_text() and '"state": "stopped"' in page.read_text()
     shutil.rmtree(tmp_path / 'text')
     assert run(config, tmp_path / 'run', one_device(), StopRequest())['updates'] == 2
+    assert '"state": "finished"' in page.read_text()
 
 
 def test_an_evaluation_picture_without_a_score_is_left_out_and_said(
