@@ -15,7 +15,8 @@ peak, scoring not counted; not measured). Six steps (`--config.rollout.steps=6`)
 evaluations a sample instead of 55.
 Memory: 42 GiB on one H100 (`:devices=1`), as its compiler plans it (docs/own_machine.md), and
 3.7 GiB of PickScore (half with --config.reward.pickscore.dtype=bfloat16). The text encoder,
-7.5 GiB, is freed before training.
+7.5 GiB, is freed before training. v5e-8, v6e-8 and one RTX 4090 need the options that
+docs/own_machine.md lists.
 Expected score: above the base's; no paper has such a run.
 """
 

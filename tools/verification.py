@@ -47,7 +47,7 @@ RECIPES = {
     ),
     'flux2_klein_geneval': Verified(VALIDATED, f'{_OPENED}; its plan is that of flux2_klein_ocr'),
     'flux2_klein_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL}'),
-    'flux2_klein_pickscore': Verified(COMPILED, f'{_MACHINE}, h100:1; {_SMALL} (slow)'),
+    'flux2_klein_pickscore': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL} (slow)'),
     'flux_geneval': Verified(COMPILED, f'{_PLANS}, h100:8'),
     'flux_ocr': Verified(COMPILED, f'{_PLANS}, TPUs and GPUs'),
     'flux_pickscore': Verified(COMPILED, f'{_PLANS}, h100:8'),
@@ -73,7 +73,7 @@ RECIPES = {
     'zimage_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL} (slow)'),
     'zimage_pickscore': Verified(
         COMPILED,
-        f'{_MACHINE}, h100:1; two iterations on small random weights in '
+        f'{_MACHINE}, GPUs and v5p; two iterations on small random weights in '
         'tests/viewing/test_other_family.py',
     ),
 }
