@@ -42,6 +42,7 @@ from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.planning.plan import check_rollout, plan, plan_search, table
 from densegrpo_jax.planning.topology import Topology, parse
 from densegrpo_jax.runtime.paths import made_ready
+from densegrpo_jax.runtime.trees import json_value
 
 
 def main(flag) -> int:
@@ -66,7 +67,9 @@ def main(flag) -> int:
         text, result, fits = _one(flag, topology)
     print(text)
     if out:
-        out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+        out.write_text(
+            json.dumps(json_value(result), indent=2, allow_nan=False) + '\n', encoding='utf-8'
+        )
     return 0 if fits else 1
 
 

@@ -125,7 +125,7 @@ def markdown() -> str:
 
 def own_method() -> str:
     """The last section: a method that is no row, its code and its command."""
-    return OWN.format(code=(ROOT / 'examples' / 'own_method.py').read_text())
+    return OWN.format(code=(ROOT / 'examples' / 'own_method.py').read_text(encoding='utf-8'))
 
 
 def _section(name: str) -> str:

@@ -46,7 +46,7 @@ def compiled_row(
     phase: Phase, topology: Topology, resident: float, utilisation: float, quick: bool = False
 ) -> Row:
     """Compiles a phase. `resident`: bytes on a device that are not among its arguments, or that are
-    counted once for all phases.
+    counted once for all phases. Raises ValueError if its attention needs a library that is absent.
     """
     began = time.monotonic()
     chip, count = topology.chip, topology.count
@@ -57,7 +57,12 @@ def compiled_row(
             0, memory.output_size_in_bytes - memory.alias_size_in_bytes
         )
         received = sum(collective_bytes(program.as_text()).values())
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:
+        if 'cuDNN not found' in str(error):  # JAX asks for its version
+            raise ValueError(
+                "model.attention='cudnn': cuDNN was not found; pip install -r "
+                "requirements-cuda.txt brings it, or plan with 'xla'"
+            ) from None
         match = HBM_EXCEEDED.search(str(error))
         if 'RESOURCE_EXHAUSTED' not in str(error) or match is None:
             raise

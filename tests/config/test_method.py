@@ -2,6 +2,8 @@
 is said of a name that stands for nothing usable.
 """
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,7 @@ SIGMAS = np.float32([1, 0.8, 0.4, 0])
 def own(tmp_path, monkeypatch):
     (tmp_path / 'own_method.py').write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'own_method', raising=False)  # of another test
 
 
 def changed(**values):

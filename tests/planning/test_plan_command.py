@@ -13,8 +13,8 @@ from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import advice
-from densegrpo_jax.planning.lowering import phases
-from densegrpo_jax.planning.plan import plan, plan_search, table
+from densegrpo_jax.planning.lowering import Phase, phases
+from densegrpo_jax.planning.plan import compiled_row, plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
 from densegrpo_jax.sampling.sampler import make_schedule
@@ -200,6 +200,14 @@ def test_the_slices_to_copy_are_those_of_the_plans():
             and 'yes, of' in row
             and (fsdp == 1 or f'fsdp {fsdp}' in row)
         )
+
+
+def test_attention_whose_library_is_absent_is_named():
+    def lower():
+        raise RuntimeError('cuDNN not found.')
+
+    with pytest.raises(ValueError, match="'cudnn': cuDNN was not found; pip install"):
+        compiled_row(Phase(lower, 1, 1.0), parse('h100:1'), 0.0, 0.5)
 
 
 def test_a_search_is_planned_without_weights():

@@ -4,6 +4,7 @@ they are imported from, which train as the same parts of the package do.
 
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,7 @@ def own_method(tmp_path_factory, monkeypatch):
     path = tmp_path_factory.mktemp('reader')
     (path / 'own_method.py').write_text(CODE)
     monkeypatch.syspath_prepend(path)
+    monkeypatch.delitem(sys.modules, 'own_method', raising=False)  # of another test
 
 
 def trained(folder, workdir, **changes):

@@ -88,7 +88,7 @@ def test_sample_with_and_without_adapters(trained):
 @pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
 def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step, after):
     evaluations = [[0, 0.5, 0.01], [4, 0.9, 0.02], [8, 0.7, 0.03]]
-    pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline')
+    pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline', diffusers_guidance=lambda w: w)
     card = model_card(
         *(tiny_ocr.get_config(), pipeline, tmp_path, tmp_path),
         *('peft', 'lora.safetensors', step, evaluations),
