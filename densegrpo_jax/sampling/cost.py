@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple
-
-import numpy as np
 
 from densegrpo_jax.config.moving_keys import ENTROPY
 from densegrpo_jax.core.rollout_plan import RolloutPlan
@@ -56,5 +55,4 @@ def distinct_images(plan: RolloutPlan, alike: int) -> float:
         together = plan.together[k] if plan.together else 1
         rows |= {row: together if own else rows[read] for row, own in zip(to, noisy)}
     # the anchor of predictions is chosen sample by sample, by no job
-    total = sum(1 / rows.get(row, 1) for row in plan.completions)
-    return float(np.round(total, 9))
+    return float(sum(Fraction(1, rows.get(row, 1)) for row in plan.completions))

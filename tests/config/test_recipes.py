@@ -20,9 +20,8 @@ from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.trees import differing, dotted
 from densegrpo_jax.sampling.noise import title
-from densegrpo_jax.sampling.sampler import make_schedule
-from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.training.rounds import check_rounds
+from tests.config.test_published import opened
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -138,10 +137,8 @@ REFUSED = {
 
 
 def opens(config):
-    mesh = make_mesh(config.mesh)
-    pipeline = open_shapes(config, mesh)
-    schedule = make_schedule(pipeline, config)
-    check_rounds(config, pipeline, schedule, mesh)
+    pipeline, schedule = opened(config)
+    check_rounds(config, pipeline, schedule, make_mesh(config.mesh))
     return schedule
 
 
