@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.method_row import Published
 from densegrpo_jax.config.methods import METHODS
-from densegrpo_jax.config.published import FLUX, PUBLISHED, SD35
+from densegrpo_jax.config.published import FLUX, PUBLISHED, RECIPES, SD35
 from densegrpo_jax.runtime.markdown import table
 from experiments.equal_cost.budget import Cost, cost
 from experiments.reproduction.records import Records
@@ -28,10 +28,7 @@ RESULTS = ROOT / 'docs' / 'results'
 # Methods whose runs are variants of the reproduction, and one that trains on another reward.
 VARIANTS = {'dense_grpo': 'dense', 'gae': 'gae_0.5'}
 ELSEWHERE = {'d2_align': 'its own reward 1.009 → 1.055 ([d2_align.md](d2_align.md))'}
-# Recipes of the commands: of the miniature, and of the published settings by model; D2-Align's need
-# a reward with an embedding.
-PUBLISHED_RECIPES = {FLUX: 'flux_ocr', SD35: 'sd35_ocr'}
-WITH_EMBEDDING = {RECIPE: 'tiny_scene', 'flux_ocr': 'flux_pickscore'}
+WITH_EMBEDDING = 'tiny_scene'  # D2-Align needs a reward with an embedding
 # Methods that train with a file -> the command that makes it, the variant that it takes, the file,
 # and the key that names it.
 FILES = {
@@ -53,10 +50,11 @@ the loss:
     python -m densegrpo_jax.main --config=configs/flux_ocr.py:devices=8,method=dense_grpo \\
         --workdir=runs/flux
 
-With `settings=paper` beside the method, the recipe also takes the amounts that the method's paper
-or code states for the recipe's model, {FLUX} or {SD35}: steps, samples, size, learning rate.
-What is not listed stays the recipe's. These settings are validated; nothing was trained with them
-here.
+With `settings=paper` beside the method, the recipe also takes the amounts that were published of
+the method for the recipe's model, {FLUX} or {SD35}: steps, samples, size, learning rate. They
+are those of the method's paper or code, or of the other source that is named, as the run's label
+names it. What is not listed stays the method's or the recipe's. These settings are validated;
+nothing was trained with them here.
 
 - **evaluations, images**: network evaluations and scored images of one sample, on the miniature's
   grid with T steps, as they are executed.
@@ -151,36 +149,34 @@ def _published(found: Mapping[str, Published]) -> str:
     texts = []
     for model, published in found.items():
         more = [f'; with `{r}` {_keys(of)}' for r, of in published.by_reward.items()]
-        text = f'{model}: {_keys(published.overrides)}{"".join(more)}.'
+        of = f', those of {published.borrowed}' if published.borrowed else ''
+        text = f'{model}{of}: {_keys(published.overrides)}{"".join(more)}.'
         texts.append(f'{text} {published.note}'.strip())
-    return ' '.join(texts) or f'none for {FLUX} or {SD35}.'
+    return ' '.join(texts) or f'beyond this, none for {FLUX} or {SD35}.'
 
 
 def _commands(name: str) -> Iterator[str]:
     """The lines of the commands that train the miniature, and with the published settings."""
     beside = ', then with the published settings' if name in PUBLISHED else ''
     yield from (f'On the miniature{beside}:', '')  # without words the block would be of the list
-    yield from _training(name, RECIPE, f'method={name}', name, [])
-    for model, published in PUBLISHED.get(name, {}).items():
-        # all weights and their moments do not fit one device
-        split = ['--config.mesh.fsdp=8'] if published.overrides.get('full') else []
-        recipe = PUBLISHED_RECIPES[model]
+    yield from _training(name, RECIPE, f'method={name}', name)
+    for model in PUBLISHED.get(name, {}):
+        recipe = RECIPES[model]
         workdir = f'{name}_{recipe.partition("_")[0]}'
         variant = f'devices=8,method={name},settings=paper'
-        yield from _training(name, recipe, variant, workdir, split)
+        yield from _training(name, recipe, variant, workdir)
 
 
-def _training(
-    name: str, recipe: str, variant: str, workdir: str, extra: list[str]
-) -> Iterator[str]:
+def _training(name: str, recipe: str, variant: str, workdir: str) -> Iterator[str]:
+    extra = []
     if name == 'd2_align':
-        recipe = WITH_EMBEDDING[recipe]
+        recipe = WITH_EMBEDDING
     if name in FILES:
         module, takes, file, key = FILES[name]
         made = f'runs/{workdir}_{module}'
         config = f'--config=configs/{recipe}.py{takes.format(variant)}'
-        yield from _command(module, config, f'--workdir={made}', *extra)
-        extra = [f'--config.{key}={made}/{file}', *extra]
+        yield from _command(module, config, f'--workdir={made}')
+        extra = [f'--config.{key}={made}/{file}']
     config = f'--config=configs/{recipe}.py:{variant}'
     yield from _command('main', config, f'--workdir=runs/{workdir}', *extra)
 

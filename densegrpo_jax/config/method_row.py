@@ -21,12 +21,15 @@ class Method(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The amounts that a paper or its code states for one model, on top of the method's row."""
+    """The amounts that a paper or its code states for one model, on top of the method's row, which
+    an entry does not repeat.
+    """
 
     overrides: Mapping[str, object]  # by dotted key
     note: str = ''  # plain Markdown: what no key sets, and where the sources differ
     # the reward of a recipe -> amounts that the source states for it
     by_reward: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+    borrowed: str = ''  # whose amounts these are if no source states them of this method and model
 
 
 # The sde kernel from one initial noise per prompt, rewards normalised apart, no KL.

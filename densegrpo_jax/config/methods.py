@@ -64,7 +64,8 @@ METHODS: Mapping[str, Method] = {
         "Flow-GRPO on a kernel that adds no more noise than the next state has; its code's "
         'log-probability and clip range.',
         'arXiv 2509.05952',
-        "Kernel (Eq. 10), its code's unscaled log-probability with clip range 1e-5, and noise 0.8.",
+        "Kernel (Eq. 10), its code's unscaled log-probability with clip range 1e-5, and noise 0.8 "
+        '(its runs have 0.7 to 0.8).',
         'No KL to the reference.',
         'T',
     ),
@@ -227,7 +228,8 @@ METHODS: Mapping[str, Method] = {
         'gets all that follows.',
         'arXiv 2602.06422',
         'Turning points by signs of neighbouring gains and of what follows; kernel, noise, '
-        'log-probability and clip range of its FLUX configurations.',
+        'log-probability and clip range of its FLUX configurations, which have T = 6 and groups of '
+        '24 as our recipes. Of their 5 or 6 noisy transitions the kernel leaves the sixth silent.',
         'The bonuses are not balanced in number between rise and fall. With fewer trained '
         'transitions the first of the trajectory still counts as first. Noise of 0.8 is that of '
         'FLUX; its configurations have 0.7 for SD3.5.',

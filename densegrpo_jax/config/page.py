@@ -40,7 +40,8 @@ the recipes for large models fit 8 devices: give `devices=1` for one GPU. `devic
 `rollout.prompts_per_batch`, `optim.microbatch` and `eval.batch` to N devices: batches are as large
 as the devices hold. The learning stays the same. `method=NAME` sets the keys of a method; the
 recipe keeps its model, prompts, reward and amounts. `settings=paper` also sets the amounts, as far
-as the method's paper or code states them for the recipe's model ([methods](methods.md)).
+as they were published of the method for the recipe's model ([methods](methods.md)); if all weights
+are trained with them, `mesh.fsdp` splits the weights over the devices.
 """
 
 

@@ -1,9 +1,11 @@
 """What the papers of the methods, or their code, ran on FLUX.1-dev and SD3.5-M: amounts on top of a
 method's row, as `--config=RECIPE:method=NAME,settings=paper`.
 
-A number stands here only if the paper or its code states it. The recipe keeps the rest, its prompts
-and its reward. Our readings of a method (`methods`) stay, unless a note says otherwise. Nothing of
-this size was trained here.
+A number stands here only if the method's paper or code states it for the model; of an entry that
+is `borrowed`, another source states it, which the run's label names. An entry repeats nothing of
+the row, and something in it is not a default either. The recipe keeps the rest, its prompts and its
+reward. Our readings of a method (`methods`) stay, unless a note says otherwise. Nothing of this
+size was trained here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ PAPER = 'paper'  # the one value of `settings` in a variant
 FLUX, SD35 = 'FLUX.1-dev', 'SD3.5-M'
 # The last part of `model.path`, a Hugging Face id or a folder -> the model.
 _MODELS = {'FLUX.1-dev': FLUX, 'stable-diffusion-3.5-medium': SD35}
-RECIPES = {FLUX: 'flux_pickscore', SD35: 'sd35_pickscore'}  # one of each, for any method
+RECIPES = {FLUX: 'flux_ocr', SD35: 'sd35_ocr'}  # one of each
 
 _SHIFT = "Its grid is shifted by 3, ours by the model's rule (2.2 at 720 px); no key sets that."
 _ACCUMULATION = 'One update takes a whole iteration: its accumulation over {} has no key.'
@@ -43,28 +45,18 @@ _DENSE_GRPO_REWARDS = {
     'pickscore': {'iterations': 4500, 'loss.beta': 0.01},
 }
 
+_BASELINE = 'the baseline in arXiv 2601.20218'
+
 # Also the likeliest base of AEGPO.
 _DANCE = {
     **_PIXELS,
     'full': True,
     'rollout.steps': 16,
     'rollout.group': 12,
-    'rollout.level': 0.3,
-    'loss.clip_range': 1e-4,
     'optim.learning_rate': 1e-5,
 }
 
 _TP_GRPO = {
-    FLUX: Published(
-        {
-            'rollout.steps': 6,
-            'rollout.group': 24,
-            'rollout.level': 0.8,
-            'loss.beta': 0.0,
-            'loss.clip_range': 1e-5,
-        },
-        'Its configurations have 5 or 6 noisy transitions; the kernel adds no noise in the sixth.',
-    ),
     SD35: Published(
         {
             'model.guidance': 4.5,
@@ -74,7 +66,7 @@ _TP_GRPO = {
         },
         'Nine transitions are noisy: with `rollout.train_end` also the one into an almost clean '
         'latent, in which this kernel leaves hardly any noise.',
-    ),
+    )
 }
 
 # G2RPO and E-GRPO.
@@ -84,8 +76,6 @@ _BRANCHES = {
     'full': True,
     'rollout.steps': 16,
     'rollout.group': 12,
-    'rollout.level': 0.7,
-    'loss.clip_range': 1e-4,
     'optim.learning_rate': 2e-6,
     'optim.weight_decay': 1e-4,
 }
@@ -119,31 +109,20 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
             'Its configuration pickscore_flux.',
         ),
         SD35: Published(
-            {**_DENSE_GRPO, 'rollout.level': 0.7},
-            'As the baseline of arXiv 2601.20218.',
-            _DENSE_GRPO_REWARDS,
+            {**_DENSE_GRPO, 'rollout.level': 0.7}, by_reward=_DENSE_GRPO_REWARDS, borrowed=_BASELINE
         ),
-    },
-    'flow_cps': {
-        SD35: Published(
-            {'rollout.level': 0.8, 'loss.clip_range': 1e-5},
-            'Noise of 0.7 to 0.8. No other amount of its runs is known here.',
-        )
     },
     'coca': {
         SD35: Published(
             _DENSE_GRPO,
-            'As a baseline of arXiv 2601.20218; its own paper has no flow models.',
+            'Its own paper has no flow models.',
             _DENSE_GRPO_REWARDS,
+            borrowed=_BASELINE,
         )
     },
     'guard': {
         SD35: Published(
-            {'loss.beta': 0.0, 'optim.learning_rate': 1e-4},
-            by_reward={
-                'geneval': {'loss.clip_range': 2e-6},
-                'pickscore': {'loss.clip_range': 4e-6},
-            },
+            {'optim.learning_rate': 1e-4}, by_reward={'pickscore': {'loss.clip_range': 4e-6}}
         )
     },
     'nft': {
@@ -157,13 +136,12 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
             'Without classifier-free guidance. Its b is 1 or 0.1 (`loss.nft_strength`).',
         )
     },
-    'stepwise': {SD35: Published({'rollout.steps': 10, 'credit.completion_steps': 5})},
+    'stepwise': {SD35: Published({'rollout.steps': 10})},
     'tp_grpo': _TP_GRPO,
     'tp_grpo_code': _TP_GRPO,
     'dance': {
         FLUX: Published(
-            {**_DANCE, 'iterations': 300, 'moving.fraction': 0.6, 'credit.clip': 5.0},
-            f'{_SHIFT} {_ACCUMULATION.format(4)}',
+            {**_DANCE, 'iterations': 300, 'credit.clip': 5.0}, f'{_SHIFT} {_ACCUMULATION.format(4)}'
         )
     },
     'mix': {
@@ -171,11 +149,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
             {
                 'rollout.steps': 25,
                 'rollout.group': 12,
-                'rollout.level': 0.7,
-                'moving.width': 4,
-                'moving.stay': 25,
                 'credit.clip': 5.0,
-                'loss.clip_range': 1e-4,
                 'optim.learning_rate': 1e-5,
             },
             f"Its grid is shifted by 3, ours by the model's rule. {_ACCUMULATION.format(3)}",
@@ -183,9 +157,10 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
     },
     'aegpo': {
         FLUX: Published(
-            {**_DANCE, 'moving.width': 4, 'budget.ratio': 2.0},
-            'Known are the groups of 8 and 16 and the top 4 transitions; the rest is that of '
-            f'DanceGRPO, the likeliest base. {_SHIFT}',
+            {**_DANCE, 'moving.width': 4},
+            'Known are the groups of 8 and 16 and the top 4 transitions; the rest is that of the '
+            f'likeliest base. {_SHIFT}',
+            borrowed='DanceGRPO',
         )
     },
     'euphonium': {
@@ -194,26 +169,18 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
                 'iterations': 501,
                 'rollout.steps': 16,
                 'rollout.group': 8,
-                'rollout.level': 0.25,
                 'rollout.noisy_end': True,
-                'moving.fraction': 0.6,
                 'guide.steps': (12, 13, 14, 15),
                 'guide.normalise': False,
                 'guide.scale': 0.16,
                 'credit.clip': 5.0,
-                'loss.clip_range': 1e-4,
                 'optim.learning_rate': 1e-6,
             },
-            'Those of HunyuanVideo, without its size, guidance and shift: it has no image model. '
+            'The paper has no image model; size, guidance and shift are not those of its videos. '
             'Transition 15, the last, drifts and is not trained: `rollout.noisy_end` gives it '
             'noise. λ = 0.01 is `guide.scale=0.16` at noise of 0.25. '
             f'{_ACCUMULATION.format(4)}',
-        )
-    },
-    'd2_align': {
-        FLUX: Published(
-            {'d2.omega': 1.5, 'd2.steps': 2000},
-            'Its reward is HPSv2.1, alone or with CLIP. No amount of its GRPO runs is known here.',
+            borrowed='HunyuanVideo',
         )
     },
     'g2rpo': {
@@ -231,7 +198,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
     },
     'e_grpo': {
         FLUX: Published(
-            {**_BRANCHES, 'iterations': 300, 'plan.merge_tau': 2.2},
+            {**_BRANCHES, 'iterations': 300},
             f'The released configuration has a learning rate of 1e-5. {_SHIFT} So steps merge '
             'otherwise: lengths 1, 1, 2, 2, 3, 3, 4, 4, where on its grid they are 1, 1, 2, 2, 2, '
             '3, 3, 3 (`plan.merge`, with `plan.merge_tau=0`).',
@@ -245,8 +212,6 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
                 'rollout.group': 24,
                 'rollout.last': 9,
                 'rollout.train_end': True,
-                'loss.clip_range': 1e-4,
-                'loss.beta': 0.004,
                 'optim.learning_rate': 3e-4,
             },
             'Branches at every transition but the last, so also into an almost clean latent, whose '
@@ -259,9 +224,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
             {
                 'rollout.steps': 20,
                 'rollout.group': 16,
-                'rollout.level': 0.3,
                 'plan.splits': (0, 3, 6, 9),
-                'loss.clip_range': 1e-3,
                 'optim.learning_rate': 1e-5,
             },
             _ACCUMULATION.format(12),
@@ -289,8 +252,9 @@ def apply_published(config, method: str | None):
     found = PUBLISHED.get(method, {})
     if not found:
         raise ValueError(
-            f'settings={PAPER}: there are none of method={method}, neither for {FLUX} nor for '
-            f'{SD35}: leave settings={PAPER} out; methods that have some: {", ".join(PUBLISHED)}'
+            f'settings={PAPER}: beyond the row and the defaults there are none of method={method}, '
+            f'neither for {FLUX} nor for {SD35}: leave settings={PAPER} out; methods that have '
+            f'some: {", ".join(PUBLISHED)}'
         )
     path = config.model.path
     model = _MODELS.get(pathlib.PurePath(path).name)
@@ -305,5 +269,6 @@ def apply_published(config, method: str | None):
     for reward, overrides in published.by_reward.items():
         if reward in config.reward:
             config.update_from_flattened_dict(dict(overrides))
-    config.label = f'{config.label}, published settings'
+    of = f' of {published.borrowed}' if published.borrowed else ''
+    config.label = f'{config.label}, published settings{of}'
     return config

@@ -63,7 +63,7 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
       devices: used if `text` names none; None: the recipe's own batches stay.
 
     Returns:
-      config.
+      config. Published settings that train all weights have them split over all devices.
 
     Raises:
       ValueError: an unknown variant or method; see `apply_published` and `fit`.
@@ -80,11 +80,15 @@ def apply(config, text: str, *, samples: int, transitions: int, devices: int | N
         # A method's completions of five steps are whole ones in a recipe of four.
         steps = min(config.credit.completion_steps, config.rollout.steps)
         config.credit.completion_steps = steps
-        if config.moving.steps in SILENT_BESIDE:  # it trains three, and a window is to move there
+        if config.moving.steps in SILENT_BESIDE:
+            # A window moves if it is narrower than the trained transitions. Their number needs the
+            # model's grid; here they are all but the last, as on the four steps of FLUX.2 [klein].
             config.moving.width = min(config.moving.width, max(1, config.rollout.steps - 2))
         reset_unread(config)  # options of the parts that the method has replaced
     if (count := variant.devices or devices) is not None:
         fit(config, count, samples=samples, transitions=transitions)
+        if variant.settings is not None and config.full:
+            config.mesh.fsdp = count  # all weights and their moments fit no single device
     elif config.loss.kind != 'grpo' or config.moving.steps != 'none':
         # The recipe's own microbatch fits the transitions of its own loss, all of them.
         fitting = microbatches(config)

@@ -15,27 +15,27 @@ from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.unread import unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.branch_plan import merged_targets
+from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.runtime.mesh import AXES, make_mesh, mesh_shape
 from densegrpo_jax.runtime.trees import dotted
-from densegrpo_jax.sampling import guidance
+from densegrpo_jax.sampling.cost import of_sample
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
+from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
+from densegrpo_jax.training.announce import GIB, memory
 from densegrpo_jax.training.geometry import check_geometry
 from densegrpo_jax.training.rounds import check_rounds
 
 ENTRIES = [(method, model) for method, of in PUBLISHED.items() for model in of]
-OCR = {FLUX: 'flux_ocr', SD35: 'sd35_ocr'}
 
 
 def published(method, model, devices=8):
-    # a direction is for rewards with an embedding
-    recipe = RECIPES[model] if method == 'd2_align' else OCR[model]
-    return load(f'{recipe}:devices={devices},method={method},settings=paper')
+    return load(f'{RECIPES[model]}:devices={devices},method={method},settings=paper')
 
 
-def opened(config):
-    """The pipeline and the schedule; no weights are read."""
-    pipeline = open_shapes(config, make_mesh(config.mesh))
+def opened(config, mesh=None):
+    """The pipeline and the schedule; no weights are read. mesh: not that of the configuration."""
+    pipeline = open_shapes(config, mesh or make_mesh(config.mesh))
     return pipeline, make_schedule(pipeline, config)
 
 
@@ -49,21 +49,17 @@ NFE = {
     ('dense_grpo', SD35): 10 + sum(9 - k for k in range(8)),
     ('flow_grpo', FLUX): 6,
     ('flow_grpo', SD35): 10,
-    ('flow_cps', SD35): 10,
     ('coca', SD35): 10,
     ('guard', SD35): 10,
     ('nft', SD35): 10,
     # states 1 ... 7, by five steps or those that are left, the first of them the trajectory's
     ('stepwise', SD35): 10 + sum(min(5, 10 - k) - 1 for k in range(1, 8)),
-    ('tp_grpo', FLUX): 6 + 5 + 4 + 3 + 2 + 1,
-    ('tp_grpo_code', FLUX): 21,
     ('tp_grpo', SD35): 10 + sum(9 - k for k in range(9)),  # nine noisy transitions
     ('tp_grpo_code', SD35): 55,
     ('dance', FLUX): 16,
     ('mix', FLUX): 25,
-    ('aegpo', FLUX): 16,
+    ('aegpo', FLUX): 16 + 2 * 16 / 12,  # policy and base are probed once for a prompt
     ('euphonium', FLUX): 16 + 5,  # and the base at the states 12 ... 16
-    ('d2_align', FLUX): 6,
     # the paper's 133.3 and 158.3 with one whole trajectory for 12 samples; here it ends at state 7
     ('g2rpo', FLUX): 8 / 12
     + sum(15 - k for k in range(8))
@@ -81,12 +77,12 @@ def test_every_entry_opens_on_its_model(method, model):
     validate(config)
     assert not unread(config)
     _, schedule = opened(config)
-    nfe = schedule.plan.nfe + guidance.cost(config, schedule).evaluations
-    assert nfe == pytest.approx(NFE[method, model], rel=1e-12)
+    assert of_sample(config, schedule).nfe == pytest.approx(NFE[method, model], rel=1e-12)
     found = values(config)
     overrides = PUBLISHED[method][model].overrides
     assert {key: found[key] for key in overrides} == overrides
-    assert config.label.endswith(f', {method}, published settings')
+    whose = PUBLISHED[method][model].borrowed
+    assert config.label.endswith(f', {method}, published settings{whose and f" of {whose}"}')
 
 
 @pytest.mark.parametrize('devices', [8, 16, 32])
@@ -94,7 +90,8 @@ def test_every_entry_opens_on_its_model(method, model):
 def test_every_entry_divides_over_its_devices(method, model, devices):
     config = published(method, model, devices)
     validate(config)
-    pipeline, schedule = opened(config)
+    assert config.mesh.fsdp == (devices if config.full else 1)
+    pipeline, schedule = opened(config, make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}))
     mesh = AbstractMesh(mesh_shape(config.mesh, devices), AXES)
     check_geometry(config, schedule, mesh)
     check_rounds(config, pipeline, schedule, mesh)
@@ -108,6 +105,31 @@ def test_what_is_published_is_of_methods_and_changes_amounts_alone():
         for entry in of.values():
             keys = {*entry.overrides}.union(*entry.by_reward.values())
             assert keys <= {*KEYS} and not keys & parts
+
+
+@pytest.mark.parametrize('method, model', ENTRIES)
+def test_every_entry_says_something(method, model):
+    """It repeats no value of the row, and has more than defaults. A recipe may have all of it: ours
+    for SD3.5-M have the settings of DenseGRPO.
+    """
+    entry, row = PUBLISHED[method][model], METHODS[method].overrides
+    assert any(value != KEYS[key].default for key, value in entry.overrides.items())
+    for amounts in (entry.overrides, *entry.by_reward.values()):
+        assert not [key for key, value in amounts.items() if row.get(key) == value]
+
+
+@pytest.mark.slow
+def test_all_weights_are_split_over_the_devices():
+    """So they fit eight H100, and whole on each device they do not."""
+    config = published('dance', FLUX)
+    pipeline, schedule = opened(config)
+    state = state_shapes(pipeline, optimiser(config), follow_rules(config))
+    base, whole = pipeline.abstract_params(), {'data': 8, 'fsdp': 1, 'tensor': 1}
+    split, copied = (
+        sum(memory(config, pipeline, schedule, make_mesh(mesh), base, state).values())
+        for mesh in (config.mesh, whole)
+    )
+    assert 2 * split < CHIPS['h100'].gib * GIB < copied
 
 
 def test_amounts_depend_on_the_reward_where_the_paper_says_so():
@@ -172,20 +194,22 @@ def test_the_drift_of_euphonium_has_noise_in_every_guided_transition():
         ('flux_ocr:method=dance,settings=mine', 'settings=mine: expected settings=paper, the pub'),
         (
             'flux_ocr:method=gae,settings=paper',
-            'settings=paper: there are none of method=gae, neither for FLUX.1-dev nor for SD3.5-M: '
-            'leave settings=paper out; methods that have some: dense_grpo, ',
+            'settings=paper: beyond the row and the defaults there are none of method=gae, neither '
+            'for FLUX.1-dev nor for SD3.5-M: leave settings=paper out; methods that have some: '
+            'dense_grpo, ',
         ),
         (
             'sd35_ocr:method=g2rpo,settings=paper',
             'settings=paper: those of method=g2rpo are for FLUX.1-dev, and the model of this '
             "recipe is 'stabilityai/stable-diffusion-3.5-medium': choose a recipe such as "
-            'flux_pickscore, or leave settings=paper out',
+            'flux_ocr, or leave settings=paper out',
         ),
         (
-            'tiny_ocr:method=tp_grpo,settings=paper',
-            'those of method=tp_grpo are for FLUX.1-dev and SD3.5-M, and the model of this recipe '
-            "is 'builtin:tiny': choose a recipe such as flux_pickscore or sd35_pickscore",
+            'tiny_ocr:method=flow_grpo,settings=paper',
+            'those of method=flow_grpo are for FLUX.1-dev and SD3.5-M, and the model of this '
+            "recipe is 'builtin:tiny': choose a recipe such as flux_ocr or sd35_ocr, or leave",
         ),
+        ('flux_ocr:method=tp_grpo,settings=paper', 'method=tp_grpo are for SD3.5-M, and the model'),
         ('flux_ocr:settings=paper,method=dense', "did you mean 'dense_grpo'?"),
     ],
 )
