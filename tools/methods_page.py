@@ -18,7 +18,8 @@ from densegrpo_jax.config.method_row import Published
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.published import FLUX, PUBLISHED, RECIPES, SD35
 from densegrpo_jax.runtime.markdown import table
-from experiments.equal_cost.budget import Cost, cost
+from densegrpo_jax.sampling.cost import SampleCost
+from experiments.equal_cost.budget import cost
 from experiments.reproduction.records import Records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -88,7 +89,7 @@ Kernels, noise tables and shapes of rollouts are named in the same way:
 """
 
 
-def counted(method: str, steps: int) -> Cost:
+def counted(method: str, steps: int) -> SampleCost:
     """What a sample costs on the miniature's grid of `steps` steps."""
     config = load(f'{RECIPE}:method={method}')
     config.rollout.steps = steps

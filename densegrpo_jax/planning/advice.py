@@ -56,6 +56,7 @@ def advice(
         if need <= limit:
             continue
         key, size, each = {
+            'probe': ('rollout.prompts_per_batch', r.prompts_per_batch, 1),
             'rollout': ('rollout.prompts_per_batch', r.prompts_per_batch, r.group),
             'update': ('optim.microbatch', config.optim.microbatch, 1),
             'evaluation': ('eval.batch', config.eval.batch, 1),

@@ -5,6 +5,7 @@ nothing and runs nothing.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,8 +28,9 @@ from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
-from densegrpo_jax.sampling.cost import probed
-from densegrpo_jax.sampling.guidance import cost, guidance_maker
+from densegrpo_jax.sampling.cost import executed, largest, probe_evaluations, probed
+from densegrpo_jax.sampling.guidance import guidance_maker, process_cost
+from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
@@ -62,9 +64,13 @@ def phases(
     mesh: Mesh,
     reward: CompositeReward | None = None,
 ) -> dict[str, Phase]:
-    """'rollout' (one batch of prompts with completions and decoding), 'update' and 'evaluation'
-    (one batch) of a configuration. reward: of `reward_inside`; None: it is made here.
+    """'probe' (of the attention, one batch of prompts) if there is one, 'rollout' (one batch of
+    prompts with completions and decoding), 'update' and 'evaluation' (one batch) of a
+    configuration. Of plans that differ between iterations the largest is lowered, and operations
+    are the mean. reward: of `reward_inside`; None: it is made here.
     """
+    plans = [found.plan for found in executed(config, schedule)]
+    schedule = largest(config, schedule)
     r, m = config.rollout, config.model
     whole = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d)
     row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(
@@ -107,17 +113,16 @@ def phases(
     )
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
     arguments += process[:1]
-    sampled, images, _ = jax.eval_shape(rollout, *arguments)
-    work = sampled.nfe * forward(batch) + images.shape[0] * decode(batch)
-    if probe := probed(config, schedule):  # of the attention, a row for each prompt
-        work += probe * forward(r.prompts_per_batch)
-    beside, value = cost(config, schedule), config.guide.source == 'value'
+    sampled, *_ = jax.eval_shape(rollout, *arguments)
+    work = statistics.fmean(plan.nfe for plan in plans) * forward(batch)
+    work += statistics.fmean(len(plan.completions) for plan in plans) * decode(batch)
+    inside, value = process_cost(config, schedule), config.guide.source == 'value'
     # Backward through the activations, as much as forward. What a reward itself computes is left
     # out.
     through = lambda: forward(batch, guided=value) + (decode(batch) if value else 0)
     if schedule.guided:
-        work += beside.evaluations * forward(batch, guided=False) + beside.images * decode(batch)
-        work += beside.gradients * through()
+        work += inside.evaluations * forward(batch, guided=False) + inside.images * decode(batch)
+        work += inside.gradients * through()
 
     record = jax.tree.map(
         lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
@@ -145,8 +150,15 @@ def phases(
         whole(config.eval.batch, 2, d=jnp.uint32),
     )
     batches = (config.data.eval_prompts or 1024) / config.eval.batch
+    runs, found = r.prompts / r.prompts_per_batch, {}
+    if evaluations := probe_evaluations(config, schedule):  # a row for each prompt
+        base = probed(config, schedule).base
+        probe = make_probe(pipeline, config, schedule.sigmas, mesh, base=base)
+        asked = evaluations * forward(r.prompts_per_batch)
+        found['probe'] = Phase(partial(probe.lower, *arguments[:6]), runs, asked)
     return {
-        'rollout': Phase(partial(rollout.lower, *arguments), r.prompts / r.prompts_per_batch, work),
+        **found,
+        'rollout': Phase(partial(rollout.lower, *arguments), runs, work),
         'update': Phase(
             partial(update.lower, *learned), 1, learning, one if m.remat == 'full' else 0.0
         ),
@@ -206,5 +218,7 @@ def _record(config, schedule: Schedule, sampled: Rollout) -> Any:
     credit = make_credit(added_up, schedule)
     ids = group_ids_of([r.group] * r.prompts)
     moving = schedule.moving
-    chosen = None if moving is None else jax.ShapeDtypeStruct((moving.count,), jnp.int32)
+    chosen = None
+    if moving is not None and not moving.own_plans:
+        chosen = jax.ShapeDtypeStruct((moving.count,), jnp.int32)
     return jax.eval_shape(credit, rollouts, *scored, ids, None, chosen)[0]

@@ -1,47 +1,98 @@
-"""What a sample of a run costs, counted in the plan that the run executes."""
+"""What a sample of a run costs, counted in the plans that its iterations execute."""
 
 from __future__ import annotations
 
+import statistics
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
+
 from densegrpo_jax.config.moving_keys import ENTROPY
 from densegrpo_jax.core.rollout_plan import RolloutPlan
-from densegrpo_jax.sampling import guidance
-from densegrpo_jax.sampling.sampler import Schedule, beside
+from densegrpo_jax.sampling.guidance import process_cost
+from densegrpo_jax.sampling.sampler import Schedule, beside, restricted
 
 
-class Cost(NamedTuple):
-    """Of one sample, as executed; not whole numbers where samples share some.
+class SampleCost(NamedTuple):
+    """Of one sample, as executed; not whole numbers where samples share some, or where the plans of
+    iterations differ: then they are means over the choices of transitions.
 
     Attributes:
-      nfe: network evaluations, with those of a process reward and of the attention probe. With
-        classifier-free guidance each is two.
+      rollout: network evaluations of trajectory and completions.
       images: distinct images that the reward scores.
+      probe: evaluations by the attention probe, in the place of the sample of its prompt's.
+      process: evaluations of the base network by a process reward, without classifier-free
+        guidance.
+      gradients: of a process reward through the network, about two evaluations each, which no other
+        field has.
     """
 
-    nfe: float
+    rollout: float
     images: float
+    probe: float = 0.0
+    process: float = 0.0
+    gradients: float = 0.0
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations; with classifier-free guidance `network` counts them."""
+        return self.rollout + self.probe + self.process
+
+    def network(self, guided: bool) -> float:
+        """Forward passes of the network. guided: with classifier-free guidance, where an evaluation
+        of the policy is two.
+        """
+        return (1 + guided) * (self.rollout + self.probe) + self.process
 
 
-def of_sample(config, schedule: Schedule) -> Cost:
+class Probed(NamedTuple):
+    """Whose attention an iteration probes."""
+
+    policy: bool
+    base: bool
+
+
+def of_sample(config, schedule: Schedule) -> SampleCost:
     """Counts; no weights are read."""
-    plan = schedule.plan
-    process = guidance.cost(config, schedule).evaluations
-    probe = probed(config, schedule) / config.rollout.group
-    alike = 1 if schedule.guided else beside(config)  # samples that drift may not be alike
-    return Cost(plan.nfe + process + probe, distinct_images(plan, alike))
+    plans = [found.plan for found in executed(config, schedule)]
+    process = process_cost(config, schedule)
+    # Samples of one start are alike up to their first noise, with which they also begin to drift.
+    # Steps of a plan whose noise is 0 in an iteration (`moving.steps`) are not seen here.
+    images = [distinct_images(plan, beside(config)) for plan in plans]
+    return SampleCost(
+        statistics.fmean(plan.nfe for plan in plans),
+        statistics.fmean(images),
+        probe_evaluations(config, schedule) / config.rollout.group,
+        process.evaluations,
+        process.gradients,
+    )
 
 
-def probes(config, schedule: Schedule) -> tuple[bool, bool]:
-    """Whether an iteration probes the policy's attention, and whether also the base model's."""
+def executed(config, schedule: Schedule) -> list[Schedule]:
+    """The schedules of the plans that iterations run: itself, or one for each choice of transitions
+    whose plan completes no state twice.
+    """
+    moving = schedule.moving
+    if moving is None or not moving.own_plans:
+        return [schedule]
+    return [restricted(config, schedule, np.array(steps)) for steps in moving.choices]
+
+
+def largest(config, schedule: Schedule) -> Schedule:
+    """Of the schedules `executed` the one that holds and evaluates most."""
+    return max(executed(config, schedule), key=lambda found: (found.plan.rows, found.plan.nfe))
+
+
+def probed(config, schedule: Schedule) -> Probed:
+    """Whose attention an iteration probes."""
     base, moving = config.budget.by == ENTROPY, schedule.moving
-    return base or (moving is not None and moving.choose is None), base
+    return Probed(base or (moving is not None and moving.choose is None), base)
 
 
-def probed(config, schedule: Schedule) -> int:
+def probe_evaluations(config, schedule: Schedule) -> int:
     """Network evaluations that the attention probe makes for a prompt, once an iteration."""
-    return sum(probes(config, schedule)) * (len(schedule.sigmas) - 1)
+    return sum(probed(config, schedule)) * (len(schedule.sigmas) - 1)
 
 
 def distinct_images(plan: RolloutPlan, alike: int) -> float:

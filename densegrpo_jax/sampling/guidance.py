@@ -23,7 +23,7 @@ from densegrpo_jax.sampling.sampler import MakeGuidance, Schedule, in_parts, nor
 PIXELS_WITH_GRADIENT = 512 * 512
 
 
-class Cost(NamedTuple):
+class ProcessCost(NamedTuple):
     """What a process reward adds to one sample."""
 
     evaluations: int  # of the network, forward
@@ -31,7 +31,7 @@ class Cost(NamedTuple):
     images: int  # decoded and scored on the devices
 
 
-def cost(config, schedule: Schedule) -> Cost:
+def process_cost(config, schedule: Schedule) -> ProcessCost:
     """Counts; with T evaluations for the trajectory itself.
 
     A probe evaluates the base network once at every state that is scored or left by a drifting
@@ -40,12 +40,12 @@ def cost(config, schedule: Schedule) -> Cost:
     g, states = config.guide, {*_states(config, schedule)}
     steps = {*_steps(config, schedule)}
     if not schedule.guided:
-        return Cost(0, 0, 0)
+        return ProcessCost(0, 0, 0)
     if g.source == 'probe':
-        return Cost(len(steps | states), len(steps), 0)
+        return ProcessCost(len(steps | states), len(steps), 0)
     if g.source == 'value':
-        return Cost(0, len(steps), len(steps | states))
-    return Cost(0, 0, 2 * g.spsa_directions * len(steps) + len(states))
+        return ProcessCost(0, len(steps), len(steps | states))
+    return ProcessCost(0, 0, 2 * g.spsa_directions * len(steps) + len(states))
 
 
 def guidance_maker(
@@ -74,7 +74,7 @@ def guidance_maker(
 
     def make(params, conditioning: Conditioning, keys, velocity, inputs) -> Guidance:
         split = lambda x: split_rows(x, mesh)
-        beside = lambda tree: jax.tree.map(split, repeat_rows(tree, group))
+        of_samples = lambda tree: jax.tree.map(split, repeat_rows(tree, group))
         common = {
             'shift': shift,
             'steps': _steps(config, schedule),
@@ -82,21 +82,21 @@ def guidance_maker(
         }
         if source == 'probe':
             hidden = pipeline.hidden_fn(
-                params['transformer'], beside(conditioning), m.guidance, *size
+                params['transformer'], of_samples(conditioning), m.guidance, *size
             )
 
-            def probed(x, s):
+            def process(x, s):
                 time = jnp.stack([jnp.ones_like(s), s, s**2], -1)
                 return hidden(x, s) @ inputs['hidden'] + time @ inputs['time']
 
             def with_gradient(x, s, k, v):
-                total = lambda x: (lambda found: (found.sum(), found))(probed(x, s))
+                total = lambda x: (lambda found: (found.sum(), found))(process(x, s))
                 (_, score), gradient = jax.value_and_grad(total, has_aux=True)(x)
                 return score, gradient
 
-            return Guidance(with_gradient, score=lambda x, x0hat, s: probed(x, s), **common)
+            return Guidance(with_gradient, score=lambda x, x0hat, s: process(x, s), **common)
 
-        features = beside({str(i): text for i, text in enumerate(inputs['text'])})
+        features = of_samples({str(i): text for i, text in enumerate(inputs['text'])})
 
         def scored(rows):
             """[b] of clean latents [b, ...] with features: 0 where an image is not finite."""

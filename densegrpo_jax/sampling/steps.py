@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -33,8 +34,8 @@ class StepChoice:
       allowed: the transitions to choose from, increasing.
       count: how many are chosen.
       silent: whether the others add no noise.
-      own_plans: whether every choice has a plan of its own, because credit reads completions, of
-        which fewer differ.
+      choices: all that may be chosen, if each has a plan of its own because credit reads
+        completions, of which fewer differ; else ().
       choose: iteration -> int32 [count], increasing; the same in every process and in a run that
         continues. None: it depends on a probe of the policy (`sampling.probe`).
     """
@@ -42,8 +43,13 @@ class StepChoice:
     allowed: tuple[int, ...]
     count: int
     silent: bool
-    own_plans: bool
+    choices: tuple[tuple[int, ...], ...]
     choose: Callable[[int], np.ndarray] | None
+
+    @property
+    def own_plans(self) -> bool:
+        """Whether every choice has a plan of its own."""
+        return bool(self.choices)
 
     def levels(self, noise_levels: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """float32 [T], the noise levels of an iteration that trains `steps`."""
@@ -71,7 +77,7 @@ def step_choice(config, masks: StepMasks) -> StepChoice | None:
         if count == len(allowed):
             return None
         return StepChoice(
-            allowed, count, False, False, lambda step: random_subset(key(step), allowed, count)
+            allowed, count, False, (), lambda step: random_subset(key(step), allowed, count)
         )
     if m.width > len(allowed):
         raise ValueError(
@@ -102,4 +108,8 @@ def step_choice(config, masks: StepMasks) -> StepChoice | None:
             f'for each of the {plans} choices of transitions, at most {MOST_PLANS}: use {wider}'
             "credit.rule='sparse'"
         )
-    return StepChoice(allowed, m.width, m.steps in SILENT_BESIDE, own_plans, choose)
+    every = itertools.combinations(allowed, m.width)
+    if windows:
+        every = (allowed[place : place + m.width] for place in range(plans))
+    choices = tuple(every) if own_plans else ()
+    return StepChoice(allowed, m.width, m.steps in SILENT_BESIDE, choices, choose)

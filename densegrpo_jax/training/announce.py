@@ -24,8 +24,8 @@ from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import weights_bytes
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
-from densegrpo_jax.sampling.cost import of_sample, probed
-from densegrpo_jax.sampling.guidance import cost
+from densegrpo_jax.sampling.cost import SampleCost, executed, largest, of_sample
+from densegrpo_jax.sampling.guidance import process_cost
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
@@ -72,7 +72,7 @@ def memory(
     stored = stored_shapes({n: shapes[n] for n in ('transformer', 'vae')}, dtype, m.quantize)
     weights = bytes_per_device(stored, shardings(stored, mesh))
     trained = bytes_per_device(state, shardings(state, mesh))
-    plan, samples = schedule.plan, r.prompts * r.group
+    plan, samples = largest(config, schedule).plan, r.prompts * r.group
     states = len(plan.completions)
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
@@ -181,17 +181,17 @@ def scored(config, schedule: Schedule) -> str:
     return text
 
 
-def beside(config, schedule: Schedule) -> str:
+def added(config, schedule: Schedule, each: SampleCost) -> str:
     """What the attention probe and a process reward add to a sample, in words; '' without them."""
-    probe = probed(config, schedule) / config.rollout.group
-    told = f'; attention probe: {probe:.3g} evaluations' if probe else ''
+    told = f'; attention probe: {each.probe:.3g} evaluations' if each.probe else ''
     if not schedule.guided:
         return told
-    c, kind = cost(config, schedule), 'of the base' if config.guide.source == 'probe' else ''
+    c = process_cost(config, schedule)
+    kind = 'of the base' if config.guide.source == 'probe' else ''
     parts = [(c.evaluations, f'evaluations {kind}'), (c.gradients, 'gradients')]
     parts.append((c.images, 'images scored on the devices'))
-    added = ', '.join(f'{n} {what}'.strip() for n, what in parts if n)
-    return f'{told}; process reward {config.guide.source} at {schedule.guided}: {added}'
+    text = ', '.join(f'{n} {what}'.strip() for n, what in parts if n)
+    return f'{told}; process reward {config.guide.source} at {schedule.guided}: {text}'
 
 
 def guarded_by(checked: Checked, part: Part) -> str:
@@ -226,13 +226,14 @@ def announce(
     steps = lambda mask: ''.join('x' if on else '.' for on in mask)
     devices = mesh.devices.flatten()
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    plan = schedule.plan
+    each, run = of_sample(config, schedule), executed(config, schedule)
     parts = sum(map(count, base.values())) / 1e6
     samples, batches = r.prompts * r.group, r.prompts // r.prompts_per_batch
     masks = (
         f'stochastic {steps(schedule.masks.stochastic)}, trained {steps(schedule.masks.trained)}'
     )
     moved = f'; {schedule.moving.count} of them an iteration' if schedule.moving else ''
+    first = f' with the first of {len(run)} choices' if len(run) > 1 else ''
     trained = f'LoRA rank {config.lora.rank}, alpha {config.lora.alpha:g}'
     if config.full:
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'
@@ -257,10 +258,10 @@ def announce(
         'rollout': f'T = {r.steps}, kernel {r.kernel}, noise {describe(config)}; {masks}{moved}',
         'iteration': (
             f'{r.prompts} prompts x {r.group} = {samples} samples in {batches} batch(es), '
-            f'{plan.nfe:g} evaluations and {of_sample(config, schedule).images:g} images a sample'
-            f'{beside(config, schedule)}'
+            f'{each.rollout:g} evaluations and {each.images:g} images a sample'
+            f'{added(config, schedule, each)}'
         ),
-        'credit': (f'{config.credit.rule}; {scored(config, schedule)}; {config.credit.std} std')
+        'credit': f'{config.credit.rule}; {scored(config, run[0])}{first}; {config.credit.std} std'
         + (f', {config.credit.combine} of the rewards' if config.credit.combine != 'sum' else ''),
         'update': (
             f'{o.updates} per iteration, {accumulation} x {o.microbatch} {unit}, lr '

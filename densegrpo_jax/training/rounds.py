@@ -19,8 +19,8 @@ from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, STREAM_STEPS, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector, Pending
 from densegrpo_jax.sampling.conditioning import place
-from densegrpo_jax.sampling.cost import probed, probes
-from densegrpo_jax.sampling.guidance import cost, guidance_maker
+from densegrpo_jax.sampling.cost import probe_evaluations, probed
+from densegrpo_jax.sampling.guidance import guidance_maker, process_cost
 from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
 from densegrpo_jax.sampling.session import Session
@@ -48,7 +48,7 @@ def check_rounds(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> 
     """Raises ValueError if the attention must be probed and cannot be, or if groups of two sizes
     do not divide over the mesh.
     """
-    if probes(config, schedule)[0]:
+    if probed(config, schedule).policy:
         pipeline.image_tokens(config.model.height, config.model.width)
     shards, r = batch_shards(mesh), config.rollout
     sizes = budget_sizes(r.group, config.budget.ratio)
@@ -75,12 +75,10 @@ class Rounds:
         self._rollouts: dict[tuple, Callable] = {}
         self._credits: dict[tuple[int, ...] | None, Callable] = {}
         self._process = session.process_reward
-        policy, base = probes(session.config, schedule)
-        self._probe = (
-            make_probe(session.pipeline, session.config, schedule.sigmas, session.mesh, base=base)
-            if policy
-            else None
-        )
+        models, parts = probed(session.config, schedule), (session.pipeline, session.config)
+        self._probe = None
+        if models.policy:
+            self._probe = make_probe(*parts, schedule.sigmas, session.mesh, base=models.base)
 
     def sample(
         self, iteration: int, policy: dict | None, prompts: Sequence[Prompt], progress: Progress
@@ -94,7 +92,7 @@ class Rounds:
         key = self._key(iteration)
         found, entropy, metrics = None, None, {}
         if self._probe is not None:
-            found = self._probed(policy, prompts, key)
+            found = self._entropies(policy, prompts, key)
             metrics['entropy'] = found.policy.mean(1)
         steps = None
         if moving is not None and moving.choose is not None:
@@ -131,10 +129,10 @@ class Rounds:
                 process=self._process,
             )
         samples = len(parts[3])
-        nfe = samples * cost(config, self._schedule).evaluations if self._process else 0
+        nfe = samples * process_cost(config, self._schedule).evaluations if self._process else 0
         if found is not None:
             guided = self._session.negative is not None
-            nfe += (1 + guided) * probed(config, self._schedule) * len(prompts)
+            nfe += (1 + guided) * probe_evaluations(config, self._schedule) * len(prompts)
         of_groups = [prompts[p] for p in order]
         return Round(*parts, of_groups, options.get('chosen'), credit, nfe, entropy, metrics)
 
@@ -170,7 +168,9 @@ class Rounds:
             return tuple(map(int, steps)), levels, {}
         return None, moving.levels(levels, steps), {'chosen': steps}
 
-    def _probed(self, policy: dict | None, prompts: Sequence[Prompt], key: np.ndarray) -> Entropies:
+    def _entropies(
+        self, policy: dict | None, prompts: Sequence[Prompt], key: np.ndarray
+    ) -> Entropies:
         s, batch = self._session, self._session.config.rollout.prompts_per_batch
         parts = []
         for start in range(0, len(prompts), batch):

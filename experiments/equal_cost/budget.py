@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.cost import Cost, of_sample
+from densegrpo_jax.sampling.cost import SampleCost, of_sample
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 
 
-def cost(config) -> Cost:
+def cost(config) -> SampleCost:
     """Counts the plan that a run of `config` executes; no weights are read."""
     return of_sample(config, make_schedule(open_shapes(config, make_mesh(config.mesh)), config))
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.trees import dotted
-from experiments.equal_cost.budget import Cost, cost, samples, updates_within
+from experiments.equal_cost.budget import SampleCost, cost, samples, updates_within
 from experiments.equal_cost.curves import mean_to
 from experiments.equal_cost.variants import DENSE, VARIANTS, Variant
 from experiments.reproduction.records import Records
@@ -40,7 +40,7 @@ class Entry:
     name: str
     config: str
     changes: tuple[tuple[str, object], ...]
-    cost: Cost
+    cost: SampleCost
     per_update: int
     updates: int
     learning_rate: float

@@ -1,5 +1,7 @@
 """The programs that a plan writes down are those of the configuration's loss."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -12,7 +14,9 @@ from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_base
 
 
+@functools.cache
 def planned(mesh, **changes):
+    """Phases and schedule; tests share them."""
     config = tiny_ocr.get_config()
     config.update_from_flattened_dict(
         {'model.height': 16, 'model.width': 32, 'optim.microbatch': 48, **changes}
@@ -61,6 +65,42 @@ def test_a_process_reward_is_part_of_the_rollout():
     np.testing.assert_allclose(value.flops, expected, rtol=1e-6)
     for phase in (probe, value, spsa):  # in one program
         assert 'while' in phase.lowered.as_text()
+
+
+def test_the_attention_probe_is_a_program_of_its_own():
+    """T evaluations of the policy and T of the base, a row for each prompt."""
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    sparse, config = {'credit.rule': 'sparse'}, tiny_ocr.get_config()
+    r, e = config.rollout, config.eval
+    steps = {'moving.steps': 'entropy', 'moving.width': 2, 'budget.by': 'entropy'}
+    plain, probed = planned(mesh, **sparse)[0], planned(mesh, **sparse, **steps)[0]
+    assert 'probe' not in plain and next(iter(probed)) == 'probe'
+    network = probed['probe'].flops / r.prompts_per_batch / (2 * r.steps)
+    decoding = plain['evaluation'].flops / e.batch - e.steps * network
+    expected = r.prompts_per_batch * r.group * (r.steps * network + decoding)
+    np.testing.assert_allclose(plain['rollout'].flops, expected, rtol=0.01)  # adapters are few
+    np.testing.assert_allclose(probed['rollout'].flops, plain['rollout'].flops, rtol=1e-6)
+    assert probed['probe'].runs == r.prompts / r.prompts_per_batch
+    assert 'while' in probed['probe'].lowered.as_text()
+
+
+def test_windows_with_plans_of_their_own_are_counted_as_they_run():
+    """A window of three of five: the mean of its places, and the largest program, which completes
+    three states.
+    """
+    mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+    every, sparse = planned(mesh)[0], planned(mesh, **{'credit.rule': 'sparse'})[0]
+    found, _ = planned(mesh, **{'moving.steps': 'window', 'moving.width': 3})
+    # sparse: 6 evaluations and an image; dense: 15 evaluations and 5 images more
+    network = (6 * sparse['rollout'].flops - every['rollout'].flops) / 15
+    decoding = sparse['rollout'].flops - 6 * network
+    # from place 0: 5 + 4 + 3 more; from 1: 4 + 3 + 2; from 2: 3 + 2 + 1
+    expected = (6 + 9) * network + 4 * decoding
+    np.testing.assert_allclose(found['rollout'].flops, expected, rtol=1e-6)
+    np.testing.assert_allclose(found['update'].flops, every['update'].flops * 3 / 5, rtol=1e-6)
+    _, images, _ = found['rollout'].lowered.out_info
+    assert len(images.shape) == 5 and images.shape[0] == 4
+    assert 'while' in found['update'].lowered.as_text()
 
 
 def test_the_brake_of_a_guard_is_an_argument_of_the_update():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
-from densegrpo_jax.sampling.cost import of_sample
-from densegrpo_jax.sampling.guidance import cost
+from densegrpo_jax.sampling.cost import executed, largest, of_sample
+from densegrpo_jax.sampling.guidance import process_cost
 from densegrpo_jax.sampling.sampler import make_schedule, restricted
 from densegrpo_jax.training.trial import try_parts
 from tests.miniature import SCHEDULER, SD3_SCHEDULER
@@ -62,8 +62,8 @@ def schedule(recipe, method, **changes):
 )
 def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
     config, found = schedule(recipe, method)
-    plan = found.plan
-    assert of_sample(config, found) == pytest.approx((nfe, pictures))
+    plan, each = found.plan, of_sample(config, found)
+    assert (each.nfe, each.images) == pytest.approx((nfe, pictures))
     try_parts(config, found)
     assert np.flatnonzero(plan.transitions.trained).tolist() == list(trained)
 
@@ -90,8 +90,27 @@ def test_cost_of_a_sample(method, recipe, nfe, pictures, trained):
 )
 def test_cost_of_a_process_reward(changes, guided, expected):
     config, found = schedule('tiny_ocr', 'euphonium', **changes)
-    assert found.guided == guided and cost(config, found) == expected
+    assert found.guided == guided and process_cost(config, found) == expected
+    each = of_sample(config, found)
+    assert (each.process, each.gradients) == expected[:2]
     try_parts(config, found)
+
+
+def test_evaluations_with_classifier_free_guidance_and_without():
+    """Policy and probe are evaluated twice, a process reward on the prompt alone."""
+    config, found = schedule('sd35_ocr', 'euphonium')
+    each = of_sample(config, found)
+    assert (each.rollout, each.probe, each.process) == (10, 0, 4)
+    assert (each.network(False), each.network(True)) == (14, 24)
+    each = of_sample(*schedule('sd35_ocr', 'aegpo'))
+    assert each.network(True) == 2 * each.nfe == pytest.approx(2 * (10 + 2 * 10 / 24))
+
+
+def test_samples_that_drift_are_alike_up_to_the_first_noise():
+    """The completion of the initial noise is one image for a group of 12."""
+    config, found = schedule('tiny_ocr', 'euphonium', credit__rule='dense', moving__steps='none')
+    assert found.guided and config.rollout.group == 12 and found.plan.states == (0, 1, 2, 3, 4, 6)
+    assert of_sample(config, found).images == 5 + 1 / 12
 
 
 def test_steps_that_cannot_drift():
@@ -128,6 +147,25 @@ def test_dense_credit_inside_a_window_completes_no_state_twice(width, steps, com
     assert len(later) == width - 1
     alone = restricted(changed(config, rollout__shared_noise=False), whole, np.array(steps)).plan
     assert alone.nfe == 6 + sum(6 - k - 1 for k in completed)
+
+
+def test_the_cost_of_a_window_is_that_of_what_runs():
+    """A window of three of five at its places 0, 1 and 2 of T = 6: the mean, and the largest."""
+    dense = {'credit__rule': 'dense', 'moving__width': 3}
+    config, found = schedule('flux_ocr', 'mix', **dense)
+    each, places = of_sample(config, found), executed(config, found)
+    # a place p: p + 1 evaluations to the first noisy transition and 5 - p more that complete its
+    # start, one for 24 samples; each sample's others, and completions of the states p + 1 and p + 2
+    nfe = [6 / 24 + (5 - p) + (5 - p - 1) + (5 - p - 2) for p in range(3)]
+    assert [found.plan.nfe for found in places] == nfe
+    assert each.rollout == pytest.approx(sum(nfe) / 3)
+    assert each.images == pytest.approx(3 + 1 / 24)  # not the 6 of a plan that trains all
+    assert largest(config, found).plan == places[0].plan
+    config, found = schedule('flux_ocr', 'mix', **dense, moving__steps='random')
+    assert len(executed(config, found)) == 10 == len(set(found.moving.choices))
+    assert 3 <= of_sample(config, found).images <= 3 + 1 / 24
+    config, found = schedule('flux_ocr', 'mix')  # credit reads no completions: one plan for all
+    assert executed(config, found)[0] is found and of_sample(config, found).nfe == 6
 
 
 def test_windows_and_subsets_of_the_methods():

@@ -28,4 +28,5 @@ def test_the_page_is_up_to_date():
     ],
 )
 def test_costs_are_counted(method, steps, expected):
-    assert counted(method, steps) == pytest.approx(expected)
+    each = counted(method, steps)
+    assert (each.nfe, each.images) == pytest.approx(expected)

@@ -12,7 +12,7 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
-from densegrpo_jax.sampling.cost import probes
+from densegrpo_jax.sampling.cost import probed
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
 from densegrpo_jax.training import rounds
@@ -105,13 +105,13 @@ def test_what_is_probed_and_what_divides_over_the_devices(folder):
     ):
         config = make_config(folder, **{**AEGPO, 'budget.by': by, 'moving.steps': steps})
         schedule = make_schedule(pipeline, config)
-        assert probes(config, schedule) == expected
+        assert probed(config, schedule) == expected
         check_rounds(config, pipeline, schedule, one_device())
         if by != 'none':
             with pytest.raises(ValueError, match='of 2 and 6 samples.*do not divide over 8 dev'):
                 check_rounds(config, pipeline, schedule, eight)
     everything = make_config(folder, **{**AEGPO, 'budget.by': 'none', 'moving.width': 3})
-    assert probes(everything, make_schedule(pipeline, everything)) == (False, False)
+    assert probed(everything, make_schedule(pipeline, everything)) == (False, False)
 
 
 @pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
