@@ -10,7 +10,8 @@ from densegrpo_jax.planning.chips import chip_of
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.sampling.session import Checked
 
-MEASURED = ('rollout', 'update')  # phases of an iteration; `seconds/iteration` is without others
+# Phases of an iteration, those that it has; `seconds/iteration` is without others.
+MEASURED = ('probe', 'rollout', 'update')
 
 
 def seconds_at_peak(checked: Checked) -> float | None:
@@ -25,8 +26,10 @@ def seconds_at_peak(checked: Checked) -> float | None:
         return None
     name, chip = found
     try:
-        programs = phases(checked.config, checked.pipeline, checked.schedule, mesh)
-        flops = sum(programs[phase].runs * programs[phase].flops for phase in MEASURED)
+        reward = None if checked.process_reward is None else checked.process_reward.reward
+        programs = phases(checked.config, checked.pipeline, checked.schedule, mesh, reward)
+        measured = [programs[phase] for phase in MEASURED if phase in programs]
+        flops = sum(phase.runs * phase.flops for phase in measured)
     except Exception as error:  # noqa: BLE001 (a number for the curves must not end a run)
         said = ' '.join(str(error).split())[:200]
         logging.warning('utilisation is not measured (%s: %s)', type(error).__name__, said)

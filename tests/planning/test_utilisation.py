@@ -7,6 +7,7 @@ from densegrpo_jax.planning import utilisation
 from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.sampling.process_reward import ProcessReward
 from densegrpo_jax.sampling.session import check
 from tests.training.small_run import make_config
 
@@ -42,6 +43,16 @@ def test_it_is_the_networks_operations_over_those_of_all_devices(checked, monkey
     seconds = utilisation.seconds_at_peak(checked)
     # the adapters' own products add a little
     assert least <= seconds * 2 * CHIPS['h100'].flops <= 1.1 * most
+
+
+def test_the_reward_inside_the_rollouts_is_not_made_again(checked, monkeypatch):
+    monkeypatch.setattr(utilisation, 'chip_of', lambda kind: ('h100', CHIPS['h100']))
+    given = []
+    monkeypatch.setattr(utilisation, 'phases', lambda *args: given.append(args) or {})
+    reward = checked.reward
+    vars(checked)['process_reward'] = ProcessReward(checked.mesh, reward)
+    utilisation.seconds_at_peak(checked)
+    assert given[0][-1] is reward
 
 
 def test_devices_without_a_known_peak_have_none(checked, monkeypatch):
