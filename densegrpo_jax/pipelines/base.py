@@ -369,8 +369,11 @@ class Pipeline:
 
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens of an image in the transformer; they follow those of the text."""
+        from densegrpo_jax.pipelines.folder import PIPELINES  # imports this module
+
+        own = [name for name, of in PIPELINES.items() if of.image_tokens != Pipeline.image_tokens]
         raise ValueError(
-            f'the attention of {self.CLASS_NAME} cannot be probed; FLUX.1, FLUX.2 and SD3.5 can'
+            f'the attention of {self.CLASS_NAME} cannot be probed; that of {", ".join(own)} can'
         )
 
     def decode(

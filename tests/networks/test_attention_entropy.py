@@ -96,5 +96,6 @@ def test_guided_networks_are_probed_at_the_prompts_own_rows(tmp_path):
 
 def test_a_family_without_a_probe_says_so(tmp_path):
     pipeline, params = load_pipeline(miniature.random_sd15(tmp_path), text_length=1)
-    with pytest.raises(ValueError, match='StableDiffusionPipeline cannot be probed'):
+    named = 'StableDiffusionPipeline cannot be probed; that of FluxPipeline, Flux2Kl.*Diffusion3'
+    with pytest.raises(ValueError, match=named):
         pipeline.probe_fn(params['transformer'], None, {}, 1.0, 64, 64)
