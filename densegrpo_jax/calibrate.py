@@ -42,7 +42,7 @@ def main(flag) -> int:
     out = made_ready(flag.out or pathlib.Path(flag.workdir) / FILE)
     batch = math.gcd(c.prompts * c.group, r.prompts_per_batch * r.group)
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)
-    return execute(flag, batch, work)[0]
+    return execute(flag, batch, work, command='calibrate')[0]
 
 
 if __name__ == '__main__':

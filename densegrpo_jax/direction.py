@@ -35,7 +35,7 @@ def main(flag) -> int:
     if out.exists():
         read_direction(out)  # an error if the command would overwrite another kind of file
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)
-    return execute(flag, config.eval.batch, work)[0]
+    return execute(flag, config.eval.batch, work, command='direction')[0]
 
 
 if __name__ == '__main__':

@@ -47,7 +47,7 @@ def main(flag) -> int:
         made = (str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png'))
         logging.info('made %s', ', '.join(made))
 
-    return execute(flag, flag.config.eval.batch, work, folder=flag.out)[0]
+    return execute(flag, flag.config.eval.batch, work, folder=flag.out, command='evaluate')[0]
 
 
 def define_flags() -> None:

@@ -62,7 +62,7 @@ def main(flag) -> int:
             config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, started=start
         )
 
-    status, summary = execute(flag, batch, work)
+    status, summary = execute(flag, batch, work, command='train')
     if status != FINISHED:
         return status
     gain = summary['after']['mean'] - summary['before']['mean']

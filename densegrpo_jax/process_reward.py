@@ -36,7 +36,7 @@ def main(flag) -> int:
     if out.exists():
         read_probe(out, '--out')  # an error if the command would overwrite another kind of file
     work = lambda workdir, mesh, stop: run(flag.config, workdir, out, mesh, stop)
-    return execute(flag, r.prompts_per_batch * r.group, work)[0]
+    return execute(flag, r.prompts_per_batch * r.group, work, command='process-reward')[0]
 
 
 if __name__ == '__main__':

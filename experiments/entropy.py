@@ -125,7 +125,8 @@ def run(config, checkpoint: str, prompts: int, workdir: pathlib.Path, mesh, stop
 def main(flag) -> int:
     rollout = flag.config.rollout
     work = functools.partial(run, flag.config, flag.checkpoint, flag.prompts)
-    return execute(flag, rollout.prompts_per_batch * rollout.group, work)[0]
+    batch = rollout.prompts_per_batch * rollout.group
+    return execute(flag, batch, work, command='entropy')[0]
 
 
 if __name__ == '__main__':

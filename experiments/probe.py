@@ -87,7 +87,8 @@ def main(flag) -> int:
     work = functools.partial(
         run, flag.config, flag.measure, flag.checkpoint, flag.prompts, flag.updates, out
     )
-    return execute(flag, rollout.prompts_per_batch * rollout.group, work)[0]
+    batch = rollout.prompts_per_batch * rollout.group
+    return execute(flag, batch, work, command='probe')[0]
 
 
 if __name__ == '__main__':

@@ -116,7 +116,8 @@ def main(flag) -> int:
     if flag.run:
         config = configuration(TASKS[flag.tasks[0]], 1)
         given = types.SimpleNamespace(config=config, **flag.flag_values_dict())
-        status = execute(given, flag.prompts, work, folder=str(workdir))[0]
+        folder = str(workdir)
+        status = execute(given, flag.prompts, work, folder=folder, command='search')[0]
     facts = f'Code {commit()}, {jax.device_count()} x {jax.devices()[0].device_kind}.'
     made = page.write(out, Records.load(out), facts)
     logging.info('made %s', ', '.join(map(str, made)))

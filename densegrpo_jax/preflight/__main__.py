@@ -30,7 +30,7 @@ def main(flag) -> int:
         group=flag.group,
         coarse=[int(n) for n in flag.completions],
     )
-    return execute(flag, flag.group, work)[0]
+    return execute(flag, flag.group, work, command='preflight')[0]
 
 
 if __name__ == '__main__':

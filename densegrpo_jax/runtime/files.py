@@ -7,8 +7,10 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import socket
 import time
+from typing import NamedTuple
 
 from absl import logging
 
@@ -17,6 +19,8 @@ from densegrpo_jax.runtime.hosts import Hosts
 
 # a file in folders that a run writes or wrote to; the system's lock on it counts, not its existence
 LOCK = 'lock'
+# what it holds; earlier versions named no command
+_HOLDER = re.compile(r'process \d+(?: of (?P<command>[\w-]+))? on (?P<machine>.+)')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 # Seconds to wait for the holder. A process killed on this machine may still be releasing its
 # memory. If its machine is gone, a file server waits until the lease has expired.
@@ -65,10 +69,13 @@ def rename_if_new(old: pathlib.Path, new: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(folder: pathlib.Path, hosts: Hosts):
+def only_writer(folder: pathlib.Path, hosts: Hosts, command: str = ''):
     """A context during which no other run writes to `folder`, which is made if absent; the primary
     process holds FOLDER/lock, which is released however the process ends. A folder in which nothing
     was written is left as it was.
+
+    Args:
+      command: the name of this process's, for those who find the lock held; '' = none.
 
     Raises:
       ValueError: another run writes there; raised in all processes.
@@ -76,7 +83,7 @@ def only_writer(folder: pathlib.Path, hosts: Hosts):
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with Agreement(hosts, 'lock').alike():
-        file = lock(folder) if hosts.primary else None
+        file = lock(folder, command) if hosts.primary else None
     if file is None:
         yield
         return
@@ -92,7 +99,7 @@ def only_writer(folder: pathlib.Path, hosts: Hosts):
                         path.rmdir()
 
 
-def lock(folder: pathlib.Path):
+def lock(folder: pathlib.Path, command: str = ''):
     """FOLDER/lock, open; no other process has it until the file is closed. See `only_writer`."""
     here, began = socket.gethostname(), time.monotonic()
     file = open(folder / LOCK, 'a+', encoding='utf-8')  # noqa: SIM115 (closing it gives the lock back)
@@ -133,7 +140,8 @@ def lock(folder: pathlib.Path):
             )
             break
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {here}\n')
+    of = f' of {command}' if command else ''
+    file.write(f'process {os.getpid()}{of} on {here}\n')
     file.flush()
     return file
 
@@ -146,24 +154,41 @@ def _is_at(path: pathlib.Path, file) -> bool:
         return False
 
 
-def is_held(folder: pathlib.Path) -> bool | None:
-    """Whether a process of this machine holds FOLDER/lock (`only_writer`). None: that cannot be
-    told, as the last one that wrote to the folder was on another machine.
+class Holder(NamedTuple):
+    """Of a folder's lock (`only_writer`).
+
+    held: whether a process of this machine has it. None: that cannot be told, as the last one that
+      wrote to the folder was on another machine.
+    command: of that process; '' = it is not known.
     """
+
+    held: bool | None
+    command: str = ''
+
+
+def holder(folder: pathlib.Path) -> Holder:
+    """Who holds FOLDER/lock."""
     path = folder / LOCK
     if not path.is_file():
-        return None
+        return Holder(None)
     try:
         with open(path, encoding='utf-8') as file:
-            if not file.read(1000).strip().endswith(f' on {socket.gethostname()}'):
-                return None
+            said = _HOLDER.fullmatch(file.read(1000).strip())
+            command = (said and said['command']) or ''
+            if not said or said['machine'] != socket.gethostname():
+                return Holder(None, command)
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
             except BlockingIOError:
-                return True
-            return False
+                return Holder(True, command)
+            return Holder(False, command)
     except (OSError, ValueError):
-        return None
+        return Holder(None)
+
+
+def is_held(folder: pathlib.Path) -> bool | None:
+    """`Holder.held` of a folder."""
+    return holder(folder).held
 
 
 def may_pass(error: BaseException) -> bool:

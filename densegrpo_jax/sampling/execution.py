@@ -38,7 +38,12 @@ LAST_OUT = 1.0  # seconds that process 0 stays after the others have been told t
 
 
 def execute(
-    flag, batch: int, work: Callable[[pathlib.Path, Mesh, StopRequest], Any], folder: str = ''
+    flag,
+    batch: int,
+    work: Callable[[pathlib.Path, Mesh, StopRequest], Any],
+    folder: str = '',
+    *,
+    command: str,
 ) -> tuple[int, Any]:
     """Starts devices and processes as the flags say and calls `work(folder, mesh, stop)`.
 
@@ -46,6 +51,7 @@ def execute(
       flag: with the fields of `command_line.define_run_flags`.
       batch: rows that the number of CPU devices should divide.
       folder: where `work` writes; '' = flag.workdir.
+      command: its name, for others who want to write there, and for the page of a run.
 
     Returns:
       (exit status, what `work` returned or None).
@@ -71,7 +77,7 @@ def execute(
             logging.set_verbosity(logging.WARNING)
         keep_compiled(str(workdir / 'compiled'))
         with (
-            only_writer(workdir, hosts),
+            only_writer(workdir, hosts, command),
             handle_stop_signals(communicator=Communicator(hosts)) as stop,
         ):
             try:

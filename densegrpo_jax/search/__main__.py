@@ -113,7 +113,8 @@ def main(flag) -> int:
         search(session, policy, prompts, out, given=given)
         logging.info('made %s', out / 'summary.md')
 
-    return execute(flag, flag.config.search.prompts, work, folder=flag.out)[0]
+    prompts = flag.config.search.prompts
+    return execute(flag, prompts, work, folder=flag.out, command='search')[0]
 
 
 def define_flags() -> None:

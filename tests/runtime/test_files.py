@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from densegrpo_jax.runtime import files
-from densegrpo_jax.runtime.files import only_writer, replace_file
+from densegrpo_jax.runtime.files import Holder, holder, lock, only_writer, replace_file
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import check_room
 from tests.fake_hosts import on_hosts
@@ -127,7 +127,24 @@ def test_who_waits_for_a_folder_that_then_goes_makes_it_anew(tmp_path, monkeypat
     first.__enter__()
     monkeypatch.setattr(files.time, 'sleep', lambda seconds: first.__exit__(None, None, None))
     with only_writer(tmp_path / 'run', Hosts()):
-        assert (tmp_path / 'run' / 'lock').exists() and files.is_held(tmp_path / 'run')
+        assert (tmp_path / 'run' / 'lock').exists() and holder(tmp_path / 'run').held
+
+
+def test_a_lock_names_its_machine_and_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.socket, 'gethostname', lambda: 'a box')
+    monkeypatch.setattr(files, '_PATIENCE_HERE', 0.0)
+    assert holder(tmp_path) == Holder(None)
+    with lock(tmp_path):
+        assert holder(tmp_path) == Holder(True)
+    with lock(tmp_path, 'process-reward'):
+        assert holder(tmp_path) == Holder(True, 'process-reward')
+        with pytest.raises(ValueError, match=r'run: process \d+ of process-reward on a box'):
+            lock(tmp_path)
+    assert holder(tmp_path) == Holder(False, 'process-reward')
+    told = {'process 7 of train on box': 'train', 'process 7 on box': '', 'x': ''}
+    for text, command in told.items():
+        (tmp_path / 'lock').write_text(text)
+        assert holder(tmp_path) == Holder(None, command)
 
 
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

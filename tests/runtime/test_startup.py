@@ -41,7 +41,7 @@ def test_a_run_ends_before_anything_is_loaded(tmp_path):
         process_id=-1,
     )
     with pytest.raises(ValueError, match='--device=tpu, but JAX found'):
-        execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'))
+        execution.execute(flag, 8, lambda *_: pytest.fail('it has begun'), command='train')
 
 
 def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
