@@ -39,6 +39,7 @@ from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.profiling import check_profile, profile_of
 from densegrpo_jax.training.run import run
 from densegrpo_jax.training.started import Start
+from densegrpo_jax.viewing.state import TRAINING
 
 REFUSE, WARN = 'refuse', 'warn'
 
@@ -62,7 +63,7 @@ def main(flag) -> int:
             config, workdir, mesh, stop, profile=profile, at_peak=seconds_at_peak, started=start
         )
 
-    status, summary = execute(flag, batch, work, command='train')
+    status, summary = execute(flag, batch, work, command=TRAINING)
     if status != FINISHED:
         return status
     gain = summary['after']['mean'] - summary['before']['mean']

@@ -186,11 +186,6 @@ def holder(folder: pathlib.Path) -> Holder:
         return Holder(None)
 
 
-def is_held(folder: pathlib.Path) -> bool | None:
-    """`Holder.held` of a folder."""
-    return holder(folder).held
-
-
 def may_pass(error: BaseException) -> bool:
     """Whether a read failed because of the machine, not because of the stored bytes."""
     while error.__cause__ is not None:

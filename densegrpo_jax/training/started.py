@@ -5,10 +5,8 @@ import pathlib
 from typing import NamedTuple
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.viewing.command import COMMAND, COMMAND_IN
-from densegrpo_jax.viewing.run_data import RECIPE
-
-CONFIG = 'config.json'
+from densegrpo_jax.viewing.command import COMMAND, NEWEST, Recorded, record
+from densegrpo_jax.viewing.run_data import CONFIG, RECIPE
 
 
 class Start(NamedTuple):
@@ -23,18 +21,23 @@ class Start(NamedTuple):
     folder: str = ''
 
 
-def write_start(workdir: pathlib.Path, config, started: Start) -> None:
+def write_start(workdir: pathlib.Path, config, started: Start, processes: int = 1) -> None:
     """Writes the configuration of a run, and beside it how the run was started. A run that is
-    continued by its own configuration keeps what its first start wrote.
+    continued by its own configuration keeps what its first start wrote; its newest command is kept
+    apart.
+
+    processes: that were started so.
     """
     own = workdir / CONFIG
+    command = ''
+    if started.command:
+        command = record(Recorded(started.command, started.folder, processes))
+    texts = {NEWEST: command}
     if not _same(own, started.recipe):
-        command = started.command
-        if command and started.folder:
-            command += f'\n{COMMAND_IN}{started.folder}'
-        for name, text in ((COMMAND, command), (RECIPE, started.recipe)):
-            if text:
-                replace_file(workdir / name, text + '\n')
+        texts |= {COMMAND: command, RECIPE: started.recipe and started.recipe + '\n'}
+    for name, text in texts.items():
+        if text:
+            replace_file(workdir / name, text)
     replace_file(own, config.to_json_best_effort(indent=2) + '\n')
 
 

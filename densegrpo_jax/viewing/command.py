@@ -1,4 +1,4 @@
-"""The command that started a run, as its folder keeps it, and the one that goes on with it."""
+"""The commands that started a run, as its folder keeps them, and the one that goes on with it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,70 @@ import pathlib
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from densegrpo_jax.runtime.reading import read_text
+from densegrpo_jax.viewing.folder import inside, real
 
-COMMAND = 'command.txt'  # in a run's folder
-COMMAND_IN = '# in '  # before the folder of the command, in its last line
-LONGEST = 10_000  # characters of a command that is shown
+COMMAND = 'command.txt'  # in a run's folder: the first one, by a recipe
+NEWEST = 'newest_command.txt'  # its flags may be others: another device, other processes
+_RECORDED = re.compile(
+    r'(?P<command>.+?)(\n# one of (?P<processes>\d{1,6}) processes)?(\n# in (?P<folder>[^\n]*))?',
+    re.DOTALL,
+)
+OF_SEVERAL = ('coordinator', 'num_processes', 'process_id')  # flags of one of several processes
 
 
-def read_command(workdir: pathlib.Path) -> tuple[str, str]:
-    """The command that started the run, and its current folder; '' for what is not on record."""
+class Recorded(NamedTuple):
+    """A command on record; '' for what is not.
+
+    folder: its current one. processes: that were started so.
+    """
+
+    command: str = ''
+    folder: str = ''
+    processes: int = 1
+
+
+def record(recorded: Recorded) -> str:
+    """The text of a command's file."""
+    lines = [recorded.command]
+    if recorded.processes > 1:
+        lines.append(f'# one of {recorded.processes} processes')
+    if recorded.folder and '\n' not in recorded.folder:
+        lines.append(f'# in {recorded.folder}')
+    return '\n'.join(lines) + '\n'
+
+
+def read_command(folder: pathlib.Path, name: str = COMMAND) -> Recorded:
+    """What `record` wrote. folder: its real path."""
+    path = inside(folder, name)
     try:
-        text = read_text(workdir / COMMAND).strip()
+        found = _RECORDED.fullmatch(read_text(path).strip()) if path else None
     except (OSError, ValueError):
-        return '', ''
-    command, _, last = text.rpartition('\n')
-    if command and last.startswith(COMMAND_IN):
-        return command[:LONGEST].strip(), last.removeprefix(COMMAND_IN)
-    return text[:LONGEST], ''
+        return Recorded()
+    if not found:
+        return Recorded()
+    return Recorded(found['command'], found['folder'] or '', int(found['processes'] or 1))
 
 
 def continuing(workdir: pathlib.Path, flags: Sequence[str]) -> str:
     """The command that goes on with a run: by its own configuration, whose keys may be newer than
-    those of its first command, and with that command's other flags. Paths in a configuration may be
-    relative, so it changes to the folder where the run was started.
+    those of its commands, and with the other flags of the newest one. Paths in a configuration may
+    be relative, so it changes to the folder where the run was started. '' for a run of several
+    processes: one of them alone would wait for the others.
 
     flags: to add.
     """
-    folder = workdir.resolve()
-    recorded, place = read_command(workdir)
+    folder = real(workdir)
+    newest = read_command(folder, NEWEST)
+    recorded, place, processes = newest if newest.command else read_command(folder)
     try:
         given = list(_flags(shlex.split(recorded)[2:]))
     except ValueError:  # a quote is not closed
         given = []
+    if processes > 1 or any(name in OF_SEVERAL for name, _ in given):
+        return ''
     if any(name == 'flagfile' for name, _ in given):  # it may name a configuration itself
         whole = shlex.join([*shlex.split(recorded), *flags])
     else:

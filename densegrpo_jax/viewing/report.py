@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Sequence
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.viewing.run_data import picture, read_runs
+from densegrpo_jax.viewing.run_data import read_runs
 
 FOLDER = 'report'  # in a run's folder
 ASSETS = ('index.html', 'viewer.css', 'viewer.js', 'groups.js', 'curves.js')
@@ -31,7 +33,8 @@ def plotly() -> str:
 def write_report(
     out: pathlib.Path, workdirs: Sequence[pathlib.Path], ended: bool = False
 ) -> pathlib.Path:
-    """Writes the page of some runs.
+    """Writes the page of some runs. If that fails, as on a full disk, the page that was there
+    stays with its data and pictures.
 
     Args:
       out: a new or empty folder, or one that this function made.
@@ -49,23 +52,30 @@ def write_report(
         raise ValueError(f'--out={out} holds something else; name a new folder, or an empty one')
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / MARK, 'Made by densegrpo report; open index.html. It may be made anew.\n')
-    pictures = out / 'runs'
-    shutil.rmtree(pictures, ignore_errors=True)
-    for number, (run, workdir) in enumerate(zip(runs, workdirs)):
-        run['files'] = f'runs/{number}'
-        for path in shown(workdir, run):
-            target = pictures / str(number) / path.relative_to(workdir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    for name in ASSETS:
-        replace_file(out / name, asset(name).decode())
-    replace_file(out / 'plotly.js', plotly())
-    replace_file(out / 'data.js', f'window.RUNS = {json.dumps(runs, allow_nan=False)};\n')
+    places = (f'runs_{number}' if number else 'runs' for number in itertools.count())
+    place = next(name for name in places if not (out / name).exists())
+    try:
+        for number, (run, workdir) in enumerate(zip(runs, workdirs)):
+            run['files'] = f'{place}/{number}'
+            for name in shown(run):
+                target = out / run['files'] / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(workdir / name, target)
+        replace_file(out / 'plotly.js', plotly())
+        for name in ASSETS:
+            replace_file(out / name, asset(name).decode())
+        # no text of a run ends a script, wherever the data may stand
+        data = json.dumps(runs, allow_nan=False).replace('<', '\\u003c')
+        replace_file(out / 'data.js', f'window.RUNS = {data};\n')
+    except BaseException:
+        shutil.rmtree(out / place, ignore_errors=True)
+        raise
+    for old in out.glob('runs*'):  # data.js no longer names them
+        if old.name != place and re.fullmatch(r'runs(_\d+)?', old.name):
+            shutil.rmtree(old, ignore_errors=True)
     return out / 'index.html'
 
 
-def shown(workdir: pathlib.Path, run: dict) -> list[pathlib.Path]:
-    """The pictures of a run's folder that the page shows."""
-    names = [*run['pictures'], *(s['file'] for s in run['sheets'])]
-    names += [group['image'] for group in run['groups']]
-    return [path for name in names if (path := picture(workdir, name))]
+def shown(run: dict) -> list[str]:
+    """The names of the pictures in a run's folder that its page shows, of `read_run`."""
+    return [found['file'] for found in (*run['pictures'], *run['sheets'], *run['groups'])]

@@ -4,8 +4,10 @@ so the run may be going on, on another machine too.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -13,19 +15,25 @@ from typing import Any
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
-from densegrpo_jax.runtime.files import LOCK, is_held
-from densegrpo_jax.runtime.reading import parse_json, read_json, shown
+from densegrpo_jax.runtime.files import LOCK, holder
+from densegrpo_jax.runtime.reading import kind, parse_json, read_json, shown
 from densegrpo_jax.runtime.trees import dotted
-from densegrpo_jax.viewing.command import continuing, read_command
-from densegrpo_jax.viewing.state import signs, state_of
+from densegrpo_jax.viewing.command import COMMAND, NEWEST, continuing, read_command
+from densegrpo_jax.viewing.folder import ENDS, inside, picture, real
+from densegrpo_jax.viewing.state import (
+    TRAINING,
+    Facts,
+    State,
+    ended_at,
+    facts_of,
+    silent_minutes,
+    spoken,
+    state_of,
+    trains,
+)
 
 SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
 GROUP = re.compile(r'step_(\d{6,9})_(\d{1,9})\.json')  # in groups/
-# what the page shows of a run's folder, and a server may send
-PICTURES = re.compile(
-    r'samples/step_\d{6,9}\.png|groups/step_\d{6,9}_\d{1,9}\.webp'
-    r'|before_after\.png|reward_curve\.png'
-)
 # what a group's file holds, as `training.groups` writes it; the page's script trusts it
 _NUMBER = int | float | None
 GROUP_FORM = {
@@ -42,11 +50,20 @@ GROUP_FORM = {
 # the keys of the configuration that the page reads; it lists the others
 READ = ('label', 'iterations', 'rollout.prompts', 'rollout.group', 'eval.best', 'guard.action')
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
+LONGEST = 10_000  # characters of a command that is shown
+CONFIG = 'config.json'
 RECIPE = 'recipe.json'  # the configuration that the run's command names, in its folder
+# what `read_run` reads; folders have the time of their newest file
+READ_FILES = (
+    *(CONFIG, 'metrics.jsonl', 'summary.json', 'samples', 'groups'),
+    *(COMMAND, NEWEST, RECIPE, *ENDS),
+)
+PATIENCE = 60  # minutes for which a machine that cannot be seen may be loading a model
+SEVERAL = 'the run is of several processes: start all of them again, as before'
 
 
 class Loading(FileNotFoundError):
-    """A run's process is there and has not begun: it reads its model first, which takes minutes."""
+    """A run's process may be there and has not begun: it reads its model first, for minutes."""
 
 
 def read_runs(workdirs: Sequence[pathlib.Path], ended: bool = False) -> list[dict[str, Any]]:
@@ -75,70 +92,103 @@ def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
     Raises:
       Loading: the run has not begun.
       FileNotFoundError: the folder is not a run's.
-      ValueError: its configuration is not one of a training.
+      OSError, ValueError: its configuration cannot be read, or is not one of a training.
     """
-    config = _json(workdir / 'config.json')
-    if config is None:
-        if (workdir / LOCK).is_file() and is_held(workdir) is not False:
-            raise Loading(
-                f'{workdir}: the run is still loading; it writes its config.json when it begins'
-            )
-        raise FileNotFoundError(
-            f'{workdir} holds no run: there is no config.json that can be read; give the --workdir '
-            'of a training'
-        )
-    _check_config(config, workdir / 'config.json')
-    rows = _rows(workdir / 'metrics.jsonl')
-    summary = _json(workdir / 'summary.json')
-    last = max((row['step'] for row in rows), default=0)
-    series = _series(rows)
-    action = _value(config, 'guard.action')
-    state = state_of(workdir, config, action, summary, rows, ended)
+    folder = real(workdir)
+    config = _config(folder)
+    rows, summary = _rows(folder), _json(folder, 'summary.json')
+    facts = facts_of(config, _value(config, 'guard.action'), summary, rows)
+    state = state_of(folder, facts, ended)
+    advice, command = _going_on(folder, state)
+    first = read_command(folder).command
+    ends = ENDS if ended_at(summary) == facts.last else ()  # else they are of an earlier end
     return {
-        'name': workdir.resolve().name,
-        'folder': str(workdir.resolve()),
+        'name': folder.name,
+        'folder': str(folder),
         'label': _value(config, 'label'),
-        'updates': last,
-        'iterations': config.get('iterations', last),
+        'updates': facts.last,
+        'iterations': config.get('iterations', facts.last),
         'best': _value(config, 'eval.best'),
         'state': state.name,
-        'advice': state.advice,
-        'left': _left(config, rows, last),
+        'advice': advice,
+        'left': _left(config, rows, facts.last),
         'samples': _value(config, 'rollout.prompts') * _value(config, 'rollout.group'),
-        'series': series,
-        'sheets': _sheets(workdir),
-        'groups': _groups(workdir),
-        'changes': changes(config, _json(workdir / RECIPE)),
-        'command': read_command(workdir)[0],
-        'continue': '' if state.flags is None else continuing(workdir, state.flags),
-        'pictures': [n for n in ('before_after.png', 'reward_curve.png') if picture(workdir, n)],
+        'series': _series(rows),
+        'sheets': _sheets(folder),
+        'groups': _groups(folder),
+        'changes': changes(config, _json(folder, RECIPE)),
+        'command': first if len(first) <= LONGEST else f'{first[:LONGEST]} …',
+        'continue': command,
+        'pictures': [found for name in ends if (found := _picture(folder, name))],
     }
 
 
-def picture(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
-    """A picture of a run's folder that may be shown. None: it is absent, is none of the page's, or
-    is a link out of the folder, which may lead to anything.
-    """
-    path = workdir / name
-    if not PICTURES.fullmatch(name):
-        return None
-    try:
-        inside = path.resolve().is_relative_to(workdir.resolve())
-        return path if inside and path.is_file() else None
-    except (OSError, RuntimeError):  # a link to itself
-        return None
+def _going_on(folder: pathlib.Path, state: State) -> tuple[str, str]:
+    """What to do for a run to go on, and the command for it; '' where none may be offered."""
+    if state.flags is None:
+        return state.advice, ''
+    if command := continuing(folder, state.flags):
+        return state.advice, command
+    return ', and with '.join([SEVERAL, *state.flags]), ''
 
 
 def version(workdir: pathlib.Path) -> str:
     """Changes whenever `read_run` would; cheap."""
-    seen = []
-    for name in ('config.json', 'metrics.jsonl', 'summary.json', 'samples', 'groups'):
+    folder, seen = real(workdir), []
+    for name in READ_FILES:
         try:
-            found = (workdir / name).stat()
+            found = (folder / name).stat()
             seen.append(f'{found.st_mtime_ns}.{found.st_size}')
         except OSError:
             seen.append('-')
-    return ' '.join([*seen, signs(workdir)])  # a run may stop without a word
+    files = ' '.join(seen)
+    try:
+        state = state_of(folder, _facts(folder, files))
+        return f'{files} {state.name} {state.advice}'  # a run may stop without a word
+    except (OSError, ValueError) as error:
+        return f'{files} {error}'
+
+
+@functools.lru_cache(maxsize=256)
+def _facts(folder: pathlib.Path, files: str) -> Facts:
+    """files: changes when the files do."""
+    del files
+    config = _config(folder)
+    action = _value(config, 'guard.action')
+    return facts_of(config, action, _json(folder, 'summary.json'), _rows(folder))
+
+
+def _config(folder: pathlib.Path) -> dict:
+    """The configuration of a run. Raises as `read_run`."""
+    path = inside(folder, CONFIG)
+    if path is None:
+        raise _absent(folder)
+    config = read_json(path)
+    _check_config(config, path)
+    return config
+
+
+def _absent(folder: pathlib.Path) -> FileNotFoundError:
+    """The error for a folder whose configuration is not there."""
+    path, held = folder / CONFIG, holder(folder)
+    none = f'{folder} holds no run'
+    if os.path.lexists(path):
+        what = 'a link out of the folder' if path.is_file() else kind(path)
+        return FileNotFoundError(f'{none}: its {CONFIG} is {what}, which is not read')
+    begins = f'it writes its {CONFIG} when it begins'
+    if trains(held):
+        return Loading(f'{folder}: the run is still loading; {begins}')
+    if held.held:
+        return FileNotFoundError(f'{none}: there is no {CONFIG}; {held.command} writes there')
+    if held.held is None and held.command in ('', TRAINING) and (folder / LOCK).is_file():
+        minutes = silent_minutes(folder)
+        silent = f'a process of another machine wrote there, the last time {spoken(minutes)} ago'
+        if minutes < PATIENCE:
+            return Loading(f'{folder}: {silent}; it may be loading a run: {begins}')
+        return FileNotFoundError(f'{none}: there is no {CONFIG}; {silent}')
+    return FileNotFoundError(
+        f'{none}: there is no {CONFIG}; give the --workdir of a training that has begun'
+    )
 
 
 def changes(config: Mapping, recipe: Mapping | None) -> list[list]:
@@ -162,12 +212,19 @@ def _value(config: Mapping, key: str) -> Any:
     return (config.get(group, {}) if group else config).get(name, KEYS[key].default)
 
 
-def _json(path: pathlib.Path) -> dict | None:
+def _json(folder: pathlib.Path, name: str) -> dict | None:
     """None if the file is absent, half written, or of another form."""
+    path = inside(folder, name)
     try:
-        return read_json(path)
+        return read_json(path) if path else None
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _picture(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
+    """A picture that may be shown, and its time in milliseconds: it may be made anew."""
+    path = picture(folder, name)
+    return {'file': name, 'at': path.stat().st_mtime_ns // 1_000_000} if path else None
 
 
 def _check_config(config: Mapping, path: pathlib.Path) -> None:
@@ -187,10 +244,12 @@ def _check_config(config: Mapping, path: pathlib.Path) -> None:
             )
 
 
-def _rows(path: pathlib.Path) -> list[dict]:
-    """The records with a step and numbers of the usual size; the last line may be half written."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+def _rows(folder: pathlib.Path) -> list[dict]:
+    """The records of the metrics with a step and numbers of the usual size; the last line may be
+    half written.
+    """
+    rows, path = [], inside(folder, 'metrics.jsonl')
+    for line in path.read_bytes().splitlines() if path else ():
         try:
             row = renamed('metrics', parse_json(line.decode(), str(path)))
             if type(row.get('step')) is int and _is_number(row['step']):
@@ -232,9 +291,9 @@ def _append(series: dict[str, list[list]], name: str, step: int, value: float) -
 
 
 def _thinned(points: list[list]) -> list[list]:
-    """Evenly, and with the newest: that is what a run is followed for."""
+    """At most `MAX_POINTS`, evenly, and with the newest: that is what a run is followed for."""
     count = len(points[0])
-    every = -(-count // MAX_POINTS)
+    every = max(1, -(-(count - 1) // (MAX_POINTS - 1)))
     kept = sorted({*range(0, count, every), count - 1})
     return [[column[index] for index in kept] for column in points]
 
@@ -247,30 +306,31 @@ def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:
     return (config.get('iterations', last) - last) * seconds[len(seconds) // 2]
 
 
-def _sheets(workdir: pathlib.Path) -> list[dict]:
+def _sheets(folder: pathlib.Path) -> list[dict]:
     """The contact sheets of evaluations, in order."""
-    names = [p.name for p in (workdir / 'samples').glob('step_*.png')]
+    names = sorted(path.name for path in (folder / 'samples').glob('step_*.png'))
     return [
-        {'step': int(found[1]), 'file': f'samples/{name}'}
-        for name in sorted(names)
-        if (found := SHEET.fullmatch(name)) and picture(workdir, f'samples/{name}')
+        {'step': int(step[1])} | found
+        for name in names
+        if (step := SHEET.fullmatch(name)) and (found := _picture(folder, f'samples/{name}'))
     ]
 
 
-def _groups(workdir: pathlib.Path) -> list[dict]:
+def _groups(folder: pathlib.Path) -> list[dict]:
     """The groups on record whose image is there, in order."""
     found = []
-    for path in sorted((workdir / 'groups').glob('step_*.json')):
-        described = _json(path) if GROUP.fullmatch(path.name) else None
-        image = f'groups/{path.stem}.webp'
-        if described is None or not picture(workdir, image):
+    for path in sorted((folder / 'groups').glob('step_*.json')):
+        name = f'groups/{path.name}'
+        described = _json(folder, name) if GROUP.fullmatch(path.name) else None
+        image = _picture(folder, f'groups/{path.stem}.webp')
+        if described is None or image is None:
             continue
         try:
             group = _shaped(described, GROUP_FORM)
         except ValueError:
             continue
         if group['samples'] and group['columns'] and len(group['cell']) == 2:
-            found.append(group | {'image': image})
+            found.append(group | image)
     return found
 
 

@@ -21,8 +21,9 @@ from starlette.routing import Route
 from densegrpo_jax.config.command_line import said
 from densegrpo_jax.runtime.arrivals import bounded
 from densegrpo_jax.runtime.listening import LOOPBACK, listen
+from densegrpo_jax.viewing.folder import picture, real
 from densegrpo_jax.viewing.report import ASSETS, asset, plotly
-from densegrpo_jax.viewing.run_data import Loading, names, picture, read_run, version
+from densegrpo_jax.viewing.run_data import Loading, names, read_run, version
 
 MOST = 256  # connections at a time
 HEADERS = {
@@ -80,7 +81,7 @@ def make_app(workdirs: Sequence[pathlib.Path], hosts: Sequence[str] = LOOPBACK) 
         _check_host(request, hosts)
         number, name = request.path_params['number'], request.path_params['name']
         folder = dict(zip(map(str, range(len(workdirs))), workdirs)).get(number)
-        path = picture(folder, name) if folder else None
+        path = picture(real(folder), name) if folder else None
         if path is None:
             raise HTTPException(404)
         return FileResponse(path, headers=HEADERS)

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
+
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.training.started import Start, write_start
-from densegrpo_jax.viewing.command import COMMAND, read_command
+from densegrpo_jax.viewing.command import COMMAND, NEWEST, read_command
 from densegrpo_jax.viewing.run_data import RECIPE
 
 
@@ -28,10 +30,22 @@ def test_the_first_start_stays_where_the_run_continues_by_its_own_file(tmp_path)
     assert read(COMMAND) == 'train --config=b' and json.loads(read(RECIPE))['iterations'] == 5
 
 
-def test_the_folder_of_the_command_is_kept_with_it(tmp_path):
-    command = "densegrpo train --config=a --config.reward='{\n}'"
-    write_start(tmp_path, default_config(), Start(command, '', '/home/a b'))
-    assert read_command(tmp_path) == (command, '/home/a b')
+@pytest.mark.parametrize('folder', ['/home/a b', ''])
+@pytest.mark.parametrize('processes', [1, 16])
+def test_the_folder_of_the_command_and_its_processes_are_kept_with_it(tmp_path, folder, processes):
+    command = "densegrpo train --config=a --config.reward='{\n# in /x\n}'"
+    write_start(tmp_path, default_config(), Start(command, '', folder), processes)
+    assert read_command(tmp_path) == (command, folder, processes)
+
+
+def test_a_later_start_is_kept_apart(tmp_path):
+    config = default_config()
+    of = config.to_json_best_effort()
+    write_start(tmp_path, config, Start('train --config=a --device=gpu', of, '/a'))
+    write_start(tmp_path, config, Start('train --config=config.json --device=cpu', of, '/b'), 2)
+    assert read_command(tmp_path) == ('train --config=a --device=gpu', '/a', 1)
+    newest = ('train --config=config.json --device=cpu', '/b', 2)
+    assert read_command(tmp_path, NEWEST) == newest
 
 
 def test_nothing_is_said_where_nothing_is_known(tmp_path):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import uvicorn
+from PIL import Image
 
 from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing.report import write_report
@@ -123,7 +124,7 @@ def test_the_slider_moves_through_the_updates_by_keyboard(page, report):
     sheets = driver.find_element(By.CSS_SELECTOR, '#sheets input[type=range]')
     sheets.send_keys(Keys.HOME)
     source = driver.find_element(By.CSS_SELECTOR, '#sheets img')
-    until(lambda: source.get_attribute('src').endswith('samples/step_000000.png'))
+    until(lambda: 'samples/step_000000.png' in source.get_attribute('src'))
     driver.execute_script('arguments[0].scrollIntoView()', source)
     until(lambda: source.get_property('naturalWidth') == 100)
 
@@ -314,6 +315,31 @@ def test_a_run_that_vanishes_is_told_on_the_page(page, watched, tmp_path):
     run.rename(tmp_path / 'elsewhere')
     until(lambda: 'holds no run' in text(driver, '#message'))
     assert '2 of 6 updates' in text(driver, '#runs')
+
+
+@pytest.mark.slow
+def test_pictures_that_are_made_anew_are_shown_anew(page, watched):
+    """As of a run that is extended, and of an evaluation that is made again."""
+    run, address = watched
+    wide = lambda name, width: Image.new('RGB', (width, 60)).save(run / name)
+
+    def shown(part, width):
+        driver.execute_script(f'document.querySelector("{part}").scrollIntoView()')
+        images = lambda: driver.find_elements(By.CSS_SELECTOR, f'{part} img')
+        until(lambda: [image.get_property('naturalWidth') for image in images()] == [width])
+
+    wide('before_after.png', 100)
+    (run / 'summary.json').write_text('{"updates": 2}')
+    driver = page(address)
+    shown('#pictures', 100)
+    for name in ('before_after.png', 'samples/step_000002.png'):
+        wide(f'{name}.tmp.png', 120)
+        (run / f'{name}.tmp.png').replace(run / name)
+    shown('#pictures', 120)
+    shown('#sheets', 120)
+    with open(run / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 3, "train/reward": 0.7}\n')
+    until(lambda: not driver.find_elements(By.CSS_SELECTOR, '#pictures img'))
 
 
 @pytest.mark.slow

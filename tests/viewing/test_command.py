@@ -2,8 +2,9 @@
 
 import pytest
 
-from densegrpo_jax.viewing.command import COMMAND, continuing
-from densegrpo_jax.viewing.run_data import read_run
+from densegrpo_jax.runtime.files import lock
+from densegrpo_jax.viewing.command import COMMAND, NEWEST, continuing
+from densegrpo_jax.viewing.run_data import LONGEST, read_run
 from tests.viewing.made_run import make_run
 
 
@@ -38,8 +39,8 @@ def test_the_command_is_shown_if_it_is_on_record(run, recorded, shown):
         ('--config tiny_ocr --workdir runs/run --cpu_devices 2', ' --cpu_devices 2'),
         ('--config=a --config.seed=3 --config.noise.a -0.5 --noconfig.guard.on --x=1', ' --x=1'),
         (
-            "--coordinator=box:80 -num_processes=2 --config=a --config.label='a --device=b'",
-            ' --coordinator=box:80 -num_processes=2',
+            "--distributed=off -heartbeat=9 --config=a --config.label='a --device=b'",
+            ' --distributed=off -heartbeat=9',
         ),
         ('--config=a --device="gpu', ''),  # damaged
     ],
@@ -65,3 +66,38 @@ def test_a_file_of_flags_may_name_the_configuration(run):
 
 def test_without_a_record_the_configuration_goes_on(run, own):
     assert continuing(run, ()) == own
+
+
+@pytest.mark.parametrize(
+    'recorded',
+    [
+        'densegrpo train --config=a --coordinator=box:80 --num_processes=2 --process_id=0\n',
+        'densegrpo train --config=a\n# one of 2 processes\n# in /home\n',  # of a scheduler
+        'densegrpo train --flagfile=a\n# one of 16 processes\n',
+    ],
+)
+def test_one_of_several_processes_is_not_started_alone(tmp_path, recorded):
+    """It would wait for the others for ever."""
+    run = make_run(tmp_path / 'several', updates=2, iterations=6)
+    (run / COMMAND).write_text(recorded)
+    assert continuing(run, ()) == ''
+    with lock(run):
+        pass
+    found = read_run(run)
+    assert (found['state'], found['continue']) == ('stopped', '')
+    assert found['advice'].endswith('start all of them again, as before')
+    assert found['command'] == recorded.partition('\n')[0]
+
+
+def test_it_goes_on_with_the_newest_flags(run, own):
+    (run / COMMAND).write_text('densegrpo train --config=a --device=gpu\n# in /first\n')
+    (run / NEWEST).write_text('densegrpo train --config=a --device=cpu\n# in /second\n')
+    assert continuing(run, ()) == f'cd /second && {own} --device=cpu'
+    assert read_run(run)['command'] == 'densegrpo train --config=a --device=gpu'
+
+
+def test_a_long_command_is_cut_where_it_is_shown_only(run, own):
+    label = 'x' * LONGEST
+    (run / COMMAND).write_text(f'densegrpo train --config.label={label} --device=gpu\n')
+    assert continuing(run, ()) == f'{own} --device=gpu'
+    assert len(read_run(run)['command']) == LONGEST + 2

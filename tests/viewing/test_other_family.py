@@ -60,7 +60,7 @@ def test_its_page_holds_the_trajectories(finished):
     assert [(g['step'], g['group']) for g in groups] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     reward = build_reward(JPEG)
     for group in groups:
-        table = np.asarray(Image.open(page / data['files'] / group['image']).convert('RGB'))
+        table = np.asarray(Image.open(page / data['files'] / group['file']).convert('RGB'))
         (width, height), columns = group['cell'], len(group['columns'])
         assert (width, height, len(group['samples'])) == (64, 32, 3)
         assert {p['k'] for column in group['columns'] for p in column['points']} == {0, 1, 2, 3}

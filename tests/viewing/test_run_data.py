@@ -1,11 +1,14 @@
 """What the pages read of a run's folder."""
 
 import json
+import os
 import pathlib
 
 import pytest
 
+from densegrpo_jax.runtime.files import lock
 from densegrpo_jax.viewing import run_data
+from densegrpo_jax.viewing.folder import ENDS
 from densegrpo_jax.viewing.run_data import read_run, read_runs, version
 from tests.viewing.made_run import make_group, make_run
 
@@ -19,7 +22,7 @@ def test_a_finished_run(tmp_path):
     assert run['series']['train/nfe'] == [[1, 2, 3, 4], [24.0, 48.0, 72.0, 96.0]]
     assert run['series']['steps/zero_spread'] == [[1, 2, 3, 4], [0.25] * 4]
     assert [s['step'] for s in run['sheets']] == [0, 2, 4]
-    assert [(g['step'], g['image']) for g in run['groups']] == [
+    assert [(g['step'], g['file']) for g in run['groups']] == [
         (2, 'groups/step_000002_0.webp'),
         (4, 'groups/step_000004_0.webp'),
     ]
@@ -101,9 +104,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize(('updates', 'kept'), [(2, [1, 2]), (3, [1, 3]), (4, [1, 3, 4])])
-def test_long_curves_are_thinned_and_keep_their_newest(tmp_path, monkeypatch, updates, kept):
-    monkeypatch.setattr(run_data, 'MAX_POINTS', 2)
+@pytest.mark.parametrize(
+    ('most', 'updates', 'kept'),
+    [(2, 1, [1]), (2, 2, [1, 2]), (2, 4, [1, 4]), (3, 3, [1, 2, 3]), (3, 4, [1, 3, 4])],
+)
+def test_long_curves_are_thinned_and_keep_their_newest(tmp_path, monkeypatch, most, updates, kept):
+    monkeypatch.setattr(run_data, 'MAX_POINTS', most)
     series = read_run(make_run(tmp_path / 'run', updates=updates))['series']
     assert series['train/nfe'] == [kept, [24.0 * step for step in kept]]
 
@@ -114,3 +120,39 @@ def test_the_version_changes_with_what_is_read(tmp_path):
     assert version(folder) == before
     make_group(folder, 6)
     assert version(folder) != before
+
+
+def test_pictures_are_of_the_last_end_and_tell_when_they_were_made(tmp_path):
+    folder = make_run(tmp_path / 'run')
+    for name in ENDS:
+        (folder / name).write_bytes(b'a picture')
+        os.utime(folder / name, (1, 1))
+    assert read_run(folder)['pictures'] == [{'file': name, 'at': 1000} for name in ENDS]
+    before = version(folder)
+    os.utime(folder / ENDS[0], (1, 2))
+    assert read_run(folder)['pictures'][0]['at'] == 2000 and version(folder) != before
+    with open(folder / 'metrics.jsonl', 'a') as file:  # the run goes on
+        file.write('{"step": 5}\n')
+    assert read_run(folder)['pictures'] == []
+
+
+@pytest.mark.parametrize('name', ['samples/step_000002.png', 'groups/step_000002_0.webp'])
+def test_a_picture_that_is_made_anew_is_another_one(tmp_path, name):
+    folder = make_run(tmp_path / 'run', updates=2, iterations=6)
+    of = lambda: [p['at'] for kind in ('sheets', 'groups') for p in read_run(folder)[kind]]
+    before = of()
+    os.utime(folder / name, (7, 7))
+    assert sorted(before) != sorted(of()) and 7000 in of()
+
+
+def test_a_configuration_out_of_the_folder_or_damaged_is_said(tmp_path):
+    folder = make_run(tmp_path / 'run')
+    config = folder / 'config.json'
+    config.rename(tmp_path / 'config.json')
+    config.symlink_to(tmp_path / 'config.json')
+    with pytest.raises(FileNotFoundError, match='its config.json is a link out of the folder'):
+        read_run(folder)
+    config.unlink()
+    config.write_text('{"iterations": ')
+    with lock(folder, 'train'), pytest.raises(ValueError, match=r'config.json is not valid JSON'):
+        read_run(folder)

@@ -49,6 +49,33 @@ def test_a_run_whose_process_is_there_runs_whatever_it_says(run):
         assert read_run(run)['left'] == pytest.approx(8.0)
 
 
+def test_another_command_in_the_folder_is_no_training(run):
+    command = f'densegrpo train --config={run}/config.json --workdir={run}'
+    with lock(run, 'preflight'):
+        assert told(run) == ('stopped', command)
+        assert 'preflight writes to its folder; once that' in read_run(run)['advice']
+        config = json.loads((run / 'config.json').read_text()) | {'iterations': 2}
+        (run / 'config.json').write_text(json.dumps(config))
+        (run / 'summary.json').write_text('{"updates": 2}')
+        assert told(run) == ('finished', '')
+    with lock(run, 'train'):
+        assert told(run) == ('running', '')
+
+
+def test_the_version_of_a_run_elsewhere_changes_with_what_is_told(run, monkeypatch):
+    (run / LOCK).write_text(ELSEWHERE)
+    now = time.time()
+
+    def at(minutes):
+        monkeypatch.setattr(state.time, 'time', lambda: now + 60 * minutes + 1)
+        return version(run)
+
+    assert at(0) == at(4) != at(5) != at(6)
+    assert at(600) == at(601) != at(660)
+    ended_by_the_guard(run)
+    assert at(5) == at(6) == at(6000)
+
+
 def test_a_run_whose_process_has_gone_has_stopped(run):
     """At once, also after kill -9."""
     with lock(run):

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
+import re
+import time
 from urllib.parse import quote
 
 import pytest
 
-from densegrpo_jax.runtime.files import lock
+from densegrpo_jax.runtime.files import LOCK, lock
 from densegrpo_jax.runtime.listening import LOOPBACK
 from densegrpo_jax.viewing import server
 from densegrpo_jax.viewing.report import ASSETS
@@ -51,7 +54,8 @@ def test_the_page_and_its_parts(run):
     for path in ('/', *(f'/{name}' for name in ASSETS), '/plotly.js', '/data.js'):
         status, headers, body = get(app, path)
         assert status == 200 and (body or path == '/data.js'), path
-        assert "default-src 'none'" in headers['content-security-policy']
+        policy = headers['content-security-policy']
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
     assert get(app, '/')[1]['content-type'].startswith('text/html')
     assert get(app, '/nothing.js')[0] == 404
 
@@ -218,3 +222,31 @@ def test_a_run_that_is_loading_is_waited_for(run, monkeypatch, caplog):
         begun = news_of(app)
     assert 'still loading; it writes its config.json when it begins, and the page' in caplog.text
     assert begun['seen'] != news['seen'] and len(begun['runs']) == 1 and not begun['problems']
+
+
+@pytest.mark.parametrize(
+    ('text', 'minutes', 'said'),
+    [
+        ('process 7 on elsewhere', 7, 'may be loading a run: it writes its config.json'),
+        ('process 7 of train on elsewhere', 7, 'machine wrote there, the last time 7 min ago; it'),
+        ('process 7 of train on elsewhere', 180, 'holds no run: .*; a process .* time 3 h ago$'),
+        ('process 7 of evaluate on elsewhere', 7, 'holds no run: .* a training that has begun'),
+        (None, 7, 'holds no run: .* a training that has begun'),
+    ],
+)
+def test_of_a_run_elsewhere_that_has_not_begun_its_silence_is_told(tmp_path, text, minutes, said):
+    """Its process may be loading, or may have died before it began."""
+    if text:
+        (tmp_path / LOCK).write_text(text)
+        then = time.time() - 60 * minutes - 1
+        os.utime(tmp_path / LOCK, (then, then))
+    app = make_app([tmp_path])
+    news = news_of(app)
+    assert re.search(said, news['problems'][0])
+    assert get(app, f'/data.json?seen={quote(news["seen"])}')[0] == 204
+
+
+def test_another_command_that_makes_a_folder_is_no_run_that_loads(tmp_path):
+    with lock(tmp_path, 'evaluate'):
+        problem = news_of(make_app([tmp_path]))['problems'][0]
+    assert 'holds no run' in problem and 'evaluate writes there' in problem

@@ -1,5 +1,5 @@
-// The trajectory viewer: a group as a table. A row is a sample, a column a scored image of it. Under
-// an image stand its score and the transitions of its grid index.
+// The trajectory viewer: a group as a table. A row is a sample, a column a scored image of it.
+// Under an image stand its score and the transitions of its grid index.
 'use strict';
 
 const ORDERS = [
@@ -147,13 +147,13 @@ function picture(run, group, row, column, scale) {
   return {
     width: `${w}px`,
     height: `${h}px`,
-    backgroundImage: `url("${run.files}/${group.image}")`,
+    backgroundImage: `url("${source(run, group)}")`,
     backgroundSize: `${w * group.columns.length}px ${h * group.samples.length}px`,
     backgroundPosition: `-${w * column}px -${h * row}px`,
   };
 }
 
-function openLarge(run, group, sample, column, transitions, score) {
+function openLarge(run, group, sample, column, transitions) {
   const dialog = document.getElementById('large');
   // as large as the window lets it be, on a phone too
   const room = (window.innerWidth - 72) / group.cell[0];
@@ -245,7 +245,7 @@ function groupTable(run, group) {
             className: `picture ${scale > 1 ? 'pixels' : ''}`,
             style: picture(run, group, sample.index, column.index, scale),
             'aria-label': `sample ${sample.index}, ${column.name}, score ${short(value, 3)}`,
-            onclick: () => openLarge(run, group, sample, column, here, score),
+            onclick: () => openLarge(run, group, sample, column, here),
           }),
           element('div', { className: 'score' }, short(value, 3)),
           ...steps(group, sample, here, column.indices, rise, strongest),

@@ -129,6 +129,9 @@ function chooser(names, chosen, label, choose) {
   return element('label', {}, label, made);
 }
 
+// The address of a picture; its time, because it may have been made anew.
+const source = (run, picture) => `${run.files}/${picture.file}?${picture.at}`;
+
 const PICTURES = {
   'before_after.png': 'Held-out images before and after training',
   'reward_curve.png': 'Held-out score by update',
@@ -136,9 +139,10 @@ const PICTURES = {
 
 // What a finished run has made of itself, small; a click opens it in its own size.
 function showPictures(runs) {
-  const of = (run, name) => {
-    const says = `${PICTURES[name] || name}${runs.length > 1 ? `, ${run.name}` : ''}`;
-    const href = `${run.files}/${name}`;
+  const of = (run, picture) => {
+    const what = PICTURES[picture.file] || picture.file;
+    const says = `${what}${runs.length > 1 ? `, ${run.name}` : ''}`;
+    const href = source(run, picture);
     const image = element('img', { src: href, alt: says, loading: 'lazy' });
     return element(
       'figure',
@@ -147,7 +151,7 @@ function showPictures(runs) {
       element('figcaption', {}, says),
     );
   };
-  const figures = runs.flatMap((run) => run.pictures.map((name) => of(run, name)));
+  const figures = runs.flatMap((run) => run.pictures.map((picture) => of(run, picture)));
   document.getElementById('pictures').replaceChildren(...figures);
 }
 
@@ -160,7 +164,7 @@ function showSheets(runs) {
   const run = with_sheets[Math.min(sheetState.run, with_sheets.length - 1)];
   const image = element('img', { className: 'sheet', loading: 'lazy' });
   const show = (step) => {
-    image.src = `${run.files}/${run.sheets.find((sheet) => sheet.step === step).file}`;
+    image.src = source(run, run.sheets.find((sheet) => sheet.step === step));
     image.alt = `Held-out images after ${step} updates, with scores and prompts`;
   };
   const controls = element('div', { className: 'controls' });
@@ -252,7 +256,7 @@ function show(runs) {
   showCurves(runs);
   const of = (what) => runs.map((run) => [run.name, what(run)]);
   if (isNews('pictures', of((run) => run.pictures))) showPictures(runs);
-  if (isNews('groups', of((run) => run.groups.map((group) => group.image)))) showGroups(runs);
+  if (isNews('groups', of((run) => run.groups.map((g) => [g.file, g.at])))) showGroups(runs);
   if (isNews('sheets', of((run) => run.sheets))) showSheets(runs);
   if (isNews('settings', of((run) => [run.changes, run.command]))) showSettings(runs);
 }
