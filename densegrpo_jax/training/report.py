@@ -24,23 +24,15 @@ from densegrpo_jax.runtime.metrics import MetricWriter
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.training.progress import Progress
-from densegrpo_jax.training.started import CONFIG, Start, write_start
-from densegrpo_jax.viewing.command import COMMAND
+from densegrpo_jax.training.started import Start, write_start
+from densegrpo_jax.viewing.command import COMMAND, NEWEST
+from densegrpo_jax.viewing.folder import BEFORE_AFTER, CURVE, ENDS
 from densegrpo_jax.viewing.report import FOLDER, write_report
-from densegrpo_jax.viewing.run_data import RECIPE
+from densegrpo_jax.viewing.run_data import CONFIG, RECIPE
 
 # What a run writes in its work directory.
 FOLDERS = ('checkpoints', 'samples', 'tensorboard', 'text', 'profile', 'groups', 'guard', 'report')
-FILES = (
-    CONFIG,
-    COMMAND,
-    RECIPE,
-    'metrics.jsonl',
-    'summary.json',
-    'reward_curve.png',
-    'before_after.png',
-    trackers.FILE,
-)
+FILES = (CONFIG, COMMAND, NEWEST, RECIPE, 'metrics.jsonl', 'summary.json', *ENDS, trackers.FILE)
 
 
 class Stopwatch:
@@ -82,12 +74,12 @@ class Reporter:
     ):
         self._full_use, self._started = full_use, started or Start()
         self._config, self._workdir, self._primary = config, workdir, hosts.primary
-        self._alone = hosts.count == 1
+        self._processes = hosts.count
         self._start, self._since, self._open = start, since, contextlib.ExitStack()
 
     def __enter__(self) -> Reporter:
         if self._primary:
-            write_start(self._workdir, self._config, self._started)
+            write_start(self._workdir, self._config, self._started, self._processes)
         writer = MetricWriter(self._workdir, resume_step=self._start)
         bar = ProgressBar(self._config.iterations, start=self._start, show=self._primary)
         log, known = self._config.log, json.loads(self._config.to_json_best_effort())
@@ -168,15 +160,16 @@ class Reporter:
         """Closes a finished run, see `finish`; trackers get its pictures."""
         self._bar.close()
         summary = finish(self._config, self._workdir, progress, checkpoints, self._primary)
-        for name in ('before_after', 'reward_curve') if self._primary else ():
-            self._trackers.picture(summary['updates'], name, self._workdir / f'{name}.png')
+        for path in (self._workdir / name for name in ENDS if self._primary):
+            if path.is_file():
+                self._trackers.picture(summary['updates'], path.stem, path)
         return summary
 
     def failed(self) -> None:
-        """Makes the page of a run of one process that an error ends. Not where a copy of all
-        pictures may come too late: a signal leaves little time, other processes wait for this one.
+        """Makes the page of a run that an error of the primary process ends. It asks no other
+        process for anything.
         """
-        if not (self._alone and self._config.eval.report):
+        if not (self._primary and self._config.eval.report):
             return
         try:
             self.flush()
@@ -270,6 +263,7 @@ def before_after(
         before, after = (_kept_images(workdir, step) for step in (first, last))
     except (OSError, ValueError) as error:
         logging.warning('before_after.png is left out: %s', error)
+        (workdir / BEFORE_AFTER).unlink(missing_ok=True)  # one of an earlier end
         return None
     n = min(pairs, len(before['images']))
     images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(
@@ -282,7 +276,7 @@ def before_after(
     width = images.shape[2]
     columns = 4 if width < 300 else 2
     return save_grid(
-        workdir / 'before_after.png',
+        workdir / BEFORE_AFTER,
         images,
         columns=columns,
         scale=max(1, 288 // width),
@@ -343,8 +337,9 @@ def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:
     axes.grid(alpha=0.3)
     axes.legend(loc='best', frameon=False)
     figure.tight_layout()
-    path = workdir / 'reward_curve.png'
-    figure.savefig(path)
+    path = workdir / CURVE
+    with replacing(path) as file:
+        figure.savefig(file)
     plt.close(figure)
     return path
 

@@ -21,7 +21,7 @@ from densegrpo_jax.config.method import loss_of, own_code
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
-from densegrpo_jax.rewards.base import RewardError, fingerprints
+from densegrpo_jax.rewards.base import RewardError, RewardsGone, fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
@@ -239,7 +239,7 @@ def run(
                     raise  # there is no other error
                 logging.error('The last completed update could not be saved: %s', error)
             _say_what_is_left(checkpoints.latest_step(), config.iterations, reason)
-            if not isinstance(reason, Preempted):
+            if not isinstance(reason, Preempted | RewardsGone):  # those go on by themselves
                 reporter.failed()
             raise
         checkpoints.wait_until_finished()

@@ -325,6 +325,7 @@ def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path):
     config.reward = {
         'remote': {'urls': '', 'names': ('brightness',), 'range': (0.0, 1.0), 'give_up_s': 0.0}
     }
+    config.eval.report = True
     with contextlib.ExitStack() as server:
         config.reward.remote.urls = server.enter_context(
             serving(RewardService(Brightness(), 'f00', '0').app)
@@ -333,6 +334,8 @@ def test_rewards_that_are_gone_leave_the_last_update_saved(folder, tmp_path):
         with pytest.raises(RewardsGone, match=f'{config.reward.remote.urls} .*refused'):
             run(config, tmp_path, one_device(), second_iteration)
     assert final_state(tmp_path)[0] == 1
+    assert not (tmp_path / 'report').exists()  # a supervisor starts the run again
+    config.eval.report = False
     with serving(RewardService(Brightness(), 'f00', '0').app) as config.reward.remote.urls:
         summary = run(config, tmp_path, one_device(), StopRequest())
     assert (

@@ -172,7 +172,6 @@ def test_an_export_into_the_checkpoints_is_refused(own):
 def test_what_an_earlier_start_left_damaged_does_not_end_a_run(own, caplog):
     _, workdir, config = own
     (workdir / 'samples' / 'step_000000.npz').unlink()
-    (workdir / 'before_after.png').unlink()
     files = sorted((workdir / 'text').rglob('*.safetensors'))
     before = {path: path.read_bytes() for path in files}
     for path in files[::2]:
