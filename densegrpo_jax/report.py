@@ -2,21 +2,24 @@
 
     python -m densegrpo_jax.report --workdir=runs/tiny_ocr
     python -m densegrpo_jax.report --workdir=runs/a --workdir=runs/b --out=runs/a_and_b
+    python -m densegrpo_jax.report --workdir=runs/tiny_ocr --one_file=tiny_ocr.html
 
 It shows the curves, held-out images by update, configuration and cost, and for the groups on record
 (`eval.groups`) every sample with its completions, scores, gains and advantages. Everything that the
-page needs is in the folder; nothing is fetched from the web. A training makes the page of itself at
-its end (`eval.report`); `densegrpo watch` shows a run that goes on.
+page needs is in the folder, or in one file; nothing is fetched from the web. A training makes the
+page of itself at its end (`eval.report`); `densegrpo watch` shows a run that goes on.
 """
 
 from __future__ import annotations
 
 import pathlib
 
-from absl import logging
+from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, define_runs, run_main
-from densegrpo_jax.viewing.report import FOLDER, write_report
+from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.paths import made_ready, output_problem
+from densegrpo_jax.viewing.report import FOLDER, one_file, write_report
 
 
 def main(flag) -> None:
@@ -24,13 +27,22 @@ def main(flag) -> None:
     if len(workdirs) > 1 and not flag.out:
         raise ValueError('--out: name a folder for the page of several runs')
     out = pathlib.Path(flag.out).expanduser() if flag.out else workdirs[0] / FOLDER
-    logging.info('made %s', write_report(out, workdirs))
+    if flag.one_file is not None and (found := output_problem(flag.one_file, '.html')):
+        raise ValueError(f'--one_file={flag.one_file}: {found}')
+    page = write_report(out, workdirs)
+    logging.info('made %s', page)
+    if flag.one_file is not None:
+        file = made_ready(flag.one_file)
+        replace_file(file, one_file(page))
+        logging.info('made %s', file)
 
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     define_runs()
     define_folder('out', None, 'Folder of the page; default, for one run: WORKDIR/report.')
+    what = 'Also writes the page as one HTML file, with its pictures: for a mail or a notebook.'
+    flags.DEFINE_string('one_file', None, what)
 
 
 if __name__ == '__main__':

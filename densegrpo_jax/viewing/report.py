@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.resources
 import itertools
 import json
@@ -74,6 +75,31 @@ def write_report(
         if old.name != place and re.fullmatch(r'runs(_\d+)?', old.name):
             shutil.rmtree(old, ignore_errors=True)
     return out / 'index.html'
+
+
+def one_file(page: pathlib.Path) -> str:
+    """A page that `write_report` made as one HTML text: style, scripts and pictures are inside.
+
+    page: its index.html.
+    """
+
+    def inside(found: re.Match) -> str:
+        name = found['style'] or found['script']
+        text = (page.parent / name).read_text(encoding='utf-8')
+        if found['style']:
+            return f'<style>\n{text}</style>'
+        text = re.sub('</(?=script)', r'<\\/', text, flags=re.IGNORECASE)  # in a string of Plotly's
+        return f'<script>\n{text}{files if name == "data.js" else ""}</script>'
+
+    pictures = {
+        path.relative_to(page.parent).as_posix(): f'data:image/{path.suffix[1:]};base64,'
+        + base64.b64encode(path.read_bytes()).decode()
+        for path in sorted(page.parent.glob('runs*/**/*'))
+        if path.is_file()
+    }
+    files = f'window.FILES = {json.dumps(pictures)};\n'
+    parts = r'<link rel="stylesheet" href="(?P<style>\S+)">|<script src="(?P<script>\S+)"></script>'
+    return re.sub(parts, inside, page.read_text(encoding='utf-8'))
 
 
 def shown(run: dict) -> list[str]:

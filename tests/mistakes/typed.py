@@ -198,6 +198,7 @@ FLAGS = [
     (['report'], 'flag --workdir'),
     (['report', '--workdir=nowhere'], 'nowhere holds no run: there is no config.json'),
     (['report', '--workdir=a', '--workdir=b'], '--out: name a folder for the page of several'),
+    (['report', '--workdir=a', '--one_file=a.txt'], '--one_file=a.txt: expected a name that ends'),
     (['plan', TINY], 'flag --topology=None'),
     (['plan', TINY, '--topology=h100:0'], 'expected 1 to 100000 devices'),
     (['plan', TINY, '--topology=banana:8'], 'expected KIND:SHAPE, as v5p:2x2x1 or h100:8'),

@@ -3,6 +3,7 @@ chromium-driver) and its Python driver.
 """
 
 import contextlib
+import html
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import uvicorn
 from PIL import Image
 
 from densegrpo_jax.runtime.listening import LOOPBACK
-from densegrpo_jax.viewing.report import write_report
+from densegrpo_jax.viewing.report import one_file, write_report
 from densegrpo_jax.viewing.server import make_app
 from tests.viewing.made_run import EVIL, PLANS, make_group, make_group_of, make_run
 
@@ -242,6 +243,33 @@ def test_the_pictures_of_a_finished_run_are_below_the_curves(page, tmp_path):
     ]
     driver.execute_script('arguments[0].scrollIntoView()', images[0])
     until(lambda: all(image.get_property('naturalWidth') == 100 for image in images))
+
+
+def test_a_page_of_one_file_shows_all_of_it(page, tmp_path):
+    """Without the folder that it was made from, whatever its prompts say."""
+    run = make_run(tmp_path / 'run')
+    shutil.copyfile(run / 'samples' / 'step_000000.png', run / 'before_after.png')
+    whole = one_file(write_report(tmp_path / 'out', [run]))
+    shutil.rmtree(tmp_path / 'out')
+    (tmp_path / 'page.html').write_text(whole)
+    driver = page((tmp_path / 'page.html').as_uri())
+    assert text(driver, '#viewer .prompt') == EVIL and driver.title.startswith('4/4')
+    assert driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg')
+    for selector in ('#sheets img', '#pictures img'):
+        image = driver.find_element(By.CSS_SELECTOR, selector)
+        driver.execute_script('arguments[0].scrollIntoView()', image)
+        until(lambda: image.get_property('naturalWidth') == 100)  # noqa: B023
+    cell = driver.find_element(By.CSS_SELECTOR, '.table .picture')
+    assert cell.value_of_css_property('background-image').startswith('url("data:image/webp')
+
+    frame = f'<iframe srcdoc="{html.escape(whole)}" width="100%" height="900"></iframe>'
+    (tmp_path / 'notebook.html').write_text(f'<meta charset="utf-8">{frame}')
+    driver.get((tmp_path / 'notebook.html').as_uri())
+    driver.switch_to.frame(0)
+    assert text(driver, '#viewer .prompt') == EVIL
+    driver.find_element(By.LINK_TEXT, 'Evaluations').click()
+    until(lambda: driver.execute_script('return scrollY') > 300)
+    driver.switch_to.default_content()
 
 
 def test_a_picture_opens_and_closes_by_keyboard(page, report):

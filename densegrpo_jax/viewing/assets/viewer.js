@@ -129,8 +129,12 @@ function chooser(names, chosen, label, choose) {
   return element('label', {}, label, made);
 }
 
-// The address of a picture; its time, because it may have been made anew.
-const source = (run, picture) => `${run.files}/${picture.file}?${picture.at}`;
+// The address of a picture; its time, because it may have been made anew. A page that is one file
+// has its pictures in FILES.
+function source(run, picture) {
+  const name = `${run.files}/${picture.file}`;
+  return window.FILES ? window.FILES[name] : `${name}?${picture.at}`;
+}
 
 const PICTURES = {
   'before_after.png': 'Held-out images before and after training',
@@ -147,7 +151,8 @@ function showPictures(runs) {
     return element(
       'figure',
       {},
-      element('a', { href, target: '_blank' }, image),
+      // no browser opens the pictures of a page that is one file
+      window.FILES ? image : element('a', { href, target: '_blank' }, image),
       element('figcaption', {}, says),
     );
   };
@@ -284,6 +289,13 @@ async function follow() {
   setTimeout(follow, 5000);
 }
 
+// In a notebook's frame a link to a part of the page would lead to the notebook.
+if (location.href === 'about:srcdoc') {
+  document.querySelector('nav').addEventListener('click', (event) => {
+    event.preventDefault();
+    document.querySelector(event.target.hash || 'nav').scrollIntoView();
+  });
+}
 if (window.RUNS) show(window.RUNS);
 else follow();
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => restyleCurves());
