@@ -229,6 +229,23 @@ def _bounds(config) -> tuple[float, float]:
     return config.calibration.low, min(config.calibration.high, kernel_of(config).max_level)
 
 
+def one_step(config, psi, positives, negatives, trained) -> np.ndarray:
+    """psi [T] after one iteration by the configuration's rule; as `calibrate_step`."""
+    c = config.calibration
+    return calibrate_step(
+        psi,
+        positives,
+        negatives,
+        trained,
+        rule=c.rule,
+        eps1=c.eps1,
+        eps2=c.eps2,
+        z=c.z,
+        bounds=_bounds(config),
+        min_count=c.min_count,
+    )
+
+
 def _ended(document: dict, config) -> bool:
     c, history = config.calibration, np.array(document['history'])
     if not len(history):
@@ -281,18 +298,7 @@ def _iterate(
             psi = document['history'][-1] if iteration else document['start']
             found = rewards(iteration, psi)
             positives, negatives = count_gains(np.diff(found, axis=0))
-            moved = calibrate_step(
-                psi,
-                positives,
-                negatives,
-                schedule.masks.trained,
-                rule=c.rule,
-                eps1=c.eps1,
-                eps2=c.eps2,
-                z=c.z,
-                bounds=_bounds(config),
-                min_count=c.min_count,
-            )
+            moved = one_step(config, psi, positives, negatives, schedule.masks.trained)
             for name, row in (
                 ('history', moved),
                 ('positives', positives),

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config.guard_keys import BRAKE
 from densegrpo_jax.config.guide_keys import IMAGES
-from densegrpo_jax.config.method import roles_read
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.networks.quantize import stored_shapes
@@ -34,7 +33,12 @@ from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
-from densegrpo_jax.training.geometry import rescored_together, rows_of_sample, skips_rows
+from densegrpo_jax.training.geometry import (
+    passes_of_row,
+    rescored_together,
+    rows_of_sample,
+    skips_rows,
+)
 from densegrpo_jax.training.learner import make_credit, make_update
 
 
@@ -137,9 +141,7 @@ def phases(
     micro = config.optim.microbatch
     evaluated = micro // rescored_together(config)
     one = forward(evaluated, guided=config.loss.cfg) * math.ceil(rows / micro)
-    # Backward: through the activations, and through the weights if they are trained; every other
-    # role that is read needs its own forward pass.
-    learning = one * ((3 if config.full else 2) + len(roles_read(config)))
+    learning = one * passes_of_row(config)
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
     drawn = (

@@ -31,6 +31,14 @@ def rows_of_sample(config, schedule: Schedule) -> int:
     return kind.rows(config, schedule.plan) if moving is None else moving.count
 
 
+def passes_of_row(config) -> int:
+    """Forward passes that an update's arithmetic on a row counts as: the policy's own, backward
+    through the activations and, if they are trained, through the weights, and one of every other
+    role that is read. What rematerialisation repeats is left out.
+    """
+    return (3 if config.full else 2) + len(roles_read(config))
+
+
 def rows_together(config, schedule: Schedule) -> int:
     """Rows that the loss needs in one microbatch: those of whole groups, or 1."""
     loss = loss_of(config)
