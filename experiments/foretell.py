@@ -6,8 +6,9 @@
 Runs `densegrpo_jax.preflight` for the configuration, and for its other noise levels, and takes the
 signal of every credit that --runs (`experiments.reproduce`'s tables) has trained with. A run counts
 as the mean of its score over its evaluations after the start. Writes a scatter, a table and the
-rank correlation over variants, with a bootstrap interval, into --out. Exit status as
-`experiments.reproduce`.
+rank correlation over the credits, with a bootstrap interval, into --out. A signal is a share of
+what one noise decides, so signals of several noises are shown and not compared. With --norun the
+page is made again from OUT/signal.json. Exit status as `experiments.reproduce`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -22,12 +24,15 @@ from scipy import stats
 
 from densegrpo_jax.config.command_line import define_folder, load, run_main
 from densegrpo_jax.preflight.credits import Credit
-from densegrpo_jax.preflight.record import FILE, joined
+from densegrpo_jax.preflight.record import FILE, FORMS, joined
 from densegrpo_jax.preflight.signal import Interval, Rewards, signals
 from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
+from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from experiments.reproduction.facts import commit
@@ -49,7 +54,9 @@ CREDITS: Mapping[str, Credit] = {
     'coca_share_signed': Credit('coca_share', options={'window': 1}, signed=True),
 }
 NOISES = ('noise_0.5', 'noise_0.8')  # variants of the noise, with dense credit
+SIGNAL = 'signal.json'  # in --out: variant -> its signal with the interval
 RESAMPLES = 2000
+LEVEL = 0.05
 
 
 def foretold(
@@ -89,49 +96,82 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> I
     return Interval(float(stats.spearmanr(x, y).statistic), float(low), float(high))
 
 
-def ordered(signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]]) -> tuple[int, int]:
-    """(pairs of variants whose runs differ at 5 % by Welch's t test, those of them that the signal
-    orders alike).
+class Ordered(NamedTuple):
+    """Pairs of variants, by Welch's t test of their runs.
+
+    Attributes:
+      pairs: all that were tested.
+      decided: whose runs differ at LEVEL, each test for itself: chance alone gives LEVEL of all
+        pairs. right: those of them that the signal orders alike.
+      sure, sure_right: the same with Holm's correction for the number of tests.
     """
-    decided = right = 0
-    names = [*signal]
+
+    pairs: int
+    decided: int
+    right: int
+    sure: int
+    sure_right: int
+
+
+def ordered(signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]]) -> Ordered:
+    """How far the signal orders pairs of variants as their runs do."""
+    tests, names = [], [*signal]
     for i, one in enumerate(names):
         for other in names[:i]:
-            if stats.ttest_ind(runs[one], runs[other], equal_var=False).pvalue < 0.05:
-                decided += 1
-                better = np.mean(runs[one]) > np.mean(runs[other])
-                right += better == (signal[one].value > signal[other].value)
-    return decided, right
+            p = stats.ttest_ind(runs[one], runs[other], equal_var=False).pvalue
+            better = np.mean(runs[one]) > np.mean(runs[other])
+            tests.append((p, bool(better == (signal[one].value > signal[other].value))))
+    tests.sort()
+    alike = lambda found: (len(found), sum(right for _, right in found))
+    bounds = [LEVEL / (len(tests) - i) for i in range(len(tests))]
+    passed = next((i for i, (p, _) in enumerate(tests) if p >= bounds[i]), len(tests))
+    return Ordered(len(tests), *alike([t for t in tests if t[0] < LEVEL]), *alike(tests[:passed]))
 
 
 def write(
     out: pathlib.Path, signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]], how: str
 ) -> list[pathlib.Path]:
-    """Writes the page and the scatter of the variants in both; returns their paths."""
+    """Writes the page, the signals and the scatter of the variants in both; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / SIGNAL, json.dumps(json_value(signal), indent=2) + '\n')
     signal = {name: signal[name] for name in signal if name in runs}
     means = {name: float(np.mean(runs[name])) for name in signal}
-    rho = rank_correlation([s.value for s in signal.values()], list(means.values()))
-    decided, right = ordered(signal, runs)
+    ranked = {name: s for name, s in signal.items() if name not in NOISES}
+    rho = rank_correlation([s.value for s in ranked.values()], [means[n] for n in ranked])
+    found = ordered(ranked, runs)
     made = _draw(out / 'foretold.png', signal, runs)
+    quoted = lambda names: ', '.join(f'`{name}`' for name in names)
+    left_out = []
+    if beside := [name for name in signal if name in NOISES]:
+        left_out = [f'{quoted(beside)}, because a signal is a share of what its own noise decides']
+    if absent := [name for name in runs if name not in signal]:
+        left_out.append(f'with curves but without a measured signal: {quoted(absent)}')
     rows = [
-        [f'`{name}`', str(signal[name]), f'{means[name]:.4f} ± {np.std(runs[name], ddof=1):.4f}',
-         str(len(runs[name]))]
+        [
+            f'`{name}`' + ' (other noise)' * (name in NOISES),
+            str(signal[name]),
+            f'{means[name]:.4f} ± {np.std(runs[name], ddof=1):.4f}',
+            str(len(runs[name])),
+        ]
         for name in sorted(signal, key=lambda name: -signal[name].value)
-    ]  # fmt: skip
+    ]
     text = [
         '# What preflight foretells',
         how,
-        f'Over {len(signal)} variants the rank correlation of the signal, before training, with '
-        f'the height of the learning curves is **{rho}** (95 % bootstrap over variants). Of '
-        f'{decided} pairs whose runs differ at 5 %, the signal orders {right} alike.',
+        f'Over {len(ranked)} credits the rank correlation of the signal, before training, with '
+        f'the height of the learning curves is **{rho}** (95 % bootstrap over credits). Of their '
+        f'{found.pairs} pairs the runs of {found.decided} differ at 5 %, each test for itself '
+        f'(chance alone would give {LEVEL * found.pairs:.0f}), and the signal orders '
+        f"{found.right} of these alike. Holm's correction for so many tests leaves {found.sure} "
+        f'of them, {found.sure_right} ordered alike.',
+        *[f'Not in these numbers: {"; ".join(left_out)}.'] * bool(left_out),
         f'![scatter]({made.name})',
         table(['variant', 'signal', 'mean score of a run ± over seeds', 'seeds'], rows),
     ]
     notes = out / 'notes.md'
     text += [notes.read_text(encoding='utf-8').strip()] if notes.exists() else []
     replace_file(out / 'README.md', '\n\n'.join(text) + '\n')
-    return [out / 'README.md', made]
+    return [out / 'README.md', out / SIGNAL, made]
 
 
 def _draw(
@@ -146,7 +186,8 @@ def _draw(
     for name, s in signal.items():
         y, spread = np.mean(runs[name]), np.std(runs[name], ddof=1)
         across = [[max(s.value - s.low, 0)], [max(s.high - s.value, 0)]]
-        axes.errorbar(s.value, y, xerr=across, yerr=spread, marker='o', color='C0', alpha=0.7)
+        color = 'C1' if name in NOISES else 'C0'
+        axes.errorbar(s.value, y, xerr=across, yerr=spread, marker='o', color=color, alpha=0.7)
         axes.annotate(name, (s.value, y), textcoords='offset points', xytext=(5, 4), fontsize=8)
     axes.set_xlabel('signal of the credit, before training')
     axes.set_ylabel('mean held-out score of a run')
@@ -158,8 +199,8 @@ def _draw(
 
 
 def _measured(folder: pathlib.Path) -> Rewards:
-    lines = (folder / FILE).read_text(encoding='utf-8').splitlines()[1:]
-    return joined({row['prompt']: row for row in map(json.loads, lines)})[0]
+    _, *rows = Journal(folder / FILE, forms=FORMS, remedy='measure in another --workdir').rows
+    return joined({row['prompt']: row for row in rows})[0]
 
 
 def main(flag) -> int:
@@ -167,6 +208,11 @@ def main(flag) -> int:
     records = Records.load(pathlib.Path(flag.runs))
     if not records.runs:
         raise ValueError(f'--runs={flag.runs} has no runs.csv; experiments.reproduce writes one')
+    if flag.norun:
+        signal = {name: Interval(*s) for name, s in read_json(out / SIGNAL).items()}
+        how = f'`python -m experiments.foretell --norun --out={flag.out}`, from `{SIGNAL}`.'
+        logging.info('made %s', ', '.join(map(str, write(out, signal, heights(records), how))))
+        return FINISHED
     workdir.mkdir(parents=True, exist_ok=True)
     size = [f'--prompts={flag.prompts}', f'--group={flag.group}', '--completions=1,2,3']
     try:
@@ -203,6 +249,7 @@ def define_flags() -> None:
     define_folder('workdir', 'runs/foretell', 'Where the preflights go.')
     define_folder('out', 'docs/results/foretold', 'Folder for the page.')
     define_folder('runs', 'docs/results/reproduction', 'Tables of finished runs.')
+    flags.DEFINE_bool('norun', False, 'Only make the page again, from OUT/signal.json.')
     flags.DEFINE_integer('prompts', 64, 'Prompts of a preflight.', lower_bound=4)
     flags.DEFINE_integer('group', 8, 'Samples of each.', lower_bound=2)
 

@@ -18,7 +18,13 @@ from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.trees import json_value
 
 FILE = 'rewards.jsonl'
-FORMS = (('settings',), ('prompt', 'terminal', 'completions', 'scores', 'cost'))  # of the lines
+FORMS = (  # of the lines
+    ('settings',),
+    (
+        *('prompt', 'terminal', 'again', 'twins', 'similarity', 'completions', 'scores'),
+        *('cost', 'warm'),
+    ),
+)
 
 
 class Record:

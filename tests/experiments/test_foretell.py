@@ -1,5 +1,7 @@
 """Preflight against runs: planted rewards, and learning curves that follow or ignore them."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -44,10 +46,34 @@ def test_curves_that_follow_the_signal_are_foretold(found, tmp_path, slope, sign
     values = [np.mean(runs[name]) for name in found]
     rho = foretell.rank_correlation([s.value for s in found.values()], values)
     assert rho.value * sign > 0.9
-    decided, right = foretell.ordered(found, runs)
-    assert decided > 30 and (right > 0.9 * decided if sign > 0 else right < 0.1 * decided)
+    of = foretell.ordered({n: s for n, s in found.items() if n in foretell.CREDITS}, runs)
+    assert of.pairs == 13 * 12 / 2 and of.sure > 30
+    for decided, right in ((of.decided, of.right), (of.sure, of.sure_right)):
+        assert right > 0.9 * decided if sign > 0 else right < 0.1 * decided
     text = (tmp_path / 'README.md').read_text()
-    assert f'orders {right} alike' in text and '`coca_share_signed`' in text
+    assert f'orders {of.right} of these alike' in text and '`coca_share_signed`' in text
+    assert f'for so many tests leaves {of.sure} of them' in text
+    assert '`noise_0.8`, because a signal is a share' in text and '`noise_0.8` (other' in text
+    # made again from what was written, with a variant that no preflight measures
+    again = {n: foretell.Interval(*s) for n, s in json.loads(made[1].read_text()).items()}
+    foretell.write(tmp_path, again, runs | {'psi': [0.5, 0.6]}, 'how')
+    text = (tmp_path / 'README.md').read_text()
+    assert f'orders {of.right} of these alike' in text
+    assert 'without a measured signal: `psi`.' in text
+
+
+def test_chance_alone_is_not_sure():
+    """Twelve variants whose runs differ by chance: some pairs differ at 5 %, none for sure."""
+    rng = np.random.default_rng(5)
+    signal = {str(i): foretell.Interval(float(i), 0, 0) for i in range(12)}
+    of = foretell.ordered(signal, {name: rng.standard_normal(5) for name in signal})
+    assert of.pairs == 66 and 0 < of.decided < 20 and of.sure == of.sure_right == 0
+
+
+def test_logs_of_an_older_preflight_are_refused_by_their_line(tmp_path):
+    (tmp_path / foretell.FILE).write_text('{"settings": {}}\n{"prompt": 0, "terminal": [1]}\n')
+    with pytest.raises(ValueError, match=r'jsonl:2 is damaged .* measure in another --workdir'):
+        foretell._measured(tmp_path)
 
 
 def test_curves_that_ignore_it_are_not(found):
