@@ -7,28 +7,43 @@ from typing import NamedTuple
 
 from densegrpo_jax.config.method import check_method
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.preflight.credits import Credit
+from densegrpo_jax.preflight.credits import BRANCHES, Credit
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.sampling.cost import of_sample
 from densegrpo_jax.sampling.sampler import Schedule, make_schedule
-
-BACKWARD = 3  # evaluations that an update's forward and backward pass of a transition counts as
+from densegrpo_jax.training.geometry import (
+    passes_of_row,
+    rescored_together,
+    rows_of_sample,
+    skips_rows,
+)
 
 
 class Cost(NamedTuple):
-    """Of one sample: network evaluations, scored images, trained transitions."""
+    """Of one sample.
+
+    Attributes:
+      nfe: network evaluations of its rollout and completions.
+      images: scored images.
+      update: evaluations that the arithmetic of its update counts as, an estimate.
+    """
 
     nfe: float
     images: float
-    trained: int
+    update: float
 
     def seconds(self, speed: Spent) -> float:
-        """At the speed of a measurement, with the update (an estimate: BACKWARD evaluations for
-        every trained transition). Scoring counts in full: in training part of it is hidden.
-        """
-        network = speed.network_s / max(speed.nfe, 1)
-        image = speed.image_s / max(speed.images, 1)
-        return (self.nfe + BACKWARD * self.trained) * network + self.images * image
+        """At the speed of a measurement. Scoring counts in full; training hides part of it."""
+        return sum(self.phases(speed).values())
+
+    def phases(self, speed: Spent) -> dict[str, float]:
+        """Seconds of sampling, of decoding and scoring, and of the update."""
+        network, image = speed.each()
+        return {
+            'sampling': self.nfe * network,
+            'decoding and scoring': self.images * image,
+            'update': self.update * network,
+        }
 
 
 def costs(config, pipeline: Pipeline, credits: Mapping[str, Credit], own: str) -> dict[str, Cost]:
@@ -42,13 +57,83 @@ def costs(config, pipeline: Pipeline, credits: Mapping[str, Credit], own: str) -
             if name != own:
                 c.update_from_flattened_dict(credit.overrides)
                 check_method(c)
-            found[name] = _cost(c, make_schedule(pipeline, c))
+            found[name] = cost(c, pipeline)
         except ValueError:
             if name == own:
                 raise
     return found
 
 
-def _cost(config, schedule: Schedule) -> Cost:
+def of_branches(config, pipeline: Pipeline) -> Cost | None:
+    """Of a sample of branches from every trained step; None if the configuration has no such."""
+    c = config.copy_and_resolve_references()
+    try:
+        c.update_from_flattened_dict(BRANCHES)
+        check_method(c)
+        return cost(c, pipeline)
+    except ValueError:
+        return None
+
+
+def cost(config, pipeline: Pipeline) -> Cost:
+    """Of a sample of the configuration as it is."""
+    schedule = make_schedule(pipeline, config)
     each = of_sample(config, schedule)
-    return Cost(each.nfe, each.images, sum(schedule.plan.transitions.trained))
+    return Cost(each.nfe, each.images, _update(config, pipeline, schedule))
+
+
+def _update(config, pipeline: Pipeline, schedule: Schedule) -> float:
+    """Evaluations of a sample's update, as the plan counts them, with what rematerialisation
+    repeats. Of a loss that chooses its samples, as few as an update may have.
+    """
+    rows = rows_of_sample(config, schedule) / rescored_together(config)
+    rows /= config.rollout.group if skips_rows(config) else 1
+    passes = passes_of_row(config) + (config.model.remat == 'full')
+    # a measured evaluation is guided, which is two
+    halved = pipeline.takes_negative(config.model.guidance) and not config.loss.cfg
+    return rows * passes / (2 if halved else 1)
+
+
+class Run(NamedTuple):
+    """What a whole run takes; seconds at the speed of a measurement.
+
+    Attributes:
+      phases: seconds of an iteration, by phase.
+      evaluations: how often the run is evaluated; `evaluation`: seconds of one.
+      nfe, images: of all iterations and evaluations.
+      uncounted: what the hours leave out.
+    """
+
+    samples: int
+    phases: dict[str, float]
+    evaluations: int
+    evaluation: float
+    nfe: float
+    images: float
+    hours: float
+    uncounted: list[str]
+
+
+def of_run(config, pipeline: Pipeline, own: Cost, speed: Spent, test: int) -> Run:
+    """Of the configuration, whose samples cost `own`. test: prompts of an evaluation."""
+    e, samples = config.eval, config.rollout.prompts * config.rollout.group
+    times = 1 + -(-config.iterations // e.every)  # the start and the end are among them
+    network, image = speed.each()
+    one = test * (e.steps * network + image)
+    phases = {name: samples * s for name, s in own.phases(speed).items()}
+    seconds = config.iterations * sum(phases.values()) + times * one
+    drawn, scored = config.iterations * samples, times * test
+    twice = 2 if pipeline.takes_negative(config.model.guidance) else 1
+    uncounted = ['compilation', 'encoding prompts', 'loading and checkpoints']
+    uncounted += ["the guard's measurements"] * bool(config.guard.on)
+    uncounted += ['calibration of the noise'] * bool(config.noise.calibrate)
+    return Run(
+        samples,
+        phases,
+        times,
+        one,
+        twice * (drawn * own.nfe + scored * e.steps),
+        drawn * own.images + scored,
+        seconds / 3600,
+        uncounted,
+    )

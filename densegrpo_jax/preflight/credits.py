@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.config.method import credit_options, credit_rule_of
+from densegrpo_jax.config.method import credit_options, credit_rule_of, loss_of
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
 from densegrpo_jax.core.dense_reward import dense_reward
+from densegrpo_jax.core.losses import CLEAN
 from densegrpo_jax.core.rollout_plan import STATE
 from densegrpo_jax.preflight.signal import Rewards
 
@@ -68,9 +69,48 @@ def candidates(steps: Iterable[int]) -> dict[str, Credit]:
     }
 
 
+# Overrides that turn a recipe into branches from every trained step, completed in full.
+BRANCHES = {
+    **AS_TRAJECTORY,
+    'plan.kind': 'branch',
+    'credit.rule': 'branch',
+    'credit.completion_steps': 0,
+    'credit.completion_every': 1,
+    'rollout.shared_noise': True,
+}
+
+
+def not_measured(config) -> list[str]:
+    """In which ways the configuration trains otherwise than the measured credit says."""
+    c, found = config.credit, []
+    weighted = [n for n, options in config.reward.items() if options.get('weight', 1.0)]
+    if c.combine != 'sum' and len(weighted) > 1:
+        found.append(
+            f'credit.combine={c.combine!r}: training normalises each of {len(weighted)} scores; '
+            'measured is the weighted sum of raw scores'
+        )
+    if c.completion_every > 1 and not credit_rule_of(config).per_sample:
+        found.append(
+            f'credit.completion_every={c.completion_every}: training interpolates rewards between '
+            'completed states; the signal measured is that of completions at every state, the cost '
+            'that of the recipe'
+        )
+    if config.budget.by != 'none':
+        found.append(
+            f'budget.by={config.budget.by!r}: training has groups of two sizes; measured are '
+            'groups of one'
+        )
+    if loss_of(config).batch == CLEAN:
+        found.append(
+            f'loss.kind={config.loss.kind!r}: training learns from finished samples, not from '
+            "transitions; of the credits' signals none is that of its update"
+        )
+    return found
+
+
 def own_credit(config) -> tuple[str, Credit]:
-    """The name and the credit that the configuration trains with. States between completions
-    (`credit.completion_every`) count as completed.
+    """The name and the credit that the configuration trains with, as far as it is measured: see
+    `not_measured`.
 
     Raises:
       ValueError: another plan than trajectories, steps that move, several seeds, a rule that needs

@@ -1,4 +1,4 @@
-"""What the measurements say against a run, and what they say of its credit and its noise."""
+"""What the measurements say against a run. They recommend nothing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.core.calibration import calibrate_step
 from densegrpo_jax.preflight.costs import Cost
+from densegrpo_jax.preflight.groups import Spread
 from densegrpo_jax.preflight.measure import Spent
-from densegrpo_jax.preflight.signal import Decided, Interval, Signals, Spread
+from densegrpo_jax.preflight.signal import Decided, Interval, Signals
 
 FEW = 0.05  # shares below it count as nothing
 NO_ADVICE = (
-    'Signals and prices are measurements, not advice: over 15 variants on the miniature they did '
-    'not foretell the order of learning curves (docs/preflight.md).'
+    'Signals and prices are measurements, not advice: on the miniature they did not foretell the '
+    'order of learning curves (docs/preflight.md).'
 )
 
 
@@ -24,6 +24,15 @@ class Finding(NamedTuple):
 
     reason: str
     stop: bool = False
+
+
+class Images(NamedTuple):
+    """Scores that are missing: `failed`, share of all images, twins and completions among them;
+    `used`, share of samples with a score for each of theirs. Credit is measured on the latter.
+    """
+
+    failed: float
+    used: float
 
 
 class Price(NamedTuple):
@@ -40,63 +49,70 @@ class Price(NamedTuple):
 
 
 def prices(signals: Signals, costs: dict[str, Cost], speed: Spent) -> list[Price]:
-    """Of every credit whose cost is known, cheapest first; NaN where a signal is not measured."""
+    """Of every credit whose cost is known, in the order of seconds; NaN where a signal is not
+    measured.
+    """
     own = costs[signals.of].seconds(speed)
     found = []
     for name, cost in costs.items():
         ratio, relative = signals.ratio[name], cost.seconds(speed) / own
         price = Interval(relative / ratio.value, relative / ratio.high, relative / ratio.low)
         found.append(Price(name, cost, cost.seconds(speed), *price))
-    return sorted(found, key=lambda p: (math.isnan(p.price), p.price))
+    return sorted(found, key=lambda p: p.seconds)
 
 
 def findings(
-    config,
-    spread: Spread,
-    decided: Decided,
-    signals: Signals,
-    priced: list[Price],
-    balance: tuple[np.ndarray, np.ndarray],
-    trained: np.ndarray,
+    images: Images, spread: Spread, decided: Decided, signals: Signals, trained: np.ndarray
 ) -> list[Finding]:
-    """In the order in which they matter."""
+    """In the order in which they matter. Shares are of the variance within groups: what tells
+    prompts apart is no part of an advantage.
+    """
     first = []
-    if spread.valid < 1 - FEW:
-        first = [
-            Finding(f'{1 - spread.valid:.0%} of the samples have no score: see the log for why')
-        ]
-    if not math.isfinite(spread.zero):
-        return [*first, Finding('no group has two samples with a score', stop=True)]
-    if spread.zero > 1 - FEW:
+    if images.failed > FEW or images.used < 1 - FEW:
         reason = (
-            f'{spread.zero:.0%} of the groups have no spread of rewards: only the prompt decides, '
-            'and a group teaches nothing. Use another reward, or other prompts'
+            f'{images.failed:.0%} of all images have no score, and {1 - spread.valid:.0%} of the '
+            f'samples: see the log for why. Credit is measured on the {images.used:.0%} of samples '
+            'with a score for every twin and completion'
+        )
+        first = [Finding(reason)]
+    if not math.isfinite(spread.zero.value):
+        return [*first, Finding('no group has two samples with a score', stop=True)]
+    if spread.zero.value > 1 - FEW:
+        reason = (
+            f'{spread.zero.value:.0%} of the groups have no spread of rewards: only the prompt '
+            'decides, and a group teaches nothing. Use another reward, or other prompts'
         )
         return [*first, Finding(reason, stop=True)]
+    if not math.isfinite(decided.reward.value):
+        reason = (
+            'no group has two samples with a spread of rewards and all their scores: what decides '
+            'the reward is unknown'
+        )
+        return [*first, Finding(reason)]
     if decided.reward.value > 0.5:
         reason = (
-            f'{decided.reward.value:.0%} of the variance is noise of the reward itself: the same '
-            'image scored again gets another score. Use a reward that agrees with itself'
+            f'{decided.reward.value:.0%} of the variance within groups is noise of the reward '
+            'itself: the same image scored again gets another score. Use a reward that agrees with '
+            'itself'
         )
         return [*first, Finding(reason, stop=True)]
     if not decided.trained.low > 0 and decided.trained.value < FEW:
         reason = (
             f'the noise of the trained transitions decides {decided.trained.value:.0%} of the '
-            'reward: updates would follow what they cannot change. Raise rollout.level, or use a '
-            'reward that sees more'
+            'variance within groups: updates would follow what they cannot change. Raise '
+            'rollout.level, or use a reward that sees more'
         )
         return [*first, Finding(reason, stop=True)]
-    first += _of_last(decided, trained)
-    found = [*first, *_of_spread(spread), *_of_credit(signals, priced)]
-    return [*found, *_of_noise(config, balance, trained)]
+    return [*first, *_of_last(decided, trained), *_of_spread(spread), *_of_signal(signals)]
 
 
 def _of_spread(spread: Spread) -> list[Finding]:
-    if spread.zero <= 0.5:
+    if spread.zero.value <= 0.5:
         return []
     reason = (
-        f'{spread.zero:.0%} of the groups have no spread of rewards and teach nothing. Larger '
-        'groups (rollout.group), prompts of middling difficulty or a smoother reward have more'
+        f'{spread.zero.value:.0%} of the groups have no spread of rewards and teach nothing. '
+        'Larger groups (rollout.group), prompts of middling difficulty or a smoother reward have '
+        'more'
     )
     return [Finding(reason)]
 
@@ -114,41 +130,12 @@ def _of_last(decided: Decided, trained: np.ndarray) -> list[Finding]:
     return [Finding(reason)]
 
 
-def _of_credit(signals: Signals, priced: list[Price]) -> list[Finding]:
+def _of_signal(signals: Signals) -> list[Finding]:
     own = signals.signal[signals.of]
-    if not own.low > 0:
-        return [
-            Finding(
-                f'the signal of {signals.of} credit, {own}, is not told from 0: credits cannot be '
-                'compared with so few prompts'
-            )
-        ]
-    better = [p for p in priced if p.high < 1]
-    if not better:
-        return [
-            Finding(
-                f'no credit is measured to be cheaper than the {signals.of} credit of this recipe'
-            )
-        ]
-    told = '; '.join(f'{p.credit} {p.price:.2g} [{p.low:.2g}, {p.high:.2g}]' for p in better)
-    return [Finding(f'credits with a price below that of {signals.of}, which is 1: {told}')]
-
-
-def _of_noise(config, balance: tuple[np.ndarray, np.ndarray], trained: np.ndarray) -> list[Finding]:
-    if config.noise.psi_path or config.noise.calibrate:
-        return []
-    off = unbalanced(balance) & trained
-    if 2 * off.sum() < trained.sum():
+    if own.low > 0:
         return []
     reason = (
-        f'gains and losses are out of balance at transitions {np.flatnonzero(off).tolist()}: '
-        'noise.calibrate=True would lower their noise'
+        f'the signal of {signals.of} credit, {own}, is not told from 0: credits cannot be compared '
+        'with so few prompts'
     )
     return [Finding(reason)]
-
-
-def unbalanced(balance: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """bool [T]: transitions at which the first step of calibration lowers the noise."""
-    count = len(balance[0])
-    moved = calibrate_step(np.ones(count), *balance, np.ones(count, bool), z=2.0)
-    return moved < 1

@@ -17,7 +17,8 @@ from densegrpo_jax.search.loop import Flow, Particles, Scored, Walk
 
 
 class Spent(NamedTuple):
-    """The cost of a batch: network evaluations, scored images, and the seconds of each."""
+    """The cost of a batch: network evaluations, images, and the seconds of sampling and of decoding
+    and scoring."""
 
     nfe: int = 0
     images: int = 0
@@ -26,6 +27,10 @@ class Spent(NamedTuple):
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(a + b for a, b in zip(self, other)))
+
+    def each(self) -> tuple[float, float]:
+        """Seconds of a network evaluation, and of an image."""
+        return self.network_s / max(self.nfe, 1), self.image_s / max(self.images, 1)
 
 
 class Batch(NamedTuple):

@@ -17,6 +17,8 @@ from densegrpo_jax.runtime.trees import json_value
 
 FILE, PAGE = 'preflight.json', 'index.html'
 
+Table = tuple[list[str], list[list[str]]]  # head and rows
+
 
 def write(
     out: pathlib.Path, document: dict[str, Any], prompts: Sequence[str], record: Record
@@ -29,69 +31,183 @@ def write(
 
 def lines(document: dict[str, Any]) -> list[str]:
     """What the command prints."""
-    d, reward = document, document['reward']
-    shares = d['decided']
-    found = [
-        f'{d["prompts"]} prompts x {d["group"]} samples: reward {reward["mean"]:.4f}, spread '
-        f'within groups {reward["deviation"]}',
-        f'groups without spread {reward["zero"]:.0%}, pairs with equal rewards '
-        f'{reward["ties"]:.0%}, samples with a score {reward["valid"]:.0%}',
-        f'the reward is decided by the prompt {shares["prompt"]}, by the first noise '
-        f'{shares["noise"]}, by the transitions {", ".join(map(str, shares["steps"]))}, by noise '
-        f'of the reward {shares["reward"]}',
-        'credit       signal                NFE  images   price (seconds by signal)',
+    d = document
+    return [
+        *_of_reward(d),
+        *_of_variance(d),
+        *_aligned(_transitions(d)),
+        *_of_columns(d),
+        *_aligned(_credits(d)),
+        'signal of each transition; a row adds up to the signal of the credit',
+        *_aligned(_parts(d, intervals=False)),
+        *_of_branches(d),
+        *_of_run(d),
+        *(f'not measured: {line}' for line in d['not_measured']),
+        *(f'{"STOP: " if a["stop"] else "- "}{a["reason"]}' for a in d['findings']),
+        NO_ADVICE,
     ]
-    for row in d['credits']:
-        signal, cost = d['signal'][row['credit']], row['cost']
-        own = '  <- this recipe' if row['credit'] == d['own'] else ''
-        price = Interval(row['price'], row['low'], row['high'])
-        found.append(
-            f'{row["credit"]:12s} {str(signal):20s} {cost["nfe"]:5g} {cost["images"]:7.4g}   '
-            f'{price}{own}'
-        )
-    run = d['run']
-    found.append(
-        f'a run of this recipe: {run["nfe"]:.3g} network evaluations, {run["images"]:.3g} scored '
-        f'images, about {run["seconds_per_iteration"]:.1f} s an iteration, {run["hours"]:.2g} '
-        f'hours, {run["device_hours"]:.2g} device hours at the speed measured here'
-    )
-    if d['peak_gib'] is not None:
-        found.append(f'peak memory of the first device: {d["peak_gib"]:.1f} GiB')
-    means = ', '.join(f'{name} {value:.4f}' for name, value in reward['scores'].items())
-    found.append(
-        f'mean scores: {means}; the best of a group is {reward["best"]:.4f} above its mean'
-    )
-    found += [f'{"STOP: " if a["stop"] else "- "}{a["reason"]}' for a in d['findings']]
-    return [*found, NO_ADVICE]
 
 
 def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> str:
     """The page as HTML, without any script."""
     d = document
+    found = [('Stop. ' if a['stop'] else '') + a['reason'] for a in d['findings']]
+    paragraphs = lambda given: [html.text('p', line[:1].upper() + line[1:]) for line in given]
+    return html.page(
+        f'Preflight: {d["label"]}',
+        [
+            *paragraphs(_of_reward(d)),
+            html.text('h2', 'Findings'),
+            '<ul>' + '\n'.join(html.text('li', line) for line in [*found, NO_ADVICE]) + '</ul>',
+            html.text('h2', 'What decides the reward'),
+            *paragraphs(_of_variance(d)),
+            html.table(*_transitions(d)),
+            *paragraphs(_of_columns(d)),
+            html.text('h2', 'Credits'),
+            html.text(
+                'p',
+                'Signal: the squared correlation of a credit with what its transition changes. '
+                'NFE, images: network evaluations and scored images of a sample. Price: seconds of '
+                'a sample by signal, in those of this recipe; a rule of thumb for the cost of a '
+                'gradient of equal precision.',
+            ),
+            html.table(*_credits(d)),
+            *paragraphs(d['not_measured']),
+            html.text('p', "The signal of each transition. A row adds up to the credit's signal."),
+            html.table(*_parts(d)),
+            *paragraphs(_of_branches(d)),
+            html.text('h2', 'A run of this recipe'),
+            *paragraphs(_of_run(d)),
+            html.text('h2', 'Pictures'),
+            *_pictures(prompts, record),
+        ],
+    )
+
+
+def _of_reward(d: dict) -> list[str]:
+    reward, images = d['reward'], d['images']
+    means = ', '.join(f'{name} {value:.4f}' for name, value in reward['scores'].items())
+    return [
+        f'{d["prompts"]} prompts x {d["group"]} samples: reward {reward["mean"]:.4f}, spread '
+        f'within groups {reward["deviation"]}; brackets are 95 % intervals over prompts',
+        f'share of groups without spread {reward["zero"]}, of pairs with equal rewards '
+        f'{reward["ties"]}; the best of a group is {reward["best"]} above its mean',
+        f'without a score: {1 - reward["valid"]:.1%} of the samples, {images["failed"]:.1%} of all '
+        f'images with twins and completions; measured on {images["used"]:.1%} of the samples',
+        f'mean scores: {means}',
+    ]
+
+
+def _of_variance(d: dict) -> list[str]:
     shares = d['decided']
-    steps = len(shares['steps'])
-    number = lambda x: '' if x is None or not math.isfinite(x) else f'{x:.3g}'
-    of_states = [
-        (
-            k,
+    shared = ', with the first noise, which a group shares' if d['shared_noise'] else ''
+    return [
+        f'share of the total variance between prompts{shared}: {shares["prompt"]}. Advantages '
+        'leave it out',
+        f'of the variance within groups the first noise decides {shares["noise"]}, the trained '
+        f'transitions {shares["trained"]}, noise of the reward {shares["reward"]}',
+    ]
+
+
+def _transitions(d: dict) -> Table:
+    rank = d['rank_correlation']
+    ranks = [f'rank, n = {n or "t"}' for n in rank]
+    head = ['transition', 'noise', 'calibrated', 'decides', *ranks, 'gains up / down']
+    rows = [
+        [
+            f'{k}' if on else f'{k}, not trained',
             f'{d["noise_levels"][k]:.3g}',
-            shares['steps'][k],
-            *(number(rho[k]) for rho in d['rank_correlation'].values()),
+            f'{d["calibrated_once"][k]:.3g}',
+            str(d['decided']['steps'][k]),
+            *(str(rank[n][k]) for n in rank),
             f'{d["gains"]["positive"][k]} / {d["gains"]["negative"][k]}',
-        )
-        for k in range(steps)
+        ]
+        for k, on in enumerate(d['trained'])
     ]
-    names = [f'rank of completion, steps: {n or "all"}' for n in d['rank_correlation']]
-    credits = [
-        (
-            row['credit'] + (' (this recipe)' if row['credit'] == d['own'] else ''),
-            d['signal'][row['credit']],
-            f'{row["cost"]["nfe"]:g}',
-            f'{row["cost"]["images"]:.4g}',
-            Interval(row['price'], row['low'], row['high']),
-        )
-        for row in d['credits']
+    return head, rows
+
+
+def _of_columns(d: dict) -> list[str]:
+    """What the columns of the transitions hold."""
+    below = ', '.join(f'{n}: {lack}' for n, lack in d['rank_below_full'].items())
+    kept = d['cheapest_completion']
+    told = (
+        f'the smallest n that keeps it up to a standard error is {kept}'
+        if kept
+        else 'none of these keeps it up to a standard error'
+    )
+    found = [
+        'calibrated: the noise after one step of calibration by this recipe, z = '
+        f'{d["calibration_z"]:g}, from these gains of completions by all steps',
+        'rank: correlation within a group of the rewards of completions, by n steps (t: all that '
+        'are left), with those of the final images',
     ]
+    lacking = (
+        f'on average over the trained states it lies below that of n = t by, n {below}; {told}'
+    )
+    return [*found, lacking] if below else found
+
+
+def _credits(d: dict) -> Table:
+    head = ['credit', 'signal', 'NFE', 'images', 'signal / NFE', 'signal / image']
+    rows = []
+    for row in d['credits']:
+        signal, cost = d['signal'][row['credit']], row['cost']
+        own = ' (this recipe)' if row['credit'] == d['own'] else ''
+        rows.append(
+            [
+                row['credit'] + own,
+                str(signal),
+                f'{cost["nfe"]:g}',
+                f'{cost["images"]:.4g}',
+                _number(signal.value / cost['nfe']),
+                _number(signal.value / cost['images']),
+                str(Interval(row['price'], row['low'], row['high'])),
+            ]
+        )
+    return [*head, 'price'], rows
+
+
+def _parts(d: dict, intervals: bool = True) -> Table:
+    on = [k for k, trained in enumerate(d['trained']) if trained]
+    told = str if intervals else lambda part: _number(part.value)
+    rows = [[name, *(told(parts[k]) for k in on)] for name, parts in d['signal_parts'].items()]
+    return ['credit', *map(str, on)], rows
+
+
+def _of_branches(d: dict) -> list[str]:
+    cost = d['branches']
+    if cost is None:
+        return []
+    return [
+        f'branches from every trained step (plan.kind=branch): {cost["nfe"]:.4g} NFE, '
+        f'{cost["images"]:.4g} images a sample; their signal is not measured, and in theory at '
+        f'least that of dense credit, {d["signal"]["dense"]}'
+    ]
+
+
+def _of_run(d: dict) -> list[str]:
+    run, speed = d['run'], d['speed']
+    phases = ', '.join(f'{name} {seconds:.3g} s' for name, seconds in run['phases'].items())
+    memory = (
+        'peak memory: this device keeps no count'
+        if d['peak_gib'] is None
+        else f'peak memory of the first device in sampling, decoding and rewards, without an '
+        f'update: {d["peak_gib"]:.1f} GiB'
+    )
+    return [
+        f'measured: a network evaluation {speed["network_s"] / max(speed["nfe"], 1):.2g} s, '
+        f'decoding and scoring an image {speed["image_s"] / max(speed["images"], 1):.2g} s',
+        f'an iteration of {run["samples"]} samples: {phases} (the update is an estimate); an '
+        f'evaluation {run["evaluation"]:.3g} s, of which a run has {run["evaluations"]}',
+        f'a run of {run["iterations"]} iterations: {run["nfe"]:.3g} network evaluations, '
+        f'{run["images"]:.3g} scored images, about {run["hours"]:.2g} hours, '
+        f'{run["device_hours"]:.2g} device hours; not counted: {", ".join(run["uncounted"])}',
+        memory,
+    ]
+
+
+def _pictures(prompts: Sequence[str], record: Record) -> list[str]:
     figures = []
     for i, prompt in enumerate(prompts):
         for what, shown in (
@@ -101,33 +217,15 @@ def page(document: dict[str, Any], prompts: Sequence[str], record: Record) -> st
             file = record.picture(i, what)
             if file.exists():
                 figures.append(html.picture(f'images/{file.name}', *[f'{prompt}: {shown}'] * 2))
-    found = [('Stop. ' if a['stop'] else '') + a['reason'] for a in d['findings']]
-    head = lines(d)
-    return html.page(
-        f'Preflight: {d["label"]}',
-        [
-            *(html.text('p', line) for line in head[:2]),
-            html.text('h2', 'Findings'),
-            '<ul>' + '\n'.join(html.text('li', line) for line in found) + '</ul>',
-            html.text('p', NO_ADVICE),
-            html.text('h2', 'Credits'),
-            html.text(
-                'p',
-                'Signal: the squared correlation of a credit with what its transition changes. '
-                'Price: seconds of a sample by signal, in those of this recipe; a rule of thumb '
-                'for the cost of a gradient of equal precision.',
-            ),
-            html.table(('credit', 'signal', 'NFE', 'images', 'price'), credits),
-            html.text('h2', 'What decides the reward'),
-            html.text(
-                'p',
-                f'The prompt {shares["prompt"]}, the first noise {shares["noise"]}, and the '
-                'transitions:',
-            ),
-            html.table(
-                ('transition', 'noise level', 'share', *names, 'gains up / down'), of_states
-            ),
-            html.text('h2', 'Pictures'),
-            *figures,
-        ],
-    )
+    return figures
+
+
+def _number(x: float) -> str:
+    return f'{x:.3g}' if math.isfinite(x) else 'unknown'
+
+
+def _aligned(table: Table) -> list[str]:
+    """The table as lines of text."""
+    rows = [table[0], *table[1]]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ['  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]

@@ -14,27 +14,21 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.calibration.loop import start_policy
+from densegrpo_jax.calibration.loop import one_step, start_policy
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.panel import base_files
 from densegrpo_jax.preflight import page
-from densegrpo_jax.preflight.costs import costs
-from densegrpo_jax.preflight.credits import candidates, own_credit
-from densegrpo_jax.preflight.findings import findings, prices, unbalanced
+from densegrpo_jax.preflight.costs import costs, of_branches, of_run
+from densegrpo_jax.preflight.credits import candidates, not_measured, own_credit
+from densegrpo_jax.preflight.findings import Images, findings, prices
+from densegrpo_jax.preflight.groups import balance, kept, spread
 from densegrpo_jax.preflight.measure import Spent, evaluations, measure
 from densegrpo_jax.preflight.record import FILE, Record, joined
 from densegrpo_jax.preflight.record import row as row_of
-from densegrpo_jax.preflight.signal import (
-    Rewards,
-    balance,
-    decided,
-    rank_correlations,
-    signals,
-    spread,
-)
+from densegrpo_jax.preflight.signal import Rewards, decided, signals
 from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
@@ -74,7 +68,7 @@ def run(
       ValueError, FileNotFoundError: the configuration cannot be used.
     """
     check_places(out, (FILE, page.FILE, page.PAGE), ('images', 'text'))
-    checked = check(config, mesh, stop, needs=('train', 'schedule'))
+    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule'))
     schedule = checked.schedule
     if not kernel_of(config).noisy:
         raise ValueError(
@@ -175,47 +169,49 @@ def reckoned(checked: Checked, rewards: Rewards, scores: dict, speed: Spent) -> 
     Args:
       scores: name -> [P, G]. speed: evaluations and images with their seconds.
     """
-    config, schedule = checked.config, checked.schedule
-    r, trained, whole = config.rollout, schedule.masks.trained, rewards.whole()
+    config, schedule, pipeline = checked.config, checked.schedule, checked.pipeline
+    trained, whole, noisy = schedule.masks.trained, rewards.whole(), _stochastic(checked)
     own, mine = own_credit(config)
     known = candidates(rewards.completions) | {own: mine}
     found = signals(whole, {name: c.of(whole) for name, c in known.items()}, trained, own)
-    priced = costs(config, checked.pipeline, known, own)
-    one, parts, ups = spread(whole), decided(whole, trained), balance(whole)
-    listed = prices(found, priced, speed)
-    samples = r.prompts * r.group
-    guided = checked.pipeline.takes_negative(config.model.guidance)
-    seconds = samples * priced[own].seconds(speed)
+    priced = costs(config, pipeline, known, own)
+    images = Images(rewards.failed(noisy), float(np.isfinite(whole.terminal).mean()))
+    one, parts, ups = spread(rewards.terminal), decided(whole, trained), balance(whole)
+    whole_run = of_run(config, pipeline, priced[own], speed, len(checked.test))
+    branches = of_branches(config, pipeline)
+    levels = np.where(noisy, schedule.noise_levels, 0)
+    ranks = kept(whole, trained)
     return {
         'label': config.label,
         'prompts': len(rewards.terminal),
         'group': rewards.terminal.shape[1],
+        'shared_noise': bool(config.rollout.shared_noise),
         'reward': {
             'mean': float(np.nanmean(rewards.terminal)),
             **one._asdict(),
             'scores': {name: float(np.nanmean(values)) for name, values in scores.items()},
         },
+        'images': images._asdict(),
         'decided': parts._asdict(),
-        'rank_correlation': rank_correlations(whole),
+        'trained': trained.tolist(),
+        'rank_correlation': ranks.rank,
+        'rank_below_full': ranks.below,
+        'cheapest_completion': ranks.cheapest,
         'gains': {'positive': ups[0].tolist(), 'negative': ups[1].tolist()},
-        'noise_levels': np.where(_stochastic(checked), schedule.noise_levels, 0).tolist(),
-        'lowered_by_calibration': np.flatnonzero(unbalanced(ups) & trained).tolist(),
+        'noise_levels': levels.tolist(),
+        'calibrated_once': one_step(config, levels, *ups, trained).tolist(),
+        'calibration_z': config.calibration.z,
         'own': own,
         'signal': found.signal,
-        'credits': [p._asdict() | {'cost': p.cost._asdict()} for p in listed],
-        'run': {
-            'samples': samples,
-            'nfe': (1 + guided) * priced[own].nfe * samples * config.iterations,
-            'images': priced[own].images * samples * config.iterations,
-            'seconds_per_iteration': seconds,
-            'hours': seconds * config.iterations / 3600,
-            'device_hours': seconds * config.iterations / 3600 * checked.mesh.size,
-        },
+        'signal_parts': found.parts,
+        'credits': [p._asdict() | {'cost': p.cost._asdict()} for p in prices(found, priced, speed)],
+        'branches': None if branches is None else branches._asdict(),
+        'not_measured': not_measured(config),
+        'run': whole_run._asdict()
+        | {'iterations': config.iterations, 'device_hours': whole_run.hours * checked.mesh.size},
         'speed': speed._asdict(),
         'peak_gib': _peak_gib(checked.mesh),
-        'findings': [
-            f._asdict() for f in findings(config, one, parts, found, listed, ups, trained)
-        ],
+        'findings': [f._asdict() for f in findings(images, one, parts, found, trained)],
     }
 
 

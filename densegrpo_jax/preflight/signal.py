@@ -18,9 +18,15 @@ weighted by d_k:
 
     signal = sum_k Cov(A_k, delta_k)^2 / Var(A_k)  /  sum_k d_k
 
-1 if credits are the effects themselves. 1 / signal goes with the number of samples that a gradient
-of a given precision takes, as far as transitions count by what they decide and their gradients are
-orthogonal: a rule of thumb, not a law.
+All variances are within groups: advantages are centred there, so what tells prompts apart is no
+part of them. The signal is 1 if credits are the effects themselves. 1 / signal goes with the number
+of samples that a gradient of a given precision takes, as far as transitions count by what they
+decide and their gradients are orthogonal: a rule of thumb, not a law.
+
+The credit of a branch (core/branch_plan.py) is V_{k+1} - E[V_{k+1} | x_k], V_k the reward of the
+full completion: its group leaves one state. Dense credit V_{k+1} - V_k differs from it by a part
+that x_k decides, whose covariance with delta_k is 0. So both have one covariance with delta_k, and
+dense credit the larger variance: the signal of branches is at least that of dense credit.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
+FLAT = 1e-18  # a variance of rewards below it is rounding
 
 
 class Rewards(NamedTuple):
@@ -56,12 +63,22 @@ class Rewards(NamedTuple):
     def steps(self) -> int:
         return len(self.twins)
 
+    def _all(self) -> list[np.ndarray]:
+        """[n, P, G] each."""
+        return [self.terminal[None], self.again[None], self.twins, *self.completions.values()]
+
+    def failed(self, noisy: np.ndarray) -> float:
+        """Share of the images that have no score. noisy: bool [T]; only twins from there are images
+        of their own.
+        """
+        own = self._replace(twins=self.twins[noisy])
+        return float(1 - np.isfinite(np.concatenate(own._all())).mean())
+
     def whole(self) -> Rewards:
         """Samples with a missing reward are NaN throughout, so that all statistics are over the
         same samples.
         """
-        arrays = [self.terminal[None], self.again[None], self.twins, *self.completions.values()]
-        good = np.isfinite(np.concatenate(arrays)).all(0)
+        good = np.isfinite(np.concatenate(self._all())).all(0)
         keep = lambda a: np.where(good, a, np.nan).astype(np.float64)
         return Rewards(
             keep(self.terminal),
@@ -73,7 +90,7 @@ class Rewards(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate with a 95 % bootstrap interval over prompts."""
+    """An estimate with a 95 % interval over prompts, by `bootstrap` or `jackknife`."""
 
     value: float
     low: float
@@ -96,16 +113,23 @@ def within(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Decided(NamedTuple):
-    """Shares of the reward's variance: prompts, first noise, every transition, noise of the reward;
-    they sum to 1.
+    """Shares of the reward's variance. Those of the first noise, every transition and noise of the
+    reward are of the variance within groups, and sum to 1; NaN where groups have none.
+
+    Attributes:
+      prompt: of the total variance, what differs between prompts; with `rollout.shared_noise` also
+        between their first noises. GRPO subtracts it.
+      noise: of the first noise; 0 where the samples of a group share it.
+      trained: of all trained transitions together.
+      total: the total variance itself.
     """
 
     prompt: Interval
     noise: Interval
     steps: list[Interval]
     reward: Interval
-    trained: Interval  # of all trained transitions together
-    total: float  # the variance itself
+    trained: Interval
+    total: float
 
 
 def bootstrap(
@@ -143,10 +167,11 @@ def decided(rewards: Rewards, trained: np.ndarray | None = None) -> Decided:
     def shares(c, own, means, sizes):
         inner, variance = np.nanmean(c, axis=-1), np.nanmean(own)
         between = np.nanvar(means, ddof=1) - np.nanmean(own / np.maximum(sizes, 1))
-        total = max(float(between), 0.0) + variance
-        steps = np.diff(inner)
-        parts = [max(float(between), 0.0), inner[0], variance - inner[-1]]
-        return np.array([*(np.array([*parts, steps[on].sum(), *steps]) / total), total])
+        between, steps = max(float(between), 0.0), np.diff(inner)
+        parts = np.array([inner[0], variance - inner[-1], steps[on].sum(), *steps])
+        parts = parts / variance if variance > FLAT else np.full_like(parts, np.nan)
+        parts[np.abs(parts) < 1e-9] = 0  # rounding
+        return np.array([between / (between + variance), *parts, between + variance])
 
     found = bootstrap(shares, [c, own, means, sizes.astype(float)])
     prompt, noise, reward, together, *steps, total = found
@@ -158,11 +183,14 @@ class Signals(NamedTuple):
 
     Attributes:
       ratio: signal / signal of the credit `of`; NaN where the latter is not told from 0.
+      parts: the terms of the sum that the signal is, one of each of T transitions; 0 where none is
+        trained.
     """
 
     of: str
     signal: dict[str, Interval]
     ratio: dict[str, Interval]
+    parts: dict[str, list[Interval]]
 
 
 def signals(
@@ -191,26 +219,35 @@ def signals(
         effect = np.diff(np.nanmean(c[:, 0], -1))
         total = np.where(trained, effect, 0).sum()
         inner = np.nanmean(spread, -1)
-        usable = trained & (inner > 1e-18)
-        found = np.where(usable, square(covered) / np.where(usable, inner, 1), 0).sum(-1)
+        usable = trained & (inner > FLAT)
+        found = np.where(usable, square(covered) / np.where(usable, inner, 1), 0)  # [C, T]
         # no effect, no signal
-        return found / total if total > 0 else np.full(len(found), np.nan)
+        return found / total if total > 0 else np.full_like(found, np.nan)
 
     with np.errstate(all='ignore'), warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # without a score nothing is defined
-        value, parts = of_prompts(c, covered, spread), []
-        for p in range(c.shape[-1]):
-            parts.append(of_prompts(*(np.delete(a, p, axis=-1) for a in (c, covered, spread))))
-        left_out = np.array(parts)  # [P, C]
+        terms = of_prompts(c, covered, spread)
+        others = np.array(
+            [
+                of_prompts(*(np.delete(a, p, axis=-1) for a in (c, covered, spread)))
+                for p in range(c.shape[-1])
+            ]
+        )  # [P, C, T]
+        value, left_out = terms.sum(-1), others.sum(-1)
         own = [*credits].index(of)
         signal = [jackknife(v, left_out[:, i]) for i, v in enumerate(value)]
+        parts = [
+            [jackknife(v, others[:, i, k]) for k, v in enumerate(row)]
+            for i, row in enumerate(terms)
+        ]
         measured = signal[own].low > 0
         ratio = []
         for i, v in enumerate(value):
             logs = jackknife(np.log(v / value[own]), np.log(left_out[:, i] / left_out[:, own]))
             told = measured and v > 0 and np.isfinite(logs).all()
             ratio.append(Interval(*np.exp(logs)) if told else Interval(*[float('nan')] * 3))
-    return Signals(of, dict(zip(credits, signal)), dict(zip(credits, ratio)))
+    by_name = lambda found: dict(zip(credits, found))
+    return Signals(of, by_name(signal), by_name(ratio), by_name(parts))
 
 
 def jackknife(value: float, left_out: np.ndarray) -> Interval:
@@ -221,69 +258,3 @@ def jackknife(value: float, left_out: np.ndarray) -> Interval:
     error = np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum())
     reach = float(student.ppf(0.975, count - 1) * error)
     return Interval(float(value), float(value) - reach, float(value) + reach)
-
-
-class Spread(NamedTuple):
-    """How the rewards of a group differ.
-
-    Attributes:
-      deviation: standard deviation within groups. zero: share of groups without any.
-      ties: share of pairs of a group with equal rewards.
-      valid: share of samples with all their scores.
-      best: mean over groups of the best reward minus the mean.
-    """
-
-    deviation: Interval
-    zero: float
-    ties: float
-    valid: float
-    best: float
-
-
-def spread(rewards: Rewards) -> Spread:
-    """Of the terminal rewards."""
-    r = rewards.terminal
-    variance = within(r, r)
-    deviation = bootstrap(lambda v: np.sqrt(np.nanmean(v, -1)), [variance])[0]
-    groups = np.isfinite(variance)
-    pairs = np.isfinite(r[:, :, None] + r[:, None, :]) & ~np.eye(r.shape[1], dtype=bool)
-    same = (np.abs(r[:, :, None] - r[:, None, :]) < 1e-9) & pairs
-    with np.errstate(all='ignore'), warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)
-        best = np.nanmean(np.nanmax(r[groups], axis=1) - np.nanmean(r[groups], axis=1))
-    return Spread(
-        deviation,
-        float((variance[groups] < 1e-18).mean()) if groups.any() else float('nan'),
-        float(same.sum() / max(pairs.sum(), 1)),
-        float(np.isfinite(r).mean()),
-        float(best) if groups.any() else float('nan'),
-    )
-
-
-def rank_correlations(rewards: Rewards) -> dict[int, list[float]]:
-    """Steps of the completion -> mean over groups of Spearman's correlation with the terminal
-    reward, for every state; NaN where no group has a spread in both.
-    """
-    from scipy.stats import rankdata
-
-    def ranks(a):
-        return rankdata(a, axis=-1, nan_policy='omit')
-
-    of_terminal = ranks(rewards.terminal)
-    variance = within(of_terminal, of_terminal)
-    found = {}
-    for n, values in rewards.completions.items():
-        of_states = ranks(values)
-        joint = within(of_states, np.broadcast_to(of_terminal, of_states.shape))
-        scale = np.sqrt(within(of_states, of_states) * variance)
-        with np.errstate(all='ignore'):
-            rho = np.where(scale > 0, joint / np.where(scale > 0, scale, 1), np.nan)
-            found[n] = [float(np.nanmean(x)) if np.isfinite(x).any() else np.nan for x in rho]
-    return found
-
-
-def balance(rewards: Rewards) -> tuple[np.ndarray, np.ndarray]:
-    """(positive, negative) int [T]: gains of the full completions, as calibration counts them."""
-    values = np.concatenate([rewards.completions[0], rewards.terminal[None]])
-    gains = np.diff(values, axis=0)
-    return (gains > 0).sum((1, 2)), (gains < 0).sum((1, 2))

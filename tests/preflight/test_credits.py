@@ -1,15 +1,19 @@
 """Credits of a preflight are those of training."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.methods import apply_method
+from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.config.methods import METHODS, apply_method
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.core.dense_reward import dense_reward
-from densegrpo_jax.preflight.credits import Credit, candidates, own_credit
+from densegrpo_jax.preflight.credits import Credit, candidates, not_measured, own_credit
 from densegrpo_jax.preflight.signal import Rewards
 
 T, P, G = 4, 3, 5
+DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'preflight.md'
 RNG = np.random.default_rng(0)
 REWARDS = Rewards(
     RNG.random((P, G)),
@@ -88,3 +92,45 @@ def test_rollouts_that_drift_are_refused():
     config.guide.source = 'probe'
     with pytest.raises(ValueError, match="guide.source='probe'"):
         own_credit(config)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'credit.completion_every': 2}, 'interpolates rewards between'),
+        ({'credit.combine': 'advantages'}, 'the weighted sum of raw scores'),
+        ({'budget.by': 'random'}, 'groups of two sizes'),
+        ({'loss.kind': 'nft', 'credit.rule': 'sparse'}, 'learns from finished samples'),
+    ],
+)
+def test_what_training_does_otherwise_is_said(changes, words):
+    config = default_config()
+    config.reward = {'jpeg': {'weight': 1.0}, 'ocr': {'weight': 0.5}}
+    assert not_measured(config) == []
+    config.update_from_flattened_dict(changes)
+    (line,) = not_measured(config)
+    assert words in line and line.startswith(next(iter(changes)))
+
+
+def test_what_changes_nothing_is_not_said():
+    config = default_config()
+    config.reward = {'jpeg': {'weight': 1.0}, 'ocr': {'weight': 0.0}}
+    config.update_from_flattened_dict({'credit.combine': 'normalised', 'credit.rule': 'sparse'})
+    config.credit.completion_every = 2
+    assert not_measured(config) == []
+
+
+def test_the_page_says_which_methods_are_measured():
+    rows = [line.split('|')[1:4] for line in DOCS.read_text().splitlines() if line[:3] == '| `']
+    told = {
+        name.strip(' `'): answer.strip() for names, answer, _ in rows for name in names.split(',')
+    }
+    assert told.keys() == METHODS.keys()
+    for name, answer in told.items():
+        config = apply_method(default_config(), name)
+        try:
+            own_credit(config)
+            measured = kernel_of(config).noisy
+        except ValueError:
+            measured = False
+        assert answer == ('yes' if measured else 'no'), name

@@ -3,15 +3,22 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
-from densegrpo_jax.preflight import record, signal
+from densegrpo_jax.core.kernels import SIGMA
+from densegrpo_jax.core.noise_tables import NOISE_TABLES, NoiseTable
+from densegrpo_jax.preflight import page, record, signal
 from densegrpo_jax.preflight import run as run_module
+from densegrpo_jax.preflight.costs import cost
 from densegrpo_jax.preflight.run import run
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
+from densegrpo_jax.sampling.session import open_base
 from tests import miniature
+from tests.rewards.loopback import serving
 from tests.training.small_run import Brightness, make_config, one_device
 
 SIZE = dict(prompts=4, group=4)
@@ -22,10 +29,28 @@ def folder(tmp_path_factory):
     return miniature.random_flux(tmp_path_factory.mktemp('flux'))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REWARDS, 'brightness', Brightness)
+        patch.setattr(signal, 'RESAMPLES', 50)
+        yield
+
+
 @pytest.fixture
-def config(folder, monkeypatch):
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
-    monkeypatch.setattr(signal, 'RESAMPLES', 50)
+def config(folder):
+    return of_brightness(folder)
+
+
+@pytest.fixture(scope='module')
+def two_steps(folder, tmp_path_factory):
+    """The preflight of two steps on one device."""
+    config = of_brightness(folder)
+    config.rollout.steps = 2
+    return preflight(config, tmp_path_factory.mktemp('two') / 'steps')
+
+
+def of_brightness(folder):
     found = make_config(folder, reward_workers=1)
     found.reward = {'brightness': {'weight': 1.0}}
     return found
@@ -44,12 +69,30 @@ def test_a_preflight_from_model_to_page(config, tmp_path):
     # T = 3: completions of states 0, 1, 2 take 2, 1, 0 more than the state's own velocity
     assert (cost['sparse']['nfe'], cost['dense']['nfe'], cost['dense 1']['nfe']) == (3, 6, 3)
     assert (cost['sparse']['images'], cost['dense']['images']) == (1, 3)
-    assert found['run']['samples'] == 16 and found['run']['nfe'] == 16 * 6 * 3
+    # adapters: two trained transitions, each forward and backward
+    assert cost['dense']['update'] == 2 * 2
+    run = found['run']
+    # 3 iterations of 16 samples; evaluations of 8 prompts by 2 steps at 0, 2 and 3
+    assert run['samples'] == 16 and run['evaluations'] == 3
+    assert run['nfe'] == 16 * 6 * 3 + 3 * 8 * 2 and run['images'] == 16 * 3 * 3 + 3 * 8
+    seconds = 3 * sum(run['phases'].values()) + 3 * run['evaluation']
+    assert run['hours'] == pytest.approx(seconds / 3600)
+    # G2RPO's: two states of a shared trajectory, and a branch from each with its completion
+    assert (found['branches']['nfe'], found['branches']['images']) == (2 / 4 + 2 + 1, 2)
     assert found['reward']['scores'].keys() == {'total', 'brightness'}
     document = json.loads((tmp_path / 'a' / 'preflight.json').read_text())
     assert len(document['decided']['steps']) == 3 and document['prompts'] == 4
-    page = (tmp_path / 'a' / 'index.html').read_text()
-    assert '<script' not in page and 'images/path_000.png' in page
+    assert document['images'] == {'failed': 0, 'used': 1}
+    levels, moved = np.array(document['noise_levels']), np.array(document['calibrated_once'])
+    assert set(np.round(np.abs(np.log(moved[:2] / levels[:2])), 6)) <= {0.05, 0}
+    assert levels[2] == moved[2] == 0
+    shown = (tmp_path / 'a' / 'index.html').read_text()
+    assert '<script' not in shown and 'images/path_000.png' in shown
+    told = '\n'.join(page.lines(found))
+    for words in ('signal / NFE', 'recipe, z = 1', 'rank, n = t', 'peak memory',
+                  'not counted: compilation', 'not advice'):  # fmt: skip
+        assert words in told
+        assert words in shown.lower() or words in shown
     assert (tmp_path / 'a' / 'images' / 'group_003.png').exists()
 
     # a stopped preflight continues, and gives the same
@@ -65,10 +108,51 @@ def test_a_preflight_from_model_to_page(config, tmp_path):
         preflight(config, tmp_path / 'b')
 
 
-def test_two_devices_measure_as_one_does(config, tmp_path):
+def test_an_update_counts_as_the_plan_counts_it(config):
+    pipeline = open_base(config, one_device())[1]
+    for changes, passes in (
+        ({}, 2),
+        ({'full': True}, 3),
+        ({'loss.beta': 0.1}, 3),
+        ({'model.remat': 'full', 'loss.measure_kl': True}, 4),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        assert cost(changed, pipeline).update == 2 * passes  # of three transitions two are trained
+
+
+@pytest.mark.slow
+def test_a_step_that_alone_decides_the_reward_is_found(config, tmp_path, monkeypatch):
+    """The noise of the others is next to nothing, so that the planted step decides every reward."""
+    spike = NoiseTable(lambda sigmas, level: np.array([1e-3, level, 1e-3, 1e-3]), SIGMA)
+    monkeypatch.setitem(NOISE_TABLES, 'spike', spike)
+    config.update_from_flattened_dict(
+        {'rollout.steps': 4, 'rollout.noise': 'spike', 'rollout.shared_noise': True}
+    )
+    found = preflight(config, tmp_path, prompts=6, group=8)
+    assert found['trained'] == [True, True, True, False]
+    shares = [part.value for part in found['decided']['steps']]
+    assert shares[1] > 0.6 and max(abs(shares[k]) for k in (2, 3)) < 0.05
+    parts = [part.value for part in found['signal_parts']['dense']]
+    assert max(parts) == parts[1] > 10 * max(abs(parts[2]), abs(parts[3]))
+    assert not any(a['stop'] for a in found['findings'])
+    assert 'with the first noise, which a group shares' in '\n'.join(page.lines(found))
+
+
+def test_a_remote_reward_measures_as_the_same_reward_here(config, two_steps, tmp_path):
+    config.rollout.steps = 2
+    options = {'urls': '', 'names': ('brightness',), 'range': (0.0, 1.0)}
+    config.reward = {'remote': options}
+    with serving(RewardService(Brightness(), 'f00', '0').app) as config.reward.remote.urls:
+        there = preflight(config, tmp_path / 'there')
+    for name in ('decided', 'signal', 'rank_correlation'):
+        assert repr(there[name]) == repr(two_steps[name])
+
+
+def test_two_devices_measure_as_one_does(config, two_steps, tmp_path):
     mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
     config.rollout.steps = 2
-    one, two = preflight(config, tmp_path / 'one'), preflight(config, tmp_path / 'two', mesh)
+    one, two = two_steps, preflight(config, tmp_path / 'two', mesh)
     assert one['reward']['mean'] == pytest.approx(two['reward']['mean'], abs=1e-5)
     of = lambda d: [part.value for part in d['decided']['steps']]
     assert of(one) == pytest.approx(of(two), abs=0.02)

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.preflight import signal
-from densegrpo_jax.preflight.signal import (
-    balance,
-    decided,
-    rank_correlations,
-    signals,
-    spread,
-    within,
-)
+from densegrpo_jax.preflight.groups import balance, kept, spread
+from densegrpo_jax.preflight.signal import decided, signals, within
 from tests.preflight.planted import G, P, T, credits_of, planted
 
 
@@ -31,13 +25,20 @@ def test_a_covariance_within_groups_is_numpys():
 
 def test_the_parts_of_the_variance_are_found():
     found = decided(planted())
-    total = 2.0 + 0.5 + 0.3 + 1.0
-    wanted = (2.0, 0.5, 0.0, 0.3, 0.0, 1.0)
-    assert found.total == pytest.approx(total, rel=0.2) and found.reward.value == 0
+    inner = 0.5 + 0.3 + 1.0
+    wanted = (0.5, 0.0, 0.3, 0.0, 1.0)
+    assert found.total == pytest.approx(2 + inner, rel=0.2) and found.reward.value == 0
+    assert found.prompt.low <= 2 / (2 + inner) <= found.prompt.high
     assert found.trained.value == pytest.approx(sum(part.value for part in found.steps))
-    for one, variance in zip((found.prompt, found.noise, *found.steps), wanted):
-        assert one.low - 0.02 <= variance / total <= one.high + 0.02, (one, variance)
-    assert sum(part.value for part in (found.prompt, found.noise, *found.steps)) == pytest.approx(1)
+    for one, variance in zip((found.noise, *found.steps), wanted):
+        assert one.low - 0.02 <= variance / inner <= one.high + 0.02, (one, variance)
+    assert sum(part.value for part in (found.noise, *found.steps)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('prompt', [0.0, 8.0])
+def test_shares_within_groups_do_not_depend_on_the_prompts(prompt):
+    one, other = decided(planted(prompt=prompt)), decided(planted(prompt=2.0))
+    assert [p.value for p in one.steps] == pytest.approx([p.value for p in other.steps])
 
 
 def test_the_signal_of_each_credit_is_that_of_its_formula():
@@ -58,6 +59,11 @@ def test_the_signal_of_each_credit_is_that_of_its_formula():
         one = found.signal[name]
         assert one.low <= value <= one.high, (name, one, value)
         assert one.value == pytest.approx(value, rel=0.25)
+        parts = [part.value for part in found.parts[name]]
+        assert sum(parts) == pytest.approx(one.value) and np.argmax(parts) == 3
+    of_steps = d / d.sum()  # dense credit is the effect itself: a part of each step's share
+    for part, share in zip(found.parts['dense'], of_steps):
+        assert part.low <= share <= part.high
     assert found.ratio['sparse'] == pytest.approx((1, 1, 1))
     ratio = found.ratio['dense']
     assert ratio.low <= 1 / want['sparse'] <= ratio.high and ratio.low > 1
@@ -77,9 +83,9 @@ def test_a_reward_that_one_step_decides_is_recognised(only):
 def test_a_reward_that_only_the_prompt_decides_teaches_nothing():
     rewards = planted((0.0,) * T, first=0.0)
     found = decided(rewards)
-    assert found.prompt.value == pytest.approx(1) and found.noise.value == pytest.approx(0)
-    one = spread(rewards)
-    assert one.zero == 1 and one.ties == 1 and one.deviation.value == 0
+    assert found.prompt.value == pytest.approx(1) and np.isnan(found.noise.value)
+    one = spread(rewards.terminal)
+    assert one.zero[:] == one.ties[:] == (1, 1, 1) and one.deviation.value < 1e-9
     assert all(
         np.isnan(s.value)
         for s in signals(rewards, credits_of(rewards), np.ones(T, bool), 'dense').signal.values()
@@ -88,7 +94,7 @@ def test_a_reward_that_only_the_prompt_decides_teaches_nothing():
 
 def test_noise_of_the_reward_is_told_from_what_transitions_decide():
     """A judge that contradicts itself: half of the variance is its own."""
-    rewards = planted((0.3, 0.3, 0.2, 0.2), first=0.0, prompt=0.0)
+    rewards = planted((0.3, 0.3, 0.2, 0.2), first=0.0, prompt=2.0)
     rng = np.random.default_rng(3)
     noisy = lambda a: a + rng.standard_normal(a.shape)
     heard = rewards._replace(
@@ -120,16 +126,43 @@ def test_what_cannot_be_scored_is_left_out_alike():
     holes.twins[2, :, 0] = np.nan
     whole = holes.whole()
     assert np.isnan(whole.terminal[:, 0]).all() and np.isfinite(whole.terminal[:, 1:]).all()
-    assert spread(whole).valid == pytest.approx(1 - 1 / G)
+    assert spread(whole.terminal).valid == pytest.approx(1 - 1 / G)
+    assert spread(holes.terminal).valid == 1
+    images = P * G * (1 + 1 + T + 2 * T)
+    assert holes.failed(np.ones(T, bool)) == pytest.approx(P / images)
+    # without noise there is no twin, but the image of the next state
+    assert holes.failed(np.arange(T) != 2) == 0
     assert decided(whole).total == pytest.approx(decided(rewards).total, rel=0.15)
 
 
 def test_ranks_and_balance():
     rewards = planted(error=4.0)
-    rho = rank_correlations(rewards)
-    assert rho[0] == sorted(rho[0])  # later states have decided more
-    assert rho[0][0] == pytest.approx(np.sqrt(0.5 / 1.8), abs=0.1)
-    assert all(noisy < exact for noisy, exact in zip(rho[1], rho[0]))
+    found = kept(rewards, np.ones(T, bool))
+    full, one = ([r.value for r in found.rank[n]] for n in (0, 1))
+    assert full == sorted(full)  # later states have decided more
+    assert full[0] == pytest.approx(np.sqrt(0.5 / 1.8), abs=0.1)
+    assert found.rank[0][0].low < full[0] < found.rank[0][0].high
+    assert all(noisy < exact for noisy, exact in zip(one, full))
+    assert found.below[1].value == pytest.approx(np.mean(full) - np.mean(one))
+    assert found.below[1].low > 0 and found.cheapest == 0
     more, less = balance(rewards)
     assert more[0] == less[0] == 0  # the first transition decides nothing
     assert abs(more[1] - less[1]) < 4 * np.sqrt(P * G) and more[1] + less[1] == P * G
+
+
+def test_the_cheapest_completion_is_the_shortest_that_keeps_the_ranks():
+    rewards = planted(error=4.0)
+    exact = rewards.completions[0] + 1e-9 * rewards.completions[1]
+    several = rewards._replace(completions=rewards.completions | {2: exact, 3: exact})
+    assert kept(several, np.ones(T, bool)).cheapest == 2
+
+
+def test_the_spread_of_hand_made_groups():
+    r = np.array([[0.0, 0.0, 1.0], [2.0, 2.0, 2.0], [0.0, 3.0, np.nan], [5.0, np.nan, np.nan]])
+    found = spread(r)
+    assert found.zero.value == pytest.approx(1 / 3)  # a single sample is no group
+    assert found.ties.value == pytest.approx((2 + 6) / (6 + 6 + 2))
+    assert found.best.value == pytest.approx((2 / 3 + 0 + 1.5) / 3)
+    assert found.deviation.value == pytest.approx(np.sqrt((1 / 3 + 0 + 4.5) / 3))
+    assert found.valid == pytest.approx(9 / 12)
+    assert found.zero.low <= found.zero.value <= found.zero.high
