@@ -4,8 +4,6 @@ nothing and runs nothing.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,24 +19,18 @@ from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.planning.work import Work
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import shapes
 from densegrpo_jax.runtime.mesh import batch_sharding
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
-from densegrpo_jax.sampling.cost import executed, largest, probe_evaluations, probed
-from densegrpo_jax.sampling.guidance import guidance_maker, process_cost
+from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
+from densegrpo_jax.sampling.guidance import guidance_maker
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.process_reward import check_computes
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
-from densegrpo_jax.training.geometry import (
-    passes_of_row,
-    rescored_together,
-    rows_of_sample,
-    skips_rows,
-)
 from densegrpo_jax.training.learner import make_credit, make_update
 
 
@@ -73,8 +65,7 @@ def phases(
     configuration. Of plans that differ between iterations the largest is lowered, and operations
     are the mean. reward: of `reward_inside`; None: it is made here.
     """
-    plans = [found.plan for found in executed(config, schedule)]
-    schedule = largest(config, schedule)
+    every, schedule = schedule, largest(config, schedule)
     r, m = config.rollout, config.model
     whole = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(shape, d)
     row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(
@@ -86,25 +77,7 @@ def phases(
     tx = optimiser(config)
     state = state_shapes(pipeline, tx, follow_rules(config))
     state = with_shardings(state, shardings(state, mesh))
-    latent, batch = pipeline.latent_shape(m.height, m.width), r.prompts_per_batch * r.group
-
-    def forward(rows: int, guided: bool = True) -> float:
-        """Operations of one velocity of `rows` samples."""
-        conditioning = pipeline.conditioning_shapes(rows)
-
-        def velocity(base, policy, conditioning, negative, x):
-            network = pipeline.velocity_fn(
-                base, policy, conditioning, m.guidance, m.height, m.width, negative=negative
-            )
-            return network(x, jnp.full(rows, 0.5))
-
-        policy = None if config.full else state.policy
-        text = conditioning, negative if guided else None
-        return count_flops(velocity, params['transformer'], policy, *text, whole(rows, *latent))
-
-    decode = lambda rows: count_flops(
-        lambda p, z: pipeline.decode(p, z, m.height, m.width), params, whole(rows, *latent)
-    )
+    work = Work(config, pipeline, params, state.policy)
     reward = reward_inside(config, schedule) if reward is None else reward
     process = _process(config, pipeline, schedule, mesh, reward)
     rollout = make_rollout(pipeline, config, schedule, mesh, *process[1:])
@@ -118,30 +91,15 @@ def phases(
     arguments += (whole(r.prompts_per_batch, d=jnp.int32), whole(r.steps))
     arguments += process[:1]
     sampled, *_ = jax.eval_shape(rollout, *arguments)
-    work = statistics.fmean(plan.nfe for plan in plans) * forward(batch)
-    work += statistics.fmean(len(plan.completions) for plan in plans) * decode(batch)
-    inside, value = process_cost(config, schedule), config.guide.source == 'value'
-    # Backward through the activations, as much as forward. What a reward itself computes is left
-    # out.
-    through = lambda: forward(batch, guided=value) + (decode(batch) if value else 0)
-    if schedule.guided:
-        work += inside.evaluations * forward(batch, guided=False) + inside.images * decode(batch)
-        work += inside.gradients * through()
 
     record = jax.tree.map(
         lambda leaf: row(*leaf.shape, d=leaf.dtype), _record(config, schedule, sampled)
     )
-    # Of a loss that chooses its samples, as few as an update may have: one of each group.
-    samples = r.prompts * (1 if skips_rows(config) else r.group)
-    rows = rows_of_sample(config, schedule) * samples
     update = make_update(pipeline, config, tx, mesh)
     learned = state, params, pipeline.conditioning_shapes(r.prompts), negative, record
     if config.guard.on and config.guard.action == BRAKE:
         learned = *learned, jax.ShapeDtypeStruct((), np.float32)
-    micro = config.optim.microbatch
-    evaluated = micro // rescored_together(config)
-    one = forward(evaluated, guided=config.loss.cfg) * math.ceil(rows / micro)
-    learning = one * passes_of_row(config)
+    repeated = work.forward(schedule) if m.remat == 'full' else 0.0
 
     sampler = make_sampler(pipeline, config, config.eval.steps, mesh)
     drawn = (
@@ -156,18 +114,16 @@ def phases(
     if evaluations := probe_evaluations(config, schedule):  # a row for each prompt
         base = probed(config, schedule).base
         probe = make_probe(pipeline, config, schedule.sigmas, mesh, base=base)
-        asked = evaluations * forward(r.prompts_per_batch)
+        asked = evaluations * work.velocity(r.prompts_per_batch)
         found['probe'] = Phase(partial(probe.lower, *arguments[:6]), runs, asked)
     return {
         **found,
-        'rollout': Phase(partial(rollout.lower, *arguments), runs, work),
-        'update': Phase(
-            partial(update.lower, *learned), 1, learning, one if m.remat == 'full' else 0.0
-        ),
+        'rollout': Phase(partial(rollout.lower, *arguments), runs, work.rollout(every)),
+        'update': Phase(partial(update.lower, *learned), 1, work.update(schedule), repeated),
         'evaluation': Phase(
             partial(sampler.lower, *drawn),
             batches / config.eval.every,
-            config.eval.steps * forward(config.eval.batch) + decode(config.eval.batch),
+            config.eval.steps * work.velocity(config.eval.batch) + work.decoding(config.eval.batch),
         ),
     }
 
