@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 
 from densegrpo_jax.data.prompts import quoted_target
 from densegrpo_jax.rewards.base import Scores, check_batch
@@ -69,6 +68,8 @@ def ocr_score(
     if target in recognised:
         distance = extra_text_penalty * (len(recognised) - len(target))
     else:
+        from rapidfuzz.distance import Levenshtein  # only where texts are scored
+
         distance = Levenshtein.distance(recognised, target)
     return 1.0 - min(distance, len(target)) / len(target)
 
