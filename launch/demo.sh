@@ -34,8 +34,8 @@ for arg in ${args[@]+"${args[@]}"}; do
 done
 
 setup_env requirements.txt
-# Large pages: XLA allocates hundreds of megabytes of fresh memory every step, and page faults cost
-# 10 % or more of a CPU.
+# Large pages: XLA allocates hundreds of megabytes of fresh memory every step. They save most page
+# faults and some memory; an iteration takes as long (docs/results/cpu.md).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 status=0
 "$PYTHON" -m densegrpo_jax.main ${recipe[@]+"${recipe[@]}"} --workdir="$workdir" \
