@@ -2,12 +2,15 @@
 made on the device.
 """
 
+import functools
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from densegrpo_jax.pipelines.base import repeat_rows
+from densegrpo_jax.pipelines.base import Pipeline, repeat_rows
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import PIPELINES, build_pipeline, resolve_folder
 from densegrpo_jax.pipelines.released import RELEASED
@@ -59,19 +62,9 @@ def random_session(config, mesh, small: bool = False) -> Session:
     """The model of `config.model.path` with random weights of its transformer and autoencoder; all
     prompts have the same random conditioning.
     """
-    kind, scheduler, parts = shapes_of(config.model.path, small)
-    pipeline = build_pipeline(
-        parts,
-        scheduler,
-        (None,) * len(kind.TEXT_ENCODERS),
-        kind=kind,
-        **network_options(config, mesh),
-    )
+    pipeline = random_pipeline(config, mesh, small)
     shapes = pipeline.abstract_params(['transformer', 'vae'])
-    one = {
-        name: random_weights(leaf, leaf.dtype)
-        for name, leaf in pipeline.conditioning_shapes(1).items()
-    }
+    one = random_values(pipeline.conditioning_shapes(1))
     return Session(
         config=config,
         mesh=mesh,
@@ -84,8 +77,53 @@ def random_session(config, mesh, small: bool = False) -> Session:
     )
 
 
-def random_weights(shapes, dtype):
-    """Normal weights of standard deviation 0.02, each made on its own device."""
-    make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
+def random_pipeline(config, mesh, small: bool = False) -> Pipeline:
+    """The pipeline of `random_session`."""
+    kind, scheduler, parts = shapes_of(config.model.path, small)
+    encoders = (None,) * len(kind.TEXT_ENCODERS)
+    return build_pipeline(parts, scheduler, encoders, kind=kind, **network_options(config, mesh))
+
+
+def random_values(shapes):
+    """Normal values of standard deviation 1, each array made on its own device in its own dtype."""
     leaves, tree = jax.tree.flatten(shapes)
-    return tree.unflatten([make(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
+    return tree.unflatten([_normal(_block(), i, s.shape, s.dtype) for i, s in enumerate(leaves)])
+
+
+def random_weights(shapes, dtype):
+    """Weights with which activations keep their size, as a trained network's do, each array made on
+    its own device: kernels of variance 1 / inputs, scales 1, biases 0. Small ones would leave
+    nothing to round: every test of what bfloat16 changes would pass.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    made = []
+    for i, (path, leaf) in enumerate(leaves):
+        name = getattr(path[-1], 'key', '')
+        if name in ('scale', 'var', 'bias', 'mean'):
+            value = 1 if name in ('scale', 'var') else 0
+            made.append(jnp.asarray(np.full(leaf.shape, value), dtype))
+        else:
+            deviation = inputs(leaf.shape) ** -0.5 if name == 'kernel' else 0.02
+            made.append(_normal(_block(), i, leaf.shape, dtype, deviation))
+    return tree.unflatten(made)
+
+
+def inputs(shape: tuple[int, ...]) -> int:
+    """How many inputs a kernel sums: [in, out], [blocks, in, out] or [height, width, in, out]."""
+    return math.prod(shape[-4:-1]) if len(shape) >= 4 else shape[-2]
+
+
+@functools.cache
+def _block() -> jax.Array:
+    """Normal values; as many as a prime, so that no rows and no blocks of a network are alike."""
+    return jax.random.normal(jax.random.key(0), 4_194_301)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _normal(block, offset, shape: tuple[int, ...], dtype, deviation=1.0):
+    """The block, repeated: random bits for every array would take seconds to compile for each."""
+    index, stride = jnp.uint32(104_729) * offset, 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+        stride *= shape[axis]
+    return (deviation * block[index % len(block)]).astype(dtype)

@@ -14,16 +14,15 @@ the microbatches of the same iteration: seconds of one, times their number. Kern
 optimiser and adapters while sampling come on top of torch's, and are part of ours.
 """
 
-import statistics
-import time
-
 import jax
 import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
+from benchmarks.timing import timed
 from benchmarks.torch_models import run_torch
+from densegrpo_jax.config.method import roles_read
 from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.pipelines.base import take_rows
@@ -45,28 +44,22 @@ REPEAT = flags.DEFINE_integer('repeat', 5, 'Runs per phase.')
 TORCH = flags.DEFINE_bool('torch', False, 'Time Diffusers too, in a process of its own.')
 
 
-def timed(name: str, function, repeat: int, flops: float = 0, peak: float = 0) -> float:
+def shown(name: str, function, repeat: int, flops: float = 0, peak: float = 0) -> float:
     """Prints minimum and median wall seconds, and processor seconds, of `repeat` calls after one
     that compiles; returns the median.
 
     flops: operations of a call; their rate is shown too, and its share of `peak`.
     """
-    jax.block_until_ready(function())
-    walls, processor = [], time.process_time()
-    for _ in range(repeat):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        walls.append(time.perf_counter() - start)
-    processor, median = (time.process_time() - processor) / repeat, statistics.median(walls)
-    rate = flops / median
+    t = timed(function, repeat)
+    rate = flops / t.seconds
     share = f'   {rate / 1e9:7.1f} GFLOP/s' if flops else ''
     share += f' {rate / peak:5.0%}' if flops and peak else ''
     print(
-        f'{name:32s} min {min(walls):7.3f} s   median {median:7.3f} s   '
-        f'processor {processor:7.3f} s{share}',
+        f'{name:32s} min {t.least:7.3f} s   median {t.seconds:7.3f} s   '
+        f'processor {t.processor:7.3f} s{share}',
         flush=True,
     )
-    return median
+    return t.seconds
 
 
 def product_rate(mesh: Mesh, repeat: int, side: int = 1024) -> float:
@@ -78,7 +71,7 @@ def product_rate(mesh: Mesh, repeat: int, side: int = 1024) -> float:
     )
     products = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: y @ x, x))
     flops = 2 * side**3 * shards * chain
-    return flops / timed(f'matrix product {side}', lambda: products(x), repeat, flops)
+    return flops / shown(f'matrix product {side}', lambda: products(x), repeat, flops)
 
 
 def of_torch(config, repeat: int) -> list[dict[str, float]]:
@@ -101,7 +94,7 @@ def compare(ours: dict[str, float], theirs: list[dict[str, float]], count: dict[
     }
     least = {name: min(found[name] for found in theirs) for name in theirs[0]}
     for phase, names in parts.items():
-        if all(name in least for name in names):
+        if all(name in least and name in count for name in names):
             seconds = sum(least[name] * count[name] for name in names)
             print(
                 f'torch: {phase:25s} {seconds:11.3f} s   torch / ours {seconds / ours[phase]:6.2f}',
@@ -128,7 +121,7 @@ def main(argv) -> None:
         make_rollout(pipeline, config, schedule, mesh),
         make_credit(config, schedule),
     )
-    update_fn = make_update(pipeline, config, tx, mesh)
+    update_fn = make_update(pipeline, config, tx, mesh, donate=False)
     key = key_data(stream_key(0, STREAM_ROLLOUT, 0))
     parts_of = phases(config, pipeline, schedule, mesh)
     peak = product_rate(mesh, repeat)
@@ -159,18 +152,18 @@ def main(argv) -> None:
         score = lambda: scorer.submit(flat, *columns(repeated)).result()
         sampling = parts_of['rollout']
         ours = {}
-        ours['sample, complete, decode'] = timed(
+        ours['sample, complete, decode'] = shown(
             'sample, complete, decode', rollouts, repeat, sampling.flops * sampling.runs, peak
         )
         latents = results[0][0].completions[0]
-        ours['decode'] = timed(
+        ours['decode'] = shown(
             f'decode alone ({len(flat)} images)',
             lambda: [decode(rollout.completions) for rollout, *_ in results],
             repeat,
             states * len(results) * count_flops(lambda z: decode(z[None]), latents),
             peak,
         )
-        timed(f'score alone ({len(flat)} images)', score, repeat)
+        shown(f'score alone ({len(flat)} images)', score, repeat)
         scores = score()
         values, valid = (
             scores.values['total'].reshape(states, samples),
@@ -178,10 +171,9 @@ def main(argv) -> None:
         )
         ids = group_ids_of([config.rollout.group] * config.rollout.prompts)
         batch, _ = credit_fn([rollout for rollout, *_ in results], values, valid, ids)
-        undonated = jax.jit(update_fn.__wrapped__)
-        ours['update'] = timed(
+        ours['update'] = shown(
             'update',
-            lambda: undonated(state, params, conditioning, negative, batch),
+            lambda: update_fn(state, params, conditioning, negative, batch),
             repeat,
             parts_of['update'].flops,
             peak,
@@ -191,8 +183,9 @@ def main(argv) -> None:
         count = {
             'one velocity': sum(int(rollout.nfe) for rollout, *_ in results),
             'decode': states * len(results),
-            'update of a microbatch': -(-rows // config.optim.microbatch),
         }
+        if not roles_read(config):  # torch reads the policy alone
+            count['update of a microbatch'] = -(-rows // config.optim.microbatch)
         compare(ours, theirs, count)
 
 

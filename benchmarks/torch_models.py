@@ -19,11 +19,6 @@ import sys
 import time
 
 
-def available() -> bool:
-    """Whether torch and Diffusers are installed."""
-    return all(importlib.util.find_spec(name) is not None for name in ('torch', 'diffusers'))
-
-
 def run_torch(
     config, small: bool, repeat: int, *, compile: bool = True, timeout: float | None = None
 ) -> dict:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator.record import Record, arguments
-from benchmarks.phases import compiled, timed
+from benchmarks.timing import compiled, timed
 from densegrpo_jax.networks import attention
 from densegrpo_jax.runtime.mesh import make_mesh
 
@@ -57,7 +57,8 @@ def distance(found, wanted) -> float:
 
 def main() -> None:
     given = arguments(__doc__)
-    record, repeat = Record(given.record), 20 if given.size == 'full' else 1
+    record = Record(given.record, given.step)
+    repeat = 20 if given.size == 'full' else 1
     name, fused = kernel_of(jax.devices()[0].platform)
     for shape, (rows, tokens, heads, depth) in (SHAPES if given.size == 'full' else SMALL).items():
         if shape in record:
@@ -71,19 +72,23 @@ def main() -> None:
         with jax.default_matmul_precision('highest'):
             reference = value_and_gradients(attention.xla)
             wanted = jax.jit(reference)(*(x.astype(jnp.float32) for x in low), weight)
-        plain, plain_s = compiled(value_and_gradients(attention.xla), *low, weight)
-        kernel, kernel_s = compiled(value_and_gradients(fused), *low, weight)
-        bound = 2 * distance(plain(*low, weight), wanted)
-        error = distance(kernel(*low, weight), wanted)
+        plain = compiled(value_and_gradients(attention.xla), *low, weight)
+        kernel = compiled(value_and_gradients(fused), *low, weight)
+        bound = 2 * distance(plain.call(*low, weight), wanted)
+        error = distance(kernel.call(*low, weight), wanted)
+        seconds = lambda program, a=low, w=weight: (
+            timed(lambda: program.call(*a, w), repeat, most=2, warm=True).seconds
+        )
         record.add(
             shape,
             kernel=name,
             error=error,
             bound=bound,
             equal=error <= bound,
-            xla_s=timed(lambda p=plain, a=low, w=weight: p(*a, w), repeat)[0],
-            kernel_s=timed(lambda p=kernel, a=low, w=weight: p(*a, w), repeat)[0],
-            compile_s=plain_s + kernel_s,
+            xla_s=seconds(plain),
+            kernel_s=seconds(kernel),
+            compile_s=plain.seconds + kernel.seconds,
+            **({'cached': True} if plain.cached or kernel.cached else {}),
         )
     record.finish()
 

@@ -11,9 +11,7 @@ import jax
 
 from benchmarks.accelerator.record import Record, arguments
 from benchmarks.accelerator.setting import configuration
-from benchmarks.torch_models import available, run_torch
-
-TORCH = 'torch'
+from benchmarks.torch_models import run_torch
 
 
 def main() -> None:
@@ -22,21 +20,17 @@ def main() -> None:
         ('--model', dict(choices=('sd35', 'flux'), required=True)),
         ('--side', dict(type=int, required=True)),
     )
-    record, small = Record(given.record), given.size == 'small'
+    record, small = Record(given.record, given.step), given.size == 'small'
     jax.config.update('jax_platforms', 'cpu')  # the device is for torch
-    if not available():
-        record.add(TORCH, missing='torch or diffusers is not installed: nothing to compare with')
-    else:
-        config = configuration(given.model, given.side, small)
-        try:
-            found = run_torch(config, small, 1 if small else 3, compile=not small)
-        except (subprocess.SubprocessError, ValueError) as error:
-            record.add(TORCH, missing=f'it failed: {str(error).splitlines()[0][:200]}')
-        else:
-            rows = {name: row for name, row in found.items() if isinstance(row, dict)}
-            for name, row in rows.items():
-                facts = {key: found[key] for key in ('torch', 'device', 'how')}
-                record.add(f'torch: {name}', **facts, **row)
+    config = configuration(given.model, given.side, small)
+    try:
+        found = run_torch(config, small, 1 if small else 3, compile=not small)
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise SystemExit(f'torch failed, see above: {str(error).splitlines()[0][:200]}') from None
+    facts = {key: found[key] for key in ('torch', 'device', 'how')}
+    for name, row in found.items():
+        if isinstance(row, dict):
+            record.add(f'torch: {name}', **facts, **row)
     record.finish()
 
 

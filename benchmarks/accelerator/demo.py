@@ -26,18 +26,19 @@ SMALL = {
 
 def main() -> None:
     given = arguments(__doc__)
-    record, folder = Record(given.record), given.record.with_suffix('')
+    record = Record(given.record, given.step)
+    folder = given.work / given.step / record.key
     if ROW not in record:
         settings = {'model.scan': True, **(SMALL if given.size == 'small' else {})}
         command = [sys.executable, '-m', 'densegrpo_jax.main', '--config=tiny_ocr']
         command += [f'--workdir={folder}']
         command += [f'--config.{key}={value}' for key, value in settings.items()]
-        began = time.monotonic()
+        fresh, began = not folder.exists(), time.monotonic()
         if status := subprocess.run(command).returncode:
             raise SystemExit(f'the demo ended with status {status}; run the step again')
-        seconds = time.monotonic() - began
+        wall = {'wall_s': time.monotonic() - began} if fresh else {}  # else a run that continued
         summary = json.loads((folder / 'summary.json').read_text(encoding='utf-8'))
-        record.add(ROW, wall_s=seconds, **scores(summary))
+        record.add(ROW, **wall, **scores(summary))
     record.finish()
 
 

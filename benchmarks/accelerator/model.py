@@ -4,12 +4,13 @@ run, its share of the chip's peak, its memory. `beside` measures Diffusers on th
 
 from __future__ import annotations
 
-from benchmarks.accelerator.device import facts
 from benchmarks.accelerator.record import Record, arguments
-from benchmarks.accelerator.setting import configuration, peak_gib, session_of, too_small
-from benchmarks.phases import PHASES, phases
+from benchmarks.accelerator.setting import configuration, fitting, peak_gib, session_of, too_small
+from benchmarks.names import PHASES, UPDATE
+from benchmarks.phases import Bench, Phase
 
 MEMORY = 'peak memory'
+CARD_GIB = 74.0  # of 80 GB, less what the driver and other programs hold
 
 
 def main() -> None:
@@ -18,33 +19,43 @@ def main() -> None:
         ('--model', dict(choices=('sd35', 'flux'), required=True)),
         ('--side', dict(type=int, required=True)),
     )
-    record, small = Record(given.record), given.size == 'small'
-    repeat = 1 if small else 3
-    record.facts = facts()
+    record, small = Record(given.record, given.step), given.size == 'small'
     if reason := too_small(given.model, small):
         record.add('skipped', reason=reason)
         record.finish()
         return
     config = configuration(given.model, given.side, small)
-    wanted = [name for name in PHASES if name not in record]
-    peak = record.facts['peak']
-    for phase in phases(session_of(config, small), repeat, wanted):
-        rate = phase.flops / phase.seconds
-        record.add(
-            phase.name,
-            count=phase.count,
-            compile_s=phase.compile_s,
-            seconds=phase.seconds,
-            tflops=rate / 1e12,
-            mfu=peak and rate / peak,
-            gib=phase.bytes / 2**30,
-            **({} if phase.ratio is None else {'ratio_deviation': phase.ratio}),
-            **({} if phase.name != 'update' else {'microbatch': config.optim.microbatch}),
-        )
-    if MEMORY not in record:
-        held = peak_gib() or max(record.rows[name]['gib'] for name in PHASES)
-        record.add(MEMORY, gib=held, fits_80_gb=held <= 74.0)
+    peak, micro = record.facts['peak'], config.optim.microbatch
+    bench = Bench(session_of(config, small), 1 if small else 3)
+    for name in PHASES:
+        if name not in record:
+            with fitting(record, name):
+                record.add(name, **row(bench.measure(name), peak, micro))
+    rows = [record.rows[name] for name in PHASES]
+    # of a step that continued, the peak is of its last process alone
+    held = max([peak_gib(), *(found.get('gib', 0.0) for found in rows)])
+    fits: bool | None = held <= CARD_GIB
+    if any('missing' in found for found in rows):
+        fits = False if (record.facts['gib'] or 0) >= CARD_GIB else None
+    record.add(MEMORY, gib=held, fits_80_gb=fits)
     record.finish()
+
+
+def row(phase: Phase, peak: float | None, microbatch: int) -> dict:
+    """What is kept of a phase."""
+    rate = phase.flops / phase.seconds
+    return {
+        'count': phase.count,
+        'compile_s': phase.compile_s,
+        **({'cached': True} if phase.cached else {}),
+        'seconds': phase.seconds,
+        'runs': phase.runs,
+        'tflops': rate / 1e12,
+        'mfu': peak and rate / peak,
+        'gib': phase.bytes / 2**30,
+        **({} if phase.ratio is None else {'ratio_deviation': phase.ratio}),
+        **({} if phase.name != UPDATE else {'microbatch': microbatch}),
+    }
 
 
 if __name__ == '__main__':

@@ -200,7 +200,9 @@ def make_credit(
     return jax.jit(credit)
 
 
-def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh):
+def make_update(
+    pipeline: Pipeline, config, tx: optax.GradientTransformation, mesh: Mesh, *, donate: bool = True
+):
     """Jitted `(state, params, conditioning [P, ...], negative conditioning [1, ...] or None,
     record) -> (state, metrics)`: `optim.updates` optimiser steps on a record of `make_credit`.
 
@@ -209,8 +211,8 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
     that are known to carry no loss. The loss is divided once, by the number of rows in the update
     that count. A non-finite gradient leaves every role and the
     optimiser unchanged and counts in `state.skipped`. The input state is donated if
-    `donates_state(config)`. With guard.action='brake' a last argument, float32 [], multiplies the
-    optimiser's updates, or divides `loss.beta`.
+    `donates_state(config)`, without `donate` never. With guard.action='brake' a last argument,
+    float32 [], multiplies the optimiser's updates, or divides `loss.beta`.
     """
     o, r = config.optim, config.rollout
     loss, options = loss_of(config), loss_options(config)
@@ -327,9 +329,8 @@ def make_update(pipeline: Pipeline, config, tx: optax.GradientTransformation, me
         # The state's placement must not change: another placement would compile everything again.
         return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
 
-    return jax.jit(
-        update, donate_argnums=0 if donates_state(config) else (), compiler_options=EXACT
-    )
+    given = 0 if donate and donates_state(config) else ()
+    return jax.jit(update, donate_argnums=given, compiler_options=EXACT)
 
 
 def one_of_each(mask: jax.Array, copies: int) -> jax.Array:
