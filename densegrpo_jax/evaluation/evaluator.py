@@ -274,7 +274,8 @@ class Evaluator:
         """
         found = {name: np.full(len(batch.prompts), np.nan, np.float32) for name in self.names}
         if batch.diversity is not None:
-            found[DIVERSITY] = batch.diversity
+            # as the scores: embeddings may round otherwise elsewhere, and all must judge alike
+            found[DIVERSITY][batch.mine] = batch.diversity[batch.mine]
         finite = batch.finite[batch.mine]
         for future in batch.futures:
             result = self._stop.wait(future)

@@ -115,11 +115,13 @@ def session(config, conditioning, devices=1, pipeline=None, hosts=None):
     )
 
 
-def run(sampler, record, group=2, hosts=None, scorer=At):
+def run(sampler, record, group=2, hosts=None, scorer=At, **options):
     opened = session(CONFIG, lambda texts: texts, hosts=hosts)
-    options = dict(group=group, embed=make_embedding('pixels'), sample=sampler)
+    options = {'embed': make_embedding('pixels'), **options}
     with scorer(JpegReward(), 1) as scorer:
-        return Evaluator(opened, PROMPTS, scorer, **options)(None, record, 'base')
+        return Evaluator(opened, PROMPTS, scorer, group=group, sample=sampler, **options)(
+            None, record, 'base'
+        )
 
 
 def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
@@ -211,6 +213,13 @@ def test_several_processes_share_an_evaluation_and_its_record(tmp_path):
         assert sorted((folder / 'scores.jsonl').read_text().splitlines()) == sorted(
             ''.join(lines).splitlines()
         )
+
+
+def test_all_processes_have_one_diversity_whatever_their_embeddings():
+    embed = lambda hosts: lambda images: make_embedding('pixels')(images) + 100 * hosts.index
+    first, second = on_hosts(lambda hosts: run(Sampler(), None, hosts=hosts, embed=embed(hosts)))
+    np.testing.assert_array_equal(first.scores['diversity'], second.scores['diversity'])
+    assert np.isfinite(first.scores['diversity']).all()
 
 
 def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
