@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.diversity import Embed, pairwise_diversity
@@ -27,6 +28,7 @@ from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Session
 
 DIVERSITY = 'diversity'
+STRIP_SIDE = 512  # pixels: every evaluation keeps its strips on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Evaluation:
     """
 
     scores: dict[str, np.ndarray]
-    # uint8 [shown, H, W, 3], the first image of each prompt; complete in the primary process
+    # uint8 [shown, H, W, 3], the first image of each prompt, or `strip` of them; complete in the
+    # primary process
     images: np.ndarray
     prompts: list[str]
     group: int = 1  # images per prompt
@@ -99,7 +102,15 @@ class Sampled(NamedTuple):
     finite: np.ndarray  # bool [n, G]
     futures: list[Future]  # Scores of m * G images, one of each scorer
     diversity: np.ndarray | None  # float32 [n]
-    images: np.ndarray  # uint8 [n, H, W, 3], the first image of each prompt
+    images: np.ndarray  # uint8 [n, H, W, 3], the first image of each prompt, or `strip` of them
+
+
+def strip(images: np.ndarray) -> np.ndarray:
+    """The images of a prompt, uint8 [G, H, W, 3], as one picture [h, G w, 3] in which none is
+    higher or wider than STRIP_SIDE.
+    """
+    smaller = -(-max(images.shape[1:3]) // STRIP_SIDE)
+    return np.concatenate([Image.fromarray(image).reduce(smaller) for image in images], axis=1)
 
 
 def check_group(group: int, config) -> None:
@@ -125,6 +136,7 @@ class Evaluator:
       group: images per prompt.
       embed: the embedding for the diversity of at least two images, see `diversity.make_embedding`.
       name: of the prompt set, for records.
+      strips: keep all images of a shown prompt, as a `strip`, instead of its first.
       sample: `make_sampler(pipeline, config, config.eval.steps, mesh)`, for several evaluators that
         share one compiled program.
     """
@@ -138,12 +150,13 @@ class Evaluator:
         group: int = 1,
         embed: Embed | None = None,
         name: str = 'eval',
+        strips: bool = False,
         sample: Callable | None = None,
     ):
         self._session, self._stop, config = session, session.stop, session.config
         self._scorers = [scorers] if isinstance(scorers, Scorer) else list(scorers)
         self._prompts, self._shown = prompts, min(config.eval.shown, len(prompts))
-        self._group, self._embed, self._name = group, embed, name
+        self._group, self._embed, self._name, self._strips = group, embed, name, strips
         check_group(group, config)
         most, shards = min(config.eval.batch // group, len(prompts)), batch_shards(session.mesh)
         self._batch = max((n for n in range(1, most + 1) if n * group % shards == 0), default=most)
@@ -266,7 +279,8 @@ class Evaluator:
             # whether any image has a score.
             how = dict(some_valid=False, while_waiting=self._stop.check)
             futures = [scorer.submit(pictures, *columns(chosen), **how) for scorer in self._scorers]
-        return Sampled(new, mine, finite, futures, diversity, images[:, 0])
+        shown = np.stack([strip(group) for group in images]) if self._strips else images[:, 0]
+        return Sampled(new, mine, finite, futures, diversity, shown)
 
     def _scores(self, batch: Sampled) -> dict[str, np.ndarray]:
         """name -> float32 [n], means over the images of a prompt that have a score; NaN if none

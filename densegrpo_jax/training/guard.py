@@ -41,6 +41,7 @@ from densegrpo_jax.training.verdict import write_verdict
 
 FOLDER = 'guard'  # in the work directory
 START = 'start'  # the policy that others are compared with, in the record
+STRIPS = 'guard_strips'  # what was measured on images, in the record
 PANEL = 'panel'
 
 
@@ -126,7 +127,8 @@ class Guard:
             [scorer, *scorers] if trained else scorers,
             group=g.images,
             embed=make_embedding(config.eval.embedding) if g.images > 1 else None,
-            name=FOLDER,
+            name=STRIPS,
+            strips=True,
             sample=sample,
         )
         self._divergence = None

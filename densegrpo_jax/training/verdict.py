@@ -43,6 +43,7 @@ def write_verdict(
     rows += [_row(name, c, 'trained') for name, c in trained.items()]
     count, bound = len(next(iter(now.scores.values()))), g.level / comparisons
     shown = min(len(start.images), len(now.images))
+    each = "Each prompt's picture" if now.group == 1 else f'All {now.group} pictures of each prompt'
     parts = [
         html.text('p', config.label),
         html.text('p', f'{", ".join(down)} fell below the start. {action}'.strip()),
@@ -55,8 +56,7 @@ def write_verdict(
         html.text('h2', f'Of {shown} prompts, those whose unseen scores lost most'),
         html.text(
             'p',
-            "The first of each prompt's pictures, left at the start, right now, from the same "
-            'noise.',
+            f'{each}, left at the start, right now, from the same noise.',
         ),
         html.picture(picture.name, f'Pictures before and after {step} updates'),
     ]
@@ -88,7 +88,7 @@ def _pictures(
             scores = ' '.join(f'{name} {of.scores[name][i]:.2f}' for name in down)
             captions.append(f'{when}: {scores} {now.prompts[i]}')
     width = images[0].shape[1]
-    columns = 4 if width < 300 else 2
+    columns, wide = (4, 288) if now.group == 1 and width < 300 else (2, 576)
     save_grid(
-        path, np.stack(images), columns=columns, scale=max(1, 288 // width), captions=captions
+        path, np.stack(images), columns=columns, scale=max(1, wide // width), captions=captions
     )

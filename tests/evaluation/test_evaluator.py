@@ -19,7 +19,7 @@ from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
-from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.evaluation.evaluator import Evaluator, strip
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards import JpegReward, Scorer
 from densegrpo_jax.runtime import images as pictures
@@ -227,6 +227,19 @@ def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
     run(single, Record(tmp_path / 'single', {}), group=1)
     run(pairs, Record(tmp_path / 'pairs', {}))
     assert single.drawn[:10] == pairs.drawn[:20:2]
+
+
+def test_all_pictures_of_a_prompt_are_kept_in_a_strip(tmp_path):
+    first = run(Sampler(), Record(tmp_path, {}), strips=True)
+    single = run(Sampler(), None)
+    assert first.images.shape == (3, 16, 32, 3)
+    np.testing.assert_array_equal(first.images[:, :, :16], single.images)
+    assert (first.images[:, :, 16:] != single.images).any((1, 2, 3)).all()
+    again = run(Sampler(fail=1), Record(tmp_path, {}), strips=True)  # from the disk
+    np.testing.assert_array_equal(again.images, first.images)
+    large = np.repeat(np.uint8([[[[7] * 3]], [[[9] * 3]]]), 1025, axis=1)
+    found = strip(np.repeat(large, 600, axis=2))
+    assert found.shape == (342, 400, 3) and (found[0, :, 0] == [7] * 200 + [9] * 200).all()
 
 
 class Line:

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import REWARDS
@@ -93,6 +94,10 @@ def test_a_fallen_score_keeps_a_checkpoint_from_being_the_best(config, tmp_path)
     )
     page = sorted((tmp_path / 'run' / 'guard').glob('verdict_*.html'))[-1]
     assert 'darkness fell below the start' in page.read_text() and page.with_suffix('.png').exists()
+    # four of eight prompts are shown, two pictures each, at the start and now
+    assert 'All 2 pictures of each prompt' in page.read_text()
+    strips = [np.asarray(Image.open(p)).shape for p in (page.parent / 'images').glob('*/*.png')]
+    assert strips == [(16, 64, 3)] * 4 * 5
     config.guard.on = False
     trained(config, tmp_path / 'plain')
     equal(final_state(tmp_path / 'run')[1], final_state(tmp_path / 'plain')[1])
