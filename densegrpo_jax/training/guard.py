@@ -20,12 +20,12 @@ from absl import logging
 from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
 from densegrpo_jax.config.method import kernel_of
-from densegrpo_jax.data.prompts import PromptSet
+from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder, make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
-from densegrpo_jax.evaluation.falls import Change, changes, fallen
+from densegrpo_jax.evaluation.falls import FEWEST, Change, changes, fallen
 from densegrpo_jax.evaluation.panel import Part, parts, settings
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
@@ -46,12 +46,42 @@ PANEL = 'panel'
 
 
 def _guarded_part(checked: Checked) -> Part:
-    found = parts(checked.config, checked.test, checked.reward)
-    part, count = found.get(PANEL, found['eval']), checked.config.guard.prompts
-    chosen = some_prompts(
-        part.prompts, count or len(part.prompts), checked.config.seed, STREAM_EVAL
-    )
+    config = checked.config
+    found, count = parts(config, checked.test, checked.reward), config.guard.prompts
+    part = found['eval']
+    if PANEL in found:
+        part = _with_trained(found[PANEL], checked.reward, config.eval.panel_prompts)
+    chosen = some_prompts(part.prompts, count or len(part.prompts), config.seed, STREAM_EVAL)
     return part._replace(prompts=PromptSet(tuple(chosen)))
+
+
+def _with_trained(part: Part, reward: CompositeReward, name: str) -> Part:
+    """The panel on its own prompts, and the training reward if it can score them too.
+
+    Raises:
+      ValueError: it cannot, and has scores of weight 0 that would not be watched.
+    """
+    panel = {score for of in part.rewards for score in of.names}
+    why = f'eval.panel has {sorted(twice)} too' if (twice := panel & {*reward.names}) else ''
+    try:
+        reward.check(*columns(part.prompts))
+    except ValueError as error:
+        why = str(error)
+    if not why:
+        return part._replace(rewards=[reward, *part.rewards])
+    if unseen := [score for score in _unseen(reward) if score not in panel]:
+        raise ValueError(
+            f'guard.on=True watches {", ".join(unseen)}, of weight 0 in `reward`, and on '
+            f'eval.panel_prompts={name!r} `reward` is not measured ({why}): name them in '
+            'eval.panel, or leave out eval.panel_prompts'
+        )
+    logging.warning(
+        'guard: the trained score is not measured beside the others: on eval.panel_prompts=%r '
+        '`reward` is not measured (%s)',
+        name,
+        why,
+    )
+    return part
 
 
 def check_guard(checked: Checked) -> Part | None:
@@ -71,6 +101,17 @@ def check_guard(checked: Checked) -> Part | None:
         raise ValueError(
             'guard.on=True has nothing to measure: name rewards that are not trained on in '
             'eval.panel, or in `reward` with weight 0, or let guard.images be at least 2'
+        )
+    if len(part.prompts) < FEWEST:
+        if 0 < g.prompts < FEWEST:
+            way = f'raise guard.prompts={g.prompts} to at least that'
+        elif config.eval.panel_prompts:
+            way = f'eval.panel_prompts={config.eval.panel_prompts!r} needs more'
+        else:
+            way = 'give it more by data.eval and data.eval_prompts'
+        raise ValueError(
+            f'guard.on=True measures on {len(part.prompts)} prompts, and on fewer than {FEWEST} it '
+            f'finds no fall: {way}'
         )
     if g.images > config.eval.batch:
         raise ValueError(

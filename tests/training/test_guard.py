@@ -161,6 +161,8 @@ def test_the_brake_in_an_update(kind, beta):
     ('changes', 'message'),
     [
         ({'guard.images': 1}, 'has nothing to measure: name rewards .* in eval.panel'),
+        ({'guard.prompts': 7}, 'on 7 prompts, and on fewer than 8 .* raise guard.prompts=7'),
+        ({'data.eval_prompts': 7}, 'on 7 prompts, and .* finds no fall: give it more by data.eval and'),
         ({'guard.images': 9}, 'guard.images=9 of a prompt .*raise eval.batch=8'),
         ({'guard.action': 'brake', 'guard.brake': 'beta'}, "use guard.brake='rate'"),
         ({'guard.level': 1.0}, 'guard.level=1.0: expected a finite number above 0 and below 1'),
@@ -180,6 +182,40 @@ def test_a_score_that_is_only_logged_is_unseen(config):
     checked = check(config, one_device(), needs=('test',))
     check_guard(checked)
     assert guard_module._unseen(checked.reward) == ['darkness']
+
+
+class Choosy(Brightness):
+    """Scores no prompt of the panel."""
+
+    def check(self, prompts, metadata):
+        if not all('"' in prompt for prompt in prompts):
+            raise ValueError('no word in quotes')
+
+
+def test_on_the_panels_prompts_the_training_reward_is_measured_too(config, monkeypatch, caplog):
+    """And what of it is only logged; if it cannot be, that is said or refused."""
+    config.eval.panel_prompts = 'panel'
+    config.reward = {'brightness': {'weight': 1.0}, 'same': {'weight': 0.0}}
+
+    def guarded():
+        checked = check(config, one_device(), needs=('test',))
+        return check_guard(checked), checked
+
+    part, checked = guarded()
+    assert [reward.name for reward in part.rewards] == ['composite', 'darkness']
+    assert part.rewards[0] is checked.reward and len(part.prompts) == 8
+    config.eval.panel = {'same': {}}  # the panel's alone
+    part, _ = guarded()
+    assert [reward.name for reward in part.rewards] == ['same']
+    assert "(eval.panel has ['same'] too)" in caplog.text
+    monkeypatch.setitem(REWARDS, 'brightness', Choosy)
+    config.eval.panel = {'darkness': {}}
+    with pytest.raises(ValueError, match=r'watches same, of weight 0 .*no word in quotes.*eval.panel'):
+        guarded()
+    config.reward = {'brightness': {'weight': 1.0}}
+    part, _ = guarded()
+    assert [reward.name for reward in part.rewards] == ['darkness']
+    assert 'the trained score is not measured' in caplog.text and 'no word' in caplog.text
 
 
 def test_the_evaluations_of_a_run_are_counted(config):
