@@ -51,7 +51,9 @@ GUARD = {
         1.0, 'Alarm: so large a share of groups without any spread of rewards.', 0, 1, above=True
     ),
     'ratio': positive(
-        0.2, 'Alarm: the mean deviation of the probability ratio from 1 in an update.'
+        10.0,
+        'Alarm: the mean deviation of the probability ratio from 1 in the updates of an iteration, '
+        'in units of loss.clip_range. With optim.updates=1 all ratios are 1 up to rounding.',
     ),
     'kl_jump': number(10.0, 'Alarm: the KL grows by this factor between evaluations.', 1),
     'pairs': whole(8, "Prompts on the verdict's pictures, those that lost most.", kind=DISPLAY),

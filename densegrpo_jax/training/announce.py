@@ -30,13 +30,11 @@ from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
-from densegrpo_jax.training.batches import BATCHES
+from densegrpo_jax.training.batches import BATCHES, LOG_RATIO_ROUNDING
 from densegrpo_jax.training.geometry import rows_of_sample
-from densegrpo_jax.training.guard import planned
+from densegrpo_jax.training.guard import planned, ratio_limit
 
 GIB = 2**30
-# Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.
-LOG_RATIO_ROUNDING = {'float32': 1e-6, 'bfloat16': 1e-5}
 TRAINED = 'trained, optimiser, moving average'
 RECORD = 'latents of the update'
 PROCESS = 'weights of the process reward'
@@ -201,8 +199,20 @@ def guarded_by(checked: Checked, part: Part) -> str:
     action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
     return (
         f'{planned(checked.config) + 1} evaluations of {count} prompts x {g.images} images{kl}: '
-        f'{count * g.images} more images at each; a fallen score: {action}'
+        f'{count * g.images} more images at each; a fallen score: {action}{_silent(checked.config)}'
     )
+
+
+def _silent(config) -> str:
+    """The alarm of the ratio, if it cannot be given."""
+    if loss_of(config).batch == CLEAN:
+        return f'; no alarm of the ratio: loss.kind={config.loss.kind!r} has none'
+    if config.optim.updates > 1 and ratio_limit(config):
+        return ''
+    why = f'optim.updates={config.optim.updates}'
+    if not ratio_limit(config):
+        why = f'loss.kind={config.loss.kind!r} clips none'
+    return f'; an alarm of the ratio before the first update alone: {why}'
 
 
 def announce(

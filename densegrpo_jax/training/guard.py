@@ -19,7 +19,7 @@ from absl import logging
 
 from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
-from densegrpo_jax.config.method import kernel_of
+from densegrpo_jax.config.method import kernel_of, loss_of
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.divergence import Divergence
@@ -36,6 +36,7 @@ from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.session import Checked, Session, base_digest
+from densegrpo_jax.training.batches import LOG_RATIO_ROUNDING
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.verdict import write_verdict
 
@@ -135,6 +136,14 @@ def planned(config) -> int:
     return max(1, math.ceil(len(evaluations) / config.guard.every))
 
 
+def ratio_limit(config) -> float | None:
+    """The mean deviation of the ratio from 1, in an update, beyond which there is an alarm; None if
+    the loss clips no ratio.
+    """
+    clips = 'clip_range' in loss_of(config).options
+    return config.guard.ratio * config.loss.clip_range if clips else None
+
+
 class Guard:
     """Measures at evaluations and applies the rule. All processes of the run call it.
 
@@ -182,6 +191,8 @@ class Guard:
                 which = {FOLDER: part}
                 scored = settings(config, session.folder, session.pipeline, which, g.images)
                 self._record = _record(self._folder, scored)
+
+    _told_rounding = False
 
     def due(self, step: int) -> bool:
         """Whether the evaluation after `step` updates is guarded."""
@@ -271,8 +282,21 @@ class Guard:
         if np.isfinite(spread).any() and np.nanmean(spread) >= g.zero_spread:
             share = np.nanmean(spread)
             self._alarm(f'update {step}: {share:.0%} of the groups have no spread of rewards')
-        if (ratio := float(metrics.get('ratio_deviation', 0))) > g.ratio:
-            self._alarm(f'update {step}: the probability ratio is off 1 by {ratio:.2g} on average')
+        limit = ratio_limit(self._config)
+        if limit and not (ratio := float(metrics.get('ratio_deviation', 0))) <= limit:  # or NaN
+            self._alarm(
+                f'update {step}: the probability ratio is off 1 by {ratio:.2g} on average, more '
+                f'than guard.ratio={g.ratio:g} times loss.clip_range={self._config.loss.clip_range:g}'
+            )
+        rounding = LOG_RATIO_ROUNDING[self._config.model.dtype]
+        first = float(metrics.get('ratio_deviation_first', 0))
+        if not (first <= rounding or self._told_rounding):
+            self._told_rounding = True  # it will not go away
+            self._alarm(
+                f'update {step}: before anything has changed the probability ratio is off 1 by up '
+                f'to {first:.2g}, and rounding explains {rounding:g}: the update does not see the '
+                'samples as they were drawn'
+            )
 
     def _compare(self, progress: Progress, last: list) -> None:
         """Warns if the score fell since the last evaluation while the training reward rose."""

@@ -237,15 +237,28 @@ def test_the_evaluations_of_a_run_are_counted(config):
 def test_signs_of_collapse_are_told(config, caplog):
     guard = object.__new__(Guard)
     guard._config, config.eval.every, progress = config, 1, Progress()
-    fine = {'reward': 0.5, 'zero_spread': np.array([np.nan, 0.5, 1.0]), 'ratio_deviation': 0.01}
+    config.update_from_flattened_dict({'loss.clip_range': 1e-4, 'guard.ratio': 10.0})
+    ratios = {'ratio_deviation': 9e-4, 'ratio_deviation_first': 9e-7}
+    fine = {'reward': 0.5, 'zero_spread': np.array([np.nan, 0.5, 1.0]), **ratios}
     guard.watch(1, fine, progress)
     assert not caplog.records
     guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])}, progress)
     assert 'update 2: 100% of the groups have no spread' in caplog.text
-    guard.watch(3, fine | {'ratio_deviation': 0.5}, progress)
-    assert 'update 3: the probability ratio is off 1 by 0.5' in caplog.text
-    guard.watch(4, fine | {'reward': np.nan}, progress)
-    assert progress.rewards == [[2, 0.5], [3, 0.5]]
+    for step, ratio in ((3, 1.1e-3), (4, np.nan)):
+        guard.watch(step, fine | {'ratio_deviation': ratio}, progress)
+        assert f'update {step}: the probability ratio is off 1 by {ratio:.2g}' in caplog.text
+    told = len(caplog.records)
+    for step in (5, 6):  # told once
+        guard.watch(step, fine | {'ratio_deviation_first': 2e-6}, progress)
+    assert len(caplog.records) == told + 1
+    assert 'update 5: before anything has changed the probability ratio is off' in caplog.text
+    guard.watch(7, fine | {'reward': np.nan}, progress)
+    assert progress.rewards == [[5, 0.5], [6, 0.5]]
+    config.loss.kind = 'list'  # clips no ratio
+    guard.watch(8, fine | {'ratio_deviation': 0.5}, progress)
+    config.loss.kind = 'nft'  # has none
+    guard.watch(9, {name: fine[name] for name in ('reward', 'zero_spread')}, progress)
+    assert len(caplog.records) == told + 1
 
 
 def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
