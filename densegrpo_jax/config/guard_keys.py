@@ -55,7 +55,12 @@ GUARD = {
         'Alarm: the mean deviation of the probability ratio from 1 in the updates of an iteration, '
         'in units of loss.clip_range. With optim.updates=1 all ratios are 1 up to rounding.',
     ),
-    'kl_jump': number(10.0, 'Alarm: the KL grows by this factor between evaluations.', 1),
+    'kl_jump': number(
+        10.0,
+        'Alarm: the KL grows by this factor from one guarded evaluation to the next; not from the '
+        "start, whose KL is 0.",
+        1,
+    ),
     'pairs': whole(8, "Prompts on the verdict's pictures, those that lost most.", kind=DISPLAY),
 }
 

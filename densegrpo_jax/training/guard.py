@@ -25,7 +25,7 @@ from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import embedding_folder, make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
-from densegrpo_jax.evaluation.falls import FEWEST, Change, changes, fallen
+from densegrpo_jax.evaluation.falls import FEWEST, Change, change, changes, fallen
 from densegrpo_jax.evaluation.panel import Part, parts, settings
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
@@ -200,13 +200,14 @@ class Guard:
         return count % self._config.guard.every == 0 or step == self._config.iterations
 
     def __call__(
-        self, step: int, policy: dict, progress: Progress, evaluation: list
+        self, step: int, policy: dict, progress: Progress, scores: np.ndarray
     ) -> dict[str, float]:
         """Measures after `step` updates if it is due, puts the row into `progress.guarded`, and
         acts.
 
         Args:
-          evaluation: [step, mean, standard error] of the trained score, not yet in `progress`.
+          scores: float [N] of the evaluation after `step` updates, the score that picks the best
+            checkpoint, by prompt.
 
         Returns:
           What goes into the metrics.
@@ -222,7 +223,7 @@ class Guard:
             first = policy if step == 0 else start_policy(self._session)
             self._start = self._evaluator(first, self._record, self._start_key(first))
         now = start = self._start
-        kl = 0.0
+        kl = 0.0 if self._divergence else None
         if step:
             now = self._evaluator(policy, self._record, policy_now)
             kl = self._kl(policy, policy_now)
@@ -231,6 +232,7 @@ class Guard:
         down = fallen(found, self._config.guard.level, planned(self._config)) if step else []
         progress.guarded = [row for row in progress.guarded if row['step'] < step]
         earlier = progress.guarded[-1]['kl'] if progress.guarded else None
+        self._watch_kl(earlier, kl)
         row = {
             'step': step,
             'scores': json_value(found),
@@ -240,9 +242,7 @@ class Guard:
             'brake': progress.brake,
         }
         progress.guarded.append(row)
-        if kl and earlier and kl > self._config.guard.kl_jump * earlier:
-            self._alarm(f'the KL grew from {earlier:.3g} to {kl:.3g} between two evaluations')
-        self._compare(progress, evaluation)
+        self._compare(progress, step, scores)
         if down:
             self._judge(row, found, of_all, start, now, progress)
         metrics = {f'guard/{name}': c.mean for name, c in found.items()}
@@ -277,7 +277,7 @@ class Guard:
         g = self._config.guard
         if math.isfinite(reward := float(metrics['reward'])):
             recent = [*progress.rewards, [step, reward]]
-            progress.rewards = recent[-2 * self._config.eval.every :]  # what `_compare` reads
+            progress.rewards = recent[-self._config.eval.every :]  # what `_compare` reads
         spread = np.asarray(metrics.get('zero_spread', math.nan), np.float64)
         if np.isfinite(spread).any() and np.nanmean(spread) >= g.zero_spread:
             share = np.nanmean(spread)
@@ -298,21 +298,36 @@ class Guard:
                 'samples as they were drawn'
             )
 
-    def _compare(self, progress: Progress, last: list) -> None:
-        """Warns if the score fell since the last evaluation while the training reward rose."""
-        if not progress.evaluations:
-            return
-        (before, score, error), (step, now, now_error) = progress.evaluations[-1], last
-        later = [r for n, r in progress.rewards if before < n <= step]
-        earlier = [r for n, r in progress.rewards if n <= before][-len(later) :]
-        if not (later and earlier) or np.mean(later) <= np.mean(earlier):
-            return
-        if now < score - 2 * math.hypot(error, now_error):
-            self._alarm(
-                f'between updates {before} and {step} the evaluation score fell from {score:.4f} '
-                f'to {now:.4f}, and the training reward rose from {np.mean(earlier):.4f} to '
-                f'{np.mean(later):.4f}'
-            )
+    def _compare(self, progress: Progress, step: int, scores: np.ndarray) -> None:
+        """Warns if the score is below its highest of before, on the same prompts and noise, and the
+        training reward above that of then; notes the highest in `progress`.
+        """
+        last = progress.evaluations[-1][0] if progress.evaluations else 0
+        recent = [reward for n, reward in progress.rewards if last < n <= step]
+        rewards = float(np.mean(recent)) if recent else None
+        if progress.highest:
+            before, then, best = progress.highest
+            c = change(np.array(best, np.float64), scores)
+            if then is None:  # of the start: nearest are the first updates
+                progress.highest = [before, rewards, best]
+            elif rewards is not None and rewards > then and self._is_fall(c):
+                self._alarm(
+                    f'between updates {before} and {step} the evaluation score fell by '
+                    f'{-c.change:.4f} +- {c.error:.4f} to {c.mean:.4f}, and the training reward '
+                    f'rose from {then:.4f} to {rewards:.4f}'
+                )
+            if not c.change > 0:
+                return
+        progress.highest = [step, rewards, json_value(scores)]
+
+    def _is_fall(self, c: Change) -> bool:
+        return bool(fallen({'': c}, self._config.guard.level, planned(self._config)))
+
+    def _watch_kl(self, earlier: float | None, now: float | None) -> None:
+        if self._divergence and now is None:
+            self._alarm('the KL is not finite on any prompt')
+        elif earlier and now and now > self._config.guard.kl_jump * earlier:
+            self._alarm(f'the KL grew from {earlier:.3g} to {now:.3g} between two evaluations')
 
     def _kl(self, policy: dict, key: str) -> float | None:
         if self._divergence is None:

@@ -27,6 +27,8 @@ class Progress:
     passed_over: list = dataclasses.field(default_factory=list)  # steps evaluated without the guard
     # [update, training reward] of the last updates, if a guard watches them
     rewards: list = dataclasses.field(default_factory=list)
+    # [step, training reward before it, scores of its prompts] of the highest evaluation, likewise
+    highest: list = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, stored: Mapping) -> Progress:

@@ -156,7 +156,8 @@ def run(
                 explain(session, state.ema, [p.text for p in session.test])
             row = reporter.evaluation(step, result)
             if guard:  # before the evaluation counts: after a stop both are made again
-                reporter.guarded(step, guard(step, state.ema, progress, row))
+                scores = result.scores[config.eval.best]
+                reporter.guarded(step, guard(step, state.ema, progress, scores))
             progress.evaluations.append(row)
 
         def save() -> None:
