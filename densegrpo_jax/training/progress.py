@@ -41,10 +41,11 @@ class Progress:
 
     def competes(self, step: int) -> bool:
         """Whether the evaluation after `step` updates may be the best: a guard has neither passed
-        it over nor found a fallen score.
+        it over nor found a fallen score, and was not turned on later.
         """
         fallen = [row['step'] for row in self.guarded if row['fallen']]
-        return step not in fallen and step not in self.passed_over
+        before = any(step < row['step'] for row in self.guarded[:1])
+        return not before and step not in fallen and step not in self.passed_over
 
     def competing_score(self, step: int) -> float | None:
         """The score of the evaluation after `step` updates; None if there is none that competes."""

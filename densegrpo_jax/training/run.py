@@ -156,8 +156,11 @@ def run(
                 explain(session, state.ema, [p.text for p in session.test])
             row = reporter.evaluation(step, result)
             if guard:  # before the evaluation counts: after a stop both are made again
+                late = not progress.guarded
                 scores = result.scores[config.eval.best]
                 reporter.guarded(step, guard(step, state.ema, progress, scores))
+                if late and progress.guarded:
+                    _withdraw(checkpoints, step)
             progress.evaluations.append(row)
 
         def save() -> None:
@@ -259,6 +262,12 @@ def _check_length(config, workdir: pathlib.Path) -> int | None:
             f'least {done}, or another --workdir'
         )
     return done
+
+
+def _withdraw(checkpoints: Checkpoints, before: int) -> None:
+    """The checkpoints of earlier steps, which no guard has seen, compete no more."""
+    for step in [step for step in checkpoints.steps() if step < before]:
+        checkpoints.amend(step, checkpoints.meta(step))
 
 
 def _stop_together(stop: StopRequest, reason: Exception) -> None:

@@ -358,6 +358,23 @@ def test_evaluations_without_a_guard_may_be_the_best():
     assert progress.best()[0] == 4
 
 
+def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
+    """Each update is worse than the one before; the guard begins with the second."""
+    config.reward = {'brightness': {'weight': 1.0}, 'darkness': {'weight': 1e-9}}
+    config.eval.update(best='darkness', panel={'same': {}})
+    config.iterations, config.guard.on, config.guard.images = 1, False, 1
+    trained(config, tmp_path)
+    kept = lambda: Checkpoints(tmp_path / 'checkpoints', read_only=True)
+    assert kept().best_step() == 1
+    config.iterations, config.guard.on = 2, True
+    summary = trained(config, tmp_path)
+    scores = [score for _, score, _ in summary['evaluations']]
+    assert scores[0] > scores[1] > scores[2]
+    assert [row['step'] for row in summary['guard']['evaluations']] == [2]
+    assert summary['best']['step'] == kept().best_step() == 2
+    assert kept().meta(1)['evaluations'] == summary['evaluations'][:2]  # amended, not lost
+
+
 def test_what_the_rows_say_of_the_past():
     row = lambda *fallen, action='', brake=1.0: {
         'step': 0, 'fallen': [*fallen], 'action': action, 'brake': brake,
