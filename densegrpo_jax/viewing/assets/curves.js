@@ -22,10 +22,15 @@ const PLOTS = [
         .filter((n) => n.startsWith('guard/') && !['fallen', 'brake', 'kl'].includes(n.slice(6)))
         .map((n) => [n, n.slice(6)]),
   ],
-  // all 0 where the KL is not measured
+  ['Unseen scores that have fallen (count)', () => [['guard/fallen', '']]],
+  // train/kl is all 0 where the KL is not measured
   [
     'KL from the base',
-    (run) => (run.series['train/kl']?.[1].some(Boolean) ? [['train/kl', '']] : []),
+    (run) =>
+      [
+        ['train/kl', 'in training'],
+        ['guard/kl', 'by the guard'],
+      ].filter(([source]) => run.series[source]?.[1].some(Boolean)),
   ],
   ['Gradient norm', () => [['train/grad_norm', '']]],
   // runs of before have their sum alone
