@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,32 @@ from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.core.transitions import transitions
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.pipelines.base import Conditioning
+from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 from densegrpo_jax.sampling.noise import calibrated_table
 from densegrpo_jax.sampling.policy import policy_velocity, rescore
-from densegrpo_jax.sampling.sampler import EXACT, make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import EXACT, Schedule, make_rollout, make_schedule
 from densegrpo_jax.sampling.session import Session
 
 KL = 'kl'
+
+
+def _trajectory(config, pipeline: Pipeline) -> tuple[Any, Schedule]:
+    """The configuration and the schedule of single trajectories as in training."""
+    single = config.copy_and_resolve_references()
+    single.rollout.group = 1
+    single.update_from_flattened_dict({**AS_TRAJECTORY, 'credit.rule': 'sparse'})
+    schedule = make_schedule(pipeline, single)
+    return single, schedule._replace(plan=trajectory_plan(schedule.masks))
+
+
+def evaluations(config, pipeline: Pipeline) -> int:
+    """Network evaluations of a prompt's KL: its trajectory, then policy and base on each trained
+    transition. With classifier-free guidance each is two.
+    """
+    plan = _trajectory(config, pipeline)[1].plan
+    return round(plan.nfe) + 2 * sum(plan.transitions.trained)
 
 
 class Divergence:
@@ -45,11 +63,7 @@ class Divergence:
         config, pipeline, mesh = session.config, session.pipeline, session.mesh
         self._session, self._prompts, self._count = session, prompts, min(count, len(prompts))
         self._batch = min(config.eval.batch, self._count)
-        single = config.copy_and_resolve_references()
-        single.rollout.group = 1
-        single.update_from_flattened_dict({**AS_TRAJECTORY, 'credit.rule': 'sparse'})
-        schedule = make_schedule(pipeline, single)
-        schedule = schedule._replace(plan=trajectory_plan(schedule.masks))
+        single, schedule = _trajectory(config, pipeline)
         self._rollout, self._config, self._schedule = (
             make_rollout(pipeline, single, schedule, mesh),
             single,

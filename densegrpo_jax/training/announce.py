@@ -17,6 +17,7 @@ from densegrpo_jax.config.unread import unread
 from densegrpo_jax.core.branch_plan import step_spread
 from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import CLEAN, LOSSES
+from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.panel import Part
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
@@ -32,7 +33,7 @@ from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES, LOG_RATIO_ROUNDING
 from densegrpo_jax.training.geometry import rows_of_sample
-from densegrpo_jax.training.guard import planned, ratio_limit
+from densegrpo_jax.training.guard import measures_kl, planned, ratio_limit
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'
@@ -194,12 +195,17 @@ def added(config, schedule: Schedule, each: SampleCost) -> str:
 
 def guarded_by(checked: Checked, part: Part) -> str:
     """What the guard measures, at what cost, and what it does."""
-    g, count = checked.config.guard, len(part.prompts)
-    kl = f', KL on {min(count, g.kl_prompts)}' if g.kl_prompts else ''
+    config, count = checked.config, len(part.prompts)
+    g, images = config.guard, count * config.guard.images
+    with_kl = min(count, g.kl_prompts) if measures_kl(config) else 0
+    nfe = images * config.eval.steps
+    if with_kl:
+        nfe += with_kl * divergence.evaluations(config, checked.pipeline)
     action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
     return (
-        f'{planned(checked.config) + 1} evaluations of {count} prompts x {g.images} images{kl}: '
-        f'{count * g.images} more images at each; a fallen score: {action}{_silent(checked.config)}'
+        f'{planned(config) + 1} evaluations of {count} prompts x {g.images} images'
+        f'{f", KL on {with_kl}" if with_kl else ""}: {images} more images at each, {nfe} evaluations '
+        f'of the network; a fallen score: {action}{_silent(config)}'
     )
 
 

@@ -136,6 +136,11 @@ def planned(config) -> int:
     return max(1, math.ceil(len(evaluations) / config.guard.every))
 
 
+def measures_kl(config) -> bool:
+    """Whether a KL is asked for, and there is one: it compares noisy transitions."""
+    return config.guard.kl_prompts > 0 and kernel_of(config).noisy
+
+
 def ratio_limit(config) -> float | None:
     """The mean deviation of the ratio from 1, in an update, beyond which there is an alarm; None if
     the loss clips no ratio.
@@ -182,7 +187,7 @@ class Guard:
             sample=sample,
         )
         self._divergence = None
-        if g.kl_prompts and kernel_of(config).noisy:
+        if measures_kl(config):
             self._divergence = Divergence(session, part.prompts, g.kl_prompts)
         self._psi = workdir / FILE if config.noise.calibrate else None
         self._record, self._start = None, None

@@ -6,11 +6,12 @@ import types
 
 import jax
 
-from configs import flux_ocr, tiny_ocr
+from configs import flux_ocr, tiny_geneval, tiny_ocr
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.training import announce
+from densegrpo_jax.training.guard import check_guard
 
 NEED = {
     'weights': 22.0 * announce.GIB,
@@ -103,6 +104,27 @@ def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     announce.announce(checked, state_shapes(checked.pipeline, optimiser(config)), 5, tmp_path)
     assert seen == [set(announce.LOWERED_BY) - {announce.PROCESS}]
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']
+
+
+def test_what_the_guard_costs_and_cannot_tell():
+    def told(**changes):
+        config = tiny_geneval.get_config()
+        config.update_from_flattened_dict({'guard.on': True, 'guard.kl_prompts': 8, **changes})
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
+        checked = check(config, mesh, needs=('test', 'schedule'))
+        return announce.guarded_by(checked, check_guard(checked))
+
+    said = told()
+    # of 6 steps each: 32 x 4 images, 8 trajectories and twice their 5 trained transitions
+    assert '7 evaluations of 32 prompts x 4 images, KL on 8: 128 more images' in said
+    assert f'{128 * 6 + 8 * (6 + 2 * 5)} evaluations of the network' in said
+    assert said.endswith('an alarm of the ratio before the first update alone: optim.updates=1')
+    assert 'alarm' not in told(**{'optim.updates': 2})
+    assert told(**{'loss.kind': 'list'}).endswith("alone: loss.kind='list' clips none")
+    without = {'rollout.kernel': 'ode', 'loss.kind': 'nft'}
+    said = told(**without)
+    assert 'KL' not in said and f'{128 * 6} evaluations of the network' in said
+    assert said.endswith("no alarm of the ratio: loss.kind='nft' has none")
 
 
 def test_latents_of_an_update_are_counted():
