@@ -5,12 +5,13 @@
 Trains with a reward that can be hacked (scene.yaml) and with one that is what it means
 (shapes.yaml), with a guard that only warns: bit for bit the runs without one. So a run shows both,
 the checkpoint with the best trained score, and the best of those at which no unseen score has
-fallen. The same command, run again, continues. Writes the table and the curves into --out. Exit
+fallen. The same command, run again, continues. Writes the page with the tables into --out. Exit
 status as `experiments.reproduce`.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -44,16 +45,25 @@ class Outcome(NamedTuple):
 
     Attributes:
       start: the trained score before.
-      plain, guarded: the best checkpoint without and with the rule; None: every one had a fallen
-        score.
+      plain, guarded: the best without and with the rule. Either may be the start, step 0.
       alarms: evaluations with a fallen score. evaluations: that were guarded, without the start.
     """
 
     start: float
     plain: Chosen
-    guarded: Chosen | None
+    guarded: Chosen
     alarms: int
     evaluations: int
+
+    @property
+    def gain(self) -> float:
+        """Of the trained score, without the rule."""
+        return self.plain.trained - self.start
+
+    @property
+    def kept(self) -> float:
+        """The share of `gain` that the guarded checkpoint has; NaN without any."""
+        return (self.guarded.trained - self.start) / self.gain if self.gain > 0 else math.nan
 
 
 def outcome(summary: Mapping[str, Any]) -> Outcome:
@@ -61,16 +71,14 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
     rows = {row['step']: row for row in summary['guard']['evaluations']}
     scores = {step: mean for step, mean, _ in summary['evaluations'] if step in rows}
 
-    def best(steps: Sequence[int]) -> Chosen | None:
-        if not steps:
-            return None
+    def best(steps: Sequence[int]) -> Chosen:
         step = max(steps, key=scores.__getitem__)
         changes = {name: change for name, (_, change, *_) in rows[step]['scores'].items()}
         return Chosen(step, scores[step], changes)
 
-    later = [step for step in scores if step > 0]
-    fine = [step for step in later if not rows[step]['fallen']]
-    return Outcome(scores[0], best(later), best(fine), len(later) - len(fine), len(later))
+    fine = [step for step in scores if not rows[step]['fallen']]
+    alarms = len(scores) - len(fine)
+    return Outcome(scores[0], best([*scores]), best(fine), alarms, len(scores) - 1)
 
 
 def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
@@ -78,8 +86,8 @@ def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
     text = ['# What the guard changes', f'    {command}']
     text.append(
         'Per run: the checkpoint with the best trained score of all, and the best of those at '
-        'which no unseen score had fallen (docs/guard.md). Changes of unseen scores are against '
-        'the start, on the same prompts and noise.'
+        'which no unseen score had fallen (docs/guard.md); either may be the start, update 0. '
+        'Changes of unseen scores are against the start, on the same prompts and noise.'
     )
     for case, of in found.items():
         if not of:
@@ -87,11 +95,10 @@ def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
         names = [*next(iter(of.values())).plain.unseen]
         rows = []
         for seed, o in of.items():
+            rows.append([seed, 'start', '0', f'{o.start:.4f}', *('' for _ in names), ''])
             for kind, chosen in (('best of all', o.plain), ('guarded', o.guarded)):
-                told = ['', '', *('' for _ in names)]
-                if chosen is not None:
-                    told = [str(chosen.step), f'{chosen.trained:.4f}']
-                    told += [f'{chosen.unseen[name]:+.4f}' for name in names]
+                told = [str(chosen.step), f'{chosen.trained:.4f}']
+                told += [f'{chosen.unseen[name]:+.4f}' for name in names]
                 alarms = f'{o.alarms} of {o.evaluations}' if chosen is o.plain else ''
                 rows.append([seed, kind, *told, alarms])
         head = ['seed', 'checkpoint', 'update', 'trained score', *names, 'evaluations with a fall']
@@ -100,19 +107,29 @@ def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
 
 
 def _in_short(of: Mapping[str, Outcome], names: Sequence[str]) -> str:
-    both = [o for o in of.values() if o.guarded is not None]
-    if not both:
-        return 'Every checkpoint of every seed had lost an unseen score: the guard leaves none.'
-    mean = lambda values: statistics.fmean(values)
-    cost = mean(o.guarded.trained - o.plain.trained for o in both)
-    gain = ', '.join(
-        f'{name} {mean(o.guarded.unseen[name] - o.plain.unseen[name] for o in both):+.4f}'
+    """The price and the gain: over all seeds, and over those in which the rule chooses another
+    checkpoint, as the others would hide both.
+    """
+    everyone = [*of.values()]
+    other = [o for o in everyone if o.guarded.step != o.plain.step]
+    told = [_compared(everyone, names, f'mean of {len(everyone)} seed(s)')]
+    if 0 < len(other) < len(everyone):
+        told.append(_compared(other, names, f'Of the {len(other)} in which they differ'))
+    if start := sum(o.guarded.step == 0 for o in everyone):
+        told.append(f'In {start} the guard leaves none but the start.')
+    return 'The guarded checkpoint against the best of all: ' + ' '.join(told)
+
+
+def _compared(of: Sequence[Outcome], names: Sequence[str], which: str) -> str:
+    mean = statistics.fmean
+    change = mean(o.guarded.trained - o.plain.trained for o in of)
+    share = [o.kept for o in of if not math.isnan(o.kept)]
+    kept = f' ({mean(share):.0%} of the gain kept)' if share else ''
+    unseen = ', '.join(
+        f'{name} {mean(o.guarded.unseen[name] - o.plain.unseen[name] for o in of):+.4f}'
         for name in names
     )
-    return (
-        f'The guarded checkpoint against the best of all, mean of {len(both)} seed(s): trained '
-        f'score {cost:+.4f}; unseen: {gain}.'
-    )
+    return f'{which}: trained score {change:+.4f}{kept}; unseen: {unseen}.'
 
 
 def main(flag, extra: Sequence[str]) -> int:
