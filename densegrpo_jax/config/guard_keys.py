@@ -24,8 +24,8 @@ GUARD = {
     'patience': whole(2, 'Guarded evaluations in a row with a fallen score, before the action.'),
     'level': number(
         0.05,
-        'Chance of a false alarm in the whole run: that a score which has not fallen counts as '
-        'fallen at any evaluation.',
+        'Chance of a false alarm in the run as planned: that a score which has not fallen counts '
+        'as fallen at any evaluation.',
         0,
         1,
         above=True,
@@ -35,7 +35,9 @@ GUARD = {
         1,
         'Evaluations from one guarded one to the next; the last is one. Others cannot be the best.',
     ),
-    'prompts': whole(32, 'Prompts to measure on, drawn from their set by the seed; 0 = all.', 0),
+    'prompts': whole(
+        32, 'Prompts to measure on, at least 8, drawn from their set by the seed; 0 = all.', 0
+    ),
     'images': whole(
         4, 'Images of each prompt; 1 measures no diversity. eval.batch holds at least these.'
     ),
@@ -58,7 +60,7 @@ GUARD = {
     'kl_jump': number(
         10.0,
         'Alarm: the KL grows by this factor from one guarded evaluation to the next; not from the '
-        "start, whose KL is 0.",
+        'start, whose KL is 0.',
         1,
     ),
     'pairs': whole(8, "Prompts on the verdict's pictures, those that lost most.", kind=DISPLAY),

@@ -117,7 +117,9 @@ EVAL = {
         'total',
         "The score that picks the best checkpoint; 'total' is the weighted sum of `reward`.",
     ),
-    'panel': Key({}, 'More rewards for densegrpo_jax.evaluate, as in `reward`.'),
+    'panel': Key(
+        {}, 'More rewards, as in `reward`, which densegrpo_jax.evaluate and the guard measure.'
+    ),
     'panel_prompts': text(
         '',
         "The panel's prompts: a name or file as in data.eval, 'panel' = 60 of our own, '' = the "

@@ -19,8 +19,8 @@ class Change(NamedTuple):
     Attributes:
       mean: of the score now.
       change: mean of now minus start. error: its standard error.
-      p: of the one-sided paired test whose hypothesis is that the score has not fallen; NaN with
-        fewer than FEWEST prompts.
+      p: of the paired one-sided test, the larger p of Student's t and of Hall's for skew, whose
+        hypothesis is that the score has not fallen; NaN with fewer than FEWEST prompts.
     """
 
     mean: float
@@ -73,7 +73,8 @@ def fallen(found: Mapping[str, Change], level: float, evaluations: int) -> list[
     although none has fallen, as far as the test's own errors are right so far out in its tail.
 
     Args:
-      evaluations: planned in the whole run.
+      evaluations: planned in the whole run. Each time that a run continues with another number, it
+        spends at most `level` once more.
     """
     comparisons = max(1, len(found) * evaluations)
     return [name for name, c in found.items() if c.p < level / comparisons]

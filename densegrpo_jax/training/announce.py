@@ -204,8 +204,8 @@ def guarded_by(checked: Checked, part: Part) -> str:
     action = g.action if g.action == WARN else f'{g.action} after {g.patience} in a row'
     return (
         f'{planned(config) + 1} evaluations of {count} prompts x {g.images} images'
-        f'{f", KL on {with_kl}" if with_kl else ""}: {images} more images at each, {nfe} evaluations '
-        f'of the network; a fallen score: {action}{_silent(config)}'
+        f'{f", KL on {with_kl}" if with_kl else ""}: {images} more images at each, {nfe} '
+        f'evaluations of the network; a fallen score: {action}{_silent(config)}'
     )
 
 

@@ -1,10 +1,10 @@
 """The guard against reward hacking: what the reward does not see, measured at evaluations.
 
 The rule. On the same prompts and noise, every unseen score (`eval.panel`, and the diversity of a
-prompt's images) is compared with the start of the run. It has fallen if the paired one-sided t test
-says so at `guard.level`, divided by the number of scores and of guarded evaluations in the run
-(`evaluation.falls`). An evaluation with a fallen score cannot be the best. After `guard.patience`
-such evaluations in a row, `guard.action` follows.
+prompt's images) is compared with the start of the run. It has fallen if a paired one-sided test,
+the larger p of Student's t and of Hall's for skew, says so at `guard.level`, divided by the number
+of scores and of guarded evaluations in the run (`evaluation.falls`). An evaluation with a fallen
+score cannot be the best. After `guard.patience` such evaluations in a row, `guard.action` follows.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ class Guard:
         if limit and not (ratio := float(metrics.get('ratio_deviation', 0))) <= limit:  # or NaN
             self._alarm(
                 f'update {step}: the probability ratio is off 1 by {ratio:.2g} on average, more '
-                f'than guard.ratio={g.ratio:g} times loss.clip_range={self._config.loss.clip_range:g}'
+                f'than {limit:.2g}, which is guard.ratio={g.ratio:g} clip ranges'
             )
         rounding = LOG_RATIO_ROUNDING[self._config.model.dtype]
         first = float(metrics.get('ratio_deviation_first', 0))

@@ -50,14 +50,12 @@ def write_verdict(
         html.table(('score', 'at the start', 'now', 'change', 'p', ''), rows),
         html.text(
             'p',
-            f'p: of a paired one-sided t test over {count} prompts. Fallen: p below {bound:.2g}, '
-            f'which is guard.level={g.level:g} divided by the comparisons of the whole run.',
+            f"p: of a paired one-sided test over {count} prompts, the larger p of Student's t and "
+            f"of Hall's for skew. Fallen: p below {bound:.2g}, which is guard.level={g.level:g} "
+            'divided by the comparisons of the whole run.',
         ),
         html.text('h2', f'Of {shown} prompts, those whose unseen scores lost most'),
-        html.text(
-            'p',
-            f'{each}, left at the start, right now, from the same noise.',
-        ),
+        html.text('p', f'{each}, left at the start, right now, from the same noise.'),
         html.picture(picture.name, f'Pictures before and after {step} updates'),
     ]
     page = folder / f'{stem}.html'
