@@ -106,11 +106,13 @@ class Sampled(NamedTuple):
 
 
 def strip(images: np.ndarray) -> np.ndarray:
-    """The images of a prompt, uint8 [G, H, W, 3], as one picture [h, G w, 3] in which none is
-    higher or wider than STRIP_SIDE.
+    """The images of a prompt, uint8 [G, H, W, 3], as one picture [h, about G w, 3], with gaps, in
+    which none is higher or wider than STRIP_SIDE.
     """
     smaller = -(-max(images.shape[1:3]) // STRIP_SIDE)
-    return np.concatenate([Image.fromarray(image).reduce(smaller) for image in images], axis=1)
+    first, *others = [np.asarray(Image.fromarray(image).reduce(smaller)) for image in images]
+    gap = np.full_like(first[:, : max(1, first.shape[1] // 64)], 255)
+    return np.concatenate([first, *(part for image in others for part in (gap, image))], axis=1)
 
 
 def check_group(group: int, config) -> None:

@@ -232,14 +232,15 @@ def test_a_single_picture_per_prompt_is_the_first_of_a_group(tmp_path):
 def test_all_pictures_of_a_prompt_are_kept_in_a_strip(tmp_path):
     first = run(Sampler(), Record(tmp_path, {}), strips=True)
     single = run(Sampler(), None)
-    assert first.images.shape == (3, 16, 32, 3)
+    assert first.images.shape == (3, 16, 16 + 1 + 16, 3)
     np.testing.assert_array_equal(first.images[:, :, :16], single.images)
-    assert (first.images[:, :, 16:] != single.images).any((1, 2, 3)).all()
+    assert (first.images[:, :, 17:] != single.images).any((1, 2, 3)).all()
     again = run(Sampler(fail=1), Record(tmp_path, {}), strips=True)  # from the disk
     np.testing.assert_array_equal(again.images, first.images)
     large = np.repeat(np.uint8([[[[7] * 3]], [[[9] * 3]]]), 1025, axis=1)
     found = strip(np.repeat(large, 600, axis=2))
-    assert found.shape == (342, 400, 3) and (found[0, :, 0] == [7] * 200 + [9] * 200).all()
+    row = [7] * 200 + [255] * 3 + [9] * 200
+    assert found.shape == (342, len(row), 3) and (found[0, :, 0] == row).all()
 
 
 class Line:

@@ -121,7 +121,7 @@ def test_what_the_guard_costs_and_cannot_tell():
     assert said.endswith('an alarm of the ratio before the first update alone: optim.updates=1')
     assert 'alarm' not in told(**{'optim.updates': 2})
     assert told(**{'loss.kind': 'list'}).endswith("alone: loss.kind='list' clips none")
-    without = {'rollout.kernel': 'ode', 'loss.kind': 'nft'}
+    without = {'rollout.kernel': 'ode', 'loss.kind': 'nft', 'credit.rule': 'sparse'}
     said = told(**without)
     assert 'KL' not in said and f'{128 * 6} evaluations of the network' in said
     assert said.endswith("no alarm of the ratio: loss.kind='nft' has none")

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.rewards import JpegReward
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import REWARDS
+from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import check
@@ -17,7 +20,10 @@ from densegrpo_jax.training import guard as guard_module
 from densegrpo_jax.training.guard import Guard, check_guard, planned
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
+from tests.evaluation.test_evaluator import PROMPTS, At, Sampler, session
+from tests.fake_hosts import on_hosts
 from tests.programs import shared_programs  # noqa: F401
+from tests.rewards.loopback import serving
 from tests.training.one_update import START, one_iteration
 from tests.training.small_run import Brightness, equal, final_state, make_config, one_device, rows
 
@@ -45,22 +51,25 @@ class Same(Brightness):
 
 @pytest.fixture
 def config(folder, monkeypatch):
-    """Four updates on brightness with large steps, each evaluated and saved."""
+    """Five updates on brightness with large steps, each evaluated and saved. Darkness has fallen
+    from the third one on.
+    """
     monkeypatch.setitem(REWARDS, 'darkness', Darkness)
     monkeypatch.setitem(REWARDS, 'same', Same)
     found = make_config(
         folder,
-        iterations=4,
+        iterations=5,
         **{
             'eval.every': 1,
             'eval.report': False,
             'eval.groups': 0,
             'checkpoint.keep': 10,
-            'optim.learning_rate': 0.1,
+            'optim.learning_rate': 0.03,
             'ema.every': 1,
             'ema.decay': 0.0,
             'reward_workers': 1,
             'guard.on': True,
+            'guard.level': 0.1,
             'guard.prompts': 8,
             'guard.images': 2,
             'guard.kl_prompts': 0,
@@ -80,15 +89,16 @@ def test_a_fallen_score_keeps_a_checkpoint_from_being_the_best(config, tmp_path,
     config.guard.update(kl_prompts=2, kl_jump=1.0)
     summary = trained(config, tmp_path / 'run')
     of = summary['guard']['evaluations']
-    assert [row['step'] for row in of] == [0, 1, 2, 3, 4]
+    assert [row['step'] for row in of] == [0, 1, 2, 3, 4, 5]
     assert of[0]['fallen'] == [] and of[-1]['fallen'] == ['darkness'] and of[-1]['kl'] > 0
     assert summary['after']['mean'] > summary['before']['mean']
     down = {row['step'] for row in of if row['fallen']}
-    able = [e for e in summary['evaluations'] if e[0] not in down]
-    assert summary['best']['step'] == max(able, key=lambda e: e[1])[0]
-    best = Checkpoints(tmp_path / 'run' / 'checkpoints', read_only=True).best_step()
-    assert best is None or best not in down
-    last = [row for row in rows(tmp_path / 'run') if row['step'] == 4][0]
+    order = [step for step, *_ in sorted(summary['evaluations'], key=lambda e: e[1])]
+    best = [step for step in order if step not in down][-1]
+    assert order[-1] in down and 0 < best < order[-1]  # the highest is a fallen one
+    checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints', read_only=True)
+    assert summary['best']['step'] == checkpoints.best_step() == best
+    last = [row for row in rows(tmp_path / 'run') if row['step'] == 5][0]
     assert last['guard/fallen'] == 1 and last['guard/darkness'] == pytest.approx(
         of[-1]['scores']['darkness'][0]
     )
@@ -98,7 +108,7 @@ def test_a_fallen_score_keeps_a_checkpoint_from_being_the_best(config, tmp_path,
     # four of eight prompts are shown, two pictures each, at the start and now
     assert 'All 2 pictures of each prompt' in page.read_text()
     strips = [np.asarray(Image.open(p)).shape for p in (page.parent / 'images').glob('*/*.png')]
-    assert strips == [(16, 64, 3)] * 4 * 5
+    assert strips == [(16, 32 + 1 + 32, 3)] * 4 * 6
     config.guard.on = False
     trained(config, tmp_path / 'plain')
     equal(final_state(tmp_path / 'run')[1], final_state(tmp_path / 'plain')[1])
@@ -109,7 +119,7 @@ def test_nothing_falls_where_nothing_is_lost(config, tmp_path):
     config.eval.panel = {'same': {}}
     config.guard.images, config.guard.action = 1, 'stop'
     summary = trained(config, tmp_path)
-    assert [row['fallen'] for row in summary['guard']['evaluations']] == [[]] * 5
+    assert [row['fallen'] for row in summary['guard']['evaluations']] == [[]] * 6
     assert summary['best']['step'] == max(summary['evaluations'], key=lambda e: e[1])[0]
     assert not list((tmp_path / 'guard').glob('verdict_*'))
 
@@ -118,20 +128,24 @@ def test_stop_ends_the_run_and_warn_continues_it(config, tmp_path, caplog):
     config.guard.action = 'stop'
     summary = trained(config, tmp_path)
     stopped = summary['updates']
-    assert stopped < 4 and summary['guard']['stopped']
+    assert stopped < 5 and summary['guard']['stopped']
     assert len([row for row in summary['guard']['evaluations'] if row['fallen']]) == 2
     assert trained(config, tmp_path)['updates'] == stopped
     config.guard.action = 'warn'
-    assert trained(config, tmp_path)['updates'] == 4
+    assert trained(config, tmp_path)['updates'] == 5
 
 
 def test_the_brake_continues_bit_for_bit(config, tmp_path):
-    config.guard.action, config.guard.patience = 'brake', 1
+    """From a stop between the two falls that let it act, and without what it had measured."""
+    config.guard.action = 'brake'
     summary = trained(config, tmp_path / 'whole')
-    falls = sum(bool(row['fallen']) for row in summary['guard']['evaluations'])
-    assert falls and summary['guard']['brake'] == 0.5**falls
+    of = summary['guard']['evaluations']
+    first, second, *_ = [row['step'] for row in of if row['fallen']]
+    assert [row['step'] for row in of if row['action'] == 'brake'] == [second]
+    assert second == first + 1 < 5 and summary['guard']['brake'] == 0.5
     shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
-    for step in (3, 4):
+    shutil.rmtree(tmp_path / 'cut' / 'guard')
+    for step in range(second, 6):
         shutil.rmtree(tmp_path / 'cut' / 'checkpoints' / str(step))
     assert trained(config, tmp_path / 'cut')['guard'] == summary['guard']
     equal(final_state(tmp_path / 'cut')[1], final_state(tmp_path / 'whole')[1])
@@ -163,7 +177,10 @@ def test_the_brake_in_an_update(kind, beta):
     [
         ({'guard.images': 1}, 'has nothing to measure: name rewards .* in eval.panel'),
         ({'guard.prompts': 7}, 'on 7 prompts, and on fewer than 8 .* raise guard.prompts=7'),
-        ({'data.eval_prompts': 7}, 'on 7 prompts, and .* finds no fall: give it more by data.eval and'),
+        (
+            {'data.eval_prompts': 7},
+            'on 7 prompts, and .* finds no fall: give it more by data.eval and',
+        ),
         ({'guard.images': 9}, 'guard.images=9 of a prompt .*raise eval.batch=8'),
         ({'guard.action': 'brake', 'guard.brake': 'beta'}, "use guard.brake='rate'"),
         ({'guard.level': 1.0}, 'guard.level=1.0: expected a finite number above 0 and below 1'),
@@ -211,12 +228,48 @@ def test_on_the_panels_prompts_the_training_reward_is_measured_too(config, monke
     assert "(eval.panel has ['same'] too)" in caplog.text
     monkeypatch.setitem(REWARDS, 'brightness', Choosy)
     config.eval.panel = {'darkness': {}}
-    with pytest.raises(ValueError, match=r'watches same, of weight 0 .*no word in quotes.*eval.panel'):
+    with pytest.raises(
+        ValueError, match=r'watches same, of weight 0 .*no word in quotes.*eval.panel'
+    ):
         guarded()
     config.reward = {'brightness': {'weight': 1.0}}
     part, _ = guarded()
     assert [reward.name for reward in part.rewards] == ['darkness']
     assert 'the trained score is not measured' in caplog.text and 'no word' in caplog.text
+
+
+class Alike(Sampler):
+    """Draws the second picture of a prompt like the first."""
+
+    def __call__(self, params, policy, conditioning, negative, keys):
+        images, finite = super().__call__(params, policy, conditioning, negative, keys)
+        return (images if policy is None else np.repeat(images[::2], 2, axis=0)), finite
+
+
+def test_all_processes_decide_alike(config):
+    """One of two is blind to the pictures of its own share; it finds the fall all the same."""
+    config.guard.level = 0.5
+
+    def decide(hosts):
+        opened = session(config, lambda texts: texts, hosts=hosts)
+        embed = lambda images: np.ones((len(images), 2))
+        if hosts.primary:
+            embed = lambda images: images.reshape(len(images), -1).astype(np.float32) - 127.5
+        guard, progress = object.__new__(Guard), Progress()
+        guard._config, guard._session, guard._record = config, opened, None
+        guard._divergence, guard._unseen, guard._folder = None, ['diversity'], None
+        with At(JpegReward(), 1) as scorer:
+            guard._evaluator = Evaluator(
+                opened, PROMPTS, scorer, group=2, embed=embed, sample=Alike()
+            )
+            guard._start = guard._evaluator(None)
+            scores = guard._start.scores['jpeg']
+            told = guard(1, {'a': np.zeros(1)}, progress, scores)
+        return told, progress.guarded
+
+    (first, rows_first), (second, rows_second) = on_hosts(decide)
+    assert first == second and rows_first == rows_second
+    assert rows_first[0]['fallen'] == ['diversity']
 
 
 def test_the_evaluations_of_a_run_are_counted(config):
@@ -359,18 +412,24 @@ def test_evaluations_without_a_guard_may_be_the_best():
 
 
 def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
-    """Each update is worse than the one before; the guard begins with the second."""
+    """Each update is worse than the one before; the guard begins with the second, and what it
+    measures comes from a server.
+    """
     config.reward = {'brightness': {'weight': 1.0}, 'darkness': {'weight': 1e-9}}
-    config.eval.update(best='darkness', panel={'same': {}})
+    config.eval.best, config.eval.panel = 'darkness', {}
     config.iterations, config.guard.on, config.guard.images = 1, False, 1
     trained(config, tmp_path)
     kept = lambda: Checkpoints(tmp_path / 'checkpoints', read_only=True)
     assert kept().best_step() == 1
     config.iterations, config.guard.on = 2, True
-    summary = trained(config, tmp_path)
+    with serving(RewardService(Same(), 'f00', '0').app) as urls:
+        remote = {'urls': urls, 'names': ('same',), 'range': (0.0, 1.0)}
+        config.eval.panel = {'remote': remote}
+        summary = trained(config, tmp_path)
     scores = [score for _, score, _ in summary['evaluations']]
     assert scores[0] > scores[1] > scores[2]
-    assert [row['step'] for row in summary['guard']['evaluations']] == [2]
+    (row,) = summary['guard']['evaluations']
+    assert row['step'] == 2 and row['scores']['same'][:2] == [1.0, 0.0]
     assert summary['best']['step'] == kept().best_step() == 2
     assert kept().meta(1)['evaluations'] == summary['evaluations'][:2]  # amended, not lost
 
