@@ -33,7 +33,7 @@ from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES, LOG_RATIO_ROUNDING
 from densegrpo_jax.training.geometry import rows_of_sample
-from densegrpo_jax.training.guard import measures_kl, planned, ratio_limit
+from densegrpo_jax.training.guard_check import measures_kl, planned, ratio_limit
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'

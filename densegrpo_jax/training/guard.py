@@ -19,134 +19,27 @@ from absl import logging
 
 from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
-from densegrpo_jax.config.method import kernel_of, loss_of
-from densegrpo_jax.data.prompts import PromptSet, columns
-from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.divergence import Divergence
-from densegrpo_jax.evaluation.diversity import embedding_folder, make_embedding
+from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
-from densegrpo_jax.evaluation.falls import FEWEST, Change, change, changes, fallen
-from densegrpo_jax.evaluation.panel import Part, parts, settings
+from densegrpo_jax.evaluation.falls import Change, change, changes, fallen
+from densegrpo_jax.evaluation.panel import Part, settings
 from densegrpo_jax.evaluation.record import Record
-from densegrpo_jax.rewards.composite import TOTAL, CompositeReward
+from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.streams import STREAM_EVAL
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.session import Checked, Session, base_digest
+from densegrpo_jax.sampling.session import Session, base_digest
 from densegrpo_jax.training.batches import LOG_RATIO_ROUNDING
+from densegrpo_jax.training.guard_check import measures_kl, planned, ratio_limit, unseen_of
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.verdict import write_verdict
 
 FOLDER = 'guard'  # in the work directory
 START = 'start'  # the policy that others are compared with, in the record
 STRIPS = 'guard_strips'  # what was measured on images, in the record
-PANEL = 'panel'
-
-
-def _guarded_part(checked: Checked) -> Part:
-    config = checked.config
-    found, count = parts(config, checked.test, checked.reward), config.guard.prompts
-    part = found['eval']
-    if PANEL in found:
-        part = _with_trained(found[PANEL], checked.reward, config.eval.panel_prompts)
-    chosen = some_prompts(part.prompts, count or len(part.prompts), config.seed, STREAM_EVAL)
-    return part._replace(prompts=PromptSet(tuple(chosen)))
-
-
-def _with_trained(part: Part, reward: CompositeReward, name: str) -> Part:
-    """The panel on its own prompts, and the training reward if it can score them too.
-
-    Raises:
-      ValueError: it cannot, and has scores of weight 0 that would not be watched.
-    """
-    panel = {score for of in part.rewards for score in of.names}
-    why = f'eval.panel has {sorted(twice)} too' if (twice := panel & {*reward.names}) else ''
-    try:
-        reward.check(*columns(part.prompts))
-    except ValueError as error:
-        why = str(error)
-    if not why:
-        return part._replace(rewards=[reward, *part.rewards])
-    if unseen := [score for score in _unseen(reward) if score not in panel]:
-        raise ValueError(
-            f'guard.on=True watches {", ".join(unseen)}, of weight 0 in `reward`, and on '
-            f'eval.panel_prompts={name!r} `reward` is not measured ({why}): name them in '
-            'eval.panel, or leave out eval.panel_prompts'
-        )
-    logging.warning(
-        'guard: the trained score is not measured beside the others: on eval.panel_prompts=%r '
-        '`reward` is not measured (%s)',
-        name,
-        why,
-    )
-    return part
-
-
-def check_guard(checked: Checked) -> Part | None:
-    """What the guard measures: its prompts, and their rewards, the training reward among them if it
-    can score them; None without a guard.
-
-    Raises:
-      ValueError, FileNotFoundError: it cannot measure, or cannot act.
-    """
-    config, g = checked.config, checked.config.guard
-    if not g.on:
-        return None
-    part = _guarded_part(checked)
-    panel = any(reward is not checked.reward for reward in part.rewards)
-    unseen = panel or _unseen(checked.reward)
-    if not unseen and g.images == 1:
-        raise ValueError(
-            'guard.on=True has nothing to measure: name rewards that are not trained on in '
-            'eval.panel, or in `reward` with weight 0, or let guard.images be at least 2'
-        )
-    if len(part.prompts) < FEWEST:
-        if 0 < g.prompts < FEWEST:
-            way = f'raise guard.prompts={g.prompts} to at least that'
-        elif config.eval.panel_prompts:
-            way = f'eval.panel_prompts={config.eval.panel_prompts!r} needs more'
-        else:
-            way = 'give it more by data.eval and data.eval_prompts'
-        raise ValueError(
-            f'guard.on=True measures on {len(part.prompts)} prompts, and on fewer than {FEWEST} it '
-            f'finds no fall: {way}'
-        )
-    if g.images > config.eval.batch:
-        raise ValueError(
-            f'guard.images={g.images} of a prompt are sampled together: raise eval.batch='
-            f'{config.eval.batch} to at least that'
-        )
-    if g.action == BRAKE and g.brake == BETA and not config.loss.beta:
-        raise ValueError(
-            "guard.brake='beta' divides loss.beta by guard.factor, and loss.beta is 0: set "
-            "loss.beta, or use guard.brake='rate'"
-        )
-    if g.images > 1:
-        embedding_folder(config.eval.embedding)
-    return part
-
-
-def planned(config) -> int:
-    """Guarded evaluations of the whole run, without the start."""
-    every = config.eval.every
-    evaluations = range(every, config.iterations + every, every)
-    return max(1, math.ceil(len(evaluations) / config.guard.every))
-
-
-def measures_kl(config) -> bool:
-    """Whether a KL is asked for, and there is one: it compares noisy transitions."""
-    return config.guard.kl_prompts > 0 and kernel_of(config).noisy
-
-
-def ratio_limit(config) -> float | None:
-    """The mean deviation of the ratio from 1, in an update, beyond which there is an alarm; None if
-    the loss clips no ratio.
-    """
-    clips = 'clip_range' in loss_of(config).options
-    return config.guard.ratio * config.loss.clip_range if clips else None
 
 
 class Guard:
@@ -173,7 +66,7 @@ class Guard:
         trained = any(reward is session.reward for reward in part.rewards)
         panel = [reward for reward in part.rewards if reward is not session.reward]
         scorers = [stack.enter_context(Scorer(reward, config.reward_workers)) for reward in panel]
-        self._unseen = _unseen(session.reward) if trained else []
+        self._unseen = unseen_of(session.reward) if trained else []
         self._unseen += [reward.names[0] for reward in panel]
         self._unseen += [DIVERSITY] if g.images > 1 else []
         self._evaluator = Evaluator(
@@ -391,11 +284,6 @@ class Guard:
                 len(found) * planned(self._config),
             )
             logging.warning('guard: the pictures that show it are in %s', page)
-
-
-def _unseen(reward: CompositeReward) -> list[str]:
-    """Scores that the training reward logs and does not train on."""
-    return [part.names[0] for part, weight in reward.parts if weight == 0]
 
 
 def _record(folder: pathlib.Path, scored: Mapping) -> Record:

@@ -43,7 +43,8 @@ from densegrpo_jax.training.ahead import Ahead
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
-from densegrpo_jax.training.guard import Guard, check_guard
+from densegrpo_jax.training.guard import Guard
+from densegrpo_jax.training.guard_check import check_guard
 from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress

@@ -17,7 +17,8 @@ from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training import guard as guard_module
-from densegrpo_jax.training.guard import Guard, check_guard, planned
+from densegrpo_jax.training.guard import Guard
+from densegrpo_jax.training.guard_check import check_guard, planned, unseen_of
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
 from tests.evaluation.test_evaluator import PROMPTS, At, Sampler, session
@@ -199,7 +200,7 @@ def test_a_score_that_is_only_logged_is_unseen(config):
     config.reward = {'brightness': {'weight': 1.0}, 'darkness': {'weight': 0.0}}
     checked = check(config, one_device(), needs=('test',))
     check_guard(checked)
-    assert guard_module._unseen(checked.reward) == ['darkness']
+    assert unseen_of(checked.reward) == ['darkness']
 
 
 class Choosy(Brightness):
