@@ -22,7 +22,7 @@ from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
-from densegrpo_jax.evaluation.falls import Change, change, changes, fallen
+from densegrpo_jax.evaluation.falls import FEWEST, Change, change, changes, fallen
 from densegrpo_jax.evaluation.panel import Part, settings
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.composite import TOTAL
@@ -127,6 +127,8 @@ class Guard:
             kl = self._kl(policy, policy_now)
         of_all = changes(start.scores, now.scores)
         found = {name: of_all.pop(name) for name in self._unseen}
+        if step:
+            self._watch_unjudged(found)
         down = fallen(found, self._config.guard.level, planned(self._config)) if step else []
         progress.guarded = [row for row in progress.guarded if row['step'] < step]
         earlier = progress.guarded[-1]['kl'] if progress.guarded else None
@@ -220,6 +222,13 @@ class Guard:
 
     def _is_fall(self, c: Change) -> bool:
         return bool(fallen({'': c}, self._config.guard.level, planned(self._config)))
+
+    def _watch_unjudged(self, found: Mapping[str, Change]) -> None:
+        if names := [name for name, c in found.items() if math.isnan(c.p)]:
+            self._alarm(
+                f'fewer than {FEWEST} prompts have {", ".join(names)} at the start and now: '
+                'it is not judged'
+            )
 
     def _watch_kl(self, earlier: float | None, now: float | None) -> None:
         if self._divergence and now is None:

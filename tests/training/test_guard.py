@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.evaluation.falls import change
 from densegrpo_jax.rewards import JpegReward
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import REWARDS
@@ -325,11 +326,11 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
 
     def told(changes, rewards):
         guard._config, progress, found = config, Progress(), []
-        for step, (change, reward) in enumerate(zip(changes, rewards)):
+        for step, (moved, reward) in enumerate(zip(changes, rewards)):
             for update in (2 * step - 1, 2 * step) if step else ():
                 guard.watch(update, {'reward': reward}, progress)
             progress = Progress.of(json.loads(json.dumps(dataclasses.asdict(progress))))
-            scores = easy + change + 0.01 * rng.standard_normal(16)
+            scores = easy + moved + 0.01 * rng.standard_normal(16)
             scores[3] = np.nan if step == 2 else scores[3]
             guard._compare(progress, 2 * step, scores.astype(np.float32))
             progress.evaluations.append([2 * step, 0.0, 0.0])
@@ -344,6 +345,14 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     # from the start on: its reward is that of the first updates
     (alarm,) = told([0, -0.05, -0.05], [0, 0.1, 0.2])
     assert 'between updates 0 and 4' in alarm and 'from 0.1000 to 0.2000' in alarm
+
+
+def test_a_score_of_few_prompts_is_told(config, caplog):
+    guard, start = object.__new__(Guard), np.zeros(8)
+    guard._watch_unjudged({'a': change(start, start)})
+    assert not caplog.records
+    guard._watch_unjudged({'a': change(start, start), 'b': change(start, [np.nan] + [0.0] * 7)})
+    assert 'fewer than 8 prompts have b at the start and now' in caplog.text
 
 
 def test_a_jump_of_the_kl_is_told(config, caplog):
