@@ -32,8 +32,11 @@ from densegrpo_jax.runtime.trees import json_value
 
 log = logging.getLogger(__name__)
 
-# time limit for a request to arrive, so that a dead sender does not keep a place in the queue
+# Time limits for a request to arrive, in all and without a byte: a dead sender must not keep a
+# place in the queue.
 READ_SECONDS = 60.0
+IDLE_SECONDS = 5.0
+REFUSED_SECONDS = 5.0  # for a body that is only discarded
 RETRY_AFTER_SECONDS = 1
 LONG_SECONDS = 300.0  # of scoring, after which the log says so
 
@@ -185,7 +188,8 @@ class RewardService:
                     {'Retry-After': str(RETRY_AFTER_SECONDS)},
                 )
         except HTTPException:
-            await self._receive(request, keep=-1)
+            with contextlib.suppress(HTTPException):
+                await self._receive(request, -1, REFUSED_SECONDS)
             raise
         self._pending += 1
         try:
@@ -210,16 +214,20 @@ class RewardService:
             )
         return body
 
-    async def _receive(self, request: Request, keep: int) -> bytearray | None:
+    async def _receive(
+        self, request: Request, keep: int, seconds: float = READ_SECONDS
+    ) -> bytearray | None:
         """The body, or None if it is larger than `keep` bytes.
 
         A body that will be refused is still read and discarded, within limits: closing a connection
         with unread data would reset it, and the sender would not see the refusal.
         """
-        body, size = bytearray(), 0
+        body, size, loop = bytearray(), 0, asyncio.get_running_loop()
+        end = loop.time() + seconds
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(IDLE_SECONDS) as limit:
                 async for chunk in request.stream():
+                    limit.reschedule(min(end, loop.time() + IDLE_SECONDS))
                     size += len(chunk)
                     if size <= keep:
                         body += chunk
@@ -227,7 +235,9 @@ class RewardService:
                         break
         except TimeoutError as error:
             raise HTTPException(
-                408, f'the request did not arrive within {READ_SECONDS:g} s'
+                408,
+                f'the request did not arrive within {seconds:g} s, or for {IDLE_SECONDS:g} s '
+                'nothing of it did; send it again',
             ) from error
         return body if size <= keep else None
 
