@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax.config.key import Key
 from densegrpo_jax.config.retired import RETIRED
-from densegrpo_jax.runtime.reading import read_text
+from densegrpo_jax.runtime.reading import check_depth, read_text
 
 SUFFIXES = ('.yaml', '.yml', '.json')
 RECIPE = 'recipe'  # the key that names what the file changes
@@ -69,6 +69,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f'line {error.lineno}: {error.msg}') from None
     except RecursionError:
         raise ValueError('brackets nested too deeply') from None
+    check_depth(found, path.name)
     if not isinstance(found, dict):
         raise ValueError('expected keys with their values, such as rollout.steps: 12')
     return found

@@ -3,6 +3,7 @@ once.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ def flux_shift_mu(
     Returns:
         mu, a float: 0.5 at 256 tokens, 0.63 at 1024, 1.15 at 4096.
     """
+    if max_seq_len == base_seq_len:
+        raise ValueError(
+            f'scheduler config: base_image_seq_len and max_image_seq_len are both {max_seq_len}; '
+            'expected two numbers, between which the shift grows'
+        )
     slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
     return num_tokens * slope + (base_shift - slope * base_seq_len)
 
@@ -131,11 +137,18 @@ def sigmas_from_scheduler(
                 settings['max_shift'],
             )
         )
-        scale = math.exp(mu) if settings['time_shift_type'] == 'exponential' else mu
+        scale = mu
+        if settings['time_shift_type'] == 'exponential':
+            scale = math.exp(mu) if mu < 700 else math.inf  # refused below
         sigmas = scale / (scale + (1 / sigmas - 1))
     else:
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     sigmas = np.append(sigmas.astype(np.float32), np.float32(0))
+    if not np.isfinite(sigmas).all() or (np.diff(sigmas) > 0).any():
+        raise ValueError(
+            'scheduler config: its settings give noise levels that do not fall from 1 to 0: '
+            f'{settings}'
+        )
     # some shifts round the first value to a neighbour of 1, but noise tables compare it with 1
     if abs(sigmas[0] - 1) < 1e-6:
         sigmas[0] = 1
@@ -181,7 +194,7 @@ def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
             good, expected = type(value) is type(default), type(default).__name__
         else:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            good = default is None or (number and math.isfinite(value))
+            good = default is None or (number and abs(value) <= sys.float_info.max)
             expected = 'a finite number'
         if not good:
             raise ValueError(f'scheduler config: {key} is {value!r}; expected {expected}')

@@ -22,7 +22,10 @@ from densegrpo_jax.runtime.trees import json_value
 
 FILES = ('scores.jsonl', 'scores.csv', 'summary.md', 'side_by_side.png')  # of an evaluation
 FOLDERS = ('images', 'text')
-FORMS = (('settings',), ('policy', 'set', 'prompt', 'scores'))  # of the lines
+FORMS = (  # of the lines
+    {'settings': dict},
+    {'policy': str, 'set': str, 'prompt': int, 'scores': {...: float | None}},
+)
 
 
 class Record:

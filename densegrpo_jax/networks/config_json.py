@@ -3,11 +3,12 @@ irrelevant; any other key is an error.
 """
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from densegrpo_jax.runtime.reading import finite
 
 # Keys of a Transformers config.json that do not touch the forward pass of an encoder at inference.
 IGNORED_KEYS = (
@@ -134,8 +135,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value)
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return finite(value)
     if hint is int:
         return type(value) is int
     return not isinstance(hint, type) or isinstance(value, hint)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import check_file, parse_json
+from densegrpo_jax.runtime.reading import check_file, parse_json, shaped
 
 
 class Journal:
@@ -19,8 +19,10 @@ class Journal:
 
     Args:
       path: the file; its folder exists. restart: forget what it holds.
-      forms: the keys of each kind of line; a line has all of one. (): any.
+      forms: of each kind of line; a line has all keys of one, and, if that is a mapping, values of
+        its types (`reading.shaped`). (): any.
       remedy: what to do about a damaged one.
+      rename: applied to every line first; earlier versions had other keys.
 
     Raises:
       ValueError: a line is not a JSON object of such a form; the message names its number.
@@ -33,8 +35,9 @@ class Journal:
         restart: bool = False,
         forms: Sequence[Collection[str]] = (),
         remedy: str = 'start anew with --restart',
+        rename: Callable[[Mapping], dict] = dict,
     ):
-        self._path, self._forms, self._remedy = path, forms, remedy
+        self._path, self._forms, self._remedy, self._rename = path, forms, remedy, rename
         if restart:
             path.unlink(missing_ok=True)
         if path.exists():
@@ -54,9 +57,12 @@ class Journal:
 
     def _parsed(self, line: bytes, number: int) -> dict:
         try:
-            row = parse_json(line.decode(), 'the line')
-            if self._forms and not any(set(form) <= row.keys() for form in self._forms):
+            row = self._rename(parse_json(line.decode(), 'the line'))
+            form = next((form for form in self._forms if {*form} <= {..., *row}), None)
+            if self._forms and form is None:
                 raise ValueError(f'it holds {", ".join(row) or "nothing"}')
+            if isinstance(form, Mapping):
+                shaped(row, form, 'the line')
         except ValueError as error:
             raise ValueError(
                 f'{self._path}:{number} is damaged ({error}); {self._remedy}, or remove that line'

@@ -24,6 +24,7 @@ from absl import logging
 from densegrpo_jax.runtime import images as pictures
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.reading import parse_json, shaped
 from densegrpo_jax.runtime.trees import json_value
 
 
@@ -249,8 +250,8 @@ def _prune_jsonl(path: Path, last_step: int) -> None:
     kept = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            if json.loads(line)['step'] <= last_step:
+            if shaped(parse_json(line.decode(), 'it'), {'step': int}, 'it')['step'] <= last_step:
                 kept.append(line + b'\n')
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             logging.warning('%s: line %d is not a complete record and is dropped.', path, number)
     replace_file(path, b''.join(kept))

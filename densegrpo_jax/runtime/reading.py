@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import pathlib
+import sys
+import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +21,16 @@ _MARKS = {
     codecs.BOM_UTF16_LE: 'utf-16',
     codecs.BOM_UTF16_BE: 'utf-16',
 }
-_KINDS = {dict: 'an object', list: 'a list', str: 'text', int: 'a number', float: 'a number'}
+_KINDS = {
+    dict: 'an object',
+    list: 'a list',
+    str: 'text',
+    int: 'a number',
+    float: 'a number',
+    bool: 'true or false',
+    type(None): 'null',
+}
+MOST_NESTED = 100  # brackets within brackets: what works with the values calls itself for each
 
 
 def read_text(path: str | pathlib.Path, what: str = '') -> str:
@@ -69,17 +80,71 @@ def parse_json(text: str, where: str, kind: type | tuple[type, ...] = dict) -> A
       ValueError: not JSON, nested too deeply, or a value of another kind.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text.lstrip('\ufeff'))  # of files that were joined
     except json.JSONDecodeError as error:
         place = f'line {error.lineno}, column {error.colno}: {error.msg}'
         raise ValueError(f'{where} is not valid JSON: {place}') from None
     except RecursionError:
         raise ValueError(f'{where} is not usable JSON: brackets nested too deeply') from None
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise ValueError(f'{where} is not usable JSON: {error}') from None
+    check_depth(value, where)
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        expected = ' or '.join(dict.fromkeys(_KINDS[k] for k in kinds))
-        raise ValueError(f'{where} holds {shown(value)}; expected {expected}')
+        raise ValueError(f'{where} holds {shown(value)}; expected {_told(kinds)}')
     return value
+
+
+def check_depth(value: Any, where: str) -> None:
+    """Raises ValueError if objects and lists are nested more than `MOST_NESTED` deep."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_NESTED):
+        inner = (part.values() if isinstance(part, dict) else part for part in level)
+        # by their identity, else YAML's references would multiply them
+        level = [*{id(x): x for part in inner for x in part if isinstance(x, dict | list)}.values()]
+        if not level:
+            return
+    raise ValueError(f'{where} is not usable JSON: brackets nested too deeply')
+
+
+def finite(value: Any) -> bool:
+    """Whether a parsed value is a finite number, of a size that a float can have."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def shaped(value: Any, form: Any, where: str) -> Any:
+    """The parts of a parsed value that `form` declares.
+
+    Args:
+      form: a type or several (`int | None`; whole numbers are floats too), [form] for a list, or
+        {key: form}, where the key `...` stands for all others. A key that may be absent has None
+        among its types.
+      where: the value's source, for messages.
+
+    Raises:
+      ValueError: a part is absent, of another type or not finite; the message names it.
+    """
+    if isinstance(form, list) and isinstance(value, list):
+        return [shaped(part, form[0], f'{where}[{i}]') for i, part in enumerate(value)]
+    if isinstance(form, dict) and isinstance(value, dict):
+        keys = {**form, **value} if ... in form else form
+        return {
+            key: shaped(value.get(key), form.get(key, form.get(...)), f'{where}: {key}')
+            for key in keys
+            if key is not ...
+        }
+    kinds = (type(form),) if isinstance(form, dict | list) else typing.get_args(form) or (form,)
+    fits = type(value) in kinds
+    if type(value) in (int, float):
+        fits = finite(value) and (fits or float in kinds)
+    if not fits:
+        raise ValueError(f'{where} is {shown(value)}; expected {_told(kinds)}')
+    return value
+
+
+def _told(kinds: Collection[type]) -> str:
+    return ' or '.join(dict.fromkeys(_KINDS[kind] for kind in kinds))
 
 
 def read_json(
@@ -115,23 +180,39 @@ def json_lines(path: str | pathlib.Path, what: str = '') -> Iterator[tuple[int, 
 def read_table(
     path: str | pathlib.Path,
     texts: Collection[str],
-    numbers: Collection[str] = (),
+    numbers: Collection[str] | None = (),
     rename: Callable[[Mapping], Mapping] = dict,
 ) -> list[dict]:
     """The rows of a CSV file with a header.
 
     Args:
       texts, numbers: columns that it must have; cells of `numbers` become float, empty ones nan.
+        None: all columns but `texts`.
       rename: applied to every row first; earlier versions had other columns.
 
     Raises:
       FileNotFoundError, OSError: as in `read_text`.
       ValueError: as in `read_text`; a column is missing, a row is cut off, or a cell is no number.
     """
-    rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=''))
-    wanted = [*texts, *numbers]
+    try:
+        return _rows(table, path, texts, numbers, rename)
+    except csv.Error as error:  # a cell of more than 128 KiB
+        raise ValueError(f'{path}, line {table.line_num}: not CSV: {error}') from None
+
+
+def _rows(
+    table: csv.DictReader,
+    path: str | pathlib.Path,
+    texts: Collection[str],
+    numbers: Collection[str] | None,
+    rename: Callable[[Mapping], Mapping],
+) -> list[dict]:
+    rows = []
     known = rename(dict.fromkeys(table.fieldnames or (), ''))
+    if numbers is None:
+        numbers = [name for name in known if name not in texts]
+    wanted = [*texts, *numbers]
     if absent := [name for name in wanted if name not in known]:
         raise ValueError(
             f'{path} has no column {", ".join(absent)}, but {", ".join(known) or "no header"}: it '

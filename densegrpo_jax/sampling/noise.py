@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 
 import numpy as np
@@ -14,11 +13,23 @@ from densegrpo_jax.config.method import kernel_of, noise_table_of
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.schedules import check_noise_levels
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import kind, read_json
+from densegrpo_jax.runtime.reading import kind, read_json, shaped
 
 FORMAT = 1  # of psi.json
 FILE = 'psi.json'  # in the work directory of a run that calibrates first
 SAME_SIGMA = 1e-6
+FORM = {
+    'psi': [float],
+    'history': [[float]],
+    'finished': bool,
+    'geometry': {
+        'kernel': str,
+        'height': int,
+        'width': int,
+        'sigmas': [float],
+        'calibrated': [bool],
+    },
+}
 
 
 def own_table(config, sigmas: np.ndarray) -> np.ndarray:
@@ -151,30 +162,24 @@ def read(path: pathlib.Path) -> dict:
             f'{path} lacks {", ".join(absent)}, which densegrpo_jax.calibrate writes; name another '
             'file, or remove it'
         )
+    wrong = 'calibrate again into another file'
+    try:
+        shaped(document, FORM, f'{path} is damaged')
+    except ValueError as error:
+        raise ValueError(f'{error}; {wrong}') from None
     if not _whole(document):
         raise ValueError(
-            f'{path} is damaged: expected psi [T] and a geometry with kernel, height, width, '
-            'sigmas [T + 1] and calibrated [T], all numbers finite; calibrate again into another '
-            'file'
+            f'{path} is damaged: expected psi [T], and sigmas [T + 1] and calibrated [T] in its '
+            f'geometry; {wrong}'
         )
     return document
 
 
 def _whole(document: dict) -> bool:
-    """Whether the values of a psi file have the form of those that a calibration writes."""
-    numbers = lambda x: (
-        isinstance(x, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in x)
-    )
-    g, psi = document['geometry'], document['psi']
-    if not isinstance(g, dict) or not {*g} >= {'kernel', 'height', 'width', 'sigmas', 'calibrated'}:
-        return False
-    if not all(map(numbers, (g['sigmas'], g['calibrated'], psi))):
-        return False
-    steps = len(g['calibrated'])
-    rows = document['history'] if isinstance(document['history'], list) else [None]
-    return (len(psi), len(g['sigmas'])) == (steps, steps + 1) and all(
-        numbers(row) and len(row) == steps for row in rows
-    )
+    """Whether the lists of a psi file have the lengths of those that a calibration writes."""
+    g, steps = document['geometry'], len(document['geometry']['calibrated'])
+    lengths = {len(document['psi']), len(g['sigmas']) - 1, *map(len, document['history'])}
+    return lengths == {steps}
 
 
 def write(path: pathlib.Path, document: dict) -> None:

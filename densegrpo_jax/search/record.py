@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,15 @@ from densegrpo_jax.search.loop import Event
 FILE, SUMMARY = 'search.jsonl', 'summary.md'
 FILES, FOLDERS = (FILE, SUMMARY), ('images', 'text')  # what a search writes
 IMAGES, OLD_IMAGES = 'images', 'pictures'  # the second: in folders of earlier versions
-FORMS = (('settings',), ('spread',), ('prompt', 'best', 'nfe', 'seconds'))  # of the lines
 COLUMNS = ('base', 'first', 'drawn', 'final', 'best')
+_NUMBERS = ('nfe', 'gradients', 'images', 'seconds')
+ROW = {  # of a finished prompt
+    'prompt': int,
+    **dict.fromkeys(COLUMNS, {...: float | None}),
+    **dict.fromkeys(_NUMBERS, float),
+    'diversity': float | None,
+}
+FORMS = ({'settings': dict}, {'spread': float}, ROW)  # of the lines
 
 
 class Results:
@@ -39,7 +47,8 @@ class Results:
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(folder / FILE, restart=restart, forms=FORMS)
+        rename = functools.partial(renamed, 'search result')
+        self._journal = Journal(folder / FILE, restart=restart, forms=FORMS, rename=rename)
         settings = json.loads(json.dumps(settings))
         self.prompts: dict[int, dict] = {}
         self.spread: float | None = None
@@ -56,7 +65,7 @@ class Results:
             if 'spread' in row:
                 self.spread = row['spread']
             else:
-                self.prompts[row['prompt']] = renamed('search result', row)
+                self.prompts[row['prompt']] = row
 
     def keep_spread(self, spread: float) -> None:
         """Stores the unit of temperatures."""

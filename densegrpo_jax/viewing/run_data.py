@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import pathlib
 import re
@@ -16,7 +15,7 @@ from typing import Any
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.runtime.files import LOCK, holder
-from densegrpo_jax.runtime.reading import kind, parse_json, read_json, shown
+from densegrpo_jax.runtime.reading import finite, kind, parse_json, read_json, shaped, shown
 from densegrpo_jax.runtime.trees import dotted
 from densegrpo_jax.viewing.command import COMMAND, NEWEST, continuing, read_command
 from densegrpo_jax.viewing.folder import ENDS, inside, picture, real
@@ -252,18 +251,11 @@ def _rows(folder: pathlib.Path) -> list[dict]:
     for line in path.read_bytes().splitlines() if path else ():
         try:
             row = renamed('metrics', parse_json(line.decode(), str(path)))
-            if type(row.get('step')) is int and _is_number(row['step']):
-                rows.append({name: value for name, value in row.items() if _is_number(value)})
+            if type(row.get('step')) is int and finite(row['step']):
+                rows.append({name: value for name, value in row.items() if finite(value)})
         except ValueError:
             continue
     return rows
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _series(rows: Sequence[Mapping]) -> dict[str, list[list]]:
@@ -326,25 +318,9 @@ def _groups(folder: pathlib.Path) -> list[dict]:
         if described is None or image is None:
             continue
         try:
-            group = _shaped(described, GROUP_FORM)
+            group = shaped(described, GROUP_FORM, str(path))
         except ValueError:
             continue
         if group['samples'] and group['columns'] and len(group['cell']) == 2:
             found.append(group | image)
     return found
-
-
-def _shaped(value: Any, form: Any) -> Any:
-    """The parts of a parsed value that `form` has, whose leaves are types, and `...` any key.
-    Raises ValueError if one is absent, of another type or not finite.
-    """
-    if isinstance(form, list) and isinstance(value, list):
-        return [_shaped(part, form[0]) for part in value]
-    if isinstance(form, dict) and isinstance(value, dict):
-        keys = value if ... in form else form
-        return {key: _shaped(value.get(key), form.get(key, form.get(...))) for key in keys}
-    if isinstance(form, list | dict) or not isinstance(value, form):
-        raise ValueError(f'{shown(value)} is of another form')
-    if isinstance(value, int | float) and not _is_number(value):
-        raise ValueError(f'{shown(value)} is not a finite number')
-    return value

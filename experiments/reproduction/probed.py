@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from densegrpo_jax.runtime.markdown import table
+from densegrpo_jax.runtime.reading import read_table
 from experiments.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
 
 KEPT = 0.5  # a rank correlation below this does not keep the ranking
@@ -37,28 +37,41 @@ class Section(NamedTuple):
 
 
 def read(out: pathlib.Path) -> dict[str, Section]:
-    """Name -> section, of all measures; those without a table in `out` are 'not run'."""
+    """Name -> section, of all measures; those without a table in `out` are 'not run'.
+
+    Raises:
+      ValueError: a table is not one of `experiments.probe`.
+    """
     sections = {}
     for name, measure in MEASURES.items():
         path = out / f'fig_{name}.csv'
         if not path.exists():
             sections[name] = Section(*measure[:3], NOT_RUN, '')
             continue
-        with open(path, newline='', encoding='utf-8') as file:
-            rows = list(csv.DictReader(file))
-        shown = table(
-            list(measure.columns),
-            ([_cell(row, column) for column in measure.columns.values()] for row in rows),
-        )
-        text = (
-            f'Claim: {measure.claim}. {_sample(rows[0])}\n'
-            '\n'
-            f'![{measure.title}](fig_{name}.png)\n'
-            '\n'
-            f'{shown}'
-        )
-        sections[name] = Section(*measure[:3], measure.verdict(rows), text)
+        rows = read_table(path, ())
+        try:
+            sections[name] = _section(name, measure, rows)
+        except (ValueError, LookupError) as error:
+            raise ValueError(
+                f'{path} is not a table that experiments.probe wrote ({type(error).__name__}: '
+                f'{error}); remove it, or measure again'
+            ) from None
     return sections
+
+
+def _section(name: str, measure: Measure, rows: Sequence[Row]) -> Section:
+    shown = table(
+        list(measure.columns),
+        ([_cell(row, column) for column in measure.columns.values()] for row in rows),
+    )
+    text = (
+        f'Claim: {measure.claim}. {_sample(rows[0])}\n'
+        '\n'
+        f'![{measure.title}](fig_{name}.png)\n'
+        '\n'
+        f'{shown}'
+    )
+    return Section(*measure[:3], measure.verdict(rows), text)
 
 
 def ranking_verdict(rows: Sequence[Row]) -> str:

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import pathlib
 from collections.abc import Sequence
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import read_json, read_table
+from densegrpo_jax.runtime.reading import json_lines, read_json, read_table, shaped
 
 EVALUATION = (
     'variant',
@@ -114,6 +113,8 @@ class Records:
           ValueError: its base configuration differs from that of the runs already here.
         """
         run, summary = (read_json(workdir / name) for name in (RUN_FILE, 'summary.json'))
+        shaped(run, dict.fromkeys(('variant', 'seed', 'base'), str), str(workdir / RUN_FILE))
+        shaped(summary, {'updates': int, 'score': str}, str(workdir / 'summary.json'))
         others = {row['base'] for row in self.runs.values()} - {run['base']}
         if others:
             raise ValueError(
@@ -153,12 +154,15 @@ def read_evaluations(path: pathlib.Path, score: str) -> list[dict]:
         {'train/nfe': 0.0, 'train/seconds': 0.0},
         {'train/kl': [], 'train/reward': []},
     )
-    for line in path.read_text(encoding='utf-8').splitlines():
-        row = renamed('metrics', json.loads(line))
-        spent |= {name: row[name] for name in spent if name in row}
+    number = float | None
+    of_step = {'step': int, f'eval/{score}': number, 'eval/standard_error': number}
+    for line, parsed in json_lines(path):
+        row = renamed('metrics', parsed)
+        spent |= {name: row[name] for name in spent if row.get(name) is not None}
         for name, values in since.items():
-            values += [row[name]] if name in row else []
+            values += [row[name]] if row.get(name) is not None else []
         if f'eval/{score}' in row:
+            shaped(row, of_step, f'{path}:{line}')
             rows.append(
                 {
                     'updates': row['step'],

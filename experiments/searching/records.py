@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ import numpy as np
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import read_table
-from densegrpo_jax.search.record import FILE
+from densegrpo_jax.runtime.reading import json_lines, read_table, shaped
+from densegrpo_jax.search.record import FILE, ROW
 from experiments.searching.cases import TASKS, Case
 
 COLUMNS = (
@@ -25,6 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 TEXT = ('task', 'policy', 'method')
 RECORDS = 'prompts.csv'
+_READ = ('prompt', 'base', 'best', 'final', 'nfe', 'images', 'seconds', 'diversity')
+FORM = {name: ROW[name] for name in _READ}  # of what is read of a search's line
 
 
 class Records:
@@ -52,10 +53,11 @@ class Records:
         """Reads a finished case from its folder (`search.record`), replacing earlier rows."""
         metric, unseen = TASKS[case.task].metric, next(iter(TASKS[case.task].panel))
         rows = []
-        for line in (folder / FILE).read_text(encoding='utf-8').splitlines():
-            found = renamed('search result', json.loads(line))
+        for number, line in json_lines(folder / FILE):
+            found = renamed('search result', line)
             if 'prompt' not in found:
                 continue
+            shaped(found, FORM, f'{folder / FILE}:{number}')
             values = {
                 'plain': found['base'].get(metric),
                 'best': found['best'].get(metric),

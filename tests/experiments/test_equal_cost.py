@@ -201,6 +201,9 @@ def test_measures_are_kept_compared_and_shown(tmp_path):
         'policy,index,prompt,total,diversity\nstep 2,0,"a, b",0.5,nan\nstep 2,1,c,0.75,0.25\n'
     )
     assert means(tmp_path / 'scores.csv') == {'diversity': 0.25, 'total': 0.625}
+    (tmp_path / 'scores.csv').write_text('policy,index,prompt,total\nbase,0,a,x\n')
+    with pytest.raises(ValueError, match="scores.csv, line 2: total='x' is not a number"):
+        means(tmp_path / 'scores.csv')
     kept = Measures({('a', '0'): {'total@3': 0.7}, ('b', '0'): {'total@3': 0.4}})
     kept.save(tmp_path)
     kept = Measures.load(tmp_path)

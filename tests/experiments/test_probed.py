@@ -110,3 +110,12 @@ def test_directions_must_not_meet():
     assert (
         direction_verdict([row('dense', '0.15', '0.4'), row('sparse', '0.1', '0.2')]) == UNDECIDED
     )
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'credit,progress\n', 'credit,samples\ndense,5\n', 'credit\n' + 'x' * 200_000]
+)
+def test_a_table_of_another_form_is_named(tmp_path, text):
+    (tmp_path / 'fig_direction.csv').write_text(text)
+    with pytest.raises(ValueError, match=r'fig_direction\.csv'):
+        read(tmp_path)

@@ -41,3 +41,25 @@ def test_a_line_of_another_form_is_named_with_the_way_out(tmp_path):
     path.write_text('{"a": 1}\n{"b": 2, "c": 3}\n{"c": 3}\n')
     with pytest.raises(ValueError, match='lines.jsonl:3 is damaged .it holds c.; call a friend'):
         Journal(path, forms=(('a',), ('b', 'c')), remedy='call a friend')
+
+
+@pytest.mark.parametrize(
+    ('line', 'said'),
+    [
+        ('{"p": 1, "s": null}', 's is None'),
+        ('{"p": "x", "s": {}}', 'p is .x.'),
+        ('{"p": 1}', 'ds p'),
+    ],
+)
+def test_a_line_has_values_of_its_form(tmp_path, line, said):
+    path = tmp_path / 'lines.jsonl'
+    path.write_text('{"p": 1, "s": {"x": null, "y": 2}}\n' + line + '\n')
+    with pytest.raises(ValueError, match=f'lines.jsonl:2 is damaged .*{said}'):
+        Journal(path, forms=({'p': int, 's': {...: float | None}},))
+
+
+def test_a_line_of_an_earlier_version_has_its_keys_renamed_first(tmp_path):
+    path = tmp_path / 'lines.jsonl'
+    path.write_text('{"old": 1}\n')
+    rename = lambda row: {{'old': 'new'}.get(key, key): value for key, value in row.items()}
+    assert Journal(path, forms=({'new': int},), rename=rename).rows == [{'new': 1}]

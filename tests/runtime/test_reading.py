@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from densegrpo_jax.runtime.reading import json_lines, parse_json, read_json, read_table, read_text
+from densegrpo_jax.runtime.reading import (
+    MOST_NESTED,
+    finite,
+    json_lines,
+    parse_json,
+    read_json,
+    read_table,
+    read_text,
+    shaped,
+)
 
 TEXT = 'A sign that says "CAFÉ"\nsecond line\n'
 
@@ -54,6 +63,8 @@ def test_what_cannot_be_read_says_so(tmp_path):
         ('', 'line 1, column 1: Expecting value'),
         ('{"a": 1,\n "b": }', 'line 2, column 7'),
         ('[' * 100_000, 'nested too deeply|not valid JSON'),
+        ('{"a":' * 600 + '1' + '}' * 600, 'x.json is not usable JSON: brackets nested too deeply'),
+        ('{"a": 1' + '0' * 5000 + '}', 'x.json is not usable JSON: .*4300 digits'),
         ('[1]', r'x.json holds \[1\]; expected an object'),
         ('null', 'holds None; expected an object'),
         ('"' + 'a' * 1000 + '"', r'holds .{37}\.\.\.; expected'),
@@ -96,9 +107,61 @@ def test_a_table_has_the_columns_that_were_asked_for(tmp_path):
         ('seed,nfe\n0\n', 'line 2 does not have 2 cells'),
         ('seed,nfe\n0,1\n0,1,2\n', 'line 3 does not have 2 cells'),
         ('seed,nfe\n0,many\n', "line 2: nfe='many' is not a number"),
+        ('seed,nfe\n0,1\n' + 'x' * 200_000 + ',1\n', 'line 2: not CSV: field larger than'),
     ],
 )
 def test_a_table_of_another_form_is_refused(tmp_path, text, message):
     (tmp_path / 'a.csv').write_text(text)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / 'a.csv', ['seed'], ['nfe'])
+
+
+def test_brackets_may_be_nested_as_deep_as_any_file_has_them():
+    assert parse_json('[' * MOST_NESTED + ']' * MOST_NESTED, 'there', list)
+    with pytest.raises(ValueError, match='nested too deeply'):
+        parse_json('[' * (MOST_NESTED + 1) + ']' * (MOST_NESTED + 1), 'there', list)
+
+
+def test_all_columns_of_a_table_may_be_numbers(tmp_path):
+    (tmp_path / 'a.csv').write_text('prompt,a,b\nx,1,\n')
+    (row,) = read_table(tmp_path / 'a.csv', ['prompt'], None)
+    assert row['prompt'] == 'x' and row['a'] == 1.0 and math.isnan(row['b'])
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, 10**400, -(10**400), True, None, '1', [1]])
+def test_what_is_no_finite_number(value):
+    assert not finite(value)
+
+
+def test_a_number_is_finite_if_a_float_can_hold_it():
+    assert finite(10**300) and finite(-1.5) and finite(0)
+
+
+FORM = {'a': int, 'b': [float], 'of': {'x': str, ...: float | None}, 'maybe': str | None}
+
+
+def test_a_value_of_its_form_loses_what_the_form_lacks():
+    value = {'a': 1, 'b': [1, 2.5], 'of': {'x': 'y', 'z': None, 'w': 3}, 'other': 5}
+    kept = {name: part for name, part in value.items() if name != 'other'} | {'maybe': None}
+    assert shaped(value, FORM, 'it') == kept
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'a': True}, 'it: a is True; expected a number'),
+        ({'a': 1.5}, 'it: a is 1.5; expected a number'),
+        ({'a': 10**400}, 'it: a is 10*[.]{3}; expected a number'),
+        ({'b': None}, 'it: b is None; expected a list'),
+        ({'b': [1, math.nan]}, r'it: b\[1\] is nan; expected a number'),
+        ({'of': {'z': 1}}, 'it: of: x is None; expected text'),
+        ({'of': {'x': 'y', 'z': 'w'}}, "it: of: z is 'w'; expected a number or null"),
+        ({'of': []}, r'it: of is \[\]; expected an object'),
+        ({'maybe': 1}, 'it: maybe is 1; expected text or null'),
+    ],
+)
+def test_a_value_of_another_form_names_the_part(change, message):
+    good = {'a': 1, 'b': [], 'of': {'x': 'y'}}
+    assert shaped(good, FORM, 'it')
+    with pytest.raises(ValueError, match=message):
+        shaped({**good, **change}, FORM, 'it')
