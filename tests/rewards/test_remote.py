@@ -547,3 +547,40 @@ def test_the_command_ends_though_a_reward_hangs(tmp_path):
 def health(port):
     with urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=30) as answer:
         return answer.read()
+
+
+def answering(path, body, status=200):
+    """An application that gives one answer to requests of a path, /info's own to others."""
+    info = b'{"fingerprint": "f00", "names": ["pixel", "mean"], "protocol": 1}'
+
+    async def app(scope, receive, send):
+        if scope['type'] == 'http':
+            own = scope['path'] == path
+            start = {'type': 'http.response.start', 'status': status if own else 200}
+            await send({**start, 'headers': []})
+            await send({'type': 'http.response.body', 'body': body if own else info})
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ('body', 'error', 'said'),
+    [
+        (b'{"fingerprint": "f", "names": ["pixel", "mean"], "protocol": true}', ValueError, 'True'),
+        (b'{"fingerprint": "f", "names": "ab", "protocol": 1}', RewardError, "names is 'ab'"),
+        (b'[' * 100_000, RewardError, 'nested too deeply'),
+        (b'[' + b'[],' * 400_000 + b'[]]', RewardError, 'where at most 1048576 are expected'),
+        (b'[]', RewardError, 'expected an object'),
+        (b'\xff', RewardError, 'unexpected answer'),
+    ],
+)
+def test_what_a_server_says_of_itself_is_checked(body, error, said):
+    with serving(answering('/info', body)) as url, pytest.raises(error, match=said):
+        client(url, retries=0).check(['a'], [{}])
+
+
+@pytest.mark.parametrize('body', [b'{"error": "\\u001b[2J\\u0007 no"}', b'\x1b[2J\x07 no'])
+def test_the_text_of_a_refusal_cannot_steer_a_terminal(body):
+    with serving(answering('/check', body, 422)) as url, pytest.raises(ValueError) as refused:
+        client(url).check(['a'], [{}])
+    assert str(refused.value).endswith(r'\x1b[2J\x07 no')

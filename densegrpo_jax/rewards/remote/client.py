@@ -6,7 +6,6 @@ own environment (ImageReward, DeQA and other torch models) can be served there b
 answers GET /info and POST /score as rewards/remote/protocol.py says.
 """
 
-import json
 import logging
 import random
 import secrets
@@ -22,11 +21,13 @@ from densegrpo_jax.rewards.remote.endpoints import (
     BadAnswer,
     Endpoints,
     describe,
+    json_of,
     low_high,
     ok,
     printable,
     read_json,
 )
+from densegrpo_jax.runtime.reading import shaped
 
 log = logging.getLogger(__name__)
 
@@ -193,15 +194,16 @@ class RemoteReward:
         """The server's fingerprint. Raises ValueError if the server is of another kind than the
         configuration says.
         """
+        names_of = lambda info: tuple(shaped(info['names'], [str], 'names'))
         found, names, number = read_json(
-            answer, lambda info: (str(info['fingerprint']), tuple(info['names']), info['protocol'])
+            answer, lambda info: (str(info['fingerprint']), names_of(info), info['protocol'])
         )
         for field, expected, value in (
             ('protocol', protocol.PROTOCOL, number),
             ('names', self._remote_names, names),
             ('fingerprint', self._fingerprint or found, found),
         ):
-            if value != expected:
+            if type(value) is not type(expected) or value != expected:  # True is 1
                 raise ValueError(
                     f'{answer.url} has {field} {value!r}; this run expects {expected!r} '
                     f'(remote.{field})'
@@ -219,6 +221,6 @@ class RemoteReward:
 def _error(answer: Answer) -> str:
     """The message of a refusal."""
     try:
-        return printable(str(json.loads(answer.body)['error']))
+        return printable(str(json_of(answer)['error'])[:1000])
     except (ValueError, KeyError, TypeError):
         return describe(answer)

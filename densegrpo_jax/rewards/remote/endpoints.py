@@ -7,7 +7,6 @@ nonsense is up and wrong: the call tries `retries` more times, on another server
 because waiting is unlikely to help.
 """
 
-import json
 import logging
 import os
 import random
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.rewards.remote.connection import TRANSPORT_ERRORS, Answer, Interrupted, request
+from densegrpo_jax.runtime.reading import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ T = TypeVar('T')
 # try again later: the server, or a proxy in front of it, does not object to the request itself
 BUSY = (408, 429, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+MOST_JSON = 1 << 20  # bytes of an answer in JSON: brackets take up to 36 times as much memory
 
 
 class BadAnswer(Exception):
@@ -228,10 +229,17 @@ def ok(answer: Answer) -> Answer:
     return answer
 
 
+def json_of(answer: Answer) -> dict[str, Any]:
+    """The JSON object in an answer. Raises ValueError if it is none, or larger than MOST_JSON."""
+    if len(answer.body) > MOST_JSON:
+        raise ValueError(f'{len(answer.body)} bytes, where at most {MOST_JSON} are expected')
+    return parse_json(answer.body.decode(), 'the answer')
+
+
 def read_json(answer: Answer, pick: Callable[[Any], T]) -> T:
-    """`pick` applied to the JSON document in an answer. Raises BadAnswer if that fails."""
+    """`pick` applied to the JSON object in an answer. Raises BadAnswer if that fails."""
     try:
-        return pick(json.loads(ok(answer).body))
+        return pick(json_of(ok(answer)))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadAnswer(
             f'{answer.url} gave an unexpected answer: {error!r} in {answer.body[:200]!r}'
