@@ -2,10 +2,12 @@
 mask out.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+from densegrpo_jax.runtime.reading import shown
 
 
 class RewardError(RuntimeError):
@@ -110,17 +112,28 @@ def check_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[d
         )
 
 
-def check_scores(scores: Scores, reward: Reward, count: int) -> None:
-    """Raises RewardError unless `scores` match what `reward` declares, for `count` images, and are
-    finite where valid.
+def check_scores(scores: Any, reward: Reward, count: int) -> None:
+    """Raises RewardError unless `scores` are `Scores` as `reward` declares them, for `count`
+    images, and are finite where valid.
 
     Scores in the reward's `log_only`, if it has that attribute (`CompositeReward`), may be NaN in
     valid images.
     """
+    if not isinstance(scores, Scores) or not isinstance(scores.values, Mapping):
+        raise RewardError(
+            f'reward {reward.name!r} returned {shown(scores)}; expected rewards.Scores: values '
+            '(name -> array [N]) and valid (bool [N])'
+        )
+    for what, array in {'valid': scores.valid, **scores.values}.items():
+        if not hasattr(array, 'dtype') or array.dtype.kind in 'OSUV':
+            raise RewardError(
+                f'reward {reward.name!r}: {what} is {shown(array)}; expected a numpy array, of '
+                f'{"truth values" if array is scores.valid else "numbers"}'
+            )
     if set(scores.values) != set(reward.names):
         raise RewardError(
-            f'reward {reward.name!r} returned scores {sorted(scores.values)}; it declares '
-            f'{sorted(reward.names)}'
+            f'reward {reward.name!r} returned scores {sorted(map(str, scores.values))}; it '
+            f'declares {sorted(reward.names)}'
         )
     if scores.valid.shape != (count,) or scores.valid.dtype != np.bool_:
         raise RewardError(

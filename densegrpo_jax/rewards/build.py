@@ -3,12 +3,16 @@
 import importlib
 import inspect
 import numbers
+import types
+import typing
 from collections.abc import Callable
+from typing import Any
 
 from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.directional import EMBEDDING_REWARDS
 from densegrpo_jax.runtime.named import imported
+from densegrpo_jax.runtime.reading import finite, shown
 
 # Name in a config -> the reward, or 'module:Class' of this package, imported only if a config names
 # it: some need OpenCV or jax.
@@ -83,12 +87,7 @@ def _weight(name: str, weight) -> float:
 
 def _made(name: str, kind: str, reward: Callable[..., Reward], options: dict) -> Reward:
     """The reward, with what every reward has."""
-    for key, parameter in inspect.signature(reward).parameters.items():
-        default, value = parameter.default, options.get(key)
-        if isinstance(value, str) and isinstance(default, int | float):
-            raise ValueError(
-                f'reward.{name}.{key}={value!r} is text; expected a value such as {default!r}'
-            )
+    _check_types(name, reward, options)
     try:
         made = reward(**options)
     except (ValueError, OSError, ImportError):  # these say what is wrong
@@ -104,6 +103,35 @@ def _made(name: str, kind: str, reward: Callable[..., Reward], options: dict) ->
             "('redness',), and range, such as (0.0, 1.0), are set by the class or its constructor"
         )
     return made
+
+
+# type of an option -> what it is called, and the test of a value
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ('a whole number', lambda value: type(value) is int),
+    float: ('a finite number', finite),
+    bool: ('True or False', lambda value: isinstance(value, bool)),
+    str: ('text', lambda value: isinstance(value, str)),
+    type(None): ('None', lambda value: value is None),
+}
+
+
+def _check_types(name: str, reward: Callable[..., Reward], options: dict) -> None:
+    """Raises ValueError if an option is not of the type that the reward's signature says, or else
+    of its default's: with another one it may fail only when it scores.
+    """
+    try:
+        hints = typing.get_type_hints(reward.__init__ if inspect.isclass(reward) else reward)
+    except Exception:  # noqa: BLE001 (somebody's code may raise anything)
+        hints = {}
+    for key, value in options.items():
+        default = inspect.signature(reward).parameters[key].default
+        hint = hints.get(key, type(default) if isinstance(default, int | float) else Any)
+        union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        kinds = [_TYPES.get(kind) for kind in (typing.get_args(hint) if union else (hint,))]
+        found = [kind for kind in kinds if kind is not None]
+        if len(found) == len(kinds) and not any(fits(value) for _, fits in found):
+            expected = ' or '.join(said for said, _ in found)
+            raise ValueError(f'reward.{name}.{key}={shown(value)}: expected {expected}')
 
 
 def resolve(kind: str) -> Callable[..., Reward]:

@@ -208,7 +208,7 @@ class Bare:
     [
         ({}, r"reward 'mine' \(.*:Bare\) has no 'names': names of its scores"),
         ({'sides': 0}, r"cannot be made with {'sides': 0}: ZeroDivisionError"),
-        ({'sides': 'four'}, "reward.mine.sides='four' is text; expected a value such as 3"),
+        ({'sides': 'four'}, "reward.mine.sides='four': expected a whole number"),
         ({'weight': 'half'}, "reward.mine.weight='half'; expected a number"),
         ({'weight': True}, 'reward.mine.weight=True; expected a number'),
     ],
@@ -217,3 +217,50 @@ class Bare:
 def test_a_reward_of_ones_own_that_cannot_be_used_is_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         build_reward({'mine': {'kind': f'{__name__}:Bare', **options}})
+
+
+@pytest.mark.parametrize(
+    ('returned', 'said'),
+    [
+        (None, 'returned None; expected rewards.Scores'),
+        ([0.5, 0.5], r'returned \[0.5, 0.5\]; expected rewards.Scores'),
+        (Scores([0.5], np.ones(2, bool)), 'returned Scores.*; expected rewards.Scores'),
+        (Scores({'mine': [0.5, 0.5]}, np.ones(2, bool)), r'mine is \[0.5, 0.5\]; expected a numpy'),
+        (Scores({'mine': np.array(['a', 'b'])}, np.ones(2, bool)), 'mine is .*; expected a numpy'),
+        (Scores({'mine': np.zeros(2)}, [True, True]), r'valid is \[True, True\]; .*truth values'),
+        (Scores({1: np.zeros(2), 'a': np.zeros(2)}, np.ones(2, bool)), r"returned scores \['1', "),
+    ],
+)
+def test_what_is_no_scores_is_blamed_on_its_own_reward(returned, said):
+    class Mine(Constant):
+        def __call__(self, images, prompts, metadata):
+            return returned
+
+    with pytest.raises(RewardError, match=f"reward 'mine'.*{said}"):
+        call(CompositeReward([(Mine('mine', [0.5]), 1.0)]), 2)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'option', 'value', 'expected'),
+    [
+        ('ocr', 'batch_size', 2.5, 'a whole number'),
+        ('ocr', 'batch_size', True, 'a whole number'),
+        ('ocr', 'smooth', float('nan'), 'a finite number'),
+        ('ocr', 'smooth', 10**400, 'a finite number'),
+        ('ocr', 'drop_score', 'x', 'a finite number or None'),
+        ('ocr', 'unicode', 1, 'True or False'),
+        ('ocr', 'mode', 3, 'text'),
+        ('jpeg', 'quality', '90', 'a whole number'),
+        ('remote', 'timeout_s', [1], 'a finite number'),
+        ('clipscore', 'omega', 'x', 'a finite number or None'),
+    ],
+)
+def test_an_option_has_the_type_of_its_signature(kind, option, value, expected):
+    with pytest.raises(ValueError, match=rf'reward\.{kind}\.{option}=.*: expected {expected}$'):
+        build_reward({kind: {option: value}})
+
+
+def test_whole_numbers_are_floats_too_and_other_types_are_for_the_reward():
+    parts = build_reward({'ocr': {'smooth': 1, 'drop_score': None}, 'jpeg': {}}).parts
+    assert [part.name for part, _ in parts] == ['ocr', 'jpeg']
+    build_reward({'remote': {'urls': ('http://x',), 'names': 'a', 'range': (0, 1)}})
