@@ -85,6 +85,21 @@ def test_layouts_of_diffusers(tmp_path, tensors, settings, scale):
     np.testing.assert_allclose(up, scale * B, rtol=1e-6)
 
 
+@pytest.mark.parametrize('value', [None, True, False, 'gaussian', 'eva', 'orthogonal'])
+def test_initialisations_that_leave_the_base_as_it_is(tmp_path, value):
+    save_file(pair('base_model.model.'), tmp_path / PEFT_FILENAME)
+    plain = dict(bias='none', use_dora=False, layer_replication=[], modules_to_save=None)
+    settings = {'lora_alpha': 4, 'init_lora_weights': value, **plain}
+    (tmp_path / PEFT_CONFIG).write_text(json.dumps(settings))
+    np.testing.assert_allclose(read_layers(tmp_path)['x.to_q'][1], 2 * B)
+
+
+def test_a_strength_that_metadata_leave_out_is_not_guessed(tmp_path):
+    save_file(pair(), tmp_path / FILENAME, {METADATA: json.dumps({'transformer.r': 2})})
+    with pytest.raises(ValueError, match='lora_alpha is None; expected the number'):
+        read_layers(tmp_path)
+
+
 def test_layouts_of_peft_with_tensors_of_their_own_strength(tmp_path):
     tensors = pair('base_model.model.', suffix='.default')
     tensors['base_model.model.x.to_q.alpha'] = np.array(8, np.float32)
@@ -105,8 +120,26 @@ def test_other_floats_are_widened(tmp_path, kind):
         (pair('base_model.model.'), None, 'whose strength is in adapter_config.json'),
         (pair('base_model.model.'), {'use_dora': True}, 'adapter_config.json: use_dora is True'),
         (pair('base_model.model.'), {'peft_type': 'LOHA'}, "peft_type is 'LOHA'; only 'LORA'"),
-        (pair('base_model.model.'), {'lora_alpha': 'x'}, "lora_alpha is 'x'; expected a number"),
+        (pair('base_model.model.'), {'lora_alpha': 'x'}, "lora_alpha is 'x'; expected the numb"),
         (pair('base_model.model.'), {'lora_alpha': 1e999}, 'lora_alpha is inf'),
+        (
+            pair('base_model.model.'),
+            {'lora_alpha': True},
+            'lora_alpha is True; expected the number',
+        ),
+        (pair('base_model.model.'), {'lora_alpha': 10**400}, 'lora_alpha is 1000'),
+        (pair('base_model.model.'), {}, 'lora_alpha is None; expected the number'),
+        *(
+            (pair('base_model.model.'), {'lora_alpha': 8, key: value}, f'{key} is ')
+            for key, value in [
+                *(('init_lora_weights', way) for way in ('pissa', 'pissa_niter_16', 'olora')),
+                *(('init_lora_weights', way) for way in ('loftq', 'corda', 'lora_ga', 'other')),
+                ('layer_replication', [[0, 4], [2, 5]]),
+                ('alora_invocation_tokens', [1, 2]),
+                *((key, True) for key in ('lora_bias', 'use_qalora', 'use_bdlora')),
+                ('bias', 'all'),
+            ]
+        ),
         (pair('base_model.model.'), {'alpha_pattern': [1]}, r'alpha_pattern is \[1\]'),
         (pair('base_model.model.'), {'alpha_pattern': {'(': 1}}, r"alpha_pattern '\('"),
         (pair('base_model.model.'), {'use_rslora': 'no'}, "use_rslora is 'no'"),

@@ -27,7 +27,7 @@ import numpy as np
 import safetensors
 
 from densegrpo_jax.pipelines.weights.originals import Original, block_layers, split_rows
-from densegrpo_jax.runtime.reading import missing, parse_json, read_json, shown
+from densegrpo_jax.runtime.reading import finite, missing, parse_json, read_json, shown
 
 PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
 FILENAME = 'pytorch_lora_weights.safetensors'  # the file that `load_lora_weights` looks for
@@ -55,6 +55,17 @@ _REFUSED = {
     'merge the adapter into the base model',
 }
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
+# Settings of PEFT that change what the matrices mean, with the values that do not. The
+# initialisations are those that leave the base model as it is.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    'peft_type': ('LORA',),
+    'fan_in_fan_out': (False,),
+    'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', 'mica'),
+    'bias': ('none',),
+    **dict.fromkeys(('lora_bias', 'use_dora', 'use_qalora', 'use_bdlora'), (False,)),
+    **dict.fromkeys(('layer_replication', 'alora_invocation_tokens'), ([],)),
+    **dict.fromkeys(('arrow_config', 'kasa_config'), ()),
+}
 
 
 class Settings(NamedTuple):
@@ -267,16 +278,16 @@ def _settings(path: pathlib.Path, keys: list[str], notes: Mapping[str, str]) -> 
 
 
 def _parsed(where: str, given: Mapping[str, Any]) -> Settings:
-    number = lambda value: isinstance(value, int | float) and math.isfinite(value)
-    for key, plain in (('peft_type', 'LORA'), ('use_dora', False), ('fan_in_fan_out', False)):
-        if (value := given.get(key)) not in (None, plain):
-            raise ValueError(f'{where}: {key} is {shown(value)}; only {plain!r} is read')
+    for key, plain in _PLAIN.items():
+        if (value := given.get(key)) not in (None, *plain):
+            raise ValueError(
+                f'{where}: {key} is {shown(value)}; only {" or ".join(map(repr, plain)) or None} '
+                'is read: merge the adapter into the base model, with PEFT'
+            )
     patterns = given.get('alpha_pattern') or {}
     alpha, stabilised = given.get('lora_alpha'), given.get('use_rslora') or False
-    if not isinstance(patterns, dict) or not all(map(number, patterns.values())):
+    if not isinstance(patterns, dict) or not all(map(finite, patterns.values())):
         raise ValueError(f'{where}: alpha_pattern is {shown(patterns)}; expected name: number')
-    if not (alpha is None or number(alpha)):
-        raise ValueError(f'{where}: lora_alpha is {shown(alpha)}; expected a number')
     if not isinstance(stabilised, bool):
         raise ValueError(f'{where}: use_rslora is {shown(stabilised)}; expected true or false')
     for pattern in patterns:
@@ -284,4 +295,9 @@ def _parsed(where: str, given: Mapping[str, Any]) -> Settings:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f'{where}: alpha_pattern {pattern!r}: {error}') from None
+    if not finite(alpha):
+        raise ValueError(
+            f'{where}: lora_alpha is {shown(alpha)}; expected the number that the adapter was '
+            'trained with, which decides its strength: every version of PEFT writes it'
+        )
     return Settings(alpha, patterns, stabilised)
