@@ -6,9 +6,12 @@ without network later.
 
 from __future__ import annotations
 
+import errno
 import json
 import pathlib
 import re
+import socket
+import ssl
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +31,7 @@ FORM = "'hf:OWNER/NAME', 'hf:OWNER/NAME:COLUMN' or 'hf:OWNER/NAME:COLUMN@SPLIT'"
 CONVERTED = 'refs/convert/parquet'
 # The split of data.train and of data.eval, unless the name says another.
 SPLITS = {'train': 'train', 'eval': 'test'}
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 SHARD = re.compile(r'-(\d+)-of-(\d+)\.parquet$')
 
 
@@ -65,19 +69,19 @@ def find(repository: str) -> Listing:
     """The data set's Parquet files of today; without network, those at its last use.
 
     Raises:
-      FileNotFoundError: as `hub_prompts`.
+      FileNotFoundError: as `hub_prompts`. OSError: the cache cannot be written.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
-    folder = huggingface_hub.cached_assets_path('densegrpo_jax', namespace='prompts')
-    record = folder / f'{repository.replace("/", "--")}.json'
+    record = _record(repository)
     try:
         found = _ask(huggingface_hub.HfApi(), repository)
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
         raise FileNotFoundError(_refused(repository, error)) from None
     except (OSError, errors.HTTPError) as error:  # the latter of the Hub's HTTP library
-        if not record.exists():
+        raise_if_local(error, repository)
+        if record is None or not record.exists():
             raise FileNotFoundError(
                 f'the data set {repository!r} is not on this machine and could not be fetched '
                 f'({type(error).__name__}: no network, or offline mode). Use it once on a machine '
@@ -90,8 +94,40 @@ def find(repository: str) -> Listing:
             found.revision[:8],
         )
         return found
-    replace_file(record, json.dumps(found._asdict()) + '\n')
+    try:
+        if record is not None:
+            replace_file(record, json.dumps(found._asdict()) + '\n')
+    except OSError as error:
+        _warn(repository, error)
     return found
+
+
+def raise_if_local(error: Exception, name: str) -> None:
+    """Raises the OSError of a download of `name` that is one of this machine: a full disk, or a
+    cache that is read-only. One of the network is for the caller.
+    """
+    if not isinstance(error, OSError) or error.errno is None or error.errno in _UNREACHABLE:
+        return
+    if not isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
+        said = f'{error.strerror}, while {name!r} was fetched into the cache of Hugging Face'
+        raise OSError(error.errno, said, error.filename) from None
+
+
+def _record(repository: str) -> pathlib.Path | None:
+    """The file of the data set's listing; None if there is no place for it."""
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.cached_assets_path('densegrpo_jax', namespace='prompts')
+    except OSError as error:
+        return _warn(repository, error)
+    return folder / f'{repository.replace("/", "--")}.json'
+
+
+def _warn(repository: str, error: OSError) -> None:
+    logging.warning(
+        'the listing of %s cannot be kept for uses without network: %s', repository, error
+    )
 
 
 def _stored(record: pathlib.Path) -> Listing:
@@ -176,6 +212,7 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
             repository, file, repo_type='dataset', revision=revision
         )
     except (OSError, errors.HTTPError, errors.EntryNotFoundError) as error:
+        raise_if_local(error, repository)
         raise FileNotFoundError(
             f'{file} of the data set {repository!r} is not on this machine and could not be '
             f'fetched ({type(error).__name__}); try again with network'

@@ -12,8 +12,8 @@ from densegrpo_jax.data.tables import FILE, file_prompts
 
 def prompts_from(name: str, use: str = 'eval', *, quoted_target: bool) -> PromptSet:
     """The prompts that `name` names: hf:OWNER/NAME[:COLUMN][@SPLIT], a data set of the Hugging Face
-    Hub; FILE.csv[:COLUMN] or FILE.parquet[:COLUMN], a table; FILE.jsonl, GenEval prompts; else a
-    text file with one prompt per line.
+    Hub; FILE.csv[:COLUMN] or FILE.parquet[:COLUMN], a table; FILE.jsonl, GenEval prompts;
+    FILE.txt, or a name without a suffix, a text file with one prompt per line.
 
     Args:
       use: 'train' or 'eval', for data sets with splits.
@@ -28,6 +28,12 @@ def prompts_from(name: str, use: str = 'eval', *, quoted_target: bool) -> Prompt
         return hub_prompts(name, use, quoted_target=quoted_target)
     if (found := FILE.fullmatch(name)) and not pathlib.Path(name).is_dir():
         return file_prompts(found['path'], found['column'] or '', quoted_target=quoted_target)
-    if name.endswith('.jsonl'):
+    suffix = pathlib.Path(name).suffix
+    if suffix.lower() == '.jsonl':
         return geneval_prompts(name)
+    if suffix.lower() not in ('', '.txt'):
+        raise ValueError(
+            f'prompt file {name}: files of the kind {suffix} are not read; expected .txt or no '
+            'suffix (one prompt per line), .csv or .parquet (a table), .jsonl (GenEval prompts)'
+        )
     return PromptSet.from_text(pathlib.Path(name), quoted_target=quoted_target)

@@ -70,8 +70,7 @@ class PromptSet(Sequence[Prompt]):
         """
         prompts = []
         for number, line in enumerate(read_text(path, 'prompt file').split('\n'), start=1):
-            if text := line.strip():
-                check_text(text, f'{path}:{number}')
+            if text := check_text(line, f'{path}:{number}'):
                 prompts.append(
                     ocr_prompt(text, f'{path}:{number}') if quoted_target else Prompt(text)
                 )
@@ -86,10 +85,15 @@ def columns(prompts: Iterable[Prompt]) -> tuple[list[str], list[dict]]:
     return [p.text for p in prompts], [p.metadata for p in prompts]
 
 
-def check_text(text: str, where: str) -> None:
-    """Raises ValueError, which names `where`, if no text encoder could read the prompt: it is too
-    long, holds a NUL, or bytes of an argument that are not UTF-8.
+def check_text(text: str, where: str) -> str:
+    """The prompt without white space at its ends, and without byte order marks, which files that
+    were joined have inside.
+
+    Raises:
+      ValueError: no text encoder could read it: it is too long, holds a NUL, or bytes of an
+        argument that are not UTF-8. The message names `where`.
     """
+    text = text.replace('\ufeff', '').strip()
     if len(text) > MAX_CHARACTERS:
         raise ValueError(
             f'{where}: a prompt of {len(text)} characters, which begins with {text[:40]!r}; '
@@ -104,6 +108,7 @@ def check_text(text: str, where: str) -> None:
             f'{where}: the character {error.start + 1} of the prompt {text[:40]!r} is not text; '
             'write it in UTF-8'
         ) from None
+    return text
 
 
 def quoted_target(text: str, where: str = 'prompt') -> str:

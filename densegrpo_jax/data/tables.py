@@ -84,10 +84,9 @@ def table_prompts(table: Table, column: str = '', *, quoted_target: bool) -> Pro
             raise ValueError(
                 f'{place}: {column} holds {shown(text)}; expected the text of a prompt'
             )
-        if not (text := text.strip()):
+        if not (text := check_text(text, place)):
             empty += 1
             continue
-        check_text(text, place)
         prompts.append(
             _geneval(text, row, place) if geneval else _plain(text, row, place, quoted_target)
         )

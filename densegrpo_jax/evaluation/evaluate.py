@@ -17,7 +17,7 @@ from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator, check_group
-from densegrpo_jax.evaluation.panel import Policy, parts, settings
+from densegrpo_jax.evaluation.panel import PANEL, Policy, parts, settings
 from densegrpo_jax.evaluation.record import FILES, FOLDERS, Record
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
@@ -25,6 +25,7 @@ from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.stop import StopRequest
+from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE
@@ -62,6 +63,8 @@ def evaluate(
     check_places(out, FILES, FOLDERS)
     checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
     which = parts(config, checked.test, checked.reward)
+    if PANEL in which:
+        check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
     check_group(group, config)
     for chosen in policies:
         if chosen.workdir is not None:

@@ -18,6 +18,8 @@ from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
 
+PANEL = 'panel'  # the prompt set of eval.panel_prompts
+
 
 class Policy(NamedTuple):
     """A policy to score: the base model (workdir None) or a checkpoint of a run."""
@@ -44,6 +46,11 @@ def choose(
       ValueError, FileNotFoundError: a name has no run, or no checkpoint.
     """
     chosen = []
+    if workdir and not any(':' not in name for name in checkpoints):
+        raise ValueError(
+            f'--workdir={workdir} is given, and every --checkpoint names a run of its own: leave '
+            f'it out, or name a checkpoint of it, as {workdir}:best'
+        )
     for name in checkpoints:
         run, _, which = name.rpartition(':')
         if not (run or workdir):
@@ -90,7 +97,7 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     if (prompts := load_panel_prompts(config)) is None:
         result['eval'].rewards.extend(panel)
     else:
-        result['panel'] = Part(prompts, panel)
+        result[PANEL] = Part(prompts, panel)
     for part in result.values():
         names = [DIVERSITY, KL, *(name for reward in part.rewards for name in reward.names)]
         if twice := {name for name in names if names.count(name) > 1}:

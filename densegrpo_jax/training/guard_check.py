@@ -12,12 +12,11 @@ from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.evaluation.falls import FEWEST
-from densegrpo_jax.evaluation.panel import Part, parts
+from densegrpo_jax.evaluation.panel import PANEL, Part, parts
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.runtime.streams import STREAM_EVAL
+from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.session import Checked
-
-PANEL = 'panel'
 
 
 def _guarded_part(checked: Checked) -> Part:
@@ -70,6 +69,8 @@ def check_guard(checked: Checked) -> Part | None:
     if not g.on:
         return None
     part = _guarded_part(checked)
+    if config.eval.panel_prompts:
+        check_targets(checked.pipeline, part.prompts, 'eval.panel_prompts')
     panel = any(reward is not checked.reward for reward in part.rewards)
     unseen = panel or unseen_of(checked.reward)
     if not unseen and g.images == 1:

@@ -1,5 +1,6 @@
 """Prompts from data sets of a Hub on the loopback interface."""
 
+import errno
 import io
 import re
 
@@ -7,6 +8,7 @@ import pytest
 
 from densegrpo_jax.data import hub as hub_prompts
 from densegrpo_jax.data.prompt_files import prompts_from
+from densegrpo_jax.pipelines.weights.hub import find_folder
 from tests.hub import CONVERTED, hub
 
 pyarrow = pytest.importorskip('pyarrow')
@@ -89,6 +91,40 @@ def test_a_data_set_is_fetched_once_and_serves_without_network(server, monkeypat
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     server.add('datasets', 'ada/prompts', {'train.parquet': parquet(prompt=['b'])})
     assert texts('hf:ada/prompts') == ['b']
+
+
+def test_a_disk_is_not_called_a_network(server, monkeypatch, caplog):
+    import huggingface_hub
+
+    server.add('datasets', 'ada/prompts', {'train.parquet': parquet(prompt=['a'])})
+
+    def fails(number):
+        def fail(*_, **__):
+            raise OSError(number, 'no luck', 'here' if number == errno.EROFS else None)
+
+        return fail
+
+    for number in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+        for use, name in (
+            (lambda: texts('hf:ada/prompts'), 'hf_hub_download'),
+            (lambda: find_folder('ada/m', option='o', holds='h', example='e', files=['*']),
+             'snapshot_download'),
+        ):  # fmt: skip
+            with (
+                monkeypatch.context() as patch,
+                pytest.raises(OSError, match='no luck, while .ada'),
+            ):
+                patch.setattr(huggingface_hub, name, fails(number))
+                use()
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match='with network'):
+        patch.setattr(huggingface_hub, 'hf_hub_download', fails(errno.ENETUNREACH))
+        texts('hf:ada/prompts')
+    for module, name in ((hub_prompts, 'replace_file'), (huggingface_hub, 'cached_assets_path')):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails(errno.EROFS))
+            caplog.clear()
+            assert texts('hf:ada/prompts') == ['a']
+            assert 'the listing of ada/prompts cannot be kept' in caplog.text
 
 
 def test_a_damaged_listing_of_an_earlier_use_is_named(server):

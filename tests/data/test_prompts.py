@@ -3,6 +3,7 @@ import re
 import pytest
 
 from densegrpo_jax.data import prompts as P
+from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.words import held_out_words, train_words
 
 
@@ -61,3 +62,16 @@ def test_missing_and_empty_files(tmp_path):
     (tmp_path / 'empty.txt').write_text('\n\n')
     with pytest.raises(ValueError, match='empty.txt'):
         P.PromptSet.from_text(tmp_path / 'empty.txt')
+
+
+def test_joined_files_leave_no_mark_in_a_prompt(tmp_path):
+    part = 'A sign "ONE"\n'.encode('utf-8-sig')
+    (tmp_path / 'p.txt').write_bytes(part + part)
+    assert {p.text for p in P.PromptSet.from_text(tmp_path / 'p.txt')} == {'A sign "ONE"'}
+    assert P.check_text('\ufeffa\ufeffb ', 'here') == 'ab'
+
+
+@pytest.mark.parametrize('name', ['p', 'p.txt', 'p.TXT'])
+def test_a_text_file_may_be_called(tmp_path, name):
+    (tmp_path / name).write_text('A sign "ONE"\n')
+    assert [p.target for p in prompts_from(tmp_path / name, quoted_target=True)] == ['ONE']

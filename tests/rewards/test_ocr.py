@@ -380,6 +380,8 @@ def test_recognising_needs_neither_opencv_nor_jax():
         ('9-5', '9\u20135'),
         ('office', 'o\ufb03ce'),  # a ligature
         ('A\tB', 'A B'),
+        ('COOPERATE', 'CO\u00adOPER\u200bATE'),  # a soft hyphen, a place to break
+        ('HELLO', '\ufeffHE\u200dL\u2060LO\u200f'),  # what nothing is drawn for
     ],
 )
 def test_what_looks_alike_is_alike(read, target):

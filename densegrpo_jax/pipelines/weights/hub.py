@@ -4,6 +4,7 @@ import fnmatch
 import pathlib
 from collections.abc import Sequence
 
+from densegrpo_jax.data.hub import raise_if_local
 from densegrpo_jax.runtime.reading import missing
 
 
@@ -25,7 +26,8 @@ def find_folder(
 
     Raises:
       FileNotFoundError: neither exists, the repository cannot be read, or one of the `files` is a
-        link to nothing, a pipe or a device; the message says what to do.
+        link to nothing, a pipe or a device; the message says what to do. OSError: the cache cannot
+        be read or written.
     """
     folder = pathlib.Path(name).expanduser()
     if name and folder.is_dir():
@@ -67,6 +69,7 @@ def find_folder(
         errors.OfflineModeIsEnabled,
         OSError,
     ) as error:
+        raise_if_local(error, name)
         raise FileNotFoundError(
             f'the weights {name!r} are not on this machine and could not be fetched '
             f'({type(error).__name__}: no network, or offline mode). Fetch them on a '

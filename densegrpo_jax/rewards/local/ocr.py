@@ -29,7 +29,7 @@ Reader = Callable[..., list[list[Line]]]
 _ALIKE = str.maketrans(
     {c: "'" for c in '\u2018\u2019\u201a\u201b\u2032\u00b4\u0060'}
     | {c: '"' for c in '\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb'}
-    | {c: '-' for c in '\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u00ad'}
+    | {c: '-' for c in '\u2010\u2011\u2012\u2013\u2014\u2015\u2212'}
 )
 
 
@@ -38,12 +38,15 @@ def normalise(text: str, unicode: bool = True) -> str:
 
     Args:
       unicode: compare what people see: composed accents, plain forms of full-width letters and
-        ligatures (NFKC), straight quotes and one kind of dash, no white space, lower case. False:
-        as Flow-GRPO, lower case without spaces (U+0020 alone). For ASCII text both are the same
-        except for tabs, newlines and the grave accent.
+        ligatures (NFKC), straight quotes and one kind of dash, no white space and no characters
+        that nothing is drawn for (of format: soft hyphens, joiners, marks of direction and of byte
+        order), lower case. False: as Flow-GRPO, lower case without spaces (U+0020 alone). For ASCII
+        text both are the same except for tabs, newlines and the grave accent.
     """
     if not unicode:
         return text.replace(' ', '').lower()
+    if not text.isascii():
+        text = ''.join(c for c in text if unicodedata.category(c) != 'Cf')
     # Lower case may need composing again, and quotes go before NFKC takes some of them apart.
     plain = unicodedata.normalize('NFKC', text.translate(_ALIKE)).lower()
     return ''.join(unicodedata.normalize('NFKC', plain).split())
