@@ -23,7 +23,12 @@ from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.flux2 import Flux2KleinPipeline
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
-from densegrpo_jax.pipelines.tokenizers import check_length, check_vocabulary, load_tokenizers
+from densegrpo_jax.pipelines.tokenizers import (
+    check_belongs,
+    check_length,
+    check_vocabulary,
+    load_tokenizers,
+)
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.content import content_digest
 from densegrpo_jax.pipelines.weights.hub import find_folder
@@ -239,6 +244,8 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
         size = configs[encoder.component].get('vocab_size')
         if isinstance(size, int):
             check_vocabulary(tokenizer, size, f'{folder / encoder.tokenizer}')
+        config = configs[encoder.component]
+        check_belongs(tokenizer, encoder.kind, config, f'{folder / encoder.tokenizer}')
         longest = configs[encoder.component].get('max_position_embeddings')
         if isinstance(longest, int) and not encoder.chosen_length:
             check_length(tokenizer, longest, folder / encoder.tokenizer)
@@ -249,6 +256,11 @@ def open_pipeline(folder: str | pathlib.Path, **options) -> Pipeline:
         pipeline.sigmas(1, 256, 256)  # reads the scheduler's settings
     except ValueError as error:
         raise ValueError(f'{folder}: {error}') from None
+    except ArithmeticError as error:
+        raise ValueError(
+            f'{folder}: the numbers in its configurations cannot be used ({type(error).__name__}: '
+            f"{error}): they are not the model's own; fetch it again"
+        ) from None
     return pipeline
 
 

@@ -14,8 +14,9 @@ import collections
 import importlib.util
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,40 @@ def check_vocabulary(tokenizer, size: int, where: str) -> None:
         raise ValueError(
             f'{where} makes token {highest}, but its encoder knows {size} (vocab_size in its '
             'config.json): they do not belong together'
+        )
+
+
+def check_belongs(tokenizer, kind: str, config: Mapping[str, Any], where: str) -> None:
+    """Checks that a tokenizer is its encoder's own: its size, its end and its padding are those of
+    the encoder's config.json, as far as released models agree in them.
+
+    CLIP's vocabulary has no spare tokens, and T5's has some. CLIP's padding is the end of the text
+    or '!', whatever the config says; a config with the end 2 is older than that key's use. A
+    language model's tokenizer ends with what its chat template needs.
+
+    Args:
+      kind: the tokenizer's class in transformers. config: the contents of config.json.
+
+    Raises:
+      ValueError: they do not belong together.
+    """
+    clip, t5 = kind.startswith('CLIP'), kind.startswith('T5')
+    size, end, padding = (config.get(k) for k in ('vocab_size', 'eos_token_id', 'pad_token_id'))
+    found = ''
+    if isinstance(size, int) and (
+        (clip and len(tokenizer) < size) or (t5 and len(tokenizer) > size)
+    ):
+        found = f'has {len(tokenizer)} tokens, and its encoder {size} (vocab_size'
+    elif isinstance(end, int) and (t5 or (clip and end != 2)) and tokenizer.eos_token_id != end:
+        found = (
+            f'ends a text with {tokenizer.eos_token_id}, and its encoder with {end} (eos_token_id'
+        )
+    elif isinstance(padding, int) and t5 and tokenizer.pad_token_id != padding:
+        found = f'pads with {tokenizer.pad_token_id}, and its encoder with {padding} (pad_token_id'
+    if found:
+        raise ValueError(
+            f'{where} {found} in its config.json): they do not belong together; fetch the '
+            "model's own tokenizer"
         )
 
 

@@ -178,6 +178,57 @@ def test_a_tokenizer_belongs_to_its_encoder(clip_and_t5):
             K.check_vocabulary(tokenizer, 20, 'there')
 
 
+class Sized:
+    """What is known of a tokenizer."""
+
+    def __init__(self, size, end, padding):
+        self.size, self.eos_token_id, self.pad_token_id = size, end, padding
+
+    def __len__(self):
+        return self.size
+
+
+CLIP, T5 = 'CLIPTokenizer', 'T5TokenizerFast'
+# (class, size, end, padding of the tokenizer; those of the encoder's config.json)
+RELEASED = [
+    (CLIP, 49408, 49407, 49407, 49408, 2, 1),  # FLUX.1, SD1.5, SD3's first
+    (CLIP, 49408, 49407, 0, 49408, 2, 1),  # SD3's second
+    (CLIP, 49408, 49407, 49407, 49408, 49407, 1),  # saved by a newer Transformers
+    (CLIP, 49408, 49407, 49407, 49408, None, None),
+    (CLIP, 49410, 49407, 49407, 49408, 2, 1),  # with tokens of textual inversion
+    (T5, 32100, 1, 0, 32128, 1, 0),
+    (T5, 32100, 1, 0, 32128, None, None),
+    ('Qwen2TokenizerFast', 151669, 151645, 151643, 151936, 151643, None),
+]
+
+
+@pytest.mark.parametrize('sizes', RELEASED)
+def test_the_tokenizers_of_released_models_belong_to_their_encoders(sizes):
+    kind, size, end, padding, *of_encoder = sizes
+    config = dict(zip(('vocab_size', 'eos_token_id', 'pad_token_id'), of_encoder))
+    K.check_belongs(Sized(size, end, padding), kind, config, 'there')
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'said'),
+    [
+        ((CLIP, 586, 585, 585, 49408, 2, 1), 'has 586 tokens, and its encoder 49408'),
+        ((CLIP, 49408, 49407, 0, 49408, 49406, 1), 'ends a text with 49407, and its encoder with'),
+        ((T5, 250100, 1, 0, 32128, 1, 0), 'has 250100 tokens, and its encoder 32128'),
+        (
+            (T5, 100, 2, 0, 121, 1, 0),
+            r'ends a text with 2, and its encoder with 1 \(eos_token_id in',
+        ),
+        ((T5, 100, 1, 3, 121, 1, 0), r'pads with 3, and its encoder with 0 \(pad_token_id in its'),
+    ],
+)
+def test_the_tokenizer_of_another_model_is_refused(sizes, said):
+    kind, size, end, padding, *of_encoder = sizes
+    config = dict(zip(('vocab_size', 'eos_token_id', 'pad_token_id'), of_encoder))
+    with pytest.raises(ValueError, match=f'there {said}.*do not belong together'):
+        K.check_belongs(Sized(size, end, padding), kind, config, 'there')
+
+
 def test_opening_the_shipped_tokenizers_says_nothing(caplog):
     """A text longer than the miniature's 16 tokens would make transformers warn at every start."""
     K.load_tokenizers(K.TOKENIZERS)
