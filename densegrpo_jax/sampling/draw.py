@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def draw(
     compare=False,
 ) -> tuple[np.ndarray, list[str]]:
     """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each image after the base
-    model's.
+    model's. At most `eval.batch` images are drawn together.
     """
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     checked = check(config, mesh)
@@ -43,17 +44,18 @@ def draw(
     sampler = make_sampler(checked.pipeline, config, steps or config.eval.steps, mesh)
     session = load(checked, prompts)
     root = stream_key(seed, STREAM_EVAL, 1)
+    size = -(-copies // -(-copies // config.eval.batch))  # of batches that are all alike
     images, captions = [], []
     for i, prompt in enumerate(prompts):
-        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(root, i), c))(
-            np.arange(copies)
-        )
-        text = session.conditioning([prompt] * copies), session.negative
-        rows = [
-            np.asarray(sampler(session.params, policy, *text, key_data(keys))[0])
-            for _, policy in policies
-        ]
-        images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
+        text = session.conditioning([prompt] * size), session.negative
+        own = functools.partial(jax.random.fold_in, jax.random.fold_in(root, i))
+        for start in range(0, copies, size):
+            keys = key_data(jax.vmap(own)(np.arange(start, start + size)))
+            rows = [
+                np.asarray(sampler(session.params, policy, *text, keys)[0])[: copies - start]
+                for _, policy in policies
+            ]
+            images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
         captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
         logging.info('%d of %d prompts', i + 1, len(prompts))
     return np.concatenate(images), captions

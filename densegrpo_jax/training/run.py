@@ -303,7 +303,12 @@ def _needed_texts(
     those of a calibration, and the guard's.
     """
     config, train = checked.config, checked.train
-    visited = {p.text for step in range(config.iterations) for p in chosen(step)}
+    visited: set[str] = set()
+    everything = {p.text for p in train}
+    for step in range(config.iterations):
+        visited |= {p.text for p in chosen(step)}
+        if len(visited) == len(everything):  # else this may take minutes
+            break
     calibrated = visited_prompts(config, train) if config.noise.calibrate else []
     trained = [p for p in train if p.text in visited]
     return [p.text for p in (*checked.test, *trained, *calibrated, *guarded)]
