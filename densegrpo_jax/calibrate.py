@@ -46,7 +46,7 @@ def main(flag) -> int:
 
 
 if __name__ == '__main__':
-    define_run_flags()
+    define_run_flags(reads='calibrate')
     define_output('out', None, 'The psi file; default WORKDIR/psi.json.', '.json')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

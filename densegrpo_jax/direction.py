@@ -39,7 +39,7 @@ def main(flag) -> int:
 
 
 if __name__ == '__main__':
-    define_run_flags()
+    define_run_flags(reads='direction')
     define_output('out', None, 'The direction file; default WORKDIR/direction.npz.', '.npz')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

@@ -42,6 +42,11 @@ def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
         named = flag.checkpoint or (['best'] if flag.workdir else [])
         policies = choose(named, flag.workdir, base=flag.base)
+        if flag['kl_prompts'].present and not named:
+            raise ValueError(
+                f'--kl_prompts={flag.kl_prompts} is of policies, and only the base is scored: '
+                'leave it out, or give --workdir or --checkpoint'
+            )
         options = dict(group=flag.group, kl_prompts=flag.kl_prompts, restart=flag.restart)
         evaluate(flag.config, policies, out, mesh=mesh, stop=stop, **options)
         made = (str(p) for p in sorted(out.iterdir()) if p.suffix in ('.md', '.csv', '.png'))
@@ -52,7 +57,7 @@ def main(flag) -> int:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration: model, reward, evaluation prompts, ODE steps.')
+    define_config('Configuration: model, reward, evaluation prompts, ODE steps.', reads='evaluate')
     define_folder(
         'workdir', None, 'Training run whose checkpoints are scored, with the base model.'
     )

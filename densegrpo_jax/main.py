@@ -31,6 +31,7 @@ from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_run_flags, given_keys, given_recipe, run_main
 from densegrpo_jax.config.flag_types import define_real
+from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning.utilisation import seconds_at_peak
@@ -40,8 +41,6 @@ from densegrpo_jax.training.profiling import check_profile, profile_of
 from densegrpo_jax.training.run import run
 from densegrpo_jax.training.started import Start
 from densegrpo_jax.viewing.state import TRAINING
-
-REFUSE, WARN = 'refuse', 'warn'
 
 
 def main(flag) -> int:
@@ -78,11 +77,9 @@ def main(flag) -> int:
 
 
 if __name__ == '__main__':
-    define_run_flags(listed=True)
+    define_run_flags(listed=True, reads='main')
     least = 'Exit with status 1 unless the evaluation score rose by more than this.'
     define_real('require_gain', None, least)
     flags.DEFINE_string('profile', None, 'START:COUNT: iterations that the profiler traces.')
-    what = 'What happens to keys of the command line that the method does not read.'
-    flags.DEFINE_enum('unread', REFUSE, [REFUSE, WARN], what)
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

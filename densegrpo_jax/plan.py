@@ -35,6 +35,7 @@ from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, given_keys, run_main
 from densegrpo_jax.config.flag_types import define_output, define_real
+from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import cards, search
@@ -52,9 +53,15 @@ def main(flag) -> int:
     topology = parse(flag.topology if count is None else f'{cards.REFERENCE}:{count}')
     if count and (flag.search or flag.quick):
         raise ValueError(f'--topology={flag.topology} is not for --search and has no --quick')
+    if flag.quick and topology.chip.gpu:
+        raise ValueError(
+            f'--quick is for TPUs, and --topology={flag.topology} names GPUs, whose compiler takes '
+            'seconds anyway: leave it out'
+        )
+    validate(flag.config)
+    if flag.unread == REFUSE:
+        refuse_unread(flag.config, given_keys(), search=flag.search)
     if not flag.search:
-        validate(flag.config)
-        refuse_unread(flag.config, given_keys())
         # before so many devices are made
         check_rollout(flag.config, topology.count)
     if not topology.can_compile:
@@ -82,7 +89,7 @@ def _one(flag, topology: Topology) -> tuple[str, dict, bool]:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration of the run.')
+    define_config('Configuration of the run.', reads='plan')
     flags.DEFINE_string(
         'topology',
         None,

@@ -40,7 +40,7 @@ def main(flag) -> int:
 
 
 if __name__ == '__main__':
-    define_run_flags()
+    define_run_flags(reads='process_reward')
     define_output('out', None, 'The file; default WORKDIR/process.npz.', '.npz')
     flags.mark_flags_as_required(['config', 'workdir'])
     run_main(main)

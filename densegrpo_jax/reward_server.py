@@ -38,7 +38,9 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration; only its `reward` is read.', training=False)
+    define_config(
+        'Configuration; only its `reward` is read.', training=False, reads='reward_server'
+    )
     flags.DEFINE_string(
         'host',
         '127.0.0.1',

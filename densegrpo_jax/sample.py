@@ -27,11 +27,9 @@ from densegrpo_jax.sampling.draw import draw, write_sheet
 
 
 def main(flag) -> None:
-    out, prompts = made_ready(flag.out), list(flag.prompt)
+    out, prompts = made_ready(flag.out), [check_text(p, '--prompt') for p in flag.prompt]
     if flag.prompts:
         prompts += [p.text for p in prompts_from(flag.prompts, quoted_target=False)]
-    for text in flag.prompt:
-        check_text(text, '--prompt')
     if not prompts:
         raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
     images, captions = draw(
@@ -50,7 +48,8 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration: model, size, guidance and, with --workdir, the policy.')
+    what = 'Configuration: model, size, guidance and, with --workdir, the policy.'
+    define_config(what, reads='sample')
     define_policy_flags('drawn')
     define_whole('copies', 1, 'Images per prompt.', 1, 10_000)
     define_whole('steps', 0, 'ODE steps; 0 = config.eval.steps.', 0, 1000)

@@ -107,6 +107,7 @@ def main(flag, extra: Sequence[str]) -> int:
                         'densegrpo_jax.calibrate',
                         f'--config={flag.config}',
                         *extra,
+                        '--unread=warn',  # `extra` is of the trainings
                     ]
                     tool(
                         [*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'],

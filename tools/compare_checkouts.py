@@ -87,6 +87,8 @@ class Checkout:
         line = [self.python, '-m', f'densegrpo_jax.{name}', f'--config={case.recipe}']
         line += [f'--config.{key}={text(value)}' for key, value in overrides.items()]
         line += ['--cpu_devices=1'] if name in ('main', 'evaluate', 'calibrate') else []
+        if (pathlib.Path(self.folder) / 'densegrpo_jax/config/reads.py').exists():
+            line += ['--unread=warn']  # the overrides are for all commands
         line += arguments
         for key, value in values.items():
             line = [part.replace(f'{{{key}}}', str(value)) for part in line]

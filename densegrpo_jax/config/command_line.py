@@ -8,12 +8,11 @@ import difflib
 import functools
 import importlib.util
 import inspect
-import os
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
@@ -21,7 +20,10 @@ from ml_collections import ConfigDict, config_flags
 
 from densegrpo_jax.config.documents import RECIPE, SUFFIXES, from_document
 from densegrpo_jax.config.flag_types import define_whole, refuse
-from densegrpo_jax.config.given import check_flag_files, check_given
+from densegrpo_jax.config.given import NONE, check_flag_files, check_given
+from densegrpo_jax.config.help import show_help
+from densegrpo_jax.config.key import SCIENCE
+from densegrpo_jax.config.reads import READS, REFUSE, WARN, check_reads
 from densegrpo_jax.config.unknown import check_key
 from densegrpo_jax.runtime import console, entry, paths
 from densegrpo_jax.runtime.leaving import leave
@@ -75,9 +77,16 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
     app.run(run_to_its_end, flags_parser=_parse)
 
 
-def define_config(help_string: str, *, training: bool = True, listed: bool = False) -> None:
-    """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value. listed: --help
-    lists them.
+def define_config(
+    help_string: str, *, training: bool = True, listed: bool = False, reads: str = ''
+) -> None:
+    """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value.
+
+    Args:
+      training: the configuration is one of a training run, with every key of the table.
+      listed: --help lists the keys.
+      reads: the command, a name in `reads.READS`: keys that it does not read are refused, unless
+        its flag --unread says otherwise; '': it reads all.
     """
     try:
         check_flag_files(sys.argv)
@@ -86,7 +95,10 @@ def define_config(help_string: str, *, training: bool = True, listed: bool = Fal
     except (flags.Error, ValueError, OSError) as error:
         _refuse(error)
     # the library's own flag lets any error through
-    flags.FLAGS['config'].parser = _Configuration(training, listed)
+    flags.FLAGS['config'].parser = _Configuration(training, listed, reads)
+    if reads:
+        what = 'What happens to keys of the command line that decide results and are not read.'
+        flags.DEFINE_enum('unread', REFUSE, [REFUSE, WARN], what)
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
@@ -128,12 +140,12 @@ def define_seeds(count: int) -> None:
     )
 
 
-def define_run_flags(*, listed: bool = False) -> None:
+def define_run_flags(*, listed: bool = False, reads: str = '') -> None:
     """Defines the flags of `sampling.execution.execute`. Only commands call it: importing a module
-    defines none. listed: as in `define_config`.
+    defines none. listed, reads: as in `define_config`.
     """
     what = 'Recipe, by its name or file, with :devices=N,method=NAME; see docs/config.md.'
-    define_config(what, listed=listed)
+    define_config(what, listed=listed, reads=reads)
     define_folder('workdir', None, 'Where checkpoints, metrics and images go.')
     define_process_flags()
 
@@ -187,7 +199,26 @@ def given_recipe() -> str:
 
 def given_keys() -> set[str]:
     """The keys that the command line sets, after the flags were parsed."""
+    if _configuration() is None or flags.FLAGS['config'].value is None:
+        return set()
     return {*config_flags.get_override_values(flags.FLAGS['config'])}
+
+
+def check_read_keys() -> None:
+    """Refuses keys that the command does not read, or says so."""
+    parser, given = _configuration(), given_keys()
+    if parser is None or not parser.reads or not given:
+        return
+    if parser.training:
+        from densegrpo_jax.config.identity import kind_of  # imports jax
+
+        given = {key for key in given if kind_of(key) == SCIENCE}
+    try:
+        check_reads(parser.reads, READS[parser.reads], given)
+    except ValueError as error:
+        if flags.FLAGS.unread == REFUSE:
+            raise
+        print(f'note: {error}', file=sys.stderr)
 
 
 def load(argument: str, within: tuple[pathlib.Path, ...] = ()) -> ConfigDict:
@@ -293,11 +324,11 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
 
 class _Configuration(flags.ArgumentParser):
     """Loads the file, and checks the keys that the command line sets before the library looks for
-    them. training: of a training run, with every key of the table. listed: --help lists them.
+    them. The arguments are those of `define_config`.
     """
 
-    def __init__(self, training: bool = True, listed: bool = False):
-        self.training, self.listed, self.recipe = training, listed, ''
+    def __init__(self, training: bool = True, listed: bool = False, reads: str = ''):
+        self.training, self.listed, self.reads, self.recipe = training, listed, reads, ''
 
     def parse(self, argument: str) -> ConfigDict:
         try:
@@ -318,56 +349,43 @@ class _Configuration(flags.ArgumentParser):
         return 'configuration file'
 
 
+def _configuration() -> _Configuration | None:
+    """The parser of --config; None for a command without it."""
+    parser = flags.FLAGS['config'].parser if 'config' in flags.FLAGS else None
+    return parser if isinstance(parser, _Configuration) else None
+
+
 def _parse(args: list[str]) -> list[str]:
     try:
         check_flag_files(args)
         if any(arg.lstrip('-').startswith('help') for arg in args[1:]):
-            _show_help(args)
+            config = _configuration()
+            training = config is not None and config.training
+            show_help(args, keys=training, listed=config is not None and config.listed)
         left = flags.FLAGS(args)
-        check_given(args)
+        may_lack = _may_lack()
+        check_given(args, [f'config.{key}' for key in may_lack])
+        if lacking := [key for key in given_keys() & may_lack if _override(key) == NONE]:
+            flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(lacking, ''))
+        check_read_keys()
         return left
     # ValueError: also for --noswitch=value. RuntimeError: a path that begins with ~NOBODY.
     except (flags.Error, ValueError, OSError, RuntimeError) as error:
         _refuse(f'{error}\n(--help lists the flags)')
 
 
-def _show_help(args: list[str]) -> NoReturn:
-    """Prints what was asked for and exits; ValueError for unknown names."""
-    parser = flags.FLAGS['config'].parser if 'config' in flags.FLAGS else None
-    configuration = parser if isinstance(parser, _Configuration) and parser.training else None
-    names = _after_help(args) if configuration else []
-    try:
-        if not names:
-            try:
-                flags.FLAGS(args)
-            except SystemExit:
-                pass  # absl's --help leaves with 1, which says that something failed
-        if configuration:
-            _print_keys(names, configuration.listed)
-        sys.stdout.flush()
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
+def _may_lack() -> set[str]:
+    """The keys of a training that may be without a value."""
+    parser = _configuration()
+    if parser is None or not parser.training or not given_keys():
+        return set()
+    from densegrpo_jax.config.schema import KEYS  # imports jax
+
+    return {name for name, key in KEYS.items() if key.default == ''}
 
 
-def _after_help(args: list[str]) -> list[str]:
-    """The groups and keys of --help=GROUP, or of the words after --help."""
-    for i, arg in enumerate(args):
-        if arg.startswith('--help='):
-            return arg.partition('=')[2].split(',')
-        if arg == '--help':
-            return [word for word in args[i + 1 :] if not word.startswith('-')]
-    return []
-
-
-def _print_keys(names: Sequence[str], listed: bool) -> None:
-    """Prints keys for --help: those of `names`, or how to see them, and all if `listed`."""
-    from densegrpo_jax.config.key_help import hint, keys_text  # imports jax
-
-    text = keys_text(names).strip('\n') if names else f'\n{hint()}'
-    if listed and not names:
-        text += f'\n\nKeys, their defaults and values; a recipe sets some of them:\n\n{keys_text()}'
-    print(text)
+def _override(key: str) -> object:
+    return config_flags.get_override_values(flags.FLAGS['config'])[key]
 
 
 def said(error: object) -> str:

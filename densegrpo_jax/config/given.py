@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from absl import flags
 
 from densegrpo_jax.runtime.reading import read_text
 
+# of a key without a value: as empty, it may be a variable of the shell that is unset
+NONE = 'none'
 
-def check_given(args: Sequence[str]) -> None:
+
+def check_given(args: Sequence[str], may_lack: Collection[str] = ()) -> None:
     """Call it when the flags are parsed.
+
+    Args:
+      may_lack: flags of keys that may be without a value, which `NONE` says.
 
     Raises:
       ValueError: a flag is given as empty, as an unset variable of the shell makes it, or a flag
@@ -22,10 +28,11 @@ def check_given(args: Sequence[str]) -> None:
     """
     values: dict[str, list[str]] = {}
     for name, value in _given(args):
-        if not value.strip() and '.' not in name and flags.FLAGS[name].default != '':
+        if not value.strip() and not _is_choice(name, value):
+            lacks = f'; --{name}={NONE} unsets what a recipe sets' if name in may_lack else ''
             raise ValueError(
                 f'--{name}= is empty: is a variable of the shell unset? Give a value, or leave it '
-                'out'
+                f'out{lacks}'
             )
         if not isinstance(flags.FLAGS[name], flags.MultiFlag):
             values.setdefault(name, []).append(value)
@@ -55,6 +62,11 @@ def check_flag_files(args: Sequence[str], within: tuple[pathlib.Path, ...] = ())
             if str(path) not in ('.', os.devnull):
                 lines = read_text(path, '--flagfile').split('\n')
                 check_flag_files(lines, (*within, path))
+
+
+def _is_choice(name: str, value: str) -> bool:
+    flag = flags.FLAGS[name]
+    return isinstance(flag, flags.EnumFlag) and value in flag.parser.enum_values
 
 
 def _given(args: Sequence[str]) -> Iterator[tuple[str, str]]:

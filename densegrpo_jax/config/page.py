@@ -28,9 +28,12 @@ science is the same; devices, batches and names may differ. Keys marked with * m
 a run continues: they say when it ends or what else is measured, or are compared by their effect,
 like the noise table.
 
-A key of the command line that the chosen loss, credit rule, plan or kernel does not read is
-refused; of one that the recipe sets, the start of the run warns. If a method replaces a part, that
-part's options return to their defaults.
+An empty value on the command line is refused: it may be a variable of the shell that is unset.
+`none` stands for no value where the default is `''`, as in `--config.noise.psi_path=none`.
+
+A key of the command line that the command, or the chosen loss, credit rule, plan or kernel, does
+not read is refused (`--unread=warn` says so instead); of one that the recipe sets, the start of
+the run warns. If a method replaces a part, that part's options return to their defaults.
 """
 
 VARIANTS = """## Variants

@@ -46,7 +46,7 @@ def choose(
       ValueError, FileNotFoundError: a name has no run, or no checkpoint.
     """
     chosen = []
-    if workdir and not any(':' not in name for name in checkpoints):
+    if workdir and checkpoints and all(':' in name for name in checkpoints):
         raise ValueError(
             f'--workdir={workdir} is given, and every --checkpoint names a run of its own: leave '
             f'it out, or name a checkpoint of it, as {workdir}:best'

@@ -34,7 +34,7 @@ def main(flag) -> int:
 
 
 if __name__ == '__main__':
-    define_run_flags()
+    define_run_flags(reads='preflight')
     define_whole('prompts', 32, 'Training prompts to measure.', 4, 100_000)
     define_whole('group', 8, 'Samples of each.', 2, 1000)
     flags.DEFINE_list(

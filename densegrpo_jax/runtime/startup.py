@@ -82,6 +82,11 @@ def start_processes(
             '--coordinator=HOST:PORT, --num_processes and --process_id belong together: give all '
             'three, or none'
         )
+    if mode == 'off' and any(given):
+        raise ValueError(
+            '--distributed=off is for a single process, and --coordinator, --num_processes or '
+            '--process_id is given: leave one or the other out'
+        )
     port = re.fullmatch(r'.+:([0-9]{1,5})', coordinator)
     if coordinator and not (port and 0 < int(port[1]) < 65536):
         raise ValueError(

@@ -29,13 +29,14 @@ from densegrpo_jax.config.command_line import (
     run_main,
 )
 from densegrpo_jax.config.flag_types import define_whole
+from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.data.prompt_files import prompts_from
-from densegrpo_jax.data.prompts import Prompt, check_text, columns, ocr_prompt
+from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import load_prompts
+from densegrpo_jax.sampling.conditioning import check_targets, load_prompts
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import base_digest, check, load
@@ -46,9 +47,8 @@ from densegrpo_jax.search.run import check_results, make_budget, search, unseen_
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
     """The first `count` prompts of the flags, or else of the evaluation."""
     quoted = 'ocr' in config.reward
-    for text in given:
-        check_text(text, '--prompt')
-    prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in given]
+    texts = [check_text(text, '--prompt') for text in given]
+    prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in texts]
     if file:
         prompts += list(prompts_from(file, quoted_target=quoted))
     if not prompts:
@@ -91,11 +91,14 @@ def given_images(config, folder: str) -> np.ndarray:
 
 def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        refuse_unread(flag.config, given_keys(), search=True)
+        if flag.unread == REFUSE:
+            refuse_unread(flag.config, given_keys(), search=True)
         check_places(out, FILES, FOLDERS)
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
         checked.reward.check(*columns(prompts))
+        given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
+        check_targets(checked.pipeline, PromptSet(tuple(prompts)), given)
         unseen_rewards(checked, prompts)
         embedding_folder(flag.config.eval.embedding)
         given = given_images(flag.config, flag['from'].value) if flag['from'].value else None
@@ -119,7 +122,8 @@ def main(flag) -> int:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration: model, reward, steps and kernel of the sampler, and `search`.')
+    what = 'Configuration: model, reward, steps and kernel of the sampler, and `search`.'
+    define_config(what, reads='search')
     define_policy_flags('used')
     define_whole('count', 0, 'Search the first prompts only; 0 = all.', 0, 10_000_000)
     define_folder(

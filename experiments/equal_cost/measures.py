@@ -79,6 +79,7 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
                 *('python', '-m', 'densegrpo_jax.evaluate', f'--config={config}', *run.extra),
                 f'--config.eval.steps={steps}',
                 f'--config.text_cache={run.text_cache}',
+                '--unread=warn',  # `extra` is of the trainings
                 *(f'--workdir={run.folder}', '--checkpoint=latest', '--nobase', f'--out={out}'),
                 *(f'--group={GROUP}', f'--kl_prompts={KL_PROMPTS if steps == TRAINED else 0}'),
             ]
@@ -93,11 +94,11 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
 
 def means(path: pathlib.Path) -> dict[str, float]:
     """Column -> mean over the prompts that have a value, of a scores.csv of `evaluate`."""
-    with open(path, newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
+    of_prompt = ('policy', 'index', 'prompt')
+    rows = read_table(path, of_prompt, None)
     found = {}
-    for name in rows[0].keys() - {'policy', 'index', 'prompt'}:
-        known = [v for row in rows if not math.isnan(v := float(row[name]))]
+    for name in {*rows[0]}.difference(of_prompt) if rows else ():
+        known = [row[name] for row in rows if not math.isnan(row[name])]
         if known:
             found[name] = sum(known) / len(known)
     return dict(sorted(found.items()))

@@ -23,11 +23,13 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.command_line import check_key, load
+from densegrpo_jax.config.given import NONE
 from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.reading import read_json, shaped
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, StopRequest
 from densegrpo_jax.runtime.trees import dotted
 from experiments.reproduction.records import RUN_FILE, Records
@@ -48,7 +50,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The command that a person would type, without output folders."""
-        changes = [f'--config.{key}={value}' for key, value in self.changes]
+        changes = [_argument(key, value) for key, value in self.changes]
         return [
             'python',
             '-m',
@@ -65,11 +67,8 @@ class Run:
         run_file = self.folder / RUN_FILE
         if not (run_file.exists() and (self.folder / 'summary.json').exists()):
             return False
-        before, now = (
-            json.loads(run_file.read_text(encoding='utf-8'))['command'],
-            ' '.join(self.command),
-        )
-        return learned(before.split(' ')) == learned(now.split(' '))
+        before = shaped(read_json(run_file), {'command': str}, str(run_file))['command']
+        return learned(before.split(' ')) == learned(' '.join(self.command).split(' '))
 
 
 def learned(arguments: Sequence[str]) -> list[str]:
@@ -77,6 +76,10 @@ def learned(arguments: Sequence[str]) -> list[str]:
     of the display.
     """
     return [a for a in arguments if identity.kind_of(_key(a)) in (SCIENCE, None)]
+
+
+def _argument(key: str, value: object) -> str:
+    return f'--config.{key}={NONE if value == "" else value}'
 
 
 def _key(argument: str) -> str:
@@ -127,6 +130,8 @@ def _value(text: str, default: object) -> object:
     """A flag's text as a value of the default's type."""
     if isinstance(default, bool):
         return flags.BooleanParser().parse(text)
+    if default == '' and text == NONE:
+        return ''
     return ast.literal_eval(text) if isinstance(default, tuple) else type(default)(text)
 
 
@@ -138,7 +143,7 @@ def check_runs(runs: Sequence[Run]) -> None:
     """
     for run in {(run.config, run.changes, run.extra): run for run in runs}.values():
         config = load(run.config)
-        arguments = [*run.extra, *(f'--config.{key}={value}' for key, value in run.changes)]
+        arguments = [*run.extra, *(_argument(key, value) for key, value in run.changes)]
         for argument in arguments:
             if not argument.startswith('-'):
                 raise ValueError(f'{argument!r} after --: settings are given as --config.key=value')

@@ -182,6 +182,16 @@ def test_an_option_of_a_reward_need_not_stand_in_the_file(typed):
     assert {part.name for part, _ in build_reward(config.reward).parts} == {'ocr', 'jpeg'}
 
 
+def test_none_unsets_what_a_recipe_sets(typed, tmp_path):
+    (tmp_path / 'own.yaml').write_text('recipe: tiny_ocr\nnoise.psi_path: psi.json\n')
+    own = f'--config={tmp_path / "own.yaml"}'
+    assert typed(own, '--config.label=x')[2].noise.psi_path == 'psi.json'
+    _, _, config = typed(own, '--config.noise.psi_path=none', '--config.model.path=none')
+    assert config.noise.psi_path == '' and config.model.path == 'none' and config.is_locked
+    status, printed, _ = typed(own, '--config.noise.psi_path', ' ')
+    assert status == 2 and '--config.noise.psi_path=none unsets' in printed
+
+
 def test_a_recipe_is_known_by_its_name_anywhere(typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named, given = (

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from densegrpo_jax.config import command_line
+from densegrpo_jax.config import help
 from densegrpo_jax.config.key import Key
 from densegrpo_jax.config.key_help import GROUPS, WIDTH, hint, keys_text
 from densegrpo_jax.config.schema import KEYS, TABLE
@@ -60,7 +60,7 @@ def test_other_names_are_refused(name, meant):
     ],
 )
 def test_the_words_after_help(arguments, names):
-    assert command_line._after_help(arguments) == names
+    assert help._after_help(arguments) == names
 
 
 def test_the_command_prints_them():

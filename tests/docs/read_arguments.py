@@ -34,6 +34,7 @@ def instead_of_main(main, *, extra=False):
     for argument in left:  # settings behind --, which the command passes on to its runs
         key, _, _ = argument.removeprefix('--config.').partition('=')
         command_line.check_key(config, key, argument)
+    command_line.check_read_keys()
     config = config.copy_and_resolve_references()
     validate(config)
     refuse_unread(config, command_line.given_keys())

@@ -330,6 +330,9 @@ def test_evaluations_are_read_with_their_costs(tmp_path):
     assert (last['updates'], last['nfe'], last['seconds'], last['score']) == (2, 20.0, 2.0, 0.6)
     assert (last['kl'], last['reward']) == (2.0, pytest.approx(0.3))
     assert math.isnan(first['kl'])
+    path.write_text(json.dumps({'step': 'x', 'eval/ocr': 0.5, 'eval/standard_error': 0.1}))
+    with pytest.raises(ValueError, match="metrics.jsonl:1: step is 'x'; expected a number"):
+        read_evaluations(path, 'ocr')
 
 
 def test_the_configuration_of_a_run_has_its_arguments():
@@ -347,5 +350,6 @@ def test_the_configuration_of_a_run_has_its_arguments():
     )
     assert (found.credit.rule, found.loss.beta, found.plan.splits) == ('gae', 0.5, (0, 2))
     assert (found.model.scan, found.full, found.moving.steps) == (False, True, 'subset')
+    assert configured('tiny_ocr', ['--config.noise.psi_path=none']).noise.psi_path == ''
     with pytest.raises(ValueError, match='--config.rollout.steps=six: expected a whole number'):
         configured('tiny_ocr', ['--config.rollout.steps=six'])

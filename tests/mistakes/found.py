@@ -157,6 +157,19 @@ FOLDERS = [
         ['evaluate', TINY, '--out=o'],
         'scores.jsonl:2 is damaged (it holds policy)',
     ),
+    (
+        write(
+            'o/scores.jsonl',
+            '{"settings": {}}\n{"policy": "base", "set": "eval", "prompt": 0, "scores": null}\n',
+        ),
+        ['evaluate', TINY, '--out=o'],
+        'scores.jsonl:2 is damaged (the line: scores is None; expected an object)',
+    ),
+    (
+        write('o/search.jsonl', '{"settings": {}}\n{"spread": "x"}\n'),
+        [*SEARCH, '--out=o'],
+        "search.jsonl:2 is damaged (the line: spread is 'x'; expected a number)",
+    ),
     (write('run/config.json', '{"seed": 42,'), ['report', RUN], 'no config.json that can be read'),
     (write('run/config.json', b'\xe9'), ['report', RUN], 'no config.json that can be read'),
     (write('run/config.json', '[' * 100_000), ['report', RUN], 'no config.json that can be read'),
@@ -193,6 +206,21 @@ PROMPTS = [
         TRAIN,
         'tokens that the text encoders read',
     ),
+    *(
+        (
+            both(
+                write('p.txt', 'A sign ' + 'very ' * 60 + '"HI"\n'),
+                config("c.eval.panel.ocr = {'mode': 'recognise'}\nc.eval.panel_prompts = 'p.txt'"),
+            ),
+            arguments,
+            f'{key}: the targets of 1 of 1 prompts lie beyond',
+        )
+        for arguments, key in [
+            ([*SEARCH[:2], '--prompts=p.txt', SEARCH[-1]], '--prompts'),
+            (['evaluate', *OWN[1:2]], 'eval.panel_prompts'),
+            ([*OWN, '--config.guard.on=True'], 'eval.panel_prompts'),
+        ]
+    ),
     (write('p.txt', 'A "HI" ' + 'very ' * 9000), TRAIN, 'p.txt:1: a prompt of 45006 characters'),
     (write('p.txt', ''), DRAW, 'p.txt: the file holds no prompt'),
     (write('p.txt', 'word ' * 10000), DRAW, 'p.txt:1: a prompt of'),
@@ -228,6 +256,13 @@ PROMPTS = [
         SHAPES,
         "p.jsonl:1: the character 3 of the prompt 'a \\ud800' is not text",
     ),
+    (
+        write('p.json', '["A \\"HI\\""]\n'),
+        [*DRAW[:-1], '--prompts=p.json'],
+        'files of the kind .json',
+    ),
+    (write('p.tsv', 'prompt\nA\n'), [*DRAW[:-1], '--prompts=p.tsv'], 'expected .txt or no suffix'),
+    (write('p.JSONL', '["A"]\n'), [*DRAW[:-1], '--prompts=p.JSONL'], 'p.JSONL:1 holds'),
     (write('p.csv', 'prompt;n\nA;1\n'), TABLE, "commas between the values, not ';'"),
     (write('p.csv', 'prompt\tn\nA\t1\n'), TABLE, "commas between the values, not '\\t'"),
     (write('p.csv', ',text\nA,B\n'), TABLE, 'Name one after a colon, as p.csv:text'),
@@ -243,6 +278,11 @@ TOKENS = 'tokenizer/tokenizer.json'
 def set_to(key, value):
     """Changes a key of a parsed file."""
     return lambda parsed: parsed.update({key: value})
+
+
+def all_set(values):
+    """Changes keys of a parsed file."""
+    return lambda parsed: parsed.update(values)
 
 
 MODELS = [
@@ -275,6 +315,21 @@ MODELS = [
     (model(NETWORK, set_to('axes_dims_rope', [16, '56'])), MODEL, 'axes_dims_rope'),
     (model(SCHEDULER, set_to('use_dynamic_shifting', 'false')), MODEL, 'use_dynamic_shifting'),
     (model(SCHEDULER, set_to('max_shift', float('nan'))), MODEL, 'max_shift'),
+    (model(SCHEDULER, set_to('shift', 10**400)), MODEL, 'shift is 1000'),
+    (model('vae/config.json', set_to('scaling_factor', 10**400)), MODEL, 'scaling_factor is 1000'),
+    (
+        model(
+            SCHEDULER,
+            all_set({'use_dynamic_shifting': True, 'base_shift': 1000, 'max_shift': 1001}),
+        ),
+        MODEL,
+        'noise levels that do not fall from 1 to 0',
+    ),
+    (
+        model(SCHEDULER, all_set({'use_dynamic_shifting': True, 'max_image_seq_len': 256})),
+        MODEL,
+        'base_image_seq_len and max_image_seq_len are both 256',
+    ),
     (model('vae/config.json', set_to('scaling_factor', 'inf')), MODEL, 'scaling_factor'),
     (model('text_encoder/config.json', set_to('vocab_size', 5)), MODEL, 'vocab_size'),
     (model(TOKENS, '{'), MODEL, 'tokenizer'),
@@ -336,6 +391,11 @@ LORA = [
         "transformer_file='d'",
     ),
     (write('psi.json', json.dumps(PSI)), [*TRAIN[:3], PSI_PATH], 'psi.json is damaged'),
+    (
+        write('psi.json', json.dumps({**PSI, 'history': [[None]]})),
+        [*TRAIN[:3], PSI_PATH],
+        'psi.json is damaged: history[0][0] is None; expected a number',
+    ),
     (write('psi.json/x'), [*TRAIN[:3], PSI_PATH], 'psi.json'),
     (write('psi.json', '{'), ['main', TINY, RUN, '--config.noise.psi_path=psi.json'], 'psi.json'),
     (write('psi.json', '[]'), ['main', TINY, RUN, '--config.noise.psi_path=psi.json'], 'psi.json'),

@@ -1,0 +1,68 @@
+"""The keys that each command reads. One on its command line that it does not read would be ignored,
+and the results would be others than were asked for.
+
+Only keys that decide results count. A recipe is shared by all commands: what it sets counts
+nowhere, nor does a run's own config.json.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection
+from typing import NamedTuple
+
+REFUSE, WARN = 'refuse', 'warn'
+
+
+class Reads(NamedTuple):
+    """The keys that a command reads, as patterns of their dotted names, except those in `but`."""
+
+    keys: tuple[str, ...] = ('*',)
+    but: tuple[str, ...] = ()
+
+    def __contains__(self, key: object) -> bool:
+        like = lambda patterns: any(fnmatch.fnmatchcase(str(key), of) for of in patterns)
+        return like(self.keys) and not like(self.but)
+
+
+EVERYTHING = Reads()
+_POLICY = ('model.*', 'full', 'lora.*')
+_SCORING = ('seed', *_POLICY, 'rollout.*', 'noise.*', 'reward', 'reward.*', 'd2.*', 'data.*')
+_PANEL = ('eval.panel', 'eval.panel.*', 'eval.steps', 'eval.embedding')
+_AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
+_LEARNING = ('iterations', 'credit.*', 'loss.*', 'optim.*', 'ema.*', 'guard.*')
+
+READS = {
+    'main': Reads(but=('search.*',)),
+    'plan': EVERYTHING,  # `config.unread` knows better
+    'export': EVERYTHING,  # the model card tells them
+    'sample': Reads((*_POLICY, 'eval.steps')),
+    'evaluate': Reads(
+        (*_SCORING, *_PANEL, 'eval.panel_prompts', 'eval.best', 'plan.active', 'loss.cfg'),
+        ('data.train', *_AMOUNT),
+    ),
+    'search': Reads(
+        (*_SCORING, *_PANEL, 'search.*', 'plan.active', 'loss.cfg'), ('data.train', *_AMOUNT)
+    ),
+    # noise.psi_path has a refusal of its own
+    'calibrate': Reads(
+        (*_SCORING, 'calibration.*'), ('data.eval*', 'rollout.prompts', 'rollout.log_prob')
+    ),
+    'preflight': Reads(but=('guard.*', 'search.*')),
+    'direction': Reads(but=(*_LEARNING, 'calibration.*', 'search.*')),
+    'process_reward': Reads(but=(*_LEARNING, 'calibration.*', 'search.*')),
+    'reward_server': Reads(('reward', 'reward.*')),
+}
+
+
+def check_reads(command: str, reads: Reads, given: Collection[str]) -> None:
+    """Raises ValueError if a key that the command line sets, and that decides results, is not read
+    by the command of that name.
+    """
+    for key in sorted(given):
+        if key not in reads:
+            of = '' if reads.keys == ('*',) else f' (it reads {", ".join(reads.keys)})'
+            raise ValueError(
+                f'--config.{key} is given, and densegrpo_jax.{command} does not read it{of}: leave '
+                f'it out, or give --unread={WARN}'
+            )
