@@ -96,7 +96,7 @@ def test_the_model_family(tmp_path, monkeypatch):
         conditioning = jax.tree.map(lambda shape: jnp.ones(shape.shape, shape.dtype), shapes)
         velocity = pipeline.velocity_fn(params['transformer'], None, conditioning, 1.0, 32, 32)
         x = jax.random.normal(jax.random.key(0), (2, *pipeline.latent_shape(32, 32)))
-        velocities[name] = velocity(x, jnp.array([0.5, 0.25]))
+        velocities[name] = jax.jit(velocity)(x, jnp.array([0.5, 0.25]))
     wanted = (x - velocities['FluxPipeline']) / jnp.array([0.5, 0.25])[:, None, None]
     np.testing.assert_allclose(velocities['CleanFluxPipeline'], wanted, rtol=1e-6)
     assert float(jnp.abs(velocities['FluxPipeline']).max()) > 0.1

@@ -27,11 +27,11 @@ def test_folded_channel_scale_changes_latents_and_nothing_else(flux):
     vae, images = pipeline.vae, jax.random.uniform(jax.random.key(0), (2, 16, 32, 3), minval=-1)
     scale = np.linspace(0.3, 3.0, 16).astype(np.float32)
     folded = vae_stage.fold_channel_scale(params['vae'], scale)
-    mean, logvar = vae.apply({'params': params['vae']}, images, method='encode')
-    new_mean, new_logvar = vae.apply({'params': folded}, images, method='encode')
+    encode = jax.jit(lambda p: vae.apply({'params': p}, images, method='encode'))
+    (mean, logvar), (new_mean, new_logvar) = encode(params['vae']), encode(folded)
     np.testing.assert_allclose(new_mean, mean / scale, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(0.5 * new_logvar), jnp.exp(0.5 * logvar) / scale, rtol=1e-5)
-    decode = lambda p, z: vae.apply({'params': p}, z, method='decode')
+    decode = jax.jit(lambda p, z: vae.apply({'params': p}, z, method='decode'))
     np.testing.assert_allclose(
         decode(folded, new_mean), decode(params['vae'], mean), rtol=1e-4, atol=1e-5
     )
@@ -72,8 +72,12 @@ def test_distillation_is_solved_by_the_teacher_where_guidance_is_one(flux):
         'clip_ids': clip_ids,
         't5_ids': t5_ids,
     }
-    loss = lambda most: jax.jit(flow_stage.distil_loss(pipeline, params, empty, 32, 96, 0.5, most))
-    at = lambda most: loss(most)(params['transformer'], batch, jax.random.key(0))[0]
+
+    @jax.jit
+    def at(most):
+        loss_fn = flow_stage.distil_loss(pipeline, params, empty, 32, 96, 0.5, most)
+        return loss_fn(params['transformer'], batch, jax.random.key(0))[0]
+
     assert float(at(1.0)) < 1e-9 < 1e-4 < float(at(5.0))
 
 
