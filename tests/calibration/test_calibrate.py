@@ -20,7 +20,10 @@ from densegrpo_jax.sampling.conditioning import load_prompts
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.run import run as train
 from tests import miniature
+from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import Brightness
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 SMALL = {
     'iterations': 1,
@@ -110,21 +113,21 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
     # Stopped after every iteration; the same command continues.
     stop = StopRequest()
     write = noise.write
-    monkeypatch.setattr(
-        calibration.noise,
-        'write',
-        lambda path, document: (write(path, document), stop.__setattr__('signal_name', 'SIGTERM')),
-    )
-    for done in (1, 2):
-        with pytest.raises(Preempted):
-            stop.signal_name = None
-            calibrated(config, tmp_path / 'broken', stop)
-        partial = noise.read(tmp_path / 'broken' / 'psi.json')
-        assert len(partial['history']) == done and not partial['finished']
+
+    def write_and_stop(path, document):
+        write(path, document)
+        stop.signal_name = 'SIGTERM'
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration.noise, 'write', write_and_stop)
+        for done in (1, 2):
+            with pytest.raises(Preempted):
+                stop.signal_name = None
+                calibrated(config, tmp_path / 'broken', stop)
+            partial = noise.read(tmp_path / 'broken' / 'psi.json')
+            assert len(partial['history']) == done and not partial['finished']
     with pytest.raises(ValueError, match='after 2 iterations, not finished'):
         noise.calibrated_table(config, SIGMAS, MASKS, tmp_path / 'broken' / 'psi.json')
-    monkeypatch.undo()
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
     found, again = calibrated(config, tmp_path / 'broken')
     assert again == document
     np.testing.assert_array_equal(found, psi)
@@ -140,16 +143,14 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
         calibrated(make_config(folder, texts, **{'calibration.eps2': 0.1}), tmp_path / 'broken')
     # The prompts of a file may change under its name; an earlier version did not note what they
     # were.
-    monkeypatch.setattr(
-        session, 'load_prompts', lambda config, split: load_prompts(config, split)[:1000]
-    )
-    with pytest.raises(ValueError, match=r'other settings \(prompts of data.train: '):
-        calibrated(config, tmp_path / 'broken')
-    del document['settings']['prompts of data.train'], document['format']
-    noise.write(tmp_path / 'older' / 'psi.json', document)
-    np.testing.assert_array_equal(calibrated(config, tmp_path / 'older')[0], psi)
-    monkeypatch.undo()
-    monkeypatch.setitem(REWARDS, 'brightness', Brightness)
+    with monkeypatch.context() as patch:
+        fewer = lambda config, split: load_prompts(config, split)[:1000]
+        patch.setattr(session, 'load_prompts', fewer)
+        with pytest.raises(ValueError, match=r'other settings \(prompts of data.train: '):
+            calibrated(config, tmp_path / 'broken')
+        del document['settings']['prompts of data.train'], document['format']
+        noise.write(tmp_path / 'older' / 'psi.json', document)
+        np.testing.assert_array_equal(calibrated(config, tmp_path / 'older')[0], psi)
     longer = calibrated(
         make_config(folder, texts, **{'calibration.iterations': 4}), tmp_path / 'broken'
     )[1]

@@ -12,6 +12,7 @@ import pytest
 
 from densegrpo_jax.networks import attention, flux
 from densegrpo_jax.runtime.mesh import make_mesh
+from tests.networks.parity import random_tree
 
 
 def inputs(batch, tokens, heads, depth, dtype=jnp.float32):
@@ -121,11 +122,12 @@ def test_a_network_takes_the_kernel_it_is_given():
     kernel = functools.partial(
         attention.splash, mesh=make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}), interpret=True
     )
-    outputs = {}
-    for name, attend in (('xla', attention.xla), ('splash', kernel)):
-        network = flux.FluxTransformer(config, scan=True, zero_init=False, attend=attend)
-        params = jax.jit(flux.FluxTransformer(config, scan=True, zero_init=False).init)(key, *args)
-        outputs[name] = jax.jit(network.apply)(params, *args)
+    network = lambda attend: flux.FluxTransformer(config, scan=True, attend=attend)
+    params = random_tree(jax.eval_shape(network(attention.xla).init, key, *args))
+    outputs = {
+        name: jax.jit(network(attend).apply)(params, *args)
+        for name, attend in (('xla', attention.xla), ('splash', kernel))
+    }
     np.testing.assert_allclose(outputs['splash'], outputs['xla'], rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from densegrpo_jax.networks.attention import row_entropy
 from densegrpo_jax.pipelines.folder import load_pipeline
-from tests import miniature
+from tests import compiled, miniature
 
 RNG = np.random.default_rng(0)
 
@@ -54,7 +54,7 @@ def flux(tmp_path_factory):
 
 def probed(pipeline, params, guided=False):
     size, prompts = (32, 32), ['a red circle', 'a blue star']
-    text = pipeline.encode(params, *pipeline.tokenize([*prompts, '']))
+    text = compiled.encode(pipeline, params, [*prompts, ''])
     rows = lambda part: {name: a[part] for name, a in text.items()}
     x = jax.random.normal(jax.random.key(0), (2, *pipeline.latent_shape(*size)))
     s = jnp.array([0.9, 0.4])

@@ -170,7 +170,7 @@ def test_fresh_network_predicts_zero():
     config = flux.FluxConfig.from_json(BASE)
     fresh = lambda **kwargs: jax.jit(
         flux.FluxTransformer(config, scan=True, **kwargs).init_with_output
-    )(jax.random.key(0), *args)[0]
+    )(jax.random.key(0, impl='rbg'), *args)[0]  # compiles faster
     assert not fresh().any()
     assert fresh(zero_init=False).std() > 0.1
 

@@ -211,7 +211,8 @@ def test_fresh_network_predicts_zero():
     small = BASE | dict(num_layers=1, num_single_layers=1)
     args, config = inputs(small, 1, (2, 2), 3), flux2.Flux2Config.from_json(small)
     fresh = lambda **kwargs: jax.jit(flux2.Flux2Transformer(config, **kwargs).init_with_output)(
-        jax.random.key(0), *args
+        jax.random.key(0, impl='rbg'),
+        *args,  # compiles faster
     )[0]
     assert not fresh().any()
     assert fresh(zero_init=False).std() > 0.1

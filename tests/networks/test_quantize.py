@@ -154,9 +154,10 @@ def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
     def loss(adapters, params):
         return jnp.sum(jnp.square(net.apply({'params': params, 'lora': adapters}, *args)))
 
-    value, grad = jax.jit(jax.value_and_grad(loss))(adapters, stored)
-    expected, expected_grad = jax.jit(jax.value_and_grad(loss))(adapters, plain)
-    original, _ = jax.jit(jax.value_and_grad(loss))(adapters, params)
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    value, grad = value_and_grad(adapters, stored)
+    expected, expected_grad = value_and_grad(adapters, plain)
+    original, _ = value_and_grad(adapters, params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5) != float(original)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()),

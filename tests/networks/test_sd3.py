@@ -10,7 +10,7 @@ import pytest
 from densegrpo_jax.networks import lora, sd3
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights.stored import open_file
-from tests.networks.parity import relative_error, unsettled
+from tests.networks.parity import random_tree, relative_error, unsettled
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -159,9 +159,10 @@ def test_adapters_reach_every_linear_layer():
             config, scan=scan, lora=lora.LoraConfig(2, 4.0, targets), zero_init=False
         )
         args = inputs(shape, 2, (4, 4), 3)
-        variables = jax.jit(net.init)(jax.random.key(0), *args)
+        shapes = jax.eval_shape(net.init, jax.random.key(0), *args)
+        variables = random_tree(shapes)
         adapters = lora.init_adapters(net.lora, names, variables['params'], jax.random.key(1))
-        assert jax.tree.map(jnp.shape, adapters) == jax.tree.map(jnp.shape, variables['lora'])
+        assert jax.tree.map(jnp.shape, adapters) == jax.tree.map(jnp.shape, shapes['lora'])
         apply = jax.jit(net.apply)
         base = apply({'params': variables['params']}, *args)
         adapted = lambda lora: apply({'params': variables['params'], 'lora': lora}, *args)

@@ -17,7 +17,7 @@ from densegrpo_jax.networks import lora
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
-from tests import miniature
+from tests import compiled, miniature
 
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
@@ -38,7 +38,7 @@ def opened(kind, folder, scan=False, targets=None):
         config, pipeline.adapter_names(), params['transformer'], jax.random.key(0)
     )
     draw = lambda path, leaf: (
-        leaf + 0.5 * jax.random.normal(jax.random.key(len(str(path))), leaf.shape)
+        leaf + np.float32(0.5 * np.random.default_rng(len(str(path))).standard_normal(leaf.shape))
     )
     return pipeline, params, jax.tree_util.tree_map_with_path(draw, adapters), config
 
@@ -58,7 +58,7 @@ def in_layout(layout, layers, pipeline, params):
 
 
 def our_latents(pipeline, params, adapters, noise, guidance=1.0):
-    conditioning = pipeline.encode(params, *pipeline.tokenize([PROMPT]))
+    conditioning = compiled.encode(pipeline, params, [PROMPT])
     velocity = pipeline.velocity_fn(params['transformer'], adapters, conditioning, guidance, *SIZE)
     return np.asarray(jax.jit(lambda x: ode_rollout(velocity, x, pipeline.sigmas(3, *SIZE)))(noise))
 

@@ -22,7 +22,7 @@ from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
 from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.training.run import run
-from tests import miniature
+from tests import compiled, miniature
 from tests.training.small_run import FEW
 
 PROMPTS = ['A neon sign that says "HELLO"', 'A chalkboard that reads "JAX"']
@@ -56,14 +56,14 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     expected_images = np.round(pipe(**call, output_type='np').images * 255).astype(np.uint8)
 
     pipeline, params = load_pipeline(folder, text_length=1)
-    conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
-    negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
+    conditioning = compiled.encode(pipeline, params, PROMPTS)
+    negative = compiled.encode(pipeline, params, ['']) if guidance != 1 else None
     velocity = pipeline.velocity_fn(
         params['transformer'], None, conditioning, guidance, 32, 48, negative=negative
     )
     sigmas = pipeline.sigmas(5, 32, 48)
     latents = ode_rollout(velocity, pipeline.initial_scale(sigmas) * noise, sigmas)
-    images, finite = pipeline.decode(params, latents, 32, 48)
+    images, finite = compiled.decode(pipeline, params, latents, 32, 48)
     ours = np.asarray(pipeline.spatial(latents, 32, 48))
     assert finite.all() and np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(np.asarray(images, np.int32) - expected_images).max() <= 1 and images.std() > 5

@@ -9,7 +9,7 @@ import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
-from tests import miniature
+from tests import compiled, miniature
 
 PROMPTS = [
     'A neon sign that says "HELLO"',
@@ -25,13 +25,13 @@ def folder(tmp_path_factory):
 
 def ours(folder, height, width, steps, guidance, noise, *, scan=False):
     pipeline, params = load_pipeline(folder, text_length=16, scan=scan)
-    conditioning = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
-    negative = pipeline.encode(params, *pipeline.tokenize([''])) if guidance != 1 else None
+    conditioning = compiled.encode(pipeline, params, PROMPTS)
+    negative = compiled.encode(pipeline, params, ['']) if guidance != 1 else None
     velocity = pipeline.velocity_fn(
         params['transformer'], None, conditioning, guidance, height, width, negative=negative
     )
     latents = ode_rollout(velocity, jnp.asarray(noise), pipeline.sigmas(steps, height, width))
-    images, finite = pipeline.decode(params, latents, height, width)
+    images, finite = compiled.decode(pipeline, params, latents, height, width)
     assert finite.all()
     return np.asarray(latents), np.asarray(images)
 

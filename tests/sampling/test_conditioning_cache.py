@@ -19,7 +19,7 @@ from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.conditioning import place, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache, fingerprint
 from densegrpo_jax.sampling.session import open_base
-from tests import miniature
+from tests import compiled, miniature
 
 PROMPTS = [f'A neon sign that says "{word}"' for word in ('ONE', 'TWO', 'THREE', 'FOUR', 'FIVE')]
 
@@ -187,7 +187,7 @@ def test_arrays_are_those_that_the_pipeline_declares(tmp_path):
 def test_declared_shapes_are_those_of_the_encoders(family, tmp_path):
     folder = getattr(miniature, f'random_{family}')(tmp_path)
     pipeline, params = load_pipeline(folder, text_length=16)
-    found = pipeline.encode(params, *pipeline.tokenize(PROMPTS[:2]))
+    found = compiled.encode(pipeline, params, PROMPTS[:2])
     shape = lambda tree: {name: (a.shape, a.dtype) for name, a in tree.items()}
     assert shape(found) == shape(pipeline.conditioning_shapes(2))
 

@@ -18,7 +18,7 @@ from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling.guidance import guidance_maker
 from densegrpo_jax.sampling.process_reward import Probe, ProcessReward
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule, normal_rows, sample_keys
-from tests import miniature
+from tests import compiled, miniature
 
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 SIZE, GROUP = (16, 32), 4
@@ -74,7 +74,7 @@ def sample(opened, sizes=(1, 1, 1), **changes):
         given = (process.inputs(PROMPTS),)
         maker = (guidance_maker(pipeline, config, schedule, mesh, process.reward),)
     rollout = make_rollout(pipeline, config, schedule, mesh, *maker)
-    text = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
+    text = compiled.encode(pipeline, params, PROMPTS)
     key = key_data(stream_key(0, 1, 0))
     found, *_ = rollout(params, None, text, None, key, np.arange(2), schedule.noise_levels, *given)
     return jax.device_get(found), schedule.sigmas, *given
@@ -89,7 +89,7 @@ def plain(opened):
 def networks(opened):
     """(velocity, hidden states) of the base at both prompts' samples, outside a rollout."""
     pipeline, params = opened
-    text = repeat_rows(pipeline.encode(params, *pipeline.tokenize(PROMPTS)), GROUP)
+    text = repeat_rows(compiled.encode(pipeline, params, PROMPTS), GROUP)
     options = (text, 1.5, *SIZE)
     return (
         pipeline.velocity_fn(params['transformer'], None, *options),
@@ -228,7 +228,7 @@ def test_hidden_states_are_what_the_output_layer_sees(tmp_path, family):
     """
     pipeline, params = load_pipeline(FAMILIES[family](tmp_path), text_length=16)
     size = (32, 32)
-    text = pipeline.encode(params, *pipeline.tokenize(PROMPTS))
+    text = compiled.encode(pipeline, params, PROMPTS)
     x = jax.random.normal(jax.random.key(0), (2, *pipeline.latent_shape(*size)))
     s = jnp.full(2, 0.5)
     options = text, 1.5, *size

@@ -12,7 +12,7 @@ from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
 from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling import sampler as sampling
 from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
-from tests import miniature
+from tests import compiled, miniature
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def sample(opened, prompts, places, **changes):
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     schedule = make_schedule(pipeline, config)
     rollout = make_rollout(pipeline, config, schedule, mesh)
-    conditioning = pipeline.encode(params, *pipeline.tokenize(prompts))
+    conditioning = compiled.encode(pipeline, params, prompts)
     return rollout(
         params,
         None,
@@ -125,7 +125,7 @@ def test_one_program_serves_any_noise_table_and_its_numbers_are_those_of_a_const
     mesh = make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
     schedule = make_schedule(pipeline, config)
     rollout = make_rollout(pipeline, config, schedule, mesh)
-    conditioning = pipeline.encode(params, *pipeline.tokenize(['A neon sign that says "ONE"']))
+    conditioning = compiled.encode(pipeline, params, ['A neon sign that says "ONE"'])
     arguments = (params, None, conditioning, None, key_data(stream_key(0, 1, 0)), np.arange(1))
     given = [
         rollout(*arguments, levels)[0]

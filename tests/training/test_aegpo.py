@@ -17,6 +17,7 @@ from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.rounds import check_rounds, group_sizes, paired
+from tests import compiled
 from tests.training.small_run import (
     SMOOTH,
     after_one_iteration,
@@ -121,7 +122,7 @@ def test_the_probe_follows_the_policys_ode(folder, sizes):
     config = make_config(folder, **AEGPO)
     mesh = make_mesh(dict(zip(('data', 'fsdp', 'tensor'), sizes)), jax.devices()[: np.prod(sizes)])
     sigmas = pipeline.sigmas(4, 16, 32)
-    text = pipeline.encode(params, *pipeline.tokenize(['a sign', 'a red star', 'a dog', 'a cat']))
+    text = compiled.encode(pipeline, params, ['a sign', 'a red star', 'a dog', 'a cat'])
     full = jax.tree.map(lambda a: a + 0.02 * np.ones_like(a), params['transformer'])
     key, places = key_data(jax.random.key(3)), np.array([2, 0, 5, 1])
     probe = make_probe(pipeline, config, sigmas, mesh, base=True)

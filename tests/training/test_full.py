@@ -20,6 +20,9 @@ from densegrpo_jax.sampling.loading import load_policy
 from densegrpo_jax.sampling.session import check, load_weights, open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
+from tests.programs import shared_programs  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 SMALL = {
     'iterations': 2,

@@ -4,15 +4,13 @@ steps, and base models with classifier-free guidance.
 
 import json
 
-import jax
 import pytest
 
 from configs import flux2_klein_ocr, flux2_klein_pickscore, zimage_ocr, zimage_pickscore
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import FEW
+from tests.training.small_run import FEW, one_device
 
 SMALL = {
     'iterations': 1,
@@ -55,12 +53,7 @@ def test_runs_on_a_small_folder(case, tmp_path):
     config.model.path = str(folder)
     config.reward = {'jpeg': {'weight': 1.0}}
     config.update_from_flattened_dict(SMALL | changes)
-    run(
-        config,
-        tmp_path / 'run',
-        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
-        StopRequest(),
-    )
+    run(config, tmp_path / 'run', one_device(), StopRequest())
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     first = json.loads(lines[1])
     assert first['train/ratio_deviation_first'] <= 1e-6

@@ -148,19 +148,25 @@ def test_a_loss_on_clean_samples_trains_and_continues(folder, tmp_path, monkeypa
     assert whole['step'] == 2 and np.isfinite(last['train/loss'])
 
 
-def test_parts_of_ones_own_train_as_those_of_the_package(folder, tmp_path, monkeypatch):
-    """Kernel and noise to the bit. The page's method as `gae` with the clipped loss: with λ = 1 the
-    later gains add up to what is still gained, and at the ratio 1 there is neither pull nor clip.
+def test_the_method_of_the_page_trains_as_its_formula(folder, tmp_path):
+    """As `gae` with the clipped loss: with λ = 1 the later gains add up to what is still gained,
+    and at the ratio 1 there is neither pull nor clip.
     """
+    cases = {'page': GIVEN, 'gae': GAE, 'usual': {}}
+    page, gae, usual = (trained(folder, tmp_path / name, **of) for name, of in cases.items())
+    moved_alike(page, gae, 1e-2)
+    with pytest.raises(AssertionError, match='policy/'):
+        moved_alike(page, usual, 0.1)
+
+
+@pytest.mark.slow
+def test_parts_of_ones_own_train_as_those_of_the_package(folder, tmp_path, monkeypatch):
+    """Kernel and noise, to the bit."""
     (tmp_path / 'own_parts.py').write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    cases = {'own': NAMED, 'shipped': SHIPPED, 'page': GIVEN, 'gae': GAE, 'usual': {}}
-    found = {name: trained(folder, tmp_path / name, **of) for name, of in cases.items()}
-    own, shipped, usual = found['own'], found['shipped'], found['usual']
+    cases = {'own': NAMED, 'shipped': SHIPPED, 'usual': {}}
+    own, shipped, usual = (trained(folder, tmp_path / name, **of) for name, of in cases.items())
     assert own.keys() == shipped.keys()
     for name in own:
         np.testing.assert_array_equal(own[name], shipped[name], name)
     assert any(np.abs(own[n] - usual[n]).max() > 1e-6 for n in own if n.startswith('policy/'))
-    moved_alike(found['page'], found['gae'], 1e-2)
-    with pytest.raises(AssertionError, match='policy/'):
-        moved_alike(found['page'], usual, 0.1)

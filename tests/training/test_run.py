@@ -130,7 +130,16 @@ Checkpoints.save = interrupting
 """
 
 
-def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
+@pytest.mark.parametrize(
+    'signals',
+    [
+        pytest.param({2: signal.SIGKILL}, id='killed'),
+        pytest.param(
+            {2: signal.SIGKILL, 3: signal.SIGTERM}, id='then stopped', marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_resume_after_signals_is_exact(folder, tmp_path, signals):
     """Killed with -9, and stopped with SIGTERM, the run ends with the very bits of an uninterrupted
     one. test_kill_storm.py kills at random moments.
     """
@@ -138,17 +147,17 @@ def test_resume_after_kill_and_after_sigterm_is_exact(folder, tmp_path):
     how = dict(flags=QUICK, cache=tmp_path / 'compiled')
     start = lambda workdir, **more: command(folder, workdir, '--config.iterations=4', **how, **more)
 
-    def ends(code, number, step):
+    def ends(number, step):
         config = tmp_path / f'at_{step}.py'
         config.write_text(INTERRUPTED.format(step=step, number=int(number)))
         process = start(broken, config=config)
         _, log = process.communicate()
-        assert process.returncode == code, log
+        assert process.returncode == (75 if number == signal.SIGTERM else -number), log
 
     finished(start(tmp_path / 'first'))  # compiles what the others read back
     finished(start(straight))
-    ends(-signal.SIGKILL, signal.SIGKILL, 2)
-    ends(75, signal.SIGTERM, 3)
+    for step, number in signals.items():
+        ends(number, step)
     finished(start(broken))
     (step, expected, progress), (found_step, found, found_progress) = (
         final_state(straight),

@@ -4,15 +4,13 @@ sampling alone, or none.
 
 import json
 
-import jax
 import pytest
 
 from configs import sd35_ocr
-from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
-from tests.training.small_run import FEW
+from tests.training.small_run import FEW, one_device
 
 SMALL = {
     'iterations': 1,
@@ -55,12 +53,7 @@ def test_runs_on_a_small_folder(folder, changes, calls, tmp_path):
     config.model.path = str(folder)
     config.reward = SMALL['reward']
     config.update_from_flattened_dict({k: v for k, v in SMALL.items() if k != 'reward'} | changes)
-    run(
-        config,
-        tmp_path,
-        make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2]),
-        StopRequest(),
-    )
+    run(config, tmp_path, one_device(), StopRequest())
     first = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][1]
     assert first['train/ratio_deviation_first'] <= 1e-6
     # The grid of shift 3 ends in an almost clean state: of four transitions the last two are

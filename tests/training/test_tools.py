@@ -32,6 +32,9 @@ from densegrpo_jax.sampling.state import init_state, optimiser, start_from
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.hub import hub
+from tests.programs import shared_programs  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,13 @@
+"""Parts of a pipeline as one program each, which compiles sooner than operation after operation."""
+
+import jax
+
+
+def encode(pipeline, params, prompts):
+    """Conditioning of texts."""
+    return jax.jit(lambda p, ids: pipeline.encode(p, *ids))(params, pipeline.tokenize(prompts))
+
+
+def decode(pipeline, params, latents, height, width):
+    """Pictures [B, H, W, 3] uint8, and which of them are finite [B]."""
+    return jax.jit(lambda p, z: pipeline.decode(p, z, height, width))(params, latents)
