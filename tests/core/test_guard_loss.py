@@ -2,6 +2,8 @@
 clipping by hand, and the means that the rollouts keep for it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,7 @@ def sampled(kernel, complete=(), shifted=False, **options):
     return run_plan(velocity_fn, NOISE[T], GRID, LEVELS[kernel], plan, noise, **options)
 
 
+@functools.cache
 def record_of(kernel, **options):
     rollout = sampled(kernel, keep_means=True, **options)
     return transitions(rollout, {OUTCOME: ADVANTAGE}, np.repeat([0, 1], 3))
@@ -51,6 +54,7 @@ def step_at(theta, t, kernel):
     return sde_step(velocity(theta, t.x, t.s), *at, sample=t.x_next, kernel=kernel)
 
 
+@functools.partial(jax.jit, static_argnames=('kernel', 'clip_range'))
 def guard_of(theta, t, kernel, clip_range=2e-6, mask=None):
     return guard_loss(
         step_at(theta, t, kernel),

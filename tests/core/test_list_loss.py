@@ -2,6 +2,8 @@
 not change it, and who belongs to a list.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,7 @@ LOG_RATIO = RNG.normal(size=M).astype(np.float32)
 REWARD = RNG.normal(size=M).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnames=('temperature', 'reward_temperature'))
 def terms(log_ratio, reward, ids=IDS, used=ALL, temperature=0.5, reward_temperature=1.0):
     options = {'temperature': temperature, 'reward_temperature': reward_temperature}
     return listwise_loss(log_ratio, reward, ids, used, **options)

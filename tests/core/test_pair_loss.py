@@ -2,6 +2,8 @@
 clamped branch is taken.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +23,16 @@ X, NOISE = RNG.normal(size=(2, M, 3, 4)).astype(np.float32)
 POLICY = RNG.normal(size=(4, 4)).astype(np.float32) / 2
 
 
+summands = jax.jit(pair_terms, static_argnames=('clip_range', 'pairs'))
+
+
 def total(log_ratio, advantage, weight=1.0, ids=None, used=None, clip_range=1e-4, pairs='all'):
     m = len(log_ratio)
     ids = np.zeros(m, int) if ids is None else ids
     used = np.ones(m, bool) if used is None else used
     weight = np.broadcast_to(np.float32(weight), m)
     options = {'clip_range': clip_range, 'pairs': pairs}
-    return pair_terms(log_ratio, advantage, weight, ids, used, **options).sum()
+    return summands(log_ratio, advantage, weight, ids, used, **options).sum()
 
 
 def test_the_numbers_of_its_source():
@@ -45,6 +50,7 @@ def test_the_numbers_of_its_source():
         assert float(found) / 2 == pytest.approx(expected[k], rel=1e-5, abs=1e-7)
 
 
+@jax.jit
 def steps(policy):
     v = jnp.tanh(X @ policy) + 0.3 * X
     return sde_step(v, X, 0.8, 0.6, 0.7, sample=X + 0.3 * NOISE)
@@ -53,6 +59,7 @@ def steps(policy):
 OLD = steps(POLICY).log_prob
 
 
+@functools.partial(jax.jit, static_argnames='pairs')
 def loss_at(policy, pairs='all', mask=ALL, advantage=ADVANTAGE):
     options = {'mask': mask, 'weight': WEIGHT, 'clip_range': 1e-4, 'pairs': pairs}
     return pair_loss(steps(policy), OLD, {'outcome': advantage}, IDS, **options)
