@@ -166,8 +166,8 @@ def test_scanned_and_unscanned_trees_convert():
 
 
 def test_fresh_network_predicts_zero():
-    args = inputs(BASE, 1, (2, 2), 3)
-    config = flux.FluxConfig.from_json(BASE)
+    small = BASE | dict(num_layers=1, num_single_layers=1)
+    args, config = inputs(small, 1, (2, 2), 3), flux.FluxConfig.from_json(small)
     fresh = lambda **kwargs: jax.jit(
         flux.FluxTransformer(config, scan=True, **kwargs).init_with_output
     )(jax.random.key(0, impl='rbg'), *args)[0]  # compiles faster
