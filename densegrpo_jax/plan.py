@@ -29,6 +29,7 @@ and seconds per prompt.
 from __future__ import annotations
 
 import json
+import pathlib
 
 import jax
 from absl import flags, logging
@@ -42,12 +43,13 @@ from densegrpo_jax.planning import cards, search
 from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.planning.plan import check_rollout, plan, plan_search, table
 from densegrpo_jax.planning.topology import Topology, parse
-from densegrpo_jax.runtime.paths import made_ready
+from densegrpo_jax.runtime.paths import writable
+from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.trees import json_value
 
 
 def main(flag) -> int:
-    out = made_ready(flag.out) if flag.out else None
+    out = writable(flag.out) if flag.out else None
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the planned devices
     count = cards.count_of(flag.topology)
     topology = parse(flag.topology if count is None else f'{cards.REFERENCE}:{count}')
@@ -74,6 +76,7 @@ def main(flag) -> int:
         text, result, fits = _one(flag, topology)
     print(text)
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(
             json.dumps(json_value(result), indent=2, allow_nan=False) + '\n', encoding='utf-8'
         )
@@ -85,6 +88,14 @@ def _one(flag, topology: Topology) -> tuple[str, dict, bool]:
     how = (flag.config, topology, flag.utilisation, flag.quick)
     result = plan_search(*how) if flag.search else plan(*how)
     return (search.table(result) if flag.search else table(result)), result, result['fits']
+
+
+def _is_plan(path: pathlib.Path) -> bool:
+    """Whether a file is of this command."""
+    try:
+        return {'estimated_on_cpu', 'fits'} <= read_json(path).keys()
+    except (OSError, ValueError):
+        return False
 
 
 def define_flags() -> None:
@@ -103,7 +114,7 @@ def define_flags() -> None:
         'Compile for TPUs with the least effort: faster, and more memory in the plan than in a '
         'run.',
     )
-    define_output('out', None, 'JSON file for the result.', '.json')
+    define_output('out', None, 'JSON file for the result.', '.json', _is_plan)
     flags.DEFINE_bool('search', False, 'Plan config.search instead of a training run.')
 
 

@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, define_runs, run_main
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.paths import made_ready, output_problem
+from densegrpo_jax.runtime.paths import output_problem, writable
 from densegrpo_jax.viewing.report import FOLDER, one_file, write_report
 
 
@@ -32,7 +32,8 @@ def main(flag) -> None:
     page = write_report(out, workdirs)
     logging.info('made %s', page)
     if flag.one_file is not None:
-        file = made_ready(flag.one_file)
+        file = writable(flag.one_file)
+        file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, one_file(page))
         logging.info('made %s', file)
 

@@ -22,16 +22,20 @@ from densegrpo_jax.config.command_line import (
 from densegrpo_jax.config.flag_types import define_output, define_whole
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import check_text
-from densegrpo_jax.runtime.paths import made_ready
-from densegrpo_jax.sampling.draw import draw, write_sheet
+from densegrpo_jax.runtime.paths import foreign, writable
+from densegrpo_jax.sampling.draw import draw, is_drawn, single_file, write_sheet
 
 
 def main(flag) -> None:
-    out, prompts = made_ready(flag.out), [check_text(p, '--prompt') for p in flag.prompt]
+    out, prompts = writable(flag.out), [check_text(p, '--prompt') for p in flag.prompt]
     if flag.prompts:
         prompts += [p.text for p in prompts_from(flag.prompts, quoted_target=False)]
     if not prompts:
         raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
+    if flag.single:
+        for i in range(len(prompts) * flag.copies * (1 + flag.compare)):
+            if problem := foreign(single_file(out, i), is_drawn):
+                raise ValueError(f'--single: {problem}')
     images, captions = draw(
         flag.config,
         prompts,
@@ -59,7 +63,7 @@ def define_flags() -> None:
         'compare', False, 'With --workdir: also the base model, same noise, each pair side by side.'
     )
     sheet = 'Contact sheet to write; --single also writes every image.'
-    define_output('out', 'samples.png', sheet, '.png')
+    define_output('out', 'samples.png', sheet, '.png', is_drawn)
     goes_with('compare', 'workdir')
     flags.DEFINE_bool('single', False, 'Also write every image as a separate PNG, next to --out.')
 

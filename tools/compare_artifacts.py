@@ -25,7 +25,9 @@ DESCRIBES_SETTINGS = re.compile(
     r'[.:](settings|fingerprint)[.]'
     r'|^(?!.*(transformer|vae|encoder\w*|tokenizer\w*)/).*config\.json:'
 )
-SKIPPED_FILES = re.compile(r'(^|/)(checkpoints|tensorboard|text|compiled)/|(^|/)lock$')
+SKIPPED_FILES = re.compile(
+    r'(^|/)(checkpoints|tensorboard|text|compiled)/|(^|/)(lock|\.densegrpo\.json)$'
+)
 
 
 @dataclasses.dataclass

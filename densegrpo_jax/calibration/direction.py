@@ -25,6 +25,7 @@ from densegrpo_jax.rewards.directional import (
     write_direction,
 )
 from densegrpo_jax.runtime.mesh import batch_shards
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_DIRECTION, key_data, stream_key
@@ -131,6 +132,7 @@ def run(
     """
     d, name = config.d2, check_direction(config)
     config.d2.file = ''  # learned for the reward as it is without
+    claim(workdir, (), ('text',), hosts=stop.communicator.hosts)
     checked = check(config, mesh, stop, needs=('train',))
     (reward,) = [part for key, (part, _) in zip(config.reward, checked.reward.parts) if key == name]
     chosen = pictured(checked.train, d.pictures)

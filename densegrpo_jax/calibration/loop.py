@@ -32,6 +32,8 @@ from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
+from densegrpo_jax.runtime.outputs import claim
+from densegrpo_jax.runtime.paths import foreign
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_CALIBRATION, key_data, stream_key
@@ -53,12 +55,31 @@ def run(
     Args:
       workdir: holds the conditioning, unless `config.text_cache` names a folder.
     """
+    claim(workdir, (), ('text',), hosts=stop.communicator.hosts)
+    check_ours(out)
     checked = check(config, mesh, stop, needs=('train', 'start'))
-    prepare(checked)
-    if out.exists():
-        noise.read(out)  # the errors of a file of another kind, before the prompts are encoded
+    check_file(checked, out)
     session = load(checked, [p.text for p in visited_prompts(config, checked.train)], workdir)
     return calibrate(session, out, start_policy(session))
+
+
+def check_file(checked: Checked, path: pathlib.Path) -> None:
+    """Raises the errors of `calibrate` that show before anything is loaded: of `prepare`, and of a
+    file of this configuration that is there.
+    """
+    _, schedule = prepare(checked)
+    if path.exists() and not checked.config.lora.init_from:  # its weights are among the settings
+        _opened(path, schedule, checked, None)
+
+
+def check_ours(path: pathlib.Path) -> None:
+    """Raises ValueError if the file `path` is there and of another kind, or if the figure beside it
+    would replace somebody's.
+    """
+    if path.exists():
+        noise.read(path)
+    elif problem := foreign(path.with_suffix('.png'), lambda _: False):
+        raise ValueError(problem)
 
 
 def start_policy(session: Session) -> dict | None:

@@ -27,6 +27,7 @@ from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import check_batch, replicated
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROCESS, key_data, stream_key
@@ -117,6 +118,7 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     sized = config.copy_and_resolve_references()
     with sized.unlocked():
         sized.update_from_flattened_dict(_AS_SAMPLED)
+    claim(workdir, (), ('text',), hosts=stop.communicator.hosts)
     checked = check(sized, mesh, stop, needs=('train', 'schedule'))
     r = sized.rollout
     check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')

@@ -29,7 +29,7 @@ from densegrpo_jax.runtime import console, entry, paths
 from densegrpo_jax.runtime.leaving import leave
 from densegrpo_jax.runtime.reading import missing
 
-UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
+UNUSABLE = entry.UNUSABLE  # exit status: arguments, settings or files that cannot be used
 # the errors that such arguments raise, wherever they are found
 UNUSABLE_ERRORS = (app.UsageError, ValueError, OSError, ModuleNotFoundError)
 
@@ -102,10 +102,10 @@ def define_config(
 
 
 def define_folder(name: str, default: str | None, help_string: str) -> None:
-    """A flag that names a folder of this machine; None if optional. Those that cannot be used
-    (`runtime.paths.folder_problem`) are refused before anything is written.
+    """A flag that names a folder of this machine, as a path without ~; None if optional. Those that
+    cannot be used (`runtime.paths.folder_problem`) are refused before anything is written.
     """
-    flags.DEFINE_string(name, default, help_string)
+    flags.DEFINE(_Folder(), name, default, help_string, serializer=flags.ArgumentSerializer())
     refuse(name, paths.folder_problem)
 
 
@@ -320,6 +320,16 @@ def _recipe_file(name: str, argument: str) -> pathlib.Path:
         f'--config={argument}: there is no recipe {name!r}; {hint}recipes: {", ".join(known)}; one '
         'of your own is named by its file'
     )
+
+
+class _Folder(flags.ArgumentParser):
+    """A path whose ~ is the home folder."""
+
+    def parse(self, argument: str) -> str:
+        return str(pathlib.Path(argument).expanduser()) if argument.startswith('~') else argument
+
+    def flag_type(self) -> str:
+        return 'string'
 
 
 class _Configuration(flags.ArgumentParser):

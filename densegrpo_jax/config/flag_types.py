@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -35,13 +36,25 @@ def define_real(
     _check(name, lambda x: math.isfinite(x) and above < x <= high, expected)
 
 
-def define_output(name: str, default: str | None, help_string: str, suffix: str) -> None:
+def define_output(
+    name: str,
+    default: str | None,
+    help_string: str,
+    suffix: str,
+    ours: Callable[[pathlib.Path], bool] | None = None,
+) -> None:
     """A flag for a file that the command writes; None if optional. What can be known of it now is
     checked now, not after the work: its suffix, whether it is a folder, whether one can be made
-    for it.
+    for it, and whether it holds what this command did not write.
+
+    ours: whether a file that is there is the command's; None: it checks that itself.
     """
     flags.DEFINE_string(name, default, help_string)
-    refuse(name, lambda value: paths.output_problem(value, suffix))
+
+    def problem(value: str) -> str | None:
+        return paths.output_problem(value, suffix) or (ours and paths.foreign(value, ours))
+
+    refuse(name, problem)
 
 
 def refuse(name: str, problem: Callable[[Any], str | None]) -> None:

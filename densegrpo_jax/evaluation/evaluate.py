@@ -17,13 +17,15 @@ from densegrpo_jax.evaluation import tables
 from densegrpo_jax.evaluation.divergence import KL, Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import Evaluation, Evaluator, check_group
-from densegrpo_jax.evaluation.panel import PANEL, Policy, parts, settings
-from densegrpo_jax.evaluation.record import FILES, FOLDERS, Record
+from densegrpo_jax.evaluation.panel import PANEL, SETS, Policy, parts, settings
+from densegrpo_jax.evaluation.record import FILE as RECORD
+from densegrpo_jax.evaluation.record import FOLDERS, Record
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.runtime.paths import check_places
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.diagnosis import explain
@@ -60,7 +62,9 @@ def evaluate(
     """
     if not policies:
         raise ValueError('nothing to score: --nobase and no --checkpoint')
-    check_places(out, FILES, FOLDERS)
+    hosts = stop.communicator.hosts if stop else None
+    made = tables.files(SETS, [chosen.label for chosen in policies])
+    claim(out, (RECORD, *made), FOLDERS, known=is_journal(out / RECORD), hosts=hosts)
     checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:

@@ -19,6 +19,7 @@ from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
 
 PANEL = 'panel'  # the prompt set of eval.panel_prompts
+SETS = ('eval', PANEL)  # names of prompt sets
 
 
 class Policy(NamedTuple):
@@ -86,16 +87,16 @@ def panel_rewards(config) -> list[Reward]:
 
 
 def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
-    """Prompt set -> its prompts and rewards: 'eval', and 'panel' if the panel has its own prompts.
+    """Prompt set -> its prompts and rewards: of SETS, the second if the panel has its own prompts.
     Every reward has checked its prompts.
 
     Args:
       test: the evaluation's prompts. reward: the training reward.
     """
     panel = panel_rewards(config)
-    result = {'eval': Part(test, [reward])}
+    result = {SETS[0]: Part(test, [reward])}
     if (prompts := load_panel_prompts(config)) is None:
-        result['eval'].rewards.extend(panel)
+        result[SETS[0]].rewards.extend(panel)
     else:
         result[PANEL] = Part(prompts, panel)
     for part in result.values():

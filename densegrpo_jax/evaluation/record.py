@@ -8,20 +8,19 @@ import json
 import math
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.runtime.files import rename_if_new
+from densegrpo_jax.runtime.files import move_images, remove_files
 from densegrpo_jax.runtime.images import save
-from densegrpo_jax.runtime.journal import Journal
+from densegrpo_jax.runtime.journal import Journal, rows_left
 from densegrpo_jax.runtime.trees import json_value
 
-FILES = ('scores.jsonl', 'scores.csv', 'summary.md', 'side_by_side.png')  # of an evaluation
-FOLDERS = ('images', 'text')
+FILE = 'scores.jsonl'
+FOLDERS = ('images', 'text')  # of an evaluation
 FORMS = (  # of the lines
     {'settings': dict},
     {'policy': str, 'set': str, 'prompt': int, 'scores': {...: float | None}},
@@ -37,20 +36,22 @@ class Record:
     Args:
       folder: created if absent.
       settings: JSON values, everything that the scores depend on except the policy.
-      restart: forget earlier results.
+      restart: forget earlier results, and remove the images that they name.
 
     Raises:
       ValueError: the folder holds scores of other settings; the message names the keys that differ.
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
-        self._images, file = folder / 'images', folder / 'scores.jsonl'
+        self._images, file = folder / 'images', folder / FILE
         self._scores: dict[tuple[str, str, int], dict[str, float]] = {}
         old = folder / 'pictures'  # of earlier versions
-        if restart:
-            for images in (self._images, old):
-                shutil.rmtree(images, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+        if restart:
+            rows = rows_left(file, FORMS[1])
+            names = [_name(row) for row in rows if isinstance(row['prompt'], int)]
+            for images in (self._images, old):
+                remove_files(images, names)
         settings = json.loads(json.dumps(settings))
         self._journal = Journal(file, restart=restart, forms=FORMS)
         if not self._journal.rows:
@@ -61,7 +62,7 @@ class Record:
                 f'{file} holds scores of other settings ({identity.told(found)}). Name another '
                 'folder with --out, or forget them with --restart'
             )
-        rename_if_new(old, self._images)
+        move_images(old, self._images, map(_name, rows))
         for row in rows:
             scores = {
                 name: math.nan if value is None else value for name, value in row['scores'].items()
@@ -82,7 +83,7 @@ class Record:
     ) -> None:
         """Stores (more) scores of a prompt, and its image."""
         if image is not None:  # first: a prompt with scores has its image
-            save(self._path(policy, prompt_set, prompt), image)
+            save(self._images / _named(policy, prompt_set, prompt), image)
         self._scores.setdefault((policy, prompt_set, prompt), {}).update(scores)
         values = json_value(scores)
         self._journal.append(
@@ -91,8 +92,16 @@ class Record:
 
     def image(self, policy: str, prompt_set: str, prompt: int) -> np.ndarray | None:
         """The stored image, uint8 [H, W, 3]; None if there is none."""
-        path = self._path(policy, prompt_set, prompt)
+        path = self._images / _named(policy, prompt_set, prompt)
         return np.asarray(Image.open(path).convert('RGB')) if path.exists() else None
 
-    def _path(self, policy: str, prompt_set: str, prompt: int) -> pathlib.Path:
-        return self._images / re.sub(r'[^\w.-]', '_', policy) / f'{prompt_set}_{prompt:05d}.png'
+
+def _named(policy: str, prompt_set: str, prompt: int) -> str:
+    """The image's name in the folder of images."""
+    folder = re.sub(r'[^\w.-]', '_', policy)
+    return f'{folder}/{prompt_set}_{prompt:05d}.png'
+
+
+def _name(row: Mapping) -> str:
+    policy, prompt_set, prompt = (row[key] for key in ('policy', 'set', 'prompt'))
+    return _named(str(policy), str(prompt_set).replace('/', '_'), int(prompt))

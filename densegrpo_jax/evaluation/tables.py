@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pathlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,6 +26,12 @@ NOTES = {
 }
 
 
+def files(sets: Iterable[str], policies: Sequence[str]) -> list[str]:
+    """What `write` writes, for the names of prompt sets and policies."""
+    kinds = ['scores.csv', 'side_by_side.png', *map(_sheet, policies)]
+    return ['summary.md', *(_prefix(name) + kind for name in sets for kind in kinds)]
+
+
 def write(
     out: pathlib.Path, config, sets: dict[str, PromptSet], results: dict[str, dict[str, Evaluation]]
 ) -> None:
@@ -34,13 +41,21 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     pages = []
     for name, policies in results.items():
-        prompts, prefix = sets[name], '' if name == 'eval' else f'{name}_'
+        prompts, prefix = sets[name], _prefix(name)
         write_csv(out / f'{prefix}scores.csv', prompts, policies)
         pages.append(summary(config, name, prompts, policies))
         for policy, result in policies.items():
-            result.save_sheet(out / f'{prefix}{policy.replace(" ", "_").replace("/", "_")}.png')
+            result.save_sheet(out / (prefix + _sheet(policy)))
         side_by_side(out / f'{prefix}side_by_side.png', policies)
     (out / 'summary.md').write_text('\n\n'.join(pages) + '\n', encoding='utf-8')
+
+
+def _prefix(prompt_set: str) -> str:
+    return '' if prompt_set == 'eval' else f'{prompt_set}_'
+
+
+def _sheet(policy: str) -> str:
+    return policy.replace(' ', '_').replace('/', '_') + '.png'
 
 
 def write_csv(path: pathlib.Path, prompts: PromptSet, policies: dict[str, Evaluation]) -> None:

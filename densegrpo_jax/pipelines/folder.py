@@ -331,7 +331,7 @@ def build_pipeline(
 
 
 def folder_names(pipeline: Pipeline) -> list[str]:
-    """The files that `save_pipeline` writes directly in its folder."""
+    """The file, then the folders, that `save_pipeline` writes directly in its folder."""
     tokenizers = [e.tokenizer for e in pipeline.TEXT_ENCODERS]
     components = [pipeline.folder(name) for name in pipeline.INDEX]
     return ['model_index.json', 'scheduler', *components, *tokenizers]

@@ -33,8 +33,9 @@ from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
-from densegrpo_jax.runtime.paths import check_places
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PREFLIGHT, key_data, stream_key
@@ -67,7 +68,9 @@ def run(
       Preempted: a stop was requested; measured prompts are kept.
       ValueError, FileNotFoundError: the configuration cannot be used.
     """
-    check_places(out, (FILE, page.FILE, page.PAGE), ('images', 'text'))
+    files = FILE, page.FILE, page.PAGE
+    known, hosts = is_journal(out / FILE), stop.communicator.hosts
+    claim(out, files, ('images', 'text'), known=known, hosts=hosts)
     checked = check(config, mesh, stop, needs=('train', 'test', 'schedule'))
     schedule = checked.schedule
     if not kernel_of(config).noisy:

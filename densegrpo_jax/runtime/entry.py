@@ -9,6 +9,7 @@ import signal
 import sys
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells have it
+UNUSABLE = 2  # exit status: arguments, settings or files that cannot be used
 
 
 def begin(package: str) -> None:
@@ -25,8 +26,14 @@ def begin_command() -> None:
 
     In a locale that is not UTF-8, such as C with PYTHONUTF8=0, the process starts itself anew in
     Python's UTF-8 mode, and so do the processes that it starts. Characters that a stream cannot
-    show, as with PYTHONIOENCODING=ascii, are written as escapes.
+    show, as with PYTHONIOENCODING=ascii, are written as escapes. In a folder that has been removed,
+    which no path can start from, the process ends with one line and UNUSABLE.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.write(2, b'error: the current folder has been removed; change to another one\n')
+        sys.exit(UNUSABLE)
     encoding = codecs.lookup(sys.getfilesystemencoding()).name
     # If the mode is set and has no effect (python -E), starting anew would never end.
     if encoding != 'utf-8' and os.environ.get('PYTHONUTF8') != '1' and sys.executable:

@@ -5,11 +5,13 @@ ensures that a folder has one writer.
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import pathlib
 import re
 import socket
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from absl import logging
@@ -19,7 +21,8 @@ from densegrpo_jax.runtime.hosts import Hosts
 
 # a file in folders that a run writes or wrote to; the system's lock on it counts, not its existence
 LOCK = 'lock'
-# what it holds; earlier versions named no command
+RECORD = '.densegrpo.json'  # lists the names of what our commands wrote in a folder (`outputs`)
+# what LOCK holds; earlier versions named no command
 _HOLDER = re.compile(r'process \d+(?: of (?P<command>[\w-]+))? on (?P<machine>.+)')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 # Seconds to wait for the holder. A process killed on this machine may still be releasing its
@@ -62,10 +65,27 @@ def replace_file(path: pathlib.Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def rename_if_new(old: pathlib.Path, new: pathlib.Path) -> None:
-    """Gives a file or folder its name of today, unless that name is taken."""
-    if old.exists() and not new.exists():
-        old.rename(new)
+def move_images(old: pathlib.Path, new: pathlib.Path, names: Iterable[str]) -> None:
+    """Moves files of earlier versions from the folder `old` to `new`, unless they are there.
+
+    names: of the files in the folder; a name may have folders.
+    """
+    for name in names:
+        if (old / name).is_file() and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (old / name).rename(new / name)
+    remove_files(old, ())
+
+
+def remove_files(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Removes these files, then the folders in `folder` that are empty, and `folder` itself if it
+    is. Others stay.
+    """
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for each in (*folder.glob('*/'), folder):
+        with contextlib.suppress(OSError):
+            each.rmdir()
 
 
 @contextlib.contextmanager
@@ -82,8 +102,14 @@ def only_writer(folder: pathlib.Path, hosts: Hosts, command: str = ''):
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    file = None
     with Agreement(hosts, 'lock').alike():
-        file = lock(folder, command) if hosts.primary else None
+        if hosts.primary:
+            names, own = {*os.listdir(folder)}, {n: _text(folder / n) for n in (LOCK, RECORD)}
+            file = lock(folder, command)
+            if own[RECORD] is None and _held(own[LOCK]):
+                # earlier versions kept no record: what lies beside their lock is theirs
+                replace_file(folder / RECORD, json.dumps(sorted(names - {LOCK})) + '\n')
     if file is None:
         yield
         return
@@ -93,10 +119,20 @@ def only_writer(folder: pathlib.Path, hosts: Hosts, command: str = ''):
         finally:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where there are no locks
-                if [path.name for path in folder.iterdir()] == [LOCK]:
-                    (folder / LOCK).unlink()
+                if {*os.listdir(folder)} <= {*names, LOCK, RECORD}:
+                    for name in (n for n in own if own[n] is None):
+                        (folder / name).unlink(missing_ok=True)
                     for path in made:
                         path.rmdir()
+
+
+def _text(path: pathlib.Path) -> str | None:
+    return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else None
+
+
+def _held(text: str | None) -> bool:
+    """Whether a file LOCK with this text, if there is one, is ours."""
+    return text is not None and (not text.strip() or bool(_HOLDER.fullmatch(text.strip())))
 
 
 def lock(folder: pathlib.Path, command: str = ''):

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from densegrpo_jax.runtime.files import replacing
 
 GAP, LINE, INK, PAPER = 4, 13, (30, 30, 30), (250, 250, 250)
 MAX_LINES = 3  # of a caption
+MAKER = 'Software'  # the key of a PNG's text that says what made it
 
 
 def grid(
@@ -123,17 +125,32 @@ def wrap(text: str, width: int, font) -> list[str]:
     return lines
 
 
-def save(path: pathlib.Path, sheet: np.ndarray) -> pathlib.Path:
+def save(path: pathlib.Path, sheet: np.ndarray, maker: str = '') -> pathlib.Path:
     """Writes uint8 [rows, cols, 3] as PNG, whole or not at all; creates folders as needed. Returns
     the path.
+
+    maker: what makes it, for `made_by`.
     """
-    path = pathlib.Path(path)
+    path, text = pathlib.Path(path), PngInfo()
+    if maker:
+        text.add_text(MAKER, maker)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        Image.fromarray(sheet).save(file, format='PNG')
+        Image.fromarray(sheet).save(file, format='PNG', pnginfo=text)
     return path
 
 
-def save_grid(path: pathlib.Path, images: np.ndarray, **options) -> pathlib.Path:
-    """Writes `grid(images, **options)` as PNG; creates folders as needed. Returns the path."""
-    return save(path, grid(images, **options))
+def made_by(path: pathlib.Path) -> str:
+    """What has made a PNG, as it says itself; '' if it does not, or is no PNG."""
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get(MAKER, ''))
+    except (OSError, ValueError, SyntaxError):
+        return ''
+
+
+def save_grid(
+    path: pathlib.Path, images: np.ndarray, *, maker: str = '', **options
+) -> pathlib.Path:
+    """Writes `grid(images, **options)` as PNG, see `save`. Returns the path."""
+    return save(path, grid(images, **options), maker)

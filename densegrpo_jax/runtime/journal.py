@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import check_file, parse_json, shaped
+
+
+def rows_left(path: pathlib.Path, form: Collection[str]) -> list[dict]:
+    """The objects with these keys in a file that may be damaged, or no Journal at all."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            row = parse_json(line.decode(), 'the line')
+            rows += [row] if set(form) <= row.keys() else []
+    return rows
+
+
+def is_journal(path: pathlib.Path) -> bool:
+    """Whether a file is a Journal that begins with settings."""
+    return bool(rows_left(path, ('settings',)))
 
 
 class Journal:

@@ -1,4 +1,6 @@
-"""Output folders: a command never overwrites its own input, nor files that others wrote."""
+"""Output folders: a command never overwrites its own input, nor what others wrote. Single files:
+`paths.foreign`.
+"""
 
 from __future__ import annotations
 
@@ -7,48 +9,84 @@ import os
 import pathlib
 from collections.abc import Collection, Iterable
 
-from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.agreement import Agreement
+from densegrpo_jax.runtime.files import RECORD, replace_file
+from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.reading import parse_json, read_text, shown
-
-RECORD = '.densegrpo.json'  # in an output folder: lists the names that our commands wrote there
 
 
 def claim(
     folder: pathlib.Path,
-    names: Collection[str],
+    files: Collection[str],
+    folders: Collection[str] = (),
+    *,
     read: Iterable[pathlib.Path] = (),
     closed: Iterable[pathlib.Path] = (),
+    known: bool = False,
+    hosts: Hosts | None = None,
 ) -> None:
-    """Creates `folder` if needed and marks `names` in it as ours: this command and later ones may
+    """Creates `folder` if needed and marks names in it as ours: this command and later ones may
     write them.
 
     Args:
-      names: files and folders directly in it. read: folders that the command reads. closed: those
-        of which every file is somebody's own, so that nothing is written anywhere in them.
+      files, folders: names directly in it.
+      read: files and folders that the command reads.
+      closed: folders of which every file is somebody's own, so that nothing is written anywhere in
+        them.
+      known: results of this command are in the folder, so that it is ours also without its record,
+        as after a copy.
+      hosts: the processes that make this call together; None: this process alone.
 
     Raises:
-      ValueError: the command reads from the folder, or the folder holds one of the names from
-        another writer. Raised before anything is written.
+      ValueError: the command would overwrite what it reads, or one of the names is of another kind
+        or of another writer. Raised before anything is written.
     """
-    for other in read:
-        if folder.exists() and other.exists() and os.path.samefile(folder, other):
+    hosts = hosts or Hosts()
+    with Agreement(hosts, 'outputs').alike():
+        if hosts.primary:
+            check_places(folder, files, folders)
+            _check_inputs(folder, (*files, *folders), read, closed)
+            _mark(folder, {*files, *folders}, known)
+
+
+def _check_inputs(
+    folder: pathlib.Path,
+    names: Iterable[str],
+    read: Iterable[pathlib.Path],
+    closed: Iterable[pathlib.Path],
+) -> None:
+    for other in (other for other in read if other.exists()):
+        if folder.exists() and os.path.samefile(folder, other):
             raise ValueError(
-                f'--out={folder} is {other}, which this command reads and would overwrite; name '
-                'another folder'
+                f'the output folder {folder} is {other}, which this command reads and would '
+                'overwrite; name another folder'
+            )
+        within = lambda name: other.resolve().is_relative_to((folder / name).resolve())  # noqa: B023
+        if hit := next(filter(within, names), None):
+            raise ValueError(
+                f'this command reads {other} and would overwrite it, as it writes '
+                f'{folder / hit}; name another folder'
             )
     for other in closed:
         if folder.resolve().is_relative_to(other.resolve()):
             raise ValueError(
-                f'--out={folder} is in {other}, which this command reads; name a folder outside it'
+                f'the output folder {folder} is in {other}, which this command reads; name a '
+                'folder outside it'
             )
+
+
+def _mark(folder: pathlib.Path, names: set[str], known: bool) -> None:
     record = folder / RECORD
-    known = parse_json(read_text(record), str(record), list) if record.exists() else []
-    if not all(isinstance(name, str) for name in known):
-        raise ValueError(f'{record} holds {shown(known)}; expected names of files: remove it')
-    if strangers := sorted(n for n in names if os.path.lexists(folder / n) and n not in known):
+    ours = parse_json(read_text(record), str(record), list) if record.exists() else []
+    if not all(isinstance(name, str) for name in ours):
+        raise ValueError(f'{record} holds {shown(ours)}; expected names of files: remove it')
+    strangers = sorted(n for n in names if os.path.lexists(folder / n) and n not in ours)
+    if strangers and not known:
         raise ValueError(
-            f'--out={folder} holds {", ".join(strangers[:3])}, which this command did not write: '
-            'name another folder, or move that away'
+            f'{folder} holds {", ".join(strangers[:3])}, which this command did not write: name '
+            'another folder, or move that away'
         )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(record, json.dumps(sorted({*known, *names})) + '\n')
+    if not names <= {*ours}:
+        replace_file(record, json.dumps(sorted({*ours, *names})) + '\n')

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from densegrpo_jax.runtime.reading import kind
 
@@ -70,6 +70,16 @@ def output_problem(file: str | pathlib.Path, suffix: str) -> str | None:
     return None
 
 
+def foreign(file: str | pathlib.Path, ours: Callable[[pathlib.Path], bool]) -> str | None:
+    """What is wrong with a file to write, and what to do, if something of that name is there and
+    `ours` does not know it as this command's; else None.
+    """
+    path = pathlib.Path(file).expanduser()
+    if os.path.lexists(path) and not ours(path):
+        return f'{path} is there, and this command did not write it: name another, or move it away'
+    return None
+
+
 def check_places(folder: pathlib.Path, files: Iterable[str], folders: Iterable[str]) -> None:
     """Raises ValueError if one of the names that a command writes in `folder` is there, and is of
     the other kind or a link to nothing.
@@ -99,15 +109,15 @@ def _bytes(size: float) -> str:
     return f'{size / 2**30:.2f} GiB' if size >= 2**29 else f'{size / 2**20:.2f} MiB'
 
 
-def made_ready(path: str | pathlib.Path) -> pathlib.Path:
-    """The absolute path of a file to write, whose folder exists now and can be written to.
+def writable(path: str | pathlib.Path) -> pathlib.Path:
+    """The absolute path of a file to write, which can be made; leaves nothing behind.
 
     Raises:
       OSError: it cannot; names the folder.
     """
     file = pathlib.Path(path).expanduser().absolute()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    trial = file.with_name(f'.{file.name}.trial')
+    there = next(folder for folder in file.parents if folder.exists())
+    trial = there / f'.{file.name}.trial'
     trial.touch()
     trial.unlink(missing_ok=True)  # another process of the run may have been here
     return file

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.runtime.images import made_by, save_grid
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
-from densegrpo_jax.sampling.loading import load_policy
+from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import base_digest, check, load
+
+MAKER = 'densegrpo sample'
 
 
 def draw(
@@ -33,6 +35,8 @@ def draw(
     model's. At most `eval.batch` images are drawn together.
     """
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
+    if workdir:
+        find_step(pathlib.Path(workdir), checkpoint)  # before the model is opened
     checked = check(config, mesh)
     policies = [] if workdir else [('base', None)]
     if workdir:
@@ -67,6 +71,16 @@ def write_sheet(
     """Writes a contact sheet of `draw`; single: also every image as a separate PNG beside it."""
     width = images.shape[2]
     columns, scale = max(1, min(len(images), 1536 // max(width, 192))), max(1, 192 // width)
-    save_grid(out, images, columns=columns, scale=scale, captions=captions)
+    save_grid(out, images, columns=columns, scale=scale, captions=captions, maker=MAKER)
     for i, image in enumerate(images if single else ()):
-        save_grid(out.with_name(f'{out.stem}_{i:04d}.png'), image[None], columns=1)
+        save_grid(single_file(out, i), image[None], columns=1, maker=MAKER)
+
+
+def single_file(out: pathlib.Path, i: int) -> pathlib.Path:
+    """The file of image i beside the sheet."""
+    return out.with_name(f'{out.stem}_{i:04d}.png')
+
+
+def is_drawn(path: pathlib.Path) -> bool:
+    """Whether `write_sheet` has written a file."""
+    return made_by(path) == MAKER

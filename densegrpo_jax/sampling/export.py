@@ -53,10 +53,11 @@ configuration.
 """
 
 
-def written(pipeline: Pipeline, layout: str) -> list[str]:
-    """The file names that an export writes in its folder."""
-    files = {'peft': [FILENAME], 'kohya': [KOHYA_FILENAME], MERGED: folder_names(pipeline)}
-    return [*files[layout], 'README.md', 'config.json', CURVE]
+def written(pipeline: Pipeline, layout: str) -> tuple[list[str], list[str]]:
+    """The names of files and of folders that an export writes in its folder."""
+    index, *folders = folder_names(pipeline) if layout == MERGED else [None]
+    files = {'peft': FILENAME, 'kohya': KOHYA_FILENAME, MERGED: index}
+    return [files[layout], 'README.md', 'config.json', CURVE], folders
 
 
 def snippet(
@@ -189,8 +190,9 @@ def export(
     pipeline = open_shapes(exact, mesh) if checked is None else checked.pipeline
     evaluations = _evaluations(workdir)
     base = [checked.folder] if checked else []
-    closed = [workdir / 'checkpoints', *base]
-    claim(out, written(pipeline, layout), read=[workdir, *base], closed=closed)
+    file = pathlib.Path(config.model.transformer_file).expanduser()
+    read = [workdir, *base, *([file] if config.model.transformer_file and checked else [])]
+    claim(out, *written(pipeline, layout), read=read, closed=[workdir / 'checkpoints', *base])
     digest = base_digest(checked) if checked else None
     policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint, digest)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
@@ -228,6 +230,6 @@ def export(
     (out / 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n', encoding='utf-8')
     if target is not None:
         what = f'{title(config, out.name)}, {step} updates ({layout})'
-        address = push(target, out, written(pipeline, layout), what)
+        address = push(target, out, sum(written(pipeline, layout), []), what)
         logging.info('pushed to %s, %s', address, 'public' if public else 'private')
     return out / filename

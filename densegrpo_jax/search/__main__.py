@@ -34,7 +34,8 @@ from densegrpo_jax.config.unread import refuse_unread
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
-from densegrpo_jax.runtime.paths import check_places
+from densegrpo_jax.runtime.journal import is_journal
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, load_prompts
 from densegrpo_jax.sampling.execution import execute
@@ -93,16 +94,19 @@ def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
         if flag.unread == REFUSE:
             refuse_unread(flag.config, given_keys(), search=True)
-        check_places(out, FILES, FOLDERS)
+        source = flag['from'].value
+        read = [pathlib.Path(source)] if source else []
+        known, hosts = is_journal(out / FILES[0]), stop.communicator.hosts
+        claim(out, FILES, FOLDERS, read=read, known=known, hosts=hosts)
+        images = given_images(flag.config, source) if source else None
+        embedding_folder(flag.config.eval.embedding)
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))
         prompts = chosen_prompts(flag.config, flag.prompt, flag.prompts, flag.count)
         checked.reward.check(*columns(prompts))
         given = '--prompt' if flag.prompt else '--prompts' if flag.prompts else 'data.eval'
         check_targets(checked.pipeline, PromptSet(tuple(prompts)), given)
         unseen_rewards(checked, prompts)
-        embedding_folder(flag.config.eval.embedding)
-        given = given_images(flag.config, flag['from'].value) if flag['from'].value else None
-        make_budget(checked, 0 if given is None else len(given))
+        make_budget(checked, 0 if images is None else len(images))
         policy = None
         if flag.workdir:
             run = pathlib.Path(flag.workdir).expanduser()
@@ -111,9 +115,9 @@ def main(flag) -> int:
             )
             logging.info('searching with step %d of %s', step, run)
         # what is wrong with earlier results is said before the prompts are encoded
-        check_results(checked, policy, prompts, out, restart=flag.restart, given=given)
+        check_results(checked, policy, prompts, out, restart=flag.restart, given=images)
         session = load(checked, [p.text for p in prompts], out)
-        search(session, policy, prompts, out, given=given)
+        search(session, policy, prompts, out, given=images)
         logging.info('made %s', out / 'summary.md')
 
     prompts = flag.config.search.prompts

@@ -11,7 +11,7 @@ import numpy as np
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.retired import renamed
-from densegrpo_jax.runtime.files import rename_if_new, replace_file
+from densegrpo_jax.runtime.files import move_images, replace_file
 from densegrpo_jax.runtime.images import save, save_grid
 from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.markdown import table
@@ -60,7 +60,8 @@ class Results:
                 f'{folder / FILE} holds a search of other settings ({identity.told(found)}). '
                 'Name another folder with --out, or forget it with --restart'
             )
-        rename_if_new(folder / OLD_IMAGES, folder / IMAGES)
+        names = [name for row in rows if 'prompt' in row for name in _images(row['prompt'])]
+        move_images(folder / OLD_IMAGES, folder / IMAGES, names)
         for row in rows:
             if 'spread' in row:
                 self.spread = row['spread']
@@ -155,15 +156,19 @@ def draw(
             captions.append(f'best at {spent}: {shown(reached[-1][1])}')
     images += list(final)
     captions += [f'final {shown(json_value(s))}' for s in scores]
-    width = images[0].shape[1]
+    width, (sheet, best) = images[0].shape[1], _images(index)
     save_grid(
-        folder / IMAGES / f'{index:05d}.png',
+        folder / IMAGES / sheet,
         np.stack(images),
         columns=max(1, min(5, 1536 // width)),
         scale=max(1, 192 // width),
         captions=captions,
     )
-    save(folder / IMAGES / f'{index:05d}_best.png', curve[-1][2])
+    save(folder / IMAGES / best, curve[-1][2])
+
+
+def _images(index: int) -> tuple[str, str]:
+    return f'{index:05d}.png', f'{index:05d}_best.png'
 
 
 def _mean(values: Sequence) -> str:

@@ -15,7 +15,13 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.calibration.loop import calibrate, prepare, start_policy, visited_prompts
+from densegrpo_jax.calibration.loop import (
+    calibrate,
+    check_file,
+    check_ours,
+    start_policy,
+    visited_prompts,
+)
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import loss_of, own_code
 from densegrpo_jax.data.prompts import Prompt
@@ -26,8 +32,10 @@ from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.checkpoints import Checkpoints
-from densegrpo_jax.runtime.paths import check_places, check_room
+from densegrpo_jax.runtime.checkpoint_store import DOCUMENT, CheckpointUnreadable
+from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.runtime.outputs import claim
+from densegrpo_jax.runtime.paths import check_room
 from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.runtime.trackers import check_trackers
@@ -51,6 +59,7 @@ from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.started import Start
 from densegrpo_jax.training.trial import try_parts
+from densegrpo_jax.viewing.report import FOLDER, MARK
 
 NEEDS = ('train', 'test', 'schedule', 'process_reward', 'start')
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
@@ -86,7 +95,13 @@ def run(
     """
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
-    check_places(workdir, report.FILES, report.FOLDERS)
+    known = any((workdir / 'checkpoints').glob(f'*/meta/{DOCUMENT}'))
+    hosts = stop.communicator.hosts
+    claim(workdir, report.FILES, report.FOLDERS, known=known, hosts=hosts)
+    if config.noise.calibrate:
+        check_ours(workdir / FILE)
+    if config.eval.report:
+        check_page(workdir / FOLDER)
     check_trackers(config.log.report_to, workdir)
     checked = check(config, mesh, stop, needs=NEEDS)
     if r.prompts > len(checked.train):
@@ -99,11 +114,11 @@ def run(
     try_parts(config, checked.schedule)
     guarded = check_guard(checked)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
-    done = _check_length(config, workdir)
     if config.noise.calibrate:
-        prepare(checked)
+        check_file(checked, workdir / FILE)
     tx = optimiser(config)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
+    done = _check_checkpoints(checked, shapes, workdir)
     if done != config.iterations:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         with Agreement(checked.hosts, 'room').alike():
@@ -251,12 +266,41 @@ def run(
         return reporter.finish(progress, checkpoints)
 
 
-def _check_length(config, workdir: pathlib.Path) -> int | None:
-    """The last checkpoint's step of the run in `workdir`, if there is one. Raises ValueError if it
-    is already longer than asked for.
+def check_page(folder: pathlib.Path) -> None:
+    """Raises ValueError if the run's page could not be written into `folder` at its end."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise ValueError(
+            f'{folder} holds something else than a page of a run: move it away, or give '
+            '--config.eval.report=False'
+        )
+
+
+def _check_checkpoints(checked: Checked, shapes, workdir: pathlib.Path) -> int | None:
+    """The last checkpoint's step of the run in `workdir`, if there is one; reads no array.
+
+    shapes: of the state.
+
+    Raises:
+      ValueError: the run is already longer than asked for.
+      CheckpointMismatch: it has other settings. Those known only later are compared by
+        `Checkpoints.restore_latest`: calibrated noise levels.
     """
-    folder = workdir / 'checkpoints'
-    done = Checkpoints(folder, read_only=True).latest_step() if folder.is_dir() else None
+    folder, config = workdir / 'checkpoints', checked.config
+    if not folder.is_dir():
+        return None
+    known = lambda found: [d for d in found if not (config.noise.calibrate and d.key == 'psi')]
+    with Checkpoints(
+        folder,
+        read_only=True,
+        fingerprint=identity.record('training', config, _facts(checked, checked.schedule)),
+        differences=lambda old, new: known(identity.differences('training', old, new)),
+    ) as checkpoints:
+        done = checkpoints.latest_step()
+        for step in reversed(checkpoints.steps()):
+            # restoring takes the one before a damaged one, and tells of it
+            with contextlib.suppress(CheckpointDamaged, CheckpointUnreadable):
+                checkpoints.check(step, shapes)
+                break
     if done is not None and done > config.iterations:
         raise ValueError(
             f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
@@ -345,7 +389,7 @@ def _open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Pat
     )
 
 
-def _facts(session: Session, schedule: Schedule) -> dict:
+def _facts(session: Checked, schedule: Schedule) -> dict:
     """Facts that must be equal in addition to the configuration: a model's weights, a file's
     prompts or a server's reward may have changed under the same name, and noise levels are
     calibrated.

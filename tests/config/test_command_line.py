@@ -3,6 +3,7 @@ rewards are set by their names.
 """
 
 import functools
+import os
 import pathlib
 import re
 import subprocess
@@ -244,15 +245,13 @@ def test_options_without_a_default_take_any_value(typed, tmp_path):
 def test_what_is_no_folder_is_refused(name, monkeypatch):
     """An unset variable of the shell would scatter a run over the current folder."""
     values = flags.FlagValues()
-    monkeypatch.setattr(
-        flags, 'DEFINE_string', functools.partial(flags.DEFINE_string, flag_values=values)
-    )
-    monkeypatch.setattr(
-        flags, 'register_validator', functools.partial(flags.register_validator, flag_values=values)
-    )
+    for define in ('DEFINE', 'register_validator'):
+        here = functools.partial(getattr(flags, define), flag_values=values)
+        monkeypatch.setattr(flags, define, here)
     command_line.define_folder(name, None, 'A folder.')
     for folder in ('~/bucket/run', '.', 'a [b]*?'):
         values(['command', f'--{name}={folder}'])
+        assert values[name].value == os.path.expanduser(folder)
     for folder, said in (
         ('gs://b/run', 'expected a folder of this machine; mount the bucket'),
         ('', 'it is empty: is a variable of the shell unset'),

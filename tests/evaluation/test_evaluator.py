@@ -343,6 +343,18 @@ def test_images_of_an_earlier_versions_folder_are_found(tmp_path):
     assert not (tmp_path / 'images').exists() and not (tmp_path / 'pictures').exists()
 
 
+@pytest.mark.parametrize('restart', [False, True])
+def test_images_that_no_record_names_stay(tmp_path, restart):
+    kept = [tmp_path / 'images' / 'mine.png', tmp_path / 'pictures' / 'base' / 'mine.png']
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    record = Record(tmp_path, {'seed': 1}, restart=restart)
+    record.put('base', 'eval', 4, {'ocr': 0.5}, np.zeros((4, 4, 3), np.uint8))
+    Record(tmp_path, {'seed': 2}, restart=True)
+    assert [path for path in tmp_path.rglob('*.png')] == kept
+
+
 def test_captions_are_wrapped_to_the_pictures_width():
     font, text = (
         ImageFont.load_default(11),

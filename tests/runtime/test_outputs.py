@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from densegrpo_jax.runtime.outputs import RECORD, claim
+from densegrpo_jax.runtime.files import RECORD, only_writer
+from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.outputs import claim
 
 
 def test_a_command_may_write_its_own_files_again(tmp_path):
@@ -23,7 +25,7 @@ def test_what_somebody_else_wrote_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['README.md']
     (tmp_path / 'README.md').unlink()
     (tmp_path / 'config.json').symlink_to(tmp_path / 'elsewhere')  # a broken link is somebody's too
-    with pytest.raises(ValueError, match='holds config.json'):
+    with pytest.raises(ValueError, match='config.json is a broken link'):
         claim(tmp_path, ['README.md', 'config.json'])
 
 
@@ -32,10 +34,30 @@ def test_what_is_read_is_not_written_to(tmp_path):
     base.mkdir()
     (tmp_path / 'link').symlink_to(base)
     for out in (base, tmp_path / 'link', base / '..' / 'base'):
-        with pytest.raises(ValueError, match='which this command reads'):
+        with pytest.raises(ValueError, match='which this command reads and would'):
             claim(out, ['weights'], read=[base, tmp_path / 'run'])
     assert not list(base.iterdir())
     claim(base / 'exported', ['weights'], read=[base])
+    (tmp_path / 'out' / 'images').mkdir(parents=True)
+    for read in (tmp_path / 'out' / 'images', tmp_path / 'out' / 'images' / '..' / 'images'):
+        with pytest.raises(ValueError, match='images and would overwrite it'):
+            claim(tmp_path / 'out', [], ['images'], read=[read])
+
+
+def test_what_lies_beside_the_lock_of_an_earlier_version_is_ours(tmp_path):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'lock').write_text('process 5 on here\n')
+    with only_writer(tmp_path, Hosts()):
+        claim(tmp_path, ['summary.md'], ['images'])
+        (tmp_path / 'summary.md').touch()
+    assert json.loads((tmp_path / RECORD).read_text()) == ['images', 'summary.md']
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'lock').write_text('of something else')
+    (tmp_path / 'mine' / 'images').mkdir()
+    claim(tmp_path / 'mine', [], ['images'], known=True)
+    (tmp_path / 'mine' / RECORD).unlink()
+    with pytest.raises(ValueError, match='holds images'), only_writer(tmp_path / 'mine', Hosts()):
+        claim(tmp_path / 'mine', [], ['images'])
 
 
 def test_nothing_is_written_inside_what_only_its_owner_writes(tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from densegrpo_jax.runtime.outputs import RECORD, claim
+from densegrpo_jax.runtime.files import RECORD
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.sampling.push import check_push, push
 from tests.hub import hub
 

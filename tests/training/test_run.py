@@ -269,7 +269,7 @@ def test_the_score_to_choose_by_must_exist(folder, tmp_path):
         run(config, tmp_path, one_device(), StopRequest())
 
 
-def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
+def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path, monkeypatch):
     run(make_config(folder, iterations=2), tmp_path, one_device(), StopRequest())
     kept = (tmp_path / 'config.json').read_text()
     with pytest.raises(
@@ -277,6 +277,7 @@ def test_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
     ):
         run(make_config(folder, iterations=1), tmp_path, one_device(), StopRequest())
     assert (tmp_path / 'config.json').read_text() == kept
+    monkeypatch.setattr('densegrpo_jax.training.run.load', None)  # before anything is loaded
     with pytest.raises(ValueError, match='learning_rate'):
         run(
             make_config(folder, iterations=3, **{'optim.learning_rate': 5e-4}),
