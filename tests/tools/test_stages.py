@@ -127,11 +127,14 @@ def test_stage_resumes_exactly(tmp_path):
 
     def until_four(step):
         if step >= 4:
-            raise InterruptedError  # steps 0 to 3 are done and saved by then
+            raise InterruptedError  # steps 0 to 3 are done by then
         return batches(step)
 
     with pytest.raises(InterruptedError):
-        stage.run_stage('s', config, params, loss_fn, until_four, tmp_path / 'parts', **options)
+        rarely = options | {'save_seconds': 1e9}
+        stage.run_stage('s', config, params, loss_fn, until_four, tmp_path / 'parts', **rarely)
+    saved = sorted(path.name for path in (tmp_path / 'parts/checkpoints/s').glob('[0-9]*'))
+    assert saved == ['4']  # the last completed step
     resumed = stage.run_stage('s', config, params, loss_fn, batches, tmp_path / 'parts', **options)
     np.testing.assert_array_equal(resumed['w'], whole['w'])
     assert float(whole['w']) != 0.0

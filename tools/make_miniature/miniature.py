@@ -34,6 +34,7 @@ from densegrpo_jax.pipelines.tokenizers import load_tokenizers
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.images import save_grid
+from densegrpo_jax.runtime.stop import StopRequest
 from tools.make_miniature import flow_stage, text_stage, vae_stage
 from tools.make_miniature import pool as pools
 from tools.make_miniature import stage as stages
@@ -41,6 +42,9 @@ from tools.make_miniature.components import SCHEDULER, component_configs
 from tools.make_miniature.datasets import DATASETS, Dataset
 
 FOLDER = 'flux'  # in the work directory, in the Diffusers layout
+POOL = 'pool.npz'
+# What is written directly in the work directory.
+FILES, FOLDERS = (POOL,), (FOLDER, 'checkpoints', 'samples', 'tokenizers')
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
 FLOW = ('transformer', *TEXT_ENCODERS)  # components that the flow stage trains
 # settings for a stage's length and for watching it
@@ -58,7 +62,17 @@ RANGES = (
     ('grid_steps', 'a whole number at least 1', lambda x: x >= 1),
     ('eval_every', 'a whole number at least 1', lambda x: x >= 1),
     ('eval_prompts', 'a whole number at least 1', lambda x: x >= 1),
+    ('kl_weight', 'a finite number at least 0', lambda x: 0 <= x < math.inf),
+    ('guidance_max', 'a finite number at least 1', lambda x: 1 <= x < math.inf),
+    ('eval_guidance', 'a finite number at least 0', lambda x: 0 <= x < math.inf),
 )
+_SEED = 'a whole number at least 0 and below 2^32', lambda x: 0 <= x < 2**32
+_COUNT = 'a whole number at least 1', lambda x: x >= 1
+TOP = {  # the same for keys outside the stages
+    **dict.fromkeys(('seed', 'render_seed'), _SEED),
+    **dict.fromkeys(('t5_length', 'clip_length', 'keep_checkpoints', 'log_every'), _COUNT),
+    'save_seconds': ('a finite number at least 0', lambda x: 0 <= x < math.inf),
+}
 DEPENDS = {  # stage -> further settings that it depends on, earlier stages
     'vae': (('vae',), ()),
     'text': (_WORDS, ()),
@@ -78,6 +92,7 @@ class Work:
     data: Dataset
     pipeline: Pipeline
     mesh: Mesh
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     def train(
         self,
@@ -95,6 +110,7 @@ class Work:
             save_seconds=c.save_seconds,
             keep=c.keep_checkpoints,
             on_eval=on_eval,
+            stop=self.stop,
         )
         options['made_from'] = made_from(c, name)
         return stages.run_stage(
@@ -121,9 +137,9 @@ def validate(config) -> None:
         for key, expected, fits in RANGES:
             if key in stage and not fits(stage[key]):
                 raise ValueError(f'stages.{name}.{key}={stage[key]}: expected {expected}')
-    for key in ('t5_length', 'clip_length', 'keep_checkpoints', 'log_every'):
-        if key in config and config[key] < 1:
-            raise ValueError(f'{key}={config[key]}: expected a whole number at least 1')
+    for key, (expected, fits) in TOP.items():
+        if key in config and not fits(config[key]):
+            raise ValueError(f'{key}={config[key]}: expected {expected}')
     pools.check_size(config.stages.flow.pool)
     if 'init' in config.stages.vae and config.stages.vae.init:
         try:
@@ -154,7 +170,7 @@ def made_from(config, name: str) -> dict:
     return settings | {'stages': before | {name: own}}
 
 
-def prepare(config, workdir: pathlib.Path, mesh: Mesh) -> Work:
+def prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest | None = None) -> Work:
     """Opens the data set, writes WORKDIR/tokenizers and builds the networks, without weights."""
     data = DATASETS[config.dataset](config)
     build_tokenizers(
@@ -167,7 +183,7 @@ def prepare(config, workdir: pathlib.Path, mesh: Mesh) -> Work:
     pipeline = build_pipeline(
         component_configs(config, *tokenizers), SCHEDULER, tokenizers, text_length=config.t5_length
     )
-    return Work(config, workdir, data, pipeline, mesh)
+    return Work(config, workdir, data, pipeline, mesh, stop or StopRequest())
 
 
 def train_autoencoder(work: Work, start: dict) -> dict:
@@ -230,7 +246,7 @@ def make_pool(work: Work, raw: dict, autoencoder: dict) -> dict[str, np.ndarray]
     Raises:
       ValueError: the file was made from other data or weights.
     """
-    config, path = work.config, work.workdir / 'pool.npz'
+    config, path = work.config, work.workdir / POOL
     made_from = pools.origin(config, raw)
     pool = pools.read(path, made_from)
     if pool is None:
@@ -331,29 +347,34 @@ def evaluator(work: Work, name: str, guidance: float, rest: dict) -> Callable[[i
     return evaluate
 
 
-def pretrain(config, workdir: pathlib.Path, mesh: Mesh) -> pathlib.Path:
+def pretrain(
+    config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest | None = None
+) -> pathlib.Path:
     """Runs or continues the stages of `config` in `workdir` and writes the pipeline, bfloat16, to
     its folder FOLDER.
 
     Args:
       mesh: plain data parallelism; its axis 'data' must divide `rows(config)`.
+      stop: None: one that nothing sets.
 
     Returns:
       That folder, which `load_pipeline` and Diffusers open.
 
     Raises:
+      Preempted: a stop was requested; the completed steps are saved.
       ValueError: `validate` raises it, or checkpoints or a pool in `workdir` belong to another
         configuration.
       FileNotFoundError: `stages.vae.init` is not a pipeline folder.
     """
     validate(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    work = prepare(config, workdir, mesh)
+    work = prepare(config, workdir, mesh, stop)
     params = work.pipeline.init_params(jax.random.key(config.seed))
     raw = train_autoencoder(work, params['vae'])
     params['vae'] = normalise(work, raw)
     if 'text' in config.stages:
         params |= train_text(work, params)
+    work.stop.check()
     pool = make_pool(work, raw, params['vae'])
     params |= train_flow(work, params, pool)
     params['transformer'] = distil(work, params, pool)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.progress import ProgressBar
+from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.trees import ABSENT, differing
 
 
@@ -56,6 +57,7 @@ def run_stage(
     keep: int,
     made_from: Mapping = {},
     on_eval: Callable[[int, dict], str] | None = None,
+    stop: StopRequest | None = None,
 ) -> dict:
     """Trains `params` for `stage.steps` steps and returns their EMA; a second call continues from
     the newest checkpoint.
@@ -73,8 +75,12 @@ def run_stage(
       made_from: JSON values that must equal those of the checkpoint to continue.
       on_eval: called with (step, EMA parameters) every `stage.eval_every` steps; returns a line to
         show.
+      stop: None: one that nothing sets.
+
+    After an error or a stop the last completed step has been saved.
 
     Raises:
+      Preempted: a stop was requested.
       CheckpointMismatch: the checkpoints have other settings; the message names the differences.
     """
     tx = optimiser(stage)
@@ -111,27 +117,36 @@ def run_stage(
     if restored is not None:
         state = jax.device_put(restored.state, whole)
         logging.info('%s: continuing from step %d', name, int(state['step']))
-    start = int(state['step'])
+    start = done = saved = int(state['step'])
+    stop = stop or StopRequest()
     last_save = time.monotonic()
     losses: list[dict] = []
     bar = ProgressBar(stage.steps, start=start, label=name)
     with checkpoints, bar, concurrent.futures.ThreadPoolExecutor(1) as pool:
         pending = pool.submit(batch_fn, start) if start < stage.steps else None
-        for step in range(start, stage.steps):
-            batch = pending.result()
-            if step + 1 < stage.steps:
-                pending = pool.submit(batch_fn, step + 1)
-            state, metrics = train_step(state, jax.device_put(batch, split))
-            losses.append(metrics)
-            done = step + 1
-            if done % log_every == 0 or done == stage.steps:
-                bar.update(
-                    done, {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]}
-                )
-                losses = []
-            if on_eval is not None and (done % stage.eval_every == 0 or done == stage.steps):
-                bar.note(on_eval(done, jax.block_until_ready(state)['ema']))  # see Checkpoints.save
-            if time.monotonic() - last_save > save_seconds or done == stage.steps:
+        try:
+            for step in range(start, stage.steps):
+                batch = pending.result()
+                if step + 1 < stage.steps:
+                    pending = pool.submit(batch_fn, step + 1)
+                state, metrics = train_step(state, jax.device_put(batch, split))
+                losses.append(metrics)
+                done = step + 1
+                if done % log_every == 0 or done == stage.steps:
+                    means = {k: float(np.mean([float(m[k]) for m in losses])) for k in losses[0]}
+                    bar.update(done, means)
+                    losses = []
+                if on_eval is not None and (done % stage.eval_every == 0 or done == stage.steps):
+                    ema = jax.block_until_ready(state)['ema']  # see Checkpoints.save
+                    bar.note(on_eval(done, ema))
+                if time.monotonic() - last_save > save_seconds or done == stage.steps:
+                    checkpoints.save(done, state, {'stage': name})
+                    last_save, saved = time.monotonic(), done
+                stop.check()
+        except Exception:
+            if done > saved:
                 checkpoints.save(done, state, {'stage': name})
-                last_save = time.monotonic()
+                checkpoints.wait_until_finished()
+                logging.warning('%s: saved after step %d of %d', name, done, stage.steps)
+            raise
     return state['ema']
