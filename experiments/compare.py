@@ -31,15 +31,8 @@ from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.drawing import LABELS, draw_curves
 from experiments.reproduction.facts import commit, device
-from experiments.reproduction.records import Records
-from experiments.reproduction.sweep import (
-    Run,
-    base_digest,
-    check_runs,
-    configured,
-    recorded,
-    run_all,
-)
+from experiments.reproduction.records import PAGE, Records, check_page
+from experiments.reproduction.sweep import Run, check_sweep, configured, recorded, run_all
 
 METHOD = 'method'  # as a key of --vary: the recipe's variant of that name
 
@@ -84,7 +77,7 @@ def write(records: Records, key: str, values: list[str], out: pathlib.Path, comm
         '![curves](curves.png)',
         table(head, lines),
     ]
-    (out / 'README.md').write_text('\n\n'.join(page) + '\n', encoding='utf-8')
+    (out / PAGE).write_text('\n\n'.join(page) + '\n', encoding='utf-8')
 
 
 def main(flag, extra: Sequence[str]) -> int:
@@ -120,10 +113,10 @@ def main(flag, extra: Sequence[str]) -> int:
     else:
         check_key(load(flag.config), key, f'--vary={flag.vary}')
         _check_read(flag, key, values, extra)
-    base, records = base_digest(flag.config, extra), Records.load(out)
-    records.check_base(base, out)
+    records = Records.load(out)
+    check_page(out, 'python -m experiments.compare', ('curves.png',))
     left = [run for run in runs if not recorded(records, run)]
-    check_runs(left)
+    base = check_sweep(flag.config, extra, left, records, out)
     try:
         with handle_stop_signals() as stop:
             facts = {'base': base, 'device': device(), 'commit': commit()}

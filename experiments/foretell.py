@@ -37,9 +37,9 @@ from densegrpo_jax.sampling.sampler import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS
-from experiments.reproduction.records import Records
+from experiments.reproduction.records import PAGE, Records, check_page
 from experiments.reproduction.statistics import summary
-from experiments.reproduction.sweep import watch
+from experiments.reproduction.sweep import CommandFailed, complete
 
 _WHOLE = {'window': 1, 'alpha': 0.0}
 CREDITS: Mapping[str, Credit] = {
@@ -57,6 +57,7 @@ NOISES = ('noise_0.5', 'noise_0.8')  # variants of the noise, with dense credit
 SIGNAL = 'signal.json'  # in --out: variant -> its signal with the interval
 RESAMPLES = 2000
 LEVEL = 0.05
+TITLE, PICTURE = '# What preflight foretells', 'foretold.png'
 
 
 def foretold(
@@ -139,7 +140,7 @@ def write(
     ranked = {name: s for name, s in signal.items() if name not in NOISES}
     rho = rank_correlation([s.value for s in ranked.values()], [means[n] for n in ranked])
     found = ordered(ranked, runs)
-    made = _draw(out / 'foretold.png', signal, runs)
+    made = _draw(out / PICTURE, signal, runs)
     quoted = lambda names: ', '.join(f'`{name}`' for name in names)
     left_out = []
     if beside := [name for name in signal if name in NOISES]:
@@ -156,7 +157,7 @@ def write(
         for name in sorted(signal, key=lambda name: -signal[name].value)
     ]
     text = [
-        '# What preflight foretells',
+        TITLE,
         how,
         f'Over {len(ranked)} credits the rank correlation of the signal, before training, with '
         f'the height of the learning curves is **{rho}** (95 % bootstrap over credits). Of their '
@@ -170,8 +171,8 @@ def write(
     ]
     notes = out / 'notes.md'
     text += [notes.read_text(encoding='utf-8').strip()] if notes.exists() else []
-    replace_file(out / 'README.md', '\n\n'.join(text) + '\n')
-    return [out / 'README.md', out / SIGNAL, made]
+    replace_file(out / PAGE, '\n\n'.join(text) + '\n')
+    return [out / PAGE, out / SIGNAL, made]
 
 
 def _draw(
@@ -205,6 +206,7 @@ def _measured(folder: pathlib.Path) -> Rewards:
 
 def main(flag) -> int:
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
+    check_page(out, TITLE, (PICTURE, SIGNAL))
     records = Records.load(pathlib.Path(flag.runs))
     if not records.runs:
         raise ValueError(f'--runs={flag.runs} has no runs.csv; experiments.reproduce writes one')
@@ -213,6 +215,7 @@ def main(flag) -> int:
         how = f'`python -m experiments.foretell --norun --out={flag.out}`, from `{SIGNAL}`.'
         logging.info('made %s', ', '.join(map(str, write(out, signal, heights(records), how))))
         return FINISHED
+    load(flag.config)  # before the first preflight
     workdir.mkdir(parents=True, exist_ok=True)
     size = [f'--prompts={flag.prompts}', f'--group={flag.group}', '--completions=1,2,3']
     try:
@@ -222,13 +225,13 @@ def main(flag) -> int:
                 keys = [f'--config.{key}={value}' for key, value in changes.items()]
                 command = ['python', '-m', 'densegrpo_jax.preflight', f'--config={flag.config}']
                 command += [f'--workdir={workdir / name}', *size, *keys]
-                if watch(command, workdir / f'{name}.txt', stop) != FINISHED:
-                    if stop.requested:
-                        raise Preempted(f'stopped by {stop.signal_name}')
-                    raise RuntimeError(f'the preflight failed; see {workdir / name}.txt')
+                complete(command, workdir / f'{name}.txt', stop)
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         return RESUMABLE
+    except CommandFailed as reason:
+        logging.error('%s', reason)
+        return reason.status
     config = load(flag.config)
     pipeline = open_base(config, make_mesh(config.mesh))[1]
     trained = make_schedule(pipeline, config).masks.trained

@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from densegrpo_jax.config.command_line import define_folder, define_run_flags, run_main
 from densegrpo_jax.config.flag_types import define_whole
 from densegrpo_jax.evaluation.panel import choose
+from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.sampling.execution import execute
 from experiments.reproduction import probe, probe_drawing
 from experiments.reproduction.direction import direction
@@ -64,6 +65,7 @@ def run(
             '--measure=direction out'
         )
     policy = choose([checkpoint], base=False)[0] if checkpoint else probe.BASE
+    claim(workdir, (), ('text', 'probe'), hosts=stop.communicator.hosts)
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name == 'direction':

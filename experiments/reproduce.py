@@ -36,22 +36,16 @@ from collections.abc import Sequence
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
-from densegrpo_jax.runtime.stop import (
-    FINISHED,
-    RESUMABLE,
-    Preempted,
-    StopRequest,
-    handle_stop_signals,
-)
+from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.equal_cost import run as equal_cost
 from experiments.equal_cost.variants import VARIANTS as VARIED
 from experiments.reproduction import page, probed
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.figures import FIGURES, GATE, PSI, VARIANTS, select
 from experiments.reproduction.probed import MEASURES
-from experiments.reproduction.records import Records, check_results
+from experiments.reproduction.records import Records, check_page, check_results
 from experiments.reproduction.statistics import NOT_RUN
-from experiments.reproduction.sweep import Run, base_digest, run_all, watch
+from experiments.reproduction.sweep import CommandFailed, Run, check_sweep, complete, run_all
 
 
 def chosen_runs(
@@ -89,10 +83,14 @@ def main(flag, extra: Sequence[str]) -> int:
         return equal_cost.run(flag, extra)
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out or f'{flag.workdir}/report')
     figures = select(flag.figure, MEASURES)
-    psi = pathlib.Path(flag.psi or workdir / 'psi.json')
+    psi = pathlib.Path(flag.psi).expanduser() if flag.psi else workdir / 'psi.json'
     runs = chosen_runs(figures, flag.config, flag.seeds, workdir, psi, extra)
     records, status = Records.load(out), FINISHED
-    if not flag.run:
+    check_page(out, page.TITLE)
+    if flag.run:
+        left = [run for run in runs if not run.finished]
+        base = check_sweep(flag.config, extra, left, records, out)
+    else:
         measured = [s for s in probed.read(out).values() if s.verdict != NOT_RUN]
         found = records.runs or measured or any(run.finished for run in runs)
         check_results(bool(found), workdir, out)
@@ -109,16 +107,12 @@ def main(flag, extra: Sequence[str]) -> int:
                         *extra,
                         '--unread=warn',  # `extra` is of the trainings
                     ]
-                    tool(
+                    complete(
                         [*command, f'--workdir={workdir / "calibration"}', f'--out={psi}'],
                         workdir / 'calibration.txt',
                         stop,
                     )
-                facts = {
-                    'base': base_digest(flag.config, extra),
-                    'device': device(),
-                    'commit': flag.commit or commit(),
-                }
+                facts = {'base': base, 'device': device(), 'commit': flag.commit or commit()}
                 status = 1 if runs and run_all(runs, flag.jobs, stop, facts) else FINISHED
                 if measures := [name for name in figures if name in MEASURES]:
                     command = [
@@ -129,7 +123,7 @@ def main(flag, extra: Sequence[str]) -> int:
                         *extra,
                         f'--measure={",".join(measures)}',
                     ]
-                    tool(
+                    complete(
                         [*command, f'--workdir={workdir / "probe"}', f'--out={out}'],
                         workdir / 'probe.txt',
                         stop,
@@ -137,6 +131,9 @@ def main(flag, extra: Sequence[str]) -> int:
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         status = RESUMABLE
+    except CommandFailed as reason:
+        logging.error('%s', reason)
+        status = reason.status
     for run in runs:
         if run.finished:
             records.add(run.folder)
@@ -146,21 +143,6 @@ def main(flag, extra: Sequence[str]) -> int:
     )
     logging.info('made %s', ', '.join(map(str, made)))
     return status
-
-
-def tool(command: list[str], log: pathlib.Path, stop: StopRequest) -> None:
-    """Runs another command of this package to its end.
-
-    Raises:
-      Preempted: a stop was requested.
-      RuntimeError: the command failed.
-    """
-    logging.info('%s (log: %s)', ' '.join(command), log)
-    code = watch(command, log, stop)
-    if stop.requested:
-        raise Preempted(f'stopped by {stop.signal_name}')
-    if code != FINISHED:
-        raise RuntimeError(f'{" ".join(command)} ended with status {code}; see {log}')
 
 
 def define_flags() -> None:

@@ -31,11 +31,11 @@ from densegrpo_jax.config.command_line import define_folder, define_process_flag
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import Session, check, load
+from densegrpo_jax.sampling.loading import check_policy, load_policy
+from densegrpo_jax.sampling.session import Checked, check, load
 from densegrpo_jax.search.run import make_budget, search
 from experiments.reproduction.facts import commit
-from experiments.reproduction.records import check_results
+from experiments.reproduction.records import check_page, check_results
 from experiments.searching import page
 from experiments.searching.cases import BASE, BUDGETS, METHODS, TASKS, Case, Task, cases, chosen
 from experiments.searching.records import Records
@@ -51,7 +51,12 @@ def configuration(task: Task, together: int):
     return config
 
 
-def with_method(session: Session, case: Case) -> Session:
+def _opened(task: str, count: int, mesh: Mesh, stop: StopRequest) -> Checked:
+    config = configuration(TASKS[task], min(10, count))
+    return check(config, mesh, stop, needs=('schedule', 'test'))
+
+
+def with_method(session: Checked, case: Case) -> Checked:
     """The session with the settings of a case."""
     config = session.config.copy_and_resolve_references()
     config.search.update(nfe=case.budget, **METHODS[case.method])
@@ -73,17 +78,20 @@ def run(
     bar = ProgressBar(len(todo), label='searches')
     with bar:
         session, trained = None, None
+        tasks = dict.fromkeys(case.task for case in todo)
+        opened = {task: _opened(task, count, mesh, stop) for task in tasks}
+        for case in todo:  # before the first load
+            make_budget(with_method(opened[case.task], case))
+            if case.policy != BASE:
+                of = opened[case.task]
+                check_policy(of.pipeline, of.config, policy)
         for i, case in enumerate(todo):
             if session is None or case.task != todo[i - 1].task:
                 jax.clear_caches()
-                task = TASKS[case.task]
-                checked = check(
-                    configuration(task, min(10, count)), mesh, stop, needs=('schedule', 'test')
-                )
+                task, checked = TASKS[case.task], opened[case.task]
                 prompts = chosen(task, checked.test, count)
                 session, trained = load(checked, [p.text for p in prompts], workdir), None
             of = with_method(session, case)
-            make_budget(of)
             if case.policy != BASE and trained is None:
                 trained, step = load_policy(session.pipeline, session.config, mesh, policy)
                 logging.info('searching with step %d of %s', step, policy)
@@ -111,6 +119,7 @@ def main(flag) -> int:
         run(todo, flag.prompts, policy, folder, out, mesh, stop)
 
     status = 0
+    check_page(out, page.TITLE)
     if not flag.run:
         check_results(bool(Records.load(out).rows), workdir, out)
     if flag.run:

@@ -14,8 +14,8 @@ from absl import logging
 
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import read_table
-from densegrpo_jax.runtime.stop import FINISHED, Preempted, StopRequest
-from experiments.reproduction.sweep import Run, watch
+from densegrpo_jax.runtime.stop import StopRequest
+from experiments.reproduction.sweep import Run, complete
 
 FILE = 'measures.csv'
 FIELDS = ('variant', 'seed', 'name', 'value')
@@ -65,7 +65,7 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
 
     Raises:
       Preempted: a stop was requested; runs measured so far are added.
-      RuntimeError: an evaluation failed; its log is named.
+      CommandFailed: an evaluation failed.
     """
     left = [r for r in runs if r.finished and (r.variant, r.seed) not in measures.of]
     for number, run in enumerate(left, 1):
@@ -83,11 +83,7 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
                 *(f'--workdir={run.folder}', '--checkpoint=latest', '--nobase', f'--out={out}'),
                 *(f'--group={GROUP}', f'--kl_prompts={KL_PROMPTS if steps == TRAINED else 0}'),
             ]
-            status = watch(command, log, stop)
-            if stop.requested:
-                raise Preempted(f'stopped by {stop.signal_name}')
-            if status != FINISHED:
-                raise RuntimeError(f'{" ".join(command)} ended with status {status}; see {log}')
+            complete(command, log, stop)
             values |= {f'{name}@{steps}': v for name, v in means(out / 'scores.csv').items()}
         measures.of[run.variant, run.seed] = values
 

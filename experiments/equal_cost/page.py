@@ -17,6 +17,7 @@ from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.records import Records
 from experiments.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired
 
+TITLE = '# Methods at equal cost'
 CARD = pathlib.Path(__file__).with_name('card.md')  # what may be concluded from a miniature
 MEASURED = '@'  # in a quantity: SCORE@STEPS of the measures
 NONE = Measures({})
@@ -99,7 +100,7 @@ def write(
     """
     out.mkdir(parents=True, exist_ok=True)
     curves, searched = collect(records, found), rates(records, budget)
-    page, made = ['# Methods at equal cost', f'    {command}'], []
+    page, made = [TITLE, f'    {command}'], []
     page.append(CARD.read_text(encoding='utf-8').strip())
     notes = out / 'notes.md'
     page += [notes.read_text(encoding='utf-8').strip()] if notes.exists() else []

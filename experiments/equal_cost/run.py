@@ -13,8 +13,8 @@ from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_st
 from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost.variants import VARIANTS
 from experiments.reproduction.facts import commit, device
-from experiments.reproduction.records import Records, check_results
-from experiments.reproduction.sweep import Run, base_digest, recorded, run_all
+from experiments.reproduction.records import Records, check_page, check_results
+from experiments.reproduction.sweep import CommandFailed, Run, check_sweep, recorded, run_all
 
 FIGURE = 'methods'
 
@@ -34,11 +34,12 @@ def run(flag, extra: Sequence[str]) -> int:
             'choose others'
         )
     names = list(VARIANTS) if flag.methods == ['all'] else flag.methods
+    records = Records.load(out)
+    check_page(out, page.TITLE)
+    base = check_sweep(flag.config, extra, (), records, out)
     budget = sweep.budget_of(flag.config, extra)
     found, refused = sweep.entries(flag.config, names, budget, extra)
-    base, records = base_digest(flag.config, extra), Records.load(out)
     measured = measures.Measures.load(out)
-    records.check_base(base, out)
     if not flag.run and not refused:  # the page says why those are left out
         check_results(bool(records.runs) or any(workdir.glob('*/**/summary.json')), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,9 @@ def run(flag, extra: Sequence[str]) -> int:
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         status = RESUMABLE
+    except CommandFailed as reason:
+        logging.error('%s', reason)
+        status = reason.status
     records.save(out)
     measured.save(out)
     command = shlex.join(['python', '-m', 'experiments.reproduce', *sys.argv[1:]])

@@ -25,10 +25,11 @@ from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.facts import commit, device
-from experiments.reproduction.records import check_results
-from experiments.reproduction.sweep import Run, run_all
+from experiments.reproduction.records import PAGE, check_page, check_results
+from experiments.reproduction.sweep import Run, check_runs, run_all
 
 HERE = pathlib.Path(__file__).parent
+TITLE = '# What the guard changes'
 CASES = {'scene': 'a reward that can be hacked', 'shapes': 'a reward that is what it means'}
 
 
@@ -83,7 +84,7 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
 
 def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
     """The page: a table per case, a row per seed."""
-    text = ['# What the guard changes', f'    {command}']
+    text = [TITLE, f'    {command}']
     text.append(
         'Per run: the checkpoint with the best trained score of all, and the best of those at '
         'which no unseen score had fallen (docs/guard.md); either may be the start, update 0. '
@@ -147,7 +148,10 @@ def main(flag, extra: Sequence[str]) -> int:
         tuple(extra),
     )
     runs = [of(case, seed) for seed in flag.seeds for case in cases]
-    if not flag.run:
+    check_page(out, TITLE)
+    if flag.run:
+        check_runs(runs)
+    else:
         check_results(any(run.finished for run in runs), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
     status = FINISHED
@@ -166,8 +170,8 @@ def main(flag, extra: Sequence[str]) -> int:
             found[each.variant][each.seed] = outcome(summary)
     out.mkdir(parents=True, exist_ok=True)
     shown = f'python -m experiments.guarded --seeds={",".join(flag.seeds)} --out={flag.out}'
-    replace_file(out / 'README.md', page(found, shown))
-    logging.info('made %s', out / 'README.md')
+    replace_file(out / PAGE, page(found, shown))
+    logging.info('made %s', out / PAGE)
     return status
 
 

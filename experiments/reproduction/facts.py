@@ -9,12 +9,14 @@ import sys
 
 def device() -> str:
     """The devices that the runs will see; a separate process asks, so that this one does not hold
-    them.
+    them. Raises ValueError if JAX cannot start.
     """
     code = 'import jax; print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")'
-    return subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ['no message']
+        raise ValueError(f'JAX cannot start its devices: {said[-1]}')
+    return done.stdout.strip()
 
 
 def commit() -> str:

@@ -16,6 +16,7 @@ from experiments.reproduction.probed import Section
 from experiments.reproduction.records import Records
 from experiments.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired, summary
 
+TITLE = '# The claims of DenseGRPO, tried here'
 COLUMNS = (
     'variant',
     'seeds',
@@ -77,15 +78,7 @@ def write(
     verdicts = table(['figure', 'claim', 'the paper', 'here', 'command'], rows)
     path = out / 'README.md'
     path.write_text(
-        '\n\n'.join(
-            [
-                '# The claims of DenseGRPO, tried here',
-                _introduction(out, records),
-                verdicts,
-                *sections,
-            ]
-        )
-        + '\n',
+        '\n\n'.join([TITLE, _introduction(out, records), verdicts, *sections]) + '\n',
         encoding='utf-8',
     )
     return [path, *made]

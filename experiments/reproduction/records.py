@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from densegrpo_jax.config.retired import renamed
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.reading import json_lines, read_json, read_table, shaped
+from densegrpo_jax.runtime.paths import foreign
+from densegrpo_jax.runtime.reading import json_lines, read_json, read_table, read_text, shaped
 
 EVALUATION = (
     'variant',
@@ -36,6 +37,7 @@ RUN = (
     'commit',
     'command',
 )
+PAGE = 'README.md'  # in the folder of the results
 RUN_FILE = 'run.json'  # in a run's folder: its row of RUN, without the values known at the end
 
 Key = tuple[str, str]  # variant, seed
@@ -48,6 +50,23 @@ def check_results(found: bool, workdir: object, out: object) -> None:
             f'--norun: there are no results in --workdir={workdir} nor --out={out}; name the '
             'folder of finished runs, or leave --norun out'
         )
+
+
+def check_page(out: pathlib.Path, mark: str, files: Sequence[str] = ()) -> None:
+    """Raises ValueError if the page OUT/README.md would take the place of something else.
+
+    Args:
+      mark: words of every page of this command.
+      files: further files that it writes; beside a page of it, or its tables, they are its own.
+    """
+    page = out / PAGE
+    ours = lambda path: path.is_file() and mark in read_text(path)
+    if problem := foreign(page, ours):
+        raise ValueError(f'--out={out}: {problem}')
+    if not page.exists() and not (out / 'runs.csv').exists():
+        for name in files:
+            if problem := foreign(out / name, lambda _: False):
+                raise ValueError(f'--out={out}: {problem}')
 
 
 class Records:

@@ -135,6 +135,24 @@ def _value(text: str, default: object) -> object:
     return ast.literal_eval(text) if isinstance(default, tuple) else type(default)(text)
 
 
+def check_sweep(
+    config: str, extra: Sequence[str], runs: Sequence[Run], records: Records, out: object
+) -> str:
+    """Checks a sweep before anything runs; returns its `base_digest`.
+
+    Args:
+      config, extra: of every run. runs: that are left to do. records: kept in the folder `out`.
+
+    Raises:
+      ValueError: an argument, a key or a value that a run would refuse, or results of another base.
+    """
+    _check_arguments(config, extra)
+    check_runs(runs)
+    base = base_digest(config, extra)
+    records.check_base(base, out)
+    return base
+
+
 def check_runs(runs: Sequence[Run]) -> None:
     """Checks the configurations of runs before the first of them begins.
 
@@ -142,14 +160,19 @@ def check_runs(runs: Sequence[Run]) -> None:
       ValueError: an argument, a key or a value that a run would refuse.
     """
     for run in {(run.config, run.changes, run.extra): run for run in runs}.values():
-        config = load(run.config)
         arguments = [*run.extra, *(_argument(key, value) for key, value in run.changes)]
-        for argument in arguments:
-            if not argument.startswith('-'):
-                raise ValueError(f'{argument!r} after --: settings are given as --config.key=value')
-            if key := _key(argument):
-                check_key(config, key, argument)
+        _check_arguments(run.config, arguments)
         validate(configured(run.config, arguments))
+
+
+def _check_arguments(config: str, arguments: Sequence[str]) -> None:
+    loaded = load(config)
+    for argument in arguments:
+        if not argument.startswith('-'):
+            raise ValueError(f'{argument!r} after --: settings are given as --config.key=value')
+        if key := _key(argument):
+            check_key(loaded, key, argument)
+    configured(config, arguments)
 
 
 def run_all(
@@ -184,13 +207,9 @@ def run_all(
                 bar.update(sum(run.finished for run in runs))
             elif code != RESUMABLE:
                 failed.append(run)
-                logging.error(
-                    '%s, seed %s, ended with status %d; see %s',
-                    run.variant,
-                    run.seed,
-                    code,
-                    run.folder / 'log.txt',
-                )
+                log = run.folder / 'log.txt'
+                said = (run.variant, run.seed, code, last_line(log), log)
+                logging.error('%s, seed %s, ended with status %d: %s (%s)', *said)
     if stop.requested:
         raise Preempted(f'stopped by {stop.signal_name}')
     return failed
@@ -216,6 +235,37 @@ def _run(run: Run, jobs: int, stop: StopRequest, facts: Mapping[str, str]) -> in
     places = [f'--workdir={run.folder}', f'--config.text_cache={run.text_cache}']
     places.append('--unread=warn')  # `extra` is for all variants, some of which may not read it
     return watch([*run.command, *places], run.folder / 'log.txt', stop, env)
+
+
+class CommandFailed(Exception):
+    """A command of this package that ended with an error, and its exit status."""
+
+    def __init__(self, command: Sequence[str], status: int, log: pathlib.Path):
+        self.status = max(status, 1)
+        super().__init__(
+            f'{" ".join(command)} ended with status {status}: {last_line(log)} ({log})'
+        )
+
+
+def last_line(log: pathlib.Path) -> str:
+    """The last line of a log that is not empty."""
+    lines = log.read_text(encoding='utf-8', errors='replace').split('\n') if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), 'it said nothing')
+
+
+def complete(command: Sequence[str], log: pathlib.Path, stop: StopRequest) -> None:
+    """Runs another command of this package to its end; arguments as for `watch`.
+
+    Raises:
+      Preempted: a stop was requested.
+      CommandFailed: it failed.
+    """
+    logging.info('%s (log: %s)', ' '.join(command), log)
+    code = watch(command, log, stop)
+    if stop.requested:
+        raise Preempted(f'stopped by {stop.signal_name}')
+    if code != FINISHED:
+        raise CommandFailed(command, code, log)
 
 
 def watch(

@@ -24,6 +24,7 @@ from experiments.searching.cases import (
 )
 from experiments.searching.records import Records
 
+TITLE = '# What a search buys'
 REFERENCE = 'best_of_n'
 
 
@@ -48,7 +49,7 @@ def write(out: pathlib.Path, records: Records, facts: str) -> list[pathlib.Path]
     tasks = [name for name in TASKS if any(case.task == name for case in records.rows)]
     pictures = [_draw(out / f'{name}.png', records, name) for name in tasks]
     text = [
-        '# What a search buys',
+        TITLE,
         *([notes.read_text(encoding='utf-8').strip()] if notes.exists() else []),
         'Each method spends a budget of network evaluations (NFE) on each prompt. The score is '
         'that of the best image, chosen by what was searched for. Intervals are over prompts, and '

@@ -105,9 +105,8 @@ def run(tmp_path, training, monkeypatch):
         out.mkdir()
         score = 0.1 * int(given['--config.eval.steps']) + ('dense_grpo' in given['--workdir'])
         (out / 'scores.csv').write_text(f'policy,index,prompt,total\nstep 2,0,a,{score}\n')
-        return 0
 
-    monkeypatch.setattr(measures, 'watch', evaluation)
+    monkeypatch.setattr(measures, 'complete', evaluation)
     monkeypatch.setattr(equal_cost, 'device', lambda: '1 x cpu')
 
     def run(methods, seeds=('0',), extra=(), **changes):
