@@ -7,6 +7,7 @@ Reads [[name, command, arguments, folder, environment]] and prints a line [name,
 when it has ended; its output is in FOLDER/output.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -53,6 +54,7 @@ def main():
     cases = json.load(sys.stdin)
     for command in (*sys.argv[1:], *SLOW):
         importlib.import_module(command)
+    gc.freeze()  # else the first collection in a fork copies most of the memory
     running = {}
     while cases or running:
         while cases and len(running) < TOGETHER:

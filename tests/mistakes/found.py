@@ -4,7 +4,7 @@ that the message must hold)."""
 import json
 import struct
 
-from mistakes.places import both, config, link, model, without, write
+from mistakes.places import both, config, link, model, ours, without, write
 
 TINY, RUN, SCENE = '--config=tiny_ocr', '--workdir=run', '--config=tiny_scene'
 OWN = ['main', '--config=own.py', RUN]
@@ -146,16 +146,10 @@ FOLDERS = [
     (write('o/summary.md/x'), [*SEARCH, '--out=o'], 'o/summary.md is a folder, and this command'),
     (write('run/images'), [*PREFLIGHT], 'run/images is a file, and this command writes'),
     (write('run/preflight.json/x'), [*PREFLIGHT], 'run/preflight.json is a folder, and this'),
-    (write('o/search.jsonl', '[1]\n'), [*SEARCH, '--out=o'], 'search.jsonl:1 is damaged'),
     (
-        write('o/search.jsonl', '{"settings": {}}\n{"a": 1}\n'),
+        ours('o/search.jsonl', '{"settings": {}}\n{"a": 1}\n'),
         [*SEARCH, '--out=o'],
         'search.jsonl:2 is damaged (it holds a); start anew with --restart',
-    ),
-    (
-        write('o/scores.jsonl', '{"settings": {}}\n{"policy": "base"}\n'),
-        ['evaluate', TINY, '--out=o'],
-        'scores.jsonl:2 is damaged (it holds policy)',
     ),
     (
         write(
@@ -235,11 +229,6 @@ PROMPTS = [
         "'hf:ada' names no data set of the Hub",
     ),
     (write('p.txt/x'), DRAW, 'p.txt is a folder, where a file is needed'),
-    (
-        write('p.txt', 'A "HI"\n'),
-        [*TRAIN[:4], '--config.seed=1'],
-        'rollout.prompts=8, but data.train',
-    ),
     (link('p.txt', 'p.txt'), DRAW, 'p.txt'),
     (write('p.jsonl', '{"prompt": 5}\n'), SHAPES, 'p.jsonl:1: not a GenEval prompt: tag is None'),
     (write('p.jsonl', '{"x": "a"}\n'), SHAPES, 'p.jsonl:1: not a GenEval prompt: unknown key x'),

@@ -4,23 +4,35 @@ the message must hold)."""
 
 import json
 
-from mistakes.found import MODEL, NETWORK, PREFLIGHT, RUN, TINY, WEIGHTS, one, set_to
-from mistakes.places import model, write
+from mistakes.found import MODEL, NETWORK, PREFLIGHT, RUN, SEARCH, TINY, WEIGHTS, one, set_to
+from mistakes.places import ROOT, link, model, ours
 
 NOTHING = lambda folder: None
 PLAIN = ['main', TINY, RUN]
 # Fewer than the weights have; all else at the defaults of a large network.
 FEW = {'_class_name': 'FluxTransformer2DModel', 'num_layers': 1, 'num_single_layers': 1}
+SEARCHES = ['experiments.search', '--workdir=w', '--tasks=ocr']
+SMC = ['search.__main__', TINY, '--config.search.method=smc']
+CONFIGS = link('configs', ROOT / 'configs')
 LATE = [
+    (ours('o/search.jsonl', '[1]\n'), [*SEARCH, '--out=o'], 'search.jsonl:1 is damaged'),
+    (
+        ours('o/scores.jsonl', '{"settings": {}}\n{"policy": "base"}\n'),
+        ['evaluate', TINY, '--out=o'],
+        'scores.jsonl:2 is damaged (it holds policy)',
+    ),
+    (NOTHING, [*SMC, '--config.search.gradient=True'], "the reward 'ocr' has no gradient"),
+    (CONFIGS, [*SEARCHES, '--budgets=3'], 'search.nfe'),
+    (CONFIGS, [*SEARCHES, '--policy=nowhere'], 'No checkpoint folder'),
     (NOTHING, [*PLAIN, '--config.optim.microbatch=7'], 'optim.microbatch'),
     (NOTHING, [*PLAIN, '--config.rollout.prompts=30000'], 'the number of prompts in the set'),
     (
-        write('run/rewards.jsonl', '{"settings": {"seed": 1}}\n'),
+        ours('run/rewards.jsonl', '{"settings": {"seed": 1}}\n'),
         ['preflight.__main__', TINY, RUN],
         'give another --workdir',
     ),
     (
-        write('run/rewards.jsonl', '{"settings": {}}\n{"prompt": 1}\n'),
+        ours('run/rewards.jsonl', '{"settings": {}}\n{"prompt": 1}\n'),
         PREFLIGHT,
         'rewards.jsonl:2 is damaged (it holds prompt); give another --workdir',
     ),

@@ -19,6 +19,13 @@ def write(name, content=''):
     return make
 
 
+def ours(name, content=''):
+    """The same, in a folder whose record says that our commands wrote the file."""
+    place = pathlib.Path(name)
+    record = write(place.with_name('.densegrpo.json'), json.dumps([place.name]))
+    return both(record, write(name, content))
+
+
 def link(name, target):
     """A symbolic link in the folder, to `target` beside it, whether that exists or not."""
     return lambda folder: (folder / name).symlink_to(folder / target)

@@ -48,11 +48,6 @@ QUICK = [
     (JPEG, [*OWN, '--max_request_mb=0'], {}, '0 is not a positive integer'),
     (JPEG, [*OWN, '--token_env=TOKEN'], {'TOKEN': ''}, 'TOKEN'),
     (JPEG, [*OWN, '--config.reward.jpeg.banana=1'], {}, "has no key 'banana'"),
-    (write('own.py', 'import nowhere_at_all\n'), OWN, {}, "No module named 'nowhere_at_all'"),
-    (write('own.py', 'def get_config(:\n'), OWN, {}, 'line 1 of own.py'),
-    (write('own.py', 'def get_config():\n    return 1 / 0\n'), OWN, {}, 'line 2 of own.py'),
-    (write('own.py', 'def get_config():\n    pass\n'), OWN, {}, 'get_config() returned None'),
-    (write('own.py', b'\xff\xfe\x00'), OWN, {}, 'own.py'),
     (reward('{}'), OWN, {}, 'give at least one'),
     (reward('{"beauty": {"weight": 1.0}}'), OWN, {}, "unknown reward 'beauty'"),
     (reward('{"jpeg": {"weight": 0.0}}'), OWN, {}, 'give at least one'),
@@ -63,9 +58,14 @@ QUICK = [
     (remote('"http://host:99999"'), OWN, {}, 'http://host:99999'),
 ]
 
-# A process of every command that imports JAX first.
+# A process of every command that imports JAX first, and kinds that forks try too.
 TINY, RUN = '--config=tiny_ocr', '--workdir=run'
 SLOW = [
+    (write('own.py', 'import nowhere_at_all\n'), OWN, {}, "No module named 'nowhere_at_all'"),
+    (write('own.py', 'def get_config(:\n'), OWN, {}, 'line 1 of own.py'),
+    (write('own.py', 'def get_config():\n    return 1 / 0\n'), OWN, {}, 'line 2 of own.py'),
+    (write('own.py', 'def get_config():\n    pass\n'), OWN, {}, 'get_config() returned None'),
+    (write('own.py', b'\xff\xfe\x00'), OWN, {}, 'own.py'),
     (NOTHING, ['densegrpo_jax', 'train', TINY], {}, 'flag --workdir=None'),
     (NOTHING, ['densegrpo_jax.main', TINY, RUN, '--config.iterations=0'], {}, 'iterations=0'),
     (NOTHING, ['densegrpo_jax.sample', TINY], {}, 'nothing to draw: give --prompt'),

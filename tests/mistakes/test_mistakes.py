@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mistakes import found, late, shell, special, typed  # noqa: E402
+from mistakes import found, late, owned, shell, special, typed  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTHING = lambda folder: None
@@ -31,6 +31,7 @@ TABLES = {
     'model': found.MODELS,
     'lora': found.LORA,
     'special': special.SPECIAL,
+    'owned': owned.OWNED,
     'form': special.FORMS,
 }
 CASES = {f'{name}{i}': case for name, rows in TABLES.items() for i, case in enumerate(rows)}
@@ -46,18 +47,19 @@ def module(command):
 
 # name -> case of a process of its own
 PROCESSES = {f'{" ".join(case[1])} {i}': case for i, case in enumerate(shell.QUICK)}
-assert len(PROCESSES) >= 30
 SLOW = {f'{" ".join(case[1])} {i}': case for i, case in enumerate(shell.SLOW)}
+assert len(PROCESSES) + len(SLOW) >= 30
 
 
 def run(cases, place):
-    """Case -> (its exit status, its output, whether it has made a work directory); all have run."""
+    """Case -> (its exit status, its output, the files and folders it has made); all have run."""
     orders, found = [], {}
+    listed = lambda folder: {str(path.relative_to(folder)) for path in folder.rglob('*')}
     for name, (make, (command, *arguments), _) in cases.items():
         folder = place / name
         folder.mkdir()
         make(folder)
-        found[name] = (folder / 'run').exists()
+        found[name] = listed(folder) | {'output'}
         orders.append([name, module(command), arguments, str(folder), {}])
     done = subprocess.run(
         [sys.executable, 'tests/mistakes/forks.py', *sorted({order[1] for order in orders})],
@@ -72,7 +74,7 @@ def run(cases, place):
         name: (
             status,
             (place / name / 'output').read_text(errors='replace'),
-            (place / name / 'run').exists() and not found[name],
+            sorted(listed(place / name) - found[name]),
         )
         for name, status in map(json.loads, done.stdout.splitlines())
     }
@@ -103,7 +105,7 @@ def test_a_mistake_is_named(name, ended):
     _, arguments, words = CASES[name]
     *said, left = ended[name]
     check(arguments, words, *said)
-    assert not left, f'{arguments}: the refused command has made its work directory'
+    assert not left, f'{arguments}: the refused command has made {left}'
 
 
 @pytest.mark.slow
@@ -162,7 +164,23 @@ def test_a_process_of_every_command_names_a_mistake(name, tmp_path):
     check(arguments, words, process.returncode, output)
 
 
-@pytest.mark.parametrize('platform', ['cuda', 'tpu', 'banana'])
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    gone = 'mkdir gone; cd gone; rmdir ../gone; exec "$0" -m densegrpo_jax train'
+    done = subprocess.run(
+        ['sh', '-c', gone, sys.executable],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'error: the current folder has been removed' in done.stderr
+
+
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ('tpu', 'banana')]
+
+
+@pytest.mark.parametrize('platform', ['cuda', *SLOWER])
 def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
     """In a process of its own: a fork has imported JAX with the platform of its parent."""
     done = subprocess.run(

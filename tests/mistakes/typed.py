@@ -168,10 +168,6 @@ FLAGS = [
     (['search.__main__', TINY, '--config.search.nfe=1'], 'search.nfe'),
     (['search.__main__', TINY, '--config.eval.embedding=nowhere'], "eval.embedding='nowhere' is"),
     (
-        ['search.__main__', TINY, '--config.search.method=smc', '--config.search.gradient=True'],
-        "search.gradient=True: the reward 'ocr' has no gradient",
-    ),
-    (
         ['search.__main__', TINY, '--config.search.candidates=2'],
         "search.method='pg' does not read it: choose 'svdd' or 'refine', which read it",
     ),
