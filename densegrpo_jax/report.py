@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import flags, logging
+from absl import logging
 
 from densegrpo_jax.config.command_line import define_folder, define_runs, run_main
+from densegrpo_jax.config.flag_types import define_output
 from densegrpo_jax.runtime.files import replace_file
-from densegrpo_jax.runtime.paths import output_problem, writable
-from densegrpo_jax.viewing.report import FOLDER, one_file, write_report
+from densegrpo_jax.runtime.paths import writable
+from densegrpo_jax.viewing.report import FOLDER, is_page, one_file, write_report
 
 
 def main(flag) -> None:
@@ -27,8 +28,6 @@ def main(flag) -> None:
     if len(workdirs) > 1 and not flag.out:
         raise ValueError('--out: name a folder for the page of several runs')
     out = pathlib.Path(flag.out).expanduser() if flag.out else workdirs[0] / FOLDER
-    if flag.one_file is not None and (found := output_problem(flag.one_file, '.html')):
-        raise ValueError(f'--one_file={flag.one_file}: {found}')
     page = write_report(out, workdirs)
     logging.info('made %s', page)
     if flag.one_file is not None:
@@ -43,7 +42,7 @@ def define_flags() -> None:
     define_runs()
     define_folder('out', None, 'Folder of the page; default, for one run: WORKDIR/report.')
     what = 'Also writes the page as one HTML file, with its pictures: for a mail or a notebook.'
-    flags.DEFINE_string('one_file', None, what)
+    define_output('one_file', None, what, '.html', is_page)
 
 
 if __name__ == '__main__':

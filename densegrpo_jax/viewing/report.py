@@ -102,6 +102,15 @@ def one_file(page: pathlib.Path) -> str:
     return re.sub(parts, inside, page.read_text(encoding='utf-8'))
 
 
+def is_page(file: pathlib.Path) -> bool:
+    """Whether a file is one that `one_file` made."""
+    try:
+        with open(file, 'rb') as page:
+            return b'<title>densegrpo_jax</title>' in page.read(1000)
+    except OSError:
+        return False
+
+
 def shown(run: dict) -> list[str]:
     """The names of the pictures in a run's folder that its page shows, of `read_run`."""
     return [found['file'] for found in (*run['pictures'], *run['sheets'], *run['groups'])]

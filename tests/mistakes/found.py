@@ -164,9 +164,9 @@ FOLDERS = [
         [*SEARCH, '--out=o'],
         "search.jsonl:2 is damaged (the line: spread is 'x'; expected a number)",
     ),
-    (write('run/config.json', '{"seed": 42,'), ['report', RUN], 'no config.json that can be read'),
-    (write('run/config.json', b'\xe9'), ['report', RUN], 'no config.json that can be read'),
-    (write('run/config.json', '[' * 100_000), ['report', RUN], 'no config.json that can be read'),
+    (write('run/config.json', '{"seed": 42,'), ['report', RUN], 'config.json is not valid JSON'),
+    (write('run/config.json', b'\xe9'), ['report', RUN], 'config.json, line 1: byte 0xe9'),
+    (write('run/config.json', '[' * 100_000), ['report', RUN], 'brackets nested too deeply'),
     (write('run/config.json', '{"iterations": "x"}'), ['report', RUN], "iterations='x': expected"),
     (
         write('run/config.json', '{"iterations": 1, "rollout": {"group": []}}'),

@@ -27,6 +27,11 @@ OWNED = [
         PLAIN,
         'run/report holds something else than a page of a run',
     ),
+    (
+        write('mine.html', '<html>'),
+        ['report', RUN, '--one_file=mine.html'],
+        'mine.html is there, and this command did not write it',
+    ),
     (write('deep/x.png', 'a photo'), DRAW, 'x.png is there, and this command did not write it'),
     (write('deep/x_0000.png'), [*DRAW, '--single'], 'x_0000.png is there, and this command did'),
     (NOTHING, [*DRAW, '--config.model.path=nowhere'], "model.path='nowhere' is not a folder"),

@@ -82,7 +82,7 @@ SPECIAL = [
             'transformer/diffusion_pytorch_model.safetensors',
         )
     ),
-    (pipe('run/config.json'), ['report', RUN], 'no config.json that can be read'),
+    (pipe('run/config.json'), ['report', RUN], 'config.json is a pipe'),
     (pipe('run/metrics.jsonl'), PLAIN, 'metrics.jsonl is a pipe, and this command writes a file'),
     (pipe('run'), PLAIN, 'run is a pipe, where a folder is needed'),
     (pipe('o/search.jsonl'), OUT, 'search.jsonl is a pipe'),

@@ -16,7 +16,7 @@ import uvicorn
 from PIL import Image
 
 from densegrpo_jax.runtime.listening import LOOPBACK
-from densegrpo_jax.viewing.report import one_file, write_report
+from densegrpo_jax.viewing.report import is_page, one_file, write_report
 from densegrpo_jax.viewing.server import make_app
 from tests.viewing.made_run import EVIL, PLANS, make_group, make_group_of, make_run
 
@@ -252,6 +252,7 @@ def test_a_page_of_one_file_shows_all_of_it(page, tmp_path):
     whole = one_file(write_report(tmp_path / 'out', [run]))
     shutil.rmtree(tmp_path / 'out')
     (tmp_path / 'page.html').write_text(whole)
+    assert is_page(tmp_path / 'page.html')  # the command may make it anew
     driver = page((tmp_path / 'page.html').as_uri())
     assert text(driver, '#viewer .prompt') == EVIL and driver.title.startswith('4/4')
     assert driver.find_elements(By.CSS_SELECTOR, '.plot .main-svg')
