@@ -291,6 +291,10 @@ class Checkpoints:
         """Step of the best scored checkpoint (the later of equals), None if none has a score."""
         return self._best(self.steps())
 
+    def scored_steps(self) -> list[int]:
+        """Steps of checkpoints with a score; these compete for the best."""
+        return [step for step in self.steps() if step in self._scores]
+
     def meta(self, step: int) -> dict:
         """The JSON document given to ``save``, without reading any array."""
         return self._store.document(step)['meta']

@@ -41,11 +41,16 @@ class Progress:
 
     def competes(self, step: int) -> bool:
         """Whether the evaluation after `step` updates may be the best: a guard has neither passed
-        it over nor found a fallen score, and was not turned on later.
+        it over nor found a fallen score.
         """
         fallen = [row['step'] for row in self.guarded if row['fallen']]
-        before = any(step < row['step'] for row in self.guarded[:1])
-        return not before and step not in fallen and step not in self.passed_over
+        return step not in fallen and step not in self.passed_over
+
+    def pass_over_unguarded(self) -> None:
+        """A guard is on from here: evaluations that it has not seen compete no more."""
+        known = {*(row['step'] for row in self.guarded), *self.passed_over}
+        unseen = [step for step, *_ in self.evaluations if step not in known]
+        self.passed_over = [*self.passed_over, *unseen]
 
     def competing_score(self, step: int) -> float | None:
         """The score of the evaluation after `step` updates; None if there is none that competes."""

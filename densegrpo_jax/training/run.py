@@ -161,6 +161,9 @@ def run(
         evaluator = Evaluator(session, session.test, scorer, sample=draw)
         guard = Guard(session, workdir, guarded, scorer, draw, opened) if guarded else None
         step = saved = start
+        if guard:
+            progress.pass_over_unguarded()
+            _withdraw(checkpoints, progress)
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
         checkpoint_due = lambda: (
             step % config.checkpoint.every == 0 or step in config.checkpoint.pin
@@ -172,11 +175,8 @@ def run(
                 explain(session, state.ema, [p.text for p in session.test])
             row = reporter.evaluation(step, result)
             if guard:  # before the evaluation counts: after a stop both are made again
-                late = not progress.guarded
                 scores = result.scores[config.eval.best]
                 reporter.guarded(step, guard(step, state.ema, progress, scores))
-                if late and progress.guarded:
-                    _withdraw(checkpoints, step)
             progress.evaluations.append(row)
 
         def save() -> None:
@@ -309,10 +309,11 @@ def _check_checkpoints(checked: Checked, shapes, workdir: pathlib.Path) -> int |
     return done
 
 
-def _withdraw(checkpoints: Checkpoints, before: int) -> None:
-    """The checkpoints of earlier steps, which no guard has seen, compete no more."""
-    for step in [step for step in checkpoints.steps() if step < before]:
-        checkpoints.amend(step, checkpoints.meta(step))
+def _withdraw(checkpoints: Checkpoints, progress: Progress) -> None:
+    """Checkpoints compete no more if their evaluations do not."""
+    for step in checkpoints.scored_steps():
+        if not progress.competes(step):
+            checkpoints.amend(step, checkpoints.meta(step))
 
 
 def _stop_together(stop: StopRequest, reason: Exception) -> None:

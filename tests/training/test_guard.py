@@ -419,6 +419,9 @@ def test_evaluations_without_a_guard_may_be_the_best():
     progress.guarded, progress.passed_over = [row(0), row(2, 'a')], [1]
     assert [progress.competes(s) for s in range(5)] == [True, False, False, True, True]
     assert progress.best()[0] == 4
+    progress.pass_over_unguarded()  # on again: it has seen neither 3 nor 4
+    assert [progress.competes(s) for s in range(5)] == [True, False, False, False, False]
+    assert progress.passed_over == [1, 3, 4]
 
 
 def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
