@@ -8,6 +8,7 @@ the place of the one that has been silent the longest, of those whose request ha
 
 import asyncio
 import ipaddress
+import itertools
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -55,8 +56,9 @@ def bounded(
             elif len(mine) >= most_open:
                 room = self._replaces(mine, f'has {most_open} connections open')
             elif sum(map(len, places.values())) >= most:
-                largest = max(places.values(), key=len)
-                room = self._replaces(largest, f'is one of {most} that are open')
+                largest_first = sorted(places.values(), key=len, reverse=True)
+                others = itertools.chain.from_iterable(largest_first)
+                room = self._replaces(others, f'is one of {most} that are open')
             if room:
                 places.setdefault(self._address, {})[self] = None
                 self._expect_headers()
@@ -78,7 +80,9 @@ def bounded(
 
         @property
         def _arrived(self) -> bool:
-            """Whether a whole request is there that has not been answered."""
+            """Whether a whole request is there whose answer has not left."""
+            if self.transport.get_write_buffer_size():
+                return True
             cycle = self.cycle
             return cycle is not None and not cycle.more_body and not cycle.response_complete
 

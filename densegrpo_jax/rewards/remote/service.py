@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # Time limits for a request to arrive, in all and without a byte: a dead sender must not keep a
 # place in the queue.
 READ_SECONDS = 60.0
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 10.0
 REFUSED_SECONDS = 5.0  # for a body that is only discarded
 RETRY_AFTER_SECONDS = 1
 LONG_SECONDS = 300.0  # of scoring, after which the log says so
