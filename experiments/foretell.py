@@ -121,6 +121,7 @@ def ordered(signal: Mapping[str, Interval], runs: Mapping[str, Sequence[float]])
         for other in names[:i]:
             p = stats.ttest_ind(runs[one], runs[other], equal_var=False).pvalue
             better = np.mean(runs[one]) > np.mean(runs[other])
+            p = 1.0 if np.isnan(p) else p  # of one run each: nothing is told
             tests.append((p, bool(better == (signal[one].value > signal[other].value))))
     tests.sort()
     alike = lambda found: (len(found), sum(right for _, right in found))
@@ -206,7 +207,7 @@ def _measured(folder: pathlib.Path) -> Rewards:
 
 def main(flag) -> int:
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
-    check_page(out, TITLE, (PICTURE, SIGNAL))
+    check_page(out, TITLE, () if flag.norun else (PICTURE, SIGNAL))  # reads SIGNAL then
     records = Records.load(pathlib.Path(flag.runs))
     if not records.runs:
         raise ValueError(f'--runs={flag.runs} has no runs.csv; experiments.reproduce writes one')

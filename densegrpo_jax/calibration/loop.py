@@ -79,7 +79,7 @@ def check_ours(path: pathlib.Path) -> None:
     if path.exists():
         noise.read(path)
     elif problem := foreign(path.with_suffix('.png'), lambda _: False):
-        raise ValueError(problem)
+        raise ValueError(f'{problem}; the figure of a psi file that was removed goes with it')
 
 
 def start_policy(session: Session) -> dict | None:

@@ -385,13 +385,18 @@ def _parse(args: list[str]) -> list[str]:
 
 
 def _may_lack() -> set[str]:
-    """The keys of a training that may be without a value."""
+    """The keys that may be without a value: of a training those whose default is '', and texts that
+    are options of rewards; of any other configuration all texts.
+    """
     parser = _configuration()
-    if parser is None or not parser.training or not given_keys():
+    if parser is None or not given_keys():
         return set()
+    texts = {key for key in given_keys() if isinstance(_override(key), str)}
+    if not parser.training:
+        return texts
     from densegrpo_jax.config.schema import KEYS  # imports jax
 
-    return {name for name, key in KEYS.items() if key.default == ''}
+    return {name for name, key in KEYS.items() if key.default == ''} | (texts - KEYS.keys())
 
 
 def _override(key: str) -> object:

@@ -46,9 +46,11 @@ READS = {
     ),
     # noise.psi_path has a refusal of its own
     'calibrate': Reads(
-        (*_SCORING, 'calibration.*'), ('data.eval*', 'rollout.prompts', 'rollout.log_prob')
+        (*_SCORING, 'calibration.*', 'plan.active'),
+        ('data.eval*', 'rollout.prompts', 'rollout.log_prob'),
     ),
-    'preflight': Reads(but=('guard.*', 'search.*')),
+    # of the guard whether it is on: what that costs is not counted
+    'preflight': Reads(but=('guard.[!o]*', 'search.*')),
     'direction': Reads(but=(*_LEARNING, 'calibration.*', 'search.*')),
     'process_reward': Reads(but=(*_LEARNING, 'calibration.*', 'search.*')),
     'reward_server': Reads(('reward', 'reward.*')),

@@ -15,6 +15,8 @@ from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.reading import parse_json, read_text, shown
 
+SHARED = {'text'}  # folders of files that are named by their content: nothing is overwritten there
+
 
 def claim(
     folder: pathlib.Path,
@@ -81,7 +83,7 @@ def _mark(folder: pathlib.Path, names: set[str], known: bool) -> None:
     ours = parse_json(read_text(record), str(record), list) if record.exists() else []
     if not all(isinstance(name, str) for name in ours):
         raise ValueError(f'{record} holds {shown(ours)}; expected names of files: remove it')
-    strangers = sorted(n for n in names if os.path.lexists(folder / n) and n not in ours)
+    strangers = sorted(n for n in names - {*ours, *SHARED} if os.path.lexists(folder / n))
     if strangers and not known:
         raise ValueError(
             f'{folder} holds {", ".join(strangers[:3])}, which this command did not write: name '

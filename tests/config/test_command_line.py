@@ -191,6 +191,7 @@ def test_none_unsets_what_a_recipe_sets(typed, tmp_path):
     assert config.noise.psi_path == '' and config.model.path == 'none' and config.is_locked
     status, printed, _ = typed(own, '--config.noise.psi_path', ' ')
     assert status == 2 and '--config.noise.psi_path=none unsets' in printed
+    assert typed(own, '--config.reward.ocr.mode=none')[2].reward.ocr.mode == ''
 
 
 def test_a_recipe_is_known_by_its_name_anywhere(typed, tmp_path, monkeypatch):

@@ -27,6 +27,15 @@ def test_options_of_rewards_are_read_with_them():
     for command in ('main', 'evaluate', 'search', 'calibrate', 'reward_server'):
         check_reads(command, READS[command], ['reward', 'reward.ocr.mode'])
     check_reads('evaluate', READS['evaluate'], ['eval.panel.jpeg.quality'])
+
+
+def test_single_keys_of_what_is_not_read():
+    check_reads('calibrate', READS['calibrate'], ['plan.active'])  # decides what is trained
+    check_reads('preflight', READS['preflight'], ['guard.on'])  # said among what is not counted
+    assert 'guard.prompts' not in READS['preflight'] and 'plan.kind' not in READS['calibrate']
+
+
+def test_rewards_are_of_no_use_to_some():
     for command, key in (('reward_server', 'seed'), ('sample', 'reward.ocr.mode')):
         with pytest.raises(ValueError, match=f'{key} is given, and densegrpo_jax.{command} does'):
             check_reads(command, READS[command], [key])

@@ -85,6 +85,7 @@ def test_curves_that_ignore_it_are_not(found):
 def test_without_runs_there_is_nothing_to_compare(tmp_path):
     class Flags:
         workdir, out, runs = str(tmp_path), str(tmp_path / 'out'), str(tmp_path / 'none')
+        norun = False
 
     with pytest.raises(ValueError, match='none has no runs.csv'):
         foretell.main(Flags)

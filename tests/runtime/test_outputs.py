@@ -29,6 +29,14 @@ def test_what_somebody_else_wrote_stays(tmp_path):
         claim(tmp_path, ['README.md', 'config.json'])
 
 
+def test_texts_that_are_named_by_their_content_are_shared(tmp_path):
+    (tmp_path / 'text').mkdir()
+    claim(tmp_path, ['psi.json'], ['text'])
+    (tmp_path / 'images').mkdir()
+    with pytest.raises(ValueError, match='holds images, which'):
+        claim(tmp_path, [], ['images', 'text'])
+
+
 def test_what_is_read_is_not_written_to(tmp_path):
     base = tmp_path / 'base'
     base.mkdir()
