@@ -78,7 +78,7 @@ def check_ours(path: pathlib.Path) -> None:
     """
     if path.exists():
         noise.read(path)
-    elif problem := foreign(path.with_suffix('.png'), lambda _: False):
+    elif problem := foreign(path.with_suffix('.png')):
         raise ValueError(f'{problem}; the figure of a psi file that was removed goes with it')
 
 

@@ -70,12 +70,14 @@ def output_problem(file: str | pathlib.Path, suffix: str) -> str | None:
     return None
 
 
-def foreign(file: str | pathlib.Path, ours: Callable[[pathlib.Path], bool]) -> str | None:
+def foreign(
+    file: str | pathlib.Path, ours: Callable[[pathlib.Path], bool] | None = None
+) -> str | None:
     """What is wrong with a file to write, and what to do, if something of that name is there and
-    `ours` does not know it as this command's; else None.
+    `ours` does not know it as this command's; else None. Without `ours` nothing there is.
     """
     path = pathlib.Path(file).expanduser()
-    if os.path.lexists(path) and not ours(path):
+    if os.path.lexists(path) and not (ours and ours(path)):
         return f'{path} is there, and this command did not write it: name another, or move it away'
     return None
 

@@ -65,7 +65,7 @@ def check_page(out: pathlib.Path, mark: str, files: Sequence[str] = ()) -> None:
         raise ValueError(f'--out={out}: {problem}')
     if not page.exists() and not (out / 'runs.csv').exists():
         for name in files:
-            if problem := foreign(out / name, lambda _: False):
+            if problem := foreign(out / name):
                 raise ValueError(f'--out={out}: {problem}')
 
 
