@@ -333,6 +333,14 @@ def test_prompts_are_checked_before_a_run_and_once(faulty):
         reward.check(['a', 'unscorable x'], [{}, {}])
 
 
+def test_prompts_with_many_values_are_checked_in_parts(faulty):
+    """A server takes 4096 values in a request, and one more for every four bytes."""
+    layouts = [{'layout': list(range(40))}] * 255 + [{'layout': [0] * 3000}]
+    client(faulty.url).check([str(i) for i in range(256)], layouts)
+    with pytest.raises(ValueError, match='6011 values or more .* expected at most'):
+        client(faulty.url).check(['x'], [{'layout': [0] * 6000}])
+
+
 @pytest.mark.parametrize(
     ('options', 'words'),
     [

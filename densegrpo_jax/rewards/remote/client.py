@@ -119,13 +119,18 @@ class RemoteReward:
         new = {
             repr(pair): pair for pair in zip(prompts, metadata) if repr(pair) not in self._checked
         }
-        pairs = list(new.values())
-        for start in range(0, len(pairs), 256):
-            part = pairs[start : start + 256]
-            body = protocol.encode_check(
-                [prompt for prompt, _ in part], [extra for _, extra in part]
-            )
+        pairs, start, most = list(new.values()), 0, 256
+        while start < len(pairs):
+            part = pairs[start : start + most]
+            try:
+                body = protocol.encode_check(*map(list, zip(*part)))
+            except protocol.TooManyValues:
+                if len(part) == 1:
+                    raise
+                most = len(part) // 2
+                continue
             self._endpoints.call('POST', '/check', body, protocol.MEDIA_TYPE, self._read_check)
+            start += len(part)
         self._checked.update(new)
 
     def __call__(

@@ -44,6 +44,10 @@ class ProtocolError(ValueError):
     """A message that violates this protocol; the error names the field."""
 
 
+class TooManyValues(ProtocolError):
+    """A message consists of more values than one of its size may."""
+
+
 class Request(NamedTuple):
     """N images to score: id, uint8 [N, H, W, 3], N prompts, N dicts of JSON values."""
 
@@ -80,7 +84,7 @@ def encode_request(request: Request) -> bytes:
         'uint8 [N, H, W, 3]',
         f'{images.dtype}{images.shape}',
     )
-    return msgpack.packb(
+    return _packed(
         {
             'protocol': PROTOCOL,
             'id': request.id,
@@ -131,11 +135,11 @@ def decode_request(data: bytes) -> Request:
 
 
 def encode_check(prompts: Sequence[str], metadata: Sequence[dict]) -> bytes:
-    """The body of POST /check, which asks whether prompts can be scored. Raises ProtocolError."""
+    """The body of POST /check, which asks whether prompts can be scored. Raises ProtocolError;
+    after TooManyValues fewer of them at once may fit.
+    """
     _texts(prompts, metadata)
-    return msgpack.packb(
-        {'protocol': PROTOCOL, 'prompts': list(prompts), 'metadata': list(metadata)}
-    )
+    return _packed({'protocol': PROTOCOL, 'prompts': list(prompts), 'metadata': list(metadata)})
 
 
 def decode_check(data: bytes) -> tuple[list[str], list[dict]]:
@@ -253,11 +257,22 @@ def decode_response(
     return {name: table[:, k].copy() for k, name in enumerate(names)}, valid
 
 
+def _packed(message: dict) -> bytes:
+    """The body of a request. Raises TooManyValues if a server would."""
+    data = msgpack.packb(message)
+    _count(data, _most_values(data))
+    return data
+
+
+def _most_values(data: bytes) -> int:
+    return min(MAX_VALUES, FREE_VALUES + len(data) // 4)
+
+
 def _open(data: bytes, keys: tuple[str, ...], values: int | None = None) -> dict:
     """The msgpack map in `data`, with exactly these keys and this protocol's number; it may consist
     of at most so many `values`.
     """
-    _count(data, min(MAX_VALUES, FREE_VALUES + len(data) // 4) if values is None else values)
+    _count(data, _most_values(data) if values is None else values)
     try:
         message = msgpack.unpackb(data, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
@@ -301,14 +316,14 @@ _HEADS = {
 
 
 def _count(data: bytes, most: int) -> None:
-    """Raises ProtocolError if `data` announces more than `most` msgpack values; decodes none. What
+    """Raises TooManyValues if `data` announces more than `most` msgpack values; decodes none. What
     is no message otherwise is left to the decoder.
     """
     place, values, end = 0, 1, len(data)  # values announced so far, read or not
     read = 0
     while read < values and place < end:
         if values > most:
-            raise ProtocolError(
+            raise TooManyValues(
                 f'message: {values} values or more in {len(data)} bytes; expected at most {most}'
             )
         head = data[place]
