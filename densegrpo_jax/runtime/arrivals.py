@@ -3,7 +3,8 @@
 The server cannot ask them for a token, so they must not keep rightful clients out: there are at
 most MOST of them, MOST_OPEN of an address, and MOST_PER_ADDRESS of an address without the headers
 of a request, for which each gets HEADER_SECONDS. Where a number is reached, a new connection takes
-the place of the one that has been silent the longest, of those whose request has not arrived.
+the place of the one that has been silent the longest, of those whose request has not arrived, or
+whose client has taken nothing of its answer for UNREAD_SECONDS.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 HEADER_SECONDS = 10.0
+UNREAD_SECONDS = 30.0  # for a client that takes nothing of its answer
 MOST_PER_ADDRESS = 64
 MOST_OPEN = 256
 MOST = 768  # a process may open 1024 files, by the usual limit
@@ -43,6 +45,7 @@ def bounded(
     class Connection(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
         _address = ''
+        _unread = 0, 0.0  # bytes of answers that wait, and since when the client has taken none
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -80,9 +83,12 @@ def bounded(
 
         @property
         def _arrived(self) -> bool:
-            """Whether a whole request is there whose answer has not left."""
-            if self.transport.get_write_buffer_size():
-                return True
+            """Whether a whole request is there whose answer has not left, and is being taken."""
+            (before, since), now = self._unread, self.loop.time()
+            unread = self.transport.get_write_buffer_size()
+            self._unread = unread, (now if not before or unread < before else since)
+            if unread:
+                return now - self._unread[1] < UNREAD_SECONDS
             cycle = self.cycle
             return cycle is not None and not cycle.more_body and not cycle.response_complete
 

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -11,6 +12,7 @@ from loopback import PixelReward, pictures, serving
 from densegrpo_jax.rewards.remote import service
 from densegrpo_jax.rewards.remote.protocol import Request, encode_request
 from densegrpo_jax.rewards.remote.service import RewardService
+from densegrpo_jax.runtime import arrivals
 from densegrpo_jax.runtime.arrivals import bounded, network_of
 
 HEALTH = b'GET /health HTTP/1.1\r\nHost: x\r\n\r\n'
@@ -118,6 +120,32 @@ def test_a_request_that_is_being_answered_keeps_its_place():
             assert begun.wait(30) and closed(connected(port, '127.0.0.2', HEALTH))
             may_end.set()
             assert asking.recv(4096).startswith(b'HTTP/1.1 200')
+
+
+@pytest.mark.parametrize('patience', [60.0, 0.2])
+def test_a_client_that_takes_nothing_of_its_answer_makes_room_in_time(monkeypatch, patience):
+    monkeypatch.setattr(arrivals, 'UNREAD_SECONDS', patience)
+
+    async def app(scope, receive, send):
+        if scope['path'] == '/health':
+            body = b'ok'
+        else:
+            body = bytes(1 << 26)  # more than the buffers of both ends hold
+        await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+        await send({'type': 'http.response.body', 'body': body})
+
+    with serving(app, http=bounded(60, 8, 1)) as url:
+        port = int(url.rpartition(':')[2])
+        with connected(port, '127.0.0.2', HEALTH.replace(b'health', b'large')) as asking:
+            assert asking.recv(1) == b'H'  # the answer is on its way, and nothing more is read
+            let_in, attempts = False, 0
+            while not let_in and attempts < (1 if patience > 1 else 100):
+                time.sleep(0.05)
+                attempts += 1
+                with contextlib.suppress(ConnectionError):
+                    with connected(port, '127.0.0.2', HEALTH) as newcomer:
+                        let_in = newcomer.recv(1) == b'H'
+    assert let_in == (patience < 1)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ class RewardService:
         body, size, loop = bytearray(), 0, asyncio.get_running_loop()
         end = loop.time() + seconds
         try:
-            async with asyncio.timeout(IDLE_SECONDS) as limit:
+            async with asyncio.timeout(min(IDLE_SECONDS, seconds)) as limit:
                 async for chunk in request.stream():
                     limit.reschedule(min(end, loop.time() + IDLE_SECONDS))
                     size += len(chunk)
