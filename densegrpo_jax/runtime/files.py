@@ -5,7 +5,6 @@ ensures that a folder has one writer.
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import pathlib
 import re
@@ -105,11 +104,10 @@ def only_writer(folder: pathlib.Path, hosts: Hosts, command: str = ''):
     file = None
     with Agreement(hosts, 'lock').alike():
         if hosts.primary:
-            names, own = {*os.listdir(folder)}, {n: _text(folder / n) for n in (LOCK, RECORD)}
+            left = {LOCK} - {*os.listdir(folder)}  # what goes if nothing else comes
             file = lock(folder, command)
-            if own[RECORD] is None and _held(own[LOCK]):
-                # earlier versions kept no record: what lies beside their lock is theirs
-                replace_file(folder / RECORD, json.dumps(sorted(names - {LOCK})) + '\n')
+            names = {*os.listdir(folder)}  # another run may have held it
+            left |= {RECORD} - names
     if file is None:
         yield
         return
@@ -120,19 +118,10 @@ def only_writer(folder: pathlib.Path, hosts: Hosts, command: str = ''):
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where there are no locks
                 if {*os.listdir(folder)} <= {*names, LOCK, RECORD}:
-                    for name in (n for n in own if own[n] is None):
+                    for name in left:
                         (folder / name).unlink(missing_ok=True)
                     for path in made:
                         path.rmdir()
-
-
-def _text(path: pathlib.Path) -> str | None:
-    return path.read_text(encoding='utf-8', errors='replace') if path.is_file() else None
-
-
-def _held(text: str | None) -> bool:
-    """Whether a file LOCK with this text, if there is one, is ours."""
-    return text is not None and (not text.strip() or bool(_HOLDER.fullmatch(text.strip())))
 
 
 def lock(folder: pathlib.Path, command: str = ''):

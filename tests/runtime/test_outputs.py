@@ -52,20 +52,16 @@ def test_what_is_read_is_not_written_to(tmp_path):
             claim(tmp_path / 'out', [], ['images'], read=[read])
 
 
-def test_what_lies_beside_the_lock_of_an_earlier_version_is_ours(tmp_path):
+@pytest.mark.parametrize('meanwhile', [False, True])
+def test_a_refused_command_takes_nothing_as_its_own_when_it_comes_again(tmp_path, meanwhile):
+    """Its lock stays where another program has written something in the meantime."""
     (tmp_path / 'images').mkdir()
-    (tmp_path / 'lock').write_text('process 5 on here\n')
-    with only_writer(tmp_path, Hosts()):
-        claim(tmp_path, ['summary.md'], ['images'])
-        (tmp_path / 'summary.md').touch()
-    assert json.loads((tmp_path / RECORD).read_text()) == ['images', 'summary.md']
-    (tmp_path / 'mine').mkdir()
-    (tmp_path / 'mine' / 'lock').write_text('of something else')
-    (tmp_path / 'mine' / 'images').mkdir()
-    claim(tmp_path / 'mine', [], ['images'], known=True)
-    (tmp_path / 'mine' / RECORD).unlink()
-    with pytest.raises(ValueError, match='holds images'), only_writer(tmp_path / 'mine', Hosts()):
-        claim(tmp_path / 'mine', [], ['images'])
+    for _ in range(2):
+        with pytest.raises(ValueError, match='holds images'), only_writer(tmp_path, Hosts()):
+            if meanwhile:
+                (tmp_path / 'log.txt').touch()
+            claim(tmp_path, [], ['images'])
+    assert (tmp_path / 'lock').exists() == meanwhile and not (tmp_path / RECORD).exists()
 
 
 def test_nothing_is_written_inside_what_only_its_owner_writes(tmp_path):
