@@ -385,18 +385,30 @@ def _parse(args: list[str]) -> list[str]:
 
 
 def _may_lack() -> set[str]:
-    """The keys that may be without a value: of a training those whose default is '', and texts that
-    are options of rewards; of any other configuration all texts.
+    """The keys that may be without a value: those whose default is '', options of rewards among
+    them, whose signature tells it. Of a configuration without a schema all texts.
     """
     parser = _configuration()
     if parser is None or not given_keys():
         return set()
     texts = {key for key in given_keys() if isinstance(_override(key), str)}
+    options = {key for key in texts if key.startswith('reward.')}
+    may_lack = {key for key in options if _reward_default(key) == ''}
     if not parser.training:
-        return texts
+        return may_lack | (texts - options)
     from densegrpo_jax.config.schema import KEYS  # imports jax
 
-    return {name for name, key in KEYS.items() if key.default == ''} | (texts - KEYS.keys())
+    return may_lack | {name for name, key in KEYS.items() if key.default == ''}
+
+
+def _reward_default(key: str) -> object:
+    """The default in a reward's signature of its option reward.NAME.OPTION; None if it has none."""
+    from densegrpo_jax.rewards.build import resolve
+
+    _, name, *option = key.split('.')
+    kind = flags.FLAGS.config.reward[name].get('kind', name)
+    parameter = inspect.signature(resolve(kind)).parameters.get('.'.join(option))
+    return parameter and parameter.default
 
 
 def _override(key: str) -> object:

@@ -191,7 +191,12 @@ def test_none_unsets_what_a_recipe_sets(typed, tmp_path):
     assert config.noise.psi_path == '' and config.model.path == 'none' and config.is_locked
     status, printed, _ = typed(own, '--config.noise.psi_path', ' ')
     assert status == 2 and '--config.noise.psi_path=none unsets' in printed
-    assert typed(own, '--config.reward.ocr.mode=none')[2].reward.ocr.mode == ''
+    assert typed(own, '--config.reward.ocr.mode=none')[2].reward.ocr.mode == 'none'  # as it is
+    (tmp_path / 'own.yaml').write_text(
+        'recipe: tiny_ocr\nreward: {remote: {urls: x, names: [a], token_env: TOKEN}}\n'
+    )
+    _, printed, config = typed(own, '--config.reward.remote.token_env=none')
+    assert config.reward.remote.token_env == '', printed
 
 
 def test_a_recipe_is_known_by_its_name_anywhere(typed, tmp_path, monkeypatch):
