@@ -63,7 +63,8 @@ def check_reads(command: str, reads: Reads, given: Collection[str]) -> None:
     """
     for key in sorted(given):
         if key not in reads:
-            of = '' if reads.keys == ('*',) else f' (it reads {", ".join(reads.keys)})'
+            but = f', except {", ".join(reads.but)}' if reads.but else ''
+            of = '' if reads.keys == ('*',) else f' (it reads {", ".join(reads.keys)}{but})'
             raise ValueError(
                 f'--config.{key} is given, and densegrpo_jax.{command} does not read it{of}: leave '
                 f'it out, or give --unread={WARN}'
