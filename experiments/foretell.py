@@ -14,6 +14,7 @@ page is made again from OUT/signal.json. Exit status as `experiments.reproduce`.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -57,6 +58,7 @@ NOISES = ('noise_0.5', 'noise_0.8')  # variants of the noise, with dense credit
 SIGNAL = 'signal.json'  # in --out: variant -> its signal with the interval
 RESAMPLES = 2000
 LEVEL = 0.05
+FEWEST = 3  # credits of a rank correlation
 TITLE, PICTURE = '# What preflight foretells', 'foretold.png'
 
 
@@ -136,9 +138,14 @@ def write(
     """Writes the page, the signals and the scatter of the variants in both; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / SIGNAL, json.dumps(json_value(signal), indent=2) + '\n')
-    signal = {name: signal[name] for name in signal if name in runs}
+    unknown = [name for name in runs if name in signal and math.isnan(signal[name].value)]
+    signal = {name: signal[name] for name in signal if name in runs and name not in unknown}
     means = {name: float(np.mean(runs[name])) for name in signal}
     ranked = {name: s for name, s in signal.items() if name not in NOISES}
+    if len(ranked) < FEWEST:
+        raise ValueError(
+            f'{len(ranked)} credits have both a signal and runs; a rank correlation needs {FEWEST}'
+        )
     rho = rank_correlation([s.value for s in ranked.values()], [means[n] for n in ranked])
     found = ordered(ranked, runs)
     made = _draw(out / PICTURE, signal, runs)
@@ -146,16 +153,19 @@ def write(
     left_out = []
     if beside := [name for name in signal if name in NOISES]:
         left_out = [f'{quoted(beside)}, because a signal is a share of what its own noise decides']
-    if absent := [name for name in runs if name not in signal]:
+    if unknown:
+        left_out.append(f'without any measured effect: {quoted(unknown)}')
+    if absent := [name for name in runs if name not in {*signal, *unknown}]:
         left_out.append(f'with curves but without a measured signal: {quoted(absent)}')
     rows = [
         [
             f'`{name}`' + ' (other noise)' * (name in NOISES),
             str(signal[name]),
-            f'{means[name]:.4f} ± {np.std(runs[name], ddof=1):.4f}',
-            str(len(runs[name])),
+            f'{means[name]:.4f}' + (f' ± {np.std(of, ddof=1):.4f}' if len(of) > 1 else ''),
+            str(len(of)),
         ]
         for name in sorted(signal, key=lambda name: -signal[name].value)
+        for of in [runs[name]]
     ]
     text = [
         TITLE,
@@ -186,7 +196,7 @@ def _draw(
 
     figure, axes = plt.subplots(figsize=(7.5, 5), dpi=110)
     for name, s in signal.items():
-        y, spread = np.mean(runs[name]), np.std(runs[name], ddof=1)
+        y, spread = np.mean(runs[name]), np.std(runs[name], ddof=len(runs[name]) > 1)
         across = [[max(s.value - s.low, 0)], [max(s.high - s.value, 0)]]
         color = 'C1' if name in NOISES else 'C0'
         axes.errorbar(s.value, y, xerr=across, yerr=spread, marker='o', color=color, alpha=0.7)
@@ -207,12 +217,13 @@ def _measured(folder: pathlib.Path) -> Rewards:
 
 def main(flag) -> int:
     workdir, out = pathlib.Path(flag.workdir), pathlib.Path(flag.out)
-    check_page(out, TITLE, () if flag.norun else (PICTURE, SIGNAL))  # reads SIGNAL then
+    check_page(out, TITLE, (PICTURE,) if flag.norun else (PICTURE, SIGNAL))  # norun reads SIGNAL
     records = Records.load(pathlib.Path(flag.runs))
     if not records.runs:
         raise ValueError(f'--runs={flag.runs} has no runs.csv; experiments.reproduce writes one')
     if flag.norun:
-        signal = {name: Interval(*s) for name, s in read_json(out / SIGNAL).items()}
+        known = lambda values: [math.nan if value is None else value for value in values]
+        signal = {name: Interval(*known(s)) for name, s in read_json(out / SIGNAL).items()}
         how = f'`python -m experiments.foretell --norun --out={flag.out}`, from `{SIGNAL}`.'
         logging.info('made %s', ', '.join(map(str, write(out, signal, heights(records), how))))
         return FINISHED

@@ -99,6 +99,8 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         if math.isnan(self.value):
             return 'unknown'
+        if math.isnan(self.low) or math.isnan(self.high):
+            return f'{self.value:.3g} (interval unknown)'
         return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
 
 

@@ -56,10 +56,21 @@ def test_curves_that_follow_the_signal_are_foretold(found, tmp_path, slope, sign
     assert '`noise_0.8`, because a signal is a share' in text and '`noise_0.8` (other' in text
     # made again from what was written, with a variant that no preflight measures
     again = {n: foretell.Interval(*s) for n, s in json.loads(made[1].read_text()).items()}
-    foretell.write(tmp_path, again, runs | {'psi': [0.5, 0.6]}, 'how')
+    foretell.write(tmp_path, again, runs | {'psi': [0.5]}, 'how')
     text = (tmp_path / 'README.md').read_text()
     assert f'orders {of.right} of these alike' in text
     assert 'without a measured signal: `psi`.' in text
+
+
+def test_a_credit_without_effect_is_not_ranked(found, tmp_path):
+    signal = {name: found[name] for name in ('dense', 'sparse', 'n_1')}
+    runs = {name: [0.5 + i / 10] for i, name in enumerate([*signal, 'n_2'])}  # one run of each
+    foretell.write(tmp_path, signal | {'n_2': foretell.Interval(*[np.nan] * 3)}, runs, 'how')
+    text = (tmp_path / 'README.md').read_text()
+    assert 'Over 3 credits' in text and 'without any measured effect: `n_2`' in text
+    assert 'nan' not in text
+    with pytest.raises(ValueError, match='2 credits have both .* needs 3'):
+        foretell.write(tmp_path, signal, dict(list(runs.items())[:2]), 'how')
 
 
 def test_chance_alone_is_not_sure():
