@@ -59,6 +59,7 @@ class Entry:
             ('optim.learning_rate', f'{self.learning_rate * rate:g}'),
             ('iterations', self.updates),
             ('eval.every', max(1, self.updates // EVALUATIONS)),
+            ('loss.measure_kl', False),  # a fifth of an update; `measures` has the KL at the end
         )
         folder = workdir / variant.replace(' ', '_') / seed
         return Run(self.config, variant, changes, seed, folder, workdir / 'text', tuple(extra))
