@@ -88,7 +88,8 @@ def list_loss(
 
     Returns:
         LossSums; 'list_effective' is the effective number 1 / sum P^2 of each row's list,
-        'list_logit_max' the largest |log_ratio| / temperature. Nothing is clipped.
+        'list_logit_max' the largest |log_ratio| / temperature (of `samples` that of the weighted
+        sums). Nothing is clipped.
     """
     mask = jnp.asarray(mask) & (step.std > 0)
     log_ratio = jnp.where(mask, log_prob_ratio(step, log_prob_old), 0)
