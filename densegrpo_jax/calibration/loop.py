@@ -226,6 +226,12 @@ def _opened(path: pathlib.Path, schedule: Schedule, checked: Checked, policy: di
                 f'{path} was calibrated with other settings ({identity.told(found)}). Use those, '
                 'name another file, or remove it'
             )
+        if (had := document['geometry']['calibrated']) != (now := schedule.masks.trained.tolist()):
+            steps = lambda on: ''.join('x' if each else '.' for each in on)
+            raise ValueError(
+                f'{path} was calibrated for the transitions {steps(had)}, and this configuration '
+                f'trains {steps(now)} (plan.active). Name another file, or remove it'
+            )
         document['settings'] = ours
         return document
     start = np.asarray(schedule.noise_levels, np.float64)

@@ -145,6 +145,8 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
     ):
         without.setattr(calibration, 'load', None)  # before anything is loaded
         calibrated(make_config(folder, texts, **{'calibration.eps2': 0.1}), tmp_path / 'broken')
+    with pytest.raises(ValueError, match=r'for the transitions [x.]{3}, and .* trains [x.]{3} '):
+        calibrated(make_config(folder, texts, **{'plan.active': 'first_half'}), tmp_path / 'broken')
     # The prompts of a file may change under its name; an earlier version did not note what they
     # were.
     with monkeypatch.context() as patch:
