@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -196,13 +196,25 @@ class Checkpoints:
           OSError: the document could not be written. The checkpoint is as it was.
         """
         self.wait_until_finished()
+        self._rewrite(step, {'meta': dict(meta), 'score': json_value(score)})
+
+    def rescore(self, score: Callable[[int], float | None]) -> None:
+        """Replaces the scores of complete checkpoints that are not ``score(step)``; see `amend`.
+        Those whose score could not be read stay as they are.
+        """
+        # The same steps in all processes: a network folder may show each a different list.
+        for step in self._agreement.poll(self.steps())[0]:
+            wanted = json_value(score(step))
+            if step not in self._unscored and wanted != self._scores.get(step):
+                self._rewrite(step, {'score': wanted})
+
+    def _rewrite(self, step: int, changes: Mapping) -> None:
+        """Replaces fields of a checkpoint's document, the score among them."""
         with self._explained(step), self._agreement.alike():
             if self._hosts.primary:
-                document = self._store.document(step)
-                document |= {'meta': dict(meta), 'score': json_value(score)}
-                document = sealed(document)
+                document = sealed(self._store.document(step) | changes)
                 replace_file(self.directory / str(step) / 'meta' / DOCUMENT, json.dumps(document))
-        self._note_score(step, json_value(score))
+        self._note_score(step, changes['score'])
 
     def wait_until_finished(self) -> None:
         """Returns once the running save is complete and opened, and older checkpoints are removed.
@@ -290,10 +302,6 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Step of the best scored checkpoint (the later of equals), None if none has a score."""
         return self._best(self.steps())
-
-    def scored_steps(self) -> list[int]:
-        """Steps of checkpoints with a score; these compete for the best."""
-        return [step for step in self.steps() if step in self._scores]
 
     def meta(self, step: int) -> dict:
         """The JSON document given to ``save``, without reading any array."""

@@ -47,7 +47,7 @@ class Progress:
         return step not in fallen and step not in self.passed_over
 
     def pass_over_unguarded(self) -> None:
-        """A guard is on from here: evaluations that it has not seen compete no more."""
+        """A guard has measured: evaluations that none has seen compete no more."""
         known = {*(row['step'] for row in self.guarded), *self.passed_over}
         unseen = [step for step, *_ in self.evaluations if step not in known]
         self.passed_over = [*self.passed_over, *unseen]
@@ -77,10 +77,10 @@ class Progress:
         """Whether the newest guarded evaluation ended the run."""
         return bool(self.guarded) and self.guarded[-1]['action'] == STOP
 
-    def best(self) -> list:
-        """The evaluation with the highest score of those that compete; of all if none does."""
+    def best(self) -> list | None:
+        """The evaluation with the highest score of those that compete; None if none does."""
         able = [e for e in self.evaluations if self.competes(e[0])]
-        return max(able or self.evaluations, key=lambda e: e[1])
+        return max(able, key=lambda e: e[1], default=None)
 
     def count(self, finite: bool, nfe: int, seconds: float) -> None:
         """Accounts for an iteration.

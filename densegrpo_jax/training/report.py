@@ -358,7 +358,7 @@ def finish(
         'updates': last[0],
         'before': {'mean': first[1], 'standard_error': first[2]},
         'after': {'mean': last[1], 'standard_error': last[2]},
-        'best': {'step': best[0], 'mean': best[1], 'standard_error': best[2]},
+        'best': best and {'step': best[0], 'mean': best[1], 'standard_error': best[2]},
         'nfe': progress.nfe,
         'seconds': progress.seconds,
         'evaluations': progress.evaluations,

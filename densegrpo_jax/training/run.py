@@ -119,9 +119,9 @@ def run(
     tx = optimiser(config)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
     done = _check_checkpoints(checked, shapes, workdir)
-    if done != config.iterations:
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-        with Agreement(checked.hosts, 'room').alike():
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    with Agreement(checked.hosts, 'room').alike():
+        if done != config.iterations:
             check_room(workdir, size / checked.hosts.count, 'a checkpoint')
     announce(checked, shapes, accumulation, workdir, guarded)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
@@ -161,9 +161,7 @@ def run(
         evaluator = Evaluator(session, session.test, scorer, sample=draw)
         guard = Guard(session, workdir, guarded, scorer, draw, opened) if guarded else None
         step = saved = start
-        if guard:
-            progress.pass_over_unguarded()
-            _withdraw(checkpoints, progress)
+        checkpoints.rescore(progress.competing_score)  # a stop may have come before the last one
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations
         checkpoint_due = lambda: (
             step % config.checkpoint.every == 0 or step in config.checkpoint.pin
@@ -177,6 +175,9 @@ def run(
             if guard:  # before the evaluation counts: after a stop both are made again
                 scores = result.scores[config.eval.best]
                 reporter.guarded(step, guard(step, state.ema, progress, scores))
+                if progress.guarded:
+                    progress.pass_over_unguarded()
+                    checkpoints.rescore(progress.competing_score)
             progress.evaluations.append(row)
 
         def save() -> None:
@@ -307,13 +308,6 @@ def _check_checkpoints(checked: Checked, shapes, workdir: pathlib.Path) -> int |
             f'least {done}, or another --workdir'
         )
     return done
-
-
-def _withdraw(checkpoints: Checkpoints, progress: Progress) -> None:
-    """Checkpoints compete no more if their evaluations do not."""
-    for step in checkpoints.scored_steps():
-        if not progress.competes(step):
-            checkpoints.amend(step, checkpoints.meta(step))
 
 
 def _stop_together(stop: StopRequest, reason: Exception) -> None:

@@ -203,6 +203,21 @@ def test_one_of_several_hosts_writes_a_later_score(tmp_path, monkeypatch):
     assert on_hosts(amend) == [({'by': 'all'}, 1)] * 2 and len(writers) == 1
 
 
+def test_all_hosts_rescore_alike_whatever_each_sees(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1, 2, 3], max_to_keep=3)
+
+    def rescore(hosts):
+        with Checkpoints(tmp_path, hosts=hosts) as checkpoints:
+            if not hosts.primary:  # the folder is late to show it the newest
+                monkeypatch.setattr(checkpoints, 'steps', lambda: [1, 2])
+            checkpoints.rescore({1: 0.1, 2: 0.7, 3: float('nan')}.get)
+            return checkpoints.best_step()
+
+    assert on_hosts(rescore) == [2, 2]
+    with Checkpoints(tmp_path, read_only=True) as after:
+        assert after.best_step() == 2 and after.meta(2) == {'step': 2}
+
+
 def test_pinned_steps_stay(tmp_path):
     with Checkpoints(tmp_path, max_to_keep=1, pinned=(2, 9)) as checkpoints:
         for step in (1, 2, 3, 4):

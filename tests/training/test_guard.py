@@ -421,7 +421,9 @@ def test_evaluations_without_a_guard_may_be_the_best():
     assert progress.best()[0] == 4
     progress.pass_over_unguarded()  # on again: it has seen neither 3 nor 4
     assert [progress.competes(s) for s in range(5)] == [True, False, False, False, False]
-    assert progress.passed_over == [1, 3, 4]
+    assert progress.passed_over == [1, 3, 4] and progress.best()[0] == 0
+    progress.passed_over.append(0)
+    assert progress.best() is None
 
 
 def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
@@ -434,10 +436,13 @@ def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
     trained(config, tmp_path)
     kept = lambda: Checkpoints(tmp_path / 'checkpoints', read_only=True)
     assert kept().best_step() == 1
-    config.iterations, config.guard.on = 2, True
+    config.guard.on = True
     with serving(RewardService(Same(), 'f00', '0').app) as urls:
         remote = {'urls': urls, 'names': ('same',), 'range': (0.0, 1.0)}
         config.eval.panel = {'remote': remote}
+        trained(config, tmp_path)  # nothing is left to measure, and nothing is withdrawn
+        assert kept().best_step() == 1
+        config.iterations = 2
         summary = trained(config, tmp_path)
     scores = [score for _, score, _ in summary['evaluations']]
     assert scores[0] > scores[1] > scores[2]
