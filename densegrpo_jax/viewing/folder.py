@@ -10,7 +10,8 @@ import re
 ENDS = BEFORE_AFTER, CURVE = 'before_after.png', 'reward_curve.png'
 # what the page shows, and a server may send
 PICTURES = re.compile(
-    r'samples/step_\d{6,9}\.png|groups/step_\d{6,9}_\d{1,9}\.webp|' + '|'.join(map(re.escape, ENDS))
+    r'samples/step_\d{6,9}\.png|guard/verdict_\d{6,9}\.png|groups/step_\d{6,9}_\d{1,9}\.webp|'
+    + '|'.join(map(re.escape, ENDS))
 )
 
 

@@ -113,4 +113,5 @@ def is_page(file: pathlib.Path) -> bool:
 
 def shown(run: dict) -> list[str]:
     """The names of the pictures in a run's folder that its page shows, of `read_run`."""
-    return [found['file'] for found in (*run['pictures'], *run['sheets'], *run['groups'])]
+    kinds = run['pictures'], run['sheets'], run['verdicts'], run['groups']
+    return [found['file'] for kind in kinds for found in kind]

@@ -31,7 +31,8 @@ from densegrpo_jax.viewing.state import (
     trains,
 )
 
-SHEET = re.compile(r'step_(\d{6,9})\.png')  # in samples/, of an evaluation
+SHEETS = 'samples', re.compile(r'step_(\d{6,9})\.png')  # of evaluations: folder, files
+VERDICTS = 'guard', re.compile(r'verdict_(\d{6,9})\.png')  # of the guard
 GROUP = re.compile(r'step_(\d{6,9})_(\d{1,9})\.json')  # in groups/
 # what a group's file holds, as `training.groups` writes it; the page's script trusts it
 _NUMBER = int | float | None
@@ -54,7 +55,7 @@ CONFIG = 'config.json'
 RECIPE = 'recipe.json'  # the configuration that the run's command names, in its folder
 # what `read_run` reads; folders have the time of their newest file
 READ_FILES = (
-    *(CONFIG, 'metrics.jsonl', 'summary.json', 'samples', 'groups'),
+    *(CONFIG, 'metrics.jsonl', 'summary.json', 'samples', 'groups', 'guard'),
     *(COMMAND, NEWEST, RECIPE, *ENDS),
 )
 PATIENCE = 60  # minutes for which a machine that cannot be seen may be loading a model
@@ -113,7 +114,8 @@ def read_run(workdir: pathlib.Path, ended: bool = False) -> dict[str, Any]:
         'left': _left(config, rows, facts.last),
         'samples': _value(config, 'rollout.prompts') * _value(config, 'rollout.group'),
         'series': _series(rows),
-        'sheets': _sheets(folder),
+        'sheets': _by_step(folder, *SHEETS),
+        'verdicts': _by_step(folder, *VERDICTS),
         'groups': _groups(folder),
         'changes': changes(config, _json(folder, RECIPE)),
         'command': first if len(first) <= LONGEST else f'{first[:LONGEST]} …',
@@ -298,13 +300,13 @@ def _left(config: Mapping, rows: Sequence[Mapping], last: int) -> float | None:
     return (config.get('iterations', last) - last) * seconds[len(seconds) // 2]
 
 
-def _sheets(folder: pathlib.Path) -> list[dict]:
-    """The contact sheets of evaluations, in order."""
-    names = sorted(path.name for path in (folder / 'samples').glob('step_*.png'))
+def _by_step(folder: pathlib.Path, within: str, named: re.Pattern) -> list[dict]:
+    """The pictures of that name, in the order of their updates."""
+    names = sorted(path.name for path in (folder / within).glob('*.png'))
     return [
         {'step': int(step[1])} | found
         for name in names
-        if (step := SHEET.fullmatch(name)) and (found := _picture(folder, f'samples/{name}'))
+        if (step := named.fullmatch(name)) and (found := _picture(folder, f'{within}/{name}'))
     ]
 
 

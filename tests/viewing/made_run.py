@@ -60,7 +60,8 @@ def make_run(folder, *, updates=4, iterations=4, prompt=EVIL, every=2, recipe=Fa
     config.eval.every = every + 3  # beside the recipe
     if recipe:
         (folder / RECIPE).write_text(config.to_json_best_effort(indent=2))
-    (folder / 'samples').mkdir()
+    for name in ('samples', 'guard'):
+        (folder / name).mkdir()
     rng = np.random.default_rng(0)
     with open(folder / 'metrics.jsonl', 'w') as file:
         for step in range(updates + 1):
@@ -78,6 +79,7 @@ def make_run(folder, *, updates=4, iterations=4, prompt=EVIL, every=2, recipe=Fa
             file.write(json.dumps(row) + '\n')
     for step in range(every, updates + 1, every):
         make_group(folder, step, prompt)
+        Image.new('RGB', (80, 40), 'navy').save(folder / 'guard' / f'verdict_{step:06d}.png')
     if updates == iterations:
         (folder / 'summary.json').write_text(json.dumps({'updates': updates, 'score': 'total'}))
     return folder

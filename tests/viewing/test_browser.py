@@ -128,6 +128,10 @@ def test_the_slider_moves_through_the_updates_by_keyboard(page, report):
     until(lambda: 'samples/step_000000.png' in source.get_attribute('src'))
     driver.execute_script('arguments[0].scrollIntoView()', source)
     until(lambda: source.get_property('naturalWidth') == 100)
+    driver.find_element(By.CSS_SELECTOR, '#verdicts input[type=range]').send_keys(Keys.HOME)
+    source = driver.find_element(By.CSS_SELECTOR, '#verdicts img')
+    until(lambda: 'guard/verdict_000002.png' in source.get_attribute('src'))
+    assert source.get_attribute('alt').endswith('at the start and after 2 updates')
 
 
 def test_a_group_shows_scores_gains_and_advantages(page, report):

@@ -24,8 +24,8 @@ def test_a_folder_has_all_that_the_page_names(tmp_path):
     for name in re.findall(r'(?:src|href)="([^"#:]+)"', page.read_text()):
         assert (page.parent / name).stat().st_size > 0, name
     (data,) = data_of(page.parent)
-    files = [shown['file'] for shown in (*data['sheets'], *data['groups'])]
-    assert len(files) == 5
+    files = [shown['file'] for shown in (*data['sheets'], *data['verdicts'], *data['groups'])]
+    assert len(files) == 7
     for name in files:
         copied = page.parent / data['files'] / name
         assert copied.read_bytes() == (run / name).read_bytes()
@@ -57,6 +57,7 @@ def test_links_out_of_the_run_are_not_copied(tmp_path):
         'recipe.json': '{"secret": 1}',
         'summary.json': '{"updates": 4, "guard": {"stopped": "secret"}}',
         'metrics.jsonl': '{"step": 4, "secret": 1}',
+        'guard/verdict_000002.png': 'secret',
         'groups/step_000002_0.json': (run / 'groups/step_000002_0.json').read_text(),
     }
     for number, (name, text) in enumerate(secrets.items()):
@@ -66,10 +67,11 @@ def test_links_out_of_the_run_are_not_copied(tmp_path):
     page = write_report(tmp_path / 'out', [run])
     (data,) = data_of(page.parent)
     assert [s['step'] for s in data['sheets']] == [0, 2] and data['pictures'] == []
+    assert [v['step'] for v in data['verdicts']] == [4]
     assert data['groups'] == [] and data['series'] == {} and data['command'] == ''
     assert 'secret' not in json.dumps(data)
     copied = [path for path in (page.parent / 'runs').rglob('*') if path.is_file()]
-    assert len(copied) == 2 and b'secret' not in {path.read_bytes() for path in copied}
+    assert len(copied) == 3 and b'secret' not in {path.read_bytes() for path in copied}
 
 
 def test_a_page_is_made_anew_and_other_folders_are_left_alone(tmp_path):

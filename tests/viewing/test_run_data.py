@@ -22,6 +22,9 @@ def test_a_finished_run(tmp_path):
     assert run['series']['train/nfe'] == [[1, 2, 3, 4], [24.0, 48.0, 72.0, 96.0]]
     assert run['series']['steps/zero_spread'] == [[1, 2, 3, 4], [0.25] * 4]
     assert [s['step'] for s in run['sheets']] == [0, 2, 4]
+    assert [s['file'] for s in run['verdicts']] == [
+        'guard/verdict_000002.png', 'guard/verdict_000004.png'
+    ]  # fmt: skip
     assert [(g['step'], g['file']) for g in run['groups']] == [
         (2, 'groups/step_000002_0.webp'),
         (4, 'groups/step_000004_0.webp'),

@@ -160,41 +160,65 @@ function showPictures(runs) {
   document.getElementById('pictures').replaceChildren(...figures);
 }
 
-const sheetState = { run: 0, step: null };
+const SHEETS = {
+  key: 'sheets',
+  none: 'No evaluation yet.',
+  label: 'update of the evaluation',
+  says: (step) => `Held-out images after ${step} updates, with scores and prompts`,
+};
+const VERDICTS = {
+  key: 'verdicts',
+  none: '',
+  label: 'update of the verdict',
+  title: 'Verdicts of the guard',
+  text:
+    'Prompts whose unseen scores lost most: at the start on the left, then on the right, from ' +
+    'the same noise. The tests are in guard/verdict_UPDATES.html of the run.',
+  says: (step) => `Images of prompts that lost most, at the start and after ${step} updates`,
+};
+const byStepState = Object.fromEntries(
+  [SHEETS, VERDICTS].map(({ key }) => [key, { run: 0, step: null }]),
+);
 
-function showSheets(runs) {
-  const box = document.getElementById('sheets');
-  const with_sheets = runs.filter((run) => run.sheets.length);
-  if (!with_sheets.length) return box.replaceChildren('No evaluation yet.');
-  const run = with_sheets[Math.min(sheetState.run, with_sheets.length - 1)];
+// Pictures of a run by update, with a slider.
+function showByStep(runs, kind) {
+  const box = document.getElementById(kind.key);
+  const state = byStepState[kind.key];
+  const having = runs.filter((run) => run[kind.key].length);
+  if (!having.length) return box.replaceChildren(kind.none);
+  const run = having[Math.min(state.run, having.length - 1)];
+  const pictures = run[kind.key];
   const image = element('img', { className: 'sheet', loading: 'lazy' });
   const show = (step) => {
-    image.src = source(run, run.sheets.find((sheet) => sheet.step === step));
-    image.alt = `Held-out images after ${step} updates, with scores and prompts`;
+    image.src = source(run, pictures.find((picture) => picture.step === step));
+    image.alt = kind.says(step);
   };
   const controls = element('div', { className: 'controls' });
-  if (with_sheets.length > 1) {
+  if (having.length > 1) {
     controls.append(
       chooser(
-        with_sheets.map((r) => r.name),
-        with_sheets.indexOf(run),
+        having.map((r) => r.name),
+        having.indexOf(run),
         'run',
         (index) => {
-          sheetState.run = index;
-          showSheets(runs);
+          state.run = index;
+          showByStep(runs, kind);
         },
       ),
     );
   }
   controls.append(
     slider(
-      run.sheets.map((sheet) => sheet.step),
-      sheetState,
-      'update of the evaluation',
+      pictures.map((picture) => picture.step),
+      state,
+      kind.label,
       show,
     ),
   );
-  renew(box, controls, image);
+  const head = kind.title
+    ? [element('h3', {}, kind.title), element('p', { className: 'legend' }, kind.text)]
+    : [];
+  renew(box, ...head, controls, image);
 }
 
 function showSettings(runs) {
@@ -262,7 +286,9 @@ function show(runs) {
   const of = (what) => runs.map((run) => [run.name, what(run)]);
   if (isNews('pictures', of((run) => run.pictures))) showPictures(runs);
   if (isNews('groups', of((run) => run.groups.map((g) => [g.file, g.at])))) showGroups(runs);
-  if (isNews('sheets', of((run) => run.sheets))) showSheets(runs);
+  for (const kind of [SHEETS, VERDICTS]) {
+    if (isNews(kind.key, of((run) => run[kind.key]))) showByStep(runs, kind);
+  }
   if (isNews('settings', of((run) => [run.changes, run.command]))) showSettings(runs);
 }
 
