@@ -19,6 +19,7 @@ import pytest
 
 from densegrpo_jax.evaluation.evaluate import evaluate
 from densegrpo_jax.evaluation.panel import choose
+from densegrpo_jax.preflight.run import run as preflight
 from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.checkpoint_store import Store
 from densegrpo_jax.runtime.checkpoints import Checkpoints
@@ -69,7 +70,8 @@ def get_config():
     REWARDS['brightness'] = Brightness
     mesh = {{'mesh.data': 4, 'mesh.tensor': 2}}
     batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8, 'eval.report': True}}
-    config = make_config({folder!r}, **mesh, **batches, **SMOOTH)
+    guard = {{'guard.on': True, 'guard.prompts': 8, 'guard.images': 2, 'guard.kl_prompts': 2}}
+    config = make_config({folder!r}, **mesh, **batches, **guard, **SMOOTH)
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config
 """
@@ -120,13 +122,13 @@ def processes(
         'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
     }
     environment |= {'SPOILED': spoiled, 'STOPPED': stopped, 'FAILED': failed}
-    folder = f'--workdir={workdir}' if command == 'main' else f'--out={workdir}'
+    folder = '--out' if command in ('evaluate', 'search') else '--workdir'
     common = [
         sys.executable,
         '-m',
         f'densegrpo_jax.{command}',
         f'--config={config_file}',
-        folder,
+        f'{folder}={workdir}',
         '--cpu_devices=4',
         f'--coordinator=127.0.0.1:{port}',
         '--num_processes=2',
@@ -176,6 +178,8 @@ def same_run(found, expected):
             'train/grad_norm',
             'gain/step_0',
             'advantage_abs/step_1',
+            'guard/diversity',
+            'guard/kl',
         ):
             if key in other:
                 # An update enlarges the rounding of the one before.
@@ -201,6 +205,7 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
     assert list((workdir / 'groups').glob('*.json')) and (workdir / 'report').is_dir()
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
+    assert 'guard/diversity' in rows(workdir)[-1] and (workdir / 'guard' / 'scores.jsonl').is_file()
 
 
 @pytest.mark.slow
@@ -257,6 +262,26 @@ def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
         path.name for path in out.iterdir()
     } - {'compiled', 'lock'}
     assert 'prompts' not in pathlib.Path(f'{out}.1.log').read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_preflight_as_one(config_file, tmp_path):
+    workdir, size = tmp_path / 'two', {'prompts': 4, 'group': 4}
+    options = [f'--{name}={value}' for name, value in size.items()]
+    with processes(config_file, workdir, *options, command='preflight') as started:
+        assert ended(started, workdir) == [0, 0]
+    found = json.loads((workdir / 'preflight.json').read_text())
+    config = load(config_file)
+    mesh = make_mesh(config.mesh, jax.devices()[:8])
+    preflight(config, tmp_path / 'one', mesh, StopRequest(), **size)
+    expected = json.loads((tmp_path / 'one' / 'preflight.json').read_text())
+    for name in ('decided', 'signal', 'reward', 'rank_correlation', 'gains'):
+        ours, theirs = (jax.tree.flatten(document[name]) for document in (found, expected))
+        assert ours[1] == theirs[1]
+        for value, want in zip(ours[0], theirs[0]):
+            assert value == pytest.approx(want, rel=2e-2, abs=1e-3), name
+    assert (workdir / 'index.html').is_file()
+    assert 'signal' not in pathlib.Path(f'{workdir}.1.log').read_text()
 
 
 @pytest.mark.slow
