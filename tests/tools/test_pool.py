@@ -122,6 +122,7 @@ def test_pictures_are_drawn_in_whole_chunks(size, such):
     pool.check_size(such)
 
 
+@pytest.mark.slow
 def test_encoding_draws_chunk_after_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, 'CHUNK', 8)
     pipeline, params = load_pipeline(miniature.random_flux(tmp_path), text_length=16)

@@ -103,6 +103,7 @@ def test_missing_fonts_are_explained(monkeypatch):
     R.font_folder.cache_clear()
 
 
+@pytest.mark.slow
 def test_clean_renderings_are_read_by_the_ocr_engine():
     rapidocr = pytest.importorskip('rapidocr')
     distance = pytest.importorskip('rapidfuzz').distance.Levenshtein.distance

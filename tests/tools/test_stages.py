@@ -22,6 +22,7 @@ def flux(tmp_path_factory):
     return load_pipeline(miniature.random_flux(tmp_path_factory.mktemp('flux')), text_length=16)
 
 
+@pytest.mark.slow
 def test_folded_channel_scale_changes_latents_and_nothing_else(flux):
     pipeline, params = flux
     vae, images = pipeline.vae, jax.random.uniform(jax.random.key(0), (2, 16, 32, 3), minval=-1)
@@ -60,6 +61,7 @@ def test_flow_loss_of_a_zero_velocity_is_the_second_moment_of_its_target(flux):
     assert abs(float(loss) - 1.25) < 0.02  # Var(eps - x_0) = 1 + 0.25
 
 
+@pytest.mark.slow
 def test_distillation_is_solved_by_the_teacher_where_guidance_is_one(flux):
     """With w = 1 the target is the conditional velocity, and the teacher at guidance 1 is it."""
     pipeline, params = flux
