@@ -1,15 +1,11 @@
-"""The pages in a real browser, headless Chromium. These tests skip without it (Debian: chromium and
-chromium-driver) and its Python driver.
-"""
+"""The pages in a real browser, headless Chromium (conftest.py)."""
 
-import contextlib
 import html
 import json
 import os
 import pathlib
 import shutil
 import threading
-import time
 
 import pytest
 import uvicorn
@@ -20,70 +16,13 @@ from densegrpo_jax.viewing.report import is_page, one_file, write_report
 from densegrpo_jax.viewing.server import make_app
 from tests.viewing.made_run import EVIL, PLANS, make_group, make_group_of, make_run
 
-selenium = pytest.importorskip('selenium', reason='selenium is not installed')
-from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
-from selenium.webdriver import Chrome, ChromeOptions  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
+pytest.importorskip('selenium', reason='selenium is not installed')
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='Chromium is not installed')
+from tests.viewing.browser import PHONE, text, until  # noqa: E402
 
-WIDE, PHONE = (1280, 900), (390, 844)
-FLAGS = (
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-    '--disable-background-networking', '--disable-component-update', '--disable-sync',
-)  # fmt: skip
 CONTRAST = pathlib.Path(__file__).with_name('contrast.js').read_text()
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f'--user-data-dir={tmp_path_factory.mktemp("profile")}'):
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(browser):
-    """Opens an address and returns the browser once the page shows something."""
-
-    def page(address, size=WIDE, scheme='light'):
-        browser.set_window_size(*size)
-        media = [{'name': 'prefers-color-scheme', 'value': scheme}]
-        browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': media})
-        metrics = {'width': size[0], 'height': size[1], 'deviceScaleFactor': 1, 'mobile': False}
-        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
-        browser.get_log('browser')
-        browser.get(address)
-        until(lambda: browser.find_elements(By.CSS_SELECTOR, '#runs .run'))
-        until(lambda: browser.find_elements(By.CSS_SELECTOR, '.table .picture'))
-        return browser
-
-    yield page
-    errors = [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
-    assert not errors
-
-
-def until(condition, seconds=30):
-    """Waits for a condition; its value. An element that the page has just replaced is none."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(StaleElementReferenceException):
-            if found := condition():
-                return found
-        time.sleep(0.05)
-    raise AssertionError('it did not happen')
-
-
-def text(driver, selector):
-    return driver.find_element(By.CSS_SELECTOR, selector).text
 
 
 @pytest.fixture(scope='module')

@@ -14,6 +14,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.training.small_run import FEW, one_device, rows
+from tests.viewing.browser import text, until
 
 JPEG = {'jpeg': {'weight': 1.0}}
 SETTINGS = {
@@ -51,11 +52,15 @@ def finished(tmp_path_factory):
     return folder / 'run'
 
 
+def runs_of(workdir):
+    text = (workdir / 'report' / 'data.js').read_text()
+    return json.loads(text.removeprefix('window.RUNS = ').removesuffix(';\n'))
+
+
 def test_its_page_holds_the_trajectories(finished):
     page = finished / 'report'
     assert (page / 'index.html').stat().st_size > 0
-    text = (page / 'data.js').read_text()
-    (data,) = json.loads(text.removeprefix('window.RUNS = ').removesuffix(';\n'))
+    (data,) = runs_of(finished)
     groups = data['groups']
     assert [(g['step'], g['group']) for g in groups] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     reward = build_reward(JPEG)
@@ -74,6 +79,20 @@ def test_its_page_holds_the_trajectories(finished):
             assert len(sample['advantages']) == 2
         assert [t['row'] for t in group['transitions']] == [0, 1, None]  # the last one is silent
     assert len(data['sheets']) >= 2
+
+
+def test_a_browser_shows_it(finished, page):
+    driver = page((finished / 'report' / 'index.html').as_uri())
+    assert '2 of 2 updates' in text(driver, '#runs') and 'finished' in text(driver, '#runs')
+    plots = driver.find_elements('css selector', '.plot')
+    drawn = driver.find_elements('css selector', '.plot .scatterlayer .trace')
+    assert len(drawn) >= len(plots) > 5
+    (group,) = [g for g in runs_of(finished)[0]['groups'] if (g['step'], g['group']) == (2, 0)]
+    cells = driver.find_elements('css selector', '.table .picture')
+    assert len(cells) == 3 * len(group['columns'])  # samples, images of each
+    sheet = driver.find_element('css selector', '#sheets img')
+    driver.execute_script('arguments[0].scrollIntoView()', sheet)
+    until(lambda: sheet.get_property('naturalWidth') > 0)
 
 
 def test_the_ratio_of_its_first_update_is_one(finished):
