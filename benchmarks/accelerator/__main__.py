@@ -97,7 +97,7 @@ class Call:
         command += [f'--size={given.size}', *step.arguments]
         flags = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS[step.mode] if platform == "gpu" else ""}'
         environment = {
-            'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92',
+            'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.93',
             **os.environ,
             'JAX_COMPILATION_CACHE_DIR': str((given.work / 'compiled').resolve()),
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
