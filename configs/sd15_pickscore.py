@@ -23,9 +23,7 @@ Expected score: above the base's; the paper shows a curve without a number.
 from densegrpo_jax.config.recipes import pickscore
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.variants import apply
-
-# Self-attention and attention to the prompt.
-TARGETS = tuple(f'attn{i}.to_{part}' for i in (1, 2) for part in ('q', 'k', 'v', 'out.0'))
+from densegrpo_jax.networks.unet import LORA_TARGETS
 
 
 def get_config(variant: str = ''):
@@ -36,7 +34,7 @@ def get_config(variant: str = ''):
         path='stable-diffusion-v1-5/stable-diffusion-v1-5', height=512, width=512, guidance=5.0
     )
     c.model.update(scan=False, remat='none')  # the U-Net's blocks are of different shapes
-    c.lora.update(rank=32, alpha=64.0, targets=TARGETS)
+    c.lora.update(rank=32, alpha=64.0, targets=LORA_TARGETS)
     c.rollout.update(steps=20, prompts=48, group=24, kernel='cps', noise='ddim', level=1.0)
     c.credit.std = 'global'
     c.loss.beta = 0.01

@@ -5,47 +5,9 @@ from __future__ import annotations
 from densegrpo_jax.config.key import MACHINE, Key, choice, number, positive, switch, text, whole
 from densegrpo_jax.core.classifier_free import ALWAYS
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
+from densegrpo_jax.networks.flux import LORA_TARGETS
 from densegrpo_jax.networks.mmdit import REMAT_POLICIES
 from densegrpo_jax.networks.quantize import FORMATS
-
-# The layers that Flow-GRPO adapts on SD3.5-M: the joint attention, but not the second attention of
-# its first blocks.
-SD35_LORA_TARGETS = (
-    'attn.to_q',
-    'attn.to_k',
-    'attn.to_v',
-    'attn.to_out.0',
-    'attn.add_q_proj',
-    'attn.add_k_proj',
-    'attn.add_v_proj',
-    'attn.to_add_out',
-)
-
-# On FLUX.1-dev: attention of all blocks, feed-forward of the double blocks.
-FLUX_LORA_TARGETS = (
-    *SD35_LORA_TARGETS,
-    'ff.net.0.proj',
-    'ff.net.2',
-    'ff_context.net.0.proj',
-    'ff_context.net.2',
-)
-
-# On FLUX.2: the same layers, and the fused ones of the single blocks.
-FLUX2_LORA_TARGETS = (
-    *SD35_LORA_TARGETS,
-    'ff.linear_in',
-    'ff.linear_out',
-    'ff_context.linear_in',
-    'ff_context.linear_out',
-    'attn.to_qkv_mlp_proj',
-    'attn.to_out',
-)
-
-# On Z-Image: attention and feed-forward of all blocks.
-ZIMAGE_LORA_TARGETS = (
-    *(f'attention.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')),
-    *(f'feed_forward.w{i}' for i in (1, 2, 3)),
-)
 
 MODEL = {
     'path': text('black-forest-labs/FLUX.1-dev', 'Diffusers folder or Hugging Face id.'),
@@ -116,7 +78,7 @@ MODEL = {
 LORA = {
     'rank': whole(64, 'Rank of the adapters.', 1, 4096),
     'alpha': positive(128.0, "The adapters' output is scaled by alpha / rank."),
-    'targets': Key(FLUX_LORA_TARGETS, 'Ends of the names of the layers with an adapter.', length=1),
+    'targets': Key(LORA_TARGETS, 'Ends of the names of the layers with an adapter.', length=1),
     'init_from': text(
         '',
         'LoRA file to start from, of Diffusers, PEFT, ComfyUI or kohya; the reference policy stays '

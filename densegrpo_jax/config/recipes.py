@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from densegrpo_jax.config.model_keys import (
-    FLUX2_LORA_TARGETS,
-    SD35_LORA_TARGETS,
-    ZIMAGE_LORA_TARGETS,
-)
+from densegrpo_jax.networks.flux2 import LORA_TARGETS as FLUX2_TARGETS
+from densegrpo_jax.networks.sd3 import LORA_TARGETS as SD3_TARGETS
+from densegrpo_jax.networks.zimage import LORA_TARGETS as ZIMAGE_TARGETS
 
 
 def sd35(c):
@@ -14,7 +12,7 @@ def sd35(c):
     pickscore_sd3), with dense credit.
     """
     c.model.update(path='stabilityai/stable-diffusion-3.5-medium', t5_length=128, guidance=4.5)
-    c.lora.update(rank=32, alpha=64.0, targets=SD35_LORA_TARGETS)
+    c.lora.update(rank=32, alpha=64.0, targets=SD3_TARGETS)
     c.rollout.update(steps=10, prompts=48, group=24, kernel='sde', noise='flow_grpo', level=0.7)
     c.credit.std = 'global'
     c.loss.kl_form = 'flow_grpo'
@@ -29,7 +27,7 @@ def klein(c):
     c.model.update(
         path='black-forest-labs/FLUX.2-klein-4B', height=512, width=512, t5_length=512, guidance=1.0
     )
-    c.lora.update(rank=64, alpha=128.0, targets=FLUX2_LORA_TARGETS)
+    c.lora.update(rank=64, alpha=128.0, targets=FLUX2_TARGETS)
     c.rollout.update(steps=4, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
     c.eval.update(every=30, steps=4, shown=16)
     return c
@@ -53,7 +51,7 @@ def zimage(c):
     c.model.update(
         path='Tongyi-MAI/Z-Image-Turbo', height=512, width=512, t5_length=512, guidance=1.0
     )
-    c.lora.update(rank=64, alpha=128.0, targets=ZIMAGE_LORA_TARGETS)
+    c.lora.update(rank=64, alpha=128.0, targets=ZIMAGE_TARGETS)
     c.rollout.update(steps=8, prompts=48, group=24, kernel='cps', noise='constant', level=0.8)
     c.eval.update(every=30, steps=8, shown=16)
     return c

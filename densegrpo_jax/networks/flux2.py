@@ -15,6 +15,7 @@ from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
+    JOINT_ATTENTION,
     Attention,
     Embedder,
     Modulation,
@@ -366,6 +367,16 @@ _NORMS = {
     'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
     'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
 }
+# Where adapters are trained: those of FLUX.1, and the fused ones of the single blocks.
+LORA_TARGETS = (
+    *JOINT_ATTENTION,
+    'ff.linear_in',
+    'ff.linear_out',
+    'ff_context.linear_in',
+    'ff_context.linear_out',
+    'attn.to_qkv_mlp_proj',
+    'attn.to_out',
+)
 
 
 def _linears_outside_blocks(config: Flux2Config) -> list[str]:

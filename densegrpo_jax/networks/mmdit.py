@@ -20,6 +20,18 @@ from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.weight_rules import Rule
 
+# The layers of joint attention by their names in the checkpoints.
+JOINT_ATTENTION = (
+    'attn.to_q',
+    'attn.to_k',
+    'attn.to_v',
+    'attn.to_out.0',
+    'attn.add_q_proj',
+    'attn.add_k_proj',
+    'attn.add_v_proj',
+    'attn.to_add_out',
+)
+
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -15,6 +15,7 @@ from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
+    JOINT_ATTENTION,
     JointBlock,
     Modulation,
     TimeTextEmbed,
@@ -275,6 +276,9 @@ _OUTSIDE = (
         for i in (1, 2)
     ),
 )
+# Where adapters are trained, as in Flow-GRPO on SD3.5-M: the joint attention, but not the second
+# attention of its first blocks.
+LORA_TARGETS = JOINT_ATTENTION
 
 
 def _linears(dual: bool, last: bool) -> tuple[str, ...]:

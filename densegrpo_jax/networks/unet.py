@@ -403,6 +403,8 @@ class Unet(nn.Module):
 _ATTENTION = tuple(
     f'{a}.{p}' for a in ('attn1', 'attn2') for p in ('to_q', 'to_k', 'to_v', 'to_out.0')
 )
+# Where adapters are trained: self-attention and attention to the prompt.
+LORA_TARGETS = _ATTENTION
 _BLOCK = (*_ATTENTION, 'ff.net.0.proj', 'ff.net.2')
 
 

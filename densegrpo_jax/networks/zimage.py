@@ -365,6 +365,8 @@ _BLOCK_LINEARS = (
     *(f'attention.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')),
     *(f'feed_forward.w{i}' for i in (1, 2, 3)),
 )
+# Where adapters are trained: attention and feed-forward of all blocks.
+LORA_TARGETS = _BLOCK_LINEARS
 _MODULATION = 'adaLN_modulation.0'
 _BLOCK_NORMS = (
     *(f'{part}_norm{i}' for part in ('attention', 'ffn') for i in (1, 2)),

@@ -6,14 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.model_keys import (
-    FLUX2_LORA_TARGETS,
-    FLUX_LORA_TARGETS,
-    SD35_LORA_TARGETS,
-    ZIMAGE_LORA_TARGETS,
-)
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.networks import lora
+from densegrpo_jax.networks import flux, flux2, lora, sd3, zimage
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
@@ -22,10 +16,10 @@ from tests import compiled, miniature
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
 TARGETS = {
-    'flux': FLUX_LORA_TARGETS,
-    'klein': FLUX2_LORA_TARGETS,
-    'zimage': ZIMAGE_LORA_TARGETS,
-    'sd3': SD35_LORA_TARGETS,
+    'flux': flux.LORA_TARGETS,
+    'klein': flux2.LORA_TARGETS,
+    'zimage': zimage.LORA_TARGETS,
+    'sd3': sd3.LORA_TARGETS,
 }
 LENGTH = 24  # tokens of a prompt
 
@@ -120,7 +114,7 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
     # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers
     # looks at those.
     targets = (
-        tuple(rf'transformer_blocks\.\d+\.{t}' for t in FLUX_LORA_TARGETS)
+        tuple(rf'transformer_blocks\.\d+\.{t}' for t in flux.LORA_TARGETS)
         if (kind, layout) == ('flux', 'kohya')
         else None
     )

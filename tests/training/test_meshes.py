@@ -9,8 +9,8 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.config.methods import METHODS
-from densegrpo_jax.config.model_keys import FLUX2_LORA_TARGETS, ZIMAGE_LORA_TARGETS
 from densegrpo_jax.core.advantages import group_ids_of
+from densegrpo_jax.networks import flux2, zimage
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
@@ -40,8 +40,8 @@ BRANCHES = {
     'loss.beta': 0.0,
 }
 # FLUX.2 [klein], whose fused layers are cut across their parts.
-KLEIN = {'model.t5_length': 24, 'model.guidance': 1.0, 'lora.targets': FLUX2_LORA_TARGETS}
-ZIMAGE = KLEIN | {'lora.targets': ZIMAGE_LORA_TARGETS}
+KLEIN = {'model.t5_length': 24, 'model.guidance': 1.0, 'lora.targets': flux2.LORA_TARGETS}
+ZIMAGE = KLEIN | {'lora.targets': zimage.LORA_TARGETS}
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 
 
