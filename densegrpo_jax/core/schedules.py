@@ -4,7 +4,7 @@ once.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,43 +63,27 @@ def flux_shift_mu(
     return num_tokens * slope + (base_shift - slope * base_seq_len)
 
 
-def flux2_shift_mu(num_tokens: int, num_steps: int) -> float:
-    """Shift of FLUX.2, which depends on the resolution and on the number of steps
-    (`compute_empirical_mu` of Flux2KleinPipeline).
-
-    Two lines in the number of image tokens were fitted at 10 and at 200 steps; others lie on the
-    line through their values. Above 4,300 tokens that of 200 steps holds for all.
-
-    Args:
-        num_tokens: number of packed image tokens, e.g. 1024 at 512 x 512 px.
-        num_steps: T.
-
-    Returns:
-        mu, a float: 2.03 at 1024 tokens and 4 steps.
-    """
-    at_200 = 0.00016927 * num_tokens + 0.45666666
-    if num_tokens > 4300:
-        return at_200
-    at_10 = 8.73809524e-05 * num_tokens + 1.89833333
-    slope = (at_200 - at_10) / 190
-    return slope * num_steps + (at_200 - 200 * slope)
-
-
 def sigmas_from_scheduler(
-    config: Mapping[str, Any], num_steps: int, num_tokens: int, *, pipeline: str
+    config: Mapping[str, Any],
+    num_steps: int,
+    num_tokens: int,
+    *,
+    own_range: bool = False,
+    shift_mu: Callable[[int, int], float] | None = None,
 ) -> Float[np.ndarray, '{num_steps}+1']:
     """The grid of a Diffusers pipeline with a FlowMatchEulerDiscreteScheduler.
 
-    FLUX.1 and FLUX.2 start from linspace(1, 1/T, T); SD3 from T points between the scheduler's own
-    largest and smallest noise level. All are then shifted: statically, shift s / (1 + (shift - 1)
-    s), or, with `use_dynamic_shifting`, e^mu / (e^mu + 1/s - 1) with mu from `flux_shift_mu` or
-    `flux2_shift_mu`; and 0 is appended.
+    It starts from linspace(1, 1/T, T), as FLUX.1's, or, with `own_range`, from T points between the
+    scheduler's own largest and smallest noise level, as SD3's. All are then shifted: statically,
+    shift s / (1 + (shift - 1) s), or, with `use_dynamic_shifting`, e^mu / (e^mu + 1/s - 1); and 0
+    is appended.
 
     Args:
         config: dict, the contents of `scheduler/scheduler_config.json`.
         num_steps: T >= 1.
         num_tokens: number of packed image tokens; used by dynamic shifting only.
-        pipeline: 'flux', 'flux2' or 'sd3'.
+        own_range: the pipeline passes no noise levels to its scheduler.
+        shift_mu: (num_tokens, T) -> mu; None: `flux_shift_mu` with the scheduler's settings.
 
     Returns:
         np.float32 [T+1], strictly decreasing from 1 (or below) to 0.
@@ -109,8 +93,6 @@ def sigmas_from_scheduler(
     """
     if num_steps < 1:
         raise ValueError(f'num_steps is {num_steps}; a grid needs at least 1 step')
-    if pipeline not in ('flux', 'flux2', 'sd3'):
-        raise ValueError(f"pipeline is {pipeline!r}; expected 'flux', 'flux2' or 'sd3'")
     settings = _scheduler_settings(config)
     shift, steps = settings['shift'], settings['num_train_timesteps']
     dynamic = settings['use_dynamic_shifting']
@@ -118,7 +100,7 @@ def sigmas_from_scheduler(
     # The arithmetic below follows the scheduler's dtypes operation by operation, so that the grids
     # agree to the last bit.
     sigmas: np.ndarray
-    if pipeline != 'sd3':
+    if not own_range:
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps).astype(np.float32)
     else:
         ends = np.array([steps, 1], np.float32) / np.float32(steps)
@@ -127,8 +109,8 @@ def sigmas_from_scheduler(
         sigmas = np.linspace(float(ends[0]) * steps, float(ends[1]) * steps, num_steps) / steps
     if dynamic:
         mu = (
-            flux2_shift_mu(num_tokens, num_steps)
-            if pipeline == 'flux2'
+            shift_mu(num_tokens, num_steps)
+            if shift_mu is not None
             else flux_shift_mu(
                 num_tokens,
                 settings['base_image_seq_len'],

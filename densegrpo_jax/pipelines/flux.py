@@ -54,7 +54,7 @@ class FluxPipeline(PackedPipeline):
 
     def sigmas(self, num_steps, height, width):
         rows, cols = token_grid(height, width)
-        return sigmas_from_scheduler(self.scheduler, num_steps, rows * cols, pipeline='flux')
+        return sigmas_from_scheduler(self.scheduler, num_steps, rows * cols)
 
     def encode(self, params: dict, clip_ids: jax.Array, t5_ids: jax.Array) -> Conditioning:
         """T5 sees the padding, as in Diffusers, which passes no mask."""

@@ -54,9 +54,8 @@ class Sd3Pipeline(Pipeline):
         }
 
     def sigmas(self, num_steps, height, width):
-        return sigmas_from_scheduler(
-            self.scheduler, num_steps, int(np.prod(token_grid(height, width))), pipeline='sd3'
-        )
+        tokens = int(np.prod(token_grid(height, width)))
+        return sigmas_from_scheduler(self.scheduler, num_steps, tokens, own_range=True)
 
     def latent_shape(self, height, width):
         token_grid(height, width)  # both sides must be divisible by 16

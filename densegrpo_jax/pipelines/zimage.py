@@ -61,7 +61,7 @@ class ZImagePipeline(Pipeline):
 
     def sigmas(self, num_steps, height, width):
         tokens = int(np.prod(token_grid(height, width)))
-        return sigmas_from_scheduler(self.scheduler, num_steps, tokens, pipeline='flux')
+        return sigmas_from_scheduler(self.scheduler, num_steps, tokens)
 
     def latent_shape(self, height, width):
         zimage.check_positions(

@@ -91,7 +91,7 @@ def torch_sigmas(config, num_steps, num_tokens, pipeline):
 def test_grid_equals_torch_scheduler(config, pipeline):
     for num_steps in STEPS:
         for num_tokens in TOKENS if num_steps in (6, 10) else (1024, 3072 + num_steps):
-            ours = sigmas_from_scheduler(config, num_steps, num_tokens, pipeline=pipeline)
+            ours = sigmas_from_scheduler(config, num_steps, num_tokens, own_range=pipeline == 'sd3')
             theirs = torch_sigmas(
                 {k: v for k, v in config.items() if v is not None}, num_steps, num_tokens, pipeline
             )
@@ -108,15 +108,15 @@ def test_named_numbers():
     np.testing.assert_allclose(
         [flux_shift_mu(n) for n in (256, 576, 1024, 4096)], [0.5, 0.5542, 0.63, 1.15], atol=5e-5
     )
-    flux6 = sigmas_from_scheduler(FLUX_DEV, 6, 1024, pipeline='flux')
+    flux6 = sigmas_from_scheduler(FLUX_DEV, 6, 1024)
     np.testing.assert_allclose(flux6, [1, 0.9037, 0.7897, 0.6525, 0.4842, 0.2730, 0], atol=5e-5)
-    flux10 = sigmas_from_scheduler(FLUX_DEV, 10, 1024, pipeline='flux')
+    flux10 = sigmas_from_scheduler(FLUX_DEV, 10, 1024)
     np.testing.assert_allclose(
         flux10,
         [1, 0.9441, 0.8825, 0.8142, 0.7380, 0.6525, 0.5559, 0.4459, 0.3195, 0.1726, 0],
         atol=5e-5,
     )
-    sd3 = sigmas_from_scheduler(SD3, 10, 1024, pipeline='sd3')
+    sd3 = sigmas_from_scheduler(SD3, 10, 1024, own_range=True)
     np.testing.assert_allclose(
         sd3,
         [1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0],
@@ -126,7 +126,7 @@ def test_named_numbers():
 
 @pytest.mark.parametrize('shift, pipeline', [(16.97, 'flux'), (1.18, 'sd3'), (1.32, 'sd3')])
 def test_a_shift_that_rounds_the_first_noise_level_to_a_neighbour_of_one_gives_one(shift, pipeline):
-    sigmas = sigmas_from_scheduler(dict(SD3, shift=shift), 10, 1024, pipeline=pipeline)
+    sigmas = sigmas_from_scheduler(dict(SD3, shift=shift), 10, 1024, own_range=pipeline == 'sd3')
     assert sigmas[0] == 1
     # a sqrt(s_0 / (1 - s_1)); by the general formula, with s_0 just below 1, it would be a thousand
     # times that.
@@ -136,7 +136,7 @@ def test_a_shift_that_rounds_the_first_noise_level_to_a_neighbour_of_one_gives_o
 
 
 def test_flow_grpo_table():
-    sd3 = sigmas_from_scheduler(SD3, 10, 1024, pipeline='sd3')
+    sd3 = sigmas_from_scheduler(SD3, 10, 1024, own_range=True)
     table = flow_grpo_noise_levels(sd3, 0.7)
     assert table.dtype == np.float32 and np.isfinite(table).all()
     # sigmas[1] stands in for 1
@@ -147,11 +147,11 @@ def test_flow_grpo_table():
     assert std[8] == pytest.approx(0.225, abs=1e-3)
     # TempFlow-GRPO's constants, 2.25 and 1.73
     assert 1 / std[:9].mean() == pytest.approx(2.252, abs=1e-3)
-    flux = sigmas_from_scheduler(FLUX_DEV, 10, 4096, pipeline='flux')
+    flux = sigmas_from_scheduler(FLUX_DEV, 10, 4096)
     assert 1 / (flow_grpo_noise_levels(flux, 0.9) * np.sqrt(-np.diff(flux)))[
         :9
     ].mean() == pytest.approx(1.726, abs=1e-3)
-    flux6 = sigmas_from_scheduler(FLUX_DEV, 6, 1024, pipeline='flux')
+    flux6 = sigmas_from_scheduler(FLUX_DEV, 6, 1024)
     for a, last_std in ((0.9, 0.29), (0.7, 0.22)):
         assert (flow_grpo_noise_levels(flux6, a) * np.sqrt(-np.diff(flux6)))[-1] == pytest.approx(
             last_std, abs=5e-3
@@ -173,14 +173,12 @@ def test_flow_grpo_table():
 )
 def test_unsupported_configs_are_named(change, names):
     with pytest.raises(ValueError, match=names):
-        sigmas_from_scheduler(dict(SD3, **change), 10, 1024, pipeline='sd3')
+        sigmas_from_scheduler(dict(SD3, **change), 10, 1024, own_range=True)
 
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match='num_steps is 0'):
-        sigmas_from_scheduler(SD3, 0, 1024, pipeline='sd3')
-    with pytest.raises(ValueError, match='sdxl'):
-        sigmas_from_scheduler(SD3, 4, 1024, pipeline='sdxl')
+        sigmas_from_scheduler(SD3, 0, 1024, own_range=True)
     for grid in ([1.0, 0.5, 0.5, 0.0], [1.1, 0.0], [1.0, -0.1], [1.0], [1.0, np.nan, 0.0]):
         with pytest.raises(ValueError, match='sigmas'):
             check_grid(grid)

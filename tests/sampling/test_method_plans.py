@@ -20,7 +20,7 @@ class Grids:
         self._kind, self._config = kind, SD3_SCHEDULER if kind == 'sd3' else SCHEDULER
 
     def sigmas(self, steps, height, width):
-        return sigmas_from_scheduler(self._config, steps, 1024, pipeline=self._kind)
+        return sigmas_from_scheduler(self._config, steps, 1024, own_range=self._kind == 'sd3')
 
 
 def changed(config, **changes):

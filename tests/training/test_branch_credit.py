@@ -154,7 +154,7 @@ def test_constants_of_temp_flow():
         (sd3, 'sd3', 1024, 0.7, 2.25),
         (flux, 'flux', 4096, 0.9, 1.73),
     ):
-        sigmas = sigmas_from_scheduler(config, 10, tokens, pipeline=name)
+        sigmas = sigmas_from_scheduler(config, 10, tokens, own_range=name == 'sd3')
         std = flow_grpo_noise_levels(sigmas, level) * np.sqrt(-np.diff(sigmas))
         trained = np.arange(10) < 9
         np.testing.assert_allclose(
