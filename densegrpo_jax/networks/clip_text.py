@@ -12,6 +12,7 @@ from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.networks.encoder_layers import run_blocks
 from densegrpo_jax.networks.layers import LayerNorm
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule, norm_rules
 
 
@@ -52,7 +53,7 @@ class ClipTextConfig:
         )
 
 
-class ClipTextModel(nn.Module):
+class ClipTextModel(Network):
     """Token ids to (states of a layer, pooled state).
 
     Attributes:

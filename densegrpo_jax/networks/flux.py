@@ -24,9 +24,11 @@ from densegrpo_jax.networks.mmdit import (
     path,
     stack,
 )
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule, linear_rules
 
 CLASS_NAME = 'FluxTransformer2DModel'
+STACKS = ('transformer_blocks', 'single_transformer_blocks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ class SingleBlock(nn.Module):
         return x + gate[:, None] * out, None
 
 
-class FluxTransformer(nn.Module):
+class FluxTransformer(Network):
     """The velocity network of FLUX.1.
 
     Attributes:
@@ -146,6 +148,8 @@ class FluxTransformer(nn.Module):
     dtype: Any = jnp.float32
     zero_init: bool = True
     attend: Attend = attention.xla
+
+    BLOCKS = STACKS
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep, guidance, img_ids, txt_ids):
@@ -225,7 +229,6 @@ class FluxTransformer(nn.Module):
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of
 # the adapters' target names.
-STACKS = ('transformer_blocks', 'single_transformer_blocks')
 _LINEARS = {
     'transformer_blocks': (
         'norm1.linear',

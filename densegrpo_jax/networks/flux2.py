@@ -25,9 +25,11 @@ from densegrpo_jax.networks.mmdit import (
     path,
     stack,
 )
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
 
 CLASS_NAME = 'Flux2Transformer2DModel'
+STACKS = ('transformer_blocks', 'single_transformer_blocks')
 NAME = 'transformer config'
 
 
@@ -240,7 +242,7 @@ class TimeGuidanceEmbed(nn.Module):
         return total if guidance is None else total + embed(guidance, 'guidance_embedder')
 
 
-class Flux2Transformer(nn.Module):
+class Flux2Transformer(Network):
     """The velocity network of FLUX.2.
 
     Attributes:
@@ -255,6 +257,8 @@ class Flux2Transformer(nn.Module):
     dtype: Any = jnp.float32
     zero_init: bool = True
     attend: Attend = attention.xla
+
+    BLOCKS = STACKS
 
     @nn.compact
     def __call__(self, latents, text, timestep, guidance, rope):
@@ -336,7 +340,6 @@ class Flux2Transformer(nn.Module):
 
 # Linear layers and norms by their names in the checkpoint: the source of the weight table and of
 # the adapters' target names.
-STACKS = ('transformer_blocks', 'single_transformer_blocks')
 _LINEARS = {
     'transformer_blocks': (
         'attn.to_q',

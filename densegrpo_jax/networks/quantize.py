@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 FORMATS = ('int8', 'nf4')
 NF4_BLOCK = 64  # inputs per scale
-# the blocks of FLUX, SD3.5 and Z-Image, and the attention of SD1.5
-KERNELS = re.compile(r'(^|.*/)(\w*transformer_blocks\w*|(layers|\w+_refiner)(_\d+)?)/.*kernel')
 
 
 def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
@@ -86,44 +84,59 @@ def _is_quantised(kernel) -> bool:
     return library is not None and isinstance(kernel, library.QArray)
 
 
-def quantizes(path: str, ndim: int) -> bool:
+@functools.cache
+def _kernels(blocks: tuple[str, ...]) -> re.Pattern:
+    """The paths of the kernels of a network's blocks."""
+    return re.compile(rf'(.*/)?({"|".join(blocks)})(_\d+)?/.*kernel')
+
+
+def quantizes(path: str, ndim: int, blocks: tuple[str, ...]) -> bool:
     """Whether the parameter at a '/'-joined path of the transformer is stored in few bits: a matrix
     of a block.
     """
-    return ndim >= 2 and KERNELS.fullmatch(path) is not None
+    return ndim >= 2 and _kernels(blocks).fullmatch(path) is not None
 
 
-def quantized_shapes(tree: dict, form: str) -> dict:
+def quantized_shapes(tree: dict, form: str, blocks: tuple[str, ...]) -> dict:
     """A transformer's tree of shapes (scanned or not) as it will be stored: ShapeDtypeStructs, with
     QArrays of them in place of kernels.
+
+    Args:
+      form: 'none', or one of FORMATS.
+      blocks: `Network.BLOCKS` of the transformer.
+
+    Raises ValueError if the network names no blocks.
     """
+    if form != 'none' and not blocks:
+        raise ValueError(f'quantize={form!r}: the network has no BLOCKS to store in few bits')
 
     def leaf(path, shape):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        chosen = form != 'none' and quantizes(name, len(shape.shape))
+        chosen = form != 'none' and quantizes(name, len(shape.shape), blocks)
         return jax.eval_shape(lambda k: quantize_kernel(k, form), shape) if chosen else shape
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def stored_shapes(shapes: dict, dtype, form: str) -> dict:
+def stored_shapes(shapes: dict, dtype, form: str, blocks: tuple[str, ...]) -> dict:
     """Weights as they will be stored, from their shapes: component -> ShapeDtypeStructs of `dtype`,
-    the transformer's kernels in `form`.
+    the kernels of the transformer's `blocks` in `form`.
     """
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
-    return {**wanted, 'transformer': quantized_shapes(wanted['transformer'], form)}
+    return {**wanted, 'transformer': quantized_shapes(wanted['transformer'], form, blocks)}
 
 
-def converter(shapes: dict, form: str, shardings=None):
+def converter(shapes: dict, form: str, blocks: tuple[str, ...], shardings=None):
     """`(path, array) -> array or QArray`: quantises each parameter of a transformer as it is read
     (`weights.load_weights`).
 
     Args:
       shapes: the transformer's tree of shapes.
       form: one of FORMATS.
+      blocks: `Network.BLOCKS` of the transformer.
       shardings: maps a tree of shapes to a tree of shardings; None leaves every array where it is.
     """
-    stored = quantized_shapes(shapes, form)
+    stored = quantized_shapes(shapes, form, blocks)
     placed = {} if shardings is None else flatten_dict(shardings(stored), sep='/')
     # One program per placement and shape: the blocks of an unscanned network share them.
     compiled = functools.cache(
@@ -131,7 +144,7 @@ def converter(shapes: dict, form: str, shardings=None):
     )
 
     def convert(path, array):
-        if not quantizes(path, array.ndim):
+        if not quantizes(path, array.ndim, blocks):
             return array
         quantized = compiled(placed.get(path))(array)
         array.delete()  # do not wait for the garbage collector: the next matrix is being read

@@ -14,6 +14,7 @@ from flax import linen as nn
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, read_config
 from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, RMSNorm
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
 
 NAME = 'Qwen3 config'
@@ -194,7 +195,7 @@ class Block(nn.Module):
         ).astype(jnp.float32)
 
 
-class Qwen3Encoder(nn.Module):
+class Qwen3Encoder(Network):
     """Token ids to the states of chosen layers.
 
     Attributes:

@@ -25,6 +25,7 @@ from densegrpo_jax.networks.mmdit import (
     path,
     stack,
 )
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules
 
 CLASS_NAME = 'SD3Transformer2DModel'
@@ -154,7 +155,7 @@ class PatchEmbed(nn.Module):
         )
 
 
-class Sd3Transformer(nn.Module):
+class Sd3Transformer(Network):
     """The velocity network of Stable Diffusion 3 and 3.5.
 
     Attributes: those of `FluxTransformer`. If scanned, every run of equal blocks is one stack,
@@ -168,6 +169,8 @@ class Sd3Transformer(nn.Module):
     dtype: Any = jnp.float32
     zero_init: bool = True
     attend: Attend = attention.xla
+
+    BLOCKS = ('transformer_blocks(_from)?',)
 
     @nn.compact
     def __call__(self, latents, text, pooled, timestep):

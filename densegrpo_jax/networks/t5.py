@@ -14,6 +14,7 @@ from flax import linen as nn
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, check_positive, read_config
 from densegrpo_jax.networks.encoder_layers import attention, run_blocks
 from densegrpo_jax.networks.layers import Dense, RMSNorm
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
 
 _FEED_FORWARD = ('relu', 'gated-gelu')
@@ -161,7 +162,7 @@ class Block(nn.Module):
         return x, None
 
 
-class T5Encoder(nn.Module):
+class T5Encoder(Network):
     """Token ids to the states of the last layer.
 
     Attributes:

@@ -12,6 +12,7 @@ from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import Embedder, path
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.vae import GroupNorm, UpsampleConv
 from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules, norm_rules
 
@@ -332,7 +333,7 @@ class Middle(nn.Module):
         return Resnet(x.shape[-1], self.config, self.dtype, name='resnets_1')(x, time)
 
 
-class Unet(nn.Module):
+class Unet(Network):
     """The noise network of Stable Diffusion 1.
 
     Attributes: config, lora and dtype as in `FluxTransformer`. The blocks differ in shape, so none
@@ -342,6 +343,8 @@ class Unet(nn.Module):
     config: UnetConfig
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
+
+    BLOCKS = ('transformer_blocks',)
 
     @nn.compact
     def __call__(self, latents, text, timestep):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from densegrpo_jax.networks.config_json import check_positive, read_config
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule, conv_rules, linear_rules, norm_rules
 
 
@@ -310,7 +311,7 @@ class Decoder(nn.Module):
         return nn.Conv(config.out_channels, (3, 3), name='conv_out')(x)
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Network):
     """Images to a Gaussian over latents and back; `encode` and `decode` each need only their own
     half of the parameters.
 

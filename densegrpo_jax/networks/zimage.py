@@ -18,9 +18,11 @@ from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import block_paths, path, stack
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule, linear_rules
 
 CLASS_NAME = 'ZImageTransformer2DModel'
+STACKS = ('noise_refiner', 'context_refiner', 'layers')
 NAME = 'transformer config'
 UNIT = 32  # tokens of a modality come in multiples of this
 COND = 256  # width of the conditioning, at most
@@ -225,7 +227,7 @@ class TimeEmbed(nn.Module):
         return layers.Dense(self.features, self.adapters, name='mlp_2')(nn.silu(x))
 
 
-class ZImageTransformer(nn.Module):
+class ZImageTransformer(Network):
     """The network of Z-Image, which predicts x_0 - eps from a time that runs from noise, 0, to the
     image, 1.
 
@@ -242,6 +244,8 @@ class ZImageTransformer(nn.Module):
     dtype: Any = jnp.float32
     zero_init: bool = True
     attend: Attend = attention.xla
+
+    BLOCKS = STACKS
 
     @nn.compact
     def __call__(self, latents, text, mask, time):
@@ -360,7 +364,6 @@ class ZImageTransformer(nn.Module):
         return x.reshape(latents.shape).astype(jnp.float32)
 
 
-STACKS = ('noise_refiner', 'context_refiner', 'layers')
 _BLOCK_LINEARS = (
     *(f'attention.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')),
     *(f'feed_forward.w{i}' for i in (1, 2, 3)),

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from densegrpo_jax.core.classifier_free import ALWAYS, guided_velocity
 from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.layers import HIDDEN
 from densegrpo_jax.networks.lora import COLLECTION
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
 
@@ -63,7 +63,7 @@ class Pipeline:
       sows: the collection: PROBE, of the attention's entropies, or HIDDEN, of the last states.
     """
 
-    modules: dict[str, nn.Module]
+    modules: dict[str, Network]
     tokenizers: tuple[Any, ...]
     scheduler: dict
     text_length: int
@@ -88,7 +88,7 @@ class Pipeline:
     GUIDANCE: ClassVar[str]
 
     @property
-    def transformer(self) -> nn.Module:
+    def transformer(self) -> Network:
         return self.modules['transformer']
 
     @property
@@ -116,7 +116,7 @@ class Pipeline:
     @classmethod
     def build_modules(
         cls, configs: dict[str, dict], *, lora, scan: bool, remat: str, dtype: Any, attend: Attend
-    ) -> dict[str, nn.Module]:
+    ) -> dict[str, Network]:
         """Networks of the given component configurations."""
         raise NotImplementedError
 

@@ -131,7 +131,8 @@ def load_params(
         placed = None if shardings is None else shardings(shapes)
         source, options = _source(folder, pipeline, name, transformer_file)
         if name == 'transformer' and quantize != 'none':
-            options['convert'] = quantize_lib.converter(shapes, quantize, shardings)
+            blocks = pipeline.transformer.BLOCKS
+            options['convert'] = quantize_lib.converter(shapes, quantize, blocks, shardings)
         params[name] = weights.load_weights(
             source, rules[name], shapes, dtype=dtype, shardings=placed, **options
         )

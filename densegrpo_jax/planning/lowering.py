@@ -71,7 +71,8 @@ def phases(
     row = lambda *shape, d=jnp.float32: jax.ShapeDtypeStruct(
         shape, d, sharding=batch_sharding(mesh)
     )
-    stored = stored_shapes(pipeline.abstract_params(['transformer', 'vae']), m.dtype, m.quantize)
+    base, blocks = pipeline.abstract_params(['transformer', 'vae']), pipeline.transformer.BLOCKS
+    stored = stored_shapes(base, m.dtype, m.quantize, blocks)
     params = with_shardings(stored, shardings(stored, mesh))
     negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
     tx = optimiser(config)

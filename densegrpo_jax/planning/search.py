@@ -56,7 +56,7 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
             'False, and expect about three times the memory of a step'
         )
     base = pipeline.abstract_params(['transformer', 'vae'])
-    stored = stored_shapes(base, m.dtype, m.quantize)
+    stored = stored_shapes(base, m.dtype, m.quantize, pipeline.transformer.BLOCKS)
     policy = state_shapes(pipeline, optimiser(config)).ema
     placed = lambda tree: with_shardings(tree, shardings(tree, mesh))
     of = lambda tree: bytes_per_device(tree, shardings(tree, mesh))

@@ -68,7 +68,8 @@ def memory(
     devices, r, m = mesh.devices.size, config.rollout, config.model
     dtype = jnp.dtype(m.dtype)
     # The text encoders are freed before training starts.
-    stored = stored_shapes({n: shapes[n] for n in ('transformer', 'vae')}, dtype, m.quantize)
+    base, blocks = {n: shapes[n] for n in ('transformer', 'vae')}, pipeline.transformer.BLOCKS
+    stored = stored_shapes(base, dtype, m.quantize, blocks)
     weights = bytes_per_device(stored, shardings(stored, mesh))
     trained = bytes_per_device(state, shardings(state, mesh))
     plan, samples = largest(config, schedule).plan, r.prompts * r.group

@@ -131,12 +131,13 @@ def is_stored(leaf):
 )
 def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
     net, args, params, adapters = network(scan, remat)
-    convert = quantize.converter(params, form)
+    convert = quantize.converter(params, form, net.BLOCKS)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
     stored = jax.tree_util.tree_map_with_path(
         lambda path, leaf: convert(name(path), jnp.copy(leaf)), params
     )
-    assert jax.tree.structure(stored) == jax.tree.structure(quantize.quantized_shapes(params, form))
+    shapes = quantize.quantized_shapes(params, form, net.BLOCKS)
+    assert jax.tree.structure(stored) == jax.tree.structure(shapes)
     plain = jax.tree.map(
         lambda leaf: quantize.dequantize(leaf, jnp.float32) if is_stored(leaf) else leaf,
         stored,
@@ -190,7 +191,7 @@ def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
             np.testing.assert_array_equal(leaf, before)
 
     jax.tree_util.tree_map_with_path(check, stored, plain['transformer'], is_leaf=is_stored)
-    shapes = quantize.quantized_shapes(plain['transformer'], 'int8')
+    shapes = quantize.quantized_shapes(plain['transformer'], 'int8', pipeline.transformer.BLOCKS)
     held = sum(
         shard.data.nbytes
         for leaf in jax.tree.leaves(stored)
