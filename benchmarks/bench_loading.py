@@ -114,13 +114,15 @@ def load(folder: pathlib.Path) -> None:
     import jax.numpy as jnp
 
     from densegrpo_jax.networks import flux
+    from densegrpo_jax.networks.network import sharding_rules
     from densegrpo_jax.pipelines.weights import files as weights
     from densegrpo_jax.runtime.mesh import make_mesh
     from densegrpo_jax.runtime.sharding import shardings
 
     net = network(blocks_for(GIB.value))
     shapes = shapes_of(net)
-    placed = shardings(shapes, make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1}))
+    mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
+    placed = shardings(shapes, mesh, sharding_rules([net]))
     jax.block_until_ready(jnp.zeros(8) + 1)
     before, began = memory('VmRSS'), time.perf_counter()
     params = jax.block_until_ready(

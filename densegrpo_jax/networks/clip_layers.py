@@ -12,6 +12,10 @@ from densegrpo_jax.networks.encoder_layers import attention
 from densegrpo_jax.networks.layers import Dense, LayerNorm
 from densegrpo_jax.networks.weight_rules import Rule, linear_rules, norm_rules
 
+# As in `Network`.
+COLUMN = ('[qkv]_proj', 'fc1')
+ROW = ('out_proj', 'fc2')
+
 ACTIVATIONS = {
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
     'gelu': lambda x: nn.gelu(x, approximate=False),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from densegrpo_jax.networks import clip_layers
 from densegrpo_jax.networks.clip_layers import Block, block_rules, check_tower
 from densegrpo_jax.networks.config_json import IGNORED_KEYS, read_config
 from densegrpo_jax.networks.encoder_layers import run_blocks
@@ -78,6 +79,9 @@ class ClipTextModel(Network):
     dtype: Any = jnp.float32
     projected: bool = False
     penultimate: bool = False
+
+    COLUMN, ROW = clip_layers.COLUMN, clip_layers.ROW
+    MATRICES = ('text_projection',)
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from densegrpo_jax.networks import attention, layers
+from densegrpo_jax.networks import attention, layers, mmdit
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import read_config
@@ -149,6 +149,8 @@ class FluxTransformer(Network):
     zero_init: bool = True
     attend: Attend = attention.xla
 
+    COLUMN = (*mmdit.COLUMN, 'x_embedder', 'context_embedder', 'proj_mlp')
+    ROW = (*mmdit.ROW, 'proj_out')
     BLOCKS = STACKS
 
     @nn.compact

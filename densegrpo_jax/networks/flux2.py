@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from densegrpo_jax.networks import attention, layers
+from densegrpo_jax.networks import attention, layers, mmdit
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
@@ -258,6 +258,15 @@ class Flux2Transformer(Network):
     zero_init: bool = True
     attend: Attend = attention.xla
 
+    COLUMN = (
+        *mmdit.COLUMN,
+        'x_embedder',
+        'context_embedder',
+        'to_qkv_mlp_proj',
+        'linear_in',
+        r'\w+_modulation\w*/linear',
+    )
+    ROW = (*mmdit.ROW, 'to_out', 'linear_out', 'proj_out')
     BLOCKS = STACKS
 
     @nn.compact

@@ -32,6 +32,10 @@ JOINT_ATTENTION = (
     'attn.to_add_out',
 )
 
+# Of the layers below, as in `Network`.
+COLUMN = ('to_[qkv]', 'add_[qkv]_proj', 'net_0/proj', r'norm\w*/linear', 'linear_1')
+ROW = ('to_out_0', 'to_add_out', 'net_2', 'linear_2')
+
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import ClassVar
 
 from flax import linen as nn
 
+from densegrpo_jax.runtime.sharding import Rule, rules_of
+
 
 class Network(nn.Module):
-    """A network of a pipeline: facts about its parameters that shared code needs.
+    """A network of a pipeline. Its class attributes are regular expressions for what shared code
+    needs to know of its parameters.
 
-    BLOCKS: names of its stacks of blocks in the parameter tree, as regular expressions; unscanned
-      blocks have them with their number, '<name>_<i>'. Quantised are the kernels of these blocks.
+    COLUMN, ROW: the last components of the paths of layers that are split by outputs and by inputs,
+      see `runtime.sharding.rules_of`. Other kernels are split by outputs where these divide.
+    MATRICES: names of large parameters that are no layer's kernel, split like those.
+    BLOCKS: names of its stacks of blocks in the parameter tree; unscanned blocks have them with
+      their number, '<name>_<i>'. Quantised are the kernels of these blocks.
     """
 
+    COLUMN: ClassVar[tuple[str, ...]] = ()
+    ROW: ClassVar[tuple[str, ...]] = ()
+    MATRICES: ClassVar[tuple[str, ...]] = ()
     BLOCKS: ClassVar[tuple[str, ...]] = ()
+
+
+def sharding_rules(networks: Iterable[Network | type[Network]]) -> tuple[Rule, ...]:
+    """The table that places the parameters of several networks, and states made of them."""
+    tables = zip(*((network.COLUMN, network.ROW, network.MATRICES) for network in networks))
+    return rules_of(*(tuple(dict.fromkeys(itertools.chain(*table))) for table in tables))

@@ -214,6 +214,9 @@ class Qwen3Encoder(Network):
     scan: bool = False
     dtype: Any = jnp.float32
 
+    COLUMN = ('[qkv]_proj', 'gate_proj', 'up_proj')
+    ROW = ('o_proj', 'down_proj')
+
     def chosen(self) -> tuple[int, ...]:
         """`layers`, none of them negative.
 

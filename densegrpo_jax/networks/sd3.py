@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from densegrpo_jax.networks import attention, layers
+from densegrpo_jax.networks import attention, layers, mmdit
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
@@ -170,6 +170,9 @@ class Sd3Transformer(Network):
     zero_init: bool = True
     attend: Attend = attention.xla
 
+    COLUMN = (*mmdit.COLUMN, 'context_embedder')
+    ROW = (*mmdit.ROW, 'proj_out')
+    MATRICES = ('pos_embed',)
     BLOCKS = ('transformer_blocks(_from)?',)
 
     @nn.compact

@@ -182,6 +182,9 @@ class T5Encoder(Network):
     remat: bool = False
     dtype: Any = jnp.float32
 
+    COLUMN = ('SelfAttention/[qkv]', 'wi(_[01])?')
+    ROW = ('SelfAttention/o', 'wo')
+
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers'

@@ -344,6 +344,8 @@ class Unet(Network):
     lora: lora_lib.LoraConfig | None = None
     dtype: Any = jnp.float32
 
+    COLUMN = ('to_[qkv]', 'net_0/proj', 'linear_1')
+    ROW = ('to_out_0', 'net_2', 'linear_2', 'proj_out')
     BLOCKS = ('transformer_blocks',)
 
     @nn.compact

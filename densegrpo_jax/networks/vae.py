@@ -321,6 +321,9 @@ class AutoencoderKL(Network):
 
     config: VaeConfig
 
+    COLUMN = ('to_[qkv]',)
+    ROW = ('to_out_0',)
+
     def setup(self):
         config = self.config
         self.encoder, self.decoder = Encoder(config), Decoder(config)

@@ -245,6 +245,16 @@ class ZImageTransformer(Network):
     zero_init: bool = True
     attend: Attend = attention.xla
 
+    COLUMN = (
+        'to_[qkv]',
+        'w[13]',
+        'adaLN_modulation_0',
+        'x_embedder',
+        'cap_embedder_1',
+        'mlp_0',
+        'final_modulation',
+    )
+    ROW = ('to_out_0', 'w2', 'mlp_2', 'final_layer')
     BLOCKS = STACKS
 
     @nn.compact

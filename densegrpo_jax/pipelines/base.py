@@ -20,9 +20,10 @@ from densegrpo_jax.networks import vae
 from densegrpo_jax.networks.attention import PROBE, Attend
 from densegrpo_jax.networks.layers import HIDDEN
 from densegrpo_jax.networks.lora import COLLECTION
-from densegrpo_jax.networks.network import Network
+from densegrpo_jax.networks.network import Network, sharding_rules
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
+from densegrpo_jax.runtime.sharding import Rule
 
 # What the transformer gets of B prompts, by name; every pipeline declares its own arrays
 # (`Pipeline.conditioning_shapes`). 'context' [B, L, D]: the states of the text encoders' tokens.
@@ -90,6 +91,11 @@ class Pipeline:
     @property
     def transformer(self) -> Network:
         return self.modules['transformer']
+
+    @property
+    def sharding_rules(self) -> tuple[Rule, ...]:
+        """The placement of the parameters of all its networks, and of states made of them."""
+        return sharding_rules(self.modules.values())
 
     @property
     def vae(self) -> vae.AutoencoderKL:

@@ -73,11 +73,11 @@ def phases(
     )
     base, blocks = pipeline.abstract_params(['transformer', 'vae']), pipeline.transformer.BLOCKS
     stored = stored_shapes(base, m.dtype, m.quantize, blocks)
-    params = with_shardings(stored, shardings(stored, mesh))
+    split = lambda tree: with_shardings(tree, shardings(tree, mesh, pipeline.sharding_rules))
+    params = split(stored)
     negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
     tx = optimiser(config)
-    state = state_shapes(pipeline, tx, follow_rules(config))
-    state = with_shardings(state, shardings(state, mesh))
+    state = split(state_shapes(pipeline, tx, follow_rules(config)))
     work = Work(config, pipeline, params, state.policy)
     reward = reward_inside(config, schedule) if reward is None else reward
     process = _process(config, pipeline, schedule, mesh, reward)

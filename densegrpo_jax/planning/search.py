@@ -58,8 +58,9 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     base = pipeline.abstract_params(['transformer', 'vae'])
     stored = stored_shapes(base, m.dtype, m.quantize, pipeline.transformer.BLOCKS)
     policy = state_shapes(pipeline, optimiser(config)).ema
-    placed = lambda tree: with_shardings(tree, shardings(tree, mesh))
-    of = lambda tree: bytes_per_device(tree, shardings(tree, mesh))
+    split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules)
+    placed = lambda tree: with_shardings(tree, split(tree))
+    of = lambda tree: bytes_per_device(tree, split(tree))
     negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
     session = Session(
         config, mesh, StopRequest(), pathlib.Path(), pipeline, placed(stored), None, negative

@@ -9,6 +9,7 @@ split their inputs, so that a pair costs one all-reduce (Megatron-LM, arXiv:1909
 ``fsdp`` takes the other dimension.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -39,37 +40,37 @@ class Rule(NamedTuple):
 COLUMN = ('fsdp', 'tensor')
 ROW = (('tensor', 'fsdp'), None)
 
-# Transformers of FLUX, Z-Image and SD3, T5, CLIP text, Qwen3 and the autoencoders, by the names of
-# their Diffusers or Transformers modules.
-_COLUMN_LAYERS = (
-    r'(to_q|to_k|to_v|add_[qkv]_proj|proj_mlp|net_0/proj|norm\w*/linear|linear_1|[xt]_embedder|context_embedder'
-    r'|to_qkv_mlp_proj|linear_in|\w+_modulation\w*/linear'
-    r'|w[13]|adaLN_modulation_0|final_modulation|cap_embedder_1|mlp_0'
-    r'|SelfAttention/[qkv]|wi(_[01])?|[qkv]_proj|fc1|gate_proj|up_proj)'
-)
-_ROW_LAYERS = (
-    r'(to_out(_0)?|to_add_out|proj_out|net_2|linear_2|linear_out|w2|final_layer|mlp_2'
-    r'|SelfAttention/o|wo|out_proj|fc2|o_proj|down_proj)'
-)
 
-RULES = (
-    # Adapters: whole if an axis does not divide them. fsdp splits a dimension that is summed over:
-    # from the outputs of b the split would spread to the activations, and the compiler would gather
-    # those instead of the weights.
-    Rule(rf'(^|/){_COLUMN_LAYERS}/a$', ('fsdp', None), uneven='replicate'),
-    Rule(rf'(^|/){_COLUMN_LAYERS}/b$', ('fsdp', 'tensor'), uneven='replicate'),
-    Rule(rf'(^|/){_ROW_LAYERS}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
-    Rule(rf'(^|/){_ROW_LAYERS}/b$', ('fsdp', None), uneven='replicate'),
-    Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
-    # A quantised kernel's bits are placed like the kernel; its scales, at most a sixteenth of the
-    # bytes, stay whole.
-    Rule(rf'(^|/){_COLUMN_LAYERS}/kernel(/qvalue)?$', COLUMN),
-    Rule(rf'(^|/){_ROW_LAYERS}/kernel(/qvalue)?$', ROW),
-    Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
-    Rule(r'(^|/)(pos_embed|text_projection)$', COLUMN, uneven='replicate'),
-    Rule(r'/kernel(/qvalue)?$', COLUMN, uneven='replicate'),
-    Rule(r'(^|/)(bias|scale|weight|relative_attention_bias|position\w*)(/|$)', ()),
-)
+@functools.cache
+def rules_of(
+    column: tuple[str, ...], row: tuple[str, ...], matrices: tuple[str, ...] = ()
+) -> tuple[Rule, ...]:
+    """The table for networks with the given layers, their adapters and their quantised kernels.
+
+    Args, all of them regular expressions for the last components of paths:
+      column: layers whose outputs are split over ``tensor``.
+      row: layers whose inputs are, which follow those.
+      matrices: parameters outside of layers, split like a kernel that is neither.
+    """
+    columns, rows, others = (rf'(^|/)({"|".join(names)})' for names in (column, row, matrices))
+    return (
+        # Adapters: whole if an axis does not divide them. fsdp splits a dimension that is summed
+        # over: from the outputs of b the split would spread to the activations, and the compiler
+        # would gather those instead of the weights.
+        Rule(rf'{columns}/a$', ('fsdp', None), uneven='replicate'),
+        Rule(rf'{columns}/b$', ('fsdp', 'tensor'), uneven='replicate'),
+        Rule(rf'{rows}/a$', (('tensor', 'fsdp'), None), uneven='replicate'),
+        Rule(rf'{rows}/b$', ('fsdp', None), uneven='replicate'),
+        Rule(r'conv\w*/kernel$', ('fsdp', None), uneven='replicate'),
+        # A quantised kernel's bits are placed like the kernel; its scales, at most a sixteenth of
+        # the bytes, stay whole.
+        Rule(rf'{columns}/kernel(/qvalue)?$', COLUMN),
+        Rule(rf'{rows}/kernel(/qvalue)?$', ROW),
+        Rule(r'/embedding$', COLUMN, uneven='replicate'),  # vocabularies are rarely round numbers
+        Rule(rf'{others}$', COLUMN, uneven='replicate'),
+        Rule(r'/kernel(/qvalue)?$', COLUMN, uneven='replicate'),
+        Rule(r'(^|/)(bias|scale|weight)(/|$)', ()),
+    )
 
 
 def path_name(path) -> str:
@@ -87,8 +88,8 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
     rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
     if rule is None:
         raise ValueError(
-            f'No sharding rule matches {name!r} of shape {tuple(shape)}. Add a rule for it to the '
-            'table.'
+            f'No sharding rule matches {name!r} of shape {tuple(shape)}. Name its layer in COLUMN '
+            'or ROW of its network, or the parameter in MATRICES.'
         )
     where = f'sharding rule {rule.pattern!r} -> {rule.spec}'
     if rule.uneven not in ('error', 'replicate'):
@@ -121,7 +122,7 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule])
     return PartitionSpec(*entries)
 
 
-def shardings(tree, mesh: Mesh, rules: Sequence[Rule] = RULES, *, min_bytes: int | None = None):
+def shardings(tree, mesh: Mesh, rules: Sequence[Rule], *, min_bytes: int | None = None):
     """NamedSharding of every leaf of ``tree`` (arrays or ShapeDtypeStructs), as a tree of the same
     structure.
 
@@ -153,7 +154,7 @@ def with_shardings(tree, tree_shardings):
 
 
 def init_sharded(
-    init: Callable, mesh: Mesh, *args, rules: Sequence[Rule] = RULES, min_bytes: int | None = None
+    init: Callable, mesh: Mesh, *args, rules: Sequence[Rule], min_bytes: int | None = None
 ):
     """``init(*args)``, each piece computed on its own device: no device or host ever holds the
     whole tree.

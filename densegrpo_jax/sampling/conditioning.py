@@ -197,7 +197,7 @@ def text_conditioning(
         with Agreement(stop.communicator.hosts, f'text/{named}').alike():
             cache.check_room(missing)
         logging.info('encoding %d prompts into %s', len(missing), directory or 'memory')
-        split = lambda tree: shardings(tree, mesh)
+        split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules)
         params = load_params(folder, pipeline, pipeline.text_encoders, dtype=dtype, shardings=split)
         encoder = Encoder(pipeline, params, mesh=mesh)
         show = stop.communicator.hosts.primary

@@ -54,7 +54,8 @@ def load_policy(
     with _open(config, workdir) as checkpoints:
         step = _step(checkpoints, which)
         shapes = state_shapes(pipeline, optimiser(config)).ema
-        abstract = {'ema': with_shardings(shapes, shardings(shapes, mesh))}
+        placed = shardings(shapes, mesh, pipeline.sharding_rules)
+        abstract = {'ema': with_shardings(shapes, placed)}
         _tell_base(checkpoints.check(step, abstract, partial=True), base, workdir)
         return checkpoints.restore(step, abstract, partial=True).state['ema'], step
 

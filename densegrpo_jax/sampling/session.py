@@ -235,7 +235,7 @@ def load_weights(checked: Checked, components: Sequence[str] | None = None) -> d
         checked.pipeline,
         components,
         dtype=jnp.dtype(m.dtype),
-        shardings=lambda tree: shardings(tree, checked.mesh),
+        shardings=lambda tree: shardings(tree, checked.mesh, checked.pipeline.sharding_rules),
         transformer_file=m.transformer_file,
         quantize=m.quantize,
     )

@@ -160,7 +160,8 @@ def start_state(
     `lora.init_from`.
     """
     key, followers = stream_key(config.seed, STREAM_INIT, 0), tuple(follow_rules(config))
-    state = init_sharded(lambda base: init_state(pipeline, tx, key, base, followers), mesh, base)
+    fresh = lambda base: init_state(pipeline, tx, key, base, followers)
+    state = init_sharded(fresh, mesh, base, rules=pipeline.sharding_rules)
     if not config.lora.init_from:
         return state
     names = pipeline.adapter_names()

@@ -70,8 +70,8 @@ def memory(
     # The text encoders are freed before training starts.
     base, blocks = {n: shapes[n] for n in ('transformer', 'vae')}, pipeline.transformer.BLOCKS
     stored = stored_shapes(base, dtype, m.quantize, blocks)
-    weights = bytes_per_device(stored, shardings(stored, mesh))
-    trained = bytes_per_device(state, shardings(state, mesh))
+    of = lambda tree: bytes_per_device(tree, shardings(tree, mesh, pipeline.sharding_rules))
+    weights, trained = of(stored), of(state)
     plan, samples = largest(config, schedule).plan, r.prompts * r.group
     states = len(plan.completions)
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4

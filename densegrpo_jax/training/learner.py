@@ -327,7 +327,8 @@ def make_update(
         metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
         new = TrainState({POLICY: policy, **followed}, opt, state.step + 1, skipped)
         # The state's placement must not change: another placement would compile everything again.
-        return jax.tree.map(jax.lax.with_sharding_constraint, new, shardings(new, mesh)), metrics
+        placed = shardings(new, mesh, pipeline.sharding_rules)
+        return jax.tree.map(jax.lax.with_sharding_constraint, new, placed), metrics
 
     given = 0 if donate and donates_state(config) else ()
     return jax.jit(update, donate_argnums=given, compiler_options=EXACT)

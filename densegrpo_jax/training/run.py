@@ -136,7 +136,8 @@ def run(
     # Restore the newest checkpoint or start; restore into shapes, because memory may not hold two
     # states.
     checkpoints = _open_checkpoints(session, schedule, workdir)
-    restored = checkpoints.restore_latest(with_shardings(shapes, shardings(shapes, mesh)))
+    placed = shardings(shapes, mesh, session.pipeline.sharding_rules)
+    restored = checkpoints.restore_latest(with_shardings(shapes, placed))
     if restored is None:
         state = start_state(config, session.pipeline, tx, mesh, session.params['transformer'])
         start, progress = 0, Progress()

@@ -9,7 +9,7 @@ import pytest
 import qwix
 
 from densegrpo_jax.networks import flux, lora, quantize
-from densegrpo_jax.pipelines.folder import load_params, load_pipeline, open_pipeline
+from densegrpo_jax.pipelines.folder import load_params, open_pipeline
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.runtime.stop import StopRequest
@@ -170,8 +170,9 @@ def test_equals_the_network_on_dequantised_matrices(form, scan, remat):
 def test_is_stored_in_pieces_where_the_kernels_would_be(tmp_path):
     folder = miniature.random_flux(tmp_path / 'flux')
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
-    place = lambda tree: shardings(tree, mesh, min_bytes=0)
-    pipeline, plain = load_pipeline(folder, text_length=8, scan=True, shardings=place)
+    pipeline = open_pipeline(folder, text_length=8, scan=True)
+    place = lambda tree: shardings(tree, mesh, pipeline.sharding_rules, min_bytes=0)
+    plain = load_params(folder, pipeline, shardings=place)
     stored = load_params(folder, pipeline, ('transformer',), shardings=place, quantize='int8')[
         'transformer'
     ]

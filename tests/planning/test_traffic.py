@@ -16,7 +16,8 @@ def test_weights_are_gathered_and_not_activations():
     config.update_from_flattened_dict({'lora.rank': 8, 'model.scan': True, 'model.remat': 'full'})
     mesh = make_mesh({'data': 1, 'fsdp': 8, 'tensor': 1})
     _, pipeline = open_base(config, mesh)
-    placed = lambda tree: with_shardings(tree, shardings(tree, mesh, min_bytes=0))
+    split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules, min_bytes=0)
+    placed = lambda tree: with_shardings(tree, split(tree))
     base = pipeline.abstract_params(['transformer'])['transformer']
     adapters = state_shapes(pipeline, optimiser(config)).policy
     size = (128, 256)

@@ -7,11 +7,17 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from densegrpo_jax.networks.clip_text import ClipTextModel
+from densegrpo_jax.networks.flux import FluxTransformer
+from densegrpo_jax.networks.network import sharding_rules
+from densegrpo_jax.networks.t5 import T5Encoder
+from densegrpo_jax.networks.vae import AutoencoderKL
 from densegrpo_jax.runtime import mesh as mesh_lib
 from densegrpo_jax.runtime import sharding as sharding_lib
 from densegrpo_jax.runtime.sharding import Rule
 
 MESH = dict(data=2, fsdp=2, tensor=2)
+RULES = sharding_rules([FluxTransformer, ClipTextModel, T5Encoder, AutoencoderKL])
 
 
 def abstract(**shapes):
@@ -26,7 +32,7 @@ def abstract(**shapes):
     return tree
 
 
-def specs(tree, mesh, rules=sharding_lib.RULES, min_bytes=0):
+def specs(tree, mesh, rules=RULES, min_bytes=0):
     found = sharding_lib.shardings(tree, mesh, rules, min_bytes=min_bytes)
     leaves, _ = jax.tree_util.tree_flatten_with_path(found)
     return {sharding_lib.path_name(path): s.spec for path, s in leaves}
@@ -175,10 +181,10 @@ def one_device():
 def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
     key, x, params, expected = one_device
     mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
-    placed = sharding_lib.init_sharded(init_chain, mesh, key, min_bytes=0)
+    placed = sharding_lib.init_sharded(init_chain, mesh, key, rules=RULES, min_bytes=0)
     # born sharded, with the same values
     jax.tree.map(np.testing.assert_array_equal, placed, params)
-    opt_state = sharding_lib.init_sharded(OPTIMISER.init, mesh, placed, min_bytes=0)
+    opt_state = sharding_lib.init_sharded(OPTIMISER.init, mesh, placed, rules=RULES, min_bytes=0)
     kernel = placed['blocks']['proj_mlp']['kernel']
     moment = opt_state[0].mu['blocks']['proj_mlp']['kernel']
     assert kernel.sharding.spec == moment.sharding.spec == P(None, 'fsdp', 'tensor')
@@ -193,7 +199,7 @@ def test_training_step_on_the_mesh_equals_one_device(one_device, sizes):
 def test_memory_per_device():
     mesh = mesh_lib.make_mesh(MESH)
     tree = abstract(**{'a/kernel': (8, 8), 'a/bias': (8,)})
-    placed = sharding_lib.shardings(tree, mesh, min_bytes=0)
+    placed = sharding_lib.shardings(tree, mesh, RULES, min_bytes=0)
     assert sharding_lib.bytes_per_device(tree, placed) == 8 * 8 * 4 // 4 + 8 * 4
     wanted = sharding_lib.with_shardings(tree, placed)
     assert wanted['a']['kernel'].sharding.spec == P('fsdp', 'tensor') and wanted['a'][
@@ -255,5 +261,5 @@ def test_flux_dev_is_spread_evenly():
     assert sum(leaf.size for leaf in jax.tree.leaves(tree['transformer'])) == 11_901_408_320
     for sizes, overhead in [((1, 8, 1), 1.02), ((1, 4, 2), 1.02), ((1, 1, 8), 1.08)]:
         mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
-        placed = sharding_lib.shardings(tree, mesh)
+        placed = sharding_lib.shardings(tree, mesh, RULES)
         assert sharding_lib.bytes_per_device(tree, placed) < overhead * whole / 8, sizes

@@ -35,6 +35,8 @@ FIRST = RNG.standard_normal((SAMPLES, TOKENS, CHANNELS)).astype(np.float32)
 class Network:
     """A pipeline whose velocity is tanh(x W) + s x + the prompt; W = base + policy."""
 
+    sharding_rules = ()
+
     def velocity_fn(
         self, base, policy, conditioning, guidance, height, width, *, negative=None, both=False
     ):

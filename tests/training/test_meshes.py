@@ -56,7 +56,10 @@ class Iteration:
         self.pipeline, self.params = session.pipeline, session.params
         schedule, self.tx = make_schedule(self.pipeline, config), optax.sgd(1.0)
         self.fresh = lambda base: init_state(self.pipeline, self.tx, jax.random.key(0), base)
-        self.start = lambda: sharding.init_sharded(self.fresh, mesh, self.params['transformer'])
+        rules = self.pipeline.sharding_rules
+        self.start = lambda: sharding.init_sharded(
+            self.fresh, mesh, self.params['transformer'], rules=rules
+        )
         self.conditioning = session.conditioning(PROMPTS)
         self._ids = group_ids_of([config.rollout.group] * len(PROMPTS))
         self._rollout, self._levels = (
