@@ -82,6 +82,7 @@ class ClipTextModel(Network):
 
     COLUMN, ROW = clip_layers.COLUMN, clip_layers.ROW
     MATRICES = ('text_projection',)
+    PREFIX = 'text_model.'  # in released folders; Transformers before 5 opens no others
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,6 @@ from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
 
 NAME = 'Qwen3 config'
-PREFIX = 'model.'  # of the keys of Qwen3ForCausalLM, but for its head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +215,9 @@ class Qwen3Encoder(Network):
 
     COLUMN = ('[qkv]_proj', 'gate_proj', 'up_proj')
     ROW = ('o_proj', 'down_proj')
+    # Of the keys of Qwen3ForCausalLM but for its head; some folders of Qwen3Model hold its file.
+    PREFIX = 'model.'
+    BARE = ('Qwen3Model',)
 
     def chosen(self) -> tuple[int, ...]:
         """`layers`, none of them negative.

@@ -185,6 +185,16 @@ class T5Encoder(Network):
     COLUMN = ('SelfAttention/[qkv]', 'wi(_[01])?')
     ROW = ('SelfAttention/o', 'wo')
 
+    @staticmethod
+    def layout(tensors: dict) -> dict:
+        """The stored tensors with the embedding under the name that the rules know: some files hold
+        it under the encoder's name alone.
+        """
+        alone, shared = 'encoder.embed_tokens.weight', 'shared.weight'
+        if shared in tensors or alone not in tensors:
+            return tensors
+        return {shared if key == alone else key: value for key, value in tensors.items()}
+
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [B, L] int32 -> [B, L, d_model] in `dtype`. Padding is attended to, as in Diffusers'
@@ -222,16 +232,6 @@ class T5Encoder(Network):
         )
         x = RMSNorm(c.layer_norm_epsilon, name='final_layer_norm')(x)
         return x.reshape(batch, length, c.d_model).astype(self.dtype)
-
-
-def shared_embedding(tensors: dict) -> dict:
-    """The stored tensors with the embedding under the name that the rules know: some files hold
-    it under the encoder's name alone.
-    """
-    alone, shared = 'encoder.embed_tokens.weight', 'shared.weight'
-    if shared in tensors or alone not in tensors:
-        return tensors
-    return {shared if key == alone else key: value for key, value in tensors.items()}
 
 
 def weight_rules(scan: bool) -> list[Rule]:

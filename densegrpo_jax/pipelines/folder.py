@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from densegrpo_jax.core.classifier_free import ALWAYS
-from densegrpo_jax.networks import attention, qwen3, t5
+from densegrpo_jax.networks import attention
 from densegrpo_jax.networks import quantize as quantize_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.lora import LoraConfig
@@ -40,8 +40,6 @@ PIPELINES: dict[str, type[Pipeline]] = {
     for cls in (FluxPipeline, Flux2KleinPipeline, ZImagePipeline, Sd3Pipeline, Sd15Pipeline)
 }
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
-# prefix of the keys in released CLIP folders; Transformers before 5 opens no others
-CLIP_PREFIX = 'text_model.'
 
 
 def layout(kind: type[Pipeline] = FluxPipeline) -> str:
@@ -194,12 +192,8 @@ def _source(
     """Where the weights of a component are, and how its tensors are named there: options of
     `load_weights`.
     """
-    prefix = CLIP_PREFIX if pipeline.INDEX[name][1].startswith('CLIP') else ''
-    # Some folders of Qwen3Model hold the file of the whole language model.
-    prefix = qwen3.PREFIX if pipeline.INDEX[name][1].startswith('Qwen3') else prefix
-    options: dict[str, Any] = {'prefix': prefix}
-    if pipeline.INDEX[name][1].startswith('T5'):
-        options['layout'] = t5.shared_embedding
+    network = pipeline.modules[name]
+    options: dict[str, Any] = {'prefix': network.PREFIX, 'layout': network.layout}
     source = pathlib.Path(folder) / pipeline.folder(name)
     if name == 'transformer' and transformer_file:
         source = pathlib.Path(transformer_file).expanduser()
@@ -372,8 +366,8 @@ def save_pipeline(
             if library == 'transformers'
             else 'diffusion_pytorch_model.safetensors'
         )
-        prefix = CLIP_PREFIX if cls.startswith('CLIP') else ''
-        prefix = qwen3.PREFIX if cls == 'Qwen3ForCausalLM' else prefix
+        network = pipeline.modules[name]
+        prefix = '' if cls in network.BARE else network.PREFIX
         weights.save_weights(
             target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix
         )

@@ -170,7 +170,7 @@ def test_the_embedding_may_be_the_encoders_alone(tmp_path):
         t5.T5Encoder(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
     )['params']
     rules = t5.weight_rules(False)
-    params = weights.load_weights(tmp_path, rules, shapes, layout=t5.shared_embedding)
+    params = weights.load_weights(tmp_path, rules, shapes, layout=t5.T5Encoder.layout)
     np.testing.assert_array_equal(params['shared']['embedding'], expected)
 
 
