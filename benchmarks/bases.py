@@ -13,7 +13,7 @@ import numpy as np
 from densegrpo_jax.pipelines.base import Pipeline, repeat_rows
 from densegrpo_jax.pipelines.flux import FluxPipeline
 from densegrpo_jax.pipelines.folder import PIPELINES, build_pipeline, resolve_folder
-from densegrpo_jax.pipelines.released import RELEASED
+from densegrpo_jax.pipelines.released import released
 from densegrpo_jax.pipelines.sd3 import Sd3Pipeline
 from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import StopRequest
@@ -45,13 +45,13 @@ def shapes_of(path: str, small: bool = False) -> tuple[type, dict, dict]:
     """(class of the pipeline, scheduler, configurations of the components) of a released model, or
     of a pipeline folder; `small`: of its family, with few parameters.
     """
-    if path not in RELEASED:
+    if path not in released():
         folder = resolve_folder(path)
         read = lambda file: read_json(folder / file)
         kind = PIPELINES[read('model_index.json')['_class_name']]
         names = 'transformer', 'vae'
         return kind, {}, {name: read(f'{kind.folder(name)}/config.json') for name in names}
-    kind, scheduler, parts = RELEASED[path]
+    kind, scheduler, parts = released()[path]
     if small:
         vae = parts['vae'] | dict(block_out_channels=[16, 32, 32, 32], norm_num_groups=8)
         parts = parts | dict(transformer=parts['transformer'] | SMALL[kind], vae=vae)

@@ -85,6 +85,9 @@ class Pipeline:
     ORIGINAL: ClassVar[originals.Original | None] = None
     # keys of model_index.json that are no components, with the values of absent ones
     OPTIONS: ClassVar[dict[str, Any]] = {}
+    # released checkpoints: Hugging Face id -> (scheduler_config.json, config.json of every
+    # component), without values that equal a class's default; a subclass has only its own
+    RELEASED: ClassVar[dict[str, tuple[dict, dict[str, dict]]]] = {}
     # what `guidance` means: 'embedding' (an input of the network) or 'cfg' (classifier-free)
     GUIDANCE: ClassVar[str]
 

@@ -10,11 +10,14 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, flux, t5, vae
+from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.packed import PackedPipeline
 from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
+
+_PARTS = dict(vae=parts.FLUX_VAE, text_encoder=parts.CLIP_L, text_encoder_2=parts.T5_XXL)
 
 
 class FluxPipeline(PackedPipeline):
@@ -33,6 +36,16 @@ class FluxPipeline(PackedPipeline):
     )
     ORIGINAL = originals.FLUX
     GUIDANCE = 'embedding'
+    RELEASED = {
+        'black-forest-labs/FLUX.1-dev': (
+            parts.DYNAMIC_SHIFT,
+            _PARTS | dict(transformer=dict(guidance_embeds=True)),
+        ),
+        'black-forest-labs/FLUX.1-schnell': (
+            dict(shift=1.0, use_dynamic_shifting=False),
+            _PARTS | dict(transformer=dict(guidance_embeds=False)),
+        ),
+    }
 
     @classmethod
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):

@@ -10,6 +10,7 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import flux2, qwen3, vae_flux2
+from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning
 from densegrpo_jax.pipelines.packed import PackedPipeline
 from densegrpo_jax.pipelines.packing import PATCH, latent_image_ids, token_grid
@@ -39,6 +40,25 @@ def shift_mu(num_tokens: int, num_steps: int) -> float:
     return slope * num_steps + (at_200 - 200 * slope)
 
 
+def _klein(size: str, distilled: bool) -> tuple[dict, dict[str, dict]]:
+    """FLUX.2 [klein] of 4B, with Qwen3-4B, or of 9B, with Qwen3-8B."""
+    transformer, sizes = {
+        '4B': (dict(num_layers=5, num_single_layers=20, num_attention_heads=24), {}),
+        '9B': (
+            dict(num_layers=8, num_single_layers=24, num_attention_heads=32),
+            dict(hidden_size=4096, intermediate_size=12288),
+        ),
+    }[size]
+    text = parts.QWEN3_4B | sizes
+    joint = dict(joint_attention_dim=3 * text['hidden_size'], guidance_embeds=False)
+    return parts.DYNAMIC_SHIFT, dict(
+        transformer=transformer | joint,
+        vae={},
+        text_encoder=text,
+        pipeline=dict(is_distilled=distilled),
+    )
+
+
 class Flux2KleinPipeline(PackedPipeline):
     """Latents are packed: [B, (height / 16) (width / 16), 128].
 
@@ -60,6 +80,12 @@ class Flux2KleinPipeline(PackedPipeline):
     ORIGINAL = originals.FLUX2
     OPTIONS = {'is_distilled': False}
     GUIDANCE = 'cfg'
+    RELEASED = {
+        'black-forest-labs/FLUX.2-klein-4B': _klein('4B', distilled=True),
+        'black-forest-labs/FLUX.2-klein-base-4B': _klein('4B', distilled=False),
+        'black-forest-labs/FLUX.2-klein-9B': _klein('9B', distilled=True),
+        'black-forest-labs/FLUX.2-klein-base-9B': _klein('9B', distilled=False),
+    }
     # whose states are the conditioning: a quarter, half and three quarters of Qwen3's 36
     TEXT_LAYERS = (9, 18, 27)
 

@@ -9,8 +9,20 @@ import jax.numpy as jnp
 
 from densegrpo_jax.core import diffusion_path
 from densegrpo_jax.networks import attention, clip_text, unet, vae
+from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
+
+_SCHEDULER = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule='scaled_linear',
+    num_train_timesteps=1000,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    clip_sample=False,
+    skip_prk_steps=True,
+)
 
 
 class Sd15Pipeline(Pipeline):
@@ -28,6 +40,22 @@ class Sd15Pipeline(Pipeline):
     SCHEDULER = 'DDIMScheduler'
     TEXT_ENCODERS = (TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),)
     GUIDANCE = 'cfg'
+    RELEASED = {
+        'stable-diffusion-v1-5/stable-diffusion-v1-5': (
+            _SCHEDULER,
+            dict(
+                transformer=dict(cross_attention_dim=768),
+                vae=parts.VAE
+                | dict(
+                    latent_channels=4,
+                    scaling_factor=0.18215,
+                    use_quant_conv=True,
+                    use_post_quant_conv=True,
+                ),
+                text_encoder=parts.CLIP_L,
+            ),
+        )
+    }
 
     @classmethod
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):

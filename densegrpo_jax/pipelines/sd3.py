@@ -10,9 +10,22 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import clip_text, sd3, t5, vae
+from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
+
+
+def _sd35(**transformer) -> tuple[dict, dict[str, dict]]:
+    """Stable Diffusion 3.5 with a transformer of the given size."""
+    common = dict(sample_size=128, pos_embed_max_size=192, qk_norm='rms_norm')
+    return dict(shift=3.0), dict(
+        transformer=common | transformer,
+        vae=parts.VAE | dict(scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=parts.CLIP_L,
+        text_encoder_2=parts.CLIP_G,
+        text_encoder_3=parts.T5_XXL,
+    )
 
 
 class Sd3Pipeline(Pipeline):
@@ -32,6 +45,18 @@ class Sd3Pipeline(Pipeline):
         TextEncoder('text_encoder_3', 'tokenizer_3', 'T5TokenizerFast', chosen_length=True),
     )
     GUIDANCE = 'cfg'
+    RELEASED = {
+        'stabilityai/stable-diffusion-3.5-medium': _sd35(
+            num_layers=24,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+            pos_embed_max_size=384,
+            dual_attention_layers=list(range(13)),
+        ),
+        'stabilityai/stable-diffusion-3.5-large': _sd35(
+            num_layers=38, num_attention_heads=38, caption_projection_dim=2432
+        ),
+    }
 
     @classmethod
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):

@@ -10,12 +10,16 @@ import numpy as np
 
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.networks import attention, qwen3, vae, zimage
+from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.packing import token_grid
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
 from densegrpo_jax.pipelines.weights import originals
 
 TEXT_LAYER = -2  # of the text encoder's hidden states
+_PARTS = dict(
+    transformer=dict(axes_lens=[1536, 512, 512]), vae=parts.FLUX_VAE, text_encoder=parts.QWEN3_4B
+)
 
 
 class ZImagePipeline(Pipeline):
@@ -38,6 +42,10 @@ class ZImagePipeline(Pipeline):
     )
     ORIGINAL = originals.Z_IMAGE
     GUIDANCE = 'cfg'
+    RELEASED = {
+        'Tongyi-MAI/Z-Image': (dict(shift=6.0, use_dynamic_shifting=False), _PARTS),
+        'Tongyi-MAI/Z-Image-Turbo': (dict(shift=3.0, use_dynamic_shifting=False), _PARTS),
+    }
 
     @classmethod
     def build_modules(cls, configs, *, lora, scan, remat, dtype, attend):

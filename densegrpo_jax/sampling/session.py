@@ -29,7 +29,7 @@ from densegrpo_jax.pipelines.folder import (
     params_digest,
     resolve_folder,
 )
-from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
+from densegrpo_jax.pipelines.released import released, released_pipeline
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.directional import with_direction
@@ -93,7 +93,7 @@ def open_shapes(config, mesh: Mesh) -> Pipeline:
     options, name = network_options(config, mesh), config.model.path
     pipeline = (
         released_pipeline(name, **options)
-        if name in RELEASED
+        if name in released()
         else open_pipeline(resolve_folder(name), **options)
     )
     return _with_guidance(config, pipeline)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.pipelines.folder import load_pipeline
-from densegrpo_jax.pipelines.released import RELEASED, released_pipeline
+from densegrpo_jax.pipelines.released import released, released_pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
 from tests import miniature
 
@@ -35,9 +35,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize('name', RELEASED)
+@pytest.mark.parametrize('name', released())
 def test_sizes_are_the_published_ones(name):
-    scan = RELEASED[name][0] is not Sd15Pipeline
+    scan = released()[name][0] is not Sd15Pipeline
     pipeline = released_pipeline(name, text_length=128, scan=scan)
     for component, shapes in pipeline.abstract_params(list(SIZES[name])).items():
         billions = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
