@@ -111,7 +111,8 @@ def main(argv) -> None:
     checked = check(config, mesh, needs=('train', 'schedule'))
     chosen = [checked.train[i] for i in range(r.prompts)]
     session = load(checked, [p.text for p in chosen])
-    pipeline, schedule, tx = session.pipeline, session.schedule, optimiser(config)
+    pipeline, schedule = session.pipeline, session.schedule
+    tx = optimiser(config, pipeline.transformer)
     params, negative = session.params, session.negative
     state = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base))(
         params['transformer']

@@ -36,7 +36,7 @@ def random_state(config):
     """A TrainState of the configuration with random arrays, which do not compress."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     pipeline = released_pipeline(config.model.path, **network_options(config, mesh))
-    shapes = state_shapes(pipeline, optimiser(config))
+    shapes = state_shapes(pipeline, optimiser(config, pipeline.transformer))
     rng = np.random.default_rng(0)
 
     def draw(leaf):

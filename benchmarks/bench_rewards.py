@@ -142,9 +142,10 @@ def iteration(config, mesh):
         checked = check(config, mesh, needs=('train', 'schedule'))
         session = load(checked, [p.text for p in of_iteration(checked.train)])
     pipeline, schedule, chosen = session.pipeline, session.schedule, of_iteration(session.train)
-    policy = jax.jit(
-        lambda base: init_state(pipeline, optimiser(config), jax.random.key(0), base).policy
-    )(session.params['transformer'])
+    tx = optimiser(config, pipeline.transformer)
+    policy = jax.jit(lambda base: init_state(pipeline, tx, jax.random.key(0), base).policy)(
+        session.params['transformer']
+    )
     rollout_fn = make_rollout(pipeline, config, schedule, mesh)
     if STAND_IN.value:
         rollout_fn = StandIn(rollout_fn, STAND_IN.value)

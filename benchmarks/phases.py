@@ -59,7 +59,8 @@ class Bench:
     def __init__(self, session: Session, repeat: int, *, merged: bool = False):
         self.session, self._repeat = session, repeat
         config, pipeline, base = session.config, session.pipeline, session.params['transformer']
-        self._tx, self._text = optimiser(config), session.conditioning([''])
+        self._tx = optimiser(config, pipeline.transformer)
+        self._text = session.conditioning([''])
         self._state = jax.jit(lambda base: init_state(pipeline, self._tx, jax.random.key(0), base))(
             base
         )

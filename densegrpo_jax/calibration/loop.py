@@ -87,8 +87,9 @@ def start_policy(session: Session) -> dict | None:
     config = session.config
     if not config.lora.init_from:
         return None
-    tx, base = optimiser(config), session.params['transformer']
-    return start_state(config, session.pipeline, tx, session.mesh, base).policy
+    pipeline, base = session.pipeline, session.params['transformer']
+    tx = optimiser(config, pipeline.transformer)
+    return start_state(config, pipeline, tx, session.mesh, base).policy
 
 
 def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.ndarray:

@@ -19,6 +19,7 @@ class Network(nn.Module):
     COLUMN, ROW: the last components of the paths of layers that are split by outputs and by inputs,
       see `runtime.sharding.rules_of`. Other kernels are split by outputs where these divide.
     MATRICES: names of large parameters that are no layer's kernel, split like those.
+    BUFFERS: names of parameters that take no gradient: weight decay leaves them alone.
     BLOCKS: names of its stacks of blocks in the parameter tree; unscanned blocks have them with
       their number, '<name>_<i>'. Quantised are the kernels of these blocks.
 
@@ -30,6 +31,7 @@ class Network(nn.Module):
     COLUMN: ClassVar[tuple[str, ...]] = ()
     ROW: ClassVar[tuple[str, ...]] = ()
     MATRICES: ClassVar[tuple[str, ...]] = ()
+    BUFFERS: ClassVar[tuple[str, ...]] = ()
     BLOCKS: ClassVar[tuple[str, ...]] = ()
     PREFIX: ClassVar[str] = ''
     BARE: ClassVar[tuple[str, ...]] = ()

@@ -172,7 +172,7 @@ class Sd3Transformer(Network):
 
     COLUMN = (*mmdit.COLUMN, 'context_embedder')
     ROW = (*mmdit.ROW, 'proj_out')
-    MATRICES = ('pos_embed',)
+    MATRICES = BUFFERS = ('pos_embed',)
     BLOCKS = ('transformer_blocks(_from)?',)
 
     @nn.compact

@@ -76,7 +76,7 @@ def phases(
     split = lambda tree: with_shardings(tree, shardings(tree, mesh, pipeline.sharding_rules))
     params = split(stored)
     negative = pipeline.conditioning_shapes(1) if pipeline.takes_negative(m.guidance) else None
-    tx = optimiser(config)
+    tx = optimiser(config, pipeline.transformer)
     state = split(state_shapes(pipeline, tx, follow_rules(config)))
     work = Work(config, pipeline, params, state.policy)
     reward = reward_inside(config, schedule) if reward is None else reward

@@ -124,7 +124,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     check_geometry(config, schedule, mesh)
     batch = config.rollout.prompts_per_batch * config.rollout.group
     base = pipeline.abstract_params()
-    state = state_shapes(pipeline, optimiser(config), follow_rules(config))
+    state = state_shapes(pipeline, optimiser(config, pipeline.transformer), follow_rules(config))
     reward = reward_inside(config, schedule)
     held = announce.memory(config, pipeline, schedule, mesh, base, state, reward)
     resident = sum(held[name] for name in LASTING if name in held)

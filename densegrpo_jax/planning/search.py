@@ -57,7 +57,7 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
         )
     base = pipeline.abstract_params(['transformer', 'vae'])
     stored = stored_shapes(base, m.dtype, m.quantize, pipeline.transformer.BLOCKS)
-    policy = state_shapes(pipeline, optimiser(config)).ema
+    policy = state_shapes(pipeline, optimiser(config, pipeline.transformer)).ema
     split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules)
     placed = lambda tree: with_shardings(tree, split(tree))
     of = lambda tree: bytes_per_device(tree, split(tree))

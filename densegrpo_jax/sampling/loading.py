@@ -53,7 +53,7 @@ def load_policy(
     """
     with _open(config, workdir) as checkpoints:
         step = _step(checkpoints, which)
-        shapes = state_shapes(pipeline, optimiser(config)).ema
+        shapes = state_shapes(pipeline, optimiser(config, pipeline.transformer)).ema
         placed = shardings(shapes, mesh, pipeline.sharding_rules)
         abstract = {'ema': with_shardings(shapes, placed)}
         _tell_base(checkpoints.check(step, abstract, partial=True), base, workdir)
@@ -63,7 +63,7 @@ def load_policy(
 def check_policy(pipeline: Pipeline, config, workdir: pathlib.Path, which: str = 'best') -> None:
     """Raises the errors of `load_policy` that show without reading an array."""
     with _open(config, workdir) as checkpoints:
-        shapes = {'ema': state_shapes(pipeline, optimiser(config)).ema}
+        shapes = {'ema': state_shapes(pipeline, optimiser(config, pipeline.transformer)).ema}
         checkpoints.check(_step(checkpoints, which), shapes, partial=True)
 
 

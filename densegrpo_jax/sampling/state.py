@@ -17,6 +17,7 @@ from densegrpo_jax.config.method import follows_of
 from densegrpo_jax.core.losses import STATE_FIELDS
 from densegrpo_jax.core.roles import EMA, POLICY, Follow, moving_average, warm_decay
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.weights.lora_files import check_layers, from_layers
 from densegrpo_jax.pipelines.weights.lora_reading import layer_shapes, read_layers
@@ -87,27 +88,21 @@ def learning_rate(config) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warm])
 
 
-def optimiser(config) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping, at `learning_rate`."""
+def optimiser(config, network: Network | type[Network]) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, at `learning_rate`, for parameters or adapters of a network,
+    whose BUFFERS do not decay.
+    """
     o = config.optim
+    decays = lambda path, _: getattr(path[-1], 'key', None) not in network.BUFFERS
     adamw = optax.adamw(
         learning_rate(config),
         b1=o.b1,
         b2=o.b2,
         eps=o.eps,
         weight_decay=o.weight_decay,
-        mask=_decays,
+        mask=lambda tree: jax.tree_util.tree_map_with_path(decays, tree),
     )
     return optax.chain(optax.clip_by_global_norm(o.grad_clip), adamw)
-
-
-def _decays(tree):
-    """The leaves that weight decay applies to: all except SD3.5's position table, a buffer without
-    a gradient.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], 'key', None) != 'pos_embed', tree
-    )
 
 
 def lora_config(config) -> LoraConfig | None:
@@ -175,8 +170,9 @@ def check_start(config, pipeline: Pipeline) -> None:
     if config.lora.init_from:
         names, lora = pipeline.adapter_names(), pipeline.transformer.lora
         shapes = layer_shapes(config.lora.init_from, names, pipeline.ORIGINAL)
+        tx = optimiser(config, pipeline.transformer)
         # Last: the shapes of a large network take seconds.
-        check_layers(shapes, names, lora, state_shapes(pipeline, optimiser(config)).policy)
+        check_layers(shapes, names, lora, state_shapes(pipeline, tx).policy)
 
 
 def start_from(state: TrainState, layers: dict, pipeline: Pipeline) -> TrainState:

@@ -116,7 +116,7 @@ def run(
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
     if config.noise.calibrate:
         check_file(checked, workdir / FILE)
-    tx = optimiser(config)
+    tx = optimiser(config, checked.pipeline.transformer)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
     done = _check_checkpoints(checked, shapes, workdir)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

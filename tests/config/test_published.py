@@ -123,7 +123,7 @@ def test_all_weights_are_split_over_the_devices():
     """So they fit eight H100, and whole on each device they do not."""
     config = published('dance', FLUX)
     pipeline, schedule = opened(config)
-    state = state_shapes(pipeline, optimiser(config), follow_rules(config))
+    state = state_shapes(pipeline, optimiser(config, pipeline.transformer), follow_rules(config))
     base, whole = pipeline.abstract_params(), {'data': 8, 'fsdp': 1, 'tensor': 1}
     split, copied = (
         sum(memory(config, pipeline, schedule, make_mesh(mesh), base, state).values())

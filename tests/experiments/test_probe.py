@@ -162,7 +162,8 @@ def test_a_checkpoint_is_another_policy(whole, config, monkeypatch):
     def load(pipeline, config, mesh, folder, which):
         asked.append((folder, which))
         base = load_weights(check(config, mesh), ['transformer'])['transformer']
-        trained = init_state(pipeline, optimiser(config), jax.random.key(0), base).ema
+        tx = optimiser(config, pipeline.transformer)
+        trained = init_state(pipeline, tx, jax.random.key(0), base).ema
         return jax.tree.map(lambda leaf: leaf + 0.3, trained), int(which)
 
     monkeypatch.setattr(probe, 'load_policy', load)

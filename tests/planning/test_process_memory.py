@@ -70,7 +70,7 @@ def test_the_announcement_counts_what_a_rollout_is_given(source, tmp_path, monke
 
     def need(config):
         checked = check(config, mesh, needs=('train', 'test', 'schedule'))
-        shapes = state_shapes(checked.pipeline, optimiser(config))
+        shapes = state_shapes(checked.pipeline, optimiser(config, checked.pipeline.transformer))
         announce.announce(checked, shapes, 1, tmp_path)
         return checked, said.pop()
 

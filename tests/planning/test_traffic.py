@@ -19,7 +19,7 @@ def test_weights_are_gathered_and_not_activations():
     split = lambda tree: shardings(tree, mesh, pipeline.sharding_rules, min_bytes=0)
     placed = lambda tree: with_shardings(tree, split(tree))
     base = pipeline.abstract_params(['transformer'])['transformer']
-    adapters = state_shapes(pipeline, optimiser(config)).policy
+    adapters = state_shapes(pipeline, optimiser(config, pipeline.transformer)).policy
     size = (128, 256)
 
     def sent(batch):

@@ -101,7 +101,8 @@ def test_a_run_says_so_when_it_begins(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(
         announce, 'too_much', lambda need, device, full: seen.append(set(need)) or 'it will not fit'
     )
-    announce.announce(checked, state_shapes(checked.pipeline, optimiser(config)), 5, tmp_path)
+    tx = optimiser(config, checked.pipeline.transformer)
+    announce.announce(checked, state_shapes(checked.pipeline, tx), 5, tmp_path)
     assert seen == [set(announce.LOWERED_BY) - {announce.PROCESS}]
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == ['it will not fit']
 

@@ -358,7 +358,8 @@ def test_a_run_starts_from_an_exported_adapter(trained, tmp_path):
     _, pipeline = open_base(config, mesh)
     want, _ = load_policy(pipeline, config, mesh, workdir)
     base = pipeline.abstract_params()['transformer']
-    state = jax.jit(lambda: init_state(pipeline, optimiser(config), jax.random.key(0), base))()
+    tx = optimiser(config, pipeline.transformer)
+    state = jax.jit(lambda: init_state(pipeline, tx, jax.random.key(0), base))()
     state = start_from(state, read_layers(tmp_path / 'out'), pipeline)
     for tree in (state.policy, state.ema):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), tree, want)
