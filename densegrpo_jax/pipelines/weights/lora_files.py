@@ -159,7 +159,7 @@ def kohya_tensors(
     layers without an adapter. alpha is the joined rank.
 
     Args:
-      layers: of a transformer of FLUX.1, FLUX.2 or Z-Image.
+      layers: of a transformer.
       widths: from `output_widths`.
       original: `Pipeline.ORIGINAL`.
 
@@ -190,8 +190,8 @@ def kohya_tensors(
         tensors[f'{key}.alpha'] = np.array(float(rank * len(ups)), np.float32)
     if strangers := sorted(set(layers) - used):
         raise ValueError(
-            'the kohya layout is written for the blocks of FLUX and Z-Image; it has no name for '
-            f'{strangers[:5]}: use the peft layout'
+            'the kohya layout has the names of the original release, and only those of its blocks; '
+            f'there is none for {strangers[:5]}: use the peft layout'
         )
     return tensors
 

@@ -115,7 +115,7 @@ def read_layers(
         up = up * np.float32(settings.scale(layer.name, len(down), layer.alpha))
         if not (np.isfinite(down).all() and np.isfinite(up).all()):
             raise ValueError(f'{path}: the layer {layer.name} holds values that are not finite')
-        layers |= _split(layer.members, down, up)
+        layers |= _split(layer.members, down, up, original)
     return layers
 
 
@@ -131,21 +131,21 @@ def layer_shapes(
         if len(layer.members) == 1:
             shapes[layer.members[0]] = tuple(down.get_shape()), tuple(up.get_shape())
         else:
-            parts = _split(layer.members, down[:], up[:])
+            parts = _split(layer.members, down[:], up[:], original)
             shapes |= {name: (down.shape, up.shape) for name, (down, up) in parts.items()}
     return shapes
 
 
 def _split(
-    members: tuple[str, ...], down: np.ndarray, up: np.ndarray
+    members: tuple[str, ...], down: np.ndarray, up: np.ndarray, original: Original | None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The layers that a joined one stands for. Each keeps the ranks that reach it, all if none
     does; one that alone is reached by none has no adapter.
     """
     if len(members) == 1:
         return {members[0]: (down, up)}
-    layers = {}
-    for name, (begin, end) in zip(members, split_rows(len(up), members)):
+    layers, shares = {}, original.shares if original else {}
+    for name, (begin, end) in zip(members, split_rows(len(up), members, shares)):
         reaching = (up[begin:end] != 0).any(0) if up.any() else np.ones(len(down), bool)
         if reaching.any():
             layers[name] = down[reaching], up[begin:end, reaching]

@@ -22,12 +22,14 @@ class Original(NamedTuple):
 
     outside: original name -> Diffusers name, for layers that are equal in both. stacks: original
     stack -> (stack in Diffusers, {original layer: its layers in Diffusers, by rows}, {norm: norm}).
-    swapped: layers whose halves, shift and scale, change places. unused: layers that no network
-    reads.
+    shares: layers that have more than one part of the rows of a joined layer, by the last component
+    of their names. swapped: layers whose halves, shift and scale, change places. unused: layers
+    that no network reads.
     """
 
     outside: dict[str, str]
     stacks: dict[str, tuple[str, dict[str, tuple[str, ...]], dict[str, str]]]
+    shares: Mapping[str, int] = {}
     swapped: Mapping[str, str] = {}
     unused: tuple[str, ...] = ()
 
@@ -81,6 +83,7 @@ FLUX = Original(
             _SINGLE_NORMS,
         ),
     },
+    shares={'proj_mlp': 4},
     swapped={'final_layer.adaLN_modulation.1': 'norm_out.linear'},
 )
 FLUX2 = Original(
@@ -157,10 +160,15 @@ def block_layers(original: Original, names: Collection[str]) -> dict[str, tuple[
     return found
 
 
-def split_rows(rows: int, members: Sequence[str]) -> list[tuple[int, int]]:
-    """The rows of a joined layer that belong to each of its `members`, names in Diffusers."""
-    shares = [4 if member.endswith('proj_mlp') else 1 for member in members]
-    ends = [rows * sum(shares[:i]) // sum(shares) for i in range(len(shares) + 1)]
+def split_rows(
+    rows: int, members: Sequence[str], shares: Mapping[str, int]
+) -> list[tuple[int, int]]:
+    """The rows of a joined layer that belong to each of its `members`, names in Diffusers.
+
+    shares: `Original.shares`.
+    """
+    parts = [shares.get(member.rpartition('.')[2], 1) for member in members]
+    ends = [rows * sum(parts[:i]) // sum(parts) for i in range(len(parts) + 1)]
     return list(zip(ends, ends[1:]))
 
 
@@ -188,7 +196,7 @@ def as_diffusers(tensors: dict[str, Any], original: Original) -> dict[str, Any]:
             if swap:
                 views = [Rows(tensor, (rows // 2, rows), (0, rows // 2))]
             elif len(targets) > 1:
-                views = [Rows(tensor, part) for part in split_rows(rows, targets)]
+                views = [Rows(tensor, part) for part in split_rows(rows, targets, original.shares)]
             for target, view in zip(targets, views):
                 result[f'{target}.{"bias" if kind == "bias" else "weight"}'] = view
 
