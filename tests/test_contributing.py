@@ -1,5 +1,7 @@
 """The examples of CONTRIBUTING.md do what the page says."""
 
+import functools
+import inspect
 import json
 import pathlib
 import re
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from densegrpo_jax.config.command_line import load
 from densegrpo_jax.config.method import credit_rule_of, loss_of
@@ -16,9 +19,19 @@ from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.clean_samples import NoisedSamples
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states
 from densegrpo_jax.core.masks import step_masks
+from densegrpo_jax.networks import sd3
+from densegrpo_jax.networks.lora import LoraConfig
+from densegrpo_jax.networks.network import Network
 from densegrpo_jax.pipelines import folder as pipeline_folder
+from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.flux import FluxPipeline
+from densegrpo_jax.pipelines.released import released
 from densegrpo_jax.rewards import REWARDS, build_reward
-from tests import miniature
+from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.sharding import shardings
+from densegrpo_jax.sampling.session import open_shapes
+from densegrpo_jax.sampling.state import optimiser, state_shapes
+from tests import miniature, own_family
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / 'CONTRIBUTING.md').read_text()
@@ -84,7 +97,8 @@ def test_the_loss(tmp_path, monkeypatch):
 
 
 def test_the_model_family(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline_folder, 'PIPELINES', dict(pipeline_folder.PIPELINES))
+    name = 'CleanFluxPipeline'  # the example sets it; afterwards it is removed
+    monkeypatch.setitem(pipeline_folder.PIPELINES, name, FluxPipeline)
     example('densegrpo_jax/pipelines/clean_flux.py')
     folder = miniature.random_flux(tmp_path)
     index = json.loads((folder / 'model_index.json').read_text())
@@ -100,6 +114,81 @@ def test_the_model_family(tmp_path, monkeypatch):
     wanted = (x - velocities['FluxPipeline']) / jnp.array([0.5, 0.25])[:, None, None]
     np.testing.assert_allclose(velocities['CleanFluxPipeline'], wanted, rtol=1e-6)
     assert float(jnp.abs(velocities['FluxPipeline']).max()) > 0.1
+    assert released()['black-forest-labs/FLUX.1-dev'][0] is FluxPipeline  # not the subclass
+
+
+def test_the_parts_of_a_family_are_listed():
+    section = PAGE.split('## A model family')[1].split('## ')[0]
+    rows = re.findall(r'^\| `.*', section, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r'`(\w+)`', row)}
+    of = lambda kind: {n for n, said in kind.__annotations__.items() if 'ClassVar' in str(said)}
+    source = inspect.getsource(Pipeline)
+    abstract = set(re.findall(r'def (\w+)\((?:(?!def ).)*?raise NotImplementedError', source, re.S))
+    assert listed >= of(Pipeline) | of(Network) | abstract | {'layout'}
+    assert listed <= of(Pipeline) | {*dir(Pipeline), *dir(Network), *dir(sd3)}
+
+
+def test_a_family_is_asked_for_all_that_shared_code_needs(tmp_path, monkeypatch):
+    """Its layers have names that no other family has. The one line that is not its own is that of
+    the registry.
+    """
+    monkeypatch.setitem(pipeline_folder.PIPELINES, 'PlainPipeline', own_family.PlainPipeline)
+    flux = pipeline_folder.open_pipeline(miniature.random_flux(tmp_path / 'flux'), text_length=16)
+    transformer = dict(
+        _class_name=own_family.NETWORK, joint_attention_dim=16, pooled_projection_dim=16
+    )
+    written = pipeline_folder.build_pipeline(
+        flux.configs | {'transformer': transformer},
+        flux.scheduler,
+        flux.tokenizers,
+        kind=own_family.PlainPipeline,
+        text_length=16,
+    )
+    draw = lambda s: np.random.default_rng(s.size).standard_normal(s.shape, np.float32) / 8
+    weights = jax.tree.map(draw, written.abstract_params())
+    pipeline_folder.save_pipeline(tmp_path / 'plain', written, weights)
+
+    # opened, with adapters on the layers that it names
+    adapted = LoraConfig(2, 4.0, own_family.LORA_TARGETS)
+    options = dict(text_length=16, lora=adapted, scan=True)
+    pipeline = pipeline_folder.open_pipeline(tmp_path / 'plain', **options)
+    pipeline_folder.check_params(tmp_path / 'plain', pipeline)
+    layers = {f'stages.{i}.{name}' for i in range(2) for name in ('widen', 'narrow')}
+    assert set(adapted.select(pipeline.adapter_names())) == layers
+
+    # placed and quantised
+    mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+    place = lambda tree: shardings(tree, mesh, pipeline.sharding_rules, min_bytes=0)
+    load = functools.partial(pipeline_folder.load_params, tmp_path / 'plain', pipeline)
+    stored = load(['transformer'], shardings=place, quantize='int8')['transformer']
+    kernels = {name: stored['stages'][name]['kernel'] for name in ('widen', 'narrow')}
+    spec = {name: kernel.qvalue.sharding.spec for name, kernel in kernels.items()}
+    assert spec == {'widen': P(None, 'fsdp', 'tensor'), 'narrow': P(None, ('tensor', 'fsdp'))}
+    assert isinstance(stored['enter']['kernel'], jax.Array)
+    state = state_shapes(pipeline, optimiser(default_config(), pipeline.transformer))
+    placed = place(state.policy)['stages']
+    assert placed['widen']['b'].spec == P(None, 'fsdp', 'tensor')
+    assert placed['narrow']['a'].spec == P(None, ('tensor', 'fsdp'))
+
+    # trained: the gradient reaches its adapters
+    base = load(['transformer'], quantize='int8')['transformer']
+    policy = jax.tree.map(draw, state.policy)
+    text = {n: jnp.ones(s.shape, s.dtype) for n, s in pipeline.conditioning_shapes(2).items()}
+    x = jnp.ones((2, *pipeline.latent_shape(32, 32)))
+
+    def loss(policy):
+        velocity = pipeline.velocity_fn(base, policy, text, 1.0, 32, 32)
+        return (velocity(x, jnp.array([0.5, 0.25])) ** 2).sum()
+
+    gradient = jax.jit(jax.grad(loss))(policy)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+    # planned by the name of its release
+    config = default_config()
+    config.model.path = 'somebody/plain'
+    config.lora.targets = own_family.LORA_TARGETS
+    shapes = open_shapes(config, mesh).abstract_params(['transformer'])['transformer']
+    assert shapes['stages']['widen']['kernel'].shape == (2, 2048, 4096)
 
 
 def test_the_recipe(tmp_path):

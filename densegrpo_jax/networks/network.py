@@ -15,17 +15,14 @@ class Network(nn.Module):
     """A network of a pipeline. Its class says what shared code needs to know of its parameters and
     files.
 
-    Regular expressions of names in the parameter tree:
-    COLUMN, ROW: the last components of the paths of layers that are split by outputs and by inputs,
-      see `runtime.sharding.rules_of`. Other kernels are split by outputs where these divide.
-    MATRICES: names of large parameters that are no layer's kernel, split like those.
-    BUFFERS: names of parameters that take no gradient: weight decay leaves them alone.
-    BLOCKS: names of its stacks of blocks in the parameter tree; unscanned blocks have them with
-      their number, '<name>_<i>'. Quantised are the kernels of these blocks.
-
-    Keys in files:
-    PREFIX: of the keys that the weight rules know without it; files are read with and without it.
-    BARE: classes in model_index.json whose files are written without it.
+    COLUMN, ROW, MATRICES, BLOCKS: regular expressions of names in the parameter tree. The first two
+      are of the layers that are split by outputs and by inputs (`runtime.sharding.rules_of`), by
+      the last components of their paths; other kernels, and the MATRICES, which are no layer's
+      kernel, are split by outputs where these divide. BLOCKS are the stacks whose kernels are
+      quantised; a block that is not scanned has its stack's name and number, '<name>_<i>'.
+    BUFFERS: names of parameters that take no gradient; weight decay leaves them alone.
+    PREFIX: of keys in files, which the weight rules know without it; they are read with and without
+      it. BARE: classes in model_index.json whose files are written without it.
     """
 
     COLUMN: ClassVar[tuple[str, ...]] = ()

@@ -1,8 +1,8 @@
 """What the pipelines of all families have in common: networks, tokenizers and a scheduler, behind
 one interface.
 
-The rest of the package uses `Pipeline` only; `flux`, `flux2`, `zimage`, `sd3` and `sd15` say how
-each family encodes and predicts. `folder` opens and writes folders.
+The rest of the package uses `Pipeline` only; one module per family says how it encodes and
+predicts. `folder` lists the families, and opens and writes folders.
 """
 
 from __future__ import annotations
