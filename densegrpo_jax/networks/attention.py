@@ -66,6 +66,7 @@ def over_prefix(attend: Attend, q, k, v, lengths):
     check_prefix(attend)
     prefixed = _cudnn_prefix if kernel(attend) is cudnn else xla_prefix
     q, k, v = (pin(attend, x, None, 'tensor') for x in (q, k, v))
+    lengths = pin(attend, lengths)  # a kernel sees its own rows, and would take the first lengths
     return pin(attend, prefixed(q, k, v, lengths), None, 'tensor')
 
 
