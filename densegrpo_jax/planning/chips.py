@@ -19,6 +19,7 @@ rate with sparsity, half of it. Sources:
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 GB = 1e9
@@ -100,18 +101,21 @@ CHIPS = {
     ),
 }
 GPUS = tuple(name for name, chip in CHIPS.items() if chip.gpu)
+_OTHERS = re.compile(r'h100 (pcie|nvl)|h200 nvl|laptop|max-q|[45]090 d\b')
 
 
 def chip_of(device_kind: str) -> tuple[str, Chip] | None:
     """(name, figures) of a device by its JAX `device_kind`; None for one that is not listed.
 
-    The longest name that it contains decides: 'TPU v5 lite' is v5e, 'TPU v5' is v5p.
+    The longest name that it contains, from the beginning of a word, decides: 'TPU v5 lite' is v5e,
+    'TPU v5' is v5p. Cards of other rates that share a name are not listed.
     """
+    kind = device_kind.lower()
     found = [
         (len(part), name)
         for name, chip in CHIPS.items()
         for part in chip.names
-        if part in device_kind.lower()
+        if re.search(rf'(?<![a-z0-9]){re.escape(part)}', kind) and not _OTHERS.search(kind)
     ]
     if not found:
         return None

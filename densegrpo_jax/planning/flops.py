@@ -4,10 +4,14 @@ A product of [m, k] and [k, n] is 2 m k n operations; only matrix products and c
 as is usual. XLA's own cost analysis counts the body of a scan once; here it counts `length` times.
 """
 
+import dataclasses
 import math
 
 import jax
 from jax.extend import core
+
+from densegrpo_jax.networks import attention
+from densegrpo_jax.pipelines.base import Pipeline
 
 
 def count_flops(function, *args) -> int:
@@ -21,6 +25,17 @@ def count_flops(function, *args) -> int:
         before it runs.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def countable(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with the plain attention, whose products are seen; of a fused kernel some or all
+    are not.
+    """
+    network = pipeline.transformer
+    if not hasattr(network, 'attend'):
+        return pipeline
+    modules = {**pipeline.modules, 'transformer': network.clone(attend=attention.xla)}
+    return dataclasses.replace(pipeline, modules=modules)
 
 
 def _count(jaxpr) -> int:

@@ -15,7 +15,7 @@ from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.advice import GIB
-from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.planning.lowering import Phase
 from densegrpo_jax.planning.topology import Topology, compiler_of
 from densegrpo_jax.runtime.sharding import bytes_per_device, shardings, with_shardings
@@ -74,7 +74,7 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
     several = o.prompts * rows
 
     def velocity(transformer, policy, text, negative, x):
-        network = pipeline.velocity_fn(
+        network = countable(pipeline).velocity_fn(
             transformer, policy, text, m.guidance, m.height, m.width, negative=negative
         )
         return network(x, jnp.full(several, 0.5))

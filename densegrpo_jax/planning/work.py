@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.sampling.cost import executed
 from densegrpo_jax.sampling.guidance import process_cost
 from densegrpo_jax.sampling.sampler import Schedule
@@ -35,7 +35,7 @@ class Work:
     """
 
     def __init__(self, config, pipeline: Pipeline, params: dict, policy: Any):
-        self._config, self._pipeline, self._params = config, pipeline, params
+        self._config, self._pipeline, self._params = config, countable(pipeline), params
         self._policy = None if config.full else policy
         self.velocity = functools.cache(self._velocity)
         self.decoding = functools.cache(self._decoding)

@@ -32,7 +32,15 @@ def test_devices_are_known_by_their_kind(kind, name):
     assert chip_of(kind) == (name, CHIPS[name])
 
 
-@pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40', 'AMD Instinct MI300X', ''])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        *('cpu', 'NVIDIA L40', 'AMD Instinct MI300X', ''),
+        # other cards of nearly these names
+        *('NVIDIA H100 PCIe', 'NVIDIA H100 NVL', 'NVIDIA GH200 480GB', 'NVIDIA GB200'),
+        *('NVIDIA GeForce RTX 4090 Laptop GPU', 'NVIDIA GeForce RTX 4090 D'),
+    ],
+)
 def test_other_devices_have_no_figures(kind):
     assert chip_of(kind) is None
 

@@ -1,11 +1,15 @@
 """The time of an iteration at the devices' peak."""
 
+import dataclasses
+
 import jax
 import pytest
 
+from densegrpo_jax.networks import attention
 from densegrpo_jax.planning import utilisation
 from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.planning.flops import count_flops
+from densegrpo_jax.planning.work import Work
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.process_reward import ProcessReward
 from densegrpo_jax.sampling.session import check
@@ -66,3 +70,15 @@ def test_what_cannot_be_counted_is_a_warning(checked, monkeypatch, caplog):
     monkeypatch.setattr(utilisation, 'phases', lambda *args: 1 / 0)
     assert utilisation.seconds_at_peak(checked) is None
     assert 'utilisation is not measured (ZeroDivisionError' in caplog.text
+
+
+def test_operations_are_those_of_the_mathematics_whatever_kernel_computes_them(checked):
+    """A fused kernel shows none of its products, or those of one block."""
+    pipeline, shapes = checked.pipeline, checked.pipeline.abstract_params(['transformer', 'vae'])
+    fused = pipeline.transformer.clone(attend=attention.cudnn)
+    modules = {**pipeline.modules, 'transformer': fused}
+    found = [
+        Work(checked.config, each, shapes, None).velocity(2)
+        for each in (pipeline, dataclasses.replace(pipeline, modules=modules))
+    ]
+    assert found[0] == found[1] > 0
