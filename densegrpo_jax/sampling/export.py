@@ -184,6 +184,9 @@ def export(
     # Adapters are merged into the original base, not into its quantised form; nothing is computed
     # with it.
     exact.model.update(quantize='none', attention='xla')
+    kind = jnp.dtype(dtype) if dtype else None
+    if layout == MERGED and kind is not None:
+        exact.model.dtype = 'float32'  # the sums are rounded once, when they are written
     target = check_push(push_to, public) if push_to else None
     find_step(workdir, checkpoint)  # checks that a checkpoint exists before a base is downloaded
     checked = check(exact, mesh) if layout == MERGED else None
@@ -196,7 +199,6 @@ def export(
     digest = base_digest(checked) if checked else None
     policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint, digest)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
-    kind = jnp.dtype(dtype) if dtype else None
     if layout == MERGED:
         filename = ''
         params = load_weights(checked)
