@@ -326,12 +326,16 @@ def _step(x, v, s, s_next, level, noise, *, kernel):
 
 @functools.partial(jax.jit, static_argnames='kernel')
 def _guided(x, v, s, s_next, level, noise, gradient, scale, *, kernel):
-    """A step whose mean is shifted by std^2 g / alpha, and log p/q."""
+    """A step whose mean is shifted by std^2 g / alpha, and log p/q. A gradient that is not finite
+    shifts nothing, and a path that is not finite has no weight.
+    """
     step = _moved(x, v, s, s_next, level, noise, kernel)
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
     variance = (step.std**2).reshape(-1, *[1] * (step.mean.ndim - 1))
     shift = variance * scale * _rows(gradient)
     x_next = step.sample + shift
     ratio = proposal_log_ratio(x_next, step.mean, step.std, shift)
+    ratio = jnp.where(jnp.isnan(ratio), -jnp.inf, ratio)
     return x_next.reshape(x.shape), ratio.reshape(x.shape[:2])
 
 

@@ -197,9 +197,9 @@ class Model:
         return v, value, gradient
 
 
-def temperature_of(rewards: np.ndarray) -> float:
+def temperature_of(rewards: np.ndarray, way_out: str) -> float:
     """The reward's spread: its standard deviation within a prompt, pooled over prompts, of samples
-    [P, n] with n >= 2 (-inf where invalid).
+    [P, n] with n >= 2 (-inf where invalid). way_out: what the error advises.
 
     Raises:
       RewardError: all rewards are equal, or too few samples have a score.
@@ -210,7 +210,7 @@ def temperature_of(rewards: np.ndarray) -> float:
     spread = np.sqrt(np.nanvar(values, axis=1, ddof=1).mean()) if kept.any() else 0.0
     if not spread > 0:
         raise RewardError(
-            'the first samples all have the same reward, so temperatures have no unit: set the '
-            "target's own temperature as config.search.beta, or use a smoother reward"
+            'the first samples all have the same reward, so temperatures have no unit: '
+            f'{way_out}, or use a smoother reward'
         )
     return float(spread)

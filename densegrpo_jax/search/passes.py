@@ -91,8 +91,10 @@ def weighted_pass(
         index, before = np.broadcast_to(np.arange(count), carried.shape), carried
         if how.states[k]:
             free = walk.score(free, iteration, first=pinned)
-            value, peak = accumulated(how.potential, value, peak, joined(free).reward)
-            logw = carried + value / how.temperature
+            reward = joined(free).reward
+            scored, sums = np.isfinite(reward), accumulated(how.potential, value, peak, reward)
+            value, peak = (np.where(scored, a, b) for a, b in zip(sums, (value, peak)))
+            logw = np.where(scored, carried + value / how.temperature, -np.inf)
             options = dict(scheme=how.scheme, threshold=how.threshold, pinned=bool(pinned))
             index, moved = walk.resample(logw, iteration, k, **options)
             value, peak = (np.take_along_axis(a, index, axis=1) for a in (value, peak))

@@ -218,6 +218,24 @@ def test_pictures_without_score_are_never_chosen():
     np.testing.assert_array_equal(pick, [[0, 1]] * 3)
 
 
+@pytest.mark.parametrize('potential', ['difference', 'max', 'sum'])
+def test_a_prediction_without_score_ends_its_path_at_that_state_alone(potential):
+    flow = gaussian_flow(dim=3, r=lambda x: np.where(np.cos(40 * x) > 0.3, reward(x), -np.inf))
+    states = default_states(flow.stochastic)
+    result = weighted_pass(
+        w := walk(flow, 3), w.start(8), Weighting(0.7, states, potential=potential)
+    )
+    without = 0
+    for k in np.flatnonzero(states):
+        scored = np.isfinite(result.states[k].reward)
+        without += (~scored).sum()
+        kept = np.take_along_axis(scored, result.ancestors[k], axis=1)
+        assert kept[scored.any(1)].all()
+    assert without > 10
+    ended = np.isfinite(result.particles.reward)
+    assert ended.any() and np.isfinite(result.logw[ended]).all()
+
+
 @pytest.mark.parametrize('method', ['smc', 'pg', 'svdd', 'refine', 'psi'])
 def test_where_no_picture_has_a_score_the_search_says_so(method):
     flow = gaussian_flow(r=lambda x: np.full_like(x, -np.inf))

@@ -127,7 +127,7 @@ def test_a_prompt_without_its_pictures_is_not_on_record(session, tmp_path, monke
     monkeypatch.setattr(run, 'best_of_n', best)
     spread = run._measure_spread(model(alone), PROMPTS, alone.config)
     assert flows == [1, 1, 1]
-    assert spread == temperature_of(np.float32([[0.1, 0.3], [0.2, 0.6], [0.5, 0.5]]))
+    assert spread == temperature_of(np.float32([[0.1, 0.3], [0.2, 0.6], [0.5, 0.5]]), '')
 
 
 def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
@@ -248,12 +248,12 @@ def test_what_does_not_fit_is_refused_before_anything_runs(session):
 
 
 def test_a_reward_that_cannot_tell_samples_apart_has_no_unit():
-    with pytest.raises(RewardError, match='set the target.s own temperature as config.search.beta'):
-        temperature_of(np.zeros((3, 4)))
+    with pytest.raises(RewardError, match='have no unit: do this, or use a smoother reward'):
+        temperature_of(np.zeros((3, 4)), 'do this')
     with pytest.raises(RewardError, match='all have the same reward'):
-        temperature_of(np.array([[1.0, -np.inf], [2.0, -np.inf]]))
+        temperature_of(np.array([[1.0, -np.inf], [2.0, -np.inf]]), '')
     rewards = np.array([[0.0, 2.0, -np.inf], [5.0, 9.0, 7.0]])
-    assert temperature_of(rewards) == pytest.approx(np.sqrt((2 + 4) / 2))
+    assert temperature_of(rewards, '') == pytest.approx(np.sqrt((2 + 4) / 2))
 
 
 def test_the_pixels_reward():
