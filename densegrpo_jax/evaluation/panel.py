@@ -11,6 +11,7 @@ from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY
 from densegrpo_jax.pipelines.base import Pipeline
+from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.rewards.base import Reward, fingerprints
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.directional import told_directions
@@ -123,12 +124,13 @@ def base_files(folder: pathlib.Path) -> dict[str, int]:
 def settings(
     config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int
 ) -> dict:
-    """The JSON values, other than the policy, that scores depend on; names and sizes of its files
-    stand for the base model.
-    """
+    """The JSON values, other than the policy, that scores depend on."""
     served = fingerprints(reward for part in which.values() for reward in part.rewards)
     facts = {
         'base': base_files(folder),
+        identity.BASE: params_digest(
+            folder, pipeline, transformer_file=config.model.transformer_file
+        ),
         'psi': make_schedule(pipeline, config).noise_levels.tolist()
         if config.noise.psi_path
         else None,

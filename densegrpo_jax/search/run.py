@@ -31,7 +31,7 @@ from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import Checked, Session
+from densegrpo_jax.sampling.session import Checked, Session, base_digest
 from densegrpo_jax.search.budget import cost, sizes_for
 from densegrpo_jax.search.loop import Walk
 from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
@@ -245,6 +245,7 @@ def settings_of(session: Checked, policy: dict | None) -> dict:
     facts = {
         'policy': weights_digest(policy),
         'base': base_files(session.folder),
+        identity.BASE: base_digest(session),
         'psi': session.schedule.noise_levels.tolist() if session.config.noise.psi_path else None,
         'servers of rewards': fingerprints([session.reward]),
         **told_directions([session.reward]),
@@ -274,7 +275,10 @@ def _measure_spread(model: Model, prompts: list[Prompt], config) -> float:
         found = best_of_n(walk, Sizes(particles=SPREAD_SAMPLES), Rule())
         rewards.append(np.asarray(found.particles.reward))
         evaluations += walk.evaluations * len(chosen[rows])
-    spread = temperature_of(np.concatenate(rewards))
+    way_out = "set the target's own temperature as config.search.beta"
+    if config.search.method in ('svdd', 'refine'):  # which have no target
+        way_out = "choose another config.search.method, as 'best_of_n'"
+    spread = temperature_of(np.concatenate(rewards), way_out)
     logging.info(
         'the reward of %d samples of each of %d prompts has a spread of %.4g within a prompt '
         '(%d evaluations, outside the budget)',

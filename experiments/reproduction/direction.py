@@ -25,14 +25,17 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.data.sampler import prompts_for_step
+from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
+from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.sampler import make_rollout
-from densegrpo_jax.sampling.session import check, load
+from densegrpo_jax.sampling.session import Checked, base_digest, check, load
 from densegrpo_jax.sampling.state import start_state
 from densegrpo_jax.training.learner import make_credit, make_update
 from experiments.reproduction.figures import VARIANTS
@@ -71,11 +74,20 @@ def direction(
     """
     config = measured_config(config, stop, {'optim.updates': 1})
     credits = {name: dict(changes) for name, changes in CREDITS.items()}
-    settings = identity.record('gradients', config, {'credits': credits})
+    checked = check(config, mesh, stop, needs=('train', 'schedule', 'start'))
+    facts = {
+        'credits': credits,
+        identity.BASE: base_digest(checked),
+        'noise_levels': np.asarray(checked.schedule.noise_levels).tolist(),
+        'prompts of data.train': content_hash(checked.train),
+        'servers of rewards': fingerprints([checked.reward]),
+        **told_directions([checked.reward]),
+    }
+    settings = identity.record('gradients', config, facts)
     store = Store(workdir / 'direction', settings)
     todo = [number for number in range(updates) if number not in store]
     if todo:
-        session, measure = _prepare(config, workdir, mesh, stop, updates)
+        session, measure = _prepare(checked, workdir, updates)
         with (
             ProgressBar(updates, start=updates - len(todo), label='gradients') as bar,
             Scorer(session.reward) as scorer,
@@ -91,9 +103,9 @@ def direction(
     return direction_rows(sketches, config.rollout.prompts * config.rollout.group)
 
 
-def _prepare(config, workdir: pathlib.Path, mesh: Mesh, stop: StopRequest, updates: int):
+def _prepare(checked: Checked, workdir: pathlib.Path, updates: int):
     """A Session, and (number of a batch, Collector) -> credit rule -> sketch of its gradient."""
-    checked = check(config, mesh, stop, needs=('train', 'schedule', 'start'))
+    config, mesh, stop = checked.config, checked.mesh, checked.stop
     pipeline, schedule = checked.pipeline, every_state_completed(checked.schedule)
     weights = checked.reward.weights
     chosen = [

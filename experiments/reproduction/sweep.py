@@ -64,11 +64,16 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the folder holds this run, finished."""
-        run_file = self.folder / RUN_FILE
-        if not (run_file.exists() and (self.folder / 'summary.json').exists()):
-            return False
-        before = shaped(read_json(run_file), {'command': str}, str(run_file))['command']
-        return learned(before.split(' ')) == learned(' '.join(self.command).split(' '))
+        return (self.folder / 'summary.json').exists() and _same(self)
+
+
+def _same(run: Run) -> bool:
+    """Whether the folder holds this run, finished or not."""
+    run_file = run.folder / RUN_FILE
+    if not run_file.exists():
+        return False
+    before = shaped(read_json(run_file), {'command': str}, str(run_file))['command']
+    return learned(before.split(' ')) == learned(' '.join(run.command).split(' '))
 
 
 def learned(arguments: Sequence[str]) -> list[str]:
@@ -165,6 +170,19 @@ def check_runs(runs: Sequence[Run]) -> None:
         validate(configured(run.config, arguments))
 
 
+def check_folders(runs: Sequence[Run]) -> None:
+    """Raises ValueError if a folder holds the beginning of another run, which a training would
+    continue: the length of a run and its evaluations may change.
+    """
+    for run in runs:
+        begun = (run.folder / RUN_FILE).is_file() and (run.folder / 'checkpoints').is_dir()
+        if begun and not _same(run):
+            raise ValueError(
+                f'{run.folder} holds a run of other settings ({run.folder / RUN_FILE}): move it '
+                'away, or give another --workdir'
+            )
+
+
 def _check_arguments(config: str, arguments: Sequence[str]) -> None:
     loaded = load(config)
     for argument in arguments:
@@ -197,6 +215,7 @@ def run_all(
         len(left),
         jobs,
     )
+    check_folders(left)
     failed = []
     bar = ProgressBar(len(runs), start=len(runs) - len(left), label='runs', together=jobs)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, bar:

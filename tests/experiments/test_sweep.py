@@ -153,6 +153,16 @@ def test_the_end_of_an_older_run_does_not_stand_for_one_that_failed(tmp_path, tr
     assert not new.finished and not old.finished
 
 
+def test_the_beginning_of_another_run_is_not_continued(tmp_path, training):
+    (old,) = runs(tmp_path, variants=('dense',), seeds=('0',))
+    run_all([old], 1, StopRequest(), FACTS)
+    (old.folder / 'checkpoints').mkdir()
+    longer = dataclasses.replace(old, changes=(*old.changes, ('iterations', 99)))
+    with pytest.raises(ValueError, match='holds a run of other settings .*move it away, or give'):
+        run_all([longer], 1, StopRequest(), FACTS)
+    assert old.finished and run_all([old], 1, StopRequest(), FACTS) == []
+
+
 def test_a_folder_of_a_run_outside_any_sweep_is_no_finished_run(tmp_path):
     (run,) = runs(tmp_path, variants=('dense',), seeds=('0',))
     run.folder.mkdir(parents=True)
