@@ -9,8 +9,13 @@ from densegrpo_jax.sampling.session import open_shapes
 
 
 def cost(config) -> SampleCost:
-    """Counts the plan that a run of `config` executes; no weights are read."""
-    return of_sample(config, make_schedule(open_shapes(config, make_mesh(config.mesh)), config))
+    """Counts the plan that a run of `config` executes, as the run's own count: with classifier-free
+    guidance an evaluation is two. No weights are read.
+    """
+    pipeline = open_shapes(config, make_mesh(config.mesh))
+    found = of_sample(config, make_schedule(pipeline, config))
+    twice = 1 + pipeline.takes_negative(config.model.guidance)
+    return found._replace(rollout=twice * found.rollout, probe=twice * found.probe)
 
 
 def samples(config) -> int:

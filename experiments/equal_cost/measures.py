@@ -15,10 +15,10 @@ from absl import logging
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import read_table
 from densegrpo_jax.runtime.stop import StopRequest
-from experiments.reproduction.sweep import Run, complete
+from experiments.reproduction.sweep import Run, complete, learned
 
 FILE = 'measures.csv'
-FIELDS = ('variant', 'seed', 'name', 'value')
+FIELDS = ('variant', 'seed', 'command', 'name', 'value')
 TRAINED = 6  # steps of the miniatures' recipes
 STEPS = (3, TRAINED, 10)  # of the evaluation
 GROUP = 2  # images per prompt, for the diversity
@@ -28,19 +28,25 @@ Key = tuple[str, str]  # variant, seed
 
 
 class Measures:
-    """Values by (variant, seed) and name, 'SCORE@STEPS'."""
+    """Values by (variant, seed) and name, 'SCORE@STEPS'; and the commands of the runs that have
+    them: a run may be made anew with another learning rate.
+    """
 
-    def __init__(self, of: Mapping[Key, Mapping[str, float]]):
+    def __init__(self, of: Mapping[Key, Mapping[str, float]], commands: Mapping[Key, str] = {}):
         self.of = {key: dict(values) for key, values in of.items()}
+        self.commands = dict(commands)
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> Measures:
         """Those that `save` wrote; none without the file."""
         of: dict[Key, dict[str, float]] = {}
+        commands: dict[Key, str] = {}
         if (folder / FILE).exists():
             for row in read_table(folder / FILE, FIELDS[:-1], FIELDS[-1:]):
-                of.setdefault((row['variant'], row['seed']), {})[row['name']] = row['value']
-        return cls(of)
+                key = row['variant'], row['seed']
+                of.setdefault(key, {})[row['name']] = row['value']
+                commands[key] = row['command']
+        return cls(of, commands)
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes measures.csv, whole or not at all."""
@@ -48,8 +54,9 @@ class Measures:
         text = io.StringIO()
         table = csv.writer(text, lineterminator='\n')
         table.writerow(FIELDS)
-        for (variant, seed), values in sorted(self.of.items()):
-            table.writerows((variant, seed, name, f'{v:.6f}') for name, v in values.items())
+        for key, values in sorted(self.of.items()):
+            head = *key, self.commands.get(key, '')
+            table.writerows((*head, name, f'{v:.6f}') for name, v in values.items())
         replace_file(folder / FILE, text.getvalue())
 
     def seeds(self, variant: str, name: str) -> dict[str, float]:
@@ -67,7 +74,9 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
       Preempted: a stop was requested; runs measured so far are added.
       CommandFailed: an evaluation failed.
     """
-    left = [r for r in runs if r.finished and (r.variant, r.seed) not in measures.of]
+    learns = lambda run: ' '.join(learned(run.command))
+    known = lambda run: measures.commands.get((run.variant, run.seed)) == learns(run)
+    left = [run for run in runs if run.finished and not known(run)]
     for number, run in enumerate(left, 1):
         logging.info(
             'measuring run %d of %d: %s, seed %s', number, len(left), run.variant, run.seed
@@ -86,6 +95,7 @@ def measure(runs: Sequence[Run], config: str, measures: Measures, stop: StopRequ
             complete(command, log, stop)
             values |= {f'{name}@{steps}': v for name, v in means(out / 'scores.csv').items()}
         measures.of[run.variant, run.seed] = values
+        measures.commands[run.variant, run.seed] = learns(run)
 
 
 def means(path: pathlib.Path) -> dict[str, float]:

@@ -204,8 +204,10 @@ def test_measures_are_kept_compared_and_shown(tmp_path):
     with pytest.raises(ValueError, match="scores.csv, line 2: total='x' is not a number"):
         means(tmp_path / 'scores.csv')
     kept = Measures({('a', '0'): {'total@3': 0.7}, ('b', '0'): {'total@3': 0.4}})
+    kept.commands['a', '0'] = 'python -m x --config.seed=0'
     kept.save(tmp_path)
     kept = Measures.load(tmp_path)
+    assert kept.commands == {('a', '0'): 'python -m x --config.seed=0', ('b', '0'): ''}
     comparison = Comparison('a', 'b', 'total@3')
     assert page.difference(page.Curves({}, {}), comparison, kept).mean == pytest.approx(0.3)
     absent = Comparison('a', 'b', 'total@10')
