@@ -24,6 +24,7 @@ from absl import flags, logging
 from densegrpo_jax.calibration.loop import run
 from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_main
 from densegrpo_jax.config.flag_types import define_output
+from densegrpo_jax.config.unread import CALIBRATION, check_unread
 from densegrpo_jax.runtime.paths import writable
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.noise import FILE
@@ -39,6 +40,7 @@ def main(flag) -> int:
                 'leave the key out'
             )
         logging.info('%s, not from the table of the recipe, %s', start, config.noise.psi_path)
+    check_unread(config, given_keys(), of=CALIBRATION, then=flag.unread)
     out = writable(flag.out or pathlib.Path(flag.workdir) / FILE)
     batch = math.gcd(c.prompts * c.group, r.prompts_per_batch * r.group)
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)

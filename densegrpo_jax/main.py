@@ -31,8 +31,7 @@ from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_run_flags, given_keys, given_recipe, run_main
 from densegrpo_jax.config.flag_types import define_real
-from densegrpo_jax.config.reads import REFUSE
-from densegrpo_jax.config.unread import refuse_unread
+from densegrpo_jax.config.unread import check_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning.utilisation import seconds_at_peak
 from densegrpo_jax.runtime.stop import FINISHED
@@ -53,9 +52,8 @@ def main(flag) -> int:
         check_profile(profile, config.iterations)
 
     def work(workdir, mesh, stop):
-        if flag.unread == REFUSE:
-            validate(config)
-            refuse_unread(config, given_keys())
+        validate(config)
+        check_unread(config, given_keys(), then=flag.unread)
         command = shlex.join(['densegrpo', 'train', *sys.argv[1:]])
         start = Start(command, given_recipe(), str(pathlib.Path.cwd()))
         return run(

@@ -36,8 +36,7 @@ from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, given_keys, run_main
 from densegrpo_jax.config.flag_types import define_output, define_real
-from densegrpo_jax.config.reads import REFUSE
-from densegrpo_jax.config.unread import refuse_unread
+from densegrpo_jax.config.unread import SEARCH, TRAINING, check_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import cards, search
 from densegrpo_jax.planning.chips import CHIPS
@@ -61,8 +60,8 @@ def main(flag) -> int:
             'seconds anyway: leave it out'
         )
     validate(flag.config)
-    if flag.unread == REFUSE:
-        refuse_unread(flag.config, given_keys(), search=flag.search)
+    of = SEARCH if flag.search else TRAINING
+    check_unread(flag.config, given_keys(), of=of, then=flag.unread)
     if not flag.search:
         # before so many devices are made
         check_rollout(flag.config, topology.count)

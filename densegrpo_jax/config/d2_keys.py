@@ -18,3 +18,7 @@ D2: dict[str, Key] = {
     'learning_rate': positive(1e-3, 'Learning rate of Adam.'),
     'radius': number(0.0, 'Largest length of the direction; 0: none.', 0),
 }
+
+# Read with a file, which must have been learned with them; the others where one is learned.
+D2_OF_FILE = ('d2.omega', 'd2.renormalise')
+D2_LEARNED = ('d2.pictures', 'd2.steps', 'd2.batch', 'd2.learning_rate', 'd2.radius')

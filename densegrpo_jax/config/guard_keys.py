@@ -68,4 +68,6 @@ GUARD = {
 
 # What is read with each value of guard.on, and with each of guard.action.
 GUARD_HEEDED = {False: (), True: tuple(f'guard.{name}' for name in GUARD if name != 'on')}
+# The same for guard.on, of keys that densegrpo_jax.evaluate reads in any case.
+PANEL_HEEDED = {False: (), True: ('eval.panel', 'eval.panel_prompts', 'eval.embedding')}
 BRAKE_HEEDED = {WARN: (), BRAKE: ('guard.brake', 'guard.factor'), STOP: ()}

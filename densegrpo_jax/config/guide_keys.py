@@ -58,7 +58,8 @@ GUIDE: dict[str, Key] = {
 }
 
 _DRIFT = tuple(f'guide.{name}' for name in ('scale', 'rate', 'steps', 'share', 'normalise', 'clip'))
-# The keys that each source reads in a run; the command of the probe reads samples and ridge.
+PROBE_FIT = ('guide.samples', 'guide.ridge')  # read where a probe is fitted
+# The keys that each source reads in a run.
 GUIDE_HEEDED: dict[str, tuple[str, ...]] = {
     'none': (),
     'probe': ('guide.file', *_DRIFT),

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from densegrpo_jax.config.guide_keys import PROBE_FIT
 from densegrpo_jax.config.key import MACHINE, SCIENCE
 from densegrpo_jax.config.retired import RETIRED, renamed
 from densegrpo_jax.config.run_keys import REWARD_MACHINE_OPTIONS
@@ -31,7 +32,7 @@ class Scope(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-_PROBE = ('guide.file', 'guide.samples', 'guide.ridge')
+_PROBE = ('guide.file', *PROBE_FIT)
 # What is learned before a run is compared by its values: noise, the direction of a reward, a
 # process reward.
 _NOT_TRAINED = ('noise.*', 'calibration.*', 'd2.*', 'search.*', *_PROBE)

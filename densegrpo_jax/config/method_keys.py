@@ -103,6 +103,10 @@ CALIBRATION = {
     ),
 }
 
+# What is read with each value of noise.calibrate, and with each calibration.rule.
+CALIBRATE_HEEDED = {False: (), True: tuple(f'calibration.{name}' for name in CALIBRATION)}
+RULE_HEEDED = {'scaled': ('calibration.z', 'calibration.min_count'), 'paper': ('calibration.eps1',)}
+
 # The keys that each `credit.process` reads.
 _WEIGHTS = ('credit.outcome_weight', 'credit.process_weight')
 PROCESS_HEEDED = {'none': (), **dict.fromkeys(PROCESS_CREDITS, _WEIGHTS)}

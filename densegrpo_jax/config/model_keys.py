@@ -91,3 +91,6 @@ FULL = switch(
     'Train all weights of the transformer instead of adapters; the reference policy is then a '
     'frozen copy.',
 )
+
+# What is read with each value of full.
+FULL_HEEDED = {False: tuple(f'lora.{name}' for name in LORA), True: ()}

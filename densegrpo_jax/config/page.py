@@ -31,9 +31,10 @@ like the noise table.
 An empty value on the command line is refused: it may be a variable of the shell that is unset.
 `none` stands for no value where the default is `''`, as in `--config.noise.psi_path=none`.
 
-A key of the command line that the command, or the chosen loss, credit rule, plan or kernel, does
-not read is refused (`--unread=warn` says so instead); of one that the recipe sets, the start of
-the run warns. If a method replaces a part, that part's options return to their defaults.
+A key of the command line that the command, or what the other keys choose, does not read is
+refused, such as `calibration.z` in a run that does not calibrate (`--unread=warn` says so instead);
+of options of the method that the recipe sets, the start of the run warns. If a method replaces a
+part, that part's options return to their defaults.
 """
 
 VARIANTS = """## Variants

@@ -11,6 +11,9 @@ import fnmatch
 from collections.abc import Collection
 from typing import NamedTuple
 
+from densegrpo_jax.config.d2_keys import D2_LEARNED, D2_OF_FILE
+from densegrpo_jax.config.guide_keys import GUIDE, PROBE_FIT
+
 REFUSE, WARN = 'refuse', 'warn'
 
 
@@ -27,13 +30,17 @@ class Reads(NamedTuple):
 
 EVERYTHING = Reads()
 _POLICY = ('model.*', 'full', 'lora.*')
-_SCORING = ('seed', *_POLICY, 'rollout.*', 'noise.*', 'reward', 'reward.*', 'd2.*', 'data.*')
+_SCORING = (
+    *('seed', *_POLICY, 'rollout.*', 'noise.*', 'reward', 'reward.*', 'd2.file', *D2_OF_FILE),
+    'data.*',
+)
 _PANEL = ('eval.panel', 'eval.panel.*', 'eval.steps', 'eval.embedding')
 _AMOUNT = ('rollout.prompts', 'rollout.group')  # of an iteration of training
 _LEARNING = ('iterations', 'credit.*', 'loss.*', 'optim.*', 'ema.*', 'guard.*')
+_PREPARED = (*D2_LEARNED, *PROBE_FIT)  # what is learned before a run, by commands of its own
 
 READS = {
-    'main': Reads(but=('search.*',)),
+    'main': Reads(but=('search.*', *_PREPARED)),
     'plan': EVERYTHING,  # `config.unread` knows better
     'export': EVERYTHING,  # the model card tells them
     'sample': Reads((*_POLICY, 'eval.steps')),
@@ -50,9 +57,18 @@ READS = {
         ('data.eval*', 'rollout.prompts', 'rollout.log_prob'),
     ),
     # of the guard whether it is on: what that costs is not counted
-    'preflight': Reads(but=('guard.[!o]*', 'search.*')),
-    'direction': Reads(but=(*_LEARNING, 'calibration.*', 'search.*')),
-    'process_reward': Reads(but=(*_LEARNING, 'calibration.*', 'search.*')),
+    'preflight': Reads(but=('guard.[!o]*', 'search.*', *_PREPARED)),
+    'direction': Reads(
+        but=(*_LEARNING, 'plan.*', 'moving.*', 'budget.*', 'guide.*', 'calibration.*', 'search.*')
+    ),
+    'process_reward': Reads(
+        but=(
+            *_LEARNING,
+            *('plan.[!a]*', 'moving.*', 'budget.*'),  # of plans what is active is trained
+            *(f'guide.{name}' for name in GUIDE if f'guide.{name}' not in PROBE_FIT),
+            *('calibration.*', 'search.*', *D2_LEARNED),
+        )
+    ),
     'reward_server': Reads(('reward', 'reward.*')),
 }
 

@@ -4,12 +4,14 @@ that the parts' registries declare.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from densegrpo_jax.config.guard_keys import BRAKE_HEEDED, GUARD_HEEDED
+from densegrpo_jax.config.d2_keys import D2_OF_FILE
+from densegrpo_jax.config.guard_keys import BRAKE_HEEDED, GUARD_HEEDED, PANEL_HEEDED
 from densegrpo_jax.config.guide_keys import GUIDE_HEEDED
 from densegrpo_jax.config.method import (
     CREDIT_KEYS,
@@ -18,8 +20,10 @@ from densegrpo_jax.config.method import (
     loss_of,
     plan_kind_of,
 )
-from densegrpo_jax.config.method_keys import PROCESS_HEEDED
+from densegrpo_jax.config.method_keys import CALIBRATE_HEEDED, PROCESS_HEEDED, RULE_HEEDED
+from densegrpo_jax.config.model_keys import FULL_HEEDED
 from densegrpo_jax.config.moving_keys import BUDGET_HEEDED, HEEDED, STAY_HEEDED
+from densegrpo_jax.config.reads import REFUSE
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.search_keys import SEARCH_HEEDED
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
@@ -30,6 +34,8 @@ from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, PlanKind
 from densegrpo_jax.core.rollout_plan import STATE
+
+TRAINING, SEARCH, CALIBRATION = 'training', 'search', 'calibration'
 
 # Keys that all losses on a kind of batch have in common.
 _OF_BATCH = {
@@ -42,6 +48,7 @@ _OF_NOISE = {
     'noise.interpolate',
 }
 _COMPLETIONS = {'credit.completion_every', 'credit.completion_steps'}
+_FILE = 'FILE'  # any, in what is said
 
 # (key of a part, its value, the keys that it reads, those that every shipped part reads)
 Part = tuple[str, Any, Collection[str], Mapping[Any, Collection[str]]]
@@ -67,15 +74,14 @@ class Unread(NamedTuple):
         )
 
 
-def unread(config, *, search: bool = False) -> list[Unread]:
+def unread(config) -> list[Unread]:
     """The keys that differ from their default and that a chosen part of the method should read and
-    does not, in the order of the table of keys: of a training, or of a search.
+    does not, in the order of the table of keys.
 
     Raises:
       ValueError: a part does not exist.
     """
-    parts = _searching(config) if search else (*_parts(config), *_guarding(config))
-    return _unread(config, parts)
+    return _unread(config, (*_parts(config), *_guarding(config)))
 
 
 def _unread(config, parts: Iterable[Part]) -> list[Unread]:
@@ -89,13 +95,24 @@ def _unread(config, parts: Iterable[Part]) -> list[Unread]:
     return [found[key] for key in KEYS if key in found]
 
 
-def refuse_unread(config, given: Collection[str], *, search: bool = False) -> None:
+def check_unread(config, given: Collection[str], *, of: str = TRAINING, then: str = REFUSE) -> None:
     """Raises ValueError if one of the keys that a user has given is not read. Those that a shared
-    recipe sets may be, in a run that replaces one of its parts.
+    recipe sets may be, in a run that replaces one of its parts, or for another command.
+
+    Args:
+      of: what the command does: TRAINING, SEARCH or CALIBRATION.
+      then: REFUSE, or WARN: says so instead.
     """
-    for found in unread(config, search=search):
-        if found.key in given:
-            raise ValueError(str(found))
+    parts = {
+        TRAINING: lambda: (*_parts(config), *_guarding(config), *_given(config), *_trained(config)),
+        SEARCH: lambda: (*_searching(config), *_given(config)),
+        CALIBRATION: lambda: _calibrating(config),
+    }[of]()
+    for found in _unread(config, parts):
+        if any(key == found.key or key.startswith(f'{found.key}.') for key in given):
+            if then == REFUSE:
+                raise ValueError(str(found))
+            print(f'note: {found}', file=sys.stderr)
 
 
 def reset_unread(config) -> None:
@@ -132,6 +149,32 @@ def _guarding(c) -> Iterable[Part]:
     yield 'guard.on', c.guard.on, GUARD_HEEDED[c.guard.on], GUARD_HEEDED
     if c.guard.on and c.guard.action in BRAKE_HEEDED:
         yield 'guard.action', c.guard.action, BRAKE_HEEDED[c.guard.action], BRAKE_HEEDED
+
+
+def _given(c) -> Iterable[Part]:
+    """What a recipe may set for other commands, or for when the part is chosen."""
+    yield 'full', c.full, FULL_HEEDED[c.full], FULL_HEEDED
+    yield 'd2.file', c.d2.file, D2_OF_FILE if c.d2.file else (), {_FILE: D2_OF_FILE}
+    table = 'rollout.noise', 'rollout.level'
+    yield 'noise.psi_path', c.noise.psi_path, () if c.noise.psi_path else table, {'': table}
+
+
+def _trained(c) -> Iterable[Part]:
+    """As `_given`, of a training alone."""
+    yield 'guard.on', c.guard.on, PANEL_HEEDED[c.guard.on], PANEL_HEEDED
+    calibrate = c.noise.calibrate
+    yield 'noise.calibrate', calibrate, CALIBRATE_HEEDED[calibrate], CALIBRATE_HEEDED
+    if calibrate:
+        yield from _calibrating(c)
+    if 'scenes' not in (c.data.train, c.data.eval):
+        yield 'data.train', c.data.train, (), {'scenes': ('data.scenes',)}
+    if not c.loss.beta and not c.loss.measure_kl and 'loss.kl_form' in _of_loss(loss_of(c)):
+        yield 'loss.measure_kl', False, (), {True: ('loss.kl_form',)}
+
+
+def _calibrating(c) -> Iterable[Part]:
+    if (rule := c.calibration.rule) in RULE_HEEDED:
+        yield 'calibration.rule', rule, RULE_HEEDED[rule], RULE_HEEDED
 
 
 def _searching(c) -> Iterable[Part]:
@@ -176,8 +219,11 @@ def _of_kernel(kernel: Kernel) -> set[str]:
 
 
 def _value(config, key: str) -> object:
-    group, _, name = key.partition('.')
-    value = config[group][name]
+    value = config
+    for part in key.split('.'):
+        value = value[part]
+    if hasattr(value, 'to_dict'):
+        return value.to_dict()
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -29,8 +29,7 @@ from densegrpo_jax.config.command_line import (
     run_main,
 )
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.config.reads import REFUSE
-from densegrpo_jax.config.unread import refuse_unread
+from densegrpo_jax.config.unread import SEARCH, check_unread
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
@@ -92,8 +91,7 @@ def given_images(config, folder: str) -> np.ndarray:
 
 def main(flag) -> int:
     def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        if flag.unread == REFUSE:
-            refuse_unread(flag.config, given_keys(), search=True)
+        check_unread(flag.config, given_keys(), of=SEARCH, then=flag.unread)
         source = flag['from'].value
         read = [pathlib.Path(source)] if source else []
         known, hosts = is_journal(out / FILES[0]), stop.communicator.hosts

@@ -32,6 +32,8 @@ def test_options_of_rewards_are_read_with_them():
 def test_single_keys_of_what_is_not_read():
     check_reads('calibrate', READS['calibrate'], ['plan.active'])  # decides what is trained
     check_reads('preflight', READS['preflight'], ['guard.on'])  # said among what is not counted
+    check_reads('process_reward', READS['process_reward'], ['guide.ridge', 'plan.active'])
+    assert 'guide.scale' not in READS['process_reward'] and 'd2.steps' not in READS['main']
     assert 'guard.prompts' not in READS['preflight'] and 'plan.kind' not in READS['calibrate']
 
 

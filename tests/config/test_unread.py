@@ -5,7 +5,7 @@ import pytest
 from configs import tiny_ocr
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.schema import KEYS, default_config
-from densegrpo_jax.config.unread import refuse_unread, reset_unread, unread
+from densegrpo_jax.config.unread import CALIBRATION, SEARCH, check_unread, reset_unread, unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.config.variants import apply
 
@@ -64,8 +64,8 @@ def changed(**values):
 def test_what_is_not_read_is_refused_if_it_was_given(values, message):
     config, given = changed(**values), {k.replace('__', '.') for k in values}
     with pytest.raises(ValueError, match=message):
-        refuse_unread(config, given)
-    refuse_unread(config, ())  # a shared recipe may set it: the run says so and goes on
+        check_unread(config, given)
+    check_unread(config, ())  # a shared recipe may set it: the run says so and goes on
     assert [found.key for found in unread(config)] == [str(unread(config)[0]).split('=')[0]]
 
 
@@ -80,7 +80,50 @@ def test_what_is_read_or_at_its_default_is_not_refused():
     ):
         config = changed(**values)
         assert unread(config) == []
-        refuse_unread(config, {k.replace('__', '.') for k in values})
+        check_unread(config, {k.replace('__', '.') for k in values})
+
+
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        ({'calibration__window': 3}, 'noise.calibrate=False does not read it: choose True, which'),
+        (
+            {'calibration__eps1': 3, 'noise__calibrate': True},
+            "calibration.rule='scaled' does not read it: choose 'paper', which",
+        ),
+        ({'rollout__level': 0.5, 'noise__psi_path': 'x'}, "psi_path='x' does not .* choose '', w"),
+        ({'eval__embedding': 'x'}, 'eval.embedding=.x. is set, and guard.on=False does not read'),
+        ({'lora__rank': 3, 'full': True}, 'full=True does not read it: choose False, which reads'),
+        ({'d2__omega': 2.0}, "d2.file='' does not read it: choose 'FILE', which"),
+        ({'data__scenes': 9, 'data__train': 'x', 'data__eval': 'y'}, "data.train='x' does not"),
+        ({'loss__kl_form': 'flow_grpo'}, 'loss.measure_kl=False does not read it: choose True'),
+    ],
+)
+def test_what_a_recipe_may_set_for_others_is_refused_if_it_was_given(values, message):
+    config, given = changed(**values), {k.replace('__', '.') for k in values}
+    with pytest.raises(ValueError, match=message):
+        check_unread(config, given)
+    check_unread(config, ())
+    assert not unread(config)  # the start of a run does not speak of it
+
+
+def test_rewards_of_a_panel_are_read_by_the_guard_alone(capsys):
+    config = changed(eval__panel={'jpeg': {'quality': 5}})
+    for given in ('eval.panel', 'eval.panel.jpeg.quality'):
+        with pytest.raises(ValueError, match='eval.panel=.*guard.on=False does not read it'):
+            check_unread(config, {given})
+    check_unread(config, {'eval.panel'}, then='warn')
+    assert capsys.readouterr().err.startswith('note: eval.panel=')
+    check_unread(config, {'eval.panel'}, of=SEARCH)
+    config.guard.on = True
+    check_unread(config, {'eval.panel'})
+
+
+def test_a_calibration_is_told_of_keys_of_another_rule():
+    config = changed(calibration__rule='paper', calibration__z=2.0, calibration__eps1=3)
+    with pytest.raises(ValueError, match="calibration.rule='paper' does not read it"):
+        check_unread(config, {'calibration.z'}, of=CALIBRATION)
+    check_unread(config, {'calibration.eps1', 'loss.pairs'}, of=CALIBRATION)
 
 
 def test_parts_of_ones_own_read_what_they_declare(tmp_path, monkeypatch):
@@ -114,8 +157,8 @@ def test_a_search_is_told_of_keys_of_another_method_and_a_training_is_not():
     config = changed(search__method='svdd', search__beta=1.0, search__candidates=2)
     assert not unread(config)
     with pytest.raises(ValueError, match="choose 'smc' or 'pg' or 'psi', which read it"):
-        refuse_unread(config, {'search.beta'}, search=True)
-    refuse_unread(config, {'search.candidates', 'loss.pairs'}, search=True)
+        check_unread(config, {'search.beta'}, of=SEARCH)
+    check_unread(config, {'search.candidates', 'loss.pairs'}, of=SEARCH)
 
 
 def test_a_method_leaves_the_guard_of_a_recipe_alone():

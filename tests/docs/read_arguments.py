@@ -19,7 +19,7 @@ from absl import app, flags
 
 from densegrpo_jax.config import command_line
 from densegrpo_jax.config.schema import TABLE
-from densegrpo_jax.config.unread import refuse_unread
+from densegrpo_jax.config.unread import check_unread
 from densegrpo_jax.config.validation import validate
 
 
@@ -37,7 +37,7 @@ def instead_of_main(main, *, extra=False):
     command_line.check_read_keys()
     config = config.copy_and_resolve_references()
     validate(config)
-    refuse_unread(config, command_line.given_keys())
+    check_unread(config, command_line.given_keys())
 
 
 def read(module: str, arguments: list[str]) -> str:

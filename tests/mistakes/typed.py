@@ -266,6 +266,11 @@ GIVEN = [
     (['direction', TINY, '--workdir=w', '--config.optim.eps=1e-9'], 'does not read it: leave it'),
     (['preflight.__main__', TINY, '--workdir=w', '--config.search.nfe=60'], 'does not read it'),
     (['main', TINY, '--workdir=run', '--config.search.nfe=60'], 'or give --unread=warn'),
+    (['main', TINY, '--workdir=run', '--config.d2.steps=9'], 'densegrpo_jax.main does not read'),
+    (
+        ['main', TINY, '--workdir=run', '--config.calibration.window=9'],
+        'noise.calibrate=False does',
+    ),
     (['search.__main__', TINY, '--config.optim.eps=1e-9'], 'densegrpo_jax.search does not read'),
     (['reward_server', TINY, '--config.model.path=x'], 'does not read it (it reads reward, rew'),
     (
