@@ -21,6 +21,7 @@ from densegrpo_jax.runtime.hosts import Hosts
 # a file in folders that a run writes or wrote to; the system's lock on it counts, not its existence
 LOCK = 'lock'
 RECORD = '.densegrpo.json'  # lists the names of what our commands wrote in a folder (`outputs`)
+TEMPORARY = '.tmp'  # ends the names of files that are being written, or of which a kill left a part
 # what LOCK holds; earlier versions named no command
 _HOLDER = re.compile(r'process \d+(?: of (?P<command>[\w-]+))? on (?P<machine>.+)')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -43,7 +44,7 @@ def replacing(path: pathlib.Path):
     machine stops, the old or the new file remains. If writing fails, as on a full disk, the old
     file remains, and the OSError names it.
     """
-    temporary = path.with_name(path.name + '.tmp')
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, 'wb') as file:
             yield file

@@ -32,7 +32,7 @@ from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.checkpoint_store import DOCUMENT, CheckpointUnreadable
+from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.paths import check_room
@@ -59,7 +59,7 @@ from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.started import Start
 from densegrpo_jax.training.trial import try_parts
-from densegrpo_jax.viewing.report import FOLDER, MARK
+from densegrpo_jax.viewing.report import FOLDER, is_taken
 
 NEEDS = ('train', 'test', 'schedule', 'process_reward', 'start')
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation
@@ -95,9 +95,7 @@ def run(
     """
     # Open: first the checks that take seconds, then everything large.
     since, r = time.monotonic(), config.rollout
-    known = any((workdir / 'checkpoints').glob(f'*/meta/{DOCUMENT}'))
-    hosts = stop.communicator.hosts
-    claim(workdir, report.FILES, report.FOLDERS, known=known, hosts=hosts)
+    claim(workdir, report.FILES, report.FOLDERS, hosts=stop.communicator.hosts)
     if config.noise.calibrate:
         check_ours(workdir / FILE)
     if config.eval.report:
@@ -270,7 +268,7 @@ def run(
 
 def check_page(folder: pathlib.Path) -> None:
     """Raises ValueError if the run's page could not be written into `folder` at its end."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists():
+    if is_taken(folder):
         raise ValueError(
             f'{folder} holds something else than a page of a run: move it away, or give '
             '--config.eval.report=False'

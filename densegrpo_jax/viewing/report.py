@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Sequence
 
-from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.files import TEMPORARY, replace_file
 from densegrpo_jax.viewing.run_data import read_runs
 
 FOLDER = 'report'  # in a run's folder
@@ -49,7 +49,7 @@ def write_report(
       FileNotFoundError: a folder is not a run's.
     """
     runs = read_runs(workdirs, ended)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists())):
+    if (out.exists() and not out.is_dir()) or is_taken(out):
         raise ValueError(f'--out={out} holds something else; name a new folder, or an empty one')
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / MARK, 'Made by densegrpo report; open index.html. It may be made anew.\n')
@@ -75,6 +75,12 @@ def write_report(
         if old.name != place and re.fullmatch(r'runs(_\d+)?', old.name):
             shutil.rmtree(old, ignore_errors=True)
     return out / 'index.html'
+
+
+def is_taken(folder: pathlib.Path) -> bool:
+    """Whether a folder holds something else than a page of `write_report`, or its beginning."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(found - {MARK + TEMPORARY}) and MARK not in found
 
 
 def one_file(page: pathlib.Path) -> str:

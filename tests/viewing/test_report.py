@@ -90,6 +90,9 @@ def test_a_page_is_made_anew_and_other_folders_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no run'):
         write_report(tmp_path / 'new', [tmp_path])
     assert not (tmp_path / 'new').exists()
+    (tmp_path / 'begun').mkdir()
+    (tmp_path / 'begun' / f'{MARK}.tmp').touch()  # all that a killed process left
+    write_report(tmp_path / 'begun', [run])
 
 
 @pytest.mark.parametrize('name', ['step_000002.png', 'plotly.js', 'data.js'])
