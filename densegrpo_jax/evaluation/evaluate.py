@@ -23,7 +23,6 @@ from densegrpo_jax.evaluation.record import FOLDERS, Record
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
@@ -64,7 +63,7 @@ def evaluate(
         raise ValueError('nothing to score: --nobase and no --checkpoint')
     hosts = stop.communicator.hosts if stop else None
     made = tables.files(SETS, [chosen.label for chosen in policies])
-    claim(out, (RECORD, *made), FOLDERS, known=is_journal(out / RECORD), hosts=hosts)
+    claim(out, (RECORD, *made), FOLDERS, hosts=hosts)
     checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:

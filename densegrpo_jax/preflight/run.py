@@ -33,7 +33,6 @@ from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.progress import ProgressBar
@@ -69,8 +68,7 @@ def run(
       ValueError, FileNotFoundError: the configuration cannot be used.
     """
     files = FILE, page.FILE, page.PAGE
-    known, hosts = is_journal(out / FILE), stop.communicator.hosts
-    claim(out, files, ('images', 'text'), known=known, hosts=hosts)
+    claim(out, files, ('images', 'text'), hosts=stop.communicator.hosts)
     checked = check(config, mesh, stop, needs=('train', 'test', 'schedule'))
     schedule = checked.schedule
     if not kernel_of(config).noisy:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import check_file, parse_json, shaped
 
+_SETTINGS = b'{"settings": '
+
 
 def rows_left(path: pathlib.Path, form: Collection[str]) -> list[dict]:
     """The objects with these keys in a file that may be damaged, or no Journal at all."""
@@ -22,8 +24,9 @@ def rows_left(path: pathlib.Path, form: Collection[str]) -> list[dict]:
 
 
 def is_journal(path: pathlib.Path) -> bool:
-    """Whether a file is a Journal that begins with settings."""
-    return bool(rows_left(path, ('settings',)))
+    """Whether a file is a Journal that begins with settings, perhaps a damaged one."""
+    with open(path, 'rb') as file:
+        return file.read(len(_SETTINGS)) == _SETTINGS
 
 
 class Journal:

@@ -10,8 +10,10 @@ import pathlib
 from collections.abc import Collection, Iterable
 
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.files import RECORD, replace_file
+from densegrpo_jax.runtime.checkpoint_store import DOCUMENT
+from densegrpo_jax.runtime.files import LOCK, RECORD, replace_file
 from densegrpo_jax.runtime.hosts import Hosts
+from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.paths import check_places
 from densegrpo_jax.runtime.reading import parse_json, read_text, shown
 
@@ -25,19 +27,17 @@ def claim(
     *,
     read: Iterable[pathlib.Path] = (),
     closed: Iterable[pathlib.Path] = (),
-    known: bool = False,
     hosts: Hosts | None = None,
 ) -> None:
     """Creates `folder` if needed and marks names in it as ours: this command and later ones may
-    write them.
+    write them. Of a folder without marks that holds results of our commands, as a copy of one of an
+    earlier version does, everything is ours.
 
     Args:
       files, folders: names directly in it.
       read: files and folders that the command reads.
       closed: folders of which every file is somebody's own, so that nothing is written anywhere in
         them.
-      known: results of this command are in the folder, so that it is ours also without its record,
-        as after a copy.
       hosts: the processes that make this call together; None: this process alone.
 
     Raises:
@@ -49,7 +49,7 @@ def claim(
         if hosts.primary:
             check_places(folder, files, folders)
             _check_inputs(folder, (*files, *folders), read, closed)
-            _mark(folder, {*files, *folders}, known)
+            _mark(folder, {*files, *folders})
 
 
 def _check_inputs(
@@ -78,13 +78,16 @@ def _check_inputs(
             )
 
 
-def _mark(folder: pathlib.Path, names: set[str], known: bool) -> None:
+def _mark(folder: pathlib.Path, names: set[str]) -> None:
     record = folder / RECORD
-    ours = parse_json(read_text(record), str(record), list) if record.exists() else []
+    if record.exists():
+        ours = parse_json(read_text(record), str(record), list)
+    else:
+        ours = sorted({*os.listdir(folder)} - {LOCK}) if _has_results(folder) else []
     if not all(isinstance(name, str) for name in ours):
         raise ValueError(f'{record} holds {shown(ours)}; expected names of files: remove it')
     strangers = sorted(n for n in names - {*ours, *SHARED} if os.path.lexists(folder / n))
-    if strangers and not known:
+    if strangers:
         raise ValueError(
             f'{folder} holds {", ".join(strangers[:3])}, which this command did not write: name '
             'another folder, or move that away'
@@ -92,3 +95,10 @@ def _mark(folder: pathlib.Path, names: set[str], known: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not names <= {*ours}:
         replace_file(record, json.dumps(sorted({*ours, *names})) + '\n')
+
+
+def _has_results(folder: pathlib.Path) -> bool:
+    checkpoints = (folder.glob(f'checkpoints/{steps}/meta/{DOCUMENT}') for steps in ('*', '*/*'))
+    return any(map(any, checkpoints)) or any(
+        map(is_journal, filter(pathlib.Path.is_file, folder.glob('*.jsonl')))
+    )

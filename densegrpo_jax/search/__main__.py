@@ -33,7 +33,6 @@ from densegrpo_jax.config.unread import SEARCH, check_unread
 from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, columns, ocr_prompt
 from densegrpo_jax.evaluation.diversity import embedding_folder
-from densegrpo_jax.runtime.journal import is_journal
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, load_prompts
@@ -94,8 +93,7 @@ def main(flag) -> int:
         check_unread(flag.config, given_keys(), of=SEARCH, then=flag.unread)
         source = flag['from'].value
         read = [pathlib.Path(source)] if source else []
-        known, hosts = is_journal(out / FILES[0]), stop.communicator.hosts
-        claim(out, FILES, FOLDERS, read=read, known=known, hosts=hosts)
+        claim(out, FILES, FOLDERS, read=read, hosts=stop.communicator.hosts)
         images = given_images(flag.config, source) if source else None
         embedding_folder(flag.config.eval.embedding)
         checked = check(flag.config, mesh, stop, needs=('schedule', 'reward'))

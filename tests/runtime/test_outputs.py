@@ -1,6 +1,7 @@
 """Outputs take the place of nothing but earlier outputs."""
 
 import json
+import os
 
 import pytest
 
@@ -62,6 +63,24 @@ def test_a_refused_command_takes_nothing_as_its_own_when_it_comes_again(tmp_path
                 (tmp_path / 'log.txt').touch()
             claim(tmp_path, [], ['images'])
     assert (tmp_path / 'lock').exists() == meanwhile and not (tmp_path / RECORD).exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['checkpoints/3/meta/metadata', 'checkpoints/flow/3/meta/metadata', 'scores.jsonl']
+)
+def test_results_of_an_earlier_version_are_ours_without_its_lock(tmp_path, name):
+    """As in a copy; for every command, and also if a line of them is damaged."""
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'a.jsonl').write_text('{"text": "settings"}')
+    os.mkfifo(tmp_path / 'b.jsonl')
+    with pytest.raises(ValueError, match='holds images'):
+        claim(tmp_path, ['summary.md'], ['images'])
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('{"settings": {"seed": 4')
+    claim(tmp_path, ['summary.md'], ['images'])
+    (tmp_path / 'config.json').touch()
+    with pytest.raises(ValueError, match='holds config.json'):  # it came later
+        claim(tmp_path, ['config.json'])
 
 
 def test_nothing_is_written_inside_what_only_its_owner_writes(tmp_path):
