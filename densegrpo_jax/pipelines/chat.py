@@ -2,19 +2,24 @@
 tokenizer's chat template (Jinja), before an empty answer of the assistant.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
+_MARK = re.compile(r'<[|/]?\w+\|?>')  # of a template: <|im_start|>, <think>, </think>
+
 
 def check_template(tokenizer, where: str) -> None:
-    """Checks that a tokenizer has a chat template that shows the message.
+    """Checks that a tokenizer has a chat template that shows the message, and marks its ends with
+    tokens of the vocabulary: one of another model would spell the marks, as '<think>'.
 
     Args:
       where: the folder, for messages.
 
     Raises:
-      ValueError: it has none, or one that cannot be rendered, or one that hides the message.
+      ValueError: it has none, or one that cannot be rendered, or one that hides the message, or one
+        of another vocabulary.
     """
     if not tokenizer.chat_template:
         raise ValueError(
@@ -29,6 +34,11 @@ def check_template(tokenizer, where: str) -> None:
     if 'a cat' not in text:
         raise ValueError(
             f"the chat template in {where} leaves out the user's message: it is not that of a model"
+        )
+    if spelled := sorted({*_MARK.findall(text)} - {*tokenizer.tokenize(text)}):
+        raise ValueError(
+            f'{where} has no token {spelled[0]}, which its chat template writes: template and '
+            "vocabulary do not belong together; fetch the model's own tokenizer"
         )
 
 

@@ -128,7 +128,8 @@ def check_belongs(tokenizer, kind: str, config: Mapping[str, Any], where: str) -
 
     CLIP's vocabulary has no spare tokens, and T5's has some. CLIP's padding is the end of the text
     or '!', whatever the config says; a config with the end 2 is older than that key's use. A
-    language model's tokenizer ends with what its chat template needs.
+    language model's tokenizer ends with what its chat template needs, and its padding is masked:
+    the encoder's own end is one of the special tokens (`chat.check_template` tries the others).
 
     Args:
       kind: the tokenizer's class in transformers. config: the contents of config.json.
@@ -136,17 +137,19 @@ def check_belongs(tokenizer, kind: str, config: Mapping[str, Any], where: str) -
     Raises:
       ValueError: they do not belong together.
     """
-    clip, t5 = kind.startswith('CLIP'), kind.startswith('T5')
+    clip, t5, chat = (kind.startswith(name) for name in ('CLIP', 'T5', 'Qwen'))
     size, end, padding = (config.get(k) for k in ('vocab_size', 'eos_token_id', 'pad_token_id'))
     found = ''
     if isinstance(size, int) and (
-        (clip and len(tokenizer) < size) or (t5 and len(tokenizer) > size)
+        (clip and len(tokenizer) < size) or ((t5 or chat) and len(tokenizer) > size)
     ):
         found = f'has {len(tokenizer)} tokens, and its encoder {size} (vocab_size'
     elif isinstance(end, int) and (t5 or (clip and end != 2)) and tokenizer.eos_token_id != end:
         found = (
             f'ends a text with {tokenizer.eos_token_id}, and its encoder with {end} (eos_token_id'
         )
+    elif isinstance(end, int) and chat and end not in tokenizer.added_tokens_decoder:
+        found = f'has no special token {end}, with which its encoder ends a text (eos_token_id'
     elif isinstance(padding, int) and t5 and tokenizer.pad_token_id != padding:
         found = f'pads with {tokenizer.pad_token_id}, and its encoder with {padding} (pad_token_id'
     if found:

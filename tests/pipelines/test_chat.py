@@ -102,6 +102,7 @@ def test_opening_ends_with_the_prompt():
         ('{{ messages[0].content ', 'cannot be used'),
         ('{{ raise_exception("no user") }}', 'no user'),
         ('{{ messages[0].role }}', 'leaves out'),
+        ('<start>{{ messages[0].content }}<|im_end|>', 'has no token <start>, which its chat'),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named(template, said):

@@ -183,12 +183,13 @@ class Sized:
 
     def __init__(self, size, end, padding):
         self.size, self.eos_token_id, self.pad_token_id = size, end, padding
+        self.added_tokens_decoder = dict.fromkeys((end, padding))
 
     def __len__(self):
         return self.size
 
 
-CLIP, T5 = 'CLIPTokenizer', 'T5TokenizerFast'
+CLIP, T5, QWEN = 'CLIPTokenizer', 'T5TokenizerFast', 'Qwen2TokenizerFast'
 # (class, size, end, padding of the tokenizer; those of the encoder's config.json)
 RELEASED = [
     (CLIP, 49408, 49407, 49407, 49408, 2, 1),  # FLUX.1, SD1.5, SD3's first
@@ -198,7 +199,8 @@ RELEASED = [
     (CLIP, 49410, 49407, 49407, 49408, 2, 1),  # with tokens of textual inversion
     (T5, 32100, 1, 0, 32128, 1, 0),
     (T5, 32100, 1, 0, 32128, None, None),
-    ('Qwen2TokenizerFast', 151669, 151645, 151643, 151936, 151643, None),
+    (QWEN, 151669, 151645, 151643, 151936, 151643, None),
+    (QWEN, 151669, 151645, 151643, 151936, 151645, None),
 ]
 
 
@@ -218,6 +220,14 @@ def test_the_tokenizers_of_released_models_belong_to_their_encoders(sizes):
         (
             (T5, 100, 2, 0, 121, 1, 0),
             r'ends a text with 2, and its encoder with 1 \(eos_token_id in',
+        ),
+        (
+            (QWEN, 151669, 151645, 151643, 151646, 151643, None),
+            'has 151669 tokens, and its encoder',
+        ),
+        (
+            (QWEN, 307, 301, 300, 151936, 151645, None),
+            'has no special token 151645, with which its',
         ),
         ((T5, 100, 1, 3, 121, 1, 0), r'pads with 3, and its encoder with 0 \(pad_token_id in its'),
     ],
