@@ -18,12 +18,18 @@ from densegrpo_jax.runtime.journal import Journal
 from densegrpo_jax.runtime.trees import json_value
 
 FILE = 'rewards.jsonl'
+_SCORES = [float | None]  # of a group
 FORMS = (  # of the lines
-    ('settings',),
-    (
-        *('prompt', 'terminal', 'again', 'twins', 'similarity', 'completions', 'scores'),
-        *('cost', 'warm'),
-    ),
+    {'settings': dict},
+    {
+        'prompt': int,
+        **dict.fromkeys(('terminal', 'again'), _SCORES),
+        **dict.fromkeys(('twins', 'similarity'), [_SCORES]),
+        'completions': {...: [_SCORES]},
+        'scores': {...: _SCORES},
+        'cost': [float],
+        'warm': bool,
+    },
 )
 
 
@@ -38,7 +44,7 @@ class Record:
       shown: prompts that have pictures, the first ones.
 
     Raises:
-      ValueError: the folder holds a preflight of other settings.
+      ValueError: the folder holds a preflight of other settings, or one that is damaged.
     """
 
     def __init__(self, folder: pathlib.Path, settings: Mapping, shown: int):
@@ -55,6 +61,14 @@ class Record:
                 'give another --workdir'
             )
         self.prompts: dict[int, dict] = {found['prompt']: found for found in rows}
+        try:
+            if self.prompts:
+                joined(self.prompts)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f'{folder / FILE} is damaged (its lines have arrays of different sizes): give '
+                'another --workdir'
+            ) from None
 
     def put(self, prompt: int, line: Mapping, batch: Batch, place: int) -> None:
         """Stores a prompt's line, and pictures of its group if it is among those shown."""
