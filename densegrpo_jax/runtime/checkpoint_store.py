@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
+import logging as system_logging
+import os
 import pathlib
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +34,8 @@ DOCUMENT = 'metadata'  # file of the JSON document; orbax's own name for it
 SEAL = 'seal'  # key of the document for the digest of all other keys
 STEP = 'step'  # key for the step that was saved
 KEYS = ('meta', 'fingerprint', 'score', 'arrays', 'digests')  # that every document has
+UNFINISHED = '.orbax-checkpoint-tmp'  # ends the names of checkpoints that are being written
+PATIENCE = 60.0  # seconds for writes beside one that has failed
 PAUSE = 5.0  # seconds before a failed read is repeated
 
 
@@ -59,12 +65,12 @@ class Store:
     def __init__(self, directory: pathlib.Path, hosts: Hosts, read_only: bool):
         if problem := paths.folder_problem(directory):
             raise ValueError(f'The folder of the checkpoints: {problem}.')
-        logging.get_absl_logger().addFilter(_without_orbax_chatter)
+        _report_once()
         self._directory = _LiteralPath(directory)
         if not read_only:
             if directory.is_dir() and hosts.primary:
                 for path in sorted(directory.iterdir()):
-                    if path.name.endswith('-tmp'):
+                    if path.name.endswith(UNFINISHED):
                         logging.warning(
                             'Removing an incomplete checkpoint: %s (the run was cut off while '
                             'saving it).',
@@ -105,12 +111,14 @@ class Store:
 
     def begin(self, step: int, arrays: Mapping, document: Mapping) -> None:
         """Starts writing; returns as soon as the arrays may be changed or donated."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(document)
-            ),
+        written = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(document)
         )
+        try:
+            self._manager.save(step, args=written)
+        except Exception:
+            _end_writes()
+            raise
 
     def wait(self) -> None:
         """Returns once everything is written. If writing failed, raises its error and forgets the
@@ -120,6 +128,7 @@ class Store:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception:
+            _end_writes()
             self.reload()
             raise
 
@@ -178,8 +187,7 @@ class Store:
 
     def _read_arrays(self, step: int, shapes, args, partial: bool) -> dict[str, jax.Array]:
         item = ocp.args.PyTreeRestore(shapes, restore_args=args, partial_restore=partial)
-        with _reads_end():
-            return self._read(step, state=item).state
+        return self._read(step, state=item).state
 
     def _read(self, step: int, **items):
         path = self._directory / str(step)
@@ -213,6 +221,15 @@ def brief(error: BaseException, limit: int = 240) -> str:
     return f'{type(error).__name__}: {text}'
 
 
+def way_out(error: BaseException) -> str:
+    """What to do about a failed write."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if os.strerror(errno.EFBIG) in str(error):
+        return 'Raise the limit on the size of files (ulimit -f)'
+    return 'Make room or mend the disk'
+
+
 class _LiteralPath(gpath.PosixGPath):
     """A path of this machine in a form that orbax does not reinterpret.
 
@@ -239,25 +256,41 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 
 class _Patient(asyncio.DefaultEventLoopPolicy):
+    """Makes such loops for orbax, and the usual ones for others."""
+
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _PatientLoop()
+        caller = sys._getframe(2).f_code.co_filename  # of asyncio's function of that name
+        return _PatientLoop() if 'orbax' in caller else super().new_event_loop()
 
 
-_ONE_READ = threading.Lock()  # all threads share the event loop policy
-
-
-@contextlib.contextmanager
-def _reads_end():
-    """A context in which a failed read lets the other reads end first. Otherwise orbax closes its
-    event loop at the first failure, and each other read prints its own traceback.
+def _report_once() -> None:
+    """Of a checkpoint that fails there is one error, the first. Otherwise orbax closes its event
+    loop at once, and each other array prints a traceback, now or when it is forgotten.
     """
-    with _ONE_READ:
-        usual = asyncio.get_event_loop_policy()
+    logging.get_absl_logger().addFilter(_without_orbax_chatter)
+    system_logging.getLogger('asyncio').addFilter(_without_further_errors)
+    # orbax makes its loops in threads of its own, long after a save has begun
+    if not isinstance(asyncio.get_event_loop_policy(), _Patient):
         asyncio.set_event_loop_policy(_Patient())
-        try:
-            yield
-        finally:
-            asyncio.set_event_loop_policy(usual)
+
+
+def _end_writes() -> None:
+    """Waits for the writes beside one that has failed: they would go on in a folder that the next
+    save removes.
+    """
+    for thread in threading.enumerate():
+        if (
+            type(thread).__module__.startswith('orbax.')
+            and thread is not threading.current_thread()
+        ):
+            thread.join(PATIENCE)
+
+
+def _without_further_errors(record) -> bool:
+    """Logging filter: errors that nobody waits for, of files of a checkpoint."""
+    error = str(record.exc_info[1] if record.exc_info else '')
+    ours = UNFINISHED in error or 'OCDBT database' in error  # the form of arrays on disk
+    return not (ours and 'never retrieved' in record.getMessage())
 
 
 def _without_orbax_chatter(record) -> bool:

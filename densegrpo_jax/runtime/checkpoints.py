@@ -24,6 +24,7 @@ from densegrpo_jax.runtime.checkpoint_store import (
     Store,
     brief,
     sealed,
+    way_out,
 )
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.flat_state import abstract, digest, flatten
@@ -456,6 +457,6 @@ class Checkpoints:
             )
             raise OSError(
                 f'The checkpoint of step {step} could not be written to {self.directory}: '
-                f'{brief(error)}. {left}. Make room or mend the disk, then run the same command '
+                f'{brief(error)}. {left}. {way_out(error)}, then run the same command '
                 f'again: {then}.'
             ) from None
