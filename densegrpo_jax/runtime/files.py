@@ -39,24 +39,34 @@ _SYSTEM_SAID = tuple(
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike):
+    """A context in which an error of the system that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: pathlib.Path):
     """A binary file to write to, which takes its name in one step: if the process is killed or the
     machine stops, the old or the new file remains. If writing fails, as on a full disk, the old
     file remains, and the OSError names it.
     """
     temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with open(temporary, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    with naming(path):
+        try:
+            with open(temporary, 'wb') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def replace_file(path: pathlib.Path, content: bytes | str) -> None:

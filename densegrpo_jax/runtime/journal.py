@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.files import naming, replace_file
 from densegrpo_jax.runtime.reading import check_file, parse_json, shaped
 
 _SETTINGS = b'{"settings": '
@@ -70,7 +70,7 @@ class Journal:
     def append(self, row: Mapping) -> None:
         """Adds an object of finite numbers."""
         text = json.dumps(row, allow_nan=False)
-        with open(self._path, 'a', encoding='utf-8') as file:
+        with naming(self._path), open(self._path, 'a', encoding='utf-8') as file:
             file.write(text + '\n')
         self.rows.append(json.loads(text))
 

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from densegrpo_jax.runtime import images as pictures
-from densegrpo_jax.runtime.files import replace_file
+from densegrpo_jax.runtime.files import naming, replace_file
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.reading import parse_json, shaped
 from densegrpo_jax.runtime.trees import json_value
@@ -113,9 +113,10 @@ class JsonlWriter(_Writer):
         self._values |= json_value({name: np.asarray(v).item() for name, v in scalars.items()})
         line = json.dumps({**self._values, 'step': int(step)}, sort_keys=True, allow_nan=False)
         # the file is in append mode: the step's line is rewritten in the same place
-        self._file.truncate(self._start)
-        self._file.write(line.encode() + b'\n')
-        self._file.flush()
+        with naming(self._path):
+            self._file.truncate(self._start)
+            self._file.write(line.encode() + b'\n')
+            self._file.flush()
 
     def write_images(self, step, images):
         pass
@@ -130,11 +131,13 @@ class JsonlWriter(_Writer):
         pass
 
     def flush(self):
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self):
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 class TensorBoardWriter(_Writer):
@@ -148,7 +151,7 @@ class TensorBoardWriter(_Writer):
     """
 
     def __init__(self, folder, *, last_step: int = -1):
-        folder = Path(folder)
+        folder = self._folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files in the order of their names. A name begins with the time in
         # seconds; the number orders two starts within one second.
@@ -160,7 +163,8 @@ class TensorBoardWriter(_Writer):
         self.flush()
 
     def _write(self, step: int, **content):
-        self._events.write_event(Event(wall_time=time.time(), step=int(step), **content))
+        with naming(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), step=int(step), **content))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]):
         for name, value in sorted(scalars.items()):
@@ -210,10 +214,12 @@ class TensorBoardWriter(_Writer):
         )
 
     def flush(self):
-        self._events.flush()
+        with naming(self._folder):
+            self._events.flush()
 
     def close(self):
-        self._events.close()
+        with naming(self._folder):
+            self._events.close()
 
 
 class MetricWriter(metric_writers.MultiWriter):

@@ -179,9 +179,10 @@ def run(
                     checkpoints.rescore(progress.competing_score)
             progress.evaluations.append(row)
 
-        def save() -> None:
+        def save(*, logged: bool = True) -> None:
             nonlocal saved
-            reporter.flush()
+            if logged:
+                reporter.flush()
             score = progress.competing_score(step)
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
@@ -251,8 +252,8 @@ def run(
         except Exception as reason:
             try:
                 _stop_together(stop, reason)
-                if step > saved:
-                    save()
+                if step > saved:  # also if metrics can no longer be written
+                    save(logged=not isinstance(reason, OSError))
                 checkpoints.wait_until_finished()
             except Exception as error:
                 if isinstance(reason, Preempted):

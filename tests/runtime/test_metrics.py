@@ -96,11 +96,20 @@ def test_a_full_disk_is_an_error_of_the_write_that_meets_it(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         try:
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match='File too large') as caught:
                 writer.write_texts(1, {'long': 'word ' * 1000})
+            assert caught.value.filename == str(tmp_path / metrics.EVENTS_NAME)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         writer.write_scalars(2, {'reward': 1.0})  # and the run may go on
+    writer = metrics.JsonlWriter(tmp_path / 'a.jsonl')
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match='a.jsonl'):
+            writer.write_scalars(1, {'reward': 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
 
 
 def test_a_run_that_begins_again_leaves_nothing_of_the_earlier_try(tmp_path):

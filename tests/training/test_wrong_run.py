@@ -1,7 +1,9 @@
 """A run that is read or continued with other parts than it was made with, or with damaged ones."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 
 import jax
@@ -16,6 +18,7 @@ from densegrpo_jax.pipelines.weights.content import content_digest
 from densegrpo_jax.runtime.checkpoint_fit import CheckpointMismatch
 from densegrpo_jax.runtime.checkpoints import CheckpointDamaged
 from densegrpo_jax.runtime.mesh import make_mesh
+from densegrpo_jax.runtime.metrics import JsonlWriter
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export
@@ -184,6 +187,23 @@ def test_what_an_earlier_start_left_damaged_does_not_end_a_run(own, caplog):
     assert not (workdir / 'before_after.png').exists()
     assert {path: path.read_bytes() for path in files} == before
     assert caplog.text.count('is damaged; its prompt is encoded anew') == len(files[::2]) + 1
+
+
+def test_the_last_update_is_saved_although_metrics_cannot_be_written(own, monkeypatch, caplog):
+    """As where the size of files is limited."""
+    _, workdir, config = own
+
+    def full(*given):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), 'metrics.jsonl')
+
+    with monkeypatch.context() as patch:
+        for name in ('write_scalars', 'flush', 'close'):
+            patch.setattr(JsonlWriter, name, full)
+        with pytest.raises(OSError, match='File too large'):
+            train(config, workdir)
+    assert 'could not be saved' not in caplog.text
+    assert (workdir / 'checkpoints' / '2').is_dir()
+    assert train(config, workdir)['updates'] == 2
 
 
 @pytest.mark.parametrize('damage', [b'x', b'PK', b''])
