@@ -64,11 +64,11 @@ def evaluate(
     hosts = stop.communicator.hosts if stop else None
     made = tables.files(SETS, [chosen.label for chosen in policies])
     claim(out, (RECORD, *made), FOLDERS, hosts=hosts)
+    check_group(group, config)
     checked = check(config, mesh or make_mesh(config.mesh), stop, needs=('test',))
     which = parts(config, checked.test, checked.reward)
     if PANEL in which:
         check_targets(checked.pipeline, which[PANEL].prompts, 'eval.panel_prompts')
-    check_group(group, config)
     for chosen in policies:
         if chosen.workdir is not None:
             check_policy(checked.pipeline, config, chosen.workdir, str(chosen.step))

@@ -109,8 +109,8 @@ def run(
             'per iteration'
         )
     accumulation = check_geometry(config, checked.schedule, mesh)
-    try_parts(config, checked.schedule)
     guarded = check_guard(checked)
+    try_parts(config, checked.schedule)
     check_rounds(config, checked.pipeline, checked.schedule, mesh)
     if config.noise.calibrate:
         check_file(checked, workdir / FILE)
