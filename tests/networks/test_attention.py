@@ -61,36 +61,51 @@ def test_splash_equals_plain_attention_on_a_mesh(batch, tokens, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
 
 
-# an odd number has no backward pass in JAX, so cudnn() makes it even
+def prefix_of(lengths):
+    """`over_prefix` of the cuDNN kernel, over the first `lengths` of the keys."""
+    return lambda q, k, v: attention.over_prefix(attention.cudnn, q, k, v, np.array(lengths))
+
+
+# an odd number has no backward pass in JAX, so both make it even
+@pytest.mark.parametrize('attend', [attention.cudnn, prefix_of([128, 5])], ids=['all', 'prefix'])
 @pytest.mark.parametrize('tokens', [128, 127])
-def test_cudnn_is_lowered_to_its_kernel(monkeypatch, tokens):
+def test_cudnn_is_lowered_to_its_kernel(monkeypatch, tokens, attend):
     library = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
     if not hasattr(library, 'check_cudnn_version'):
         pytest.skip('this JAX looks for cuDNN elsewhere')
     # there is none here: the program is only written down
     monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91200)
     q, k, v, _ = inputs(2, tokens, 3, 64, jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda q, k, v: attention.cudnn(q, k, v).astype(jnp.float32).sum()))
+    gradient = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum()))
     text = gradient.trace(q, k, v).lower(lowering_platforms=('cuda',)).as_text()
     # no weights [.., N, N] outside the kernel
     assert '__cudnn$fmha' in text and '128x128' not in text
 
 
 @pytest.mark.parametrize('tokens', [8, 7])
-def test_the_token_that_cudnn_is_given_is_not_seen(monkeypatch, tokens):
-    """With JAX's plain implementation in the kernel's place, which takes the same lengths."""
+@pytest.mark.parametrize('lengths', [None, (3, 6)], ids=['all', 'prefix'])
+def test_cudnn_sees_the_keys_it_should(monkeypatch, tokens, lengths):
+    """Neither the token that makes a number even nor the padding after a prefix: with JAX's plain
+    implementation in the kernel's place, which takes the same lengths.
+    """
     plain = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn, 'dot_product_attention', lambda *args, implementation, **rest: plain(*args, **rest)
     )
+
+    def each(q, k, v):
+        """Every sample by itself, over its own keys."""
+        rows = [
+            attention.xla(q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
+            for i, length in enumerate(lengths or (tokens, tokens))
+        ]
+        return jnp.concatenate(rows)
+
+    found = attention.cudnn if lengths is None else prefix_of(lengths)
     q, k, v, weight = inputs(2, tokens, 3, 16)
     loss = lambda attend: lambda *a: (attend(*a) * weight.reshape(2, tokens, 48)).sum()
-    np.testing.assert_allclose(
-        attention.cudnn(q, k, v), attention.xla(q, k, v), rtol=1e-4, atol=1e-5
-    )
-    for got, want in zip(
-        *(jax.grad(loss(attend), (0, 1, 2))(q, k, v) for attend in (attention.cudnn, attention.xla))
-    ):
+    np.testing.assert_allclose(found(q, k, v), each(q, k, v), rtol=1e-4, atol=1e-5)
+    for got, want in zip(*(jax.grad(loss(a), (0, 1, 2))(q, k, v) for a in (found, each))):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
