@@ -42,6 +42,8 @@ BRANCHES = {
 # FLUX.2 [klein], whose fused layers are cut across their parts.
 KLEIN = {'model.t5_length': 24, 'model.guidance': 1.0, 'lora.targets': flux2.LORA_TARGETS}
 ZIMAGE = KLEIN | {'lora.targets': zimage.LORA_TARGETS}
+# Classifier-free guidance puts the rows of the empty prompt beside those of a batch that is split.
+GUIDED = {'model.guidance': 4.0, 'model.cfg_normalization': 0.9}
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']
 
 
@@ -60,7 +62,7 @@ class Iteration:
         self.start = lambda: sharding.init_sharded(
             self.fresh, mesh, self.params['transformer'], rules=rules
         )
-        self.conditioning = session.conditioning(PROMPTS)
+        self.text = session.conditioning(PROMPTS), session.negative
         self._ids = group_ids_of([config.rollout.group] * len(PROMPTS))
         self._rollout, self._levels = (
             make_rollout(self.pipeline, config, schedule, mesh),
@@ -77,13 +79,7 @@ class Iteration:
         """
         key = key_data(jax.random.key(1))
         rollout, images, finite = self._rollout(
-            self.params,
-            self.start().policy,
-            self.conditioning,
-            None,
-            key,
-            np.arange(2),
-            self._levels,
+            self.params, self.start().policy, *self.text, key, np.arange(2), self._levels
         )
         images = np.asarray(images)
         rewards = images[:, :, :, : images.shape[3] // 2].mean((2, 3, 4)).astype(np.float32) / 255
@@ -92,7 +88,7 @@ class Iteration:
     def update(self, batch):
         """Loss, and the gradient of every adapter."""
         before = jax.device_get(self.start().policy)
-        state, metrics = self._update(self.start(), self.params, self.conditioning, None, batch)
+        state, metrics = self._update(self.start(), self.params, *self.text, batch)
         self.deviation = float(metrics['ratio_deviation_first'])
         return float(metrics['loss']), jax.tree.map(
             lambda a, b: a - b, before, jax.device_get(state.policy)
@@ -104,8 +100,10 @@ class Iteration:
     params=[
         pytest.param((miniature.random_flux, {}), id='trajectories'),
         pytest.param((miniature.random_flux, BRANCHES), id='branches', marks=pytest.mark.slow),
-        pytest.param((miniature.random_klein, KLEIN), id='klein', marks=pytest.mark.slow),
-        pytest.param((miniature.random_zimage, ZIMAGE), id='zimage', marks=pytest.mark.slow),
+        pytest.param((miniature.random_klein, KLEIN | GUIDED), id='klein', marks=pytest.mark.slow),
+        pytest.param(
+            (miniature.random_zimage, ZIMAGE | GUIDED), id='zimage', marks=pytest.mark.slow
+        ),
     ],
 )
 def one(tmp_path_factory, request):
