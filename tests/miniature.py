@@ -217,7 +217,7 @@ def _qwen3(tokenizer, layers):
     )
 
 
-def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3.0):
+def random_klein(folder, *, distilled=False, head_dim=16, double=1, single=2, seed=0, scale=3.0):
     """Writes a FLUX.2-klein folder of some ten thousand parameters and returns its path. Its text
     encoder is thin, but as deep as the layers that are read.
     """
@@ -232,10 +232,10 @@ def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3
         in_channels=64,
         num_layers=double,
         num_single_layers=single,
-        attention_head_dim=16,
+        attention_head_dim=head_dim,
         num_attention_heads=2,
         joint_attention_dim=48,
-        axes_dims_rope=[4, 4, 4, 4],
+        axes_dims_rope=[head_dim // 4] * 4,
         guidance_embeds=False,
     )
     configs = dict(transformer=transformer, vae=vae, text_encoder=text)
@@ -246,7 +246,7 @@ def random_klein(folder, *, distilled=False, double=1, single=2, seed=0, scale=3
     return _write(folder, pipeline, seed, scale)
 
 
-def random_zimage(folder, *, layers=2, seed=0, scale=1.0):
+def random_zimage(folder, *, dim=24, layers=2, seed=0, scale=1.0):
     """Writes a Z-Image folder of some ten thousand parameters and returns its path."""
     tokenizer = random_tokenizer()
     vae, _, _ = text_and_vae_configs(*load_tokenizers(TOKENIZERS))
@@ -256,13 +256,13 @@ def random_zimage(folder, *, layers=2, seed=0, scale=1.0):
         all_patch_size=[2],
         all_f_patch_size=[1],
         in_channels=16,
-        dim=24,
+        dim=dim,
         n_layers=layers,
         n_refiner_layers=1,
         n_heads=2,
         n_kv_heads=2,
         cap_feat_dim=16,
-        axes_dims=[4, 4, 4],
+        axes_dims=[dim // 6] * 3,
         axes_lens=[128, 32, 32],
     )
     configs = json.loads(json.dumps(dict(transformer=transformer, vae=vae, text_encoder=text)))
