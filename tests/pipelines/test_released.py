@@ -3,6 +3,7 @@ what the encoders return.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,6 +43,31 @@ def test_sizes_are_the_published_ones(name):
     for component, shapes in pipeline.abstract_params(list(SIZES[name])).items():
         billions = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
         assert billions == pytest.approx(SIZES[name][component], rel=2e-3), component
+
+
+@pytest.mark.parametrize(
+    'name, masked',
+    [
+        ('black-forest-labs/FLUX.1-dev', False),
+        ('black-forest-labs/FLUX.2-klein-base-4B', False),
+        ('stabilityai/stable-diffusion-3.5-medium', False),
+        ('Tongyi-MAI/Z-Image', True),
+    ],
+)
+def test_only_z_image_computes_a_mask(name, masked):
+    """What one family's texts need costs the others neither time nor a bit: nothing in their
+    velocity is boolean.
+    """
+    pipeline = released_pipeline(name, text_length=128)
+    text = pipeline.conditioning_shapes(2)
+    velocity = lambda base, text, x, s: pipeline.velocity_fn(base, None, text, 1.0, 64, 64)(x, s)
+    program = jax.make_jaxpr(velocity)(
+        pipeline.abstract_params(['transformer'])['transformer'],
+        text,
+        jax.ShapeDtypeStruct((2, *pipeline.latent_shape(64, 64)), jnp.float32),
+        jax.ShapeDtypeStruct((2,), jnp.float32),
+    )
+    assert ('mask' in text) == ('bool[' in str(program)) == masked
 
 
 @pytest.mark.parametrize(
