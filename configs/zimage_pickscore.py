@@ -15,7 +15,7 @@ Expected cost: 2.6 H100-hours per iteration, 2,050 for 800 (`densegrpo_jax.plan`
 peak, scoring not counted; not measured).
 Memory: 41 GiB on one H100 (`:devices=1`), as its compiler plans it (docs/own_machine.md), and
 3.7 GiB of PickScore on every device (half with --config.reward.pickscore.dtype=bfloat16). The text
-encoder, 7.5 GiB, is freed before training. One RTX 4090 needs the options that
+encoder, 7.5 GiB, is freed before training. v5e-8, v6e-8 and one RTX 4090 need the options that
 docs/own_machine.md lists.
 Expected score: above the base's; no paper has such a run.
 """

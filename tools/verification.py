@@ -73,7 +73,7 @@ RECIPES = {
     'zimage_ocr': Verified(COMPILED, f'{_MACHINE}, TPUs and GPUs; {_SMALL} (slow)'),
     'zimage_pickscore': Verified(
         COMPILED,
-        f'{_MACHINE}, GPUs and v5p; two iterations on small random weights in '
+        f'{_MACHINE}, TPUs and GPUs; two iterations on small random weights in '
         'tests/viewing/test_other_family.py',
     ),
 }
