@@ -256,11 +256,17 @@ class _PatientLoop(asyncio.SelectorEventLoop):
 
 
 class _Patient(asyncio.DefaultEventLoopPolicy):
-    """Makes such loops for orbax, and the usual ones for others."""
+    """Makes such loops for orbax, and those of the policy before it for others."""
+
+    def __init__(self, usual: asyncio.AbstractEventLoopPolicy):
+        super().__init__()
+        self._usual = usual
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        caller = sys._getframe(2).f_code.co_filename  # of asyncio's function of that name
-        return _PatientLoop() if 'orbax' in caller else super().new_event_loop()
+        asked = sys._getframe(1)  # asyncio's function of that name, or who calls this one
+        callers = [frame.f_code.co_filename for frame in (asked, asked.f_back) if frame]
+        ours = any('orbax' in name for name in callers)
+        return _PatientLoop() if ours else self._usual.new_event_loop()
 
 
 def _report_once() -> None:
@@ -270,8 +276,9 @@ def _report_once() -> None:
     logging.get_absl_logger().addFilter(_without_orbax_chatter)
     system_logging.getLogger('asyncio').addFilter(_without_further_errors)
     # orbax makes its loops in threads of its own, long after a save has begun
-    if not isinstance(asyncio.get_event_loop_policy(), _Patient):
-        asyncio.set_event_loop_policy(_Patient())
+    usual = asyncio.get_event_loop_policy()
+    if not isinstance(usual, _Patient):
+        asyncio.set_event_loop_policy(_Patient(usual))
 
 
 def _end_writes() -> None:
@@ -283,7 +290,8 @@ def _end_writes() -> None:
             type(thread).__module__.startswith('orbax.')
             and thread is not threading.current_thread()
         ):
-            thread.join(PATIENCE)
+            with contextlib.suppress(Exception):  # orbax's raise what ended them
+                thread.join(PATIENCE)
 
 
 def _without_further_errors(record) -> bool:
