@@ -392,7 +392,7 @@ def _may_lack() -> set[str]:
     if parser is None or not given_keys():
         return set()
     texts = {key for key in given_keys() if isinstance(_override(key), str)}
-    options = {key for key in texts if key.startswith('reward.')}
+    options = {key for key in texts if key.startswith(('reward.', 'eval.panel.'))}
     may_lack = {key for key in options if _reward_default(key) == ''}
     if not parser.training:
         return may_lack | (texts - options)
@@ -402,11 +402,16 @@ def _may_lack() -> set[str]:
 
 
 def _reward_default(key: str) -> object:
-    """The default in a reward's signature of its option reward.NAME.OPTION; None if it has none."""
+    """The default in a reward's signature of its option reward.NAME.OPTION, or
+    eval.panel.NAME.OPTION; None if it has none.
+    """
     from densegrpo_jax.rewards.build import resolve
 
-    _, name, *option = key.split('.')
-    kind = flags.FLAGS.config.reward[name].get('kind', name)
+    config = flags.FLAGS.config
+    panel = key.startswith('eval.panel.')
+    rewards = config.eval.panel if panel else config.reward
+    name, *option = key.removeprefix('eval.panel.' if panel else 'reward.').split('.')
+    kind = rewards[name].get('kind', name)
     parameter = inspect.signature(resolve(kind)).parameters.get('.'.join(option))
     return parameter and parameter.default
 

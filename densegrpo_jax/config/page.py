@@ -31,10 +31,11 @@ like the noise table.
 An empty value on the command line is refused: it may be a variable of the shell that is unset.
 `none` stands for no value where the default is `''`, as in `--config.noise.psi_path=none`.
 
-A key of the command line that the command, or what the other keys choose, does not read is
-refused, such as `calibration.z` in a run that does not calibrate (`--unread=warn` says so instead);
-of options of the method that the recipe sets, the start of the run warns. If a method replaces a
-part, that part's options return to their defaults.
+A key of the command line that the command does not read is refused. `train`, `plan`, `search` and
+`calibrate` also refuse one that what the other keys choose does not read, such as `calibration.z`
+in a run that does not calibrate (`--unread=warn` says so instead); of options of the method that
+the recipe sets, the start of the run warns. If a method replaces a part, that part's options return
+to their defaults.
 """
 
 VARIANTS = """## Variants

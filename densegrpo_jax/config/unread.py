@@ -23,7 +23,7 @@ from densegrpo_jax.config.method import (
 from densegrpo_jax.config.method_keys import CALIBRATE_HEEDED, PROCESS_HEEDED, RULE_HEEDED
 from densegrpo_jax.config.model_keys import FULL_HEEDED
 from densegrpo_jax.config.moving_keys import BUDGET_HEEDED, HEEDED, STAY_HEEDED
-from densegrpo_jax.config.reads import REFUSE
+from densegrpo_jax.config.reads import REFUSE, WARN
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.search_keys import SEARCH_HEEDED
 from densegrpo_jax.core.credit_rules import CREDIT_RULES, CreditRule
@@ -64,7 +64,7 @@ class Unread(NamedTuple):
     readers: tuple[object, ...]  # other values with which the key is read
 
     def __str__(self) -> str:
-        ways = ' or '.join(map(repr, self.readers))
+        ways = ' or '.join('a file' if way is _FILE else repr(way) for way in self.readers)
         reads = 'reads' if len(self.readers) == 1 else 'read'
         choose = f': choose {ways}, which {reads} it, or' if ways else ':'
         default = KEYS[self.key].default
@@ -111,7 +111,7 @@ def check_unread(config, given: Collection[str], *, of: str = TRAINING, then: st
     for found in _unread(config, parts):
         if any(key == found.key or key.startswith(f'{found.key}.') for key in given):
             if then == REFUSE:
-                raise ValueError(str(found))
+                raise ValueError(f'{found}, or give --unread={WARN}')
             print(f'note: {found}', file=sys.stderr)
 
 
@@ -166,7 +166,8 @@ def _trained(c) -> Iterable[Part]:
     yield 'noise.calibrate', calibrate, CALIBRATE_HEEDED[calibrate], CALIBRATE_HEEDED
     if calibrate:
         yield from _calibrating(c)
-    if 'scenes' not in (c.data.train, c.data.eval):
+    panel = c.eval.panel_prompts if c.guard.on else ''
+    if 'scenes' not in (c.data.train, c.data.eval, panel):
         yield 'data.train', c.data.train, (), {'scenes': ('data.scenes',)}
     if not c.loss.beta and not c.loss.measure_kl and 'loss.kl_form' in _of_loss(loss_of(c)):
         yield 'loss.measure_kl', False, (), {True: ('loss.kl_form',)}
