@@ -179,10 +179,14 @@ def run(
                     checkpoints.rescore(progress.competing_score)
             progress.evaluations.append(row)
 
-        def save(*, logged: bool = True) -> None:
+        def save(*, whole: bool = True) -> None:
             nonlocal saved
-            if logged:
+            try:
                 reporter.flush()
+            except OSError as error:
+                if whole:
+                    raise
+                logging.error('the metrics could not be written: %s', error)
             score = progress.competing_score(step)
             checkpoints.save(step, state, dataclasses.asdict(progress), score=score)
             saved = step
@@ -252,8 +256,8 @@ def run(
         except Exception as reason:
             try:
                 _stop_together(stop, reason)
-                if step > saved:  # also if metrics can no longer be written
-                    save(logged=not isinstance(reason, OSError))
+                if step > saved:
+                    save(whole=False)
                 checkpoints.wait_until_finished()
             except Exception as error:
                 if isinstance(reason, Preempted):
