@@ -29,7 +29,7 @@ Key = tuple[str, str]  # variant, seed
 
 class Measures:
     """Values by (variant, seed) and name, 'SCORE@STEPS'; and the commands of the runs that have
-    them: a run may be made anew with another learning rate.
+    them: a run may be made anew, elsewhere, with another learning rate.
     """
 
     def __init__(self, of: Mapping[Key, Mapping[str, float]], commands: Mapping[Key, str] = {}):
@@ -42,7 +42,8 @@ class Measures:
         of: dict[Key, dict[str, float]] = {}
         commands: dict[Key, str] = {}
         if (folder / FILE).exists():
-            for row in read_table(folder / FILE, FIELDS[:-1], FIELDS[-1:]):
+            early = lambda row: {'command': '', **row}  # tables of earlier versions
+            for row in read_table(folder / FILE, FIELDS[:-1], FIELDS[-1:], early):
                 key = row['variant'], row['seed']
                 of.setdefault(key, {})[row['name']] = row['value']
                 commands[key] = row['command']

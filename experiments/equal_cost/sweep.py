@@ -34,7 +34,7 @@ class Entry:
       cost: of a sample.
       per_update: samples of an update.
       updates: as many as the budget pays for.
-      learning_rate: the recipe's.
+      learning_rate: the recipe's. measures_kl: whether its runs would.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Entry:
     per_update: int
     updates: int
     learning_rate: float
+    measures_kl: bool = False
 
     @property
     def images(self) -> float:
@@ -59,8 +60,9 @@ class Entry:
             ('optim.learning_rate', f'{self.learning_rate * rate:g}'),
             ('iterations', self.updates),
             ('eval.every', max(1, self.updates // EVALUATIONS)),
-            ('loss.measure_kl', False),  # a fifth of an update; `measures` has the KL at the end
         )
+        if self.measures_kl:  # a fifth of an update, and `measures` has the KL at the end
+            changes = (*changes, ('loss.measure_kl', False))
         folder = workdir / variant.replace(' ', '_') / seed
         return Run(self.config, variant, changes, seed, folder, workdir / 'text', tuple(extra))
 
@@ -133,6 +135,7 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
         per_update,
         updates_within(budget, counted.nfe * per_update),
         complete.optim.learning_rate,
+        complete.loss.measure_kl,
     )
 
 
