@@ -185,7 +185,7 @@ def export(
     # with it.
     exact.model.update(quantize='none', attention='xla')
     kind = jnp.dtype(dtype) if dtype else None
-    if layout == MERGED and kind is not None:
+    if layout == MERGED and kind not in (None, jnp.dtype(config.model.dtype)):
         exact.model.dtype = 'float32'  # the sums are rounded once, when they are written
     target = check_push(push_to, public) if push_to else None
     find_step(workdir, checkpoint)  # checks that a checkpoint exists before a base is downloaded
