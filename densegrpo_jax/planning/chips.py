@@ -101,7 +101,7 @@ CHIPS = {
     ),
 }
 GPUS = tuple(name for name, chip in CHIPS.items() if chip.gpu)
-_OTHERS = re.compile(r'h100 (pcie|nvl)|h200 nvl|laptop|max-q|[45]090 d\b')
+_OTHERS = re.compile(r'h100 (pcie|nvl)|h200 nvl|laptop|max-q|[45]090 d\b|\bmig\b|grid|-\d+[qc]\b')
 
 
 def chip_of(device_kind: str) -> tuple[str, Chip] | None:

@@ -76,6 +76,7 @@ def bounded(
             super().data_received(data)
             if self.cycle is not before:
                 self._headers_came()
+                self._unread = 0, 0.0  # what waits from here on is another answer's
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._leave()

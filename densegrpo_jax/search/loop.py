@@ -326,8 +326,8 @@ def _step(x, v, s, s_next, level, noise, *, kernel):
 
 @functools.partial(jax.jit, static_argnames='kernel')
 def _guided(x, v, s, s_next, level, noise, gradient, scale, *, kernel):
-    """A step whose mean is shifted by std^2 g / alpha, and log p/q. A gradient that is not finite
-    shifts nothing, and a path that is not finite has no weight.
+    """A step whose mean is shifted by std^2 g / alpha, and log p/q. Elements of the gradient
+    that are not finite shift nothing, and a path that is not finite has no weight.
     """
     step = _moved(x, v, s, s_next, level, noise, kernel)
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)

@@ -38,7 +38,8 @@ def test_devices_are_known_by_their_kind(kind, name):
         *('cpu', 'NVIDIA L40', 'AMD Instinct MI300X', ''),
         # other cards of nearly these names
         *('NVIDIA H100 PCIe', 'NVIDIA H100 NVL', 'NVIDIA GH200 480GB', 'NVIDIA GB200'),
-        *('NVIDIA GeForce RTX 4090 Laptop GPU', 'NVIDIA GeForce RTX 4090 D'),
+        *('NVIDIA GeForce RTX 4090 Laptop GPU', 'NVIDIA GeForce RTX 4090 D', 'GRID A100D-80C'),
+        *('NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'NVIDIA L40S-48Q'),  # parts of one
     ],
 )
 def test_other_devices_have_no_figures(kind):
