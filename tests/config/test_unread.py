@@ -42,7 +42,7 @@ def changed(**values):
         ({'loss__pairs': 'neighbours'}, "loss.kind='grpo' .*: choose 'pair', which reads it"),
         ({'loss__clip_range': 1.0, 'loss__kind': 'list'}, "choose 'grpo' or 'guard' or 'pair'"),
         ({'loss__old_decay': 'none'}, "choose 'nft', which reads it, or leave .* 'rising'"),
-        ({'loss__draws': 2}, "loss.draws=2 is set, and loss.kind='grpo' does not .* default 1, or give"),
+        ({'loss__draws': 2}, "loss.draws=2 is set, and loss.kind='grpo' does not .* default 1, or"),
         ({'loss__step_decay': 0.9, 'loss__kind': 'nft'}, "loss.kind='nft' does not read it"),
         ({'loss__noise_power': 1.0, 'loss__kind': 'winners'}, "'winners' does not read it"),
         ({'loss__kl_form': 'flow_grpo', 'loss__kind': 'nft'}, "'nft' does not read it"),
