@@ -70,8 +70,7 @@ def get_config():
     REWARDS['brightness'] = Brightness
     mesh = {{'mesh.data': 4, 'mesh.tensor': 2}}
     batches = {{'rollout.prompts_per_batch': 1, 'optim.microbatch': 8, 'eval.report': True}}
-    guard = {{'guard.on': True, 'guard.prompts': 8, 'guard.images': 2, 'guard.kl_prompts': 2}}
-    config = make_config({folder!r}, **mesh, **batches, **guard, **SMOOTH)
+    config = make_config({folder!r}, **mesh, **batches, **SMOOTH)
     config.reward = {{'brightness': {{'weight': 1.0}}}}
     return config
 """
@@ -205,7 +204,6 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     assert (workdir / 'summary.json').is_file() and (workdir / 'before_after.png').is_file()
     assert list((workdir / 'groups').glob('*.json')) and (workdir / 'report').is_dir()
     assert 'reward' not in pathlib.Path(f'{workdir}.1.log').read_text()  # one of them reports
-    assert 'guard/diversity' in rows(workdir)[-1] and (workdir / 'guard' / 'scores.jsonl').is_file()
 
 
 @pytest.mark.slow
@@ -262,6 +260,19 @@ def test_two_processes_evaluate_as_one(config_file, alone, tmp_path):
         path.name for path in out.iterdir()
     } - {'compiled', 'lock'}
     assert 'prompts' not in pathlib.Path(f'{out}.1.log').read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_guard_as_one(config_file, tmp_path):
+    guard = {'guard.on': True, 'guard.prompts': 8, 'guard.images': 2, 'guard.kl_prompts': 2}
+    workdir, options = tmp_path / 'two', [f'--config.{key}={value}' for key, value in guard.items()]
+    with processes(config_file, workdir, *options) as started:
+        assert ended(started, workdir) == [0, 0]
+    config = load(config_file, **guard)
+    run(config, tmp_path / 'one', make_mesh(config.mesh, jax.devices()[:8]), StopRequest())
+    same_run(workdir, tmp_path / 'one')
+    assert {'guard/diversity', 'guard/kl'} < {*rows(workdir)[-1]}
+    assert (workdir / 'guard' / 'scores.jsonl').is_file()
 
 
 @pytest.mark.slow
