@@ -75,7 +75,7 @@ def evaluate(
     with Agreement(checked.hosts, 'record').alike():
         record = None
         if checked.hosts.primary:
-            scored_as = settings(config, checked.folder, checked.pipeline, which, group)
+            scored_as = settings(checked, which, group)
             record = Record(out, scored_as, restart=restart)
     embed = make_embedding(config.eval.embedding) if group > 1 else None
     texts = [p.text for part in which.values() for p in part.prompts]

@@ -10,14 +10,13 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY
-from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.rewards.base import Reward, fingerprints
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.session import Checked, base_digest
 
 PANEL = 'panel'  # the prompt set of eval.panel_prompts
 SETS = ('eval', PANEL)  # names of prompt sets
@@ -121,17 +120,14 @@ def base_files(folder: pathlib.Path) -> dict[str, int]:
     }
 
 
-def settings(
-    config, folder: pathlib.Path, pipeline: Pipeline, which: dict[str, Part], group: int
-) -> dict:
+def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
     """The JSON values, other than the policy, that scores depend on."""
+    config = checked.config
     served = fingerprints(reward for part in which.values() for reward in part.rewards)
     facts = {
-        'base': base_files(folder),
-        identity.BASE: params_digest(
-            folder, pipeline, transformer_file=config.model.transformer_file
-        ),
-        'psi': make_schedule(pipeline, config).noise_levels.tolist()
+        'base': base_files(checked.folder),
+        identity.BASE: base_digest(checked),
+        'psi': make_schedule(checked.pipeline, config).noise_levels.tolist()
         if config.noise.psi_path
         else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},

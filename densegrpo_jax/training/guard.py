@@ -87,7 +87,7 @@ class Guard:
         with Agreement(session.hosts, 'guard').alike():
             if session.hosts.primary:
                 which = {FOLDER: part}
-                scored = settings(config, session.folder, session.pipeline, which, g.images)
+                scored = settings(session, which, g.images)
                 self._record = _record(self._folder, scored)
 
     _told_rounding = False
