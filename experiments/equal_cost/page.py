@@ -130,9 +130,10 @@ def _introduction(records: Records, budget: float) -> str:
         'dense credit. Every method has the learning rate, of three, whose curve was the highest '
         f'on seed {RATE_SEED}, which is in no table. A difference is that of the mean heights of '
         "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "
-        'holds if that interval and the BCa bootstrap exclude 0. The rate falls to 0 over a run: '
-        'before its end a long run is at a disadvantage. [runs.csv](runs.csv) has the command of '
-        'every run, [evaluations.csv](evaluations.csv) the curves.'
+        'holds if that interval and the BCa bootstrap exclude 0. The rate stays the same over a '
+        'run, so that a curve may be cut anywhere; the score is that of the moving average of the '
+        'weights. [runs.csv](runs.csv) has the command of every run, '
+        '[evaluations.csv](evaluations.csv) the curves.'
     )
 
 

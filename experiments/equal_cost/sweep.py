@@ -58,6 +58,8 @@ class Entry:
         changes = (
             *self.changes,
             ('optim.learning_rate', f'{self.learning_rate * rate:g}'),
+            # Else a curve that is cut at what others have spent is one of larger steps.
+            ('optim.decay', 'constant'),
             ('iterations', self.updates),
             ('eval.every', max(1, self.updates // EVALUATIONS)),
         )
