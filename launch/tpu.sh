@@ -131,22 +131,27 @@ train() {
   everywhere "cd densegrpo_jax && ${settings}bash launch/tpu_worker.sh train$(printf ' %q' "$@")"
 }
 
-# What watch does with an idle machine. setup may run before ssh is up, or during a preemption: then
-# check the machine again. $failures counts the attempts, because the machine costs money while a
-# setup fails.
+# What watch does with an idle machine. It may happen before ssh is up, or during a preemption: then
+# check the machine again. $failures counts the attempts, because the machine costs money while they
+# fail.
 begin() {
   local status
   set +e # not `if setup`: there a failing command would not end setup
   setup
   status=$?
+  if [ "$status" -eq 0 ]; then
+    (set -e; train "$@")
+    status=$?
+    # workers that did start would wait for the others, and refuse the next attempt
+    if [ "$status" -ne 0 ]; then everywhere 'cd densegrpo_jax && bash launch/tpu_worker.sh stop'; fi
+  fi
   set -e
   if [ "$status" -eq 0 ]; then
     failures=0
-    train "$@"
   elif [ "$((failures += 1))" -lt 5 ]; then
-    say "$name could not be set up (the lines above say why; attempt $failures of 5): looking at it again in $poll s"
+    say "$name could not be set up and started (the lines above say why; attempt $failures of 5): looking at it again in $poll s"
   else
-    die "$name could not be set up in 5 attempts (the lines above say why). It is still paid for: watch again, or bash launch/tpu.sh delete --name=$name --zone=$zone"
+    die "$name could not be set up and started in 5 attempts (the lines above say why). It is still paid for: watch again, or bash launch/tpu.sh delete --name=$name --zone=$zone"
   fi
 }
 

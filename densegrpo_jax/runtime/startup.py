@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -53,6 +54,13 @@ def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:
     if 'JAX_COORDINATOR_ADDRESS' in environ:
         return 'JAX_COORDINATOR_ADDRESS'
     return 'TPU' if tpu else None
+
+
+def alone_on_host(environ: Mapping[str, str]) -> bool:
+    """Whether srun or mpirun started one process per host, to use all of its devices."""
+    if tasks := environ.get('SLURM_STEP_NUM_TASKS'):
+        return tasks == environ.get('SLURM_STEP_NUM_NODES')
+    return environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
 
 
 def start_processes(
@@ -103,13 +111,16 @@ def start_processes(
         return
     # JAX would handle SIGTERM itself; here `runtime.stop` agrees on a stop.
     jax.config.update('jax_enable_preemption_service', False)
-    known = (
+    known: dict[str, Any] = (
         dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
         if all(given)
         else {}
     )
     if known:
         known['cluster_detection_method'] = 'deactivate'
+    elif alone_on_host(os.environ) and 'JAX_LOCAL_DEVICE_IDS' not in os.environ:
+        # Else JAX takes a process of these launchers for one of a single GPU, its first.
+        known['local_device_ids'] = []
     try:
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError as error:

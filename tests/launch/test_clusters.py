@@ -448,6 +448,24 @@ def test_a_slice_that_takes_no_ssh_yet_is_set_up_again(scripts):
     assert 'attempt 2 of 5' in done.stderr
 
 
+def test_a_run_that_some_workers_do_not_start_is_started_again(scripts):
+    """Those that did start are stopped: they would refuse a second run."""
+    answers = {
+        'describe': [(0, 'READY')] * 3,
+        'gcloud': [(0, ''), (0, ''), (255, ''), (0, '')],  # copies, sets up, loses a worker, stops
+        'state': [(0, 'absent'), (0, 'absent'), (0, '0')],
+    }
+    run = ('--', '--config=c', '--workdir=w')
+    options = ('--type=v5p-8', '--bucket=b', '--poll=0')
+    done, calls = scripts('tpu.sh', 'watch', *VM, *options, *run, answers_for=answers)
+    assert done.returncode == 0, done.stderr
+    assert 'n could not be set up and started (the lines above say why; attempt 1' in done.stderr
+    told = [' '.join(call) for call in calls if call[4:5] == ['ssh']]
+    begun = [i for i, words in enumerate(told) if 'tpu_worker.sh train' in words]
+    stopped = [i for i, words in enumerate(told) if 'tpu_worker.sh stop' in words]
+    assert len(begun) == 2 and len(stopped) == 1 and begun[0] < stopped[0] < begun[1]
+
+
 def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
     answers = {
         'describe': [(0, 'READY')] * 9,
@@ -470,7 +488,7 @@ def test_a_slice_that_can_never_be_set_up_ends_the_watch(scripts):
         done.returncode == 1 and [call[4] for call in calls[1:]] == ['describe', 'ssh', 'scp'] * 5
     )
     assert (
-        'n could not be set up in 5 attempts' in done.stderr
+        'n could not be set up and started in 5 attempts' in done.stderr
         and 'launch/tpu.sh delete --name=n --zone=z' in done.stderr
     )
     assert not Path(calls[3][5]).parent.exists()  # the archive does not stay behind, five times
@@ -575,7 +593,8 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(scripts, code, wa
     assert done.returncode == wanted
     assert calls[0] == [
         'srun',
-        '--kill-on-bad-exit=1',
+        '--kill-on-bad-exit=0',
+        '--wait=0',
         'py',
         '-m',
         'densegrpo_jax.main',
