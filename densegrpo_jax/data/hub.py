@@ -170,7 +170,12 @@ def of_split(files: Sequence[str], split: str, name: str) -> list[str]:
             f'{name}: the data set has no Parquet files, and the Hub has not made them; save it as '
             'a .csv or .parquet file and name that'
         )
-    found = [file for file in files if split in _words(file)]
+    found = [file for file in files if _split(file) == split] or [
+        # the Hub marks what it has not converted whole
+        file
+        for file in files
+        if split in (words := _words(file)) and 'partial' not in words
+    ]
     if not found:
         known = sorted({_split(file) for file in files})
         raise ValueError(

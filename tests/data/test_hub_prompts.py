@@ -167,3 +167,13 @@ def test_a_private_data_set_needs_the_token(server, monkeypatch):
 )
 def test_the_split_of_a_file(file, split):
     assert hub_prompts._split(file) == split and hub_prompts.of_split([file], split, 'n') == [file]
+
+
+def test_splits_of_similar_names_stay_apart():
+    files = [f'data/{split}-00000-of-00001.parquet' for split in ('test', 'test_unique')]
+    files += [f'default/{split}/0000.parquet' for split in ('valid', 'valid-2', 'partial-train')]
+    for file, split in zip(files, ('test', 'test_unique', 'valid', 'valid-2', 'partial-train')):
+        assert hub_prompts.of_split(files, split, 'hf:a/b') == [file]
+    with pytest.raises(ValueError, match="there is no split 'train'.*partial-train"):
+        hub_prompts.of_split(files, 'train', 'hf:a/b')  # the Hub did not convert it whole
+    assert hub_prompts.of_split(['small/train/of_2024.parquet'], 'train', 'n')
