@@ -74,7 +74,13 @@ def continuing(workdir: pathlib.Path, flags: Sequence[str]) -> str:
         whole = shlex.join([*shlex.split(recorded), *flags])
     else:
         own = f'--config={folder}/config.json', f'--workdir={folder}'
-        kept = [word for name, words in given if not _is_own(name) for word in words]
+        kept = [
+            word
+            for name, words in given
+            # of one process, --distributed=on was for its launcher, as Slurm
+            if not _is_own(name) and words != ['--distributed=on']
+            for word in words
+        ]
         whole = shlex.join(['densegrpo', 'train', *own, *kept, *flags])
     return f'cd {shlex.quote(place)} && {whole}' if place else whole
 

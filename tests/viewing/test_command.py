@@ -42,6 +42,7 @@ def test_the_command_is_shown_if_it_is_on_record(run, recorded, shown):
             "--distributed=off -heartbeat=9 --config=a --config.label='a --device=b'",
             ' --distributed=off -heartbeat=9',
         ),
+        ('--config=a --distributed=on --device=cuda', ' --device=cuda'),  # Slurm gave one process
         ('--config=a --device="gpu', ''),  # damaged
     ],
 )
