@@ -42,7 +42,6 @@ _PREPARED = (*D2_LEARNED, *PROBE_FIT)  # what is learned before a run, by comman
 READS = {
     'main': Reads(but=('search.*', *_PREPARED)),
     'plan': EVERYTHING,  # `config.unread` knows better
-    'export': EVERYTHING,  # the model card tells them
     'sample': Reads((*_POLICY, 'eval.steps')),
     'evaluate': Reads(
         (*_SCORING, *_PANEL, 'eval.panel_prompts', 'eval.best', 'plan.active', 'loss.cfg'),

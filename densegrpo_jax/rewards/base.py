@@ -38,15 +38,11 @@ class Reward(Protocol):
     name: short name, the key of its options in a config.
     names: names of the scores it returns; training uses names[0], the others are only logged.
     range: (lowest, highest) possible value of names[0]; +-inf if unbounded.
-    device: 'host' or 'accelerator', where it computes.
-    needs_metadata: True if prompts alone are not enough.
     """
 
     name: str
     names: tuple[str, ...]
     range: tuple[float, float]
-    device: str
-    needs_metadata: bool
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if one of them cannot be scored. Cheap: call it

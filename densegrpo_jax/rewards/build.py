@@ -34,7 +34,7 @@ REWARDS: dict[str, str | Callable[..., Reward]] = {
 
 
 # The attributes that a class of another package needs; its constructor may set names and range.
-FACE = ('name', 'device', 'needs_metadata', 'check', '__call__')
+FACE = ('name', 'check', '__call__')
 
 
 def build_reward(spec) -> CompositeReward:

@@ -48,7 +48,7 @@ class CompositeReward:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(
                 f'score names {sorted(twice)} occur twice among the parts of the reward; names '
-                'must differ'
+                'must differ: the option `prefix` of a remote reward is put before its names'
             )
         self.parts = tuple(parts)
         self.names = tuple(names)
@@ -58,10 +58,6 @@ class CompositeReward:
         )
         ends = [sorted(weight * end for end in reward.range) for reward, weight in parts if weight]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
-        self.device = (
-            'accelerator' if any(reward.device == 'accelerator' for reward, _ in parts) else 'host'
-        )
-        self.needs_metadata = any(reward.needs_metadata for reward, _ in parts)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if a part cannot score it."""

@@ -22,13 +22,7 @@ class PixelReward:
     picture that begins with 255 is invalid.
     """
 
-    name, names, range, device, needs_metadata = (
-        'pixel',
-        ('pixel', 'mean'),
-        (0.0, 1.0),
-        'host',
-        True,
-    )
+    name, names, range = 'pixel', ('pixel', 'mean'), (0.0, 1.0)
 
     def __init__(self, hook=None):
         self.hook = hook

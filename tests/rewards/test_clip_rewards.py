@@ -196,7 +196,6 @@ def test_built_from_a_config_before_any_weight_is_read(folder, pictures):
         {**shipped, 'clipscore': {'weight': 0.0, 'path': str(folder), 'batch_size': 5}}
     )
     assert reward.names == ('total', 'pickscore', 'pickscore_raw', 'clipscore', 'clipscore_cosine')
-    assert reward.device == 'accelerator' and not reward.needs_metadata
     reward.check(PROMPTS, [{}] * 5)
     parts = [part for part, _ in reward.parts]
     assert all(part._params is None for part in parts)

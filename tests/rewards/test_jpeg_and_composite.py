@@ -22,7 +22,7 @@ from densegrpo_jax.rewards.base import check_scores
 class Constant:
     """A reward that returns what it is told to."""
 
-    device, needs_metadata, range = 'host', False, (0.0, 1.0)
+    range = (0.0, 1.0)
 
     def __init__(self, name, values, valid=None, names=None):
         self.name, self.names = name, names or (name,)
@@ -193,7 +193,7 @@ def test_to_uint8_rounds_clips_and_finds_nan():
 class Bare:
     """What the class of a reward must have; its constructor may set names and range."""
 
-    name, device, needs_metadata = 'bare', 'host', False
+    name = 'bare'
 
     def __init__(self, sides=3):
         self.area = 1 / sides

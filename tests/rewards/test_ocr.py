@@ -407,4 +407,6 @@ def test_what_the_reader_does_not_know_is_said_before_the_run(caplog):
     reward.check(['a "OK"', 'b "\U0001f600 \u16a0"'], [{}] * 2)
     [record] = caplog.records
     said = record.getMessage()
-    assert '1 of 2 targets' in said and '\U0001f600' in said and 'prompt 1' in said
+    assert '1 of 2 targets' in said and '\U0001f600' in said and "prompt 'b" in said
+    reward.check(['b "\U0001f600 \u16a0"'] * 3, [{}] * 3)  # a batch of images of it
+    assert len(caplog.records) == 1

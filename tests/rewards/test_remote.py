@@ -301,11 +301,7 @@ def test_info_health_and_token(monkeypatch):
             assert ask(url + '/score', b'x', **headers)[0] == 401
         status, _, info = ask(url + '/info', Authorization='Bearer secret')
         assert (status, info['protocol'], info['fingerprint']) == (200, 1, 'f00')
-        assert (
-            info['names'] == ['pixel', 'mean']
-            and info['range'] == [0.0, 1.0]
-            and info['needs_metadata'] is True
-        )
+        assert info['names'] == ['pixel', 'mean'] and info['range'] == [0.0, 1.0]
         asked = batch(2)
         assert_own_scores(client(url, token_env='TOKEN_OF_THE_TEST')(*asked), asked)
         with pytest.raises(RewardError, match='status 401.*token'):

@@ -12,7 +12,7 @@ from densegrpo_jax.rewards import OcrReward, RewardError, Scorer, Scores
 class Pixel:
     """Scores a picture by its first pixel plus the length of its prompt; remembers its calls."""
 
-    name, names, range, device, needs_metadata = 'pixel', ('pixel',), (0.0, 999.0), 'host', False
+    name, names, range = 'pixel', ('pixel',), (0.0, 999.0)
 
     def __init__(self, hook=None):
         self.calls, self.threads, self._hook = [], set(), hook

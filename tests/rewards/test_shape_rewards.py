@@ -115,10 +115,7 @@ def test_scores_by_hand():
 
 def test_rows_are_checked_by_name():
     reward = build_reward({'shapes': {}, 'preference': {'weight': 0.0}})
-    assert (
-        reward.names == ('total', *ShapesReward.names, *PreferenceReward.names)
-        and reward.needs_metadata
-    )
+    assert reward.names == ('total', *ShapesReward.names, *PreferenceReward.names)
     prompts = S.shapes_eval_prompts()
     reward.check([p.text for p in prompts], [p.metadata for p in prompts])
     with pytest.raises(

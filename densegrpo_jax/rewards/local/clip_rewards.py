@@ -54,8 +54,6 @@ class ClipReward:
     name: str
     names: tuple[str, ...]
     range = (-math.inf, math.inf)
-    device = 'accelerator'
-    needs_metadata = False
 
     def __init__(
         self,

@@ -46,7 +46,6 @@ class GenevalReward:
     name = 'geneval'
     names = ('geneval', 'geneval_strict', 'geneval_correct')
     range = (2.0 - MAX_OBJECTS, 1.0)
-    needs_metadata = True
 
     def __init__(
         self,
@@ -71,7 +70,6 @@ class GenevalReward:
             if make_detector
             else GenevalDetector(mask2former, clip, torch_device=torch_device, side=side)
         )
-        self.device = 'host' if torch_device == 'cpu' else 'accelerator'
         self._batch_size = batch_size
         self._half_for_wrong_position = half_for_wrong_position
 

@@ -25,8 +25,6 @@ class JpegReward:
 
     name = 'jpeg'
     names = ('jpeg',)
-    device = 'host'
-    needs_metadata = False
 
     def __init__(self, direction: str = 'compressible', *, quality: int = 95):
         if direction not in ('compressible', 'incompressible'):

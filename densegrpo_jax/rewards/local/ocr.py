@@ -130,8 +130,6 @@ class OcrReward:
 
     name = 'ocr'
     range = (0.0, 1.0)
-    device = 'host'
-    needs_metadata = False
 
     def __init__(
         self,
@@ -184,6 +182,7 @@ class OcrReward:
         self.names = ('ocr_smooth', 'ocr', 'ocr_likelihood') if smooth else ('ocr',)
         self._drop_score = drop_score
         self._batch_size = batch_size
+        self._told: set[str] = set()
         self._local = threading.local()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
@@ -194,14 +193,15 @@ class OcrReward:
         if self._own_reader or all(map(str.isascii, targets)):
             return
         strange = [set(normalise(target, self._unicode)) - alphabet() for target in targets]
-        if held := [i for i, characters in enumerate(strange) if characters]:
+        new = [bool(found) and t not in self._told for found, t in zip(strange, targets)]
+        if held := [i for i, untold in enumerate(new) if untold]:
+            self._told.update(targets[i] for i in held)  # batches of the same prompts follow
             log.warning(
                 'ocr: %d of %d targets hold characters that the reader does not know (%s), and '
-                'cannot score 1; the first is prompt %d, %r',
-                len(held),
-                len(targets),
-                ' '.join(sorted(set().union(*strange))[:10]),
-                held[0],
+                'cannot score 1; the first is of prompt %r',
+                len({targets[i] for i in held}),
+                len(set(targets)),
+                ' '.join(sorted(set().union(*(strange[i] for i in held)))[:10]),
                 prompts[held[0]],
             )
 

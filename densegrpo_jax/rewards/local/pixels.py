@@ -22,8 +22,6 @@ class PixelsReward:
     name = 'pixels'
     names = ('pixels',)
     range = (-3.0, 0.0)
-    device = 'host'
-    needs_metadata = False
 
     def __init__(self, colour: Sequence[float] = (0.9, 0.2, 0.2)):
         self._colour = np.asarray(colour, np.float32)

@@ -51,8 +51,6 @@ class PreferenceReward:
     name = 'preference'
     names = ('preference', 'preference_match', 'preference_clarity', 'preference_contrast')
     range = (0.0, 1.0 + 10 * float(np.log10(255.0**2)) / DECIBELS)
-    device = 'host'
-    needs_metadata = True
 
     def check(self, prompts: Sequence[str], metadata: Sequence[dict]) -> None:
         """Raises ValueError, naming the prompt, if its metadata is no GenEval row about shapes."""

@@ -40,8 +40,6 @@ class SceneEmbeddingReward:
     name = 'scene_embedding'
     names: tuple[str, ...] = ('scene_embedding',)
     range = (0.0, 1.0)
-    device = 'host'
-    needs_metadata = False
 
     def __init__(self, *, direction: str = '', omega: float | None = None):
         self.direction: Direction | None = None

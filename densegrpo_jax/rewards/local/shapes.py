@@ -29,8 +29,6 @@ class ShapesReward:
     name = 'shapes'
     names = ('shapes', 'shapes_strict', 'shapes_correct')
     range = (2.0 - MAX_OBJECTS, 1.0)
-    device = 'host'
-    needs_metadata = True
 
     def __init__(self, *, half_for_wrong_position: bool = False):
         self._options = dict(half_for_wrong_position=half_for_wrong_position, objects=SHAPES)

@@ -48,7 +48,8 @@ class RemoteReward:
       urls: base URLs of the servers, comma-separated or a sequence.
       names: names of the scores; training uses names[0]. All servers must return exactly these.
       range: (lowest, highest) value of names[0]; values outside are refused.
-      prefix: put before every name, for two parts of a sum that return scores of the same name.
+      prefix: put before every name, for parts of a sum that return scores of the same name, and
+        for a server of several rewards, whose sum is a `total` too.
       fingerprint: the fingerprint that the servers' /info must show; '' = whatever the first one
         shows. A run that continues, and an evaluation, refuse a fingerprint other than the one they
         began with anyway; set it to keep one reward over several runs.
@@ -63,8 +64,6 @@ class RemoteReward:
     """
 
     name = 'remote'
-    device = 'host'
-    needs_metadata = False  # the server says what it needs when it checks the prompts
 
     def __init__(
         self,

@@ -139,8 +139,6 @@ class JudgeReward:
     """
 
     name = 'judge'
-    device = 'host'
-    needs_metadata = False
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
 """The reward server: an ASGI application that scores batches of images with any `Reward`.
 
     GET  /health  {status, pending, max_queue, images, invalid}; needs no token
-    GET  /info    {protocol, package, version, fingerprint, names, range, needs_metadata,
-                   max_request_bytes}
+    GET  /info    {protocol, package, version, fingerprint, names, range, max_request_bytes}
     POST /check   can these prompts be scored? 200, or 422 with a message that names the prompt
     POST /score   see rewards/remote/protocol.py
 
@@ -124,7 +123,6 @@ class RewardService:
                 'fingerprint': self._name,
                 'names': list(self._reward.names),
                 'range': json_value(list(self._reward.range)),
-                'needs_metadata': self._reward.needs_metadata,
                 'max_request_bytes': self._max_request_bytes,
             }
         )
