@@ -12,6 +12,7 @@ from densegrpo_jax.networks import attention, clip_text, unet, vae
 from densegrpo_jax.pipelines import parts
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 from densegrpo_jax.pipelines.text_encoder import TextEncoder
+from densegrpo_jax.pipelines.weights import originals
 
 _SCHEDULER = dict(
     beta_start=0.00085,
@@ -37,6 +38,7 @@ class Sd15Pipeline(Pipeline):
         'text_encoder': ('transformers', 'CLIPTextModel'),
     }
     DENOISER = 'unet'
+    ORIGINAL = originals.SD15
     SCHEDULER = 'DDIMScheduler'
     TEXT_ENCODERS = (TextEncoder('text_encoder', 'tokenizer', 'CLIPTokenizer'),)
     GUIDANCE = 'cfg'

@@ -13,9 +13,12 @@ from configs import sd15_pickscore, tiny_ocr
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.core.diffusion_path import velocity_from_noise
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.networks import attention
+from densegrpo_jax.networks import attention, lora, unet
+from densegrpo_jax.networks.lora import LoraConfig, init_adapters
 from densegrpo_jax.pipelines.folder import load_pipeline, open_pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
+from densegrpo_jax.pipelines.weights import lora_files
+from densegrpo_jax.pipelines.weights.lora_reading import FILENAME, read_layers
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import key_data
@@ -67,6 +70,49 @@ def test_random_folder_makes_the_official_picture(folder, guidance):
     ours = np.asarray(pipeline.spatial(latents, 32, 48))
     assert finite.all() and np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(np.asarray(images, np.int32) - expected_images).max() <= 1 and images.std() > 5
+
+
+@pytest.mark.parametrize('layout', ['peft', pytest.param('kohya', marks=pytest.mark.slow)])
+def test_adapters_of_a_file_draw_the_same_in_torch(layout, folder, tmp_path):
+    """Diffusers looks for them under the name of the U-Net, and ComfyUI for those of kohya."""
+    torch = pytest.importorskip('torch')
+    pytest.importorskip('peft')
+    from diffusers import StableDiffusionPipeline
+
+    config = LoraConfig(2, 4.0, unet.LORA_TARGETS)
+    pipeline, params = load_pipeline(folder, text_length=1, lora=config)
+    names, rng = pipeline.adapter_names(), np.random.default_rng(2)
+    adapters = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32),
+        init_adapters(config, names, params['transformer'], jax.random.key(0)),
+    )
+    layers = lora_files.to_layers(adapters, names, config.scale)
+    tensors = (
+        lora_files.peft_tensors(layers, pipeline.DENOISER)
+        if layout == 'peft'
+        else lora_files.kohya_tensors(
+            layers, lora_files.output_widths(names, params['transformer']), pipeline.ORIGINAL
+        )
+    )
+    lora_files.write(tmp_path / FILENAME, tensors)
+    again = read_layers(tmp_path, names, pipeline.ORIGINAL)
+    jax.tree.map(np.testing.assert_array_equal, again, layers)
+    options = dict(torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), **options)
+    pipe.load_lora_weights(str(tmp_path), weight_name=FILENAME)
+    x, text = rng.normal(size=(1, 4, 6, 4)), rng.normal(size=(1, 7, 16))
+    x, text = x.astype(np.float32), text.astype(np.float32)
+    with torch.no_grad():
+        given = torch.tensor(x).permute(0, 3, 1, 2)
+        theirs = pipe.unet(given, torch.tensor([1]), torch.tensor(text)).sample
+    theirs = theirs.permute(0, 2, 3, 1).numpy()
+    merged, time = lora.merge(params['transformer'], adapters, config.scale), np.array([1.0])
+    network = jax.jit(
+        lambda weights: pipeline.modules['transformer'].apply({'params': weights}, x, text, time)
+    )
+    ours, base = np.asarray(network(merged)), np.asarray(network(params['transformer']))
+    assert np.abs(base - ours).max() > 1e-2 * np.abs(ours).max()  # the adapters matter
+    assert np.abs(theirs - ours).max() <= 1e-4 * np.abs(ours).max()
 
 
 class Constant:

@@ -12,6 +12,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -19,7 +20,7 @@ from flax import traverse_util
 from densegrpo_jax.networks.lora import LoraConfig
 from densegrpo_jax.pipelines.weights import files as weights
 from densegrpo_jax.pipelines.weights import originals
-from densegrpo_jax.pipelines.weights.lora_reading import PREFIX
+from densegrpo_jax.runtime.mesh import replicated
 
 
 def to_layers(
@@ -70,11 +71,19 @@ def from_layers(
         layer, part = path.rsplit('/', 1)
         parts = [pair['ab'.index(part)] for pair in blocks[layer]]
         if any(config.rank not in value.shape for value in parts):
-            fresh = np.asarray(leaf, np.float32).reshape(len(parts), *leaf.shape[-2:])
+            fresh = _whole(leaf).reshape(len(parts), *leaf.shape[-2:])
             parts = [_filled(value, rest, 'ab'.index(part)) for value, rest in zip(parts, fresh)]
         value = np.stack(parts) if len(leaf.shape) == 3 else parts[0]
         flat[path] = np.asarray(value, np.float32)
     return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _whole(leaf: jax.Array) -> np.ndarray:
+    """An array in float32, on every host, though its parts may lie on several."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        whole = replicated(leaf.sharding.mesh)
+        leaf = jax.jit(lambda x: x, out_shardings=whole)(leaf)
+    return np.asarray(leaf, np.float32)
 
 
 def _filled(value: np.ndarray, fresh: np.ndarray, up: int) -> np.ndarray:
@@ -125,14 +134,18 @@ def check_layers(
                 )
 
 
-def peft_tensors(layers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+def peft_tensors(
+    layers: dict[str, tuple[np.ndarray, np.ndarray]], denoiser: str = 'transformer'
+) -> dict[str, np.ndarray]:
     """Keys as Diffusers' `save_lora_weights` writes them: transformer.<layer>.lora_A.weight,
     .lora_B.weight.
+
+    denoiser: `Pipeline.DENOISER`; Diffusers passes over layers of another name without a word.
     """
     parts = (
         (name, kind, array) for name, pair in layers.items() for kind, array in zip('AB', pair)
     )
-    return {f'{PREFIX}{name}.lora_{kind}.weight': array for name, kind, array in parts}
+    return {f'{denoiser}.{name}.lora_{kind}.weight': array for name, kind, array in parts}
 
 
 def output_widths(names: dict[str, str], base: dict) -> dict[str, int]:

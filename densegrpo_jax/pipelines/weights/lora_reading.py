@@ -29,7 +29,8 @@ import safetensors
 from densegrpo_jax.pipelines.weights.originals import Original, block_layers, split_rows
 from densegrpo_jax.runtime.reading import finite, missing, parse_json, read_json, shown
 
-PREFIX = 'transformer.'  # of the network inside a Diffusers pipeline
+PREFIX = 'transformer.'  # of the network inside most Diffusers pipelines
+_PREFIX = re.compile(r'(transformer|unet)\.')
 FILENAME = 'pytorch_lora_weights.safetensors'  # the file that `load_lora_weights` looks for
 PEFT_FILENAME, PEFT_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 METADATA = 'lora_adapter_metadata'
@@ -42,7 +43,7 @@ _PARTS = {
     None: 'alpha',
 }
 _KEY = re.compile(
-    rf'(?:{re.escape(_PEFT_PREFIX)})?(?:transformer\.|diffusion_model\.)?(?P<layer>.+?)'
+    rf'(?:{re.escape(_PEFT_PREFIX)})?(?:transformer\.|unet\.|diffusion_model\.)?(?P<layer>.+?)'
     rf'\.(?:(?P<part>{"|".join(re.escape(p) for p in _PARTS if p)})(?:\.default)?\.weight|alpha)'
 )
 # Unsupported contents, by a pattern of their keys, with the reason and the way out.
@@ -274,7 +275,7 @@ def _settings(path: pathlib.Path, keys: list[str], notes: Mapping[str, str]) -> 
         return Settings()
     where = f'the metadata {METADATA!r} of {path}'
     given = parse_json(notes[METADATA], where)
-    return _parsed(where, {key.removeprefix(PREFIX): value for key, value in given.items()})
+    return _parsed(where, {_PREFIX.sub('', key, 1): value for key, value in given.items()})
 
 
 def _parsed(where: str, given: Mapping[str, Any]) -> Settings:

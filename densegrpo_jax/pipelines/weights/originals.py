@@ -24,7 +24,7 @@ class Original(NamedTuple):
     stack -> (stack in Diffusers, {original layer: its layers in Diffusers, by rows}, {norm: norm}).
     shares: layers that have more than one part of the rows of a joined layer, by the last component
     of their names. swapped: layers whose halves, shift and scale, change places. unused: layers
-    that no network reads.
+    that no network reads. same: adapters of kohya's scripts name the layers as Diffusers does.
     """
 
     outside: dict[str, str]
@@ -32,6 +32,7 @@ class Original(NamedTuple):
     shares: Mapping[str, int] = {}
     swapped: Mapping[str, str] = {}
     unused: tuple[str, ...] = ()
+    same: bool = False
 
 
 _DOUBLE_NORMS = {
@@ -144,6 +145,7 @@ Z_IMAGE = Original(
     },
     unused=('norm_final',),
 )
+SD15 = Original({}, {}, same=True)  # whole checkpoints of it are not read
 
 
 def block_layers(original: Original, names: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -151,7 +153,7 @@ def block_layers(original: Original, names: Collection[str]) -> dict[str, tuple[
 
     names: Diffusers' names of a network's layers, which say how many blocks there are.
     """
-    found = {}
+    found = {name: (name,) for name in names} if original.same else {}
     for stack, (ours, layers, _) in original.stacks.items():
         blocks = (re.match(rf'{re.escape(ours)}\.(\d+)\.', name) for name in names)
         for i in sorted({int(match[1]) for match in blocks if match}):
