@@ -64,9 +64,15 @@ def network_options(config, mesh: Mesh) -> dict:
 
 def _with_guidance(config, pipeline: Pipeline) -> Pipeline:
     """The pipeline. Raises ValueError if options of classifier-free guidance are set and there is
-    none.
+    none, or if its scale gives the prompt less than its own weight.
     """
-    if pipeline.takes_negative(config.model.guidance):
+    if pipeline.takes_negative(guidance := config.model.guidance):
+        if guidance < 1:
+            raise ValueError(
+                f'model.guidance={guidance:g}: below 1 the empty prompt replaces the prompt; set 1 '
+                'for no guidance, which Diffusers writes as '
+                f'guidance_scale={pipeline.diffusers_guidance(1):g}'
+            )
         return pipeline
     for name in ('cfg_normalization', 'cfg_truncation'):
         if (value := config.model[name]) != KEYS[f'model.{name}'].default:

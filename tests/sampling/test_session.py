@@ -114,6 +114,9 @@ def test_guidance_needs_the_empty_prompt(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, session.negative, session.conditioning(['']))
     config.model.guidance = 1.0
     assert load(check(config, one_device()), PROMPTS).negative is None
+    config.model.guidance = 0.0  # as the cards of distilled models have it for Diffusers
+    with pytest.raises(ValueError, match=r'guidance=0: below 1 .*set 1 for no guidance'):
+        check(config, one_device())
 
 
 @pytest.mark.parametrize('option', [{'cfg_normalization': 1.0}, {'cfg_truncation': 0.5}])
