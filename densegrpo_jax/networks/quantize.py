@@ -40,21 +40,17 @@ def quantize_kernel(kernel: jax.Array, form: str) -> qwix.QArray:
 
     if form not in FORMATS:
         raise ValueError(f'quantize={form!r}: expected one of {FORMATS}')
-    ndim, inputs = kernel.ndim, kernel.shape[-2]
-    channelwise = [axis for axis in range(ndim) if axis != ndim - 2]
-    kernel = kernel.astype(jnp.float32)
+    if kernel.ndim > 2:  # block by block, as a weight takes ten bytes while nf4 is looked for
+        return jax.lax.map(functools.partial(quantize_kernel, form=form), kernel)
+    inputs, kernel = len(kernel), kernel.astype(jnp.float32)
     if form == 'int8':
-        return qwix.quantize(kernel, jnp.int8, channelwise_axes=channelwise)
+        return qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
     if inputs % NF4_BLOCK:
         raise ValueError(
             f'nf4 scales blocks of {NF4_BLOCK} inputs, and a kernel has {inputs}: use int8'
         )
     return qwix.quantize(
-        kernel,
-        'nf4',
-        channelwise_axes=channelwise,
-        tiled_axes={ndim - 2: NF4_BLOCK},
-        scale_dtype=jnp.bfloat16,
+        kernel, 'nf4', channelwise_axes=[1], tiled_axes={0: NF4_BLOCK}, scale_dtype=jnp.bfloat16
     )
 
 

@@ -288,14 +288,15 @@ def _match(folder, tensors, rules, flat, prefix) -> dict[str, tuple[Rule, list[s
 
 def _read(rule, slices, shape, dtype, index):
     """The part `index` (one slice per axis of `shape`) of a parameter, as a numpy array."""
-    if rule.stack_field:
-        blocks = [
-            _read_one(rule.axes, slices[i], index[1:]) for i in range(*index[0].indices(shape[0]))
-        ]
-        array = np.stack(blocks)
-    else:
-        array = _read_one(rule.axes, slices[0], index)
-    return np.asarray(array if dtype is None else array.astype(dtype), order='C')
+    if not rule.stack_field:
+        return np.asarray(_read_one(rule.axes, slices[0], index), dtype, order='C')
+    rows, array = range(*index[0].indices(shape[0])), None
+    for k, i in enumerate(rows):  # in its place at once: a stack may be a third of all weights
+        block = _read_one(rule.axes, slices[i], index[1:])
+        if array is None:
+            array = np.empty((len(rows), *block.shape), block.dtype if dtype is None else dtype)
+        array[k] = block
+    return array
 
 
 def _read_one(axes, stored, index):
