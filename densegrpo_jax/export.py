@@ -6,9 +6,10 @@
         --layout=merged --out=exported/flux_ocr_full
 
 Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (the names of ComfyUI
-and of kohya's scripts; FLUX and Z-Image; Diffusers opens it too), `merged` (a whole pipeline folder
-with the adapters added to the weights). A model card (README.md) with settings, scores and curve
-lies beside it. Training can start from a file of either kind:
+and of kohya's scripts; not SD3.5; Diffusers opens it too), `merged` (a whole pipeline folder: the
+adapters are added to the transformer's weights, the base's other parts stay as they are). A model
+card (README.md) with settings, scores and curve lies beside it. Training can start from a file of
+either kind:
 `--config.lora.init_from=exported/flux_ocr`.
 
 --push=OWNER/NAME sends the finished files to a repository of the Hugging Face Hub, private unless
@@ -24,7 +25,7 @@ from absl import flags, logging
 
 from densegrpo_jax.config.command_line import define_config, define_folder, goes_with, run_main
 from densegrpo_jax.config.flag_types import refuse
-from densegrpo_jax.sampling.export import LAYOUTS, MERGED, export
+from densegrpo_jax.sampling.export import LAYOUTS, export
 
 # names of a stored dtype, those of other tools too -> its name here
 DTYPES = {
@@ -39,9 +40,9 @@ DTYPES = {
 
 
 def main(flag) -> None:
-    if flag.layout != MERGED:
-        # no accelerator is needed, and one host's part of a pod would wait for the others
-        jax.config.update('jax_platforms', 'cpu')
+    # No accelerator is needed, and one may be too small for the exact base of a quantised run; one
+    # host's part of a pod would wait for the others.
+    jax.config.update('jax_platforms', 'cpu')
     workdir, out = (pathlib.Path(folder).expanduser() for folder in (flag.workdir, flag.out))
     made = export(
         flag.config,
@@ -64,7 +65,7 @@ def define_flags() -> None:
     flags.DEFINE_enum('layout', 'peft', LAYOUTS, 'Adapters, or the base merged with them.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step.")
     flags.DEFINE_enum(
-        'dtype', '', list(DTYPES), "Stored dtype; '' keeps float32 adapters and the base's dtype."
+        'dtype', '', list(DTYPES), "Stored dtype; '': adapters in float32, or model.dtype."
     )
     flags.DEFINE_string('push', None, 'OWNER/NAME of a repository of the Hub to send the files to.')
     refuse('push', lambda name: None if name else 'it is empty: is a variable of the shell unset?')

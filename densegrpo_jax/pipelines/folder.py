@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     cls.CLASS_NAME: cls
     for cls in (FluxPipeline, Flux2KleinPipeline, ZImagePipeline, Sd3Pipeline, Sd15Pipeline)
 }
+SHARD_BYTES = 5 << 30  # of a file of weights; one shard is in memory while it is written
 BUILTIN = pathlib.Path(__file__).parents[1] / 'assets'  # pipelines that the package ships
 
 
@@ -333,10 +335,18 @@ def folder_names(pipeline: Pipeline) -> list[str]:
 
 
 def save_pipeline(
-    folder: str | pathlib.Path, pipeline: Pipeline, params: dict, *, dtype: Any = None
+    folder: str | pathlib.Path,
+    pipeline: Pipeline,
+    params: dict,
+    *,
+    dtype: Any = None,
+    base: pathlib.Path | None = None,
 ) -> None:
     """Writes the folder that `load_pipeline` and the Diffusers pipeline open; weights in `dtype`
-    (None keeps theirs).
+    (None keeps theirs), in files of at most SHARD_BYTES.
+
+    base: the folder that the pipeline was opened from, whose components go along as they are where
+      `params` has none.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -360,6 +370,9 @@ def save_pipeline(
     rules = pipeline.weight_rules()
     for name, (library, cls) in pipeline.INDEX.items():
         target = folder / pipeline.folder(name)
+        if base is not None and name not in params:
+            _copy(base / pipeline.folder(name), target)
+            continue
         _write_json(target / 'config.json', pipeline.configs[name])
         filename = (
             'model.safetensors'
@@ -369,8 +382,24 @@ def save_pipeline(
         network = pipeline.modules[name]
         prefix = '' if cls in network.BARE else network.PREFIX
         weights.save_weights(
-            target, rules[name], params[name], filename=filename, dtype=dtype, prefix=prefix
+            target,
+            rules[name],
+            params[name],
+            filename=filename,
+            dtype=dtype,
+            prefix=prefix,
+            max_shard_bytes=SHARD_BYTES,
         )
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A component's configuration and the weights that are read, under their names."""
+    target.mkdir(parents=True, exist_ok=True)
+    for earlier in target.glob('*.safetensors*'):
+        earlier.unlink()
+    files, _ = weights.weight_files(source)
+    for path in (source / 'config.json', *files, *source.glob('*.safetensors.index.json')):
+        shutil.copyfile(path, target / path.name)
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

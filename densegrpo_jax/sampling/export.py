@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.networks import lora
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.pipelines.folder import folder_names, save_pipeline
@@ -34,7 +35,7 @@ KOHYA_FILENAME = 'kohya_lora.safetensors'
 CARD = """---
 {front}library_name: diffusers
 pipeline_tag: text-to-image
-tags: [text-to-image, lora, reinforcement-learning, densegrpo]
+tags: [text-to-image, {tag}reinforcement-learning, densegrpo]
 ---
 
 # {label}
@@ -61,10 +62,11 @@ def written(pipeline: Pipeline, layout: str) -> tuple[list[str], list[str]]:
 
 
 def snippet(
-    pipeline: Pipeline, base: str, home: str, layout: str, filename: str, dtype: str
+    pipeline: Pipeline, base: str, home: str, layout: str, filename: str, dtype: str, file: str = ''
 ) -> str:
     """The lines that open it in Diffusers. base: `model.path`. home: the export's folder, or its
     repository. dtype: `model.dtype`; without one, Diffusers takes different ones for the parts.
+    file: `model.transformer_file`.
     """
     lines = ['import torch', f'from diffusers import {pipeline.CLASS_NAME}']
     opened = repr(home if layout == MERGED else base)
@@ -76,6 +78,8 @@ def snippet(
         f'    {opened}, torch_dtype=torch.{dtype}',
         ')',
     ]
+    if file and layout != MERGED:
+        lines.append(f'# first put the transformer of {file} in the place of pipe.transformer')
     if layout != MERGED:
         lines.append(f'pipe.load_lora_weights({home!r}, weight_name={filename!r})')
     return '\n'.join(lines)
@@ -127,11 +131,22 @@ def model_card(
     if (workdir / CURVE).is_file():
         shutil.copyfile(workdir / CURVE, out / CURVE)
         scores += f'\n![reward curve]({CURVE})\n'
+    model = config.model
     rows = {
-        'image size': f'{config.model.width} x {config.model.height}',
-        '`guidance_scale` in Diffusers': f'{pipeline.diffusers_guidance(config.model.guidance):g}',
+        'image size': f'{model.width} x {model.height}',
+        '`guidance_scale` in Diffusers': f'{pipeline.diffusers_guidance(model.guidance):g}',
+    }
+    if any(encoder.chosen_length for encoder in pipeline.TEXT_ENCODERS):
+        rows['`max_sequence_length` in Diffusers'] = model.t5_length
+    for name in ('cfg_normalization', 'cfg_truncation'):
+        if model[name] != KEYS[f'model.{name}'].default:
+            rows[f'`{name}` in Diffusers'] = model[name]
+    if model.quantize != 'none':
+        rows['base while it was trained'] = model.quantize
+    if not config.full:
+        rows['LoRA rank, alpha'] = f'{config.lora.rank}, {config.lora.alpha:g}'
+    rows |= {
         'evaluation steps': config.eval.steps,
-        'LoRA rank, alpha': f'{config.lora.rank}, {config.lora.alpha:g}',
         'reward': ', '.join(config.reward),
         'credit': config.credit.rule,
         'learning rate': config.optim.learning_rate,
@@ -139,14 +154,16 @@ def model_card(
         'seed': config.seed,
     }
     # the Hub accepts no other names of models in a card's head
-    base, released = config.model.path, HUB_ID.fullmatch(config.model.path)
+    base, file = model.path, model.transformer_file
+    released = HUB_ID.fullmatch(base) and not pathlib.Path(base).exists() and not file
     return CARD.format(
-        front=f'base_model: {base}\n' if released and not pathlib.Path(base).exists() else '',
-        base=base,
+        front=f'base_model: {base}\n' if released else '',
+        tag='' if layout == MERGED else 'lora, ',
+        base=f'{base}` with the transformer of `{file}' if file else base,
         label=title(config, out.name),
         step=step,
         scores=scores,
-        snippet=snippet(pipeline, base, home or str(out), layout, filename, config.model.dtype),
+        snippet=snippet(pipeline, base, home or str(out), layout, filename, model.dtype, file),
         settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )
 
@@ -201,16 +218,16 @@ def export(
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
     if layout == MERGED:
         filename = ''
-        params = load_weights(checked)
-        merge = jax.jit(lora.merge, static_argnums=2, donate_argnums=0)
-        params['transformer'] = (
-            policy if config.full else merge(params['transformer'], policy, scale)
-        )
-        save_pipeline(out, pipeline, params, dtype=kind or jnp.dtype(config.model.dtype))
+        if not config.full:
+            merge = jax.jit(lora.merge, static_argnums=2, donate_argnums=0)
+            params = load_weights(checked, ['transformer'])
+            policy = merge(params.pop('transformer'), policy, scale)
+        kind = kind or jnp.dtype(config.model.dtype)
+        save_pipeline(out, pipeline, {'transformer': policy}, dtype=kind, base=checked.folder)
     else:
         layers = lora_files.to_layers(policy, names, scale)
         if layout == 'peft':
-            filename, tensors = FILENAME, lora_files.peft_tensors(layers)
+            filename, tensors = FILENAME, lora_files.peft_tensors(layers, pipeline.DENOISER)
         else:
             widths = lora_files.output_widths(
                 names, pipeline.abstract_params(['transformer'])['transformer']

@@ -91,7 +91,9 @@ def test_sample_with_and_without_adapters(trained):
 @pytest.mark.parametrize('step, after', [(4, '0.9000 ± 0.0200'), (8, '0.7000 ± 0.0300'), (6, None)])
 def test_a_model_card_has_the_score_of_the_step_that_is_exported(tmp_path, step, after):
     evaluations = [[0, 0.5, 0.01], [4, 0.9, 0.02], [8, 0.7, 0.03]]
-    pipeline = SimpleNamespace(CLASS_NAME='FluxPipeline', diffusers_guidance=lambda w: w)
+    pipeline = SimpleNamespace(
+        CLASS_NAME='FluxPipeline', diffusers_guidance=lambda w: w, TEXT_ENCODERS=()
+    )
     card = model_card(
         *(tiny_ocr.get_config(), pipeline, tmp_path, tmp_path),
         *('peft', 'lora.safetensors', step, evaluations),
@@ -284,6 +286,12 @@ def test_export_writes_weights_and_a_card(trained, layout, tmp_path):
     assert (tmp_path / 'out' / 'config.json').is_file() and (
         tmp_path / 'out' / 'reward_curve.png'
     ).is_file()
+    assert ('tags: [text-to-image, lora' in card) == (layout != 'merged')
+    assert '| `max_sequence_length` in Diffusers | 16 |' in card
+    if layout == 'merged':  # what was not trained is what it was, in its own precision
+        for file in ('vae/diffusion_pytorch_model.safetensors', 'text_encoder_2/model.safetensors'):
+            base = pathlib.Path(config.model.path) / file
+            assert (tmp_path / 'out' / file).read_bytes() == base.read_bytes()
 
 
 def test_an_export_is_pushed_once_it_is_complete(trained, tmp_path, monkeypatch):
