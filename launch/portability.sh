@@ -36,7 +36,10 @@ environment_of() {
 sensitive_of() {
   case "$1" in
     # the oracles, which are torch's
-    aten-default | mkl-avx2) echo tests/networks tests/pipelines/test_{,sd3_,sd15_}pipeline.py ;;
+    aten-default | mkl-avx2)
+      echo tests/networks tests/pipelines tests/core/test_{schedules,diffusion_path}.py \
+        tests/rewards/test_{clip_rewards,geneval}.py
+      ;;
     # what compares arrays that XLA or NumPy compute
     xla-avx2 | xla-sse4) echo tests/core tests/training/test_{learner,loss_updates,meshes}.py ;;
     numpy-baseline) echo tests/core tests/data tests/rewards/test_{ocr,jpeg_and_composite}.py ;;

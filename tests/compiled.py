@@ -4,8 +4,11 @@ import jax
 
 
 def encode(pipeline, params, prompts):
-    """Conditioning of texts."""
-    return jax.jit(lambda p, ids: pipeline.encode(p, *ids))(params, pipeline.tokenize(prompts))
+    """Conditioning of texts; a pipeline is traced once for each number of them."""
+    program = vars(pipeline).setdefault(
+        '_encode_of_tests', jax.jit(lambda p, ids: pipeline.encode(p, *ids))
+    )
+    return program(params, pipeline.tokenize(prompts))
 
 
 def decode(pipeline, params, latents, height, width):

@@ -9,6 +9,7 @@ import pathlib
 
 BASICS = ('core', 'config', 'data', 'networks')
 LONG = ('training', 'calibration', 'experiments', 'search', 'planning', 'evaluation', 'sampling')
+LONG += ('mistakes', 'viewing', 'tools')
 ROOMS = (*BASICS, *LONG)
 
 

@@ -21,7 +21,7 @@ from densegrpo_jax.training import rounds
 from densegrpo_jax.training.run import run as train
 from tests import miniature
 from tests.programs import shared_programs  # noqa: F401
-from tests.training.small_run import Brightness
+from tests.training.small_run import FEW, Brightness
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -40,6 +40,7 @@ SMALL = {
     'eval.batch': 4,
     'eval.steps': 1,
     'eval.shown': 4,
+    'data.train': FEW,
     'data.eval_prompts': 4,
     'calibration.prompts': 4,
     'calibration.group': 2,
@@ -150,7 +151,7 @@ def test_makes_psi_and_continues_with_the_same_bits_after_a_stop(
     # The prompts of a file may change under its name; an earlier version did not note what they
     # were.
     with monkeypatch.context() as patch:
-        fewer = lambda config, split: load_prompts(config, split)[:1000]
+        fewer = lambda config, split: load_prompts(config, split)[:32]
         patch.setattr(session, 'load_prompts', fewer)
         with pytest.raises(ValueError, match=r'other settings \(prompts of data.train: '):
             calibrated(config, tmp_path / 'broken')

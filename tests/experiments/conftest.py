@@ -1,11 +1,16 @@
 """Trainings played by a small script, for the tests of what runs and compares them."""
 
+import functools
 import textwrap
 
 import pytest
 
+from experiments import compare
+from experiments.equal_cost import run as equal_cost
+from experiments.reproduction import facts
 from experiments.reproduction.sweep import Run
 
+ONCE = functools.cache(facts.device)  # starts a process that imports JAX
 FACTS = {'base': 'base-1', 'device': '1 x cpu', 'commit': 'abc'}
 
 # Stands for densegrpo_jax.main: three evaluations whose level depends on the variant and which rise
@@ -39,6 +44,8 @@ TRAINING = """
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """Runs of this test's folder start the script instead of a training."""
+    for module in (compare, equal_cost):
+        monkeypatch.setattr(module, 'device', ONCE)
     script = tmp_path / 'training.py'
     script.write_text(textwrap.dedent(TRAINING))
     command = Run.command.fget

@@ -176,6 +176,7 @@ def test_layouts_with_and_without_prefix(prefix, scan, tmp_path):
         assert torch.equal(reopened(ids).pooler_output, reference(ids).pooler_output)
 
 
+@pytest.mark.slow  # fresh networks are made for the miniatures alone
 def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
     config = clip_text.ClipTextConfig(
         vocab_size=60,

@@ -165,6 +165,7 @@ def test_scanned_and_unscanned_trees_convert():
     jax.tree.map(np.testing.assert_array_equal, unstack_blocks(stacked, *flux.STACKS), params)
 
 
+@pytest.mark.slow  # fresh networks are made for the miniatures alone
 def test_fresh_network_predicts_zero():
     small = BASE | dict(num_layers=1, num_single_layers=1)
     args, config = inputs(small, 1, (2, 2), 3), flux.FluxConfig.from_json(small)

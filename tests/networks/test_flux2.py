@@ -207,6 +207,7 @@ def test_probes_and_hidden_states():
         assert all(np.isfinite(leaf).all() and leaf.std() > 0 for leaf in leaves)
 
 
+@pytest.mark.slow  # fresh networks are made for the miniatures alone
 def test_fresh_network_predicts_zero():
     small = BASE | dict(num_layers=1, num_single_layers=1)
     args, config = inputs(small, 1, (2, 2), 3), flux2.Flux2Config.from_json(small)

@@ -174,6 +174,7 @@ def test_the_embedding_may_be_the_encoders_alone(tmp_path):
     np.testing.assert_array_equal(params['shared']['embedding'], expected)
 
 
+@pytest.mark.slow  # fresh networks are made for the miniatures alone
 def test_fresh_model_trains_the_same_with_and_without_scan_and_remat():
     config = t5.T5Config(
         vocab_size=60,

@@ -178,6 +178,7 @@ def test_the_old_names_of_attention_are_read(tmp_path):
         np.testing.assert_array_equal(theirs[key], value, err_msg=key)
 
 
+@pytest.mark.slow  # fresh networks are made for the miniatures alone
 def test_gradients_of_a_fresh_model():
     """The miniature trains from scratch: outputs of order one, and a gradient in every
     parameter.

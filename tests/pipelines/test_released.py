@@ -4,13 +4,10 @@ what the encoders return.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.released import released, released_pipeline
 from densegrpo_jax.pipelines.sd15 import Sd15Pipeline
-from tests import miniature
 
 # Parameters in billions, as the model cards and files have them.
 SIZES = {
@@ -68,25 +65,6 @@ def test_only_z_image_computes_a_mask(name, masked):
         jax.ShapeDtypeStruct((2,), jnp.float32),
     )
     assert ('mask' in text) == ('bool[' in str(program)) == masked
-
-
-@pytest.mark.parametrize(
-    'write',
-    [
-        miniature.random_flux,
-        miniature.random_klein,
-        miniature.random_zimage,
-        miniature.random_sd3,
-        miniature.random_sd15,
-    ],
-)
-def test_conditioning_shapes_are_those_of_encoded_prompts(write, tmp_path):
-    pipeline, params = load_pipeline(write(tmp_path / 'model'), text_length=16)
-    conditioning = jax.jit(pipeline.encode)(
-        params, *map(np.asarray, pipeline.tokenize(['A sign that says "ONE"', 'two', 'three']))
-    )
-    shapes = lambda tree: {name: (a.shape, a.dtype) for name, a in tree.items()}
-    assert shapes(conditioning) == shapes(pipeline.conditioning_shapes(3))
 
 
 def test_unknown_names_are_refused():

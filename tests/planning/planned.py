@@ -1,6 +1,7 @@
 """A configuration that is small enough to be planned in a second or two."""
 
 from configs import tiny_ocr
+from tests.training.small_run import FEW
 
 
 def small():
@@ -14,6 +15,7 @@ def small():
             'optim.microbatch': 8,
             'eval.batch': 8,
             'eval.steps': 2,
+            'data.train': FEW,
             'data.eval_prompts': 16,
             'model.height': 16,
             'model.width': 32,

@@ -21,6 +21,7 @@ from densegrpo_jax.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 FEW = str(pathlib.Path(__file__).with_name('prompts.txt'))  # of the 20,000 that tiny_ocr has
+JPEG = 'tests/training/tiny_jpeg.py'  # with a reward that starts at once
 OVERRIDES = {
     'iterations': 3,
     'rollout.prompts': 4,
@@ -144,17 +145,14 @@ class Brightness:
         )
 
 
-def command(folder, workdir, *extra, flags='', config='configs/tiny_ocr.py', cache=None):
+def command(folder, workdir, *extra, flags='', config=JPEG, cache=None):
     """The process of such a run, started from the command line; `flags` for XLA, `cache` a folder
     of compiled programs: runs that all read them back have equal bits.
     """
     arguments = [f'--config.{k}={v}' for k, v in OVERRIDES.items()] + [
         f'--config.model.path={folder}',
-        '--config.reward={}',
         *extra,
     ]
-    # dictionaries cannot be given on the command line: the OCR reward is used
-    del arguments[-1 - len(extra)]
     python = [
         sys.executable,
         '-m',

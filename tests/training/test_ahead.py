@@ -68,7 +68,7 @@ def test_a_program_that_does_not_compile_ahead_compiles_when_it_is_called(
 SLOW = """
 import threading
 from densegrpo_jax.training import ahead
-from densegrpo_jax.configs.tiny_ocr import get_config
+from tests.training.tiny_jpeg import get_config
 
 ahead._rollout = lambda foreseen: (print('compiling', flush=True), threading.Event().wait())
 """

@@ -21,6 +21,7 @@ from densegrpo_jax.sampling.session import check, load_weights, open_base
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.programs import shared_programs  # noqa: F401
+from tests.training.small_run import FEW
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
@@ -35,6 +36,7 @@ SMALL = {
     'eval.batch': 4,
     'eval.steps': 2,
     'eval.shown': 2,
+    'data.train': FEW,
     'data.eval_prompts': 4,
     'model.height': 16,
     'model.width': 32,

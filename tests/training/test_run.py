@@ -115,10 +115,9 @@ def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
 # tiny_ocr, in a process that sends itself a signal when it has begun to save a checkpoint.
 INTERRUPTED = """
 import os
-from configs import tiny_ocr
 from densegrpo_jax.runtime.checkpoints import Checkpoints
+from tests.training.tiny_jpeg import get_config
 
-get_config = tiny_ocr.get_config
 original = Checkpoints.save
 
 def interrupting(self, step, *args, **kwargs):
