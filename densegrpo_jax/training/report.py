@@ -257,19 +257,17 @@ def before_after(
     workdir: pathlib.Path, first: int, last: int, pairs: int = 12
 ) -> pathlib.Path | None:
     """The same prompts and noise before (left) and after (right) training, in one PNG; None, and a
-    warning, if the images of an earlier start of the run are gone or damaged.
+    warning, if the images of an earlier start of the run are gone, damaged, or of other prompts.
     """
     try:
-        before, after = (_kept_images(workdir, step) for step in (first, last))
+        before, after = _alike([_kept_images(workdir, step) for step in (first, last)], pairs)
     except (OSError, ValueError) as error:
         logging.warning('before_after.png is left out: %s', error)
         (workdir / BEFORE_AFTER).unlink(missing_ok=True)  # one of an earlier end
         return None
-    n = min(pairs, len(before['images']))
-    images = np.stack([before['images'][:n], after['images'][:n]], axis=1).reshape(
-        -1, *before['images'].shape[1:]
-    )
-    rows = zip(before['prompts'][:n], before['scores'], after['scores'], strict=False)
+    images = np.stack([before['images'], after['images']], axis=1)
+    images = images.reshape(-1, *images.shape[2:])
+    rows = zip(before['prompts'], before['scores'], after['scores'])
     captions = [
         caption for prompt, b, a in rows for caption in (f'{b:.2f} {prompt}', f'{a:.2f} after')
     ]
@@ -292,6 +290,20 @@ def _kept_images(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
             return {name: held[name] for name in ('images', 'scores', 'prompts')}
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path} is damaged ({error})') from None
+
+
+def _alike(kept: list[dict[str, np.ndarray]], count: int) -> list[dict[str, np.ndarray]]:
+    """The first `count` of each, or as many as all have: `eval.shown` may change in a later start.
+
+    Raises:
+      ValueError: they are of other prompts, or the images have other sizes.
+    """
+    n = min(count, *(len(each['images']) for each in kept))
+    kept = [{name: values[:n] for name, values in each.items()} for each in kept]
+    first, last = kept
+    if [*first['prompts']] != [*last['prompts']] or first['images'].shape != last['images'].shape:
+        raise ValueError('the first and the last images have other prompts or sizes')
+    return kept
 
 
 def curve(workdir: pathlib.Path, evaluations: list, name: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """A run that is read or continued with other parts than it was made with, or with damaged ones."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.evaluation.evaluate import evaluate
+from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.pipelines.weights import content
@@ -23,7 +25,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.session import check
-from densegrpo_jax.training.report import before_after
+from densegrpo_jax.training.report import before_after, keep_images
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.programs import shared_programs  # noqa: F401
@@ -212,3 +214,16 @@ def test_damaged_images_of_an_earlier_start_are_left_out(own, caplog, damage):
     (workdir / 'samples' / 'step_000000.npz').write_bytes(damage)
     assert before_after(workdir, 0, 1) is None
     assert 'step_000000.npz is damaged' in caplog.text
+
+
+def test_images_before_and_after_may_differ_in_number_and_not_in_prompts(tmp_path, caplog):
+    """`eval.shown` may change when a run continues."""
+    images, prompts = np.zeros((4, 8, 8, 3), np.uint8), ['a', 'b', 'c', 'd']
+    for step, n in (0, 4), (1, 2):
+        made = Evaluation({'total': np.arange(4.0)}, images[:n], prompts[:n])
+        keep_images(tmp_path, step, made)
+    assert before_after(tmp_path, 0, 1) == tmp_path / 'before_after.png'
+    keep_images(tmp_path, 1, dataclasses.replace(made, prompts=['a', 'c']))
+    assert before_after(tmp_path, 0, 1) is None
+    assert 'other prompts or sizes' in caplog.text
+    assert not (tmp_path / 'before_after.png').exists()
