@@ -238,7 +238,8 @@ def shown(metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
 
 def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib.Path:
     """Writes the fixed evaluation images of a step as a captioned contact sheet, which is returned,
-    and, for the final comparison, as an array.
+    and, for the final comparison, as an array. Of the arrays, which may be large, only the first
+    evaluation's and the newest stay.
     """
     folder = workdir / 'samples'
     sheet = folder / f'step_{step:06d}.png'
@@ -250,6 +251,9 @@ def keep_images(workdir: pathlib.Path, step: int, result: Evaluation) -> pathlib
     }
     with replacing(folder / f'step_{step:06d}.npz') as file:
         np.savez(file, **arrays)
+    for path in folder.glob('step_*.npz'):
+        if path.stem not in ('step_000000', sheet.stem):
+            path.unlink(missing_ok=True)
     return sheet
 
 

@@ -227,3 +227,12 @@ def test_images_before_and_after_may_differ_in_number_and_not_in_prompts(tmp_pat
     assert before_after(tmp_path, 0, 1) is None
     assert 'other prompts or sizes' in caplog.text
     assert not (tmp_path / 'before_after.png').exists()
+
+
+def test_arrays_of_images_stay_of_the_first_and_the_newest_evaluation(tmp_path):
+    made = Evaluation({'total': np.arange(2.0)}, np.zeros((2, 8, 8, 3), np.uint8), ['a', 'b'])
+    for step in 0, 1, 2, 1:  # a run goes on from an earlier checkpoint
+        keep_images(tmp_path, step, made)
+    names = sorted(path.name for path in (tmp_path / 'samples').iterdir())
+    sheets = [f'step_{step:06d}.png' for step in range(3)]
+    assert names == sorted([*sheets, 'step_000000.npz', 'step_000001.npz'])
