@@ -37,12 +37,21 @@ class Record:
       folder: created if absent.
       settings: JSON values, everything that the scores depend on except the policy.
       restart: forget earlier results, and remove the images that they name.
+      way_out: what a message tells to do about results that cannot be used.
 
     Raises:
-      ValueError: the folder holds scores of other settings; the message names the keys that differ.
+      ValueError: the folder holds scores of other settings, the message names the keys that differ;
+        or they are damaged.
     """
 
-    def __init__(self, folder: pathlib.Path, settings: Mapping, *, restart: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        settings: Mapping,
+        *,
+        restart: bool = False,
+        way_out: str = 'name another folder with --out, or forget them with --restart',
+    ):
         self._images, file = folder / 'images', folder / FILE
         self._scores: dict[tuple[str, str, int], dict[str, float]] = {}
         old = folder / 'pictures'  # of earlier versions
@@ -53,14 +62,14 @@ class Record:
             for images in (self._images, old):
                 remove_files(images, names)
         settings = json.loads(json.dumps(settings))
-        self._journal = Journal(file, restart=restart, forms=FORMS)
+        self._journal = Journal(file, restart=restart, forms=FORMS, remedy=way_out)
         if not self._journal.rows:
             self._journal.append({'settings': settings})
         first, *rows = self._journal.rows
         if found := identity.differences('evaluation', first.get('settings', {}), settings):
             raise ValueError(
-                f'{file} holds scores of other settings ({identity.told(found)}). Name another '
-                'folder with --out, or forget them with --restart'
+                f'{file} holds scores of other settings ({identity.told(found)}): go back to '
+                f'those, or {way_out}'
             )
         move_images(old, self._images, map(_name, rows))
         for row in rows:

@@ -23,21 +23,19 @@ from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
 from densegrpo_jax.evaluation.falls import FEWEST, Change, change, changes, fallen
-from densegrpo_jax.evaluation.panel import Part, settings
+from densegrpo_jax.evaluation.panel import Part
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
-from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.session import Session, base_digest
 from densegrpo_jax.training.batches import LOG_RATIO_ROUNDING
-from densegrpo_jax.training.guard_check import measures_kl, planned, ratio_limit, unseen_of
+from densegrpo_jax.training.guard_check import FOLDER, measures_kl, planned, ratio_limit, unseen_of
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.verdict import write_verdict
 
-FOLDER = 'guard'  # in the work directory
 START = 'start'  # the policy that others are compared with, in the record
 STRIPS = 'guard_strips'  # what was measured on images, in the record
 
@@ -46,7 +44,7 @@ class Guard:
     """Measures at evaluations and applies the rule. All processes of the run call it.
 
     Args:
-      part: of `check_guard`.
+      part: of `check_guard`. record: of `open_record`.
       scorer: of the training reward.
       sample: the compiled sampler of the evaluations.
       stack: closes the panel's scorers.
@@ -57,6 +55,7 @@ class Guard:
         session: Session,
         workdir: pathlib.Path,
         part: Part,
+        record: Record | None,
         scorer: Scorer,
         sample: Callable,
         stack: contextlib.ExitStack,
@@ -83,12 +82,7 @@ class Guard:
         if measures_kl(config):
             self._divergence = Divergence(session, part.prompts, g.kl_prompts)
         self._psi = workdir / FILE if config.noise.calibrate else None
-        self._record, self._start = None, None
-        with Agreement(session.hosts, 'guard').alike():
-            if session.hosts.primary:
-                which = {FOLDER: part}
-                scored = settings(session, which, g.images)
-                self._record = _record(self._folder, scored)
+        self._record, self._start = record, None
 
     _told_rounding = False
 
@@ -293,12 +287,3 @@ class Guard:
                 len(found) * planned(self._config),
             )
             logging.warning('guard: the pictures that show it are in %s', page)
-
-
-def _record(folder: pathlib.Path, scored: Mapping) -> Record:
-    try:
-        return Record(folder, scored)
-    except ValueError as error:
-        raise ValueError(
-            f'{error}. These are the measurements of the guard: to begin them anew, remove {folder}'
-        ) from None

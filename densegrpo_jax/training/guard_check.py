@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 
 from absl import logging
 
@@ -12,11 +13,15 @@ from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.diversity import embedding_folder
 from densegrpo_jax.evaluation.falls import FEWEST
-from densegrpo_jax.evaluation.panel import PANEL, Part, parts
+from densegrpo_jax.evaluation.panel import PANEL, Part, parts, settings
+from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.rewards.composite import CompositeReward
+from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.streams import STREAM_EVAL
 from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.session import Checked
+
+FOLDER = 'guard'  # in the work directory
 
 
 def _guarded_part(checked: Checked) -> Part:
@@ -102,6 +107,21 @@ def check_guard(checked: Checked) -> Part | None:
     if g.images > 1:
         embedding_folder(config.eval.embedding)
     return part
+
+
+def open_record(checked: Checked, part: Part, workdir: pathlib.Path) -> Record | None:
+    """The guard's measurements so far, in the primary process; None in others.
+
+    Raises:
+      ValueError: they are damaged or of other settings, in all processes.
+    """
+    folder, record = workdir / FOLDER, None
+    way_out = f'remove {folder}: then the guard measures again, also at the start of the run'
+    with Agreement(checked.hosts, 'guard').alike():
+        if checked.hosts.primary:
+            scored_as = settings(checked, {FOLDER: part}, checked.config.guard.images)
+            record = Record(folder, scored_as, way_out=way_out)
+    return record
 
 
 def planned(config) -> int:

@@ -52,7 +52,7 @@ from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
 from densegrpo_jax.training.guard import Guard
-from densegrpo_jax.training.guard_check import check_guard
+from densegrpo_jax.training.guard_check import check_guard, open_record
 from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress
@@ -121,6 +121,7 @@ def run(
     with Agreement(checked.hosts, 'room').alike():
         if done != config.iterations:
             check_room(workdir, size / checked.hosts.count, 'a checkpoint')
+    measured = open_record(checked, guarded, workdir) if guarded else None
     announce(checked, shapes, accumulation, workdir, guarded)
     chosen = lambda step: prompts_for_step(checked.train, r.prompts, step, config.seed)
     texts = _needed_texts(checked, chosen, guarded.prompts if guarded else ())
@@ -158,7 +159,9 @@ def run(
         rounds = Rounds(session, schedule, collector)
         draw = make_sampler(session.pipeline, config, config.eval.steps, mesh)
         evaluator = Evaluator(session, session.test, scorer, sample=draw)
-        guard = Guard(session, workdir, guarded, scorer, draw, opened) if guarded else None
+        guard = None
+        if guarded:
+            guard = Guard(session, workdir, guarded, measured, scorer, draw, opened)
         step = saved = start
         checkpoints.rescore(progress.competing_score)  # a stop may have come before the last one
         evaluation_due = lambda: step % config.eval.every == 0 or step == config.iterations

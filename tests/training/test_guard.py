@@ -18,6 +18,7 @@ from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.training import guard as guard_module
+from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.guard import Guard
 from densegrpo_jax.training.guard_check import check_guard, planned, unseen_of
 from densegrpo_jax.training.progress import Progress
@@ -465,8 +466,18 @@ def test_what_the_rows_say_of_the_past():
     assert not of(row('a', action='stop'), row('a')).stopped_by_guard
 
 
-def test_the_record_of_other_settings_is_not_mixed_in(tmp_path):
-    settings = lambda name: {'eval': {'panel': {name: {}}}}
-    guard_module._record(tmp_path, settings('darkness'))
-    with pytest.raises(ValueError, match='darkness.*to begin them anew, remove'):
-        guard_module._record(tmp_path, settings('same'))
+def test_a_record_that_cannot_be_used_is_refused_before_anything_is_loaded(
+    config, tmp_path, monkeypatch
+):
+    def load(*given):
+        raise NotImplementedError('loaded')
+
+    monkeypatch.setattr(run_module, 'load', load)
+    with pytest.raises(NotImplementedError, match='loaded'):
+        trained(config, tmp_path)
+    config.eval.panel = {'same': {}}
+    with pytest.raises(ValueError, match='darkness.* go back to those, or remove .*guard'):
+        trained(config, tmp_path)
+    (tmp_path / 'guard' / 'scores.jsonl').write_text('{}\n')
+    with pytest.raises(ValueError, match=r'scores.jsonl:1 is damaged .*; remove .*guard: then'):
+        trained(config, tmp_path)
