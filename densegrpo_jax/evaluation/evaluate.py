@@ -101,16 +101,16 @@ def evaluate(
                 key = f'step {chosen.step} {weights_digest(policy)}'
             for name, evaluator in evaluators.items():
                 result = results[name][chosen.label] = evaluator(policy, record, key)
+                if not any(np.isfinite(values).any() for values in result.scores.values()):
+                    explain(session, policy, [p.text for p in which[name].prompts])
                 if divergence and name == 'eval':
                     calibrated = config.noise.calibrate and chosen.workdir
                     psi = chosen.workdir / FILE if calibrated else None
                     result.scores[KL] = divergence(policy, record, key, psi=psi)
-                if not any(np.isfinite(values).any() for values in result.scores.values()):
-                    explain(session, policy, [p.text for p in which[name].prompts])
                 if empty := [n for n, values in result.scores.items() if np.isnan(values).all()]:
                     raise RewardError(
                         f'{chosen.label}, {name}: not one image has a score {empty[0]!r}; the '
-                        'log says why. --restart tries again'
+                        'log says why'
                     )
                 logging.info('%s, %s: %s', chosen.label, name, _line(result))
     if session.hosts.primary:

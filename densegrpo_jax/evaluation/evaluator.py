@@ -181,8 +181,8 @@ class Evaluator:
 
         Args:
           record: in the primary process it stores scores as they come, under the policy's `key`;
-            None in other processes. Prompts that it holds are not sampled again, and progress is
-            shown.
+            None in other processes. Prompts that it holds are not sampled again, unless it has a
+            score of none of them, as after a reward that failed. Progress is shown.
 
         Raises:
           Preempted: a stop was requested.
@@ -198,9 +198,11 @@ class Evaluator:
                 for i in range(self._shown)
                 if (image := record.image(key, self._name, i)) is not None
             }
+            finite = lambda name: any(np.isfinite(row.get(name, np.nan)) for row in known)
+            scored = set(filter(finite, self.names))
             done = np.array(
                 [
-                    set(self.names) <= set(row) and (i in shown or i >= self._shown)
+                    set(self.names) <= scored & set(row) and (i in shown or i >= self._shown)
                     for i, row in enumerate(known)
                 ],
                 bool,

@@ -2,6 +2,7 @@
 contact sheets.
 """
 
+import concurrent.futures
 import functools
 import io
 import json
@@ -144,6 +145,26 @@ def test_a_stopped_evaluation_continues_where_it_was(tmp_path, capsys):
     np.testing.assert_array_equal(found.images, expected.images)
     third = Sampler()
     run(third, Record(tmp_path / 'part', {}))
+    assert not third.calls
+
+
+class Fails(At):
+    """Has no score for any image."""
+
+    def submit(self, *batch, **how):
+        future = super().submit(*batch, **how)
+        found, future = future.result(), concurrent.futures.Future()
+        future.set_result(found._replace(valid=np.zeros_like(found.valid)))
+        return future
+
+
+def test_a_score_that_no_prompt_has_is_tried_again(tmp_path):
+    """A null for every prompt would be refused at every further start."""
+    assert np.isnan(run(Sampler(), Record(tmp_path, {}), scorer=Fails).scores['jpeg']).all()
+    second, third = Sampler(), Sampler()
+    found = run(second, Record(tmp_path, {}))
+    assert second.calls == 3 and np.isfinite(found.scores['jpeg']).all()
+    run(third, Record(tmp_path, {}))
     assert not third.calls
 
 
