@@ -17,7 +17,7 @@ from densegrpo_jax.core.transitions import transitions
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.evaluation.record import Record
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
-from densegrpo_jax.runtime.mesh import replicated
+from densegrpo_jax.runtime.mesh import batch_shards, replicated
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 from densegrpo_jax.sampling.noise import calibrated_table
 from densegrpo_jax.sampling.policy import policy_velocity, rescore
@@ -62,7 +62,8 @@ class Divergence:
     def __init__(self, session: Session, prompts: PromptSet, count: int):
         config, pipeline, mesh = session.config, session.pipeline, session.mesh
         self._session, self._prompts, self._count = session, prompts, min(count, len(prompts))
-        self._batch = min(config.eval.batch, self._count)
+        shards = batch_shards(mesh)  # a batch that does not divide is computed by every device
+        self._batch = shards * max(1, min(config.eval.batch, self._count) // shards)
         single, schedule = _trajectory(config, pipeline)
         self._rollout, self._config, self._schedule = (
             make_rollout(pipeline, single, schedule, mesh),
