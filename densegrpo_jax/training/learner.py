@@ -176,9 +176,11 @@ def make_credit(
         mean = lambda x: jnp.where(on, jnp.where(keep, x, 0).sum(1) / kept, jnp.nan)
         of_samples = jnp.where(keep, rewards[-1], 0)
         group_best = jax.ops.segment_max(jnp.where(keep, rewards[-1], -jnp.inf), group_ids, groups)
+        has_best = jnp.isfinite(group_best)
         metrics = {
             'reward': of_samples.sum() / kept,
-            'reward_group_best': jnp.where(jnp.isfinite(group_best), group_best, 0).mean(),
+            'reward_group_best': jnp.where(has_best, group_best, 0).sum()
+            / jnp.maximum(has_best.sum(), 1),
             'gain': mean(steps),
             'gain_positive': mean((steps > 0).astype(jnp.float32)),
             'gain_negative': mean((steps < 0).astype(jnp.float32)),

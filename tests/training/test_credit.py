@@ -143,6 +143,9 @@ def test_metrics_leave_out_a_sample_whose_first_state_has_no_reward():
     best = (kept[-1, : G - 1].max() + kept[-1, G - 1 :].max()) / 2
     np.testing.assert_allclose(metrics['reward_group_best'], best, rtol=1e-6)
     assert metrics['valid_share'] == 7 / 8
+    valid[0, G:] = False  # a group without a score has no best
+    _, metrics = credit('sum', total, valid=valid)
+    np.testing.assert_allclose(metrics['reward_group_best'], kept[-1, : G - 1].max(), rtol=1e-6)
 
 
 def test_groups_may_have_different_sizes():
