@@ -26,6 +26,7 @@ from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training import announce
 from densegrpo_jax.training.geometry import check_geometry, rows_together
+from densegrpo_jax.training.trial import try_parts
 
 LASTING = ('weights', announce.TRAINED, 'latents', announce.PROCESS)  # from phase to phase
 HBM_EXCEEDED = re.compile(r'Used ([\d.]+)([GM]) of|total memory required[^(]*\(([\d.]+)([GM])\)')
@@ -122,6 +123,7 @@ def plan(config, topology: Topology, utilisation: float, quick: bool = False) ->
     pipeline = open_shapes(config, mesh)
     schedule = make_schedule(pipeline, config)
     check_geometry(config, schedule, mesh)
+    try_parts(config, schedule)
     batch = config.rollout.prompts_per_batch * config.rollout.group
     base = pipeline.abstract_params()
     state = state_shapes(pipeline, optimiser(config, pipeline.transformer), follow_rules(config))

@@ -242,17 +242,7 @@ def make_update(
 
         outputs = {POLICY: output(policy)}
         outputs |= {role: output(others.get(role)) for role in roles}
-        sums = loss.fn(outputs, batch, **options)
-        if not isinstance(sums, LossSums):
-            raise ValueError(
-                f'loss.kind={config.loss.kind!r} gave a {type(sums).__name__}; expected LossSums, '
-                'such as core.losses.loss_sums makes'
-            )
-        if {*sums.sums} != {*loss.sums} or {*sums.maxima} != {*loss.maxima}:
-            raise ValueError(
-                f'loss.kind={config.loss.kind!r} gave the metrics {sorted(sums.sums)} and '
-                f'{sorted(sums.maxima)}; it declares {sorted(loss.sums)} and {sorted(loss.maxima)}'
-            )
+        sums = loss.fn(outputs, batch, **options)  # of the form that `try_parts` has seen
         if REF in outputs:
             kl_sum, kl_count = kind.kl(config, outputs[POLICY], outputs[REF], batch)
             sums = sums._replace(kl_sum=kl_sum, kl_count=kl_count)

@@ -120,6 +120,11 @@ def _try_loss(config) -> None:
             f'{where} gave a {type(found).__name__}; expected LossSums, such as '
             'core.losses.loss_sums makes'
         )
+    if {*found.sums} != {*loss.sums} or {*found.maxima} != {*loss.maxima}:
+        raise ValueError(
+            f'{where} gave the metrics {sorted(found.sums)} and {sorted(found.maxima)}; it '
+            f'declares {sorted(loss.sums)} and {sorted(loss.maxima)}'
+        )
     for field, value in found._asdict().items():
         for part in jax.tree.leaves(value):
             if part.shape:

@@ -20,6 +20,7 @@ from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.training import learner
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 from densegrpo_jax.training.geometry import check_geometry
+from densegrpo_jax.training.trial import try_parts
 from tests.training.one_update import (
     BASE,
     CHANNELS,
@@ -282,14 +283,20 @@ def test_what_cannot_be_used_is_named(changes, message):
         validate(c)
 
 
-def test_a_loss_that_gives_other_metrics_than_it_says():
-    with pytest.raises(ValueError, match=r"'own_loss:telling' gave the metrics \['share'\] and \["):
-        one_iteration(**{'loss.kind': 'own_loss:telling'})
-
-
-def test_a_loss_that_gives_no_sums():
-    with pytest.raises(ValueError, match=r"loss.kind='own_loss:sums' gave a .*; expected LossSums"):
-        one_iteration(**{'loss.kind': 'own_loss:sums'})
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('telling', r"'own_loss:telling' gave the metrics \['share'\] and \[\]; it declares \[\]"),
+        ('sums', r"loss.kind='own_loss:sums' gave a .*; expected LossSums"),
+    ],
+)
+def test_a_loss_of_another_form_is_named_before_anything_is_loaded(kind, message):
+    c = default_config()
+    c.update_from_flattened_dict({'loss.kind': f'own_loss:{kind}', 'rollout.steps': STEPS})
+    masks = step_masks(SIGMAS)
+    levels = np.full(STEPS, 0.7, np.float32)
+    with pytest.raises(ValueError, match=message):
+        try_parts(c, Schedule(SIGMAS, levels, masks, trajectory_plan(masks)))
 
 
 @pytest.mark.parametrize('invalid', [None, 7])
