@@ -27,9 +27,7 @@ from densegrpo_jax.core.calibration import calibrate_step, count_gains, has_sett
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
 from densegrpo_jax.runtime.outputs import claim
@@ -43,7 +41,7 @@ from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
-from densegrpo_jax.sampling.session import Checked, Session, base_digest, check, load
+from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import optimiser, start_state
 
 
@@ -203,11 +201,9 @@ def settings(checked: Checked, policy: dict | None) -> dict:
     a file's prompts or a server's reward may change while its name stays.
     """
     facts = {
-        identity.BASE: base_digest(checked),
+        **checked.facts(),
         'policy': weights_digest(policy),
         'prompts of data.train': content_hash(checked.train),
-        'servers of rewards': fingerprints([checked.reward]),
-        **told_directions([checked.reward]),
     }
     return identity.record('calibration', checked.config, facts)
 

@@ -104,6 +104,8 @@ SCOPES: Mapping[str, Scope] = {
 # The name of the fact that tells a base model's weights by their content.
 BASE = 'weights of the base'
 
+_FILES = 'base'  # names and sizes of the base's files in records of earlier versions, for BASE
+
 # A record without them is of a run without calibrated noise, guided rewards or a process reward;
 # other missing facts are unknown.
 _DEFAULT_FACTS: Mapping[str, object] = {
@@ -154,6 +156,7 @@ def differences(scope: str, old: Mapping, new: Mapping) -> list[Difference]:
       old: from a file, perhaps of an earlier version. new: from `record`.
     """
     old = {**_DEFAULT_FACTS, **_deciding(scope, renamed(scope, old))}
+    old.pop(_FILES, None)
     untold = {name for name in new if name not in old and name not in TABLE}
     there = dotted(old)
     here = dotted({**_DEFAULT_FACTS, **{k: v for k, v in new.items() if k not in untold}})

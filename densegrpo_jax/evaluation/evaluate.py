@@ -31,7 +31,7 @@ from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import check_policy, load_policy, weights_digest
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import base_digest, check, load
+from densegrpo_jax.sampling.session import check, load
 
 
 def evaluate(
@@ -91,7 +91,7 @@ def evaluate(
         count = _measured(config, policies, kl_prompts)
         divergence = Divergence(session, checked.test, count) if count else None
         trained = any(chosen.workdir is not None for chosen in policies)
-        base = base_digest(checked) if trained else None
+        base = checked.base_digest if trained else None
         for chosen in policies:
             policy, key = None, 'base'
             if chosen.workdir is not None:

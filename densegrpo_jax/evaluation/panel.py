@@ -10,13 +10,12 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.evaluation.divergence import KL
 from densegrpo_jax.evaluation.evaluator import DIVERSITY
-from densegrpo_jax.rewards.base import Reward, fingerprints
+from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.sampling.conditioning import content_hash, load_panel_prompts
 from densegrpo_jax.sampling.loading import find_step
 from densegrpo_jax.sampling.sampler import make_schedule
-from densegrpo_jax.sampling.session import Checked, base_digest
+from densegrpo_jax.sampling.session import Checked
 
 PANEL = 'panel'  # the prompt set of eval.panel_prompts
 SETS = ('eval', PANEL)  # names of prompt sets
@@ -111,28 +110,15 @@ def parts(config, test: PromptSet, reward: Reward) -> dict[str, Part]:
     return result
 
 
-def base_files(folder: pathlib.Path) -> dict[str, int]:
-    """Name -> size of a base model's files."""
-    return {
-        str(f.relative_to(folder)): f.stat().st_size
-        for f in sorted(folder.rglob('*'))
-        if f.suffix in ('.json', '.safetensors')
-    }
-
-
 def settings(checked: Checked, which: dict[str, Part], group: int) -> dict:
     """The JSON values, other than the policy, that scores depend on."""
     config = checked.config
-    served = fingerprints(reward for part in which.values() for reward in part.rewards)
     facts = {
-        'base': base_files(checked.folder),
-        identity.BASE: base_digest(checked),
+        **checked.facts(reward for part in which.values() for reward in part.rewards),
         'psi': make_schedule(checked.pipeline, config).noise_levels.tolist()
         if config.noise.psi_path
         else None,
         'prompts': {name: content_hash(part.prompts) for name, part in which.items()},
-        **({'servers of rewards': served} if served else {}),
-        **told_directions(reward for part in which.values() for reward in part.rewards),
         'group': group,
     }
     record = identity.record('evaluation', config, facts)

@@ -19,7 +19,6 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import some_prompts
-from densegrpo_jax.evaluation.panel import base_files
 from densegrpo_jax.preflight import page
 from densegrpo_jax.preflight.costs import costs, of_branches, of_run
 from densegrpo_jax.preflight.credits import candidates, not_measured, own_credit
@@ -29,8 +28,6 @@ from densegrpo_jax.preflight.measure import Spent, evaluations, measure
 from densegrpo_jax.preflight.record import FILE, Record, joined
 from densegrpo_jax.preflight.record import row as row_of
 from densegrpo_jax.preflight.signal import Rewards, decided, signals
-from densegrpo_jax.rewards.base import fingerprints
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.mesh import batch_shards, check_batch
@@ -40,6 +37,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PREFLIGHT, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.sampling.state import start_digest
 from densegrpo_jax.search.model import Model
 
 COARSE = (3, 1)  # completions measured beside the full ones
@@ -69,7 +67,7 @@ def run(
     """
     files = FILE, page.FILE, page.PAGE
     claim(out, files, ('images', 'text'), hosts=stop.communicator.hosts)
-    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule'))
+    checked = check(config, mesh, stop, needs=('train', 'test', 'schedule', 'start'))
     schedule = checked.schedule
     if not kernel_of(config).noisy:
         raise ValueError(
@@ -95,10 +93,10 @@ def run(
                 'group': group,
                 'completions': counts,
                 'psi': [float(level) for level in schedule.noise_levels],
-                'base': base_files(checked.folder),
-                'servers of rewards': fingerprints([checked.reward]),
-                **told_directions([checked.reward]),
+                **checked.facts(),
             }
+            if config.lora.init_from:
+                facts['adapters of the start'] = start_digest(config, checked.pipeline)
             record = Record(out, identity.record('rewards', config, facts), shown=SHOWN)
     session = load(checked, [p.text for p in chosen], out)
     rewards, scores, speed = _measured(session, chosen, group, counts, record)

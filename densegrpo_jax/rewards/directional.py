@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 
 FORMAT = 1  # of the files
@@ -179,12 +180,14 @@ def embedding_rewards(rewards: Mapping[str, Mapping]) -> list[str]:
     ]
 
 
-def told_directions(rewards: Iterable) -> dict[str, dict[str, str]]:
-    """`directions` as a fact of records that decide whether results are comparable; none without
-    a guided reward.
+def reward_facts(rewards: Iterable) -> dict[str, dict[str, str]]:
+    """What no key tells of rewards, for records that decide whether results are comparable:
+    `base.fingerprints` of servers, and `directions` if there are any.
     """
-    found = directions(rewards)
-    return {'directions of rewards': found} if found else {}
+    rewards = [*rewards]
+    guided = directions(rewards)
+    told = {'directions of rewards': guided} if guided else {}
+    return {'servers of rewards': fingerprints(rewards), **told}
 
 
 def directions(rewards: Iterable) -> dict[str, str]:

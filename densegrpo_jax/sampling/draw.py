@@ -15,7 +15,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import base_digest, check, load
+from densegrpo_jax.sampling.session import check, load
 
 MAKER = 'densegrpo sample'
 
@@ -42,7 +42,7 @@ def draw(
     if workdir:
         run = pathlib.Path(workdir)
         policy, step = load_policy(
-            checked.pipeline, config, mesh, run, checkpoint, base_digest(checked)
+            checked.pipeline, config, mesh, run, checkpoint, checked.base_digest
         )
         policies = [('base', None)] * compare + [(f'step {step}', policy)]
     sampler = make_sampler(checked.pipeline, config, steps or config.eval.steps, mesh)

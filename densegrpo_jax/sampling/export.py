@@ -24,7 +24,7 @@ from densegrpo_jax.runtime.reading import read_json, shown
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.sampling.push import check_push, push
-from densegrpo_jax.sampling.session import base_digest, check, load_weights, open_shapes
+from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 
 CURVE = 'reward_curve.png'  # of a finished run
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
@@ -213,7 +213,7 @@ def export(
     file = pathlib.Path(config.model.transformer_file).expanduser()
     read = [workdir, *base, *([file] if config.model.transformer_file and checked else [])]
     claim(out, *written(pipeline, layout), read=read, closed=[workdir / 'checkpoints', *base])
-    digest = base_digest(checked) if checked else None
+    digest = checked.base_digest if checked else None
     policy, step = load_policy(pipeline, config, mesh, workdir, checkpoint, digest)
     names, scale = pipeline.adapter_names(), config.lora.alpha / config.lora.rank
     if layout == MERGED:

@@ -21,10 +21,9 @@ from jax.sharding import Mesh
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.guide_keys import IMAGES, guided
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import reward_params, text_features, without_gradient
-from densegrpo_jax.rewards.directional import told_directions
+from densegrpo_jax.rewards.directional import reward_facts
 from densegrpo_jax.runtime.arrays import read_arrays, write_arrays
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.runtime.reading import parse_json
@@ -143,8 +142,7 @@ def probe_settings(
     facts = {
         'weights of the transformer': transformer_digest(config, folder, pipeline),
         'noise levels of the grid': [round(float(s), 6) for s in sigmas],
-        'servers of rewards': fingerprints([reward]),
-        **told_directions([reward]),
+        **reward_facts([reward]),
     }
     return identity.record('process', config, facts)
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.schema import KEYS
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.data.prompts import PromptSet, columns
@@ -30,9 +31,10 @@ from densegrpo_jax.pipelines.folder import (
     resolve_folder,
 )
 from densegrpo_jax.pipelines.released import released, released_pipeline
+from densegrpo_jax.rewards.base import Reward
 from densegrpo_jax.rewards.build import build_reward
 from densegrpo_jax.rewards.composite import CompositeReward
-from densegrpo_jax.rewards.directional import with_direction
+from densegrpo_jax.rewards.directional import reward_facts, with_direction
 from densegrpo_jax.runtime.hosts import Hosts
 from densegrpo_jax.runtime.paths import folder_problem
 from densegrpo_jax.runtime.sharding import shardings
@@ -146,6 +148,19 @@ class Checked:
         return build_reward(spec)
 
     @functools.cached_property
+    def base_digest(self) -> str:
+        """A short hash of the base model's weights by their content."""
+        file = self.config.model.transformer_file
+        return params_digest(self.folder, self.pipeline, transformer_file=file)
+
+    def facts(self, rewards: Iterable[Reward] | None = None) -> dict:
+        """What no key tells, for every record that decides whether results are comparable: the
+        base's weights and the rewards (None: the training reward), which may change under one name.
+        """
+        rewards = [self.reward] if rewards is None else rewards
+        return {identity.BASE: self.base_digest, **reward_facts(rewards)}
+
+    @functools.cached_property
     def process_reward(self) -> ProcessReward | None:
         """What rollouts of training are guided and scored by beside the reward, if anything."""
         return open_process_reward(
@@ -245,9 +260,3 @@ def load_weights(checked: Checked, components: Sequence[str] | None = None) -> d
         transformer_file=m.transformer_file,
         quantize=m.quantize,
     )
-
-
-def base_digest(checked: Checked) -> str:
-    """A short hash of the base model's weights by their content: the fact `identity.BASE`."""
-    file = checked.config.model.transformer_file
-    return params_digest(checked.folder, checked.pipeline, transformer_file=file)

@@ -5,11 +5,13 @@ it, the optimiser and the step. Everything else derives from the config.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -161,6 +163,16 @@ def start_state(
         return state
     names = pipeline.adapter_names()
     return start_from(state, read_layers(config.lora.init_from, names, pipeline.ORIGINAL), pipeline)
+
+
+def start_digest(config, pipeline: Pipeline) -> str:
+    """A short hash of the adapters of `lora.init_from`. Raises the errors of `read_layers`."""
+    total, names = hashlib.sha256(), pipeline.adapter_names()
+    for name, pair in sorted(read_layers(config.lora.init_from, names, pipeline.ORIGINAL).items()):
+        total.update(name.encode())
+        for array in pair:
+            total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:16]
 
 
 def check_start(config, pipeline: Pipeline) -> None:

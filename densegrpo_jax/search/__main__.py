@@ -38,7 +38,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, load_prompts
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import base_digest, check, load
+from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.search.record import FILES, FOLDERS
 from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
 
@@ -107,7 +107,7 @@ def main(flag) -> int:
         if flag.workdir:
             run = pathlib.Path(flag.workdir).expanduser()
             policy, step = load_policy(
-                checked.pipeline, flag.config, mesh, run, flag.checkpoint, base_digest(checked)
+                checked.pipeline, flag.config, mesh, run, flag.checkpoint, checked.base_digest
             )
             logging.info('searching with step %d of %s', step, run)
         # what is wrong with earlier results is said before the prompts are encoded

@@ -19,10 +19,9 @@ from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import finite_mean
-from densegrpo_jax.evaluation.panel import base_files, panel_rewards
-from densegrpo_jax.rewards.base import Reward, RewardError, fingerprints
+from densegrpo_jax.evaluation.panel import panel_rewards
+from densegrpo_jax.rewards.base import Reward, RewardError
 from densegrpo_jax.rewards.differentiable import without_gradient
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.progress import ProgressBar
@@ -31,7 +30,7 @@ from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.session import Checked, Session, base_digest
+from densegrpo_jax.sampling.session import Checked, Session
 from densegrpo_jax.search.budget import cost, sizes_for
 from densegrpo_jax.search.loop import Walk
 from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
@@ -244,11 +243,8 @@ def settings_of(session: Checked, policy: dict | None) -> dict:
     """JSON values that a prompt's result depends on."""
     facts = {
         'policy': weights_digest(policy),
-        'base': base_files(session.folder),
-        identity.BASE: base_digest(session),
+        **session.facts(),
         'psi': session.schedule.noise_levels.tolist() if session.config.noise.psi_path else None,
-        'servers of rewards': fingerprints([session.reward]),
-        **told_directions([session.reward]),
     }
     return identity.record('search', session.config, facts)
 

@@ -30,7 +30,7 @@ from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.session import Session, base_digest
+from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.training.batches import LOG_RATIO_ROUNDING
 from densegrpo_jax.training.guard_check import FOLDER, measures_kl, planned, ratio_limit, unseen_of
 from densegrpo_jax.training.progress import Progress
@@ -154,7 +154,7 @@ class Guard:
         that it began from.
         """
         given = weights_digest(first) if self._config.lora.init_from else ''
-        return f'{START} {base_digest(self._session)} {given}'.rstrip()
+        return f'{START} {self._session.base_digest} {given}'.rstrip()
 
     def stops(self, progress: Progress) -> bool:
         """Whether the guard has ended the run."""

@@ -27,9 +27,8 @@ from densegrpo_jax.config.method import loss_of, own_code
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
-from densegrpo_jax.rewards.base import RewardError, RewardsGone, fingerprints
+from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.rewards.composite import TOTAL
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
@@ -44,7 +43,7 @@ from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import Schedule, make_sampler
-from densegrpo_jax.sampling.session import Checked, Session, base_digest, check, load
+from densegrpo_jax.sampling.session import Checked, Session, check, load
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.ahead import Ahead
@@ -400,11 +399,9 @@ def _facts(session: Checked, schedule: Schedule) -> dict:
     calibrated = noise.psi_path or noise.calibrate
     return {
         'psi': [float(level) for level in schedule.noise_levels] if calibrated else None,
-        identity.BASE: base_digest(session),
+        **session.facts(),
         'prompts of data.train': content_hash(session.train),
         'prompts of data.eval': content_hash(session.test),
-        'servers of rewards': fingerprints([session.reward]),
-        **told_directions([session.reward]),
         **(session.process_reward.facts() if session.process_reward else {}),
         'code of your own': own_code(session.config),
     }

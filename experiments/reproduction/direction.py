@@ -25,9 +25,7 @@ from jax.sharding import Mesh
 
 from densegrpo_jax.config import identity
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.rewards.base import fingerprints
 from densegrpo_jax.rewards.composite import TOTAL
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
@@ -35,7 +33,7 @@ from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.sampler import make_rollout
-from densegrpo_jax.sampling.session import Checked, base_digest, check, load
+from densegrpo_jax.sampling.session import Checked, check, load
 from densegrpo_jax.sampling.state import start_state
 from densegrpo_jax.training.learner import make_credit, make_update
 from experiments.reproduction.figures import VARIANTS
@@ -77,11 +75,9 @@ def direction(
     checked = check(config, mesh, stop, needs=('train', 'schedule', 'start'))
     facts = {
         'credits': credits,
-        identity.BASE: base_digest(checked),
+        **checked.facts(),
         'noise_levels': np.asarray(checked.schedule.noise_levels).tolist(),
         'prompts of data.train': content_hash(checked.train),
-        'servers of rewards': fingerprints([checked.reward]),
-        **told_directions([checked.reward]),
     }
     settings = identity.record('gradients', config, facts)
     store = Store(workdir / 'direction', settings)

@@ -29,10 +29,8 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.core.dense_reward import state_rewards
 from densegrpo_jax.data.prompts import columns
 from densegrpo_jax.data.sampler import prompts_for_step
-from densegrpo_jax.evaluation.panel import Policy, base_files
-from densegrpo_jax.rewards.base import fingerprints
+from densegrpo_jax.evaluation.panel import Policy
 from densegrpo_jax.rewards.composite import TOTAL
-from densegrpo_jax.rewards.directional import told_directions
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
@@ -40,7 +38,7 @@ from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import content_hash, place
 from densegrpo_jax.sampling.loading import load_policy, weights_digest
 from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_rollout, make_schedule
-from densegrpo_jax.sampling.session import Session, base_digest, check, load
+from densegrpo_jax.sampling.session import Session, check, load
 from experiments.reproduction.measuring import (
     COMPLETE,
     Store,
@@ -342,10 +340,7 @@ class _Probe:
     def _settings(self, config, schedule: Schedule, continuations: int) -> dict:
         """Everything that the raw rewards of a batch depend on."""
         facts = {
-            'base': base_files(self._checked.folder),
-            identity.BASE: base_digest(self._checked),
-            'servers of rewards': fingerprints([self._checked.reward]),
-            **told_directions([self._checked.reward]),
+            **self._checked.facts(),
             'policy': weights_digest(self._policy),
             'train': config.data.train,
             'group': config.rollout.group,

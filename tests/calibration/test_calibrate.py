@@ -214,9 +214,12 @@ def test_psi_of_another_base_or_start_is_refused(folder, texts, tmp_path, monkey
     psi, document = calibrated(config, tmp_path)
     again, _ = calibrated(config, tmp_path)
     np.testing.assert_array_equal(again, psi)
-    for name, fact in (('base_digest', 'weights of the base'), ('weights_digest', 'policy')):
+    for of, name, other, fact in (
+        (session.Checked, 'base_digest', 'other', 'weights of the base'),
+        (calibration, 'weights_digest', lambda _: 'other', 'policy'),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(calibration, name, lambda _: 'other')
+            patch.setattr(of, name, other)
             with pytest.raises(ValueError, match=f"other settings .{fact}: .*, now 'other'"):
                 calibrated(config, tmp_path)
     # one of an earlier version does not say; it is taken

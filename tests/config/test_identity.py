@@ -25,12 +25,7 @@ FACTS = {
         'prompts of data.eval': '4b5a6978',
         'servers of rewards': {},
     },
-    'evaluation': {
-        'base': {'vae/config.json': 300},
-        'psi': None,
-        'prompts': {'eval': '4b5a6978'},
-        'group': 1,
-    },
+    'evaluation': {'psi': None, 'prompts': {'eval': '4b5a6978'}, 'group': 1},
     'calibration': {'prompts of data.train': '0f1e2d3c', 'servers of rewards': {}},
 }
 
@@ -186,12 +181,10 @@ def test_what_a_record_lacks():
 def test_facts_decide_in_every_part():
     ours = record('evaluation', demo(), FACTS['evaluation'])
     other = copy.deepcopy(ours)
-    other['base']['vae/more.json'] = 1
-    other['group'] = 4
-    assert [key for key, *_ in differences('evaluation', other, ours)] == [
-        'base.vae/more.json',
-        'group',
-    ]
+    other['prompts']['eval'], other['group'] = '0f1e2d3c', 4
+    assert [key for key, *_ in differences('evaluation', other, ours)] == ['group', 'prompts.eval']
+    # names and sizes of the base's files, which earlier versions held, are not compared
+    assert RECORDS['evaluation']['base'] and not found('evaluation', RECORDS['evaluation'])
 
 
 def test_names_of_version_0_1_are_read():

@@ -17,7 +17,7 @@ from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.files import RECORD
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling.session import open_base
+from densegrpo_jax.sampling.session import Checked, open_base
 from tests import miniature
 from tests.rewards.loopback import serving
 from tests.training.small_run import Brightness, make_config, one_device
@@ -61,7 +61,7 @@ def preflight(config, out, mesh=None, **size):
     return run(config, out, mesh or one_device(), StopRequest(), **{**SIZE, **size})
 
 
-def test_a_preflight_from_model_to_page(config, tmp_path):
+def test_a_preflight_from_model_to_page(config, tmp_path, monkeypatch):
     found = preflight(config, tmp_path / 'a')
     assert found['own'] == 'dense' and {c['credit'] for c in found['credits']} == {
         'sparse', 'dense', 'dense 1', 'gae', 'coca',
@@ -104,6 +104,10 @@ def test_a_preflight_from_model_to_page(config, tmp_path):
     for name in ('decided', 'signal', 'reward', 'rank_correlation', 'gains'):
         assert repr(again[name]) == repr(found[name])
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Checked, 'base_digest', 'other')
+        with pytest.raises(ValueError, match="weights of the base: .* now 'other'"):
+            preflight(config, tmp_path / 'b')
     config.rollout.level = 0.3
     with pytest.raises(ValueError, match='rollout.level.*give another --workdir'):
         preflight(config, tmp_path / 'b')

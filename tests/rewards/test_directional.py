@@ -222,7 +222,7 @@ def test_a_configuration_says_what_its_direction_was_learned_with(saved):
     assert identity.differences(
         'evaluation',
         identity.record('evaluation', config),
-        identity.record('evaluation', config, directional.told_directions([checked.reward])),
+        identity.record('evaluation', config, directional.reward_facts([checked.reward])),
     )
 
 

@@ -16,6 +16,7 @@ from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
 from densegrpo_jax.sampling.conditioning import check_targets
 from densegrpo_jax.sampling.session import check, load, load_weights, open_shapes
+from densegrpo_jax.sampling.state import start_digest
 from tests import miniature
 from tests.training.small_run import make_config, one_device
 
@@ -58,6 +59,10 @@ def test_an_adapter_that_does_not_fit_is_known_from_its_header(folder, tmp_path,
     check(config, one_device())  # nothing starts from it
     with pytest.raises(ValueError, match='rank 3, .* lora.rank=2' if rank == 3 else 'are absent'):
         check(config, one_device(), needs=('start',))
+    first = start_digest(config, pipeline)
+    doubled = {name: (2 * down, up) for name, (down, up) in layers.items()}
+    lora_files.write(file, lora_files.peft_tensors(doubled))
+    assert start_digest(config, pipeline) != first
     config.lora.init_from = str(tmp_path / 'elsewhere')
     with pytest.raises(FileNotFoundError, match='elsewhere'):
         check(config, one_device(), needs=('start',))

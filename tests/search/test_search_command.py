@@ -100,8 +100,8 @@ def test_a_search_keeps_what_it_finds_and_continues_where_it_stopped(
     with pytest.raises(ValueError, match='content of the prompts'):
         run.search(session, None, scenes, tmp_path / 'parts')
     with monkeypatch.context() as patch:
-        patch.setattr(run, 'base_files', lambda folder: {'other.safetensors': 1})
-        with pytest.raises(ValueError, match='base.other.safetensors'):
+        patch.setitem(vars(session), 'base_digest', 'other')
+        with pytest.raises(ValueError, match="weights of the base: .*, now 'other'"):
             run.search(session, None, PROMPTS, tmp_path / 'parts')
 
 

@@ -16,8 +16,7 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.rewards.remote.service import RewardService
 from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
-from densegrpo_jax.sampling.session import check
-from densegrpo_jax.training import guard as guard_module
+from densegrpo_jax.sampling.session import Checked, check
 from densegrpo_jax.training import run as run_module
 from densegrpo_jax.training.guard import Guard
 from densegrpo_jax.training.guard_check import check_guard, planned, unseen_of
@@ -398,12 +397,18 @@ def test_a_policy_that_was_trained_anew_is_measured_anew(config, tmp_path):
 
 
 def test_the_start_is_measured_anew_if_the_base_is_another(config, tmp_path, monkeypatch):
+    """With a record of an earlier version, which does not tell the weights of the base."""
     config.iterations = 1
     trained(config, tmp_path)
     shutil.rmtree(tmp_path / 'checkpoints')
-    monkeypatch.setattr(guard_module, 'base_digest', lambda session: 'other')
+    scores = tmp_path / 'guard' / 'scores.jsonl'
+    first, _, rest = scores.read_text().partition('\n')
+    settings = json.loads(first)['settings']
+    del settings['weights of the base']
+    scores.write_text(json.dumps({'settings': settings}) + '\n' + rest)
+    monkeypatch.setattr(Checked, 'base_digest', 'other')
     trained(config, tmp_path)
-    lines = (tmp_path / 'guard' / 'scores.jsonl').read_text().splitlines()
+    lines = scores.read_text().splitlines()
     policies = {json.loads(line).get('policy', '') for line in lines}
     assert len([name for name in policies if name.startswith('start ')]) == 2
 
