@@ -10,7 +10,7 @@ Draws `d2.pictures` with the base model, embeds them and their prompts as the re
 one vector b for all prompts that raises the mean guided reward (docs/d2_align.md). Writes an npz
 file with b, its reward, the fingerprint of the reward's weights and what the fit reports: |b|, the
 objective with and without b, and the shares of the text and of b in the variance of the guided
-reward. Exit status as `densegrpo_jax.main`.
+reward. Exit status as `densegrpo_jax.main`; a stopped command continues.
 """
 
 from __future__ import annotations

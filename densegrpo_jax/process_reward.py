@@ -11,7 +11,7 @@ images, and fits the reward by ridge regression on the base network's last hidde
 state of the rollouts (docs/euphonium.md). Any reward will do. Prints R^2 at every noise level, on
 prompts that were held out, over all samples and within a prompt. Writes an npz file with the
 weights of the regression, a fingerprint of the base, the reward and the grid that they belong to,
-and these numbers. Exit status as `densegrpo_jax.main`; a stopped fit begins anew.
+and these numbers. Exit status as `densegrpo_jax.main`; a stopped fit continues.
 """
 
 from __future__ import annotations

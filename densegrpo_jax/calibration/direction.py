@@ -15,6 +15,7 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.core.direction import guided_text, variance_shares
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.rewards.directional import (
@@ -24,15 +25,18 @@ from densegrpo_jax.rewards.directional import (
     embedding_rewards,
     write_direction,
 )
+from densegrpo_jax.runtime.batch_store import BatchStore
 from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_DIRECTION, key_data, stream_key
+from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Session, check, load
 
 START = 1e-2  # standard deviation of the first direction's entries
+BATCHES = 'batches'  # in the work directory: the pictures' embeddings so far
 LAST = 0.1  # the result is the best of this last part of the steps
 
 
@@ -132,12 +136,12 @@ def run(
     """
     d, name = config.d2, check_direction(config)
     config.d2.file = ''  # learned for the reward as it is without
-    claim(workdir, (), ('text',), hosts=stop.communicator.hosts)
+    claim(workdir, (), (BATCHES, 'text'), hosts=stop.communicator.hosts)
     checked = check(config, mesh, stop, needs=('train',))
     (reward,) = [part for key, (part, _) in zip(config.reward, checked.reward.parts) if key == name]
     chosen = pictured(checked.train, d.pictures)
     session = load(checked, [p.text for p in chosen], workdir)
-    images = _embedded(session, reward, chosen)
+    images = _embedded(session, reward, chosen, workdir)
     texts = reward.plain_text([p.text for p in chosen])
     b, history = fit_direction(
         images,
@@ -185,19 +189,32 @@ def pictured(prompts: PromptSet, count: int) -> list[Prompt]:
     return [prompts[n % len(prompts)] for n in range(count)]
 
 
-def _embedded(session: Session, reward: EmbeddingReward, chosen: list[Prompt]) -> np.ndarray:
-    """float32 [N, D] of one picture of each of the prompts, by the base model. Raises ValueError if
-    one is not finite.
+def _embedded(
+    session: Session, reward: EmbeddingReward, chosen: list[Prompt], workdir: pathlib.Path
+) -> np.ndarray:
+    """float32 [N, D] of one picture of each of the prompts, by the base model; those so far are in
+    WORKDIR/batches. Raises ValueError if one is not finite.
     """
     config, shards = session.config, batch_shards(session.mesh)
     batch = max(shards, config.eval.batch // shards * shards)
     sampler = make_sampler(session.pipeline, config, config.eval.steps, session.mesh)
     root = stream_key(config.seed, STREAM_DIRECTION, 0)
-    parts = []
+    facts = {
+        **session.facts(),
+        'weights of the embedding': reward.weights_fingerprint(),
+        'prompts of the pictures': content_hash(PromptSet(tuple(chosen))),
+        'batch': batch,
+    }
+    settings = identity.record('evaluation', config, facts)
+    store, parts = BatchStore(workdir / BATCHES, settings, session.stop.communicator), []
     with ProgressBar(
         math.ceil(len(chosen) / batch), label='pictures', show=session.hosts.primary
     ) as bar:
         for start in range(0, len(chosen), batch):
+            if (stored := store.find(len(parts))) is not None:
+                parts.append(stored['embeddings'])
+                bar.update(len(parts), {})
+                continue
             # the last batch is filled up, so that one program serves all
             rows = np.minimum(np.arange(start, start + batch), len(chosen) - 1)
             keys = key_data(jax.vmap(lambda n: jax.random.fold_in(root, n))(rows))
@@ -211,7 +228,9 @@ def _embedded(session: Session, reward: EmbeddingReward, chosen: list[Prompt]) -
                     'the base model draws pictures that are not finite; look at them with '
                     'densegrpo_jax.sample'
                 )
-            parts.append(reward.embeddings(np.asarray(images)[:count]))
+            embeddings = reward.embeddings(np.asarray(images)[:count])
+            store.put(len(parts), embeddings=embeddings)
+            parts.append(embeddings)
             bar.update(len(parts), {})
             session.stop.check()
     return np.concatenate(parts)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from densegrpo_jax.config import identity
 from densegrpo_jax.config.guide_keys import GUIDE
 from densegrpo_jax.config.method_keys import CREDIT
 from densegrpo_jax.config.moving_keys import UNMOVED
@@ -26,12 +27,14 @@ from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.batch_store import BatchStore
 from densegrpo_jax.runtime.mesh import check_batch, replicated
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROCESS, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector
+from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.process_reward import Probe, probe_settings, write_probe
 from densegrpo_jax.sampling.sampler import EXACT, make_rollout, split_rows
 from densegrpo_jax.sampling.session import Session, check, load
@@ -40,6 +43,8 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of `guide.ridge` = 0, for features 
 HELD_OUT = 0.2  # of the prompts
 
 # The rollouts that a probe is fitted to: single trajectories of the base, the image scored.
+BATCHES = 'batches'  # in the work directory: rollouts so far
+
 _AS_SAMPLED = {
     **AS_TRAJECTORY,
     **{f'guide.{n}': key.default for n, key in GUIDE.items() if n not in ('samples', 'ridge')},
@@ -118,7 +123,7 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     sized = config.copy_and_resolve_references()
     with sized.unlocked():
         sized.update_from_flattened_dict(_AS_SAMPLED)
-    claim(workdir, (), ('text',), hosts=stop.communicator.hosts)
+    claim(workdir, (), (BATCHES, 'text'), hosts=stop.communicator.hosts)
     checked = check(sized, mesh, stop, needs=('train', 'schedule'))
     r = sized.rollout
     check_batch(mesh, r.prompts_per_batch * r.group, 'rollout.prompts_per_batch * rollout.group')
@@ -128,7 +133,7 @@ def run(config, workdir: pathlib.Path, out: pathlib.Path, mesh: Mesh, stop: Stop
     settings = probe_settings(
         sized, session.folder, session.pipeline, session.schedule.sigmas, session.reward
     )
-    rows = _sampled(session, batches, list(texts))
+    rows = _sampled(session, batches, list(texts), _store(session, workdir))
     sigmas, given = session.schedule.sigmas, sized.guide.ridge
     found = fit_probe(rows, sigmas, (given,) if given else PENALTIES)
     facts = {'samples': float(len(rows.reward)), 'penalty': found.penalty}
@@ -190,7 +195,22 @@ def make_hidden(pipeline: Pipeline, config, sigmas: np.ndarray, mesh: Mesh):
     return jax.jit(hidden, compiler_options=EXACT, out_shardings=replicated(mesh))
 
 
-def _sampled(session: Session, batches: list[list[Prompt]], texts: list[str]) -> Rows:
+def _store(session: Session, workdir: pathlib.Path) -> BatchStore:
+    """The batches so far. A fit to more of them goes on with these."""
+    r = session.config.rollout
+    facts = {
+        **session.facts(),
+        'prompts of data.train': content_hash(session.train),
+        'noise levels': session.schedule.noise_levels.tolist(),
+        'batch': [r.prompts_per_batch, r.group],
+    }
+    settings = identity.record('rewards', session.config, facts)
+    return BatchStore(workdir / BATCHES, settings, session.stop.communicator)
+
+
+def _sampled(
+    session: Session, batches: list[list[Prompt]], texts: list[str], store: BatchStore
+) -> Rows:
     """Rollouts of the base model with their hidden states and rewards; those without a valid reward
     are left out.
     """
@@ -206,6 +226,10 @@ def _sampled(session: Session, batches: list[list[Prompt]], texts: list[str]) ->
     ):
         collector = Collector(session, scorer, r.group, r.prompts_per_batch)
         for i, chosen in enumerate(batches):
+            if (stored := store.find(i)) is not None:
+                parts.append(Rows(**stored))
+                bar.update(i + 1, {})
+                continue
             key = key_data(stream_key(config.seed, STREAM_PROCESS, i))
             rollouts, pending, conditioning, ids = collector.sample(
                 rollout, None, chosen, key, schedule.noise_levels
@@ -217,6 +241,8 @@ def _sampled(session: Session, batches: list[list[Prompt]], texts: list[str]) ->
             prompts = np.array([number[chosen[g].text] for g in ids])
             reward = values[TOTAL][-1]
             parts.append(Rows(found, reward[keep], prompts[keep], (i * len(chosen) + ids)[keep]))
+            if len(keep):  # else the reward may have failed
+                store.put(i, **parts[-1]._asdict())
             bar.update(i + 1, {'reward': float(reward[keep].mean()) if len(keep) else 0.0})
             session.stop.check()
     if not any(len(part.reward) for part in parts):

@@ -27,6 +27,7 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.batch_store import BatchStore
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
@@ -38,7 +39,6 @@ from densegrpo_jax.sampling.state import start_state
 from densegrpo_jax.training.learner import make_credit, make_update
 from experiments.reproduction.figures import VARIANTS
 from experiments.reproduction.measuring import (
-    Store,
     every_state_completed,
     measured_config,
     with_overrides,
@@ -80,7 +80,7 @@ def direction(
         'prompts of data.train': content_hash(checked.train),
     }
     settings = identity.record('gradients', config, facts)
-    store = Store(workdir / 'direction', settings)
+    store = BatchStore(workdir / 'direction', settings)
     todo = [number for number in range(updates) if number not in store]
     if todo:
         session, measure = _prepare(checked, workdir, updates)

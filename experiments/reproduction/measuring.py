@@ -1,21 +1,13 @@
-"""The common part of measurements without training: their configuration, and a store of raw results
-that survives a stop.
-"""
+"""The configuration of measurements without training."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pathlib
 from collections.abc import Mapping
-
-import numpy as np
 
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
-from densegrpo_jax.runtime.files import replace_file, replacing
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.sampler import Schedule
 
@@ -66,31 +58,3 @@ def every_state_completed(schedule: Schedule) -> Schedule:
     """
     every = state_points(range(len(schedule.sigmas)))
     return schedule._replace(plan=trajectory_plan(schedule.masks, every))
-
-
-class Store:
-    """Arrays of batches in FOLDER/HASH/batch_N.npz. HASH is that of the settings, which are stored
-    beside them; a file is whole or absent.
-    """
-
-    def __init__(self, folder: pathlib.Path, settings: Mapping):
-        text = json.dumps(settings, sort_keys=True, indent=1)
-        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._folder / 'settings.json', text + '\n')
-
-    def __contains__(self, number: int) -> bool:
-        return self._path(number).exists()
-
-    def put(self, number: int, **arrays: np.ndarray) -> None:
-        """Stores the arrays of a batch by their names."""
-        with replacing(self._path(number)) as file:
-            np.savez(file, **arrays)
-
-    def get(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of a stored batch."""
-        with np.load(self._path(number), allow_pickle=False) as arrays:
-            return dict(arrays)
-
-    def _path(self, number: int) -> pathlib.Path:
-        return self._folder / f'batch_{number:05d}.npz'

@@ -32,6 +32,7 @@ from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.panel import Policy
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
+from densegrpo_jax.runtime.batch_store import BatchStore
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PROBE, key_data, stream_key
@@ -41,7 +42,6 @@ from densegrpo_jax.sampling.sampler import Schedule, make_continuations, make_ro
 from densegrpo_jax.sampling.session import Session, check, load
 from experiments.reproduction.measuring import (
     COMPLETE,
-    Store,
     every_state_completed,
     measured_config,
     with_overrides,
@@ -223,7 +223,7 @@ class _Probe:
 
     def measure(self, label: str, config, schedule: Schedule, continuations: int = 0) -> _Found:
         """Samples and scores missing batches, one by one. Raises Preempted."""
-        store = Store(self._workdir / 'probe', self._settings(config, schedule, continuations))
+        store = BatchStore(self._workdir / 'probe', self._settings(config, schedule, continuations))
         starts = range(0, len(self._prompts), self._batch)
         todo = [start for start in starts if start not in store]
         if todo:

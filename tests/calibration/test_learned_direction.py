@@ -103,9 +103,8 @@ def test_the_command_makes_a_file_that_guides_a_run(config, tmp_path):
     for devices in (1, 2):
         mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
         out = tmp_path / f'{devices}.npz'
-        found = direction.run(
-            config.copy_and_resolve_references(), tmp_path, out, mesh, StopRequest()
-        )
+        given = config.copy_and_resolve_references()
+        found = direction.run(given, tmp_path / str(devices), out, mesh, StopRequest())
         made[devices] = read_direction(out)
         np.testing.assert_array_equal(made[devices].vector, found.vector)
     one, two = made[1], made[2]
@@ -113,6 +112,14 @@ def test_the_command_makes_a_file_that_guides_a_run(config, tmp_path):
     assert one.facts['pictures'] == 6 and one.history.shape == (40,)
     assert one.facts['objective'] > one.facts['objective_without']
     assert one.facts['share_of_text'] + one.facts['share_of_direction'] == pytest.approx(1)
+
+    # stopped after a batch, the same command goes on
+    _, *later = (tmp_path / '1' / 'batches').glob('*/batch_*.npz')
+    for path in later:
+        path.unlink()
+    given, on = config.copy_and_resolve_references(), tmp_path / 'on.npz'
+    direction.run(given, tmp_path / '1', on, one_device(), StopRequest())
+    np.testing.assert_array_equal(read_direction(on).vector, one.vector)
 
     guided = config.copy_and_resolve_references()
     guided.d2.file = str(tmp_path / '1.npz')

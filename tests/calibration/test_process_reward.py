@@ -99,6 +99,15 @@ def test_the_command_s_file_and_what_it_is_refused_for(folder, tmp_path):
     names = [name for name in probe.facts if name.startswith('explained within prompts')]
     assert len(names) == 4 and all(probe.facts[name] <= 1 for name in names)
 
+    # stopped after a batch, the same command goes on
+    first, *others = sorted((tmp_path / 'batches').glob('*/batch_*.npz'))
+    before = first.stat().st_mtime_ns
+    for path in others:
+        path.unlink()
+    on = process_reward.run(config_of(folder), tmp_path, out, one_device(), StopRequest())
+    np.testing.assert_array_equal(on.hidden, made.hidden)
+    assert first.stat().st_mtime_ns == before and others[0].is_file()
+
     given = {'guide.file': str(out)}
     fitting = needed(config_of(folder, **given))
     assert fitting.probe.digest == made.digest
@@ -140,6 +149,7 @@ def test_two_devices_fit_as_one_does(folder, tmp_path):
     for devices in (1, 2):
         mesh = make_mesh({'data': devices, 'fsdp': 1, 'tensor': 1}, jax.devices()[:devices])
         out = tmp_path / f'{devices}.npz'
-        found.append(process_reward.run(config, tmp_path, out, mesh, StopRequest()))
+        workdir = tmp_path / str(devices)
+        found.append(process_reward.run(config, workdir, out, mesh, StopRequest()))
     one, two = found
     np.testing.assert_allclose(two.hidden, one.hidden, atol=1e-3 * np.abs(one.hidden).max())

@@ -101,7 +101,7 @@ def test_measured_on_a_random_miniature_and_continued(tmp_path, monkeypatch):
     mesh, stop, put = (
         make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]),
         StopRequest(),
-        module.Store.put,
+        module.BatchStore.put,
     )
 
     def stopping(store, start, **arrays):
@@ -109,7 +109,7 @@ def test_measured_on_a_random_miniature_and_continued(tmp_path, monkeypatch):
         stop.signal_name = 'SIGTERM'
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Store, 'put', stopping)
+        patch.setattr(module.BatchStore, 'put', stopping)
         with pytest.raises(Preempted):
             direction(config, tmp_path, mesh, stop, updates=3)
     kept = {

@@ -123,14 +123,14 @@ def test_what_has_been_measured_is_not_sampled_again(whole, config):
 )
 def test_a_stopped_measurement_continues(whole, config, tmp_path, monkeypatch, name):
     tables, _ = whole
-    stop, put = StopRequest(), probe.Store.put
+    stop, put = StopRequest(), probe.BatchStore.put
 
     def stopping(store, start, **arrays):
         put(store, start, **arrays)
         stop.signal_name = 'SIGTERM'
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe.Store, 'put', stopping)
+        patch.setattr(probe.BatchStore, 'put', stopping)
         with pytest.raises(Preempted):
             measure(name, config, tmp_path, stop)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'probe').glob('*/batch_*.npz')}
