@@ -7,12 +7,10 @@ import json
 import pathlib
 import time
 import zipfile
-from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.rewards.base import RewardError
 from densegrpo_jax.runtime import trackers
@@ -183,13 +181,6 @@ class Reporter:
         write those of its steps again.
         """
         self._writer.flush()
-
-
-def rollout_nfe(rollouts: Sequence[Rollout], guided: bool) -> int:
-    """Network evaluations of the rollouts, all samples together. guided: classifier-free guidance
-    takes two for every velocity.
-    """
-    return sum((1 + guided) * round(r.nfe * r.std.shape[1]) for r in rollouts)
 
 
 def scalars(

@@ -19,7 +19,7 @@ from densegrpo_jax.runtime.mesh import batch_shards
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, STREAM_STEPS, key_data, stream_key
 from densegrpo_jax.sampling.collector import Collector, Pending
 from densegrpo_jax.sampling.conditioning import place
-from densegrpo_jax.sampling.cost import probe_evaluations, probed
+from densegrpo_jax.sampling.cost import SampleCost, probe_evaluations, probed
 from densegrpo_jax.sampling.guidance import guidance_maker, process_cost
 from densegrpo_jax.sampling.probe import Entropies, make_probe
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
@@ -39,7 +39,7 @@ class Round(NamedTuple):
     prompts: list[Prompt]  # of the groups
     chosen: np.ndarray | None  # int [K] the trained transitions, if the credit takes them
     credit: Callable  # from `make_credit`, without its last argument
-    nfe: int  # network evaluations beside the rollouts'
+    nfe: int  # network evaluations
     entropy: list | None  # for `Progress`, once the iteration is complete
     metrics: dict[str, np.ndarray]
 
@@ -128,11 +128,14 @@ class Rounds:
                 batch=batch,
                 process=self._process,
             )
-        samples = len(parts[3])
-        nfe = samples * process_cost(config, self._schedule).evaluations if self._process else 0
-        if found is not None:
-            guided = self._session.negative is not None
-            nfe += (1 + guided) * probe_evaluations(config, self._schedule) * len(prompts)
+        rollouts, ids = parts[0], parts[3]
+        of_all = SampleCost(  # of all samples together; their images are counted nowhere
+            sum(round(r.nfe * r.std.shape[1]) for r in rollouts),
+            images=0,
+            probe=probe_evaluations(config, self._schedule) * len(prompts),
+            process=process_cost(config, self._schedule).evaluations * len(ids),
+        )
+        nfe = int(of_all.network(self._session.negative is not None))
         of_groups = [prompts[p] for p in order]
         return Round(*parts, of_groups, options.get('chosen'), credit, nfe, entropy, metrics)
 

@@ -238,8 +238,7 @@ def run(
                 metrics = jax.device_get({**metrics, **update_metrics}) | found.metrics
                 checkpoints.prepare(state)  # a stop may come while the devices are busy
                 watch.lap('update')
-                nfe = found.nfe + report.rollout_nfe(found.rollouts, session.negative is not None)
-                progress.count(metrics['finite'], nfe, watch.seconds['iteration'])
+                progress.count(metrics['finite'], found.nfe, watch.seconds['iteration'])
                 progress.entropy = found.entropy
                 del found, batch  # their latents are not kept beside those of the next iteration
                 skipped = int(state.skipped)
