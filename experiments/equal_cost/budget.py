@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from densegrpo_jax.preflight import costs
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.cost import SampleCost, of_sample
 from densegrpo_jax.sampling.sampler import make_schedule
@@ -16,6 +17,17 @@ def cost(config) -> SampleCost:
     found = of_sample(config, make_schedule(pipeline, config))
     twice = 1 + pipeline.takes_negative(config.model.guidance)
     return found._replace(rollout=twice * found.rollout, probe=twice * found.probe)
+
+
+def updating(config) -> float:
+    """Evaluations that the arithmetic of a sample's update counts as, in the unit of `cost`:
+    forward and back through all weights is 3 (2 with adapters), and every other policy that is read
+    is 1. The gradients of a process reward count with it, as about 2 each.
+    """
+    pipeline = open_shapes(config, make_mesh(config.mesh))
+    twice = 1 + pipeline.takes_negative(config.model.guidance)
+    gradients = of_sample(config, make_schedule(pipeline, config)).gradients
+    return twice * costs.cost(config, pipeline).update + 2 * gradients
 
 
 def samples(config) -> int:

@@ -8,16 +8,20 @@ import numpy as np
 
 Rows = Sequence[Mapping[str, float]]  # evaluations of a run, in order
 
-AXES = ('nfe', 'images', 'seconds')
+AXES = ('nfe', 'work', 'images', 'seconds')
 
 
-def with_images(rows: Rows, per_update: float) -> list[dict]:
-    """The rows, with the number of images scored so far as 'images'.
+def with_costs(rows: Rows, images: float, updating: float) -> list[dict]:
+    """The rows, with the number of images scored so far as 'images', and the network evaluations of
+    sampling and of updates as 'work'.
 
     Args:
-      per_update: images that an update scores.
+      images: that an update scores. updating: evaluations that an update counts as.
     """
-    return [{**row, 'images': row['updates'] * per_update} for row in rows]
+    return [
+        {**row, 'images': row['updates'] * images, 'work': row['nfe'] + row['updates'] * updating}
+        for row in rows
+    ]
 
 
 def score_at(rows: Rows, axis: str, spent: float) -> float:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from densegrpo_jax.runtime.markdown import table
-from experiments.equal_cost.curves import AXES, Rows, mean_to, score_at, spent_until, with_images
+from experiments.equal_cost.curves import AXES, Rows, mean_to, score_at, spent_until, with_costs
 from experiments.equal_cost.measures import Measures
 from experiments.equal_cost.sweep import RATE_SEED, Entry, best_rates, rates
 from experiments.equal_cost.variants import CLAIMS, DENSE, SPARSE, Comparison
@@ -22,7 +22,8 @@ CARD = pathlib.Path(__file__).with_name('card.md')  # what may be concluded from
 MEASURED = '@'  # in a quantity: SCORE@STEPS of the measures
 NONE = Measures({})
 NAMES = {
-    'nfe': 'network evaluations',
+    'nfe': 'network evaluations of sampling',
+    'work': 'work',
     'images': 'scored images',
     'seconds': 'seconds of this machine',
     'updates': 'updates',
@@ -39,7 +40,7 @@ class Curves(NamedTuple):
     """The finished runs of the table.
 
     Attributes:
-      of: variant -> seed -> evaluations with 'images'.
+      of: variant -> seed -> evaluations with all costs.
       budgets: axis -> what all variants of all seeds have spent at least.
     """
 
@@ -51,7 +52,7 @@ def collect(records: Records, found: Sequence[Entry]) -> Curves:
     """The runs of `found`, without the searches of learning rates."""
     of = {
         entry.name: {
-            seed: with_images(rows, entry.images)
+            seed: with_costs(rows, entry.images, entry.updating)
             for seed, rows in records.curves(entry.name).items()
             if seed != RATE_SEED
         }
@@ -61,6 +62,13 @@ def collect(records: Records, found: Sequence[Entry]) -> Curves:
     ends = [runs[seed][-1] for runs in of.values() for seed in runs]
     axes = (*AXES, 'updates')
     return Curves(of, {axis: min((end[axis] for end in ends), default=0.0) for axis in axes})
+
+
+def axes_of(records: Records) -> list[str]:
+    """The costs that compare: seconds only if all runs had one device, each for itself."""
+    places = {(run['device'], str(run['side_by_side'])) for run in records.runs.values()}
+    alone = len(places) == 1 and all(together == '1' for _, together in places)
+    return [axis for axis in AXES if axis != 'seconds' or alone]
 
 
 def difference(curves: Curves, comparison: Comparison, measures: Measures) -> Difference:
@@ -92,7 +100,7 @@ def write(
     """Writes README.md and the curves' pictures; text in OUT/notes.md goes on the page.
 
     Args:
-      budget: network evaluations of a run.
+      budget: network evaluations of the samples of a run.
       refused: variants that the configuration cannot train, with the reason.
 
     Returns:
@@ -106,9 +114,14 @@ def write(
     page += [notes.read_text(encoding='utf-8').strip()] if notes.exists() else []
     page.append(_introduction(records, budget))
     if curves.of:
-        for axis in AXES:
+        axes = axes_of(records)
+        for axis in axes:
             page += [f'## At equal {NAMES[axis]}', _table(curves, axis)]
-        made = _draw(out, curves)
+        if 'seconds' not in axes:
+            page.append(
+                'Seconds are not compared: they are of several devices, or of runs side by side.'
+            )
+        made = _draw(out, curves, axes)
         page += ['## Curves', *(f'![{path.stem}]({path.name})' for path in made)]
         page += ['## Claims', _claims(curves, measures)]
         page += ['## At the end of the runs', _measured(curves, measures)]
@@ -126,9 +139,12 @@ def _introduction(records: Records, budget: float) -> str:
     each = lambda field: ', '.join(sorted({str(run[field]) for run in records.runs.values()}))
     return (
         f'{len(records.runs)} runs on {each("base")}, code {each("commit")}, {each("device")}. A '
-        f'run ends when it has spent {budget:,.0f} network evaluations, those of 60 updates with '
-        'dense credit. Every method has the learning rate, of three, whose curve was the highest '
-        f'on seed {RATE_SEED}, which is in no table. A difference is that of the mean heights of '
+        f'run ends when it has spent {budget:,.0f} network evaluations of sampling, those of 60 '
+        'updates with dense credit. Work also has those of the updates, an estimate: a row is '
+        'evaluated once and counts 3, as its gradient costs two more, and one more for every other '
+        'policy that the loss reads there; a gradient of a process reward counts 2. Every method '
+        'has the learning rate, of three, whose curve was the highest on seed '
+        f'{RATE_SEED}, which is in no table. A difference is that of the mean heights of '
         "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "
         'holds if that interval and the BCa bootstrap exclude 0. The rate stays the same over a '
         'run, so that a curve may be cut anywhere; the score is that of the moving average of the '
@@ -202,21 +218,22 @@ def _rates(searched: Mapping[str, Mapping[float, float]], found: Sequence[Entry]
         if of := searched.get(entry.name):
             tried = ', '.join(f'{entry.learning_rate * r:g}: {of[r]:.4f}' for r in sorted(of))
             best = chosen.get(entry.name)
-            cost = [f'{entry.cost.nfe:g}', f'{entry.cost.images:g}', str(entry.updates)]
+            counts = entry.cost.nfe, entry.update, entry.cost.images
+            cost = [*(f'{count:g}' for count in counts), str(entry.updates)]
             used = f'{entry.learning_rate * best:g}' if best else 'not all tried'
             rows.append([f'`{entry.name}`', *cost, tried, used])
-    head = ['method', 'NFE of a sample', 'images of a sample', 'updates']
+    head = ['method', 'NFE of a sample', 'of its update', 'images of a sample', 'updates']
     return table([*head, 'rate: mean height of the curve', 'used'], rows)
 
 
-def _draw(out: pathlib.Path, curves: Curves) -> list[pathlib.Path]:
+def _draw(out: pathlib.Path, curves: Curves, axes: Sequence[str]) -> list[pathlib.Path]:
     made = []
     for family, names in FAMILIES.items():
         shown = [name for name in (DENSE, SPARSE, *names) if name in curves.of]
         if any(name in names for name in shown):
             path = out / f'curves_{family}.png'
             runs = {name: list(curves.of[name].values()) for name in shown}
-            draw_curves(runs, path, axes=AXES)
+            draw_curves(runs, path, axes=axes)
             made.append(path)
     return made
 

@@ -33,7 +33,7 @@ def run(flag, extra: Sequence[str]) -> int:
             f'--seeds: {sweep.RATE_SEED} is the seed on which the learning rates are chosen; '
             'choose others'
         )
-    names = list(VARIANTS) if flag.methods == ['all'] else flag.methods
+    names = sweep.with_methods(VARIANTS if flag.methods == ['all'] else flag.methods)
     records = Records.load(out)
     check_page(out, page.TITLE)
     base = check_sweep(flag.config, extra, (), records, out)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.trees import dotted
-from experiments.equal_cost.budget import SampleCost, cost, samples, updates_within
+from experiments.equal_cost.budget import SampleCost, cost, samples, updates_within, updating
 from experiments.equal_cost.curves import mean_to
 from experiments.equal_cost.variants import DENSE, VARIANTS, Variant
 from experiments.reproduction.records import Records
@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
       config: as given to --config.
-      cost: of a sample.
+      cost: of a sample. update: evaluations that its update counts as.
       per_update: samples of an update.
       updates: as many as the budget pays for.
       learning_rate: the recipe's. measures_kl: whether its runs would.
@@ -44,12 +44,18 @@ class Entry:
     per_update: int
     updates: int
     learning_rate: float
+    update: float
     measures_kl: bool = False
 
     @property
     def images(self) -> float:
         """Scored images of an update."""
         return self.per_update * self.cost.images
+
+    @property
+    def updating(self) -> float:
+        """Evaluations that an update counts as."""
+        return self.per_update * self.update
 
     def run(self, rate: float, seed: str, workdir: pathlib.Path, extra: Sequence[str]) -> Run:
         """A training at `rate` times the recipe's learning rate."""
@@ -95,6 +101,12 @@ def budget_of(config: str, extra: Sequence[str]) -> float:
     return _dense_budget(config, tuple(extra))
 
 
+def with_methods(names: Iterable[str]) -> list[str]:
+    """The names, with the method of every control before it, whose learning rate it takes."""
+    of = lambda name: VARIANTS[name].method if name in VARIANTS else name
+    return list(dict.fromkeys(each for name in names for each in (of(name), name)))
+
+
 def entries(
     config: str, names: Iterable[str], budget: float, extra: Sequence[str]
 ) -> tuple[list[Entry], dict[str, str]]:
@@ -129,6 +141,8 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
                 'says which command makes it'
             )
     counted, per_update = cost(complete), samples(complete)
+    measures_kl = complete.loss.measure_kl
+    complete.loss.measure_kl = False  # as in the runs
     return Entry(
         name,
         f'{config}:method={variant.method}',
@@ -137,7 +151,8 @@ def _entry(config: str, name: str, budget: float, extra: tuple[str, ...]) -> Ent
         per_update,
         updates_within(budget, counted.nfe * per_update),
         complete.optim.learning_rate,
-        complete.loss.measure_kl,
+        updating(complete),
+        measures_kl,
     )
 
 

@@ -12,10 +12,11 @@ from experiments.reproduction.statistics import summary
 LABELS = {
     'updates': 'updates',
     'nfe': 'NFE (millions)',
+    'work': 'NFE and updates (millions)',
     'images': 'scored images (thousands)',
     'seconds': 'seconds in iterations',
 }
-SCALES = {'nfe': 1e-6, 'images': 1e-3}
+SCALES = {'nfe': 1e-6, 'work': 1e-6, 'images': 1e-3}
 QUANTITIES = {'score': 'held-out score', 'kl': 'KL from the base, per element (training samples)'}
 
 

@@ -15,7 +15,7 @@ from experiments import reproduce
 from experiments.equal_cost import measures, page, sweep
 from experiments.equal_cost import run as equal_cost
 from experiments.equal_cost.budget import updates_within
-from experiments.equal_cost.curves import mean_to, score_at, spent_until, with_images
+from experiments.equal_cost.curves import mean_to, score_at, spent_until, with_costs
 from experiments.equal_cost.measures import STEPS, Measures, means
 from experiments.equal_cost.variants import (
     CLAIMS,
@@ -67,6 +67,13 @@ def test_a_budget_is_that_of_dense_credit_and_buys_sparse_credit_more_updates():
     assert (sparse.cost.nfe, sparse.cost.images) == (6, 1)
     assert (dense.images, sparse.images) == (24 * 6, 24)
     assert updates_within(1, 24 * 6) == 1 and updates_within(1000, 100.0001) == 10
+    # an update by hand: five noisy transitions, evaluated once and gone back through twice; the KL
+    # of the record is not measured in these runs
+    assert dense.update == sparse.update == 5 * 3
+    nft, winners = (sweep.entries(CONFIG, [n], budget, [])[0][0] for n in ('nft', 'winners'))
+    # ten draws, also evaluated by old policy and reference; one sample in twelve
+    assert (nft.update, winners.update) == (10 * 5, 3 / 12)
+    assert nft.updating == 24 * 50
     # arguments of every run count
     (longer,), _ = sweep.entries(CONFIG, [SPARSE], budget, ['--config.rollout.steps=10'])
     assert longer.updates == 126
@@ -85,7 +92,9 @@ def test_curves_are_read_between_evaluations():
     assert spent_until(ROWS, 'nfe', 0.6) == pytest.approx(5.0)
     assert spent_until(ROWS, 'nfe', 0.75) == pytest.approx(37.5)
     assert spent_until(ROWS, 'nfe', 0.5) == 0 and spent_until(ROWS, 'nfe', 0.9) == math.inf
-    assert [row['images'] for row in with_images(ROWS, 24)] == [0, 24, 72, 96]
+    rows = with_costs(ROWS, 24, 5)
+    assert [row['images'] for row in rows] == [0, 24, 72, 96]
+    assert [row['work'] for row in rows] == [0, 15, 45, 60]
 
 
 def test_a_mean_height_is_the_integral_of_the_drawn_curve():
@@ -138,11 +147,15 @@ def test_rates_are_chosen_first_and_the_table_uses_them(tmp_path, run):
         assert ' --config.optim.learning_rate=0.0001 ' in records.runs[name, '0']['command']
     assert ' --config.iterations=210 ' in records.runs['flow_grpo', '0']['command']
     text = (tmp_path / 'out' / 'README.md').read_text()
-    assert '| `flow_grpo` | 6 | 1 | 210 | 3e-05: ' in text
+    assert '| `flow_grpo` | 6 | 15 | 1 | 210 | 3e-05: ' in text
     # dense rises by 0.4 to 0.9 (0.91, 0.92) and sparse, after the same 200 evaluations, by 0.3
     assert '| `flow_grpo` | 3 | 0.8100 ± 0.0100 | 0.6600 ± 0.0100 | -0.0500 ' in text
     assert '| `dense_grpo` | 3 | 0.9100 ± 0.0100 | 0.7100 ± 0.0100 |  | +0.0500 ' in text
-    assert '| **holds** | dense_grpo − flow_grpo, at equal network evaluations: +0.0500 ' in text
+    assert (
+        '| **holds** | dense_grpo − flow_grpo, at equal network evaluations of sampling: ' in text
+    )
+    assert '## At equal work' in text and '## At equal seconds' not in text
+    assert 'Seconds are not compared' in text  # two runs at a time
     assert '| method | total@10 | total@3 | total@6 |' in text
     assert '| `dense_grpo` | 2.0000 ± 0.0000 | 1.3000 ± 0.0000 | 1.6000 ± 0.0000 |' in text
     assert (tmp_path / 'out' / 'curves_credit.png').stat().st_size > 5000
@@ -155,7 +168,16 @@ def test_a_run_in_the_tables_is_not_repeated_and_others_join(tmp_path, run):
     assert not list((tmp_path / 'work').glob('dense_grpo*'))
     assert run('nft', run=False) == 0
     text = (tmp_path / 'out' / 'README.md').read_text()
-    assert '| `dense_grpo` | 1 |' in text and '| `nft` | 6 | 1 | 210 |' in text
+    assert '| `dense_grpo` | 1 |' in text and '| `nft` | 6 | 50 | 1 | 210 |' in text
+
+
+def test_a_control_alone_brings_its_method(tmp_path, run):
+    assert sweep.with_methods(['sparse_weighted', 'nft']) == ['flow_grpo', 'sparse_weighted', 'nft']
+    assert run('sparse_weighted', jobs=1) == 0
+    records = Records.load(tmp_path / 'out')
+    assert records.seeds('sparse_weighted') == records.seeds('flow_grpo') == ['0']
+    # one device, each run for itself
+    assert '## At equal seconds' in (tmp_path / 'out' / 'README.md').read_text()
 
 
 def test_a_method_that_the_configuration_cannot_train_is_named_with_the_reason(tmp_path, run):
@@ -189,7 +211,7 @@ def test_a_method_whose_rates_failed_is_not_in_the_table(tmp_path, run):
 
 
 def test_differences_need_seeds_in_common():
-    runs = lambda *seeds: {seed: with_images(ROWS, 24) for seed in seeds}
+    runs = lambda *seeds: {seed: with_costs(ROWS, 24, 5) for seed in seeds}
     curves = page.Curves({'a': runs('0', '1'), 'b': runs('2')}, {})
     assert page.difference(curves, Comparison('a', 'b'), page.NONE).verdict == NOT_RUN
     assert page.difference(curves, Comparison('a', 'c'), page.NONE).verdict == NOT_RUN
