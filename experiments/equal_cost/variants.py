@@ -24,6 +24,15 @@ CONTROLS: Mapping[str, Variant] = {
     'stepwise_full': Variant('stepwise', {'credit.completion_steps': 0}),
     'aegpo_random': Variant('aegpo', {'moving.steps': 'random', 'budget.by': 'random'}),
     'stepwise_apart': Variant('stepwise', {'credit.centre': 'step', 'credit.std': 'group'}),
+    'tp_grpo_gains': Variant('tp_grpo', {'credit.rule': 'dense'}),
+    'g2rpo_whole': Variant(
+        'g2rpo', {'plan.kind': 'trajectory', 'plan.active': 'window', 'credit.rule': 'sparse'}
+    ),
+    'branch_apart': Variant('branch', {'plan.kind': 'trajectory'}),
+    'mix_everywhere': Variant('mix', {'moving.steps': 'none'}),
+    'euphonium_plain': Variant(
+        'euphonium', {'guide.source': 'none', 'guide.file': '', 'credit.process': 'none'}
+    ),
 }
 
 VARIANTS: Mapping[str, Variant] = {**{name: Variant(name) for name in METHODS}, **CONTROLS}
@@ -56,13 +65,13 @@ CLAIMS = (
     ),
     Claim(
         'not in the paper',
-        'dense credit learns faster than sparse credit at equal network evaluations',
+        'dense credit learns faster than sparse credit at equal evaluations of sampling',
         (Comparison(DENSE, SPARSE),),
     ),
     Claim(
         'not in the paper',
         'completions of one step, which cost no evaluation, learn faster than whole ones at equal '
-        'network evaluations',
+        'evaluations of sampling',
         (Comparison('dense_one_step', DENSE),),
     ),
     Claim(
@@ -85,12 +94,12 @@ CLAIMS = (
     Claim(
         'TP-GRPO (2602.06422)',
         'turning points, credited with all that follows, learn faster than gains alone',
-        (Comparison('tp_grpo', DENSE, 'updates'),),
+        (Comparison('tp_grpo', 'tp_grpo_gains', 'updates'),),
     ),
     Claim(
         'G2RPO (2510.01982)',
         'branches of single noisy steps learn faster than whole noisy trajectories',
-        (Comparison('g2rpo', SPARSE, 'updates'), Comparison('g2rpo', SPARSE)),
+        (Comparison('g2rpo', 'g2rpo_whole', 'updates'), Comparison('g2rpo', 'g2rpo_whole')),
     ),
     Claim(
         'G2RPO (2510.01982)',
@@ -109,22 +118,22 @@ CLAIMS = (
     ),
     Claim(
         'TempFlow-GRPO (2508.04324)',
-        'branches weighed by their noise learn faster than sparse credit',
+        'branches weighed by their noise learn faster than Flow-GRPO',
         (Comparison('temp_flow', SPARSE),),
     ),
     Claim(
         'BranchGRPO (2509.06040)',
-        'a tree learns faster than separate samples at equal network evaluations',
-        (Comparison('branch', SPARSE),),
+        'a tree learns faster than separate samples at equal evaluations of sampling',
+        (Comparison('branch', 'branch_apart'),),
     ),
     Claim(
         'MixGRPO (2507.21802)',
         'noise in a moving window learns faster than noise everywhere',
-        (Comparison('mix', 'dance'),),
+        (Comparison('mix', 'mix_everywhere'),),
     ),
     Claim(
         'SDPO (2411.11727)',
-        'scored predictions of three steps, with the pair loss, beat the final reward alone',
+        'scored predictions of three steps, with the pair loss, beat Flow-GRPO',
         (Comparison('sdpo', SPARSE),),
     ),
     Claim(
@@ -139,8 +148,8 @@ CLAIMS = (
     ),
     Claim(
         'DiffusionNFT (2509.16117)',
-        'the forward process learns faster than the reverse process at equal evaluations',
-        (Comparison('nft', SPARSE),),
+        'the forward process learns faster than the reverse process, Flow-GRPO, at equal work',
+        (Comparison('nft', SPARSE, 'work'),),
     ),
     Claim(
         'AEGPO (2602.06825), reconstructed',
@@ -150,11 +159,12 @@ CLAIMS = (
     Claim(
         'Euphonium (2602.04928)',
         'drift along a process reward, and its advantage, learn faster than the same without them',
-        (Comparison('euphonium', 'dance'),),
+        (Comparison('euphonium', 'euphonium_plain'),),
     ),
     Claim(
         'not in a paper',
-        'regression on the winners of best-of-N learns as fast as forward-process training',
-        (Comparison('winners', 'nft'),),
+        'regression on the winners of best-of-N learns faster than forward-process training at '
+        'equal work',
+        (Comparison('winners', 'nft', 'work'),),
     ),
 )
