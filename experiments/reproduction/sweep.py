@@ -72,8 +72,13 @@ def _same(run: Run) -> bool:
     run_file = run.folder / RUN_FILE
     if not run_file.exists():
         return False
-    before = shaped(read_json(run_file), {'command': str}, str(run_file))['command']
-    return learned(before.split(' ')) == learned(' '.join(run.command).split(' '))
+    return _is_of(shaped(read_json(run_file), {'command': str}, str(run_file))['command'], run)
+
+
+def _is_of(command: str, run: Run) -> bool:
+    """Whether a command on record is that of a run, but for what does not affect learning."""
+    # an argument may hold spaces, which the record does not quote
+    return learned(command.split(' ')) == learned(' '.join(run.command).split(' '))
 
 
 def learned(arguments: Sequence[str]) -> list[str]:
@@ -95,7 +100,7 @@ def _key(argument: str) -> str:
 def recorded(records: Records, run: Run) -> bool:
     """Whether the tables have this run; its folder may be gone."""
     row = records.runs.get((run.variant, run.seed))
-    return row is not None and learned(row['command'].split(' ')) == learned(run.command)
+    return row is not None and _is_of(row['command'], run)
 
 
 def base_digest(config: str, extra: Sequence[str]) -> str:

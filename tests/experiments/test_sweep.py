@@ -25,7 +25,7 @@ from experiments.reproduction import page
 from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.figures import FIGURES, VARIANTS, select
 from experiments.reproduction.records import Records, read_evaluations
-from experiments.reproduction.sweep import Run, base_digest, configured, run_all
+from experiments.reproduction.sweep import Run, base_digest, configured, recorded, run_all
 from tests.experiments.conftest import FACTS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -137,6 +137,14 @@ def test_a_sweep_runs_what_is_missing_and_keeps_what_is_there(tmp_path, training
     )
     assert elsewhere.finished
     assert not dataclasses.replace(some[0], extra=('--config.rollout.steps=3',)).finished
+
+
+def test_an_argument_with_a_space_is_recognised_in_the_tables(tmp_path):
+    run = dataclasses.replace(runs(tmp_path)[0], extra=('--config.data.train=my prompts.txt',))
+    records = Records()
+    records.runs['dense', '0'] = {'command': ' '.join(run.command)}
+    assert recorded(records, run)
+    assert not recorded(records, dataclasses.replace(run, extra=('--config.data.train=my',)))
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path, training):
