@@ -5,12 +5,14 @@
 Trains with a reward that can be hacked (scene.yaml) and with one that is what it means
 (shapes.yaml), with a guard that only warns: bit for bit the runs without one. So a run shows both,
 the checkpoint with the best trained score, and the best of those at which no unseen score has
-fallen. The same command, run again, continues. Writes the page with the tables into --out. Exit
-status as `experiments.reproduce`.
+fallen. The same command, run again, continues. Writes the page with the tables into --out, and
+outcomes.json, so that other cases and seeds join those already there; text in its notes.md goes at
+the end of the page. Exit status as `experiments.reproduce`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
 import statistics
@@ -22,14 +24,15 @@ from absl import flags, logging
 from densegrpo_jax.config.command_line import define_folder, define_seeds, run_main
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.markdown import table
-from densegrpo_jax.runtime.reading import read_json
+from densegrpo_jax.runtime.reading import read_json, shaped
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from experiments.reproduction.facts import commit, device
 from experiments.reproduction.records import PAGE, check_page, check_results
-from experiments.reproduction.sweep import Run, check_runs, run_all
+from experiments.reproduction.sweep import Run, base_digest, check_runs, run_all
 
 HERE = pathlib.Path(__file__).parent
 TITLE = '# What the guard changes'
+FILE = 'outcomes.json'  # in --out
 CASES = {'scene': 'a reward that can be hacked', 'shapes': 'a reward that is what it means'}
 
 
@@ -82,8 +85,55 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
     return Outcome(scores[0], best([*scores]), best(fine), alarms, len(scores) - 1)
 
 
-def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
-    """The page: a table per case, a row per seed."""
+Outcomes = dict[str, dict[str, Outcome]]  # case -> seed -> outcome
+_CHOSEN = {'step': int, 'trained': float, 'unseen': {...: float}}
+_OUTCOME = {'start': float, 'plain': _CHOSEN, 'guarded': _CHOSEN, 'alarms': int, 'evaluations': int}
+
+
+def load_outcomes(out: pathlib.Path, bases: Mapping[str, str]) -> Outcomes:
+    """Those that earlier commands left in `out`; bases: case -> `base_digest` of this command's.
+
+    Raises:
+      ValueError: they are of other settings, or the page has rows that no file keeps.
+    """
+    path = out / FILE
+    if not path.exists():
+        if (out / PAGE).exists():
+            raise ValueError(
+                f'--out={out}: the page there was made without {FILE}, so its rows would be lost; '
+                'give another --out, or remove the page'
+            )
+        return {}
+    form = {case: {'base': str, 'seeds': {...: _OUTCOME}} for case in CASES}
+    parsed, found = read_json(path), {}
+    for case in CASES:
+        if case not in parsed:
+            continue
+        of = shaped(parsed[case], form[case], f'{path}: {case}')
+        if of['base'] != bases[case]:
+            raise ValueError(
+                f'{path} has outcomes of {of["base"]}, and this command is of {bases[case]}: they '
+                'cannot be compared; give another --out'
+            )
+        found[case] = {
+            seed: Outcome(**{**o, **{kind: Chosen(**o[kind]) for kind in ('plain', 'guarded')}})
+            for seed, o in of['seeds'].items()
+        }
+    return found
+
+
+def save_outcomes(out: pathlib.Path, found: Outcomes, bases: Mapping[str, str]) -> None:
+    """Writes outcomes.json, whole or not at all."""
+    told = lambda o: {**o._asdict(), 'plain': o.plain._asdict(), 'guarded': o.guarded._asdict()}
+    rows = {
+        case: {'base': bases[case], 'seeds': {seed: told(o) for seed, o in of.items()}}
+        for case, of in found.items()
+    }
+    replace_file(out / FILE, json.dumps(rows, indent=2) + '\n')
+
+
+def page(found: Mapping[str, Mapping[str, Outcome]], command: str, notes: str = '') -> str:
+    """The page: a table per case, a row per seed; then the notes."""
     text = [TITLE, f'    {command}']
     text.append(
         'Per run: the checkpoint with the best trained score of all, and the best of those at '
@@ -104,7 +154,7 @@ def page(found: Mapping[str, Mapping[str, Outcome]], command: str) -> str:
                 rows.append([seed, kind, *told, alarms])
         head = ['seed', 'checkpoint', 'update', 'trained score', *names, 'evaluations with a fall']
         text += [f'## `{case}`: {CASES[case]}', table(head, rows), _in_short(of, names)]
-    return '\n\n'.join(text) + '\n'
+    return '\n\n'.join([*text, *([notes] if notes else [])]) + '\n'
 
 
 def _in_short(of: Mapping[str, Outcome], names: Sequence[str]) -> str:
@@ -149,10 +199,12 @@ def main(flag, extra: Sequence[str]) -> int:
     )
     runs = [of(case, seed) for seed in flag.seeds for case in cases]
     check_page(out, TITLE)
+    bases = {case: base_digest(str(HERE / f'{case}.yaml'), extra) for case in CASES}
+    found = load_outcomes(out, bases)
     if flag.run:
         check_runs(runs)
     else:
-        check_results(any(run.finished for run in runs), workdir, out)
+        check_results(bool(found) or any(run.finished for run in runs), workdir, out)
     workdir.mkdir(parents=True, exist_ok=True)
     status = FINISHED
     try:
@@ -163,14 +215,21 @@ def main(flag, extra: Sequence[str]) -> int:
     except Preempted as reason:
         logging.warning('%s; the same command continues', reason)
         status = RESUMABLE
-    found: dict[str, dict[str, Outcome]] = {case: {} for case in cases}
     for each in runs:
         if each.finished:
             summary = read_json(each.folder / 'summary.json')
-            found[each.variant][each.seed] = outcome(summary)
+            found.setdefault(each.variant, {})[each.seed] = outcome(summary)
+    found = {
+        case: dict(sorted(found[case].items(), key=lambda row: int(row[0])))
+        for case in CASES
+        if case in found
+    }
     out.mkdir(parents=True, exist_ok=True)
     shown = f'python -m experiments.guarded --seeds={",".join(flag.seeds)} --out={flag.out}'
-    replace_file(out / PAGE, page(found, shown))
+    notes = out / 'notes.md'
+    text = notes.read_text(encoding='utf-8').strip() if notes.exists() else ''
+    save_outcomes(out, found, bases)
+    replace_file(out / PAGE, page(found, shown, text))
     logging.info('made %s', out / PAGE)
     return status
 

@@ -1,5 +1,8 @@
 """What the guard changes, told from summaries."""
 
+import json
+import types
+
 import numpy as np
 import pytest
 
@@ -62,6 +65,43 @@ def test_the_page_tells_cost_and_gain():
     assert '| 0 | best of all | 100 | 0.7000 | -0.1000 | 3 of 5 |' in text
     none = {'scene': {'0': guarded.outcome(summary({20, 40, 60, 80, 100}))}}
     assert 'In 1 the guard leaves none but the start.' in guarded.page(none, 'command')
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes the page of runs that have finished elsewhere, with these cases and seeds."""
+    monkeypatch.setattr(guarded.Run, 'finished', property(lambda run: run.folder.is_dir()))
+
+    def write(cases, seeds, extra=(), out='out'):
+        for case in cases:
+            for seed in seeds:
+                folder = tmp_path / 'work' / case / seed
+                folder.mkdir(parents=True)
+                (folder / 'summary.json').write_text(json.dumps(summary({60, 80, 100})))
+        flag = dict(cases=cases, seeds=seeds, workdir=tmp_path / 'work', out=tmp_path / out)
+        guarded.main(types.SimpleNamespace(**flag, run=False), extra)
+        return (tmp_path / out / 'README.md').read_text()
+
+    return write
+
+
+def test_other_cases_and_seeds_join_the_page_and_the_notes_stay(tmp_path, write):
+    write(['scene'], ['0', '1'])
+    (tmp_path / 'out' / 'notes.md').write_text('## What this says\n\nMuch.\n')
+    text = write(['shapes'], ['10', '2'])
+    assert text.endswith('\n\n## What this says\n\nMuch.\n')
+    rows = [line.split(' | ')[0] for line in text.splitlines() if ' | guarded | ' in line]
+    assert rows == ['| 0', '| 1', '| 2', '| 10']
+    with pytest.raises(ValueError, match='outcomes.json has outcomes of scene-'):
+        write([], [], ['--config.optim.learning_rate=1e-5'])
+
+
+def test_a_page_whose_rows_no_file_keeps_is_not_replaced(tmp_path, write):
+    text = write(['scene'], ['0'])
+    (tmp_path / 'out' / guarded.FILE).unlink()
+    with pytest.raises(ValueError, match='the page there was made without outcomes.json'):
+        write(['scene'], ['1'])
+    assert (tmp_path / 'out' / 'README.md').read_text() == text
 
 
 @pytest.mark.parametrize('case', guarded.CASES)
