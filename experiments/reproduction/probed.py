@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from scipy.stats import norm
+
 from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.reading import read_table
 from experiments.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
@@ -79,7 +81,7 @@ def ranking_verdict(rows: Sequence[Row]) -> str:
     the sample itself.
     """
     states = [row for row in rows if row['timesteps_left'] != '0']
-    if any(_number(row, 'rank_correlation_high') < KEPT for row in states):
+    if any(end < KEPT for end in _ends(states, 'rank_correlation', 'high')):
         return FAILS
     return (
         HOLDS if all(_number(row, 'rank_correlation_low') >= KEPT for row in states) else UNDECIDED
@@ -90,7 +92,7 @@ def bias_verdict(rows: Sequence[Row]) -> str:
     """Whether the bias within groups, the only part that affects credit, is 0; an interval that
     excludes 0 at a state refutes it.
     """
-    lows = [_number(row, 'group_rms_bias_low') for row in rows if row['state'] != 'all']
+    lows = _ends([row for row in rows if row['state'] != 'all'], 'group_rms_bias', 'low')
     return FAILS if any(low > 0 for low in lows) else UNDECIDED
 
 
@@ -99,7 +101,7 @@ def cost_verdict(rows: Sequence[Row]) -> str:
     gains within groups.
     """
     cheaper = [row for row in rows[1:] if float(row['calls']) < float(rows[0]['calls'])]
-    if any(_number(row, 'group_gain_correlation_low') >= KEPT for row in cheaper):
+    if any(end >= KEPT for end in _ends(cheaper, 'group_gain_correlation', 'low')):
         return HOLDS
     return (
         FAILS
@@ -120,6 +122,15 @@ def direction_verdict(rows: Sequence[Row]) -> str:
         if _number(of['dense'], 'progress_high') < _number(of['sparse'], 'progress_low')
         else UNDECIDED
     )
+
+
+def _ends(rows: Sequence[Row], column: str, side: str) -> list[float]:
+    """The ends of the rows' intervals, 'low' or 'high', of which one alone may decide: widened, as
+    if normal, so that all of them hold together with 95 % (Bonferroni).
+    """
+    wider = norm.ppf(1 - 0.025 / max(len(rows), 1)) / norm.ppf(0.975)
+    ends = ((_number(row, column), _number(row, f'{column}_{side}')) for row in rows)
+    return [value + (end - value) * wider for value, end in ends]
 
 
 def _number(row: Row, column: str) -> float:

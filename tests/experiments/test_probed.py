@@ -14,9 +14,14 @@ from experiments.reproduction.probed import (
 from experiments.reproduction.statistics import FAILS, HOLDS, NOT_RUN, UNDECIDED
 
 
+def middle(low, high):
+    return str((float(low) + float(high)) / 2)
+
+
 def states(*intervals):
     row = lambda left, low, high: {
         'timesteps_left': str(left),
+        'rank_correlation': middle(low, high),
         'rank_correlation_low': low,
         'rank_correlation_high': high,
     }
@@ -38,30 +43,37 @@ def test_the_ranking_is_kept_where_every_state_keeps_it(intervals, verdict):
     assert ranking_verdict(states(*intervals)) == verdict
 
 
+def biases(*intervals):
+    row = lambda k, low, high: {
+        'state': str(k),
+        'group_rms_bias': middle(low, high),
+        'group_rms_bias_low': low,
+    }
+    return [
+        *(row(k, *interval) for k, interval in enumerate(intervals)),
+        {'state': 'all', 'group_rms_bias_low': ''},
+    ]
+
+
 def test_a_bias_at_one_state_refutes_its_absence():
-    assert (
-        bias_verdict(
-            [
-                {'state': '0', 'group_rms_bias_low': '0.0'},
-                {'state': '1', 'group_rms_bias_low': '0.1'},
-            ]
-        )
-        == FAILS
-    )
-    assert (
-        bias_verdict(
-            [
-                {'state': '0', 'group_rms_bias_low': '0.0'},
-                {'state': 'all', 'group_rms_bias_low': ''},
-            ]
-        )
-        == UNDECIDED
-    )
+    assert bias_verdict(biases(('0.0', '0.2'), ('0.1', '0.2'))) == FAILS
+    assert bias_verdict(biases(('0.0', '0.2'))) == UNDECIDED
+
+
+def test_one_of_many_states_decides_only_beyond_what_chance_gives_as_many():
+    # by hand: ends of five intervals are 2.576 / 1.960 times as far away, 0.05 - 0.042 * 1.314 < 0
+    near = ('0.008', '0.092')
+    assert bias_verdict(biases(near)) == FAILS
+    assert bias_verdict(biases(near, *[('0.0', '0.1')] * 4)) == UNDECIDED
+    kept, far = ('0.6', '0.8'), ('0.4', '0.49')
+    assert ranking_verdict(states(far)) == FAILS
+    assert ranking_verdict(states(far, *[kept] * 4)) == UNDECIDED
 
 
 def test_a_cheaper_method_must_be_cheaper_and_keep_the_ranking():
     row = lambda calls, low, high: {
         'calls': calls,
+        'group_gain_correlation': middle(low, high),
         'group_gain_correlation_low': low,
         'group_gain_correlation_high': high,
     }
