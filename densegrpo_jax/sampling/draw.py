@@ -13,6 +13,7 @@ from absl import logging
 from densegrpo_jax.runtime.images import made_by, save_grid
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
+from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import check, load
@@ -32,7 +33,12 @@ def draw(
     compare=False,
 ) -> tuple[np.ndarray, list[str]]:
     """uint8 [N, H, W, 3] and captions; prompt-major, with `compare` each image after the base
-    model's. At most `eval.batch` images are drawn together.
+    model's. At most `eval.batch` images are drawn together. Images that are not finite are black,
+    and a warning counts them.
+
+    Raises:
+      ValueError: no image of a policy is finite, and the base, the policy or the prompts'
+        conditioning is the cause.
     """
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1})
     if workdir:
@@ -49,19 +55,25 @@ def draw(
     session = load(checked, prompts)
     root = stream_key(seed, STREAM_EVAL, 1)
     size = -(-copies // -(-copies // config.eval.batch))  # of batches that are all alike
-    images, captions = [], []
+    images, captions, intact = [], [], []
     for i, prompt in enumerate(prompts):
         text = session.conditioning([prompt] * size), session.negative
         own = functools.partial(jax.random.fold_in, jax.random.fold_in(root, i))
         for start in range(0, copies, size):
             keys = key_data(jax.vmap(own)(np.arange(start, start + size)))
-            rows = [
-                np.asarray(sampler(session.params, policy, *text, keys)[0])[: copies - start]
-                for _, policy in policies
-            ]
-            images.append(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]))
+            drawn = (sampler(session.params, policy, *text, keys) for _, policy in policies)
+            kept = [[np.asarray(a)[: copies - start] for a in pair] for pair in drawn]
+            rows, finite = (np.stack(of, axis=1) for of in zip(*kept))
+            images.append(rows.reshape(-1, *rows.shape[2:]))
+            intact.append(finite)
         captions += [f'{name}: {prompt}' for _ in range(copies) for name, _ in policies]
         logging.info('%d of %d prompts', i + 1, len(prompts))
+    finite = np.concatenate(intact)  # [images of a policy, policies]
+    for (_, policy), any_finite in zip(policies, finite.any(0)):
+        if not any_finite:
+            explain(session, policy, prompts)
+    if lost := int((~finite).sum()):
+        logging.warning('%d of %d images are black: they are not finite', lost, finite.size)
     return np.concatenate(images), captions
 
 
