@@ -56,14 +56,14 @@ class Evaluation:
 
     def standard_error(self, name: str = 'total') -> float:
         """Standard error of the mean over prompts: sample standard deviation / sqrt(N)."""
-        return _standard_error(self.scores[name])
+        return standard_error(self.scores[name])
 
     def change(self, base: Evaluation, name: str = 'total') -> tuple[float, float]:
         """Mean difference to another evaluation of the same prompts, and its standard error, over
         the prompts that have scores in both.
         """
         difference = self.scores[name] - base.scores[name]
-        return finite_mean(difference), _standard_error(difference)
+        return finite_mean(difference), standard_error(difference)
 
     @property
     def over_group(self) -> str:
@@ -89,7 +89,8 @@ def finite_mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float('nan')
 
 
-def _standard_error(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of the values that are numbers; NaN of fewer than two."""
     values = values[np.isfinite(values)]
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
 

@@ -15,7 +15,7 @@ from experiments.equal_cost.sweep import RATE_SEED, Entry, best_rates, rates
 from experiments.equal_cost.variants import CLAIMS, DENSE, SPARSE, Comparison
 from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.records import Records
-from experiments.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired
+from experiments.reproduction.statistics import NOT_RUN, Difference, claims_table, paired
 
 TITLE = '# Methods at equal cost'
 CARD = pathlib.Path(__file__).with_name('card.md')  # what may be concluded from a miniature
@@ -199,17 +199,8 @@ def _measured(curves: Curves, measures: Measures) -> str:
 
 
 def _claims(curves: Curves, measures: Measures) -> str:
-    rows = []
-    for claim in CLAIMS:
-        found = {part: difference(curves, part, measures) for part in claim.parts}
-        verdict = claim_verdict([d.verdict for d in found.values()])
-        parts = '; '.join(
-            f'{part.more} − {part.less}, {_where(part.quantity)}: {_told(d)}'
-            for part, d in found.items()
-            if d.verdict != NOT_RUN
-        )
-        rows.append([claim.source, claim.text, f'**{verdict}**', parts])
-    return table(['source', 'claim', 'here', 'differences'], rows)
+    told = lambda part, d: f'{part.more} − {part.less}, {_where(part.quantity)}: {_told(d)}'
+    return claims_table(CLAIMS, lambda part: difference(curves, part, measures), told)
 
 
 def _rates(searched: Mapping[str, Mapping[float, float]], found: Sequence[Entry]) -> str:

@@ -5,11 +5,13 @@ they support.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from densegrpo_jax.runtime.markdown import table
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = 'holds', 'does not hold', 'undecided', 'not run'
 MIN_SEEDS = 3
@@ -100,3 +102,22 @@ def claim_verdict(verdicts: Sequence[str]) -> str:
     if all(v == NOT_RUN for v in verdicts):
         return NOT_RUN
     return HOLDS if all(v == HOLDS for v in verdicts) else UNDECIDED
+
+
+def claims_table(
+    claims: Sequence[Any],
+    compare: Callable[[Any], Difference],
+    told: Callable[[Any, Difference], str],
+) -> str:
+    """A row per claim with its verdict and the differences that have run.
+
+    Args:
+      claims: with source, text and parts. compare: of a part. told: a part's difference in words.
+    """
+    rows = []
+    for claim in claims:
+        found = [(part, compare(part)) for part in claim.parts]
+        verdict = claim_verdict([difference.verdict for _, difference in found])
+        parts = '; '.join(told(*each) for each in found if each[1].verdict != NOT_RUN)
+        rows.append((claim.source, claim.text, f'**{verdict}**', parts))
+    return table(('source', 'claim', 'here', 'differences'), rows)

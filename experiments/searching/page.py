@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from densegrpo_jax.runtime.markdown import table
-from experiments.reproduction.statistics import NOT_RUN, Difference, claim_verdict, paired
+from experiments.reproduction.statistics import NOT_RUN, Difference, claims_table, paired
 from experiments.searching.cases import (
     BASE,
     BUDGETS,
@@ -67,17 +67,10 @@ def write(out: pathlib.Path, records: Records, facts: str) -> list[pathlib.Path]
 
 
 def _claims(records: Records) -> str:
-    rows = []
-    for claim in CLAIMS:
-        found = [(part, compare(records, part)) for part in claim.parts]
-        verdict = claim_verdict([difference.verdict for _, difference in found])
-        parts = '; '.join(
-            f'{part.more} − {part.less} at {part.budget} ({part.task}): {_interval(difference)}'
-            for part, difference in found
-            if difference.verdict != NOT_RUN
-        )
-        rows.append((claim.source, claim.text, f'**{verdict}**', parts))
-    return table(('source', 'claim', 'here', 'differences'), rows)
+    told = lambda part, difference: (
+        f'{part.more} − {part.less} at {part.budget} ({part.task}): {_interval(difference)}'
+    )
+    return claims_table(CLAIMS, lambda part: compare(records, part), told)
 
 
 def _task(records: Records, name: str) -> list[str]:

@@ -8,11 +8,11 @@ import csv
 import io
 import math
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from densegrpo_jax.config.retired import renamed
+from densegrpo_jax.evaluation.evaluator import finite_mean, standard_error
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.reading import json_lines, read_table, shaped
 from densegrpo_jax.search.record import FILE, ROW
@@ -88,13 +88,5 @@ class Records:
 
     def mean(self, case: Case, column: str) -> tuple[float, float]:
         """Mean over prompts and its standard error; NaN if nothing has run."""
-        return mean_error(list(self.of(case, column).values()))
-
-
-def mean_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the values that are numbers."""
-    kept = np.array([v for v in values if math.isfinite(v)])
-    if not len(kept):
-        return math.nan, math.nan
-    error = kept.std(ddof=1) / math.sqrt(len(kept)) if len(kept) > 1 else math.nan
-    return float(kept.mean()), float(error)
+        values = np.array([*self.of(case, column).values()], float)
+        return finite_mean(values), standard_error(values)
