@@ -33,6 +33,17 @@ from densegrpo_jax.rewards.base import RewardError
 NOISE, DECISIONS = 0, 1
 
 
+class Unscored(RewardError):
+    """No image of the prompts `rows`, indices of `names`, has a valid score: all processes, which
+    have the same scores, raise it alike. The search of the others can go on.
+    """
+
+    def __init__(self, names: Sequence[str], rows: Sequence[int], found: str):
+        self.rows = rows
+        told = ', '.join(dict.fromkeys(repr(names[row]) for row in rows))
+        super().__init__(f'prompt {told}: {found}. The log says why the reward could not score it')
+
+
 class Scored(NamedTuple):
     """Scores of the predicted images of n particles for each of P prompts."""
 
@@ -271,15 +282,15 @@ class Walk:
         return np.asarray(_uniform(self._decisions(iteration, k), count), np.float64)
 
     def check(self, scores: np.ndarray, k: int) -> None:
-        """Raises RewardError if none of a prompt's scores [P, ...] is finite."""
+        """Raises Unscored if none of a prompt's scores [P, ...] is finite."""
         scores = scores.reshape(len(scores), -1)
         dead = ~np.isfinite(scores).any(1)
         if dead.any():
-            name, count = self._names[dead.argmax()], scores.shape[1]
-            raise RewardError(
-                f'prompt {name!r}: none of {count} images has a valid score at state {k} of '
-                f'{self.flow.steps}, so the search cannot choose. The log says why the reward '
-                'could not score them'
+            raise Unscored(
+                self._names,
+                np.flatnonzero(dead),
+                f'none of {scores.shape[1]} images has a valid score at state {k} of '
+                f'{self.flow.steps}, so the search cannot choose',
             )
 
     def _decisions(self, iteration: int, k: int) -> np.ndarray:

@@ -32,7 +32,7 @@ from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Checked, Session
 from densegrpo_jax.search.budget import cost, sizes_for
-from densegrpo_jax.search.loop import Walk
+from densegrpo_jax.search.loop import Unscored, Walk
 from densegrpo_jax.search.methods import METHODS, Found, Rule, Sizes, best_of_n
 from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import Results, Tracker, draw
@@ -135,7 +135,7 @@ def search(
 
     Raises:
       Preempted: a stop was requested; finished prompts are kept.
-      RewardError: no image of a prompt could be scored.
+      RewardError: no image of some prompts could be scored; the others have been searched.
     """
     config, stop = session.config, session.stop
     budget = make_budget(session, 0 if given is None else len(given))
@@ -182,15 +182,25 @@ def search(
             show=results is not None,
             unit='prompt',
         ) as bar:
-            for start in range(0, len(todo), o.prompts):
-                chosen = todo[start : start + o.prompts]
-                # A last batch is filled up, so that one compiled shape serves all.
-                rows = np.pad(chosen, (0, min(o.prompts, len(todo)) - len(chosen)), mode='edge')
+            left, together, failed = list(todo), min(o.prompts, len(todo)), []
+            while left:
+                chosen = left[:together]
+                # A batch of fewer is filled up, so that one compiled shape serves all.
+                rows = np.pad(chosen, (0, together - len(chosen)), mode='edge')
                 began = time.monotonic()
-                found = _one_batch(
-                    *(model, session, policy, base, prompts, keys, rows, rule, budget, latents),
-                    *(panel, embed),
-                )
+                try:
+                    found = _one_batch(
+                        *(model, session, policy, base, prompts, keys, rows, rule, budget, latents),
+                        *(panel, embed),
+                    )
+                except Unscored as error:
+                    logging.error('%s. The search goes on without', error)
+                    without = {int(i) for i in rows[error.rows]}
+                    failed += without
+                    left = [i for i in left if i not in without]
+                    stop.check()
+                    continue
+                left = left[together:]
                 seconds = (time.monotonic() - began) / len(chosen)
                 for i, row in zip(chosen, found):
                     if results is not None:
@@ -199,15 +209,18 @@ def search(
                         draw(out, int(i), *images, budget.expected.evaluations)
                         results.put({'prompt': int(i), **row, 'seconds': seconds})
                 best = float(np.mean([row['best']['total'] for row, _ in found[: len(chosen)]]))
-                spent = (start + len(chosen)) * budget.expected.evaluations
-                bar.update(
-                    len(prompts) - len(todo) + start + len(chosen), {'nfe': spent, 'best': best}
-                )
+                searched = len(todo) - len(left) - len(failed)
+                spent = searched * budget.expected.evaluations
+                bar.update(len(prompts) - len(todo) + searched, {'nfe': spent, 'best': best})
                 stop.check()
-    if results is None:
-        return {}
-    results.write_summary(f'{o.method}, {o.nfe} evaluations a prompt')
-    return results.prompts
+    if results is not None:
+        results.write_summary(f'{o.method}, {o.nfe} evaluations a prompt')
+    if failed:
+        raise RewardError(
+            f'{len(failed)} of {len(prompts)} prompts have no result, as no image of them could be '
+            f'scored, the first {prompts[min(failed)].text!r}; the same command tries them again'
+        )
+    return results.prompts if results is not None else {}
 
 
 def check_results(
@@ -322,12 +335,8 @@ def _one_batch(
     if latents is not None:
         extra = {'given': jnp.broadcast_to(latents, (len(rows), *latents.shape))}
     found: Found = METHODS[config.search.method](walk, budget.sizes, rule, **extra)
-    for curve, prompt in zip(tracker.curves, chosen):
-        if not curve:
-            raise RewardError(
-                f'prompt {prompt.text!r}: no sample of its search has a valid score; the log says '
-                'why the reward could not score them'
-            )
+    if dead := [row for row, curve in enumerate(tracker.curves) if not curve]:
+        raise Unscored([p.text for p in chosen], dead, 'no sample of the search has a valid score')
     text = session.conditioning([p.text for p in chosen]), session.negative
     plain, finite = base(session.params, policy, *text, keys[rows])
     plain = np.asarray(session.stop.wait(plain))
@@ -355,7 +364,7 @@ def _one_batch(
             | panel_of(lambda values: values[0]),
             'first': tracker.first[p],
             'drawn': {'total': json_value(rewards[found.drawn[p]])},
-            'final': {'total': json_value(np.where(np.isfinite(rewards), rewards, 0).mean())}
+            'final': {'total': json_value(finite_mean(rewards))}
             | panel_of(lambda values: finite_mean(values[2:])),
             'best': tracker.curves[p][-1][3] | panel_of(lambda values: values[1]),
             'curve': [[nfe, reward] for nfe, reward, *_ in tracker.curves[p]],

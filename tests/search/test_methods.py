@@ -241,7 +241,7 @@ def test_where_no_picture_has_a_score_the_search_says_so(method):
     flow = gaussian_flow(r=lambda x: np.full_like(x, -np.inf))
     w = walk(flow, 3)
     w._names = ['a red cube', 'a cat', 'a dog']
-    with pytest.raises(RewardError, match="prompt 'a red cube': none of .* has a valid score"):
+    with pytest.raises(RewardError, match="'a red cube', 'a cat', 'a dog': none of .* valid score"):
         METHODS[method](w, CASES[method][0], Rule(alpha=0.2))
 
 

@@ -130,6 +130,28 @@ def test_a_prompt_without_its_pictures_is_not_on_record(session, tmp_path, monke
     assert spread == temperature_of(np.float32([[0.1, 0.3], [0.2, 0.6], [0.5, 0.5]]), '')
 
 
+def test_one_prompt_without_scores_does_not_stop_the_others(session, tmp_path, monkeypatch):
+    original, dead = Model.scored, {'a red sign', 'a blue sign'}
+
+    def scored(self, prompts, images, *args):
+        found = original(self, prompts, images, *args)
+        reward = found.reward.copy()
+        reward[[p.text in dead for p in prompts]] = -np.inf
+        reward[:, 1:2] = -np.inf  # nor has one image of the others a score
+        return found._replace(reward=reward)
+
+    monkeypatch.setattr(Model, 'scored', scored)
+    chosen = changed(session, method='best_of_n', nfe=9, particles=0)
+    with pytest.raises(RewardError, match="2 of 3 prompts have no result.*first 'a red sign'; the"):
+        run.search(chosen, None, PROMPTS, tmp_path)
+    dead.clear()
+    found = run.search(chosen, None, PROMPTS, tmp_path)
+    assert sorted(found) == [0, 1, 2]
+    for row in found.values():  # of those with a score
+        (first, none, last) = (r for *_, r in row['candidates'])
+        assert none is None and row['final']['total'] == pytest.approx((first + last) / 2)
+
+
 def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
     found = {}
     for gradient in (False, True):
