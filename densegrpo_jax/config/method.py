@@ -76,6 +76,28 @@ def search_kernel_of(config) -> Kernel:
     return kernel_named(name, 'search.kernel') if name else kernel_of(config)
 
 
+def check_search_kernel(config) -> None:
+    """Raises ValueError if the kernel of a search would read the noise levels of the rollouts as
+    something else.
+    """
+    kernel, ours, table = search_kernel_of(config), kernel_of(config), noise_table_of(config)
+    r, key = config.rollout, f'search.kernel={config.search.kernel!r}'
+    if not config.search.kernel or not kernel.noisy:
+        return
+    means = ours.level if ours.noisy else table.gives  # without noise they were of no kernel yet
+    if means not in (None, kernel.level):
+        raise ValueError(
+            f'{key} takes noise levels of the kind {kernel.level!r}, and rollout.noise={r.noise!r} '
+            f'with rollout.kernel={r.kernel!r} gives {means!r}: leave search.kernel empty, or set '
+            'rollout.kernel to that kernel, with a rollout.noise and rollout.level for it'
+        )
+    if table.in_levels and r.level > kernel.max_level:
+        raise ValueError(
+            f'{key} with rollout.noise={r.noise!r}: expected 0 < rollout.level <= '
+            f'{kernel.max_level:g}, not {r.level}'
+        )
+
+
 def noise_table_of(config) -> NoiseTable:
     """The table that `rollout.noise` names."""
     return _named('rollout.noise', config.rollout.noise, NOISE_TABLES, NoiseTable)

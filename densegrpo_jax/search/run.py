@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.method import search_kernel_of
+from densegrpo_jax.config.method import check_search_kernel, search_kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet, columns
 from densegrpo_jax.evaluation.diversity import make_embedding, pairwise_diversity
 from densegrpo_jax.evaluation.evaluator import finite_mean
@@ -67,6 +67,7 @@ def make_budget(session, given: int = 0) -> Budget:
             f'use one of {GUIDED}'
         )
     kernel = search_kernel_of(session.config)
+    check_search_kernel(session.config)
     if guided and (names := without_gradient(session.reward)):
         raise ValueError(
             f'search.gradient=True: the reward {names[0]!r} has no gradient; the CLIP rewards and '
@@ -79,8 +80,8 @@ def make_budget(session, given: int = 0) -> Budget:
         )
     if given and o.method != 'refine':
         raise ValueError(f"--from is for search.method='refine', but it is {o.method!r}")
-    into = (schedule.sigmas[1:] > 0) | kernel.noise_into_zero
-    stochastic = schedule.masks.stochastic & into & kernel.noisy
+    noisy = kernel.adds_noise(schedule.sigmas, schedule.noise_levels)
+    stochastic = schedule.masks.stochastic & noisy
     levels = np.abs(schedule.sigmas - o.from_level)
     sizes = sizes_for(
         o.method,

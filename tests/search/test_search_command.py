@@ -257,6 +257,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(session):
         (dict(method='pg', kernel='ode'), "never separate; use it with search.method='best_of_n'"),
         (dict(method='pg', nfe=5), 'search.nfe=5 is too small for pg.*takes 9 evaluations'),
         (dict(method='refine', from_level=0.0), 'changes nothing'),
+        (dict(kernel='cps'), "search.kernel='cps' takes noise levels of the kind 'eta', and rollo"),
     ):
         with pytest.raises(ValueError, match=message):
             run.make_budget(changed(session, **options))
@@ -267,6 +268,13 @@ def test_what_does_not_fit_is_refused_before_anything_runs(session):
     ):
         with pytest.raises(ValueError, match=message):
             validate(changed(session, **options).config)
+
+
+def test_transitions_without_a_noise_level_cost_no_candidates(session):
+    levels = session.schedule.noise_levels * np.array([1, 0, 1])
+    silent = dataclasses.replace(session, schedule=session.schedule._replace(noise_levels=levels))
+    found = [run.make_budget(changed(s, method='svdd', nfe=24)) for s in (session, silent)]
+    assert found[0].sizes.designs < found[1].sizes.designs
 
 
 def test_a_reward_that_cannot_tell_samples_apart_has_no_unit():
