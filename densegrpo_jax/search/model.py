@@ -19,7 +19,8 @@ from densegrpo_jax.rewards.differentiable import has_gradient, reward_params, sc
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.sampling.conditioning import place
-from densegrpo_jax.sampling.sampler import EXACT, decode_few, split_rows
+from densegrpo_jax.sampling.guidance import PIXELS_WITH_GRADIENT
+from densegrpo_jax.sampling.sampler import EXACT, decode_few, in_parts, split_rows
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.search.loop import Flow, Scored
 
@@ -180,21 +181,29 @@ class Model:
         return Scored(reward, shaped, images)
 
     def _guided(self, params, policy, negative, text, x, s, rewards, features):
-        """(v, reward of x0hat, its gradient in x through decoder and network)."""
-        count = x.shape[1]
+        """(v, reward of x0hat, its gradient in x through decoder and network), a few rows at a
+        time: what a gradient keeps of an image is much of the memory.
+        """
+        session, (height, width) = self._session, self._size
+        pipeline, count = session.pipeline, x.shape[1]
 
-        def total(x):
-            v = self._velocity_of(params, policy, negative, text, x, s)
-            pipeline = self._session.pipeline
-            x0 = pipeline.end_scale * (x - s * v).reshape(-1, *x.shape[2:])
-            unit, finite = pipeline.decode_float(params, x0, *self._size)
-            text_rows = [jnp.repeat(of, count, axis=0) for of in features]
-            value = scores(self._session.reward, rewards, unit, text_rows)
-            value = jnp.where(finite, value, -jnp.inf).reshape(x.shape[:2])
+        def total(x, text, features):
+            v = self._velocity_of(params, policy, negative, text, x[:, None], s)[:, 0]
+            x0 = pipeline.end_scale * (x - s * v)
+            unit, finite = pipeline.decode_float(params, x0, height, width)
+            value = scores(session.reward, rewards, unit, features)
+            value = jnp.where(finite, value, -jnp.inf)
             return jnp.where(jnp.isfinite(value), value, 0).sum(), (v, value)
 
-        (_, (v, value)), gradient = jax.value_and_grad(total, has_aux=True)(x)
-        return v, value, gradient
+        def slopes(rows):
+            (_, found), gradient = jax.value_and_grad(total, has_aux=True)(*rows)
+            return *found, gradient
+
+        text_rows = [jnp.repeat(of, count, axis=0) for of in features]
+        rows = x.reshape(-1, *x.shape[2:]), repeat_rows(text, count), text_rows
+        rows = jax.tree.map(lambda a: a[None], rows)
+        found = in_parts(slopes, rows, session.mesh, PIXELS_WITH_GRADIENT // (height * width))
+        return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[2:]), found)
 
 
 def temperature_of(rewards: np.ndarray, way_out: str) -> float:
