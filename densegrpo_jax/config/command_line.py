@@ -379,9 +379,22 @@ def _parse(args: list[str]) -> list[str]:
             flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(lacking, ''))
         check_read_keys()
         return left
+    except flags.UnrecognizedFlagError as error:
+        _refuse(f'{error}{_keys_of(error.flagname)}\n(--help lists the flags)')
     # ValueError: also for --noswitch=value. RuntimeError: a path that begins with ~NOBODY.
     except (flags.Error, ValueError, OSError, RuntimeError) as error:
         _refuse(f'{error}\n(--help lists the flags)')
+
+
+def _keys_of(name: str) -> str:
+    """For messages: the keys of a training's configuration that a flag's name may be meant for."""
+    parser = _configuration()
+    if parser is None or not parser.training:
+        return ''
+    from densegrpo_jax.config.schema import KEYS  # imports jax
+
+    found = [f'--config.{key}' for key in KEYS if key.rpartition('.')[2] == name]
+    return f'; did you mean {" or ".join(found[:3])}?' if found else ''
 
 
 def _may_lack() -> set[str]:

@@ -39,7 +39,8 @@ def imported(path: str, what: str) -> Any:
                 f'{what}: the module {module!r} cannot be imported: {error}'
             ) from error
         raise ValueError(
-            f'{what}: there is no module {error.name!r} on the import path (PYTHONPATH)'
+            f'{what}: there is no module {error.name!r} on the import path (PYTHONPATH) or in '
+            'the current folder'
         ) from None
     except Exception as error:  # noqa: BLE001 (somebody's code may raise anything)
         raise ValueError(

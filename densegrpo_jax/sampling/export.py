@@ -27,6 +27,7 @@ from densegrpo_jax.sampling.push import check_push, push
 from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 
 CURVE = 'reward_curve.png'  # of a finished run
+PROMPT = 'A neon sign that says "HELLO"'  # of the card
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
 MERGED = 'merged'
 LAYOUTS = ('peft', 'kohya', MERGED)
@@ -61,13 +62,21 @@ def written(pipeline: Pipeline, layout: str) -> tuple[list[str], list[str]]:
     return [files[layout], 'README.md', 'config.json', CURVE], folders
 
 
-def snippet(
-    pipeline: Pipeline, base: str, home: str, layout: str, filename: str, dtype: str, file: str = ''
-) -> str:
-    """The lines that open it in Diffusers. base: `model.path`. home: the export's folder, or its
-    repository. dtype: `model.dtype`; without one, Diffusers takes different ones for the parts.
-    file: `model.transformer_file`.
-    """
+def drawing(config, pipeline: Pipeline) -> dict[str, float]:
+    """The arguments with which the pipeline in Diffusers draws as the run's evaluation did."""
+    model = config.model
+    found = {'height': model.height, 'width': model.width, 'num_inference_steps': config.eval.steps}
+    found['guidance_scale'] = pipeline.diffusers_guidance(model.guidance)
+    if any(encoder.chosen_length for encoder in pipeline.TEXT_ENCODERS):
+        found['max_sequence_length'] = model.t5_length  # padding is attended to
+    options = ('cfg_normalization', 'cfg_truncation')
+    return found | {n: model[n] for n in options if model[n] != KEYS[f'model.{n}'].default}
+
+
+def snippet(config, pipeline: Pipeline, home: str, layout: str, filename: str) -> str:
+    """The lines that draw with it in Diffusers. home: the export's folder, or its repository."""
+    model = config.model
+    base, file, dtype = model.path, model.transformer_file, model.dtype
     lines = ['import torch', f'from diffusers import {pipeline.CLASS_NAME}']
     opened = repr(home if layout == MERGED else base)
     if layout != MERGED and base.startswith('builtin:'):  # wherever the package is
@@ -82,6 +91,11 @@ def snippet(
         lines.append(f'# first put the transformer of {file} in the place of pipe.transformer')
     if layout != MERGED:
         lines.append(f'pipe.load_lora_weights({home!r}, weight_name={filename!r})')
+    arguments = [
+        repr(PROMPT),
+        *(f'{n}={value:g}' for n, value in drawing(config, pipeline).items()),
+    ]
+    lines += ['image = pipe(', *(f'    {argument},' for argument in arguments), ').images[0]']
     return '\n'.join(lines)
 
 
@@ -131,22 +145,12 @@ def model_card(
     if (workdir / CURVE).is_file():
         shutil.copyfile(workdir / CURVE, out / CURVE)
         scores += f'\n![reward curve]({CURVE})\n'
-    model = config.model
-    rows = {
-        'image size': f'{model.width} x {model.height}',
-        '`guidance_scale` in Diffusers': f'{pipeline.diffusers_guidance(model.guidance):g}',
-    }
-    if any(encoder.chosen_length for encoder in pipeline.TEXT_ENCODERS):
-        rows['`max_sequence_length` in Diffusers'] = model.t5_length
-    for name in ('cfg_normalization', 'cfg_truncation'):
-        if model[name] != KEYS[f'model.{name}'].default:
-            rows[f'`{name}` in Diffusers'] = model[name]
+    model, rows = config.model, {}
     if model.quantize != 'none':
         rows['base while it was trained'] = model.quantize
     if not config.full:
         rows['LoRA rank, alpha'] = f'{config.lora.rank}, {config.lora.alpha:g}'
     rows |= {
-        'evaluation steps': config.eval.steps,
         'reward': ', '.join(config.reward),
         'credit': config.credit.rule,
         'learning rate': config.optim.learning_rate,
@@ -163,7 +167,7 @@ def model_card(
         label=title(config, out.name),
         step=step,
         scores=scores,
-        snippet=snippet(pipeline, base, home or str(out), layout, filename, model.dtype, file),
+        snippet=snippet(config, pipeline, home or str(out), layout, filename),
         settings=table(('setting', 'value'), ((name, str(value)) for name, value in rows.items())),
     )
 

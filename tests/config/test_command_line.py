@@ -128,6 +128,11 @@ def typed(monkeypatch, capsys):
             "no key 'completion_solver'; it was removed, every run has 'euler' now: leave it out",
         ),
         ([f'--config={TINY}', '--workdri=x'], "Unknown command line flag 'workdri'"),
+        (
+            [f'--config={TINY}', '--iterations=4'],
+            "'iterations'; did you mean --config.iterations or ",
+        ),
+        ([f'--config={TINY}', '--group=4'], "'group'; did you mean --config.rollout.group"),
     ],
 )
 def test_a_mistake_is_named(typed, arguments, said):
