@@ -135,24 +135,27 @@ def start(name, case, place):
     )
 
 
-@pytest.fixture(scope='module')
-def ended_processes(tmp_path_factory):
-    """Name -> (exit status, output); two run at a time."""
+@pytest.fixture(scope='module', autouse=True)
+def ending_processes(tmp_path_factory):
+    """Name -> future of (exit status, output). They run beside the imports of `forks.py`, one at a
+    time.
+    """
     place = tmp_path_factory.mktemp('processes')
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
 
-        def run(item):
-            process = start(*item, place)
-            output, _ = process.communicate(timeout=120)
-            return process.returncode, output
+    def run(item):
+        process = start(*item, place)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
 
-        return dict(zip(PROCESSES, pool.map(run, PROCESSES.items())))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield {name: pool.submit(run, (name, case)) for name, case in PROCESSES.items()}
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize('name', PROCESSES)
-def test_a_mistake_is_named_by_a_process_of_its_own(name, ended_processes):
+def test_a_mistake_is_named_by_a_process_of_its_own(name, ending_processes):
     _, arguments, _, words = PROCESSES[name]
-    check(arguments, words, *ended_processes[name])
+    check(arguments, words, *ending_processes[name].result())
 
 
 @pytest.mark.slow
