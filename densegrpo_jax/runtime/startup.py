@@ -58,9 +58,10 @@ def detect_cluster(environ: Mapping[str, str], tpu: bool) -> str | None:
 
 def alone_on_host(environ: Mapping[str, str]) -> bool:
     """Whether srun or mpirun started one process per host, to use all of its devices."""
-    if tasks := environ.get('SLURM_STEP_NUM_TASKS'):
-        return tasks == environ.get('SLURM_STEP_NUM_NODES')
-    return environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
+    if local := environ.get('OMPI_COMM_WORLD_LOCAL_SIZE'):  # mpirun may run in a step of srun
+        return local == '1'
+    tasks = environ.get('SLURM_STEP_NUM_TASKS')
+    return bool(tasks) and tasks == environ.get('SLURM_STEP_NUM_NODES')
 
 
 def start_processes(

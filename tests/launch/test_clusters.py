@@ -595,6 +595,10 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(scripts, code, wa
         'srun',
         '--kill-on-bad-exit=0',
         '--wait=0',
+        'bash',
+        '-c',
+        calls[0][5],  # see the next test
+        'task',
         'py',
         '-m',
         'densegrpo_jax.main',
@@ -603,6 +607,15 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(scripts, code, wa
         '--config=c',
     ]
     assert calls[1:] == ([['scontrol', 'requeue', '9']] if requeued else [])
+
+
+@pytest.mark.parametrize('code, wanted', [(0, 0), (1, 76), (2, 76), (75, 75), (143, 143)])
+def test_an_error_of_one_task_outranks_those_that_it_stops(scripts, code, wanted):
+    """srun tells the highest status, and 75 alone goes back into the queue."""
+    _, calls = scripts('slurm_job.sh', 'py', '--config=c', SLURM_JOB_ID='9')
+    words = calls[0][calls[0].index('bash') :]
+    ended = ['sh', '-c', f'exit {code}']
+    assert subprocess.run([*words[:4], *ended], check=False).returncode == wanted
 
 
 def test_one_machine_installs_for_its_device(scripts):

@@ -412,6 +412,7 @@ SLURM = {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NUM_NODES': '2'}
         ({**SLURM, 'JAX_LOCAL_DEVICE_IDS': '0,1'}, None),
         ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, []),
         ({'OMPI_COMM_WORLD_SIZE': '8', 'OMPI_COMM_WORLD_LOCAL_SIZE': '4'}, None),
+        ({**SLURM, 'OMPI_COMM_WORLD_LOCAL_SIZE': '4'}, None),  # mpirun in a shell of srun
         ({}, None),
     ],
 )
