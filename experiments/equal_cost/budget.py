@@ -21,8 +21,9 @@ def cost(config) -> SampleCost:
 
 def updating(config) -> float:
     """Evaluations that the arithmetic of a sample's update counts as, in the unit of `cost`:
-    forward and back through all weights is 3 (2 with adapters), and every other policy that is read
-    is 1. The gradients of a process reward count with it, as about 2 each.
+    forward and back through all weights is 3 (2 with adapters), one more where the forward pass is
+    repeated (`model.remat`), and every other policy that is read is 1. The gradients of a process
+    reward count with it, as about 2 each.
     """
     pipeline = open_shapes(config, make_mesh(config.mesh))
     twice = 1 + pipeline.takes_negative(config.model.guidance)

@@ -84,6 +84,9 @@ def difference(curves: Curves, comparison: Comparison, measures: Measures) -> Di
     axis = comparison.quantity
     ends = [run[-1][axis] for runs in pair for run in runs.values()]
     spent = min(ends, default=0.0)
+    firsts = [run[1][axis] for runs in pair for run in runs.values() if len(run) > 1]
+    if spent < max(firsts, default=0.0):  # a curve that was not evaluated up to there
+        return paired({}, {})
     more, less = ({seed: mean_to(run, axis, spent) for seed, run in runs.items()} for runs in pair)
     return paired(more, less)
 
@@ -140,9 +143,10 @@ def _introduction(records: Records, budget: float) -> str:
     return (
         f'{len(records.runs)} runs on {each("base")}, code {each("commit")}, {each("device")}. A '
         f'run ends when it has spent {budget:,.0f} network evaluations of sampling, those of 60 '
-        'updates with dense credit. Work also has those of the updates, an estimate: a row is '
-        'evaluated once and counts 3, as its gradient costs two more, and one more for every other '
-        'policy that the loss reads there; a gradient of a process reward counts 2. Every method '
+        'updates with dense credit. Work also has those of the updates, an estimate: a row counts '
+        '3 where all weights are trained and 2 with adapters, one more where the forward pass is '
+        'repeated, and one more for every other policy that the loss reads there; a gradient of a '
+        'process reward counts 2. Every method '
         'has the learning rate, of three, whose curve was the highest on seed '
         f'{RATE_SEED}, which is in no table. A difference is that of the mean heights of '
         "two curves up to the same cost, seed by seed, with the 95 % interval of Student's t; it "

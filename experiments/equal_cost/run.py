@@ -36,6 +36,12 @@ def run(flag, extra: Sequence[str]) -> int:
     names = sweep.with_methods(VARIANTS if flag.methods == ['all'] else flag.methods)
     records = Records.load(out)
     check_page(out, page.TITLE)
+    for (variant, _), row in records.runs.items():
+        if '--config.optim.decay=constant' not in row['command'].split(' '):
+            raise ValueError(
+                f'--out={out} has runs of an earlier version, in which the learning rate fell '
+                f'({variant}): give another --out and --workdir'
+            )
     base = check_sweep(flag.config, extra, (), records, out)
     budget = sweep.budget_of(flag.config, extra)
     found, refused = sweep.entries(flag.config, names, budget, extra)

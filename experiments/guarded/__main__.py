@@ -1,6 +1,6 @@
 """Command: shows what the guard against reward hacking changes, on the miniature of shapes.
 
-    python -m experiments.guarded --seeds=0,1,2 --workdir=runs/guarded --out=docs/results/guard
+    python -m experiments.guarded --seeds=0,1,2 --workdir=runs/guarded --out=runs/guarded/report
 
 Trains with a reward that can be hacked (scene.yaml) and with one that is what it means
 (shapes.yaml), with a guard that only warns: bit for bit the runs without one. So a run shows both,
@@ -101,7 +101,7 @@ def load_outcomes(out: pathlib.Path, bases: Mapping[str, str]) -> Outcomes:
         if (out / PAGE).exists():
             raise ValueError(
                 f'--out={out}: the page there was made without {FILE}, so its rows would be lost; '
-                'give another --out, or remove the page'
+                'give another --out, or remove the page and its notes.md'
             )
         return {}
     form = {case: {'base': str, 'seeds': {...: _OUTCOME}} for case in CASES}
@@ -225,7 +225,9 @@ def main(flag, extra: Sequence[str]) -> int:
         if case in found
     }
     out.mkdir(parents=True, exist_ok=True)
-    shown = f'python -m experiments.guarded --seeds={",".join(flag.seeds)} --out={flag.out}'
+    seeds = sorted({seed for of in found.values() for seed in of}, key=int)
+    shown = f'python -m experiments.guarded --cases={",".join(found)} --seeds={",".join(seeds)}'
+    shown += f' --out={flag.out}' + (f' -- {" ".join(extra)}' if extra else '')
     notes = out / 'notes.md'
     text = notes.read_text(encoding='utf-8').strip() if notes.exists() else ''
     save_outcomes(out, found, bases)

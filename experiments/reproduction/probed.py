@@ -78,7 +78,7 @@ def _section(name: str, measure: Measure, rows: Sequence[Row]) -> Section:
 
 def ranking_verdict(rows: Sequence[Row]) -> str:
     """Whether the rank correlation with the terminal reward is at least KEPT at every state before
-    the sample itself.
+    the sample itself; an interval below it, widened for the number of states, refutes it.
     """
     states = [row for row in rows if row['timesteps_left'] != '0']
     if any(end < KEPT for end in _ends(states, 'rank_correlation', 'high')):
@@ -90,7 +90,7 @@ def ranking_verdict(rows: Sequence[Row]) -> str:
 
 def bias_verdict(rows: Sequence[Row]) -> str:
     """Whether the bias within groups, the only part that affects credit, is 0; an interval that
-    excludes 0 at a state refutes it.
+    excludes 0 at a state, widened for their number, refutes it.
     """
     lows = _ends([row for row in rows if row['state'] != 'all'], 'group_rms_bias', 'low')
     return FAILS if any(low > 0 for low in lows) else UNDECIDED
@@ -98,7 +98,7 @@ def bias_verdict(rows: Sequence[Row]) -> str:
 
 def cost_verdict(rows: Sequence[Row]) -> str:
     """Whether some method with fewer network evaluations than the first keeps the ranking of its
-    gains within groups.
+    gains within groups, by an interval that is widened for their number.
     """
     cheaper = [row for row in rows[1:] if float(row['calls']) < float(rows[0]['calls'])]
     if any(end >= KEPT for end in _ends(cheaper, 'group_gain_correlation', 'low')):
