@@ -65,7 +65,10 @@ def define_flags() -> None:
     flags.DEFINE_enum('layout', 'peft', LAYOUTS, 'Adapters, or the base merged with them.')
     flags.DEFINE_string('checkpoint', 'best', "'best', 'latest' or a step.")
     flags.DEFINE_enum(
-        'dtype', '', list(DTYPES), "Stored dtype; '': adapters in float32, or model.dtype."
+        'dtype',
+        '',
+        list(DTYPES),
+        "Of the adapters, or of the merged transformer; '': float32, or model.dtype.",
     )
     flags.DEFINE_string('push', None, 'OWNER/NAME of a repository of the Hub to send the files to.')
     refuse('push', lambda name: None if name else 'it is empty: is a variable of the shell unset?')

@@ -41,10 +41,9 @@ from densegrpo_jax.sampling.session import Session, check, load
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of `guide.ridge` = 0, for features of variance 1
 HELD_OUT = 0.2  # of the prompts
-
-# The rollouts that a probe is fitted to: single trajectories of the base, the image scored.
 BATCHES = 'batches'  # in the work directory: rollouts so far
 
+# The rollouts that a probe is fitted to: single trajectories of the base, the image scored.
 _AS_SAMPLED = {
     **AS_TRAJECTORY,
     **{f'guide.{n}': key.default for n, key in GUIDE.items() if n not in ('samples', 'ridge')},

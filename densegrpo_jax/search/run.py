@@ -28,6 +28,7 @@ from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.streams import STREAM_SEARCH, key_data, stream_key
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.conditioning import content_hash
+from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import make_sampler
 from densegrpo_jax.sampling.session import Checked, Session
@@ -195,6 +196,8 @@ def search(
                         *(panel, embed),
                     )
                 except Unscored as error:
+                    if not failed:  # weights or texts that are not finite would spoil all prompts
+                        explain(session, policy, [prompts[i].text for i in rows[error.rows]])
                     logging.error('%s. The search goes on without', error)
                     without = {int(i) for i in rows[error.rows]}
                     failed += without
@@ -218,8 +221,9 @@ def search(
         results.write_summary(f'{o.method}, {o.nfe} evaluations a prompt')
     if failed:
         raise RewardError(
-            f'{len(failed)} of {len(prompts)} prompts have no result, as no image of them could be '
-            f'scored, the first {prompts[min(failed)].text!r}; the same command tries them again'
+            f'{len(failed)} of {len(prompts)} prompts have no result, as the search of them had '
+            f'no valid score to go on with, the first {prompts[min(failed)].text!r}; the same '
+            'command tries them again'
         )
     return results.prompts if results is not None else {}
 

@@ -78,7 +78,8 @@ def continuing(workdir: pathlib.Path, flags: Sequence[str]) -> str:
             word
             for name, words in given
             # of one process, --distributed=on was for its launcher, as Slurm
-            if not _is_own(name) and words != ['--distributed=on']
+            if not _is_own(name)
+            and not (name == 'distributed' and words[-1].rpartition('=')[2] == 'on')
             for word in words
         ]
         whole = shlex.join(['densegrpo', 'train', *own, *kept, *flags])
