@@ -82,5 +82,14 @@ def check_reads(command: str, reads: Reads, given: Collection[str]) -> None:
             of = '' if reads.keys == ('*',) else f' (it reads {", ".join(reads.keys)}{but})'
             raise ValueError(
                 f'--config.{key} is given, and densegrpo_jax.{command} does not read it{of}: leave '
-                f'it out, or give --unread={WARN}'
+                f'it out, or give --unread={WARN}{_own(key, reads)}'
             )
+
+
+def _own(key: str, reads: Reads) -> str:
+    """For messages: the command's own key of the same name, if it has one."""
+    from densegrpo_jax.config.schema import KEYS  # imports jax
+
+    name = key.rpartition('.')[2]
+    own = [k for k in KEYS if k.rpartition('.')[2] == name and k in reads]
+    return f'. Its own is {own[0]}' if len(own) == 1 else ''

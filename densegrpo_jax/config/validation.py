@@ -37,11 +37,11 @@ def check_value(name: str, key: Key, value: object) -> None:
     """Raises ValueError if the value does not have the key's type or is out of its range."""
     if key.accepts(value):
         return
-    hint = ''
+    hint = '.'
     if key.choices is not None and isinstance(value, str):
-        close = difflib.get_close_matches(value, key.choices, 1)
-        hint = f'; did you mean {close[0]!r}?' if close else ''
-    raise ValueError(f'{name}={_shown(value)}: expected {key.expected}{hint}. {name}: {key.help}')
+        if close := difflib.get_close_matches(value, key.choices, 1):
+            hint = f'; did you mean {close[0]!r}?'
+    raise ValueError(f'{name}={_shown(value)}: expected {key.expected}{hint} {name}: {key.help}')
 
 
 def check_names(config) -> None:

@@ -188,7 +188,8 @@ def _absent(folder: pathlib.Path) -> FileNotFoundError:
             return Loading(f'{folder}: {silent}; it may be loading a run: {begins}')
         return FileNotFoundError(f'{none}: there is no {CONFIG}; {silent}')
     return FileNotFoundError(
-        f'{none}: there is no {CONFIG}; give the --workdir of a training that has begun'
+        f'{none}: there is no {CONFIG}; give the --workdir of a training that has begun. One that '
+        'was started just now needs a minute for it'
     )
 
 

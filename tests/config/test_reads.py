@@ -37,6 +37,13 @@ def test_single_keys_of_what_is_not_read():
     assert 'guard.prompts' not in READS['preflight'] and 'plan.kind' not in READS['calibrate']
 
 
+def test_a_command_s_own_key_of_the_name_is_told():
+    with pytest.raises(ValueError, match=r'unread=warn\. Its own is calibration\.prompts$'):
+        check_reads('calibrate', READS['calibrate'], ['rollout.prompts'])
+    with pytest.raises(ValueError, match='unread=warn$'):
+        check_reads('sample', READS['sample'], ['search.nfe'])
+
+
 def test_rewards_are_of_no_use_to_some():
     for command, key in (('reward_server', 'seed'), ('sample', 'reward.ocr.mode')):
         with pytest.raises(ValueError, match=f'{key} is given, and densegrpo_jax.{command} does'):

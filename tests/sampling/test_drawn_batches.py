@@ -23,7 +23,9 @@ def drawn(monkeypatch):
         def sampler(params, policy, conditioning, negative, keys):
             assert len(keys) == len(conditioning)
             sizes.append(len(keys))
-            return np.asarray(keys, np.uint32).view(np.uint8).reshape(len(keys), 2, 4, 1), None
+            return np.asarray(keys, np.uint32).view(np.uint8).reshape(len(keys), 2, 4, 1), np.ones(
+                len(keys), bool
+            )
 
         session = types.SimpleNamespace(params=None, negative=None, conditioning=list)
         monkeypatch.setattr(draw, 'make_mesh', lambda sizes: None)
