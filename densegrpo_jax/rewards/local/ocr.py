@@ -193,8 +193,8 @@ class OcrReward:
         if self._own_reader or all(map(str.isascii, targets)):
             return
         strange = [set(normalise(target, self._unicode)) - alphabet() for target in targets]
-        new = [bool(found) and t not in self._told for found, t in zip(strange, targets)]
-        if held := [i for i, untold in enumerate(new) if untold]:
+        untold = [t not in self._told for t in targets]
+        if held := [i for i, found in enumerate(strange) if found and untold[i]]:
             self._told.update(targets[i] for i in held)  # batches of the same prompts follow
             log.warning(
                 'ocr: %d of %d targets hold characters that the reader does not know (%s), and '
