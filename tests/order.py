@@ -8,8 +8,8 @@ end, when the other processes have nothing left to do. The rest fills the gaps.
 import pathlib
 
 BASICS = ('core', 'config', 'data', 'networks')
-LONG = ('training', 'calibration', 'experiments', 'search', 'planning', 'evaluation', 'sampling')
-LONG += ('mistakes', 'viewing', 'tools')
+LONG = ('training', 'guard', 'calibration', 'experiments', 'search', 'planning', 'evaluation')
+LONG += ('sampling', 'mistakes', 'viewing', 'tools')
 ROOMS = (*BASICS, *LONG)
 
 

@@ -16,6 +16,7 @@ ROOMS = (
     'preflight',
     'planning',
     'training',
+    'guard',
     'search',
     'calibration',
     'viewing',

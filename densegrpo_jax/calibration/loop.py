@@ -41,8 +41,7 @@ from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
-from densegrpo_jax.sampling.session import Checked, Session, check, load
-from densegrpo_jax.sampling.state import optimiser, start_state
+from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
 
 
 def run(
@@ -78,16 +77,6 @@ def check_ours(path: pathlib.Path) -> None:
         noise.read(path)
     elif problem := foreign(path.with_suffix('.png')):
         raise ValueError(f'{problem}; the figure of a psi file that was removed goes with it')
-
-
-def start_policy(session: Session) -> dict | None:
-    """The policy to calibrate: that of `lora.init_from`, else the base (None)."""
-    config = session.config
-    if not config.lora.init_from:
-        return None
-    pipeline, base = session.pipeline, session.params['transformer']
-    tx = optimiser(config, pipeline.transformer)
-    return start_state(config, pipeline, tx, session.mesh, base).policy
 
 
 def calibrate(session: Session, path: pathlib.Path, policy: dict | None) -> np.ndarray:

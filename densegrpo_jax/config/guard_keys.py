@@ -1,4 +1,4 @@
-"""Keys of the guard against reward hacking (training/guard.py). It is no relation of the method
+"""Keys of the guard against reward hacking (guard/guard.py). It is no relation of the method
 `guard`, which is a loss.
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.calibration.loop import one_step, start_policy
+from densegrpo_jax.calibration.loop import one_step
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
@@ -36,7 +36,7 @@ from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import STREAM_PREFLIGHT, key_data, stream_key
 from densegrpo_jax.sampling.conditioning import content_hash
-from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
 from densegrpo_jax.sampling.state import start_digest
 from densegrpo_jax.search.model import Model
 

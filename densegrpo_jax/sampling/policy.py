@@ -16,6 +16,9 @@ from densegrpo_jax.core.sde_step import StepOutput, sde_step
 from densegrpo_jax.core.transitions import Transitions
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline
 
+# Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.
+LOG_RATIO_ROUNDING = {'float32': 1e-6, 'bfloat16': 1e-5}
+
 
 def policy_velocity(
     pipeline: Pipeline,

@@ -43,7 +43,7 @@ from densegrpo_jax.sampling.conditioning import check_targets, load_prompts, tex
 from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.process_reward import ProcessReward, open_process_reward
 from densegrpo_jax.sampling.sampler import Schedule, drawing_grid, make_schedule
-from densegrpo_jax.sampling.state import check_start, lora_config
+from densegrpo_jax.sampling.state import check_start, lora_config, optimiser, start_state
 
 
 def network_options(config, mesh: Mesh) -> dict:
@@ -260,3 +260,13 @@ def load_weights(checked: Checked, components: Sequence[str] | None = None) -> d
         transformer_file=m.transformer_file,
         quantize=m.quantize,
     )
+
+
+def start_policy(session: Session) -> dict | None:
+    """The policy before any training: that of `lora.init_from`, else the base (None)."""
+    config = session.config
+    if not config.lora.init_from:
+        return None
+    pipeline, base = session.pipeline, session.params['transformer']
+    tx = optimiser(config, pipeline.transformer)
+    return start_state(config, pipeline, tx, session.mesh, base).policy

@@ -19,6 +19,7 @@ from densegrpo_jax.core.list_loss import list_temperature_of
 from densegrpo_jax.core.losses import CLEAN, LOSSES
 from densegrpo_jax.evaluation import divergence
 from densegrpo_jax.evaluation.panel import Part
+from densegrpo_jax.guard.check import measures_kl, planned, ratio_limit
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.rewards.composite import CompositeReward
@@ -28,12 +29,12 @@ from densegrpo_jax.runtime.sharding import bytes_per_device, shardings
 from densegrpo_jax.sampling.cost import SampleCost, executed, largest, of_sample
 from densegrpo_jax.sampling.guidance import process_cost
 from densegrpo_jax.sampling.noise import describe, title
+from densegrpo_jax.sampling.policy import LOG_RATIO_ROUNDING
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
-from densegrpo_jax.training.batches import BATCHES, LOG_RATIO_ROUNDING
+from densegrpo_jax.training.batches import BATCHES
 from densegrpo_jax.training.geometry import rows_of_sample
-from densegrpo_jax.training.guard_check import measures_kl, planned, ratio_limit
 
 GIB = 2**30
 TRAINED = 'trained, optimiser, moving average'

@@ -28,9 +28,6 @@ from densegrpo_jax.core.transitions import OUTCOME, Transitions, transitions
 from densegrpo_jax.runtime.streams import STREAM_UPDATE, stream_key
 from densegrpo_jax.sampling.policy import rescore
 
-# Of log-ratios of an unchanged policy, whose true value is 0: bounds that the tests keep.
-LOG_RATIO_ROUNDING = {'float32': 1e-6, 'bfloat16': 1e-5}
-
 
 class Credited(NamedTuple):
     """The result of credit for the samples of an iteration."""

@@ -15,18 +15,14 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.calibration.loop import (
-    calibrate,
-    check_file,
-    check_ours,
-    start_policy,
-    visited_prompts,
-)
+from densegrpo_jax.calibration.loop import calibrate, check_file, check_ours, visited_prompts
 from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import loss_of, own_code
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
+from densegrpo_jax.guard.check import check_guard, open_record
+from densegrpo_jax.guard.guard import Guard
 from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
@@ -43,15 +39,13 @@ from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import Schedule, make_sampler
-from densegrpo_jax.sampling.session import Checked, Session, check, load
+from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.ahead import Ahead
 from densegrpo_jax.training.announce import announce
 from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
-from densegrpo_jax.training.guard import Guard
-from densegrpo_jax.training.guard_check import check_guard, open_record
 from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress

@@ -7,11 +7,11 @@ import types
 import jax
 
 from configs import flux_ocr, tiny_geneval, tiny_ocr
+from densegrpo_jax.guard.check import check_guard
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.session import check
 from densegrpo_jax.sampling.state import optimiser, state_shapes
 from densegrpo_jax.training import announce
-from densegrpo_jax.training.guard_check import check_guard
 
 NEED = {
     'weights': 22.0 * announce.GIB,

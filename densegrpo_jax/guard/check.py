@@ -12,9 +12,9 @@ from densegrpo_jax.config.method import kernel_of, loss_of
 from densegrpo_jax.data.prompts import PromptSet, columns
 from densegrpo_jax.data.sampler import some_prompts
 from densegrpo_jax.evaluation.diversity import embedding_folder
-from densegrpo_jax.evaluation.falls import FEWEST
 from densegrpo_jax.evaluation.panel import PANEL, Part, parts, settings
 from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.guard.falls import FEWEST
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.runtime.agreement import Agreement
 from densegrpo_jax.runtime.streams import STREAM_EVAL

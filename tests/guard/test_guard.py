@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from densegrpo_jax.evaluation.evaluator import Evaluator
-from densegrpo_jax.evaluation.falls import change
+from densegrpo_jax.guard.check import check_guard, planned, unseen_of
+from densegrpo_jax.guard.falls import change
+from densegrpo_jax.guard.guard import Guard
+from densegrpo_jax.guard.history import History
 from densegrpo_jax.rewards import JpegReward
 from densegrpo_jax.rewards.base import Scores
 from densegrpo_jax.rewards.build import REWARDS
@@ -18,9 +21,6 @@ from densegrpo_jax.runtime.checkpoints import Checkpoints
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.sampling.session import Checked, check
 from densegrpo_jax.training import run as run_module
-from densegrpo_jax.training.guard import Guard
-from densegrpo_jax.training.guard_check import check_guard, planned, unseen_of
-from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.run import run
 from tests.evaluation.test_evaluator import PROMPTS, At, Sampler, session
 from tests.fake_hosts import on_hosts
@@ -257,7 +257,7 @@ def test_all_processes_decide_alike(config):
         embed = lambda images: np.ones((len(images), 2))
         if hosts.primary:
             embed = lambda images: images.reshape(len(images), -1).astype(np.float32) - 127.5
-        guard, progress = object.__new__(Guard), Progress()
+        guard, history = object.__new__(Guard), History()
         guard._config, guard._session, guard._record = config, opened, None
         guard._divergence, guard._unseen, guard._folder = None, ['diversity'], None
         with At(JpegReward(), 1) as scorer:
@@ -266,8 +266,8 @@ def test_all_processes_decide_alike(config):
             )
             guard._start = guard._evaluator(None)
             scores = guard._start.scores['jpeg']
-            told = guard(1, {'a': np.zeros(1)}, progress, scores)
-        return told, progress.guarded
+            told = guard(1, {'a': np.zeros(1)}, history, scores)
+        return told, history.guarded
 
     (first, rows_first), (second, rows_second) = on_hosts(decide)
     assert first == second and rows_first == rows_second
@@ -292,28 +292,28 @@ def test_the_evaluations_of_a_run_are_counted(config):
 
 def test_signs_of_collapse_are_told(config, caplog):
     guard = object.__new__(Guard)
-    guard._config, config.eval.every, progress = config, 1, Progress()
+    guard._config, config.eval.every, history = config, 1, History()
     config.update_from_flattened_dict({'loss.clip_range': 1e-4, 'guard.ratio': 10.0})
     ratios = {'ratio_deviation': 9e-4, 'ratio_deviation_first': 9e-7}
     fine = {'reward': 0.5, 'zero_spread': np.array([np.nan, 0.5, 1.0]), **ratios}
-    guard.watch(1, fine, progress)
+    guard.watch(1, fine, history)
     assert not caplog.records
-    guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])}, progress)
+    guard.watch(2, fine | {'zero_spread': np.array([np.nan, 1.0, 1.0])}, history)
     assert 'update 2: 100% of the groups have no spread' in caplog.text
     for step, ratio in ((3, 1.1e-3), (4, np.nan)):
-        guard.watch(step, fine | {'ratio_deviation': ratio}, progress)
+        guard.watch(step, fine | {'ratio_deviation': ratio}, history)
         assert f'update {step}: the probability ratio is off 1 by {ratio:.2g}' in caplog.text
     told = len(caplog.records)
     for step in (5, 6):  # told once
-        guard.watch(step, fine | {'ratio_deviation_first': 2e-6}, progress)
+        guard.watch(step, fine | {'ratio_deviation_first': 2e-6}, history)
     assert len(caplog.records) == told + 1
     assert 'update 5: before anything has changed the probability ratio is off' in caplog.text
-    guard.watch(7, fine | {'reward': np.nan}, progress)
-    assert progress.rewards == [[6, 0.5]]
+    guard.watch(7, fine | {'reward': np.nan}, history)
+    assert history.rewards == [[6, 0.5]]
     config.loss.kind = 'list'  # clips no ratio
-    guard.watch(8, fine | {'ratio_deviation': 0.5}, progress)
+    guard.watch(8, fine | {'ratio_deviation': 0.5}, history)
     config.loss.kind = 'nft'  # has none
-    guard.watch(9, {name: fine[name] for name in ('reward', 'zero_spread')}, progress)
+    guard.watch(9, {name: fine[name] for name in ('reward', 'zero_spread')}, history)
     assert len(caplog.records) == told + 1
 
 
@@ -325,15 +325,15 @@ def test_a_score_that_falls_while_the_reward_rises_is_told(config, caplog):
     guard, easy = object.__new__(Guard), rng.random(16)
 
     def told(changes, rewards):
-        guard._config, progress, found = config, Progress(), []
+        guard._config, history, found = config, History(), []
         for step, (moved, reward) in enumerate(zip(changes, rewards)):
             for update in (2 * step - 1, 2 * step) if step else ():
-                guard.watch(update, {'reward': reward}, progress)
-            progress = Progress.of(json.loads(json.dumps(dataclasses.asdict(progress))))
+                guard.watch(update, {'reward': reward}, history)
+            history = History.of(json.loads(json.dumps(dataclasses.asdict(history))))
             scores = easy + moved + 0.01 * rng.standard_normal(16)
             scores[3] = np.nan if step == 2 else scores[3]
-            guard._compare(progress, 2 * step, scores.astype(np.float32))
-            progress.evaluations.append([2 * step, 0.0, 0.0])
+            guard._compare(history, 2 * step, scores.astype(np.float32))
+            history.evaluations.append([2 * step, 0.0, 0.0])
             found += [record.message for record in caplog.records]
             caplog.clear()
         return found
@@ -421,15 +421,15 @@ def test_evaluations_without_a_guard_may_be_the_best():
         'brake': 1.0,
         **more,
     }
-    progress = Progress([[s, 0.5 + s / 10, 0.0] for s in range(5)])
-    progress.guarded, progress.passed_over = [row(0), row(2, 'a')], [1]
-    assert [progress.competes(s) for s in range(5)] == [True, False, False, True, True]
-    assert progress.best()[0] == 4
-    progress.pass_over_unguarded()  # on again: it has seen neither 3 nor 4
-    assert [progress.competes(s) for s in range(5)] == [True, False, False, False, False]
-    assert progress.passed_over == [1, 3, 4] and progress.best()[0] == 0
-    progress.passed_over.append(0)
-    assert progress.best() is None
+    history = History([[s, 0.5 + s / 10, 0.0] for s in range(5)])
+    history.guarded, history.passed_over = [row(0), row(2, 'a')], [1]
+    assert [history.competes(s) for s in range(5)] == [True, False, False, True, True]
+    assert history.best()[0] == 4
+    history.pass_over_unguarded()  # on again: it has seen neither 3 nor 4
+    assert [history.competes(s) for s in range(5)] == [True, False, False, False, False]
+    assert history.passed_over == [1, 3, 4] and history.best()[0] == 0
+    history.passed_over.append(0)
+    assert history.best() is None
 
 
 def test_what_no_guard_has_seen_competes_no_more(config, tmp_path):
@@ -462,7 +462,7 @@ def test_what_the_rows_say_of_the_past():
     row = lambda *fallen, action='', brake=1.0: {
         'step': 0, 'fallen': [*fallen], 'action': action, 'brake': brake,
     }  # fmt: skip
-    of = lambda *rows: Progress(guarded=[*rows])
+    of = lambda *rows: History(guarded=[*rows])
     assert (of().fallen_in_a_row, of().brake, of().stopped_by_guard) == (0, 1.0, False)
     assert of(row('a'), row(), row('a'), row('b')).fallen_in_a_row == 2
     braked = of(row('a'), row('a', action='brake', brake=0.5), row('a', brake=0.5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from densegrpo_jax.evaluation.falls import Change, change, changes, fallen
+from densegrpo_jax.guard.falls import Change, change, changes, fallen
 
 
 def test_a_change_is_a_paired_test_of_the_prompts_that_have_both():

@@ -3,7 +3,7 @@
 The rule. On the same prompts and noise, every unseen score (`eval.panel`, and the diversity of a
 prompt's images) is compared with the start of the run. It has fallen if a paired one-sided test,
 the larger p of Student's t and of Hall's for skew, says so at `guard.level`, divided by the number
-of scores and of guarded evaluations in the run (`evaluation.falls`). An evaluation with a fallen
+of scores and of guarded evaluations in the run (`guard.falls`). An evaluation with a fallen
 score cannot be the best. After `guard.patience` such evaluations in a row, `guard.action` follows.
 """
 
@@ -17,24 +17,23 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from absl import logging
 
-from densegrpo_jax.calibration.loop import start_policy
 from densegrpo_jax.config.guard_keys import BETA, BRAKE, STOP
 from densegrpo_jax.evaluation.divergence import Divergence
 from densegrpo_jax.evaluation.diversity import make_embedding
 from densegrpo_jax.evaluation.evaluator import DIVERSITY, Evaluation, Evaluator
-from densegrpo_jax.evaluation.falls import FEWEST, Change, change, changes, fallen
 from densegrpo_jax.evaluation.panel import Part
 from densegrpo_jax.evaluation.record import Record
+from densegrpo_jax.guard.check import FOLDER, measures_kl, planned, ratio_limit, unseen_of
+from densegrpo_jax.guard.falls import FEWEST, Change, change, changes, fallen
+from densegrpo_jax.guard.history import History
+from densegrpo_jax.guard.verdict import write_verdict
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.trees import json_value
 from densegrpo_jax.sampling.loading import weights_digest
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.session import Session
-from densegrpo_jax.training.batches import LOG_RATIO_ROUNDING
-from densegrpo_jax.training.guard_check import FOLDER, measures_kl, planned, ratio_limit, unseen_of
-from densegrpo_jax.training.progress import Progress
-from densegrpo_jax.training.verdict import write_verdict
+from densegrpo_jax.sampling.policy import LOG_RATIO_ROUNDING
+from densegrpo_jax.sampling.session import Session, start_policy
 
 START = 'start'  # the policy that others are compared with, in the record
 STRIPS = 'guard_strips'  # what was measured on images, in the record
@@ -92,9 +91,9 @@ class Guard:
         return count % self._config.guard.every == 0 or step == self._config.iterations
 
     def __call__(
-        self, step: int, policy: dict, progress: Progress, scores: np.ndarray
+        self, step: int, policy: dict, history: History, scores: np.ndarray
     ) -> dict[str, float]:
-        """Measures after `step` updates if it is due, puts the row into `progress.guarded`, and
+        """Measures after `step` updates if it is due, puts the row into `history.guarded`, and
         acts.
 
         Args:
@@ -105,10 +104,10 @@ class Guard:
           What goes into the metrics.
 
         Raises:
-          Preempted: a stop was requested; `progress` is as it was.
+          Preempted: a stop was requested; `history` is as it was.
         """
         if not self.due(step):
-            progress.passed_over = [*progress.passed_over, step]
+            history.passed_over = [*history.passed_over, step]
             return {}
         policy_now = f'step {step} {weights_digest(policy)}'
         if self._start is None:
@@ -124,8 +123,8 @@ class Guard:
         if step:
             self._watch_unjudged(found)
         down = fallen(found, self._config.guard.level, planned(self._config)) if step else []
-        progress.guarded = [row for row in progress.guarded if row['step'] < step]
-        earlier = progress.guarded[-1]['kl'] if progress.guarded else None
+        history.guarded = [row for row in history.guarded if row['step'] < step]
+        earlier = history.guarded[-1]['kl'] if history.guarded else None
         self._watch_kl(earlier, kl)
         row = {
             'step': step,
@@ -133,12 +132,12 @@ class Guard:
             'kl': kl,
             'fallen': down,
             'action': '',
-            'brake': progress.brake,
+            'brake': history.brake,
         }
-        progress.guarded.append(row)
-        self._compare(progress, step, scores)
+        history.guarded.append(row)
+        self._compare(history, step, scores)
         if down:
-            self._judge(row, found, of_all, start, now, progress)
+            self._judge(row, found, of_all, start, now, history)
         metrics = {f'guard/{name}': c.mean for name, c in found.items()}
         if kl is not None:
             metrics['guard/kl'] = kl
@@ -146,7 +145,7 @@ class Guard:
         return {
             **metrics,
             'guard/fallen': float(len(down)),
-            'guard/brake': progress.brake if brakes else 1.0,
+            'guard/brake': history.brake if brakes else 1.0,
         }
 
     def _start_key(self, first: dict | None) -> str:
@@ -156,22 +155,22 @@ class Guard:
         given = weights_digest(first) if self._config.lora.init_from else ''
         return f'{START} {self._session.base_digest} {given}'.rstrip()
 
-    def stops(self, progress: Progress) -> bool:
+    def stops(self, history: History) -> bool:
         """Whether the guard has ended the run."""
-        return progress.stopped_by_guard and self._config.guard.action == STOP
+        return history.stopped_by_guard and self._config.guard.action == STOP
 
-    def brakes(self, progress: Progress) -> tuple[np.float32, ...]:
+    def brakes(self, history: History) -> tuple[np.float32, ...]:
         """The further arguments of an update: the brake, if the guard may brake."""
-        return (np.float32(progress.brake),) if self._config.guard.action == BRAKE else ()
+        return (np.float32(history.brake),) if self._config.guard.action == BRAKE else ()
 
-    def watch(self, step: int, metrics: Mapping[str, np.ndarray], progress: Progress) -> None:
+    def watch(self, step: int, metrics: Mapping[str, np.ndarray], history: History) -> None:
         """Warns of signs of collapse in the metrics of update number `step`, and notes its reward
-        in `progress`.
+        in `history`.
         """
         g = self._config.guard
         if math.isfinite(reward := float(metrics['reward'])):
-            recent = [*progress.rewards, [step, reward]]
-            progress.rewards = recent[-self._config.eval.every :]  # what `_compare` reads
+            recent = [*history.rewards, [step, reward]]
+            history.rewards = recent[-self._config.eval.every :]  # what `_compare` reads
         spread = np.asarray(metrics.get('zero_spread', math.nan), np.float64)
         if np.isfinite(spread).any() and np.nanmean(spread) >= g.zero_spread:
             share = np.nanmean(spread)
@@ -192,18 +191,18 @@ class Guard:
                 'samples as they were drawn'
             )
 
-    def _compare(self, progress: Progress, step: int, scores: np.ndarray) -> None:
+    def _compare(self, history: History, step: int, scores: np.ndarray) -> None:
         """Warns if the score is below its highest of before, on the same prompts and noise, and the
-        training reward above that of then; notes the highest in `progress`.
+        training reward above that of then; notes the highest in `history`.
         """
-        last = progress.evaluations[-1][0] if progress.evaluations else 0
-        recent = [reward for n, reward in progress.rewards if last < n <= step]
+        last = history.evaluations[-1][0] if history.evaluations else 0
+        recent = [reward for n, reward in history.rewards if last < n <= step]
         rewards = float(np.mean(recent)) if recent else None
-        if progress.highest:
-            before, then, best = progress.highest
+        if history.highest:
+            before, then, best = history.highest
             c = change(np.array(best, np.float64), scores)
             if then is None:  # of the start: nearest are the first updates
-                progress.highest = [before, rewards, best]
+                history.highest = [before, rewards, best]
             elif rewards is not None and rewards > then and self._is_fall(c):
                 self._alarm(
                     f'between updates {before} and {step} the evaluation score fell by '
@@ -212,7 +211,7 @@ class Guard:
                 )
             if not c.change > 0:
                 return
-        progress.highest = [step, rewards, json_value(scores)]
+        history.highest = [step, rewards, json_value(scores)]
 
     def _is_fall(self, c: Change) -> bool:
         return bool(fallen({'': c}, self._config.guard.level, planned(self._config)))
@@ -247,11 +246,11 @@ class Guard:
         trained: Mapping[str, Change],
         start: Evaluation,
         now: Evaluation,
-        progress: Progress,
+        history: History,
     ) -> None:
         """Tells of the fallen scores of the newest row, and acts if there were enough in a row."""
         g, down, step = self._config.guard, row['fallen'], row['step']
-        count = progress.fallen_in_a_row
+        count = history.fallen_in_a_row
         told = ', '.join(
             f'{name} {found[name].change:+.4f} +- {found[name].error:.4f} (p={found[name].p:.1g})'
             for name in down

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from densegrpo_jax.evaluation.evaluator import Evaluation
-from densegrpo_jax.evaluation.falls import Change
+from densegrpo_jax.guard.falls import Change
 from densegrpo_jax.runtime import html
 from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.images import save_grid
