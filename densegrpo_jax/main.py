@@ -38,7 +38,7 @@ from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
 from densegrpo_jax.training.profiling import check_profile, profile_of
 from densegrpo_jax.training.run import run
-from densegrpo_jax.training.started import Start
+from densegrpo_jax.viewing.started import Start
 from densegrpo_jax.viewing.state import TRAINING
 
 

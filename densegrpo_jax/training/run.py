@@ -50,9 +50,9 @@ from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.profiling import Profile, Profiler
 from densegrpo_jax.training.progress import Progress
 from densegrpo_jax.training.rounds import Rounds, check_rounds
-from densegrpo_jax.training.started import Start
 from densegrpo_jax.training.trial import try_parts
 from densegrpo_jax.viewing.report import FOLDER, is_taken
+from densegrpo_jax.viewing.started import Start
 
 NEEDS = ('train', 'test', 'schedule', 'process_reward', 'start')
 PATIENCE = 600.0  # seconds; an update of the largest runs, or a compilation

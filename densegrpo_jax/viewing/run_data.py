@@ -34,7 +34,7 @@ from densegrpo_jax.viewing.state import (
 SHEETS = 'samples', re.compile(r'step_(\d{6,9})\.png')  # of evaluations: folder, files
 VERDICTS = 'guard', re.compile(r'verdict_(\d{6,9})\.png')  # of the guard
 GROUP = re.compile(r'step_(\d{6,9})_(\d{1,9})\.json')  # in groups/
-# what a group's file holds, as `training.groups` writes it; the page's script trusts it
+# what a group's file holds, as `viewing.groups` writes it; the page's script trusts it
 _NUMBER = int | float | None
 GROUP_FORM = {
     'step': int,

@@ -1,6 +1,5 @@
 """A run that is read or continued with other parts than it was made with, or with damaged ones."""
 
-import dataclasses
 import errno
 import json
 import logging
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.evaluation.evaluate import evaluate
-from densegrpo_jax.evaluation.evaluator import Evaluation
 from densegrpo_jax.evaluation.panel import choose
 from densegrpo_jax.pipelines.folder import params_digest
 from densegrpo_jax.pipelines.weights import content
@@ -25,7 +23,6 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.draw import draw
 from densegrpo_jax.sampling.export import export
 from densegrpo_jax.sampling.session import check
-from densegrpo_jax.training.report import before_after, keep_images
 from densegrpo_jax.training.run import run
 from tests import miniature
 from tests.programs import shared_programs  # noqa: F401
@@ -206,33 +203,3 @@ def test_the_last_update_is_saved_although_metrics_cannot_be_written(own, monkey
     assert 'could not be saved' not in caplog.text
     assert (workdir / 'checkpoints' / '2').is_dir()
     assert train(config, workdir)['updates'] == 2
-
-
-@pytest.mark.parametrize('damage', [b'x', b'PK', b''])
-def test_damaged_images_of_an_earlier_start_are_left_out(own, caplog, damage):
-    _, workdir, _ = own
-    (workdir / 'samples' / 'step_000000.npz').write_bytes(damage)
-    assert before_after(workdir, 0, 1) is None
-    assert 'step_000000.npz is damaged' in caplog.text
-
-
-def test_images_before_and_after_may_differ_in_number_and_not_in_prompts(tmp_path, caplog):
-    """`eval.shown` may change when a run continues."""
-    images, prompts = np.zeros((4, 8, 8, 3), np.uint8), ['a', 'b', 'c', 'd']
-    for step, n in (0, 4), (1, 2):
-        made = Evaluation({'total': np.arange(4.0)}, images[:n], prompts[:n])
-        keep_images(tmp_path, step, made)
-    assert before_after(tmp_path, 0, 1) == tmp_path / 'before_after.png'
-    keep_images(tmp_path, 1, dataclasses.replace(made, prompts=['a', 'c']))
-    assert before_after(tmp_path, 0, 1) is None
-    assert 'other prompts or sizes' in caplog.text
-    assert not (tmp_path / 'before_after.png').exists()
-
-
-def test_arrays_of_images_stay_of_the_first_and_the_newest_evaluation(tmp_path):
-    made = Evaluation({'total': np.arange(2.0)}, np.zeros((2, 8, 8, 3), np.uint8), ['a', 'b'])
-    for step in 0, 1, 2, 1:  # a run goes on from an earlier checkpoint
-        keep_images(tmp_path, step, made)
-    names = sorted(path.name for path in (tmp_path / 'samples').iterdir())
-    sheets = [f'step_{step:06d}.png' for step in range(3)]
-    assert names == sorted([*sheets, 'step_000000.npz', 'step_000001.npz'])

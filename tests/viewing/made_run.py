@@ -10,7 +10,7 @@ from densegrpo_jax.core.credit_rules import as_credit_rule
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.plan_kinds import PLAN_KINDS, Setting
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
-from densegrpo_jax.training.groups import write_groups
+from densegrpo_jax.viewing.groups import write_groups
 from densegrpo_jax.viewing.run_data import RECIPE
 
 EVIL = '<script>document.title = "taken"</script> & "HELLO"'

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from densegrpo_jax.config.schema import default_config
-from densegrpo_jax.training.groups import group_due, shrunk
+from densegrpo_jax.training.groups import group_due
+from densegrpo_jax.viewing.groups import shrunk
 from tests.viewing.made_run import PLANS, SAMPLES, make_group, make_group_of
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from densegrpo_jax.config.schema import default_config
-from densegrpo_jax.training.started import Start, write_start
 from densegrpo_jax.viewing.command import COMMAND, NEWEST, read_command
 from densegrpo_jax.viewing.run_data import RECIPE
+from densegrpo_jax.viewing.started import Start, write_start
 
 
 def test_the_first_start_stays_where_the_run_continues_by_its_own_file(tmp_path):
