@@ -34,9 +34,9 @@ from densegrpo_jax.config.flag_types import define_real
 from densegrpo_jax.config.unread import check_unread
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning.utilisation import seconds_at_peak
+from densegrpo_jax.runtime.profiling import check_profile, profile_of
 from densegrpo_jax.runtime.stop import FINISHED
 from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.training.profiling import check_profile, profile_of
 from densegrpo_jax.training.run import run
 from densegrpo_jax.viewing.started import Start
 from densegrpo_jax.viewing.state import TRAINING
