@@ -21,7 +21,8 @@ from densegrpo_jax.core.advantages import group_ids_of
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.planning.work import Work
 from densegrpo_jax.runtime.streams import STREAM_ROLLOUT, key_data, stream_key
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.schedule import Schedule, make_schedule
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.sampling.state import init_state, optimiser
 from densegrpo_jax.training.learner import make_credit, make_update

@@ -34,7 +34,7 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.reading import read_json
 from densegrpo_jax.runtime.stop import FINISHED, RESUMABLE, Preempted, handle_stop_signals
 from densegrpo_jax.runtime.trees import json_value
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from experiments.reproduction.facts import commit
 from experiments.reproduction.figures import VARIANTS

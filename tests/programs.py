@@ -30,7 +30,7 @@ from densegrpo_jax.config.method import own_code
 from densegrpo_jax.evaluation import divergence, evaluate, evaluator
 from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.sampling import draw
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training import rounds, run
 
 MAKERS = (

@@ -40,7 +40,8 @@ from densegrpo_jax.sampling import noise
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.loading import weights_digest
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.schedule import Schedule, make_schedule
 from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
 
 

@@ -21,7 +21,8 @@ from densegrpo_jax.runtime.mesh import batch_shards, replicated
 from densegrpo_jax.runtime.streams import STREAM_EVAL, key_data, stream_key
 from densegrpo_jax.sampling.noise import calibrated_table
 from densegrpo_jax.sampling.policy import policy_velocity, rescore
-from densegrpo_jax.sampling.sampler import EXACT, Schedule, make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import EXACT, make_rollout
+from densegrpo_jax.sampling.schedule import Schedule, make_schedule
 from densegrpo_jax.sampling.session import Session
 
 KL = 'kl'

@@ -29,7 +29,8 @@ from densegrpo_jax.sampling.cost import largest, probe_evaluations, probed
 from densegrpo_jax.sampling.guidance import guidance_maker
 from densegrpo_jax.sampling.probe import make_probe
 from densegrpo_jax.sampling.process_reward import check_computes
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout, make_sampler
+from densegrpo_jax.sampling.sampler import make_rollout, make_sampler
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.learner import make_credit, make_update
 

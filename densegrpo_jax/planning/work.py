@@ -17,7 +17,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.sampling.cost import executed
 from densegrpo_jax.sampling.guidance import process_cost
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training.geometry import (
     passes_of_row,
     rescored_together,

@@ -10,7 +10,7 @@ from densegrpo_jax.pipelines.base import Pipeline
 from densegrpo_jax.preflight.credits import BRANCHES, Credit
 from densegrpo_jax.preflight.measure import Spent
 from densegrpo_jax.sampling.cost import of_sample
-from densegrpo_jax.sampling.sampler import Schedule, make_schedule
+from densegrpo_jax.sampling.schedule import Schedule, make_schedule
 from densegrpo_jax.training.geometry import (
     passes_of_row,
     rescored_together,

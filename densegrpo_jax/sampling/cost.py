@@ -11,7 +11,7 @@ import numpy as np
 from densegrpo_jax.config.moving_keys import ENTROPY
 from densegrpo_jax.core.rollout_plan import RolloutPlan
 from densegrpo_jax.sampling.guidance import process_cost
-from densegrpo_jax.sampling.sampler import Schedule, beside, restricted
+from densegrpo_jax.sampling.schedule import Schedule, beside, restricted
 
 
 class SampleCost(NamedTuple):

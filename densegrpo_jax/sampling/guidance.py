@@ -17,7 +17,8 @@ from densegrpo_jax.core.guidance import Guidance, clip_norm, process_states, rew
 from densegrpo_jax.pipelines.base import Conditioning, Pipeline, repeat_rows
 from densegrpo_jax.rewards.composite import CompositeReward
 from densegrpo_jax.rewards.differentiable import scores
-from densegrpo_jax.sampling.sampler import MakeGuidance, Schedule, in_parts, normal_rows, split_rows
+from densegrpo_jax.sampling.sampler import MakeGuidance, in_parts, normal_rows, split_rows
+from densegrpo_jax.sampling.schedule import Schedule
 
 # Per device at a time, with a gradient through the decoder: it keeps what a decoding lets go.
 PIXELS_WITH_GRADIENT = 512 * 512

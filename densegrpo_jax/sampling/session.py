@@ -42,7 +42,7 @@ from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.conditioning import check_targets, load_prompts, text_conditioning
 from densegrpo_jax.sampling.conditioning_cache import TextCache
 from densegrpo_jax.sampling.process_reward import ProcessReward, open_process_reward
-from densegrpo_jax.sampling.sampler import Schedule, drawing_grid, make_schedule
+from densegrpo_jax.sampling.schedule import Schedule, drawing_grid, make_schedule
 from densegrpo_jax.sampling.state import check_start, lora_config, optimiser, start_state
 
 

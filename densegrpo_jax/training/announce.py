@@ -30,7 +30,7 @@ from densegrpo_jax.sampling.cost import SampleCost, executed, largest, of_sample
 from densegrpo_jax.sampling.guidance import process_cost
 from densegrpo_jax.sampling.noise import describe, title
 from densegrpo_jax.sampling.policy import LOG_RATIO_ROUNDING
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.session import Checked
 from densegrpo_jax.sampling.state import TrainState, count
 from densegrpo_jax.training.batches import BATCHES

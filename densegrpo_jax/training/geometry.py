@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.config.method import loss_of, roles_read
 from densegrpo_jax.core.roles import REF
 from densegrpo_jax.runtime.mesh import check_batch
-from densegrpo_jax.sampling.sampler import Schedule, beside
+from densegrpo_jax.sampling.schedule import Schedule, beside
 from densegrpo_jax.training.batches import BATCHES
 
 

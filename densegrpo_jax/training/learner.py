@@ -36,7 +36,8 @@ from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.runtime.mesh import replicated
 from densegrpo_jax.runtime.sharding import shardings
 from densegrpo_jax.sampling.policy import policy_velocity
-from densegrpo_jax.sampling.sampler import EXACT, Schedule
+from densegrpo_jax.sampling.sampler import EXACT
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import TrainState, follow_rules
 from densegrpo_jax.training.batches import BATCHES, Credited, carries, carrying_first, microbatches
 from densegrpo_jax.training.geometry import donates_state, rescored_together, skips_rows

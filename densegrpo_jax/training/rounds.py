@@ -22,7 +22,8 @@ from densegrpo_jax.sampling.conditioning import place
 from densegrpo_jax.sampling.cost import SampleCost, probe_evaluations, probed
 from densegrpo_jax.sampling.guidance import guidance_maker, process_cost
 from densegrpo_jax.sampling.probe import Entropies, make_probe
-from densegrpo_jax.sampling.sampler import Schedule, make_rollout, restricted
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.schedule import Schedule, restricted
 from densegrpo_jax.sampling.session import Session
 from densegrpo_jax.training.ahead import Foreseen
 from densegrpo_jax.training.learner import make_credit

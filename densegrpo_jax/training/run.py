@@ -39,7 +39,8 @@ from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
-from densegrpo_jax.sampling.sampler import Schedule, make_sampler
+from densegrpo_jax.sampling.sampler import make_sampler
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report

@@ -26,7 +26,7 @@ from densegrpo_jax.core.prediction_rewards import Predictions
 from densegrpo_jax.core.roles import POLICY
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.core.transitions import OUTCOME, PROCESS, Transitions
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training.batches import BATCHES
 
 SAMPLES = 3

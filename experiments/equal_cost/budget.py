@@ -5,7 +5,7 @@ from __future__ import annotations
 from densegrpo_jax.preflight import costs
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.sampling.cost import SampleCost, of_sample
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 
 

@@ -9,7 +9,7 @@ from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 
 # The keys of config.credit that say how states are completed, with their values for complete
 # completions.

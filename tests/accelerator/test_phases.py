@@ -15,7 +15,8 @@ from benchmarks.accelerator.setting import configuration, session_of
 from benchmarks.bases import inputs, random_weights
 from densegrpo_jax.planning import lowering
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import EXACT, make_schedule
+from densegrpo_jax.sampling.sampler import EXACT
+from densegrpo_jax.sampling.schedule import make_schedule
 
 
 @pytest.fixture(scope='module')

@@ -19,7 +19,7 @@ from densegrpo_jax.planning.chips import CHIPS
 from densegrpo_jax.runtime.mesh import AXES, make_mesh, mesh_shape
 from densegrpo_jax.runtime.trees import dotted
 from densegrpo_jax.sampling.cost import of_sample
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.sampling.state import follow_rules, optimiser, state_shapes
 from densegrpo_jax.training.announce import GIB, memory

@@ -11,7 +11,7 @@ from configs import tiny_ocr
 from densegrpo_jax.calibration.loop import prepare
 from densegrpo_jax.evaluation.evaluate import _measured
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import check_clean
+from densegrpo_jax.sampling.schedule import check_clean
 from densegrpo_jax.sampling.session import check
 
 BASE = types.SimpleNamespace(workdir=None)

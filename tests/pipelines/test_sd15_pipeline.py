@@ -22,7 +22,8 @@ from densegrpo_jax.pipelines.weights.lora_reading import FILENAME, read_layers
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.runtime.streams import key_data
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.training.run import run
 from tests import compiled, miniature

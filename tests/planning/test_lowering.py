@@ -10,7 +10,7 @@ from densegrpo_jax.core.losses import CLEAN, LOSSES, Loss, loss_sums
 from densegrpo_jax.core.roles import REF
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 
 

@@ -17,7 +17,7 @@ from densegrpo_jax.planning.lowering import Phase, phases
 from densegrpo_jax.planning.plan import compiled_row, plan, plan_search, table
 from densegrpo_jax.planning.topology import CHIPS, parse
 from densegrpo_jax.runtime.mesh import make_mesh, mesh_shape
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from tests.planning.planned import small
 

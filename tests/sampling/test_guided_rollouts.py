@@ -17,7 +17,8 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling.guidance import guidance_maker
 from densegrpo_jax.sampling.process_reward import Probe, ProcessReward
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule, normal_rows, sample_keys
+from densegrpo_jax.sampling.sampler import make_rollout, normal_rows, sample_keys
+from densegrpo_jax.sampling.schedule import make_schedule
 from tests import compiled, miniature
 
 PROMPTS = ['A neon sign that says "ONE"', 'A paper note with the word "TWO"']

@@ -8,7 +8,7 @@ import pytest
 from densegrpo_jax.core.schedules import sigmas_from_scheduler
 from densegrpo_jax.sampling.cost import executed, largest, of_sample
 from densegrpo_jax.sampling.guidance import process_cost
-from densegrpo_jax.sampling.sampler import make_schedule, restricted
+from densegrpo_jax.sampling.schedule import make_schedule, restricted
 from densegrpo_jax.training.trial import try_parts
 from tests.miniature import SCHEDULER, SD3_SCHEDULER
 

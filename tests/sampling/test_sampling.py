@@ -11,7 +11,8 @@ from densegrpo_jax.pipelines.folder import load_pipeline
 from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
 from densegrpo_jax.runtime.streams import key_data, stream_key
 from densegrpo_jax.sampling import sampler as sampling
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.schedule import make_schedule
 from tests import compiled, miniature
 
 

@@ -17,7 +17,7 @@ from densegrpo_jax.core.rollout_plan import state_points, trajectory_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.pipelines.base import repeat_rows
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import TrainState, follow_rules
 from densegrpo_jax.training.learner import make_credit, make_update
 

@@ -14,7 +14,8 @@ from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
 from densegrpo_jax.sampling.cost import probed
 from densegrpo_jax.sampling.probe import make_probe
-from densegrpo_jax.sampling.sampler import make_schedule, normal_rows, sample_keys
+from densegrpo_jax.sampling.sampler import normal_rows, sample_keys
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.rounds import check_rounds, group_sizes, paired
 from tests import compiled

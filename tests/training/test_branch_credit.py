@@ -16,7 +16,7 @@ from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels, sigmas_from_scheduler
 from densegrpo_jax.core.transitions import OUTCOME
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_shapes
 from densegrpo_jax.training.announce import scored
 from densegrpo_jax.training.learner import make_credit

@@ -15,7 +15,7 @@ from densegrpo_jax.core.prediction_rewards import Predictions
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import ANCHOR, X0HAT, Point, state_points, trajectory_plan
 from densegrpo_jax.core.transitions import OUTCOME
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training.learner import make_credit
 
 SIGMAS = np.float32([1, 0.8, 0.4, 0])

@@ -11,7 +11,7 @@ from configs import flux_ocr, sd15_pickscore, sd35_ocr
 from densegrpo_jax.pipelines.released import released_pipeline
 from densegrpo_jax.planning.lowering import phases
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import network_options
 
 

@@ -14,7 +14,7 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.sampling.collector import Collector
 from densegrpo_jax.sampling.cost import of_sample
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.training.run import run
 from tests.programs import own_programs  # noqa: F401
 from tests.training.small_run import (

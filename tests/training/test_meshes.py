@@ -14,7 +14,8 @@ from densegrpo_jax.networks import flux2, zimage
 from densegrpo_jax.runtime import sharding
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.streams import key_data
-from densegrpo_jax.sampling.sampler import make_rollout, make_schedule
+from densegrpo_jax.sampling.sampler import make_rollout
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import check, load
 from densegrpo_jax.sampling.state import init_state
 from densegrpo_jax.training.learner import make_credit, make_update

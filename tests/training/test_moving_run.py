@@ -11,7 +11,7 @@ from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout import Rollout
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.runtime.mesh import batch_sharding, make_mesh
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training import rounds
 from densegrpo_jax.training.learner import make_credit
 from tests.programs import own_programs  # noqa: F401

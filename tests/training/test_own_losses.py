@@ -16,7 +16,7 @@ from densegrpo_jax.core.losses import winners_loss
 from densegrpo_jax.core.masks import step_masks
 from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.training import learner
 from densegrpo_jax.training.batches import BATCHES, Credited, microbatches
 from densegrpo_jax.training.geometry import check_geometry

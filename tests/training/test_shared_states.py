@@ -16,7 +16,7 @@ from densegrpo_jax.core.rollout import run_plan
 from densegrpo_jax.core.schedules import flow_grpo_noise_levels
 from densegrpo_jax.planning.flops import count_flops
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import Schedule
+from densegrpo_jax.sampling.schedule import Schedule
 from densegrpo_jax.sampling.state import TrainState
 from densegrpo_jax.training.geometry import check_geometry
 from densegrpo_jax.training.learner import make_credit, make_update

@@ -10,7 +10,7 @@ from configs import tiny_ocr
 from densegrpo_jax.config.methods import METHODS, apply_method
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.mesh import make_mesh
-from densegrpo_jax.sampling.sampler import make_schedule
+from densegrpo_jax.sampling.schedule import make_schedule
 from densegrpo_jax.sampling.session import open_base
 from densegrpo_jax.training.trial import try_parts
 
