@@ -24,7 +24,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from densegrpo_jax.config.command_line import check_key, define_folder, define_seeds, load, run_main
+from densegrpo_jax.config.command_line import check_key, define_folder, define_seeds, run_main
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.unread import unread
 from densegrpo_jax.runtime.markdown import table

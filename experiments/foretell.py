@@ -23,7 +23,8 @@ import numpy as np
 from absl import flags, logging
 from scipy import stats
 
-from densegrpo_jax.config.command_line import define_folder, load, run_main
+from densegrpo_jax.config.command_line import define_folder, run_main
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.preflight.credits import Credit
 from densegrpo_jax.preflight.record import FILE, FORMS, joined
 from densegrpo_jax.preflight.signal import Interval, Rewards, signals

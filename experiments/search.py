@@ -26,7 +26,7 @@ import jax
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from densegrpo_jax.config import command_line
+from densegrpo_jax.config import loading
 from densegrpo_jax.config.command_line import define_folder, define_process_flags, run_main
 from densegrpo_jax.runtime.progress import ProgressBar
 from densegrpo_jax.runtime.stop import StopRequest
@@ -43,7 +43,7 @@ from experiments.searching.records import Records
 
 def configuration(task: Task, together: int):
     """The task's configuration, for searching `together` prompts at a time."""
-    config = command_line.load(task.config)
+    config = loading.load(task.config)
     with config.unlocked():
         config.reward = task.reward
         config.eval.panel = task.panel

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.method import credit_rule_of, loss_of
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate

@@ -13,7 +13,7 @@ import pathlib
 import statistics
 from collections.abc import Iterator, Mapping
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.method_row import Published
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.published import FLUX, PUBLISHED, RECIPES, SD35

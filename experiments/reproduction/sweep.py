@@ -22,9 +22,10 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config import identity
-from densegrpo_jax.config.command_line import check_key, load
+from densegrpo_jax.config.command_line import check_key
 from densegrpo_jax.config.given import NONE
 from densegrpo_jax.config.key import SCIENCE
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.schema import KEYS, default_config
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.runtime.files import replace_file

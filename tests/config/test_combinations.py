@@ -4,7 +4,7 @@ import pytest
 
 from configs import tiny_ocr
 from densegrpo_jax.config.combinations import TABLE
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.config.validation import validate

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.schema import default_config
 from densegrpo_jax.config.validation import validate
 

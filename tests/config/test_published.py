@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.methods import METHODS
 from densegrpo_jax.config.published import FLUX, PUBLISHED, RECIPES, SD35
 from densegrpo_jax.config.schema import KEYS

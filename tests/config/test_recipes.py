@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from densegrpo_jax.config import command_line, identity, variants
+from densegrpo_jax.config import identity, loading, variants
 from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.config.methods import METHODS
@@ -272,4 +272,4 @@ def test_recipes_are_a_part_of_the_package():
     for file in (ROOT / 'configs').glob('*.py'):
         assert (ROOT / 'densegrpo_jax' / 'configs' / file.name).samefile(file)
         if not file.stem.endswith('_pretrain'):
-            assert tree(load(file.stem)) == tree(command_line.load(file.stem))
+            assert tree(load(file.stem)) == tree(loading.load(file.stem))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.schema import TABLE
 from densegrpo_jax.config.validation import validate
 from tools.recipes_page import ROOT, markdown

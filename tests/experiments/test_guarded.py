@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.validation import validate
 from experiments.guarded import __main__ as guarded
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 from ml_collections.config_flags import config_path
 
-from densegrpo_jax.config.command_line import load
+from densegrpo_jax.config.loading import load
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
 from densegrpo_jax.planning.advice import advice
