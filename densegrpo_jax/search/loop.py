@@ -9,25 +9,16 @@ does not depend on the other prompts, the devices or the processes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from densegrpo_jax.core.kernels import Kernel, as_kernel
-from densegrpo_jax.core.particles import (
-    SCHEMES,
-    best_candidate,
-    conditional_resample,
-    ess,
-    proposal_log_ratio,
-    resample,
-)
-from densegrpo_jax.core.sde_step import sde_step
+from densegrpo_jax.core.particles import ess
 from densegrpo_jax.rewards.base import RewardError
+from densegrpo_jax.search import programs
 
 # Streams of a prompt's randomness in one iteration: noise of states, and decisions.
 NOISE, DECISIONS = 0, 1
@@ -110,14 +101,14 @@ class Particles(NamedTuple):
     def take(self, index: np.ndarray) -> Particles:
         """Particles `index` [P, m] (or [m], the same for every prompt), in that order."""
         index = np.broadcast_to(np.asarray(index, np.int32), (len(self.x), np.shape(index)[-1]))
-        pick = lambda a: None if a is None else _take(a, index)
+        pick = lambda a: None if a is None else programs.take(a, index)
         reward = None if self.reward is None else np.take_along_axis(self.reward, index, axis=1)
         return Particles(pick(self.x), pick(self.v), self.k, reward, pick(self.gradient))
 
     def join(self, other: Particles) -> Particles:
         """These particles, then the others of the same state."""
 
-        def both(a, b, how=_join):
+        def both(a, b, how=programs.join):
             return None if a is None or b is None else how(a, b)
 
         reward = both(self.reward, other.reward, lambda a, b: np.concatenate([a, b], axis=1))
@@ -127,7 +118,7 @@ class Particles(NamedTuple):
 
     def where(self, keep: np.ndarray, other: Particles) -> Particles:
         """These where keep [P, n], the others elsewhere."""
-        pick = lambda a, b: None if a is None else _where(keep, a, b)
+        pick = lambda a, b: None if a is None else programs.where(keep, a, b)
         return Particles(
             pick(self.x, other.x),
             pick(self.v, other.v),
@@ -176,7 +167,8 @@ class Walk:
     def normal(self, count: int, iteration: int, k: int = 0, first: int = 0) -> jax.Array:
         """Standard normal [P, count, ...] for the steps of slots `first` and up to state k."""
         slots = np.arange(first, first + count, dtype=np.int32)
-        return _normal(np.asarray(_fold(self._keys, iteration, NOISE, k)), slots, self.flow.shape)
+        keys = np.asarray(programs.fold(self._keys, iteration, NOISE, k))
+        return programs.normal(keys, slots, self.flow.shape)
 
     def start(self, count: int, iteration: int = 0, first: int = 0) -> Particles:
         """Fresh particles at k = 0, evaluated there."""
@@ -206,22 +198,25 @@ class Walk:
         noise = self.normal(p.x.shape[1], iteration, k + 1, first)
         at = (flow.sigmas[k], flow.sigmas[k + 1], flow.levels[k])
         if p.gradient is None:
-            x, ratio = _step(p.x, p.v, *at, noise, kernel=flow.kernel), np.zeros(p.x.shape[:2])
+            x = programs.step(p.x, p.v, *at, noise, kernel=flow.kernel)
+            ratio = np.zeros(p.x.shape[:2])
         else:
             scale = 1 / self.temperature
-            x, ratio = _guided(p.x, p.v, *at, noise, p.gradient, scale, kernel=flow.kernel)
+            x, ratio = programs.guided(p.x, p.v, *at, noise, p.gradient, scale, kernel=flow.kernel)
         return self.evaluate(x, k + 1), np.asarray(ratio, np.float64)
 
     def mean(self, p: Particles) -> tuple[jax.Array, float]:
         """Mean [P, n, ...] and std of the sampler's step from each particle; no evaluation."""
         flow, k = self.flow, p.k
         at = (flow.sigmas[k], flow.sigmas[k + 1], flow.levels[k])
-        mean, std = _moments(p.x, p.v, *at, kernel=flow.kernel)
+        mean, std = programs.moments(p.x, p.v, *at, kernel=flow.kernel)
         return mean, float(np.asarray(std).flat[0])
 
     def predict(self, p: Particles) -> jax.Array:
         """Clean latents [P, n, ...], as the last ones: x0hat = x - s v; at T the sample itself."""
-        return p.x if p.v is None else _predict(p.x, p.v, self.flow.sigmas[p.k], self.flow.end)
+        if p.v is None:
+            return p.x
+        return programs.predict(p.x, p.v, self.flow.sigmas[p.k], self.flow.end)
 
     def score(self, p: Particles, iteration: int, first: int = 0) -> Particles:
         """The particles with the rewards of their predicted images, which are recorded. Particles
@@ -256,7 +251,7 @@ class Walk:
         """
         self.check(logw, k)
         keys = self._decisions(iteration, k)
-        ancestors = _resample(keys, np.asarray(logw, np.float32), scheme, pinned)
+        ancestors = programs.ancestors(keys, np.asarray(logw, np.float32), scheme, pinned)
         low = np.ones(len(logw), bool)
         if threshold is not None:
             low = np.asarray(ess(np.asarray(logw, np.float32))) < threshold * logw.shape[1]
@@ -265,9 +260,8 @@ class Walk:
     def draw(self, logw: np.ndarray, iteration: int, k: int) -> np.ndarray:
         """int [P]: one particle of each prompt, drawn by its weight."""
         self.check(logw, k)
-        return np.asarray(_choose(self._decisions(iteration, k), np.float32(logw[:, None]), 1.0))[
-            :, 0
-        ]
+        keys = self._decisions(iteration, k)
+        return np.asarray(programs.choose(keys, np.float32(logw[:, None]), 1.0))[:, 0]
 
     def choose(self, scores: np.ndarray, alpha: float, iteration: int, k: int) -> np.ndarray:
         """int [P, B]: the chosen candidate by scores [P, B, M], see `best_candidate`. The first if
@@ -275,11 +269,11 @@ class Walk:
         """
         self.check(scores, k)
         keys = self._decisions(iteration, k)
-        return np.asarray(_choose(keys, _finite_rows(scores), float(alpha)))
+        return np.asarray(programs.choose(keys, programs.finite_rows(scores), float(alpha)))
 
     def uniform(self, count: int, iteration: int, k: int) -> np.ndarray:
         """Uniform numbers [P, count] for decisions."""
-        return np.asarray(_uniform(self._decisions(iteration, k), count), np.float64)
+        return np.asarray(programs.uniform(self._decisions(iteration, k), count), np.float64)
 
     def check(self, scores: np.ndarray, k: int) -> None:
         """Raises Unscored if none of a prompt's scores [P, ...] is finite."""
@@ -294,117 +288,4 @@ class Walk:
             )
 
     def _decisions(self, iteration: int, k: int) -> np.ndarray:
-        return np.asarray(_fold(self._keys, iteration, DECISIONS, k))
-
-
-# The programs: all of a search's arithmetic on latents, except the network. k and the iteration are
-# traced, so that one compiled body serves every state.
-
-
-@jax.jit
-def _fold(keys, iteration, stream, k):
-    """uint32 [P, 2] -> [P, 2]."""
-
-    def one(key):
-        for part in (iteration, stream, k):
-            key = jax.random.fold_in(key, part)
-        return key
-
-    return jax.random.key_data(jax.vmap(one)(jax.random.wrap_key_data(keys)))
-
-
-@functools.partial(jax.jit, static_argnames='shape')
-def _normal(keys, slots, shape):
-    row = lambda key, slot: jax.random.normal(jax.random.fold_in(key, slot), shape)
-    return jax.vmap(jax.vmap(row, in_axes=(None, 0)), in_axes=(0, None))(
-        jax.random.wrap_key_data(keys), slots
-    )
-
-
-def _rows(a):
-    """[P, n, ...] -> [P * n, ...]."""
-    return a.reshape(-1, *a.shape[2:])
-
-
-def _moved(x, v, s, s_next, level, noise, kernel):
-    return sde_step(_rows(v), _rows(x), s, s_next, level, noise=_rows(noise), kernel=kernel)
-
-
-@functools.partial(jax.jit, static_argnames='kernel')
-def _step(x, v, s, s_next, level, noise, *, kernel):
-    return _moved(x, v, s, s_next, level, noise, kernel).sample.reshape(x.shape)
-
-
-@functools.partial(jax.jit, static_argnames='kernel')
-def _guided(x, v, s, s_next, level, noise, gradient, scale, *, kernel):
-    """A step whose mean is shifted by std^2 g / alpha, and log p/q. Elements of the gradient
-    that are not finite shift nothing, and a path that is not finite has no weight.
-    """
-    step = _moved(x, v, s, s_next, level, noise, kernel)
-    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-    variance = (step.std**2).reshape(-1, *[1] * (step.mean.ndim - 1))
-    shift = variance * scale * _rows(gradient)
-    x_next = step.sample + shift
-    ratio = proposal_log_ratio(x_next, step.mean, step.std, shift)
-    ratio = jnp.where(jnp.isnan(ratio), -jnp.inf, ratio)
-    return x_next.reshape(x.shape), ratio.reshape(x.shape[:2])
-
-
-@functools.partial(jax.jit, static_argnames='kernel')
-def _moments(x, v, s, s_next, level, *, kernel):
-    step = _moved(x, v, s, s_next, level, jnp.zeros_like(x), kernel)
-    return step.mean.reshape(x.shape), step.std
-
-
-@jax.jit
-def _predict(x, v, s, end):
-    return end * (x - s * v)
-
-
-@jax.jit
-def _take(a, index):
-    return jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 2)), axis=1)
-
-
-@jax.jit
-def _join(a, b):
-    return jnp.concatenate([a, b], axis=1)
-
-
-@jax.jit
-def _where(keep, a, b):
-    return jnp.where(keep.reshape(*keep.shape, *[1] * (a.ndim - 2)), a, b)
-
-
-@functools.partial(jax.jit, static_argnames=('scheme', 'pinned'))
-def _resampled(keys, logw, scheme, pinned):
-    one = conditional_resample if pinned else functools.partial(resample, scheme=scheme)
-    return jax.vmap(one)(jax.random.wrap_key_data(keys), logw)
-
-
-def _resample(keys, logw, scheme, pinned):
-    if pinned and scheme != 'multinomial':
-        raise ValueError(
-            f'a pass with a pinned particle resamples by scheme {scheme!r}; only '
-            f"'multinomial' of {SCHEMES} has its conditional form here"
-        )
-    return np.asarray(_resampled(keys, logw, scheme, pinned))
-
-
-def _finite_rows(scores):
-    """float32 [..., M]: rows without a finite value become 0, -inf, -inf, ..."""
-    dead = ~np.isfinite(scores).any(-1, keepdims=True)
-    first = np.where(np.arange(scores.shape[-1]) == 0, 0, -np.inf)
-    return np.where(dead, first, scores).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnames='alpha')
-def _choose(keys, scores, alpha):
-    return jax.vmap(lambda key, row: best_candidate(key, row, alpha))(
-        jax.random.wrap_key_data(keys), scores
-    )
-
-
-@functools.partial(jax.jit, static_argnames='count')
-def _uniform(keys, count):
-    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(jax.random.wrap_key_data(keys))
+        return np.asarray(programs.fold(self._keys, iteration, DECISIONS, k))
