@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densegrpo_jax.calibration.loop import calibrate, check_file, check_ours, visited_prompts
-from densegrpo_jax.config import identity
-from densegrpo_jax.config.method import loss_of, own_code
+from densegrpo_jax.config.method import loss_of
 from densegrpo_jax.data.prompts import Prompt
 from densegrpo_jax.data.sampler import prompts_for_step
 from densegrpo_jax.evaluation.evaluator import Evaluator
@@ -27,8 +25,6 @@ from densegrpo_jax.rewards.base import RewardError, RewardsGone
 from densegrpo_jax.rewards.composite import TOTAL
 from densegrpo_jax.rewards.scorer import Scorer
 from densegrpo_jax.runtime.agreement import Agreement
-from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
-from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.paths import check_room
 from densegrpo_jax.runtime.profiling import Profile, Profiler
@@ -36,12 +32,10 @@ from densegrpo_jax.runtime.sharding import shardings, with_shardings
 from densegrpo_jax.runtime.stop import Preempted, StopRequest
 from densegrpo_jax.runtime.trackers import check_trackers
 from densegrpo_jax.sampling.collector import Collector
-from densegrpo_jax.sampling.conditioning import content_hash
 from densegrpo_jax.sampling.diagnosis import explain
 from densegrpo_jax.sampling.noise import FILE
 from densegrpo_jax.sampling.sampler import make_sampler
-from densegrpo_jax.sampling.schedule import Schedule
-from densegrpo_jax.sampling.session import Checked, Session, check, load, start_policy
+from densegrpo_jax.sampling.session import Checked, check, load, start_policy
 from densegrpo_jax.sampling.state import follow_rules, optimiser, start_state, state_shapes
 from densegrpo_jax.training import report
 from densegrpo_jax.training.ahead import Ahead
@@ -50,6 +44,7 @@ from densegrpo_jax.training.geometry import check_geometry, donates_state
 from densegrpo_jax.training.groups import group_due, record_groups
 from densegrpo_jax.training.learner import make_update
 from densegrpo_jax.training.progress import Progress
+from densegrpo_jax.training.resume import check_earlier, open_checkpoints
 from densegrpo_jax.training.rounds import Rounds, check_rounds
 from densegrpo_jax.training.trial import try_parts
 from densegrpo_jax.viewing.report import FOLDER, is_taken
@@ -110,7 +105,7 @@ def run(
         check_file(checked, workdir / FILE)
     tx = optimiser(config, checked.pipeline.transformer)
     shapes = state_shapes(checked.pipeline, tx, follow_rules(config))
-    done = _check_checkpoints(checked, shapes, workdir)
+    done = check_earlier(checked, shapes, workdir)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     with Agreement(checked.hosts, 'room').alike():
         if done != config.iterations:
@@ -128,7 +123,7 @@ def run(
 
     # Restore the newest checkpoint or start; restore into shapes, because memory may not hold two
     # states.
-    checkpoints = _open_checkpoints(session, schedule, workdir)
+    checkpoints = open_checkpoints(session, schedule, workdir)
     placed = shardings(shapes, mesh, session.pipeline.sharding_rules)
     restored = checkpoints.restore_latest(with_shardings(shapes, placed))
     if restored is None:
@@ -276,40 +271,6 @@ def check_page(folder: pathlib.Path) -> None:
         )
 
 
-def _check_checkpoints(checked: Checked, shapes, workdir: pathlib.Path) -> int | None:
-    """The last checkpoint's step of the run in `workdir`, if there is one; reads no array.
-
-    shapes: of the state.
-
-    Raises:
-      ValueError: the run is already longer than asked for.
-      CheckpointMismatch: it has other settings. Those known only later are compared by
-        `Checkpoints.restore_latest`: calibrated noise levels.
-    """
-    folder, config = workdir / 'checkpoints', checked.config
-    if not folder.is_dir():
-        return None
-    known = lambda found: [d for d in found if not (config.noise.calibrate and d.key == 'psi')]
-    with Checkpoints(
-        folder,
-        read_only=True,
-        fingerprint=identity.record('training', config, _facts(checked, checked.schedule)),
-        differences=lambda old, new: known(identity.differences('training', old, new)),
-    ) as checkpoints:
-        done = checkpoints.latest_step()
-        for step in reversed(checkpoints.steps()):
-            # restoring takes the one before a damaged one, and tells of it
-            with contextlib.suppress(CheckpointDamaged, CheckpointUnreadable):
-                checkpoints.check(step, shapes)
-                break
-    if done is not None and done > config.iterations:
-        raise ValueError(
-            f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
-            f'least {done}, or another --workdir'
-        )
-    return done
-
-
 def _stop_together(stop: StopRequest, reason: Exception) -> None:
     """Stops all processes of the run after an error of this one, so that they save together.
 
@@ -370,32 +331,3 @@ def updated_together(stop: StopRequest, update: Callable[[], tuple], donates: bo
     stop.wait(metrics)
     stop.communicator.exchange()
     return updated, metrics
-
-
-def _open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path) -> Checkpoints:
-    config = session.config
-    return Checkpoints(
-        workdir / 'checkpoints',
-        max_to_keep=config.checkpoint.keep,
-        pinned=config.checkpoint.pin,
-        hosts=session.hosts,
-        fingerprint=identity.record('training', config, _facts(session, schedule)),
-        differences=functools.partial(identity.differences, 'training'),
-    )
-
-
-def _facts(session: Checked, schedule: Schedule) -> dict:
-    """Facts that must be equal in addition to the configuration: a model's weights, a file's
-    prompts or a server's reward may have changed under the same name, and noise levels are
-    calibrated.
-    """
-    noise = session.config.noise
-    calibrated = noise.psi_path or noise.calibrate
-    return {
-        'psi': [float(level) for level in schedule.noise_levels] if calibrated else None,
-        **session.facts(),
-        'prompts of data.train': content_hash(session.train),
-        'prompts of data.eval': content_hash(session.test),
-        **(session.process_reward.facts() if session.process_reward else {}),
-        'code of your own': own_code(session.config),
-    }

@@ -1,0 +1,83 @@
+"""The checkpoints that a run may continue from: of equal settings and facts, and no longer than
+asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+
+from densegrpo_jax.config import identity
+from densegrpo_jax.config.method import own_code
+from densegrpo_jax.runtime.checkpoint_store import CheckpointUnreadable
+from densegrpo_jax.runtime.checkpoints import CheckpointDamaged, Checkpoints
+from densegrpo_jax.sampling.conditioning import content_hash
+from densegrpo_jax.sampling.schedule import Schedule
+from densegrpo_jax.sampling.session import Checked, Session
+
+
+def check_earlier(checked: Checked, shapes, workdir: pathlib.Path) -> int | None:
+    """The last checkpoint's step of the run in `workdir`, if there is one; reads no array.
+
+    shapes: of the state.
+
+    Raises:
+      ValueError: the run is already longer than asked for.
+      CheckpointMismatch: it has other settings. Those known only later are compared by
+        `Checkpoints.restore_latest`: calibrated noise levels.
+    """
+    folder, config = workdir / 'checkpoints', checked.config
+    if not folder.is_dir():
+        return None
+    known = lambda found: [d for d in found if not (config.noise.calibrate and d.key == 'psi')]
+    with Checkpoints(
+        folder,
+        read_only=True,
+        fingerprint=identity.record('training', config, _facts(checked, checked.schedule)),
+        differences=lambda old, new: known(identity.differences('training', old, new)),
+    ) as checkpoints:
+        done = checkpoints.latest_step()
+        for step in reversed(checkpoints.steps()):
+            # restoring takes the one before a damaged one, and tells of it
+            with contextlib.suppress(CheckpointDamaged, CheckpointUnreadable):
+                checkpoints.check(step, shapes)
+                break
+    if done is not None and done > config.iterations:
+        raise ValueError(
+            f'iterations={config.iterations}: the run in {workdir} has {done} already; give at '
+            f'least {done}, or another --workdir'
+        )
+    return done
+
+
+def open_checkpoints(session: Session, schedule: Schedule, workdir: pathlib.Path) -> Checkpoints:
+    """The checkpoints of the run in `workdir`, to restore from and to save to. schedule: with the
+    calibrated noise levels.
+    """
+    config = session.config
+    return Checkpoints(
+        workdir / 'checkpoints',
+        max_to_keep=config.checkpoint.keep,
+        pinned=config.checkpoint.pin,
+        hosts=session.hosts,
+        fingerprint=identity.record('training', config, _facts(session, schedule)),
+        differences=functools.partial(identity.differences, 'training'),
+    )
+
+
+def _facts(session: Checked, schedule: Schedule) -> dict:
+    """Facts that must be equal in addition to the configuration: a model's weights, a file's
+    prompts or a server's reward may have changed under the same name, and noise levels are
+    calibrated.
+    """
+    noise = session.config.noise
+    calibrated = noise.psi_path or noise.calibrate
+    return {
+        'psi': [float(level) for level in schedule.noise_levels] if calibrated else None,
+        **session.facts(),
+        'prompts of data.train': content_hash(session.train),
+        'prompts of data.eval': content_hash(session.test),
+        **(session.process_reward.facts() if session.process_reward else {}),
+        'code of your own': own_code(session.config),
+    }
