@@ -12,7 +12,7 @@ from densegrpo_jax.runtime.markdown import table
 from experiments.equal_cost.curves import AXES, Rows, mean_to, score_at, spent_until, with_costs
 from experiments.equal_cost.measures import Measures
 from experiments.equal_cost.sweep import RATE_SEED, Entry, best_rates, rates
-from experiments.equal_cost.variants import CLAIMS, DENSE, SPARSE, Comparison
+from experiments.equal_cost.variants import CLAIMS, DENSE, SPARSE, VARIANTS, Comparison
 from experiments.reproduction.drawing import draw_curves
 from experiments.reproduction.records import Records
 from experiments.reproduction.statistics import NOT_RUN, Difference, claims_table, paired
@@ -28,8 +28,19 @@ NAMES = {
     'seconds': 'seconds of this machine',
     'updates': 'updates',
 }
-FAMILIES = {  # panels of the curves, each beside dense and sparse credit
-    'credit': ('stepwise', 'tp_grpo', 'tp_grpo_code', 'gae', 'coca', 'coca_weighted', 'sdpo'),
+# Panels of the curves, each beside dense and sparse credit; a control is with its method.
+FAMILIES = {
+    'credit': (
+        DENSE,
+        SPARSE,
+        'stepwise',
+        'tp_grpo',
+        'tp_grpo_code',
+        'gae',
+        'coca',
+        'coca_weighted',
+        'sdpo',
+    ),
     'losses': ('guard', 'lire', 'nft', 'winners', 'flow_cps'),
     'branches': ('g2rpo', 'e_grpo', 'temp_flow', 'branch'),
     'steps': ('dance', 'mix', 'aegpo', 'euphonium', 'd2_align'),
@@ -224,8 +235,10 @@ def _rates(searched: Mapping[str, Mapping[float, float]], found: Sequence[Entry]
 def _draw(out: pathlib.Path, curves: Curves, axes: Sequence[str]) -> list[pathlib.Path]:
     made = []
     for family, names in FAMILIES.items():
-        shown = [name for name in (DENSE, SPARSE, *names) if name in curves.of]
-        if any(name in names for name in shown):
+        shown = [
+            name for name in curves.of if name in (DENSE, SPARSE) or VARIANTS[name].method in names
+        ]
+        if any(VARIANTS[name].method in names for name in shown):
             path = out / f'curves_{family}.png'
             runs = {name: list(curves.of[name].values()) for name in shown}
             draw_curves(runs, path, axes=axes)
