@@ -14,8 +14,9 @@ GPU: serve this file there,
 
 and in a copy of it, to train with:
 
-    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names,
-                           'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
+    c.reward = {'remote': {'urls': 'http://a:18100', 'range': (-14.0, 1.0),
+                           'names': ('geneval', 'geneval_strict', 'geneval_correct'),
+                           'token_env': 'REWARD_TOKEN'}}
 
 Settings: Flow-GRPO's geneval_flux_fast: T = 6, evaluation 28, guidance 3.5, CPS eta = 0.8 on the
 first three steps, LoRA 64/128, beta 0.

@@ -6,7 +6,7 @@
 Settings follow the peers' FLUX recipes (Flow-GRPO pickscore_flux, TP-GRPO): T = 6, evaluation 28,
 guidance 3.5, LoRA 64/128, lr 3e-4, beta 0. The noise is CPS with a uniform eta = 0.8: uncalibrated,
 DenseGRPO's per-step table replaces it. Prompts come from the package's own generator of OCR scenes.
-A short run on one device: `--config.rollout.prompts=8`.
+A short run on one device: `:devices=1` and `--config.rollout.prompts=8`.
 
 Hardware: written for devices with 80 GiB; not measured on any.
 Expected cost: 0.48 H100-hours per iteration, 390 for 800 (`densegrpo_jax.plan` at 40 % of the peak,

@@ -14,8 +14,9 @@ GPU: serve this file there,
 
 and in a copy of it, to train with:
 
-    c.reward = {'remote': {'urls': 'http://a:18100', 'names': GenevalReward.names,
-                           'range': (-14.0, 1.0), 'token_env': 'REWARD_TOKEN'}}
+    c.reward = {'remote': {'urls': 'http://a:18100', 'range': (-14.0, 1.0),
+                           'names': ('geneval', 'geneval_strict', 'geneval_correct'),
+                           'token_env': 'REWARD_TOKEN'}}
 
 Settings: the paper's on Flow-GRPO's geneval_sd3; as sd35_ocr.py except for the reward, the prompts
 and 4,500 iterations.

@@ -7,9 +7,9 @@ Contrast and darkness raise the score of any picture (`rewards/local/scene_embed
 `preference` and GenEval's verdicts are logged beside it, and are not trained on. With the direction
 of D2-Align:
 
-    python -m densegrpo_jax.direction --config=configs/tiny_scene.py --workdir=runs/direction
+    python -m densegrpo_jax.direction --config=configs/tiny_scene.py --workdir=runs/tiny_direction
     python -m densegrpo_jax.main --config=configs/tiny_scene.py:method=d2_align \\
-        --workdir=runs/tiny_scene_d2 --config.d2.file=runs/direction/direction.npz
+        --workdir=runs/tiny_scene_d2 --config.d2.file=runs/tiny_direction/direction.npz
 
 Hardware: two CPU cores, 4 GiB of memory. Scores: docs/d2_align.md and docs/results/guard.
 """

@@ -2,10 +2,11 @@
 same prompts and the same noise.
 
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py
-    python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
-        --checkpoint=best --checkpoint=latest
+    python -m densegrpo_jax.evaluate --workdir=runs/tiny_ocr --checkpoint=best --checkpoint=latest
     python -m densegrpo_jax.evaluate --config=configs/tiny_ocr.py \\
         --checkpoint=runs/a:best --checkpoint=runs/b:120 --group=4 --kl_prompts=32
+
+Without --config the configuration is that of the run in --workdir.
 
 In addition to the training reward it scores the rewards of `eval.panel`, on the evaluation's
 prompts or on `eval.panel_prompts`; with --group=G the diversity of G images per prompt; with
@@ -57,7 +58,8 @@ def main(flag) -> int:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration: model, reward, evaluation prompts, ODE steps.', reads='evaluate')
+    what = 'Configuration: model, reward, evaluation prompts, ODE steps; else that of --workdir.'
+    define_config(what, reads='evaluate', of_run=True)
     define_folder(
         'workdir', None, 'Training run whose checkpoints are scored, with the base model.'
     )

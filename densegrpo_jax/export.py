@@ -1,10 +1,10 @@
 """Command: writes a run's policy in the layouts that other tools open.
 
-    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr \\
-        --out=exported/flux_ocr
-    python -m densegrpo_jax.export --config=configs/flux_ocr.py --workdir=runs/flux_ocr \\
-        --layout=merged --out=exported/flux_ocr_full
+    python -m densegrpo_jax.export --workdir=runs/flux_ocr --out=exported/flux_ocr
+    python -m densegrpo_jax.export --workdir=runs/flux_ocr --layout=merged \\
+        --out=exported/flux_ocr_full
 
+The configuration is the run's own (WORKDIR/config.json) unless --config names another.
 Layouts: `peft` (Diffusers' load_lora_weights; ComfyUI reads it too), `kohya` (the names of ComfyUI
 and of kohya's scripts; not SD3.5; Diffusers opens it too), `merged` (a whole pipeline folder: the
 adapters are added to the transformer's weights, the base's other parts stay as they are). A model
@@ -59,7 +59,7 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    define_config('Configuration of the run.')
+    define_config('Configuration of the run, unless its own is used.', of_run=True)
     define_folder('workdir', None, 'The training run.')
     define_folder('out', None, 'Folder to write into.')
     flags.DEFINE_enum('layout', 'peft', LAYOUTS, 'Adapters, or the base merged with them.')

@@ -2,11 +2,10 @@
 
     python -m densegrpo_jax.sample --config=configs/tiny_ocr.py \\
         --prompt='A neon sign that says "HELLO"' --out=hello.png
-    python -m densegrpo_jax.sample --config=configs/tiny_ocr.py --workdir=runs/tiny_ocr \\
-        --prompts=prompts.txt --copies=4
+    python -m densegrpo_jax.sample --workdir=runs/tiny_ocr --prompts=prompts.txt --copies=4
 
-With --workdir the sheet shows the run's policy; add --compare to see the base model's images
-from the same noise beside them.
+With --workdir the sheet shows the run's policy, in the run's own configuration unless --config
+names another; add --compare to see the base model's images from the same noise beside them.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def main(flag) -> None:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    what = 'Configuration: model, size, guidance and, with --workdir, the policy.'
-    define_config(what, reads='sample')
+    what = 'Configuration: model, size, guidance, policy; without it that of the run in --workdir.'
+    define_config(what, reads='sample', of_run=True)
     define_policy_flags('drawn')
     define_whole('copies', 1, 'Images per prompt.', 1, 10_000)
     define_whole('steps', 0, 'ODE steps; 0 = config.eval.steps.', 0, 1000)

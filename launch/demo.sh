@@ -48,7 +48,7 @@ case "$status" in
       if [ -e "$file" ]; then say "  $file"; fi
     done
     if [ -e "$dense/summary.json" ] && [ -e "$quick/summary.json" ]; then
-      say "Both methods side by side: $PYTHON -m densegrpo_jax.report --workdir=$dense --workdir=$quick"
+      say "Both methods side by side: $PYTHON -m densegrpo_jax.report --workdir=$dense --workdir=$quick --out=${dense}_both"
     fi
     ;;
   75) say "Stopped early; the same command continues." ;;

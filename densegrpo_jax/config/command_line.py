@@ -19,6 +19,7 @@ from densegrpo_jax.config.given import NONE, check_flag_files, check_given
 from densegrpo_jax.config.help import show_help
 from densegrpo_jax.config.key import SCIENCE
 from densegrpo_jax.config.loading import load
+from densegrpo_jax.config.of_run import with_own_configuration
 from densegrpo_jax.config.reads import READS, REFUSE, WARN, check_reads
 from densegrpo_jax.config.unknown import check_key
 from densegrpo_jax.runtime import console, entry, paths
@@ -70,7 +71,12 @@ def run_main(main: Callable[..., int | None], *, extra: bool = False) -> None:
 
 
 def define_config(
-    help_string: str, *, training: bool = True, listed: bool = False, reads: str = ''
+    help_string: str,
+    *,
+    training: bool = True,
+    listed: bool = False,
+    reads: str = '',
+    of_run: bool = False,
 ) -> None:
     """The flag --config=RECIPE[:VARIANT], whose keys are set by --config.key=value.
 
@@ -79,6 +85,7 @@ def define_config(
       listed: --help lists the keys.
       reads: the command, a name in `reads.READS`: keys that it does not read are refused, unless
         its flag --unread says otherwise; '': it reads all.
+      of_run: without --config it is that of the run in --workdir.
     """
     try:
         check_flag_files(sys.argv)
@@ -87,7 +94,7 @@ def define_config(
     except (flags.Error, ValueError, OSError) as error:
         _refuse(error)
     # the library's own flag lets any error through
-    flags.FLAGS['config'].parser = _Configuration(training, listed, reads)
+    flags.FLAGS['config'].parser = _Configuration(training, listed, reads, of_run)
     if reads:
         what = 'What happens to keys of the command line that decide results and are not read.'
         flags.DEFINE_enum('unread', REFUSE, [REFUSE, WARN], what)
@@ -228,8 +235,11 @@ class _Configuration(flags.ArgumentParser):
     them. The arguments are those of `define_config`.
     """
 
-    def __init__(self, training: bool = True, listed: bool = False, reads: str = ''):
-        self.training, self.listed, self.reads, self.recipe = training, listed, reads, ''
+    def __init__(
+        self, training: bool = True, listed: bool = False, reads: str = '', of_run: bool = False
+    ):
+        self.training, self.listed, self.reads, self.of_run = training, listed, reads, of_run
+        self.recipe = ''
 
     def parse(self, argument: str) -> ConfigDict:
         try:
@@ -263,6 +273,8 @@ def _parse(args: list[str]) -> list[str]:
             config = _configuration()
             training = config is not None and config.training
             show_help(args, keys=training, listed=config is not None and config.listed)
+        if (config := _configuration()) is not None and config.of_run:
+            args = with_own_configuration(args)
         left = flags.FLAGS(args)
         may_lack = _may_lack()
         check_given(args, [f'config.{key}' for key in may_lack])

@@ -121,6 +121,11 @@ def _step(checkpoints: Checkpoints, which: str) -> int:
         raise FileNotFoundError(
             f'no checkpoint {which!r} in {checkpoints.directory}; there are the steps '
             f'{checkpoints.steps()}'
-            + (', and none of them may be the best: see summary.json' if which == 'best' else '')
+            + (
+                ', and none of them has an evaluation (eval.every) that may be the best: name one, '
+                "or 'latest'"
+                if which == 'best'
+                else ''
+            )
         )
     return step

@@ -122,8 +122,8 @@ def main(flag) -> int:
 
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
-    what = 'Configuration: model, reward, steps and kernel of the sampler, and `search`.'
-    define_config(what, reads='search')
+    what = 'Configuration: model, reward, sampler, and `search`; else that of the run in --workdir.'
+    define_config(what, reads='search', of_run=True)
     define_policy_flags('used')
     define_whole('count', 0, 'Search the first prompts only; 0 = all.', 0, 10_000_000)
     define_folder(

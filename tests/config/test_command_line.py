@@ -47,13 +47,14 @@ def typed(monkeypatch, capsys):
     with these arguments.
     """
 
-    def typed(*arguments, main=None, extra=False):
+    def typed(*arguments, main=None, extra=False, of_run=False):
         values = flags.FlagValues()
         monkeypatch.setattr(flags, 'FLAGS', values)
         monkeypatch.setattr(sys, 'argv', ['command', *arguments])
         monkeypatch.setattr(app, 'run', lambda run, flags_parser: run(flags_parser(sys.argv)))
         flag = command_line.config_flags.DEFINE_config_file('config', None, flag_values=values)
-        values['config'].parser = command_line._Configuration()
+        values['config'].parser = command_line._Configuration(of_run=of_run)
+        flags.DEFINE_string('workdir', None, '', flag_values=values)
         with pytest.raises(SystemExit) as end:
             command_line.run_main(main or (lambda flag: 0), extra=extra)
         return end.value.code, capsys.readouterr().err, flag.value if end.value.code == 0 else None
@@ -215,6 +216,20 @@ def test_a_recipe_is_known_by_its_name_anywhere(typed, tmp_path, monkeypatch):
     # a file of one's own is found by its path alone
     (tmp_path / 'tiny_ocr').mkdir()
     assert typed('--config=tiny_ocr')[2].rollout.steps == 6
+
+
+def test_without_a_recipe_a_command_takes_that_of_the_run(typed, tmp_path):
+    run = lambda *arguments: typed(*arguments, of_run=True)
+    (tmp_path / 'config.json').write_text('{"recipe": "tiny_ocr", "model": {"guidance": 2.5}}')
+    key = '--config.model.width=64'
+    for given in ([f'--workdir={tmp_path}', key], [key, '--workdir', str(tmp_path)]):
+        code, said, config = run(*given)
+        assert (code, config.model.guidance, config.model.width) == (0, 2.5, 64)
+        assert f'it is that of the run, {tmp_path}/config.json' in said
+    assert run(f'--workdir={tmp_path}', f'--config={TINY}')[2].model.guidance == 1.5
+    code, said, _ = run(f'--workdir={tmp_path}/nowhere')
+    assert code == 2 and f'there is no {tmp_path}/nowhere/config.json' in said
+    assert typed(f'--workdir={tmp_path}')[2] is None  # `train` begins with a recipe
 
 
 def test_a_mistake_in_the_file_is_shown_where_it_is(typed, tmp_path):

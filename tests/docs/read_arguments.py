@@ -11,6 +11,7 @@ begin.
 import importlib
 import json
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -22,9 +23,14 @@ from densegrpo_jax.config.schema import TABLE
 from densegrpo_jax.config.unread import check_unread
 from densegrpo_jax.config.validation import validate
 
+CONFIG = re.compile('--config(=|$)')
+
 
 def instead_of_main(main, *, extra=False):
     """Stands for `run_main` and `app.run`: everything before the call of `main`."""
+    parser = command_line._configuration()
+    if parser is not None and parser.of_run and not any(map(CONFIG.match, sys.argv)):
+        sys.argv.append('--config=tiny_ocr')  # in the place of the one of the page's run
     left = flags.FLAGS(sys.argv)[1:]
     if left and not extra:
         raise ValueError(f'unexpected arguments {left}')

@@ -192,7 +192,8 @@ def test_the_quick_demo_is_another_method_beside_the_first(project):
     assert 'side by side' not in done.stderr
     (runs[1] / 'summary.json').touch()
     done, _ = run('demo.sh', '--quick')
-    assert '--workdir=runs/tiny_ocr --workdir=runs/tiny_ocr_quick' in done.stderr
+    both = '--workdir=runs/tiny_ocr --workdir=runs/tiny_ocr_quick --out=runs/tiny_ocr_both'
+    assert both in done.stderr
 
 
 def test_every_check_runs_also_after_one_that_fails(project):

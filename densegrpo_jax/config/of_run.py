@@ -1,0 +1,36 @@
+"""Commands that use a finished run take its configuration, unless another one is named."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+FILE = 'config.json'  # of a run
+
+
+def with_own_configuration(args: Sequence[str]) -> list[str]:
+    """The arguments of a command, with --config=WORKDIR/config.json if they have --workdir and no
+    --config.
+
+    Raises:
+      flags.Error: that folder has no configuration.
+    """
+    given = flags.FLAGS.read_flags_from_files(args, force_gnu=False)
+    found = {}
+    for argument, following in zip(given, [*given[1:], '']):
+        if named := re.fullmatch(r'--?(config|workdir)(=.*)?', argument, re.DOTALL):
+            found[named[1]] = following if named[2] is None else named[2][1:]
+    if 'config' in found or not found.get('workdir'):
+        return [*args]
+    file = pathlib.Path(found['workdir']).expanduser() / FILE
+    if not file.is_file():
+        raise flags.Error(
+            f'there is no --config, and --workdir={found["workdir"]} is no run whose own could be '
+            f'used: there is no {file}. Name another folder, or the recipe'
+        )
+    print(f'note: without --config it is that of the run, {file}', file=sys.stderr)
+    return [args[0], f'--config={file}', *args[1:]]
