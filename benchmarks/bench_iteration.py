@@ -156,10 +156,14 @@ def main(argv) -> None:
         ours['sample, complete, decode'] = shown(
             'sample, complete, decode', rollouts, repeat, sampling.flops * sampling.runs, peak
         )
-        latents = results[0][0].completions[0]
+        latents = results[0][0].completions[-1]
+        as_many = [  # the states are images already; to decode any as many takes as long
+            jax.numpy.broadcast_to(rollout.completions, (states, *latents.shape))
+            for rollout, *_ in results
+        ]
         ours['decode'] = shown(
             f'decode alone ({len(flat)} images)',
-            lambda: [decode(rollout.completions) for rollout, *_ in results],
+            lambda: [decode(z) for z in as_many],
             repeat,
             states * len(results) * count_flops(lambda z: decode(z[None]), latents),
             peak,

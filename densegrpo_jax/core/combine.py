@@ -12,7 +12,7 @@ COMBINATIONS = ('sum', 'normalised', 'advantages')
 
 
 def combined_advantages(
-    step_rewards: Mapping[str, Float[ArrayLike, 'T B']],
+    sets: Sequence[Mapping[str, Float[ArrayLike, 'T B']]],
     weights: Mapping[str, float],
     num_groups: int,
     *,
@@ -31,20 +31,21 @@ def combined_advantages(
         normalised  A(sum_i w_i r_i / (std_i + eps))
         advantages  sum_i w_i A(r_i)                  (MixGRPO)
 
-    each finally clipped to [-clip, clip]. In 'sum' a reward counts in proportion to its spread. In
-    the other two rewards count by their weights alone; 'normalised' has the size of a single
-    reward's advantages, 'advantages' the size of the weights. 'advantages' is not normalised again:
-    with std='group' that would give 'normalised', and dividing by its std over the batch would give
-    GDPO (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's. If all
+    added over the sets of these rewards (G^2RPO has one for each stride of the completions) and
+    finally clipped to [-clip, clip]. In 'sum' a reward counts in proportion to its spread. In the
+    other two rewards count by their weights alone; 'normalised' has the size of a single reward's
+    advantages, 'advantages' the size of the weights. 'advantages' is not normalised again: with
+    std='group' that would give 'normalised', and dividing by its std over the batch would give GDPO
+    (arXiv 2601.05242). Weights that sum to 1 keep it at the size of a single reward's. If all
     rewards hardly differ within a group (std near eps), 'normalised' amplifies what eps suppresses
     in the other two.
 
-    With a single reward of weight 1, 'sum' and 'advantages' equal `group_advantages` bit for bit,
-    and 'normalised' does up to rounding at eps = 0. With a weight w > 0, 'sum' and 'normalised' do
-    not change (up to eps), and 'advantages' is w times as large before clipping.
+    With one set of a single reward of weight 1, 'sum' and 'advantages' equal `group_advantages` bit
+    for bit, and 'normalised' does up to rounding at eps = 0. With a weight w > 0, 'sum' and
+    'normalised' do not change (up to eps), and 'advantages' is w times as large before clipping.
 
     Args:
-        step_rewards: name -> per-transition rewards of `dense_reward`.
+        sets: at least one; name -> per-transition rewards of `dense_reward`.
         weights: name -> number for each of them. A reward of weight 0 takes no part.
         num_groups: P, static.
         combine: one of COMBINATIONS, static.
@@ -52,42 +53,19 @@ def combined_advantages(
         groups: std, centre, group_ids, steps, valid and min_spread of `group_advantages`.
 
     Returns:
-        Advantages; zero_spread counts groups whose weighted sums are equal, for 'advantages' groups
-        in which each reward's values are equal.
+        Advantages; zero_spread counts groups whose weighted sums are equal in every set, for
+        'advantages' groups in which each reward's values are equal.
 
     Raises:
         ValueError: unknown `combine`, or no reward of non-zero weight.
-    """
-    values, flat = _unclipped(step_rewards, weights, num_groups, combine, eps, groups)
-    return _clipped(values, flat, clip)
-
-
-def added_advantages(
-    sets: Sequence[Mapping[str, Float[ArrayLike, 'T B']]],
-    weights: Mapping[str, float],
-    num_groups: int,
-    *,
-    combine: str = 'sum',
-    eps: float = 1e-4,
-    clip: float | None = 5.0,
-    **groups: Any,
-) -> Advantages:
-    """The sum of the advantages of several sets of the same rewards, clipped once (G^2RPO: a set
-    for each stride of the completions). It grows with the number of sets.
-
-    Args:
-        sets: at least one mapping as `step_rewards` of `combined_advantages`.
-        weights, num_groups, combine, eps, clip, groups: as there.
-
-    Returns:
-        Advantages; zero_spread counts groups without spread in all sets. With one set they are
-        those of `combined_advantages`, bit for bit.
     """
     parts = [_unclipped(each, weights, num_groups, combine, eps, groups) for each in sets]
     values, flat = parts[0]
     for more, also_flat in parts[1:]:
         values, flat = values + more, flat & also_flat
-    return _clipped(values, flat, clip)
+    if clip is not None:
+        values = jnp.clip(values, -clip, clip)
+    return Advantages(values, flat.sum(1, dtype=jnp.int32))
 
 
 def _unclipped(step_rewards, weights, num_groups, combine, eps, groups):
@@ -110,12 +88,6 @@ def _unclipped(step_rewards, weights, num_groups, combine, eps, groups):
 def _of_one(rewards, num_groups, eps, groups):
     stats = group_statistics(rewards, num_groups, **groups)
     return advantage_values(stats, eps), stats.flat & stats.occupied
-
-
-def _clipped(values, flat, clip) -> Advantages:
-    if clip is not None:
-        values = jnp.clip(values, -clip, clip)
-    return Advantages(values, flat.sum(1, dtype=jnp.int32))
 
 
 def _weighted(parts):

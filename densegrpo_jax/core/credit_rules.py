@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -11,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from densegrpo_jax.core.branch_plan import BRANCH
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.options import keyword_options
-from densegrpo_jax.core.prediction_rewards import sdpo_reward
+from densegrpo_jax.core.prediction_rewards import returns_to_go, sdpo_reward
 from densegrpo_jax.core.rollout_plan import STATE, X0HAT
 
 
@@ -180,13 +179,7 @@ def _gae(rewards, *, gae_lambda=0.5):
     """
     if not 0 <= gae_lambda <= 1:
         raise ValueError(f'gae_lambda is {gae_lambda}; expected 0 <= gae_lambda <= 1')
-
-    def add(later, gain):
-        total = gain + gae_lambda * later
-        return total, total
-
-    gains = _gains(rewards)
-    return jax.lax.scan(add, jnp.zeros_like(gains[0]), gains, reverse=True)[1]
+    return returns_to_go(_gains(rewards), gae_lambda)
 
 
 def _coca_share(rewards, *, similarity, window=1):

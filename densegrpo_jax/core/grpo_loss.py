@@ -135,25 +135,18 @@ def grpo_loss(
     if weight is not None:
         surrogate = surrogate * jnp.where(mask, weight, 0)
 
-    kept = mask.astype(surrogate.dtype)
-    count, zero = kept.sum(), jnp.zeros((), surrogate.dtype)
-    kl_sum = zero
-    if mean_ref is not None:
-        options = {'form': kl_form, 'noise_level': noise_level, 'kernel': kernel}
-        kl_sum, _ = kl_sums(step, mean_ref, mask, **options)
     excess = jax.lax.stop_gradient(ratio) - 1
-    deviation = jnp.abs(excess)
-    return LossSums(
+    count = lambda of: of.astype(surrogate.dtype).sum()
+    sums = LossSums.of_ratios(mask, jnp.abs(excess), log_ratio)._replace(
         policy_sum=surrogate.sum(),
-        policy_count=count,
-        kl_sum=kl_sum,
-        kl_count=zero if mean_ref is None else count,
-        clip_sum=(deviation > clip_range).astype(kept.dtype).sum(),
-        clip_low_sum=(excess < -clip_range).astype(kept.dtype).sum(),
-        ratio_deviation_sum=deviation.sum(),
-        ratio_deviation_max=deviation.max(initial=0.0),
-        log_ratio_square_sum=(jax.lax.stop_gradient(log_ratio) ** 2).sum(),
+        clip_sum=count(jnp.abs(excess) > clip_range),
+        clip_low_sum=count(excess < -clip_range),
     )
+    if mean_ref is None:
+        return sums
+    options = {'form': kl_form, 'noise_level': noise_level, 'kernel': kernel}
+    kl_sum, kl_count = kl_sums(step, mean_ref, mask, **options)
+    return sums._replace(kl_sum=kl_sum, kl_count=kl_count)
 
 
 def noise_weights(

@@ -116,8 +116,12 @@ class RolloutPlan(NamedTuple):
         return tuple(last[c] for c in sorted(last))
 
     def sources_of(self, kind: str = STATE) -> tuple[int, ...]:
-        """T+1 entries: the completion whose reward the point (kind, k) gets; -1: there is none."""
+        """T+1 entries: the completion whose reward the point (kind, k) gets; -1: there is none. The
+        prediction at T is the sample itself.
+        """
         of = dict(zip(self.points, self.sources))
+        if kind == X0HAT and Point(STATE, self.num_steps) in of:
+            of[Point(X0HAT, self.num_steps)] = of[Point(STATE, self.num_steps)]
         return tuple(of.get(Point(kind, k), -1) for k in range(self.num_steps + 1))
 
 

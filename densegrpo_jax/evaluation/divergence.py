@@ -12,7 +12,6 @@ import numpy as np
 from densegrpo_jax.config.plan_keys import AS_TRAJECTORY
 from densegrpo_jax.core.grpo_loss import kl_divergence
 from densegrpo_jax.core.rollout import Rollout
-from densegrpo_jax.core.rollout_plan import trajectory_plan
 from densegrpo_jax.core.transitions import transitions
 from densegrpo_jax.data.prompts import PromptSet
 from densegrpo_jax.evaluation.record import Record
@@ -33,8 +32,7 @@ def _trajectory(config, pipeline: Pipeline) -> tuple[Any, Schedule]:
     single = config.copy_and_resolve_references()
     single.rollout.group = 1
     single.update_from_flattened_dict({**AS_TRAJECTORY, 'credit.rule': 'sparse'})
-    schedule = make_schedule(pipeline, single)
-    return single, schedule._replace(plan=trajectory_plan(schedule.masks))
+    return single, make_schedule(pipeline, single)
 
 
 def evaluations(config, pipeline: Pipeline) -> int:

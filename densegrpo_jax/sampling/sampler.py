@@ -4,6 +4,7 @@ sampler for evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -150,9 +151,9 @@ def make_rollout(
       `(params, policy or None, conditioning [p, ...], negative conditioning [1, ...] or None,
       key_data of a key, prompt_places [p], noise_levels [T], inputs of the process reward if there
       is one) -> (Rollout of p * G samples, images uint8 [S, p * G, H, W, 3], finite bool
-      [S, p * G])`; S distinct completions, the sample itself last. Batches are split over the
-      mesh. The noise levels, a host array, are an argument instead of `schedule`'s, so that one
-      program serves any table.
+      [S, p * G])`; S distinct completions, the sample itself last, which alone the Rollout keeps as
+      a latent. Batches are split over the mesh. The noise levels, a host array, are an argument
+      instead of `schedule`'s, so that one program serves any table.
     """
     m, group, kernel = config.model, config.rollout.group, kernel_of(config)
     shape = pipeline.latent_shape(m.height, m.width)
@@ -201,6 +202,8 @@ def make_rollout(
         latents = result.completions
         if ends is not None:
             latents = latents * ends.reshape(-1, *(1,) * (latents.ndim - 1))
+        # Only the sample is read once they are images; kept to the update, they are gigabytes.
+        result = dataclasses.replace(result, completions=result.completions[-1:])
         return result, *decode_few(pipeline, params, latents, m.height, m.width, mesh)
 
     return jax.jit(rollout, compiler_options=EXACT)

@@ -74,13 +74,12 @@ def memory(
     of = lambda tree: bytes_per_device(tree, shardings(tree, mesh, pipeline.sharding_rules))
     weights, trained = of(stored), of(state)
     plan, samples = largest(config, schedule).plan, r.prompts * r.group
-    states = len(plan.completions)
     row = float(np.prod(pipeline.latent_shape(m.height, m.width))) * 4
     batch = r.prompts_per_batch * r.group
     means = len(plan.transitions.job) if loss_of(config).mean_old else 0
-    kept = (plan.kept + states + means) * samples * row / devices
+    kept = (plan.kept + 1 + means) * samples * row / devices
     buffer = (plan.rows + means) * batch * row / devices
-    images = states * batch * m.height * m.width * 3 / devices
+    images = len(plan.completions) * batch * m.height * m.width * 3 / devices
     if loss_of(config).batch == CLEAN:  # a microbatch at a time gets its noise
         record = samples + 3 * config.optim.microbatch
     else:  # both ends of every transition

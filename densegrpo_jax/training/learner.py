@@ -21,7 +21,7 @@ from densegrpo_jax.config.method import (
     roles_read,
 )
 from densegrpo_jax.core.advantages import group_advantages
-from densegrpo_jax.core.combine import added_advantages
+from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.grpo_loss import LossSums, noise_weights
 from densegrpo_jax.core.guidance import process_credit
@@ -74,6 +74,7 @@ def make_credit(
     plan = schedule.plan
     trained, rows = np.array(plan.trained_steps), plan.transitions
     seeds = config.plan.seeds if c.siblings == 'seed' else 1
+    normalisation = {'std': c.std, 'centre': c.centre, 'eps': c.std_eps, 'clip': c.clip}
 
     def of_process(rollout: Rollout, on, keep, siblings):
         """([T, B] advantages by the process reward, 0 where it does not count; metrics)."""
@@ -86,13 +87,10 @@ def make_credit(
         found = group_advantages(
             steps,
             groups * seeds,
-            std=c.std,
-            centre=c.centre,
-            eps=c.std_eps,
-            clip=c.clip,
             group_ids=siblings,
             steps=counts,
             valid=keep & jnp.isfinite(steps),
+            **normalisation,
         )
         mean = lambda x: jnp.where(keep, x, 0).sum(1) / jnp.maximum(keep.sum(), 1)
         return found.values, {
@@ -146,18 +144,15 @@ def make_credit(
         siblings = group_ids
         if seeds > 1:  # samples of a seed are adjacent
             siblings = np.arange(len(keep)) // (config.rollout.group // seeds)
-        result = added_advantages(
+        result = combined_advantages(
             sets,
             {TOTAL: 1.0} if c.combine == 'sum' else weights,
             groups * seeds,
             combine=c.combine,
-            std=c.std,
-            centre=c.centre,
-            eps=c.std_eps,
-            clip=c.clip,
             group_ids=siblings,
             steps=on,
             valid=keep,
+            **normalisation,
         )
         if shared_out:  # the terminal reward's advantage is the same at every trained transition
             terminal = jnp.broadcast_to(result.values[jnp.argmax(on)], values.shape)

@@ -56,9 +56,9 @@ def check_rounds(config, pipeline: Pipeline, schedule: Schedule, mesh: Mesh) -> 
     if config.budget.by != 'none' and not _batches(sizes, config, shards)[1]:
         raise ValueError(
             f'budget.by={config.budget.by!r} makes groups of {sizes[0]} and {sizes[1]} samples, '
-            f'of which at most rollout.prompts_per_batch={r.prompts_per_batch} prompts are '
-            f'sampled together: their samples do not divide over {shards} devices; change '
-            'budget.ratio, rollout.group or the mesh'
+            f'of which at most rollout.prompts_per_batch={r.prompts_per_batch} times {r.group} are '
+            f'sampled together: they do not divide over {shards} devices; change '
+            'rollout.prompts_per_batch, budget.ratio, rollout.group or the mesh'
         )
 
 
@@ -111,24 +111,21 @@ class Rounds:
             change = entropy_change(found.policy, found.base, relative=relative)
             metrics['entropy_change'] = np.float64(change.mean())
         sizes = group_sizes(config, iteration, len(prompts), change)
-        order = list(range(len(prompts)))
-        if sizes is None:
-            parts = self._collector.sample(
-                rollout(config.rollout.group), policy, prompts, key, levels, process=self._process
-            )
-        else:
+        order, batch, each = list(range(len(prompts))), 0, [config.rollout.group] * len(prompts)
+        if sizes is not None:
             order, batch = paired(sizes, config, batch_shards(self._session.mesh))
-            parts = self._collector.sample(
-                {int(size): rollout(int(size)) for size in np.unique(sizes)},
-                policy,
-                [prompts[p] for p in order],
-                key,
-                levels,
-                sizes=[int(sizes[p]) for p in order],
-                places=order,
-                batch=batch,
-                process=self._process,
-            )
+            each = [int(sizes[p]) for p in order]
+        parts = self._collector.sample(
+            {size: rollout(size) for size in dict.fromkeys(each)},
+            policy,
+            [prompts[p] for p in order],
+            key,
+            levels,
+            sizes=each,
+            places=order,
+            batch=batch,
+            process=self._process,
+        )
         rollouts, ids = parts[0], parts[3]
         of_all = SampleCost(  # of all samples together; their images are counted nowhere
             sum(round(r.nfe * r.std.shape[1]) for r in rollouts),
@@ -250,9 +247,10 @@ def paired(sizes: np.ndarray, config, shards: int) -> tuple[list[int], int]:
 
 
 def _batches(sizes: tuple[int, int], config, shards: int) -> tuple[list[int], list[int]]:
-    """Numbers of prompts of one size that can be sampled together, and those of them whose samples
-    divide over `shards`.
+    """Numbers of prompts of one size that can be sampled together, of no more samples than a batch
+    of equal groups has, and those of them whose samples divide over `shards`.
     """
     r, share = config.rollout, config.rollout.prompts // (2 * config.optim.updates)
-    fitting = [b for b in range(1, r.prompts_per_batch + 1) if share % b == 0]
+    most = max(1, r.prompts_per_batch * r.group // max(sizes))
+    fitting = [b for b in range(1, most + 1) if share % b == 0]
     return fitting, [b for b in fitting if all(b * size % shards == 0 for size in sizes)]

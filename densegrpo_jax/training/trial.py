@@ -18,12 +18,14 @@ from densegrpo_jax.config.method import (
     loss_options,
     roles_read,
 )
-from densegrpo_jax.core.clean_samples import NoisedSamples
+from densegrpo_jax.core.branch_plan import BRANCH
+from densegrpo_jax.core.clean_samples import CleanSamples, NoisedSamples
 from densegrpo_jax.core.dense_reward import dense_reward, needed_states
 from densegrpo_jax.core.grpo_loss import LossSums
 from densegrpo_jax.core.losses import CLEAN, TRANSITIONS
 from densegrpo_jax.core.prediction_rewards import Predictions
 from densegrpo_jax.core.roles import POLICY
+from densegrpo_jax.core.rollout_plan import check_plan
 from densegrpo_jax.core.sde_step import sde_step
 from densegrpo_jax.core.transitions import OUTCOME, PROCESS, Transitions
 from densegrpo_jax.sampling.schedule import Schedule
@@ -33,12 +35,13 @@ SAMPLES = 3
 
 
 def try_parts(config, schedule: Schedule) -> None:
-    """Tries kernel, noise table, credit rule and loss on the schedule of a run.
+    """Tries plan, kernel, noise table, credit rule and loss on the schedule of a run.
 
     Raises:
       ValueError: a part raises, gives another shape or type, adds no noise to a trained
         transition, or gives one a reward that is not finite; names the key.
     """
+    _called(f'plan.kind={config.plan.kind!r}', check_plan, schedule.plan)
     _try_kernel(config, schedule)
     _try_credit(config, schedule)
     _try_loss(config)
@@ -74,6 +77,8 @@ def _try_credit(config, schedule: Schedule) -> None:
     rng = np.random.default_rng(0)
     rewards = np.full((steps + 1, SAMPLES), np.nan, np.float32)
     read = list(_called(where, needed_states, rule, masks))
+    if rule.reads == BRANCH:  # no branch begins at the sample
+        read = [k for k in read if k < steps]
     rewards[read] = rng.uniform(0.5, 1, (len(read), SAMPLES))
     similarity = np.linspace(0.1, 1, steps + 1, dtype=np.float32)[:, None] * np.ones(SAMPLES)
     given: dict[str, Any] = {'similarity': similarity} if rule.reads_similarity else {}
@@ -103,6 +108,16 @@ def _try_loss(config) -> None:
         'mask': jax.ShapeDtypeStruct((rows,), bool),
         'prompt_id': jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
+    where, options = f'loss.kind={config.loss.kind!r}', loss_options(config)
+    if loss.weights is not None:
+        weights = _called(
+            where, jax.eval_shape, loss.weights, CleanSamples(x0=latent, reward=row, **given)
+        )
+        if weights.shape != row.shape:
+            raise ValueError(
+                f'{where}: weights gave the shape {weights.shape} for {rows} samples; expected one '
+                'of each'
+            )
     named = NoisedSamples if loss.batch == CLEAN else Transitions
     for field in named._fields:
         given.setdefault(field, latent if field in ('x', 'x0', 'x_next', 'noise') else row)
@@ -113,7 +128,6 @@ def _try_loss(config) -> None:
         output = kind.output(config, lambda x, s: x, batch)
         return loss.fn(dict.fromkeys((POLICY, *roles_read(config)), output), batch, **options)
 
-    where, options = f'loss.kind={config.loss.kind!r}', loss_options(config)
     found = _called(where, jax.eval_shape, tried, named(**given))
     if not isinstance(found, LossSums):
         raise ValueError(

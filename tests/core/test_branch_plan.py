@@ -19,7 +19,7 @@ from densegrpo_jax.core.branch_plan import (
     stride_grid,
     stride_kind,
 )
-from densegrpo_jax.core.combine import added_advantages
+from densegrpo_jax.core.combine import combined_advantages
 from densegrpo_jax.core.dense_reward import dense_reward, state_rewards
 from densegrpo_jax.core.masks import StepMasks
 from densegrpo_jax.core.rollout import run_plan
@@ -308,7 +308,7 @@ def test_advantages_of_strides_are_added_before_the_clip():
     rng = np.random.default_rng(3)
     one, two = rng.random((2, 3, 4)).astype(np.float32)
     of = lambda r: (r - r.mean(1, keepdims=True)) / (r.std(1, keepdims=True) + 1e-4)
-    add = lambda *sets, clip=100.0: added_advantages(
+    add = lambda *sets, clip=100.0: combined_advantages(
         [{'r': s} for s in sets], {'r': 1.0}, 1, clip=clip
     )
     np.testing.assert_allclose(add(one, two).values, of(one) + of(two), atol=1e-5)

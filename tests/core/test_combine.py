@@ -15,7 +15,7 @@ HALF = {'a': 0.5, 'b': -0.25}
 
 def combine(how, rewards=None, weights=HALF, groups=2, **options):
     return combined_advantages(
-        rewards or {'a': A, 'b': B},
+        [rewards or {'a': A, 'b': B}],
         weights,
         groups,
         combine=how,
@@ -96,7 +96,7 @@ def test_a_single_reward(std):
     for how in COMBINATIONS:
         for weights in ({'a': 1.0}, {'a': 1.0, 'b': 0.0}):
             got = combined_advantages(
-                {n: rewards[n] for n in weights}, weights, 3, combine=how, std=std, clip=1.5
+                [{n: rewards[n] for n in weights}], weights, 3, combine=how, std=std, clip=1.5
             )
             np.testing.assert_allclose(
                 got.values, plain.values, rtol=1e-3 if how == 'normalised' else 0, atol=0
@@ -118,7 +118,8 @@ def test_only_the_sum_depends_on_a_reward_s_scale(std):
     change = {}
     for how in COMBINATIONS:
         before, after = (
-            combined_advantages(r, HALF, 3, combine=how, std=std).values for r in (rewards, scaled)
+            combined_advantages([r], HALF, 3, combine=how, std=std).values
+            for r in (rewards, scaled)
         )
         change[how] = float(np.abs(before - after).max())
     assert change['sum'] > 0.5 and change['normalised'] < 2e-3 and change['advantages'] < 2e-3
@@ -150,7 +151,7 @@ def test_flat_groups_invalid_samples_and_untrained_steps(how, std):
         r[0] = np.nan
         r[1, 0] = np.nan
     call = lambda r: combined_advantages(
-        r, HALF, 2, combine=how, std=std, steps=np.array([False, True]), valid=np.arange(8) > 0
+        [r], HALF, 2, combine=how, std=std, steps=np.array([False, True]), valid=np.arange(8) > 0
     )
     values, flat = call(rewards)
     assert flat.tolist() == [0, 1]

@@ -142,7 +142,7 @@ def test_predictions_are_points_like_completions():
     plan = trajectory_plan(masks, [*state_points([0]), Point(X0HAT, 0), Point(X0HAT, 2)])
     found = run_plan(velocity, X_INIT, GRID, LEVELS, plan, lambda k: jnp.asarray(NOISE)[k])
     assert found.nfe == 4 + 3 and len(found.completions) == 4
-    assert plan.sources_of(X0HAT) == (1, -1, 2, -1, -1)
+    assert plan.sources_of(X0HAT) == (1, -1, 2, -1, 3)  # at T it is the sample
     assert plan.sources_of() == (0, -1, -1, -1, 3)
     for k, row in ((0, 1), (2, 2)):
         x = np.asarray(found.latents[k])
