@@ -21,16 +21,14 @@ import pathlib
 
 from absl import flags, logging
 
-from densegrpo_jax.calibration.loop import run
-from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_main
+from densegrpo_jax.config.command_line import define_run_flags, given_keys, run_main, say_start
 from densegrpo_jax.config.flag_types import define_output
-from densegrpo_jax.config.unread import CALIBRATION, check_unread
 from densegrpo_jax.runtime.paths import writable
-from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.noise import FILE
 
 
 def main(flag) -> int:
+    from densegrpo_jax.config.unread import CALIBRATION, check_unread
+
     config, c, r = flag.config, flag.config.calibration, flag.config.rollout
     if config.noise.psi_path:
         start = f'calibration starts from rollout.noise={r.noise!r} and level {r.level:g}'
@@ -41,6 +39,12 @@ def main(flag) -> int:
             )
         logging.info('%s, not from the table of the recipe, %s', start, config.noise.psi_path)
     check_unread(config, given_keys(), of=CALIBRATION, then=flag.unread)
+    say_start('calibrate', flag.out or flag.workdir)
+
+    from densegrpo_jax.calibration.loop import run
+    from densegrpo_jax.sampling.execution import execute
+    from densegrpo_jax.sampling.noise import FILE
+
     out = writable(flag.out or pathlib.Path(flag.workdir) / FILE)
     batch = math.gcd(c.prompts * c.group, r.prompts_per_batch * r.group)
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)

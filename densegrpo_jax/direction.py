@@ -19,12 +19,9 @@ import pathlib
 
 from absl import flags
 
-from densegrpo_jax.calibration.direction import run
-from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, run_main, say_start
 from densegrpo_jax.config.flag_types import define_output
-from densegrpo_jax.rewards.directional import read_direction
 from densegrpo_jax.runtime.paths import writable
-from densegrpo_jax.sampling.execution import execute
 
 FILE = 'direction.npz'
 
@@ -32,6 +29,12 @@ FILE = 'direction.npz'
 def main(flag) -> int:
     config = flag.config
     out = writable(flag.out or pathlib.Path(flag.workdir) / FILE)
+    say_start('direction', out)
+
+    from densegrpo_jax.calibration.direction import run
+    from densegrpo_jax.rewards.directional import read_direction
+    from densegrpo_jax.sampling.execution import execute
+
     if out.exists():
         read_direction(out)  # an error if the command would overwrite another kind of file
     work = lambda workdir, mesh, stop: run(config, workdir, out, mesh, stop)

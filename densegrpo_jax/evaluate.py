@@ -24,23 +24,25 @@ from __future__ import annotations
 import pathlib
 
 from absl import flags, logging
-from jax.sharding import Mesh
 
 from densegrpo_jax.config.command_line import (
     define_config,
     define_folder,
     define_process_flags,
     run_main,
+    say_start,
 )
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.evaluation.evaluate import evaluate
-from densegrpo_jax.evaluation.panel import choose
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.execution import execute
 
 
 def main(flag) -> int:
-    def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
+    say_start('evaluate', flag.out)
+
+    from densegrpo_jax.evaluation.evaluate import evaluate
+    from densegrpo_jax.evaluation.panel import choose
+    from densegrpo_jax.sampling.execution import execute
+
+    def work(out: pathlib.Path, mesh, stop) -> None:
         named = flag.checkpoint or (['best'] if flag.workdir else [])
         policies = choose(named, flag.workdir, base=flag.base)
         if flag['kl_prompts'].present and not named:

@@ -20,12 +20,17 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_config, define_folder, goes_with, run_main
+from densegrpo_jax.config.command_line import (
+    define_config,
+    define_folder,
+    goes_with,
+    run_main,
+    say_start,
+)
 from densegrpo_jax.config.flag_types import refuse
-from densegrpo_jax.sampling.export import LAYOUTS, export
+from densegrpo_jax.sampling.layouts import LAYOUTS
 
 # names of a stored dtype, those of other tools too -> its name here
 DTYPES = {
@@ -40,6 +45,12 @@ DTYPES = {
 
 
 def main(flag) -> None:
+    say_start('export', flag.out)
+
+    import jax
+
+    from densegrpo_jax.sampling.export import export
+
     # No accelerator is needed, and one may be too small for the exact base of a quantised run; one
     # host's part of a pod would wait for the others.
     jax.config.update('jax_platforms', 'cpu')

@@ -8,11 +8,11 @@ elsewhere name the others with --coordinator, --num_processes and --process_id. 
 the work directory. The same command, run again, continues the run in the work directory.
 
 Exit status: 0 finished; 75 stopped by a signal and resumable; 2 a configuration, file or prompt
-cannot be used, or another run writes to the work directory; 130 stopped by Ctrl-C before any work;
-1 anything else (with --require_gain, also too little gain). Also 75 if reward servers stay
-unreachable for the reward's `give_up_s`: the run itself is intact, so a supervisor may restart it,
-and it waits for the servers anew. In that case, and if a reward fails in another way (1), the last
-completed update is saved.
+cannot be used, or another run writes to the work directory; 130 stopped by Ctrl-C before the run
+holds its work directory; 1 anything else (with --require_gain, also too little gain). Also 75 if
+reward servers stay unreachable for the reward's `give_up_s`: the run itself is intact, so a
+supervisor may restart it, and it waits for the servers anew. In that case, and if a reward fails in
+another way (1), the last completed update is saved.
 
 A key of the command line that the method does not read is refused, as `--config.credit.gae_lambda`
 with another rule than 'gae'; --unread=warn is for scripts that give one key to several methods.
@@ -29,31 +29,40 @@ import sys
 
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_run_flags, given_keys, given_recipe, run_main
+from densegrpo_jax.config.command_line import (
+    define_run_flags,
+    given_keys,
+    given_recipe,
+    run_main,
+    say_start,
+)
 from densegrpo_jax.config.flag_types import define_real
-from densegrpo_jax.config.unread import check_unread
-from densegrpo_jax.config.validation import validate
-from densegrpo_jax.planning.utilisation import seconds_at_peak
-from densegrpo_jax.runtime.profiling import check_profile, profile_of
-from densegrpo_jax.runtime.stop import FINISHED
-from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.training.run import run
-from densegrpo_jax.viewing.started import Start
-from densegrpo_jax.viewing.state import TRAINING
 
 
 def main(flag) -> int:
-    config = flag.config
-    rollout, optim = config.rollout, config.optim
-    batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
+    from densegrpo_jax.config.unread import check_unread
+    from densegrpo_jax.config.validation import validate
+    from densegrpo_jax.runtime.profiling import check_profile, profile_of
 
+    config = flag.config
+    validate(config)
+    check_unread(config, given_keys(), then=flag.unread)
     profile = profile_of(flag.profile) if flag.profile is not None else None
     if profile:
         check_profile(profile, config.iterations)
+    say_start('train', flag.workdir)
+
+    from densegrpo_jax.planning.utilisation import seconds_at_peak
+    from densegrpo_jax.runtime.stop import FINISHED
+    from densegrpo_jax.sampling.execution import execute
+    from densegrpo_jax.training.run import run
+    from densegrpo_jax.viewing.started import Start
+    from densegrpo_jax.viewing.state import TRAINING
+
+    rollout, optim = config.rollout, config.optim
+    batch = math.gcd(rollout.prompts_per_batch * rollout.group, optim.microbatch, config.eval.batch)
 
     def work(workdir, mesh, stop):
-        validate(config)
-        check_unread(config, given_keys(), then=flag.unread)
         command = shlex.join(['densegrpo', 'train', *sys.argv[1:]])
         start = Start(command, given_recipe(), str(pathlib.Path.cwd()))
         return run(

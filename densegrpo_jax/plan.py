@@ -31,24 +31,32 @@ from __future__ import annotations
 import json
 import pathlib
 
-import jax
 from absl import flags, logging
 
-from densegrpo_jax.config.command_line import define_config, given_keys, run_main
+from densegrpo_jax.config.command_line import define_config, given_keys, run_main, say_start
 from densegrpo_jax.config.flag_types import define_output, define_real
-from densegrpo_jax.config.unread import SEARCH, TRAINING, check_unread
-from densegrpo_jax.config.validation import validate
-from densegrpo_jax.planning import cards, search
 from densegrpo_jax.planning.chips import CHIPS
-from densegrpo_jax.planning.plan import check_rollout, plan, plan_search, table
-from densegrpo_jax.planning.topology import Topology, parse
 from densegrpo_jax.runtime.paths import writable
 from densegrpo_jax.runtime.reading import read_json
-from densegrpo_jax.runtime.trees import json_value
 
 
 def main(flag) -> int:
+    from densegrpo_jax.config.unread import SEARCH, TRAINING, check_unread
+    from densegrpo_jax.config.validation import validate
+
     out = writable(flag.out) if flag.out else None
+    validate(flag.config)
+    of = SEARCH if flag.search else TRAINING
+    check_unread(flag.config, given_keys(), of=of, then=flag.unread)
+    say_start(f'plan for {flag.topology}')
+
+    import jax
+
+    from densegrpo_jax.planning import cards
+    from densegrpo_jax.planning.plan import check_rollout, plan
+    from densegrpo_jax.planning.topology import parse
+    from densegrpo_jax.runtime.trees import json_value
+
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the planned devices
     count = cards.count_of(flag.topology)
     topology = parse(flag.topology if count is None else f'{cards.REFERENCE}:{count}')
@@ -59,9 +67,6 @@ def main(flag) -> int:
             f'--quick is for TPUs, and --topology={flag.topology} names GPUs, whose compiler takes '
             'seconds anyway: leave it out'
         )
-    validate(flag.config)
-    of = SEARCH if flag.search else TRAINING
-    check_unread(flag.config, given_keys(), of=of, then=flag.unread)
     if not flag.search:
         # before so many devices are made
         check_rollout(flag.config, topology.count)
@@ -82,8 +87,11 @@ def main(flag) -> int:
     return 0 if fits else 1
 
 
-def _one(flag, topology: Topology) -> tuple[str, dict, bool]:
+def _one(flag, topology) -> tuple[str, dict, bool]:
     """(table, document, whether it fits) of one topology."""
+    from densegrpo_jax.planning import search
+    from densegrpo_jax.planning.plan import plan, plan_search, table
+
     how = (flag.config, topology, flag.utilisation, flag.quick)
     result = plan_search(*how) if flag.search else plan(*how)
     return (search.table(result) if flag.search else table(result)), result, result['fits']

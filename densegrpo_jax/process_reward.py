@@ -20,12 +20,9 @@ import pathlib
 
 from absl import flags
 
-from densegrpo_jax.calibration.process_reward import run
-from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, run_main, say_start
 from densegrpo_jax.config.flag_types import define_output
 from densegrpo_jax.runtime.paths import writable
-from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.process_reward import read_probe
 
 FILE = 'process.npz'
 
@@ -33,6 +30,12 @@ FILE = 'process.npz'
 def main(flag) -> int:
     r = flag.config.rollout
     out = writable(flag.out or pathlib.Path(flag.workdir) / FILE)
+    say_start('process-reward', out)
+
+    from densegrpo_jax.calibration.process_reward import run
+    from densegrpo_jax.sampling.execution import execute
+    from densegrpo_jax.sampling.process_reward import read_probe
+
     if out.exists():
         read_probe(out, '--out')  # an error if the command would overwrite another kind of file
     work = lambda workdir, mesh, stop: run(flag.config, workdir, out, mesh, stop)

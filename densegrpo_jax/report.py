@@ -18,12 +18,13 @@ from absl import logging
 
 from densegrpo_jax.config.command_line import define_folder, define_runs, run_main
 from densegrpo_jax.config.flag_types import define_output
-from densegrpo_jax.runtime.files import replace_file
 from densegrpo_jax.runtime.paths import writable
-from densegrpo_jax.viewing.report import FOLDER, is_page, one_file, write_report
 
 
 def main(flag) -> None:
+    from densegrpo_jax.runtime.files import replace_file
+    from densegrpo_jax.viewing.report import FOLDER, one_file, write_report
+
     workdirs = [pathlib.Path(folder).expanduser() for folder in flag.workdir]
     if len(workdirs) > 1 and not flag.out:
         raise ValueError('--out: name a folder for the page of several runs')
@@ -37,12 +38,18 @@ def main(flag) -> None:
         logging.info('made %s', file)
 
 
+def _is_page(file: pathlib.Path) -> bool:
+    from densegrpo_jax.viewing.report import is_page
+
+    return is_page(file)
+
+
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     define_runs()
     define_folder('out', None, 'Folder of the page; default, for one run: WORKDIR/report.')
     what = 'Also writes the page as one HTML file, with its pictures: for a mail or a notebook.'
-    define_output('one_file', None, what, '.html', is_page)
+    define_output('one_file', None, what, '.html', _is_page)
 
 
 if __name__ == '__main__':

@@ -16,14 +16,16 @@ from __future__ import annotations
 from absl import flags
 
 from densegrpo_jax.config.command_line import define_config, run_main
-from densegrpo_jax.rewards.remote.endpoints import read_token
-from densegrpo_jax.rewards.remote.serve import serve
 from densegrpo_jax.runtime.cores import cpu_cores
 
 
 def main(flag) -> None:
     if 'reward' not in flag.config:
         raise ValueError('this configuration has no `reward`; configs/reward_server.py shows one')
+
+    from densegrpo_jax.rewards.remote.endpoints import read_token
+    from densegrpo_jax.rewards.remote.serve import serve
+
     serve(
         flag.config.reward,
         flag.host,

@@ -10,6 +10,8 @@ names another; add --compare to see the base model's images from the same noise 
 
 from __future__ import annotations
 
+import pathlib
+
 from absl import flags, logging
 
 from densegrpo_jax.config.command_line import (
@@ -17,20 +19,25 @@ from densegrpo_jax.config.command_line import (
     define_policy_flags,
     goes_with,
     run_main,
+    say_start,
 )
 from densegrpo_jax.config.flag_types import define_output, define_whole
-from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import check_text
 from densegrpo_jax.runtime.paths import foreign, writable
-from densegrpo_jax.sampling.draw import draw, is_drawn, single_file, write_sheet
 
 
 def main(flag) -> None:
     out, prompts = writable(flag.out), [check_text(p, '--prompt') for p in flag.prompt]
     if flag.prompts:
+        from densegrpo_jax.data.prompt_files import prompts_from
+
         prompts += [p.text for p in prompts_from(flag.prompts, quoted_target=False)]
     if not prompts:
         raise ValueError('nothing to draw: give --prompt="..." or --prompts=FILE')
+    say_start('sample', flag.out)
+
+    from densegrpo_jax.sampling.draw import draw, is_drawn, single_file, write_sheet
+
     if flag.single:
         for i in range(len(prompts) * flag.copies * (1 + flag.compare)):
             if problem := foreign(single_file(out, i), is_drawn):
@@ -49,6 +56,12 @@ def main(flag) -> None:
     logging.info('made %s: %d images', flag.out, len(images))
 
 
+def _is_drawn(path: pathlib.Path) -> bool:
+    from densegrpo_jax.sampling.draw import is_drawn
+
+    return is_drawn(path)
+
+
 def define_flags() -> None:
     """Defines the flags; importing this module defines none."""
     what = 'Configuration: model, size, guidance, policy; without it that of the run in --workdir.'
@@ -62,7 +75,7 @@ def define_flags() -> None:
         'compare', False, 'With --workdir: also the base model, same noise, each pair side by side.'
     )
     sheet = 'Contact sheet to write; --single also writes every image.'
-    define_output('out', 'samples.png', sheet, '.png', is_drawn)
+    define_output('out', 'samples.png', sheet, '.png', _is_drawn)
     goes_with('compare', 'workdir')
     flags.DEFINE_bool('single', False, 'Also write every image as a separate PNG, next to --out.')
 

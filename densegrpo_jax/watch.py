@@ -17,10 +17,11 @@ from absl import flags
 
 from densegrpo_jax.config.command_line import define_runs, run_main
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.viewing.server import serve
 
 
 def main(flag) -> None:
+    from densegrpo_jax.viewing.server import serve
+
     serve([pathlib.Path(folder).expanduser() for folder in flag.workdir], flag.host, flag.port)
 
 

@@ -1,5 +1,7 @@
 """The flags that commands share, and their handling of mistakes in the arguments: one line, and
 status 2.
+
+Commands import what they run inside their `main`: it takes seconds, and mistakes are told before.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from densegrpo_jax.config.flag_types import define_whole, refuse
@@ -23,6 +25,7 @@ from densegrpo_jax.config.of_run import with_own_configuration
 from densegrpo_jax.config.reads import READS, REFUSE, WARN, check_reads
 from densegrpo_jax.config.unknown import check_key
 from densegrpo_jax.runtime import console, entry, paths
+from densegrpo_jax.runtime.backends import BACKENDS, HEARTBEAT_SECONDS
 from densegrpo_jax.runtime.leaving import leave
 
 UNUSABLE = entry.UNUSABLE  # exit status: arguments, settings or files that cannot be used
@@ -160,11 +163,6 @@ def define_policy_flags(use: str) -> None:
 
 def define_process_flags() -> None:
     """The flags for devices and processes."""
-    from densegrpo_jax.runtime.startup import (  # imports jax, which a reward server does not need
-        BACKENDS,
-        HEARTBEAT_SECONDS,
-    )
-
     flags.DEFINE_enum(
         'device',
         '',
@@ -187,6 +185,16 @@ def define_process_flags() -> None:
     define_whole('process_id', -1, 'With --coordinator: the index of this one, from 0.', -1, most)
     dead = 'Seconds after which a dead process ends the others.'
     define_whole('heartbeat', HEARTBEAT_SECONDS, dead, 1, 86_400)
+
+
+def say_start(command: str, results: str | pathlib.Path = '') -> None:
+    """The first line of a command: its configuration, and the folder or file of its results. For
+    `main`, before its imports.
+    """
+    parser = _configuration()
+    named = f' with --config={parser.argument}' if parser else ''
+    where = f', results go to {pathlib.Path(results).expanduser().absolute()}' if results else ''
+    logging.info('%s%s%s', command, named, where)
 
 
 def given_recipe() -> str:
@@ -239,12 +247,12 @@ class _Configuration(flags.ArgumentParser):
         self, training: bool = True, listed: bool = False, reads: str = '', of_run: bool = False
     ):
         self.training, self.listed, self.reads, self.of_run = training, listed, reads, of_run
-        self.recipe = ''
+        self.argument = self.recipe = ''
 
     def parse(self, argument: str) -> ConfigDict:
         try:
             config = load(argument)
-            self.recipe = config.to_json_best_effort(indent=2)
+            self.argument, self.recipe = argument, config.to_json_best_effort(indent=2)
             if self.training:
                 from densegrpo_jax.config.validation import check_names  # imports jax
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from densegrpo_jax.config.key import MACHINE, Key, choice, number, positive, switch, text, whole
 from densegrpo_jax.core.classifier_free import ALWAYS
 from densegrpo_jax.networks.attention import IMPLEMENTATIONS
-from densegrpo_jax.networks.flux import LORA_TARGETS
-from densegrpo_jax.networks.mmdit import REMAT_POLICIES
-from densegrpo_jax.networks.quantize import FORMATS
+from densegrpo_jax.networks.names import FLUX_TARGETS, FORMATS, REMAT_POLICIES
 
 MODEL = {
     'path': text('black-forest-labs/FLUX.1-dev', 'Diffusers folder or Hugging Face id.'),
@@ -78,7 +76,7 @@ MODEL = {
 LORA = {
     'rank': whole(64, 'Rank of the adapters.', 1, 4096),
     'alpha': positive(128.0, "The adapters' output is scaled by alpha / rank."),
-    'targets': Key(LORA_TARGETS, 'Ends of the names of the layers with an adapter.', length=1),
+    'targets': Key(FLUX_TARGETS, 'Ends of the names of the layers with an adapter.', length=1),
     'init_from': text(
         '',
         'LoRA file to start from, of Diffusers, PEFT, ComfyUI or kohya; the reference policy stays '

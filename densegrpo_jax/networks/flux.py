@@ -13,7 +13,6 @@ from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import read_config
 from densegrpo_jax.networks.mmdit import (
-    JOINT_ATTENTION,
     Attention,
     JointBlock,
     Modulation,
@@ -262,14 +261,6 @@ _NORMS = {
     'transformer_blocks': ('attn.norm_q', 'attn.norm_k', 'attn.norm_added_q', 'attn.norm_added_k'),
     'single_transformer_blocks': ('attn.norm_q', 'attn.norm_k'),
 }
-# Where adapters are trained: attention of all blocks, feed-forward of the double blocks.
-LORA_TARGETS = (
-    *JOINT_ATTENTION,
-    'ff.net.0.proj',
-    'ff.net.2',
-    'ff_context.net.0.proj',
-    'ff_context.net.2',
-)
 
 
 def _linears_outside_blocks(config: FluxConfig) -> list[str]:

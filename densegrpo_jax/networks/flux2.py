@@ -15,7 +15,6 @@ from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
 from densegrpo_jax.networks.config_json import check_positive, read_config
 from densegrpo_jax.networks.mmdit import (
-    JOINT_ATTENTION,
     Attention,
     Embedder,
     Modulation,
@@ -25,6 +24,7 @@ from densegrpo_jax.networks.mmdit import (
     path,
     stack,
 )
+from densegrpo_jax.networks.names import JOINT_ATTENTION
 from densegrpo_jax.networks.network import Network
 from densegrpo_jax.networks.weight_rules import Rule
 

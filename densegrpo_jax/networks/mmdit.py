@@ -18,29 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 from densegrpo_jax.networks import attention, layers
 from densegrpo_jax.networks import lora as lora_lib
 from densegrpo_jax.networks.attention import Attend
+from densegrpo_jax.networks.names import REMAT_POLICIES
 from densegrpo_jax.networks.weight_rules import Rule
-
-# The layers of joint attention by their names in the checkpoints.
-JOINT_ATTENTION = (
-    'attn.to_q',
-    'attn.to_k',
-    'attn.to_v',
-    'attn.to_out.0',
-    'attn.add_q_proj',
-    'attn.add_k_proj',
-    'attn.add_v_proj',
-    'attn.to_add_out',
-)
 
 # Of the layers below, as in `Network`.
 COLUMN = ('to_[qkv]', 'add_[qkv]_proj', 'net_0/proj', r'norm\w*/linear', 'linear_1')
 ROW = ('to_out_0', 'to_add_out', 'net_2', 'linear_2')
-
-REMAT_POLICIES = {
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
-}
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)

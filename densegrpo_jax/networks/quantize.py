@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from densegrpo_jax.networks.names import FORMATS
+
 if TYPE_CHECKING:
     import qwix  # two seconds of import, for a base that is quantised
 
-FORMATS = ('int8', 'nf4')
 NF4_BLOCK = 64  # inputs per scale
 
 

@@ -9,6 +9,16 @@ from densegrpo_jax.planning.topology import Topology
 GIB = 2**30
 
 
+def unit(largest: float) -> tuple[str, float]:
+    """(unit, what GiB are multiplied by) of a table whose largest size is `largest` GiB."""
+    return ('GiB', 1.0) if largest >= 1 else ('MiB', 1024.0)
+
+
+def amount(x: float) -> str:
+    """A number with about as many digits as it deserves: 0.0012, 3.4, 730."""
+    return f'{x:.2g}' if x < 1 else f'{x:.1f}' if x < 100 else f'{x:.0f}'
+
+
 def advice(
     config,
     topology: Topology,

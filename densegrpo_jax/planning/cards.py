@@ -14,6 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from densegrpo_jax.config.variants import microbatches
+from densegrpo_jax.planning.advice import amount
 from densegrpo_jax.planning.chips import CHIPS, GPUS
 from densegrpo_jax.planning.topology import Topology, compiler_of, parse
 from densegrpo_jax.runtime.mesh import mesh_shape
@@ -168,8 +169,8 @@ def table(result: Mapping) -> str:
             )
             continue
         lines.append(
-            f'{start}{row["gib"]:6.1f} {row["seconds_per_iteration"]:12.1f} '
-            f'{row["card_hours"]:11.0f}  {arguments(row["changes"])}'
+            f'{start}{amount(row["gib"]):>6s} {amount(row["seconds_per_iteration"]):>12s} '
+            f'{amount(row["card_hours"]):>11s}  {arguments(row["changes"])}'
         )
     return '\n'.join(lines)
 

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from densegrpo_jax.config.validation import validate
 from densegrpo_jax.planning import search
-from densegrpo_jax.planning.advice import GIB, advice
+from densegrpo_jax.planning.advice import GIB, advice, amount, unit
 from densegrpo_jax.planning.collectives import collective_bytes
 from densegrpo_jax.planning.lowering import Phase, phases, reward_inside
 from densegrpo_jax.planning.topology import Topology, absent_devices, compiler_of
@@ -191,26 +191,29 @@ def table(result: dict) -> str:
     source = compiler_of(r['estimated_on_cpu'])
     source += ', with little effort: a run may need less memory' if r['quick'] else ''
     axes = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
+    size, by = unit(max(row['gib'] for row in r['phases'].values()))
     lines = [
         f'{r["topology"]}: {r["devices"]} devices ({axes}), {r["samples_per_device"]} samples '
         f'each, attention {r["attention"]}',
         f'compiled by {source}',
         'always resident (weights, also of a process reward, optimiser, latents): '
-        f'{r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
-        'phase        GiB/device  fits  TFLOP/device  received GiB  s/iteration  collectives s',
+        f'{r["resident_gib"] * by:.2f} {size} of {r["limit_gib"]:g} GiB',
+        f'phase        {size}/device  fits  TFLOP/device  received {size}  s/iteration  '
+        'collectives s',
     ]
     for name, row in r['phases'].items():
         fits = 'yes' if row['gib'] <= r['limit_gib'] else 'NO'
         lines.append(
-            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} '
-            f'{row["collective_gib"]:13.2f} {row["compute_s"]:12.1f} {row["collective_s"]:14.1f}'
+            f'{name:12s} {row["gib"] * by:10.2f} {fits:>5s} {amount(row["tflop"]):>13s} '
+            f'{row["collective_gib"] * by:13.2f} {amount(row["compute_s"]):>12s} '
+            f'{amount(row["collective_s"]):>14s}'
         )
     low, high = r['chip_hours']
     lines += [
-        f'an iteration: {r["seconds_per_iteration"]:.0f} s of arithmetic at '
-        f'{100 * r["utilisation"]:.0f} % of the peak, {r["collective_seconds"]:.0f} s of '
+        f'an iteration: {amount(r["seconds_per_iteration"])} s of arithmetic at '
+        f'{100 * r["utilisation"]:.0f} % of the peak, {amount(r["collective_seconds"])} s of '
         'collectives if nothing hides them',
-        f'{r["iterations"]} iterations: {low:.0f} to {high:.0f} chip-hours',
+        f'{r["iterations"]} iterations: {amount(low)} to {amount(high)} chip-hours',
         'it fits' if r['fits'] else 'IT DOES NOT FIT; try:',
         *(f'  {line}' for line in r['advice']),
         *r['warnings'],

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from densegrpo_jax.config.method import search_kernel_of
 from densegrpo_jax.networks.quantize import stored_shapes
 from densegrpo_jax.pipelines.base import Pipeline
-from densegrpo_jax.planning.advice import GIB
+from densegrpo_jax.planning.advice import GIB, amount, unit
 from densegrpo_jax.planning.flops import count_flops, countable
 from densegrpo_jax.planning.lowering import Phase
 from densegrpo_jax.planning.topology import Topology, compiler_of
@@ -105,18 +105,21 @@ def programs(config, pipeline: Pipeline, mesh: Mesh) -> Programs:
 def table(result: dict) -> str:
     """The document of `plan.plan_search` as text."""
     r = result
+    size, by = unit(max(row['gib'] for row in r['phases'].values()))
     lines = [
         f'{r["topology"]}: {r["devices"]} devices, search by {r["method"]}: {r["evaluations"]} '
         f'network evaluations and {r["images"]} images a prompt, {r["prompts"]} prompts x '
         f'{r["rows"]} particles together',
         f'compiled by {compiler_of(r["estimated_on_cpu"])}',
-        f'always resident (weights, policy): {r["resident_gib"]:.2f} GiB of {r["limit_gib"]:g} GiB',
-        'phase        GiB/device  fits  TFLOP/device  s/prompt',
+        f'always resident (weights, policy): {r["resident_gib"] * by:.2f} {size} of '
+        f'{r["limit_gib"]:g} GiB',
+        f'phase        {size}/device  fits  TFLOP/device  s/prompt',
     ]
     for name, row in r['phases'].items():
         fits = 'yes' if row['gib'] <= r['limit_gib'] else 'NO'
         lines.append(
-            f'{name:12s} {row["gib"]:10.2f} {fits:>5s} {row["tflop"]:13.1f} {row["compute_s"]:9.1f}'
+            f'{name:12s} {row["gib"] * by:10.2f} {fits:>5s} {amount(row["tflop"]):>13s} '
+            f'{amount(row["compute_s"]):>9s}'
         )
     way_out = 'IT DOES NOT FIT: fewer config.search.prompts together, or config.mesh.fsdp'
     return '\n'.join([*lines, 'it fits' if r['fits'] else way_out])

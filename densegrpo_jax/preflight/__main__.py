@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from absl import flags
 
-from densegrpo_jax.config.command_line import define_run_flags, run_main
+from densegrpo_jax.config.command_line import define_run_flags, run_main, say_start
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.preflight.run import COARSE, run
-from densegrpo_jax.sampling.execution import execute
+from densegrpo_jax.preflight import COARSE
 
 
 def main(flag) -> int:
+    say_start('preflight', flag.workdir)
+
+    from densegrpo_jax.preflight.run import run
+    from densegrpo_jax.sampling.execution import execute
+
     work = lambda workdir, mesh, stop: run(
         flag.config,
         workdir,

@@ -19,7 +19,7 @@ from densegrpo_jax.config import identity
 from densegrpo_jax.config.method import kernel_of
 from densegrpo_jax.data.prompts import Prompt, PromptSet
 from densegrpo_jax.data.sampler import some_prompts
-from densegrpo_jax.preflight import page
+from densegrpo_jax.preflight import COARSE, page
 from densegrpo_jax.preflight.costs import costs, of_branches, of_run
 from densegrpo_jax.preflight.credits import candidates, not_measured, own_credit
 from densegrpo_jax.preflight.findings import Images, findings, prices
@@ -40,7 +40,6 @@ from densegrpo_jax.sampling.session import Checked, Session, check, load, start_
 from densegrpo_jax.sampling.state import start_digest
 from densegrpo_jax.search.model import Model
 
-COARSE = (3, 1)  # completions measured beside the full ones
 SHOWN = 6  # prompts with pictures
 
 

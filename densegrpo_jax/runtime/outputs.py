@@ -42,14 +42,30 @@ def claim(
 
     Raises:
       ValueError: the command would overwrite what it reads, or one of the names is of another kind
-        or of another writer. Raised before anything is written.
+        or of another writer, or `folder` is in what a command of ours wrote. Raised before anything
+        is written.
     """
     hosts = hosts or Hosts()
     with Agreement(hosts, 'outputs').alike():
         if hosts.primary:
+            _check_above(folder)
             check_places(folder, files, folders)
             _check_inputs(folder, (*files, *folders), read, closed)
             _mark(folder, {*files, *folders})
+
+
+def _check_above(folder: pathlib.Path) -> None:
+    """Raises ValueError if `folder` has no marks yet and is in one that our commands write."""
+    if (folder / RECORD).exists():
+        return
+    place = folder.resolve()
+    for above in (above for above in place.parents if (above / RECORD).is_file()):
+        name = place.relative_to(above).parts[0]
+        if name in parse_json(read_text(above / RECORD), str(above / RECORD), list):
+            raise ValueError(
+                f'{folder} is in {above / name}, which is part of the results in {above}: name a '
+                'folder outside it'
+            )
 
 
 def _check_inputs(

@@ -10,10 +10,8 @@ from typing import Any
 
 import jax
 
+from densegrpo_jax.runtime.backends import BACKENDS, HEARTBEAT_SECONDS
 from densegrpo_jax.runtime.cores import cpu_cores
-
-HEARTBEAT_SECONDS = 60
-BACKENDS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}  # the flag's value -> JAX's name
 
 
 def cpu_devices(batch: int, cores: int | None = None) -> int:

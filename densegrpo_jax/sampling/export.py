@@ -21,6 +21,7 @@ from densegrpo_jax.runtime.markdown import table
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.outputs import claim
 from densegrpo_jax.runtime.reading import read_json, shown
+from densegrpo_jax.sampling.layouts import LAYOUTS, MERGED
 from densegrpo_jax.sampling.loading import find_step, load_policy
 from densegrpo_jax.sampling.noise import title
 from densegrpo_jax.sampling.push import check_push, push
@@ -29,8 +30,6 @@ from densegrpo_jax.sampling.session import check, load_weights, open_shapes
 CURVE = 'reward_curve.png'  # of a finished run
 PROMPT = 'A neon sign that says "HELLO"'  # of the card
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')  # of a released model
-MERGED = 'merged'
-LAYOUTS = ('peft', 'kohya', MERGED)
 KOHYA_FILENAME = 'kohya_lora.safetensors'
 
 CARD = """---

@@ -17,8 +17,6 @@ import pathlib
 
 import numpy as np
 from absl import flags, logging
-from jax.sharding import Mesh
-from PIL import Image
 
 from densegrpo_jax.config.command_line import (
     define_config,
@@ -27,20 +25,10 @@ from densegrpo_jax.config.command_line import (
     define_process_flags,
     given_keys,
     run_main,
+    say_start,
 )
 from densegrpo_jax.config.flag_types import define_whole
-from densegrpo_jax.config.unread import SEARCH, check_unread
-from densegrpo_jax.data.prompt_files import prompts_from
 from densegrpo_jax.data.prompts import Prompt, PromptSet, check_text, columns, ocr_prompt
-from densegrpo_jax.evaluation.diversity import embedding_folder
-from densegrpo_jax.runtime.outputs import claim
-from densegrpo_jax.runtime.stop import StopRequest
-from densegrpo_jax.sampling.conditioning import check_targets, load_prompts
-from densegrpo_jax.sampling.execution import execute
-from densegrpo_jax.sampling.loading import load_policy
-from densegrpo_jax.sampling.session import check, load
-from densegrpo_jax.search.record import FILES, FOLDERS
-from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
 
 
 def chosen_prompts(config, given: list[str], file: str | None, count: int) -> list[Prompt]:
@@ -49,8 +37,12 @@ def chosen_prompts(config, given: list[str], file: str | None, count: int) -> li
     texts = [check_text(text, '--prompt') for text in given]
     prompts = [ocr_prompt(text, '--prompt') if quoted else Prompt(text) for text in texts]
     if file:
+        from densegrpo_jax.data.prompt_files import prompts_from
+
         prompts += list(prompts_from(file, quoted_target=quoted))
     if not prompts:
+        from densegrpo_jax.sampling.conditioning import load_prompts
+
         prompts = list(load_prompts(config, 'eval'))
     return prompts[: count or None]
 
@@ -62,6 +54,8 @@ def given_images(config, folder: str) -> np.ndarray:
       ValueError, FileNotFoundError: the folder does not exist or has no image, or an image has
         another size or cannot be read.
     """
+    from PIL import Image
+
     path, (height, width) = (
         pathlib.Path(folder).expanduser(),
         (config.model.height, config.model.width),
@@ -89,8 +83,21 @@ def given_images(config, folder: str) -> np.ndarray:
 
 
 def main(flag) -> int:
-    def work(out: pathlib.Path, mesh: Mesh, stop: StopRequest) -> None:
-        check_unread(flag.config, given_keys(), of=SEARCH, then=flag.unread)
+    from densegrpo_jax.config.unread import SEARCH, check_unread
+
+    check_unread(flag.config, given_keys(), of=SEARCH, then=flag.unread)
+    say_start('search', flag.out)
+
+    from densegrpo_jax.evaluation.diversity import embedding_folder
+    from densegrpo_jax.runtime.outputs import claim
+    from densegrpo_jax.sampling.conditioning import check_targets
+    from densegrpo_jax.sampling.execution import execute
+    from densegrpo_jax.sampling.loading import load_policy
+    from densegrpo_jax.sampling.session import check, load
+    from densegrpo_jax.search.record import FILES, FOLDERS
+    from densegrpo_jax.search.run import check_results, make_budget, search, unseen_rewards
+
+    def work(out: pathlib.Path, mesh, stop) -> None:
         source = flag['from'].value
         read = [pathlib.Path(source)] if source else []
         claim(out, FILES, FOLDERS, read=read, hosts=stop.communicator.hosts)

@@ -255,7 +255,9 @@ def announce(
     if config.full:
         trained = 'all weights of the transformer (the reference policy is a frozen copy)'
     unit = BATCHES[loss_of(config).batch].unit
-    held = ', '.join(f'{name} {size / GIB:.2f}' for name, size in need.items())
+    total = sum(need.values())
+    binary, one = ('GiB', GIB) if total >= GIB else ('MiB', 2**20)
+    held = ', '.join(f'{name} {size / one:.2f}' for name, size in need.items())
     table = {
         'model': (
             f'{folder}: transformer {count(base["transformer"]) / 1e6:.1f} M, all parts '
@@ -291,7 +293,7 @@ def announce(
         )
         + ('weights' if config.full else 'adapters'),
         **({'guard': guarded_by(checked, guarded)} if guarded else {}),
-        'memory': f'{held} GiB per device: {sum(need.values()) / GIB:.2f} GiB before activations',
+        'memory': f'{held} {binary} per device: {total / one:.2f} {binary} before activations',
         'results': (
             f'{workdir}: metrics.jsonl, tensorboard/, samples/, checkpoints/ (newest '
             f'{config.checkpoint.keep} and the best)'

@@ -73,6 +73,7 @@ class Reporter:
         self._config, self._workdir, self._primary = config, workdir, hosts.primary
         self._processes = hosts.count
         self._start, self._since, self._open = start, since, contextlib.ExitStack()
+        self._evaluated = False  # in this process
 
     def __enter__(self) -> Reporter:
         if self._primary:
@@ -108,7 +109,10 @@ class Reporter:
         self._bar.update(step, shown(metrics, seconds))
         if step == self._start + 1:
             since = time.monotonic() - self._since
-            self._bar.note(f'first update {since:.0f} s after the start, compilation included')
+            among = ', an evaluation' if self._evaluated else ''
+            self._bar.note(
+                f'first update {since:.0f} s after the start, with loading{among} and compilation'
+            )
 
     def evaluation(self, step: int, result: Evaluation) -> list:
         """Logs the scores and the fixed images of an evaluation, and stores the images in the work
@@ -120,7 +124,7 @@ class Reporter:
         Raises:
           RewardError: no prompt has that score.
         """
-        best = self._config.eval.best
+        best, self._evaluated = self._config.eval.best, True
         count, scored = len(result.scores[best]), result.scored(best)
         if not scored:
             raise RewardError(

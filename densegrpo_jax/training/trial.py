@@ -4,6 +4,7 @@ anything.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -51,14 +52,14 @@ def _try_kernel(config, schedule: Schedule) -> None:
     r, sigmas = config.rollout, schedule.sigmas
     if not kernel_of(config).noisy:  # for losses on clean samples
         return
+    # compiled once: one by one, its operations would take seconds
+    tried = jax.jit(functools.partial(sde_step, kernel=kernel_of(config)))
     x, noise = np.random.default_rng(0).normal(size=(2, SAMPLES, 4)).astype(np.float32)
     for k in np.flatnonzero(schedule.masks.trained):
         level = np.float32(schedule.noise_levels[k])
         at = np.full(SAMPLES, sigmas[k], np.float32)
         where = f'rollout.kernel={r.kernel!r} with rollout.noise={r.noise!r}, transition {k}'
-        step = _called(
-            where, sde_step, -x, x, at, sigmas[k + 1], level, noise=noise, kernel=kernel_of(config)
-        )
+        step = _called(where, tried, -x, x, at, sigmas[k + 1], level, noise=noise)
         mean, std = np.asarray(step.mean), np.asarray(step.std)
         if mean.shape != x.shape or not np.isfinite(mean).all():
             raise ValueError(f'{where}: the mean is not finite or of shape {mean.shape}')

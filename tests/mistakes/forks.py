@@ -17,7 +17,11 @@ import sys
 import time
 import traceback
 
-# What most commands import at work, and a fork would import again.
+# What commands import at work, and a fork would import again.
+WORK = ('sampling.draw', 'sampling.export', 'evaluation.evaluate', 'training.run', 'preflight.run')
+WORK += ('calibration.direction', 'calibration.process_reward', 'planning.plan', 'planning.cards')
+WORK += ('planning.search', 'planning.utilisation', 'search.run', 'viewing.server')
+WORK += ('rewards.remote.serve',)
 SLOW = ('transformers.models.clip.tokenization_clip', 'transformers.models.t5.tokenization_t5')
 SLOW += ('rapidocr', 'onnxruntime', 'tensorboardX', 'PIL.Image', 'orbax.checkpoint')
 SECONDS = 120  # none of the cases should begin any work
@@ -52,8 +56,8 @@ def start(command, arguments, folder, environment):
 
 def main():
     cases = json.load(sys.stdin)
-    for command in (*sys.argv[1:], *SLOW):
-        importlib.import_module(command)
+    for module in (*sys.argv[1:], *(f'densegrpo_jax.{name}' for name in WORK), *SLOW):
+        importlib.import_module(module)
     # a collection in a fork would copy most of the memory, and none of them lives long
     gc.disable()
     gc.freeze()

@@ -85,7 +85,7 @@ KEYS = [
     ('model.transformer_file=nowhere.safetensors', "'nowhere.safetensors' does not exist"),
     ('lora.init_from=nowhere.safetensors', 'nowhere.safetensors does not exist'),
     ('mesh.fsdp=3', 'config.mesh (data=-1, fsdp=3, tensor=1): the given sizes multiply to 3'),
-    ('mesh.fsdp=0', 'every size must be a positive number, or -1'),
+    ('mesh.fsdp=0', 'expected a whole number at least 1 and at most 1000000, or -1'),
     ('eval.best=beauty', "eval.best='beauty' is not a score of this reward; choose one of"),
     ('eval.steps=0', 'eval.steps=0: expected'),
     ('log.report_to=wand', "there is no tracker 'wand'; did you mean 'wandb'"),

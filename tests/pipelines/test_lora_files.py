@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from densegrpo_jax.core.ode_rollout import ode_rollout
-from densegrpo_jax.networks import flux, flux2, lora, sd3, zimage
+from densegrpo_jax.networks import flux2, lora, sd3, zimage
 from densegrpo_jax.networks.lora import LoraConfig, init_adapters
+from densegrpo_jax.networks.names import FLUX_TARGETS
 from densegrpo_jax.pipelines.folder import load_pipeline, save_pipeline
 from densegrpo_jax.pipelines.weights import lora_files, lora_reading
 from tests import compiled, miniature
@@ -16,7 +17,7 @@ from tests import compiled, miniature
 PROMPT = 'A neon sign that says "HELLO"'
 SIZE = (32, 64)
 TARGETS = {
-    'flux': flux.LORA_TARGETS,
+    'flux': FLUX_TARGETS,
     'klein': flux2.LORA_TARGETS,
     'zimage': zimage.LORA_TARGETS,
     'sd3': sd3.LORA_TARGETS,
@@ -114,7 +115,7 @@ def test_torch_draws_the_same_picture_from_the_file(kind, layout, folders, tmp_p
     # Diffusers converts kohya's single blocks for the released width only; test_kohya_joins_layers
     # looks at those.
     targets = (
-        tuple(rf'transformer_blocks\.\d+\.{t}' for t in flux.LORA_TARGETS)
+        tuple(rf'transformer_blocks\.\d+\.{t}' for t in FLUX_TARGETS)
         if (kind, layout) == ('flux', 'kohya')
         else None
     )

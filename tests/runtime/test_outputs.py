@@ -30,6 +30,18 @@ def test_what_somebody_else_wrote_stays(tmp_path):
         claim(tmp_path, ['README.md', 'config.json'])
 
 
+def test_nothing_is_put_into_what_another_command_writes(tmp_path):
+    run = tmp_path / 'run'
+    claim(run, ['metrics.jsonl'], ['checkpoints'])
+    said = 'checkpoints, which is part of the results in .*run: '
+    for inner in (run / 'checkpoints', run / 'checkpoints' / 'second', run / 'x/../checkpoints/y'):
+        with pytest.raises(ValueError, match=said):
+            claim(inner, ['metrics.jsonl'])
+    assert not (run / 'checkpoints').exists()
+    claim(run / 'evaluation', ['summary.md'])
+    claim(run / 'evaluation', ['summary.md'])
+
+
 def test_texts_that_are_named_by_their_content_are_shared(tmp_path):
     (tmp_path / 'text').mkdir()
     claim(tmp_path, ['psi.json'], ['text'])

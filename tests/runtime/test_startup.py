@@ -1,13 +1,18 @@
-"""What a process finds when it starts: its cores, and the device that was asked for."""
+"""What a process finds when it starts: its cores, and the device that was asked for; and what it
+imports before it says so.
+"""
 
 import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import jax
 import pytest
 
 from densegrpo_jax import main
+from densegrpo_jax.__main__ import COMMANDS
 from densegrpo_jax.rewards import Scorer
 from densegrpo_jax.runtime.startup import check_device, cpu_devices
 from densegrpo_jax.sampling import execution
@@ -58,3 +63,39 @@ def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
     assert [p.name for p in package.rglob('*.py') if 'sched_getaffinity' in p.read_text()] == [
         'cores.py'
     ]
+
+
+# Imports the commands, as far as their flags need; then begins a training, up to the imports of its
+# work.
+EARLY = """
+import importlib, sys, types
+for name in sys.argv[2:]:
+    importlib.import_module(f'densegrpo_jax.{name}')
+print([name for name in ('jax', 'PIL') if name in sys.modules])
+from absl import flags
+from densegrpo_jax import main
+from densegrpo_jax.config import command_line
+command_line.define_config('', reads='main')
+flags.FLAGS(['train', '--config=tiny_ocr'])
+flag = types.SimpleNamespace(
+    config=flags.FLAGS.config, workdir=sys.argv[1], unread='refuse', profile=None
+)
+command_line.console.start()
+sys.modules['densegrpo_jax.planning.utilisation'] = None
+try:
+    main.main(flag)
+except ModuleNotFoundError as error:
+    print(error.name)
+print([name for name in ('jax', 'flax', 'orbax', 'optax', 'PIL') if name in sys.modules])
+"""
+
+
+def test_mistakes_and_the_first_line_do_not_wait_for_large_imports(tmp_path):
+    package = pathlib.Path(main.__file__).parent
+    whole = lambda name: f'{name}.__main__' if (package / name).is_dir() else name
+    modules = [whole(name) for name, _ in COMMANDS.values()]
+    done = subprocess.run(
+        [sys.executable, '-c', EARLY, str(tmp_path), *modules], capture_output=True, text=True
+    )
+    assert done.stderr == f'train with --config=tiny_ocr, results go to {tmp_path}\n'
+    assert done.stdout.splitlines() == ['[]', 'densegrpo_jax.planning.utilisation', "['jax']"]

@@ -450,7 +450,7 @@ def test_exit_status_tells_a_supervisor_whether_to_try_again(
         unread='warn',
         profile=None,
     )
-    monkeypatch.setattr(main, 'run', run)
+    monkeypatch.setattr('densegrpo_jax.training.run.run', run)
     for name in ('start_devices', 'keep_compiled'):
         monkeypatch.setattr(execution, name, lambda *args: None)
     assert main.main(flag) == status
