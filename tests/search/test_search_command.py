@@ -26,7 +26,10 @@ from densegrpo_jax.search.model import Model, temperature_of
 from densegrpo_jax.search.record import FILE
 from tests import miniature
 from tests.clip_folder import random_clip
+from tests.programs import shared_programs  # noqa: F401
 from tests.training.small_run import make_config
+
+pytestmark = pytest.mark.usefixtures('shared_programs')
 
 PROMPTS = [Prompt('a red sign'), Prompt('a green sign'), Prompt('a blue sign')]
 

@@ -11,7 +11,7 @@ from densegrpo_jax.rewards.build import REWARDS
 from densegrpo_jax.runtime.mesh import make_mesh
 from densegrpo_jax.runtime.stop import StopRequest
 from densegrpo_jax.training.run import run
-from tests.programs import shared_programs  # noqa: F401
+from tests.programs import shared_programs, sharing  # noqa: F401
 from tests.training.small_run import (
     SMOOTH,
     Brightness,
@@ -42,7 +42,8 @@ def stayed(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('stayed')
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REWARDS, 'brightness', Brightness)
-        return workdir, train(folder, workdir, 1, 2)
+        with sharing():
+            return workdir, train(folder, workdir, 1, 2)
 
 
 @pytest.mark.parametrize('devices', [2, pytest.param(1, marks=pytest.mark.slow)])

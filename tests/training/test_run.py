@@ -144,7 +144,8 @@ def test_resume_after_signals_is_exact(folder, tmp_path, signals):
     """
     straight, broken = tmp_path / 'straight', tmp_path / 'broken [0-9] *?'
     how = dict(flags=QUICK, cache=tmp_path / 'compiled')
-    start = lambda workdir, **more: command(folder, workdir, '--config.iterations=4', **how, **more)
+    flags = '--config.iterations=4', '--config.optim.decay=linear'
+    start = lambda workdir, **more: command(folder, workdir, *flags, **how, **more)
 
     def ends(number, step):
         config = tmp_path / f'at_{step}.py'
