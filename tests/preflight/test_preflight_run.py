@@ -158,6 +158,8 @@ def test_a_remote_reward_measures_as_the_same_reward_here(config, two_steps, tmp
         assert repr(there[name]) == repr(two_steps[name])
 
 
+# tests/training/test_meshes.py compares rollouts, credit and updates over devices.
+@pytest.mark.slow
 def test_two_devices_measure_as_one_does(config, two_steps, tmp_path):
     mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1}, jax.devices()[:2])
     config.rollout.steps = 2

@@ -198,7 +198,11 @@ def test_the_gradient_of_a_clip_reward_is_its_slope(session, tmp_path, monkeypat
             np.testing.assert_allclose((up - down) / (2 * h), slope, atol=0.03 * size)
 
 
-@pytest.mark.parametrize('method', ['best_of_n', 'svdd', 'refine', 'psi'])
+# The best of n is run above, a refinement below.
+slow = lambda method: pytest.param(method, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('method', [slow('best_of_n'), 'svdd', slow('refine'), 'psi'])
 def test_every_method_runs_on_a_pipeline(session, tmp_path, method):
     options = dict(method=method, nfe=24, particles=0, candidates=2, beta=0.01)
     found = run.search(changed(session, **options), None, PROMPTS[:2], tmp_path)
