@@ -2,8 +2,8 @@
 
 A run makes its encoders, rollout, credit, update and evaluation anew, and traces and compiles them,
 also if the run before had the same configuration; so it does with the program that draws its first
-adapters, which are kept as they were drawn. A module whose tests make many runs of few
-configurations takes the fixture:
+adapters, which are kept as they were drawn. Figures are kept too. A module whose tests make many
+runs of few configurations takes the fixture:
 
     from tests.programs import shared_programs
 
@@ -38,7 +38,7 @@ from densegrpo_jax.sampling import conditioning, draw
 from densegrpo_jax.sampling.sampler import Schedule
 from densegrpo_jax.search import model as searched
 from densegrpo_jax.search import run as search
-from densegrpo_jax.training import rounds, run
+from densegrpo_jax.training import report, rounds, run
 from tests.compiled import key_of
 
 MAKERS = (
@@ -75,7 +75,7 @@ KEPT = 12  # programs of each kind
 
 
 def _nothing():
-    return {name: collections.OrderedDict() for name in (*READ, 'encode', 'searched')}
+    return {name: collections.OrderedDict() for name in (*READ, 'encode', 'searched', 'figures')}
 
 
 _programs = _nothing()
@@ -110,6 +110,9 @@ def _share(monkeypatch, programs, own):
     monkeypatch.setattr(conditioning, 'Encoder', _encoders(programs, conditioning.Encoder))
     of_search = functools.partial(_searched, programs, searched._programs)
     monkeypatch.setattr(searched, '_programs', of_search)
+    curve = functools.partial(_curve, programs, report.curve)
+    monkeypatch.setattr(report, 'curve', curve)
+    monkeypatch.setattr(loop, 'draw', functools.partial(_psi, programs, loop.draw))
 
 
 def _shared(kept, own, name, make, *args):
@@ -151,6 +154,20 @@ def _encoders(kept, kind):
 def _searched(kept, make, of, mesh, *options):
     key = _key(of.value), _key(mesh), *options
     return _kept(kept['searched'], key, lambda: make(of, mesh, *options))
+
+
+def _curve(kept, curve, workdir, evaluations, name):
+    """Of runs with as many evaluations the first draws its curve, and the others get that one."""
+    path = workdir / report.CURVE
+    of = lambda: curve(workdir, evaluations, name).read_bytes()
+    path.write_bytes(_kept(kept['figures'], (name, len(evaluations)), of))
+    return path
+
+
+def _psi(kept, draw, document, path):
+    key = len(document['history']), tuple(document['geometry']['calibrated'])
+    path.write_bytes(_kept(kept['figures'], key, lambda: draw(document, path).read_bytes()))
+    return path
 
 
 def _kept(programs, key, make):
