@@ -210,7 +210,10 @@ def test_sizes_of_drifts():
     np.testing.assert_allclose(kept, 2 * variance * small, rtol=1e-5)
 
 
-@pytest.mark.parametrize('source', ['probe', pytest.param('value', marks=pytest.mark.slow)])
+# Rollouts are compared over eight devices in tests/training/test_meshes.py, updates with a process
+# reward in test_euphonium.py.
+@pytest.mark.slow
+@pytest.mark.parametrize('source', ['probe', 'value'])
 def test_eight_devices_sample_as_one_does(opened, source):
     changes = {'guide.source': source, 'credit.process': 'gain', 'guide.share': 0.5}
     changes |= {'guide.file': 'x' * (source == 'probe')}

@@ -155,6 +155,8 @@ def test_one_prompt_without_scores_does_not_stop_the_others(session, tmp_path, m
         assert none is None and row['final']['total'] == pytest.approx((first + last) / 2)
 
 
+# The gradient is compared below, the guided laws are in test_laws.py.
+@pytest.mark.slow
 def test_following_the_gradient_gets_nearer_to_the_colour(session, tmp_path):
     found = {}
     for gradient in (False, True):

@@ -46,7 +46,10 @@ def stayed(folder, tmp_path_factory):
             return workdir, train(folder, workdir, 1, 2)
 
 
-@pytest.mark.parametrize('devices', [2, pytest.param(1, marks=pytest.mark.slow)])
+# test_checkpoints.py restores onto another mesh, test_meshes.py compares what runs there, and
+# test_processes.py has a whole run over several devices.
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [2, 1])
 def test_a_run_continues_on_other_devices(folder, stayed, tmp_path, monkeypatch, devices):
     """From one device to two, or from two to one, after the first update."""
     monkeypatch.setitem(REWARDS, 'brightness', Brightness)

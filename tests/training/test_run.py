@@ -101,7 +101,7 @@ def test_runs_and_reports(folder, tmp_path):
         check_pictures(page / data['files'], group, JpegReward())
 
 
-@pytest.mark.slow  # test_meshes.py has its parts, and test_other_devices.py a run on two devices
+@pytest.mark.slow  # test_meshes.py has its parts, and test_processes.py a run over four devices
 def test_first_update_matches_on_a_mesh(folder, tmp_path, monkeypatch):
     """One iteration on 8 devices, data and parameters split, equals one device within f32
     rounding; tests/training/test_meshes.py has the other ways to split them.
